@@ -1,0 +1,37 @@
+"""What every command shares: one line for the user's mistakes, a traceback for ours, and the exit statuses."""
+
+import errno
+import sys
+from collections.abc import Callable
+from enum import IntEnum
+
+from refavs.errors import RefAVSError
+
+
+class Exit(IntEnum):
+    """Exit statuses of every command."""
+
+    COMPLETE = 0
+    ERROR = 1
+    USAGE = 2
+    FAILURES = 3
+    INTERRUPTED = 130
+
+
+def run_command(name: str, command: Callable[[], int]) -> int:
+    """Runs `command` and turns the errors a user can meet into one line on stderr and an exit status."""
+    try:
+        return command()
+    except RefAVSError as error:
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return Exit.USAGE
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; run the same command again to go on", file=sys.stderr)
+        return Exit.INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        where = error.filename or "the output folder"
+        print(f"{name}: cannot write {where}: {error.strerror}; free space or name another folder, then run the same "
+              "command again", file=sys.stderr)
+        return Exit.USAGE

@@ -1,0 +1,95 @@
+"""Typed settings: nested frozen dataclasses, dotted overrides, and a digest that names a resolved configuration."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from refavs.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the nearest known name, or all of them where none is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def leaves(config: Any) -> list[str]:
+    """All dotted names of the settings in `config`."""
+    names = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        inner = leaves(value) if dataclasses.is_dataclass(value) else [""]
+        names += [f"{field.name}.{leaf}".rstrip(".") for leaf in inner]
+    return names
+
+
+def replace(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """Returns `config` with dotted leaves replaced, e.g. `{"model.beta": 0.5}`.
+
+    Raises:
+        ConfigError: a name that does not exist, or a value of another type than the field's.
+    """
+    known = leaves(config)
+    for key, value in overrides.items():
+        if key not in known:
+            raise ConfigError(f"unknown setting {key!r}; {nearest(key, known)}")
+        config = _replace_leaf(config, key.split("."), value, key)
+    return config
+
+
+def _replace_leaf(config: Any, path: list[str], value: Any, key: str) -> Any:
+    name, rest = path[0], path[1:]
+    if rest:
+        value = _replace_leaf(getattr(config, name), rest, value, key)
+    else:
+        value = _checked(value, get_type_hints(type(config))[name], key)
+    return dataclasses.replace(config, **{name: value})
+
+
+def _checked(value: Any, kind: Any, key: str) -> Any:
+    """`value` as `kind`; an int is accepted as a float, a list as a tuple, nothing else is converted."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _checked(value, next(a for a in arguments if a is not type(None)), key)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ConfigError(f"{key} is {value!r}; accepted: {', '.join(map(repr, arguments))}")
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_checked(item, arguments[0], key) for item in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    expected = origin or kind
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        raise ConfigError(f"{key} is {value!r} ({type(value).__name__}); accepted: a value of type {expected.__name__}")
+    return value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """`config` as nested plain values that JSON can hold."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """`config` as one level of dotted names, the form that grids and MLflow parameters use."""
+
+    def walk(prefix: str, value: Any) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return {k: v for name, inner in value.items() for k, v in walk(f"{prefix}{name}.", inner).items()}
+        return {prefix[:-1]: value}
+
+    return walk("", to_dict(config))
+
+
+def digest(facts: Any) -> str:
+    """Hex sha256 of plain values, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
