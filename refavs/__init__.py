@@ -1,0 +1,19 @@
+"""refavs: cached features, EEMC and evaluation for referring audio-visual segmentation (Ref-AVS)."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from refavs.model.eemc import EEMC, EEMCConfig
+    from refavs.store.reader import FeatureStore
+
+_HOMES = {"EEMC": "refavs.model.eemc", "EEMCConfig": "refavs.model.eemc", "FeatureStore": "refavs.store.reader"}
+
+__all__ = ["EEMC", "EEMCConfig", "FeatureStore"]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the public classes on first use, so that `import refavs` stays cheap for the commands."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'refavs' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

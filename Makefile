@@ -1,0 +1,32 @@
+# Two commands for a fresh machine with Python >= 3.11 and make: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: demo test test-slow lint setup clean
+
+setup: $(STAMP)
+
+# torch first and by its exact version: left to the other packages it brings several GB of CUDA libraries.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "refavs needs Python >= 3.11, found " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python -m experiments.demo
+
+test: setup
+	$(BIN)/python -m pytest -m 'not slow and not gpu' tests
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow tests
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf demo .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,78 @@
+"""Imports run one way (refavs <- extract <- experiments), and the library stays free of the heavy systems."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FORBIDDEN = {
+    "refavs": {"extract", "experiments", "ray", "mlflow", "timm", "torchvggish"},
+    "extract": {"experiments", "mlflow"},
+    "experiments": {"timm", "torchvggish"},
+}
+
+
+def imports_of(path: Path) -> set[tuple[str, int]]:
+    """Every module a file imports, at its top or inside a function, with the line."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {(alias.name, node.lineno) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively; write the whole name"
+            found |= {(node.module or "", node.lineno)}
+    return found
+
+
+@pytest.mark.parametrize("package", sorted(FORBIDDEN))
+def test_package_imports_only_what_lies_below_it(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for path in files
+        for module, line in imports_of(path)
+        if module.split(".")[0] in FORBIDDEN[package]
+    ]
+    assert files and not wrong, "\n".join(wrong)
+
+
+def test_training_never_imports_an_encoder() -> None:
+    files = sorted((ROOT / "experiments").rglob("*.py"))
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for path in files
+        for module, line in imports_of(path)
+        if module.startswith("extract.encoders")
+    ]
+    assert files and not wrong, "\n".join(wrong)
+
+
+def test_importing_refavs_does_nothing_heavy() -> None:
+    code = "import refavs, sys; print([m for m in ('torch', 'ray', 'mlflow', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stdout
+
+
+def test_top_level_holds_only_what_it_should() -> None:
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split("\n")
+    top = {name.split("/")[0] for name in listed if name}
+    assert top <= {
+        "pyproject.toml", "refavs", "extract", "experiments", "tests", "infra", "README.md",
+        "Makefile", "constraints.txt", "LICENSE", ".gitignore", ".ci",
+    }  # fmt: skip
+
+
+def test_files_and_functions_stay_short() -> None:
+    long = []
+    for package in FORBIDDEN:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            text = path.read_text()
+            if text.count("\n") > 400:
+                long.append(f"{path.relative_to(ROOT)}: {text.count(chr(10))} lines")
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno > 65:
+                    long.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}")
+    assert not long, "\n".join(long)
