@@ -1,0 +1,136 @@
+"""The backbone and pixel decoder against Mask2Former's own modules in transformers."""
+
+import dataclasses
+
+import pytest
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from extract.encoders.pixel_decoder import PixelDecoderSettings, build_pixel_decoder
+from extract.encoders.swin import SwinSettings, build_swin, from_mask2former
+from extract.presets import PRESETS
+from refavs.errors import ConfigError, WeightsError
+from refavs.torchvision_shim import ensure_torchvision
+
+# As in preset base, the last map is exactly one window: the case in which timm by itself would not shift.
+SWIN = SwinSettings(input_size=64, window=4, channels=32, depths=(2, 2, 2), num_heads=(2, 4, 8))
+PIXEL_DECODER = PixelDecoderSettings(
+    in_channels=(32, 64, 128, 256), channels=64, mask_channels=48, num_layers=2, num_heads=4, feedforward_channels=80
+)
+FOUR_STAGES = dataclasses.replace(SWIN, input_size=128, depths=(2, 2, 2, 2), num_heads=(2, 4, 8, 8))
+
+
+def reference(settings: SwinSettings, pixel_decoder: PixelDecoderSettings) -> nn.Module:
+    """transformers' pixel level module with weights large enough that maps are of order 1."""
+    ensure_torchvision()
+    from transformers import Mask2FormerConfig, SwinConfig
+    from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixelLevelModule
+
+    backbone = SwinConfig(
+        image_size=settings.input_size, embed_dim=settings.channels, depths=list(settings.depths),
+        num_heads=list(settings.num_heads), window_size=settings.window, drop_path_rate=0.0,
+        out_features=[f"stage{i + 1}" for i in range(len(settings.depths))],
+    )
+    config = Mask2FormerConfig(
+        backbone_config=backbone, feature_size=pixel_decoder.channels, mask_feature_size=pixel_decoder.mask_channels,
+        encoder_layers=pixel_decoder.num_layers, num_attention_heads=pixel_decoder.num_heads,
+        encoder_feedforward_dim=pixel_decoder.feedforward_channels, dropout=0.0,
+    )
+    module = Mask2FormerPixelLevelModule(config).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            spread = 0.1 if parameter.ndim > 1 else 0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+    return module
+
+
+def part(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in module.state_dict().items() if k.startswith(prefix)}
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+@pytest.fixture(scope="module")
+def module() -> nn.Module:
+    return reference(FOUR_STAGES, PIXEL_DECODER)
+
+
+def test_swin_equals_the_backbone_of_mask2former(module: nn.Module) -> None:
+    swin = build_swin(FOUR_STAGES).eval()
+    swin.load_state_dict(from_mask2former(part(module, "encoder.")))
+    frames = torch.randn(2, 3, 128, 128)
+    with torch.no_grad():
+        ours, theirs = swin(frames), module.encoder(frames).feature_maps
+    assert [tuple(v.shape[1:]) for v in ours.values()] == list(FOUR_STAGES.levels.values())
+    assert all(relative_error(a, b) < 1e-5 for a, b in zip(ours.values(), theirs, strict=True))
+
+
+def test_pixel_decoder_equals_mask2former(module: nn.Module) -> None:
+    decoder = build_pixel_decoder(PIXEL_DECODER).eval()
+    decoder.decoder.load_state_dict(part(module, "decoder."))
+    pyramid = {name: torch.randn(2, *shape) for name, shape in FOUR_STAGES.levels.items()}
+    with torch.no_grad():
+        ours, theirs = decoder(pyramid), module.decoder(list(pyramid.values()))
+    assert list(ours) == ["mask_features", "s8", "s16", "s32"]
+    assert relative_error(ours["mask_features"], theirs.mask_features) < 1e-6
+    for name, expected in zip(("s32", "s16", "s8"), theirs.multi_scale_features, strict=True):
+        assert relative_error(ours[name], expected) < 1e-6
+
+
+def test_swin_shifts_windows_where_the_map_is_one_window() -> None:
+    swin = build_swin(SWIN)
+    last_block = swin.trunk.layers[-1].blocks[-1]
+    assert tuple(last_block.window_size) == (4, 4) and tuple(last_block.shift_size) == (2, 2)
+
+
+def test_conversion_reads_names_of_older_checkpoints(module: nn.Module) -> None:
+    old = {}
+    for key, value in part(module, "encoder.").items():
+        key = key.removeprefix("swin.")
+        for new, name in (
+            ("attention.q_proj", "attention.self.query"), ("attention.k_proj", "attention.self.key"),
+            ("attention.v_proj", "attention.self.value"), ("attention.o_proj", "attention.output.dense"),
+            ("attention.relative_position_bias.", "attention.self."), ("mlp.fc1", "intermediate.dense"),
+            ("mlp.fc2", "output.dense"),
+        ):
+            key = key.replace(new, name)
+        old[key] = value
+    new_form, old_form = from_mask2former(part(module, "encoder.")), from_mask2former(old)
+    assert new_form.keys() == old_form.keys() == build_swin(FOUR_STAGES).state_dict().keys()
+    assert all(torch.equal(new_form[key], old_form[key]) for key in new_form)
+
+
+def test_conversion_refuses_other_architectures() -> None:
+    with pytest.raises(WeightsError, match=r"stem\.conv1.*accepted: a Mask2Former checkpoint with a Swin"):
+        from_mask2former({"stem.conv1.weight": torch.zeros(1)})
+
+
+def test_swin_settings_refuse_sizes_that_do_not_halve() -> None:
+    with pytest.raises(ConfigError, match=r"input size 100 px does not fit; .* a multiple of 32 px"):
+        dataclasses.replace(FOUR_STAGES, input_size=100)
+
+
+def test_pixel_decoder_starts_from_defined_weights() -> None:
+    def state() -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        return build_pixel_decoder(PRESETS["tiny"].pixel_decoder).state_dict()
+
+    first, second = state(), state()
+    assert all(torch.equal(first[key], second[key]) and first[key].isfinite().all() for key in first)
+    offsets = rearrange(
+        first["decoder.encoder.layers.0.self_attn.sampling_offsets.bias"],
+        "(head level point xy) -> head level point xy", head=4, level=3, xy=2,
+    )
+    assert torch.allclose(offsets[0, 0, :, 0], torch.arange(1.0, 5.0))
+    assert torch.allclose(offsets[0, 0, :, 1], torch.zeros(4))
+
+
+def test_presets_give_the_sizes_of_the_paper() -> None:
+    assert PRESETS["base"].swin.levels == {
+        "res2": (128, 96, 96), "res3": (256, 48, 48), "res4": (512, 24, 24), "res5": (1024, 12, 12)
+    }
+    assert PRESETS["tiny"].swin.levels["res2"] == (48, 24, 24)
