@@ -1,10 +1,10 @@
 """Where the media, masks and expressions of a source lie: the Ref-AVS Bench layout, or a plain folder of videos."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -83,26 +83,33 @@ def read_benchmark(root: str | os.PathLike[str]) -> Source:
     """
     root = Path(root).absolute()
     table, report = read_metadata(root / "metadata.csv")
-    present = _folders(root / "media")
-    wanted = sorted(set(table["media_id"]))
-    report.note_names("missing_media", (name for name in wanted if name not in present))
-    clips = tuple(
-        Clip(id=name, frames=root / "media" / name / "frames", audio=root / "media" / name / "audio.wav")
-        for name in wanted if name in present
-    )
-    if not clips:
+    rows = table.rename(columns={"media_id": "clip_id"}).to_dict("records")
+    wanted = sorted({row["clip_id"] for row in rows})
+    present = _folders(root / "media").intersection(wanted)
+    report.note_names("missing_media", set(wanted) - present)
+    if not present:
         raise DatasetError(
             f"{root}: none of the {len(wanted)} clips of metadata.csv has a folder under {root / 'media'}; expected "
             "media/<id>/frames/{0..9}.jpg and media/<id>/audio.wav. Unpack the benchmark's media there."
         )
-    kept = table[table["media_id"].isin([clip.id for clip in clips])]
-    objects = _objects(root / "gt_mask", kept, report)
-    expressions = kept.rename(columns={"media_id": "clip_id"}).reset_index(drop=True)
-    known = pd.MultiIndex.from_frame(objects[["clip_id", "fid"]])
-    has_mask = pd.MultiIndex.from_frame(expressions[["clip_id", "fid"]]).isin(known)
-    expressions["fid"] = expressions["fid"].where(has_mask, -1)
-    expressions = _with_cues(expressions, root / "expressions.csv")
-    return Source(kind="bench", root=root, clips=clips, objects=objects, expressions=expressions, report=report)
+    rows = [row for row in rows if row["clip_id"] in present]
+    folders = _mask_folders(root / "gt_mask", {(row["clip_id"], row["fid"]) for row in rows}, report)
+    cues = _cues(root / "expressions.csv")
+    for row in rows:
+        row.update(cues.get(row["uid"], {"grade": "", "dimension": ""}))
+        if (row["clip_id"], row["fid"]) not in folders:
+            row["fid"] = -1
+    media = root / "media"
+    return Source(
+        kind="bench",
+        root=root,
+        clips=tuple(
+            Clip(id=name, frames=media / name / "frames", audio=media / name / "audio.wav") for name in sorted(present)
+        ),
+        objects=_object_table(folders),
+        expressions=_expression_table(rows),
+        report=report,
+    )
 
 
 def read_videos(folder: str | os.PathLike[str], expressions_csv: str | os.PathLike[str] | None = None) -> Source:
@@ -135,7 +142,7 @@ def read_videos(folder: str | os.PathLike[str], expressions_csv: str | os.PathLi
         kind="videos",
         root=root,
         clips=tuple(clips[name] for name in sorted(clips)),
-        objects=_object_table([]),
+        objects=_object_table({}),
         expressions=_expression_table(rows),
         report=report,
     )
@@ -189,48 +196,40 @@ def _folders(path: Path) -> set[str]:
         return set()
 
 
-def _objects(root: Path, kept: pd.DataFrame, report: MetadataReport) -> pd.DataFrame:
-    found, missing = [], []
-    for clip_id, rows in kept.groupby("media_id"):
-        present = _folders(root / str(clip_id))
-        for fid in sorted(set(rows["fid"])):
-            if f"fid_{fid}" in present:
-                found.append((str(clip_id), int(fid), root / str(clip_id) / f"fid_{fid}"))
-            else:
-                missing.append(f"{clip_id}/fid_{fid}")
-    report.note_names("missing_masks", missing)
-    return _object_table(found)
+def _mask_folders(
+    root: Path, objects: set[tuple[str, int]], report: MetadataReport
+) -> dict[tuple[str, int], Path]:
+    present = {clip_id: _folders(root / clip_id) for clip_id, _ in objects}
+    report.note_names("missing_masks", (f"{c}/fid_{fid}" for c, fid in objects if f"fid_{fid}" not in present[c]))
+    return {(c, fid): root / c / f"fid_{fid}" for c, fid in sorted(objects) if f"fid_{fid}" in present[c]}
 
 
-def _object_table(rows: list[tuple[str, int, Path]]) -> pd.DataFrame:
+def _object_table(folders: Mapping[tuple[str, int], Path]) -> pd.DataFrame:
     return pd.DataFrame({
-        "clip_id": pd.Series([row[0] for row in rows], dtype="str"),
-        "fid": pd.Series([row[1] for row in rows], dtype="int64"),
-        "folder": pd.Series([row[2] for row in rows], dtype="object"),
+        "clip_id": pd.Series([clip_id for clip_id, _ in folders], dtype="str"),
+        "fid": pd.Series([fid for _, fid in folders], dtype="int64"),
+        "folder": pd.Series(list(folders.values()), dtype="object"),
     })
 
 
-def _expression_table(rows: Iterable[dict[str, str | int]]) -> pd.DataFrame:
-    rows = list(rows)
+def _expression_table(rows: Sequence[Mapping[Hashable, Any]]) -> pd.DataFrame:
     kinds = {name: "int64" if name == "fid" else "str" for name in EXPRESSION_COLUMNS}
-    return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=kinds[name]) for name in kinds})
+    return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=kind) for name, kind in kinds.items()})
 
 
-def _with_cues(expressions: pd.DataFrame, path: Path) -> pd.DataFrame:
-    cues = {row["uid"]: row for row in read_rows(path, ("uid", "grade", "dimension"))} if path.is_file() else {}
-    for column in ("grade", "dimension"):
-        values = [cues[uid][column] if uid in cues else "" for uid in expressions["uid"]]
-        expressions[column] = pd.Series(values, index=expressions.index, dtype="str")
-    return expressions[list(EXPRESSION_COLUMNS)]
+def _cues(path: Path) -> dict[str, dict[str, str]]:
+    if not path.is_file():
+        return {}
+    rows = read_rows(path, ("uid", "grade", "dimension"))
+    return {row["uid"]: {"grade": row["grade"], "dimension": row["dimension"]} for row in rows}
 
 
-def _video_expressions(
-    path: Path, clips: dict[str, Clip], report: MetadataReport
-) -> list[dict[str, str | int]]:
+def _video_expressions(path: Path, clips: dict[str, Clip], report: MetadataReport) -> list[dict[Hashable, Any]]:
     by_name = {clip.video.name: name for name, clip in clips.items() if clip.video is not None}
     by_name.update({name: name for name in clips})
-    rows: list[dict[str, str | int]] = []
-    empty, missing = [], set()
+    rows: list[dict[Hashable, Any]] = []
+    empty: list[int] = []
+    missing: set[str] = set()
     counts = dict.fromkeys(clips, 0)
     given = read_rows(path, ("video", "exp"))
     for number, row in enumerate(given):

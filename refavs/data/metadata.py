@@ -3,7 +3,7 @@
 import csv
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,9 +33,14 @@ _KINDS = {
     "non_ascii_text": "rows whose expression has letters outside ASCII",
     "padded_text": "rows whose expression starts or ends with white space",
     "double_space_text": "rows whose expression has two spaces in a row",
-    "distinct_texts": "distinct expressions of the rows kept, what the text encoder needs",
+    "media": "distinct media ids",
+    "vids": "distinct vids",
+    "objects": "distinct mask folders (media id and fid)",
+    "null_media": "distinct media ids of null rows",
+    "distinct_texts": "distinct expressions, what the text encoder needs",
     "distinct_texts_normalised": "distinct expressions but for case and white space",
     "longest_text_words": "words of the longest expression",
+    "total_text_words": "words of all expressions",
     "null_texts": "distinct expressions of test_n: a list of them solves it without looking or listening",
     "null_text_rows_train_null": "null train rows with an expression of test_n",
     "null_text_rows_train_object": "train rows with an expression of test_n that do refer to an object",
@@ -50,15 +55,15 @@ _KINDS = {
     "missing_masks": "objects left out: no mask folder; their expressions stay, with fid -1",
 }
 _PER_SPLIT = {
-    "rows": "rows of split {}",
-    "media": "media ids of split {}",
-    "vids": "distinct vids of split {}",
-    "objects": "mask folders (media id and fid) of split {}",
-    "distinct_texts": "distinct expressions of split {}",
-    "null_rows": "null rows of split {}",
-    "null_media": "null media ids of split {}",
-    "repeated_expressions": "rows of {} with the vid, fid and expression of an earlier row of it",
-    "text_in_train": "rows of {} whose expression occurs in train",
+    "rows": "rows",
+    "media": "media ids",
+    "vids": "vids",
+    "objects": "mask folders",
+    "distinct_texts": "distinct expressions",
+    "null_rows": "null rows",
+    "null_media": "null media ids",
+    "repeated_expressions": "repeated rows",
+    "text_in_train": "rows with an expression of train",
 }
 _PLACEHOLDERS = {"", "no", "none", "null", "nan", "na", "todo", "tbd", "unknown"}
 
@@ -86,14 +91,40 @@ class MetadataReport:
         self.counts[kind] = len(self.names[kind])
 
     def render(self, num_examples: int = 3) -> str:
-        """The report as text: a line per kind with its count, its meaning and the first few rows or names."""
+        """The report as text: each kind that occurs, its count, meaning and first rows or names; then the splits."""
         lines = [self.source]
-        for kind, count in self.counts.items():
-            examples = [str(row) for row in self.rows.get(kind, [])] or [repr(n) for n in self.names.get(kind, [])]
+        for kind, meaning in _KINDS.items():
+            if not self.counts.get(kind):
+                continue
+            rows, names = self.rows.get(kind, []), self.names.get(kind, [])
+            examples = [f"row {row}" for row in rows] + [repr(name) for name in names]
             shown = ", ".join(examples[:num_examples]) + (", ..." if len(examples) > num_examples else "")
-            prefix = "row " if kind in self.rows and len(examples) == 1 else "rows " if kind in self.rows else ""
-            lines.append(f"{count:>7,}  {kind}: {_meaning(kind)}" + (f" [{prefix}{shown}]" if shown else ""))
+            lines.append(f"{self.counts[kind]:>8,}  {kind}: {meaning}" + (f" [{shown}]" if shown else ""))
+        for split in (*SPLITS, UNFINISHED_SPLIT):
+            found = {kind: self.counts.get(f"{kind}_{split.lower()}", 0) for kind in _PER_SPLIT}
+            if any(found.values()):
+                numbers = ", ".join(f"{count:,} {_PER_SPLIT[kind]}" for kind, count in found.items() if count)
+                lines.append(f"{split}: {numbers}")
         return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    number: int
+    uid: str
+    vid: str
+    media_id: str
+    split: str
+    fid: int
+    text: str
+
+    @property
+    def null(self) -> bool:
+        return self.media_id.startswith(NULL_PREFIX)
+
+    @property
+    def object_name(self) -> str:
+        return self.uid.rsplit("_", 2)[1]
 
 
 def read_metadata(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, MetadataReport]:
@@ -108,21 +139,22 @@ def read_metadata(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, MetadataR
             a whole number, a uid that does not hold a plain media id.
     """
     path = Path(path)
-    table = _parsed(path)
+    rows = _parsed(path)
+    unfinished = [row for row in rows if row.split == UNFINISHED_SPLIT]
+    empty = [row for row in rows if row.split != UNFINISHED_SPLIT and not row.text.strip()]
+    kept = [row for row in rows if row.split != UNFINISHED_SPLIT and row.text.strip()]
     report = MetadataReport(source=str(path))
-    report.counts["rows_total"] = len(table)
-    unfinished = table["split"] == UNFINISHED_SPLIT
-    empty = (table["text"].str.strip() == "") & ~unfinished
-    kept = table[~unfinished & ~empty]
-    report.counts["rows_kept"] = len(kept)
-    report.note_rows("split_todo", table.index[unfinished])
-    report.note_rows("empty_text", table.index[empty])
+    report.counts.update(rows_total=len(rows), rows_kept=len(kept))
+    report.note_rows("split_todo", (row.number for row in unfinished))
+    report.note_rows("empty_text", (row.number for row in empty))
     _note_rows(report, kept)
     _note_texts(report, kept)
     _note_overlaps(report, kept)
-    for split, rows in kept.groupby("split", sort=False):
-        _note_split(report, str(split), rows, set(kept["text"][kept["split"] == "train"]))
-    return kept, report
+    train_texts = {row.text for row in kept if row.split == "train"}
+    for split in SPLITS:
+        _note_group(report, f"_{split}", [row for row in kept if row.split == split], train_texts)
+    _note_group(report, "_todo", unfinished, train_texts)
+    return _table(kept), report
 
 
 def media_id_of(uid: str, where: str) -> str:
@@ -186,109 +218,109 @@ def read_rows(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
         raise DatasetError(f"{path} cannot be read as CSV in UTF-8 ({error}); save it as such.") from error
 
 
-def _meaning(kind: str) -> str:
-    if kind in _KINDS:
-        return _KINDS[kind]
-    split = next(name for name in SPLITS if kind.endswith(f"_{name}"))
-    return _PER_SPLIT[kind.removesuffix(f"_{split}")].format(split)
-
-
-def _parsed(path: Path) -> pd.DataFrame:
-    rows = read_rows(path, COLUMNS)
+def _parsed(path: Path) -> list[_Row]:
     accepted = (*SPLITS, UNFINISHED_SPLIT)
-    media_ids, fids = [], []
-    for number, row in enumerate(rows):
+    rows = []
+    for number, fields in enumerate(read_rows(path, COLUMNS)):
         where = f"{path}, row {number}"
-        if row["split"] not in accepted:
-            raise DatasetError(f"{where}: unknown split {row['split']!r}; accepted: {', '.join(accepted)}.")
-        if not re.fullmatch(r"[0-9]{1,9}", row["fid"]):
-            raise DatasetError(f"{where}: fid {row['fid']!r}; accepted: a whole number, the fid_<fid> of its masks.")
-        media_ids.append(media_id_of(row["uid"], where))
-        fids.append(int(row["fid"]))
-    columns = {name: pd.Series([row[name] for row in rows], dtype="str") for name in ("uid", "vid", "split", "exp")}
-    return pd.DataFrame({
-        "uid": columns["uid"],
-        "vid": columns["vid"],
-        "media_id": pd.Series(media_ids, dtype="str"),
-        "split": columns["split"],
-        "fid": pd.Series(fids, dtype="int64"),
-        "text": columns["exp"],
-    })
+        uid, split, fid = fields["uid"], fields["split"], fields["fid"]
+        if split not in accepted:
+            raise DatasetError(
+                f"{where}: unknown split {split!r}; accepted: {', '.join(accepted)}. Correct or remove that row."
+            )
+        if not re.fullmatch(r"[0-9]{1,9}", fid):
+            raise DatasetError(
+                f"{where}: fid {fid!r}; accepted: the whole number of its mask folder fid_<fid>. Correct that row."
+            )
+        media_id = media_id_of(uid, where)
+        rows.append(_Row(number, uid, fields["vid"], media_id, split, int(fid), fields["exp"]))
+    return rows
 
 
-def _is_null(table: pd.DataFrame) -> "pd.Series[bool]":
-    return table["media_id"].str.startswith(NULL_PREFIX)
-
-
-def _note_rows(report: MetadataReport, kept: pd.DataFrame) -> None:
-    def note(kind: str, chosen: "pd.Series[bool]") -> None:
-        report.note_rows(kind, kept.index[chosen])
-
-    note("repeated_uids", kept.duplicated("uid"))
-    num_fids = kept.groupby("uid")["fid"].nunique()
-    report.note_names("uid_with_two_fids", num_fids.index[num_fids > 1])
-    note("repeated_expressions", kept.duplicated(["split", "vid", "fid", "text"]))
-    note("media_id_not_vid", kept["media_id"] != kept["vid"])
-    note("null_rows", _is_null(kept))
-    note("null_rows_crossed", kept["media_id"].str.startswith(NULL_PREFIX + "c-"))
-    note("null_rows_muted", kept["media_id"].str.startswith(NULL_PREFIX + "m-"))
-
-
-def _note_texts(report: MetadataReport, kept: pd.DataFrame) -> None:
-    text = kept["text"]
-    lowered = text.str.lower().str.split().str.join(" ")
-    odd = {
-        "error_text": lowered.str.match(r"\W*error\b"),
-        "placeholder_text": lowered.str.replace(r"[\W_]+", "", regex=True).isin(_PLACEHOLDERS),
-        "non_ascii_text": ~text.map(str.isascii).astype(bool),
-        "padded_text": text != text.str.strip(),
-        "double_space_text": text.str.contains("  ", regex=False),
+def _table(rows: list[_Row]) -> pd.DataFrame:
+    index = [row.number for row in rows]
+    kinds = {"uid": "str", "vid": "str", "media_id": "str", "split": "str", "fid": "int64", "text": "str"}
+    columns = {
+        name: pd.Series([getattr(row, name) for row in rows], index=index, dtype=kind) for name, kind in kinds.items()
     }
-    for kind, chosen in odd.items():
-        report.note_rows(kind, kept.index[chosen])
-    report.counts["distinct_texts"] = text.nunique()
-    report.counts["distinct_texts_normalised"] = lowered.nunique()
-    report.counts["longest_text_words"] = int(text.str.split().str.len().max()) if len(kept) else 0
+    return pd.DataFrame(columns)
 
 
-def _note_overlaps(report: MetadataReport, kept: pd.DataFrame) -> None:
-    null, split = _is_null(kept), kept["split"]
-    null_texts = set(kept["text"][split == "test_n"])
-    shared = kept["text"].isin(null_texts)
+def _repeats(keys: Iterable[Hashable]) -> list[bool]:
+    """For each key, whether it came before."""
+    seen: set[Hashable] = set()
+    return [key in seen or bool(seen.add(key)) for key in keys]
+
+
+def _note_rows(report: MetadataReport, kept: list[_Row]) -> None:
+    def note(kind: str, chosen: Iterable[bool]) -> None:
+        report.note_rows(kind, (row.number for row, odd in zip(kept, chosen, strict=True) if odd))
+
+    note("repeated_uids", _repeats(row.uid for row in kept))
+    fids: dict[str, set[int]] = {}
+    for row in kept:
+        fids.setdefault(row.uid, set()).add(row.fid)
+    report.note_names("uid_with_two_fids", (uid for uid, distinct in fids.items() if len(distinct) > 1))
+    note("repeated_expressions", _repeats((row.split, row.vid, row.fid, row.text) for row in kept))
+    note("media_id_not_vid", (row.media_id != row.vid for row in kept))
+    note("null_rows", (row.null for row in kept))
+    note("null_rows_crossed", (row.media_id.startswith(f"{NULL_PREFIX}c-") for row in kept))
+    note("null_rows_muted", (row.media_id.startswith(f"{NULL_PREFIX}m-") for row in kept))
+    _note_group(report, "", kept, None)
+
+
+def _note_texts(report: MetadataReport, kept: list[_Row]) -> None:
+    kinds: dict[str, Callable[[str], bool]] = {
+        "error_text": lambda text: re.match(r"\W*error\b", text.lower()) is not None,
+        "placeholder_text": lambda text: re.sub(r"[\W_]+", "", text.lower()) in _PLACEHOLDERS,
+        "non_ascii_text": lambda text: not text.isascii(),
+        "padded_text": lambda text: text != text.strip(),
+        "double_space_text": lambda text: "  " in text,
+    }
+    for kind, is_odd in kinds.items():
+        report.note_rows(kind, (row.number for row in kept if is_odd(row.text)))
+    words = [len(row.text.split()) for row in kept]
+    report.counts["distinct_texts_normalised"] = len({" ".join(row.text.lower().split()) for row in kept})
+    report.counts["longest_text_words"] = max(words, default=0)
+    report.counts["total_text_words"] = sum(words)
+
+
+def _note_overlaps(report: MetadataReport, kept: list[_Row]) -> None:
+    null_texts = {row.text for row in kept if row.split == "test_n"}
+    leaks = [row for row in kept if row.text in null_texts]
+    train_leaks = [row for row in leaks if row.split == "train"]
     report.note_names("null_texts", null_texts)
-    report.note_rows("null_text_rows_train_null", kept.index[shared & (split == "train") & null])
-    report.note_rows("null_text_rows_train_object", kept.index[shared & (split == "train") & ~null])
-    report.note_rows("null_text_rows_test_object", kept.index[shared & split.isin(["test_s", "test_u"])])
+    report.note_rows("null_text_rows_train_null", (row.number for row in train_leaks if row.null))
+    report.note_rows("null_text_rows_train_object", (row.number for row in train_leaks if not row.null))
+    report.note_rows("null_text_rows_test_object", (row.number for row in leaks if row.split in ("test_s", "test_u")))
 
-    vids = {name: set(kept["vid"][split == name]) for name in SPLITS}
+    vids = {split: {row.vid for row in kept if row.split == split} for split in SPLITS}
+    train = [row for row in kept if row.split == "train"]
     report.note_names("null_vids_of_test_s", vids["test_n"] & vids["test_s"])
-    in_train = split == "train"
     report.note_names(
-        "null_vids_of_train", set(kept["vid"][in_train & null]) & set(kept["vid"][in_train & ~null])
+        "null_vids_of_train", {row.vid for row in train if row.null} & {row.vid for row in train if not row.null}
     )
     test = vids["test_s"] | vids["test_u"] | vids["test_n"]
     across = (vids["train"] & vids["val"]) | (vids["train"] & test) | (vids["val"] & test)
     report.note_names("vids_across_splits", across)
 
-    objects = kept["uid"].str.rsplit("_", n=2).str[1]
-    unseen, seen = set(objects[split == "test_u"]), set(objects[in_train])
+    unseen, seen = ({row.object_name for row in kept if row.split == split} for split in ("test_u", "train"))
     report.note_names("unseen_objects", unseen)
     report.note_names("unseen_objects_absent_from_train", unseen - seen)
     report.note_names("unseen_objects_in_train", unseen & seen)
 
 
-def _note_split(report: MetadataReport, split: str, rows: pd.DataFrame, train_texts: set[str]) -> None:
-    null = rows[_is_null(rows)]
+def _note_group(report: MetadataReport, suffix: str, rows: list[_Row], train_texts: set[str] | None) -> None:
     counts = {
-        "rows": len(rows),
-        "media": rows["media_id"].nunique(),
-        "vids": rows["vid"].nunique(),
-        "objects": len(rows[["media_id", "fid"]].drop_duplicates()),
-        "distinct_texts": rows["text"].nunique(),
-        "null_rows": len(null),
-        "null_media": null["media_id"].nunique(),
-        "repeated_expressions": int(rows.duplicated(["vid", "fid", "text"]).sum()),
+        "media": len({row.media_id for row in rows}),
+        "vids": len({row.vid for row in rows}),
+        "objects": len({(row.media_id, row.fid) for row in rows}),
+        "distinct_texts": len({row.text for row in rows}),
+        "null_media": len({row.media_id for row in rows if row.null}),
     }
-    if split != "train":
-        counts["text_in_train"] = int(rows["text"].isin(train_texts).sum())
-    report.counts.update({f"{kind}_{split}": count for kind, count in counts.items()})
+    if train_texts is not None:
+        counts["rows"] = len(rows)
+        counts["null_rows"] = sum(row.null for row in rows)
+        counts["repeated_expressions"] = sum(_repeats((row.vid, row.fid, row.text) for row in rows))
+        counts["text_in_train"] = sum(row.text in train_texts for row in rows)
+    report.counts.update({f"{kind}{suffix}": count for kind, count in counts.items()})
