@@ -41,8 +41,7 @@ class SceneObject:
         angle_rad: its fixed turn.
         start_px: centre (x, y) at second 0.
         velocity_px_s: movement (x, y) per second.
-        visible_from_s: it appears at this second,
-        visible_until_s: and is gone from this second on.
+        visible_from_s: it appears at this second and stays.
     """
 
     category: str
@@ -53,7 +52,6 @@ class SceneObject:
     start_px: tuple[float, float]
     velocity_px_s: tuple[float, float]
     visible_from_s: float = 0.0
-    visible_until_s: float = DURATION_S
 
     def centre(self, time_s: float) -> tuple[float, float]:
         """Centre (x, y) in pixels."""
@@ -62,7 +60,7 @@ class SceneObject:
 
     def visible(self, time_s: float) -> bool:
         """Whether the object is in the video at that time."""
-        return self.visible_from_s <= time_s < self.visible_until_s
+        return self.visible_from_s <= time_s
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
