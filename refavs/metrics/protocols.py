@@ -1,0 +1,115 @@
+"""Frames scored under one protocol, `canonical` (ours) or `released` (the authors' code); their numbers never mix."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from refavs.metrics.segmentation import (
+    THRESHOLD,
+    FrameCounts,
+    count_pixels,
+    expression_scores,
+    f_curve,
+    jaccard_per_frame,
+    threshold_bins,
+)
+
+RELEASED_J_THRESHOLD = 0.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """J, F (1 is best) and S (0 is best; says something on null frames alone), as fractions.
+
+    Attributes:
+        J_per_frame: J of each frame, in the order given.
+    """
+
+    J: float
+    F: float
+    S: float
+    J_per_frame: tuple[float, ...]
+
+
+def canonical(logits: Tensor | np.ndarray, masks: Tensor | np.ndarray) -> Scores:
+    """Scores the frames of one expression, as `SegmentationMetrics` does.
+
+    J: mean over frames, threshold 0.5; a frame without object counts 1 if nothing is predicted in it, else 0.
+    F: the largest over 255 thresholds of the mean F over frames with an object, NaN if none has one.
+    S: sqrt(predicted area / frame area) over all frames.
+
+    Differs: the paper (Ref-AVS, arXiv 2407.10957v1, Sec. 5.2) gives neither thresholds nor a rule for empty frames.
+
+    Args:
+        logits: (N, H, W), before the sigmoid.
+        masks: (N, H, W), booleans or 0 and 1.
+
+    Raises:
+        ValueError: the shapes are not (N, H, W) or differ, or masks hold other values than 0 and 1.
+    """
+    counts = _counts(*_frames(logits, masks), THRESHOLD)
+    scores = expression_scores(_as_expression(counts))
+    return Scores(
+        J=float(scores.jaccard[0]),
+        F=float(scores.f_score[0]),
+        S=float(scores.empty_score[0]),
+        J_per_frame=tuple(jaccard_per_frame(counts).tolist()),
+    )
+
+
+def released(logits: Tensor | np.ndarray, masks: Tensor | np.ndarray) -> Scores:
+    """Scores the frames as one batch, by the formulas of the authors' released code.
+
+    J: mean over frames, threshold 0.4; a frame without object counts its share of background pixels that are right.
+    F: the largest over 255 thresholds of the mean F over the frames with an object; 0 if none has one.
+    S: sqrt(predicted area / frame area) over all frames, threshold 0.5.
+
+    The authors average this over batches of 40 frames (four clips) at 256 x 256, in the order of the file, so that F
+    and S change with the size and the order of batches.
+
+    Args:
+        logits: (N, H, W), before the sigmoid.
+        masks: (N, H, W), booleans or 0 and 1.
+
+    Raises:
+        ValueError: the shapes are not (N, H, W) or differ, or masks hold other values than 0 and 1.
+    """
+    probs, target = _frames(logits, masks)
+    counts = _counts(probs, target, RELEASED_J_THRESHOLD)
+    union = counts.pred + counts.target - counts.hits
+    background = (counts.num_pixels - counts.pred).double() / counts.num_pixels
+    per_frame = torch.where(counts.target > 0, counts.hits.double() / (union + 1e-7), background)
+    present = counts.target > 0
+    curve = f_curve(counts)[present]
+    return Scores(
+        J=float(per_frame.mean()),
+        F=float(curve.mean(0).max()) if len(curve) else 0.0,
+        S=float((probs > THRESHOLD).double().mean().sqrt()),
+        J_per_frame=tuple(per_frame.tolist()),
+    )
+
+
+def _frames(
+    logits: Tensor | np.ndarray, masks: Tensor | np.ndarray
+) -> tuple[Float[Tensor, "n h w"], Bool[Tensor, "n h w"]]:
+    scores, target = torch.as_tensor(logits), torch.as_tensor(masks)
+    if scores.ndim != 3 or scores.shape != target.shape or not scores.numel():
+        raise ValueError(
+            f"logits of shape {tuple(scores.shape)} and masks of shape {tuple(target.shape)}; expected (N, H, W), the "
+            "same for both, with at least one pixel"
+        )
+    if target.dtype != torch.bool and not bool(((target == 0) | (target == 1)).all()):
+        raise ValueError(f"masks hold values from {target.min()} to {target.max()}; expected booleans or 0 and 1")
+    return scores.float().sigmoid(), target.to(scores.device) > 0
+
+
+def _counts(probs: Float[Tensor, "n h w"], target: Bool[Tensor, "n h w"], threshold: float) -> FrameCounts:
+    return count_pixels(threshold_bins(probs), probs > threshold, target)
+
+
+def _as_expression(counts: FrameCounts) -> FrameCounts:
+    one = {name: value.unsqueeze(0) for name, value in vars(counts).items() if isinstance(value, Tensor)}
+    return FrameCounts(num_pixels=counts.num_pixels, **one)
