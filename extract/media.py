@@ -254,6 +254,7 @@ def _decode(container: "InputContainer", picture: _Picture, sound: _Sound, num_s
     Raises:
         DatasetError: the file stops before the length that it declares.
     """
+    from av import AudioFrame, VideoFrame
     from av.audio.resampler import AudioResampler
 
     video, audio = container.streams.video[0], container.streams.audio[:1]
@@ -264,14 +265,14 @@ def _decode(container: "InputContainer", picture: _Picture, sound: _Sound, num_s
         if packet.pts is not None and packet.time_base is not None:
             end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
             ends_s[packet.stream.index] = max(ends_s[packet.stream.index], end)
-        if packet.stream is video and not picture.done:
-            for frame in packet.decode():
+        wanted = not picture.done if packet.stream is video else not sound.reaches(picture.start_s)
+        for frame in packet.decode() if wanted else ():
+            if isinstance(frame, VideoFrame):
                 picture.add(frame)
-        elif packet.stream is not video and not sound.reaches(picture.start_s):
-            for frame in packet.decode():
+            elif isinstance(frame, AudioFrame):
                 sound.add(frame, _mono(to_float.resample(frame)))
-        sound_is_over = not audio or sound.reaches(picture.start_s) or ends_s[video.index] > num_seconds + SEARCH_SOUND_S
-        if picture.done and sound_is_over:
+        searched = ends_s[video.index] > num_seconds + SEARCH_SOUND_S
+        if picture.done and (not audio or searched or sound.reaches(picture.start_s)):
             break
     else:
         _refuse_cut_off(container, max(ends_s.values()), num_seconds)
@@ -284,8 +285,9 @@ def _mono(frames: "list[av.AudioFrame]") -> Float[np.ndarray, " s"]:
 
 
 def _refuse_cut_off(container: "InputContainer", reached_s: float, num_seconds: int) -> None:
-    declared_s = (container.duration or 0) / 1_000_000 + max(0, container.start_time or 0) / 1_000_000
+    video = container.streams.video[0]
+    # AVI has no duration once its index is cut off, and libavformat estimates one from the file's size.
+    by_count_s = float(video.frames / video.average_rate) if video.average_rate else 0.0
+    declared_s = max((container.duration or 0) + max(0, container.start_time or 0), by_count_s * 1e6) / 1e6
     if reached_s < min(declared_s, num_seconds) - MISSING_TAIL_S:
         raise DatasetError(f"the file declares {declared_s:.1f} s and stops after {reached_s:.1f} s")
-
-

@@ -69,7 +69,7 @@ class Swin(nn.Module):
         """
         features = self.trunk.patch_embed(frames)
         pyramid = {}
-        for name, stage, norm in zip(self.settings.levels, self.trunk.layers, self.norms, strict=True):
+        for name, stage, norm in zip(self.settings.levels, self.trunk.layers.children(), self.norms, strict=True):
             features = stage(features)
             pyramid[name] = rearrange(norm(features), "f h w c -> f c h w")
         return pyramid
