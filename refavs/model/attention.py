@@ -1,0 +1,140 @@
+"""Attention, the transformer layers of the fusion, and sine positions."""
+
+import math
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+POSITION_TEMPERATURE = 10000.0
+
+
+def attend(
+    query: Float[Tensor, "s m q d"],
+    key: Float[Tensor, "s m k d"],
+    value: Float[Tensor, "s m k d"],
+    bias: Float[Tensor, "#s #m #q k"] | None = None,
+) -> Float[Tensor, "s m q d"]:
+    """Scaled dot-product attention of m heads; `bias` is added to the scores (-inf where a key must not be seen).
+
+    The softmax is written out because it beat the fused CPU kernels at the sizes of a cached step.
+    """
+    scores = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-2, -1))
+    if bias is not None:
+        scores = scores + bias
+    return torch.matmul(scores.softmax(dim=-1), value)
+
+
+def hidden_bias(seen: Bool[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """The bias that hides what is not `seen`: 0 where True, -inf where False."""
+    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -math.inf)
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose projections can be called one by one, so that shared keys are projected once."""
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.project = nn.Linear(channels, 3 * channels)  # rows: queries, keys, values
+        self.out = nn.Linear(channels, channels)
+        nn.init.xavier_uniform_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+        nn.init.zeros_(self.out.bias)
+
+    def heads(self, inputs: Float[Tensor, "s k c"], part: int) -> Float[Tensor, "s m k d"]:
+        """Queries (part 0), keys (1) or values (2) of `inputs`, split into heads."""
+        weight, bias = self.project.weight.chunk(3)[part], self.project.bias.chunk(3)[part]
+        return self.split(nn.functional.linear(inputs, weight, bias))
+
+    def split(self, inputs: Float[Tensor, "s k c"]) -> Float[Tensor, "s m k d"]:
+        return rearrange(inputs, "s k (m d) -> s m k d", m=self.num_heads)
+
+    def join(self, attended: Float[Tensor, "s m k d"]) -> Float[Tensor, "s k c"]:
+        return self.out(rearrange(attended, "s m k d -> s k (m d)"))
+
+    def to_self(
+        self, inputs: Float[Tensor, "s k c"], bias: Float[Tensor, "#s #m #k k"] | None = None
+    ) -> Float[Tensor, "s k c"]:
+        """Self-attention over `inputs`."""
+        query, key, value = (self.split(part) for part in self.project(inputs).chunk(3, dim=-1))
+        return self.join(attend(query, key, value, bias))
+
+    def forward(
+        self,
+        inputs: Float[Tensor, "s q c"],
+        source: Float[Tensor, "s k c"],
+        bias: Float[Tensor, "#s #m #q k"] | None = None,
+    ) -> Float[Tensor, "s q c"]:
+        """Attention of `inputs` to `source`."""
+        return self.join(attend(self.heads(inputs, 0), self.heads(source, 1), self.heads(source, 2), bias))
+
+
+def feedforward(channels: int, hidden_channels: int, dropout: float = 0.0) -> nn.Sequential:
+    """Two linear layers with a ReLU between them."""
+    return nn.Sequential(
+        nn.Linear(channels, hidden_channels), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden_channels, channels)
+    )
+
+
+class SelfAttentionLayer(nn.Module):
+    """Self-attention and a feed-forward part, each on normalised inputs and added to them (pre-norm)."""
+
+    def __init__(self, channels: int, num_heads: int, feedforward_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.attention = Attention(channels, num_heads)
+        self.feedforward_norm = nn.LayerNorm(channels)
+        self.feedforward = feedforward(channels, feedforward_channels, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, tokens: Float[Tensor, "s k c"], bias: Float[Tensor, "#s 1 1 k"] | None = None
+    ) -> Float[Tensor, "s k c"]:
+        tokens = tokens + self.dropout(self.attention.to_self(self.norm(tokens), bias))
+        return tokens + self.dropout(self.feedforward(self.feedforward_norm(tokens)))
+
+
+class CrossAttentionLayer(nn.Module):
+    """Queries attend to a source, then pass a feed-forward part (pre-norm)."""
+
+    def __init__(self, channels: int, num_heads: int, feedforward_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.source_norm = nn.LayerNorm(channels)
+        self.attention = Attention(channels, num_heads)
+        self.feedforward_norm = nn.LayerNorm(channels)
+        self.feedforward = feedforward(channels, feedforward_channels, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        queries: Float[Tensor, "s q c"],
+        source: Float[Tensor, "s k c"],
+        bias: Float[Tensor, "#s 1 1 k"] | None = None,
+    ) -> Float[Tensor, "s q c"]:
+        attended = self.attention(self.norm(queries), self.source_norm(source), bias)
+        queries = queries + self.dropout(attended)
+        return queries + self.dropout(self.feedforward(self.feedforward_norm(queries)))
+
+
+def sine_positions(
+    height: int, width: int, channels: int, device: torch.device | None = None
+) -> Float[Tensor, "n c"]:
+    """Sine and cosine of the place of each pixel, row by row: the first half of the channels for y, the rest for x.
+
+    The same values as Mask2Former's position embedding, which its decoder was trained with.
+    """
+    half = channels // 2
+    steps = torch.arange(half, device=device) // 2 * 2 / half
+    periods = POSITION_TEMPERATURE**steps
+    axes = []
+    for length in (height, width):
+        place = torch.arange(1, length + 1, device=device) / (length + 1e-6) * 2 * math.pi
+        angle = rearrange(place, "p -> p 1") / periods
+        waves = torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=-1)
+        axes.append(rearrange(waves, "p i two -> p (i two)"))
+    y = axes[0].repeat_interleave(width, dim=0)
+    x = axes[1].repeat(height, 1)
+    return torch.cat([y, x], dim=-1)

@@ -1,0 +1,173 @@
+"""EEMC, Expression Enhancing with Multimodal Cues: the trainable head on frozen visual, audio and text features."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from refavs.errors import ConfigError
+from refavs.model.decoder import EEMCOutput, MaskDecoder
+from refavs.model.fusion import BimodalFusion, MultimodalIntegration, QueryPrompting
+from refavs.model.memory import emphasise_change
+from refavs.model.sizes import AUDIO, LEVELS, TEXT, FeatureSizes
+from refavs.model.visual import FeatureProjection, Statistics, VisualInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The choices of EEMC that do not depend on the store; the defaults are the paper's.
+
+    Attributes:
+        beta: sensitivity to change against the cached memory (Eq. 2); 0 equals no memory.
+        num_layers: N_L, layers of each of the four fusion transformers.
+        num_queries: N_q, mask queries.
+        channels: width c of the fusion and the decoder; None takes the width of the stored mask features, or 256 where
+            the store has only the backbone's maps.
+        feedforward_channels: hidden width in the fusion transformers.
+        visual_downsample: factor from the mask features (stride 4) to the visual tokens.
+        text: ablation, False leaves the expression out.
+        audio: ablation, False leaves the sound out.
+        memory: ablation, False leaves the cached memory out.
+        modality_tokens: ablation, False leaves the tokens that mark audio and vision out.
+        decoder_layers: layers of the mask decoder, read in turn from strides 32, 16 and 8; 0 predicts the masks
+            straight from the prompted queries.
+        decoder_feedforward_channels: hidden width in the mask decoder.
+        dropout: share of the activations dropped in training.
+    """
+
+    beta: float = 1.0
+    num_layers: int = 4
+    num_queries: int = 100
+    num_heads: int = 8
+    channels: int | None = None
+    feedforward_channels: int = 1024
+    visual_downsample: int = 8
+    text: bool = True
+    audio: bool = True
+    memory: bool = True
+    modality_tokens: bool = True
+    decoder_layers: int = 9
+    decoder_feedforward_channels: int = 2048
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.beta):
+            raise ConfigError(f"beta is {self.beta}; accepted: a finite number, 1 in the paper")
+        least = dict.fromkeys(
+            ("num_layers", "num_queries", "num_heads", "feedforward_channels", "visual_downsample",
+             "decoder_feedforward_channels"), 1,
+        ) | {"decoder_layers": 0}
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise ConfigError(f"{name} is {getattr(self, name)}; accepted: a whole number from {minimum} up")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout}; accepted: from 0 to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EEMCConfig(ModelOptions):
+    """`ModelOptions` and the sizes of the features the model will read."""
+
+    sizes: FeatureSizes
+
+    @classmethod
+    def from_store(cls, store: Any, **options: Any) -> "EEMCConfig":
+        """The configuration that fits `store`, with some options replaced."""
+        return cls(sizes=FeatureSizes.from_store(store), **options)
+
+    @property
+    def width(self) -> int:
+        """c, the channels of every token."""
+        stored = {size.name: size.channels for size in self.sizes.maps}
+        return self.channels or stored.get("mask_features", 256)
+
+
+class EEMC(nn.Module):
+    """Segments the object an expression refers to in each second, from cached features.
+
+    Follows Ref-AVS (arXiv 2407.10957v1), section 4. Differs: normalisation before each fusion layer, and sine positions
+    on the visual tokens, both of which the paper leaves open.
+    """
+
+    def __init__(self, config: EEMCConfig) -> None:
+        super().__init__()
+        width, heads = config.width, config.num_heads
+        if width % heads or width % 4:
+            raise ConfigError(
+                f"the model's width {width} must be a multiple of 4 and of num_heads={heads}; choose another with "
+                "--set model.channels=... or --set model.num_heads=..."
+            )
+        self.config = config
+        sizes = config.sizes
+        fusion = (width, config.num_layers, heads, config.feedforward_channels, config.dropout)
+        self.visual = VisualInput(sizes, width, config.visual_downsample, min(config.decoder_layers, len(LEVELS)))
+        self.visual_fusion = BimodalFusion(*fusion)
+        self.audio = FeatureProjection(sizes.audio_channels, width) if config.audio else None
+        self.audio_fusion = BimodalFusion(*fusion) if config.audio else None
+        self.text = FeatureProjection(sizes.text_channels, width) if config.text else None
+        self.integration = MultimodalIntegration(
+            *fusion, modality_tokens=config.modality_tokens, audio=config.audio
+        )
+        self.prompting = QueryPrompting(*fusion, num_queries=config.num_queries)
+        self.decoder = MaskDecoder(
+            width, heads, config.decoder_layers, config.decoder_feedforward_channels, config.dropout,
+            num_queries=config.num_queries, mask_channels=self.visual.mask_channels,
+            level_channels=self.visual.level_channels,
+        )
+
+    def set_statistics(self, statistics: Statistics) -> None:
+        """Takes the per-channel mean and deviation of each stream from `FeatureStore.statistics`, before training."""
+        self.visual.set_statistics(statistics)
+        for projection, path in ((self.audio, AUDIO), (self.text, TEXT)):
+            if projection is not None:
+                projection.standardise.set(*statistics[path])
+
+    def forward(self, batch: Any, frames: Int[Tensor, "f"] | None = None) -> EEMCOutput:
+        """Predicts masks and classes.
+
+        Args:
+            frames: the seconds to decode, all of them by default. The cached memory sees every second in any case, so
+                that a second's prediction does not depend on which others are decoded.
+        """
+        visual = self.visual(batch.visual, frames)
+        audio, text, valid = self._audio(batch), *self._text(batch)
+        cues = self.cues(audio, visual.tokens[batch.clip], text, valid)
+        if frames is not None:
+            cues = tuple(None if cue is None else cue[:, frames] for cue in cues)
+        queries = self.prompting(*self.integration(*cues, valid))
+        return self.decoder(queries, visual.mask_features, visual.levels, batch.clip)
+
+    def cues(
+        self,
+        audio: Float[Tensor, "b t one c"] | None,
+        visual: Float[Tensor, "b t n c"],
+        text: Float[Tensor, "b l c"] | None,
+        valid: Bool[Tensor, "b l"],
+    ) -> tuple[Float[Tensor, "b t one c"] | None, Float[Tensor, "b t n c"], Float[Tensor, "b t l c"] | None]:
+        """Q_A, Q_V and Q_T of all seconds (Eq. 1-3 and the mean of the expression's features)."""
+        texts = [] if text is None else [rearrange(text, "b l c -> b 1 l c")]
+        fused = []
+        for modality, fusion in ((audio, self.audio_fusion), (visual, self.visual_fusion)):
+            if modality is None or fusion is None:
+                fused.append(None)
+                continue
+            features, aware = fusion(modality, text, valid)
+            fused.append(emphasise_change(features, self.config.beta) if self.config.memory else features)
+            texts += [] if aware is None else [aware]
+        mean = sum(texts[1:], start=texts[0]) / len(texts) if texts else None
+        return fused[0], fused[1], mean
+
+    def _audio(self, batch: Any) -> Float[Tensor, "b t 1 c"] | None:
+        if self.audio is None:
+            return None
+        return rearrange(self.audio(batch.audio), "u t c -> u t 1 c")[batch.clip]
+
+    def _text(self, batch: Any) -> tuple[Float[Tensor, "b l c"] | None, Bool[Tensor, "b l"]]:
+        """The expressions without the places that are padding in all of them."""
+        if self.text is None:
+            return None, batch.valid[:, :0]
+        length = int(batch.valid.any(dim=0).nonzero().max()) + 1
+        return self.text(batch.text[:, :length]), batch.valid[:, :length]

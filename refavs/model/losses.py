@@ -1,0 +1,172 @@
+"""Losses: binary cross-entropy and Dice of the matched mask, classification of every query, deep supervision."""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from refavs.errors import ConfigError
+from refavs.model.decoder import NO_OBJECT, OBJECT, EEMCOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the losses.
+
+    Ref-AVS (arXiv 2407.10957v1), supplement B.1, gives bce, dice and classification; the rest is open there.
+
+    Attributes:
+        no_object: class weight of the unmatched queries of a frame with an object.
+        null_frame: class weight of all queries of a frame without one. With one weight for both, either nulls were
+            segmented or everything collapsed to empty.
+        num_points: places at which masks are compared, most of them where the prediction is least certain; 0 compares
+            all pixels.
+        oversampling: candidates drawn for each point that is chosen for its uncertainty.
+        importance: share of the points chosen for their uncertainty; the others are uniform.
+        deep_supervision: the predictions before each decoder layer are trained too.
+    """
+
+    bce: float = 5.0
+    dice: float = 5.0
+    classification: float = 2.0
+    no_object: float = 0.1
+    null_frame: float = 1.0
+    num_points: int = 12544
+    oversampling: float = 3.0
+    importance: float = 0.75
+    deep_supervision: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("bce", "dice", "classification", "no_object", "null_frame"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"loss weight {name} is {getattr(self, name)}; accepted: a number from 0 up")
+        if self.num_points < 0 or self.oversampling < 1 or not 0 <= self.importance <= 1:
+            raise ConfigError(
+                f"num_points={self.num_points}, oversampling={self.oversampling}, importance={self.importance}; "
+                "accepted: num_points from 0 (all pixels), oversampling from 1, importance from 0 to 1"
+            )
+
+
+def eemc_loss(
+    output: EEMCOutput, masks: Bool[Tensor, "b t h w"], config: LossConfig | None = None
+) -> dict[str, Float[Tensor, ""]]:
+    """Total loss, and its parts on the final prediction.
+
+    Each expression names at most one object, so that a frame has at most one target and the best assignment of targets
+    to queries is the query of least cost: no Hungarian solver is needed, and a test compares with one.
+
+    Args:
+        masks: the referred object in the decoded frames; an empty mask means that there is none.
+
+    Returns:
+        `total` (all weights applied, summed over the final and the auxiliary predictions), and unweighted `bce`, `dice`
+        and `classification` of the final prediction.
+    """
+    config = config or LossConfig()
+    target = rearrange(masks, "b t h w -> (b t) 1 h w").float()
+    parts = _loss_of(output, target, config)
+    total = _weighted(parts, config)
+    for earlier in output.auxiliary if config.deep_supervision else []:
+        total = total + _weighted(_loss_of(earlier, target, config), config)
+    return {"total": total, **{name: part.detach() for name, part in parts.items()}}
+
+
+def _weighted(parts: dict[str, Tensor], config: LossConfig) -> Tensor:
+    return config.bce * parts["bce"] + config.dice * parts["dice"] + config.classification * parts["classification"]
+
+
+def _loss_of(output: EEMCOutput, target: Float[Tensor, "s 1 h w"], config: LossConfig) -> dict[str, Tensor]:
+    mask_logits = rearrange(output.mask_logits, "b t q h w -> (b t) q h w").float()
+    class_logits = rearrange(output.class_logits, "b t q two -> (b t) q two").float()
+    has_object = target.flatten(1).any(dim=1)
+    with torch.no_grad():
+        compared = _matching_values(mask_logits, target, config)
+        matched = matching_costs(*compared, class_logits, config).argmin(dim=1)
+    chosen = mask_logits[torch.arange(len(matched), device=matched.device), matched]
+    logits, labels = _compared_values(rearrange(chosen, "s h w -> s 1 h w"), target, config)
+    num_masks = has_object.sum().clamp(min=1)
+    return {
+        "bce": (mask_bce(logits, labels) * has_object).sum() / num_masks,
+        "dice": (mask_dice(logits, labels) * has_object).sum() / num_masks,
+        "classification": classification_loss(class_logits, matched, has_object, config),
+    }
+
+
+def mask_bce(logits: Float[Tensor, "*s p"], labels: Float[Tensor, "*#s p"]) -> Float[Tensor, "*s"]:
+    """Binary cross-entropy over the compared places."""
+    return (nn.functional.softplus(logits) - logits * labels).mean(dim=-1)
+
+
+def mask_dice(logits: Float[Tensor, "*s p"], labels: Float[Tensor, "*#s p"]) -> Float[Tensor, "*s"]:
+    """Dice loss over the compared places, smoothed by one place."""
+    probs = logits.sigmoid()
+    overlap = (probs * labels).sum(dim=-1)
+    return 1 - (2 * overlap + 1) / (probs.sum(dim=-1) + labels.sum(dim=-1) + 1)
+
+
+def matching_costs(
+    logits: Float[Tensor, "s q p"],
+    labels: Float[Tensor, "s 1 p"],
+    class_logits: Float[Tensor, "s q 2"],
+    config: LossConfig,
+) -> Float[Tensor, "s q"]:
+    """Cost of giving a frame's object to each query, with the weights of the losses."""
+    probability = class_logits.softmax(dim=-1)[..., OBJECT]
+    masks = config.bce * mask_bce(logits, labels) + config.dice * mask_dice(logits, labels)
+    return masks - config.classification * probability
+
+
+def classification_loss(
+    class_logits: Float[Tensor, "s q 2"], matched: Int[Tensor, "s"], has_object: Bool[Tensor, "s"], config: LossConfig
+) -> Float[Tensor, ""]:
+    """Weighted mean of the cross-entropy of object against no object over all queries."""
+    taken = nn.functional.one_hot(matched, class_logits.shape[1]).bool() & has_object[:, None]
+    unmatched = torch.where(has_object, config.no_object, config.null_frame).to(class_logits.dtype)
+    weight = torch.where(taken, 1.0, unmatched[:, None])
+    log_probs = class_logits.log_softmax(dim=-1)
+    entropy = -torch.where(taken, log_probs[..., OBJECT], log_probs[..., NO_OBJECT])
+    return (weight * entropy).sum() / weight.sum().clamp(min=1e-8)
+
+
+def _matching_values(
+    mask_logits: Float[Tensor, "s q h w"], target: Float[Tensor, "s 1 hm wm"], config: LossConfig
+) -> tuple[Float[Tensor, "s q p"], Float[Tensor, "s 1 p"]]:
+    """Where queries are compared: the same uniform points for all of a frame's queries, or the pixels of the logits."""
+    if config.num_points == 0:
+        height, width = mask_logits.shape[-2:]
+        labels = nn.functional.adaptive_avg_pool2d(target, (height, width))
+        return mask_logits.flatten(2), labels.flatten(2)
+    points = torch.rand(len(target), config.num_points, 2, device=target.device)
+    return _sample(mask_logits, points), _sample(target, points)
+
+
+def _compared_values(
+    logits: Float[Tensor, "s 1 h w"], target: Float[Tensor, "s 1 hm wm"], config: LossConfig
+) -> tuple[Float[Tensor, "s p"], Float[Tensor, "s p"]]:
+    """Where the matched masks are compared: points where they are least certain, or all pixels of the target."""
+    if config.num_points == 0:
+        logits = nn.functional.interpolate(logits, size=target.shape[-2:], mode="bilinear", align_corners=False)
+        return logits.flatten(1), target.flatten(1)
+    points = uncertain_points(logits.detach(), config)
+    return _sample(logits, points)[:, 0], _sample(target, points)[:, 0]
+
+
+@torch.no_grad()
+def uncertain_points(logits: Float[Tensor, "s 1 h w"], config: LossConfig) -> Float[Tensor, "s p 2"]:
+    """Random places (x, y in 0..1), most of them where the logits are nearest to zero."""
+    num_frames, device = len(logits), logits.device
+    num_uncertain = int(config.importance * config.num_points)
+    candidates = torch.rand(num_frames, int(config.num_points * config.oversampling), 2, device=device)
+    certainty = _sample(logits, candidates)[:, 0].abs()
+    nearest = repeat(certainty.topk(num_uncertain, dim=1, largest=False).indices, "s p -> s p 2")
+    uniform = torch.rand(num_frames, config.num_points - num_uncertain, 2, device=device)
+    return torch.cat([candidates.gather(1, nearest), uniform], dim=1)
+
+
+def _sample(maps: Float[Tensor, "s q h w"], points: Float[Tensor, "s p 2"]) -> Float[Tensor, "s q p"]:
+    """Bilinear values of `maps` at `points`."""
+    grid = rearrange(2 * points - 1, "s p xy -> s p 1 xy")
+    sampled = nn.functional.grid_sample(maps, grid, mode="bilinear", align_corners=False)
+    return rearrange(sampled, "s q p 1 -> s q p")

@@ -1,0 +1,148 @@
+"""From stored visual maps to the tokens of the fusion and the maps of the decoder, once per distinct clip."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from refavs.errors import ConfigError
+from refavs.model.attention import sine_positions
+from refavs.model.pixel_decoder import PixelDecoder, PixelDecoderSettings
+from refavs.model.sizes import BACKBONE, LEVELS, MASKS, FeatureSizes
+
+Statistics = Mapping[str, tuple[Float[Tensor, "c"], Float[Tensor, "c"]]]
+
+
+class Standardisation(nn.Module):
+    """Brings stored features to mean 0 and deviation 1 per channel; does nothing until the statistics are set."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.scale: Tensor
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("scale", torch.ones(channels))
+
+    def set(self, mean: Float[Tensor, "c"], std: Float[Tensor, "c"]) -> None:
+        """Takes the statistics of a stream. A channel that never changes becomes zero."""
+        alive = std > 1e-6 * (1 + mean.abs())
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(alive, 1 / std.clamp(min=1e-12), 0.0))
+
+    def forward(self, features: Float[Tensor, "*axes c"]) -> Float[Tensor, "*axes c"]:
+        return (features.float() - self.mean) * self.scale
+
+    def maps(self, features: Float[Tensor, "u t c h w"]) -> Float[Tensor, "u t c h w"]:
+        """The same for maps, whose channels do not come last."""
+        mean, scale = (rearrange(part, "c -> c 1 1") for part in (self.mean, self.scale))
+        return (features.float() - mean) * scale
+
+
+class FeatureProjection(nn.Module):
+    """Standardises a stored stream and projects it to the width of the model."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.standardise = Standardisation(in_channels)
+        self.project = nn.Linear(in_channels, channels)
+
+    def forward(self, features: Float[Tensor, "*axes c_in"]) -> Float[Tensor, "*axes c"]:
+        return self.project(self.standardise(features))
+
+
+@dataclass
+class VisualFeatures:
+    """What a batch's distinct clips show.
+
+    Attributes:
+        tokens: tokens of all frames, with their positions.
+        mask_features: maps at stride 4 of the decoded frames.
+        levels: maps at strides 32, 16 and 8 of the decoded frames, as many as the decoder reads.
+    """
+
+    tokens: Float[Tensor, "u t n c"]
+    mask_features: Float[Tensor, "u f cm h w"]
+    levels: list[Float[Tensor, "u f _ _ _"]]
+
+
+def _pixel_decoder(sizes: FeatureSizes, channels: int) -> PixelDecoder:
+    """The pixel decoder of the head, trained with it, for a store that has the backbone's maps only."""
+    widths = tuple(size.channels for size in sizes.maps)
+    return PixelDecoder(PixelDecoderSettings(in_channels=widths, channels=channels, mask_channels=channels))
+
+
+class VisualInput(nn.Module):
+    """Standardises, downsamples and flattens visual features; runs a pixel decoder where the store has only a backbone.
+
+    Sine positions are added to the tokens: the paper names none, but without them no attention tells left from right.
+    """
+
+    def __init__(self, sizes: FeatureSizes, channels: int, downsample: int, num_levels: int) -> None:
+        super().__init__()
+        self.downsample, self.num_levels = downsample, num_levels
+        self.statistics_level = sizes.level
+        self.inputs = nn.ModuleDict({size.name: Standardisation(size.channels) for size in sizes.maps})
+        self.pixel_decoder = _pixel_decoder(sizes, channels) if sizes.level == BACKBONE else None
+        if self.pixel_decoder is not None:
+            self.mask_channels, self.level_channels = channels, (channels,) * len(LEVELS)
+            finest = sizes.maps[0]
+        else:
+            finest = sizes.map(MASKS)
+            self.mask_channels = finest.channels
+            self.level_channels = tuple(sizes.map(name).channels for name in LEVELS)
+        if finest.height % downsample or finest.width % downsample:
+            raise ConfigError(
+                f"visual_downsample={downsample} does not divide the {finest.height} x {finest.width} mask features; "
+                "choose a common divisor, e.g. --set model.visual_downsample=1"
+            )
+        self.grid = (finest.height // downsample, finest.width // downsample)
+        self.token_input = Standardisation(self.mask_channels)
+        self.project = nn.Identity() if self.mask_channels == channels else nn.Linear(self.mask_channels, channels)
+
+    def set_statistics(self, statistics: Statistics) -> None:
+        """Takes the statistics of the stored maps that are read here."""
+        for name in self.inputs:
+            mean, std = statistics[f"{self.statistics_level}/{name}"]
+            cast(Standardisation, self.inputs[name]).set(mean, std)
+            if name == MASKS:
+                self.token_input.set(mean, std)
+
+    def forward(
+        self, visual: Mapping[str, Float[Tensor, "u t _ _ _"]], frames: Int[Tensor, "f"] | None
+    ) -> VisualFeatures:
+        """Tokens of all frames and the maps of the chosen ones."""
+        raw_masks, maps = self._maps(visual, frames)
+        tokens = reduce(
+            raw_masks.float(), "u t c (h dh) (w dw) -> u t (h w) c", "mean", dh=self.downsample, dw=self.downsample
+        )
+        tokens = self.project(self.token_input(tokens))
+        tokens = tokens + sine_positions(*self.grid, tokens.shape[-1], tokens.device)
+        return VisualFeatures(
+            tokens=tokens, mask_features=maps[MASKS], levels=[maps[name] for name in LEVELS[: self.num_levels]]
+        )
+
+    def _maps(
+        self, visual: Mapping[str, Tensor], frames: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mask features of all frames, not standardised, and every map of the chosen frames for the decoder."""
+        def chosen(maps: Tensor) -> Tensor:
+            return maps if frames is None else maps[:, frames]
+
+        needed = (MASKS, *LEVELS[: self.num_levels])
+        if self.pixel_decoder is None:
+            return visual[MASKS], {name: self._standardised(name, chosen(visual[name])) for name in needed}
+        num_clips = next(iter(visual.values())).shape[0]
+        pyramid = {name: self._standardised(name, visual[name]) for name in self.inputs}
+        pyramid = {name: rearrange(maps, "u t c h w -> (u t) c h w") for name, maps in pyramid.items()}
+        decoded = {
+            name: rearrange(maps, "(u t) c h w -> u t c h w", u=num_clips)
+            for name, maps in self.pixel_decoder(pyramid).items()
+        }
+        return decoded[MASKS], {name: chosen(decoded[name]) for name in needed}
+
+    def _standardised(self, name: str, maps: Tensor) -> Tensor:
+        return cast(Standardisation, self.inputs[name]).maps(maps)
