@@ -6,7 +6,6 @@ Every number of this module is a mean over expressions, so it depends neither on
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from einops import rearrange, reduce
@@ -53,8 +52,12 @@ def threshold_bins(probs: Float[Tensor, "*frames h w"]) -> Int[Tensor, "*frames 
     low, high = torch.aminmax(probs.detach())
     if not (low >= 0 and high <= 1):
         raise ValueError(f"probs from {float(low)} to {float(high)}; expected values in [0, 1], after the sigmoid")
+    probs = probs.float()
     thresholds = curve_thresholds().to(probs.device)
-    return torch.bucketize(probs.float().contiguous(), thresholds, right=True)
+    above = torch.cat([thresholds[1:], thresholds.new_full((1,), math.inf)])
+    # Rounding can put the product on either side of a threshold; a binary search gives the same, several times slower.
+    index = (probs * (NUM_THRESHOLDS - 1)).long()
+    return index + 1 - (probs < thresholds.take(index)).long() + (probs >= above.take(index)).long()
 
 
 def count_pixels(
@@ -163,10 +166,10 @@ class SegmentationMetrics:
         self.f_sum += float(scores.f_score[chosen].nansum())
         self.empty_sum += float(scores.empty_score[chosen].sum())
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: "SegmentationMetrics") -> "SegmentationMetrics":
         """The metrics of both parts; neither is changed."""
         mine, theirs = vars(self), vars(other)
-        return type(self)(**{name: mine[name] + theirs[name] for name in mine})
+        return SegmentationMetrics(**{name: mine[name] + theirs[name] for name in mine})
 
     def compute(self) -> dict[str, float]:
         """Means over expressions as fractions: `J`, `F`, `S`, `false_empty`, and `num_expressions`.
@@ -220,5 +223,5 @@ def _pixels(masks: Bool[Tensor, "*frames h w"]) -> Int[Tensor, "*frames"]:
     return reduce(masks.long(), "... h w -> ...", "sum")
 
 
-def _mean(total: float, count: int) -> float:
+def _mean(total: float | int, count: int) -> float:
     return total / count if count else math.nan
