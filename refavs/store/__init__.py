@@ -1,0 +1,18 @@
+"""The feature store: a Zarr v3 group of whole, checksummed, committed shards."""
+
+from refavs.store.reader import FeatureStore, Sample
+from refavs.store.schema import ArraySpec, object_key, pack_mask, text_key, unpack_mask
+from refavs.store.writer import ShardPlan, ShardWriter, StoreWriter
+
+__all__ = [
+    "ArraySpec",
+    "FeatureStore",
+    "Sample",
+    "ShardPlan",
+    "ShardWriter",
+    "StoreWriter",
+    "object_key",
+    "pack_mask",
+    "text_key",
+    "unpack_mask",
+]

@@ -1,0 +1,77 @@
+"""Files that appear whole or not at all: written under a temporary name, flushed to the disk, then renamed."""
+
+import os
+import secrets
+from pathlib import Path
+
+from refavs.errors import StoreError
+
+PARTIAL = ".partial"
+
+
+def partial_path(path: Path) -> Path:
+    """A name beside `path` that no other process uses and that `sweep` removes."""
+    return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
+
+
+def write_all(file: int, data: memoryview) -> None:
+    """Writes every byte of `data`; a system call may take fewer than it is given."""
+    while data:
+        data = data[os.write(file, data) :]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces `path` by `data`, durably; whoever reads it sees the old bytes or the new ones."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path)
+    try:
+        file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            write_all(file, memoryview(data))
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.rename(partial, path)
+    except OSError as error:
+        error.filename = str(path)
+        partial.unlink(missing_ok=True)
+        raise
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_if_changed(path: Path, data: bytes) -> None:
+    """Writes `data` atomically unless `path` holds it already."""
+    if not path.is_file() or path.read_bytes() != data:
+        write_atomically(path, data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in `folder` durable, as fsync does for bytes."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def sweep(root: Path) -> list[Path]:
+    """Removes what interrupted writers left under `root`; returns the names removed."""
+    strays = sorted(root.rglob(f"*{PARTIAL}"))
+    for stray in strays:
+        stray.unlink(missing_ok=True)
+    return strays
+
+
+def read_file(path: Path, what: str, remedy: str) -> bytes:
+    """The bytes of `path`.
+
+    Raises:
+        StoreError: it is missing or cannot be read; the message names `what` it is and the `remedy`.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{what} {path} cannot be read ({error.strerror}); {remedy}") from error

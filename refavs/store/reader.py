@@ -1,0 +1,278 @@
+"""Reading a store: committed rows only, as views of mapped shards whose checksums are compared on first touch."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from refavs.config import nearest
+from refavs.errors import StoreError
+from refavs.store.columns import expressions_record, read_expressions
+from refavs.store.commits import CommitRecord, read_records, record_path, store_fingerprint
+from refavs.store.schema import ArraySpec, StoreSchema, root_attributes, unpack_mask
+from refavs.store.shard import MappedShard, shard_path
+from refavs.store.writer import merged_statistics
+
+Verify = Literal["first", "always", "never"]
+MASK = "objects/mask"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One expression with the features of its clip; the maps are views of the store.
+
+    Attributes:
+        visual: maps of each second by their name, e.g. `mask_features`.
+        valid: True where the text has a token.
+        mask: the referred object in each second, all False for an expression that refers to nothing; None where the
+            store has no masks for it.
+    """
+
+    visual: dict[str, Float[Tensor, "t _ _ _"]]
+    audio: Float[Tensor, "t _"]
+    text: Float[Tensor, "l _"]
+    valid: Bool[Tensor, "l"]
+    mask: Bool[Tensor, "t h w"] | None
+    uid: str
+    clip_id: str
+    text_string: str
+    split: str
+    dimension: str
+
+
+class FeatureStore:
+    """A store opened for reading.
+
+    What is committed later is not seen; open it again for that. A store may be read from many processes, and pickling
+    one opens it anew on the other side.
+
+    Args:
+        path: the store's folder.
+        verify: compare each row with its checksum on its `first` read, `always` or `never`.
+
+    Raises:
+        StoreError: there is no store, it is damaged, or its table of expressions is half-written.
+    """
+
+    def __init__(self, path: str | Path, verify: Verify = "first") -> None:
+        if verify not in ("first", "always", "never"):
+            raise StoreError(f"verify is {verify!r}; accepted: first, always, never")
+        self.path = Path(path).absolute()
+        self.verify: Verify = verify
+        self.attributes: dict[str, Any] = root_attributes(self.path)
+        self.schema = StoreSchema.from_attributes(self.attributes, f"store {self.path}")
+        self.records = read_records(self.path, self.schema)
+        self._expressions = read_expressions(self.path)
+        self._places = {
+            (record.table, row): (record, key) for record in self.records for key, row in record.rows.items()
+        }
+        self._shards: dict[tuple[str, int], MappedShard] = {}
+        if self._expressions is not None:
+            self._refuse_lost_rows(self._expressions[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FeatureStore, (self.path, self.verify)
+
+    @property
+    def encoders(self) -> dict[str, dict]:
+        """Fingerprint of the encoder of each stream."""
+        return self.schema.encoders
+
+    @property
+    def num_frames(self) -> int:
+        """Frames per clip."""
+        return self.schema.num_frames
+
+    @property
+    def input_size(self) -> int:
+        """Side of the frames the visual encoder saw and of the masks, in pixels."""
+        return self.schema.input_size
+
+    @property
+    def specs(self) -> dict[str, ArraySpec]:
+        """All arrays by path, e.g. `clips/audio/vggish`."""
+        return self.schema.specs
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the content: schema, encoders, rows with their checksums, statistics and expressions."""
+        return store_fingerprint(self.schema, self.records, self._expressions and self._expressions[1])
+
+    @cached_property
+    def statistics(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Mean and deviation per channel, float32, of each array that keeps them."""
+        return {path: sums.moments() for path, sums in merged_statistics(self.records).items()}
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether an encoder had random weights; tables made from such features must say so."""
+        return any(_says_random(fingerprint) for fingerprint in self.encoders.values())
+
+    @cached_property
+    def clips(self) -> pd.DataFrame:
+        """Committed clips: column `id` and what was noted of each (e.g. `silent`); the index is the row."""
+        return self._frame("clips", lambda key: {"id": key})
+
+    @cached_property
+    def objects(self) -> pd.DataFrame:
+        """Committed objects: columns `clip_id`, `fid`; the index is the row."""
+        return self._frame("objects", lambda key: dict(zip(("clip_id", "fid"), _clip_and_fid(key), strict=True)))
+
+    @cached_property
+    def texts(self) -> pd.DataFrame:
+        """Committed texts: columns `key` (its hash) and `text`; the index is the row."""
+        return self._frame("text", lambda key: {"key": key})
+
+    @cached_property
+    def expressions(self) -> pd.DataFrame:
+        """One row per expression: uid, vid, clip_id, clip, object (-1 = none), text, text_row, split, fid, grade, ...
+
+        Raises:
+            StoreError: the extraction has not come to writing them.
+        """
+        if self._expressions is None:
+            raise StoreError(f"store {self.path} has no table of expressions yet: its extraction did not finish; run "
+                             "the same refavs-extract command again")
+        frame = self._expressions[0].rename(columns={"text": "text_row"})
+        ids, strings = self.clips["id"].to_dict(), self.texts["text"].to_dict()
+        frame.insert(2, "clip_id", [ids[row] for row in frame["clip"]])
+        frame.insert(5, "text", [strings[row] for row in frame["text_row"]])
+        return frame
+
+    def __len__(self) -> int:
+        return len(self.expressions)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.sample(index)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self.sample(index) for index in range(len(self)))
+
+    def sample(self, index: int, levels: Sequence[str] | None = None) -> Sample:
+        """Expression `index` with the visual `levels` named (`backbone`, `pixel_decoder`); None reads all."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"expression {index} of a store of {len(self)}")
+        facts = self._facts[index]
+        features, valid = self.text(facts["text_row"])
+        return Sample(
+            visual={name: self.read(path, facts["clip"]) for name, path in self.visual_paths(levels).items()},
+            audio=self.read(self.audio_path, facts["clip"]), text=features, valid=valid,
+            mask=self.mask(facts["object"]), uid=facts["uid"], clip_id=facts["clip_id"], text_string=facts["text"],
+            split=facts["split"], dimension=facts["dimension"],
+        )  # fmt: skip
+
+    def read(self, path: str, row: int) -> Tensor:
+        """One row of an array as a view of its mapped shard.
+
+        Raises:
+            StoreError: there is no such array or committed row, or the row is damaged; the message names its key.
+        """
+        spec = self.specs.get(path)
+        if spec is None:
+            raise StoreError(f"store {self.path} has no array {path!r}; {nearest(path, self.specs)}")
+        record, key = self._places.get((spec.table, int(row)), (None, None))
+        if record is None:
+            raise StoreError(f"row {row} of {spec.table} is not committed in {self.path}; run the same refavs-extract "
+                             "command again")
+        size = self.schema.tables[spec.table].rows_per_shard
+        try:
+            return self._shard(spec, record).read(int(row) - record.index * size, self.verify)
+        except StoreError as error:
+            where = record_path(self.path, record.table, record.index)
+            raise StoreError(f"{path} of {key!r} (row {row} of {spec.table}) in {self.path} cannot be used: {error}; "
+                             f"remove {where} and run the same refavs-extract command again") from error
+
+    def visual_paths(self, levels: Sequence[str] | None = None) -> dict[str, str]:
+        """Paths of the visual maps by their short name, in the schema's order.
+
+        Raises:
+            StoreError: the store has no such level.
+        """
+        parts = {path: path.split("/") for path in self.specs if path.startswith("clips/visual/")}
+        known = {names[2] for names in parts.values()}
+        for level in levels or ():
+            if level not in known:
+                raise StoreError(f"store {self.path} has no level {level!r}; {nearest(level, known)}")
+        return {names[-1]: path for path, names in parts.items() if levels is None or names[2] in levels}
+
+    @property
+    def audio_path(self) -> str:
+        """Path of the audio features."""
+        return self._only("clips/audio/", "")
+
+    @property
+    def text_path(self) -> str:
+        """Path of the text features."""
+        return self._only("text/", "/features")
+
+    def text(self, row: int) -> tuple[Float[Tensor, "l _"], Bool[Tensor, "l"]]:
+        """Features and valid places of a text."""
+        return self.read(self.text_path, row), self.read(self.text_path.replace("/features", "/valid"), row)
+
+    def mask(self, row: int) -> Bool[Tensor, "t h w"] | None:
+        """Mask of an object; None for the row -1."""
+        if row < 0:
+            return None
+        return torch.from_numpy(unpack_mask(self.read(MASK, row).numpy(), self.input_size))
+
+    @cached_property
+    def _facts(self) -> list[dict[str, Any]]:
+        names = ["uid", "clip_id", "clip", "object", "text", "text_row", "split", "dimension"]
+        columns = [self.expressions[name].tolist() for name in names]
+        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+    def _only(self, start: str, end: str) -> str:
+        found = [path for path in self.specs if path.startswith(start) and path.endswith(end)]
+        if len(found) != 1:
+            raise StoreError(f"store {self.path} has {len(found)} arrays {start}*{end} ({', '.join(found)}), a sample "
+                             "needs one; extract into a new store")
+        return found[0]
+
+    def _shard(self, spec: ArraySpec, record: CommitRecord) -> MappedShard:
+        name = spec.path, record.index
+        if name not in self._shards:
+            size = self.schema.tables[spec.table].rows_per_shard
+            path = shard_path(self.path, spec, record.index)
+            self._shards[name] = MappedShard(path, spec, size, record.arrays[spec.path])
+        return self._shards[name]
+
+    def _frame(self, table: str, facts_of: Any) -> pd.DataFrame:
+        rows = {
+            row: {**record.meta[key], **facts_of(key)}
+            for record in self.records if record.table == table
+            for key, row in record.rows.items()
+        }  # fmt: skip
+        names = {"clips": ["id"], "objects": ["clip_id", "fid"], "text": ["key", "text"]}[table]
+        order = sorted(rows)
+        frame = pd.DataFrame([rows[row] for row in order], index=pd.Index(order, dtype="int64"))
+        return frame.reindex(columns=[*names, *(name for name in frame.columns if name not in names)])
+
+    def _refuse_lost_rows(self, expressions: pd.DataFrame) -> None:
+        for column, table in (("clip", "clips"), ("object", "objects"), ("text", "text")):
+            lost = [row for row in expressions[column].unique() if row >= 0 and (table, row) not in self._places]
+            if lost:
+                raise StoreError(
+                    f"the expressions of store {self.path} need row {min(lost)} of {table}, which no commit record "
+                    f"holds ({len(lost)} such rows); run the same refavs-extract command again, or remove "
+                    f"{expressions_record(self.path)} to read what is there"
+                )
+
+
+def _clip_and_fid(key: str) -> tuple[str, int]:
+    clip_id, fid = key.rsplit("/", 1)
+    return clip_id, int(fid)
+
+
+def _says_random(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_says_random, value.values()))
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return any(map(_says_random, value))
+    return isinstance(value, str) and value.startswith("random:")

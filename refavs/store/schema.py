@@ -1,0 +1,244 @@
+"""What a store holds: tables of rows, arrays with named axes, encoder fingerprints, and the Zarr v3 metadata."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from refavs.config import digest
+from refavs.errors import StoreError
+from refavs.store.files import read_file
+
+SCHEMA_VERSION = 1
+TABLES = ("clips", "objects", "text")
+DTYPES = ("bool", "uint8", "int16", "int32", "int64", "float16", "float32", "float64")
+_ROW_AXIS = {"clips": "clip", "objects": "object", "text": "text"}
+_PATH = re.compile(rf"({'|'.join(TABLES)})(/[A-Za-z0-9_][A-Za-z0-9_-]*)+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArraySpec:
+    """One array of a table.
+
+    Attributes:
+        path: where it lies in the store, starting with its table, e.g. `clips/audio/vggish`.
+        shape: shape of one row, without the row axis.
+        dtype: one of `DTYPES`.
+        axes: a name per axis of `shape`; the channel axis is called `c`.
+        statistics: keep the mean and deviation of each channel over all rows.
+        valid: path of a boolean array of the same table that says which places of the leading axes are real; the
+            others are left out of the statistics.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    axes: tuple[str, ...]
+    statistics: bool = False
+    valid: str | None = None
+
+    def __post_init__(self) -> None:
+        if not _PATH.fullmatch(self.path):
+            raise StoreError(
+                f"array path {self.path!r} cannot be used; accepted: names of letters, digits, _ and - joined by '/', "
+                f"the first one of {', '.join(TABLES)}"
+            )
+        if self.dtype not in DTYPES:
+            raise StoreError(f"array {self.path} is of type {self.dtype!r}; accepted: {', '.join(DTYPES)}")
+        if not self.shape or min(self.shape) < 1 or len(self.shape) != len(self.axes):
+            raise StoreError(f"array {self.path} has row shape {self.shape} and axes {self.axes}; accepted: positive "
+                             "sizes and one name for each")
+        if self.statistics and self.axes.count("c") != 1:
+            raise StoreError(f"array {self.path} keeps statistics, so one of its axes {self.axes} must be called 'c'")
+
+    @property
+    def table(self) -> str:
+        """Name of the table the array belongs to."""
+        return self.path.split("/")[0]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSchema:
+    """Arrays of one table and how many rows one shard of them takes."""
+
+    rows_per_shard: int
+    arrays: tuple[ArraySpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSchema:
+    """Everything that is fixed when a store is created.
+
+    Attributes:
+        encoders: fingerprint of the encoder of each stream: name, weights, preprocessing and whatever else changes
+            its values.
+        source: where the clips came from, for people to read.
+        num_frames: frames per clip.
+        input_size: side of the frames the visual encoder saw and of the stored masks, in pixels.
+    """
+
+    encoders: dict[str, dict]
+    source: str
+    num_frames: int
+    input_size: int
+    tables: dict[str, TableSchema]
+
+    def __post_init__(self) -> None:
+        for name, table in self.tables.items():
+            if name not in TABLES or table.rows_per_shard < 1 or not table.arrays:
+                raise StoreError(f"table {name!r} with {table.rows_per_shard} rows per shard and {len(table.arrays)} "
+                                 f"arrays; accepted: one of {', '.join(TABLES)}, at least one row and one array")
+        specs = self.specs
+        if len(specs) != sum(len(table.arrays) for table in self.tables.values()):
+            raise StoreError("the schema names an array twice")
+        for path, spec in specs.items():
+            inside = [other for other in specs if other.startswith(f"{path}/")]
+            if inside or spec.table not in self.tables or spec not in self.tables[spec.table].arrays:
+                raise StoreError(f"array {path} lies in another table or holds another array {inside}")
+            if spec.valid is not None and (spec.valid not in specs or specs[spec.valid].dtype != "bool"):
+                raise StoreError(f"array {path} names {spec.valid!r} as its valid places, which is no boolean array")
+
+    @property
+    def specs(self) -> dict[str, ArraySpec]:
+        """All arrays by path."""
+        return {spec.path: spec for table in self.tables.values() for spec in table.arrays}
+
+    def to_attributes(self) -> dict[str, Any]:
+        """The attributes of the root group, plain values."""
+        tables = {
+            name: {"rows_per_shard": table.rows_per_shard, "arrays": [asdict(spec) for spec in table.arrays]}
+            for name, table in self.tables.items()
+        }
+        return json.loads(json.dumps({
+            "refavs_schema": {"version": SCHEMA_VERSION, "tables": tables},
+            "encoders": self.encoders, "source": self.source, "T": self.num_frames, "input_size": self.input_size,
+        }))  # fmt: skip
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any], where: str) -> "StoreSchema":
+        """Reads what `to_attributes` wrote.
+
+        Raises:
+            StoreError: the attributes are another schema's or damaged; `where` names the store.
+        """
+        found = attributes.get("refavs_schema")
+        found = found if isinstance(found, dict) else {}
+        version = found.get("version")
+        if version != SCHEMA_VERSION:
+            raise StoreError(f"{where} has schema version {version!r}, this refavs reads {SCHEMA_VERSION}; extract "
+                             "into a new store or use the refavs that wrote it")
+        try:
+            tables = {
+                name: TableSchema(
+                    rows_per_shard=int(table["rows_per_shard"]),
+                    arrays=tuple(
+                        ArraySpec(**{**spec, "shape": tuple(spec["shape"]), "axes": tuple(spec["axes"])})
+                        for spec in table["arrays"]
+                    ),
+                )
+                for name, table in found["tables"].items()
+            }
+            return cls(encoders=dict(attributes["encoders"]), source=str(attributes["source"]),
+                       num_frames=int(attributes["T"]), input_size=int(attributes["input_size"]), tables=tables)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreError(f"{where} has a damaged zarr.json ({error!r}); restore that file or extract into a new "
+                             "store") from error
+        except StoreError as error:
+            raise StoreError(f"{where} has a damaged zarr.json: {error}") from error
+
+    def layout_digest(self) -> str:
+        """Names the arrays and sizes; what differs here cannot share a store."""
+        arrays = {path: asdict(spec) for path, spec in self.specs.items()}
+        return digest([SCHEMA_VERSION, arrays, self.num_frames, self.input_size])
+
+
+def root_attributes(root: Path) -> dict[str, Any]:
+    """Attributes of the group at `root`.
+
+    Raises:
+        StoreError: there is no store there.
+    """
+    path = root / "zarr.json"
+    if not path.is_file():
+        raise StoreError(f"no feature store at {root} (it has no zarr.json); name a folder that refavs-extract wrote")
+    try:
+        attributes = json.loads(read_file(path, "the store's description", "check its permissions"))["attributes"]
+    except (ValueError, KeyError, TypeError):
+        attributes = None
+    if not isinstance(attributes, dict) or "refavs_schema" not in attributes:
+        raise StoreError(f"{path} does not describe a refavs store; name a folder that refavs-extract wrote")
+    return attributes
+
+
+def group_metadata(attributes: Mapping[str, Any] | None = None) -> bytes:
+    """The zarr.json of a group."""
+    return _encode({"zarr_format": 3, "node_type": "group", "attributes": dict(attributes or {})})
+
+
+def array_metadata(
+    spec: ArraySpec, rows_per_shard: int, num_rows: int, attributes: Mapping[str, Any] | None = None
+) -> bytes:
+    """The zarr.json of a sharded array: one row is an inner chunk, all arrays carry checksums and no compression."""
+    chunk_bytes = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    shards = {
+        "chunk_shape": [1, *spec.shape], "codecs": chunk_bytes, "index_codecs": chunk_bytes, "index_location": "end",
+    }  # fmt: skip
+    return _encode(_array(
+        spec.dtype, [num_rows, *spec.shape], [rows_per_shard, *spec.shape],
+        [{"name": "sharding_indexed", "configuration": shards}], [_ROW_AXIS[spec.table], *spec.axes], attributes,
+    ))  # fmt: skip
+
+
+def column_metadata(column: np.ndarray, attributes: Mapping[str, Any] | None = None) -> bytes:
+    """The zarr.json of a small array that is one chunk."""
+    codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    shape = list(column.shape)
+    axes = ["row", "byte"][: column.ndim]
+    return _encode(_array(str(column.dtype), shape, [max(size, 1) for size in shape], codecs, axes, attributes))
+
+
+def _array(dtype: str, shape: list[int], chunk: list[int], codecs: list[dict], axes: list[str],
+           attributes: Mapping[str, Any] | None) -> dict[str, Any]:
+    zero = False if dtype == "bool" else 0.0 if dtype.startswith("float") else 0
+    return {
+        "zarr_format": 3, "node_type": "array", "shape": shape, "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": zero, "codecs": codecs, "dimension_names": axes, "attributes": dict(attributes or {}),
+    }  # fmt: skip
+
+
+def _encode(metadata: dict[str, Any]) -> bytes:
+    return json.dumps(metadata, indent=2, sort_keys=True, allow_nan=False).encode()
+
+
+def text_key(text: str) -> str:
+    """Key of a string in the table `text`: two expressions with the same words share a row."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def object_key(clip_id: str, fid: int) -> str:
+    """Key of an annotated object in the table `objects`."""
+    return f"{clip_id}/{fid}"
+
+
+def pack_mask(mask: Bool[np.ndarray, "t h w"]) -> UInt8[np.ndarray, "t h bytes"]:
+    """Eight pixels per byte, as `objects/mask` stores them."""
+    return np.packbits(mask, axis=-1)
+
+
+def unpack_mask(packed: UInt8[np.ndarray, "t h bytes"], width: int) -> Bool[np.ndarray, "t h {width}"]:
+    """Inverse of `pack_mask` for masks `width` pixels wide."""
+    return np.unpackbits(packed, axis=-1, count=width).astype(bool)
