@@ -21,7 +21,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 
 _RADIUS = (1 / 8, 1 / 6)  # of the frame's side
-_MAX_TRAVEL = 0.28  # of the frame's side, over the whole clip
+_MAX_TRAVEL = 0.2  # of the frame's side, over the whole clip
 _MAX_TURN_RAD = 0.25  # small, so that a square is never taken for a diamond
 _NUM_PLACES = 96  # candidate paths tried for one object
 _SUPPORT = 1.1  # no shape reaches further than this many radii from its centre

@@ -149,11 +149,11 @@ def ramps(rng: np.random.Generator, num_objects: int) -> list[Schedule | None]:
 
 # What can be heard in a clip, with how often it is drawn. None knows anything about the objects but their number.
 SCENARIOS: dict[str, tuple[Callable[[np.random.Generator, int], list[Schedule | None]], float]] = {
-    "single": (single, 0.2),
-    "loudness": (loudness, 0.3),
-    "starts": (starts, 0.2),
-    "stops": (stops, 0.15),
-    "ramps": (ramps, 0.15),
+    "single": (single, 0.3),
+    "loudness": (loudness, 0.32),
+    "starts": (starts, 0.14),
+    "stops": (stops, 0.12),
+    "ramps": (ramps, 0.12),
 }
 
 
