@@ -41,7 +41,7 @@ _KINDS = {
     "distinct_texts_normalised": "distinct expressions but for case and white space",
     "longest_text_words": "words of the longest expression",
     "total_text_words": "words of all expressions",
-    "null_texts": "distinct expressions of test_n: a list of them solves it without looking or listening",
+    "null_texts": "distinct expressions of test_n; where few other rows have them, they alone give nulls away",
     "null_text_rows_train_null": "null train rows with an expression of test_n",
     "null_text_rows_train_object": "train rows with an expression of test_n that do refer to an object",
     "null_text_rows_test_object": "test_s and test_u rows with an expression of test_n",
