@@ -1,0 +1,161 @@
+"""Batches of stored expressions, in which each clip's maps occur once."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from refavs.config import nearest
+from refavs.errors import DatasetError
+from refavs.store.reader import FeatureStore, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Expressions and the distinct clips they speak of; features are as stored, not standardised.
+
+    Attributes:
+        visual: maps of the distinct clips by their name, e.g. `mask_features`.
+        valid: True where a text has a token.
+        clip: which of the distinct clips each expression speaks of.
+        mask: the referred object, all False where there is none; None where the store holds no masks.
+    """
+
+    visual: dict[str, Float[Tensor, "u t _ _ _"]]
+    audio: Float[Tensor, "u t _"]
+    text: Float[Tensor, "b l _"]
+    valid: Bool[Tensor, "b l"]
+    clip: Int[Tensor, "b"]
+    mask: Bool[Tensor, "b t h w"] | None
+    uid: list[str]
+    split: list[str]
+    dimension: list[str]
+    text_string: list[str]
+
+    def __len__(self) -> int:
+        return len(self.uid)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch with its tensors on `device`."""
+        moved = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = value.to(device, non_blocking=True)
+        visual = {name: value.to(device, non_blocking=True) for name, value in self.visual.items()}
+        return replace(self, visual=visual, **moved)
+
+
+class StoreDataset(Dataset[Sample]):
+    """Some expressions of a store, for `torch.utils.data.DataLoader(..., collate_fn=collate)`.
+
+    Args:
+        store: where the features lie.
+        splits: which expressions; None takes all.
+        levels: visual levels to read; None reads what the model reads.
+
+    Raises:
+        DatasetError: the store has no expressions of a split.
+    """
+
+    def __init__(
+        self, store: FeatureStore, splits: Sequence[str] | None = None, levels: Sequence[str] | None = None
+    ) -> None:
+        self.store = store
+        self.levels = default_levels(store) if levels is None else list(levels)
+        self.indices = split_indices(store, splits)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.store.sample(self.indices[index], self.levels)
+
+
+def split_indices(store: FeatureStore, splits: Sequence[str] | None) -> list[int]:
+    """Expressions of `splits` in the store's order; all of them for None.
+
+    Raises:
+        DatasetError: the store has no expressions of a split.
+    """
+    found = store.expressions["split"].tolist()
+    for split in splits or ():
+        if split not in found:
+            raise DatasetError(f"store {store.path} has no expressions of split {split!r}; {nearest(split, {*found})}")
+    return [row for row, split in enumerate(found) if splits is None or split in splits]
+
+
+def default_levels(store: FeatureStore) -> list[str]:
+    """The visual level that the model reads: the pixel decoder's where the store has it, else all there are."""
+    levels = {path.split("/")[2] for path in store.visual_paths().values()}
+    return ["pixel_decoder"] if "pixel_decoder" in levels else sorted(levels)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stacks samples; expressions of the same clip share its row.
+
+    Raises:
+        DatasetError: some of the samples have a mask and some have none.
+    """
+    place: dict[str, int] = {}
+    distinct: list[Sample] = []
+    for sample in samples:
+        if sample.clip_id not in place:
+            place[sample.clip_id] = len(distinct)
+            distinct.append(sample)
+    masks = [sample.mask for sample in samples if sample.mask is not None]
+    if masks and len(masks) != len(samples):
+        bare = next(sample for sample in samples if sample.mask is None)
+        raise DatasetError(f"{len(samples) - len(masks)} of {len(samples)} expressions of a batch have no mask, e.g. "
+                           f"{bare.uid!r} of split {bare.split!r}; choose splits that have masks, or only such as have "
+                           "none")
+    return Batch(
+        visual={name: torch.stack([sample.visual[name] for sample in distinct]) for name in distinct[0].visual},
+        audio=torch.stack([sample.audio for sample in distinct]),
+        text=torch.stack([sample.text for sample in samples]),
+        valid=torch.stack([sample.valid for sample in samples]),
+        clip=torch.tensor([place[sample.clip_id] for sample in samples]),
+        mask=torch.stack(masks) if masks else None,
+        uid=[sample.uid for sample in samples], split=[sample.split for sample in samples],
+        dimension=[sample.dimension for sample in samples], text_string=[sample.text_string for sample in samples],
+    )  # fmt: skip
+
+
+def batches(
+    store: FeatureStore, indices: Sequence[int], batch_size: int, *, seed: int | None = None, epoch: int = 0,
+    expressions_per_clip: int = 1, levels: Sequence[str] | None = None,
+) -> Iterator[Batch]:  # fmt: skip
+    """Batches of the expressions `indices`, each taken as often as it is named; the last one may be smaller.
+
+    Args:
+        seed: together with `epoch` it decides the order; None keeps the order given.
+        expressions_per_clip: shuffle groups of up to so many expressions of one clip instead of single ones, so that
+            a batch reads fewer clips.
+        levels: visual levels to read; None reads what the model reads.
+    """
+    levels = default_levels(store) if levels is None else levels
+    order = list(indices)
+    if seed is not None:
+        clips = store.expressions["clip"].to_numpy()[np.array(order, int)]
+        order = shuffled(order, clips, expressions_per_clip, np.random.default_rng([seed, epoch]))
+    for start in range(0, len(order), batch_size):
+        yield collate([store.sample(index, levels) for index in order[start : start + batch_size]])
+
+
+def shuffled(
+    indices: Sequence[int], clips: Int[np.ndarray, "b"], expressions_per_clip: int, rng: np.random.Generator
+) -> list[int]:
+    """A random order of `indices` in which up to `expressions_per_clip` of one clip stand together."""
+    by_clip: dict[int, list[int]] = {}
+    for place in rng.permutation(len(indices)):
+        by_clip.setdefault(int(clips[place]), []).append(int(indices[place]))
+    groups = [
+        rows[start : start + expressions_per_clip]
+        for _, rows in sorted(by_clip.items())
+        for start in range(0, len(rows), expressions_per_clip)
+    ]
+    return [index for group in rng.permutation(len(groups)) for index in groups[group]]
