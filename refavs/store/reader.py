@@ -105,6 +105,11 @@ class FeatureStore:
         """Names the content: schema, encoders, rows with their checksums, statistics and expressions."""
         return store_fingerprint(self.schema, self.records, self._expressions and self._expressions[1])
 
+    @property
+    def finished(self) -> bool:
+        """Whether the extraction came to its end, and nothing was committed since."""
+        return self.attributes.get("fingerprint") == self.fingerprint
+
     @cached_property
     def statistics(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Mean and deviation per channel, float32, of each array that keeps them."""
