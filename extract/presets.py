@@ -2,46 +2,104 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from extract.encoders import Encoder, Precision
 from extract.encoders.pixel_decoder import PixelDecoderSettings
+from extract.encoders.roberta import RobertaEncoder, RobertaSettings
 from extract.encoders.swin import SwinSettings
+from extract.encoders.vggish import VGGishEncoder, VGGishSettings
+from extract.encoders.visual import LEVELS, VisualEncoder, VisualSettings
+from extract.weights import WeightSource
 from refavs.config import nearest
 from refavs.errors import ConfigError
 
 SHIPPED = Path(__file__).parent / "presets"
+TOKENIZER = SHIPPED / "tiny" / "tokenizer.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """The sizes of every frozen encoder, and the shape of what they are given."""
+    """The sizes of every frozen encoder, and how much work one shard is.
+
+    Attributes:
+        precision: of the large networks where the user does not say; the pixel decoder and RoBERTa stay in fp32.
+        rows_per_shard: by table. A shard is computed, written and repeated as a whole.
+    """
 
     name: str
-    input_size: int
-    num_frames: int
-    swin: SwinSettings
-    pixel_decoder: PixelDecoderSettings
+    visual: VisualSettings
+    audio: VGGishSettings
+    text: RobertaSettings
+    precision: Precision
+    rows_per_shard: dict[str, int]
 
+    @property
+    def swin(self) -> SwinSettings:
+        """Sizes of the backbone."""
+        return self.visual.swin
 
-def _preset(name: str, swin: SwinSettings, **pixel_decoder: int) -> Preset:
-    in_channels = tuple(channels for channels, _, _ in swin.levels.values())
-    return Preset(
-        name=name, input_size=swin.input_size, num_frames=10, swin=swin,
-        pixel_decoder=PixelDecoderSettings(in_channels=in_channels, **pixel_decoder),
-    )
+    @property
+    def pixel_decoder(self) -> PixelDecoderSettings:
+        """Sizes of the pixel decoder."""
+        return self.visual.pixel_decoder
+
+    @property
+    def input_size(self) -> int:
+        """Side of the frames that the visual encoder takes, and of the stored masks, px."""
+        return self.visual.swin.input_size
+
+    @property
+    def num_frames(self) -> int:
+        """Seconds taken of a clip, one frame each."""
+        return self.visual.num_frames
 
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        _preset(
-            "base",
-            SwinSettings(input_size=384, window=12, channels=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
-            channels=256, mask_channels=256, num_layers=6, num_heads=8, feedforward_channels=1024,
+        Preset(
+            name="base",
+            visual=VisualSettings(
+                name="swin_base_patch4_window12_384, mask2former pixel decoder",
+                swin=SwinSettings(
+                    input_size=384, window=12, channels=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)
+                ),
+                pixel_decoder=PixelDecoderSettings(
+                    in_channels=(128, 256, 512, 1024), channels=256, mask_channels=256, num_layers=6, num_heads=8,
+                    feedforward_channels=1024,
+                ),
+                num_frames=10,
+            ),
+            audio=VGGishSettings(num_frames=10),
+            text=RobertaSettings(
+                length=25, channels=768, num_layers=12, num_heads=12, feedforward_channels=3072, vocabulary=50265,
+                tokenizer=TOKENIZER,
+            ),
+            precision="fp32",
+            rows_per_shard={"clips": 4, "objects": 64, "text": 128},
         ),
-        _preset(
-            "tiny",
-            SwinSettings(input_size=96, window=6, channels=48, depths=(2, 2, 2, 2), num_heads=(3, 6, 12, 24)),
-            channels=96, mask_channels=96, num_layers=2, num_heads=4, feedforward_channels=256,
+        Preset(
+            name="tiny",
+            visual=VisualSettings(
+                name="tiny swin, mask2former pixel decoder",
+                swin=SwinSettings(
+                    input_size=96, window=6, channels=48, depths=(2, 2, 2, 2), num_heads=(3, 6, 12, 24)
+                ),
+                pixel_decoder=PixelDecoderSettings(
+                    in_channels=(48, 96, 192, 384), channels=96, mask_channels=96, num_layers=2, num_heads=4,
+                    feedforward_channels=256,
+                ),
+                num_frames=10,
+                shipped=SHIPPED / "tiny" / "visual.safetensors",
+            ),
+            audio=VGGishSettings(num_frames=10, always_random=True),
+            text=RobertaSettings(
+                length=16, channels=128, num_layers=2, num_heads=4, feedforward_channels=512, vocabulary=1024,
+                tokenizer=TOKENIZER, always_random=True,
+            ),
+            precision="bf16",
+            rows_per_shard={"clips": 8, "objects": 128, "text": 256},
         ),
     )
 }
@@ -56,3 +114,37 @@ def preset_named(name: str) -> Preset:
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; {nearest(name, PRESETS)}")
     return PRESETS[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoders:
+    """The encoders of one run, by what they are given."""
+
+    visual: Encoder[Any]
+    audio: Encoder[Any]
+    text: RobertaEncoder
+
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """Fingerprint of each stream."""
+        return {encoder.stream: encoder.fingerprint() for encoder in (self.visual, self.audio, self.text)}
+
+
+def build_encoders(
+    preset: Preset, weights: WeightSource, levels: tuple[str, ...], precision: Precision | None, device: str = "cpu"
+) -> Encoders:
+    """The encoders of a preset; cheap, weights are read when they are first used.
+
+    Raises:
+        ConfigError: a level that does not exist, or none at all.
+    """
+    for level in levels:
+        if level not in LEVELS:
+            raise ConfigError(f"unknown level {level!r} in --levels; {nearest(level, LEVELS)}")
+    if not levels:
+        raise ConfigError(f"--levels names no level; accepted: {', '.join(LEVELS)}, or both joined by a comma")
+    precision = precision or preset.precision
+    return Encoders(
+        visual=VisualEncoder(preset.visual, weights, levels, precision, device),
+        audio=VGGishEncoder(preset.audio, weights, precision, device),
+        text=RobertaEncoder(preset.text, weights, device),
+    )

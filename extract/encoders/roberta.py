@@ -1,0 +1,179 @@
+"""The text stream: RoBERTa over one expression, padded to a fixed number of tokens."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import nn
+
+from extract.weights import (
+    TENSOR_FILES,
+    WeightSource,
+    file_stamp,
+    fill,
+    from_hub,
+    in_folder,
+    load_tensors,
+    random_stamp,
+    randomly,
+)
+from refavs.errors import WeightsError
+from refavs.store.schema import ArraySpec
+from refavs.torchvision_shim import ensure_torchvision
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+HUB_REPOSITORY = "FacebookAI/roberta-base"
+FEATURES, VALID = "text/roberta/features", "text/roberta/valid"
+PAD = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobertaSettings:
+    """Sizes of a RoBERTa.
+
+    Attributes:
+        length: tokens per expression, start and end included.
+        tokenizer: file in the package, used by a preset that ships its own and wherever weights are random and no
+            other tokenizer is at hand.
+        always_random: a preset that ships no weights keeps to its generator, whatever the user chose.
+    """
+
+    length: int
+    channels: int
+    num_layers: int
+    num_heads: int
+    feedforward_channels: int
+    vocabulary: int
+    tokenizer: Path
+    always_random: bool = False
+
+
+@dataclass
+class RobertaEncoder:
+    """One expression to its token features, float16, and which of the tokens are real."""
+
+    settings: RobertaSettings
+    weights: WeightSource
+    device: str = "cpu"
+    stream: str = field(default="text", init=False)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Facts about network and tokenizer."""
+        stamp = random_stamp(self.weights.seed) if self._weights_file is None else file_stamp(self._weights_file)
+        shipped = " of this package" if self._tokenizer_file == self.settings.tokenizer else ""
+        # Where the tokenizer lies on this machine, and why weights are random, change no value.
+        sizes = {k: v for k, v in vars(self.settings).items() if k not in ("tokenizer", "always_random")}
+        return {
+            "name": "roberta", "weights": stamp, "input_size": self.settings.length, "precision": "fp32",
+            "dtype": "float16", "sizes": sizes,
+            "preprocessing": f"byte-level BPE{shipped} {file_stamp(self._tokenizer_file)}, cut after the last token",
+        }
+
+    def specs(self) -> Sequence[ArraySpec]:
+        """Token features and `valid`."""
+        length = self.settings.length
+        return [
+            ArraySpec(path=FEATURES, shape=(length, self.settings.channels), dtype="float16", axes=("l", "c"),
+                      statistics=True, valid=VALID),
+            ArraySpec(path=VALID, shape=(length,), dtype="bool", axes=("l",)),
+        ]  # fmt: skip
+
+    @torch.no_grad()
+    def encode(self, item: str) -> dict[str, np.ndarray]:
+        """Features of one expression; those of padding are zero."""
+        encoding = self._tokenizer.encode(item)
+        ids = rearrange(torch.tensor(encoding.ids), "l -> 1 l").to(self.device)
+        valid = rearrange(torch.tensor(encoding.attention_mask).bool(), "l -> 1 l").to(self.device)
+        features = self._network(input_ids=ids, attention_mask=valid.long()).last_hidden_state
+        features = torch.where(rearrange(valid, "b l -> b l 1"), features, 0.0)
+        return {
+            FEATURES: rearrange(features, "1 l c -> l c").half().cpu().numpy(),
+            VALID: rearrange(valid, "1 l -> l").cpu().numpy(),
+        }
+
+    def overlong(self, texts: Iterable[str]) -> dict[str, int]:
+        """Tokens of those texts that have more than fit and lose their end."""
+        tokenizer = read_tokenizer(self._tokenizer_file)
+        texts = list(texts)
+        lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(texts)]
+        return {text: length for text, length in zip(texts, lengths, strict=True) if length > self.settings.length}
+
+    @cached_property
+    def _weights_file(self) -> Path | None:
+        if self.weights.kind == "random" or self.settings.always_random:
+            return None
+        if self.weights.folder is not None:
+            return in_folder(self.weights.folder, *(f"roberta-base/{name}" for name in TENSOR_FILES))
+        return from_hub(HUB_REPOSITORY, *TENSOR_FILES)
+
+    @cached_property
+    def _tokenizer_file(self) -> Path:
+        if self.settings.always_random:
+            return self.settings.tokenizer
+        if self.weights.folder is not None and (self.weights.folder / "roberta-base").is_dir():
+            return in_folder(self.weights.folder, "roberta-base/tokenizer.json")
+        if self.weights.kind == "random":
+            return self.settings.tokenizer
+        return from_hub(HUB_REPOSITORY, "tokenizer.json")
+
+    @cached_property
+    def _tokenizer(self) -> "Tokenizer":
+        tokenizer = read_tokenizer(self._tokenizer_file)
+        tokenizer.enable_truncation(self.settings.length)
+        tokenizer.enable_padding(length=self.settings.length, pad_id=PAD, pad_token="<pad>")
+        if tokenizer.get_vocab_size() > self.settings.vocabulary:
+            raise WeightsError(
+                f"tokenizer {self._tokenizer_file} has {tokenizer.get_vocab_size()} tokens, the text encoder "
+                f"{self.settings.vocabulary}; accepted: the tokenizer.json of roberta-base"
+            )
+        return tokenizer
+
+    @cached_property
+    def _network(self) -> nn.Module:
+        network = randomly(lambda: build_roberta(self.settings), self.weights.seed)
+        if self._weights_file is not None:
+            state = load_tensors(self._weights_file)
+            inside = {key.removeprefix("roberta."): value for key, value in state.items()}
+            names = network.state_dict().keys()
+            fill(network, {key: value for key, value in inside.items() if key in names}, self._weights_file)
+        return network.eval().requires_grad_(False).to(self.device)
+
+
+def build_roberta(settings: RobertaSettings) -> nn.Module:
+    """A RoBERTa with fresh weights from torch's global generator."""
+    ensure_torchvision()
+    from transformers import RobertaConfig, RobertaModel
+
+    config = RobertaConfig(
+        vocab_size=settings.vocabulary, hidden_size=settings.channels, num_hidden_layers=settings.num_layers,
+        num_attention_heads=settings.num_heads, intermediate_size=settings.feedforward_channels,
+        max_position_embeddings=514, type_vocab_size=1, pad_token_id=PAD, bos_token_id=0, eos_token_id=2,
+        layer_norm_eps=1e-5,
+    )
+    return RobertaModel(config, add_pooling_layer=False)
+
+
+def read_tokenizer(path: Path) -> "Tokenizer":
+    """A tokenizer from its JSON file, without cutting or padding.
+
+    Raises:
+        WeightsError: the file is not a tokenizer's.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise WeightsError(
+            f"tokenizer {path} cannot be read ({error}); accepted: the tokenizer.json of roberta-base"
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

@@ -1,0 +1,178 @@
+"""Where encoder weights come from: a folder, the package, the hub's cache or a download; or a random generator."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from refavs.errors import WeightsError
+
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
+CONNECT_TIMEOUT_S = 10.0
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSource:
+    """The user's choice of weights.
+
+    Attributes:
+        kind: `pretrained`, or `random` for smoke runs and tests without a network.
+        seed: of random weights.
+        folder: holds `mask2former/` and `roberta-base/` (folders as the hub has them) and `vggish.pth` for preset base,
+            `visual.safetensors` for preset tiny; None for the hub's cache or a download.
+    """
+
+    kind: Literal["pretrained", "random"] = "pretrained"
+    seed: int = 0
+    folder: Path | None = None
+
+
+def random_stamp(seed: int) -> str:
+    """How a fingerprint names random weights."""
+    return f"random:{seed}"
+
+
+def randomly(build: Callable[[], Network], seed: int) -> Network:
+    """Builds a network from a generator of its own, so that its weights depend on nothing but the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def file_stamp(*paths: Path) -> str:
+    """How a fingerprint names weights from files: the sha256 of their bytes."""
+    whole = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{whole.hexdigest()}"
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads a file of weights; pickles only in the form that cannot run code.
+
+    Raises:
+        WeightsError: the file is not one of weights.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError, _unpickling_error()) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"weights {path} cannot be read ({reason}); accepted: safetensors, or a pickled state dict of plain tensors"
+        ) from error
+
+
+def _unpickling_error() -> type[Exception]:
+    import pickle
+
+    return pickle.UnpicklingError
+
+
+def fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Loads `state` into `network`, every weight of which must be there.
+
+    Raises:
+        WeightsError: names or shapes differ.
+    """
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:3]]
+        raise WeightsError(
+            f"weights {path} belong to another architecture: {' '.join(lines)[:300]}; name the folder of this preset's "
+            "weights with --weights-dir"
+        ) from error
+
+
+def in_folder(folder: Path, *names: str) -> Path:
+    """The first of `names` that `folder` has.
+
+    Raises:
+        WeightsError: it has none of them.
+    """
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise WeightsError(
+        f"--weights-dir {folder} has none of {', '.join(names)}; put the file there, leave out --weights-dir to use "
+        "the hub's cache or a download, or take --weights random"
+    )
+
+
+def from_hub(repository: str, *names: str) -> Path:
+    """A file of a hub repository, the first of `names` there is: from the hub's cache, else by download.
+
+    Raises:
+        WeightsError: it is not in the cache and cannot be downloaded.
+    """
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    for name in names:
+        cached = try_to_load_from_cache(repository, name)
+        if isinstance(cached, str):
+            return Path(cached)
+    # The hub's client retries for half a minute where there is no network; one request is enough to know.
+    if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
+        raise _unavailable(f"{repository} ({' or '.join(names)})", "the hub cannot be reached")
+    problem = "it has no such file"
+    for name in names:
+        try:
+            return Path(hf_hub_download(repository, name))
+        except EntryNotFoundError:
+            continue
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            problem = str(error).splitlines()[0]
+    raise _unavailable(f"{repository} ({' or '.join(names)})", problem)
+
+
+def from_url(url: str, sha256_prefix: str) -> Path:
+    """A file from torch's download cache, else by download.
+
+    Raises:
+        WeightsError: it is not in the cache and cannot be downloaded.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    if path.is_file():
+        return path
+    if not _reachable(url):
+        raise _unavailable(url, "the address cannot be reached")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256_prefix, progress=False)
+    except (OSError, RuntimeError) as error:
+        raise _unavailable(url, str(error)) from error
+    return path
+
+
+def _unavailable(what: str, problem: str) -> WeightsError:
+    return WeightsError(
+        f"pretrained weights {what} are not on this machine and {problem}; give a folder that has them with "
+        "--weights-dir, or take --weights random (features without meaning, for smoke runs)"
+    )
+
+
+def _reachable(url: str) -> bool:
+    from urllib.error import HTTPError, URLError
+    from urllib.request import Request, urlopen
+
+    try:
+        with urlopen(Request(url, method="HEAD"), timeout=CONNECT_TIMEOUT_S):
+            return True
+    except HTTPError:
+        return True
+    except (URLError, OSError):
+        return False
