@@ -200,28 +200,16 @@ def _anchor(situation: Situation, noun: str) -> int:
     return index
 
 
-def _place(situation: Situation, word: str, anchor: int, cue: str) -> Meaning | None:
-    """The object in a place relative to an anchor that is named by its category, or by the sound it makes (`cue`)."""
-    if any(not item.visible(0) for item in situation.objects):
+def _spatial(situation: Situation, word: str, noun: str) -> Meaning | None:
+    if any(not item.visible(0.0) for item in situation.objects):
         return None
-    everything = situation.everything
-    placed = [_related(situation, SPATIAL[word], index, everything) for index in sorted(everything)]
+    everything, anchor = situation.everything, _anchor(situation, noun)
+    placed = {index: _related(situation, SPATIAL[word], index, everything) for index in sorted(everything)}
     referents = placed[anchor]
     if referents is None:
         return None
-    anywhere = frozenset().union(*(found or () for found in placed))
-    return Meaning(referents=referents, without={"place": everything - {anchor}, cue: anywhere})
-
-
-def _spatial(situation: Situation, word: str, noun: str) -> Meaning | None:
-    return _place(situation, word, _anchor(situation, noun), "category")
-
-
-def _beside_sounding(situation: Situation, word: str, noun: str) -> Meaning | None:
-    if len(situation.sounding) != 1:
-        return None
-    (anchor,) = situation.sounding
-    return _place(situation, word, anchor, "sound")
+    anywhere = frozenset().union(*(found or () for found in placed.values()))
+    return Meaning(referents=referents, without={"place": everything - {anchor}, "category": anywhere})
 
 
 def _sounding(situation: Situation, word: str, noun: str) -> Meaning | None:
@@ -284,7 +272,7 @@ _SIGHT_SEQUENCE = {"before": _appears_before, "after": _reverse(_appears_before)
 
 
 def _entire(situation: Situation, word: str, noun: str) -> Meaning | None:
-    return Meaning(referents=situation.where(lambda item: item.visible(0)), without={"time": situation.everything})
+    return Meaning(referents=situation.where(lambda item: item.visible(0.0)), without={"time": situation.everything})
 
 
 def _template(pattern: str, grade: int, dimension: str, reading: Reading, words: Sequence[str] = ("",)) -> Template:
@@ -292,6 +280,7 @@ def _template(pattern: str, grade: int, dimension: str, reading: Reading, words:
 
 
 # Differs from Fig. 4: the subject is "object" wherever its category alone would tell it (categories do not repeat).
+# "The object [spatial] the sounding object" is left out: where it is unique, it is always the outermost object.
 TEMPLATES: tuple[Template, ...] = (
     _template("The [object].", 1, "semantic", _noun),
     _template("The [color] object.", 1, "semantic", _colour, tuple(COLOURS)),
@@ -302,9 +291,6 @@ TEMPLATES: tuple[Template, ...] = (
     ),
     _template(
         "The object making [volume] sound than the [object].", 4, "acoustic", _compared(_VOLUME, True), tuple(_VOLUME)
-    ),
-    _template(
-        "The object [spatial] the sounding object.", 5, "spatial+acoustic", _beside_sounding, tuple(SPATIAL)
     ),
     _template(
         "The object volume is [volume] over the time.", 5, "acoustic+temporal", _changing, ("louder", "lower")
