@@ -1,0 +1,136 @@
+"""refavs-sweep: runs what is missing of a grid and compares its trials."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refavs.cli import Exit, run_command
+from refavs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from experiments.grid import Grid
+    from experiments.sweep import Outcome
+    from refavs.store import FeatureStore
+
+EPILOG = """examples:
+  refavs-sweep smoke --store demo/store                     the shipped grid `smoke`, into runs/smoke
+  refavs-sweep beta --store store --dry-run                 what is done and what is missing
+  refavs-sweep my.yaml --store store --set train.epochs=3   a grid file, with a setting replaced
+"""
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, []) else super()._get_help_string(action)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of refavs-sweep."""
+    parser = argparse.ArgumentParser(
+        prog="refavs-sweep", description=__doc__, epilog=EPILOG, formatter_class=_Formatter
+    )
+    parser.add_argument("grid", metavar="GRID", help="a .yaml file, or a shipped grid: smoke, table4, beta, layers")
+    parser.add_argument("--store", type=Path, required=True, help="the features, from refavs-extract")
+    parser.add_argument("--out", type=Path, help="the sweep's folder; runs/NAME where none is given")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                        help="replace a setting of the grid's base; may be given several times")
+    parser.add_argument("--dry-run", action="store_true", help="list the trials, done and to do, and write nothing")
+    parser.add_argument("--address", help="a running Ray cluster; one on this machine is started where none is given")
+    parser.add_argument("--max-concurrent", type=int, metavar="N",
+                        help="trials at once; as many as the processors allow where none is given")
+    parser.add_argument("--cpus-per-trial", type=float, default=1.0, metavar="N", help="processors of a trial")
+    parser.add_argument("--gpus-per-trial", type=float, default=0.0, metavar="N", help="GPUs, or a share of one")
+    parser.add_argument("--tracking-uri", help="MLflow server or database; else mlflow.db beside the sweep's folder")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of refavs-sweep; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    return run_command("refavs-sweep", lambda: _sweep(args))
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    for name in ("max_concurrent", "cpus_per_trial"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}; accepted: a number above 0")
+    from experiments.grid import parse_overrides, read_grid
+    from experiments.sweep import Resources, run_sweep
+    from refavs.store import FeatureStore
+
+    grid = read_grid(args.grid, parse_overrides(args.set))
+    store = FeatureStore(args.store)
+    out = args.out or Path("runs") / grid.name
+    if args.dry_run:
+        return _dry_run(grid, store, out)
+    resources = Resources(
+        address=args.address, max_concurrent=args.max_concurrent, cpus_per_trial=args.cpus_per_trial,
+        gpus_per_trial=args.gpus_per_trial,
+    )
+    print(f"sweep {grid.name}: {len(grid.trials)} trials on {args.store} into {out}", file=sys.stderr)
+    outcome = run_sweep(grid, store, out, resources, args.tracking_uri)
+    return _show(grid, store, out, outcome)
+
+
+def _console() -> "Console":
+    """Standard output: as wide as the terminal, and wide enough for a table where it is none."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def _dry_run(grid: "Grid", store: "FeatureStore", out: Path) -> int:
+    from rich import box
+    from rich.table import Table
+
+    from experiments.ledger import KEY_LENGTH, Ledger
+    from experiments.sweep import check_models
+
+    check_models(grid, store)
+    entries = Ledger(out).entries(grid.trials, store.fingerprint)
+    table = Table(title=f"sweep {grid.name} in {out}", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("trial", "seed", "key", "epochs", "state"):
+        table.add_column(column)
+    for entry in entries:
+        config = entry.trial.config
+        table.add_row(
+            entry.trial.name, str(config.seed), entry.key[:KEY_LENGTH], str(config.train.epochs), entry.state
+        )
+    num_done = sum(entry.state == "finished" for entry in entries)
+    console = _console()
+    console.print(table)
+    console.print(f"{num_done} of {len(entries)} trials done, {len(entries) - num_done} to do; nothing was written")
+    return Exit.COMPLETE
+
+
+def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") -> int:
+    from experiments.table import dimension_table, main_table, rows_of
+
+    rows = rows_of(outcome.entries, outcome.controls)
+    console = _console()
+    console.print(main_table(rows, f"sweep {grid.name}, best first by J on test_s"))
+    by_dimension = dimension_table(rows)
+    if by_dimension is not None:
+        console.print(by_dimension)
+    if store.random_weights:
+        console.print(
+            "RANDOM FEATURES: at least one encoder of this store has random weights; compare rows with each other, not "
+            "with published numbers", style="bold yellow",
+        )
+    finished = sum(entry.state == "finished" for entry in outcome.entries)
+    if outcome.num_run == 0 and finished == len(outcome.entries):
+        console.print(f"nothing to do: all {finished} trials were finished before")
+    else:
+        console.print(f"{outcome.num_run} trials finished now, {finished} of {len(outcome.entries)} in all")
+    console.print(f"pictures and checkpoints: {out}/trials")
+    console.print(f"MLflow: {outcome.tracking_uri} (infra/mlflow-ui.sh opens it)")
+    for title, reason in outcome.failures.items():
+        console.print(f"failed: {title}: {reason}", style="red", markup=False)
+    if outcome.failures:
+        console.print(f"{len(outcome.failures)} trials failed; the same command tries them again from their last epoch")
+    return Exit.FAILURES if outcome.failures else Exit.COMPLETE

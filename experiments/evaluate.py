@@ -1,0 +1,113 @@
+"""J, F and S of a head on the splits of a store, as a whole and by dimension, and of the constant predictions."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refavs.data.dataset import Batch, batches
+from refavs.metrics import SegmentationMetrics, best_threshold, constant_controls, mean_mask, update_groups
+from refavs.model.decoder import predict
+from refavs.model.eemc import EEMC
+
+if TYPE_CHECKING:
+    from experiments.train import TrainConfig
+    from refavs.store import FeatureStore
+
+MEASURES = ("J", "F", "S", "false_empty")
+TEST_SPLITS = ("test_s", "test_u", "test_n")
+MIX = ("test_s", "test_u")
+
+
+def evaluate_splits(
+    config: "TrainConfig", model: EEMC, store: "FeatureStore", splits: Sequence[str], device: torch.device
+) -> dict[str, float]:
+    """Metrics as fractions by name: `test_s/J`, `test_s/acoustic/J`, and where both are there `mix/J`.
+
+    A split without expressions, and a measure that says nothing on a split, is left out.
+    """
+    groups: dict[str, SegmentationMetrics] = {}
+    for batch, probs in predictions(config, model, store, rows_of(store, splits), device):
+        assert batch.mask is not None
+        names = [group_names(*places) for places in zip(batch.split, batch.dimension, strict=True)]
+        update_groups(groups, probs, batch.mask, names)
+    return named_values({name: metrics.compute() for name, metrics in groups.items()})
+
+
+@torch.no_grad()
+def predictions(
+    config: "TrainConfig", model: EEMC, store: "FeatureStore", rows: Sequence[int], device: torch.device
+) -> Iterator[tuple[Batch, Tensor]]:
+    """The batches of `rows` with the probabilities of each pixel at the size of the masks."""
+    was_training = model.training
+    model.eval()
+    for batch in batches(store, rows, config.eval_batch_size, seed=None, epoch=0):
+        batch = batch.to(device)
+        assert batch.mask is not None
+        with autocast(config, device):
+            output = model(batch)
+        yield batch, predict(output, tuple(batch.mask.shape[-2:]))
+    model.train(was_training)
+
+
+def autocast(config: "TrainConfig", device: torch.device) -> torch.autocast:
+    """The context in which the model runs at the precision of `config`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
+
+
+def rows_of(store: "FeatureStore", splits: Sequence[str]) -> list[int]:
+    """The expressions of `splits` that have masks, clip by clip so that each clip's maps are read once."""
+    table = store.expressions
+    rows = np.flatnonzero((table["split"].isin(list(splits)) & (table["object"] >= 0)).to_numpy())
+    clips = table["clip"].to_numpy()[rows]
+    return [int(row) for row in rows[np.argsort(clips, kind="stable")]]
+
+
+def controls(store: "FeatureStore") -> dict[str, dict[str, float]]:
+    """What constant predictions reach on the test splits, by the name of the constant and of the metric."""
+    table = store.expressions
+
+    def masks(rows: Sequence[int]) -> Iterator[Tensor]:
+        for row in rows:
+            mask = store.mask(int(table["object"].iloc[row]))
+            if mask is not None:
+                yield mask
+
+    training = rows_of(store, ("train",))
+    if not training:
+        return {}
+    mean = mean_mask(masks(training))
+    threshold = best_threshold(mean, masks(training))
+    groups: dict[str, list[int]] = {}
+    for row in rows_of(store, TEST_SPLITS):
+        split, dimension = table["split"].iloc[row], table["dimension"].iloc[row]
+        for name in group_names(split, dimension):
+            groups.setdefault(name, []).append(row)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for group, rows in groups.items():
+        for name, values in constant_controls(mean, masks(rows), threshold).items():
+            found.setdefault(name, {})[group] = values
+    return {name: named_values(values) for name, values in found.items()}
+
+
+def group_names(split: str, dimension: str) -> list[str]:
+    """The groups in which an expression is counted."""
+    return [split, f"{split}/{dimension}"] if dimension else [split]
+
+
+def named_values(groups: dict[str, dict[str, float]]) -> dict[str, float]:
+    """One level of names, without the values that are not numbers; Mix is the mean of seen and unseen."""
+    values = {
+        f"{group}/{measure}": scores[measure]
+        for group, scores in sorted(groups.items())
+        for measure in MEASURES
+        if math.isfinite(scores[measure])
+    }
+    for measure in MEASURES[:2]:
+        parts = [values[f"{split}/{measure}"] for split in MIX if f"{split}/{measure}" in values]
+        if len(parts) == len(MIX):
+            values[f"mix/{measure}"] = sum(parts) / len(parts)
+    return values

@@ -1,0 +1,160 @@
+"""The trials of a sweep under Ray Tune: one plain function each, on workers that are used again.
+
+Tune only places trials on processors. What is done is the ledger's affair, so Tune's own records are thrown away.
+"""
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import shutil
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.tune
+import torch
+
+from experiments.config import TrialConfig
+from experiments.ledger import Entry
+from experiments.sweep import Resources
+from experiments.train import train
+from refavs.config import replace
+from refavs.errors import RefAVSError
+from refavs.store import FeatureStore
+
+Started = Callable[[Entry], None]
+Progressed = Callable[[Entry, list[dict[str, Any]]], None]
+Ended = Callable[[Entry, str], None]
+
+
+def run_trials(
+    entries: Sequence[Entry], store: Path, resources: Resources, started: Started, progressed: Progressed, ended: Ended
+) -> None:
+    """Runs trials and returns when each has ended; the three functions are called here, in the driver.
+
+    Args:
+        ended: receives the reason of the failure, or an empty string.
+    """
+    by_folder = {str(entry.folder.resolve()): entry for entry in entries}
+    records = Path(tempfile.mkdtemp(prefix=".tune-", dir=entries[0].folder.resolve().parent.parent))
+    try:
+        with _ray(resources):
+            tuner = ray.tune.Tuner(
+                ray.tune.with_resources(
+                    run_trial, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
+                ),
+                param_space={"folder": ray.tune.grid_search(list(by_folder)), "store": str(store.resolve())},
+                tune_config=ray.tune.TuneConfig(
+                    max_concurrent_trials=resources.max_concurrent,
+                    reuse_actors=True,
+                    trial_dirname_creator=lambda trial: trial.trial_id,
+                ),
+                run_config=ray.tune.RunConfig(
+                    name="tune",
+                    storage_path=str(records),
+                    verbose=0,
+                    callbacks=[_Driver(by_folder, started, progressed, ended)],
+                ),
+            )
+            tuner.fit()
+    finally:
+        shutil.rmtree(records, ignore_errors=True)
+
+
+def run_trial(settings: dict[str, Any]) -> None:
+    """One trial in a worker; the trial's folder holds its settings. A failure is reported, not raised."""
+    folder = Path(settings["folder"])
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    try:
+        config = replace(TrialConfig(), json.loads((folder / "config.json").read_text("utf-8"))["config"])
+        train(config, _store(settings["store"]), folder, lambda records: ray.tune.report({"records": records}), device)
+    except Exception as error:
+        (folder / "error.txt").write_text(traceback.format_exc(), "utf-8")
+        reason = str(error) if isinstance(error, RefAVSError) else f"{type(error).__name__}: {error}"
+        ray.tune.report({"records": [], "failure": reason or "unknown"})
+
+
+@functools.lru_cache(maxsize=1)
+def _store(path: str) -> FeatureStore:
+    """The store, opened once by each worker."""
+    return FeatureStore(path)
+
+
+class _Driver(ray.tune.Callback):
+    """Hands what Tune reports to the sweep."""
+
+    def __init__(
+        self, entries: dict[str, Entry], started: Started, progressed: Progressed, ended: Ended
+    ) -> None:
+        self.entries, self.started, self.progressed, self.ended = entries, started, progressed, ended
+        self.failures: dict[str, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks for a resume of its own, which is never used.
+
+    def _entry(self, trial: Any) -> Entry:
+        return self.entries[trial.config["folder"]]
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.started(self._entry(trial))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if result.get("failure"):
+            self.failures[trial.trial_id] = result["failure"]
+        if result.get("records"):
+            self.progressed(self._entry(trial), result["records"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.ended(self._entry(trial), self.failures.get(trial.trial_id, ""))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.ended(self._entry(trial), _reason(trial))
+
+
+def _reason(trial: Any) -> str:
+    """Why a worker died that could not say so itself, on one line."""
+    error = trial.get_error()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"the worker died ({lines[0] if lines else 'no reason known'}); it may have run out of memory"
+
+
+@contextlib.contextmanager
+def _ray(resources: Resources) -> Iterator[None]:
+    """A quiet Ray for the time of the sweep: the cluster at the address, or one of its own on this machine."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet = {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard copies of the metrics
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches the sweep, which closes its runs
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",  # without it a box is printed at any verbosity
+    }
+    before = {name: os.environ.get(name) for name in quiet}
+    os.environ.update(quiet)
+    own: dict[str, Any] = {}
+    if resources.address is None:
+        num_cpus = len(os.sched_getaffinity(0))
+        if resources.max_concurrent:
+            num_cpus = min(num_cpus, max(1, round(resources.max_concurrent * resources.cpus_per_trial)))
+        own = {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": 200 * 2**20}
+    try:
+        ray.init(
+            address=resources.address or "local", logging_level=logging.ERROR, log_to_driver=False,
+            configure_logging=True, **own,
+        )
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        yield
+    finally:
+        ray.shutdown()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,109 @@
+"""The ledger: what is done of a sweep, kept in its folder, one folder per trial named by the trial's key."""
+
+import contextlib
+import fcntl
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.grid import Trial
+from experiments.state import read_json, write_json
+from refavs.config import flat
+from refavs.errors import ConfigError
+
+State = Literal["new", "running", "finished", "failed", "stopped"]
+KEY_LENGTH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One trial's place in the ledger."""
+
+    trial: Trial
+    key: str
+    folder: Path
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What is known of the trial: `state`, and where they apply `reason`, `seconds`, `run_id`."""
+        return read_json(self.folder / "status.json") or {"state": "new"}
+
+    @property
+    def state(self) -> State:
+        """The trial's state; a driver that was killed leaves `running` behind."""
+        return self.status["state"]
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The record with the final metrics, once the trial has them."""
+        return read_json(self.folder / "result.json")
+
+    def set_status(self, state: State, **facts: Any) -> None:
+        """Writes `state` and adds `facts` to what was known."""
+        known = {name: value for name, value in self.status.items() if name != "reason"}
+        write_json(self.folder / "status.json", {**known, **facts, "state": state, "time_s": round(time.time(), 3)})
+
+
+class Ledger:
+    """The folder of a sweep. A trial is finished once its results are here and in MLflow; it never runs again then."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def entries(self, trials: tuple[Trial, ...], fingerprint: str) -> list[Entry]:
+        """The places of `trials` on features of this fingerprint; writes nothing."""
+        keys = [trial.key(fingerprint) for trial in trials]
+        return [
+            Entry(trial=trial, key=key, folder=self.root / "trials" / key[:KEY_LENGTH])
+            for trial, key in zip(trials, keys, strict=True)
+        ]
+
+    def enter(self, entry: Entry, fingerprint: str) -> None:
+        """Makes a trial's folder with its resolved settings."""
+        entry.folder.mkdir(parents=True, exist_ok=True)
+        write_json(
+            entry.folder / "config.json",
+            {
+                "key": entry.key,
+                "name": entry.trial.name,
+                "seed": entry.trial.config.seed,
+                "store": fingerprint,
+                "config": flat(entry.trial.config),
+            },
+        )
+
+    @property
+    def sweep(self) -> dict[str, Any]:
+        """Facts of the sweep itself: its id, its MLflow run and whether that is closed."""
+        return read_json(self.root / "sweep.json") or {}
+
+    def set_sweep(self, **facts: Any) -> None:
+        """Adds `facts` to those of the sweep."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_json(self.root / "sweep.json", {**self.sweep, **facts})
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the sweep for this process; the kernel lets go when the process ends, however it ends.
+
+        Raises:
+            ConfigError: another process holds it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"{self.root} is in use by another refavs-sweep; wait for it or give another --out"
+                ) from error
+            yield
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The per-epoch records of a trial's folder, oldest first."""
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []

@@ -1,0 +1,102 @@
+"""Pictures of a trial: all frames of a clip side by side, the prediction filled in, the ground truth outlined."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from experiments.evaluate import predictions, rows_of
+
+if TYPE_CHECKING:
+    from experiments.train import TrainConfig
+    from refavs.model.eemc import EEMC
+    from refavs.store import FeatureStore
+
+NUM_PICTURES = 2
+FRAME_PX = 160
+CAPTION_PX = 44
+PREDICTION = (230, 60, 60)
+TARGET = (80, 240, 120)
+BACKDROP = 60
+
+
+def write_overlays(
+    folder: Path, config: "TrainConfig", model: "EEMC", store: "FeatureStore", device: torch.device
+) -> list[Path]:
+    """Writes a picture for each of two expressions, the same ones for every trial on this store."""
+    rows = chosen_rows(store)
+    written = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        for batch, probs in predictions(config, model, store, [row], device):
+            assert batch.mask is not None
+            pred, target = (probs[0] > 0.5).cpu().numpy(), batch.mask[0].cpu().numpy()
+            clip_id = str(store.expressions["clip_id"].iloc[row])
+            backdrop = [frame_picture(store, clip_id, second, target.shape[1:]) for second in range(len(target))]
+            picture = draw(backdrop, pred, target, f"{batch.text_string[0]}", f"{batch.uid[0]} ({batch.split[0]})")
+            written.append(folder / f"{len(written) + 1}-{safe_name(batch.uid[0])}.png")
+            picture.save(written[-1])
+    return written
+
+
+def chosen_rows(store: "FeatureStore") -> list[int]:
+    """The first expression of test_s and the first of another dimension and clip: the same for every trial."""
+    table = store.expressions
+    rows = rows_of(store, ("test_s",)) or rows_of(store, ("val",)) or rows_of(store, ("train",))
+    if not rows:
+        return []
+    first, chosen = table.iloc[rows[0]], rows[:1]
+    others = sorted(
+        rows[1:],
+        key=lambda row: (
+            table["dimension"].iloc[row] == first["dimension"], table["clip_id"].iloc[row] == first["clip_id"], row,
+        ),
+    )
+    return (chosen + others)[:NUM_PICTURES]
+
+
+def frame_picture(store: "FeatureStore", clip_id: str, second: int, size: tuple[int, ...]) -> Image.Image:
+    """The clip's frame where the source still lies where it was extracted from, else a plain backdrop."""
+    path = Path(str(store.attributes.get("source", ""))) / "media" / clip_id / "frames" / f"{second}.jpg"
+    try:
+        return Image.open(path).convert("RGB").resize((FRAME_PX, FRAME_PX))
+    except OSError:
+        return Image.new("RGB", (FRAME_PX, FRAME_PX), (BACKDROP,) * 3)
+
+
+def draw(
+    frames: list[Image.Image], pred: np.ndarray, target: np.ndarray, sentence: str, origin: str
+) -> Image.Image:
+    """One strip: the sentence above, the frames below. `pred` and `target` are boolean, (t, h, w)."""
+    strip = Image.new("RGB", (FRAME_PX * len(frames), FRAME_PX + CAPTION_PX), (20, 20, 20))
+    pen = ImageDraw.Draw(strip)
+    pen.text((8, 4), sentence, fill=(255, 255, 255), font=ImageFont.load_default(size=16))
+    pen.text((8, 26), f"{origin}; red: prediction, green: ground truth", fill=(170, 170, 170))
+    for second, frame in enumerate(frames):
+        pixels = np.asarray(frame, dtype=np.float32).copy()
+        filled, wanted = enlarged(pred[second]), enlarged(target[second])
+        pixels[filled] = 0.45 * pixels[filled] + 0.55 * np.array(PREDICTION, dtype=np.float32)
+        pixels[outline(wanted)] = TARGET
+        strip.paste(Image.fromarray(pixels.astype(np.uint8)), (second * FRAME_PX, CAPTION_PX))
+    return strip
+
+
+def enlarged(mask: np.ndarray) -> np.ndarray:
+    """The mask at the size of the picture, by nearest neighbour."""
+    return np.asarray(Image.fromarray(mask.astype(np.uint8)).resize((FRAME_PX, FRAME_PX), Image.Resampling.NEAREST)) > 0
+
+
+def outline(mask: np.ndarray) -> np.ndarray:
+    """The pixels of the mask that touch its outside, two wide."""
+    inner = np.pad(mask, 2, constant_values=False)
+    kept = mask.copy()
+    for dy, dx in ((0, 2), (4, 2), (2, 0), (2, 4)):
+        kept &= inner[dy : dy + mask.shape[0], dx : dx + mask.shape[1]]
+    return mask & ~kept
+
+
+def safe_name(uid: str) -> str:
+    """`uid` as a file name."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in uid)

@@ -1,0 +1,87 @@
+"""What a trial leaves on disk so that it can go on after a kill: model, optimiser and history, whole or not at all."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from refavs.errors import ConfigError
+from refavs.store.files import sync_folder, write_atomically
+
+PREFIX = "epoch-"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as JSON, whole or not at all."""
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> Any | None:
+    """The value in `path`, or None where the file is absent.
+
+    Raises:
+        ConfigError: a file that is not JSON.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}); remove it and run the same command again") from error
+
+
+def save_state(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, history: list[dict[str, Any]]
+) -> None:
+    """Writes the state after `epoch` finished epochs, then removes the older ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{PREFIX}{epoch:06d}.{os.getpid()}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    state = optimizer.state_dict()
+    moments = {f"{index}.{name}": value for index, values in state["state"].items() for name, value in values.items()}
+    for name, tensors in (("model", model.state_dict()), ("optimizer", moments)):
+        plain = {key: value.detach().contiguous() for key, value in tensors.items()}
+        write_atomically(partial / f"{name}.safetensors", save(plain))
+    write_json(partial / "state.json", {"epoch": epoch, "groups": state["param_groups"], "history": history})
+    whole = folder / f"{PREFIX}{epoch:06d}"
+    if whole.is_dir():
+        shutil.rmtree(partial)
+    else:
+        partial.rename(whole)
+    sync_folder(folder)
+    for other in [*folder.glob(".*.partial"), *(path for path in folder.glob(f"{PREFIX}*") if path.name < whole.name)]:
+        shutil.rmtree(other, ignore_errors=True)
+
+
+def load_state(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, list[dict[str, Any]]]:
+    """Puts the newest state back; returns the number of finished epochs and their history (0 and none without one).
+
+    Raises:
+        ConfigError: a state that cannot be read or is of another model.
+    """
+    saved = sorted(folder.glob(f"{PREFIX}*"))
+    if not saved:
+        return 0, []
+    newest = saved[-1]
+    try:
+        model.load_state_dict(load_file(newest / "model.safetensors"))
+        flat = load_file(newest / "optimizer.safetensors")
+        facts = json.loads((newest / "state.json").read_text("utf-8"))
+        values: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in flat.items():
+            index, name = key.split(".", 1)
+            values.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({"state": values, "param_groups": facts["groups"]})
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{newest} cannot be read ({reason}); remove {folder} to start this trial again") from error
+    return facts["epoch"], facts["history"]

@@ -1,0 +1,191 @@
+"""A sweep: what of a grid is done, what is missing, and running that."""
+
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.evaluate import controls
+from experiments.grid import Grid
+from experiments.ledger import Entry, Ledger, read_metrics
+from experiments.state import read_json, write_json
+from experiments.tracking import Tracker, default_tracking_uri
+from refavs.config import digest
+from refavs.console import ProgressBar
+from refavs.errors import ConfigError
+from refavs.model.eemc import EEMC, EEMCConfig
+from refavs.store import FeatureStore
+
+ARTIFACTS = ("checkpoint", "overlays", "config.json", "metrics.jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a sweep may use.
+
+    Attributes:
+        address: a running Ray cluster, whose nodes see the store and the sweep's folder under the same paths; None
+            starts Ray on this machine for the time of the sweep.
+        max_concurrent: trials at once; None takes as many as the processors allow.
+    """
+
+    address: str | None = None
+    max_concurrent: int | None = None
+    cpus_per_trial: float = 1
+    gpus_per_trial: float = 0
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """A sweep after a call.
+
+    Attributes:
+        num_run: trials that this call finished.
+        failures: reason by title of the trials that failed.
+        controls: metrics of the constant predictions.
+    """
+
+    entries: list[Entry]
+    tracking_uri: str
+    num_run: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+    controls: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def run_sweep(
+    grid: Grid, store: FeatureStore, out: Path, resources: Resources | None = None, tracking_uri: str | None = None
+) -> Outcome:
+    """Runs the trials of `grid` that are not finished in the sweep's folder `out`.
+
+    Raises:
+        ConfigError: a trial whose settings do not fit the store, or a folder that another sweep holds.
+        StoreError: a store that is damaged or has nothing to train on.
+    """
+    check_models(grid, store)
+    ledger = Ledger(out)
+    entries = ledger.entries(grid.trials, store.fingerprint)
+    uri = tracking_uri or ledger.sweep.get("tracking_uri") or default_tracking_uri(out)
+    outcome = Outcome(entries=entries, tracking_uri=uri)
+    with ledger.locked():
+        outcome.controls = _controls(out, store)
+        if ledger.sweep.get("closed") == _keys(entries) and all(entry.state == "finished" for entry in entries):
+            return outcome
+        ledger.set_sweep(id=ledger.sweep.get("id") or uuid.uuid4().hex, tracking_uri=uri, closed=None)
+        _Run(grid, store, ledger, outcome).run(resources or Resources())
+    return outcome
+
+
+def check_models(grid: Grid, store: FeatureStore) -> None:
+    """Builds the head of each distinct kind once, so that settings which do not fit the store are refused at once.
+
+    Raises:
+        ConfigError: settings that cannot be used, with the trial's name.
+    """
+    known = set()
+    for trial in grid.trials:
+        if trial.config.model in known:
+            continue
+        known.add(trial.config.model)
+        try:
+            EEMC(EEMCConfig.from_store(store, **asdict(trial.config.model)))
+        except ConfigError as error:
+            raise ConfigError(f"trial {trial.name!r}: {error}") from error
+
+
+class _Run:
+    """One call of a sweep with something to do."""
+
+    def __init__(self, grid: Grid, store: FeatureStore, ledger: Ledger, outcome: Outcome) -> None:
+        self.grid, self.store, self.ledger, self.outcome = grid, store, ledger, outcome
+        local = outcome.tracking_uri.startswith("sqlite:")
+        out = ledger.root.resolve()
+        if local:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        self.tracker = Tracker(
+            outcome.tracking_uri, out.name, ledger.sweep["id"], out.parent / "mlartifacts" / out.name if local else None
+        )
+        self.progress: ProgressBar | None = None
+        self.run_ids: dict[str, str] = {}
+
+    def run(self, resources: Resources) -> None:
+        entries = self.outcome.entries
+        facts = {"store_path": self.store.path, "out": self.ledger.root.resolve(), "trials": len(entries)}
+        self.parent = self.tracker.start_sweep(self.grid.name, self.grid.description, self.store, facts)
+        self.ledger.set_sweep(run_id=self.parent, grid=self.grid.name)
+        try:
+            self._run_missing([entry for entry in entries if entry.state != "finished"], resources)
+        except BaseException as error:
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            for entry in entries:
+                if entry.key in self.run_ids and entry.state == "running":
+                    self.tracker.end(self.run_ids[entry.key], status)
+                    entry.set_status("stopped")
+            self.tracker.end(self.parent, status)
+            raise
+        self.tracker.end(self.parent, "FAILED" if self.outcome.failures else "FINISHED")
+        if not self.outcome.failures:
+            self.ledger.set_sweep(closed=_keys(entries))
+
+    def _run_missing(self, missing: Sequence[Entry], resources: Resources) -> None:
+        for entry in missing:
+            self.ledger.enter(entry, self.store.fingerprint)
+            if entry.result is not None:
+                self.started(entry)
+                self.tracker.log_records(self.run_ids[entry.key], read_metrics(entry.folder))
+                self.ended(entry, "")
+        to_train = [entry for entry in missing if entry.result is None]
+        if not to_train:
+            return
+        from experiments.jobs import run_trials
+
+        num_epochs = sum(entry.trial.config.train.epochs for entry in to_train)
+        with ProgressBar(f"sweep {self.grid.name}", num_epochs, "epochs") as self.progress:
+            run_trials(to_train, Path(self.store.path), resources, self.started, self.progressed, self.ended)
+        for entry in to_train:
+            if entry.state != "finished" and entry.trial.title not in self.outcome.failures:
+                self.ended(entry, "the trial never ran; Ray found no place for what it asks for")
+
+    def started(self, entry: Entry) -> None:
+        run_id = self.tracker.start_trial(entry, self.parent, self.store)
+        self.run_ids[entry.key] = run_id
+        entry.set_status("running", run_id=run_id)
+
+    def progressed(self, entry: Entry, records: list[dict[str, Any]]) -> None:
+        self.tracker.log_records(self.run_ids[entry.key], records)
+        if self.progress is not None:
+            score = records[-1]["metrics"].get("val/J")
+            shown = "" if score is None else f" val J {100 * score:.1f}"
+            self.progress.advance(len(records), f"{entry.trial.title}: epoch {records[-1]['epoch']}{shown}")
+
+    def ended(self, entry: Entry, reason: str) -> None:
+        if entry.key not in self.run_ids:
+            self.started(entry)
+        run_id, result = self.run_ids[entry.key], entry.result
+        if reason or result is None:
+            reason = reason or "the trial ended without a result"
+            self.tracker.end(run_id, "FAILED", reason)
+            entry.set_status("failed", reason=reason)
+            self.outcome.failures[entry.trial.title] = reason
+            return
+        self.tracker.log_records(run_id, [result])
+        self.tracker.log_folder(run_id, entry.folder, ARTIFACTS)
+        self.tracker.end(run_id, "FINISHED")
+        entry.set_status("finished", seconds=result["metrics"]["seconds"])
+        self.outcome.num_run += 1
+        shutil.rmtree(entry.folder / "state", ignore_errors=True)
+
+
+def _controls(out: Path, store: FeatureStore) -> dict[str, dict[str, float]]:
+    """The constant predictions on this store, computed once for a sweep."""
+    path = out / "controls.json"
+    known = read_json(path)
+    if known is None or known["store"] != store.fingerprint:
+        known = {"store": store.fingerprint, "controls": controls(store)}
+        write_json(path, known)
+    return known["controls"]
+
+
+def _keys(entries: Sequence[Entry]) -> str:
+    return digest(sorted(entry.key for entry in entries))

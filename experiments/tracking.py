@@ -1,0 +1,179 @@
+"""MLflow: the sweep is a parent run, each trial a child. Only the driver writes, and only through the client.
+
+Nothing is doubled by a resume: runs are found again by the ids in the ledger or by their tags, and a metric point keeps
+the time stamp its trial gave it, so that sending it again leaves one point.
+"""
+
+import getpass
+import json
+import logging
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.ledger import Entry
+from refavs.config import flat
+
+if TYPE_CHECKING:
+    from refavs.store import FeatureStore
+
+BATCH_METRICS = 1000
+BATCH_PARAMS = 100
+DIGEST_LENGTH = 36
+
+
+def default_tracking_uri(out: Path) -> str:
+    """The SQLite database beside the sweep's folder, shared by the sweeps that lie next to each other."""
+    return f"sqlite:///{out.resolve().parent / 'mlflow.db'}"
+
+
+def git_facts(folder: Path) -> dict[str, str]:
+    """Commit and dirtiness of the code in `folder`; empty where it is not under git."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": str(bool(changes)).lower()}
+
+
+def metric_name(name: str) -> str:
+    """`name` with the characters that MLflow does not take replaced."""
+    return re.sub(r"[^\w\-./ :]", "_", name)
+
+
+class Tracker:
+    """Writes one sweep into MLflow.
+
+    Args:
+        uri: tracking server or database.
+        experiment: name of the MLflow experiment, the question the sweep asks.
+        sweep_id: names the sweep among all on that server.
+        artifacts: where a new local experiment keeps its artifacts; None leaves it to the server.
+    """
+
+    def __init__(self, uri: str, experiment: str, sweep_id: str, artifacts: Path | None) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        from mlflow import MlflowClient
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.client = MlflowClient(tracking_uri=uri)
+        self.sweep_id = sweep_id
+        found = self.client.get_experiment_by_name(experiment)
+        if found is None:
+            location = None if artifacts is None else artifacts.resolve().as_uri()
+            self.experiment_id = self.client.create_experiment(experiment, artifact_location=location)
+        else:
+            self.experiment_id = found.experiment_id
+        self.git = git_facts(Path(__file__).parent)
+
+    def start_sweep(self, name: str, description: str, store: "FeatureStore", facts: Mapping[str, Any]) -> str:
+        """Opens the parent run, or opens it again, and returns its id; a grown grid may change the `facts`."""
+        from mlflow.entities import RunTag
+
+        tags = {"mlflow.note.content": description, "refavs.kind": "sweep", "refavs.grid": name}
+        run_id = self._find_or_create(f"sweep-{store.fingerprint}", name, tags, store)
+        self.client.log_batch(run_id, tags=[RunTag(f"refavs.{key}", str(value)) for key, value in facts.items()])
+        self._log_store(run_id, store)
+        return run_id
+
+    def start_trial(self, entry: Entry, parent: str, store: "FeatureStore") -> str:
+        """Opens a trial's run, or opens it again, and returns its id."""
+        tags = {
+            "mlflow.parentRunId": parent,
+            "refavs.kind": "trial",
+            "refavs.case": entry.trial.name,
+            "refavs.seed": str(entry.trial.config.seed),
+        }
+        run_id = self._find_or_create(entry.key, entry.trial.title, tags, store)
+        self._log_params(run_id, flat(entry.trial.config))
+        self._log_store(run_id, store)
+        return run_id
+
+    def log_records(self, run_id: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Sends the records of finished epochs, all in one request where they are few."""
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(key=metric_name(name), value=value, timestamp=record["time_ms"], step=record["epoch"])
+            for record in records
+            for name, value in record["metrics"].items()
+        ]
+        for start in range(0, len(metrics), BATCH_METRICS):
+            self.client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
+
+    def log_folder(self, run_id: str, folder: Path, names: Sequence[str]) -> None:
+        """Uploads files and folders of a trial under their own names."""
+        for name in names:
+            path = folder / name
+            if path.is_dir():
+                self.client.log_artifacts(run_id, str(path), artifact_path=name)
+            elif path.is_file():
+                self.client.log_artifact(run_id, str(path))
+
+    def end(self, run_id: str, status: str, reason: str = "") -> None:
+        """Closes a run as FINISHED, FAILED or KILLED."""
+        if reason:
+            self.client.set_tag(run_id, "refavs.reason", reason[:5000])
+        self.client.set_terminated(run_id, status=status)
+
+    def _find_or_create(
+        self, key: str, name: str, tags: dict[str, str], store: "FeatureStore"
+    ) -> str:
+        """The run of this sweep with this key; a run made just before a kill is found by its tags."""
+        found = self.client.search_runs(
+            [self.experiment_id], f"tags.`refavs.sweep` = '{self.sweep_id}' and tags.`refavs.key` = '{key}'"
+        )
+        if found:
+            run_id = found[0].info.run_id
+            self.client.update_run(run_id, status="RUNNING")
+            return run_id
+        own = {
+            "refavs.sweep": self.sweep_id,
+            "refavs.key": key,
+            "refavs.store": store.fingerprint,
+            "refavs.features": "random weights" if store.random_weights else "pretrained weights",
+            "mlflow.user": _user(),
+            "mlflow.source.name": "refavs-sweep",
+        }
+        run = self.client.create_run(self.experiment_id, run_name=name, tags={**own, **self.git, **tags})
+        return run.info.run_id
+
+    def _log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(key=name, value=str(value)) for name, value in values.items()]
+        for start in range(0, len(params), BATCH_PARAMS):
+            self.client.log_batch(run_id, params=params[start : start + BATCH_PARAMS])
+
+    def _log_store(self, run_id: str, store: "FeatureStore") -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        profile = {"clips": len(store.clips), "expressions": len(store.expressions)}
+        dataset = Dataset(
+            name=Path(store.path).name,
+            digest=store.fingerprint[:DIGEST_LENGTH],
+            source_type="local",
+            source=json.dumps({"uri": str(store.path)}),
+            profile=json.dumps(profile),
+        )
+        self.client.log_inputs(
+            run_id, [DatasetInput(dataset=dataset, tags=[InputTag(key="mlflow.data.context", value="training")])]
+        )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"

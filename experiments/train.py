@@ -1,0 +1,286 @@
+"""One trial as a plain loop: no Ray and no MLflow in it. It goes on from its last finished epoch."""
+
+import json
+import math
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.evaluate import TEST_SPLITS, autocast, evaluate_splits, rows_of
+from experiments.overlays import write_overlays
+from experiments.state import load_state, read_json, save_state, write_json
+from refavs.data.dataset import Batch, batches
+from refavs.errors import ConfigError, StoreError
+from refavs.model.checkpoint import save_model
+from refavs.model.eemc import EEMC, EEMCConfig
+from refavs.model.losses import eemc_loss
+from refavs.store.files import write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from experiments.config import TrialConfig
+    from refavs.store import FeatureStore
+
+Report = Callable[[list[dict[str, Any]]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a head is trained.
+
+    Attributes:
+        epochs: an epoch ends with a validation, a checkpoint and a line in the history.
+        steps_per_epoch: batches in an epoch; 0 takes as many as show each training expression once.
+        batch_size: expressions in a batch.
+        expressions_per_clip: expressions of one clip that a batch takes together, so that its maps are read once.
+        frames: seconds of each clip that are decoded in a step, drawn anew each step; 0 decodes all. The cached memory
+            is exact in either case.
+        sampling: `uniform` over expressions, or `dimension`: each dimension, and the nulls, equally often.
+        warmup_steps: steps in which the learning rate rises linearly from zero.
+        decay_start: share of all steps after which the learning rate falls to zero as a cosine.
+        clip_norm: largest norm of the gradient.
+        precision: `bf16` runs the model under autocast.
+        eval_batch_size: expressions in a batch of evaluation; changes no number.
+    """
+
+    epochs: int = 50
+    steps_per_epoch: int = 0
+    batch_size: int = 8
+    expressions_per_clip: int = 4
+    frames: int = 0
+    sampling: Literal["uniform", "dimension"] = "uniform"
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    warmup_steps: int = 0
+    decay_start: float = 0.0
+    clip_norm: float = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    eval_batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "expressions_per_clip", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; accepted: a whole number from 1")
+        for name in ("steps_per_epoch", "frames", "warmup_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; accepted: 0 or more")
+        for name in ("learning_rate", "clip_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; accepted: a number above 0")
+        if not 0 <= self.decay_start <= 1:
+            raise ConfigError(f"train.decay_start is {self.decay_start}; accepted: a share of all steps from 0 to 1")
+
+
+class NonFiniteError(ConfigError):
+    """A loss or gradient that is not a number: the trial stops before the weights are lost."""
+
+
+def train(
+    config: "TrialConfig",
+    store: "FeatureStore",
+    folder: Path,
+    report: Report = lambda records: None,
+    device: torch.device | None = None,
+) -> dict[str, Any]:
+    """Trains and evaluates one head, or goes on where an earlier call with this folder stopped.
+
+    The folder receives `state/` (the last epoch's checkpoint while training), `metrics.jsonl` (a record per epoch),
+    `checkpoint/` (the trained head), `overlays/` and at last `result.json`.
+
+    Args:
+        report: called with the records of finished epochs, first with those of earlier calls.
+
+    Returns:
+        A record like an epoch's, whose `metrics` are the final ones by name, as `test_s/J`.
+
+    Raises:
+        NonFiniteError: a loss or gradient is not finite; names the epoch, the step and the batch's expressions.
+        StoreError: the store has no training expressions.
+    """
+    device = device or torch.device("cpu")
+    torch.manual_seed(config.seed)
+    model = build_model(config, store).to(device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
+    )
+    epoch, history = load_state(folder / "state", model, optimizer)
+    if history:
+        report(history)
+    sampler = Sampler(config, store)
+    while epoch < config.train.epochs:
+        record = train_epoch(config, model, optimizer, store, sampler, epoch, device)
+        record["metrics"] |= evaluate_splits(config.train, model, store, ("val",), device)
+        epoch += 1
+        record |= {"epoch": epoch, "time_ms": int(time.time() * 1000)}
+        history.append(record)
+        save_state(folder / "state", model, optimizer, epoch, history)
+        write_history(folder / "metrics.jsonl", history)
+        report([record])
+    return finish(config, model, store, folder, history, device)
+
+
+def build_model(config: "TrialConfig", store: "FeatureStore") -> EEMC:
+    """A new head for the features of `store`, which are standardised inside it."""
+    model = EEMC(EEMCConfig.from_store(store, **asdict(config.model)))
+    model.set_statistics(
+        {path: (torch.as_tensor(mean), torch.as_tensor(std)) for path, (mean, std) in store.statistics.items()}
+    )
+    return model
+
+
+def finish(
+    config: "TrialConfig",
+    model: EEMC,
+    store: "FeatureStore",
+    folder: Path,
+    history: list[dict[str, Any]],
+    device: torch.device,
+) -> dict[str, Any]:
+    """Final metrics, checkpoint and pictures; the result is written last, so that it stands for all of them."""
+    known = read_json(folder / "result.json")
+    if known is not None:
+        return known
+    started = time.monotonic()
+    metrics = evaluate_splits(config.train, model, store, TEST_SPLITS, device)
+    save_model(folder / "checkpoint", model)
+    write_overlays(folder / "overlays", config.train, model, store, device)
+    metrics["parameters"] = float(sum(p.numel() for p in model.parameters() if p.requires_grad))
+    metrics["seconds"] = sum(record["seconds"] for record in history) + time.monotonic() - started
+    result = {"epoch": len(history), "time_ms": int(time.time() * 1000), "metrics": metrics}
+    write_json(folder / "result.json", result)
+    return result
+
+
+def train_epoch(
+    config: "TrialConfig",
+    model: EEMC,
+    optimizer: torch.optim.Optimizer,
+    store: "FeatureStore",
+    sampler: "Sampler",
+    epoch: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Trains one epoch, whose every random choice follows from the seed and the epoch; returns its record."""
+    settings = config.train
+    started = time.monotonic()
+    torch.manual_seed(derived_seed(config.seed, "epoch", epoch))
+    model.train()
+    sums: dict[str, Tensor] = {}
+    first = epoch * sampler.num_steps
+    for index, batch in enumerate(sampler.batches(epoch)):
+        step = first + index
+        rate = learning_rate(settings, step, settings.epochs * sampler.num_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        losses = losses_of(config, model, batch.to(device))
+        optimizer.zero_grad(set_to_none=True)
+        losses["total"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+        if not bool(torch.isfinite(losses["total"]) & torch.isfinite(norm)):
+            raise NonFiniteError(_non_finite(losses["total"], norm, epoch, index, rate, batch))
+        optimizer.step()
+        for name, value in {**losses, "grad_norm": norm}.items():
+            sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach()
+    metrics = {f"train/{name}": float(value) / sampler.num_steps for name, value in sums.items()}
+    metrics["train/loss"] = metrics.pop("train/total")
+    metrics["train/learning_rate"] = rate
+    return {"step": first + sampler.num_steps, "seconds": time.monotonic() - started, "metrics": metrics}
+
+
+def losses_of(config: "TrialConfig", model: EEMC, batch: Batch) -> dict[str, Tensor]:
+    """The losses of one batch, on a random choice of its seconds where the settings ask for that."""
+    assert batch.mask is not None
+    num_frames = batch.mask.shape[1]
+    frames, mask = None, batch.mask
+    if 0 < config.train.frames < num_frames:
+        frames = torch.randperm(num_frames)[: config.train.frames].sort().values.to(mask.device)
+        mask = mask[:, frames]
+    with autocast(config.train, mask.device):
+        output = model(batch, frames=frames)
+    return eemc_loss(output, mask, config.loss)
+
+
+def learning_rate(config: TrainConfig, step: int, num_steps: int) -> float:
+    """Linear warm-up, constant, then a cosine to zero."""
+    rate = config.learning_rate
+    if step < config.warmup_steps:
+        return rate * (step + 1) / config.warmup_steps
+    decay = config.decay_start * num_steps
+    if step < decay:
+        return rate
+    return rate * 0.5 * (1 + math.cos(math.pi * (step - decay) / max(num_steps - decay, 1)))
+
+
+def derived_seed(seed: int, *parts: object) -> int:
+    """A seed of its own for each use, the same on every machine."""
+    return zlib.crc32(repr((seed, *parts)).encode())
+
+
+class Sampler:
+    """Chooses the training expressions of each epoch; the choice follows from the seed and the epoch alone."""
+
+    def __init__(self, config: "TrialConfig", store: "FeatureStore") -> None:
+        self.config, self.store = config, store
+        table = store.expressions
+        rows = rows_of(store, ("train",))
+        if not rows:
+            counts = ", ".join(f"{name} {count}" for name, count in table["split"].value_counts().items())
+            raise StoreError(
+                f"{store.path} has no expressions of split train with masks (it has {counts or 'none at all'}); extract "
+                "a source that has them, as refavs-synth writes it"
+            )
+        groups: dict[str, list[int]] = defaultdict(list)
+        for row in rows:
+            groups["" if config.train.sampling == "uniform" else kind_of(table, row)].append(row)
+        self.groups = [np.array(groups[name]) for name in sorted(groups)]
+        self.num_steps = config.train.steps_per_epoch or math.ceil(len(rows) / config.train.batch_size)
+
+    def rows(self, epoch: int) -> list[int]:
+        """The expressions of an epoch: each group shuffled, and again when it is used up."""
+        wanted = self.num_steps * self.config.train.batch_size
+        if not self.config.train.steps_per_epoch and len(self.groups) == 1:
+            wanted = len(self.groups[0])
+        rng = np.random.default_rng(derived_seed(self.config.seed, "rows", epoch))
+        share = math.ceil(wanted / len(self.groups))
+        drawn = []
+        for group in self.groups:
+            rounds = [rng.permutation(group) for _ in range(math.ceil(share / len(group)))]
+            drawn.append(np.concatenate(rounds)[:share])
+        return [int(row) for row in rng.permutation(np.concatenate(drawn))[:wanted]]
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch."""
+        train = self.config.train
+        return batches(
+            self.store, self.rows(epoch), train.batch_size, seed=self.config.seed, epoch=epoch,
+            expressions_per_clip=train.expressions_per_clip,
+        )
+
+
+def kind_of(table: "pd.DataFrame", row: int) -> str:
+    """The dimension of an expression, or `null` where it refers to nothing."""
+    if str(table["clip_id"].iloc[row]).startswith("null_"):
+        return "null"
+    return str(table["dimension"].iloc[row])
+
+
+def write_history(path: Path, history: list[dict[str, Any]]) -> None:
+    """Writes a JSON line per epoch, whole or not at all."""
+    write_atomically(path, "".join(json.dumps(record) + "\n" for record in history).encode())
+
+
+def _non_finite(loss: Tensor, norm: Tensor, epoch: int, index: int, rate: float, batch: Batch) -> str:
+    return (
+        f"loss {float(loss.detach())}, gradient norm {float(norm)} at epoch {epoch + 1}, step {index + 1}, learning "
+        f"rate {rate:.3g}; expressions of the batch: {', '.join(batch.uid)}; lower train.learning_rate or raise "
+        "train.warmup_steps, or look for damaged features with refavs-store verify"
+    )
