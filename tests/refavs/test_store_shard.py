@@ -1,0 +1,194 @@
+"""Shard files are standard Zarr v3: zarr-python and tensorstore read what was written, bit for bit."""
+
+import importlib.util
+import json
+import os
+import shutil
+import tracemalloc
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorstore
+import torch
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from refavs.errors import StoreError
+from refavs.store import ArraySpec, FeatureStore, StoreWriter, pack_mask, unpack_mask
+from refavs.store.schema import DTYPES
+from refavs.store.shard import ALIGNMENT_BYTES, MappedShard, ShardFile
+
+_spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
+assert _spec is not None and _spec.loader is not None
+small = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(small)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished store that no test changes."""
+    root = tmp_path_factory.mktemp("built") / "s"
+    small.write_store(root)
+    return root
+
+
+@pytest.fixture
+def root(built: Path, tmp_path: Path) -> Path:
+    """A finished store of the test's own."""
+    return Path(shutil.copytree(built, tmp_path / "s"))
+
+
+def open_tensorstore(root: Path, path: str) -> tensorstore.TensorStore:
+    kvstore = {"driver": "file", "path": str(root / path)}
+    return tensorstore.open({"driver": "zarr3", "kvstore": kvstore}, read=True).result()
+
+
+def read_all(root: Path, path: str) -> list[np.ndarray]:
+    """The array as zarr-python and as tensorstore read it."""
+    group = zarr.open_group(str(root), mode="r")
+    return [np.asarray(group[path][...]), open_tensorstore(root, path).read().result()]
+
+
+@pytest.mark.parametrize("path", [spec.path for specs in small.SPECS.values() for spec in specs])
+def test_store_is_read_by_zarr_and_tensorstore(built: Path, path: str) -> None:
+    store = FeatureStore(built)
+    table = path.split("/")[0]
+    keys = store._places
+    rows = [row for name, row in keys if name == table]
+    for found in read_all(built, path):
+        assert found.shape[0] == max(rows) + 1
+        for row in rows:
+            expected = small.row_of(keys[table, row][1], [store.specs[path]])[path]
+            np.testing.assert_array_equal(found[row], expected)
+            np.testing.assert_array_equal(store.read(path, row).numpy(), expected)
+
+
+def test_store_names_its_rows_and_statistics_for_other_readers(tmp_path: Path) -> None:
+    small.write_store(tmp_path / "s", failing=["c"])
+    group = zarr.open_group(str(tmp_path / "s"), mode="r")
+    ids = ["".join(map(chr, row)).rstrip("\0") for row in group["clips/id"][...]]
+    assert ids == ["a", "b", "", "d", "e"]
+    np.testing.assert_array_equal(group["objects/clip"][...], [0, 1, -1, 3, 4])
+    rows = open_tensorstore(tmp_path / "s", "text/string").read().result()
+    assert {bytes(row).rstrip(b"\0").decode() for row in rows} == set(small.TEXTS)
+    store = FeatureStore(tmp_path / "s")
+    np.testing.assert_array_equal(group[small.AUDIO].attrs["statistics"]["mean"], store.statistics[small.AUDIO][0])
+    assert group.attrs["fingerprint"] == store.fingerprint
+    assert group[small.MAPS].metadata.dimension_names == ("clip", "t", "c", "h", "w")
+
+
+def test_hole_reads_as_zeros_and_its_neighbours_are_whole(tmp_path: Path) -> None:
+    small.write_store(tmp_path / "s", failing=["b"])
+    for found in read_all(tmp_path / "s", small.MAPS):
+        assert not found[1].any()
+        for row, key in ((0, "a"), (2, "c"), (3, "d"), (4, "e")):
+            np.testing.assert_array_equal(found[row], small.row_of(key, small.SPECS["clips"])[small.MAPS])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_shape_type_and_shard_size_is_read_alike(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    root = tmp_path_factory.mktemp("store") / "s"
+    shape = tuple(data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4), label="shape"))
+    dtype = data.draw(st.sampled_from(DTYPES), label="type")
+    spec = ArraySpec(path="clips/x", shape=shape, dtype=dtype, axes=tuple("thwx"[: len(shape)]))
+    per_shard = data.draw(st.integers(1, 5), label="rows per shard")
+    keys = [f"k{number:02d}" for number in range(data.draw(st.integers(1, 9), label="keys"))]
+    failing = data.draw(st.sets(st.sampled_from(keys), max_size=len(keys) - 1), label="failing")
+    writer = StoreWriter.open(root, encoders={}, source="", num_frames=1, input_size=1, specs={"clips": [spec]},
+                              rows_per_shard={"clips": per_shard})  # fmt: skip
+    small.write_rows(writer, "clips", keys, tuple(failing))
+    writer.finalise()
+    store = FeatureStore(root)
+    assert set(store.clips["id"]) == set(keys) - failing
+    found = read_all(root, "clips/x")
+    for row, key in store.clips["id"].items():
+        expected = small.row_of(key, [spec])["clips/x"]
+        for array in found:
+            np.testing.assert_array_equal(array[row], expected)
+        np.testing.assert_array_equal(store.read("clips/x", row).numpy(), expected)
+    for array in found:
+        holes = set(range(len(array))) - set(store.clips.index)
+        assert not any(array[row].any() for row in holes)
+
+
+def test_zarr_itself_finds_a_flipped_bit(root: Path) -> None:
+    path = root / small.MAPS / "c.0.0.0.0.0"
+    data = bytearray(path.read_bytes())
+    data[10] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="checksum"):
+        zarr.open_group(str(root), mode="r")[small.MAPS][0]
+
+
+def test_rows_are_views_aligned_and_private(built: Path) -> None:
+    store = FeatureStore(built)
+    before = small.files_of(built)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first, second = store.read(small.MAPS, 1), store.read(small.MAPS, 1)
+    assert first.data_ptr() == second.data_ptr() and first.data_ptr() % ALIGNMENT_BYTES == 0
+    first.zero_()
+    assert not second.any(), "two reads are views of the same bytes"
+    assert small.files_of(built) == before
+    del store
+    assert first.shape == (3, 4, 5, 6) and second.dtype == torch.float16
+
+
+def test_mapping_keeps_no_file_open(built: Path) -> None:
+    store = FeatureStore(built)
+    before = len(os.listdir("/proc/self/fd"))
+    rows = [store.read(spec.path, row) for spec in small.SPECS["clips"] for row in range(5)]
+    assert len(os.listdir("/proc/self/fd")) == before and len(rows) == 15
+
+
+def test_writing_holds_no_more_than_a_row(tmp_path: Path) -> None:
+    row = np.zeros((4, 1 << 18), np.float32)
+    tracemalloc.start()
+    file = ShardFile(tmp_path / "c.0.0.0", 16)
+    for place in range(16):
+        file.append(place, row)
+    facts = file.finish()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    file.publish()
+    assert facts.num_bytes > 16 * row.nbytes and peak < row.nbytes / 4
+
+
+def test_shard_of_another_length_or_index_is_refused(tmp_path: Path) -> None:
+    spec = ArraySpec(path="clips/x", shape=(5,), dtype="float32", axes=("t",))
+    path = tmp_path / "c.0.0"
+    file = ShardFile(path, 3)
+    file.append(1, np.arange(5, dtype=np.float32))
+    facts = file.finish()
+    file.publish()
+    whole = path.read_bytes()
+    assert MappedShard(path, spec, 3, facts).read(1, "always").tolist() == [0, 1, 2, 3, 4]
+    path.write_bytes(whole[:-1])
+    with pytest.raises(StoreError, match=rf"has {len(whole) - 1} bytes, its commit record says {len(whole)}"):
+        MappedShard(path, spec, 3, facts)
+    path.write_bytes(whole[:-30] + bytes([whole[-30] ^ 4]) + whole[-29:])
+    with pytest.raises(StoreError, match=r"the index of shard .* is damaged: its checksum"):
+        MappedShard(path, spec, 3, facts)
+
+
+def test_metadata_is_zarr_v3_with_checksums_and_no_compression(built: Path) -> None:
+    metadata = json.loads((built / small.MAPS / "zarr.json").read_text())
+    (sharding,) = metadata["codecs"]
+    assert sharding["name"] == "sharding_indexed" and sharding["configuration"]["chunk_shape"] == [1, 3, 4, 5, 6]
+    assert [codec["name"] for codec in sharding["configuration"]["codecs"]] == ["bytes", "crc32c"]
+    assert [codec["name"] for codec in sharding["configuration"]["index_codecs"]] == ["bytes", "crc32c"]
+    assert metadata["chunk_grid"]["configuration"]["chunk_shape"] == [2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 9, 24])
+def test_packed_mask_comes_back(width: int) -> None:
+    mask = np.random.default_rng(width).random((3, 5, width)) > 0.5
+    packed = pack_mask(mask)
+    assert packed.shape == (3, 5, -(-width // 8))
+    np.testing.assert_array_equal(unpack_mask(packed, width), mask)
