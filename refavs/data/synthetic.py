@@ -154,6 +154,7 @@ def write_video(path: Path, frames: UInt8[np.ndarray, "f h w 3"], samples: Int16
             container.mux(picture.encode(image))
         block = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
         block.sample_rate = SAMPLE_RATE_HZ
+        block.pts = 0  # else the encoder's start-up samples are taken for sound, and delay it
         container.mux(sound.encode(block))
         container.mux(picture.encode())
         container.mux(sound.encode())

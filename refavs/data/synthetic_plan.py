@@ -1,7 +1,7 @@
 """What the synthetic benchmark holds: its clips, splits, expressions and null references, before anything is drawn."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -79,7 +79,7 @@ class Clip:
 
     @property
     def id(self) -> str:
-        return f"syn{self.index:05d}_0_{round(DURATION_S * 1000)}"
+        return _clip_id(self.index)
 
     @property
     def situation(self) -> Situation:
@@ -88,6 +88,10 @@ class Clip:
     @property
     def categories(self) -> tuple[str, ...]:
         return tuple(item.category for item in self.scene.objects)
+
+
+def _clip_id(index: int) -> str:
+    return f"syn{index:05d}_0_{round(DURATION_S * 1000)}"
 
 
 def plan(settings: Settings) -> tuple[list[Medium], list[Row]]:
@@ -169,7 +173,7 @@ def _with_entrances(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def _plan_nulls(
-    settings: Settings, rows: Sequence[Row], categories: dict[int, tuple[str, ...]]
+    settings: Settings, rows: Sequence[Row], categories: Mapping[int, tuple[str, ...]]
 ) -> tuple[list[Medium], list[Row]]:
     """Gives copies of some clips a sound that nothing in them makes, and sentences that then refer to nothing.
 
@@ -185,7 +189,7 @@ def _plan_nulls(
         split = _SPLITS[index % len(_SPLITS)]
         if split == "test_u":
             continue
-        base = draw_clip(settings, index).id
+        base = _clip_id(index)
         crossed = len(media) % 2 == 0 and len(categories[index]) < len(SEEN_CATEGORIES)
         medium = Medium(id=f"null_{'c' if crossed else 'm'}-{base}", clip=index, null="c" if crossed else "m")
         texts = _null_sentences(split, categories[index], known, left, rng)

@@ -12,7 +12,7 @@ from refavs.data.scene import COLOURS, SEEN_CATEGORIES, SceneObject, make_scene,
 from refavs.data.sound import SAMPLE_RATE_HZ, Schedule, synthesise
 from refavs.data.synthetic_plan import Clip, Settings, draw_clip
 
-SETTINGS = Settings(num_clips=80)
+SETTINGS = Settings(num_clips=50)
 PATTERNS = {template.pattern for template in TEMPLATES}
 
 
@@ -119,7 +119,7 @@ def test_expressions_refer_to_several_objects_without_any_one_cue() -> None:
 def test_acoustic_expressions_follow_the_sound_not_the_pixels() -> None:
     """Dealing the same sounds to other objects moves the referent with them, though no pixel changes."""
     checked = set()
-    for index in range(40):
+    for index in range(24):
         situation = draw_clip(SETTINGS, index).situation
         deals: dict[tuple[int, ...], dict[str, int]] = {}
         for order in permutations(range(len(situation.objects))):
