@@ -98,12 +98,14 @@ class RobertaEncoder:
             VALID: rearrange(valid, "1 l -> l").cpu().numpy(),
         }
 
+    def num_tokens(self, text: str) -> int:
+        """Tokens of a text before it is cut, start and end included."""
+        return len(self._whole.encode(text).ids)
+
     def overlong(self, texts: Iterable[str]) -> dict[str, int]:
         """Tokens of those texts that have more than fit and lose their end."""
-        tokenizer = read_tokenizer(self._tokenizer_file)
-        texts = list(texts)
-        lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(texts)]
-        return {text: length for text, length in zip(texts, lengths, strict=True) if length > self.settings.length}
+        lengths = {text: self.num_tokens(text) for text in texts}
+        return {text: length for text, length in lengths.items() if length > self.settings.length}
 
     @cached_property
     def _weights_file(self) -> Path | None:
@@ -122,6 +124,10 @@ class RobertaEncoder:
         if self.weights.kind == "random":
             return self.settings.tokenizer
         return from_hub(HUB_REPOSITORY, "tokenizer.json")
+
+    @cached_property
+    def _whole(self) -> "Tokenizer":
+        return read_tokenizer(self._tokenizer_file)
 
     @cached_property
     def _tokenizer(self) -> "Tokenizer":
