@@ -110,11 +110,16 @@ class StoreWriter:
         return {key: row for record in read_records(self.path, self.schema, table) for key, row in record.rows.items()}
 
     def plan(self, table: str, keys: Iterable[str]) -> list[ShardPlan]:
-        """Shards that compute those of `keys` that are not committed, and room for them in the arrays."""
+        """Shards that compute those of `keys` that are not committed, and room for them in the arrays.
+
+        Raises:
+            StoreError: a key is not valid Unicode.
+        """
         records = read_records(self.path, self.schema, table)
         done = {key for record in records for key in record.rows}
         failed = {key for record in records for key in record.failures}
         missing = sorted(set(keys) - done)
+        columns.encode_strings(missing, f"keys of {table}")
         size = self.schema.tables[table].rows_per_shard
         parts = [key for key in missing if key not in failed], [key for key in missing if key in failed]
         groups = [tuple(part[start : start + size]) for part in parts for start in range(0, len(part), size)]
