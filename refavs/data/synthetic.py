@@ -144,7 +144,8 @@ def _write_medium(
 def write_video(path: Path, frames: UInt8[np.ndarray, "f h w 3"], samples: Int16[np.ndarray, " n"]) -> None:
     """Writes an .mp4 with H.264 at 10 frames per second and the 16 kHz track as AAC."""
     with av.open(str(path), "w") as container:
-        picture = container.add_stream("libx264", rate=_VIDEO_FPS, options={"preset": "veryfast", "crf": "14", "threads": "1"})
+        options = {"preset": "veryfast", "crf": "14", "threads": "1"}
+        picture = container.add_stream("libx264", rate=_VIDEO_FPS, options=options)
         sound = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
         picture.pix_fmt = "yuv420p"
         picture.height, picture.width = frames.shape[1:3]
