@@ -8,12 +8,14 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from refavs.data.dataset import Batch
 from refavs.errors import ConfigError
 from refavs.model.decoder import EEMCOutput, MaskDecoder
 from refavs.model.fusion import BimodalFusion, MultimodalIntegration, QueryPrompting
 from refavs.model.memory import emphasise_change
-from refavs.model.sizes import AUDIO, LEVELS, TEXT, FeatureSizes
+from refavs.model.sizes import LEVELS, MASKS, FeatureSizes
 from refavs.model.visual import FeatureProjection, Statistics, VisualInput
+from refavs.store.reader import FeatureStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ class EEMCConfig(ModelOptions):
     sizes: FeatureSizes
 
     @classmethod
-    def from_store(cls, store: Any, **options: Any) -> "EEMCConfig":
+    def from_store(cls, store: FeatureStore, **options: Any) -> "EEMCConfig":
         """The configuration that fits `store`, with some options replaced."""
         return cls(sizes=FeatureSizes.from_store(store), **options)
 
@@ -82,7 +84,7 @@ class EEMCConfig(ModelOptions):
     def width(self) -> int:
         """c, the channels of every token."""
         stored = {size.name: size.channels for size in self.sizes.maps}
-        return self.channels or stored.get("mask_features", 256)
+        return self.channels or stored.get(MASKS, 256)
 
 
 class EEMC(nn.Module):
@@ -105,9 +107,9 @@ class EEMC(nn.Module):
         fusion = (width, config.num_layers, heads, config.feedforward_channels, config.dropout)
         self.visual = VisualInput(sizes, width, config.visual_downsample, min(config.decoder_layers, len(LEVELS)))
         self.visual_fusion = BimodalFusion(*fusion)
-        self.audio = FeatureProjection(sizes.audio_channels, width) if config.audio else None
+        self.audio = FeatureProjection(sizes.audio.channels, width) if config.audio else None
         self.audio_fusion = BimodalFusion(*fusion) if config.audio else None
-        self.text = FeatureProjection(sizes.text_channels, width) if config.text else None
+        self.text = FeatureProjection(sizes.text.channels, width) if config.text else None
         self.integration = MultimodalIntegration(
             *fusion, modality_tokens=config.modality_tokens, audio=config.audio
         )
@@ -121,11 +123,11 @@ class EEMC(nn.Module):
     def set_statistics(self, statistics: Statistics) -> None:
         """Takes the per-channel mean and deviation of each stream from `FeatureStore.statistics`, before training."""
         self.visual.set_statistics(statistics)
-        for projection, path in ((self.audio, AUDIO), (self.text, TEXT)):
+        for projection, size in ((self.audio, self.config.sizes.audio), (self.text, self.config.sizes.text)):
             if projection is not None:
-                projection.standardise.set(*statistics[path])
+                projection.standardise.set(*statistics[size.path])
 
-    def forward(self, batch: Any, frames: Int[Tensor, "f"] | None = None) -> EEMCOutput:
+    def forward(self, batch: Batch, frames: Int[Tensor, "f"] | None = None) -> EEMCOutput:
         """Predicts masks and classes.
 
         Args:
@@ -160,12 +162,12 @@ class EEMC(nn.Module):
         mean = sum(texts[1:], start=texts[0]) / len(texts) if texts else None
         return fused[0], fused[1], mean
 
-    def _audio(self, batch: Any) -> Float[Tensor, "b t 1 c"] | None:
+    def _audio(self, batch: Batch) -> Float[Tensor, "b t 1 c"] | None:
         if self.audio is None:
             return None
         return rearrange(self.audio(batch.audio), "u t c -> u t 1 c")[batch.clip]
 
-    def _text(self, batch: Any) -> tuple[Float[Tensor, "b l c"] | None, Bool[Tensor, "b l"]]:
+    def _text(self, batch: Batch) -> tuple[Float[Tensor, "b l c"] | None, Bool[Tensor, "b l"]]:
         """The expressions without the places that are padding in all of them."""
         if self.text is None:
             return None, batch.valid[:, :0]

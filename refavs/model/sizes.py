@@ -1,14 +1,10 @@
 """Sizes of the stored features, read from the store and never written as constants."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from refavs.errors import StoreError
+from refavs.store.reader import FeatureStore
 
-PIXEL_DECODER = "clips/visual/pixel_decoder"
-BACKBONE = "clips/visual/backbone"
-AUDIO = "clips/audio/vggish"
-TEXT = "text/roberta/features"
 MASKS = "mask_features"
 LEVELS = ("s32", "s16", "s8")
 STAGES = ("res2", "res3", "res4", "res5")
@@ -16,12 +12,21 @@ STAGES = ("res2", "res3", "res4", "res5")
 
 @dataclass(frozen=True, kw_only=True)
 class MapSize:
-    """One stored visual map of a frame: its name within its level, channels, height and width in its own pixels."""
+    """One stored visual map of a frame: its name in a batch, its path in the store, channels, height and width."""
 
     name: str
+    path: str
     channels: int
     height: int
     width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSize:
+    """A stored stream of vectors: its path in the store, and the channels of a vector."""
+
+    path: str
+    channels: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,49 +34,49 @@ class FeatureSizes:
     """What the model has to know of a store.
 
     Attributes:
-        maps: the visual maps the model reads: those of the pixel decoder where the store has them, else the backbone's.
-        input_size: side of the frames the visual encoder saw and of the stored masks, in pixels.
+        maps: the visual maps the model reads: those of the pixel decoder where the store has them, else the backbone's,
+            finest first.
     """
 
-    audio_channels: int
-    text_channels: int
-    text_length: int
-    num_frames: int
-    input_size: int
+    audio: StreamSize
+    text: StreamSize
     maps: tuple[MapSize, ...]
 
     @classmethod
-    def from_store(cls, store: Any) -> "FeatureSizes":
+    def from_store(cls, store: FeatureStore) -> "FeatureSizes":
         """Reads the sizes from the array descriptions of `store`.
 
         Raises:
-            StoreError: the store lacks a stream that the model reads.
+            StoreError: the store lacks maps that the model reads.
         """
-        specs = store.specs
-        level, names = PIXEL_DECODER, (MASKS, *LEVELS)
-        if f"{PIXEL_DECODER}/{MASKS}" not in specs:
-            level, names = BACKBONE, STAGES
-        needed = [AUDIO, TEXT, *(f"{level}/{name}" for name in names)]
-        missing = [path for path in needed if path not in specs]
+        paths = store.visual_paths()
+        names = (MASKS, *reversed(LEVELS)) if MASKS in paths else STAGES
+        missing = [name for name in names if name not in paths]
         if missing:
             raise StoreError(
-                f"the store has no {', '.join(missing)}; EEMC reads sound, text and the maps of the pixel decoder "
-                "or of the backbone; run refavs-extract into a new store"
+                f"store {store.path} has no maps {', '.join(missing)}; EEMC reads {', '.join((MASKS, *LEVELS))} of the "
+                f"pixel decoder or {', '.join(STAGES)} of the backbone; run refavs-extract into a new store"
             )
-        shapes = {path: dict(zip(specs[path].axes, specs[path].shape, strict=True)) for path in needed}
+
+        def size(path: str) -> dict[str, int]:
+            return dict(zip(store.specs[path].axes, store.specs[path].shape, strict=True))
+
         maps = []
         for name in names:
-            shape = shapes[f"{level}/{name}"]
-            maps.append(MapSize(name=name, channels=shape["c"], height=shape["h"], width=shape["w"]))
+            shape = size(paths[name])
+            maps.append(
+                MapSize(name=name, path=paths[name], channels=shape["c"], height=shape["h"], width=shape["w"])
+            )
         return cls(
-            audio_channels=shapes[AUDIO]["c"], text_channels=shapes[TEXT]["c"], text_length=shapes[TEXT]["l"],
-            num_frames=store.num_frames, input_size=store.input_size, maps=tuple(maps),
+            audio=StreamSize(path=store.audio_path, channels=size(store.audio_path)["c"]),
+            text=StreamSize(path=store.text_path, channels=size(store.text_path)["c"]),
+            maps=tuple(maps),
         )
 
     @property
-    def level(self) -> str:
-        """Path in the store of the visual level that the model reads."""
-        return PIXEL_DECODER if any(size.name == MASKS for size in self.maps) else BACKBONE
+    def has_mask_features(self) -> bool:
+        """Whether the pixel decoder's maps are stored, so that the model needs none of its own."""
+        return self.maps[0].name == MASKS
 
     def map(self, name: str) -> MapSize:
         """Size of the map called `name`."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from refavs.errors import ConfigError
 from refavs.model.attention import sine_positions
 from refavs.model.pixel_decoder import PixelDecoder, PixelDecoderSettings
-from refavs.model.sizes import BACKBONE, LEVELS, MASKS, FeatureSizes
+from refavs.model.sizes import LEVELS, MASKS, FeatureSizes
 
 Statistics = Mapping[str, tuple[Float[Tensor, "c"], Float[Tensor, "c"]]]
 
@@ -84,14 +84,13 @@ class VisualInput(nn.Module):
     def __init__(self, sizes: FeatureSizes, channels: int, downsample: int, num_levels: int) -> None:
         super().__init__()
         self.downsample, self.num_levels = downsample, num_levels
-        self.statistics_level = sizes.level
+        finest = sizes.maps[0]
+        self.paths = {size.name: size.path for size in sizes.maps}
         self.inputs = nn.ModuleDict({size.name: Standardisation(size.channels) for size in sizes.maps})
-        self.pixel_decoder = _pixel_decoder(sizes, channels) if sizes.level == BACKBONE else None
+        self.pixel_decoder = None if sizes.has_mask_features else _pixel_decoder(sizes, channels)
         if self.pixel_decoder is not None:
             self.mask_channels, self.level_channels = channels, (channels,) * len(LEVELS)
-            finest = sizes.maps[0]
         else:
-            finest = sizes.map(MASKS)
             self.mask_channels = finest.channels
             self.level_channels = tuple(sizes.map(name).channels for name in LEVELS)
         if finest.height % downsample or finest.width % downsample:
@@ -105,8 +104,8 @@ class VisualInput(nn.Module):
 
     def set_statistics(self, statistics: Statistics) -> None:
         """Takes the statistics of the stored maps that are read here."""
-        for name in self.inputs:
-            mean, std = statistics[f"{self.statistics_level}/{name}"]
+        for name, path in self.paths.items():
+            mean, std = statistics[path]
             cast(Standardisation, self.inputs[name]).set(mean, std)
             if name == MASKS:
                 self.token_input.set(mean, std)

@@ -1,24 +1,21 @@
 """EEMC: its wiring, its ablations, and its independence of what it must not see."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from torch import Tensor
 
+from refavs.data.dataset import Batch
 from refavs.model.decoder import EEMCOutput, predict
 from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.model.losses import LossConfig, eemc_loss
-from refavs.model.sizes import FeatureSizes, MapSize
+from refavs.model.sizes import FeatureSizes, MapSize, StreamSize
 
 NUM_CLIPS, NUM_FRAMES, LENGTH = 2, 5, 6
 SIZES = FeatureSizes(
-    audio_channels=7, text_channels=9, text_length=LENGTH, num_frames=NUM_FRAMES, input_size=32,
-    maps=(
-        MapSize(name="mask_features", channels=16, height=8, width=8),
-        MapSize(name="s8", channels=16, height=4, width=4),
-        MapSize(name="s16", channels=16, height=2, width=2),
-        MapSize(name="s32", channels=16, height=1, width=1),
+    audio=StreamSize(path="clips/audio/vggish", channels=7), text=StreamSize(path="text/roberta/features", channels=9),
+    maps=tuple(
+        MapSize(name=name, path=f"clips/visual/pixel_decoder/{name}", channels=16, height=side, width=side)
+        for name, side in (("mask_features", 8), ("s8", 4), ("s16", 2), ("s32", 1))
     ),
 )
 OPTIONS = {
@@ -27,35 +24,23 @@ OPTIONS = {
 }
 
 
-@dataclass
-class HandMadeBatch:
-    """The tensors of a batch, without a store."""
-
-    visual: dict[str, Tensor]
-    audio: Tensor
-    text: Tensor
-    valid: Tensor
-    clip: Tensor
-    mask: Tensor
-
-
-def make_batch(seed: int = 0) -> HandMadeBatch:
+def make_batch(seed: int = 0, sizes: FeatureSizes = SIZES) -> Batch:
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    clip = torch.tensor([0, 1, 1])
-    valid = torch.arange(LENGTH) < torch.tensor([[3], [5], [4]])
     mask = torch.zeros(3, NUM_FRAMES, 32, 32, dtype=torch.bool)
     mask[:2, :, 4:20, 8:24] = True
-    visual = {
-        size.name: noise(NUM_CLIPS, NUM_FRAMES, size.channels, size.height, size.width).half() for size in SIZES.maps
-    }
-    return HandMadeBatch(
-        visual, noise(NUM_CLIPS, NUM_FRAMES, SIZES.audio_channels), noise(3, LENGTH, SIZES.text_channels), valid, clip,
-        mask,
-    )
+    return Batch(
+        visual={
+            size.name: noise(NUM_CLIPS, NUM_FRAMES, size.channels, size.height, size.width).half()
+            for size in sizes.maps
+        },
+        audio=noise(NUM_CLIPS, NUM_FRAMES, sizes.audio.channels), text=noise(3, LENGTH, sizes.text.channels),
+        valid=torch.arange(LENGTH) < torch.tensor([[3], [5], [4]]), clip=torch.tensor([0, 1, 1]), mask=mask,
+        uid=["a", "b", "c"], split=["train"] * 3, dimension=["acoustic"] * 3, text_string=["one", "two", "three"],
+    )  # fmt: skip
 
 
 def make_model(seed: int = 0, **options: object) -> EEMC:
@@ -63,7 +48,7 @@ def make_model(seed: int = 0, **options: object) -> EEMC:
     return EEMC(EEMCConfig(sizes=SIZES, **{**OPTIONS, **options}))  # type: ignore[arg-type]
 
 
-def run(model: EEMC, batch: HandMadeBatch, frames: Tensor | None = None) -> EEMCOutput:
+def run(model: EEMC, batch: Batch, frames: Tensor | None = None) -> EEMCOutput:
     model.eval()
     with torch.no_grad():
         return model(batch, frames)

@@ -1,0 +1,120 @@
+"""A trained model as a folder: `model.safetensors` and `config.json`, written whole or not at all, never a pickle."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+
+from refavs.config import digest, to_dict
+from refavs.errors import RefAVSError, WeightsError
+from refavs.model.eemc import EEMC, EEMCConfig
+from refavs.model.sizes import FeatureSizes, MapSize, StreamSize
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FORMAT = 1
+
+
+def save_model(folder: Path, model: EEMC, facts: Mapping[str, Any] | None = None) -> None:
+    """Writes weights and configuration; a reader meets the old checkpoint or the new one, never a part.
+
+    Args:
+        facts: what else to keep with the model, e.g. the fingerprint of the store it was trained on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"format": FORMAT, "model": to_dict(model.config), "facts": dict(facts or {})}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # The weights name their configuration, so that a crash between the two files cannot pair old with new.
+    _write(folder / WEIGHTS, save(weights, metadata={"config": digest(config["model"])}))
+    _write(folder / CONFIG, json.dumps(config, indent=1).encode())
+
+
+def load_model(folder: Path) -> EEMC:
+    """The model saved in `folder`, on the CPU and in evaluation mode.
+
+    Raises:
+        WeightsError: a file is missing, truncated, of another format, or does not belong to the other.
+    """
+    config = read_config(folder)
+    try:
+        model = EEMC(_config_of(config["model"]))
+    except (KeyError, TypeError, RefAVSError) as error:
+        raise WeightsError(
+            f"{folder / CONFIG} does not describe an EEMC of this version ({error}); train again or use the version "
+            "that wrote it"
+        ) from error
+    weights = _read_weights(folder / WEIGHTS, digest(config["model"]))
+    _check_names_and_shapes(folder / WEIGHTS, model, weights)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checkpoint's description: `model`, its configuration, and `facts`, what was kept with it."""
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"no checkpoint in {folder}: {CONFIG} is missing; a checkpoint is a folder with {WEIGHTS} and {CONFIG}, "
+            "such as a trial's folder `checkpoint`"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}; copy the checkpoint again or train again") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise WeightsError(f"{path} is not a description of format {FORMAT}; use the version of refavs that wrote it")
+    return config
+
+
+def _config_of(facts: Mapping[str, Any]) -> EEMCConfig:
+    sizes = facts["sizes"]
+    known = FeatureSizes(
+        audio=StreamSize(**sizes["audio"]), text=StreamSize(**sizes["text"]),
+        maps=tuple(MapSize(**size) for size in sizes["maps"]),
+    )
+    return EEMCConfig(**{**facts, "sizes": known})
+
+
+def _read_weights(path: Path, config_digest: str) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            belongs = (file.metadata() or {}).get("config") == config_digest
+        weights = load_file(path)
+    except FileNotFoundError as error:
+        raise WeightsError(f"no weights at {path}; copy the checkpoint again or train again") from error
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{path} is not a whole safetensors file ({error}); truncated copies and pickles are refused: copy the "
+            "checkpoint again or train again"
+        ) from error
+    if not belongs:
+        raise WeightsError(f"{path} was not written with the {CONFIG} beside it; copy both files of one checkpoint")
+    return weights
+
+
+def _check_names_and_shapes(path: Path, model: EEMC, weights: Mapping[str, Any]) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    other = [f"{name} {found[name]} instead of {shape}" for name, shape in sorted(expected.items())
+             if name in found and found[name] != shape]
+    lists = {"lacks": missing, "has the unknown": extra, "has the wrong size of": other}
+    wrong = [f"{verb} {', '.join(names[:3])}{' ...' * (len(names) > 3)}" for verb, names in lists.items() if names]
+    if wrong:
+        raise WeightsError(f"{path} {' and '.join(wrong)}; use the checkpoint as refavs wrote it, or train again")
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes beside `path`, flushes to the disk, then takes its name."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
