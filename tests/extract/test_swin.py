@@ -1,15 +1,21 @@
 """The backbone and pixel decoder against Mask2Former's own modules in transformers."""
 
 import dataclasses
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from einops import rearrange
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from extract.encoders.pixel_decoder import PixelDecoderSettings, build_pixel_decoder
 from extract.encoders.swin import SwinSettings, build_swin, from_mask2former
+from extract.encoders.visual import VisualEncoder, VisualSettings
+from extract.media import normalised
 from extract.presets import PRESETS
+from extract.weights import WeightSource
 from refavs.errors import ConfigError, WeightsError
 from refavs.torchvision_shim import ensure_torchvision
 
@@ -109,6 +115,19 @@ def test_conversion_refuses_other_architectures() -> None:
         from_mask2former({"stem.conv1.weight": torch.zeros(1)})
 
 
+def test_visual_encoder_reads_a_checkpoint_of_mask2former(module: nn.Module, tmp_path: Path) -> None:
+    prefix = "model.pixel_level_module."
+    (tmp_path / "mask2former").mkdir()
+    checkpoint = {prefix + name: value for name, value in module.state_dict().items()}
+    save_file(checkpoint | {"class_predictor.bias": torch.zeros(3)}, tmp_path / "mask2former" / "model.safetensors")
+    settings = VisualSettings(name="small", swin=FOUR_STAGES, pixel_decoder=PIXEL_DECODER, num_frames=2)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)
+    found = VisualEncoder(settings, WeightSource(folder=tmp_path)).encode(frames)
+    with torch.no_grad():
+        expected = module(normalised(torch.from_numpy(frames))).decoder_last_hidden_state
+    assert relative_error(torch.from_numpy(found["clips/visual/pixel_decoder/mask_features"]).float(), expected) < 1e-3
+
+
 def test_swin_settings_refuse_sizes_that_do_not_halve() -> None:
     with pytest.raises(ConfigError, match=r"input size 100 px does not fit; .* a multiple of 32 px"):
         dataclasses.replace(FOUR_STAGES, input_size=100)
@@ -133,4 +152,4 @@ def test_presets_give_the_sizes_of_the_paper() -> None:
     assert PRESETS["base"].swin.levels == {
         "res2": (128, 96, 96), "res3": (256, 48, 48), "res4": (512, 24, 24), "res5": (1024, 12, 12)
     }
-    assert PRESETS["tiny"].swin.levels["res2"] == (48, 24, 24)
+    assert PRESETS["tiny"].swin.levels["res2"][1:] == (24, 24) and PRESETS["tiny"].input_size == 96
