@@ -146,7 +146,7 @@ def write_video(path: Path, frames: UInt8[np.ndarray, "f h w 3"], samples: Int16
     with av.open(str(path), "w") as container:
         options = {"preset": "veryfast", "crf": "14", "threads": "1"}
         picture = container.add_stream("libx264", rate=_VIDEO_FPS, options=options)
-        sound = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
+        sound = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono", options={"aac_coder": "fast"})
         picture.pix_fmt = "yuv420p"
         picture.height, picture.width = frames.shape[1:3]
         for number, frame in enumerate(frames):
