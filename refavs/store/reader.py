@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from refavs.store.schema import ArraySpec, StoreSchema, root_attributes, unpack_
 from refavs.store.shard import MappedShard, shard_path
 from refavs.store.writer import merged_statistics
 
-Verify = Literal["first", "always", "never"]
+POLICIES = ("first", "always", "never")
 MASK = "objects/mask"
 
 
@@ -61,11 +61,11 @@ class FeatureStore:
         StoreError: there is no store, it is damaged, or its table of expressions is half-written.
     """
 
-    def __init__(self, path: str | Path, verify: Verify = "first") -> None:
-        if verify not in ("first", "always", "never"):
-            raise StoreError(f"verify is {verify!r}; accepted: first, always, never")
+    def __init__(self, path: str | Path, verify: str = "first") -> None:
+        if verify not in POLICIES:
+            raise StoreError(f"verify is {verify!r}; accepted: {', '.join(POLICIES)}")
         self.path = Path(path).absolute()
-        self.verify: Verify = verify
+        self.verify = verify
         self.attributes: dict[str, Any] = root_attributes(self.path)
         self.schema = StoreSchema.from_attributes(self.attributes, f"store {self.path}")
         self.records = read_records(self.path, self.schema)

@@ -1,0 +1,127 @@
+"""Batches hold each clip once, follow from seed and epoch alone, and say what cannot be batched."""
+
+import importlib.util
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from refavs.data.dataset import Batch, StoreDataset, batches, collate, default_levels, shuffled, split_indices
+from refavs.errors import DatasetError
+from refavs.store import FeatureStore
+
+_spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
+assert _spec is not None and _spec.loader is not None
+small = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(small)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_fsync() -> Iterator[None]:
+    """Nothing here loses power, and fsync is slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """Two expressions of each of five clips."""
+    root = tmp_path_factory.mktemp("store") / "s"
+    small.write_store(root)
+    return FeatureStore(root)
+
+
+def uids(found: list[Batch]) -> list[str]:
+    return [uid for batch in found for uid in batch.uid]
+
+
+def test_collate_takes_each_clip_once(store: FeatureStore) -> None:
+    batch = collate([store[index] for index in (0, 2, 1, 4)])
+    assert batch.uid == ["a_0", "b_0", "a_1", "c_0"] and batch.clip.tolist() == [0, 1, 0, 2] and len(batch) == 4
+    assert batch.visual["mask_features"].shape == (3, 3, 4, 5, 6) and batch.audio.shape == (3, 3, 7)
+    assert batch.text.shape == (4, 5, 6) and batch.valid.dtype == torch.bool
+    assert batch.visual["mask_features"].dtype == torch.float16, "features are as stored"
+    for place, index in enumerate((0, 2, 1, 4)):
+        sample = store[index]
+        assert torch.equal(batch.visual["s8"][batch.clip[place]], sample.visual["s8"])
+        assert torch.equal(batch.audio[batch.clip[place]], sample.audio)
+        assert torch.equal(batch.text[place], sample.text) and torch.equal(batch.valid[place], sample.valid)
+        assert sample.mask is not None and batch.mask is not None and torch.equal(batch.mask[place], sample.mask)
+        assert (batch.split[place], batch.dimension[place]) == (sample.split, sample.dimension)
+        assert batch.text_string[place] == sample.text_string
+
+
+def test_batch_moves_as_a_whole(store: FeatureStore) -> None:
+    batch = collate([store[0], store[1]]).to("meta")
+    tensors = [batch.audio, batch.text, batch.valid, batch.clip, batch.mask, *batch.visual.values()]
+    assert all(tensor is not None and tensor.device.type == "meta" for tensor in tensors)
+    assert batch.uid == ["a_0", "a_1"]
+
+
+def test_batches_without_a_seed_keep_the_order(store: FeatureStore) -> None:
+    found = list(batches(store, [5, 0, 9, 3, 0], 2))
+    assert [len(batch) for batch in found] == [2, 2, 1] and uids(found) == ["c_1", "a_0", "e_1", "b_1", "a_0"]
+
+
+@pytest.mark.parametrize("expressions_per_clip", [1, 2, 5])
+def test_batches_follow_from_seed_and_epoch(store: FeatureStore, expressions_per_clip: int) -> None:
+    def order(seed: int, epoch: int) -> list[str]:
+        found = batches(store, range(10), 3, seed=seed, epoch=epoch, expressions_per_clip=expressions_per_clip)
+        return uids(list(found))
+
+    assert order(1, 0) == order(1, 0) and sorted(order(1, 0)) == store.expressions["uid"].tolist()
+    assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
+
+
+def test_expressions_of_a_clip_stand_together() -> None:
+    clips = np.arange(40) // 8
+    order = shuffled(range(40), clips, 4, np.random.default_rng(0))
+    groups = [set(clips[order[start : start + 4]]) for start in range(0, 40, 4)]
+    assert all(len(group) == 1 for group in groups) and len({tuple(group) for group in groups[:5]}) > 2
+    single = shuffled(range(40), clips, 1, np.random.default_rng(0))
+    assert np.mean(np.diff(clips[single]) == 0) < 0.5
+
+
+def test_expression_named_twice_comes_twice(store: FeatureStore) -> None:
+    found = list(batches(store, [0, 0, 1, 2, 2, 2], 4, seed=0, expressions_per_clip=2))
+    assert Counter(uids(found)) == {"a_0": 2, "a_1": 1, "b_0": 3}
+
+
+def test_levels_read_are_those_of_the_model(tmp_path: Path, store: FeatureStore) -> None:
+    res2 = small.ArraySpec(path=small.BACKBONE, shape=(3, 2, 4, 4), dtype="float16", axes=("t", "c", "h", "w"))
+    small.write_store(tmp_path / "both", clips=("a",), specs=small.SPECS | {"clips": [*small.SPECS["clips"], res2]})
+    both = FeatureStore(tmp_path / "both")
+    small.write_store(tmp_path / "one", clips=("a",), specs=small.SPECS | {"clips": [small.SPECS["clips"][2], res2]})
+    one = FeatureStore(tmp_path / "one")
+    assert default_levels(both) == ["pixel_decoder"] and default_levels(one) == ["backbone"]
+    assert set(next(batches(both, [0], 1)).visual) == {"mask_features", "s8"}
+    assert set(next(batches(both, [0], 1, levels=["backbone"])).visual) == {"res2"}
+    assert set(StoreDataset(both, levels=["backbone"])[0].visual) == {"res2"}
+
+
+def test_dataset_feeds_a_data_loader(store: FeatureStore) -> None:
+    dataset = StoreDataset(store, ["train", "val"])
+    assert len(dataset) == 4 and dataset.indices == [0, 1, 2, 3] and len(StoreDataset(store)) == 10
+    (batch,) = DataLoader(dataset, batch_size=4, collate_fn=collate)
+    assert batch.uid == ["a_0", "a_1", "b_0", "b_1"] and batch.audio.shape[0] == 2
+
+
+def test_unknown_split_is_refused_with_the_nearest(store: FeatureStore) -> None:
+    with pytest.raises(DatasetError, match="has no expressions of split 'tset_s'; did you mean 'test_s'"):
+        split_indices(store, ["tset_s"])
+
+
+def test_masks_for_some_expressions_only_are_refused(tmp_path: Path) -> None:
+    writer = small.write_store(tmp_path / "s", clips=("a",))
+    frame = small.expressions(writer, ("a",))
+    writer.write_expressions(frame.assign(object=[0, -1], split=["train", "predict"]))
+    store = FeatureStore(tmp_path / "s")
+    with pytest.raises(DatasetError, match=r"1 of 2 expressions of a batch have no mask, e.g. 'a_1' of split"):
+        collate(list(store))
+    assert collate([store[1]]).mask is None

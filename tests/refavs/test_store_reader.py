@@ -1,0 +1,328 @@
+"""A reader sees committed rows only, finds what is damaged on the first touch, and names it."""
+
+import importlib.util
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from refavs.errors import StoreError
+from refavs.store import FeatureStore, object_key, text_key
+from refavs.store.commits import record_path, seal, unseal
+
+_spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
+assert _spec is not None and _spec.loader is not None
+small = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(small)
+SHARD = f"{small.MAPS}/c.0.0.0.0.0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_fsync() -> Iterator[None]:
+    """Nothing here loses power, and fsync is slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished store that no test changes."""
+    root = tmp_path_factory.mktemp("built") / "s"
+    small.write_store(root)
+    return root
+
+
+@pytest.fixture
+def root(built: Path, tmp_path: Path) -> Path:
+    """A finished store of the test's own."""
+    return Path(shutil.copytree(built, tmp_path / "s"))
+
+
+def flip(path: Path, byte: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def rewrite(root: Path, name: str, change: Any) -> None:
+    """Changes a commit record and seals it again, as only an attacker would."""
+    path = root / "commits" / name
+    facts = unseal(path)
+    change(facts)
+    path.write_bytes(seal(facts))
+
+
+def test_tables_describe_the_committed_rows(built: Path) -> None:
+    store = FeatureStore(built)
+    assert store.clips["id"].to_dict() == dict(enumerate("abcde")) and store.clips["silent"].tolist() == [0, 1, 0, 0, 0]
+    assert store.objects[["clip_id", "fid"]].to_numpy().tolist() == [[clip, 1] for clip in "abcde"]
+    assert set(store.texts["text"]) == set(small.TEXTS)
+    table = store.expressions
+    assert list(table.columns) == [
+        "uid", "vid", "clip_id", "clip", "object", "text", "text_row", "split", "fid", "grade", "dimension",
+    ]  # fmt: skip
+    assert table.index.tolist() == list(range(10)) and table["uid"].tolist()[:3] == ["a_0", "a_1", "b_0"]
+    assert table["clip_id"].tolist() == [uid[0] for uid in table["uid"]]
+    assert table["text"].tolist()[:2] == [small.TEXTS[0], small.TEXTS[1]]
+    assert [store.texts["text"][row] for row in table["text_row"]] == table["text"].tolist()
+    assert (store.num_frames, store.input_size, store.encoders) == (3, 11, small.ENCODERS) and store.finished
+    assert set(store.specs) == {spec.path for specs in small.SPECS.values() for spec in specs}
+
+
+def test_sample_holds_what_was_written(built: Path) -> None:
+    store = FeatureStore(built)
+    assert len(store) == 10 and [sample.uid for sample in store] == store.expressions["uid"].tolist()
+    sample = store[3]
+    clip = small.row_of("b", small.SPECS["clips"])
+    text = small.row_of(text_key(sample.text_string), small.SPECS["text"])
+    assert (sample.uid, sample.clip_id, sample.split, sample.dimension) == ("b_1", "b", "val", "acoustic")
+    assert sample.text_string == small.TEXTS[2] and set(sample.visual) == {"mask_features", "s8"}
+    np.testing.assert_array_equal(sample.visual["mask_features"].numpy(), clip[small.MAPS])
+    np.testing.assert_array_equal(sample.audio.numpy(), clip[small.AUDIO])
+    np.testing.assert_array_equal(sample.text.numpy(), text["text/roberta/features"])
+    np.testing.assert_array_equal(sample.valid.numpy(), text["text/roberta/valid"])
+    packed = small.row_of(object_key("b", 1), small.SPECS["objects"])["objects/mask"]
+    assert sample.mask is not None
+    np.testing.assert_array_equal(sample.mask.numpy(), np.unpackbits(packed, axis=-1)[..., :11])
+
+
+def test_expression_without_object_has_no_mask(tmp_path: Path) -> None:
+    writer = small.write_store(tmp_path / "s")
+    writer.write_expressions(small.expressions(writer).assign(object=-1, split="predict"))
+    sample = FeatureStore(tmp_path / "s")[0]
+    assert sample.mask is None and sample.split == "predict"
+
+
+def test_levels_choose_the_maps(tmp_path: Path) -> None:
+    res2 = small.ArraySpec(path=small.BACKBONE, shape=(3, 2, 4, 4), dtype="float16", axes=("t", "c", "h", "w"))
+    small.write_store(tmp_path / "s", specs=small.SPECS | {"clips": [*small.SPECS["clips"], res2]})
+    store = FeatureStore(tmp_path / "s")
+    assert set(store[0].visual) == {"mask_features", "s8", "res2"}
+    assert set(store.sample(0, ["backbone"]).visual) == {"res2"}
+    with pytest.raises(StoreError, match="has no level 'backbon'; did you mean 'backbone'"):
+        store.sample(0, ["backbon"])
+
+
+@pytest.mark.parametrize(("weights", "expected"), [("random:0", True), ("0f" * 32, False)])
+def test_random_weights_are_told(tmp_path: Path, weights: str, expected: bool) -> None:
+    encoders = small.ENCODERS | {"audio": {"name": "vggish", "parts": [{"weights": weights}]}}
+    small.open_writer(tmp_path / "s", encoders=encoders)
+    assert FeatureStore(tmp_path / "s").random_weights is expected
+
+
+def test_fingerprint_follows_content_and_nothing_else(built: Path, tmp_path: Path) -> None:
+    fingerprint = FeatureStore(built).fingerprint
+    small.write_store(tmp_path / "again", source="somewhere else")
+    assert FeatureStore(tmp_path / "again").fingerprint == fingerprint
+    others = {
+        "clips": {"clips": small.CLIPS[:4]},
+        "encoders": {"encoders": small.ENCODERS | {"x": {}}},
+        "T": {"num_frames": 4},
+    }
+    for name, changes in others.items():
+        small.write_store(tmp_path / name, **changes)
+    writer = small.write_store(tmp_path / "split")
+    writer.write_expressions(small.expressions(writer).assign(split="train"))
+    found = {FeatureStore(tmp_path / name).fingerprint for name in (*others, "split")}
+    assert len(found | {fingerprint}) == 5
+
+
+def test_uncommitted_shard_is_invisible(root: Path) -> None:
+    writer = small.open_writer(root)
+    (plan,) = writer.plan("clips", [*small.CLIPS, "f"])
+    shard = writer.shard(plan).__enter__()
+    shard.write("f", small.row_of("f", small.SPECS["clips"]))
+    for file in shard._files.values():
+        file.finish()
+        file.publish()
+    assert (root / small.MAPS / "c.3.0.0.0.0").exists()
+    store = FeatureStore(root)
+    assert store.clips["id"].tolist() == list("abcde") and len(store) == 10
+    with pytest.raises(StoreError, match=r"row 6 of clips is not committed in .*; run the same refavs-extract command"):
+        store.read(small.MAPS, 6)
+
+
+def test_store_without_expressions_shows_its_rows_and_says_what_is_missing(tmp_path: Path) -> None:
+    writer = small.open_writer(tmp_path / "s")
+    small.write_rows(writer, "clips", small.CLIPS[:3])
+    store = FeatureStore(tmp_path / "s")
+    assert store.clips["id"].tolist() == ["a", "b", "c"] and not store.finished
+    with pytest.raises(StoreError, match=r"has no table of expressions yet: .* run the same refavs-extract"):
+        len(store)
+
+
+def test_half_written_expressions_are_refused(root: Path) -> None:
+    (root / "commits/expressions.json").unlink()
+    with pytest.raises(StoreError, match=r"expressions of .* is half-written .*; run the same refavs-extract command"):
+        FeatureStore(root)
+    small.write_store(root)
+    assert len(FeatureStore(root)) == 10
+
+
+def test_expressions_whose_rows_lost_their_record_are_refused(root: Path) -> None:
+    (root / "commits/clips-00001.json").unlink()
+    with pytest.raises(StoreError, match=r"need row 2 of clips, which no commit record holds \(2 such rows\); run"):
+        FeatureStore(root)
+    before = small.files_of(root)
+    small.write_store(root)
+    after = small.files_of(root)
+    assert set(after) - set(before) == {"commits/clips-00001.json"} and len(FeatureStore(root)) == 10
+
+
+@pytest.mark.parametrize("byte", [0, 7, 300, 719, 720, 723])
+def test_flipped_bit_is_found_on_first_touch_and_the_clip_named(root: Path, byte: int) -> None:
+    flip(root / SHARD, byte, byte % 8)
+    store = FeatureStore(root)
+    text = rf"{small.MAPS} of 'a' \(row 0 of clips\) .* its checksum is .* remove .*clips-00000.json and run the same"
+    with pytest.raises(StoreError, match=text):
+        store[0]
+    assert store[2].clip_id == "b", "the other row of the shard is whole"
+    for _ in range(2):
+        with pytest.raises(StoreError, match="'a'"):
+            store.read(small.MAPS, 0)
+
+
+@pytest.mark.parametrize("table", ["objects", "text"])
+def test_flipped_bit_in_another_table_names_its_key(root: Path, table: str) -> None:
+    path = {"objects": "objects/mask/c.0.0.0.0", "text": "text/roberta/valid/c.0.0"}[table]
+    flip(root / path, 0)
+    store = FeatureStore(root)
+    key = {"objects": "a/1", "text": store.texts["key"][0]}[table]
+    with pytest.raises(StoreError, match=f"of '{key}'"):
+        list(store)
+
+
+def test_flipped_bit_in_an_index_is_found(root: Path) -> None:
+    for byte in (-1, -5, -30):
+        path = Path(shutil.copytree(root, root.parent / f"copy{byte}"))
+        flip(path / SHARD, byte)
+        with pytest.raises(StoreError, match=r"of 'b' .* the index of shard .* is damaged: its checksum"):
+            FeatureStore(path).read(small.MAPS, 1)
+
+
+def test_every_flipped_bit_of_a_record_is_found(root: Path) -> None:
+    path = record_path(root, "clips", 0)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    schema = FeatureStore(root).schema
+    for byte in [0, len(whole) - 1, *rng.integers(0, len(whole), 120)]:
+        flip(path, int(byte), int(byte) % 8)
+        with pytest.raises(StoreError, match=r"commit record .*clips-00000.json .*; remove it and run the same refavs"):
+            FeatureStore(root)
+        path.write_bytes(whole)
+    assert FeatureStore(root).schema == schema
+
+
+def test_verify_policy_decides_when_checksums_are_compared(root: Path) -> None:
+    first, always, never = (FeatureStore(root, policy) for policy in ("first", "always", "never"))
+    for store in (first, always, never):
+        store.read(small.MAPS, 0)
+    flip(root / SHARD, 3)
+    assert torch.equal(first.read(small.MAPS, 0), never.read(small.MAPS, 0))
+    with pytest.raises(StoreError, match="of 'a'"):
+        always.read(small.MAPS, 0)
+    with pytest.raises(StoreError, match="verify is 'sometimes'; accepted: first, always, never"):
+        FeatureStore(root, "sometimes")
+
+
+def test_missing_truncated_or_swapped_shard_is_found(root: Path) -> None:
+    first, second = root / SHARD, root / small.MAPS / "c.1.0.0.0.0"
+    swapped = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(StoreError, match=r"of 'a' .*and the commit record"):
+        FeatureStore(root).read(small.MAPS, 0)
+    first.write_bytes(swapped[:-1])
+    with pytest.raises(StoreError, match=r"of 'a' .* bytes, its commit record says"):
+        FeatureStore(root).read(small.MAPS, 0)
+    first.unlink()
+    with pytest.raises(StoreError, match=r"of 'a' .* cannot be read \(No such file or directory\)"):
+        FeatureStore(root).read(small.MAPS, 0)
+    record_path(root, "clips", 0).unlink()
+    small.write_store(root)
+    assert first.read_bytes() == swapped, "the remedy in the message mends it"
+
+
+def test_unknown_array_is_refused_with_the_nearest(built: Path) -> None:
+    with pytest.raises(StoreError, match="has no array 'clips/audio/vgish'; did you mean 'clips/audio/vggish'"):
+        FeatureStore(built).read("clips/audio/vgish", 0)
+
+
+def test_folder_without_a_store_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(StoreError, match=r"no feature store at .* \(it has no zarr.json\); name a folder"):
+            FeatureStore(path)
+
+
+def test_other_schema_version_is_refused(root: Path) -> None:
+    path = root / "zarr.json"
+    path.write_text(path.read_text().replace('"version": 1', '"version": 7'))
+    with pytest.raises(StoreError, match="has schema version 7, this refavs reads 1; extract into a new store"):
+        FeatureStore(root)
+
+
+@pytest.mark.parametrize("path", ["clips/../../../etc/passwd", "/etc/passwd", "clips/.."])
+def test_schema_cannot_point_out_of_the_store(root: Path, path: str) -> None:
+    text = (root / "zarr.json").read_text()
+    (root / "zarr.json").write_text(text.replace(small.AUDIO, path))
+    with pytest.raises(StoreError, match=r"has a damaged zarr.json: array path .* cannot be used"):
+        FeatureStore(root)
+
+
+def test_commit_record_cannot_point_out_of_the_store(root: Path) -> None:
+    def other_array(facts: dict) -> None:
+        facts["arrays"]["../../etc/passwd"] = facts["arrays"].pop(small.AUDIO)
+
+    changes = {
+        "arrays": other_array,
+        "rows": lambda facts: facts["rows"].update(a=99),
+        "not the store's": lambda facts: facts["encoders"].update(visual="0" * 16),
+        "speaks of shard": lambda facts: facts.update(index=5),
+        "table": lambda facts: facts.update(table="../x"),
+        "KeyError|'meta'": lambda facts: facts.pop("meta"),
+    }
+    whole = record_path(root, "clips", 0).read_bytes()
+    for text, change in changes.items():
+        rewrite(root, "clips-00000.json", change)
+        with pytest.raises(StoreError, match=rf"commit record .*clips-00000.json cannot be used: .*({text})"):
+            FeatureStore(root)
+        record_path(root, "clips", 0).write_bytes(whole)
+
+
+def test_expressions_record_cannot_point_out_of_the_store(root: Path) -> None:
+    rewrite(root, "expressions.json", lambda facts: facts["columns"][0].update(name="../../secret"))
+    with pytest.raises(StoreError, match=r"cannot be used \(column name '../../secret'\)"):
+        FeatureStore(root)
+
+
+def test_doubled_clip_is_refused(root: Path) -> None:
+    rewrite(root, "clips-00001.json", lambda facts: facts.update(
+        rows={"a": 2, "d": 3}, meta={"a": {}, "d": {}}))  # fmt: skip
+    with pytest.raises(StoreError, match=r"clips-00001.json holds 'a', which shard 0 already holds"):
+        FeatureStore(root)
+
+
+def test_damaged_expressions_are_refused(root: Path) -> None:
+    flip(root / "expressions/uid/c.0.0", 1)
+    with pytest.raises(StoreError, match=r"column .*uid/c.0.0 is damaged: .*; remove .*expressions.json, then"):
+        FeatureStore(root)
+
+
+def test_store_survives_pickling_and_moving(root: Path) -> None:
+    store = pickle.loads(pickle.dumps(FeatureStore(root, "always")))
+    assert store.verify == "always" and torch.equal(store[1].audio, FeatureStore(root)[1].audio)
+    moved = root.rename(root.parent / "moved")
+    assert FeatureStore(moved).fingerprint == store.fingerprint
+
+
+def test_attributes_are_those_of_the_group(built: Path) -> None:
+    store = FeatureStore(built)
+    assert store.attributes == json.loads((built / "zarr.json").read_text())["attributes"]
+    assert store.attributes["fingerprint"] == store.fingerprint and store.attributes["T"] == 3

@@ -1,0 +1,158 @@
+"""`verify` finds every flipped bit and says what is lost with it; the commands print it in lines a person can use."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refavs.store.cli import main, readable
+from refavs.store.verify import verify
+
+_spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
+assert _spec is not None and _spec.loader is not None
+small = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(small)
+SHARD = f"{small.MAPS}/c.0.0.0.0.0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_fsync() -> Iterator[None]:
+    """Nothing here loses power, and fsync is slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished store that no test changes."""
+    root = tmp_path_factory.mktemp("built") / "s"
+    small.write_store(root, failing=["d"])
+    return root
+
+
+@pytest.fixture
+def root(built: Path, tmp_path: Path) -> Path:
+    """A finished store of the test's own."""
+    return Path(shutil.copytree(built, tmp_path / "s"))
+
+
+def flip(path: Path, byte: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def test_whole_store_has_no_damage(built: Path) -> None:
+    told: list[str] = []
+    verdict = verify(built, told.append)
+    assert verdict.damage == () and verdict.uncommitted == () and verdict.num_rows == 4 + 5 + 3
+    assert told == [f"{name}.json" for name in (
+        "clips-00000", "clips-00001", "clips-00002", "objects-00000", "objects-00001", "text-00000",
+    )]  # fmt: skip
+    arrays = [spec.path for specs in small.SPECS.values() for spec in specs]
+    assert verdict.num_bytes == sum(path.stat().st_size for array in arrays for path in (built / array).glob("c.*"))
+
+
+def test_every_flipped_bit_is_found(root: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = [spec.path for specs in small.SPECS.values() for spec in specs]
+    files = [path for array in arrays for path in (root / array).glob("c.*")] + list((root / "commits").iterdir())
+    for path in files:
+        whole = path.read_bytes()
+        for byte in {0, len(whole) - 1, *(int(byte) for byte in rng.integers(0, len(whole), 4))}:
+            flip(path, byte, int(rng.integers(8)))
+            where = {damage.where for damage in verify(root).damage}
+            assert any(path.relative_to(root).as_posix().startswith(name) for name in where), (path.name, byte, where)
+            path.write_bytes(whole)
+    assert verify(root).damage == ()
+
+
+def test_damage_names_the_rows_it_reaches(root: Path) -> None:
+    flip(root / SHARD, 5)
+    (damage,) = verify(root).damage
+    assert (damage.where, damage.keys) == (SHARD, ("a",)) and "its checksum is" in damage.problem
+    (root / small.AUDIO / "c.0.0.0").unlink()
+    assert {(d.where, d.keys) for d in verify(root).damage} == {(SHARD, ("a",)), (f"{small.AUDIO}/c.0.0.0", ("a", "b"))}
+
+
+def test_change_between_rows_is_told_as_such(root: Path) -> None:
+    flip(root / SHARD, 740)
+    (damage,) = verify(root).damage
+    assert damage.keys == () and "every row is whole" in damage.problem
+
+
+def test_wrong_description_and_lost_record_are_found(root: Path) -> None:
+    path = root / small.AUDIO / "zarr.json"
+    path.write_text(path.read_text().replace("float32", "float16"))
+    (damage,) = verify(root).damage
+    assert damage.where == f"{small.AUDIO}/zarr.json" and "does not describe" in damage.problem
+    path.unlink()
+    small.write_store(root, failing=["d"])
+    assert verify(root).damage == ()
+    (root / "commits/clips-00000.json").unlink()
+    verdict = verify(root)
+    assert [(damage.where, damage.keys[:2]) for damage in verdict.damage] == [("clips", ("a_0", "a_1"))]
+    assert SHARD in verdict.uncommitted
+
+
+def test_verify_command_tells_and_exits_with_3(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(root)]) == 0
+    assert "12 rows" in (out := capsys.readouterr().out) and "0 damaged" in out
+    flip(root / SHARD, 5)
+    (root / small.MAPS / "c.9.0.0.0.0").write_bytes(b"")
+    assert main(["verify", str(root)]) == 3
+    out = capsys.readouterr().out
+    assert f"damaged: {SHARD} [a]: its checksum" in out and "1 damaged" in out
+    assert f"uncommitted: {small.MAPS}/c.9.0.0.0.0" in out and "to mend it: remove the commit record" in out
+
+
+def test_info_command_shows_the_store(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    assert main(["info", str(root)]) == 0
+    out = capsys.readouterr().out
+    for text in (
+        "source       small", "3 per clip, 11 x 11 px", "visual: swin@", small.MAPS, "3x4x5x6", "float16",
+        "clips        1 silent", "failed       d: made to fail", "expressions  8 (test_n 2, test_s 2, train 2, val 2)",
+    ):  # fmt: skip
+        assert text in out
+    assert "random weights" not in out and "did not finish" not in out
+    (root / "commits/clips-00000.json").rename(root / "gone.json")
+    assert main(["info", str(root)]) == 2
+    assert "which no commit record holds" in capsys.readouterr().err
+
+
+def test_info_of_an_unfinished_store_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encoders = {"visual": {"name": "swin", "weights": "random:3"}}
+    small.write_rows(small.open_writer(tmp_path / "s", encoders=encoders), "clips", ["a"])
+    assert main(["info", str(tmp_path / "s")]) == 0
+    out = capsys.readouterr().out
+    assert "its extraction did not finish" in out and "expressions  not written yet" in out
+    assert "random weights: these features show" in out
+
+
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_missing_store_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert main([command, str(tmp_path / "none")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith("refavs-store: no feature store at ") and "refavs-extract wrote" in captured.err
+
+
+def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["--help"])
+    assert raised.value.code == 0 and "refavs-store verify features/" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (44_200_000, "44.2 MB"), (2 * 10**12, "2.0 TB")]
+)
+def test_sizes_are_readable(size: int, text: str) -> None:
+    assert readable(size) == text
