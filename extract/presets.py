@@ -84,10 +84,10 @@ PRESETS: dict[str, Preset] = {
             visual=VisualSettings(
                 name="tiny swin, mask2former pixel decoder",
                 swin=SwinSettings(
-                    input_size=96, window=6, channels=48, depths=(2, 2, 2, 2), num_heads=(3, 6, 12, 24)
+                    input_size=96, window=6, channels=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8)
                 ),
                 pixel_decoder=PixelDecoderSettings(
-                    in_channels=(48, 96, 192, 384), channels=96, mask_channels=96, num_layers=2, num_heads=4,
+                    in_channels=(32, 64, 128, 256), channels=96, mask_channels=96, num_layers=2, num_heads=4,
                     feedforward_channels=256,
                 ),
                 num_frames=10,
