@@ -83,7 +83,9 @@ def facts_of_rows(store: "FeatureStore") -> list[str]:
     """Lines on flagged clips, on what failed and was not mended since, and on the expressions of each split."""
     lines = []
     for name in store.clips.columns.drop("id"):
-        flagged = sum(value is True for value in store.clips[name].tolist())
+        values = store.clips[name].tolist()
+        known = [value for value in values if value is not None and value == value]  # NaN where nothing was noted
+        flagged = sum(value is True for value in known) or (len(known) if len(known) < len(values) else 0)
         if flagged:
             lines.append(f"clips        {flagged} {name}")
     done = {(record.table, key) for record in store.records for key in record.rows}

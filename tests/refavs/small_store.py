@@ -56,6 +56,11 @@ def row_of(key: str, specs: Iterable[ArraySpec]) -> dict[str, np.ndarray]:
     return row
 
 
+def facts_of(clip: str) -> dict[str, Any]:
+    """What is noted of a clip."""
+    return {"silent": clip == "b", "repeated_from_s": 6 if clip in ("a", "c") else None, "num_frames": 3}
+
+
 def write_rows(
     writer: StoreWriter, table: str, keys: Sequence[str], failing: Sequence[str] = (), texts: Sequence[str] = TEXTS
 ) -> None:
@@ -67,7 +72,7 @@ def write_rows(
                 if key in failing:
                     shard.fail(key, "made to fail")
                     continue
-                meta = {"text": strings[key]} if table == "text" else {"silent": key == "b"} if table == "clips" else {}
+                meta = {"text": strings[key]} if table == "text" else facts_of(key) if table == "clips" else {}
                 shard.write(key, row_of(key, writer.schema.tables[table].arrays), meta)
 
 

@@ -119,10 +119,11 @@ def test_info_command_shows_the_store(
     out = capsys.readouterr().out
     for text in (
         "source       small", "3 per clip, 11 x 11 px", "visual: swin@", small.MAPS, "3x4x5x6", "float16",
-        "clips        1 silent", "failed       d: made to fail", "expressions  8 (test_n 2, test_s 2, train 2, val 2)",
+        "clips        1 silent", "clips        2 repeated_from_s", "failed       d: made to fail",
+        "expressions  8 (test_n 2, test_s 2, train 2, val 2)",
     ):  # fmt: skip
         assert text in out
-    assert "random weights" not in out and "did not finish" not in out
+    assert "num_frames" not in out and "random weights" not in out and "did not finish" not in out
     (root / "commits/clips-00000.json").rename(root / "gone.json")
     assert main(["info", str(root)]) == 2
     assert "which no commit record holds" in capsys.readouterr().err

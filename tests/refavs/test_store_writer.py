@@ -92,7 +92,7 @@ def test_interrupted_run_ends_in_the_same_store_even_with_failures(tmp_path: Pat
                 if key in ("k1", "k6"):
                     shard.fail(key, "made to fail")
                 else:
-                    shard.write(key, small.row_of(key, small.SPECS["clips"]), {"silent": False})
+                    shard.write(key, small.row_of(key, small.SPECS["clips"]), small.facts_of(key))
     small.write_rows(halves, "clips", keys, failing=["k1", "k6"])
     halves.finalise()
     assert small.files_of(tmp_path / "halves") == small.files_of(tmp_path / "whole")
@@ -311,7 +311,7 @@ def test_full_disk_leaves_no_committed_half(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="No space left") as raised, writer.shard(plans[0]) as shard:
         for key in plans[0].keys:
             try:
-                shard.write(key, small.row_of(key, small.SPECS["clips"]), {"silent": key == "b"})
+                shard.write(key, small.row_of(key, small.SPECS["clips"]), small.facts_of(key))
             except OSError:
                 shard.fail(key, "taken for the clip's fault")
     assert raised.value.filename and "/s/" in raised.value.filename
