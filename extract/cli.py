@@ -110,8 +110,10 @@ def extract(args: argparse.Namespace) -> int:
     jobs = plan_jobs(writer, wanted_items(source))
     totals = _Totals()
     if jobs:
+        results = run_jobs(jobs, writer.path, preset, encoders, resources)
+        next(results)
         with ProgressBar(NAME, sum(len(job.items) for job in jobs), "clips, objects and texts") as bar:
-            for result in run_jobs(jobs, writer.path, preset, encoders, resources):
+            for result in results:
                 if result is None:
                     bar.advance(0)
                     continue

@@ -52,7 +52,7 @@ class Resources:
 def run_jobs(
     jobs: Sequence[Job], store: Path, preset: Preset, encoders: Encoders, resources: Resources
 ) -> Iterator[JobResult | None]:
-    """Yields the result of each job as it ends, and None about once a second in between.
+    """Yields None when the work has begun, then the result of each job as it ends, and None once a second in between.
 
     Raises:
         ConfigError: no cluster answers at the address given.
@@ -77,6 +77,7 @@ def run_jobs(
 
         for _ in range(min(num_workers, len(jobs))):
             start(hire())
+        yield None
         while running:
             done, _ = ray.wait(list(running), timeout=POLL_S)
             if not done:

@@ -59,7 +59,9 @@ class Worker:
                         shard.fail(key, reason)
                         failures[key] = reason
         except Exception as error:  # the shard is the unit of failure: report it and go on with others
-            return JobResult(table=job.shard.table, error=_plain(error), trace=traceback.format_exc())
+            trace = traceback.format_exc()
+            # Without its traceback, whose frames would carry the shard's arrays to the driver.
+            return JobResult(table=job.shard.table, error=error.with_traceback(None), trace=trace)
         record = shard.record
         return JobResult(
             table=job.shard.table, failures=failures, seconds=time.perf_counter() - started,
@@ -97,8 +99,3 @@ class Worker:
         seconds = range(self._preset.num_frames)
         stack = np.stack([read_mask(masks.folder, second, size, expected) for second in seconds])
         return {"objects/mask": pack_mask(stack)}, {}
-
-
-def _plain(error: Exception) -> Exception:
-    """The error without its traceback, whose frames would carry the shard's arrays to the driver."""
-    return error.with_traceback(None)

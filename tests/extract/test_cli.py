@@ -1,0 +1,116 @@
+"""The command's answers to bad input, and what it says when there is nothing to do."""
+
+from pathlib import Path
+
+import pytest
+
+from extract.cli import main
+from refavs.data.synthetic import write_benchmark
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("bench") / "synthetic"
+    write_benchmark(root, num_clips=2, seed=1, size=96, videos=2)
+    return root
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Runs the command, which must exit with 2 and one line."""
+    assert main([str(argument) for argument in arguments]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("refavs-extract: ")
+    return lines[0]
+
+
+def tiny(source: Path, store: Path, *more: object) -> tuple[object, ...]:
+    return source, store, "--preset", "tiny", "--weights", "random", *more
+
+
+def test_missing_source_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    line = refusal(capsys, *tiny(tmp_path / "nowhere", tmp_path / "store"))
+    assert "nowhere does not exist; accepted: a benchmark folder" in line and not (tmp_path / "store").exists()
+
+
+def test_folder_without_videos_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "neither a metadata.csv nor a video" in refusal(capsys, *tiny(tmp_path / "empty", tmp_path / "store"))
+
+
+def test_csv_without_a_column_is_refused(capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path) -> None:
+    (tmp_path / "questions.csv").write_text("video,question\na,b\n")
+    line = refusal(capsys, *tiny(bench / "videos", tmp_path / "store", "--expressions", tmp_path / "questions.csv"))
+    assert "questions.csv" in line and "exp" in line and not (tmp_path / "store").exists()
+
+
+def test_id_that_leaves_its_folder_is_refused(capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path) -> None:
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "metadata.csv").write_text("vid,uid,split,fid,exp\na,../../a_disc_0,train,0,The disc.\n")
+    assert "../../a" in refusal(capsys, *tiny(tmp_path / "bench", tmp_path / "store"))
+
+
+def test_unknown_preset_is_refused(capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path) -> None:
+    line = refusal(capsys, bench, tmp_path / "store", "--preset", "tinny")
+    assert "unknown preset 'tinny'; did you mean 'tiny'?" in line
+
+
+def test_unknown_level_is_refused(capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path) -> None:
+    line = refusal(capsys, *tiny(bench, tmp_path / "store", "--levels", "backbone,pixeldecoder"))
+    assert "unknown level 'pixeldecoder' in --levels; did you mean 'pixel_decoder'?" in line
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [("--workers", "0", "--workers is 0; accepted: 1 or more"),
+     ("--gpus-per-worker", "-1", "--gpus-per-worker is -1.0; accepted: 0 or more")],
+)  # fmt: skip
+def test_resources_out_of_range_are_refused(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, option: str, value: str, text: str
+) -> None:
+    assert text in refusal(capsys, *tiny(bench, tmp_path / "store", option, value))
+
+
+def test_no_weights_and_no_network_is_one_line(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    line = refusal(capsys, bench, tmp_path / "store", "--preset", "base")
+    assert "mask2former-swin-base-ade-semantic" in line and not (tmp_path / "store").exists()
+    assert "--weights-dir" in line and "--weights random" in line
+
+
+def test_weights_folder_without_weights_is_refused(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path
+) -> None:
+    line = refusal(capsys, bench, tmp_path / "store", "--preset", "tiny", "--weights-dir", tmp_path)
+    assert f"--weights-dir {tmp_path} has none of visual.safetensors" in line and not (tmp_path / "store").exists()
+
+
+def test_store_that_is_something_else_is_refused(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("1")
+    line = refusal(capsys, *tiny(bench, tmp_path / "thesis"))
+    assert "holds files but no feature store" in line and len(list((tmp_path / "thesis").iterdir())) == 1
+
+
+def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path) -> None:
+    assert main([str(part) for part in tiny(bench / "videos", tmp_path / "store", "--dry-run")]) == 0
+    out = capsys.readouterr().out
+    assert "nothing was written" in out and "bytes; about" in out and not (tmp_path / "store").exists()
+
+
+def test_cluster_that_does_not_answer_is_refused(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def refuse(**settings: object) -> None:
+        raise ConnectionError(f"could not connect to {settings['address']}")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    line = refusal(capsys, *tiny(bench, tmp_path / "store", "--address", "10.0.0.1:6379"))
+    assert "no Ray cluster answers at --address 10.0.0.1:6379" in line and "leave out --address" in line

@@ -1,0 +1,107 @@
+"""The whole command under Ray: what is missing, failures, and a kill in the middle."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from extract.cli import main
+from refavs.data.synthetic import write_benchmark
+from refavs.store.reader import FeatureStore
+
+_spec = importlib.util.spec_from_file_location("make_videos", Path(__file__).parent / "make_videos.py")
+assert _spec is not None and _spec.loader is not None
+make_videos = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(make_videos)
+
+pytestmark = pytest.mark.ray
+OPTIONS = ("--preset", "tiny", "--weights", "random", "--workers", "2")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One Ray for all runs in this process."""
+    import ray
+
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2**27)
+    yield
+    ray.shutdown()
+
+
+def run(source: Path, store: Path, *more: str) -> int:
+    return main([str(source), str(store), *OPTIONS, *more])
+
+
+def files(store: Path) -> dict[str, bytes | dict]:
+    """Every file of a store, commit records without the time they took."""
+    found: dict[str, bytes | dict] = {}
+    for path in sorted(store.rglob("*")):
+        if path.is_file():
+            name, content = str(path.relative_to(store)), path.read_bytes()
+            if path.parent.name == "commits":
+                record = json.loads(content)
+                facts = record.get("record", record)
+                found[name] = {key: value for key, value in facts.items() if key not in ("seconds", "crc32c")}
+            else:
+                found[name] = content
+    return found
+
+
+def test_videos_are_extracted_once_each(
+    cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in ("b.mp4", "c.mp4", "d.mp4"):
+        make_videos.write_video(videos / name)
+    (tmp_path / "questions.csv").write_text("video,exp\nb,The loudest object.\nd.mp4,The star.\n")
+    expressions = ("--expressions", str(tmp_path / "questions.csv"))
+    store = tmp_path / "store"
+    assert run(videos, store, *expressions) == 0
+    assert "clips" in capsys.readouterr().out and set(FeatureStore(store).clips["id"]) == {"b", "c", "d"}
+    before = files(store)
+
+    assert run(videos, store, *expressions) == 0
+    assert f"nothing to do: all 3 clips of {videos} are in {store}" in capsys.readouterr().out
+    assert files(store) == before
+
+    make_videos.write_video(videos / "a.webm", codec="libvpx-vp9", sound_codec=None, duration_s=6)
+    (videos / "empty.mp4").touch()
+    assert run(videos, store, *expressions) == 3
+    assert "clips empty: video" in capsys.readouterr().err
+    after = FeatureStore(store)
+    assert set(after.clips["id"]) == {"a", "b", "c", "d"} and list(after.expressions["clip_id"]) == ["b", "d"]
+    new = after.clips.set_index("id").loc["a"]
+    assert new["silent"] and new["repeated_from_s"] == 6 and new["source"] == "a.webm"
+    unchanged = [name for name in before if "/c/" in name]
+    assert unchanged and all(files(store)[name] == before[name] for name in unchanged)
+
+
+def test_killed_run_ends_as_an_undisturbed_one(cluster: None, tmp_path: Path) -> None:
+    source = tmp_path / "bench"
+    write_benchmark(source, num_clips=18, seed=2, size=96, videos=False)
+    assert run(source, tmp_path / "undisturbed") == 0
+    store = tmp_path / "store"
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "extract.cli", str(source), str(store), *OPTIONS],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list(store.glob("commits/*.json")) and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGKILL)
+    assert driver.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert 0 < len(list(store.glob("commits/*.json"))) < len(list((tmp_path / "undisturbed").glob("commits/*.json")))
+    killed = tmp_path / "killed"
+    shutil.copytree(store, killed)
+    assert run(source, killed) == 0
+    assert files(killed) == files(tmp_path / "undisturbed")

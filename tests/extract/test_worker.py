@@ -1,0 +1,195 @@
+"""Shards computed by a worker in this process, on the synthetic benchmark and on bad input."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from extract.encoders.roberta import read_tokenizer
+from extract.media import frame_size, read_media
+from extract.plan import array_specs, estimate, expressions_table, plan_jobs, wanted_items
+from extract.presets import build_encoders, preset_named
+from extract.weights import WeightSource
+from extract.worker import JobResult, Worker
+from refavs.data.bench import Source, read_mask, read_source
+from refavs.data.synthetic import write_benchmark
+from refavs.store.reader import FeatureStore
+from refavs.store.schema import object_key, text_key, unpack_mask
+from refavs.store.writer import StoreWriter
+
+TINY = preset_named("tiny")
+ENCODERS = build_encoders(TINY, WeightSource(kind="random"), ("pixel_decoder",), None)
+TABLES = ("clips", "objects", "text")
+
+
+def open_store(path: Path, source: Source) -> StoreWriter:
+    return StoreWriter.open(
+        path, encoders=ENCODERS.fingerprints(), source=str(source.root), num_frames=10, input_size=96,
+        specs=array_specs(TINY, ENCODERS), rows_per_shard=TINY.rows_per_shard,
+    )
+
+
+def extract(source: Source, path: Path) -> list[JobResult]:
+    """What the command does, without Ray."""
+    writer = open_store(path, source)
+    worker = Worker(path, TINY, ENCODERS, 1)
+    results = [worker.run(job) for job in plan_jobs(writer, wanted_items(source))]
+    writer.write_expressions(expressions_table(source, {table: writer.committed(table) for table in TABLES}))
+    writer.finalise()
+    return results
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("bench") / "synthetic"
+    write_benchmark(root, num_clips=3, seed=5, size=96, videos=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def store(bench: Path) -> tuple[Source, FeatureStore]:
+    source = read_source(bench)
+    results = extract(source, bench.parent / "store")
+    assert not any(result.failures or result.error for result in results)
+    return source, FeatureStore(bench.parent / "store")
+
+
+def test_worker_stores_what_the_encoders_make(store: tuple[Source, FeatureStore]) -> None:
+    source, features = store
+    rows = {clip_id: row for row, clip_id in features.clips["id"].items()}
+    assert set(rows) == {clip.id for clip in source.clips}
+    media = read_media(source.clips[0], 10, 96)
+    expected = ENCODERS.visual.encode(media.frames) | ENCODERS.audio.encode(media.sound)
+    for path, array in expected.items():
+        assert np.array_equal(features.read(path, rows[source.clips[0].id]).numpy(), array)
+
+
+def test_worker_stores_masks_and_texts(store: tuple[Source, FeatureStore]) -> None:
+    source, features = store
+    first = source.objects.iloc[0]
+    row = next(row for row, facts in features.objects.iterrows()
+               if (facts["clip_id"], facts["fid"]) == (first["clip_id"], first["fid"]))  # fmt: skip
+    packed = features.read("objects/mask", int(row)).numpy()
+    expected = np.stack([read_mask(first["folder"], second) for second in range(10)])
+    assert np.array_equal(unpack_mask(packed, 96), expected)
+    assert set(features.texts["text"]) == set(source.expressions["text"])
+    text = source.expressions["text"].iloc[0]
+    sample = next(sample for sample in features if sample.text_string == text)
+    assert np.array_equal(sample.text.numpy(), ENCODERS.text.encode(text)["text/roberta/features"])
+
+
+def test_worker_leaves_an_expression_for_every_row(store: tuple[Source, FeatureStore]) -> None:
+    source, features = store
+    assert list(features.expressions["uid"]) == list(source.expressions["uid"])
+    assert list(features.expressions["text"]) == list(source.expressions["text"])
+    assert features.random_weights and features.finished
+
+
+def test_plan_of_a_complete_store_is_empty(bench: Path, store: tuple[Source, FeatureStore]) -> None:
+    source, features = store
+    assert plan_jobs(open_store(features.path, source), wanted_items(source)) == []
+
+
+def test_plan_starts_with_clips_and_is_small(bench: Path, tmp_path: Path) -> None:
+    import pickle
+
+    source = read_source(bench)
+    jobs = plan_jobs(open_store(tmp_path / "s", source), wanted_items(source))
+    assert [job.shard.table for job in jobs] == ["clips", "text", "objects"]
+    assert all(len(pickle.dumps(job)) < 20_000 for job in jobs)
+
+
+def test_estimate_counts_what_is_missing(bench: Path) -> None:
+    source = read_source(bench)
+    missing = wanted_items(source)
+    specs = array_specs(TINY, ENCODERS)
+    plan = estimate(TINY, ENCODERS, specs, missing, 2)
+    assert plan.missing == {table: len(items) for table, items in missing.items()}
+    assert plan.shards == {"clips": 1, "objects": 1, "text": 1} and plan.seconds > 0
+    assert plan.num_bytes == sum(len(missing[table]) * spec.row_bytes for table in TABLES for spec in specs[table])
+    nothing = estimate(TINY, ENCODERS, specs, {table: {} for table in TABLES}, 2)
+    assert nothing.num_bytes == 0 and nothing.seconds == 0 and set(nothing.shards.values()) == {0}
+
+
+def damaged(bench: Path, root: Path) -> Source:
+    """A copy in which one clip's frame is cut off and one mask has another size than its frame."""
+    shutil.copytree(bench, root)
+    source = read_source(root)
+    clip, other = source.clips[0], source.objects[source.objects["clip_id"] != source.clips[0].id].iloc[0]
+    assert clip.frames is not None
+    frame = clip.frames / "4.jpg"
+    frame.write_bytes(frame.read_bytes()[:100])
+    Image.new("L", (50, 40), 255).save(other["folder"] / "00002.png")
+    return source
+
+
+def test_worker_lists_what_it_cannot_read_and_does_the_rest(bench: Path, tmp_path: Path) -> None:
+    source = damaged(bench, tmp_path / "copy")
+    results = extract(source, tmp_path / "store")
+    failures = {key: reason for result in results for key, reason in result.failures.items()}
+    bad_clip = source.clips[0].id
+    bad_object = next(key for key in failures if "/" in key)
+    assert set(failures) == {bad_clip, bad_object}
+    assert "4.jpg cannot be read" in failures[bad_clip] and "40x50 pixels" in failures[bad_object]
+    features = FeatureStore(tmp_path / "store")
+    assert set(features.clips["id"]) == {clip.id for clip in source.clips} - {bad_clip}
+    lost = [
+        clip == bad_clip or object_key(clip, fid) == bad_object
+        for clip, fid in zip(source.expressions["clip_id"], source.expressions["fid"], strict=True)
+    ]
+    assert any(lost) and not all(lost) and len(features.expressions) == len(source.expressions) - sum(lost)
+
+
+def test_worker_retries_what_failed_once_it_is_mended(bench: Path, tmp_path: Path) -> None:
+    source = damaged(bench, tmp_path / "copy")
+    extract(source, tmp_path / "store")
+    for folder in ("media", "gt_mask"):
+        shutil.copytree(bench / folder, tmp_path / "copy" / folder, dirs_exist_ok=True)
+    results = extract(source, tmp_path / "store")
+    assert sorted((result.table, result.num_done) for result in results) == [("clips", 1), ("objects", 1)]
+    assert len(FeatureStore(tmp_path / "store").expressions) == len(source.expressions)
+
+
+def test_worker_returns_an_error_of_the_whole_shard(bench: Path, tmp_path: Path) -> None:
+    source = read_source(bench)
+    writer = open_store(tmp_path / "store", source)
+    job = next(job for job in plan_jobs(writer, wanted_items(source)) if job.shard.table == "objects")
+    worker = Worker(tmp_path / "store", TINY, ENCODERS, 1)
+    shutil.rmtree(tmp_path / "store" / "objects")
+    (tmp_path / "store" / "objects").touch()
+    result = worker.run(job)
+    assert isinstance(result.error, OSError) and result.num_done == 0 and "Traceback" in result.trace
+    assert not writer.committed("objects")
+
+
+def test_expressions_without_an_object_keep_their_clip(bench: Path) -> None:
+    source = read_source(bench)
+    source.expressions.loc[0, "fid"] = -1
+    rows = {
+        "clips": {clip.id: i for i, clip in enumerate(source.clips)},
+        "objects": {key: i for i, key in enumerate(wanted_items(source)["objects"])},
+        "text": {text_key(text): 7 for text in source.expressions["text"]},
+    }
+    table = expressions_table(source, rows)
+    assert len(table) == len(source.expressions) and table["object"][0] == -1 and set(table["text"]) == {7}
+    assert table["object"].dtype == np.int64 and (table["object"][1:] >= 0).all()
+
+
+def test_frame_size_is_that_of_the_file(bench: Path) -> None:
+    assert frame_size(read_source(bench).clips[0]) == (96, 96)
+
+
+def test_real_expressions_that_are_too_long_are_counted(shared: Path) -> None:
+    """All of them go through a tokenizer of RoBERTa's kind: without loss, and the long ones named."""
+    with open(shared / "data" / "metadata.csv", newline="", encoding="utf-8") as file:
+        texts = sorted({row["exp"] for row in csv.DictReader(file) if row["split"] != "TODO"})
+    assert len(texts) == 5226
+    text = build_encoders(preset_named("base"), WeightSource(kind="random"), ("backbone",), None).text
+    tokenizer = read_tokenizer(TINY.text.tokenizer)
+    encodings = tokenizer.encode_batch(texts)
+    assert [tokenizer.decode(encoding.ids) for encoding in encodings] == texts
+    expected = {text: len(encoding.ids) for text, encoding in zip(texts, encodings, strict=True) if len(encoding) > 25}
+    assert text.overlong(texts) == expected and 0 < len(expected) < len(texts)
