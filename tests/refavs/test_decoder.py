@@ -62,8 +62,9 @@ def own_name(name: str) -> str:
         "queries_embedder.weight": "query_positions", "level_embed.weight": "level_embeddings",
         "input_projections": "level_projections", "decoder.layernorm": "norm", "decoder.layers": "layers",
         "self_attn_layer_norm": "self_norm", "cross_attn_layer_norm": "cross_norm",
-        "final_layer_norm": "feedforward_norm", "out_proj": "out", "in_proj_": "project.", "self_attn.": "self_attention.",
-        "cross_attn.": "cross_attention.", "fc1": "feedforward.0", "fc2": "feedforward.3",
+        "final_layer_norm": "feedforward_norm", "out_proj": "out", "in_proj_": "project.",
+        "self_attn.": "self_attention.", "cross_attn.": "cross_attention.", "fc1": "feedforward.0",
+        "fc2": "feedforward.3",
     }.items():  # fmt: skip
         name = name.replace(theirs, ours)
     head = re.fullmatch(r"decoder.mask_predictor.mask_embedder.(\d).0.(\w+)", name)

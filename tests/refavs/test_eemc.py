@@ -1,14 +1,22 @@
 """EEMC: its wiring, its ablations, and its independence of what it must not see."""
 
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from refavs.data.dataset import Batch
+from refavs.errors import ConfigError, StoreError
 from refavs.model.decoder import EEMCOutput, predict
-from refavs.model.eemc import EEMC, EEMCConfig
+from refavs.model.eemc import EEMC, EEMCConfig, ModelOptions
 from refavs.model.losses import LossConfig, eemc_loss
 from refavs.model.sizes import FeatureSizes, MapSize, StreamSize
+from refavs.model.visual import Standardisation
+from refavs.store.reader import FeatureStore
+from refavs.store.schema import ArraySpec
 
 NUM_CLIPS, NUM_FRAMES, LENGTH = 2, 5, 6
 SIZES = FeatureSizes(
@@ -66,3 +74,197 @@ def test_eemc_trains_one_step_on_a_batch(decoder_layers: int) -> None:
     assert not [name for name in without if "query_positions" not in name], without
     probs = predict(output, (32, 32))
     assert probs.shape == (3, 2, 32, 32) and probs.min() >= 0 and probs.max() <= 1
+
+
+def outputs_differ(first: EEMCOutput, second: EEMCOutput) -> Tensor:
+    """For each expression and frame, whether any prediction differs by a bit."""
+    masks = (first.mask_logits != second.mask_logits).flatten(2).any(-1)
+    return masks | (first.class_logits != second.class_logits).flatten(2).any(-1)
+
+
+def with_other(batch: Batch, stream: str) -> Batch:
+    return replace(batch, **{stream: getattr(make_batch(seed=7), stream)})
+
+
+@pytest.mark.parametrize("stream", ["audio", "text"])
+def test_eemc_without_a_cue_is_not_influenced_by_it(stream: str) -> None:
+    batch = make_batch()
+    assert outputs_differ(run(make_model(), batch), run(make_model(), with_other(batch, stream))).all()
+    ablated = make_model(**{stream: False})
+    assert not outputs_differ(run(ablated, batch), run(ablated, with_other(batch, stream))).any()
+    assert not [name for name, _ in ablated.named_parameters() if stream in name]
+
+
+def test_eemc_without_text_is_not_influenced_by_its_length() -> None:
+    batch, ablated = make_batch(), make_model(text=False)
+    other = replace(batch, valid=torch.ones_like(batch.valid))
+    assert not outputs_differ(run(ablated, batch), run(ablated, other)).any()
+
+
+def test_eemc_without_memory_sees_one_second_only() -> None:
+    batch, later = make_batch(), make_batch()
+    for features in (later.audio, *later.visual.values()):
+        features[:, 2] += 1
+    changed = outputs_differ(run(make_model(), batch), run(make_model(), later))
+    assert not changed[:, :2].any() and changed[:, 2:].all()
+    ablated = make_model(memory=False)
+    changed = outputs_differ(run(ablated, batch), run(ablated, later))
+    assert changed[:, 2].all() and not changed[:, [0, 1, 3, 4]].any()
+
+
+def test_eemc_without_memory_equals_beta_zero() -> None:
+    batch = make_batch()
+    torch.testing.assert_close(
+        run(make_model(memory=False), batch).mask_logits, run(make_model(beta=0.0), batch).mask_logits
+    )
+
+
+def test_eemc_without_modality_tokens_has_none() -> None:
+    tokens = [name for name, _ in make_model().named_parameters() if name.endswith("_token")]
+    assert tokens == ["integration.audio_token", "integration.visual_token"]
+    ablated = make_model(modality_tokens=False)
+    assert not [name for name, _ in ablated.named_parameters() if name.endswith("_token")]
+    model, batch = make_model(), make_batch()
+    before = run(model, batch)
+    with torch.no_grad():
+        model.integration.get_parameter("audio_token").add_(1)
+    assert outputs_differ(before, run(model, batch)).all()
+
+
+def test_eemc_combines_the_cues_as_the_equations_say() -> None:
+    model, batch = make_model().eval(), make_batch()
+    visual = model.visual(batch.visual, None).tokens[batch.clip]
+    audio, (text, valid) = model._audio(batch), model._text(batch)
+    assert audio is not None and text is not None and model.audio_fusion is not None
+    features_a, aware_a = model.audio_fusion(audio, text, valid)
+    features_v, aware_v = model.visual_fusion(visual, text, valid)
+    cue_a, cue_v, cue_t = model.cues(audio, visual, text, valid)
+    torch.testing.assert_close(cue_t, (text[:, None] + aware_a + aware_v) / 3)
+    for cue, features in ((cue_a, features_a), (cue_v, features_v)):
+        past = torch.stack([features[:, :second].mean(1) for second in range(1, NUM_FRAMES)], 1)
+        torch.testing.assert_close(cue[:, 0], 2 * features[:, 0])
+        torch.testing.assert_close(cue[:, 1:], 2 * features[:, 1:] - past)
+
+
+def test_eemc_ignores_what_stands_in_the_padding() -> None:
+    batch, model = make_batch(), make_model()
+    filled = replace(batch, text=torch.where(batch.valid[..., None], batch.text, torch.full_like(batch.text, 9.0)))
+    assert not outputs_differ(run(model, batch), run(model, filled)).any()
+    longer = replace(
+        batch, text=torch.cat([batch.text, torch.ones(3, 2, 9)], 1),
+        valid=torch.cat([batch.valid, torch.zeros(3, 2, dtype=torch.bool)], 1),
+    )  # fmt: skip
+    assert not outputs_differ(run(model, batch), run(model, longer)).any()
+
+
+def test_eemc_predicts_a_second_alike_whichever_others_are_decoded() -> None:
+    model, batch = make_model(), make_batch()
+    everything, some = run(model, batch), run(model, batch, torch.tensor([1, 4]))
+    torch.testing.assert_close(some.mask_logits, everything.mask_logits[:, [1, 4]])
+    torch.testing.assert_close(some.class_logits, everything.class_logits[:, [1, 4]])
+
+
+def test_eemc_predicts_an_expression_alike_in_any_company() -> None:
+    model, batch = make_model(), make_batch()
+    together = run(model, batch)
+    alone = replace(
+        batch, visual={name: maps[1:] for name, maps in batch.visual.items()}, audio=batch.audio[1:],
+        text=batch.text[2:], valid=batch.valid[2:], clip=torch.tensor([0]), mask=None,
+    )  # fmt: skip
+    torch.testing.assert_close(run(model, alone).mask_logits[0], together.mask_logits[2])
+
+
+def test_eemc_tells_mirrored_places_apart() -> None:
+    """The same content at another place gives other queries, which needs positions on the visual tokens."""
+    model, batch = make_model(decoder_layers=0), make_batch()
+    mirrored = replace(batch, visual={name: maps.flip(-1) for name, maps in batch.visual.items()})
+    assert (run(model, batch).class_logits != run(model, mirrored).class_logits).any()
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("beta", 2.0), ("num_layers", 2), ("num_queries", 4), ("num_heads", 4), ("channels", 8),
+    ("feedforward_channels", 12), ("visual_downsample", 2), ("text", False), ("audio", False), ("memory", False),
+    ("modality_tokens", False), ("decoder_layers", 1), ("decoder_feedforward_channels", 12), ("dropout", 0.5),
+])  # fmt: skip
+def test_every_option_changes_the_prediction(field: str, value: object) -> None:
+    batch, known, changed = make_batch(), make_model().train(), make_model(**{field: value}).train()
+    torch.manual_seed(3)
+    before = known(batch)
+    torch.manual_seed(3)
+    after = changed(batch)
+    assert before.mask_logits.shape != after.mask_logits.shape or outputs_differ(before, after).any()
+
+
+def test_every_option_has_a_test() -> None:
+    tested = test_every_option_changes_the_prediction.pytestmark[0].args[1]  # type: ignore[attr-defined]
+    assert {name for name, _ in tested} == {field.name for field in fields(ModelOptions)}
+
+
+def test_eemc_standardises_every_stream() -> None:
+    batch, plain, standardising = make_batch(), make_model(), make_model()
+    statistics = {
+        size.path: (torch.full((size.channels,), 2.0), torch.full((size.channels,), 0.5))
+        for size in (SIZES.audio, SIZES.text, *SIZES.maps)
+    }
+    standardising.set_statistics(statistics)
+    shifted = replace(
+        batch, visual={name: maps.float() * 0.5 + 2 for name, maps in batch.visual.items()},
+        audio=batch.audio * 0.5 + 2, text=batch.text * 0.5 + 2,
+    )  # fmt: skip
+    torch.testing.assert_close(run(standardising, shifted).mask_logits, run(plain, batch).mask_logits)
+
+
+def test_standardisation_silences_channels_that_never_change() -> None:
+    standardise = Standardisation(3)
+    standardise.set(torch.tensor([1.0, 2.0, 100.0]), torch.tensor([2.0, 0.0, 1e-7]))
+    torch.testing.assert_close(standardise(torch.tensor([[5.0, 2.5, 101.0]])), torch.tensor([[2.0, 0.0, 0.0]]))
+
+
+def test_eemc_runs_its_own_pixel_decoder_on_backbone_maps() -> None:
+    maps = tuple(
+        MapSize(name=f"res{level + 2}", path=f"clips/visual/backbone/res{level + 2}", channels=4 * 2**level,
+                height=32 // 2**level, width=32 // 2**level)
+        for level in range(4)
+    )  # fmt: skip
+    sizes = replace(SIZES, maps=maps)
+    torch.manual_seed(0)
+    model = EEMC(EEMCConfig(sizes=sizes, channels=32, **{**OPTIONS, "num_heads": 8}))  # type: ignore[arg-type]
+    batch = make_batch(sizes=sizes)
+    output = model.train()(batch, torch.tensor([2]))
+    assert output.mask_logits.shape == (3, 1, 3, 32, 32)
+    output.mask_logits.square().sum().backward()
+    assert model.visual.pixel_decoder is not None
+    assert any(weight.grad is not None and weight.grad.any() for weight in model.visual.pixel_decoder.parameters())
+
+
+@pytest.mark.parametrize(("options", "text"), [
+    ({"num_layers": 0}, "num_layers is 0; accepted: a whole number from 1 up"),
+    ({"decoder_layers": -1}, "decoder_layers is -1; accepted: a whole number from 0 up"),
+    ({"beta": float("nan")}, "beta is nan; accepted: a finite number, 1 in the paper"),
+    ({"dropout": 1.0}, "dropout is 1.0; accepted: from 0 to below 1"),
+    ({"num_heads": 3}, "the model's width 16 must be a multiple of 4 and of num_heads=3"),
+    ({"visual_downsample": 3}, "visual_downsample=3 does not divide the 8 x 8 mask features"),
+])  # fmt: skip
+def test_eemc_refuses_options_that_cannot_be_used(options: dict, text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        make_model(**options)
+
+
+class DescribedStore(FeatureStore):
+    """A store's description without its rows."""
+
+    specs: dict[str, ArraySpec] = {}  # noqa: RUF012  (replaces the property of a store on disk)
+
+    def __init__(self, specs: list[ArraySpec]) -> None:
+        self.path, self.specs = Path("STORE"), {spec.path: spec for spec in specs}
+
+
+def test_sizes_come_from_the_store() -> None:
+    specs = [ArraySpec(path=size.path, shape=(NUM_FRAMES, size.channels, size.height, size.width), dtype="float16",
+                       axes=("t", "c", "h", "w")) for size in SIZES.maps]
+    specs += [ArraySpec(path=SIZES.audio.path, shape=(NUM_FRAMES, 7), dtype="float32", axes=("t", "c")),
+              ArraySpec(path=SIZES.text.path, shape=(LENGTH, 9), dtype="float32", axes=("l", "c"))]
+    assert EEMCConfig.from_store(DescribedStore(specs), beta=2.0) == EEMCConfig(sizes=SIZES, beta=2.0)
+    lacking = [spec for spec in specs if not spec.path.endswith("s16")]
+    with pytest.raises(StoreError, match=re.escape("store STORE has no maps s16; EEMC reads mask_features, s32")):
+        FeatureSizes.from_store(DescribedStore(lacking))
