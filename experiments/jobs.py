@@ -27,6 +27,7 @@ from refavs.config import replace
 from refavs.errors import RefAVSError
 from refavs.store import FeatureStore
 
+TUNE_PREFIX = ".tune-"
 Started = Callable[[Entry], None]
 Progressed = Callable[[Entry, list[dict[str, Any]]], None]
 Ended = Callable[[Entry, str], None]
@@ -41,7 +42,10 @@ def run_trials(
         ended: receives the reason of the failure, or an empty string.
     """
     by_folder = {str(entry.folder.resolve()): entry for entry in entries}
-    records = Path(tempfile.mkdtemp(prefix=".tune-", dir=entries[0].folder.resolve().parent.parent))
+    root = entries[0].folder.resolve().parent.parent
+    for stale in root.glob(f"{TUNE_PREFIX}*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    records = Path(tempfile.mkdtemp(prefix=TUNE_PREFIX, dir=root))
     try:
         with _ray(resources):
             tuner = ray.tune.Tuner(

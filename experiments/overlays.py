@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 NUM_PICTURES = 2
 FRAME_PX = 160
 CAPTION_PX = 44
+GAP_PX = 3
 PREDICTION = (230, 60, 60)
 TARGET = (80, 240, 120)
 BACKDROP = 60
@@ -34,8 +35,8 @@ def write_overlays(
             assert batch.mask is not None
             pred, target = (probs[0] > 0.5).cpu().numpy(), batch.mask[0].cpu().numpy()
             clip_id = str(store.expressions["clip_id"].iloc[row])
-            backdrop = [frame_picture(store, clip_id, second, target.shape[1:]) for second in range(len(target))]
-            picture = draw(backdrop, pred, target, f"{batch.text_string[0]}", f"{batch.uid[0]} ({batch.split[0]})")
+            backdrop = [frame_picture(store, clip_id, second) for second in range(len(target))]
+            picture = draw(backdrop, pred, target, batch.text_string[0], f"{batch.uid[0]} ({batch.split[0]})")
             written.append(folder / f"{len(written) + 1}-{safe_name(batch.uid[0])}.png")
             picture.save(written[-1])
     return written
@@ -57,11 +58,12 @@ def chosen_rows(store: "FeatureStore") -> list[int]:
     return (chosen + others)[:NUM_PICTURES]
 
 
-def frame_picture(store: "FeatureStore", clip_id: str, second: int, size: tuple[int, ...]) -> Image.Image:
+def frame_picture(store: "FeatureStore", clip_id: str, second: int) -> Image.Image:
     """The clip's frame where the source still lies where it was extracted from, else a plain backdrop."""
     path = Path(str(store.attributes.get("source", ""))) / "media" / clip_id / "frames" / f"{second}.jpg"
     try:
-        return Image.open(path).convert("RGB").resize((FRAME_PX, FRAME_PX))
+        with Image.open(path) as picture:
+            return picture.convert("RGB").resize((FRAME_PX, FRAME_PX))
     except OSError:
         return Image.new("RGB", (FRAME_PX, FRAME_PX), (BACKDROP,) * 3)
 
@@ -70,7 +72,8 @@ def draw(
     frames: list[Image.Image], pred: np.ndarray, target: np.ndarray, sentence: str, origin: str
 ) -> Image.Image:
     """One strip: the sentence above, the frames below. `pred` and `target` are boolean, (t, h, w)."""
-    strip = Image.new("RGB", (FRAME_PX * len(frames), FRAME_PX + CAPTION_PX), (20, 20, 20))
+    step = FRAME_PX + GAP_PX
+    strip = Image.new("RGB", (step * len(frames) - GAP_PX, FRAME_PX + CAPTION_PX), (20, 20, 20))
     pen = ImageDraw.Draw(strip)
     pen.text((8, 4), sentence, fill=(255, 255, 255), font=ImageFont.load_default(size=16))
     pen.text((8, 26), f"{origin}; red: prediction, green: ground truth", fill=(170, 170, 170))
@@ -79,7 +82,7 @@ def draw(
         filled, wanted = enlarged(pred[second]), enlarged(target[second])
         pixels[filled] = 0.45 * pixels[filled] + 0.55 * np.array(PREDICTION, dtype=np.float32)
         pixels[outline(wanted)] = TARGET
-        strip.paste(Image.fromarray(pixels.astype(np.uint8)), (second * FRAME_PX, CAPTION_PX))
+        strip.paste(Image.fromarray(pixels.astype(np.uint8)), (second * step, CAPTION_PX))
     return strip
 
 

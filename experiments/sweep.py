@@ -11,12 +11,14 @@ from experiments.evaluate import controls
 from experiments.grid import Grid
 from experiments.ledger import Entry, Ledger, read_metrics
 from experiments.state import read_json, write_json
+from experiments.table import csv_text
 from experiments.tracking import Tracker, default_tracking_uri
 from refavs.config import digest
 from refavs.console import ProgressBar
 from refavs.errors import ConfigError
 from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.store import FeatureStore
+from refavs.store.files import write_atomically
 
 ARTIFACTS = ("checkpoint", "overlays", "config.json", "metrics.jsonl")
 
@@ -124,6 +126,8 @@ class _Run:
                     entry.set_status("stopped")
             self.tracker.end(self.parent, status)
             raise
+        write_atomically(self.ledger.root / "table.csv", csv_text(entries, self.outcome.controls).encode())
+        self.tracker.log_folder(self.parent, self.ledger.root, ("table.csv",))
         self.tracker.end(self.parent, "FAILED" if self.outcome.failures else "FINISHED")
         if not self.outcome.failures:
             self.ledger.set_sweep(closed=_keys(entries))

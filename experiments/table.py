@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from rich import box
 from rich.table import Table
 from scipy import stats
@@ -88,6 +89,17 @@ def dimension_table(rows: Sequence[Row]) -> Table | None:
         cells = [cell(row, f"test_s/{name}/J") for name in names]
         table.add_row(row.name, *cells, style="dim" if row.constant else "")
     return table
+
+
+def csv_text(entries: Sequence[Entry], controls: dict[str, dict[str, float]]) -> str:
+    """Every finished trial and constant with all its metrics, as fractions, one line each and seeds apart."""
+    lines = [
+        {"trial": entry.trial.name, "seed": entry.trial.config.seed, "key": entry.key, **result["metrics"]}
+        for entry in entries
+        if (result := entry.result) is not None and entry.state == "finished"
+    ]
+    lines += [{"trial": name, "seed": "", "key": "", **values} for name, values in controls.items()]
+    return pd.DataFrame(lines).to_csv(index=False)
 
 
 def cell(row: Row, metric: str) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BATCH_METRICS = 1000
 BATCH_PARAMS = 100
 DIGEST_LENGTH = 36
+REASON = "refavs.reason"
 
 
 def default_tracking_uri(out: Path) -> str:
@@ -124,7 +125,7 @@ class Tracker:
     def end(self, run_id: str, status: str, reason: str = "") -> None:
         """Closes a run as FINISHED, FAILED or KILLED."""
         if reason:
-            self.client.set_tag(run_id, "refavs.reason", reason[:5000])
+            self.client.set_tag(run_id, REASON, reason[:5000])
         self.client.set_terminated(run_id, status=status)
 
     def _find_or_create(
@@ -137,6 +138,8 @@ class Tracker:
         if found:
             run_id = found[0].info.run_id
             self.client.update_run(run_id, status="RUNNING")
+            if REASON in found[0].data.tags:
+                self.client.delete_tag(run_id, REASON)
             return run_id
         own = {
             "refavs.sweep": self.sweep_id,

@@ -17,6 +17,7 @@ from torch import Tensor
 from experiments.evaluate import TEST_SPLITS, autocast, evaluate_splits, rows_of
 from experiments.overlays import write_overlays
 from experiments.state import load_state, read_json, save_state, write_json
+from refavs.config import to_dict
 from refavs.data.dataset import Batch, batches
 from refavs.errors import ConfigError, StoreError
 from refavs.model.checkpoint import save_model
@@ -151,7 +152,7 @@ def finish(
         return known
     started = time.monotonic()
     metrics = evaluate_splits(config.train, model, store, TEST_SPLITS, device)
-    save_model(folder / "checkpoint", model)
+    save_model(folder / "checkpoint", model, {"store": store.fingerprint, "trial": to_dict(config)})
     write_overlays(folder / "overlays", config.train, model, store, device)
     metrics["parameters"] = float(sum(p.numel() for p in model.parameters() if p.requires_grad))
     metrics["seconds"] = sum(record["seconds"] for record in history) + time.monotonic() - started
@@ -235,8 +236,8 @@ class Sampler:
         if not rows:
             counts = ", ".join(f"{name} {count}" for name, count in table["split"].value_counts().items())
             raise StoreError(
-                f"{store.path} has no expressions of split train with masks (it has {counts or 'none at all'}); extract "
-                "a source that has them, as refavs-synth writes it"
+                f"{store.path} has no expressions of split train with masks (it has {counts or 'none at all'}); "
+                "extract a source that has them, as refavs-synth writes it"
             )
         groups: dict[str, list[int]] = defaultdict(list)
         for row in rows:

@@ -1,0 +1,82 @@
+"""Evaluation: names and groups of the metrics, constants, and what a store without some parts gives."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.config import TrialConfig
+from experiments.evaluate import controls, evaluate_splits, named_values, predictions, rows_of
+from experiments.train import TrainConfig, build_model
+from refavs.config import replace
+from refavs.metrics import canonical
+from refavs.store import FeatureStore
+from tests.experiments.small_store import make_store
+
+CPU = torch.device("cpu")
+SMALL = {"model.num_layers": 1, "model.num_queries": 2, "model.num_heads": 2, "model.decoder_layers": 0,
+         "model.visual_downsample": 2}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    return make_store(tmp_path_factory.mktemp("small") / "store")
+
+
+def test_evaluation_equals_the_mean_of_single_expressions(store: FeatureStore) -> None:
+    torch.manual_seed(0)
+    model = build_model(replace(TrialConfig(), SMALL), store)
+    found = evaluate_splits(TrainConfig(), model, store, ("test_s", "test_u"), CPU)
+    scores: dict[str, list[float]] = {}
+    rows = rows_of(store, ("test_s", "test_u"))
+    for batch, probs in predictions(TrainConfig(eval_batch_size=1), model, store, rows, CPU):
+        assert batch.mask is not None
+        score = canonical(probs[0].clamp(1e-6, 1 - 1e-6).logit(), batch.mask[0]).J
+        for group in (batch.split[0], f"{batch.split[0]}/{batch.dimension[0]}"):
+            scores.setdefault(group, []).append(score)
+    for group, values in scores.items():
+        assert found[f"{group}/J"] == pytest.approx(np.mean(values), abs=1e-6)
+    assert found["mix/J"] == pytest.approx((found["test_s/J"] + found["test_u/J"]) / 2)
+
+
+def test_evaluation_leaves_the_model_training_as_it_was(store: FeatureStore) -> None:
+    model = build_model(replace(TrialConfig(), SMALL), store)
+    for training in (True, False):
+        model.train(training)
+        evaluate_splits(TrainConfig(), model, store, ("val",), CPU)
+        assert model.training is training
+
+
+def test_evaluation_of_an_absent_split_is_empty(store: FeatureStore) -> None:
+    model = build_model(replace(TrialConfig(), SMALL), store)
+    assert evaluate_splits(TrainConfig(), model, store, ("nowhere",), CPU) == {}
+
+
+def test_values_that_say_nothing_are_left_out() -> None:
+    nothing = {"J": 1.0, "F": float("nan"), "S": 0.0, "false_empty": float("nan"), "num_expressions": 2.0}
+    assert named_values({"test_n": nothing}) == {"test_n/J": 1.0, "test_n/S": 0.0}
+
+
+def test_rows_of_one_clip_stand_together(store: FeatureStore) -> None:
+    rows = rows_of(store, ("train", "test_u"))
+    clips = store.expressions["clip_id"].iloc[rows].tolist()
+    assert len(rows) == 24 and sum(a != b for a, b in itertools.pairwise(clips)) == 7
+
+
+def test_controls_name_every_constant_on_every_split(store: FeatureStore) -> None:
+    found = controls(store)
+    assert set(found) == {
+        "all background", "all foreground", "mean training mask", "mean training mask, best threshold",
+    }  # fmt: skip
+    assert found["all background"]["test_n/S"] == 0 and found["all background"]["test_s/J"] == 0
+    assert found["all foreground"]["test_n/S"] == 1
+    masks = [store[row].mask for row in rows_of(store, ("test_s",))]
+    area = np.mean([mask.float().mean().item() for mask in masks if mask is not None])
+    assert found["all foreground"]["test_s/J"] == pytest.approx(area)
+    assert {"mix/J", "test_u/F", "test_s/spatial/J"} <= set(found["mean training mask"])
+
+
+def test_controls_without_training_masks_are_none(tmp_path: Path) -> None:
+    assert controls(make_store(tmp_path / "store", {"test_s": 1})) == {}

@@ -1,0 +1,77 @@
+"""Trials under Ray: killed in the middle, resumed by the same command, equal to trials that were left alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from experiments.grid import read_grid
+from experiments.ledger import Ledger, read_metrics
+from experiments.train import train
+from tests.experiments.small_store import make_store
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+
+GRID = """
+base:
+  model: {num_layers: 1, num_queries: 2, num_heads: 2, visual_downsample: 2, decoder_layers: 0}
+  loss: {num_points: 0}
+  train: {epochs: 12, steps_per_epoch: 10}
+cases:
+  full: {}
+  diverges: {train.learning_rate: 1e30}
+  no_audio: {model.audio: false}
+"""
+COMMAND = "import sys; from experiments.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    arguments = [str(folder / "g.yaml"), "--store", str(folder / "store"), "--out", str(folder / "g")]
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *arguments, "--max-concurrent", "2"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_killed_sweep_goes_on_and_equals_an_undisturbed_one(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", {"train": 2, "val": 1, "test_s": 1, "test_n": 1})
+    (tmp_path / "g.yaml").write_text(GRID)
+    full, _, no_audio = Ledger(tmp_path / "g").entries(read_grid(str(tmp_path / "g.yaml")).trials, store.fingerprint)
+
+    driver = start(tmp_path)
+    deadline = time.monotonic() + 200
+    while len(read_metrics(full.folder)) < 2 and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate()
+    num_before = len(read_metrics(full.folder))
+    assert 2 <= num_before < 12 and full.state == "running"
+
+    out, err = start(tmp_path).communicate(timeout=250)
+    assert "failed: diverges, seed 0: loss" in out and "expressions of the batch: train" in out, err
+    assert "2 trials finished now, 2 of 3 in all" in out and "Traceback" not in out + err
+    assert [entry.state for entry in (full, no_audio)] == ["finished", "finished"]
+    assert not list((tmp_path / "g").glob(".tune-*"))
+
+    alone = train(full.trial.config, store, tmp_path / "alone")
+    for found, wanted in zip(read_metrics(full.folder), read_metrics(tmp_path / "alone"), strict=True):
+        assert found["epoch"] == wanted["epoch"] and found["metrics"] == pytest.approx(wanted["metrics"], abs=1e-5)
+    assert full.result is not None
+    for name, value in alone["metrics"].items():
+        assert name == "seconds" or full.result["metrics"][name] == pytest.approx(value, abs=1e-5), name
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("g")
+    assert experiment is not None
+    runs = {str(run.info.run_name): run for run in client.search_runs([experiment.experiment_id])}
+    assert {name: run.info.status for name, run in runs.items()} == {
+        "g": "FAILED", "full, seed 0": "FINISHED", "no_audio, seed 0": "FINISHED", "diverges, seed 0": "FAILED",
+    }  # fmt: skip
+    for name in ("full, seed 0", "no_audio, seed 0"):
+        points = client.get_metric_history(runs[name].info.run_id, "train/loss")
+        assert [point.step for point in points] == list(range(1, 13))

@@ -1,0 +1,61 @@
+"""The ledger: one folder per key, statuses, and one sweep at a time."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.grid import expand
+from experiments.ledger import Ledger, read_metrics
+from refavs.errors import ConfigError
+
+TRIALS = expand("g", {"grid": {"model.beta": [0, 1]}}, "g.yaml", {}).trials
+
+
+def test_entry_goes_from_new_to_finished(tmp_path: Path) -> None:
+    entry = Ledger(tmp_path).entries(TRIALS, "store")[0]
+    assert entry.state == "new" and entry.result is None and not entry.folder.exists()
+    Ledger(tmp_path).enter(entry, "store")
+    facts = json.loads((entry.folder / "config.json").read_text())
+    assert facts["key"] == entry.key and facts["config"]["model.beta"] == 0.0 and facts["store"] == "store"
+    entry.set_status("running", run_id="r")
+    entry.set_status("failed", reason="broken")
+    assert entry.status["reason"] == "broken" and entry.status["run_id"] == "r"
+    entry.set_status("finished", seconds=3.0)
+    assert entry.state == "finished" and "reason" not in entry.status and entry.status["run_id"] == "r"
+
+
+def test_entries_of_another_store_are_other_ones(tmp_path: Path) -> None:
+    folders = {entry.folder for store in ("a", "b") for entry in Ledger(tmp_path).entries(TRIALS, store)}
+    assert len(folders) == 4
+
+
+def test_sweep_facts_are_added(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "new")
+    assert ledger.sweep == {}
+    ledger.set_sweep(id="a")
+    ledger.set_sweep(run_id="b")
+    assert Ledger(tmp_path / "new").sweep == {"id": "a", "run_id": "b"}
+
+
+def test_sweep_that_another_process_holds_is_refused(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from experiments.ledger import Ledger\n"
+        "with Ledger(Path(sys.argv[1])).locked(): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        refusal = "is in use by another refavs-sweep; wait for it or give another --out"
+        with pytest.raises(ConfigError, match=refusal), Ledger(tmp_path).locked():
+            pass
+        other.kill()
+    with Ledger(tmp_path).locked():
+        pass
+
+
+def test_metrics_of_a_trial_that_never_ran_are_none(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []

@@ -1,0 +1,62 @@
+"""Overlay pictures: which expressions, and what is drawn."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from experiments import overlays
+from experiments.config import TrialConfig
+from experiments.train import TrainConfig, build_model
+from refavs.config import replace
+from refavs.store import FeatureStore
+from tests.experiments.small_store import NUM_FRAMES, make_store
+
+SMALL = {"model.num_layers": 1, "model.num_heads": 2, "model.decoder_layers": 0, "model.visual_downsample": 2}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    return make_store(tmp_path_factory.mktemp("small") / "store")
+
+
+def test_pictures_are_of_the_same_two_expressions_of_test_s(store: FeatureStore, tmp_path: Path) -> None:
+    names = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = build_model(replace(TrialConfig(), SMALL), store)
+        files = overlays.write_overlays(tmp_path / str(seed), TrainConfig(), model, store, torch.device("cpu"))
+        names.append([file.name for file in files])
+        width = NUM_FRAMES * (overlays.FRAME_PX + overlays.GAP_PX) - overlays.GAP_PX
+        for file in files:
+            with Image.open(file) as picture:
+                assert picture.size == (width, overlays.FRAME_PX + overlays.CAPTION_PX)
+    assert names[0] == names[1] and len(set(names[0])) == 2 and all("test_s" in name for name in names[0])
+    facts = store.expressions.iloc[overlays.chosen_rows(store)]
+    assert facts["dimension"].nunique() == 2 and facts["clip_id"].nunique() == 2
+
+
+def test_picture_fills_the_prediction_and_outlines_the_target() -> None:
+    frame = Image.new("RGB", (overlays.FRAME_PX,) * 2, (100, 100, 100))
+    pred, target = np.zeros((1, 16, 16), bool), np.zeros((1, 16, 16), bool)
+    pred[0, :8], target[0, 8:] = True, True
+    pixels = np.asarray(overlays.draw([frame], pred, target, "the left one", "uid"))[overlays.CAPTION_PX :]
+    assert pixels[10, 80, 0] > 150 > pixels[10, 80, 1]
+    assert tuple(pixels[81, 80]) == overlays.TARGET and tuple(pixels[120, 80]) == (100, 100, 100)
+
+
+def test_picture_shows_the_frame_where_the_source_is_there(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "media" / "clip" / "frames"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8), (0, 0, 255)).save(folder / "0.jpg", quality=100)
+    monkeypatch.setitem(store.attributes, "source", str(tmp_path))
+    assert overlays.frame_picture(store, "clip", 0).getpixel((5, 5))[2] > 200  # type: ignore[index]
+    assert overlays.frame_picture(store, "clip", 1).getpixel((5, 5)) == (overlays.BACKDROP,) * 3
+
+
+def test_file_name_keeps_to_the_folder() -> None:
+    assert overlays.safe_name("../a b/ü_1") == "___a_b_ü_1"

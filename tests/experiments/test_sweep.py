@@ -1,0 +1,229 @@
+"""A sweep without Ray: the trials run in this process, everything around them is real."""
+
+import sys
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from experiments.cli import main
+from experiments.grid import Grid, expand
+from experiments.ledger import Entry, Ledger
+from experiments.sweep import run_sweep
+from experiments.tracking import default_tracking_uri
+from experiments.train import train
+from refavs.errors import ConfigError
+from refavs.store import FeatureStore
+from tests.experiments.small_store import make_store
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow and what it imports
+
+BASE = {
+    "model": {"num_layers": 1, "num_queries": 2, "num_heads": 2, "visual_downsample": 2, "decoder_layers": 0},
+    "loss": {"num_points": 0},
+    "train": {"epochs": 2, "steps_per_epoch": 2},
+}
+CASES = {"full": {}, "no_text": {"model.text": False}, "diverges": {"train.learning_rate": 1e30}}
+
+
+class InProcess:
+    """Stands for `experiments.jobs`: trials one after another in this process."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.stop_after: int | None = None
+
+    def run_trials(
+        self, entries: Sequence[Entry], store: Path, resources: Any, started: Any, progressed: Any, ended: Any
+    ) -> None:
+        for entry in entries:
+            self.ran.append(entry.trial.title)
+            started(entry)
+
+            def report(records: list[dict[str, Any]], entry: Entry = entry) -> None:
+                progressed(entry, records)
+                if self.stop_after is not None and len(self.ran) > self.stop_after:
+                    raise KeyboardInterrupt
+
+            try:
+                train(entry.trial.config, FeatureStore(store), entry.folder, report)
+            except ConfigError as error:
+                ended(entry, str(error))
+            else:
+                ended(entry, "")
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> InProcess:
+    jobs = InProcess()
+    monkeypatch.setitem(sys.modules, "experiments.jobs", types.SimpleNamespace(run_trials=jobs.run_trials))
+    return jobs
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    return make_store(tmp_path_factory.mktemp("small") / "store", {"train": 2, "val": 1, "test_s": 1, "test_n": 1})
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder, and so one database, for the sweeps of all tests: making a database takes seconds."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def grid_of(*cases: str) -> Grid:
+    return expand("g", {"base": BASE, "cases": {name: CASES[name] for name in cases}}, "g.yaml", {})
+
+
+def runs_of(out: Path) -> dict[str, Any]:
+    client = MlflowClient(default_tracking_uri(out))
+    experiment = client.get_experiment_by_name(out.name)
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    assert len({run.info.run_name for run in found}) == len(found)
+    return {str(run.info.run_name): run for run in found}
+
+
+def test_sweep_runs_what_is_missing_and_grows(jobs: InProcess, store: FeatureStore, runs: Path) -> None:
+    out = runs / "grows"
+    assert run_sweep(grid_of("full"), store, out).num_run == 1
+    outcome = run_sweep(grid_of("full", "no_text"), store, out)
+    assert outcome.num_run == 1 and jobs.ran == ["full, seed 0", "no_text, seed 0"]
+    found = runs_of(out)
+    assert {name: run.info.status for name, run in found.items()} == dict.fromkeys(
+        ("g", "full, seed 0", "no_text, seed 0"), "FINISHED"
+    )
+    parent = found["g"].info.run_id
+    child = found["full, seed 0"]
+    assert child.data.tags["mlflow.parentRunId"] == parent
+    client = MlflowClient(default_tracking_uri(out))
+    assert [point.step for point in client.get_metric_history(child.info.run_id, "val/J")] == [1, 2]
+    assert "test_s/J" in child.data.metrics and "test_n/S" in child.data.metrics
+    assert sorted(item.path for item in client.list_artifacts(child.info.run_id)) == [
+        "checkpoint", "config.json", "metrics.jsonl", "overlays",
+    ]  # fmt: skip
+    assert len(client.list_artifacts(child.info.run_id, "overlays")) == 2
+    assert [item.path for item in client.list_artifacts(parent)] == ["table.csv"]
+    assert not list(out.glob("trials/*/state"))
+
+
+def test_sweep_that_is_done_touches_neither_ray_nor_mlflow(
+    jobs: InProcess, store: FeatureStore, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run_sweep(grid_of("full"), store, runs / "done")
+    monkeypatch.setattr("experiments.sweep.Tracker", None)
+    monkeypatch.setitem(sys.modules, "experiments.jobs", None)
+    again = run_sweep(grid_of("full"), store, runs / "done")
+    assert again.num_run == 0 and again.controls == first.controls
+    assert [entry.state for entry in again.entries] == ["finished"]
+
+
+def test_sweep_goes_on_after_a_failed_trial(jobs: InProcess, store: FeatureStore, runs: Path) -> None:
+    outcome = run_sweep(grid_of("diverges", "full"), store, runs / "fails")
+    assert outcome.num_run == 1 and set(outcome.failures) == {"diverges, seed 0"}
+    assert "expressions of the batch: " in outcome.failures["diverges, seed 0"]
+    assert [entry.state for entry in outcome.entries] == ["failed", "finished"]
+    found = runs_of(runs / "fails")
+    assert found["diverges, seed 0"].info.status == "FAILED" and found["g"].info.status == "FAILED"
+    assert found["diverges, seed 0"].data.tags["refavs.reason"].startswith("loss ")
+    assert found["full, seed 0"].info.status == "FINISHED"
+    run_sweep(grid_of("diverges", "full"), store, runs / "fails")
+    assert jobs.ran == ["diverges, seed 0", "full, seed 0", "diverges, seed 0"]
+
+
+def test_sweep_that_is_interrupted_says_so_and_goes_on(jobs: InProcess, store: FeatureStore, runs: Path) -> None:
+    jobs.stop_after = 1
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(grid_of("full", "no_text"), store, runs / "stopped")
+    statuses = {name: run.info.status for name, run in runs_of(runs / "stopped").items()}
+    assert statuses == {"g": "KILLED", "full, seed 0": "FINISHED", "no_text, seed 0": "KILLED"}
+    jobs.stop_after = None
+    outcome = run_sweep(grid_of("full", "no_text"), store, runs / "stopped")
+    assert outcome.num_run == 1 and {run.info.status for run in runs_of(runs / "stopped").values()} == {"FINISHED"}
+    run_id = runs_of(runs / "stopped")["no_text, seed 0"].info.run_id
+    points = MlflowClient(outcome.tracking_uri).get_metric_history(run_id, "train/loss")
+    assert [point.step for point in points] == [1, 2]
+
+
+def test_trial_with_a_result_is_closed_without_training(jobs: InProcess, store: FeatureStore, runs: Path) -> None:
+    out, grid = runs / "late", grid_of("full")
+    ledger = Ledger(out)
+    entry = ledger.entries(grid.trials, store.fingerprint)[0]
+    ledger.enter(entry, store.fingerprint)
+    train(entry.trial.config, store, entry.folder)
+    assert run_sweep(grid, store, out).num_run == 1 and jobs.ran == []
+    run = runs_of(out)["full, seed 0"]
+    points = MlflowClient(default_tracking_uri(out)).get_metric_history(run.info.run_id, "train/loss")
+    assert run.info.status == "FINISHED" and [point.step for point in points] == [1, 2]
+
+
+def test_settings_that_do_not_fit_the_store_are_refused_at_once(store: FeatureStore, runs: Path) -> None:
+    grid = expand("g", {"base": {"model.num_heads": 3}, "cases": {"odd": {}}}, "g.yaml", {})
+    with pytest.raises(ConfigError, match="trial 'odd': the model's width 8 must be a multiple of 4 and of num_heads"):
+        run_sweep(grid, store, runs / "odd")
+    assert not (runs / "odd").exists()
+
+
+def test_command_prints_the_table_and_then_finds_all_done(
+    jobs: InProcess, store: FeatureStore, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(f"base: {BASE}\ncases: {{full: {{}}, no_text: {{model.text: false}}}}\n")
+    arguments = [str(tmp_path / "mine.yaml"), "--store", str(store.path), "--out", str(runs / "command")]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert "0 of 2 trials done, 2 to do; nothing was written" in capsys.readouterr().out
+    assert not (runs / "command").exists()
+    assert main(arguments) == 0
+    first = capsys.readouterr().out
+    assert "2 trials finished now, 2 of 2 in all" in first and "RANDOM FEATURES: " in first
+    for name in ("full", "no_text", "all background", "all foreground", "mean training mask"):
+        assert name in first
+    assert "J on test_s by dimension" in first and "mlflow.db" in first
+    assert main(arguments) == 0
+    second = capsys.readouterr().out
+    assert "nothing to do: all 2 trials were finished before" in second
+    assert second.split("RANDOM")[0] == first.split("RANDOM")[0]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert "2 of 2 trials done, 0 to do" in capsys.readouterr().out
+
+
+def test_command_lists_failures_and_exits_with_3(
+    jobs: InProcess, store: FeatureStore, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(f"base: {BASE}\ncases: {{bad: {{train.learning_rate: 1e30}}, full: {{}}}}\n")
+    arguments = [str(tmp_path / "mine.yaml"), "--store", str(store.path), "--out", str(runs / "bad")]
+    assert main(arguments) == 3
+    printed = capsys.readouterr().out
+    assert "failed: bad, seed 0: loss " in printed and "1 trials failed; the same command tries them again" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["smok", "--store", "s"], "no grid named 'smok'; did you mean 'smoke'?"),
+        (["smoke", "--store", "nowhere"], "no feature store at "),
+        (["smoke", "--store", "s", "--set", "train.epoch=1"], "did you mean 'train.epochs'?"),
+        (["smoke", "--store", "s", "--max-concurrent", "0"], "--max-concurrent is 0; accepted: a number above 0"),
+    ],
+)
+def test_command_refuses_bad_input_on_one_line(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("refavs-sweep: ") and message in printed and printed.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_shows_defaults_and_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert "(default: 1.0)" in printed and "refavs-sweep smoke --store demo/store" in printed and "None" not in printed

@@ -1,0 +1,75 @@
+"""The final table: order, seeds with intervals, constants, dimensions."""
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from experiments.grid import expand
+from experiments.ledger import Entry, Ledger
+from experiments.state import write_json
+from experiments.table import csv_text, dimension_table, main_table, rows_of
+
+CONTROLS = {"all background": {"test_s/J": 0.0, "test_n/S": 0.0}, "all foreground": {"test_s/J": 0.3, "test_n/S": 1.0}}
+
+
+def entries_with(folder: Path, scores: dict[str, list[float]], extra: dict[str, float] | None = None) -> list[Entry]:
+    num_seeds = max(map(len, scores.values()))
+    cases = {name: {"model.beta": index} for index, name in enumerate(scores)}
+    content = {"cases": cases, "seeds": list(range(num_seeds))}
+    entries = Ledger(folder).entries(expand("g", content, "g.yaml", {}).trials, "store")
+    for entry in entries:
+        values = scores[entry.trial.name]
+        if entry.trial.config.seed < len(values):
+            metrics = {"test_s/J": values[entry.trial.config.seed], "test_n/S": 0.0123, "seconds": 90.0}
+            metrics |= extra or {}
+            entry.folder.mkdir(parents=True)
+            write_json(entry.folder / "result.json", {"epoch": 1, "time_ms": 0, "metrics": metrics})
+            entry.set_status("finished")
+    return entries
+
+
+def rendered(table: object) -> str:
+    console = Console(width=200, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_table_is_best_first_with_the_constants_among_the_trials(tmp_path: Path) -> None:
+    rows = rows_of(entries_with(tmp_path, {"poor": [0.2], "good": [0.6]}), CONTROLS)
+    assert [row.name for row in rows] == ["good", "all foreground", "poor", "all background"]
+    text = rendered(main_table(rows, "title"))
+    assert text.index("good") < text.index("all foreground") < text.index("poor")
+    assert "60.0" in text and "0.012" in text and "1.5" in text and "dim rows are constant" in text
+
+
+def test_table_takes_seeds_together_with_their_interval(tmp_path: Path) -> None:
+    row = rows_of(entries_with(tmp_path, {"a": [0.5, 0.6, 0.7]}), {})[0]
+    assert row.mean("test_s/J") == pytest.approx(0.6)
+    assert row.interval("test_s/J") == pytest.approx(4.302653 * 0.1 / 3**0.5, abs=1e-5)
+    assert "60.0 ± 24.8" in rendered(main_table([row], "t"))
+
+
+def test_table_leaves_out_what_is_not_finished(tmp_path: Path) -> None:
+    entries = entries_with(tmp_path, {"a": [0.5], "b": []})
+    assert [row.name for row in rows_of(entries, {})] == ["a"]
+    entries[0].set_status("failed", reason="x")
+    assert rows_of(entries, {}) == []
+
+
+def test_dimension_table_needs_two_dimensions(tmp_path: Path) -> None:
+    extra = {"test_s/spatial/J": 0.25, "test_s/acoustic+temporal/J": 0.75, "test_u/other/J": 1.0}
+    rows = rows_of(entries_with(tmp_path, {"a": [0.5]}, extra), CONTROLS)
+    text = rendered(dimension_table(rows))
+    assert "25.0" in text and "75.0" in text and "acoustic+temporal" in text and "other" not in text and "-" in text
+    assert dimension_table(rows_of(entries_with(tmp_path / "b", {"a": [0.5]}), CONTROLS)) is None
+
+
+def test_csv_has_a_line_for_each_trial_and_constant(tmp_path: Path) -> None:
+    entries = entries_with(tmp_path, {"a": [0.5, 0.7]})
+    lines = list(csv.DictReader(io.StringIO(csv_text(entries, CONTROLS))))
+    assert [(line["trial"], line["seed"], line["test_s/J"]) for line in lines] == [
+        ("a", "0", "0.5"), ("a", "1", "0.7"), ("all background", "", "0.0"), ("all foreground", "", "0.3"),
+    ]  # fmt: skip

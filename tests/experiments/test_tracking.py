@@ -1,0 +1,126 @@
+"""MLflow runs: parent and children, nothing doubled by a resume, statuses that are true."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.grid import expand
+from experiments.ledger import Entry, Ledger
+from experiments.tracking import Tracker, default_tracking_uri, git_facts, metric_name
+from refavs.store import FeatureStore
+from tests.experiments.small_store import make_store
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow and what it imports
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    return make_store(tmp_path_factory.mktemp("small") / "store", {"train": 1})
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracker]:
+    out = tmp_path_factory.mktemp("runs") / "mine"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        yield Tracker(default_tracking_uri(out), "mine", "sweep-id", out.parent / "artifacts")
+
+
+def entry_of(folder: Path, beta: float) -> Entry:
+    trials = expand("g", {"base": {"model.beta": beta}}, "g.yaml", {}).trials
+    return Ledger(folder).entries(trials, "store")[0]
+
+
+def record(epoch: int, loss: float) -> dict[str, Any]:
+    return {"epoch": epoch, "time_ms": 1000 + epoch, "metrics": {"train/loss": loss, "val/a+b/J": 0.5}}
+
+
+def test_database_lies_beside_the_sweep(tmp_path: Path) -> None:
+    assert default_tracking_uri(tmp_path / "runs" / "smoke") == f"sqlite:///{tmp_path}/runs/mlflow.db"
+
+
+def test_trial_is_a_child_with_its_settings_and_the_store(
+    tracker: Tracker, store: FeatureStore, tmp_path: Path
+) -> None:
+    parent = tracker.start_sweep("g", "why", store, {"trials": 2})
+    run_id = tracker.start_trial(entry_of(tmp_path, 0.25), parent, store)
+    run = tracker.client.get_run(run_id)
+    assert run.data.tags["mlflow.parentRunId"] == parent and run.info.status == "RUNNING"
+    assert run.data.params["model.beta"] == "0.25" and run.data.params["train.learning_rate"] == "0.0001"
+    assert run.data.tags["refavs.store"] == store.fingerprint and run.data.tags["refavs.features"] == "random weights"
+    (dataset,) = [item.dataset for item in run.inputs.dataset_inputs]
+    assert dataset.digest == store.fingerprint[:36]
+    assert tracker.client.get_run(parent).data.tags["mlflow.note.content"] == "why"
+
+
+def test_start_again_finds_the_run(tracker: Tracker, store: FeatureStore, tmp_path: Path) -> None:
+    parent = tracker.start_sweep("g", "why", store, {"trials": 3})
+    assert tracker.start_sweep("g", "why", store, {"trials": 4}) == parent
+    entry = entry_of(tmp_path, 0.5)
+    run_id = tracker.start_trial(entry, parent, store)
+    tracker.end(run_id, "FAILED", "it broke")
+    failed = tracker.client.get_run(run_id)
+    assert failed.info.status == "FAILED" and failed.data.tags["refavs.reason"] == "it broke"
+    assert tracker.start_trial(entry, parent, store) == run_id
+    run = tracker.client.get_run(run_id)
+    assert run.info.status == "RUNNING" and "refavs.reason" not in run.data.tags
+    assert len(run.inputs.dataset_inputs) == 1
+
+
+def test_record_sent_twice_is_one_point(tracker: Tracker, store: FeatureStore, tmp_path: Path) -> None:
+    parent = tracker.start_sweep("g", "", store, {})
+    run_id = tracker.start_trial(entry_of(tmp_path, 0.75), parent, store)
+    tracker.log_records(run_id, [record(1, 0.5)])
+    tracker.log_records(run_id, [record(1, 0.5), record(2, 0.4), record(3, 0.3)])
+    points = tracker.client.get_metric_history(run_id, "train/loss")
+    assert [(point.step, point.value) for point in points] == [(1, 0.5), (2, 0.4), (3, 0.3)]
+    assert len(tracker.client.get_metric_history(run_id, "val/a_b/J")) == 3
+
+
+def test_folder_is_uploaded_and_the_run_finished(tracker: Tracker, store: FeatureStore, tmp_path: Path) -> None:
+    parent = tracker.start_sweep("g", "", store, {})
+    run_id = tracker.start_trial(entry_of(tmp_path, 1.25), parent, store)
+    (tmp_path / "overlays").mkdir()
+    (tmp_path / "overlays" / "a.png").write_bytes(b"x")
+    (tmp_path / "config.json").write_text("{}")
+    tracker.log_folder(run_id, tmp_path, ("overlays", "config.json", "absent"))
+    tracker.end(run_id, "FINISHED")
+    assert sorted(item.path for item in tracker.client.list_artifacts(run_id)) == ["config.json", "overlays"]
+    assert [item.path for item in tracker.client.list_artifacts(run_id, "overlays")] == ["overlays/a.png"]
+    assert tracker.client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_more_metrics_than_one_request_takes_are_all_logged(
+    tracker: Tracker, store: FeatureStore, tmp_path: Path
+) -> None:
+    parent = tracker.start_sweep("g", "", store, {})
+    run_id = tracker.start_trial(entry_of(tmp_path, 1.5), parent, store)
+    tracker.log_records(run_id, [record(epoch, 1 / epoch) for epoch in range(1, 602)])
+    assert len(tracker.client.get_metric_history(run_id, "train/loss")) == 601
+
+
+def test_metric_names_hold_only_what_mlflow_takes() -> None:
+    assert metric_name("test_s/acoustic+temporal/J") == "test_s/acoustic_temporal/J"
+
+
+def test_git_facts_tell_commit_and_dirtiness(tmp_path: Path) -> None:
+    assert git_facts(tmp_path) == {}
+
+    def git(*arguments: str) -> str:
+        own = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "core.hooksPath=/dev/null"]
+        command = ["git", "-C", str(tmp_path), *own, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    git("init")
+    (tmp_path / "__init__.py").write_text("")
+    assert git_facts(tmp_path) == {}
+    git("add", ".")
+    git("commit", "-m", "x")
+    clean = {"mlflow.source.git.commit": git("rev-parse", "HEAD"), "mlflow.source.git.dirty": "false"}
+    assert git_facts(tmp_path) == clean
+    (tmp_path / "__init__.py").write_text("changed")
+    assert git_facts(tmp_path) == {**clean, "mlflow.source.git.dirty": "true"}

@@ -1,0 +1,168 @@
+"""The training loop: it learns, every setting counts, a resume changes nothing, and a bad loss stops it."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.config import TrialConfig
+from experiments.evaluate import controls
+from experiments.ledger import read_metrics
+from experiments.train import NonFiniteError, Sampler, TrainConfig, learning_rate, train
+from refavs.config import leaves, replace
+from refavs.errors import ConfigError, StoreError
+from refavs.store import FeatureStore
+from tests.experiments.small_store import make_store
+
+SMALL = {
+    "model.num_layers": 1, "model.num_queries": 3, "model.num_heads": 2, "model.feedforward_channels": 16,
+    "model.visual_downsample": 2, "model.decoder_layers": 0, "loss.num_points": 0, "train.epochs": 3,
+    "train.steps_per_epoch": 3, "train.batch_size": 6, "train.learning_rate": 0.003,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    return make_store(tmp_path_factory.mktemp("small") / "store")
+
+
+def small(**overrides: Any) -> TrialConfig:
+    return replace(TrialConfig(), SMALL | {name.replace("__", "."): value for name, value in overrides.items()})
+
+
+def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in record.items() if name not in ("time_ms", "seconds")} for record in records]
+
+
+def test_train_beats_the_best_constant(store: FeatureStore, tmp_path: Path) -> None:
+    config = small(train__epochs=2, train__steps_per_epoch=80, train__learning_rate=0.005, train__decay_start=0.5)
+    result = train(config, store, tmp_path)["metrics"]
+    best = max(values["test_s/J"] for values in controls(store).values())
+    assert result["test_s/J"] > best + 0.1
+    assert result["mix/J"] == pytest.approx((result["test_s/J"] + result["test_u/J"]) / 2)
+
+
+def test_train_leaves_everything_a_run_needs(store: FeatureStore, tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    result = train(small(), store, tmp_path, seen.extend)
+    assert read_metrics(tmp_path) == seen and [record["epoch"] for record in seen] == [1, 2, 3]
+    assert {"train/loss", "train/bce", "train/dice", "train/classification", "train/grad_norm", "train/learning_rate",
+            "val/J", "val/F", "val/S", "val/false_empty", "val/acoustic/J"} <= set(seen[0]["metrics"])  # fmt: skip
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert {"test_s/J", "test_u/F", "test_n/S", "test_s/spatial/J", "mix/F", "parameters", "seconds"} <= set(
+        result["metrics"]
+    )
+    assert not any(math.isnan(value) for value in result["metrics"].values())
+    assert len(list((tmp_path / "overlays").glob("*.png"))) == 2
+    assert (tmp_path / "checkpoint" / "model.safetensors").is_file()
+
+
+def test_train_resumed_equals_undisturbed(store: FeatureStore, tmp_path: Path) -> None:
+    config = small(train__frames=2, model__dropout=0.1, train__sampling="dimension")
+    whole = train(config, store, tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    def kill_at_two(records: list[dict[str, Any]]) -> None:
+        if records[-1]["epoch"] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config, store, tmp_path / "cut", kill_at_two)
+    torch.manual_seed(99)
+    seen: list[dict[str, Any]] = []
+    resumed = train(config, store, tmp_path / "cut", seen.extend)
+    assert without_times(seen) == without_times(read_metrics(tmp_path / "whole"))
+    for name, value in whole["metrics"].items():
+        assert name == "seconds" or resumed["metrics"][name] == value, name
+
+
+def test_train_again_returns_the_result_that_is_there(store: FeatureStore, tmp_path: Path) -> None:
+    first = train(small(train__epochs=1), store, tmp_path)
+    assert train(small(train__epochs=1), store, tmp_path) == first
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 2), ("steps_per_epoch", 2), ("batch_size", 5), ("expressions_per_clip", 1), ("frames", 1),
+        ("sampling", "dimension"), ("learning_rate", 0.001), ("weight_decay", 0.5), ("warmup_steps", 5),
+        ("decay_start", 0.9), ("clip_norm", 0.01), ("precision", "bf16"),
+    ],
+)  # fmt: skip
+def test_train_setting_changes_the_training(store: FeatureStore, tmp_path: Path, name: str, value: Any) -> None:
+    losses = []
+    for index, overrides in enumerate(({}, {f"train__{name}": value})):
+        train(small(**{"train__epochs": 1, **overrides}), store, tmp_path / str(index))
+        losses.append([record["metrics"]["train/loss"] for record in read_metrics(tmp_path / str(index))])
+    assert losses[0] != losses[1]
+
+
+def test_eval_batch_size_changes_no_number(store: FeatureStore, tmp_path: Path) -> None:
+    results = [
+        train(small(train__eval_batch_size=size, train__epochs=1), store, tmp_path / str(size))["metrics"]
+        for size in (1, 16)
+    ]
+    for name, value in results[0].items():
+        assert name == "seconds" or results[1][name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_every_training_setting_is_tested() -> None:
+    marks = [mark for mark in test_train_setting_changes_the_training.pytestmark if mark.name == "parametrize"]  # type: ignore[attr-defined]
+    tested = {values[0] for values in marks[0].args[1]} | {"eval_batch_size"}
+    assert tested == set(leaves(TrainConfig()))
+
+
+def test_loss_that_is_not_finite_names_the_batch(store: FeatureStore, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError) as caught:
+        train(small(train__learning_rate=1e30), store, tmp_path)
+    message = str(caught.value)
+    assert "at epoch 1, step" in message and "lower train.learning_rate" in message
+    assert message.count("train") >= 6 and "_thing_" in message
+    assert not (tmp_path / "state").exists()
+
+
+def test_store_without_training_expressions_is_refused(tmp_path: Path) -> None:
+    bare = make_store(tmp_path / "store", {"test_s": 1})
+    with pytest.raises(StoreError, match=r"of split train with masks \(it has test_s 3\); extract a source"):
+        train(small(), bare, tmp_path / "trial")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "accepted"),
+    [("epochs", 0, "a whole number from 1"), ("frames", -1, "0 or more"), ("learning_rate", 0.0, "a number above 0"),
+     ("clip_norm", math.inf, "a number above 0"), ("decay_start", 1.5, "a share of all steps from 0 to 1")],
+)  # fmt: skip
+def test_setting_out_of_range_is_refused(name: str, value: float, accepted: str) -> None:
+    with pytest.raises(ConfigError, match=f"train.{name} is {value}; accepted: {accepted}"):
+        TrainConfig(**{name: value})
+
+
+def test_learning_rate_warms_up_stays_and_decays() -> None:
+    config = TrainConfig(learning_rate=2.0, warmup_steps=4, decay_start=0.5)
+    rates = [learning_rate(config, step, 20) for step in range(20)]
+    assert rates[:4] == [0.5, 1.0, 1.5, 2.0] and set(rates[4:11]) == {2.0}
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
+    assert rates[15] == pytest.approx(1.0) and learning_rate(config, 20, 20) == pytest.approx(0.0)
+
+
+def test_sampler_shows_each_training_expression_once_an_epoch(store: FeatureStore) -> None:
+    sampler = Sampler(small(train__steps_per_epoch=0), store)
+    rows = np.flatnonzero(store.expressions["split"] == "train").tolist()
+    assert sampler.num_steps == math.ceil(len(rows) / 6)
+    assert sorted(sampler.rows(0)) == rows and sampler.rows(0) != sampler.rows(1)
+    assert sampler.rows(1) == Sampler(small(train__steps_per_epoch=0), store).rows(1)
+    assert sampler.rows(1) != Sampler(small(train__steps_per_epoch=0, seed=1), store).rows(1)
+    assert sum(len(batch) for batch in sampler.batches(0)) == len(rows)
+
+
+def test_sampler_balances_dimensions(store: FeatureStore) -> None:
+    sampler = Sampler(small(train__sampling="dimension", train__steps_per_epoch=10), store)
+    counts = store.expressions["dimension"].iloc[sampler.rows(0)].value_counts()
+    assert counts.to_dict() == {"spatial": 30, "acoustic": 30}
