@@ -101,6 +101,20 @@ def test_visual_bf16_is_close_to_fp32_and_has_its_own_fingerprint(shared: Encode
     assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.999
 
 
+def test_audio_bf16_is_close_to_fp32(shared: Encoders) -> None:
+    low = build_encoders(TINY, WeightSource(kind="random"), ("pixel_decoder",), "bf16").audio
+    one, other = (encoder.encode(sound())["clips/audio/vggish"].ravel() for encoder in (low, shared.audio))
+    assert low.fingerprint() != shared.audio.fingerprint() and one.dtype == np.float32
+    assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.999
+
+
+def test_shipped_weights_are_those_of_preset_tiny() -> None:
+    encoders_ = build_encoders(TINY, WeightSource(), ("pixel_decoder",), "fp32")
+    stamps = {stream: facts["weights"] for stream, facts in encoders_.fingerprints().items()}
+    assert stamps["visual"].startswith("sha256:") and stamps["audio"] == stamps["text"] == "random:0"
+    assert all(np.isfinite(maps).all() and maps.any() for maps in encoders_.visual.encode(frames()).values())
+
+
 def test_visual_weights_of_a_folder_are_used_and_named(shared: Encoders, tmp_path: Path) -> None:
     state = {name: torch.zeros_like(value) for name, value in shared.visual._networks.state_dict().items()}
     save_file(state, tmp_path / "visual.safetensors")

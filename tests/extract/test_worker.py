@@ -178,6 +178,14 @@ def test_expressions_without_an_object_keep_their_clip(bench: Path) -> None:
     assert table["object"].dtype == np.int64 and (table["object"][1:] >= 0).all()
 
 
+def test_videos_without_expressions_are_stored_alone(tmp_path: Path) -> None:
+    write_benchmark(tmp_path / "bench", num_clips=1, seed=3, size=96, videos=1)
+    source = read_source(tmp_path / "bench" / "videos")
+    assert [result.table for result in extract(source, tmp_path / "store")] == ["clips"]
+    features = FeatureStore(tmp_path / "store")
+    assert len(features.clips) == 1 and len(features.expressions) == 0
+
+
 def test_frame_size_is_that_of_the_file(bench: Path) -> None:
     assert frame_size(read_source(bench).clips[0]) == (96, 96)
 
