@@ -60,7 +60,8 @@ def chosen_rows(store: "FeatureStore") -> list[int]:
 
 def frame_picture(store: "FeatureStore", clip_id: str, second: int) -> Image.Image:
     """The clip's frame where the source still lies where it was extracted from, else a plain backdrop."""
-    path = Path(str(store.attributes.get("source", ""))) / "media" / clip_id / "frames" / f"{second}.jpg"
+    root = Path(str(store.attributes.get("source", "")).removeprefix("bench "))
+    path = root / "media" / clip_id / "frames" / f"{second}.jpg"
     try:
         with Image.open(path) as picture:
             return picture.convert("RGB").resize((FRAME_PX, FRAME_PX))

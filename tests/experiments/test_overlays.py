@@ -47,13 +47,14 @@ def test_picture_fills_the_prediction_and_outlines_the_target() -> None:
     assert tuple(pixels[81, 80]) == overlays.TARGET and tuple(pixels[120, 80]) == (100, 100, 100)
 
 
+@pytest.mark.parametrize("prefix", ["", "bench "])
 def test_picture_shows_the_frame_where_the_source_is_there(
-    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str
 ) -> None:
     folder = tmp_path / "media" / "clip" / "frames"
     folder.mkdir(parents=True)
     Image.new("RGB", (8, 8), (0, 0, 255)).save(folder / "0.jpg", quality=100)
-    monkeypatch.setitem(store.attributes, "source", str(tmp_path))
+    monkeypatch.setitem(store.attributes, "source", f"{prefix}{tmp_path}")
     assert overlays.frame_picture(store, "clip", 0).getpixel((5, 5))[2] > 200  # type: ignore[index]
     assert overlays.frame_picture(store, "clip", 1).getpixel((5, 5)) == (overlays.BACKDROP,) * 3
 
