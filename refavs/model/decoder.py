@@ -110,7 +110,7 @@ class MaskDecoder(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.mask_head = nn.Sequential(
             nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU(),
-            nn.Linear(channels, mask_channels),
+            nn.Linear(channels, mask_channels + 1),
         )
         self.class_head = nn.Linear(channels, 2)
 
@@ -164,13 +164,22 @@ class MaskDecoder(nn.Module):
     @torch.no_grad()
     def _attention_bias(self, hidden: Tensor, small: Tensor) -> Float[Tensor, "s 1 q n"]:
         """Hides the pixels outside each query's mask; a query whose mask is empty sees all."""
-        inside = torch.matmul(self.mask_head(self.norm(hidden)), small) >= 0
+        inside = self._masks(self.norm(hidden), small) >= 0
         inside = inside | ~inside.any(dim=-1, keepdim=True)
         return hidden_bias(rearrange(inside, "s q n -> s 1 q n"))
 
+    def _masks(self, hidden: Float[Tensor, "s q c"], features: Float[Tensor, "s cm p"]) -> Float[Tensor, "s q p"]:
+        """Products of queries and mask features, and a bias of each query.
+
+        Differs: Mask2Former has no such bias; its features have a mean that serves as one. Features that are
+        standardised put the background at zero, where no query can tell it from the border of an object.
+        """
+        embedding = self.mask_head(hidden)
+        return torch.matmul(embedding[..., :-1], features) + embedding[..., -1:]
+
     def _predict(self, hidden: Tensor, full: Tensor, num_frames: int, height: int) -> EEMCOutput:
         hidden = self.norm(hidden)
-        masks = torch.matmul(self.mask_head(hidden), full)
+        masks = self._masks(hidden, full)
         return EEMCOutput(
             mask_logits=rearrange(masks, "(b t) q (h w) -> b t q h w", t=num_frames, h=height),
             class_logits=rearrange(self.class_head(hidden), "(b t) q two -> b t q two", t=num_frames),

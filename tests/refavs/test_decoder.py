@@ -48,6 +48,8 @@ def mask2former(decoder: MaskDecoder) -> nn.Module:
             parts = own[f"layers.{layer}.self_attention.project.{kind}"].chunk(3)
             for part, values in zip("qkv", parts, strict=True):
                 own[f"layers.{layer}.self_attention.{part}_proj.{kind}"] = values
+    for kind in ("weight", "bias"):
+        own[f"mask_head.4.{kind}"] = own[f"mask_head.4.{kind}"][:-1]  # the bias of each query is ours
     state = {
         name: tensor if name.startswith("queries_features") else own[own_name(name)].reshape(tensor.shape)
         for name, tensor in module.state_dict().items()
@@ -75,6 +77,8 @@ def test_decoder_equals_mask2formers() -> None:
     decoder = make_decoder().double()
     for weight in decoder.parameters():
         nn.init.normal_(weight, std=0.3)
+    for weight in decoder.mask_head[-1].parameters():
+        nn.init.zeros_(weight[-1])
     reference = mask2former(decoder).double()
     queries, masks, levels = inputs()
     queries, masks, levels = queries.double(), masks.double(), [level.double() for level in levels]
@@ -129,6 +133,14 @@ def test_decoder_predicts_the_same_in_training_and_evaluation() -> None:
     evaluated, trained = decoder(*arguments), decoder.train()(*arguments)
     assert torch.equal(evaluated.mask_logits, trained.mask_logits)
     assert not evaluated.auxiliary and len(trained.auxiliary) == LAYERS
+
+
+def test_mask_bias_moves_all_pixels_of_a_query() -> None:
+    decoder, arguments = make_decoder(0), (*inputs(), CLIP)
+    before = decoder(*arguments).mask_logits
+    with torch.no_grad():
+        decoder.mask_head[-1].bias[-1] += 2
+    torch.testing.assert_close(decoder(*arguments).mask_logits, before + 2)
 
 
 def test_predict_sums_the_masks_by_their_class() -> None:
