@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from refavs.model.attention import CrossAttentionLayer, SelfAttentionLayer, hidden_bias
 
+QUERY_STD = 0.02
+
 
 class BimodalFusion(nn.Module):
     """Self-attention over one modality and the expression, second by second.
@@ -117,7 +119,8 @@ class QueryPrompting(nn.Module):
         num_queries: int,
     ) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(num_queries, channels))
+        # Small, so that from the first step what a query becomes is decided by the cues it attends to.
+        self.queries = nn.Parameter(QUERY_STD * torch.randn(num_queries, channels))
         self.layers = nn.ModuleList(
             CrossAttentionLayer(channels, num_heads, feedforward_channels, dropout) for _ in range(num_layers)
         )
