@@ -1,11 +1,16 @@
 """The command's answers to bad input, and what it says when there is nothing to do."""
 
+import errno
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from extract.cli import main
+from extract.worker import JobResult, Worker
 from refavs.data.synthetic import write_benchmark
+from refavs.store.reader import FeatureStore
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +119,88 @@ def test_cluster_that_does_not_answer_is_refused(
     monkeypatch.setattr(ray, "init", refuse)
     line = refusal(capsys, *tiny(bench, tmp_path / "store", "--address", "10.0.0.1:6379"))
     assert "no Ray cluster answers at --address 10.0.0.1:6379" in line and "leave out --address" in line
+
+
+def run_with(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Iterator[JobResult]]) -> None:
+    """Puts something in the place of Ray."""
+
+    def run_jobs(*arguments: object) -> Iterator[JobResult | None]:
+        yield None
+        yield from run(*arguments)
+
+    monkeypatch.setattr("extract.cli.run_jobs", run_jobs)
+
+
+def in_this_process(jobs, store, preset, encoders, resources) -> Iterator[JobResult]:
+    worker = Worker(store, preset, encoders, 1)
+    return (worker.run(job) for job in jobs)
+
+
+def test_complete_run_reports_and_the_next_has_nothing_to_do(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_with(monkeypatch, in_this_process)
+    arguments = [str(part) for part in tiny(bench, tmp_path / "store")]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "rows_kept: rows kept" in out and "clips/s" in out and "failures" in out
+    first = FeatureStore(tmp_path / "store")
+    assert first.finished and f"clips    │ {len(first.clips)}" in out
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert f"nothing to do: all {len(first.clips)} clips of {bench} are in {tmp_path / 'store'}" in out
+    assert FeatureStore(tmp_path / "store").fingerprint == first.fingerprint
+
+
+def test_clip_that_fails_is_listed_with_status_3(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_with(monkeypatch, in_this_process)
+    shutil.copytree(bench / "videos", tmp_path / "videos")
+    (tmp_path / "videos" / "page.mp4").write_text("<html>")
+    assert main([str(part) for part in tiny(tmp_path / "videos", tmp_path / "store")]) == 3
+    captured = capsys.readouterr()
+    assert "refavs-extract: clips page: video" in captured.err and "cut off, damaged or not a video" in captured.err
+    assert len(FeatureStore(tmp_path / "store").clips) == 2
+
+
+def test_long_expressions_are_named(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_with(monkeypatch, in_this_process)
+    long = "The object that was making a sound before the star and the disc started to be heard."
+    (tmp_path / "questions.csv").write_text(f"video,exp\nsyn00000_0_10000,{long}\n")
+    arguments = tiny(bench / "videos", tmp_path / "store", "--expressions", tmp_path / "questions.csv")
+    assert main([str(part) for part in arguments]) == 0
+    out = capsys.readouterr().out
+    assert "1 expressions have more than 16 tokens and lose their end:" in out and f"tokens: '{long}'" in out
+
+
+def test_store_of_other_weights_is_refused(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_with(monkeypatch, lambda *_: iter(()))
+    assert main([str(part) for part in tiny(bench, tmp_path / "store")]) == 0
+    capsys.readouterr()
+    line = refusal(capsys, *tiny(bench, tmp_path / "store", "--seed", "1"))
+    assert "random:0" in line and "random:1" in line and "name another store" in line
+    assert "random:1" in refusal(capsys, *tiny(bench, tmp_path / "store", "--seed", "1", "--dry-run"))
+
+
+def test_full_disk_is_one_line(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "store" / "shard"))
+    run_with(monkeypatch, lambda *_: iter([JobResult(table="clips", error=error)]))
+    assert main([str(part) for part in tiny(bench, tmp_path / "store")]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot write" in line and "No space left on device; free space" in line
+
+
+def test_error_of_ours_keeps_its_traceback(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = JobResult(table="clips", error=ZeroDivisionError(), trace="Traceback: line 7")
+    run_with(monkeypatch, lambda *arguments: iter([broken, *list(in_this_process(*arguments))[1:]]))
+    assert main([str(part) for part in tiny(bench, tmp_path / "store")]) == 1
+    assert "Traceback: line 7" in capsys.readouterr().err

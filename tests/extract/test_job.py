@@ -15,8 +15,14 @@ from pathlib import Path
 import pytest
 
 from extract.cli import main
+from extract.job import Resources, run_jobs
+from extract.plan import Job
+from extract.presets import build_encoders, preset_named
+from extract.weights import WeightSource
+from extract.worker import JobResult
 from refavs.data.synthetic import write_benchmark
 from refavs.store.reader import FeatureStore
+from refavs.store.writer import ShardPlan
 
 _spec = importlib.util.spec_from_file_location("make_videos", Path(__file__).parent / "make_videos.py")
 assert _spec is not None and _spec.loader is not None
@@ -86,6 +92,30 @@ def test_videos_are_extracted_once_each(
     assert new["silent"] and new["repeated_from_s"] == 6 and new["source"] == "a.webm"
     shards = [name for name in before if name.startswith(("clips/visual/", "clips/audio/")) and "/c." in name]
     assert len(shards) == 5 and all(files(store)[name] == before[name] for name in shards)
+
+
+def test_worker_that_dies_fails_its_shard_and_no_other(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mortal:
+        def __init__(self, *arguments: object) -> None:
+            pass
+
+        def run(self, job: Job) -> JobResult:
+            if "poison" in job.shard.keys:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return JobResult(table=job.shard.table, num_done=len(job.shard.keys))
+
+    monkeypatch.setattr("extract.job.Worker", Mortal)
+    monkeypatch.setattr("extract.job.RETRIES", 1)
+    shards = [ShardPlan(table="text", index=i, keys=(key,), rows=(i,)) for i, key in enumerate(("a", "poison", "b"))]
+    jobs = [Job(shard=shard, items=shard.keys) for shard in shards]
+    preset = preset_named("tiny")
+    encoders = build_encoders(preset, WeightSource(kind="random"), ("pixel_decoder",), None)
+    results = [result for result in run_jobs(jobs, tmp_path, preset, encoders, Resources(num_workers=1)) if result]
+    assert sum(result.num_done for result in results) == 2
+    failures = {key: reason for result in results for key, reason in result.failures.items()}
+    assert list(failures) == ["poison"] and "its worker process died 2 times" in failures["poison"]
 
 
 def test_killed_run_ends_as_an_undisturbed_one(cluster: None, tmp_path: Path) -> None:
