@@ -1,7 +1,7 @@
 """The frozen encoders, one file each, behind one protocol."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -11,6 +11,7 @@ Precision = Literal["fp32", "bf16"]
 Input_contra = TypeVar("Input_contra", contravariant=True)
 
 
+@runtime_checkable
 class Encoder(Protocol[Input_contra]):
     """One stream's frozen encoder.
 

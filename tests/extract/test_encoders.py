@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from extract.encoders import Encoder
 from extract.encoders.roberta import FEATURES, VALID
 from extract.encoders.vggish import PATCH_SAMPLES, log_mel_patches
 from extract.media import SAMPLE_RATE_HZ, normalised
@@ -46,7 +47,8 @@ INPUTS: dict[str, Callable[[int], Any]] = {
 def test_encoder_keeps_its_contract(shared: Encoders, stream: str) -> None:
     encoder = getattr(shared, stream)
     first = encoder.encode(INPUTS[stream](0))
-    assert encoder.stream == stream and [spec.path for spec in encoder.specs()] == list(first)
+    assert isinstance(encoder, Encoder) and encoder.stream == stream
+    assert [spec.path for spec in encoder.specs()] == list(first)
     for spec in encoder.specs():
         assert first[spec.path].shape == spec.shape and first[spec.path].dtype == spec.dtype
         assert np.isfinite(first[spec.path]).all()
