@@ -132,5 +132,6 @@ def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") ->
     for title, reason in outcome.failures.items():
         console.print(f"failed: {title}: {reason}", style="red", markup=False)
     if outcome.failures:
-        console.print(f"{len(outcome.failures)} trials failed; the same command tries them again from their last epoch")
+        failed = f"{len(outcome.failures)} of {len(outcome.entries)} trials failed"
+        console.print(f"{failed}; the same command tries them again from their last epoch")
     return Exit.FAILURES if outcome.failures else Exit.COMPLETE

@@ -49,7 +49,8 @@ def predictions(
         assert batch.mask is not None
         with autocast(config, device):
             output = model(batch)
-        yield batch, predict(output, tuple(batch.mask.shape[-2:]))
+        height, width = batch.mask.shape[-2:]
+        yield batch, predict(output, (height, width))
     model.train(was_training)
 
 

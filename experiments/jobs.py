@@ -52,7 +52,11 @@ def run_trials(
                 ray.tune.with_resources(
                     run_trial, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
                 ),
-                param_space={"folder": ray.tune.grid_search(list(by_folder)), "store": str(store.resolve())},
+                param_space={
+                    "folder": ray.tune.grid_search(list(by_folder)),
+                    "store": str(store.resolve()),
+                    "threads": max(1, int(resources.cpus_per_trial)),
+                },
                 tune_config=ray.tune.TuneConfig(
                     max_concurrent_trials=resources.max_concurrent,
                     reuse_actors=True,
@@ -73,7 +77,7 @@ def run_trials(
 def run_trial(settings: dict[str, Any]) -> None:
     """One trial in a worker; the trial's folder holds its settings. A failure is reported, not raised."""
     folder = Path(settings["folder"])
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    torch.set_num_threads(settings["threads"])
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     try:
         config = replace(TrialConfig(), json.loads((folder / "config.json").read_text("utf-8"))["config"])
@@ -125,9 +129,13 @@ class _Driver(ray.tune.Callback):
 
 def _reason(trial: Any) -> str:
     """Why a worker died that could not say so itself, on one line."""
-    error = trial.get_error()
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"the worker died ({lines[0] if lines else 'no reason known'}); it may have run out of memory"
+    try:
+        text = Path(trial.error_file).read_text("utf-8", "replace")
+    except (OSError, TypeError):
+        text = ""
+    lines = [line.strip() for line in text.splitlines() if not line.startswith("Failure #")]
+    sentences = [line for line in lines if " " in line.split(":")[0]]  # not the list of Ray's own ids
+    return f"the worker died: {' '.join(sentences)[:400] or 'Ray gives no reason'}"
 
 
 @contextlib.contextmanager

@@ -193,7 +193,7 @@ def train_epoch(
             sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach()
     metrics = {f"train/{name}": float(value) / sampler.num_steps for name, value in sums.items()}
     metrics["train/loss"] = metrics.pop("train/total")
-    metrics["train/learning_rate"] = rate
+    metrics["train/learning_rate"] = optimizer.param_groups[0]["lr"]
     return {"step": first + sampler.num_steps, "seconds": time.monotonic() - started, "metrics": metrics}
 
 

@@ -19,4 +19,4 @@ mlflow=$here/.venv/bin/mlflow
 [ -x "$mlflow" ] || mlflow=mlflow
 export MLFLOW_DISABLE_TELEMETRY=true
 echo "http://127.0.0.1:$port  (Ctrl-C ends it)"
-exec "$mlflow" ui --backend-store-uri "sqlite:///$database" --host 127.0.0.1 --port "$port"
+exec "$mlflow" ui --backend-store-uri "sqlite:///$database" --host 127.0.0.1 --port "$port" --workers 1
