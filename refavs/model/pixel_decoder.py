@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from einops import rearrange, repeat
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from refavs.torchvision_shim import ensure_torchvision
@@ -50,8 +51,8 @@ class PixelDecoder(nn.Module):
         for layer in self.decoder.encoder.layers:
             _initialise(layer.get_submodule("self_attn"))
 
-    def forward(self, pyramid: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Runs the decoder on maps of shape (frames, channels, height, width), given finest first."""
+    def forward(self, pyramid: Mapping[str, Float[Tensor, "s _ _ _"]]) -> dict[str, Float[Tensor, "s _ _ _"]]:
+        """Runs the decoder on a backbone's maps, given finest first."""
         output = self.decoder(list(pyramid.values()))
         coarse_to_fine = dict(zip(reversed(self.settings.strides[1:]), output.multi_scale_features, strict=True))
         maps = {f"s{stride}": coarse_to_fine[stride] for stride in self.settings.strides[1:]}
