@@ -21,6 +21,9 @@ class LossConfig:
         no_object: class weight of the unmatched queries of a frame with an object.
         null_frame: class weight of all queries of a frame without one. With one weight for both, either nulls were
             segmented or everything collapsed to empty.
+        matching: weight of the class in the choice of the matched query. Mask2Former's is that of the loss; then whatever
+            the expression says, the query whose mask lies nearest is trained towards the object, and queries become
+            proposals of objects rather than answers. A high weight matches the query that says it is the answer.
         num_points: places at which masks are compared, most of them where the prediction is least certain; 0 compares
             all pixels.
         oversampling: candidates drawn for each point that is chosen for its uncertainty.
@@ -33,13 +36,14 @@ class LossConfig:
     classification: float = 2.0
     no_object: float = 0.1
     null_frame: float = 1.0
+    matching: float = 2.0
     num_points: int = 12544
     oversampling: float = 3.0
     importance: float = 0.75
     deep_supervision: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("bce", "dice", "classification", "no_object", "null_frame"):
+        for name in ("bce", "dice", "classification", "no_object", "null_frame", "matching"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"loss weight {name} is {getattr(self, name)}; accepted: a number from 0 up")
         if self.num_points < 0 or self.oversampling < 1 or not 0 <= self.importance <= 1:
@@ -112,10 +116,10 @@ def matching_costs(
     class_logits: Float[Tensor, "s q 2"],
     config: LossConfig,
 ) -> Float[Tensor, "s q"]:
-    """Cost of giving a frame's object to each query, with the weights of the losses."""
+    """Cost of giving a frame's object to each query."""
     probability = class_logits.softmax(dim=-1)[..., OBJECT]
     masks = config.bce * mask_bce(logits, labels) + config.dice * mask_dice(logits, labels)
-    return masks - config.classification * probability
+    return masks - config.matching * probability
 
 
 def classification_loss(

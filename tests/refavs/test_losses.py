@@ -50,7 +50,7 @@ def numpy_loss(output: EEMCOutput, masks: torch.Tensor, config: LossConfig) -> d
     for frame, target in enumerate(targets):
         matched, unmatched_weight = -1, config.null_frame
         if target.any():
-            cost = [[config.bce * bce(z, target) + config.dice * dice(z, target) - config.classification * p]
+            cost = [[config.bce * bce(z, target) + config.dice * dice(z, target) - config.matching * p]
                     for z, p in zip(logits[frame], probs[frame, :, 0], strict=True)]
             matched, unmatched_weight = int(linear_sum_assignment(np.array(cost))[0][0]), config.no_object
             bces.append(bce(logits[frame, matched], target))
@@ -68,6 +68,7 @@ def numpy_loss(output: EEMCOutput, masks: torch.Tensor, config: LossConfig) -> d
     ALL_PIXELS,
     LossConfig(num_points=0, bce=1.0), LossConfig(num_points=0, dice=0.5), LossConfig(num_points=0, classification=7.0),
     LossConfig(num_points=0, no_object=0.7), LossConfig(num_points=0, null_frame=0.2),
+    LossConfig(num_points=0, matching=50.0),
 ])  # fmt: skip
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_eemc_loss_equals_numpy_with_scipys_assignment(config: LossConfig, seed: int) -> None:
@@ -79,8 +80,8 @@ def test_eemc_loss_equals_numpy_with_scipys_assignment(config: LossConfig, seed:
 def test_every_weight_changes_the_loss() -> None:
     output, masks = case()
     known = float(eemc_loss(output, masks, ALL_PIXELS)["total"])
-    for name in ("bce", "dice", "classification", "no_object", "null_frame"):
-        changed = LossConfig(num_points=0, **{name: 0.05})
+    for name in ("bce", "dice", "classification", "no_object", "null_frame", "matching"):
+        changed = LossConfig(num_points=0, **{name: 50.0})
         assert float(eemc_loss(output, masks, changed)["total"]) != pytest.approx(known), name
 
 
