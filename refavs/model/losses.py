@@ -21,8 +21,8 @@ class LossConfig:
         no_object: class weight of the unmatched queries of a frame with an object.
         null_frame: class weight of all queries of a frame without one. With one weight for both, either nulls were
             segmented or everything collapsed to empty.
-        matching: weight of the class in the choice of the matched query. Mask2Former's is that of the loss; then whatever
-            the expression says, the query whose mask lies nearest is trained towards the object, and queries become
+        matching: weight of the class in the choice of the matched query. Mask2Former's is that of the loss; then the
+            query whose mask lies nearest is trained towards the object whatever the expression says, and queries become
             proposals of objects rather than answers. A high weight matches the query that says it is the answer.
         num_points: places at which masks are compared, most of them where the prediction is least certain; 0 compares
             all pixels.
