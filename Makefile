@@ -15,8 +15,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# The main job on the embedded default: videos and sound -> features in a Zarr store -> a sweep under Ray -> MLflow.
+# Every step resumes, and says so where nothing is left to do.
 demo: setup
-	$(BIN)/python -m experiments.demo
+	$(BIN)/refavs-synth demo/bench --clips 240 --seed 0
+	$(BIN)/refavs-extract demo/bench demo/store --preset tiny
+	$(BIN)/refavs-extract demo/bench/videos demo/videos-store --preset tiny
+	$(BIN)/refavs-sweep smoke --store demo/store --out demo/smoke
 
 test: setup
 	$(BIN)/python -m pytest -m 'not slow and not gpu' tests

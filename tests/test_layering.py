@@ -57,8 +57,8 @@ def test_importing_refavs_does_nothing_heavy() -> None:
 
 
 def test_top_level_holds_only_what_it_should() -> None:
-    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split("\n")
-    top = {name.split("/")[0] for name in listed if name}
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    top = {name.split("/")[0] for name in listed.splitlines()}
     assert top <= {
         "pyproject.toml", "refavs", "extract", "experiments", "tests", "infra", "README.md",
         "Makefile", "constraints.txt", "LICENSE", ".gitignore", ".ci",
