@@ -157,7 +157,8 @@ class EEMC(nn.Module):
         chosen = slice(None) if frames is None else frames
         texts = [] if text is None else [rearrange(text, "b l c -> b 1 l c")]
         fused = []
-        streams = ((audio, self.audio_fusion, False), (visual, self.visual_fusion, sampled_memory))
+        alone = not self.config.memory  # without memory no other second is needed
+        streams = ((audio, self.audio_fusion, alone), (visual, self.visual_fusion, alone or sampled_memory))
         for modality, fusion, early in streams:
             if modality is None or fusion is None:
                 fused.append(None)

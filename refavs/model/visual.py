@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -115,9 +115,8 @@ class VisualInput(nn.Module):
     ) -> VisualFeatures:
         """Tokens of all frames and the maps of the chosen ones."""
         raw_masks, maps = self._maps(visual, frames)
-        tokens = reduce(
-            raw_masks.float(), "u t c (h dh) (w dw) -> u t (h w) c", "mean", dh=self.downsample, dw=self.downsample
-        )
+        pooled = nn.functional.avg_pool2d(rearrange(raw_masks, "u t c h w -> (u t) c h w").float(), self.downsample)
+        tokens = rearrange(pooled, "(u t) c h w -> u t (h w) c", u=raw_masks.shape[0])
         tokens = self.project(self.token_input(tokens))
         tokens = tokens + sine_positions(*self.grid, tokens.shape[-1], tokens.device)
         return VisualFeatures(
