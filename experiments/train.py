@@ -44,9 +44,7 @@ class TrainConfig:
         batch_size: expressions in a batch.
         expressions_per_clip: expressions of one clip that a batch takes together, so that its maps are read once.
         frames: seconds of each clip that are decoded in a step, drawn anew each step; 0 decodes all. The cached memory
-            is exact in either case, unless
-        visual_memory: is `sampled`: then a step's visual memory is the mean over the drawn seconds before, which saves
-            fusing the others. Evaluation is always exact.
+            is exact in either case.
         sampling: `uniform` over expressions, or `dimension`: each dimension, and the nulls, equally often.
         warmup_steps: steps in which the learning rate rises linearly from zero.
         decay_start: share of all steps after which the learning rate falls to zero as a cosine.
@@ -60,7 +58,6 @@ class TrainConfig:
     batch_size: int = 8
     expressions_per_clip: int = 4
     frames: int = 0
-    visual_memory: Literal["exact", "sampled"] = "exact"
     sampling: Literal["uniform", "dimension"] = "uniform"
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
@@ -209,7 +206,7 @@ def losses_of(config: "TrialConfig", model: EEMC, batch: Batch) -> dict[str, Ten
         frames = torch.randperm(num_frames)[: config.train.frames].sort().values.to(mask.device)
         mask = mask[:, frames]
     with autocast(config.train, mask.device):
-        output = model(batch, frames, sampled_memory=config.train.visual_memory == "sampled")
+        output = model(batch, frames)
     return eemc_loss(output, mask, config.loss)
 
 

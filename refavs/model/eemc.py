@@ -127,20 +127,16 @@ class EEMC(nn.Module):
             if projection is not None:
                 projection.standardise.set(*statistics[size.path])
 
-    def forward(
-        self, batch: Batch, frames: Int[Tensor, "f"] | None = None, sampled_memory: bool = False
-    ) -> EEMCOutput:
+    def forward(self, batch: Batch, frames: Int[Tensor, "f"] | None = None) -> EEMCOutput:
         """Predicts masks and classes.
 
         Args:
-            frames: the seconds to decode, in ascending order; all of them by default. The cached memory sees every
-                second in any case, so that a second's prediction does not depend on which others are decoded.
-            sampled_memory: for training; the visual memory is the mean over the earlier ones of `frames` only, so that
-                no other second has to be fused, which is most of a step's cost. The memory of the sound stays exact.
+            frames: the seconds to decode, all of them by default. The cached memory sees every second in any case, so
+                that a second's prediction does not depend on which others are decoded.
         """
         visual = self.visual(batch.visual, frames)
         audio, text, valid = self._audio(batch), *self._text(batch)
-        cues = self.cues(audio, visual.tokens[batch.clip], text, valid, frames, sampled_memory)
+        cues = self.cues(audio, visual.tokens[batch.clip], text, valid, frames)
         queries = self.prompting(*self.integration(*cues, valid))
         return self.decoder(queries, visual.mask_features, visual.levels, batch.clip)
 
@@ -151,19 +147,17 @@ class EEMC(nn.Module):
         text: Float[Tensor, "b l c"] | None,
         valid: Bool[Tensor, "b l"],
         frames: Int[Tensor, "f"] | None = None,
-        sampled_memory: bool = False,
     ) -> tuple[Float[Tensor, "b f one c"] | None, Float[Tensor, "b f n c"], Float[Tensor, "b f l c"] | None]:
         """Q_A, Q_V and Q_T of the chosen seconds (Eq. 1-3 and the mean of the expression's features)."""
         chosen = slice(None) if frames is None else frames
         texts = [] if text is None else [rearrange(text, "b l c -> b 1 l c")]
         fused = []
-        alone = not self.config.memory  # without memory no other second is needed
-        streams = ((audio, self.audio_fusion, alone), (visual, self.visual_fusion, alone or sampled_memory))
-        for modality, fusion, early in streams:
+        # Without memory no second needs another, and only the chosen ones are fused.
+        before, after = (slice(None), chosen) if self.config.memory else (chosen, slice(None))
+        for modality, fusion in ((audio, self.audio_fusion), (visual, self.visual_fusion)):
             if modality is None or fusion is None:
                 fused.append(None)
                 continue
-            before, after = (chosen, slice(None)) if early else (slice(None), chosen)
             features, aware = fusion(modality[:, before], text, valid)
             cue = emphasise_change(features, self.config.beta) if self.config.memory else features
             fused.append(cue[:, after])

@@ -101,26 +101,6 @@ def test_eemc_without_text_is_not_influenced_by_its_length() -> None:
     assert not outputs_differ(run(ablated, batch), run(ablated, other)).any()
 
 
-def test_eemc_with_sampled_memory_remembers_the_decoded_seconds_only() -> None:
-    batch, frames = make_batch(), torch.tensor([0, 2, 4])
-    visual = {name: maps[:, frames] for name, maps in batch.visual.items()}
-    shorter = replace(batch, visual=visual, audio=batch.audio[:, frames], mask=None)
-    model = make_model(audio=False).eval()
-    with torch.no_grad():
-        sampled, exact = model(batch, frames, sampled_memory=True), model(batch, frames)
-    assert not outputs_differ(sampled, run(model, shorter)).any()
-    assert outputs_differ(sampled, exact)[:, 1:].all() and not outputs_differ(sampled, exact)[:, 0].any()
-
-
-def test_eemc_with_sampled_memory_hears_every_second() -> None:
-    batch, later = make_batch(), make_batch()
-    later.audio[:, 1] += 1
-    model, frames = make_model().eval(), torch.tensor([0, 3])
-    with torch.no_grad():
-        changed = outputs_differ(model(batch, frames, sampled_memory=True), model(later, frames, sampled_memory=True))
-    assert not changed[:, 0].any() and changed[:, 1].all()
-
-
 def test_eemc_without_memory_sees_one_second_only() -> None:
     batch, later = make_batch(), make_batch()
     for features in (later.audio, *later.visual.values()):
