@@ -13,7 +13,15 @@ from rich.table import Table
 
 from extract.encoders.visual import LEVELS
 from extract.job import Resources, run_jobs
-from extract.plan import Estimate, array_specs, estimate, expressions_table, plan_jobs, wanted_items
+from extract.plan import (
+    Estimate,
+    array_specs,
+    estimate,
+    expressions_table,
+    plan_jobs,
+    refuse_replaced,
+    wanted_items,
+)
 from extract.presets import PRESETS, Encoders, Preset, build_encoders, preset_named
 from extract.weights import WeightSource
 from extract.worker import JobResult
@@ -106,6 +114,7 @@ def extract(args: argparse.Namespace) -> int:
         num_frames=preset.num_frames, input_size=preset.input_size, specs=array_specs(preset, encoders),
         rows_per_shard=preset.rows_per_shard,
     )
+    refuse_replaced(writer, source.clips)
     _report(source, encoders)
     jobs = plan_jobs(writer, wanted_items(source))
     totals = _Totals()
@@ -188,7 +197,7 @@ def _committed(store: Path, source: Source, preset: Preset, encoders: Encoders) 
     """Keys that a store has already, without touching it.
 
     Raises:
-        StoreError: the store is another one's.
+        StoreError: the store is another one's, or has clips of other files.
     """
     if not (store / "zarr.json").is_file():
         return {table: set() for table in TABLES}
@@ -202,6 +211,7 @@ def _committed(store: Path, source: Source, preset: Preset, encoders: Encoders) 
     wanted = StoreSchema.from_attributes(wanted.to_attributes(), "this run")
     writer = StoreWriter.attach(store)
     refuse_other(writer.path, StoreSchema.from_attributes(root_attributes(writer.path), str(store)), wanted)
+    refuse_replaced(writer, source.clips)
     return {table: set(writer.committed(table)) for table in TABLES}
 
 

@@ -1,5 +1,6 @@
 """Media to numbers: the first frame of each second and the sound of a clip, from a video or the benchmark's files."""
 
+import hashlib
 import math
 import os
 from dataclasses import dataclass, field
@@ -75,6 +76,29 @@ def read_media(clip: Clip, num_frames: int, size: int) -> Media:
     return Media(
         frames=np.stack(frames), sound=_of_length(sound, num_frames), silent=sound is None, repeated_from_s=None
     )
+
+
+def input_digest(clip: Clip, num_frames: int) -> str:
+    """SHA-256 of the bytes a clip is made from: its video, or its frames and then its sound where it has one.
+
+    Raises:
+        DatasetError: a file is missing or cannot be read.
+    """
+    if clip.video is not None:
+        paths = [clip.video]
+    else:
+        paths = [clip.frames / f"{second}.jpg" for second in range(num_frames)] if clip.frames else []
+        paths += [clip.audio] if clip.audio is not None and clip.audio.exists() else []
+    digests = [_file_digest(path) for path in paths]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({error.strerror}); copy it again") from error
 
 
 def resized(picture: Image.Image, size: int) -> UInt8[np.ndarray, "h w 3"]:

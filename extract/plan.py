@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from extract.media import SAMPLE_RATE_HZ, read_media
+from extract.media import SAMPLE_RATE_HZ, input_digest, read_media
 from extract.presets import Encoders, Preset
 from refavs.data.bench import Clip, Source
-from refavs.errors import DatasetError
+from refavs.errors import DatasetError, StoreError
 from refavs.store.schema import ArraySpec, object_key, text_key
 from refavs.store.writer import ShardPlan, StoreWriter
 
 # Clips take longest, so they go first and the short rest fills the gaps at the end.
 ORDER = ("clips", "text", "objects")
+MOST_NAMED = 5
 START_S = 12.0  # Ray, and imports and weights in each worker
 
 
@@ -68,6 +69,30 @@ def plan_jobs(writer: StoreWriter, wanted: Mapping[str, Mapping[str, Item]]) -> 
         Job(shard=shard, items=tuple(wanted[table][key] for key in shard.keys))
         for table in ORDER for shard in writer.plan(table, wanted[table])
     ]
+
+
+def refuse_replaced(writer: StoreWriter, clips: Iterable[Clip]) -> None:
+    """Checks that the clips a store has already were made from the same files as those of their ids now.
+
+    Clips whose files are gone, or that were stored without a digest of them, are taken as they are.
+
+    Raises:
+        StoreError: other files; the first clips are named.
+    """
+    known = {key: facts["input"] for key, facts in writer.noted("clips").items() if "input" in facts}
+    replaced = [clip.id for clip in clips if clip.id in known and _changed(clip, known[clip.id], writer)]
+    if replaced:
+        more = f" and {len(replaced) - MOST_NAMED} more" if len(replaced) > MOST_NAMED else ""
+        raise StoreError(f"store {writer.path} holds features of other files under the same id for "
+                         f"{', '.join(map(repr, replaced[:MOST_NAMED]))}{more}; name another STORE, or rename those "
+                         "clips")
+
+
+def _changed(clip: Clip, known: str, writer: StoreWriter) -> bool:
+    try:
+        return input_digest(clip, writer.schema.num_frames) != known
+    except DatasetError:
+        return False
 
 
 def expressions_table(source: Source, rows: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from extract.media import frame_size, read_media
+from extract.media import frame_size, input_digest, read_media
 from extract.plan import Item, Job, Masks
 from extract.presets import Encoders, Preset
 from refavs.data.bench import Clip, read_mask
@@ -90,7 +90,8 @@ class Worker:
         media = read_media(clip, self._preset.num_frames, self._preset.input_size)
         arrays = self._encoders.visual.encode(media.frames) | self._encoders.audio.encode(media.sound)
         facts = {"silent": media.silent, "repeated_from_s": media.repeated_from_s, "num_frames": len(media.frames),
-                 "source": clip.video.name if clip.video else clip.id}  # fmt: skip
+                 "source": clip.video.name if clip.video else clip.id,
+                 "input": input_digest(clip, self._preset.num_frames)}  # fmt: skip
         return arrays, facts
 
     def _masks(self, masks: Masks) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -109,6 +109,11 @@ class StoreWriter:
         """Row of every committed key."""
         return {key: row for record in read_records(self.path, self.schema, table) for key, row in record.rows.items()}
 
+    def noted(self, table: str) -> dict[str, dict]:
+        """What was noted of every committed key, e.g. that a clip is silent."""
+        return {key: facts for record in read_records(self.path, self.schema, table)
+                for key, facts in record.meta.items()}  # fmt: skip
+
     def plan(self, table: str, keys: Iterable[str]) -> list[ShardPlan]:
         """Shards that compute those of `keys` that are not committed, and room for them in the arrays.
 

@@ -204,3 +204,37 @@ def test_error_of_ours_keeps_its_traceback(
     run_with(monkeypatch, lambda *arguments: iter([broken, *list(in_this_process(*arguments))[1:]]))
     assert main([str(part) for part in tiny(bench, tmp_path / "store")]) == 1
     assert "Traceback: line 7" in capsys.readouterr().err
+
+
+def test_clip_of_another_file_under_the_same_name_is_refused(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_with(monkeypatch, in_this_process)
+    videos = Path(shutil.copytree(bench / "videos", tmp_path / "videos"))
+    first, second = sorted(videos.iterdir())
+    second.rename(tmp_path / "second.mp4")
+    arguments = tiny(videos, tmp_path / "store")
+    assert main([str(part) for part in arguments]) == 0
+    assert main([str(part) for part in arguments]) == 0
+    whole = first.read_bytes()
+    shutil.copy(tmp_path / "second.mp4", first)
+    for more in ((), ("--dry-run",)):
+        capsys.readouterr()
+        line = refusal(capsys, *arguments, *more)
+        assert f"holds features of other files under the same id for '{first.stem}'; name another STORE" in line
+    first.write_bytes(whole)
+    assert main([str(part) for part in arguments]) == 0
+
+
+def test_benchmark_clip_with_another_sound_is_refused(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_with(monkeypatch, in_this_process)
+    root = Path(shutil.copytree(bench, tmp_path / "bench"))
+    arguments = tiny(root, tmp_path / "store")
+    assert main([str(part) for part in arguments]) == 0
+    clips = sorted((root / "media").iterdir())
+    (clips[0] / "frames" / "3.jpg").unlink()  # gone, so there is nothing to compare
+    (clips[1] / "audio.wav").unlink()
+    capsys.readouterr()
+    assert f"for '{clips[1].name}'; name" in refusal(capsys, *arguments)
