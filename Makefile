@@ -7,7 +7,8 @@ STAMP := .venv/installed
 
 setup: $(STAMP)
 
-# torch first and by its exact version: left to the other packages it brings several GB of CUDA libraries.
+# torch first and by its exact version: torchvision would bring the newest one, with several GB of CUDA libraries. To choose
+# a build (CPU or CUDA) yourself, put it into .venv before: it is kept.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "refavs needs Python >= 3.11, found " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

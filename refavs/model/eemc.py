@@ -65,6 +65,8 @@ class ModelOptions:
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise ConfigError(f"{name} is {getattr(self, name)}; accepted: a whole number from {minimum} up")
+        if self.channels is not None and self.channels < 1:
+            raise ConfigError(f"channels is {self.channels}; accepted: a whole number from 4 up, or none for the store's")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}; accepted: from 0 to below 1")
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
@@ -14,7 +15,8 @@ from refavs.model.attention import sine_positions
 from refavs.model.pixel_decoder import PixelDecoder, PixelDecoderSettings
 from refavs.model.sizes import LEVELS, MASKS, FeatureSizes
 
-Statistics = Mapping[str, tuple[Float[Tensor, "c"], Float[Tensor, "c"]]]
+Moments = Float[Tensor, "c"] | Float[np.ndarray, "c"]
+Statistics = Mapping[str, tuple[Moments, Moments]]
 
 
 class Standardisation(nn.Module):
@@ -27,8 +29,9 @@ class Standardisation(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("scale", torch.ones(channels))
 
-    def set(self, mean: Float[Tensor, "c"], std: Float[Tensor, "c"]) -> None:
+    def set(self, mean: Moments, std: Moments) -> None:
         """Takes the statistics of a stream. A channel that never changes becomes zero."""
+        mean, std = torch.as_tensor(mean), torch.as_tensor(std)
         alive = std > 1e-6 * (1 + mean.abs())
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(alive, 1 / std.clamp(min=1e-12), 0.0))

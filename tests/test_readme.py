@@ -1,0 +1,35 @@
+"""The README's Python example runs as it stands, and every command it names exists."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.experiments.small_store import make_store
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_python_example_runs_on_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_store(tmp_path / "store", {"train": 2, "val": 1, "test_s": 1, "test_n": 1})
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    masks, classes = names["output"].mask_logits, names["output"].class_logits  # type: ignore[attr-defined]
+    assert masks.shape[:3] == classes.shape[:3] and torch.isfinite(masks).all()
+
+
+def test_commands_of_the_readme_are_installed() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    named = set(re.findall(r"\brefavs-[a-z]+", README))
+    assert named == set(scripts)
+
+
+def test_shipped_grids_are_those_of_the_readme() -> None:
+    shipped = {path.stem for path in (ROOT / "experiments" / "grids").glob("*.yaml")}
+    (line,) = re.findall(r"^Shipped: .*", README, flags=re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", line)) == shipped
