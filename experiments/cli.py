@@ -59,6 +59,8 @@ def _sweep(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}; accepted: a number above 0")
+    if args.gpus_per_trial < 0:
+        raise ConfigError(f"--gpus-per-trial is {args.gpus_per_trial}; accepted: 0 or a number above it")
     from experiments.grid import parse_overrides, read_grid
     from experiments.sweep import Resources, run_sweep
     from refavs.store import FeatureStore

@@ -152,15 +152,14 @@ def _ray(resources: Resources) -> Iterator[None]:
     os.environ.update(quiet)
     own: dict[str, Any] = {}
     if resources.address is None:
-        num_cpus = len(os.sched_getaffinity(0))
-        if resources.max_concurrent:
-            num_cpus = min(num_cpus, max(1, round(resources.max_concurrent * resources.cpus_per_trial)))
+        num_cpus = resources.local_cpus(len(os.sched_getaffinity(0)))
         own = {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": 200 * 2**20}
     try:
         ray.init(
             address=resources.address or "local", logging_level=logging.ERROR, log_to_driver=False,
             configure_logging=True, **own,
         )
+        resources.require_room([node["Resources"] for node in ray.nodes() if node["Alive"]])
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         yield
     finally:

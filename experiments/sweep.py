@@ -1,8 +1,9 @@
 """A sweep: what of a grid is done, what is missing, and running that."""
 
+import math
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,35 @@ class Resources:
     max_concurrent: int | None = None
     cpus_per_trial: float = 1
     gpus_per_trial: float = 0
+
+    def local_cpus(self, available: int) -> int:
+        """Processors that Ray gets on this machine: all of them, or as many as the trials at once use."""
+        if self.max_concurrent is None:
+            return available
+        return max(1, math.ceil(min(available, self.max_concurrent * self.cpus_per_trial)))
+
+    def require_room(self, nodes: Sequence[Mapping[str, float]]) -> None:
+        """Refuses a trial that fits on no node, for which Ray would wait for ever.
+
+        Args:
+            nodes: for each node, its amounts by Ray's names, as `{"CPU": 2.0, "GPU": 1.0}`.
+
+        Raises:
+            ConfigError: no node has what one trial asks for.
+        """
+        asked = {"CPU": self.cpus_per_trial, "GPU": self.gpus_per_trial}
+        if any(all(node.get(name, 0) >= amount for name, amount in asked.items()) for node in nodes):
+            return
+        found = "; ".join(sorted({_amounts(node) for node in nodes})) or "no node at all"
+        lower = [
+            f"--{name.lower()}s-per-trial" for name, amount in asked.items()
+            if not any(node.get(name, 0) >= amount for node in nodes)
+        ]
+        raise ConfigError(
+            f"a trial asks for {_amounts(asked)}, and Ray found nodes with {found}; lower "
+            f"{' and '.join(lower or ['--cpus-per-trial or --gpus-per-trial'])}, or name a cluster that has it by "
+            "--address"
+        )
 
 
 @dataclass(kw_only=True)
@@ -189,6 +219,10 @@ def _controls(out: Path, store: FeatureStore) -> dict[str, dict[str, float]]:
         known = {"store": store.fingerprint, "controls": controls(store)}
         write_json(path, known)
     return known["controls"]
+
+
+def _amounts(node: Mapping[str, float]) -> str:
+    return f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs"
 
 
 def _keys(entries: Sequence[Entry]) -> str:

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from experiments.cli import main
 from experiments.grid import Grid, expand
 from experiments.ledger import Entry, Ledger
-from experiments.sweep import run_sweep
+from experiments.sweep import Resources, run_sweep
 from experiments.tracking import default_tracking_uri
 from experiments.train import train
 from refavs.errors import ConfigError
@@ -201,12 +201,38 @@ def test_command_lists_failures_and_exits_with_3(
 
 
 @pytest.mark.parametrize(
+    ("asked", "nodes", "message"),
+    [
+        ({"gpus_per_trial": 1}, [{"CPU": 2.0, "memory": 1e9}],
+         "asks for 1 CPUs and 1 GPUs, and Ray found nodes with 2 CPUs and 0 GPUs; lower "
+         "--gpus-per-trial, or"),
+        ({"cpus_per_trial": 4}, [{"CPU": 2.0}, {"CPU": 2.0, "GPU": 1.0}], "lower --cpus-per-trial, or"),
+        ({"cpus_per_trial": 2, "gpus_per_trial": 0.5}, [{"CPU": 2.0}, {"CPU": 1.0, "GPU": 1.0}],
+         "1 CPUs and 1 GPUs; 2 CPUs and 0 GPUs; lower --cpus-per-trial or --gpus-per-trial, or"),
+    ],
+)  # fmt: skip
+def test_trial_that_fits_on_no_node_is_refused(
+    asked: dict[str, float], nodes: list[dict[str, float]], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Resources(**asked).require_room(nodes)  # type: ignore[arg-type]
+    assert message in str(caught.value)
+    Resources(**asked).require_room([*nodes, {"CPU": 4.0, "GPU": 1.0}])  # type: ignore[arg-type]
+
+
+def test_ray_here_gets_the_processors_of_the_trials_at_once() -> None:
+    found = [Resources(max_concurrent=n, cpus_per_trial=c).local_cpus(4) for n, c in ((1, 1.5), (3, 0.5), (9, 1))]
+    assert found == [2, 2, 4] and Resources().local_cpus(4) == 4
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["smok", "--store", "s"], "no grid named 'smok'; did you mean 'smoke'?"),
         (["smoke", "--store", "nowhere"], "no feature store at "),
         (["smoke", "--store", "s", "--set", "train.epoch=1"], "did you mean 'train.epochs'?"),
         (["smoke", "--store", "s", "--max-concurrent", "0"], "--max-concurrent is 0; accepted: a number above 0"),
+        (["smoke", "--store", "s", "--gpus-per-trial", "-1"], "--gpus-per-trial is -1.0; accepted: 0 or a number"),
     ],
 )
 def test_command_refuses_bad_input_on_one_line(
