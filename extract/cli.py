@@ -29,8 +29,9 @@ from refavs.cli import Exit, run_command
 from refavs.console import ProgressBar
 from refavs.data.bench import Source, read_source
 from refavs.errors import RefAVSError
+from refavs.store.files import locked
 from refavs.store.schema import StoreSchema, TableSchema, root_attributes
-from refavs.store.writer import StoreWriter, refuse_other
+from refavs.store.writer import StoreWriter, refuse_foreign, refuse_other
 
 NAME = "refavs-extract"
 TABLES = ("clips", "objects", "text")
@@ -108,12 +109,19 @@ def extract(args: argparse.Namespace) -> int:
     if args.dry_run:
         blank = build_encoders(preset, WeightSource(kind="random"), levels, args.precision, resources.device)
         return _dry_run(source, args.store, preset, encoders, blank, resources)
+    fingerprints, specs = encoders.fingerprints(), array_specs(preset, encoders)
+    refuse_foreign(args.store)
+    with locked(args.store, NAME):
+        writer = StoreWriter.open(
+            args.store, encoders=fingerprints, source=f"{source.kind} {source.root}", num_frames=preset.num_frames,
+            input_size=preset.input_size, specs=specs, rows_per_shard=preset.rows_per_shard,
+        )
+        return _complete(writer, source, preset, encoders, resources)
+
+
+def _complete(writer: StoreWriter, source: Source, preset: Preset, encoders: Encoders, resources: Resources) -> int:
+    """Writes what is missing in a store that this process holds."""
     started = time.monotonic()
-    writer = StoreWriter.open(
-        args.store, encoders=encoders.fingerprints(), source=f"{source.kind} {source.root}",
-        num_frames=preset.num_frames, input_size=preset.input_size, specs=array_specs(preset, encoders),
-        rows_per_shard=preset.rows_per_shard,
-    )
     refuse_replaced(writer, source.clips)
     _report(source, encoders)
     jobs = plan_jobs(writer, wanted_items(source))

@@ -1,12 +1,16 @@
 """Files that appear whole or not at all: written under a temporary name, flushed to the disk, then renamed."""
 
+import contextlib
+import fcntl
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from refavs.errors import StoreError
 
 PARTIAL = ".partial"
+LOCK = ".lock"
 
 
 def partial_path(path: Path) -> Path:
@@ -46,6 +50,24 @@ def write_if_changed(path: Path, data: bytes) -> None:
     """Writes `data` atomically unless `path` holds it already."""
     if not path.is_file() or path.read_bytes() != data:
         write_atomically(path, data)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, program: str) -> Iterator[None]:
+    """Holds `folder`, made where there is none, for this process; the kernel lets go when the process ends.
+
+    Raises:
+        StoreError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(
+                f"another {program} is writing {folder}; wait for its end or name another store"
+            ) from error
+        yield
 
 
 def sync_folder(folder: Path) -> None:

@@ -29,7 +29,7 @@ from refavs.store.commits import (
     store_fingerprint,
     write_record,
 )
-from refavs.store.files import sweep, write_if_changed
+from refavs.store.files import LOCK, PARTIAL, sweep, write_if_changed
 from refavs.store.schema import (
     ArraySpec,
     StoreSchema,
@@ -82,15 +82,12 @@ class StoreWriter:
                         for name, arrays in specs.items()},
             ).to_attributes(), "the new store",
         )  # fmt: skip
-        if path.exists() and not path.is_dir():
-            raise StoreError(f"{path} is a file; name a folder for the store")
+        refuse_foreign(path)
         if (path / "zarr.json").is_file():
             schema = StoreSchema.from_attributes(root_attributes(path), f"store {path}")
             refuse_other(path, schema, wanted)
             wanted = schema
             sweep(path)
-        elif path.is_dir() and any(not stray.name.endswith(".partial") for stray in path.iterdir()):
-            raise StoreError(f"{path} holds files but no feature store; name an empty or a new folder")
         else:
             if path.is_dir():
                 sweep(path)
@@ -111,8 +108,8 @@ class StoreWriter:
 
     def noted(self, table: str) -> dict[str, dict]:
         """What was noted of every committed key, e.g. that a clip is silent."""
-        return {key: facts for record in read_records(self.path, self.schema, table)
-                for key, facts in record.meta.items()}  # fmt: skip
+        records = read_records(self.path, self.schema, table)
+        return {key: facts for record in records for key, facts in record.meta.items()}
 
     def plan(self, table: str, keys: Iterable[str]) -> list[ShardPlan]:
         """Shards that compute those of `keys` that are not committed, and room for them in the arrays.
@@ -323,6 +320,9 @@ class ShardWriter:
         facts = {path: file.finish() for path, file in self._files.items()}
         if target.is_file():  # a process that was thought dead has committed this shard; its rows are the same
             self.record = read_record(target, self._schema)
+            if {*self.record.rows, *self.record.failures} != set(self._rows):
+                raise StoreError(f"{target} holds other keys than this run planned: another one has written it; "
+                                 "run the same refavs-extract command again")
             return
         record = CommitRecord(
             table=self.plan.table, index=self.plan.index, rows={key: self._rows[key] for key in self._meta},
@@ -348,6 +348,19 @@ def merged_statistics(records: Iterable[CommitRecord]) -> dict[str, ChannelSums]
         for path, sums in record.statistics.items():
             by_path.setdefault(path, []).append(sums)
     return {path: reduce(ChannelSums.merge, parts) for path, parts in by_path.items()}
+
+
+def refuse_foreign(path: Path) -> None:
+    """Checks that a store is at `path`, or can be made there.
+
+    Raises:
+        StoreError: it is a file, or a folder of other files.
+    """
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{path} is a file; name a folder for the store")
+    names = [stray.name for stray in path.iterdir()] if path.is_dir() else []
+    if "zarr.json" not in names and any(name != LOCK and not name.endswith(PARTIAL) for name in names):
+        raise StoreError(f"{path} holds files but no feature store; name an empty or a new folder")
 
 
 def refuse_other(path: Path, found: StoreSchema, wanted: StoreSchema) -> None:

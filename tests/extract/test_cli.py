@@ -238,3 +238,32 @@ def test_benchmark_clip_with_another_sound_is_refused(
     (clips[1] / "audio.wav").unlink()
     capsys.readouterr()
     assert f"for '{clips[1].name}'; name" in refusal(capsys, *arguments)
+
+
+def test_second_run_at_a_time_is_refused_and_sweeps_nothing(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = tiny(bench, tmp_path / "store")
+    lines = []
+
+    def meanwhile(*settings: object) -> Iterator[JobResult]:
+        stray = tmp_path / "store" / "shard.partial"
+        stray.write_text("being written")
+        capsys.readouterr()
+        lines.append(refusal(capsys, *arguments))
+        assert stray.is_file()
+        return iter(())
+
+    run_with(monkeypatch, meanwhile)
+    assert main([str(part) for part in arguments]) == 0
+    assert lines == [f"refavs-extract: another refavs-extract is writing {tmp_path / 'store'}; wait for its end or "
+                     "name another store"]  # fmt: skip
+    run_with(monkeypatch, in_this_process)
+    assert main([str(part) for part in arguments]) == 0
+
+
+def test_file_in_the_place_of_the_store_is_refused(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "store").write_text("1")
+    assert "is a file; name a folder for the store" in refusal(capsys, *tiny(bench, tmp_path / "store"))

@@ -412,3 +412,21 @@ def test_objects_need_no_clip_of_their_own(tmp_path: Path) -> None:
     small.write_rows(writer, "objects", [object_key("gone/with/slashes", 3)])
     writer.finalise()
     assert FeatureStore(tmp_path / "s").objects.loc[0].tolist() == ["gone/with/slashes", 3]
+
+
+def test_record_of_other_keys_in_the_place_of_a_shard_is_refused(tmp_path: Path) -> None:
+    writer = small.open_writer(tmp_path / "s")
+    (ours,) = writer.plan("clips", ["a", "b"])
+    (late,) = writer.plan("clips", ["a", "b"])
+    (other,) = writer.plan("clips", ["a", "c"])
+
+    def write(plan: ShardPlan) -> None:
+        with writer.shard(plan) as shard:
+            for key in plan.keys:
+                shard.write(key, small.row_of(key, small.SPECS["clips"]), small.facts_of(key))
+
+    write(ours)
+    write(late)  # the same keys: what is there is as good
+    with pytest.raises(StoreError, match="holds other keys than this run planned"):
+        write(other)
+    assert writer.committed("clips") == {"a": 0, "b": 1}
