@@ -24,7 +24,7 @@ from experiments.ledger import Entry
 from experiments.sweep import Resources
 from experiments.train import train
 from refavs.config import replace
-from refavs.errors import RefAVSError
+from refavs.errors import ConfigError, RefAVSError
 from refavs.store import FeatureStore
 
 TUNE_PREFIX = ".tune-"
@@ -155,10 +155,7 @@ def _ray(resources: Resources) -> Iterator[None]:
         num_cpus = resources.local_cpus(len(os.sched_getaffinity(0)))
         own = {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": 200 * 2**20}
     try:
-        ray.init(
-            address=resources.address or "local", logging_level=logging.ERROR, log_to_driver=False,
-            configure_logging=True, **own,
-        )
+        _connect(resources.address, own)
         resources.require_room([node["Resources"] for node in ray.nodes() if node["Alive"]])
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         yield
@@ -169,3 +166,18 @@ def _ray(resources: Resources) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _connect(address: str | None, own: dict[str, Any]) -> None:
+    """Connects to the cluster at `address`, or starts one with the settings `own`."""
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
+    if address is None:
+        ray.init(address="local", **quiet, **own)
+        return
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise ConfigError(
+            f"no Ray cluster answers at --address {address} ({(str(error).splitlines() or [''])[0]}); start one with "
+            "'ray start --head', or leave out --address to run on this machine"
+        ) from error

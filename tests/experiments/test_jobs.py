@@ -11,9 +11,11 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from experiments.grid import read_grid
+from experiments.grid import expand, read_grid
 from experiments.ledger import Ledger, read_metrics
+from experiments.sweep import Resources
 from experiments.train import train
+from refavs.errors import ConfigError
 from tests.experiments.small_store import make_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
@@ -37,6 +39,20 @@ def start(folder: Path) -> subprocess.Popen[str]:
         [sys.executable, "-c", COMMAND, *arguments, "--max-concurrent", "2"],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def test_address_without_a_cluster_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from experiments import jobs
+
+    def unreachable(**settings: object) -> None:
+        raise ConnectionError("Failed to connect\nand more")
+
+    monkeypatch.setattr(jobs.ray, "init", unreachable)
+    (entry,) = Ledger(tmp_path / "g").entries(expand("g", {}, "g.yaml", {}).trials, "store")
+    (tmp_path / "g").mkdir()
+    with pytest.raises(ConfigError, match=r"at --address 10.0.0.1:1 \(Failed to connect\); start one with 'ray start"):
+        jobs.run_trials([entry], tmp_path, Resources(address="10.0.0.1:1"), *[lambda *facts: None] * 3)
+    assert not list((tmp_path / "g").iterdir())
 
 
 def test_killed_sweep_goes_on_and_equals_an_undisturbed_one(tmp_path: Path) -> None:
