@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,8 @@ class Resources:
             raise ConfigError(f"--workers is {self.num_workers}; accepted: 1 or more")
         if self.gpus_per_worker < 0:
             raise ConfigError(f"--gpus-per-worker is {self.gpus_per_worker}; accepted: 0 or more")
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise ConfigError(f"--gpus-per-worker is {self.gpus_per_worker}; accepted: up to 1, or a whole number")
 
     @property
     def device(self) -> str:
@@ -55,7 +57,7 @@ def run_jobs(
     """Yields None when the work has begun, then the result of each job as it ends, and None once a second in between.
 
     Raises:
-        ConfigError: no cluster answers at the address given.
+        ConfigError: no cluster answers at the address given, or it has less GPU than one worker takes.
     """
     with _cluster(resources, len(jobs)) as num_workers:
         import ray
@@ -94,6 +96,33 @@ def run_jobs(
                 yield result
 
 
+def limited_by_gpus(num_workers: int, gpus_per_worker: float, gpus_of_nodes: Iterable[float]) -> int:
+    """Workers that find their share of a GPU; one more would wait for it until the others end.
+
+    Raises:
+        ConfigError: none finds it.
+    """
+    if not gpus_per_worker:
+        return num_workers
+    gpus = list(gpus_of_nodes)
+    fitting = sum(int(count) * int(1 / gpus_per_worker) if gpus_per_worker <= 1 else int(count / gpus_per_worker)
+                  for count in gpus)  # fmt: skip
+    if not fitting:
+        raise ConfigError(f"--gpus-per-worker is {gpus_per_worker:g}, but Ray finds {sum(gpus):g} GPUs on {len(gpus)} "
+                          "nodes, too few for one worker; leave it out to run on processors, or give --address of a "
+                          "cluster with GPUs")
+    return min(num_workers, fitting)
+
+
+def _num_workers(resources: Resources) -> int:
+    """Workers for which the cluster that is connected has room."""
+    import ray
+
+    wanted = resources.num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return limited_by_gpus(wanted, resources.gpus_per_worker, (node.get("GPU", 0) for node in nodes))
+
+
 @contextmanager
 def _cluster(resources: Resources, num_jobs: int) -> Iterator[int]:
     """Connects to Ray, or starts it for the time of the run; gives the number of workers."""
@@ -102,7 +131,7 @@ def _cluster(resources: Resources, num_jobs: int) -> Iterator[int]:
     import ray
 
     if ray.is_initialized():
-        yield resources.num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        yield _num_workers(resources)
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if resources.address is not None:
@@ -120,6 +149,6 @@ def _cluster(resources: Resources, num_jobs: int) -> Iterator[int]:
             **quiet,
         )
     try:
-        yield resources.num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        yield _num_workers(resources)
     finally:
         ray.shutdown()

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from extract.cli import main
+from extract.job import limited_by_gpus
 from extract.worker import JobResult, Worker
 from refavs.data.synthetic import write_benchmark
+from refavs.errors import ConfigError
 from refavs.store.reader import FeatureStore
 
 
@@ -67,7 +69,8 @@ def test_unknown_level_is_refused(capsys: pytest.CaptureFixture[str], bench: Pat
 @pytest.mark.parametrize(
     ("option", "value", "text"),
     [("--workers", "0", "--workers is 0; accepted: 1 or more"),
-     ("--gpus-per-worker", "-1", "--gpus-per-worker is -1.0; accepted: 0 or more")],
+     ("--gpus-per-worker", "-1", "--gpus-per-worker is -1.0; accepted: 0 or more"),
+     ("--gpus-per-worker", "1.5", "--gpus-per-worker is 1.5; accepted: up to 1, or a whole number")],
 )  # fmt: skip
 def test_resources_out_of_range_are_refused(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, option: str, value: str, text: str
@@ -267,3 +270,17 @@ def test_file_in_the_place_of_the_store_is_refused(
 ) -> None:
     (tmp_path / "store").write_text("1")
     assert "is a file; name a folder for the store" in refusal(capsys, *tiny(bench, tmp_path / "store"))
+
+
+@pytest.mark.parametrize(
+    ("gpus_per_worker", "gpus", "expected"),
+    [(0, [], 8), (0.25, [1], 4), (0.5, [2, 1], 6), (0.6, [2], 2), (1, [4], 4), (1, [16], 8), (2, [3, 2, 1], 2)],
+)
+def test_workers_are_as_many_as_find_a_gpu(gpus_per_worker: float, gpus: list[float], expected: int) -> None:
+    assert limited_by_gpus(8, gpus_per_worker, gpus) == expected
+
+
+@pytest.mark.parametrize(("gpus_per_worker", "gpus"), [(0.5, [0]), (1, []), (2, [1, 1])])
+def test_too_few_gpus_are_refused(gpus_per_worker: float, gpus: list[float]) -> None:
+    with pytest.raises(ConfigError, match=rf"but Ray finds {sum(gpus)} GPUs on .* leave it out to run on processors"):
+        limited_by_gpus(8, gpus_per_worker, gpus)
