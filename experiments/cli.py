@@ -1,6 +1,7 @@
 """refavs-sweep: runs what is missing of a grid and compares its trials."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,6 +111,17 @@ def _dry_run(grid: "Grid", store: "FeatureStore", out: Path) -> int:
     return Exit.COMPLETE
 
 
+def _where_to_look(uri: str, out: Path) -> str:
+    """The tracking address, and for a database the command that opens it."""
+    from experiments.tracking import default_tracking_uri
+
+    database = uri.removeprefix("sqlite:///")
+    if database == uri or not database.endswith(".db"):
+        return uri
+    place = str(out) if uri == default_tracking_uri(out) else database
+    return f"{uri}; to look at it: infra/mlflow-ui.sh {shlex.quote(place)}"
+
+
 def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") -> int:
     from experiments.table import dimension_table, main_table, rows_of
 
@@ -130,7 +142,7 @@ def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") ->
     else:
         console.print(f"{outcome.num_run} trials finished now, {finished} of {len(outcome.entries)} in all")
     console.print(f"pictures and checkpoints: {out}/trials")
-    console.print(f"MLflow: {outcome.tracking_uri} (infra/mlflow-ui.sh opens it)")
+    console.print(f"MLflow: {_where_to_look(outcome.tracking_uri, out)}", markup=False)
     for title, reason in outcome.failures.items():
         console.print(f"failed: {title}: {reason}", style="red", markup=False)
     if outcome.failures:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from experiments.cli import main
+from experiments.cli import _where_to_look, main
 from experiments.grid import Grid, expand
 from experiments.ledger import Entry, Ledger
 from experiments.sweep import Resources, run_sweep
@@ -180,13 +180,20 @@ def test_command_prints_the_table_and_then_finds_all_done(
     assert "2 trials finished now, 2 of 2 in all" in first and "RANDOM FEATURES: " in first
     for name in ("full", "no_text", "all background", "all foreground", "mean training mask"):
         assert name in first
-    assert "J on test_s by dimension" in first and "mlflow.db" in first
+    assert "J on test_s by dimension" in first
+    assert f"/mlflow.db; to look at it: infra/mlflow-ui.sh {runs / 'command'}\n" in first
     assert main(arguments) == 0
     second = capsys.readouterr().out
     assert "nothing to do: all 2 trials were finished before" in second
     assert second.split("RANDOM")[0] == first.split("RANDOM")[0]
     assert main([*arguments, "--dry-run"]) == 0
     assert "2 of 2 trials done, 0 to do" in capsys.readouterr().out
+
+
+def test_command_that_opens_mlflow_names_the_database_of_the_sweep() -> None:
+    assert _where_to_look("http://host:5000", Path("a b")) == "http://host:5000"
+    assert _where_to_look("sqlite:////x/y z.db", Path("a")).endswith("; to look at it: infra/mlflow-ui.sh '/x/y z.db'")
+    assert _where_to_look(default_tracking_uri(Path("a b")), Path("a b")).endswith(": infra/mlflow-ui.sh 'a b'")
 
 
 def test_command_lists_failures_and_exits_with_3(
