@@ -136,7 +136,7 @@ def _read_wave(path: Path, num_seconds: int) -> Float[np.ndarray, " s"] | None:
         with soundfile.SoundFile(path) as file:
             samples = file.read(frames=num_seconds * file.samplerate, dtype="float32", always_2d=True)
             return _at_sample_rate(samples.mean(axis=1), file.samplerate, path)
-    except soundfile.SoundFileError as error:
+    except (soundfile.SoundFileError, OSError, ValueError, EOFError) as error:
         raise DatasetError(f"sound {path} cannot be read ({error}); accepted: a WAV file of any rate") from error
 
 
@@ -247,24 +247,25 @@ def _read_container(path: Path, num_frames: int, size: int) -> Media:
     import av
     from av.error import FFmpegError
 
-    if not os.path.getsize(path):
-        raise DatasetError(f"video {path} is empty (0 bytes); copy it again")
     picture, sound = _Picture(num_frames, size), _Sound(num_frames)
     try:
+        if not os.path.getsize(path):
+            raise DatasetError("the file is empty (0 bytes)")
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise DatasetError(f"video {path} has no picture track; accepted: a container with picture and sound")
             silent = not container.streams.audio
             end_s = _decode(container, picture, sound, num_frames)
-    except FFmpegError as error:
+            repeated_from_s = picture.finish(end_s)
+    except (FFmpegError, OSError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise DatasetError(
-            f"video {path} is cut off, damaged or not a video ({error.strerror}); copy or encode it again"
+            f"video {path} is cut off, damaged or not a video ({reason}); copy or encode it again"
         ) from error
     except DatasetError as error:
         raise DatasetError(f"video {path}: {error}; copy or encode it again") from error
     if picture.last is None:
         raise DatasetError(f"video {path} holds no picture; copy or encode it again")
-    repeated_from_s = picture.finish(end_s)
     heard = sound.finish(picture.start_s, path) if sound.pending else None
     return Media(
         frames=np.stack([picture.chosen[second] for second in range(num_frames)]), sound=_of_length(heard, num_frames),

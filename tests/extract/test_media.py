@@ -116,7 +116,7 @@ def test_container_sound_keeps_its_loudness_and_place(tmp_path: Path) -> None:
 
 def test_empty_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
-    with pytest.raises(DatasetError, match=r"empty\.mp4 is empty \(0 bytes\); copy it again"):
+    with pytest.raises(DatasetError, match=r"empty\.mp4: the file is empty \(0 bytes\); copy or encode it again"):
         read(tmp_path / "empty.mp4")
 
 
@@ -217,3 +217,31 @@ def test_normalised_frames_are_those_of_imagenet() -> None:
     frames = torch.randint(0, 256, (2, 5, 6, 3), dtype=torch.uint8)
     expected = (frames.double().numpy() / 255 - IMAGENET_MEAN) / IMAGENET_STD
     np.testing.assert_allclose(normalised(frames).permute(0, 2, 3, 1).numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("error", [ValueError("an odd packet"), EOFError("an odd packet"), OSError(5, "an odd packet")])
+def test_odd_container_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def decode(*arguments: object) -> float:
+        raise error
+
+    make_videos.write_video(tmp_path / "odd.mp4")
+    monkeypatch.setattr("extract.media._decode", decode)
+    with pytest.raises(DatasetError, match=r"odd\.mp4 is cut off, damaged or not a video \(an odd packet\)"):
+        read(tmp_path / "odd.mp4")
+
+
+def test_video_that_is_gone_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"gone\.mp4 .* \(No such file or directory\)"):
+        read(tmp_path / "gone.mp4")
+
+
+def test_odd_sound_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_wave(*arguments: object, **settings: object) -> None:
+        raise ValueError("an odd block")
+
+    clip = bench_clip(tmp_path)
+    monkeypatch.setattr("soundfile.SoundFile.read", read_wave)
+    with pytest.raises(DatasetError, match=r"\.wav cannot be read \(an odd block\)"):
+        read_media(clip, 10, 32)
