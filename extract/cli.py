@@ -29,6 +29,7 @@ from refavs.cli import Exit, run_command
 from refavs.console import ProgressBar
 from refavs.data.bench import Source, read_source
 from refavs.errors import RefAVSError
+from refavs.store.columns import expressions_record
 from refavs.store.files import locked
 from refavs.store.schema import StoreSchema, TableSchema, root_attributes
 from refavs.store.writer import StoreWriter, refuse_foreign, refuse_other
@@ -116,11 +117,15 @@ def extract(args: argparse.Namespace) -> int:
             args.store, encoders=fingerprints, source=f"{source.kind} {source.root}", num_frames=preset.num_frames,
             input_size=preset.input_size, specs=specs, rows_per_shard=preset.rows_per_shard,
         )
-        return _complete(writer, source, preset, encoders, resources)
+        # Videos without a CSV say nothing about expressions, so those the store has stay.
+        keeps = source.kind == "videos" and args.expressions is None and expressions_record(writer.path).is_file()
+        return _complete(writer, source, preset, encoders, resources, keeps)
 
 
-def _complete(writer: StoreWriter, source: Source, preset: Preset, encoders: Encoders, resources: Resources) -> int:
-    """Writes what is missing in a store that this process holds."""
+def _complete(
+    writer: StoreWriter, source: Source, preset: Preset, encoders: Encoders, resources: Resources, keeps: bool
+) -> int:
+    """Writes what is missing in a store that this process holds; the table of expressions unless it `keeps` that."""
     started = time.monotonic()
     refuse_replaced(writer, source.clips)
     _report(source, encoders)
@@ -137,7 +142,8 @@ def _complete(writer: StoreWriter, source: Source, preset: Preset, encoders: Enc
                 _stop_at(result.error)
                 totals.add(result)
                 bar.advance(result.num_done + len(result.failures))
-    writer.write_expressions(expressions_table(source, {table: writer.committed(table) for table in TABLES}))
+    if not keeps:
+        writer.write_expressions(expressions_table(source, {table: writer.committed(table) for table in TABLES}))
     writer.finalise()
     return _summary(source, writer, totals, bool(jobs), time.monotonic() - started)
 

@@ -284,3 +284,22 @@ def test_workers_are_as_many_as_find_a_gpu(gpus_per_worker: float, gpus: list[fl
 def test_too_few_gpus_are_refused(gpus_per_worker: float, gpus: list[float]) -> None:
     with pytest.raises(ConfigError, match=rf"but Ray finds {sum(gpus)} GPUs on .* leave it out to run on processors"):
         limited_by_gpus(8, gpus_per_worker, gpus)
+
+
+def test_videos_without_expressions_leave_those_of_the_store(
+    bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_with(monkeypatch, in_this_process)
+    videos = Path(shutil.copytree(bench / "videos", tmp_path / "videos"))
+    first, second = sorted(videos.iterdir())
+    second.rename(tmp_path / second.name)
+    (tmp_path / "questions.csv").write_text(f"video,exp\n{first.name},The disc.\n")
+    arguments = [str(part) for part in tiny(videos, tmp_path / "store")]
+    assert main([*arguments, "--expressions", str(tmp_path / "questions.csv")]) == 0
+    shutil.copy(tmp_path / second.name, videos)
+    assert main(arguments) == 0
+    store = FeatureStore(tmp_path / "store")
+    assert store.finished and len(store.clips) == 2 and list(store.expressions["text"]) == ["The disc."]
+    (tmp_path / "questions.csv").write_text(f"video,exp\n{second.name},The star.\n")
+    assert main([*arguments, "--expressions", str(tmp_path / "questions.csv")]) == 0
+    assert list(FeatureStore(tmp_path / "store").expressions["text"]) == ["The star."]
