@@ -16,6 +16,7 @@ import torch
 from refavs.errors import StoreError
 from refavs.store import FeatureStore, object_key, text_key
 from refavs.store.commits import record_path, seal, unseal
+from refavs.store.shard import crc32c
 
 _spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
 assert _spec is not None and _spec.loader is not None
@@ -326,3 +327,17 @@ def test_attributes_are_those_of_the_group(built: Path) -> None:
     store = FeatureStore(built)
     assert store.attributes == json.loads((built / "zarr.json").read_text())["attributes"]
     assert store.attributes["fingerprint"] == store.fingerprint and store.attributes["T"] == 3
+
+
+def test_seal_is_plain_json_and_its_checksum_is_of_the_bytes(tmp_path: Path) -> None:
+    facts = {"rows": {"é": 1, "a": 0}, "mean": [0.1, 1e-7]}
+    data = seal(facts)
+    assert json.loads(data) == {"crc32c": f"{crc32c(data[30:-1]):08x}", "record": facts}
+    path = tmp_path / "record.json"
+    for changed in (data, data[:-1], data + b"\n", b"", b"{}", b"[]", data.replace(b"0.1", b"0.2"), data[::-1]):
+        path.write_bytes(changed)
+        if changed == data:
+            assert unseal(path) == facts
+        else:
+            with pytest.raises(StoreError, match="does not match its own checksum"):
+                unseal(path)
