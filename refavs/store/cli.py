@@ -18,6 +18,8 @@ EXAMPLE = """example:
   refavs-store verify features/    hash every byte again and name what is damaged (exit status 3)
 """
 
+FLAGS = ("silent", "repeated_from_s")  # facts of a clip that say what is odd about it
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of refavs-store; returns the exit status."""
@@ -82,10 +84,10 @@ def info(path: Path) -> int:
 def facts_of_rows(store: "FeatureStore") -> list[str]:
     """Lines on flagged clips, on what failed and was not mended since, and on the expressions of each split."""
     lines = []
-    for name in store.clips.columns.drop("id"):
-        values = store.clips[name].tolist()
-        known = [value for value in values if value is not None and value == value]  # NaN where nothing was noted
-        flagged = sum(value is True for value in known) or (len(known) if len(known) < len(values) else 0)
+    for name in FLAGS:
+        values = store.clips[name].tolist() if name in store.clips else []
+        # NaN where other clips have a number and this one has nothing.
+        flagged = sum(value is not None and value is not False and value == value for value in values)
         if flagged:
             lines.append(f"clips        {flagged} {name}")
     done = {(record.table, key) for record in store.records for key in record.rows}

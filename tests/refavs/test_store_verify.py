@@ -129,6 +129,16 @@ def test_info_command_shows_the_store(
     assert "which no commit record holds" in capsys.readouterr().err
 
 
+def test_info_command_counts_what_is_true_of_every_clip(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small, "facts_of", lambda clip: {"silent": True, "repeated_from_s": 6, "num_frames": 3})
+    small.write_store(tmp_path / "s")
+    assert main(["info", str(tmp_path / "s")]) == 0
+    out = capsys.readouterr().out
+    assert "clips        5 silent" in out and "clips        5 repeated_from_s" in out and "num_frames" not in out
+
+
 def test_info_of_an_unfinished_store_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     encoders = {"visual": {"name": "swin", "weights": "random:3"}}
     small.write_rows(small.open_writer(tmp_path / "s", encoders=encoders), "clips", ["a"])
