@@ -3,6 +3,8 @@
 import hashlib
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -109,22 +111,30 @@ def resized(picture: Image.Image, size: int) -> UInt8[np.ndarray, "h w 3"]:
 
 def read_picture(path: Path) -> Image.Image:
     """Reads a picture file whole."""
-    try:
+    with _named(path):
         picture = Image.open(path)
         picture.load()
+    return picture
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Names the picture file that cannot be read."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise DatasetError(f"frame {path} is missing; accepted: frames/0.jpg to frames/9.jpg in every clip") from error
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise DatasetError(f"frame {path} cannot be read ({error}); replace the file") from error
-    return picture
 
 
 def frame_size(clip: Clip) -> tuple[int, int] | None:
     """Height and width in which a benchmark clip's frames are stored; None for a video."""
     if clip.frames is None:
         return None
-    width, height = read_picture(clip.frames / "0.jpg").size
-    return height, width
+    path = clip.frames / "0.jpg"
+    with _named(path), Image.open(path) as picture:
+        return picture.height, picture.width
 
 
 def _read_wave(path: Path, num_seconds: int) -> Float[np.ndarray, " s"] | None:

@@ -14,8 +14,9 @@ from extract.plan import array_specs, estimate, expressions_table, plan_jobs, wa
 from extract.presets import build_encoders, preset_named
 from extract.weights import WeightSource
 from extract.worker import JobResult, Worker
-from refavs.data.bench import Source, read_mask, read_source
+from refavs.data.bench import Clip, Source, read_mask, read_source
 from refavs.data.synthetic import write_benchmark
+from refavs.errors import DatasetError
 from refavs.store.reader import FeatureStore
 from refavs.store.schema import object_key, text_key, unpack_mask
 from refavs.store.writer import StoreWriter
@@ -188,6 +189,20 @@ def test_videos_without_expressions_are_stored_alone(tmp_path: Path) -> None:
 
 def test_frame_size_is_that_of_the_file(bench: Path) -> None:
     assert frame_size(read_source(bench).clips[0]) == (96, 96)
+
+
+def test_frame_size_needs_the_header_alone(tmp_path: Path) -> None:
+    Image.new("RGB", (300, 200), "red").save(tmp_path / "0.jpg")
+    whole = (tmp_path / "0.jpg").read_bytes()
+    clip = Clip(id="a", frames=tmp_path)
+    (tmp_path / "0.jpg").write_bytes(whole[:-400])
+    assert frame_size(clip) == (200, 300)
+    (tmp_path / "0.jpg").write_bytes(b"<html>")
+    with pytest.raises(DatasetError, match=r"0\.jpg cannot be read"):
+        frame_size(clip)
+    (tmp_path / "0.jpg").unlink()
+    with pytest.raises(DatasetError, match=r"0\.jpg is missing"):
+        frame_size(clip)
 
 
 def test_real_expressions_that_are_too_long_are_counted(shared: Path) -> None:
