@@ -190,7 +190,10 @@ def _already_there(out: Path, settings: Settings) -> bool:
     record = out / "synthetic.json"
     if not record.is_file():
         raise DatasetError(f"{out} holds other files; name a folder that does not exist yet, or is empty.")
-    found = json.loads(record.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DatasetError(f"{record} is damaged ({error}); name another folder or delete {out}.") from error
     if found != asdict(settings):
         raise DatasetError(
             f"{out} holds a synthetic benchmark made with {found}, this run asks for {asdict(settings)}; "

@@ -216,6 +216,13 @@ def test_write_benchmark_again_does_nothing(root: Path) -> None:
     assert (root / "metadata.csv").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("data", [b"", b"{\"num_clips\": ", b"\xff"])
+def test_write_benchmark_refuses_a_damaged_record(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "synthetic.json").write_bytes(data)
+    with pytest.raises(DatasetError, match=r"synthetic\.json is damaged .* name another folder or delete"):
+        write_benchmark(tmp_path, 1)
+
+
 def test_write_benchmark_refuses_a_folder_with_something_else(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"holds a synthetic benchmark made with .*'seed': 5.* asks for .*'seed': 6"):
         write_benchmark(root, SMALL, seed=6, size=64, videos=2)
