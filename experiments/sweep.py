@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -149,18 +150,28 @@ class _Run:
         try:
             self._run_missing([entry for entry in entries if entry.state != "finished"], resources)
         except BaseException as error:
-            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-            for entry in entries:
-                if entry.key in self.run_ids and entry.state == "running":
-                    self.tracker.end(self.run_ids[entry.key], status)
-                    entry.set_status("stopped")
-            self.tracker.end(self.parent, status)
+            self._close_early("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         write_atomically(self.ledger.root / "table.csv", csv_text(entries, self.outcome.controls).encode())
         self.tracker.log_folder(self.parent, self.ledger.root, ("table.csv",))
         self.tracker.end(self.parent, "FAILED" if self.outcome.failures else "FINISHED")
         if not self.outcome.failures:
             self.ledger.set_sweep(closed=_keys(entries))
+
+    def _close_early(self, status: str) -> None:
+        """Ends the open runs; what fails here is only told, so that the error that ended the sweep is seen."""
+        try:
+            stopped = [e for e in self.outcome.entries if e.key in self.run_ids and e.state == "running"]
+            for entry in stopped:
+                entry.set_status("stopped")
+            for run_id in (*(self.run_ids[entry.key] for entry in stopped), self.parent):
+                self.tracker.end(run_id, status)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            print(
+                f"refavs-sweep: MLflow could not be told that the sweep ended ({type(error).__name__}: {reason}); its "
+                "runs stay open there until the same command goes on", file=sys.stderr,
+            )
 
     def _run_missing(self, missing: Sequence[Entry], resources: Resources) -> None:
         for entry in missing:

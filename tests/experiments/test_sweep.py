@@ -13,7 +13,7 @@ from experiments.cli import _where_to_look, main
 from experiments.grid import Grid, expand
 from experiments.ledger import Entry, Ledger
 from experiments.sweep import Resources, run_sweep
-from experiments.tracking import default_tracking_uri
+from experiments.tracking import Tracker, default_tracking_uri
 from experiments.train import train
 from refavs.errors import ConfigError
 from refavs.store import FeatureStore
@@ -146,6 +146,26 @@ def test_sweep_that_is_interrupted_says_so_and_goes_on(jobs: InProcess, store: F
     run_id = runs_of(runs / "stopped")["no_text, seed 0"].info.run_id
     points = MlflowClient(outcome.tracking_uri).get_metric_history(run_id, "train/loss")
     assert [point.step for point in points] == [1, 2]
+
+
+def test_sweep_is_interrupted_while_mlflow_is_down(
+    jobs: InProcess,
+    store: FeatureStore,
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def down(self: Tracker, run_id: str, status: str, reason: str = "") -> None:
+        raise OSError("no answer\nat all")
+
+    jobs.stop_after = 0
+    monkeypatch.setattr(Tracker, "end", down)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(grid_of("full"), store, runs / "down")
+    assert "MLflow could not be told that the sweep ended (OSError: no answer at all); its" in capsys.readouterr().err
+    monkeypatch.undo()
+    (entry,) = Ledger(runs / "down").entries(grid_of("full").trials, store.fingerprint)
+    assert entry.state == "stopped"
 
 
 def test_trial_with_a_result_is_closed_without_training(jobs: InProcess, store: FeatureStore, runs: Path) -> None:
