@@ -4,18 +4,20 @@ Nothing is doubled by a resume: runs are found again by the ids in the ledger or
 the time stamp its trial gave it, so that sending it again leaves one point.
 """
 
+import contextlib
 import getpass
 import json
 import logging
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.ledger import Entry
 from refavs.config import flat
+from refavs.errors import ConfigError
 
 if TYPE_CHECKING:
     from refavs.store import FeatureStore
@@ -51,6 +53,19 @@ def metric_name(name: str) -> str:
     return re.sub(r"[^\w\-./ :]", "_", name)
 
 
+@contextlib.contextmanager
+def _few_retries() -> Iterator[None]:
+    """For the first contact with a server: a wrong address is told in seconds, not after minutes of trying."""
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "2")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+
+
 class Tracker:
     """Writes one sweep into MLflow.
 
@@ -59,24 +74,44 @@ class Tracker:
         experiment: name of the MLflow experiment, the question the sweep asks.
         sweep_id: names the sweep among all on that server.
         artifacts: where a new local experiment keeps its artifacts; None leaves it to the server.
+
+    Raises:
+        ConfigError: nothing that can be used answers at `uri`, or the experiment is deleted there.
     """
 
     def __init__(self, uri: str, experiment: str, sweep_id: str, artifacts: Path | None) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         logging.getLogger("alembic").setLevel(logging.WARNING)
         from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        self.client = MlflowClient(tracking_uri=uri)
         self.sweep_id = sweep_id
-        found = self.client.get_experiment_by_name(experiment)
+        try:
+            with _few_retries():
+                self.client = MlflowClient(tracking_uri=uri)
+                self.experiment_id = self._experiment(uri, experiment, artifacts)
+        except (MlflowException, SQLAlchemyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"MLflow at {uri} cannot be used ({reason}); give by --tracking-uri a running server, as "
+                "http://HOST:5000, or a database, as sqlite:///PATH.db"
+            ) from error
+        self.git = git_facts(Path(__file__).parent)
+
+    def _experiment(self, uri: str, name: str, artifacts: Path | None) -> str:
+        found = self.client.get_experiment_by_name(name)
         if found is None:
             location = None if artifacts is None else artifacts.resolve().as_uri()
-            self.experiment_id = self.client.create_experiment(experiment, artifact_location=location)
-        else:
-            self.experiment_id = found.experiment_id
-        self.git = git_facts(Path(__file__).parent)
+            return self.client.create_experiment(name, artifact_location=location)
+        if found.lifecycle_stage == "deleted":
+            raise ConfigError(
+                f"the MLflow experiment {name!r} at {uri} is deleted; bring it back with 'MLFLOW_TRACKING_URI={uri} "
+                f"mlflow experiments restore --experiment-id {found.experiment_id}', or give another --out"
+            )
+        return found.experiment_id
 
     def start_sweep(self, name: str, description: str, store: "FeatureStore", facts: Mapping[str, Any]) -> str:
         """Opens the parent run, or opens it again, and returns its id; a grown grid may change the `facts`."""

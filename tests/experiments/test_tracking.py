@@ -10,6 +10,7 @@ import pytest
 from experiments.grid import expand
 from experiments.ledger import Entry, Ledger
 from experiments.tracking import Tracker, default_tracking_uri, git_facts, metric_name
+from refavs.errors import ConfigError
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 
@@ -40,6 +41,20 @@ def record(epoch: int, loss: float) -> dict[str, Any]:
 
 def test_database_lies_beside_the_sweep(tmp_path: Path) -> None:
     assert default_tracking_uri(tmp_path / "runs" / "smoke") == f"sqlite:///{tmp_path}/runs/mlflow.db"
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "foo://x", "sqlite:///{}/not.db"])
+def test_tracking_address_that_cannot_be_used_is_refused(uri: str, tmp_path: Path) -> None:
+    (tmp_path / "not.db").write_text("no database\n" * 100)
+    with pytest.raises(ConfigError, match=r"^MLflow at .* cannot be used \(.*\); give by --tracking-uri a running"):
+        Tracker(uri.format(tmp_path), "mine", "sweep-id", None)
+
+
+def test_deleted_experiment_is_refused(tracker: Tracker, tmp_path: Path) -> None:
+    uri = tracker.client.tracking_uri
+    tracker.client.delete_experiment(Tracker(uri, "gone", "sweep-id", tmp_path).experiment_id)
+    with pytest.raises(ConfigError, match=r"'gone' at sqlite:.* is deleted; bring it back with .* restore --exp"):
+        Tracker(uri, "gone", "sweep-id", tmp_path)
 
 
 def test_trial_is_a_child_with_its_settings_and_the_store(
