@@ -7,6 +7,9 @@ from enum import IntEnum
 
 from refavs.errors import RefAVSError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+WRONG_PATH = (errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+
 
 class Exit(IntEnum):
     """Exit statuses of every command."""
@@ -29,9 +32,14 @@ def run_command(name: str, command: Callable[[], int]) -> int:
         print(f"{name}: interrupted; run the same command again to go on", file=sys.stderr)
         return Exit.INTERRUPTED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        where = error.filename or "the output folder"
-        print(f"{name}: cannot write {where}: {error.strerror}; free space or name another folder, then run the same "
-              "command again", file=sys.stderr)
-        return Exit.USAGE
+        if error.errno in FULL:
+            where, remedy = error.filename or "the output folder", "free space or name another folder"
+            print(f"{name}: cannot write {where}: {error.strerror}; {remedy}, then run the same command again",
+                  file=sys.stderr)
+            return Exit.USAGE
+        if error.errno in WRONG_PATH:
+            where, remedy = error.filename or "a file or folder", "change its permissions or name another path"
+            print(f"{name}: cannot use {where}: {error.strerror}; {remedy}, then run the same command again",
+                  file=sys.stderr)
+            return Exit.USAGE
+        raise
