@@ -115,13 +115,16 @@ def train(
     )
     epoch, history = load_state(folder / "state", model, optimizer)
     if history:
+        write_history(folder / "metrics.jsonl", history)  # a kill may have come between the state and this file
         report(history)
     sampler = Sampler(config, store)
     while epoch < config.train.epochs:
+        started = time.monotonic()
         record = train_epoch(config, model, optimizer, store, sampler, epoch, device)
         record["metrics"] |= evaluate_splits(config.train, model, store, ("val",), device)
         epoch += 1
-        record |= {"epoch": epoch, "time_ms": int(time.time() * 1000)}
+        seconds = time.monotonic() - started
+        record |= {"epoch": epoch, "time_ms": int(time.time() * 1000), "seconds": seconds}
         history.append(record)
         save_state(folder / "state", model, optimizer, epoch, history)
         write_history(folder / "metrics.jsonl", history)
@@ -172,7 +175,6 @@ def train_epoch(
 ) -> dict[str, Any]:
     """Trains one epoch, whose every random choice follows from the seed and the epoch; returns its record."""
     settings = config.train
-    started = time.monotonic()
     torch.manual_seed(derived_seed(config.seed, "epoch", epoch))
     model.train()
     sums: dict[str, Tensor] = {}
@@ -194,7 +196,7 @@ def train_epoch(
     metrics = {f"train/{name}": float(value) / sampler.num_steps for name, value in sums.items()}
     metrics["train/loss"] = metrics.pop("train/total")
     metrics["train/learning_rate"] = optimizer.param_groups[0]["lr"]
-    return {"step": first + sampler.num_steps, "seconds": time.monotonic() - started, "metrics": metrics}
+    return {"step": first + sampler.num_steps, "metrics": metrics}
 
 
 def losses_of(config: "TrialConfig", model: EEMC, batch: Batch) -> dict[str, Tensor]:

@@ -83,6 +83,21 @@ def test_train_resumed_equals_undisturbed(store: FeatureStore, tmp_path: Path) -
         assert name == "seconds" or resumed["metrics"][name] == value, name
 
 
+def test_train_killed_after_its_last_state_keeps_that_epoch(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(train__epochs=1, train__steps_per_epoch=1)
+
+    def killed(path: Path, history: list[dict[str, Any]]) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("experiments.train.write_history", killed)
+        train(config, store, tmp_path)
+    train(config, store, tmp_path)
+    assert [record["epoch"] for record in read_metrics(tmp_path)] == [1]
+
+
 def test_train_again_returns_the_result_that_is_there(store: FeatureStore, tmp_path: Path) -> None:
     first = train(small(train__epochs=1), store, tmp_path)
     assert train(small(train__epochs=1), store, tmp_path) == first
