@@ -9,7 +9,14 @@ import numpy as np
 
 from refavs.errors import StoreError
 from refavs.store.columns import expressions_record, read_expressions
-from refavs.store.commits import CommitRecord, read_record, read_records, record_files, record_path
+from refavs.store.commits import (
+    CommitRecord,
+    read_record,
+    read_records,
+    record_files,
+    record_path,
+    store_fingerprint,
+)
 from refavs.store.files import PARTIAL
 from refavs.store.schema import ArraySpec, StoreSchema, array_metadata, root_attributes
 from refavs.store.shard import MappedShard, crc32c, shard_path
@@ -67,6 +74,8 @@ def verify(path: str | Path, progress: Callable[[str], None] = lambda record: No
         num_bytes += sum(facts.num_bytes for facts in record.arrays.values())
         progress(file.name)
     damage += [*_description_damage(root, schema, records), *_table_damage(root, schema, records)]
+    if not damage:
+        damage += _fingerprint_damage(root, schema, records)
     return Verdict(
         num_rows=sum(len(record.rows) for record in records), num_bytes=num_bytes, damage=tuple(damage),
         uncommitted=tuple(_uncommitted(root, schema)),
@@ -139,6 +148,17 @@ def _table_damage(root: Path, schema: StoreSchema, records: list[CommitRecord]) 
                 problem=f"{len(lost)} rows that {len(uids)} expressions need are in no whole commit record, e.g. row "
                 f"{lost[0]}",
             )  # fmt: skip
+
+
+def _fingerprint_damage(root: Path, schema: StoreSchema, records: list[CommitRecord]) -> Iterator[Damage]:
+    """A store whose parts are whole, but that is not the one whose extraction ended; one still open names none."""
+    told = root_attributes(root).get("fingerprint")
+    expressions = read_expressions(root)
+    found = store_fingerprint(schema, records, expressions and expressions[1])
+    if told not in (None, found):
+        yield Damage(where="zarr.json", keys=(), problem=f"the store was finished as {told}, its content is {found}: "
+                     "zarr.json was changed, or a commit record or the expressions were; run the same refavs-extract "
+                     "command again")
 
 
 def _uncommitted(root: Path, schema: StoreSchema) -> Iterator[str]:

@@ -132,6 +132,8 @@ class StoreWriter:
             for index, group in zip(free, groups, strict=False)
         ]
         if plans:
+            # Without a fingerprint until `finalise`, so that the store says it is not finished.
+            write_if_changed(self.path / "zarr.json", group_metadata(self.schema.to_attributes()))
             rows = max(_num_rows(records), *(plan.rows[-1] + 1 for plan in plans), 0)
             self._describe_table(table, rows, {})
         return plans

@@ -1,6 +1,7 @@
 """`verify` finds every flipped bit and says what is lost with it; the commands print it in lines a person can use."""
 
 import importlib.util
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from refavs.store.cli import main, readable
+from refavs.store.reader import FeatureStore
 from refavs.store.verify import verify
 
 _spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
@@ -98,6 +100,26 @@ def test_wrong_description_and_lost_record_are_found(root: Path) -> None:
     verdict = verify(root)
     assert [(damage.where, damage.keys[:2]) for damage in verdict.damage] == [("clips", ("a_0", "a_1"))]
     assert SHARD in verdict.uncommitted
+
+
+def test_store_that_is_not_the_one_that_was_finished_is_found(root: Path) -> None:
+    path = root / "zarr.json"
+    whole = path.read_text()
+    facts = json.loads(whole)
+    facts["attributes"]["input_size"] += 1
+    path.write_text(json.dumps(facts))
+    (damage,) = verify(root).damage
+    assert damage.where == "zarr.json" and "the store was finished as" in damage.problem
+    path.write_text(whole)
+    assert verify(root).damage == ()
+
+
+def test_store_that_grows_has_no_damage_before_it_is_finished_again(root: Path) -> None:
+    writer = small.open_writer(root)
+    small.write_rows(writer, "clips", ["f"])
+    assert verify(root).damage == () and not FeatureStore(root).finished
+    writer.finalise()
+    assert verify(root).damage == () and FeatureStore(root).finished
 
 
 def test_verify_command_tells_and_exits_with_3(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
