@@ -1,15 +1,17 @@
 """J, F and S of a head on the splits of a store, as a whole and by dimension, and of the constant predictions."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from refavs.console import ProgressBar
 from refavs.data.dataset import Batch, batches
-from refavs.metrics import SegmentationMetrics, best_threshold, constant_controls, mean_mask, update_groups
+from refavs.metrics import SegmentationMetrics, best_threshold, grouped_controls, mean_mask, update_groups
 from refavs.model.decoder import predict
 from refavs.model.eemc import EEMC
 
@@ -71,27 +73,29 @@ def controls(store: "FeatureStore") -> dict[str, dict[str, float]]:
     """What constant predictions reach on the test splits, by the name of the constant and of the metric."""
     table = store.expressions
 
-    def masks(rows: Sequence[int]) -> Iterator[Tensor]:
-        for row in rows:
-            mask = store.mask(int(table["object"].iloc[row]))
-            if mask is not None:
-                yield mask
-
-    training = rows_of(store, ("train",))
+    training = Counter(int(table["object"].iloc[row]) for row in rows_of(store, ("train",)))
     if not training:
         return {}
-    mean = mean_mask(masks(training))
-    threshold = best_threshold(mean, masks(training))
-    groups: dict[str, list[int]] = {}
+    tested: dict[int, Counter[str]] = {}
     for row in rows_of(store, TEST_SPLITS):
-        split, dimension = table["split"].iloc[row], table["dimension"].iloc[row]
-        for name in group_names(split, dimension):
-            groups.setdefault(name, []).append(row)
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for group, rows in groups.items():
-        for name, values in constant_controls(mean, masks(rows), threshold).items():
-            found.setdefault(name, {})[group] = values
-    return {name: named_values(values) for name, values in found.items()}
+        names = group_names(table["split"].iloc[row], table["dimension"].iloc[row])
+        tested.setdefault(int(table["object"].iloc[row]), Counter()).update(names)
+    with ProgressBar("constant predictions", 2 * len(training) + len(tested), "masks") as bar:
+
+        def masks(objects: Iterable[int]) -> Iterator[Tensor]:
+            for index in objects:
+                mask = store.mask(index)
+                assert mask is not None  # `rows_of` gives only expressions that have one
+                yield mask
+                bar.advance()
+
+        mean = mean_mask(masks(training), training.values())
+        threshold = best_threshold(mean, masks(training), training.values())
+        found = grouped_controls(mean, zip(masks(tested), tested.values(), strict=True), threshold)
+    return {
+        name: named_values({group: sums.compute() for group, sums in groups.items()})
+        for name, groups in found.items() if groups
+    }
 
 
 def group_names(split: str, dimension: str) -> list[str]:

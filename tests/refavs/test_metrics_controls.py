@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from refavs.metrics import SegmentationMetrics, best_threshold, constant_controls, mean_mask
+from refavs.metrics import SegmentationMetrics, best_threshold, constant_controls, grouped_controls, mean_mask
 
 
 def training_masks(num_expressions: int = 5, num_frames: int = 3, size: int = 10) -> list[torch.Tensor]:
@@ -77,3 +77,18 @@ def test_constant_controls_with_best_threshold_add_a_row() -> None:
     row = constant_controls(mean, masks, threshold)["mean training mask, best threshold"]
     assert row["J"] == pytest.approx(mean_jaccard(mean.numpy() >= threshold, masks))
     assert row["S"] == pytest.approx(math.sqrt(np.mean(mean.numpy() >= threshold)))
+
+
+def test_distinct_masks_with_counts_equal_masks_repeated() -> None:
+    masks, counts = training_masks(), [3, 1, 2, 1, 4]
+    repeated = [mask for mask, count in zip(masks, counts, strict=True) for _ in range(count)]
+    mean = mean_mask(masks, counts)
+    assert torch.equal(mean, mean_mask(repeated))
+    threshold = best_threshold(mean, iter(masks), counts)
+    assert threshold == best_threshold(mean, repeated)
+    groups = [{"all": count} | ({"even": count} if index % 2 == 0 else {}) for index, count in enumerate(counts)]
+    found = grouped_controls(mean, zip(masks, groups, strict=True), threshold)
+    even = [mask for index, mask in enumerate(masks) if index % 2 == 0 for _ in range(counts[index])]
+    for group, members in (("all", repeated), ("even", even)):
+        for name, values in constant_controls(mean, members, threshold).items():
+            assert found[name][group].compute() == pytest.approx(values, nan_ok=True)
