@@ -92,7 +92,10 @@ def read_grid(grid: str, overrides: Mapping[str, Any] | None = None) -> Grid:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ConfigError(f"no grid file {grid}; give an existing .yaml file or one of {_names()}")
-        name, text, where = path.stem, path.read_text("utf-8"), grid
+        try:
+            name, text, where = path.stem, path.read_text("utf-8"), grid
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{grid} is not UTF-8 text ({error}); save it as UTF-8") from error
     else:
         shipped = shipped_grids()
         if grid not in shipped:

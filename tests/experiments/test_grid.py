@@ -139,3 +139,9 @@ def test_unknown_grid_names_the_nearest_shipped_one() -> None:
 def test_missing_grid_file_names_the_shipped_ones() -> None:
     with pytest.raises(ConfigError, match=r"no grid file gone\.yaml; .*beta, layers, smoke, table4"):
         read_grid("gone.yaml")
+
+
+def test_grid_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "g.yaml").write_bytes("description: caf\u00e9".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"g\.yaml is not UTF-8 text \(.*\); save it as UTF-8"):
+        read_grid(str(tmp_path / "g.yaml"))
