@@ -31,8 +31,8 @@ from refavs.data.bench import Source, read_source
 from refavs.errors import RefAVSError
 from refavs.store.columns import expressions_record
 from refavs.store.files import locked
-from refavs.store.schema import StoreSchema, TableSchema, root_attributes
-from refavs.store.writer import StoreWriter, refuse_foreign, refuse_other
+from refavs.store.schema import StoreSchema, TableSchema, refuse_foreign, root_attributes
+from refavs.store.writer import StoreWriter, refuse_other
 
 NAME = "refavs-extract"
 TABLES = ("clips", "objects", "text")

@@ -14,7 +14,7 @@ from jaxtyping import Bool, UInt8
 
 from refavs.config import digest
 from refavs.errors import StoreError
-from refavs.store.files import read_file
+from refavs.store.files import LOCK, PARTIAL, read_file
 
 SCHEMA_VERSION = 1
 TABLES = ("clips", "objects", "text")
@@ -180,6 +180,19 @@ def root_attributes(root: Path) -> dict[str, Any]:
     if not isinstance(attributes, dict) or "refavs_schema" not in attributes:
         raise StoreError(f"{path} does not describe a refavs store; name a folder that refavs-extract wrote")
     return attributes
+
+
+def refuse_foreign(path: Path) -> None:
+    """Checks that a store is at `path`, or can be made there.
+
+    Raises:
+        StoreError: it is a file, or a folder of other files.
+    """
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{path} is a file; name a folder for the store")
+    names = [stray.name for stray in path.iterdir()] if path.is_dir() else []
+    if "zarr.json" not in names and any(name != LOCK and not name.endswith(PARTIAL) for name in names):
+        raise StoreError(f"{path} holds files but no feature store; name an empty or a new folder")
 
 
 def group_metadata(attributes: Mapping[str, Any] | None = None) -> bytes:

@@ -29,13 +29,14 @@ from refavs.store.commits import (
     store_fingerprint,
     write_record,
 )
-from refavs.store.files import LOCK, PARTIAL, sweep, write_if_changed
+from refavs.store.files import sweep, write_if_changed
 from refavs.store.schema import (
     ArraySpec,
     StoreSchema,
     TableSchema,
     array_metadata,
     group_metadata,
+    refuse_foreign,
     root_attributes,
     text_key,
 )
@@ -350,19 +351,6 @@ def merged_statistics(records: Iterable[CommitRecord]) -> dict[str, ChannelSums]
         for path, sums in record.statistics.items():
             by_path.setdefault(path, []).append(sums)
     return {path: reduce(ChannelSums.merge, parts) for path, parts in by_path.items()}
-
-
-def refuse_foreign(path: Path) -> None:
-    """Checks that a store is at `path`, or can be made there.
-
-    Raises:
-        StoreError: it is a file, or a folder of other files.
-    """
-    if path.exists() and not path.is_dir():
-        raise StoreError(f"{path} is a file; name a folder for the store")
-    names = [stray.name for stray in path.iterdir()] if path.is_dir() else []
-    if "zarr.json" not in names and any(name != LOCK and not name.endswith(PARTIAL) for name in names):
-        raise StoreError(f"{path} holds files but no feature store; name an empty or a new folder")
 
 
 def refuse_other(path: Path, found: StoreSchema, wanted: StoreSchema) -> None:
