@@ -106,7 +106,7 @@ def files_of(root: Path) -> dict[str, bytes]:
     for path in sorted(root.rglob("*")):
         if path.is_file():
             data = path.read_bytes()
-            if path.parent.name == "commits" and path.name != "expressions.json":
+            if path.parent.name == "commits" and path.suffix == ".json" and path.name != "expressions.json":
                 record = json.loads(data)["record"]
                 data = json.dumps({**record, "seconds": 0}, sort_keys=True).encode()
             found[path.relative_to(root).as_posix()] = data
