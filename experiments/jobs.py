@@ -34,12 +34,19 @@ Ended = Callable[[Entry, str], None]
 
 
 def run_trials(
-    entries: Sequence[Entry], store: Path, resources: Resources, started: Started, progressed: Progressed, ended: Ended
+    entries: Sequence[Entry],
+    store: Path,
+    resources: Resources,
+    started: Started,
+    progressed: Progressed,
+    ended: Ended,
+    waited: Callable[[], None] = lambda: None,
 ) -> None:
-    """Runs trials and returns when each has ended; the three functions are called here, in the driver.
+    """Runs trials and returns when each has ended; the four functions are called here, in the driver.
 
     Args:
         ended: receives the reason of the failure, or an empty string.
+        waited: called several times a second, whatever the trials do.
     """
     by_folder = {str(entry.folder.resolve()): entry for entry in entries}
     root = entries[0].folder.resolve().parent.parent
@@ -66,7 +73,7 @@ def run_trials(
                     name="tune",
                     storage_path=str(records),
                     verbose=0,
-                    callbacks=[_Driver(by_folder, started, progressed, ended)],
+                    callbacks=[_Driver(by_folder, started, progressed, ended, waited)],
                 ),
             )
             tuner.fit()
@@ -98,9 +105,11 @@ class _Driver(ray.tune.Callback):
     """Hands what Tune reports to the sweep."""
 
     def __init__(
-        self, entries: dict[str, Entry], started: Started, progressed: Progressed, ended: Ended
-    ) -> None:
+        self, entries: dict[str, Entry], started: Started, progressed: Progressed, ended: Ended,
+        waited: Callable[[], None],
+    ) -> None:  # fmt: skip
         self.entries, self.started, self.progressed, self.ended = entries, started, progressed, ended
+        self.waited = waited
         self.failures: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -108,6 +117,9 @@ class _Driver(ray.tune.Callback):
 
     def _entry(self, trial: Any) -> Entry:
         return self.entries[trial.config["folder"]]
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.waited()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.started(self._entry(trial))

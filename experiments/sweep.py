@@ -187,7 +187,9 @@ class _Run:
 
         num_epochs = sum(entry.trial.config.train.epochs for entry in to_train)
         with ProgressBar(f"sweep {self.grid.name}", num_epochs, "epochs") as self.progress:
-            run_trials(to_train, Path(self.store.path), resources, self.started, self.progressed, self.ended)
+            run_trials(
+                to_train, Path(self.store.path), resources, self.started, self.progressed, self.ended, self.waited
+            )
         for entry in to_train:
             if entry.state != "finished" and entry.trial.title not in self.outcome.failures:
                 self.ended(entry, "the trial never ran; Ray found no place for what it asks for")
@@ -196,6 +198,10 @@ class _Run:
         run_id = self.tracker.start_trial(entry, self.parent, self.store)
         self.run_ids[entry.key] = run_id
         entry.set_status("running", run_id=run_id)
+
+    def waited(self) -> None:
+        if self.progress is not None:
+            self.progress.advance(0)
 
     def progressed(self, entry: Entry, records: list[dict[str, Any]]) -> None:
         self.tracker.log_records(self.run_ids[entry.key], records)

@@ -37,11 +37,13 @@ class InProcess:
         self.stop_after: int | None = None
 
     def run_trials(
-        self, entries: Sequence[Entry], store: Path, resources: Any, started: Any, progressed: Any, ended: Any
-    ) -> None:
+        self, entries: Sequence[Entry], store: Path, resources: Any, started: Any, progressed: Any, ended: Any,
+        waited: Any,
+    ) -> None:  # fmt: skip
         for entry in entries:
             self.ran.append(entry.trial.title)
             started(entry)
+            waited()
 
             def report(records: list[dict[str, Any]], entry: Entry = entry) -> None:
                 progressed(entry, records)
@@ -166,6 +168,18 @@ def test_sweep_is_interrupted_while_mlflow_is_down(
     monkeypatch.undo()
     (entry,) = Ledger(runs / "down").entries(grid_of("full").trials, store.fingerprint)
     assert entry.state == "stopped"
+
+
+def test_sweep_shows_that_it_is_alive_within_an_epoch(
+    jobs: InProcess,
+    store: FeatureStore,
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("refavs.console.LINE_INTERVAL_S", 0)
+    run_sweep(grid_of("full"), store, runs / "alive")
+    assert "sweep g: 0/2 epochs, " in capsys.readouterr().err
 
 
 def test_trial_with_a_result_is_closed_without_training(jobs: InProcess, store: FeatureStore, runs: Path) -> None:
