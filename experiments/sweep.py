@@ -152,7 +152,8 @@ class _Run:
         except BaseException as error:
             self._close_early("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
-        write_atomically(self.ledger.root / "table.csv", csv_text(entries, self.outcome.controls).encode())
+        text = csv_text(entries, self.outcome.controls, self.store.random_weights)
+        write_atomically(self.ledger.root / "table.csv", text.encode())
         self.tracker.log_folder(self.parent, self.ledger.root, ("table.csv",))
         self.tracker.end(self.parent, "FAILED" if self.outcome.failures else "FINISHED")
         if not self.outcome.failures:

@@ -91,14 +91,19 @@ def dimension_table(rows: Sequence[Row]) -> Table | None:
     return table
 
 
-def csv_text(entries: Sequence[Entry], controls: dict[str, dict[str, float]]) -> str:
-    """Every finished trial and constant with all its metrics, as fractions, one line each and seeds apart."""
+def csv_text(entries: Sequence[Entry], controls: dict[str, dict[str, float]], random_weights: bool) -> str:
+    """Every finished trial and constant with all its metrics, as fractions, one line each and seeds apart.
+
+    Args:
+        random_weights: whether an encoder of the features has random weights; each line says so.
+    """
+    of = {"features": "random weights" if random_weights else "pretrained"}
     lines = [
-        {"trial": entry.trial.name, "seed": entry.trial.config.seed, "key": entry.key, **result["metrics"]}
+        {"trial": entry.trial.name, "seed": entry.trial.config.seed, "key": entry.key, **of, **result["metrics"]}
         for entry in entries
         if (result := entry.result) is not None and entry.state == "finished"
     ]
-    lines += [{"trial": name, "seed": "", "key": "", **values} for name, values in controls.items()]
+    lines += [{"trial": name, "seed": "", "key": "", **of, **values} for name, values in controls.items()]
     return pd.DataFrame(lines).to_csv(index=False)
 
 

@@ -69,7 +69,9 @@ def test_dimension_table_needs_two_dimensions(tmp_path: Path) -> None:
 
 def test_csv_has_a_line_for_each_trial_and_constant(tmp_path: Path) -> None:
     entries = entries_with(tmp_path, {"a": [0.5, 0.7]})
-    lines = list(csv.DictReader(io.StringIO(csv_text(entries, CONTROLS))))
+    lines = list(csv.DictReader(io.StringIO(csv_text(entries, CONTROLS, True))))
+    assert {line["features"] for line in lines} == {"random weights"}
+    assert ",pretrained," in csv_text(entries, CONTROLS, False)
     assert [(line["trial"], line["seed"], line["test_s/J"]) for line in lines] == [
         ("a", "0", "0.5"), ("a", "1", "0.7"), ("all background", "", "0.0"), ("all foreground", "", "0.3"),
     ]  # fmt: skip
