@@ -66,8 +66,8 @@ def test_killed_sweep_goes_on_and_equals_an_undisturbed_one(tmp_path: Path) -> N
         time.sleep(0.02)
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate()
-    num_before = len(read_metrics(full.folder))
-    assert 2 <= num_before < 12 and full.state == "running"
+    assert len(read_metrics(full.folder)) >= 2
+    assert full.state == "running"  # a fast worker may have all its epochs by now; only the driver closes a trial
 
     out, err = start(tmp_path).communicate(timeout=250)
     assert "failed: diverges, seed 0: loss" in out and "expressions of the batch: train" in out, err
