@@ -66,7 +66,7 @@ class ModelOptions:
             if getattr(self, name) < minimum:
                 raise ConfigError(f"{name} is {getattr(self, name)}; accepted: a whole number from {minimum} up")
         if self.channels is not None and self.channels < 1:
-            raise ConfigError(f"channels is {self.channels}; accepted: a whole number from 4 up, or none for the store's")
+            raise ConfigError(f"channels is {self.channels}; accepted: a whole number from 4 up, or null")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}; accepted: from 0 to below 1")
 
