@@ -17,7 +17,7 @@ from experiments.table import csv_text
 from experiments.tracking import Tracker, default_tracking_uri
 from refavs.config import digest
 from refavs.console import ProgressBar
-from refavs.errors import ConfigError
+from refavs.errors import ConfigError, StoreError
 from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.store import FeatureStore
 from refavs.store.files import write_atomically
@@ -94,8 +94,13 @@ def run_sweep(
 
     Raises:
         ConfigError: a trial whose settings do not fit the store, or a folder that another sweep holds.
-        StoreError: a store that is damaged or has nothing to train on.
+        StoreError: a store that is damaged, not extracted to its end, or has nothing to train on.
     """
+    if not store.finished:
+        raise StoreError(
+            f"the extraction of {store.path} did not come to its end, its statistics would change under the trials; "
+            "run the same refavs-extract command again, then this one"
+        )
     check_models(grid, store)
     ledger = Ledger(out)
     entries = ledger.entries(grid.trials, store.fingerprint)

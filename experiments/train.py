@@ -135,9 +135,7 @@ def train(
 def build_model(config: "TrialConfig", store: "FeatureStore") -> EEMC:
     """A new head for the features of `store`, which are standardised inside it."""
     model = EEMC(EEMCConfig.from_store(store, **asdict(config.model)))
-    model.set_statistics(
-        {path: (torch.as_tensor(mean), torch.as_tensor(std)) for path, (mean, std) in store.statistics.items()}
-    )
+    model.set_statistics(store.statistics)
     return model
 
 

@@ -15,8 +15,8 @@ from experiments.ledger import Entry, Ledger
 from experiments.sweep import Resources, run_sweep
 from experiments.tracking import Tracker, default_tracking_uri
 from experiments.train import train
-from refavs.errors import ConfigError
-from refavs.store import FeatureStore
+from refavs.errors import ConfigError, StoreError
+from refavs.store import FeatureStore, StoreWriter
 from tests.experiments.small_store import make_store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow and what it imports
@@ -295,3 +295,11 @@ def test_help_shows_defaults_and_an_example(capsys: pytest.CaptureFixture[str]) 
         main(["--help"])
     printed = capsys.readouterr().out
     assert "(default: 1.0)" in printed and "refavs-sweep smoke --store demo/store" in printed and "None" not in printed
+
+
+def test_store_whose_extraction_did_not_end_is_refused(tmp_path: Path) -> None:
+    make_store(tmp_path / "store", {"train": 2, "val": 1, "test_s": 1, "test_n": 1})
+    StoreWriter.attach(tmp_path / "store").plan("clips", ["one_more"])
+    with pytest.raises(StoreError, match=r"did not come to its end.*run the same refavs-extract command again"):
+        run_sweep(grid_of("full"), FeatureStore(tmp_path / "store"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
