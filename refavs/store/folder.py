@@ -1,0 +1,274 @@
+"""Where the files of a store lie: a folder of this machine or network disk, or a prefix of an object store.
+
+Files are named by their place below the store, with `/`, and appear whole or not at all. What goes wrong is an OSError
+whose `filename` is the full name, whatever the place is.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from refavs.errors import StoreError
+
+PARTIAL = ".partial"
+LOCK = ".lock"
+
+
+@runtime_checkable
+class Blob(Protocol):
+    """A file opened for reading.
+
+    Attributes:
+        num_bytes: its length.
+        mapped: bytes that `read` returns are pages of the file, which cost nothing to read again.
+    """
+
+    num_bytes: int
+    mapped: bool
+
+    def read(self, start: int, stop: int) -> UInt8[np.ndarray, " b"]:
+        """Bytes from `start` up to `stop`."""
+        ...
+
+
+@runtime_checkable
+class Folder(Protocol):
+    """The files of one store."""
+
+    @property
+    def location(self) -> str:
+        """The absolute path or the URL; `open_folder` of it gives this folder again."""
+        ...
+
+    def where(self, name: str) -> str:
+        """Full name of a file, for people."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """The whole file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        ...
+
+    def open(self, name: str) -> Blob:
+        """The file, to read parts of it.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        ...
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replaces the file by `data`, durably; whoever reads it sees the old bytes or the new ones."""
+        ...
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Writes the file if there is none; says whether it did. Of several who try at once, one succeeds."""
+        ...
+
+    def swap(self, name: str, old: bytes, new: bytes) -> bool:
+        """Replaces the file if it still holds `old`; says whether it did. Of several who try at once, one succeeds."""
+        ...
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+        ...
+
+    def names(self, under: str = "") -> list[str]:
+        """All files whose name starts with the folder `under`, at any depth, sorted."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Removes the file, if it is there, durably."""
+        ...
+
+    def scratch(self, name: str) -> Path:
+        """A local file, which does not exist yet, to write what `publish` will call `name`."""
+        ...
+
+    def publish(self, scratch: Path, name: str) -> None:
+        """Gives a scratch file, whose bytes are on the disk, its name; the scratch file is gone afterwards."""
+        ...
+
+    def sweep(self) -> list[str]:
+        """Removes what interrupted writers left; returns the names removed."""
+        ...
+
+
+def open_folder(location: str | Path) -> Folder:
+    """The folder at a path or a URL (`s3://bucket/prefix`, `gs://`, `http(s)://`, `memory://`).
+
+    Raises:
+        StoreError: the URL's scheme is not known.
+    """
+    if isinstance(location, str) and "://" in location:
+        from refavs.store.remote import RemoteFolder
+
+        return RemoteFolder(location)
+    return LocalFolder(Path(location))
+
+
+class MappedFile:
+    """A local file, mapped privately: writing into its bytes changes this process's copy and never the file."""
+
+    mapped = True
+
+    def __init__(self, path: Path) -> None:
+        self.num_bytes = path.stat().st_size
+        if not self.num_bytes:
+            self._bytes = np.zeros(0, np.uint8)
+            return
+        # torch keeps no file descriptor for a mapping; mmap.mmap would keep one for every shard.
+        self._bytes = torch.from_file(str(path), shared=False, size=self.num_bytes, dtype=torch.uint8).numpy()
+
+    def read(self, start: int, stop: int) -> UInt8[np.ndarray, " b"]:
+        """A view of the bytes."""
+        return self._bytes[start:stop]
+
+
+class LocalFolder:
+    """A folder on a disk that this machine sees."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return LocalFolder, (self.path,)
+
+    @property
+    def location(self) -> str:
+        """The absolute path."""
+        return str(self.path)
+
+    def where(self, name: str) -> str:
+        """Full path of a file."""
+        return str(self.path / name) if name else str(self.path)
+
+    def read(self, name: str) -> bytes:
+        """The whole file."""
+        return (self.path / name).read_bytes()
+
+    def open(self, name: str) -> MappedFile:
+        """The file, mapped."""
+        return MappedFile(self.path / name)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replaces the file: temporary name, flush to the disk, rename, flush of the folder."""
+        with self._whole(name, data) as scratch:
+            os.rename(scratch, self.path / name)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Writes the file if there is none."""
+        with self._whole(name, data) as scratch:
+            try:
+                os.link(scratch, self.path / name)
+            except FileExistsError:
+                return False
+        return True
+
+    def swap(self, name: str, old: bytes, new: bytes) -> bool:
+        """Replaces the file if it still holds `old`; a lock of the kernel keeps others out meanwhile."""
+        with (self.path / LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self.exists(name) or self.read(name) != old:
+                return False
+            self.write(name, new)
+        return True
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+        return (self.path / name).is_file()
+
+    def names(self, under: str = "") -> list[str]:
+        """All files below the folder `under`, sorted."""
+        found = []
+        for folder, _, files in os.walk(self.path / under):
+            start = os.path.relpath(folder, self.path)
+            found += files if start == "." else [f"{start}/{file}" for file in files]
+        return sorted(name.replace(os.sep, "/") for name in found)
+
+    def remove(self, name: str) -> None:
+        """Removes the file, if it is there."""
+        (self.path / name).unlink(missing_ok=True)
+        if (self.path / name).parent.is_dir():
+            sync_folder((self.path / name).parent)
+
+    def scratch(self, name: str) -> Path:
+        """A temporary name beside the file's, on the same disk, that no other process uses and `sweep` removes."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
+
+    def publish(self, scratch: Path, name: str) -> None:
+        """Renames the scratch file."""
+        os.rename(scratch, self.path / name)
+        sync_folder((self.path / name).parent)
+
+    def sweep(self) -> list[str]:
+        """Removes temporary files."""
+        strays = [name for name in self.names() if name.endswith(PARTIAL)]
+        for stray in strays:
+            (self.path / stray).unlink(missing_ok=True)
+        return strays
+
+    @contextlib.contextmanager
+    def _whole(self, name: str, data: bytes) -> Iterator[Path]:
+        """A scratch file with `data` on the disk, to be given its name; the folder is flushed at the end."""
+        scratch = self.scratch(name)
+        try:
+            file = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            try:
+                write_all(file, memoryview(data))
+                os.fsync(file)
+            finally:
+                os.close(file)
+            yield scratch
+        except OSError as error:
+            error.filename = self.where(name)
+            raise
+        finally:
+            scratch.unlink(missing_ok=True)
+        sync_folder(scratch.parent)
+
+
+def write_all(file: int, data: memoryview) -> None:
+    """Writes every byte of `data`; a system call may take fewer than it is given."""
+    while data:
+        data = data[os.write(file, data) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in `folder` durable, as fsync does for bytes."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def write_if_changed(folder: Folder, name: str, data: bytes) -> None:
+    """Writes `data` unless the file holds it already."""
+    if not folder.exists(name) or folder.read(name) != data:
+        folder.write(name, data)
+
+
+def read_or_refuse(folder: Folder, name: str, what: str, remedy: str) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        StoreError: it is missing or cannot be read; the message names `what` it is and the `remedy`.
+    """
+    try:
+        return folder.read(name)
+    except OSError as error:
+        raise StoreError(f"{what} {folder.where(name)} cannot be read ({error.strerror or error}); {remedy}") from error
