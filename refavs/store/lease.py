@@ -1,0 +1,255 @@
+"""The lease of a store: one process at a time plans and finishes it, and one that died does not block the next.
+
+The file `lease.json` names its owner, who renews it every few seconds by counting its beat on. Nobody's clock is
+compared with anybody else's: whoever waits watches the beat by its own monotonic clock, so a clock that is wrong or set
+back changes nothing. A lease is taken over at once if its owner ran on this machine and is gone, and otherwise after
+its beat has stood still for `expires_s`. An owner that was stopped for that long finds out by `check`.
+
+Relied on: `Folder.create` and `Folder.swap` succeed for one of several who try at once. On a local or network disk
+these are a hard link (atomic on NFS too) and flock (which Linux passes on to an NFS server, unless it is mounted with
+`nolock` or `local_lock`; Lustre needs `-o flock`), and a file just renamed is seen by the next `open` (NFS:
+close-to-open). Object stores have conditional writes. Between `check` and what follows it there is always a moment in
+which a process can be stopped; what is written then is a whole file of a plan, never half of one.
+"""
+
+import errno
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+from refavs.errors import StoreError
+from refavs.store.folder import Folder
+
+NAME = "lease.json"
+BEAT_S = 4.0
+EXPIRES_S = 60.0
+_LOOKS_PER_BEAT = 4
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EPERM)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """Who holds a lease, as its file says.
+
+    Attributes:
+        token: random, of one lease.
+        machine: boot and process namespace in which `pid` means something; empty where the system does not tell.
+        started: start time of the process in ticks since boot, which tells it from a later one of the same number.
+        beat: counted on at each renewal.
+    """
+
+    token: str
+    host: str
+    machine: str
+    pid: int
+    started: int
+    program: str
+    beat: int
+
+    def __str__(self) -> str:
+        return f"{self.program} (process {self.pid} on {self.host})"
+
+    def to_bytes(self) -> bytes:
+        """Content of the lease file."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Owner | None":
+        """The owner that a lease file names; None where it is no lease file."""
+        try:
+            facts = json.loads(data)
+            kinds = {name: type(value) for name, value in facts.items()}
+        except (ValueError, AttributeError, RecursionError):
+            return None
+        return cls(**facts) if kinds == cls.__annotations__ and 0 < facts["pid"] < 2**31 else None
+
+    def gone(self) -> bool:
+        """Whether it ran on this machine and no longer does; False where that cannot be known."""
+        if not self.machine or self.machine != _machine():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass  # somebody else's process, which may be the owner
+        try:
+            return _started(self.pid) != self.started
+        except OSError:
+            return False  # it ended just now, or the system hides it (hidepid)
+
+
+class Lease:
+    """Holds a store for this process; use it as a context manager.
+
+    Args:
+        folder: the store, made where there is none.
+        program: name of the command, for those who wait.
+        beat_s: seconds between two renewals.
+        expires_s: seconds without a renewal after which another process may take the lease over.
+    """
+
+    def __init__(self, folder: Folder, program: str, *, beat_s: float = BEAT_S, expires_s: float = EXPIRES_S) -> None:
+        self._folder, self._beat_s, self._expires_s = folder, beat_s, expires_s
+        self._me = Owner(
+            token=secrets.token_hex(16), host=socket.gethostname(), machine=_machine(), pid=os.getpid(),
+            started=_started(os.getpid()) if _machine() else 0, program=program, beat=0,
+        )  # fmt: skip
+        self._data = self._me.to_bytes()
+        self._lost = ""
+        self._renewed = 0.0
+        self._mutex = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+
+    def __enter__(self) -> "Lease":
+        """Takes the lease, waiting where it is not known whether its owner is alive.
+
+        Raises:
+            StoreError: another process holds it, or the file system cannot keep one.
+        """
+        try:
+            self._acquire()
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                raise StoreError(
+                    f"{self._folder.location} lies on a file system without hard links or locks ({error.strerror}), "
+                    "which keep two writers apart; mount it with them (Lustre: -o flock) or name another store"
+                ) from error
+            raise
+        self._renewed = _now()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        try:
+            self.check()
+            self._folder.remove(NAME)
+        except (OSError, StoreError):
+            return  # somebody else's, or out of reach: then it expires, and why the work ended matters more here
+
+    def check(self) -> None:
+        """Makes sure that the lease is still this process's; call it before anything is planned or finished.
+
+        Raises:
+            StoreError: another process took it over.
+        """
+        with self._mutex:
+            if not self._lost:
+                # A process that was stopped for long renews first, so that nobody takes over while it goes on.
+                stale = _now() - self._renewed > self._expires_s / 2
+                if stale:
+                    self._renew()
+                else:
+                    self._is_mine(self._read())
+            if self._lost:
+                raise StoreError(
+                    f"{self._folder.location} is no longer held by this {self._me.program}: {self._lost} while this "
+                    f"process was stopped or cut off for more than {self._expires_s:g} s; what it committed is kept; "
+                    "run the same command again when the other one has ended"
+                )
+
+    def _acquire(self) -> None:
+        look_s = self._beat_s / _LOOKS_PER_BEAT
+        watched: bytes | None = None
+        watched_s, last = 0.0, time.monotonic()
+        while not self._folder.create(NAME, self._data):
+            found = self._read()
+            owner = Owner.from_bytes(found or b"")
+            now = time.monotonic()
+            # Time in which this process itself was stopped and did not look does not count.
+            watched_s, last = watched_s + min(now - last, 2 * look_s), now
+            if owner is not None and owner.token == self._me.token:
+                return  # written, though the answer was lost
+            if found is not None and found != watched:
+                if watched is not None and _token(found) == _token(watched):
+                    raise StoreError(
+                        f"{self._folder.location} is being written by {owner or 'another process'}, which is alive; "
+                        "wait for its end, stop it or name another store"
+                    )
+                watched, watched_s = found, 0.0
+                if owner is None or not owner.gone():
+                    self._tell(f"{self._folder.location} is held by {owner or 'an unknown process'}; waiting for a "
+                               f"sign of life, at most {self._expires_s:g} s")  # fmt: skip
+            gone = owner is not None and owner.gone()
+            free = gone or watched_s >= self._expires_s
+            if found is not None and free and self._folder.swap(NAME, found, self._data):
+                why = "no longer runs" if gone else f"gave no sign of life for {self._expires_s:g} s"
+                self._tell(f"took over {self._folder.location} from {owner or 'an unknown process'}, which {why}")
+                return
+            time.sleep(look_s)
+
+    def _keep(self) -> None:
+        while not self._lost and not self._stop.wait(self._beat_s):
+            with self._mutex:
+                try:
+                    self._renew()
+                except OSError:
+                    continue  # a disk or network that is away may come back; `check` meets the same and says it
+
+    def _renew(self) -> None:
+        for _ in range(2):
+            # An earlier renewal whose answer was lost counts: `_data` is then what `_is_mine` found.
+            began = _now()
+            owner = Owner.from_bytes(self._data)
+            assert owner is not None
+            new = replace(owner, beat=owner.beat + 1).to_bytes()
+            if self._folder.swap(NAME, self._data, new):
+                self._data, self._renewed = new, began
+                return
+            if not self._is_mine(self._read()):
+                return
+
+    def _is_mine(self, found: bytes | None) -> bool:
+        """Whether the file still names this lease; if not, notes who has it."""
+        if found is not None and _token(found) == self._me.token:
+            self._data = found
+            return True
+        self._lost = f"{NAME} was removed" if found is None else f"{Owner.from_bytes(found) or 'somebody'} took it over"
+        return False
+
+    def _read(self) -> bytes | None:
+        try:
+            return self._folder.read(NAME)
+        except FileNotFoundError:
+            return None
+
+    def _tell(self, text: str) -> None:
+        print(f"{self._me.program}: {text}", file=sys.stderr, flush=True)
+
+
+def _token(data: bytes) -> str:
+    owner = Owner.from_bytes(data)
+    return owner.token if owner else ""
+
+
+def _now() -> float:
+    """Seconds that go on while the machine sleeps, where the system counts them."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+def _machine() -> str:
+    """Names the space in which process numbers are unique: this boot, and this container of it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> int:
+    """When process `pid` of this machine started, in ticks since boot; -1 where only its remains are there."""
+    facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    remains = facts[0] in "ZX" and len(os.listdir(f"/proc/{pid}/task")) < 2
+    return -1 if remains else int(facts[19])

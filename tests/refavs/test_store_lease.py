@@ -1,0 +1,291 @@
+"""Two drivers on one store, with real processes that are stopped, continued and killed."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from refavs.errors import StoreError
+from refavs.store import lease as lease_module
+from refavs.store.folder import LocalFolder
+from refavs.store.lease import NAME, Lease, Owner
+
+BEAT_S, EXPIRES_S = 0.1, 2.0
+# Takes the lease, says so, then checks it at each line of its standard input.
+HOLDER = f"""
+import sys
+from pathlib import Path
+from refavs.errors import StoreError
+from refavs.store.folder import LocalFolder
+from refavs.store.lease import Lease
+try:
+    with Lease(LocalFolder(Path(sys.argv[1])), sys.argv[2], beat_s={BEAT_S}, expires_s={EXPIRES_S}) as lease:
+        print("held", flush=True)
+        for line in sys.stdin:
+            lease.check()
+            print("still held", flush=True)
+except StoreError as error:
+    print(error, flush=True)
+"""
+
+
+class Holder:
+    """A process that holds, or waits for, the lease of a folder."""
+
+    def __init__(self, folder: Path, program: str = "refavs-first") -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(folder), program], text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def check(self) -> str:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.line()
+
+    def end(self) -> str:
+        """Ends it as a finished command; returns what it said on stderr."""
+        return self.process.communicate()[1]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def holders(tmp_path: Path) -> Iterator[Callable[..., Holder]]:
+    started = []
+
+    def start(program: str = "refavs-first") -> Holder:
+        started.append(Holder(tmp_path, program))
+        return started[-1]
+
+    yield start
+    for holder in started:
+        holder.process.kill()
+        holder.process.communicate()
+
+
+def lease(folder: Path, program: str = "refavs-second") -> Lease:
+    return Lease(LocalFolder(folder), program, beat_s=BEAT_S, expires_s=EXPIRES_S)
+
+
+def elsewhere(folder: Path) -> bytes:
+    """Makes the lease in `folder` look as if its owner ran on another machine."""
+    owner = Owner.from_bytes((folder / NAME).read_bytes())
+    assert owner is not None
+    data = json.dumps({**vars(owner), "host": "node7", "machine": "another boot"}).encode()
+    (folder / NAME).write_bytes(data)
+    return data
+
+
+def test_lease_names_its_owner_beats_and_goes_with_it(tmp_path: Path) -> None:
+    with lease(tmp_path / "new") as held:
+        first = Owner.from_bytes((tmp_path / "new" / NAME).read_bytes())
+        time.sleep(4 * BEAT_S)
+        second = Owner.from_bytes((tmp_path / "new" / NAME).read_bytes())
+        held.check()
+    assert first is not None and second is not None and (first.pid, first.program) == (os.getpid(), "refavs-second")
+    assert first.token == second.token and second.beat > first.beat
+    assert not (tmp_path / "new" / NAME).exists()
+    with lease(tmp_path / "new"):  # it can be taken again
+        pass
+
+
+def test_living_owner_is_named_within_a_few_beats(
+    tmp_path: Path, holders: Callable[..., Holder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = holders()
+    assert first.line() == "held"
+    began = time.monotonic()
+    with pytest.raises(StoreError, match=rf"written by refavs-first \(process {first.process.pid} on .*wait for"), \
+            lease(tmp_path):
+        pass
+    assert time.monotonic() - began < EXPIRES_S
+    assert capsys.readouterr().err.count("waiting for a sign of life") == 1
+    assert first.check() == "still held"
+
+
+def test_killed_owner_on_this_machine_is_replaced_at_once(
+    tmp_path: Path, holders: Callable[..., Holder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = holders()
+    assert first.line() == "held"
+    first.kill()
+    patient = Lease(LocalFolder(tmp_path), "refavs-second", beat_s=BEAT_S, expires_s=1e6)
+    with patient:
+        patient.check()
+    assert capsys.readouterr().err == (
+        f"refavs-second: took over {tmp_path} from refavs-first (process {first.process.pid} on "
+        f"{os.uname().nodename}), which no longer runs\n"
+    )
+
+
+def test_killed_owner_that_nobody_waited_for_is_gone(tmp_path: Path, holders: Callable[..., Holder]) -> None:
+    first = holders()
+    assert first.line() == "held"
+    first.process.kill()
+    os.waitid(os.P_PID, first.process.pid, os.WEXITED | os.WNOWAIT)  # a zombie now
+    with Lease(LocalFolder(tmp_path), "refavs-second", beat_s=BEAT_S, expires_s=1e6) as held:
+        held.check()
+
+
+def test_process_of_the_same_number_is_not_the_owner(tmp_path: Path) -> None:
+    with lease(tmp_path):
+        owner = Owner.from_bytes((tmp_path / NAME).read_bytes())
+    assert owner is not None and not owner.gone()
+    later = replace(owner, started=owner.started - 1)
+    assert later.gone()
+    assert not replace(later, machine="another boot").gone()
+    assert not replace(later, machine="").gone()
+
+
+def test_lease_of_another_machine_expires(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with lease(tmp_path):
+        data = (tmp_path / NAME).read_bytes()
+    (tmp_path / NAME).write_bytes(data)
+    elsewhere(tmp_path)
+    began = time.monotonic()
+    with lease(tmp_path) as held:
+        assert EXPIRES_S <= time.monotonic() - began < 10 * EXPIRES_S
+        held.check()
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and "node7); waiting" in told[0] and "gave no sign of life for 2 s" in told[1]
+
+
+def test_beat_of_another_machine_refuses(tmp_path: Path, holders: Callable[..., Holder]) -> None:
+    first = holders()
+    assert first.line() == "held"
+    first.kill()
+    owner = Owner.from_bytes(elsewhere(tmp_path))
+    assert owner is not None
+    second = holders("refavs-second")
+    for beat in range(owner.beat, 10**6):
+        LocalFolder(tmp_path).write(NAME, replace(owner, beat=beat).to_bytes())
+        if select.select([second.process.stdout], [], [], BEAT_S)[0]:
+            break
+    assert "written by refavs-first (process" in second.line()
+
+
+def test_stopped_owner_notices_that_it_lost_its_lease(tmp_path: Path, holders: Callable[..., Holder]) -> None:
+    first, second = holders(), None
+    assert first.line() == "held"
+    first.process.send_signal(signal.SIGSTOP)
+    second = holders("refavs-second")
+    assert second.line() == "held"
+    first.process.send_signal(signal.SIGCONT)
+    said = first.check()
+    assert f"no longer held by this refavs-first: refavs-second (process {second.process.pid} on" in said, said
+    assert second.check() == "still held"  # the first one's end did not touch it
+    first.end()
+    assert second.check() == "still held"
+    assert "took over" in second.end()
+    assert not (tmp_path / NAME).exists()
+
+
+def test_renewing_thread_notices_a_lost_lease(tmp_path: Path) -> None:
+    held = lease(tmp_path)
+    with held:
+        LocalFolder(tmp_path).write(NAME, elsewhere(tmp_path).replace(held._me.token.encode(), b"f" * 32))
+        held._thread.join(timeout=10)
+        assert not held._thread.is_alive()
+        with pytest.raises(StoreError, match="no longer held"):
+            held.check()
+    assert (tmp_path / NAME).exists()
+
+
+def test_removed_lease_counts_as_lost(tmp_path: Path) -> None:
+    with lease(tmp_path) as held:
+        (tmp_path / NAME).unlink()
+        with pytest.raises(StoreError, match=r"lease\.json was removed"):
+            held.check()
+
+
+def test_stopped_owner_that_nobody_replaced_goes_on(tmp_path: Path, holders: Callable[..., Holder]) -> None:
+    first = holders()
+    assert first.line() == "held"
+    first.process.send_signal(signal.SIGSTOP)
+    time.sleep(1.5 * EXPIRES_S)
+    first.process.send_signal(signal.SIGCONT)
+    assert first.check() == "still held"
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_of_many_takers_one_wins(tmp_path: Path, holders: Callable[..., Holder], how: str) -> None:
+    first = holders()
+    assert first.line() == "held"
+    if how == "killed":
+        first.kill()
+    else:
+        first.process.send_signal(signal.SIGSTOP)
+    takers = [holders(f"refavs-taker{number}") for number in range(3)]
+    lines = [taker.line() for taker in takers]
+    assert lines.count("held") == 1, lines
+    assert sum("is being written by refavs-taker" in line for line in lines) == len(takers) - 1, lines
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b"\xff\x00", b'{"pid": "x"}', b"[" * 100_000])
+def test_damaged_lease_expires(tmp_path: Path, data: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / NAME).write_bytes(data)
+    with Lease(LocalFolder(tmp_path), "refavs-second", beat_s=0.02, expires_s=0.1) as held:
+        held.check()
+    assert "held by an unknown process" in capsys.readouterr().err
+
+
+def test_clock_of_the_day_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> float:
+        raise AssertionError("the time of day was asked for")
+
+    monkeypatch.setattr(lease_module.time, "time", refuse)
+    (tmp_path / NAME).write_bytes(b"stale")
+    with Lease(LocalFolder(tmp_path), "refavs-second", beat_s=0.02, expires_s=0.1) as held:
+        held.check()
+
+
+def test_answer_that_was_lost_is_not_taken_for_a_lost_lease(tmp_path: Path) -> None:
+    class Forgetful(LocalFolder):
+        """Says of each write that it failed, as a network that breaks off after the request does."""
+
+        def create(self, name: str, data: bytes) -> bool:
+            return super().create(name, data) and False
+
+        def swap(self, name: str, old: bytes, new: bytes) -> bool:
+            return super().swap(name, old, new) and False
+
+    with Lease(Forgetful(tmp_path), "refavs-second", beat_s=0.02, expires_s=0.1) as held:
+        time.sleep(0.3)
+        held.check()
+    assert not (tmp_path / NAME).exists()
+
+
+def test_disk_that_is_away_for_a_moment_is_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with lease(tmp_path) as held:
+        with monkeypatch.context() as broken:
+            broken.setattr(LocalFolder, "swap", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+            time.sleep(0.6 * EXPIRES_S)
+            with pytest.raises(OSError, match="No space"):
+                held.check()
+        time.sleep(3 * BEAT_S)
+        held.check()
+
+
+def test_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StoreError, match="without hard links or locks"), lease(tmp_path):
+        pass
