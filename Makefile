@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test test-slow lint setup clean
+.PHONY: demo test test-slow test-faults bench-store bench-extract bench-scheduler lint setup clean
 
 setup: $(STAMP)
 
@@ -25,10 +25,24 @@ demo: setup
 	$(BIN)/refavs-sweep smoke --store demo/store --out demo/smoke
 
 test: setup
-	$(BIN)/python -m pytest -m 'not slow and not gpu' tests
+	$(BIN)/python -m pytest -m 'not slow and not gpu and not faults' tests
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow tests
+
+# The full form of what `make test` does in small: kills, flipped bits, full disks, lost nodes, bad media.
+test-faults: setup
+	$(BIN)/python -m pytest -m faults tests/faults
+
+# Each prints tables of ratios from one run; leave the machine alone meanwhile.
+bench-store: setup
+	$(BIN)/python tests/benchmarks/bench_store.py
+
+bench-extract: setup
+	$(BIN)/python tests/benchmarks/bench_extract.py
+
+bench-scheduler: setup
+	$(BIN)/python tests/benchmarks/bench_scheduler.py
 
 lint: setup
 	$(BIN)/ruff check .
