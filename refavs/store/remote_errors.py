@@ -1,0 +1,62 @@
+"""What can be said of a store's URL and of a server's answer, on one line and without secrets."""
+
+import errno
+import os
+import re
+from urllib.parse import urlsplit
+
+from obstore.exceptions import NotSupportedError, PermissionDeniedError, UnauthenticatedError
+
+from refavs.errors import StoreError
+
+SCHEMES = ("s3", "gs", "http", "https", "memory")
+SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket"
+
+
+def refuse_url(location: str) -> None:
+    """Checks the form of a URL; the message repeats no part that could be a secret.
+
+    Raises:
+        StoreError: it is not one that `RemoteFolder` accepts.
+    """
+    parts = urlsplit(location)
+    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    forms = "accepted: a path, s3://bucket/prefix, gs://bucket/prefix, http(s)://host/path, memory://name"
+    if "@" in parts.netloc:
+        raise StoreError(f"the URL of store {shown} carries a user or password; give credentials by the environment "
+                         "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)")
+    if parts.scheme not in SCHEMES:
+        raise StoreError(f"store {shown} has the scheme {parts.scheme!r}; {forms}")
+    if parts.query or parts.fragment or "?" in location or "#" in location:
+        raise StoreError(f"the URL of store {shown} has a query or a fragment; {forms}")
+    if not parts.netloc or any(part in ("", ".", "..") for part in parts.path.strip("/").split("/")[1:]):
+        raise StoreError(f"store {shown} names no bucket or host, or has an empty part, '.' or '..'; {forms}")
+
+
+def os_error(error: Exception, url: str) -> OSError:
+    """An OSError about `url` that says in one line what an error of the library means."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return OSError(error.errno, error.strerror, url)
+    kind = re.search(r"kind: (Timeout|Connect|Request|Decode|Interrupted|Unknown)", text)
+    status = re.search(r"non-2xx status code: (\d{3} [\w ]+)", text)
+    code, message = (re.search(f"<{tag}>([^<]*)</{tag}>", text) for tag in ("Code", "Message"))
+    said = ": ".join(found[1].strip() for found in (status, code, message) if found)
+    reason = said or text.split("\n")[0].rpartition(" - ")[2].removeprefix("Operation not supported: ")
+    for name in SECRETS:
+        reason = reason.replace(os.environ.get(name) or "\0", f"<{name}>")
+    if "169.254.169.254" in text or isinstance(error, UnauthenticatedError):
+        return PermissionError(errno.EACCES, f"no credentials were accepted ({reason}); {CREDENTIALS}", url)
+    if isinstance(error, PermissionDeniedError) or reason.startswith("403"):
+        return PermissionError(errno.EACCES, f"the server refuses it ({reason})", url)
+    if isinstance(error, FileNotFoundError) or reason.startswith("404"):
+        return FileNotFoundError(errno.ENOENT, f"there is none ({reason})" if said else "there is none", url)
+    lacking = isinstance(error, NotImplementedError | NotSupportedError)
+    if lacking or text.startswith("Operation not supported") or reason.startswith("501"):
+        return OSError(errno.EOPNOTSUPP, f"the server does not support what a store needs ({reason})", url)
+    if kind and not status:
+        kinds = {"Timeout": (TimeoutError, errno.ETIMEDOUT, "the server does not answer in time")}
+        what, number, says = kinds.get(kind[1], (ConnectionError, errno.ECONNRESET, "the connection failed"))
+        return what(number, f"{says} ({reason}); look at the network and the endpoint", url)
+    return OSError(errno.EIO, reason, url)
