@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="refavs-sweep", description=__doc__, epilog=EPILOG, formatter_class=_Formatter
     )
     parser.add_argument("grid", metavar="GRID", help="a .yaml file, or a shipped grid: smoke, table4, beta, layers")
-    parser.add_argument("--store", type=Path, required=True, help="the features, from refavs-extract")
+    parser.add_argument("--store", required=True, help="the features, from refavs-extract; a folder or a URL")
     parser.add_argument("--out", type=Path, help="the sweep's folder; runs/NAME where none is given")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                         help="replace a setting of the grid's base; may be given several times")

@@ -35,7 +35,7 @@ Ended = Callable[[Entry, str], None]
 
 def run_trials(
     entries: Sequence[Entry],
-    store: Path,
+    store: str,
     resources: Resources,
     started: Started,
     progressed: Progressed,
@@ -61,7 +61,7 @@ def run_trials(
                 ),
                 param_space={
                     "folder": ray.tune.grid_search(list(by_folder)),
-                    "store": str(store.resolve()),
+                    "store": store,
                     "threads": max(1, int(resources.cpus_per_trial)),
                 },
                 tune_config=ray.tune.TuneConfig(
@@ -96,9 +96,9 @@ def run_trial(settings: dict[str, Any]) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _store(path: str) -> FeatureStore:
+def _store(location: str) -> FeatureStore:
     """The store, opened once by each worker."""
-    return FeatureStore(path)
+    return FeatureStore(location)
 
 
 class _Driver(ray.tune.Callback):

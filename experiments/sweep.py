@@ -98,8 +98,8 @@ def run_sweep(
     """
     if not store.finished:
         raise StoreError(
-            f"the extraction of {store.path} did not come to its end, its statistics would change under the trials; "
-            "run the same refavs-extract command again, then this one"
+            f"the extraction of {store.location} did not come to its end, its statistics would change under the "
+            "trials; run the same refavs-extract command again, then this one"
         )
     check_models(grid, store)
     ledger = Ledger(out)
@@ -149,7 +149,7 @@ class _Run:
 
     def run(self, resources: Resources) -> None:
         entries = self.outcome.entries
-        facts = {"store_path": self.store.path, "out": self.ledger.root.resolve(), "trials": len(entries)}
+        facts = {"store": self.store.location, "out": self.ledger.root.resolve(), "trials": len(entries)}
         self.parent = self.tracker.start_sweep(self.grid.name, self.grid.description, self.store, facts)
         self.ledger.set_sweep(run_id=self.parent, grid=self.grid.name)
         try:
@@ -194,7 +194,7 @@ class _Run:
         num_epochs = sum(entry.trial.config.train.epochs for entry in to_train)
         with ProgressBar(f"sweep {self.grid.name}", num_epochs, "epochs") as self.progress:
             run_trials(
-                to_train, Path(self.store.path), resources, self.started, self.progressed, self.ended, self.waited
+                to_train, self.store.location, resources, self.started, self.progressed, self.ended, self.waited
             )
         for entry in to_train:
             if entry.state != "finished" and entry.trial.title not in self.outcome.failures:

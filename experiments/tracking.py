@@ -199,10 +199,10 @@ class Tracker:
 
         profile = {"clips": len(store.clips), "expressions": len(store.expressions)}
         dataset = Dataset(
-            name=Path(store.path).name,
+            name=store.location.rstrip('/').rsplit('/', 1)[-1],
             digest=store.fingerprint[:DIGEST_LENGTH],
             source_type="local",
-            source=json.dumps({"uri": str(store.path)}),
+            source=json.dumps({"uri": store.location}),
             profile=json.dumps(profile),
         )
         self.client.log_inputs(

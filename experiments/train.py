@@ -236,7 +236,7 @@ class Sampler:
         if not rows:
             counts = ", ".join(f"{name} {count}" for name, count in table["split"].value_counts().items())
             raise StoreError(
-                f"{store.path} has no expressions of split train with masks (it has {counts or 'none at all'}); "
+                f"{store.location} has no expressions of split train with masks (it has {counts or 'none at all'}); "
                 "extract a source that has them, as refavs-synth writes it"
             )
         groups: dict[str, list[int]] = defaultdict(list)

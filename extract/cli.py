@@ -29,10 +29,11 @@ from refavs.cli import Exit, run_command
 from refavs.console import ProgressBar
 from refavs.data.bench import Source, read_source
 from refavs.errors import RefAVSError
-from refavs.store.columns import expressions_record
+from refavs.store.columns import EXPRESSIONS_RECORD
 from refavs.store.files import locked
-from refavs.store.schema import StoreSchema, TableSchema, refuse_foreign, root_attributes
-from refavs.store.writer import StoreWriter, refuse_other
+from refavs.store.folder import open_folder
+from refavs.store.schema import refuse_foreign
+from refavs.store.writer import StoreWriter, planned_schema
 
 NAME = "refavs-extract"
 TABLES = ("clips", "objects", "text")
@@ -111,14 +112,14 @@ def extract(args: argparse.Namespace) -> int:
         blank = build_encoders(preset, WeightSource(kind="random"), levels, args.precision, resources.device)
         return _dry_run(source, args.store, preset, encoders, blank, resources)
     fingerprints, specs = encoders.fingerprints(), array_specs(preset, encoders)
-    refuse_foreign(args.store)
+    refuse_foreign(open_folder(args.store))
     with locked(args.store, NAME):
         writer = StoreWriter.open(
             args.store, encoders=fingerprints, source=f"{source.kind} {source.root}", num_frames=preset.num_frames,
             input_size=preset.input_size, specs=specs, rows_per_shard=preset.rows_per_shard,
         )
         # Videos without a CSV say nothing about expressions, so those the store has stay.
-        keeps = source.kind == "videos" and args.expressions is None and expressions_record(writer.path).is_file()
+        keeps = source.kind == "videos" and args.expressions is None and writer.folder.exists(EXPRESSIONS_RECORD)
         return _complete(writer, source, preset, encoders, resources, keeps)
 
 
@@ -132,7 +133,7 @@ def _complete(
     jobs = plan_jobs(writer, wanted_items(source))
     totals = _Totals()
     if jobs:
-        results = run_jobs(jobs, writer.path, preset, encoders, resources)
+        results = run_jobs(jobs, writer.location, preset, encoders, resources)
         next(results)
         with ProgressBar(NAME, sum(len(job.items) for job in jobs), "clips, objects and texts") as bar:
             for result in results:
@@ -167,9 +168,9 @@ def _report(source: Source, encoders: Encoders) -> None:
 
 def _summary(source: Source, writer: StoreWriter, totals: _Totals, worked: bool, seconds: float) -> int:
     if not worked:
-        print(f"nothing to do: all {len(source.clips)} clips of {source.root} are in {writer.path}")
+        print(f"nothing to do: all {len(source.clips)} clips of {source.root} are in {writer.location}")
         return Exit.COMPLETE
-    table = Table("", "now", "in the store", title=str(writer.path))
+    table = Table("", "now", "in the store", title=writer.location)
     for name in TABLES:
         table.add_row(name, str(totals.done[name]), str(len(writer.committed(name))))
     table.add_row("failures", str(len(totals.failures)), "")
@@ -215,16 +216,11 @@ def _committed(store: Path, source: Source, preset: Preset, encoders: Encoders) 
     """
     if not (store / "zarr.json").is_file():
         return {table: set() for table in TABLES}
-    specs = array_specs(preset, encoders)
-    wanted = StoreSchema(
-        encoders=encoders.fingerprints(), source=str(source.root), num_frames=preset.num_frames,
-        input_size=preset.input_size,
-        tables={table: TableSchema(rows_per_shard=preset.rows_per_shard[table], arrays=tuple(specs[table]))
-                for table in TABLES},
-    )  # fmt: skip
-    wanted = StoreSchema.from_attributes(wanted.to_attributes(), "this run")
+    planned_schema(
+        open_folder(store), encoders=encoders.fingerprints(), source=str(source.root), num_frames=preset.num_frames,
+        input_size=preset.input_size, specs=array_specs(preset, encoders), rows_per_shard=preset.rows_per_shard,
+    )
     writer = StoreWriter.attach(store)
-    refuse_other(writer.path, StoreSchema.from_attributes(root_attributes(writer.path), str(store)), wanted)
     refuse_replaced(writer, source.clips)
     return {table: set(writer.committed(table)) for table in TABLES}
 

@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from extract.plan import Job
@@ -52,7 +51,7 @@ class Resources:
 
 
 def run_jobs(
-    jobs: Sequence[Job], store: Path, preset: Preset, encoders: Encoders, resources: Resources
+    jobs: Sequence[Job], store: str, preset: Preset, encoders: Encoders, resources: Resources
 ) -> Iterator[JobResult | None]:
     """Yields None when the work has begun, then the result of each job as it ends, and None once a second in between.
 

@@ -83,7 +83,7 @@ def refuse_replaced(writer: StoreWriter, clips: Iterable[Clip]) -> None:
     replaced = [clip.id for clip in clips if clip.id in known and _changed(clip, known[clip.id], writer)]
     if replaced:
         more = f" and {len(replaced) - MOST_NAMED} more" if len(replaced) > MOST_NAMED else ""
-        raise StoreError(f"store {writer.path} holds features of other files under the same id for "
+        raise StoreError(f"store {writer.location} holds features of other files under the same id for "
                          f"{', '.join(map(repr, replaced[:MOST_NAMED]))}{more}; name another STORE, or rename those "
                          "clips")
 

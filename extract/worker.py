@@ -3,7 +3,6 @@
 import time
 import traceback
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ class JobResult:
 class Worker:
     """Computes shards of one store with one set of encoders, whose weights it reads once."""
 
-    def __init__(self, store: Path, preset: Preset, encoders: Encoders, num_threads: int) -> None:
+    def __init__(self, store: str, preset: Preset, encoders: Encoders, num_threads: int) -> None:
         import torch
 
         torch.set_num_threads(num_threads)

@@ -85,7 +85,9 @@ def split_indices(store: FeatureStore, splits: Sequence[str] | None) -> list[int
     found = store.expressions["split"].tolist()
     for split in splits or ():
         if split not in found:
-            raise DatasetError(f"store {store.path} has no expressions of split {split!r}; {nearest(split, {*found})}")
+            raise DatasetError(
+                f"store {store.location} has no expressions of split {split!r}; {nearest(split, {*found})}"
+            )
     return [row for row, split in enumerate(found) if splits is None or split in splits]
 
 

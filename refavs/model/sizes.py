@@ -54,8 +54,9 @@ class FeatureSizes:
         missing = [name for name in names if name not in paths]
         if missing:
             raise StoreError(
-                f"store {store.path} has no maps {', '.join(missing)}; EEMC reads {', '.join((MASKS, *LEVELS))} of the "
-                f"pixel decoder or {', '.join(STAGES)} of the backbone; run refavs-extract into a new store"
+                f"store {store.location} has no maps {', '.join(missing)}; EEMC reads "
+                f"{', '.join((MASKS, *LEVELS))} of the pixel decoder or {', '.join(STAGES)} of the "
+                "backbone; run refavs-extract with that level again"
             )
 
         def size(path: str) -> dict[str, int]:

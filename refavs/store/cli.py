@@ -3,7 +3,6 @@
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refavs.cli import Exit, run_command
@@ -24,7 +23,7 @@ FLAGS = ("silent", "repeated_from_s")  # facts of a clip that say what is odd ab
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of refavs-store; returns the exit status."""
     args = build_parser().parse_args(argv)
-    return run_command("refavs-store", lambda: args.command(Path(args.store)))
+    return run_command("refavs-store", lambda: args.command(args.store))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,12 +39,12 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         one = commands.add_parser(name, help=text, description=f"refavs-store {name}: {text}.", epilog=EXAMPLE,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-        one.add_argument("store", metavar="STORE", help="folder of the store, as refavs-extract wrote it")
+        one.add_argument("store", metavar="STORE", help="folder or URL of the store, as refavs-extract wrote it")
         one.set_defaults(command=command)
     return parser
 
 
-def info(path: Path) -> int:
+def info(location: str) -> int:
     """Prints a summary of the store."""
     from rich.console import Console
     from rich.table import Table
@@ -53,9 +52,9 @@ def info(path: Path) -> int:
     from refavs.store.commits import encoder_digests
     from refavs.store.reader import FeatureStore
 
-    store = FeatureStore(path)
+    store = FeatureStore(location)
     console = Console(markup=False, highlight=False, soft_wrap=True)
-    console.print(f"store        {store.path}")
+    console.print(f"store        {store.location}")
     console.print(f"source       {store.schema.source}")
     console.print(f"fingerprint  {store.fingerprint}{'' if store.finished else ' (its extraction did not finish)'}")
     console.print(f"frames       {store.num_frames} per clip, {store.input_size} x {store.input_size} px")
@@ -69,11 +68,11 @@ def info(path: Path) -> int:
     for name in ("array", "axes", "row shape", "type", "rows", "shards", "bytes"):
         table.add_column(name, overflow="fold")
     for spec in store.specs.values():
-        records = [record for record in store.records if record.table == spec.table]
+        records = [record for record in store.records if spec.path in record.arrays]
         num_bytes = sum(record.arrays[spec.path].num_bytes for record in records)
         table.add_row(
             spec.path, " ".join(spec.axes), "x".join(map(str, spec.shape)), spec.dtype,
-            str(sum(len(record.rows) for record in records)), str(len(records)), readable(num_bytes),
+            str(sum(len(record.own_rows(spec.path)) for record in records)), str(len(records)), readable(num_bytes),
         )  # fmt: skip
     console.print(table)
     for line in facts_of_rows(store):
@@ -103,21 +102,24 @@ def facts_of_rows(store: "FeatureStore") -> list[str]:
     return [*lines, f"expressions  {splits.total()}{f' ({counts})' if counts else ''}"]
 
 
-def verify(path: Path) -> int:
+def verify(location: str) -> int:
     """Hashes the store again and prints what is damaged."""
     from refavs.store.commits import record_files
+    from refavs.store.folder import open_folder
     from refavs.store.schema import root_attributes
     from refavs.store.verify import verify as verify_store
 
-    root_attributes(path)
-    with ProgressBar("verify", len(record_files(path)), "shards") as bar:
-        verdict = verify_store(path, lambda name: bar.advance(note=name))
+    folder = open_folder(location)
+    root_attributes(folder)
+    with ProgressBar("verify", len(record_files(folder)), "shards") as bar:
+        verdict = verify_store(location, lambda name: bar.advance(note=name))
     for name in verdict.uncommitted:
         print(f"uncommitted: {name} (left by an interrupted run; readers do not see it)")
     for damage in verdict.damage:
         keys = f" [{', '.join(damage.keys)}]" if damage.keys else ""
         print(f"damaged: {damage.where}{keys}: {damage.problem}")
-    print(f"{path}: {verdict.num_rows} rows, {readable(verdict.num_bytes)} hashed, {len(verdict.damage)} damaged")
+    size = readable(verdict.num_bytes)
+    print(f"{folder.location}: {verdict.num_rows} rows, {size} hashed, {len(verdict.damage)} damaged")
     if not verdict.damage:
         return Exit.COMPLETE
     print("to mend it: remove the commit record of each damaged shard (commits/TABLE-SHARD.json), then run the same "

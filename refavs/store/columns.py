@@ -3,9 +3,7 @@
 Strings are UTF-8 padded with zero bytes to the longest one, an encoding that every Zarr reader has.
 """
 
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,19 +11,15 @@ import pandas as pd
 
 from refavs.errors import StoreError
 from refavs.store.commits import seal, unseal
-from refavs.store.files import read_file, sync_folder, write_atomically, write_if_changed
+from refavs.store.folder import Folder, read_or_refuse, write_if_changed
 from refavs.store.schema import column_metadata, group_metadata
 from refavs.store.shard import CRC_BYTES, crc32c
 
 Columns = dict[str, np.ndarray]
 _FOLDER = "expressions"
+EXPRESSIONS_RECORD = "commits/expressions.json"  # its presence says that the table of expressions is whole
 _TEXT = {"encoding": "utf-8"}
 AGAIN = "run the same refavs-extract command again, which writes it anew"
-
-
-def expressions_record(root: Path) -> Path:
-    """The file whose presence says that the table of expressions is whole."""
-    return root / "commits" / "expressions.json"
 
 
 def encode_strings(values: list[str], where: str) -> np.ndarray:
@@ -70,17 +64,17 @@ def from_frame(frame: pd.DataFrame) -> tuple[Columns, dict[str, str]]:
     return columns, kinds
 
 
-def write_columns(folder: Path, columns: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> None:
-    """Writes each column as an array of one chunk below `folder`; what is there already is left alone."""
-    write_if_changed(folder / "zarr.json", group_metadata())
+def write_columns(folder: Folder, group: str, columns: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> None:
+    """Writes each column as an array of one chunk below `group`; what is there already is left alone."""
+    write_if_changed(folder, f"{group}/zarr.json", group_metadata())
     for name, column in columns.items():
         if column.size:
-            write_if_changed(_chunk_path(folder, name, column), _chunk(column))
+            write_if_changed(folder, _chunk_name(group, name, column), _chunk(column))
         attributes = _TEXT if kinds[name] == "str" else {}
-        write_if_changed(folder / name / "zarr.json", column_metadata(column, attributes))
+        write_if_changed(folder, f"{group}/{name}/zarr.json", column_metadata(column, attributes))
 
 
-def write_expressions(root: Path, frame: pd.DataFrame) -> None:
+def write_expressions(folder: Folder, frame: pd.DataFrame) -> None:
     """Replaces the table of expressions; its record goes first and comes back last."""
     columns, kinds = from_frame(frame)
     facts = {
@@ -91,42 +85,40 @@ def write_expressions(root: Path, frame: pd.DataFrame) -> None:
             for name, column in columns.items()
         ],
     }  # fmt: skip
-    record = expressions_record(root)
-    if record.is_file():
-        if record.read_bytes() == seal(facts):
-            return
-        record.unlink()
-        sync_folder(record.parent)
-    if (root / _FOLDER).exists():
-        shutil.rmtree(root / _FOLDER)
-    write_columns(root / _FOLDER, columns, kinds)
-    write_atomically(record, seal(facts))
+    if folder.exists(EXPRESSIONS_RECORD) and folder.read(EXPRESSIONS_RECORD) == seal(facts):
+        return
+    folder.remove(EXPRESSIONS_RECORD)
+    for name in folder.names(_FOLDER):
+        folder.remove(name)
+    write_columns(folder, _FOLDER, columns, kinds)
+    folder.write(EXPRESSIONS_RECORD, seal(facts))
 
 
-def read_expressions(root: Path) -> tuple[pd.DataFrame, dict[str, Any]] | None:
+def read_expressions(folder: Folder) -> tuple[pd.DataFrame, dict[str, Any]] | None:
     """The table of expressions and its record, or None where none was written yet.
 
     Raises:
         StoreError: it is half-written or damaged.
     """
-    record = expressions_record(root)
-    if not record.is_file():
-        if (root / _FOLDER).exists():
-            raise StoreError(f"the table of expressions of {root} is half-written (there is no {record}); {AGAIN}")
+    record = folder.where(EXPRESSIONS_RECORD)
+    if not folder.exists(EXPRESSIONS_RECORD):
+        if folder.exists(f"{_FOLDER}/zarr.json"):
+            raise StoreError(f"the table of expressions of {folder.location} is half-written (there is no {record}); "
+                             f"{AGAIN}")
         return None
-    facts = unseal(record)
+    facts = unseal(folder, EXPRESSIONS_RECORD)
     frame = {}
     try:
         for fact in facts["columns"]:
-            column = _read_column(root / _FOLDER, fact)
+            column = _read_column(folder, fact)
             frame[fact["name"]] = decode_strings(column) if fact["kind"] == "str" else column
         return pd.DataFrame(frame, index=pd.RangeIndex(facts["num_rows"])), facts
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(f"the table of expressions of {root} cannot be used ({error}); remove {record}, then "
-                         f"{AGAIN}") from error
+        raise StoreError(f"the table of expressions of {folder.location} cannot be used ({error}); remove {record}, "
+                         f"then {AGAIN}") from error
 
 
-def _read_column(folder: Path, fact: dict[str, Any]) -> np.ndarray:
+def _read_column(folder: Folder, fact: dict[str, Any]) -> np.ndarray:
     """One column, compared with the record."""
     name = fact["name"]
     if not name.replace("_", "").isalnum():
@@ -134,17 +126,17 @@ def _read_column(folder: Path, fact: dict[str, Any]) -> np.ndarray:
     empty = np.empty(fact["shape"], fact["dtype"])
     if not empty.size:
         return empty
-    path = _chunk_path(folder, name, empty)
-    data = read_file(path, f"column {name} of the expressions", AGAIN)
+    file = _chunk_name(_FOLDER, name, empty)
+    data = read_or_refuse(folder, file, f"column {name} of the expressions", AGAIN)
     payload = data[:-CRC_BYTES]
     if crc32c(payload) != fact["crc32c"] or data[-CRC_BYTES:] != fact["crc32c"].to_bytes(CRC_BYTES, "little"):
-        raise StoreError(f"column {path} is damaged: it does not match its checksum; remove "
-                         f"{expressions_record(folder.parent)}, then {AGAIN}")
+        raise StoreError(f"column {folder.where(file)} is damaged: it does not match its checksum; remove "
+                         f"{folder.where(EXPRESSIONS_RECORD)}, then {AGAIN}")
     return np.frombuffer(payload, fact["dtype"]).reshape(fact["shape"]).copy()
 
 
-def _chunk_path(folder: Path, name: str, column: np.ndarray) -> Path:
-    return folder / name / ".".join(["c", *("0" for _ in column.shape)])
+def _chunk_name(group: str, name: str, column: np.ndarray) -> str:
+    return f"{group}/{name}/{'.'.join(['c', *('0' for _ in column.shape)])}"
 
 
 def _chunk(column: np.ndarray) -> bytes:

@@ -6,20 +6,22 @@ record names is whole; whatever no record names does not exist for a reader.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from refavs.config import digest
 from refavs.errors import StoreError
-from refavs.store.files import read_file, write_atomically
+from refavs.store.folder import Folder, read_or_refuse
 from refavs.store.schema import SCHEMA_VERSION, StoreSchema
 from refavs.store.shard import ShardFacts, crc32c
 from refavs.store.statistics import ChannelSums
 
 REMEDY = "remove it and run the same refavs-extract command again, which computes its rows anew"
-_NAME = re.compile(r"(clips|objects|text)-(\d{5,9})\.json")
+_NAME = re.compile(r"commits/(clips|objects|text)-(\d{5,9})\.json")
+LISTING = "commits/listing.json"  # the names of all records, for places that cannot list their files
+READERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +31,10 @@ class CommitRecord:
     Attributes:
         rows: row of each key.
         meta: what the extraction noted of each key, e.g. that a clip is silent.
-        arrays: what was written, by array path.
-        encoders: digest of the fingerprint of each stream.
+        arrays: what was written, by array path; a level that is added later comes into the same record.
+        shares: of keys that have the same input as another one: that other key, by the start of the array paths that
+            hold its features in the other's row.
+        encoders: digest of the fingerprint of each stream that the arrays come from.
         statistics: sums per channel, by array path.
         failures: keys of this shard that could not be computed, with the reason.
         seconds: time the shard took; the only thing that differs between two runs.
@@ -44,7 +48,16 @@ class CommitRecord:
     encoders: dict[str, str]
     statistics: dict[str, ChannelSums] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    shares: dict[str, dict[str, str]] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def owner(self, path: str, key: str) -> str:
+        """The key whose row of array `path` holds what belongs to `key`: itself, or the one it shares with."""
+        return next((other for start, other in self.shares.get(key, {}).items() if path.startswith(f"{start}/")), key)
+
+    def own_rows(self, path: str) -> dict[str, int]:
+        """Rows of array `path` that this shard holds, or has to hold."""
+        return {key: row for key, row in self.rows.items() if self.owner(path, key) == key}
 
     def facts(self) -> dict[str, Any]:
         """Plain values, without the time."""
@@ -57,29 +70,30 @@ class CommitRecord:
             "version": SCHEMA_VERSION, "table": self.table, "index": self.index, "rows": self.rows, "meta": self.meta,
             "arrays": arrays, "encoders": self.encoders,
             "statistics": {path: sums.to_json() for path, sums in self.statistics.items()}, "failures": self.failures,
+            "shares": self.shares,
         }  # fmt: skip
 
 
-def record_path(root: Path, table: str, index: int) -> Path:
+def record_name(table: str, index: int) -> str:
     """File of the record of shard `index` of `table`."""
-    return root / "commits" / f"{table}-{index:05d}.json"
+    return f"commits/{table}-{index:05d}.json"
 
 
-def write_record(root: Path, record: CommitRecord) -> None:
+def write_record(folder: Folder, record: CommitRecord) -> None:
     """Commits a shard whose files are already in place."""
     facts = record.facts() | {"seconds": round(record.seconds, 3)}
-    write_atomically(record_path(root, record.table, record.index), seal(facts))
+    folder.write(record_name(record.table, record.index), seal(facts))
 
 
-def read_record(path: Path, schema: StoreSchema) -> CommitRecord:
+def read_record(folder: Folder, file: str, schema: StoreSchema) -> CommitRecord:
     """Reads and checks one record against the schema.
 
     Raises:
         StoreError: it is damaged, or speaks of rows or arrays that the shard of its name cannot have.
     """
-    facts = unseal(path)
+    facts = unseal(folder, file)
     try:
-        name = _NAME.fullmatch(path.name)
+        name = _NAME.fullmatch(file)
         record = CommitRecord(
             table=facts["table"], index=facts["index"], rows=facts["rows"], meta=facts["meta"],
             arrays={
@@ -87,14 +101,14 @@ def read_record(path: Path, schema: StoreSchema) -> CommitRecord:
                                   rows={int(place): crc for place, crc in value["rows"].items()})
                 for array, value in facts["arrays"].items()
             },
-            encoders=facts["encoders"], failures=facts["failures"], seconds=facts["seconds"],
+            encoders=facts["encoders"], failures=facts["failures"], shares=facts["shares"], seconds=facts["seconds"],
             statistics={array: ChannelSums.from_json(value) for array, value in facts["statistics"].items()},
         )  # fmt: skip
         if name is None or (record.table, record.index) != (name[1], int(name[2])):
             raise ValueError(f"it speaks of shard {record.index} of table {record.table}")
         _check(record, schema)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(f"commit record {path} cannot be used: {error}; {REMEDY}") from error
+        raise StoreError(f"commit record {folder.where(file)} cannot be used: {error}; {REMEDY}") from error
     return record
 
 
@@ -105,40 +119,62 @@ def _check(record: CommitRecord, schema: StoreSchema) -> None:
     inside = all(0 <= place < size for place in places)
     if len(places) != len(record.rows) or not places or not inside or set(record.meta) != set(record.rows):
         raise ValueError(f"its rows {sorted(record.rows.values())} are not those of shard {record.index}")
+    if not set(record.shares) <= set(record.rows):
+        raise ValueError("it shares rows of keys that it does not hold")
     paths = {spec.path for spec in table.arrays}
-    if set(record.arrays) != paths or any(set(facts.rows) != places for facts in record.arrays.values()):
-        raise ValueError(f"its arrays {sorted(record.arrays)} or their rows are not those of the store's schema")
-    if record.encoders != encoder_digests(schema):
-        raise ValueError(f"its encoders {record.encoders} are not the store's {encoder_digests(schema)}")
+    for path, facts in record.arrays.items():
+        own = {row - record.index * size for row in record.own_rows(path).values()}
+        if path not in paths or set(facts.rows) != own:
+            raise ValueError(f"array {path} or its rows are not those of the store's schema")
+    if record.encoders != (known := encoder_digests(schema, record.arrays)):
+        raise ValueError(f"its encoders {record.encoders} are not the store's {known}")
 
 
-def record_files(root: Path, table: str | None = None) -> list[Path]:
-    """Files of all commit records of shards, sorted."""
-    found = [path for path in (root / "commits").glob("*.json") if (name := _NAME.fullmatch(path.name))
-             and table in (None, name[1])]  # fmt: skip
-    return sorted(found, key=lambda path: (path.name.split("-")[0], int(path.stem.split("-")[1])))
+def lacking(record: CommitRecord, schema: StoreSchema) -> tuple[str, ...]:
+    """Arrays of the schema, in its order, that the shard still has to hold rows of."""
+    paths = [spec.path for spec in schema.tables[record.table].arrays]
+    return tuple(path for path in paths if path not in record.arrays and record.own_rows(path))
 
 
-def read_records(root: Path, schema: StoreSchema, table: str | None = None) -> list[CommitRecord]:
+def record_files(folder: Folder, table: str | None = None) -> list[str]:
+    """Files of all commit records of shards, by table and index."""
+    found = [(name[1], int(name[2]), file) for file in folder.names("commits") if (name := _NAME.fullmatch(file))]
+    return [file for name, _, file in sorted(found) if table in (None, name)]
+
+
+def read_records(folder: Folder, schema: StoreSchema, table: str | None = None) -> list[CommitRecord]:
     """All commit records, by table and index.
 
     Raises:
         StoreError: a record is damaged, or two of them hold the same key.
     """
-    records = [read_record(path, schema) for path in record_files(root, table)]
+    with ThreadPoolExecutor(READERS) as pool:  # of use where a file is a request to a server
+        records = list(pool.map(lambda file: read_record(folder, file, schema), record_files(folder, table)))
+    refuse_doubles(folder, records)
+    return records
+
+
+def refuse_doubles(folder: Folder, records: Iterable[CommitRecord]) -> None:
+    """Checks that no key is in two records.
+
+    Raises:
+        StoreError: one is.
+    """
     seen: dict[tuple[str, str], int] = {}
     for record in records:
         for key in record.rows:
             other = seen.setdefault((record.table, key), record.index)
             if other != record.index:
-                raise StoreError(f"{record_path(root, record.table, record.index)} holds {key!r}, which shard {other} "
-                                 f"already holds; {REMEDY}")
-    return records
+                raise StoreError(f"{folder.where(record_name(record.table, record.index))} holds {key!r}, which shard "
+                                 f"{other} already holds; {REMEDY}")
 
 
-def encoder_digests(schema: StoreSchema) -> dict[str, str]:
-    """A short name of the fingerprint of each stream."""
-    return {stream: digest(fingerprint)[:16] for stream, fingerprint in schema.encoders.items()}
+def encoder_digests(schema: StoreSchema, paths: Iterable[str] | None = None) -> dict[str, str]:
+    """A short name of the fingerprint of each stream, or of those that the arrays at `paths` come from."""
+    starts = {stream: (f"{stream}/", f"clips/{stream}/") for stream in schema.encoders}
+    wanted = None if paths is None else list(paths)
+    return {stream: digest(fingerprint)[:16] for stream, fingerprint in schema.encoders.items()
+            if wanted is None or any(path.startswith(starts[stream]) for path in wanted)}  # fmt: skip
 
 
 def store_fingerprint(schema: StoreSchema, records: Sequence[CommitRecord], expressions: dict[str, Any] | None) -> str:
@@ -153,20 +189,20 @@ def seal(facts: dict[str, Any]) -> bytes:
     return _head(body) + body + b"}"
 
 
-def unseal(path: Path) -> dict[str, Any]:
+def unseal(folder: Folder, file: str) -> dict[str, Any]:
     """Reads what `seal` wrote.
 
     Raises:
         StoreError: a byte of it has changed.
     """
-    data = read_file(path, "commit record", REMEDY)
+    data = read_or_refuse(folder, file, "commit record", REMEDY)
     body = data[len(_head(b"")) : -1]
     try:
         facts = json.loads(body) if data == _head(body) + body + b"}" else None
     except ValueError:
         facts = None
     if not isinstance(facts, dict):
-        raise StoreError(f"commit record {path} is damaged: it does not match its own checksum; {REMEDY}")
+        raise StoreError(f"commit record {folder.where(file)} is damaged: it does not match its own checksum; {REMEDY}")
     return facts
 
 

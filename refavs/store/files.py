@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written under a temporary name, flushed to the disk, then renamed."""
+"""Local files that appear whole or not at all: written under a temporary name, flushed to the disk, then renamed."""
 
 import contextlib
 import fcntl
@@ -14,7 +14,7 @@ LOCK = ".lock"
 
 
 def partial_path(path: Path) -> Path:
-    """A name beside `path` that no other process uses and that `sweep` removes."""
+    """A name beside `path` that no other process uses and that `LocalFolder.sweep` removes."""
     return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
 
 
@@ -24,8 +24,9 @@ def write_all(file: int, data: memoryview) -> None:
         data = data[os.write(file, data) :]
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces `path` by `data`, durably; whoever reads it sees the old bytes or the new ones."""
+@contextlib.contextmanager
+def whole_file(path: Path, data: bytes) -> Iterator[Path]:
+    """A temporary file beside `path` that holds `data` durably, to be given its name; the folder is flushed after."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
     try:
@@ -35,21 +36,19 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file)
         finally:
             os.close(file)
-        os.rename(partial, path)
+        yield partial
     except OSError as error:
         error.filename = str(path)
-        partial.unlink(missing_ok=True)
         raise
-    except BaseException:
+    finally:
         partial.unlink(missing_ok=True)
-        raise
     sync_folder(path.parent)
 
 
-def write_if_changed(path: Path, data: bytes) -> None:
-    """Writes `data` atomically unless `path` holds it already."""
-    if not path.is_file() or path.read_bytes() != data:
-        write_atomically(path, data)
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces `path` by `data`, durably; whoever reads it sees the old bytes or the new ones."""
+    with whole_file(path, data) as partial:
+        os.rename(partial, path)
 
 
 @contextlib.contextmanager
@@ -77,23 +76,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(file)
     finally:
         os.close(file)
-
-
-def sweep(root: Path) -> list[Path]:
-    """Removes what interrupted writers left under `root`; returns the names removed."""
-    strays = sorted(root.rglob(f"*{PARTIAL}"))
-    for stray in strays:
-        stray.unlink(missing_ok=True)
-    return strays
-
-
-def read_file(path: Path, what: str, remedy: str) -> bytes:
-    """The bytes of `path`.
-
-    Raises:
-        StoreError: it is missing or cannot be read; the message names `what` it is and the `remedy`.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise StoreError(f"{what} {path} cannot be read ({error.strerror}); {remedy}") from error

@@ -4,11 +4,8 @@ Files are named by their place below the store, with `/`, and appear whole or no
 whose `filename` is the full name, whatever the place is.
 """
 
-import contextlib
 import fcntl
 import os
-import secrets
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -17,9 +14,7 @@ import torch
 from jaxtyping import UInt8
 
 from refavs.errors import StoreError
-
-PARTIAL = ".partial"
-LOCK = ".lock"
+from refavs.store.files import LOCK, PARTIAL, partial_path, sync_folder, whole_file, write_atomically
 
 
 @runtime_checkable
@@ -164,12 +159,11 @@ class LocalFolder:
 
     def write(self, name: str, data: bytes) -> None:
         """Replaces the file: temporary name, flush to the disk, rename, flush of the folder."""
-        with self._whole(name, data) as scratch:
-            os.rename(scratch, self.path / name)
+        write_atomically(self.path / name, data)
 
     def create(self, name: str, data: bytes) -> bool:
         """Writes the file if there is none."""
-        with self._whole(name, data) as scratch:
+        with whole_file(self.path / name, data) as scratch:
             try:
                 os.link(scratch, self.path / name)
             except FileExistsError:
@@ -207,7 +201,7 @@ class LocalFolder:
         """A temporary name beside the file's, on the same disk, that no other process uses and `sweep` removes."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
+        return partial_path(path)
 
     def publish(self, scratch: Path, name: str) -> None:
         """Renames the scratch file."""
@@ -220,40 +214,6 @@ class LocalFolder:
         for stray in strays:
             (self.path / stray).unlink(missing_ok=True)
         return strays
-
-    @contextlib.contextmanager
-    def _whole(self, name: str, data: bytes) -> Iterator[Path]:
-        """A scratch file with `data` on the disk, to be given its name; the folder is flushed at the end."""
-        scratch = self.scratch(name)
-        try:
-            file = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            try:
-                write_all(file, memoryview(data))
-                os.fsync(file)
-            finally:
-                os.close(file)
-            yield scratch
-        except OSError as error:
-            error.filename = self.where(name)
-            raise
-        finally:
-            scratch.unlink(missing_ok=True)
-        sync_folder(scratch.parent)
-
-
-def write_all(file: int, data: memoryview) -> None:
-    """Writes every byte of `data`; a system call may take fewer than it is given."""
-    while data:
-        data = data[os.write(file, data) :]
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in `folder` durable, as fsync does for bytes."""
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def write_if_changed(folder: Folder, name: str, data: bytes) -> None:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from refavs.config import nearest
 from refavs.errors import StoreError
-from refavs.store.columns import expressions_record, read_expressions
-from refavs.store.commits import CommitRecord, read_records, record_path, store_fingerprint
+from refavs.store.columns import EXPRESSIONS_RECORD, read_expressions
+from refavs.store.commits import CommitRecord, read_records, record_name, store_fingerprint
+from refavs.store.folder import open_folder
 from refavs.store.schema import ArraySpec, StoreSchema, root_attributes, unpack_mask
-from refavs.store.shard import MappedShard, shard_path
+from refavs.store.shard import ShardReader, shard_name
 from refavs.store.writer import merged_statistics
 
 POLICIES = ("first", "always", "never")
@@ -54,31 +55,37 @@ class FeatureStore:
     one opens it anew on the other side.
 
     Args:
-        path: the store's folder.
+        location: the store's folder, or its URL (`s3://bucket/prefix`).
         verify: compare each row with its checksum on its `first` read, `always` or `never`.
 
     Raises:
         StoreError: there is no store, it is damaged, or its table of expressions is half-written.
     """
 
-    def __init__(self, path: str | Path, verify: str = "first") -> None:
+    def __init__(self, location: str | Path, verify: str = "first") -> None:
         if verify not in POLICIES:
             raise StoreError(f"verify is {verify!r}; accepted: {', '.join(POLICIES)}")
-        self.path = Path(path).absolute()
+        self.folder = open_folder(location)
         self.verify = verify
-        self.attributes: dict[str, Any] = root_attributes(self.path)
-        self.schema = StoreSchema.from_attributes(self.attributes, f"store {self.path}")
-        self.records = read_records(self.path, self.schema)
-        self._expressions = read_expressions(self.path)
+        self.attributes: dict[str, Any] = root_attributes(self.folder)
+        self.schema = StoreSchema.from_attributes(self.attributes, f"store {self.location}")
+        self.records = read_records(self.folder, self.schema)
+        self._expressions = read_expressions(self.folder)
         self._places = {
             (record.table, row): (record, key) for record in self.records for key, row in record.rows.items()
         }
-        self._shards: dict[tuple[str, int], MappedShard] = {}
+        self._rows = {(table, key): row for (table, row), (_, key) in self._places.items()}
+        self._shards: dict[tuple[str, int], ShardReader] = {}
         if self._expressions is not None:
             self._refuse_lost_rows(self._expressions[0])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FeatureStore, (self.path, self.verify)
+        return FeatureStore, (self.location, self.verify)
+
+    @property
+    def location(self) -> str:
+        """The store's absolute path or URL."""
+        return self.folder.location
 
     @property
     def encoders(self) -> dict[str, dict]:
@@ -143,8 +150,8 @@ class FeatureStore:
             StoreError: the extraction has not come to writing them.
         """
         if self._expressions is None:
-            raise StoreError(f"store {self.path} has no table of expressions yet: its extraction did not finish; run "
-                             "the same refavs-extract command again")
+            raise StoreError(f"store {self.location} has no table of expressions yet: its extraction did not finish; "
+                             "run the same refavs-extract command again")
         frame = self._expressions[0].rename(columns={"text": "text_row"})
         ids, strings = self.clips["id"].to_dict(), self.texts["text"].to_dict()
         frame.insert(2, "clip_id", [ids[row] for row in frame["clip"]])
@@ -181,18 +188,32 @@ class FeatureStore:
         """
         spec = self.specs.get(path)
         if spec is None:
-            raise StoreError(f"store {self.path} has no array {path!r}; {nearest(path, self.specs)}")
-        record, key = self._places.get((spec.table, int(row)), (None, None))
-        if record is None:
-            raise StoreError(f"row {row} of {spec.table} is not committed in {self.path}; run the same refavs-extract "
-                             "command again")
+            raise StoreError(f"store {self.location} has no array {path!r}; {nearest(path, self.specs)}")
+        place = self._places.get((spec.table, int(row)))
+        if place is None:
+            raise StoreError(f"row {row} of {spec.table} is not committed in {self.location}; run the same "
+                             "refavs-extract command again")
+        record, key = place
+        owner = record.owner(path, key)
+        if owner != key:
+            return self._read_shared(path, key, owner)
+        if path not in record.arrays:
+            raise StoreError(f"store {self.location} has no {path} of {key!r} yet; run refavs-extract with that level "
+                             "again, from a source that has the clip")
         size = self.schema.tables[spec.table].rows_per_shard
         try:
             return self._shard(spec, record).read(int(row) - record.index * size, self.verify)
         except StoreError as error:
-            where = record_path(self.path, record.table, record.index)
-            raise StoreError(f"{path} of {key!r} (row {row} of {spec.table}) in {self.path} cannot be used: {error}; "
-                             f"remove {where} and run the same refavs-extract command again") from error
+            where = self.folder.where(record_name(record.table, record.index))
+            raise StoreError(f"{path} of {key!r} (row {row} of {spec.table}) in {self.location} cannot be used: "
+                             f"{error}; remove {where} and run the same refavs-extract command again") from error
+
+    def _read_shared(self, path: str, key: str, owner: str) -> Tensor:
+        row = self._rows.get((path.split("/")[0], owner))
+        if row is None:
+            raise StoreError(f"{path} of {key!r} is that of {owner!r}, which is not committed in {self.location}; run "
+                             "the same refavs-extract command again")
+        return self.read(path, row)
 
     def visual_paths(self, levels: Sequence[str] | None = None) -> dict[str, str]:
         """Paths of the visual maps by their short name, in the schema's order.
@@ -204,7 +225,7 @@ class FeatureStore:
         known = {names[2] for names in parts.values()}
         for level in levels or ():
             if level not in known:
-                raise StoreError(f"store {self.path} has no level {level!r}; {nearest(level, known)}")
+                raise StoreError(f"store {self.location} has no level {level!r}; {nearest(level, known)}")
         return {names[-1]: path for path, names in parts.items() if levels is None or names[2] in levels}
 
     @property
@@ -236,16 +257,16 @@ class FeatureStore:
     def _only(self, start: str, end: str) -> str:
         found = [path for path in self.specs if path.startswith(start) and path.endswith(end)]
         if len(found) != 1:
-            raise StoreError(f"store {self.path} has {len(found)} arrays {start}*{end} ({', '.join(found)}), a sample "
-                             "needs one; extract into a new store")
+            raise StoreError(f"store {self.location} has {len(found)} arrays {start}*{end} ({', '.join(found)}), a "
+                             "sample needs one; extract into a new store")
         return found[0]
 
-    def _shard(self, spec: ArraySpec, record: CommitRecord) -> MappedShard:
+    def _shard(self, spec: ArraySpec, record: CommitRecord) -> ShardReader:
         name = spec.path, record.index
         if name not in self._shards:
             size = self.schema.tables[spec.table].rows_per_shard
-            path = shard_path(self.path, spec, record.index)
-            self._shards[name] = MappedShard(path, spec, size, record.arrays[spec.path])
+            file = shard_name(spec, record.index)
+            self._shards[name] = ShardReader(self.folder, file, spec, size, record.arrays[spec.path])
         return self._shards[name]
 
     def _frame(self, table: str, facts_of: Any) -> pd.DataFrame:
@@ -264,9 +285,9 @@ class FeatureStore:
             lost = [row for row in expressions[column].unique() if row >= 0 and (table, row) not in self._places]
             if lost:
                 raise StoreError(
-                    f"the expressions of store {self.path} need row {min(lost)} of {table}, which no commit record "
+                    f"the expressions of store {self.location} need row {min(lost)} of {table}, which no commit record "
                     f"holds ({len(lost)} such rows); run the same refavs-extract command again, or remove "
-                    f"{expressions_record(self.path)} to read what is there"
+                    f"{self.folder.where(EXPRESSIONS_RECORD)} to read what is there"
                 )
 
 

@@ -5,8 +5,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,14 @@ from jaxtyping import Bool, UInt8
 
 from refavs.config import digest
 from refavs.errors import StoreError
-from refavs.store.files import LOCK, PARTIAL, read_file
+from refavs.store.files import LOCK, PARTIAL
+from refavs.store.folder import Folder, LocalFolder, read_or_refuse
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 TABLES = ("clips", "objects", "text")
+LEASE = "lease.json"
+LOG = "extract.jsonl"
+OTHER_STORE = "name another store, or remove this one and extract anew"
 DTYPES = ("bool", "uint8", "int16", "int32", "int64", "float16", "float32", "float64")
 _ROW_AXIS = {"clips": "clip", "objects": "object", "text": "text"}
 _PATH = re.compile(rf"({'|'.join(TABLES)})(/[A-Za-z0-9_][A-Za-z0-9_-]*)+")
@@ -164,35 +167,83 @@ class StoreSchema:
         return digest([SCHEMA_VERSION, arrays, self.num_frames, self.input_size])
 
 
-def root_attributes(root: Path) -> dict[str, Any]:
-    """Attributes of the group at `root`.
+def root_attributes(folder: Folder) -> dict[str, Any]:
+    """Attributes of the group at `folder`.
 
     Raises:
         StoreError: there is no store there.
     """
-    path = root / "zarr.json"
-    if not path.is_file():
-        raise StoreError(f"no feature store at {root} (it has no zarr.json); name a folder that refavs-extract wrote")
+    if not folder.exists("zarr.json"):
+        raise StoreError(f"no feature store at {folder.location} (it has no zarr.json); name a folder that "
+                         "refavs-extract wrote")
     try:
-        attributes = json.loads(read_file(path, "the store's description", "check its permissions"))["attributes"]
+        attributes = json.loads(read_or_refuse(folder, "zarr.json", "the store's description", "check its permissions"))
+        attributes = attributes["attributes"]
     except (ValueError, KeyError, TypeError):
         attributes = None
     if not isinstance(attributes, dict) or "refavs_schema" not in attributes:
-        raise StoreError(f"{path} does not describe a refavs store; name a folder that refavs-extract wrote")
+        raise StoreError(f"{folder.where('zarr.json')} does not describe a refavs store; name a folder that "
+                         "refavs-extract wrote")
     return attributes
 
 
-def refuse_foreign(path: Path) -> None:
-    """Checks that a store is at `path`, or can be made there.
+def refuse_foreign(folder: Folder) -> None:
+    """Checks that a store is at `folder`, or can be made there.
 
     Raises:
         StoreError: it is a file, or a folder of other files.
     """
-    if path.exists() and not path.is_dir():
-        raise StoreError(f"{path} is a file; name a folder for the store")
-    names = [stray.name for stray in path.iterdir()] if path.is_dir() else []
-    if "zarr.json" not in names and any(name != LOCK and not name.endswith(PARTIAL) for name in names):
-        raise StoreError(f"{path} holds files but no feature store; name an empty or a new folder")
+    if isinstance(folder, LocalFolder):
+        if folder.path.exists() and not folder.path.is_dir():
+            raise StoreError(f"{folder.location} is a file; name a folder for the store")
+        names = [stray.name for stray in folder.path.iterdir()] if folder.path.is_dir() else []
+    else:
+        names = ["zarr.json"] if folder.exists("zarr.json") else folder.names()
+    ours = (LOCK, LEASE, LOG)
+    if "zarr.json" not in names and any(name not in ours and not name.endswith(PARTIAL) for name in names):
+        raise StoreError(f"{folder.location} holds files but no feature store; name an empty or a new folder")
+
+
+def extended(found: StoreSchema, wanted: StoreSchema, where: str) -> StoreSchema:
+    """The schema of a store that has one and into which a run writes that wants the other.
+
+    What the store has stays as it is, its `source` and shard sizes included, which do not change what its rows hold;
+    streams and arrays that it lacks (another level) are added.
+
+    Raises:
+        StoreError: a stream has another encoder, or an array or a size differs; both are named.
+    """
+    for stream, old in found.encoders.items():
+        new = wanted.encoders.get(stream)
+        if old != new:
+            raise StoreError(f"store {where} holds {stream} {_named(old, new)}, this run makes {_named(new, old)}; "
+                             f"{OTHER_STORE}")
+    same_arrays = all(wanted.specs.get(path) == spec for path, spec in found.specs.items())
+    same_sizes = (found.num_frames, found.input_size) == (wanted.num_frames, wanted.input_size)
+    if not same_arrays or not same_sizes:
+        raise StoreError(f"store {where} has layout {_layout(found, wanted)}, this run makes {_layout(wanted, found)}; "
+                         f"{OTHER_STORE}")
+    sizes = {name: found.tables.get(name, table).rows_per_shard for name, table in wanted.tables.items()}
+    tables = {name: TableSchema(rows_per_shard=sizes[name], arrays=table.arrays)
+              for name, table in wanted.tables.items()}  # fmt: skip
+    return replace(found, encoders=wanted.encoders, tables=tables)
+
+
+def _named(fingerprint: dict | None, other: dict | None) -> str:
+    """A fingerprint by name and digest, with the facts in which it differs from the other one."""
+    if fingerprint is None:
+        return "nothing"
+    facts = [f"{key}={fingerprint.get(key)}" for key in sorted({*fingerprint, *(other or {})})
+             if other is not None and fingerprint.get(key) != other.get(key)]  # fmt: skip
+    name = f"{fingerprint.get('name', 'encoder')}@{digest(fingerprint)[:8]}"
+    return f"{name} ({', '.join(facts)})" if facts else name
+
+
+def _layout(schema: StoreSchema, other: StoreSchema) -> str:
+    facts = [f"{path} {spec.dtype} {spec.shape}" for path, spec in schema.specs.items()
+             if other.specs.get(path) != spec]  # fmt: skip
+    sizes = f"{schema.num_frames} frames of {schema.input_size} px"
+    return f"{schema.layout_digest()[:8]} ({', '.join([sizes, *facts])})"
 
 
 def group_metadata(attributes: Mapping[str, Any] | None = None) -> bytes:

@@ -1,4 +1,4 @@
-"""One shard of one array: a standard Zarr v3 `sharding_indexed` file, streamed row by row and read by mapping it.
+"""One shard of one array: a standard Zarr v3 `sharding_indexed` file, streamed row by row and read in place.
 
 A file is the rows one after the other, each followed by its crc32c, and an index at the end (offset and length of each
 row, then the index's own crc32c). Rows start at multiples of 64 bytes, which the format permits and which makes every
@@ -7,7 +7,6 @@ mapped row an aligned tensor.
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import google_crc32c
 import numpy as np
@@ -15,12 +14,14 @@ import torch
 from torch import Tensor
 
 from refavs.errors import StoreError
-from refavs.store.files import partial_path, sync_folder, write_all
+from refavs.store.files import write_all
+from refavs.store.folder import Folder
 from refavs.store.schema import ArraySpec
 
 ALIGNMENT_BYTES = 64
 CRC_BYTES = 4
 _ABSENT = 2**64 - 1
+_PIECE_BYTES = 2**26
 
 
 def crc32c(data: np.ndarray | bytes, start: int = 0) -> int:
@@ -30,9 +31,9 @@ def crc32c(data: np.ndarray | bytes, start: int = 0) -> int:
     return google_crc32c.extend(start, data)  # pyright: ignore[reportArgumentType] (arrays are taken without a copy)
 
 
-def shard_path(root: Path, spec: ArraySpec, index: int) -> Path:
+def shard_name(spec: ArraySpec, index: int) -> str:
     """File of shard `index` of an array; only its first axis is split."""
-    return root / spec.path / ".".join(["c", str(index), *("0" for _ in spec.shape)])
+    return f"{spec.path}/{'.'.join(['c', str(index), *('0' for _ in spec.shape)])}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +54,10 @@ class ShardFacts:
 class ShardFile:
     """Writes one shard under a temporary name; memory holds no row after `append` returns."""
 
-    def __init__(self, path: Path, num_places: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        self._partial = partial_path(path)
+    def __init__(self, folder: Folder, name: str, num_places: int) -> None:
+        self.name = name
+        self._folder = folder
+        self._partial = folder.scratch(name)
         self._index = np.full((num_places, 2), _ABSENT, "<u8")
         self._rows: dict[int, int] = {}
         self._end = 0
@@ -82,8 +83,7 @@ class ShardFile:
 
     def publish(self) -> None:
         """Gives the finished file its name."""
-        os.rename(self._partial, self.path)
-        sync_folder(self.path.parent)
+        self._folder.publish(self._partial, self.name)
 
     def discard(self) -> None:
         """Removes the temporary file, if it is still there."""
@@ -95,7 +95,7 @@ class ShardFile:
         try:
             write_all(self._file, memoryview(flat))  # pyright: ignore[reportArgumentType] (NumPy's stubs lack __buffer__)
         except OSError as error:
-            error.filename = str(self.path)
+            error.filename = self._folder.where(self.name)
             raise
         self._crc = crc32c(flat, self._crc)
         self._end += flat.size
@@ -106,35 +106,33 @@ class ShardFile:
             self._file = -1
 
 
-class MappedShard:
-    """A committed shard file, mapped; `read` returns views of it.
-
-    The mapping is private: writing into a tensor changes this process's copy of the page and never the store.
+class ShardReader:
+    """A committed shard file; `read` returns views of it where it is mapped.
 
     Raises:
         StoreError: the file is missing, of another length than its commit record says, or its index is damaged.
     """
 
-    def __init__(self, path: Path, spec: ArraySpec, num_places: int, facts: ShardFacts) -> None:
+    def __init__(self, folder: Folder, name: str, spec: ArraySpec, num_places: int, facts: ShardFacts) -> None:
         self._spec, self._facts = spec, facts
         self._verified: set[int] = set()
+        where = folder.where(name)
         try:
-            num_bytes = path.stat().st_size
+            self._blob = folder.open(name)
+            if self._blob.num_bytes != facts.num_bytes:
+                raise StoreError(f"shard {where} has {self._blob.num_bytes} bytes, its commit record says "
+                                 f"{facts.num_bytes}")
+            end = facts.num_bytes - CRC_BYTES - num_places * 16
+            tail = self._blob.read(max(end, 0), facts.num_bytes)
         except OSError as error:
-            raise StoreError(f"shard {path} cannot be read ({error.strerror})") from error
-        if num_bytes != facts.num_bytes:
-            raise StoreError(f"shard {path} has {num_bytes} bytes, its commit record says {facts.num_bytes}")
-        # torch keeps no file descriptor for a mapping; mmap.mmap would keep one for every shard.
-        raw = torch.from_file(str(path), shared=False, size=num_bytes, dtype=torch.uint8)
-        self.raw: np.ndarray = raw.numpy()
-        end = num_bytes - CRC_BYTES - num_places * 16
-        if end < 0 or crc32c(self.raw[end:-CRC_BYTES]) != _little(self.raw[-CRC_BYTES:]):
-            raise StoreError(f"the index of shard {path} is damaged: its checksum does not match")
-        self._index = np.frombuffer(self.raw[end:-CRC_BYTES].tobytes(), "<u8").reshape(num_places, 2)
+            raise StoreError(f"shard {where} cannot be read ({error.strerror or error})") from error
+        if end < 0 or crc32c(tail[:-CRC_BYTES]) != _little(tail[-CRC_BYTES:]):
+            raise StoreError(f"the index of shard {where} is damaged: its checksum does not match")
+        self._index = np.frombuffer(tail[:-CRC_BYTES].tobytes(), "<u8").reshape(num_places, 2)
         for place in facts.rows:
             offset, length = (int(value) for value in self._index[place])
             if length != spec.row_bytes + CRC_BYTES or offset + length > end:
-                raise StoreError(f"the index of shard {path} is damaged: it has no row of {spec.row_bytes} bytes at "
+                raise StoreError(f"the index of shard {where} is damaged: it has no row of {spec.row_bytes} bytes at "
                                  f"place {place}")
 
     def check(self, place: int) -> None:
@@ -143,27 +141,45 @@ class MappedShard:
         Raises:
             StoreError: they differ.
         """
+        self._compare(place, self._bytes(place))
+
+    def read(self, place: int, verify: str) -> Tensor:
+        """The row at `place`; `verify` is `first` (on first touch), `always` or `never`.
+
+        Raises:
+            StoreError: its checksum differs, or it cannot be read.
+        """
+        data = self._bytes(place)
+        # What is not mapped has travelled anew, so a first look does not vouch for it.
+        if verify == "always" or (verify == "first" and not (self._blob.mapped and place in self._verified)):
+            self._compare(place, data)
+            self._verified.add(place)
+        row = data[:-CRC_BYTES]
+        # Other writers' rows may start anywhere, which a tensor cannot.
+        row = row if row.ctypes.data % np.dtype(self._spec.dtype).itemsize == 0 else row.copy()
+        return torch.from_numpy(row.view(self._spec.dtype).reshape(self._spec.shape))
+
+    def file_crc32c(self) -> int:
+        """Checksum of the whole file, read in pieces."""
+        crc = 0
+        for start in range(0, self._blob.num_bytes, _PIECE_BYTES):
+            crc = crc32c(self._blob.read(start, min(start + _PIECE_BYTES, self._blob.num_bytes)), crc)
+        return crc
+
+    def _bytes(self, place: int) -> np.ndarray:
+        """The row and the checksum beside it."""
         start = int(self._index[place, 0])
-        stop = start + self._spec.row_bytes
-        found, expected = crc32c(self.raw[start:stop]), self._facts.rows[place]
-        beside = _little(self.raw[stop : stop + CRC_BYTES])
+        try:
+            return self._blob.read(start, start + self._spec.row_bytes + CRC_BYTES)
+        except OSError as error:
+            raise StoreError(f"it cannot be read ({error.strerror or error})") from error
+
+    def _compare(self, place: int, data: np.ndarray) -> None:
+        found, expected, beside = crc32c(data[:-CRC_BYTES]), self._facts.rows[place], _little(data[-CRC_BYTES:])
         if not found == beside == expected:
             raise StoreError(f"its checksum is {found:08x}, the shard says {beside:08x} and the commit record "
                              f"{expected:08x}")
 
-    def read(self, place: int, verify: str) -> Tensor:
-        """The row at `place` as a view; `verify` is `first` (on first touch), `always` or `never`."""
-        if verify == "always" or (verify == "first" and place not in self._verified):
-            self.check(place)
-            self._verified.add(place)
-        start = int(self._index[place, 0])
-        row = np.frombuffer(self.raw.data, self._spec.dtype, self._spec.row_bytes // _itemsize(self._spec), start)
-        return torch.from_numpy(row.reshape(self._spec.shape))
-
 
 def _little(data: np.ndarray) -> int:
     return int.from_bytes(data.tobytes(), "little")
-
-
-def _itemsize(spec: ArraySpec) -> int:
-    return np.dtype(spec.dtype).itemsize

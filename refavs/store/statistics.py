@@ -1,5 +1,6 @@
 """Mean and deviation of each channel as sums that merge, so that neither order nor sharding changes them."""
 
+import base64
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +59,18 @@ class ChannelSums:
         return bool(np.isfinite(self.total).all())
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; the sums survive exactly."""
-        return {"count": self.count, "sum": self.total.tolist(), "sumsq": self.squares.tolist()}
+        """Plain values; the sums survive exactly, as base64 of little-endian float64."""
+        return {"count": self.count, "sum": _text(self.total), "sumsq": _text(self.squares)}
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> "ChannelSums":
         """Reads what `to_json` wrote."""
-        return cls(
-            count=int(facts["count"]), total=np.array(facts["sum"], float), squares=np.array(facts["sumsq"], float)
-        )
+        return cls(count=int(facts["count"]), total=_values(facts["sum"]), squares=_values(facts["sumsq"]))
+
+
+def _text(values: Float64[np.ndarray, "c"]) -> str:
+    return base64.b64encode(values.astype("<f8").tobytes()).decode()
+
+
+def _values(text: str) -> Float64[np.ndarray, "c"]:
+    return np.frombuffer(base64.b64decode(text, validate=True), "<f8").astype(np.float64)

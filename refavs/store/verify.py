@@ -8,18 +8,21 @@ from pathlib import Path
 import numpy as np
 
 from refavs.errors import StoreError
-from refavs.store.columns import expressions_record, read_expressions
+from refavs.store.columns import EXPRESSIONS_RECORD, read_expressions
 from refavs.store.commits import (
+    LISTING,
     CommitRecord,
     read_record,
     read_records,
     record_files,
-    record_path,
+    record_name,
     store_fingerprint,
+    unseal,
 )
 from refavs.store.files import PARTIAL
-from refavs.store.schema import ArraySpec, StoreSchema, array_metadata, root_attributes
-from refavs.store.shard import MappedShard, crc32c, shard_path
+from refavs.store.folder import Folder, open_folder
+from refavs.store.schema import StoreSchema, array_metadata, root_attributes
+from refavs.store.shard import ShardReader, shard_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,71 +57,72 @@ class Verdict:
     uncommitted: tuple[str, ...]
 
 
-def verify(path: str | Path, progress: Callable[[str], None] = lambda record: None) -> Verdict:
+def verify(location: str | Path, progress: Callable[[str], None] = lambda record: None) -> Verdict:
     """Compares everything in the store with its checksums; `progress` is told each commit record that is done.
 
     Raises:
         StoreError: there is no store, or its description cannot be read.
     """
-    root = Path(path).absolute()
-    schema = StoreSchema.from_attributes(root_attributes(root), f"store {root}")
+    folder = open_folder(location)
+    schema = StoreSchema.from_attributes(root_attributes(folder), f"store {folder.location}")
     records, damage, num_bytes = [], [], 0
-    for file in record_files(root):
+    for file in record_files(folder):
         try:
-            record = read_record(file, schema)
+            record = read_record(folder, file, schema)
         except StoreError as error:
-            damage.append(Damage(where=_relative(root, file), keys=(), problem=str(error)))
+            damage.append(Damage(where=file, keys=(), problem=str(error)))
             continue
         records.append(record)
-        damage += _shard_damage(root, schema, record)
+        damage += _shard_damage(folder, schema, record)
         num_bytes += sum(facts.num_bytes for facts in record.arrays.values())
-        progress(file.name)
-    damage += [*_description_damage(root, schema, records), *_table_damage(root, schema, records)]
+        progress(file)
+    damage += [*_description_damage(folder, schema, records), *_table_damage(folder, schema, records)]
     if not damage:
-        damage += _fingerprint_damage(root, schema, records)
+        damage += _fingerprint_damage(folder, schema, records)
     return Verdict(
         num_rows=sum(len(record.rows) for record in records), num_bytes=num_bytes, damage=tuple(damage),
-        uncommitted=tuple(_uncommitted(root, schema)),
+        uncommitted=tuple(_uncommitted(folder, schema)),
     )  # fmt: skip
 
 
-def _shard_damage(root: Path, schema: StoreSchema, record: CommitRecord) -> Iterator[Damage]:
+def _shard_damage(folder: Folder, schema: StoreSchema, record: CommitRecord) -> Iterator[Damage]:
     """Damage of the files of one shard, as exactly as it can be told which rows it reaches."""
     size = schema.tables[record.table].rows_per_shard
-    for spec in schema.tables[record.table].arrays:
-        path = shard_path(root, spec, record.index)
-        where = _relative(root, path)
-        keys = tuple(sorted(record.rows, key=record.rows.__getitem__))
+    for path, facts in record.arrays.items():
+        spec = schema.specs[path]
+        where = shard_name(spec, record.index)
+        rows = record.own_rows(path)
+        keys = tuple(sorted(rows, key=rows.__getitem__))
         try:
-            shard = MappedShard(path, spec, size, record.arrays[spec.path])
+            shard = ShardReader(folder, where, spec, size, facts)
         except StoreError as error:
             yield Damage(where=where, keys=keys, problem=str(error))
             continue
         bad = [(key, problem) for key in keys if (problem := _row_problem(shard, record, key, size))]
         for key, problem in bad:
             yield Damage(where=where, keys=(key,), problem=problem)
-        if not bad and crc32c(shard.raw) != record.arrays[spec.path].crc32c:
+        if not bad and shard.file_crc32c() != facts.crc32c:
             yield Damage(where=where, keys=(), problem="bytes between its rows have changed; every row is whole")
 
 
-def _description_damage(root: Path, schema: StoreSchema, records: list[CommitRecord]) -> Iterator[Damage]:
+def _description_damage(folder: Folder, schema: StoreSchema, records: list[CommitRecord]) -> Iterator[Damage]:
     """Arrays with rows whose zarr.json would mislead a reader without this code."""
     for spec in schema.specs.values():
         if not any(record.table == spec.table for record in records):
             continue
-        path = root / spec.path / "zarr.json"
+        path = f"{spec.path}/zarr.json"
         expected = json.loads(array_metadata(spec, schema.tables[spec.table].rows_per_shard, 0))
         try:
-            found = json.loads(path.read_bytes())
+            found = json.loads(folder.read(path))
             told = {**found, "shape": [0, *found["shape"][1:]], "attributes": {}}
         except (OSError, ValueError, KeyError, TypeError) as error:
             told = repr(error)
         if told != expected:
-            yield Damage(where=_relative(root, path), keys=(), problem="does not describe the array that the store's "
+            yield Damage(where=path, keys=(), problem="does not describe the array that the store's "
                          "schema names; remove it and run the same refavs-extract command again")
 
 
-def _row_problem(shard: MappedShard, record: CommitRecord, key: str, size: int) -> str | None:
+def _row_problem(shard: ShardReader, record: CommitRecord, key: str, size: int) -> str | None:
     try:
         shard.check(record.rows[key] - record.index * size)
     except StoreError as error:
@@ -126,14 +130,14 @@ def _row_problem(shard: MappedShard, record: CommitRecord, key: str, size: int) 
     return None
 
 
-def _table_damage(root: Path, schema: StoreSchema, records: list[CommitRecord]) -> Iterator[Damage]:
+def _table_damage(folder: Folder, schema: StoreSchema, records: list[CommitRecord]) -> Iterator[Damage]:
     """Damage of what lies beside the shards: double keys, the table of expressions and rows it needs."""
     try:
-        if len(records) == len(record_files(root)):
-            read_records(root, schema)
-        expressions = read_expressions(root)
+        if len(records) == len(record_files(folder)):
+            read_records(folder, schema)
+        expressions = read_expressions(folder)
     except StoreError as error:
-        yield Damage(where=_relative(root, expressions_record(root).parent), keys=(), problem=str(error))
+        yield Damage(where=EXPRESSIONS_RECORD.rsplit("/", 1)[0], keys=(), problem=str(error))
         return
     if expressions is None:
         return
@@ -150,29 +154,33 @@ def _table_damage(root: Path, schema: StoreSchema, records: list[CommitRecord]) 
             )  # fmt: skip
 
 
-def _fingerprint_damage(root: Path, schema: StoreSchema, records: list[CommitRecord]) -> Iterator[Damage]:
+def _fingerprint_damage(folder: Folder, schema: StoreSchema, records: list[CommitRecord]) -> Iterator[Damage]:
     """A store whose parts are whole, but that is not the one whose extraction ended; one still open names none."""
-    told = root_attributes(root).get("fingerprint")
-    expressions = read_expressions(root)
+    told = root_attributes(folder).get("fingerprint")
+    expressions = read_expressions(folder)
     found = store_fingerprint(schema, records, expressions and expressions[1])
+    try:
+        listed = folder.exists(LISTING) and unseal(folder, LISTING) == {"names": record_files(folder)}
+    except StoreError:
+        listed = False
+    if told is not None and not listed:
+        yield Damage(where=LISTING, keys=(), problem="does not name the commit records that are there; run the same "
+                     "refavs-extract command again")
     if told not in (None, found):
         yield Damage(where="zarr.json", keys=(), problem=f"the store was finished as {told}, its content is {found}: "
                      "zarr.json was changed, or a commit record or the expressions were; run the same refavs-extract "
                      "command again")
 
 
-def _uncommitted(root: Path, schema: StoreSchema) -> Iterator[str]:
+def _uncommitted(folder: Folder, schema: StoreSchema) -> Iterator[str]:
     """Shard files without a commit record, whole or damaged, and temporary files."""
-    for spec in schema.specs.values():
-        for path in sorted((root / spec.path).glob("c.*")):
-            if path.name.endswith(PARTIAL) or not _has_record(root, spec, path):
-                yield _relative(root, path)
-
-
-def _has_record(root: Path, spec: ArraySpec, path: Path) -> bool:
-    index = path.name.split(".")[1]
-    return index.isdigit() and record_path(root, spec.table, int(index)).is_file()
-
-
-def _relative(root: Path, path: Path) -> str:
-    return path.relative_to(root).as_posix()
+    arrays = {spec.path: spec for spec in schema.specs.values()}
+    committed = set(record_files(folder))
+    for name in folder.names():
+        parent, _, file = name.rpartition("/")
+        if parent not in arrays or not file.startswith("c."):
+            continue
+        index = file.split(".")[1]
+        known = index.isdigit() and record_name(arrays[parent].table, int(index)) in committed
+        if file.endswith(PARTIAL) or not known:
+            yield name

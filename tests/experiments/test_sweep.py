@@ -205,7 +205,7 @@ def test_command_prints_the_table_and_then_finds_all_done(
     jobs: InProcess, store: FeatureStore, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.yaml").write_text(f"base: {BASE}\ncases: {{full: {{}}, no_text: {{model.text: false}}}}\n")
-    arguments = [str(tmp_path / "mine.yaml"), "--store", str(store.path), "--out", str(runs / "command")]
+    arguments = [str(tmp_path / "mine.yaml"), "--store", store.location, "--out", str(runs / "command")]
     assert main([*arguments, "--dry-run"]) == 0
     assert "0 of 2 trials done, 2 to do; nothing was written" in capsys.readouterr().out
     assert not (runs / "command").exists()
@@ -234,7 +234,7 @@ def test_command_lists_failures_and_exits_with_3(
     jobs: InProcess, store: FeatureStore, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.yaml").write_text(f"base: {BASE}\ncases: {{bad: {{train.learning_rate: 1e30}}, full: {{}}}}\n")
-    arguments = [str(tmp_path / "mine.yaml"), "--store", str(store.path), "--out", str(runs / "bad")]
+    arguments = [str(tmp_path / "mine.yaml"), "--store", store.location, "--out", str(runs / "bad")]
     assert main(arguments) == 3
     printed = capsys.readouterr().out
     assert "failed: bad, seed 0: loss " in printed

@@ -107,7 +107,8 @@ def test_worker_that_dies_fails_its_shard_and_no_other(
 
     monkeypatch.setattr("extract.job.Worker", Mortal)
     monkeypatch.setattr("extract.job.RETRIES", 1)
-    shards = [ShardPlan(table="text", index=i, keys=(key,), rows=(i,)) for i, key in enumerate(("a", "poison", "b"))]
+    shards = [ShardPlan(table="text", index=i, keys=(key,), rows=(i,), arrays=())
+              for i, key in enumerate(("a", "poison", "b"))]  # fmt: skip
     jobs = [Job(shard=shard, items=shard.keys) for shard in shards]
     preset = preset_named("tiny")
     encoders = build_encoders(preset, WeightSource(kind="random"), ("pixel_decoder",), None)

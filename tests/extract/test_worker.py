@@ -91,7 +91,7 @@ def test_worker_leaves_an_expression_for_every_row(store: tuple[Source, FeatureS
 
 def test_plan_of_a_complete_store_is_empty(bench: Path, store: tuple[Source, FeatureStore]) -> None:
     source, features = store
-    assert plan_jobs(open_store(features.path, source), wanted_items(source)) == []
+    assert plan_jobs(open_store(features.location, source), wanted_items(source)) == []
 
 
 def test_plan_starts_with_clips_and_is_small(bench: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -254,9 +253,10 @@ class DescribedStore(FeatureStore):
     """A store's description without its rows."""
 
     specs: dict[str, ArraySpec] = {}  # noqa: RUF012  (replaces the property of a store on disk)
+    location = "STORE"
 
     def __init__(self, specs: list[ArraySpec]) -> None:
-        self.path, self.specs = Path("STORE"), {spec.path: spec for spec in specs}
+        self.specs = {spec.path: spec for spec in specs}
 
 
 def test_sizes_come_from_the_store() -> None:

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from refavs.errors import StoreError
 from refavs.store import ArraySpec, FeatureStore, StoreWriter, pack_mask, unpack_mask
+from refavs.store.folder import LocalFolder
 from refavs.store.schema import DTYPES
-from refavs.store.shard import ALIGNMENT_BYTES, MappedShard, ShardFile
+from refavs.store.shard import ALIGNMENT_BYTES, ShardFile, ShardReader
 
 _spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
 assert _spec is not None and _spec.loader is not None
@@ -150,7 +151,7 @@ def test_mapping_keeps_no_file_open(built: Path) -> None:
 def test_writing_holds_no_more_than_a_row(tmp_path: Path) -> None:
     row = np.zeros((4, 1 << 18), np.float32)
     tracemalloc.start()
-    file = ShardFile(tmp_path / "c.0.0.0", 16)
+    file = ShardFile(LocalFolder(tmp_path), "c.0.0.0", 16)
     for place in range(16):
         file.append(place, row)
     facts = file.finish()
@@ -163,18 +164,19 @@ def test_writing_holds_no_more_than_a_row(tmp_path: Path) -> None:
 def test_shard_of_another_length_or_index_is_refused(tmp_path: Path) -> None:
     spec = ArraySpec(path="clips/x", shape=(5,), dtype="float32", axes=("t",))
     path = tmp_path / "c.0.0"
-    file = ShardFile(path, 3)
+    folder = LocalFolder(tmp_path)
+    file = ShardFile(folder, path.name, 3)
     file.append(1, np.arange(5, dtype=np.float32))
     facts = file.finish()
     file.publish()
     whole = path.read_bytes()
-    assert MappedShard(path, spec, 3, facts).read(1, "always").tolist() == [0, 1, 2, 3, 4]
+    assert ShardReader(folder, path.name, spec, 3, facts).read(1, "always").tolist() == [0, 1, 2, 3, 4]
     path.write_bytes(whole[:-1])
     with pytest.raises(StoreError, match=rf"has {len(whole) - 1} bytes, its commit record says {len(whole)}"):
-        MappedShard(path, spec, 3, facts)
+        ShardReader(folder, path.name, spec, 3, facts)
     path.write_bytes(whole[:-30] + bytes([whole[-30] ^ 4]) + whole[-29:])
     with pytest.raises(StoreError, match=r"the index of shard .* is damaged: its checksum"):
-        MappedShard(path, spec, 3, facts)
+        ShardReader(folder, path.name, spec, 3, facts)
 
 
 def test_metadata_is_zarr_v3_with_checksums_and_no_compression(built: Path) -> None:

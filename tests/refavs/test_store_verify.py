@@ -53,7 +53,7 @@ def test_whole_store_has_no_damage(built: Path) -> None:
     told: list[str] = []
     verdict = verify(built, told.append)
     assert verdict.damage == () and verdict.uncommitted == () and verdict.num_rows == 4 + 5 + 3
-    assert told == [f"{name}.json" for name in (
+    assert told == [f"commits/{name}.json" for name in (
         "clips-00000", "clips-00001", "clips-00002", "objects-00000", "objects-00001", "text-00000",
     )]  # fmt: skip
     arrays = [spec.path for specs in small.SPECS.values() for spec in specs]
