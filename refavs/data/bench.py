@@ -1,7 +1,7 @@
 """Where the media, masks and expressions of a source lie: the Ref-AVS Bench layout, or a plain folder of videos."""
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from refavs.data.files import PICTURE_ERRORS, open_picture, reason_of
 from refavs.data.metadata import MetadataReport, plain_name, read_metadata, read_rows
 from refavs.errors import DatasetError
 
@@ -25,12 +26,17 @@ PREDICT_SPLIT = "predict"
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """Where one clip's media lies: frames and sound of the benchmark, or one video file."""
+    """Where one clip's media lies: frames and sound of the benchmark, or one video file.
+
+    Attributes:
+        root: folder that none of the files may lie outside of, symbolic links followed; None where they may.
+    """
 
     id: str
     frames: Path | None = None
     audio: Path | None = None
     video: Path | None = None
+    root: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +69,8 @@ def read_source(path: str | os.PathLike[str], expressions_csv: str | os.PathLike
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
         raise DatasetError(f"{root} {found}; accepted: {_ACCEPTED}.")
-    if (root / "metadata.csv").is_file():
+    # Whatever the name stands for: a benchmark with a damaged table is no folder of videos.
+    if os.path.lexists(root / "metadata.csv"):
         if expressions_csv is not None:
             raise DatasetError(
                 f"{root} is a benchmark, its expressions are in metadata.csv; leave out the CSV {expressions_csv}."
@@ -83,31 +90,33 @@ def read_benchmark(root: str | os.PathLike[str]) -> Source:
     """
     root = Path(root).absolute()
     table, report = read_metadata(root / "metadata.csv")
-    rows = table.rename(columns={"media_id": "clip_id"}).to_dict("records")
-    wanted = sorted({row["clip_id"] for row in rows})
-    present = _folders(root / "media").intersection(wanted)
+    media = root / "media"
+    wanted = sorted(set(table["media_id"]))
+    present = _folders(media, required=True).intersection(wanted)
     report.note_names("missing_media", set(wanted) - present)
     if not present:
         raise DatasetError(
-            f"{root}: none of the {len(wanted)} clips of metadata.csv has a folder under {root / 'media'}; expected "
+            f"{root}: none of the {len(wanted)} clips of metadata.csv has a folder under {media}; expected "
             "media/<id>/frames/{0..9}.jpg and media/<id>/audio.wav. Unpack the benchmark's media there."
         )
-    rows = [row for row in rows if row["clip_id"] in present]
-    folders = _mask_folders(root / "gt_mask", {(row["clip_id"], row["fid"]) for row in rows}, report)
+    table = table.loc[table["media_id"].isin(sorted(present))].rename(columns={"media_id": "clip_id"})
+    objects = list(zip(table["clip_id"], table["fid"], strict=True))
+    folders = _mask_folders(root / "gt_mask", set(objects), report)
     cues = _cues(root / "expressions.csv")
-    for row in rows:
-        row.update(cues.get(row["uid"], {"grade": "", "dimension": ""}))
-        if (row["clip_id"], row["fid"]) not in folders:
-            row["fid"] = -1
-    media = root / "media"
+    expressions = table.assign(
+        fid=[fid if (clip_id, fid) in folders else -1 for clip_id, fid in objects],
+        grade=[cues.get(uid, ("", ""))[0] for uid in table["uid"]],
+        dimension=[cues.get(uid, ("", ""))[1] for uid in table["uid"]],
+    )
     return Source(
         kind="bench",
         root=root,
         clips=tuple(
-            Clip(id=name, frames=media / name / "frames", audio=media / name / "audio.wav") for name in sorted(present)
+            Clip(id=name, frames=media / name / "frames", audio=media / name / "audio.wav", root=media)
+            for name in sorted(present)
         ),
         objects=_object_table(folders),
-        expressions=_expression_table(rows),
+        expressions=_expression_table({name: expressions[name].tolist() for name in EXPRESSION_COLUMNS}),
         report=report,
     )
 
@@ -116,7 +125,8 @@ def read_videos(folder: str | os.PathLike[str], expressions_csv: str | os.PathLi
     """Reads a folder of video files (not its subfolders); a clip's id is its file name without the suffix.
 
     Args:
-        folder: holds files of the types in `VIDEO_SUFFIXES`; hidden files are passed over.
+        folder: holds files of the types in `VIDEO_SUFFIXES`; hidden files are passed over. What is no file, or has a
+            name that cannot be an id, is left out and named in the report.
         expressions_csv: columns `video,exp`, where video is a file name with or without its suffix. Rows about videos
             that the folder lacks are left out and named in the report.
 
@@ -126,24 +136,19 @@ def read_videos(folder: str | os.PathLike[str], expressions_csv: str | os.PathLi
     root = Path(folder).absolute()
     if not root.is_dir():
         raise DatasetError(f"{root} is not a folder; accepted: {_ACCEPTED}.")
-    clips: dict[str, Clip] = {}
-    for path in sorted(root.iterdir()):
-        if path.suffix.lower() not in VIDEO_SUFFIXES or path.name.startswith(".") or not path.is_file():
-            continue
-        name = plain_name(path.stem, str(path))
-        if name in clips:
-            raise DatasetError(f"{path} and {clips[name].video} have the same id {name!r}; rename one of them.")
-        clips[name] = Clip(id=name, video=path)
-    if not clips:
-        raise DatasetError(f"{root} has neither a metadata.csv nor a video; accepted: {_ACCEPTED}.")
     report = MetadataReport(source=str(root))
+    clips = _video_clips(root, report)
+    if not clips:
+        left_out = [name for kind in ("not_files", "unusable_names") for name in report.names.get(kind, [])]
+        more = f" (left out: {', '.join(map(repr, left_out[:3]))})" if left_out else ""
+        raise DatasetError(f"{root} has neither a metadata.csv nor a video{more}; accepted: {_ACCEPTED}.")
     rows = [] if expressions_csv is None else _video_expressions(Path(expressions_csv), clips, report)
     return Source(
         kind="videos",
         root=root,
         clips=tuple(clips[name] for name in sorted(clips)),
         objects=_object_table({}),
-        expressions=_expression_table(rows),
+        expressions=_expression_table({name: [row[name] for row in rows] for name in EXPRESSION_COLUMNS}),
         report=report,
     )
 
@@ -162,20 +167,27 @@ def read_mask(
     Raises:
         DatasetError: the file is missing, is no picture, or has another size than `expected_size`.
     """
-    path = Path(folder) / f"{t:05d}.png"
+    folder = Path(folder)
+    path = folder / f"{t:05d}.png"
     try:
-        with Image.open(path) as picture:
+        # The folder of all masks: gt_mask in gt_mask/<id>/fid_<fid>.
+        with open_picture(path, folder.parent.parent, lossless=True) as picture:
+            found = (picture.height, picture.width)
+            if expected_size is not None and found != tuple(expected_size):
+                raise DatasetError(
+                    f"{path} is a mask of {found[0]}x{found[1]} pixels (height x width), its frame has "
+                    f"{expected_size[0]}x{expected_size[1]}; accepted: a mask of its frame's size. Unpack or draw it "
+                    "again."
+                )
+            picture.info.pop("transparency", None)  # written in bytes it makes Pillow warn; the colour alone counts
             plain = picture if picture.mode in ("1", "L", "I", "I;16") else picture.convert("L")
             mask = np.asarray(plain) > 0
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such mask; expected 00000.png to 00009.png, one for each second.") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise DatasetError(f"{path} cannot be read as a PNG mask ({error}); unpack that file again.") from error
-    if expected_size is not None and mask.shape != tuple(expected_size):
+    except PICTURE_ERRORS as error:
         raise DatasetError(
-            f"{path} is a mask of {mask.shape[0]}x{mask.shape[1]} pixels (height x width), its frame has "
-            f"{expected_size[0]}x{expected_size[1]}; accepted: a mask of its frame's size. Unpack or draw it again."
-        )
+            f"{path} cannot be read as a PNG mask ({reason_of(error)}); unpack that file again."
+        ) from error
     if size is None or mask.shape == tuple(size):
         return mask
     height, width = size
@@ -188,12 +200,47 @@ _ACCEPTED = (
 )
 
 
-def _folders(path: Path) -> set[str]:
+def _video_clips(root: Path, report: MetadataReport) -> dict[str, Clip]:
+    clips: dict[str, Clip] = {}
+    not_files, unusable_names = [], []
+    for path in _listed(root):
+        if path.suffix.lower() not in VIDEO_SUFFIXES or path.name.startswith("."):
+            continue
+        if not (path.is_symlink() or path.is_file()) or path.is_dir():
+            not_files.append(path.name)
+            continue
+        try:
+            name = plain_name(path.stem, str(path))
+        except DatasetError:
+            unusable_names.append(path.name)
+            continue
+        if name in clips:
+            raise DatasetError(f"{path} and {clips[name].video} have the same id {name!r}; rename one of them.")
+        clips[name] = Clip(id=name, video=path, root=root)
+    for kind, names in (("not_files", not_files), ("unusable_names", unusable_names)):
+        if names:
+            report.note_names(kind, names)
+    return clips
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DatasetError(f"{folder} cannot be read ({reason_of(error)}); give yourself access to it.") from error
+
+
+def _folders(path: Path, required: bool = False) -> set[str]:
+    """Names of the folders in `path`; none where it cannot be listed, unless it is required and there."""
     try:
         with os.scandir(path) as entries:
-            return {entry.name for entry in entries if entry.is_dir()}
+            return {entry.name for entry in entries if os.path.isdir(entry)}
     except (FileNotFoundError, NotADirectoryError):
         return set()
+    except OSError as error:
+        if not required:
+            return set()
+        raise DatasetError(f"{path} cannot be read ({reason_of(error)}); give yourself access to it.") from error
 
 
 def _mask_folders(
@@ -212,45 +259,46 @@ def _object_table(folders: Mapping[tuple[str, int], Path]) -> pd.DataFrame:
     })
 
 
-def _expression_table(rows: Sequence[Mapping[Hashable, Any]]) -> pd.DataFrame:
+def _expression_table(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
     kinds = {name: "int64" if name == "fid" else "str" for name in EXPRESSION_COLUMNS}
-    return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=kind) for name, kind in kinds.items()})
+    return pd.DataFrame({name: pd.Series(columns[name], dtype=kind) for name, kind in kinds.items()})
 
 
-def _cues(path: Path) -> dict[str, dict[str, str]]:
-    if not path.is_file():
+def _cues(path: Path) -> dict[str, tuple[str, str]]:
+    """Grade and dimension of each uid."""
+    if not os.path.lexists(path):
         return {}
-    rows = read_rows(path, ("uid", "grade", "dimension"))
-    return {row["uid"]: {"grade": row["grade"], "dimension": row["dimension"]} for row in rows}
+    return {uid: (grade, dimension) for uid, grade, dimension in read_rows(path, ("uid", "grade", "dimension"))}
 
 
-def _video_expressions(path: Path, clips: dict[str, Clip], report: MetadataReport) -> list[dict[Hashable, Any]]:
+def _video_expressions(path: Path, clips: dict[str, Clip], report: MetadataReport) -> list[dict[str, Any]]:
     by_name = {clip.video.name: name for name, clip in clips.items() if clip.video is not None}
     by_name.update({name: name for name in clips})
-    rows: list[dict[Hashable, Any]] = []
+    rows: list[dict[str, Any]] = []
     empty: list[int] = []
     missing: set[str] = set()
     counts = dict.fromkeys(clips, 0)
-    given = read_rows(path, ("video", "exp"))
-    for number, row in enumerate(given):
-        clip_id = by_name.get(row["video"])
+    num_given = 0
+    for number, (video, text) in enumerate(read_rows(path, ("video", "exp"))):
+        num_given += 1
+        clip_id = by_name.get(video)
         if clip_id is None:
-            missing.add(row["video"])
-        elif not row["exp"].strip():
+            missing.add(video)
+        elif not text.strip():
             empty.append(number)
         else:
             uid = f"{clip_id}_expression_{counts[clip_id]}"
             counts[clip_id] += 1
             rows.append({
-                "uid": uid, "vid": clip_id, "clip_id": clip_id, "fid": -1, "split": PREDICT_SPLIT, "text": row["exp"],
+                "uid": uid, "vid": clip_id, "clip_id": clip_id, "fid": -1, "split": PREDICT_SPLIT, "text": text,
                 "grade": "", "dimension": "",
             })
-    report.counts.update(rows_total=len(given), rows_kept=len(rows))
+    report.counts.update(rows_total=num_given, rows_kept=len(rows))
     report.note_rows("empty_text", empty)
     report.note_names("missing_media", missing)
     if not rows:
         raise DatasetError(
-            f"{path}: none of its {len(given)} rows is an expression about a video of the folder; accepted: columns "
+            f"{path}: none of its {num_given} rows is an expression about a video of the folder; accepted: columns "
             f"video,exp where video is one of {', '.join(list(clips)[:3])}{', ...' if len(clips) > 3 else ''}."
         )
     return rows

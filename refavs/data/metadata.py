@@ -3,12 +3,13 @@
 import csv
 import os
 import re
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
+from refavs.data.files import UnusableFileError, check_file, reason_of
 from refavs.errors import DatasetError
 
 SPLITS = ("train", "val", "test_s", "test_u", "test_n")
@@ -53,6 +54,8 @@ _KINDS = {
     "unseen_objects_in_train": "object names of test_u that train has as well, so not unseen",
     "missing_media": "clips left out with their expressions: no media of theirs was found",
     "missing_masks": "objects left out: no mask folder; their expressions stay, with fid -1",
+    "not_files": "entries with a video's name left out: folders, pipes, sockets or devices; no clip is lost",
+    "unusable_names": "videos left out: their names cannot be ids; rename them (no '..', no control characters, UTF-8)",
 }
 _PER_SPLIT = {
     "rows": "rows",
@@ -65,6 +68,9 @@ _PER_SPLIT = {
     "repeated_expressions": "repeated rows",
     "text_in_train": "rows with an expression of train",
 }
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# The last range is what Python makes of bytes in a file name that are not UTF-8.
+_SEPARATOR_OR_CONTROL = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]")
 _PLACEHOLDERS = {"", "no", "none", "null", "nan", "na", "todo", "tbd", "unknown"}
 
 
@@ -117,10 +123,7 @@ class _Row:
     split: str
     fid: int
     text: str
-
-    @property
-    def null(self) -> bool:
-        return self.media_id.startswith(NULL_PREFIX)
+    null: bool
 
     @property
     def object_name(self) -> str:
@@ -134,9 +137,11 @@ def read_metadata(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, MetadataR
         The rows kept, with columns `uid, vid, media_id, split, fid, text` and the row's 0-based place in the file as
         index, and the report. Expressions are left exactly as they are. A uid may occur more than once.
 
+    Memory is about 700 bytes for each row.
+
     Raises:
         DatasetError: no such file, a missing column, or a row that cannot be read: an unknown split, a fid that is not
-            a whole number, a uid that does not hold a plain media id.
+            a whole number, a uid that does not hold a plain media id, a control character in an id.
     """
     path = Path(path)
     rows = _parsed(path)
@@ -173,34 +178,32 @@ def plain_name(name: str, where: str) -> str:
     """Returns `name` where it can safely name a folder inside another.
 
     Raises:
-        DatasetError: `name` is empty, starts with a dot, or has a path separator, `..` or a control character.
+        DatasetError: `name` is empty, starts with a dot, or has a path separator, `..`, a control character or
+            bytes that are not UTF-8.
     """
-    if not name or name.startswith(".") or ".." in name or re.search(r"[/\\\x00-\x1f\x7f]", name):
+    if not name or name.startswith(".") or ".." in name or _SEPARATOR_OR_CONTROL.search(name):
         raise DatasetError(
             f"{where}: {name!r} cannot be a media id; accepted: a plain name without '/', '\\', '..', control "
-            "characters or a leading dot. Correct or remove it."
+            "characters, bytes that are not UTF-8 or a leading dot. Correct or remove it."
         )
     return name
 
 
-def read_rows(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file in UTF-8 with a header that holds at least `columns`, values as they are.
+def read_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """The `columns` of each row of a CSV file in UTF-8 with a header, values as they are; other columns are skipped.
 
     Raises:
-        DatasetError: no such file, no text, a missing column, or a row with another number of fields than the header.
+        DatasetError: no such file, no plain file, no text in UTF-8, a column that is missing or there twice, or a row
+            with another number of fields than the header.
     """
     columns = tuple(columns)
+    expected = f"expected a CSV file with columns {','.join(columns)}"
     try:
+        check_file(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(_without_nul(file, path), strict=True)
             header = next(reader, [])
-            missing = [name for name in columns if name not in header]
-            if missing:
-                raise DatasetError(
-                    f"{path}: no column {', '.join(map(repr, missing))} among {', '.join(header) or 'nothing'}; "
-                    f"accepted: a CSV file with a header of {','.join(columns)}."
-                )
-            rows = []
+            places = _places(path, header, columns)
             for fields in reader:
                 if len(fields) != len(header) and fields:
                     raise DatasetError(
@@ -208,32 +211,63 @@ def read_rows(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
                         "put an expression with a comma in double quotes."
                     )
                 if fields:
-                    rows.append(dict(zip(header, fields, strict=True)))
-            return rows
+                    yield tuple(fields[place] for place in places)
     except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file; expected a CSV file with columns {','.join(columns)}.") from None
-    except IsADirectoryError:
-        raise DatasetError(f"{path} is a folder; expected a CSV file with columns {','.join(columns)}.") from None
+        raise DatasetError(f"{path}: no such file; {expected}.") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path} cannot be read as CSV in UTF-8 ({error}); save it as such.") from error
+    except UnusableFileError as error:
+        raise DatasetError(f"{path} cannot be read ({error}); {expected}.") from error
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({reason_of(error)}); copy it again.") from error
+
+
+def _without_nul(lines: Iterable[str], path: Path) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        if "\0" in line:
+            raise DatasetError(f"{path}, line {number} holds a NUL byte, as UTF-16 or a damaged file does; save it as "
+                               "CSV in UTF-8.")  # fmt: skip
+        yield line
+
+
+def _places(path: Path, header: list[str], columns: tuple[str, ...]) -> list[int]:
+    missing = [name for name in columns if name not in header]
+    twice = [name for name in columns if header.count(name) > 1]
+    if missing or twice:
+        found = f"no column {', '.join(map(repr, missing))}" if missing else f"column {twice[0]!r} more than once"
+        raise DatasetError(
+            f"{path}: {found} among {', '.join(header) or 'nothing'}; accepted: a CSV file with a header of "
+            f"{','.join(columns)}, each once."
+        )
+    return [header.index(name) for name in columns]
 
 
 def _parsed(path: Path) -> list[_Row]:
     accepted = (*SPLITS, UNFINISHED_SPLIT)
     rows = []
-    for number, fields in enumerate(read_rows(path, COLUMNS)):
+    # One object for each distinct value, which a clip's rows share.
+    shared: dict[str, str] = {}
+    plain: dict[str, str] = {}
+    for number, (vid, uid, split, fid, text) in enumerate(read_rows(path, COLUMNS)):
         where = f"{path}, row {number}"
-        uid, split, fid = fields["uid"], fields["split"], fields["fid"]
         if split not in accepted:
             raise DatasetError(
                 f"{where}: unknown split {split!r}; accepted: {', '.join(accepted)}. Correct or remove that row."
             )
-        if not re.fullmatch(r"[0-9]{1,9}", fid):
+        if not (fid.isascii() and fid.isdigit() and len(fid) <= 9):
             raise DatasetError(
                 f"{where}: fid {fid!r}; accepted: the whole number of its mask folder fid_<fid>. Correct that row."
             )
-        media_id = media_id_of(uid, where)
-        rows.append(_Row(number, uid, fields["vid"], media_id, split, int(fid), fields["exp"]))
+        name = uid.rsplit("_", 2)[0]
+        media_id = plain.get(name) if uid.count("_") > 1 else None
+        if media_id is None:
+            media_id = plain[name] = media_id_of(uid, where)
+        if _CONTROL.search(uid) or _CONTROL.search(vid):
+            raise DatasetError(f"{where}: a control character in uid {uid!r} or vid {vid!r}; correct that row.")
+        rows.append(_Row(
+            number, uid, shared.setdefault(vid, vid), media_id, shared.setdefault(split, split), int(fid),
+            shared.setdefault(text, text), media_id.startswith(NULL_PREFIX),
+        ))  # fmt: skip
     return rows
 
 

@@ -125,7 +125,7 @@ def test_metadata_without_rows_is_an_empty_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "media_id", ["../../etc/x", "a/b", "a\\b", "..", "a..b", ".hidden", "", "a\x00b", "a\nb"]
+    "media_id", ["../../etc/x", "a/b", "a\\b", "..", "a..b", ".hidden", "", "a\x07b", "a\nb"]
 )
 def test_metadata_refuses_ids_that_leave_the_folder(tmp_path: Path, media_id: str) -> None:
     path = write_csv(tmp_path, f'v,"{media_id}_cat_1",train,0,The cat.')
@@ -154,11 +154,13 @@ def test_metadata_errors_name_row_and_remedy(tmp_path: Path, row: str, message: 
 def test_metadata_errors_about_the_file(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no.csv: no such file; expected a CSV file with columns vid,uid"):
         read_metadata(tmp_path / "no.csv")
-    with pytest.raises(DatasetError, match=r"is a folder; expected a CSV file"):
+    with pytest.raises(DatasetError, match=r"cannot be read \(it is a folder, not a file\); expected a CSV file"):
         read_metadata(tmp_path)
     with pytest.raises(DatasetError, match=r"no column 'uid', 'exp' among vid, split, fid; accepted: .*vid,uid,split,"):
         read_metadata(write_csv(tmp_path, header="vid,split,fid\n"))
     with pytest.raises(DatasetError, match=r"no column .* among nothing"):
+        read_metadata(write_csv(tmp_path, header="\n"))
+    with pytest.raises(DatasetError, match=r"the file is empty \(0 bytes\)\); expected a CSV file with columns vid"):
         read_metadata(write_csv(tmp_path, header=""))
     (tmp_path / "metadata.csv").write_bytes(HEADER.encode() + b"a,a_1_cat_1,train,0,\xff\xfe\n")
     with pytest.raises(DatasetError, match=r"cannot be read as CSV in UTF-8 .*save it as such"):
@@ -235,6 +237,7 @@ def test_videos_lists_files_by_suffix(tmp_path: Path) -> None:
     assert source.kind == "videos"
     assert [clip.id for clip in source.clips] == ["a", "b", "c", "d", "e"]
     assert source.clips[1].video == tmp_path / "b.MP4" and source.clips[1].frames is None
+    assert source.report.names == {"not_files": ["g.mp4"]}
     assert len(source.objects) == len(source.expressions) == 0
     assert list(source.objects.columns) == ["clip_id", "fid", "folder"]
 
@@ -272,7 +275,9 @@ def test_videos_errors_name_what_is_accepted(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"a.mp4 and .*a.avi have the same id 'a'; rename one of them"):
         read_videos(tmp_path)
     (tmp_path / "a.avi").rename(tmp_path / "a..b.avi")
-    with pytest.raises(DatasetError, match=r"'a..b' cannot be a media id"):
+    assert read_videos(tmp_path).report.names["unusable_names"] == ["a..b.avi"]
+    (tmp_path / "a.mp4").unlink()
+    with pytest.raises(DatasetError, match=r"nor a video \(left out: 'a..b.avi'\); accepted"):
         read_videos(tmp_path)
 
 

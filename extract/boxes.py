@@ -1,0 +1,66 @@
+"""What an MP4 file declares about its samples, looked at before libav makes an index of as many entries."""
+
+import os
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+from refavs.errors import DatasetError
+
+# Boxes that hold boxes on the way to the sample tables, of whole files and of fragments.
+_FOLDERS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}
+# A fragmented file of an hour has about this many; a table further back is not reached by the first seconds.
+_MOST_BOXES = 50_000
+_DEEPEST = 8
+
+
+def refuse_declared_samples(path: Path) -> None:
+    """Checks that an MP4 or MOV declares no more samples than it has bytes; other files pass.
+
+    libav takes 57 bytes for each declared sample, so that a file of 2 KB could ask for 100 GB.
+
+    Raises:
+        DatasetError: more samples than bytes, or a compressed index, which could hold any number.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        if file.read(8)[4:] not in (b"ftyp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"styp"):
+            return
+        pending, seen = [(0, size_bytes, 0)], 0
+        while pending and seen < _MOST_BOXES:
+            position, end, depth = pending.pop()
+            kind, body, stop = _box(file, position, end)
+            seen += 1
+            if stop < end:
+                pending.append((stop, end, depth))
+            if kind in _FOLDERS and depth < _DEEPEST and body < stop:
+                pending.append((body, stop, depth + 1))
+            declared = _declared(file, kind, body)
+            if declared > size_bytes:
+                raise DatasetError(f"it declares {declared:,} samples in a file of {size_bytes:,} bytes")
+            if kind == b"cmov":
+                raise DatasetError("its index is compressed, which no player of this century writes")
+
+
+def _box(file: BinaryIO, position: int, end: int) -> tuple[bytes, int, int]:
+    """Kind of the box at `position`, where its content begins and where it ends; a broken one ends all."""
+    file.seek(position)
+    head = file.read(16)
+    if len(head) < 8:
+        return b"", end, end
+    size, kind, header = struct.unpack(">I", head[:4])[0], head[4:8], 8
+    if size == 1 and len(head) == 16:
+        size, header = struct.unpack(">Q", head[8:])[0], 16
+    if size < header:  # 0 stands for all that is left
+        size = end - position
+    return kind, position + header, min(position + size, end)
+
+
+def _declared(file: BinaryIO, kind: bytes, body: int) -> int:
+    """Samples that a table declares: `stsz` has their common size before their number, `trun` the number first."""
+    if kind not in (b"stsz", b"trun"):
+        return 0
+    file.seek(body + (8 if kind == b"stsz" else 4))
+    count = file.read(4)
+    return struct.unpack(">I", count)[0] if len(count) == 4 else 0
