@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -114,8 +115,7 @@ class MetadataReport:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(NamedTuple):
     number: int
     uid: str
     vid: str
@@ -311,12 +311,14 @@ def _note_texts(report: MetadataReport, kept: list[_Row]) -> None:
         "padded_text": lambda text: text != text.strip(),
         "double_space_text": lambda text: "  " in text,
     }
+    # Many rows share a text, so each is looked at once.
+    num_words = {text: len(text.split()) for text in {row.text for row in kept}}
     for kind, is_odd in kinds.items():
-        report.note_rows(kind, (row.number for row in kept if is_odd(row.text)))
-    words = [len(row.text.split()) for row in kept]
-    report.counts["distinct_texts_normalised"] = len({" ".join(row.text.lower().split()) for row in kept})
-    report.counts["longest_text_words"] = max(words, default=0)
-    report.counts["total_text_words"] = sum(words)
+        odd = {text for text in num_words if is_odd(text)}
+        report.note_rows(kind, (row.number for row in kept if row.text in odd) if odd else ())
+    report.counts["distinct_texts_normalised"] = len({" ".join(text.lower().split()) for text in num_words})
+    report.counts["longest_text_words"] = max(num_words.values(), default=0)
+    report.counts["total_text_words"] = sum(num_words[row.text] for row in kept)
 
 
 def _note_overlaps(report: MetadataReport, kept: list[_Row]) -> None:
