@@ -30,8 +30,8 @@ from refavs.console import ProgressBar
 from refavs.data.bench import Source, read_source
 from refavs.errors import RefAVSError
 from refavs.store.columns import EXPRESSIONS_RECORD
-from refavs.store.files import locked
 from refavs.store.folder import open_folder
+from refavs.store.lease import Lease
 from refavs.store.schema import refuse_foreign
 from refavs.store.writer import StoreWriter, planned_schema
 
@@ -112,19 +112,21 @@ def extract(args: argparse.Namespace) -> int:
         blank = build_encoders(preset, WeightSource(kind="random"), levels, args.precision, resources.device)
         return _dry_run(source, args.store, preset, encoders, blank, resources)
     fingerprints, specs = encoders.fingerprints(), array_specs(preset, encoders)
-    refuse_foreign(open_folder(args.store))
-    with locked(args.store, NAME):
+    folder = open_folder(args.store)
+    refuse_foreign(folder)
+    with Lease(folder, NAME) as lease:
         writer = StoreWriter.open(
             args.store, encoders=fingerprints, source=f"{source.kind} {source.root}", num_frames=preset.num_frames,
             input_size=preset.input_size, specs=specs, rows_per_shard=preset.rows_per_shard,
         )
         # Videos without a CSV say nothing about expressions, so those the store has stay.
         keeps = source.kind == "videos" and args.expressions is None and writer.folder.exists(EXPRESSIONS_RECORD)
-        return _complete(writer, source, preset, encoders, resources, keeps)
+        return _complete(writer, lease, source, preset, encoders, resources, keeps)
 
 
 def _complete(
-    writer: StoreWriter, source: Source, preset: Preset, encoders: Encoders, resources: Resources, keeps: bool
+    writer: StoreWriter, lease: Lease, source: Source, preset: Preset, encoders: Encoders, resources: Resources,
+    keeps: bool,
 ) -> int:
     """Writes what is missing in a store that this process holds; the table of expressions unless it `keeps` that."""
     started = time.monotonic()
@@ -137,14 +139,17 @@ def _complete(
         next(results)
         with ProgressBar(NAME, sum(len(job.items) for job in jobs), "clips, objects and texts") as bar:
             for result in results:
+                lease.check()
                 if result is None:
                     bar.advance(0)
                     continue
                 _stop_at(result.error)
                 totals.add(result)
                 bar.advance(result.num_done + len(result.failures))
+    lease.check()
     if not keeps:
         writer.write_expressions(expressions_table(source, {table: writer.committed(table) for table in TABLES}))
+    lease.check()
     writer.finalise()
     return _summary(source, writer, totals, bool(jobs), time.monotonic() - started)
 

@@ -1,13 +1,10 @@
 """Local files that appear whole or not at all: written under a temporary name, flushed to the disk, then renamed."""
 
 import contextlib
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-
-from refavs.errors import StoreError
 
 PARTIAL = ".partial"
 LOCK = ".lock"
@@ -49,24 +46,6 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Replaces `path` by `data`, durably; whoever reads it sees the old bytes or the new ones."""
     with whole_file(path, data) as partial:
         os.rename(partial, path)
-
-
-@contextlib.contextmanager
-def locked(folder: Path, program: str) -> Iterator[None]:
-    """Holds `folder`, made where there is none, for this process; the kernel lets go when the process ends.
-
-    Raises:
-        StoreError: another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StoreError(
-                f"another {program} is writing {folder}; wait for its end or name another store"
-            ) from error
-        yield
 
 
 def sync_folder(folder: Path) -> None:

@@ -26,8 +26,9 @@ from types import TracebackType
 
 from refavs.errors import StoreError
 from refavs.store.folder import Folder
+from refavs.store.schema import LEASE
 
-NAME = "lease.json"
+NAME = LEASE
 BEAT_S = 4.0
 EXPIRES_S = 60.0
 _LOOKS_PER_BEAT = 4
@@ -163,8 +164,8 @@ class Lease:
     def _acquire(self) -> None:
         look_s = self._beat_s / _LOOKS_PER_BEAT
         watched: bytes | None = None
-        watched_s, last = 0.0, time.monotonic()
-        while not self._folder.create(NAME, self._data):
+        watched_s, last, told = 0.0, time.monotonic(), False
+        while not self._created():
             found = self._read()
             owner = Owner.from_bytes(found or b"")
             now = time.monotonic()
@@ -178,16 +179,17 @@ class Lease:
                         f"{self._folder.location} is being written by {owner or 'another process'}, which is alive; "
                         "wait for its end, stop it or name another store"
                     )
-                watched, watched_s = found, 0.0
-                if owner is None or not owner.gone():
-                    self._tell(f"{self._folder.location} is held by {owner or 'an unknown process'}; waiting for a "
-                               f"sign of life, at most {self._expires_s:g} s")  # fmt: skip
+                watched, watched_s, told = found, 0.0, False
             gone = owner is not None and owner.gone()
             free = gone or watched_s >= self._expires_s
-            if found is not None and free and self._folder.swap(NAME, found, self._data):
+            if found is not None and free and self._swapped(found, self._data):
                 why = "no longer runs" if gone else f"gave no sign of life for {self._expires_s:g} s"
                 self._tell(f"took over {self._folder.location} from {owner or 'an unknown process'}, which {why}")
                 return
+            if not told and watched_s > 2 * self._beat_s:  # who lives has been refused by now
+                told = True
+                self._tell(f"{self._folder.location} is held by {owner or 'an unknown process'}; waiting for a sign "
+                           f"of life, at most {self._expires_s:g} s")  # fmt: skip
             time.sleep(look_s)
 
     def _keep(self) -> None:
@@ -205,7 +207,7 @@ class Lease:
             owner = Owner.from_bytes(self._data)
             assert owner is not None
             new = replace(owner, beat=owner.beat + 1).to_bytes()
-            if self._folder.swap(NAME, self._data, new):
+            if self._swapped(self._data, new):
                 self._data, self._renewed = new, began
                 return
             if not self._is_mine(self._read()):
@@ -218,6 +220,18 @@ class Lease:
             return True
         self._lost = f"{NAME} was removed" if found is None else f"{Owner.from_bytes(found) or 'somebody'} took it over"
         return False
+
+    def _created(self) -> bool:
+        try:
+            return self._folder.create(NAME, self._data)
+        except FileNotFoundError:  # the owner swept our temporary file away
+            return False
+
+    def _swapped(self, old: bytes, new: bytes) -> bool:
+        try:
+            return self._folder.swap(NAME, old, new)
+        except FileNotFoundError:
+            return False
 
     def _read(self) -> bytes | None:
         try:
