@@ -2,20 +2,25 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from extract.plan import Job
 from extract.presets import Encoders, Preset
+from extract.schedule import GivenUp, Schedule, Task
 from extract.worker import JobResult, Worker
-from refavs.errors import ConfigError
+from refavs.errors import ConfigError, RefAVSError
 
 POLL_S = 1.0
+# Autoscalers take minutes to bring a node.
+WAIT_FOR_ROOM_S = 300.0
 # Maps never enter the object store, so it can be as small as Ray allows.
 OBJECT_STORE_BYTES = 100 * 2**20
-RETRIES = 2
+JOBS_PER_WORKER = 2
+MOST_STILLBORN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +31,13 @@ class Resources:
         address: of a running Ray cluster; None starts one on this machine for the time of the run.
         num_workers: worker processes; None takes one per processor.
         gpus_per_worker: share of a GPU that each worker takes; 0 runs on processors.
+        batch_clips: clips in one pass through the visual encoder; None takes 4 on a GPU, else 1.
     """
 
     address: str | None = None
     num_workers: int | None = None
     gpus_per_worker: float = 0.0
+    batch_clips: int | None = None
 
     def __post_init__(self) -> None:
         if self.num_workers is not None and self.num_workers < 1:
@@ -39,60 +46,217 @@ class Resources:
             raise ConfigError(f"--gpus-per-worker is {self.gpus_per_worker}; accepted: 0 or more")
         if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
             raise ConfigError(f"--gpus-per-worker is {self.gpus_per_worker}; accepted: up to 1, or a whole number")
+        if self.batch_clips is not None and self.batch_clips < 1:
+            raise ConfigError(f"--batch-clips is {self.batch_clips}; accepted: 1 or more")
 
     @property
     def device(self) -> str:
         """The device of the encoders."""
         return "cuda" if self.gpus_per_worker else "cpu"
 
+    @property
+    def clips_per_pass(self) -> int:
+        """Clips in one pass through the visual encoder."""
+        return self.batch_clips or (4 if self.gpus_per_worker else 1)
+
     def local_workers(self) -> int:
         """Workers where no cluster says how many processors there are."""
-        return self.num_workers or len(os.sched_getaffinity(0))
+        return self.num_workers or num_processors()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Room:
+    """What a cluster offers to a run."""
+
+    num_workers: int
+    threads_per_worker: int
 
 
 def run_jobs(
-    jobs: Sequence[Job], store: str, preset: Preset, encoders: Encoders, resources: Resources
-) -> Iterator[JobResult | None]:
+    jobs: Sequence[Job], location: str, preset: Preset, encoders: Encoders, resources: Resources,
+    note: Callable[[str], None] | None = None,
+) -> Iterator[JobResult | None]:  # fmt: skip
     """Yields None when the work has begun, then the result of each job as it ends, and None once a second in between.
 
+    Args:
+        jobs: in the order in which to start them.
+        location: path or URL of the store, the same for every worker.
+        preset: sizes of frames and sounds.
+        encoders: sent to each worker.
+        resources: where to run.
+        note: told in one line of every worker that is lost.
+
     Raises:
-        ConfigError: no cluster answers at the address given, or it has less GPU than one worker takes.
+        ConfigError: no cluster answers at the address given; it has less GPU than one worker takes, or no room for any
+            worker; workers die whatever they are given.
+        StoreError: a worker does not find the store.
     """
-    with _cluster(resources, len(jobs)) as num_workers:
+    with _cluster(resources, len(jobs)) as room:
         import ray
-        from ray.exceptions import RayActorError
 
+        # Spread, so that a node's disk and network are shared by few; Ray packs nodes otherwise.
         actor = ray.remote(Worker).options(
-            num_cpus=1, num_gpus=resources.gpus_per_worker, max_restarts=RETRIES, max_task_retries=RETRIES
+            num_cpus=1, num_gpus=resources.gpus_per_worker, max_restarts=0, max_concurrency=JOBS_PER_WORKER,
+            scheduling_strategy="SPREAD",
         )
-        waiting = list(reversed(jobs))
-        running: dict[Any, tuple[Any, Job]] = {}
-
-        def start(worker: Any) -> None:
-            if waiting:
-                job = waiting.pop()
-                running[worker.run.remote(job)] = worker, job
 
         def hire() -> Any:
-            return actor.remote(store, preset, encoders, 1)
+            return actor.remote(location, preset, encoders, room.threads_per_worker, resources.clips_per_pass)
 
-        for _ in range(min(num_workers, len(jobs))):
-            start(hire())
-        yield None
-        while running:
-            done, _ = ray.wait(list(running), timeout=POLL_S)
+        crew = _Crew(jobs, hire, room.num_workers, note or (lambda line: None))
+        try:
+            yield None
+            yield from crew.results()
+        finally:
+            crew.dismiss()
+
+
+@dataclass(frozen=True, eq=False)
+class _Member:
+    """One worker process."""
+
+    handle: Any
+
+
+class _Crew:
+    """The worker processes of one run: hires them, asks the schedule what they do, and replaces those that die."""
+
+    def __init__(
+        self, jobs: Sequence[Job], hire: Callable[[], Any], num_workers: int, note: Callable[[str], None]
+    ) -> None:
+        self._jobs, self._hire, self._note = jobs, hire, note
+        self._num_wanted = num_workers
+        self._schedule = Schedule([job.shard.keys for job in jobs], JOBS_PER_WORKER)
+        self._ready: dict[_Member, str] = {}
+        self._coming: set[_Member] = set()
+        self._calls: dict[Any, tuple[_Member, Task | None]] = {}
+        self._stillborn = 0
+        self._nobody_since = time.monotonic()
+
+    def results(self) -> Iterator[JobResult | None]:
+        """Works until every job is done or given up."""
+        import ray
+
+        while self._schedule.num_left:
+            self._fill_up()
+            calls = list(self._calls)
+            done, _ = ray.wait(calls, timeout=POLL_S)
             if not done:
+                self._refuse_no_room()
                 yield None
+                continue
+            # All that have ended, for one look at a thousand calls costs as much as at one.
+            done, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
             for reference in done:
-                worker, job = running.pop(reference)
-                try:
-                    result = ray.get(reference)
-                except RayActorError as error:
-                    reason = f"its worker process died {RETRIES + 1} times ({type(error).__name__})"
-                    result = JobResult(table=job.shard.table, failures=dict.fromkeys(job.shard.keys, reason))
-                    worker = hire()
-                start(worker)
-                yield result
+                if reference in self._calls:
+                    yield from self._answer(reference)
+
+    def dismiss(self) -> None:
+        """Ends every process, also those that still wait for room."""
+        import ray
+
+        for member in (*self._ready, *self._coming):
+            ray.kill(member.handle)
+        self._calls.clear()
+
+    def _fill_up(self) -> None:
+        """Hires as many workers as are wanted and still have something to do."""
+        while len(self._ready) + len(self._coming) < min(self._num_wanted, self._schedule.num_left):
+            member = _Member(self._hire())
+            self._coming.add(member)
+            self._calls[member.handle.ready.remote()] = member, None
+
+    def _answer(self, reference: Any) -> Iterator[JobResult]:
+        """Takes up the end of one call."""
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        member, task = self._calls.pop(reference)
+        try:
+            answer = ray.get(reference)
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, RefAVSError) else error from None
+        except RayError as error:  # the process or its node is gone, or its answer was lost with it
+            yield from self._lost(member, error)
+            return
+        if task is None:
+            self._stillborn = 0
+            self._coming.discard(member)
+            self._ready[member] = answer
+            self._schedule.enlist(member)
+        else:
+            given_up = self._schedule.done(member, task)
+            if task.probe is None:
+                yield answer
+            if given_up is not None:
+                yield self._failed(given_up)
+        self._give_work(member)
+
+    def _give_work(self, member: _Member) -> None:
+        for task in self._schedule.assign(member, len(self._coming)):
+            job = self._jobs[task.job]
+            call = (member.handle.run.remote(job, dict(task.condemned)) if task.probe is None
+                    else member.handle.probe.remote(job, task.probe))  # fmt: skip
+            self._calls[call] = member, task
+
+    def _lost(self, member: _Member, error: Exception) -> Iterator[JobResult]:
+        """Puts the jobs of a lost worker back, and gives them to whoever is free."""
+        import ray
+
+        ray.kill(member.handle)  # one that is only out of reach must not go on beside its replacement
+        lost = [call for call, (other, _) in self._calls.items() if other is member]
+        for call in lost:
+            del self._calls[call]
+        reason = type(error).__name__
+        if member in self._coming:
+            self._coming.discard(member)
+            self._count_stillborn(error)
+            return
+        self._note(f"worker {self._ready.pop(member)} is lost ({reason}); its jobs go back into the queue")
+        if not self._ready:
+            self._nobody_since = time.monotonic()
+        for given_up in self._schedule.lost(member, reason):
+            yield self._failed(given_up)
+        if self._schedule.hopeless:
+            raise ConfigError(f"{self._schedule.fruitless} workers died one after the other without finishing "
+                              f"anything (the last: {_first_line(error)}); look at memory and drivers of the nodes, "
+                              "then run the same command again, perhaps with fewer --workers")
+        for other in self._ready:
+            self._give_work(other)
+
+    def _failed(self, given_up: GivenUp) -> JobResult:
+        return JobResult(table=self._jobs[given_up.job].shard.table, failures=given_up.failures)
+
+    def _count_stillborn(self, error: Exception) -> None:
+        self._stillborn += 1
+        if self._stillborn < MOST_STILLBORN:
+            return
+        if not self._ready:
+            raise ConfigError(f"{self._stillborn} workers died before they were ready ({_first_line(error)}); look at "
+                              "memory and installation of the nodes, then run the same command again")
+        self._num_wanted = len(self._ready) + len(self._coming)
+        self._stillborn = 0
+
+    def _refuse_no_room(self) -> None:
+        import ray
+
+        if self._ready or time.monotonic() - self._nobody_since < WAIT_FOR_ROOM_S:
+            return
+        free = {name: ray.available_resources().get(name, 0) for name in ("CPU", "GPU")}
+        num_nodes = sum(node["Alive"] for node in ray.nodes())
+        raise ConfigError(f"no worker found room on the Ray cluster in {WAIT_FOR_ROOM_S:.0f} s: it has {num_nodes} "
+                          f"nodes with {free['CPU']:g} free CPUs and {free['GPU']:g} free GPUs, and a worker takes 1 "
+                          "CPU and the GPUs of --gpus-per-worker; end what else runs there or add nodes, then run the "
+                          "same command again")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
+
+
+def num_processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def limited_by_gpus(num_workers: int, gpus_per_worker: float, gpus_of_nodes: Iterable[float]) -> int:
@@ -113,26 +277,31 @@ def limited_by_gpus(num_workers: int, gpus_per_worker: float, gpus_of_nodes: Ite
     return min(num_workers, fitting)
 
 
-def _num_workers(resources: Resources) -> int:
-    """Workers for which the cluster that is connected has room."""
+def _room(resources: Resources, threads_per_worker: int | None = None) -> _Room:
+    """What the cluster that is connected offers; as many threads as its processors allow, unless they are given."""
     import ray
 
-    wanted = resources.num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    total = ray.cluster_resources().get("CPU", 1)
+    wanted = resources.num_workers or max(1, int(total))
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return limited_by_gpus(wanted, resources.gpus_per_worker, (node.get("GPU", 0) for node in nodes))
+    num_workers = limited_by_gpus(wanted, resources.gpus_per_worker, (node.get("GPU", 0) for node in nodes))
+    return _Room(
+        num_workers=num_workers, threads_per_worker=threads_per_worker or max(1, int(total // num_workers))
+    )
 
 
 @contextmanager
-def _cluster(resources: Resources, num_jobs: int) -> Iterator[int]:
-    """Connects to Ray, or starts it for the time of the run; gives the number of workers."""
+def _cluster(resources: Resources, num_jobs: int) -> Iterator[_Room]:
+    """Connects to Ray, or starts it for the time of the run; gives what there is for workers."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     if ray.is_initialized():
-        yield _num_workers(resources)
+        yield _room(resources)
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    threads = None
     if resources.address is not None:
         try:
             ray.init(address=resources.address, **quiet)
@@ -142,12 +311,13 @@ def _cluster(resources: Resources, num_jobs: int) -> Iterator[int]:
                 "with 'ray start --head', or leave out --address to run on this machine"
             ) from error
     else:
-        num_workers = min(resources.local_workers(), num_jobs)
+        # Not by the number of jobs: the last bits of a sum may depend on the threads, and a resumed run has fewer jobs.
+        threads = max(1, num_processors() // resources.local_workers())
         ray.init(
-            address="local", num_cpus=num_workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES,
-            **quiet,
+            address="local", num_cpus=min(resources.local_workers(), num_jobs), include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES, **quiet,
         )
     try:
-        yield _num_workers(resources)
+        yield _room(resources, threads)
     finally:
         ray.shutdown()

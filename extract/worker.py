@@ -1,19 +1,44 @@
-"""What runs in a worker process: one whole shard at a time, from media to a committed shard."""
+"""What runs in a worker process: whole shards, from media to a commit.
 
+Two jobs run in a worker at a time, each in a thread of its own. A pool of threads decodes ahead of both by a few clips;
+one job at a time has the encoders; and while it has, the other one writes what it was given, or flushes and commits. So
+the encoders wait for neither, across the end of a shard as well, and at no time do more clips' features exist than the
+batch in the encoders and `SPARE_CLIPS` that wait to be written.
+"""
+
+import os
+import platform
+import threading
 import time
 import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from itertools import groupby, islice
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from jaxtyping import UInt8
 
-from extract.media import frame_size, input_digest, read_media
+from extract.media import Media, frame_size, input_digest, read_media
 from extract.plan import Item, Job, Masks
 from extract.presets import Encoders, Preset
 from refavs.data.bench import Clip, read_mask
 from refavs.errors import DatasetError, StoreError
+from refavs.store.plan import ShardPlan
 from refavs.store.schema import pack_mask
-from refavs.store.writer import ShardWriter, StoreWriter
+from refavs.store.shard_writer import ShardWriter
+from refavs.store.writer import StoreWriter
+
+STAGES = ("decode", "encode", "write", "commit", "waiting")
+VISUAL, AUDIO = "clips/visual/", "clips/audio/"
+SPARE_CLIPS = 2
+MOST_DECODERS = 16
+_T, _R = TypeVar("_T"), TypeVar("_R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,80 +47,294 @@ class JobResult:
 
     Attributes:
         num_done: keys committed.
+        seconds: from the start of the job to its commit.
+        stages_s: by name in `STAGES`. Decoding is done by threads beside the job's own; `waiting` is the time in which
+            the job had neither media nor its turn at the encoders.
         failures: keys that could not be computed, with the reason.
         error: what broke the whole shard; None where nothing did.
         trace: traceback of `error`.
+        worker: node and process that did it.
     """
 
     table: str
     num_done: int = 0
     num_bytes: int = 0
     seconds: float = 0.0
+    stages_s: dict[str, float] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     error: Exception | None = None
     trace: str = ""
+    worker: str = ""
+
+
+class Stages:
+    """Seconds spent in each stage of one job, by all of its threads."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Counts the time inside."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.seconds[stage] += time.perf_counter() - started
+
+
+class Turns:
+    """One job at a time encodes, and none while another has more than `SPARE_CLIPS` clips of features to write."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._busy = False
+        self._unwritten = 0
+
+    @contextmanager
+    def encoding(self, num_clips: int, stages: Stages) -> Iterator[None]:
+        """The time in which a job has the encoders; it leaves the features of `num_clips` clips to be written."""
+        with stages("waiting"), self._changed:
+            self._changed.wait_for(lambda: not self._busy and self._unwritten <= SPARE_CLIPS)
+            self._busy = True
+        made = 0
+        try:
+            with stages("encode"):
+                yield
+            made = num_clips
+        finally:
+            with self._changed:
+                self._busy = False
+                self._unwritten += made
+                self._changed.notify_all()
+
+    def written(self, num_clips: int = 1) -> None:
+        """The features of so many clips are gone from memory."""
+        with self._changed:
+            self._unwritten -= num_clips
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Decoded:
+    """One item as far as no encoder is needed.
+
+    Attributes:
+        failure: why it could not be decoded; nothing else is set then.
+        arrays: those that need no encoder.
+        media: of a clip.
+        text: an expression.
+    """
+
+    key: str
+    failure: str = ""
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    media: Media | None = None
+    text: str | None = None
 
 
 class Worker:
-    """Computes shards of one store with one set of encoders, whose weights it reads once."""
+    """Computes shards of one store with one set of encoders, whose weights it reads once.
 
-    def __init__(self, store: str, preset: Preset, encoders: Encoders, num_threads: int) -> None:
-        import torch
+    Args:
+        location: path or URL of the store, which must exist.
+        preset: sizes of frames and sounds.
+        encoders: as they are sent to workers, without weights.
+        num_threads: of the encoders on processors; as many others decode.
+        batch_clips: clips in one pass through the visual encoder. They are neighbours in the plan of one shard, so that
+            what is computed with what depends on the plan alone.
+    """
 
-        torch.set_num_threads(num_threads)
-        self._writer = StoreWriter.attach(store)
-        self._preset, self._encoders = preset, encoders
+    def __init__(
+        self, location: str, preset: Preset, encoders: Encoders, num_threads: int = 1, batch_clips: int = 1
+    ) -> None:
+        self._location, self._preset, self._encoders = location, preset, encoders
+        self._num_threads, self._batch_clips = num_threads, batch_clips
+        self._pool = ThreadPoolExecutor(min(num_threads, MOST_DECODERS), "decode")
+        self._turns = Turns()
+        self._name = f"{platform.node()}:{os.getpid()}"
 
-    def run(self, job: Job) -> JobResult:
-        """Computes and commits one shard; an error that concerns the whole shard is returned, not raised."""
+    @cached_property
+    def _writer(self) -> StoreWriter:
+        return StoreWriter.attach(self._location)
+
+    def ready(self) -> str:
+        """Finds the store; returns the name of this worker.
+
+        Raises:
+            StoreError: there is no store, as on a node that does not share the driver's folder.
+        """
+        self._writer  # noqa: B018 (read now, so that an error comes before the first job)
+        return self._name
+
+    def run(self, job: Job, condemned: Mapping[str, str] | None = None) -> JobResult:
+        """Computes and commits one shard; an error that concerns the whole shard is returned, not raised.
+
+        Args:
+            job: the shard.
+            condemned: keys that are failed without being touched, with the reason.
+        """
+        # Per thread: Ray starts this one with the environment's count, which OpenMP would go by.
+        torch.set_num_threads(self._num_threads)
         started = time.perf_counter()
+        stages = Stages()
         failures: dict[str, str] = {}
         try:
             with self._writer.shard(job.shard) as shard:
-                for key, item in zip(job.shard.keys, job.items, strict=True):
-                    reason = self._write(shard, key, item)
-                    if reason:
-                        shard.fail(key, reason)
-                        failures[key] = reason
+                self._fill(shard, job, condemned or {}, failures, stages)
+                filled = time.perf_counter()
         except Exception as error:  # the shard is the unit of failure: report it and go on with others
             trace = traceback.format_exc()
             # Without its traceback, whose frames would carry the shard's arrays to the driver.
-            return JobResult(table=job.shard.table, error=error.with_traceback(None), trace=trace)
-        record = shard.record
+            return JobResult(table=job.shard.table, error=error.with_traceback(None), trace=trace, worker=self._name)
+        ended = time.perf_counter()
+        stages.seconds["commit"] = ended - filled
+        arrays = shard.record.arrays if shard.record else {}
         return JobResult(
-            table=job.shard.table, failures=failures, seconds=time.perf_counter() - started,
-            num_done=len(record.rows) if record else 0,
-            num_bytes=sum(facts.num_bytes for facts in record.arrays.values()) if record else 0,
+            table=job.shard.table, failures=failures, seconds=ended - started, stages_s=stages.seconds,
+            num_done=len(job.shard.keys) - len(failures) if arrays else 0, worker=self._name,
+            num_bytes=sum(arrays[path].num_bytes for path in job.shard.arrays if path in arrays),
         )
 
-    def _write(self, shard: ShardWriter, key: str, item: Item) -> str:
-        """Computes one row; returns why that was not possible, or nothing."""
+    def probe(self, job: Job, key: str) -> None:
+        """Computes one key and throws the result away: whether that kills the process is all that is asked."""
+        stages = Stages()
         try:
-            arrays, facts = self._compute(item)
-            shard.write(key, arrays, facts)
-        except (DatasetError, StoreError) as error:
-            return str(error)
-        return ""
+            decoded = self._decode(key, job.items[job.shard.keys.index(key)], stages)
+            if not decoded.failure:
+                self._turns.written(self._encode(job.shard, [decoded], stages)[1])
+        except Exception:  # `run` meets the same error and reports it
+            traceback.print_exc()
 
-    def _compute(self, item: Item) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        if isinstance(item, Clip):
-            return self._clip(item)
-        if isinstance(item, Masks):
-            return self._masks(item)
-        text = self._encoders.text
-        return text.encode(item), {"text": item, "num_tokens": text.num_tokens(item)}
+    def _fill(
+        self, shard: ShardWriter, job: Job, condemned: Mapping[str, str], failures: dict[str, str], stages: Stages
+    ) -> None:
+        """Writes every row of the shard, or notes its failure."""
+        plan = job.shard
+        wanted = [(key, item) for key, item in zip(plan.keys, job.items, strict=True) if key not in condemned]
+        window = 2 * self._batch_clips if plan.table == "clips" else 2
+        with closing(ahead(self._pool, lambda pair: self._decode(*pair, stages), wanted, window)) as decoding:
+            for batch in self._batches(plan):
+                ready: list[_Decoded] = []
+                for key in batch:
+                    if key in condemned:
+                        decoded = _Decoded(key=key, failure=condemned[key])
+                    else:
+                        with stages("waiting"):
+                            decoded = next(decoding)
+                    if decoded.failure:
+                        failures[key] = decoded.failure
+                        shard.fail(key, decoded.failure)
+                    else:
+                        ready.append(decoded)
+                self._write(shard, ready, failures, stages)
 
-    def _clip(self, clip: Clip) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def _batches(self, plan: ShardPlan) -> list[list[str]]:
+        """Keys that go through the encoders together: neighbours by their rows.
+
+        Rows and not places in `keys`, so that a level that is added to a shard with holes meets the same batches.
+        """
+        if plan.table != "clips":
+            return [[key] for key in plan.keys]
+        num_places = self._writer.schema.tables[plan.table].rows_per_shard
+        pairs = zip(plan.keys, plan.rows, strict=True)
+        groups = groupby(pairs, lambda pair: pair[1] % num_places // self._batch_clips)
+        return [[key for key, _ in group] for _, group in groups]
+
+    def _write(
+        self, shard: ShardWriter, batch: list[_Decoded], failures: dict[str, str], stages: Stages
+    ) -> None:
+        """Encodes a batch and writes its rows one by one, each freed before the next."""
+        encoded, num_clips = self._encode(shard.plan, batch, stages)
+        facts = deque((decoded.key, decoded.facts) for decoded in batch)
+        batch.clear()  # pictures and sounds are not needed any more
+        try:
+            while encoded:
+                (key, noted), arrays = facts.popleft(), encoded.popleft()
+                with stages("write"):
+                    try:
+                        shard.write(key, arrays, noted)
+                    except StoreError as error:
+                        failures[key] = str(error)
+                        shard.fail(key, str(error))
+                del arrays
+                if num_clips:
+                    num_clips -= 1
+                    self._turns.written()
+        finally:
+            self._turns.written(num_clips)
+
+    def _encode(
+        self, plan: ShardPlan, batch: Sequence[_Decoded], stages: Stages
+    ) -> tuple[deque[dict[str, np.ndarray]], int]:
+        """The arrays of each item of a batch, and how many clips are counted as not written yet."""
+        arrays = [dict(decoded.arrays) for decoded in batch]
+        clips = [number for number, decoded in enumerate(batch) if decoded.media is not None]
+        texts = [number for number, decoded in enumerate(batch) if decoded.text is not None]
+        if clips or texts:
+            with self._turns.encoding(len(clips), stages):
+                self._encode_clips(plan, [batch[number] for number in clips], [arrays[number] for number in clips])
+                for number in texts:
+                    arrays[number] |= self._encoders.text.encode(batch[number].text or "")
+        return deque(arrays), len(clips)
+
+    def _encode_clips(self, plan: ShardPlan, batch: list[_Decoded], arrays: list[dict[str, np.ndarray]]) -> None:
+        """Adds what the plan wants of each clip: not what it shares with another, nor what its shard has already."""
+        paths = [plan.paths_of(decoded.key) for decoded in batch]
+        seen = [number for number, wanted in enumerate(paths) if any(path.startswith(VISUAL) for path in wanted)]
+        levels = tuple(dict.fromkeys(path.split("/")[2] for path in plan.arrays if path.startswith(VISUAL)))
+        frames = [media.frames for number in seen if (media := batch[number].media) is not None]
+        for number, found in zip(seen, self._encode_frames(frames, levels), strict=True):
+            arrays[number] |= found
+        for found, decoded, wanted in zip(arrays, batch, paths, strict=True):
+            if any(path.startswith(AUDIO) for path in wanted) and decoded.media is not None:
+                found |= self._encoders.audio.encode(decoded.media.sound)
+
+    def _encode_frames(
+        self, clips: list[UInt8[np.ndarray, "t h w 3"]], levels: tuple[str, ...]
+    ) -> list[dict[str, np.ndarray]]:
+        return [self._encoders.visual.encode(frames) for frames in clips]
+
+    def _decode(self, key: str, item: Item, stages: Stages) -> _Decoded:
+        """Reads what one key is made from; what is wrong with it becomes its failure."""
+        with stages("decode"):
+            try:
+                if isinstance(item, Clip):
+                    return self._clip(key, item)
+                if isinstance(item, Masks):
+                    return self._masks(key, item)
+            except DatasetError as error:
+                return _Decoded(key=key, failure=str(error))
+            facts = {"text": item, "num_tokens": self._encoders.text.num_tokens(item)}
+            return _Decoded(key=key, text=item, facts=facts)
+
+    def _clip(self, key: str, clip: Clip) -> _Decoded:
         media = read_media(clip, self._preset.num_frames, self._preset.input_size)
-        arrays = self._encoders.visual.encode(media.frames) | self._encoders.audio.encode(media.sound)
         facts = {"silent": media.silent, "repeated_from_s": media.repeated_from_s, "num_frames": len(media.frames),
                  "source": clip.video.name if clip.video else clip.id,
                  "input": input_digest(clip, self._preset.num_frames)}  # fmt: skip
-        return arrays, facts
+        return _Decoded(key=key, media=media, facts=facts)
 
-    def _masks(self, masks: Masks) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def _masks(self, key: str, masks: Masks) -> _Decoded:
         size = (self._preset.input_size, self._preset.input_size)
         expected = frame_size(masks.clip)
         seconds = range(self._preset.num_frames)
         stack = np.stack([read_mask(masks.folder, second, size, expected) for second in seconds])
-        return {"objects/mask": pack_mask(stack)}, {}
+        return _Decoded(key=key, arrays={"objects/mask": pack_mask(stack)})
+
+
+def ahead(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_T], window: int) -> Iterator[_R]:
+    """Results of `work`, in order; at most `window` items are begun before their results are taken."""
+    left = iter(items)
+    pending = deque(pool.submit(work, item) for item in islice(left, window))
+    try:
+        while pending:
+            result = pending.popleft().result()
+            pending.extend(pool.submit(work, item) for item in islice(left, 1))
+            yield result
+    finally:
+        for future in pending:
+            future.cancel()

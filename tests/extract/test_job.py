@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,9 @@ from extract.presets import build_encoders, preset_named
 from extract.weights import WeightSource
 from extract.worker import JobResult
 from refavs.data.synthetic import write_benchmark
+from refavs.errors import ConfigError, StoreError
+from refavs.store.plan import ShardPlan
 from refavs.store.reader import FeatureStore
-from refavs.store.writer import ShardPlan
 
 _spec = importlib.util.spec_from_file_location("make_videos", Path(__file__).parent / "make_videos.py")
 assert _spec is not None and _spec.loader is not None
@@ -29,6 +30,7 @@ make_videos = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(make_videos)
 
 pytestmark = pytest.mark.ray
+TINY = preset_named("tiny")
 OPTIONS = ("--preset", "tiny", "--weights", "random", "--workers", "2")
 
 
@@ -93,29 +95,93 @@ def test_videos_are_extracted_once_each(
     assert len(shards) == 5 and all(files(store)[name] == before[name] for name in shards)
 
 
-def test_worker_that_dies_fails_its_shard_and_no_other(
-    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Mortal:
-        def __init__(self, *arguments: object) -> None:
-            pass
+class Mortal:
+    """Stands for a worker: `poison` kills it, and `early` as an argument does so before it is ready."""
 
-        def run(self, job: Job) -> JobResult:
-            if "poison" in job.shard.keys:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return JobResult(table=job.shard.table, num_done=len(job.shard.keys))
+    def __init__(self, location: str, *_: object) -> None:
+        self.location = location
 
+    def ready(self) -> str:
+        if self.location == "early":
+            os._exit(1)
+        if self.location == "nowhere":
+            raise StoreError("no store here")
+        return f"{os.uname().nodename}:{os.getpid()}"
+
+    def run(self, job: Job, condemned: dict[str, str]) -> JobResult:
+        for key in job.shard.keys:
+            if key not in condemned:
+                self.probe(job, key)
+        return JobResult(table=job.shard.table, num_done=len(job.shard.keys) - len(condemned), failures=condemned)
+
+    def probe(self, job: Job, key: str) -> None:
+        if key == "poison":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def crew(cluster: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[JobResult]]:
+    """Runs jobs of the keys given with workers that stand for real ones."""
     monkeypatch.setattr("extract.job.Worker", Mortal)
-    monkeypatch.setattr("extract.job.RETRIES", 1)
-    shards = [ShardPlan(table="text", index=i, keys=(key,), rows=(i,), arrays=())
-              for i, key in enumerate(("a", "poison", "b"))]  # fmt: skip
-    jobs = [Job(shard=shard, items=shard.keys) for shard in shards]
-    preset = preset_named("tiny")
-    encoders = build_encoders(preset, WeightSource(kind="random"), ("pixel_decoder",), None)
-    results = [result for result in run_jobs(jobs, tmp_path, preset, encoders, Resources(num_workers=1)) if result]
-    assert sum(result.num_done for result in results) == 2
+    encoders = build_encoders(TINY, WeightSource(kind="random"), ("pixel_decoder",), None)
+
+    def run_keys(
+        *keys: tuple[str, ...], location: str = "store", num_workers: int = 2, note: Callable[[str], None] | None = None
+    ) -> list[JobResult]:
+        jobs = [Job(shard=ShardPlan(table="text", index=index, keys=part, rows=tuple(range(len(part))), arrays=()),
+                    items=part) for index, part in enumerate(keys)]  # fmt: skip
+        results = run_jobs(jobs, location, TINY, encoders, Resources(num_workers=num_workers), note)
+        return [result for result in results if result is not None]
+
+    return run_keys
+
+
+def test_key_that_kills_its_worker_is_failed_alone(crew: Callable[..., list[JobResult]]) -> None:
+    notes: list[str] = []
+    results = crew(("a",), ("b", "poison", "c"), ("d",), note=notes.append)
     failures = {key: reason for result in results for key, reason in result.failures.items()}
-    assert list(failures) == ["poison"] and "its worker process died 2 times" in failures["poison"]
+    assert sum(result.num_done for result in results) == 4 and len(results) == 3
+    assert failures == {"poison": "its worker process died each time it was computed (ActorDiedError)"}
+    assert len(notes) == 4 and all("is lost (ActorDiedError); its jobs go back into the queue" in n for n in notes)
+
+
+def test_job_of_one_key_is_given_up_after_three_deaths(crew: Callable[..., list[JobResult]]) -> None:
+    results = crew(("a",), ("poison",), ("b",), num_workers=1)
+    failures = {key: reason for result in results for key, reason in result.failures.items()}
+    assert sum(result.num_done for result in results) == 2
+    assert failures == {"poison": "its worker process died 3 times (ActorDiedError)"}
+
+
+def test_workers_beyond_the_room_hold_no_jobs(crew: Callable[..., list[JobResult]]) -> None:
+    results = crew(*((f"{index}",) for index in range(12)), num_workers=6)
+    assert sum(result.num_done for result in results) == 12
+
+
+def test_cluster_without_room_is_refused_after_a_while(
+    crew: Callable[..., list[JobResult]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr("extract.job.WAIT_FOR_ROOM_S", 2.0)
+    monkeypatch.setattr("extract.job.POLL_S", 0.2)
+    hog = ray.remote(Mortal).options(num_cpus=2).remote("store")
+    ray.get(hog.ready.remote())
+    with pytest.raises(ConfigError, match=r"no worker found room .* in 2 s: it has 1 nodes with 0 free CPUs .* or add"):
+        crew(("a",))
+    ray.kill(hog)
+
+
+def test_worker_that_finds_no_store_ends_the_run(crew: Callable[..., list[JobResult]]) -> None:
+    with pytest.raises(StoreError, match=r"^no store here$"):
+        crew(("a",), ("b",), location="nowhere")
+
+
+def test_workers_that_die_at_once_end_the_run(
+    crew: Callable[..., list[JobResult]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("extract.job.MOST_STILLBORN", 2)
+    with pytest.raises(ConfigError, match="2 workers died before they were ready"):
+        crew(("a",), ("b",), location="early")
 
 
 def test_killed_run_ends_as_an_undisturbed_one(cluster: None, tmp_path: Path) -> None:

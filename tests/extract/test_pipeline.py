@@ -1,0 +1,237 @@
+"""What overlaps in a worker, what is computed together, and how much of it exists at a time; encoders are stand-ins."""
+
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from extract.media import Media
+from extract.plan import Job
+from extract.presets import Encoders, preset_named
+from extract.worker import SPARE_CLIPS, STAGES, Stages, Turns, Worker, ahead
+from refavs.data.bench import Clip
+from refavs.errors import DatasetError
+from refavs.store.reader import FeatureStore
+from refavs.store.schema import ArraySpec
+from refavs.store.writer import StoreWriter
+
+TINY = preset_named("tiny")
+VISUAL, AUDIO = "clips/visual/backbone/res2", "clips/audio/vggish"
+SPECS = [
+    ArraySpec(path=VISUAL, shape=(1, 4, 2, 2), dtype="float16", axes=("t", "c", "h", "w"), statistics=True),
+    ArraySpec(path=AUDIO, shape=(1, 8), dtype="float32", axes=("t", "c"), statistics=True),
+]
+WAIT_S = 20.0
+
+
+class Tracked(np.ndarray):
+    """An array that says when it is gone."""
+
+
+@dataclass
+class Visual:
+    """Notes what comes together; the features of a frame are its first value, and its batch's first value beside it."""
+
+    batches: list[list[int]] = field(default_factory=list)
+    alive: int = 0
+    most_alive: int = 0
+    during: Any = None
+
+    def encode(self, clips: Sequence[np.ndarray], levels: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        assert tuple(levels) == ("backbone",)
+        names = [int(frames.flat[0]) for frames in clips]
+        self.batches.append(names)
+        if self.during is not None:
+            self.during(names)
+        return [{VISUAL: self._features(name, names[0])} for name in names]
+
+    def _features(self, name: int, first: int) -> np.ndarray:
+        features = np.full((1, 4, 2, 2), name, np.float16).view(Tracked)
+        features[0, 0] = first
+        self.alive += 1
+        self.most_alive = max(self.most_alive, self.alive)
+        weakref.finalize(features, self._freed)
+        return features
+
+    def _freed(self) -> None:
+        self.alive -= 1
+
+
+class Audio:
+    def encode(self, sound: np.ndarray) -> dict[str, np.ndarray]:
+        return {AUDIO: np.full((1, 8), sound[0], np.float32)}
+
+
+def media_of(name: int) -> Media:
+    return Media(frames=np.full((1, 2, 2, 3), name, np.uint8), sound=np.full(4, name, np.float32), silent=False,
+                 repeated_from_s=None)  # fmt: skip
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Clips whose decoding has begun; number 13 cannot be decoded."""
+    begun: list[int] = []
+
+    def read_media(clip: Clip, *_: object) -> Media:
+        begun.append(int(clip.id))
+        if clip.id == "13":
+            raise DatasetError("clip 13 is damaged")
+        return media_of(int(clip.id))
+
+    monkeypatch.setattr("extract.worker.read_media", read_media)
+    monkeypatch.setattr("extract.worker.input_digest", lambda *_: "0")
+    return begun
+
+
+def jobs_of(location: Path, num_clips: int, size: int) -> list[Job]:
+    writer = StoreWriter.open(
+        location, encoders={"visual": {"name": "v"}, "audio": {"name": "a"}}, source="test", num_frames=1,
+        input_size=2, specs={"clips": SPECS}, rows_per_shard={"clips": size},
+    )
+    clips = {f"{number:02d}": Clip(id=f"{number:02d}", frames=location) for number in range(10, 10 + num_clips)}
+    return [Job(shard=shard, items=tuple(clips[key] for key in shard.keys)) for shard in writer.plan("clips", clips)]
+
+
+def worker(location: Path, visual: Visual, batch_clips: int = 1) -> Worker:
+    encoders = Encoders(visual=visual, audio=Audio(), text=None)  # pyright: ignore[reportArgumentType]
+    made = Worker(str(location), TINY, encoders, 1, batch_clips)
+    made._encode_frames = visual.encode
+    return made
+
+
+@pytest.mark.parametrize(
+    ("batch_clips", "expected"),
+    [(1, [[10], [11], [12], [14], [15], [16]]), (2, [[10, 11], [12], [14, 15], [16]]),
+     (3, [[10, 11, 12], [14, 15], [16]])],
+)  # fmt: skip
+def test_batches_are_neighbours_of_one_shard_whatever_fails(
+    tmp_path: Path, decoded: list[int], batch_clips: int, expected: list[list[int]]
+) -> None:
+    visual = Visual()
+    results = [worker(tmp_path, visual, batch_clips).run(job) for job in jobs_of(tmp_path, 7, size=6)]
+    assert visual.batches == expected and sorted(decoded) == list(range(10, 17))
+    assert [result.failures for result in results] == [{"13": "clip 13 is damaged"}, {}]
+    assert [result.num_done for result in results] == [5, 1]
+    store = FeatureStore(tmp_path)
+    rows = {int(name): row for row, name in store.clips["id"].items()}
+    for batch in expected:
+        for name in batch:
+            features = store.read(VISUAL, rows[name]).numpy()
+            assert (features[0, 0] == batch[0]).all() and (features[0, 1:] == name).all()
+            assert (store.read(AUDIO, rows[name]).numpy() == name).all()
+
+
+def test_condemned_keys_are_failed_without_being_touched(tmp_path: Path, decoded: list[int]) -> None:
+    visual = Visual()
+    (job,) = jobs_of(tmp_path, 3, size=4)
+    result = worker(tmp_path, visual, 2).run(job, {"11": "it kills"})
+    assert result.failures == {"11": "it kills"} and result.num_done == 2
+    assert visual.batches == [[10], [12]] and sorted(decoded) == [10, 12]
+
+
+def test_probe_computes_one_key_and_writes_nothing(tmp_path: Path, decoded: list[int]) -> None:
+    visual = Visual()
+    (job,) = jobs_of(tmp_path, 5, size=8)
+    prober = worker(tmp_path, visual)
+    for key in ("11", "13"):
+        assert prober.probe(job, key) is None
+    assert visual.batches == [[11]] and decoded == [11, 13] and not list(tmp_path.rglob("c.*"))
+    assert prober.run(job).num_done == 4
+
+
+def test_next_clip_is_decoded_while_one_is_encoded(tmp_path: Path, decoded: list[int]) -> None:
+    seen = []
+
+    def wait_for_next(names: list[int]) -> None:
+        deadline = threading.Event()
+        for _ in range(int(WAIT_S / 0.01)):
+            if names[0] + 1 in decoded:
+                break
+            deadline.wait(0.01)
+        seen.append(names[0] + 1 in decoded)
+
+    (job,) = jobs_of(tmp_path, 3, size=4)
+    result = worker(tmp_path, Visual(during=lambda names: names[0] < 12 and wait_for_next(names))).run(job)
+    assert seen == [True, True] and result.error is None
+    assert set(result.stages_s) == set(STAGES) and result.stages_s["encode"] > 0
+
+
+def test_decoding_stays_a_few_clips_ahead(tmp_path: Path, decoded: list[int]) -> None:
+    furthest = []
+    (job,) = jobs_of(tmp_path, 40, size=64)
+    worker(tmp_path, Visual(during=lambda names: furthest.append(len(decoded) - len(furthest)))).run(job)
+    assert len(furthest) == 39 and max(furthest) <= 5
+
+
+@pytest.mark.parametrize("batch_clips", [1, 4])
+def test_two_jobs_encode_in_turn_and_hold_few_features(
+    tmp_path: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch, batch_clips: int
+) -> None:
+    inside, together = [], []
+
+    def during(names: list[int]) -> None:
+        inside.append(names)
+        together.append(len(inside))
+        threading.Event().wait(0.002)
+        inside.remove(names)
+
+    visual = Visual(during=during)
+    busy = worker(tmp_path, visual, batch_clips)
+    jobs = jobs_of(tmp_path, 48, size=12)
+    with ThreadPoolExecutor(2) as two:
+        results = list(two.map(busy.run, jobs))
+    assert sum(result.num_done for result in results) == 47 and max(together) == 1
+    assert visual.alive == 0 and visual.most_alive <= batch_clips + SPARE_CLIPS
+
+
+def test_job_that_breaks_leaves_the_encoders_to_others(
+    tmp_path: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(names: list[int]) -> None:
+        if 11 in names:
+            raise RuntimeError("no kernel image")
+
+    busy = worker(tmp_path, Visual(during=breaks), 2)
+    first, second = jobs_of(tmp_path, 5, size=3)
+    broken = busy.run(first)
+    assert isinstance(broken.error, RuntimeError) and "no kernel image" in broken.trace
+    assert busy.run(second).num_done == 1
+
+
+def test_turns_wait_for_what_is_not_written() -> None:
+    turns, stages, entered = Turns(), Stages(), threading.Event()
+    with turns.encoding(SPARE_CLIPS + 1, stages):
+        pass
+
+    def encode() -> None:
+        with turns.encoding(1, stages):
+            entered.set()
+
+    other = threading.Thread(target=encode)
+    other.start()
+    assert not entered.wait(0.1)
+    turns.written()
+    assert entered.wait(WAIT_S)
+    other.join()
+
+
+def test_ahead_begins_no_more_than_its_window() -> None:
+    begun = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        return item * item
+
+    with ThreadPoolExecutor(3) as pool:
+        results: Iterator[int] = ahead(pool, work, range(20), 4)
+        taken = [next(results) for _ in range(3)]
+        pool.submit(int).result()
+    assert taken == [0, 1, 4] and max(begun) <= 6
+    with ThreadPoolExecutor(1) as pool:
+        assert list(ahead(pool, work, range(5), 2)) == [0, 1, 4, 9, 16]
