@@ -140,7 +140,7 @@ def estimate(
 def _calibrate(preset: Preset, encoders: Encoders, clips: Iterable[Item]) -> tuple[float, float]:
     frame = np.zeros((1, preset.input_size, preset.input_size, 3), np.uint8)
     sound = np.zeros(preset.num_frames * SAMPLE_RATE_HZ, np.float32)
-    visual_s = _seconds(lambda: encoders.visual.encode(frame)) * preset.num_frames
+    visual_s = _seconds(lambda: encoders.visual.encode([frame], encoders.visual.levels)[0]) * preset.num_frames
     audio_s = _seconds(lambda: encoders.audio.encode(sound))
     text_s = _seconds(lambda: encoders.text.encode("the object"))
     return visual_s + audio_s + _decoding_s(preset, clips), text_s

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from extract.encoders import Encoder, Precision
+from extract.encoders import ClipEncoder, ItemEncoder, Precision, refuse_precision
 from extract.encoders.pixel_decoder import PixelDecoderSettings
 from extract.encoders.roberta import RobertaEncoder, RobertaSettings
 from extract.encoders.swin import SwinSettings
@@ -23,7 +23,7 @@ class Preset:
     """The sizes of every frozen encoder, and how much work one shard is.
 
     Attributes:
-        precision: of the large networks where the user does not say; the pixel decoder and RoBERTa stay in fp32.
+        precision: of Swin, pixel decoder and VGGish where the user does not say; RoBERTa stays in fp32.
         rows_per_shard: by table. A shard is computed, written and repeated as a whole.
     """
 
@@ -120,13 +120,14 @@ def preset_named(name: str) -> Preset:
 class Encoders:
     """The encoders of one run, by what they are given."""
 
-    visual: Encoder[Any]
-    audio: Encoder[Any]
+    visual: ClipEncoder
+    audio: ItemEncoder[Any]
     text: RobertaEncoder
 
     def fingerprints(self) -> dict[str, dict[str, Any]]:
         """Fingerprint of each stream."""
-        return {encoder.stream: encoder.fingerprint() for encoder in (self.visual, self.audio, self.text)}
+        parts = [encoder.fingerprints() for encoder in (self.visual, self.audio, self.text)]
+        return {stream: facts for part in parts for stream, facts in part.items()}
 
 
 def build_encoders(
@@ -135,7 +136,7 @@ def build_encoders(
     """The encoders of a preset; cheap, weights are read when they are first used.
 
     Raises:
-        ConfigError: a level that does not exist, or none at all.
+        ConfigError: a level that does not exist, or none at all; or a precision that the device does not compute in.
     """
     for level in levels:
         if level not in LEVELS:
@@ -143,6 +144,7 @@ def build_encoders(
     if not levels:
         raise ConfigError(f"--levels names no level; accepted: {', '.join(LEVELS)}, or both joined by a comma")
     precision = precision or preset.precision
+    refuse_precision(precision, device)
     return Encoders(
         visual=VisualEncoder(preset.visual, weights, levels, precision, device),
         audio=VGGishEncoder(preset.audio, weights, precision, device),

@@ -296,7 +296,7 @@ class Worker:
     def _encode_frames(
         self, clips: list[UInt8[np.ndarray, "t h w 3"]], levels: tuple[str, ...]
     ) -> list[dict[str, np.ndarray]]:
-        return [self._encoders.visual.encode(frames) for frames in clips]
+        return self._encoders.visual.encode(clips, levels) if clips else []
 
     def _decode(self, key: str, item: Item, stages: Stages) -> _Decoded:
         """Reads what one key is made from; what is wrong with it becomes its failure."""

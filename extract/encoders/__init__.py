@@ -1,31 +1,32 @@
-"""The frozen encoders, one file each, behind one protocol."""
+"""The frozen encoders, one file each, behind two protocols: of clips' frames, and of one sound or text."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 import numpy as np
+import torch
+from jaxtyping import UInt8
 
+from refavs.errors import ConfigError
 from refavs.store.schema import ArraySpec
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Input_contra = TypeVar("Input_contra", contravariant=True)
 
 
 @runtime_checkable
-class Encoder(Protocol[Input_contra]):
-    """One stream's frozen encoder.
+class Encoder(Protocol):
+    """One frozen encoder, of one or more streams.
 
     Making one costs nothing and reads nothing, so it can be sent to workers; weights are read on the first `encode`.
-    What it returns depends on the one input given, never on what else was encoded before or beside it.
+    What it returns for an input depends on that input, never on what else was encoded before or beside it (on a GPU,
+    whose kernels change with the size of a batch, up to the last bits).
     """
 
-    @property
-    def stream(self) -> str:
-        """Name of the stream: `visual`, `audio` or `text`."""
-        ...
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Plain facts that name the encoder: name, weights, preprocessing, sizes and types.
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """Plain facts that name the encoder of each stream: name, weights, preprocessing, sizes and types.
 
         Raises:
             WeightsError: its weights are nowhere to be found.
@@ -36,6 +37,10 @@ class Encoder(Protocol[Input_contra]):
         """The arrays that `encode` makes."""
         ...
 
+
+class ItemEncoder(Encoder, Protocol[Input_contra]):
+    """An encoder that takes one input at a time: the sound of a clip, or a text."""
+
     def encode(self, item: Input_contra) -> dict[str, np.ndarray]:
         """Arrays of one clip or one text, by path.
 
@@ -43,3 +48,29 @@ class Encoder(Protocol[Input_contra]):
             WeightsError: the weights are missing or of another architecture.
         """
         ...
+
+
+class ClipEncoder(Encoder, Protocol):
+    """An encoder of the frames of several clips at once, into the levels asked for."""
+
+    def encode(
+        self, clips: Sequence[UInt8[np.ndarray, "t h w 3"]], levels: Sequence[str]
+    ) -> list[dict[str, np.ndarray]]:
+        """Arrays of each clip, by path.
+
+        Raises:
+            WeightsError: the weights are missing or of another architecture.
+        """
+        ...
+
+
+def refuse_precision(precision: Precision, device: str) -> None:
+    """Checks that the device computes in that precision.
+
+    Raises:
+        ConfigError: it has no instructions for it, so that it would be slower than fp32, by far.
+    """
+    if precision != "fp16" or device != "cpu" or torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        return
+    raise ConfigError("--precision fp16 needs a GPU, or a processor with AVX512-FP16, which this one lacks; take bf16 "
+                      "or fp32, or give --gpus-per-worker")

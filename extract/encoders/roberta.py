@@ -1,7 +1,7 @@
 """The text stream: RoBERTa over one expression, padded to a fixed number of tokens."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,19 +62,19 @@ class RobertaEncoder:
     settings: RobertaSettings
     weights: WeightSource
     device: str = "cpu"
-    stream: str = field(default="text", init=False)
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
         """Facts about network and tokenizer."""
         stamp = random_stamp(self.weights.seed) if self._weights_file is None else file_stamp(self._weights_file)
         shipped = " of this package" if self._tokenizer_file == self.settings.tokenizer else ""
         # Where the tokenizer lies on this machine, and why weights are random, change no value.
         sizes = {k: v for k, v in vars(self.settings).items() if k not in ("tokenizer", "always_random")}
-        return {
+        facts = {
             "name": "roberta", "weights": stamp, "input_size": self.settings.length, "precision": "fp32",
             "dtype": "float16", "sizes": sizes,
             "preprocessing": f"byte-level BPE{shipped} {file_stamp(self._tokenizer_file)}, cut after the last token",
         }
+        return {"text": facts}
 
     def specs(self) -> Sequence[ArraySpec]:
         """Token features and `valid`."""

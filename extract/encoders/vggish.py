@@ -1,7 +1,7 @@
 """The audio stream: VGGish over one window of sound per second."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from extract.encoders import Precision
+from extract.encoders import DTYPES, Precision
 from extract.media import SAMPLE_RATE_HZ
 from extract.weights import WeightSource, file_stamp, fill, from_url, in_folder, load_tensors, random_stamp, randomly
 from refavs.store.schema import ArraySpec
@@ -43,15 +43,15 @@ class VGGishEncoder:
     weights: WeightSource
     precision: Precision = "fp32"
     device: str = "cpu"
-    stream: str = field(default="audio", init=False)
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
         """Facts about network and front end."""
         stamp = random_stamp(self.weights.seed) if self._weights_file is None else file_stamp(self._weights_file)
-        return {
+        facts = {
             "name": "vggish", "weights": stamp, "preprocessing": PREPROCESSING, "input_size": PATCH_SAMPLES,
             "precision": self.precision, "dtype": "float32",
         }
+        return {"audio": facts}
 
     def specs(self) -> Sequence[ArraySpec]:
         """One array."""
@@ -70,7 +70,7 @@ class VGGishEncoder:
     @property
     def _dtype(self) -> torch.dtype:
         # Autocast would convert 72 million weights anew for every clip, which takes longer than it saves.
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return DTYPES[self.precision]
 
     @cached_property
     def _weights_file(self) -> Path | None:

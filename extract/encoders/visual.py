@@ -1,8 +1,7 @@
-"""The visual stream: Swin and Mask2Former's pixel decoder over the frames of one clip."""
+"""The visual streams, one per level: Swin and Mask2Former's pixel decoder over the frames of clips."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from extract.encoders import Precision
-from extract.encoders.pixel_decoder import PixelDecoderSettings, build_pixel_decoder
-from extract.encoders.swin import SwinSettings, build_swin, from_mask2former
+from extract.encoders import DTYPES, Precision
+from extract.encoders.pixel_decoder import FrozenPixelDecoder, PixelDecoderSettings, build_pixel_decoder
+from extract.encoders.swin import Swin, SwinSettings, build_swin, from_mask2former
 from extract.media import PREPROCESSING, normalised
 from extract.weights import (
     TENSOR_FILES,
@@ -31,6 +30,7 @@ from refavs.config import to_dict
 from refavs.store.schema import ArraySpec
 
 LEVELS = ("backbone", "pixel_decoder")
+PREFIX = "clips/visual"
 HUB_REPOSITORY = "facebook/mask2former-swin-base-ade-semantic"
 _CHECKPOINT_PREFIX = "model.pixel_level_module."
 
@@ -65,23 +65,30 @@ class VisualNetworks(nn.Module):
 
 @dataclass
 class VisualEncoder:
-    """Frames of one clip to maps of the levels asked for, float16."""
+    """Frames of clips to maps of the levels asked for, float16.
+
+    Attributes:
+        levels: those whose arrays and fingerprints the run speaks of.
+        precision: type in which both networks compute; sampling points of the pixel decoder stay in float32.
+    """
 
     settings: VisualSettings
     weights: WeightSource
     levels: tuple[str, ...] = ("pixel_decoder",)
     precision: Precision = "fp32"
     device: str = "cpu"
-    stream: str = field(default="visual", init=False)
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Facts about both networks; the levels kept do not change their values."""
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """Facts about the networks behind each level; the pixel decoder's maps depend on the backbone's too."""
         stamp = random_stamp(self.weights.seed) if self._weights_file is None else file_stamp(self._weights_file)
-        return {
+        backbone = {
             "name": self.settings.name, "weights": stamp, "preprocessing": PREPROCESSING,
             "input_size": self.settings.swin.input_size, "precision": self.precision, "dtype": "float16",
-            "swin": to_dict(self.settings.swin), "pixel_decoder": to_dict(self.settings.pixel_decoder),
-        }
+            "swin": to_dict(self.settings.swin),
+        }  # fmt: skip
+        decoder = backbone | {"pixel_decoder": to_dict(self.settings.pixel_decoder)}
+        facts = {"backbone": backbone, "pixel_decoder": decoder}
+        return {f"visual/{level}": facts[level] for level in LEVELS if level in self.levels}
 
     def specs(self) -> Sequence[ArraySpec]:
         """One array per map of each level."""
@@ -94,26 +101,53 @@ class VisualEncoder:
             shapes[f"pixel_decoder/{name}"] = (channels, height, width)
         return [
             ArraySpec(
-                path=f"clips/visual/{name}", shape=(self.settings.num_frames, *shape), dtype="float16",
+                path=f"{PREFIX}/{name}", shape=(self.settings.num_frames, *shape), dtype="float16",
                 axes=("t", "c", "h", "w"), statistics=True,
             )
             for name, shape in shapes.items() if name.split("/")[0] in self.levels
         ]
 
     @torch.no_grad()
-    def encode(self, item: UInt8[np.ndarray, "t h w 3"]) -> dict[str, np.ndarray]:
-        """Maps of all frames of one clip, which are always one batch."""
-        frames = normalised(torch.from_numpy(item)).to(self.device)
-        low_precision = self.precision == "bf16"
-        with torch.autocast(self.device, torch.bfloat16) if low_precision else nullcontext():
-            pyramid = {name: maps.float() for name, maps in self._networks.swin(frames).items()}
+    def encode(
+        self, clips: Sequence[UInt8[np.ndarray, "t h w 3"]], levels: Sequence[str]
+    ) -> list[dict[str, np.ndarray]]:
+        """Maps of each clip, by path.
+
+        A GPU takes the frames of all clips in one pass. A processor takes one clip after the other: more frames at
+        once do not make it faster, and the maps of a clip then have the same bytes in any company.
+
+        Args:
+            clips: frames of each clip, RGB, of the settings' input size; as many for each.
+            levels: which maps to compute, of `LEVELS`.
+
+        Raises:
+            WeightsError: the weights are missing or of another architecture.
+        """
+        if not clips or not levels:
+            return [{} for _ in clips]
+        if self.device == "cpu":
+            return [self._maps(frames, 1, levels)[0] for frames in clips]
+        return self._maps(np.concatenate(clips), len(clips), levels)
+
+    def _maps(
+        self, frames: UInt8[np.ndarray, "f h w 3"], num_clips: int, levels: Sequence[str]
+    ) -> list[dict[str, np.ndarray]]:
+        swin, pixel_decoder = self._frozen
+        pyramid = swin(normalised(torch.from_numpy(frames).to(self.device)).to(self._dtype))
         found: dict[str, Tensor] = {}
-        if "backbone" in self.levels:
-            found |= {f"clips/visual/backbone/{name}": maps for name, maps in pyramid.items()}
-        if "pixel_decoder" in self.levels:
-            maps = self._networks.pixel_decoder(pyramid)
-            found |= {f"clips/visual/pixel_decoder/{name}": features for name, features in maps.items()}
-        return {path: features.half().cpu().contiguous().numpy() for path, features in found.items()}
+        if "backbone" in levels:
+            found |= {f"{PREFIX}/backbone/{name}": maps for name, maps in pyramid.items()}
+        if "pixel_decoder" in levels:
+            found |= {f"{PREFIX}/pixel_decoder/{name}": maps for name, maps in pixel_decoder(pyramid).items()}
+        # In float16 and in the store's order of axes before they leave the device: half the bytes, and no copy after.
+        stored = {path: maps.to(torch.float16, memory_format=torch.contiguous_format).cpu().numpy()
+                  for path, maps in found.items()}  # fmt: skip
+        parts = {path: np.split(maps, num_clips) for path, maps in stored.items()}
+        return [{path: maps[clip] for path, maps in parts.items()} for clip in range(num_clips)]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
 
     @cached_property
     def _weights_file(self) -> Path | None:
@@ -126,8 +160,9 @@ class VisualEncoder:
             return in_folder(self.weights.folder, *(f"mask2former/{name}" for name in TENSOR_FILES))
         return from_hub(HUB_REPOSITORY, *TENSOR_FILES)
 
-    @cached_property
+    @property
     def _networks(self) -> VisualNetworks:
+        """Both networks as they are read, in float32."""
         settings = self.settings
         networks = randomly(lambda: VisualNetworks(settings.swin, settings.pixel_decoder), self.weights.seed)
         if self._weights_file is not None:
@@ -136,7 +171,20 @@ class VisualEncoder:
                 fill(networks, _from_checkpoint(state), self._weights_file)
             else:
                 fill(networks, state, self._weights_file)
-        return networks.float().eval().requires_grad_(False).to(self.device)
+        return networks.float().eval().requires_grad_(False)
+
+    @cached_property
+    def _frozen(self) -> tuple[Swin, FrozenPixelDecoder]:
+        """Both networks as they compute. Autocast would convert the weights anew in every pass."""
+        networks = self._networks
+        frozen = FrozenPixelDecoder(networks.pixel_decoder)
+        return networks.swin.to(self.device, self._dtype), frozen.to(self.device, self._dtype)
+
+
+def levels_of(paths: Iterable[str]) -> tuple[str, ...]:
+    """The levels to which arrays belong, in the order of `LEVELS`; paths of other streams are passed over."""
+    found = {path.removeprefix(f"{PREFIX}/").split("/")[0] for path in paths if path.startswith(f"{PREFIX}/")}
+    return tuple(level for level in LEVELS if level in found)
 
 
 def _from_checkpoint(state: dict[str, Tensor]) -> dict[str, Tensor]:

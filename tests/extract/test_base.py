@@ -64,7 +64,8 @@ def test_base_clip_is_stored_as_its_encoders_make_it(tmp_path: Path) -> None:
     for level, expected in (("backbone", pyramid), ("pixel_decoder", maps)):
         for name, map_ in expected.items():
             stored = features.read(f"clips/visual/{level}/{name}", 0)
-            assert stored.dtype == torch.float16 and torch.equal(stored, map_.half())
+            assert stored.dtype == torch.float16
+            assert (stored.float() - map_).abs().max() <= 1e-3 * map_.abs().max()
             assert 0.05 < map_.std() < 20
     audio = encoders.audio.encode(media.sound)["clips/audio/vggish"]
     assert np.array_equal(features.read("clips/audio/vggish", 0).numpy(), audio)

@@ -10,7 +10,7 @@ from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from extract.encoders.pixel_decoder import PixelDecoderSettings, build_pixel_decoder
+from extract.encoders.pixel_decoder import FrozenPixelDecoder, PixelDecoderSettings, build_pixel_decoder
 from extract.encoders.swin import SwinSettings, build_swin, from_mask2former
 from extract.encoders.visual import VisualEncoder, VisualSettings
 from extract.media import normalised
@@ -81,10 +81,25 @@ def test_pixel_decoder_equals_mask2former(module: nn.Module) -> None:
     pyramid = {name: torch.randn(2, *shape) for name, shape in FOUR_STAGES.levels.items()}
     with torch.no_grad():
         ours, theirs = decoder(pyramid), module.decoder(list(pyramid.values()))
-    assert list(ours) == ["mask_features", "s8", "s16", "s32"]
-    assert relative_error(ours["mask_features"], theirs.mask_features) < 1e-6
-    for name, expected in zip(("s32", "s16", "s8"), theirs.multi_scale_features, strict=True):
+        frozen = FrozenPixelDecoder(decoder)(pyramid)
+    assert list(ours) == list(frozen) == ["mask_features", "s8", "s16", "s32"]
+    coarse_to_fine = zip(("s32", "s16", "s8"), theirs.multi_scale_features, strict=True)
+    for name, expected in (("mask_features", theirs.mask_features), *coarse_to_fine):
         assert relative_error(ours[name], expected) < 1e-6
+        assert relative_error(frozen[name], expected) < 1e-5
+
+
+def test_frozen_pixel_decoder_samples_outside_of_the_maps_as_zero(module: nn.Module) -> None:
+    """Offsets of many maps' widths, in every direction."""
+    decoder = build_pixel_decoder(PIXEL_DECODER).eval()
+    decoder.decoder.load_state_dict(part(module, "decoder."))
+    for layer in decoder.decoder.encoder.layers:
+        bias = layer.self_attn.sampling_offsets.bias
+        nn.init.uniform_(bias, -40, 40)
+    pyramid = {name: torch.randn(2, *shape) for name, shape in FOUR_STAGES.levels.items()}
+    with torch.no_grad():
+        ours, theirs = FrozenPixelDecoder(decoder)(pyramid), decoder(pyramid)
+    assert all(relative_error(ours[name], expected) < 1e-5 for name, expected in theirs.items())
 
 
 def test_swin_shifts_windows_where_the_map_is_one_window() -> None:
@@ -122,7 +137,7 @@ def test_visual_encoder_reads_a_checkpoint_of_mask2former(module: nn.Module, tmp
     save_file(checkpoint | {"class_predictor.bias": torch.zeros(3)}, tmp_path / "mask2former" / "model.safetensors")
     settings = VisualSettings(name="small", swin=FOUR_STAGES, pixel_decoder=PIXEL_DECODER, num_frames=2)
     frames = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)
-    found = VisualEncoder(settings, WeightSource(folder=tmp_path)).encode(frames)
+    found = VisualEncoder(settings, WeightSource(folder=tmp_path)).encode([frames], ["pixel_decoder"])[0]
     with torch.no_grad():
         expected = module(normalised(torch.from_numpy(frames))).decoder_last_hidden_state
     assert relative_error(torch.from_numpy(found["clips/visual/pixel_decoder/mask_features"]).float(), expected) < 1e-3

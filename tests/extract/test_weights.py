@@ -137,4 +137,4 @@ def test_pretrained_base_reads_a_mask2former_checkpoint(tmp_path: Path) -> None:
         preset_named("base"), WeightSource(folder=tmp_path), ("pixel_decoder",), None
     ).visual
     with pytest.raises(WeightsError, match=r"none of mask2former/model\.safetensors, mask2former/pytorch_model\.bin"):
-        encoder.fingerprint()
+        encoder.fingerprints()

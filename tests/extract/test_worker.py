@@ -63,7 +63,7 @@ def test_worker_stores_what_the_encoders_make(store: tuple[Source, FeatureStore]
     rows = {clip_id: row for row, clip_id in features.clips["id"].items()}
     assert set(rows) == {clip.id for clip in source.clips}
     media = read_media(source.clips[0], 10, 96)
-    expected = ENCODERS.visual.encode(media.frames) | ENCODERS.audio.encode(media.sound)
+    expected = ENCODERS.visual.encode([media.frames], ["pixel_decoder"])[0] | ENCODERS.audio.encode(media.sound)
     for path, array in expected.items():
         assert np.array_equal(features.read(path, rows[source.clips[0].id]).numpy(), array)
 
