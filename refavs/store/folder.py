@@ -6,8 +6,9 @@ whose `filename` is the full name, whatever the place is.
 
 import fcntl
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from jaxtyping import UInt8
 
 from refavs.errors import StoreError
 from refavs.store.files import LOCK, PARTIAL, partial_path, sync_folder, whole_file, write_atomically
+
+TRY_AGAIN = "nothing need be wrong with it: look at the connection and the permissions, then try again"
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -97,6 +101,10 @@ class Folder(Protocol):
 
     def sweep(self) -> list[str]:
         """Removes what interrupted writers left; returns the names removed."""
+        ...
+
+    def together(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """Results of calls that read, made at once where each is a request to a server."""
         ...
 
 
@@ -215,6 +223,10 @@ class LocalFolder:
             (self.path / stray).unlink(missing_ok=True)
         return strays
 
+    def together(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """Results of the calls, one after the other: reading what is mapped waits for nobody."""
+        return [call() for call in calls]
+
 
 def write_if_changed(folder: Folder, name: str, data: bytes) -> None:
     """Writes `data` unless the file holds it already."""
@@ -231,4 +243,10 @@ def read_or_refuse(folder: Folder, name: str, what: str, remedy: str) -> bytes:
     try:
         return folder.read(name)
     except OSError as error:
+        remedy = TRY_AGAIN if out_of_reach(error) else remedy
         raise StoreError(f"{what} {folder.where(name)} cannot be read ({error.strerror or error}); {remedy}") from error
+
+
+def out_of_reach(error: BaseException | None) -> bool:
+    """Whether only the way to a file failed (server, network, permission), which says nothing about the file."""
+    return isinstance(error, ConnectionError | TimeoutError | PermissionError)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from refavs.config import nearest
 from refavs.errors import StoreError
 from refavs.store.columns import EXPRESSIONS_RECORD, read_expressions
 from refavs.store.commits import CommitRecord, read_records, record_name, store_fingerprint
-from refavs.store.folder import open_folder
+from refavs.store.folder import TRY_AGAIN, open_folder, out_of_reach
 from refavs.store.schema import ArraySpec, StoreSchema, root_attributes, unpack_mask
 from refavs.store.shard import ShardReader, shard_name
 from refavs.store.writer import merged_statistics
@@ -172,12 +172,18 @@ class FeatureStore:
         if not 0 <= index < len(self):
             raise IndexError(f"expression {index} of a store of {len(self)}")
         facts = self._facts[index]
-        features, valid = self.text(facts["text_row"])
+        visual, text = self.visual_paths(levels), self.text_path
+        wanted = [*((path, facts["clip"]) for path in (*visual.values(), self.audio_path)),
+                  *((path, facts["text_row"]) for path in (text, _valid(text)))]  # fmt: skip
+        if facts["object"] >= 0:
+            wanted.append((MASK, facts["object"]))
+        rows = self.folder.together([partial(self.read, path, row) for path, row in wanted])
+        found = {path: row for (path, _), row in zip(wanted, rows, strict=True)}
         return Sample(
-            visual={name: self.read(path, facts["clip"]) for name, path in self.visual_paths(levels).items()},
-            audio=self.read(self.audio_path, facts["clip"]), text=features, valid=valid,
-            mask=self.mask(facts["object"]), uid=facts["uid"], clip_id=facts["clip_id"], text_string=facts["text"],
-            split=facts["split"], dimension=facts["dimension"],
+            visual={name: found[path] for name, path in visual.items()}, audio=found[self.audio_path],
+            text=found[text], valid=found[_valid(text)], mask=self._unpacked(found[MASK]) if MASK in found else None,
+            uid=facts["uid"], clip_id=facts["clip_id"], text_string=facts["text"], split=facts["split"],
+            dimension=facts["dimension"],
         )  # fmt: skip
 
     def read(self, path: str, row: int) -> Tensor:
@@ -205,8 +211,9 @@ class FeatureStore:
             return self._shard(spec, record).read(int(row) - record.index * size, self.verify)
         except StoreError as error:
             where = self.folder.where(record_name(record.table, record.index))
+            remedy = f"remove {where} and run the same refavs-extract command again"
             raise StoreError(f"{path} of {key!r} (row {row} of {spec.table}) in {self.location} cannot be used: "
-                             f"{error}; remove {where} and run the same refavs-extract command again") from error
+                             f"{error}; {TRY_AGAIN if out_of_reach(error.__cause__) else remedy}") from error
 
     def _read_shared(self, path: str, key: str, owner: str) -> Tensor:
         row = self._rows.get((path.split("/")[0], owner))
@@ -240,13 +247,16 @@ class FeatureStore:
 
     def text(self, row: int) -> tuple[Float[Tensor, "l _"], Bool[Tensor, "l"]]:
         """Features and valid places of a text."""
-        return self.read(self.text_path, row), self.read(self.text_path.replace("/features", "/valid"), row)
+        return self.read(self.text_path, row), self.read(_valid(self.text_path), row)
 
     def mask(self, row: int) -> Bool[Tensor, "t h w"] | None:
         """Mask of an object; None for the row -1."""
         if row < 0:
             return None
-        return torch.from_numpy(unpack_mask(self.read(MASK, row).numpy(), self.input_size))
+        return self._unpacked(self.read(MASK, row))
+
+    def _unpacked(self, mask: Tensor) -> Bool[Tensor, "t h w"]:
+        return torch.from_numpy(unpack_mask(mask.numpy(), self.input_size))
 
     @cached_property
     def _facts(self) -> list[dict[str, Any]]:
@@ -289,6 +299,11 @@ class FeatureStore:
                     f"holds ({len(lost)} such rows); run the same refavs-extract command again, or remove "
                     f"{self.folder.where(EXPRESSIONS_RECORD)} to read what is there"
                 )
+
+
+def _valid(text_path: str) -> str:
+    """Path of the valid places of the text features at `text_path`."""
+    return text_path.replace("/features", "/valid")
 
 
 def _clip_and_fid(key: str) -> tuple[str, int]:

@@ -26,9 +26,8 @@ from jaxtyping import UInt8
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import GCSStore, HTTPStore, MemoryStore, S3Store
 
-from refavs.store.remote_errors import os_error, refuse_url
+from refavs.store.remote_errors import RemoteError, RemoteMissing, os_error, refuse_url
 
-LISTING = "commits/listing.json"
 PART_BYTES = 8 << 20
 NUM_PARTS = 8  # of one file at once
 NUM_TOGETHER = 16
@@ -189,7 +188,7 @@ class RemoteFolder:
         return True
 
     def names(self, under: str = "") -> list[str]:
-        """All files below the folder `under`, sorted; a web server's commits are those in the list beside them."""
+        """All files below the folder `under`, sorted; of a web server's, only those in the list of commit records."""
         if self.read_only:
             return self._listed(under)
         start = f"{self._prefix}/" if self._prefix else ""
@@ -204,8 +203,8 @@ class RemoteFolder:
 
     def scratch(self, name: str) -> Path:
         """A file in a folder of this process below `$TMPDIR`, where a shard needs room until it is published."""
-        with self.errors(name, writes=True):
-            return _scratch_folder(os.getpid()) / f"{name.replace('/', '-')}.{secrets.token_hex(4)}"
+        self._refuse_writing(name)
+        return _scratch_folder(os.getpid()) / f"{name.replace('/', '-')}.{secrets.token_hex(4)}"
 
     def publish(self, scratch: Path, name: str) -> None:
         """Uploads the scratch file, in parts where it is long; readers see all of it or nothing."""
@@ -216,8 +215,8 @@ class RemoteFolder:
 
     def sweep(self) -> list[str]:
         """Removes this machine's scratch files of writers that are no more; an object store shows no halves."""
-        with self.errors("", writes=True):
-            return _sweep_scratch()
+        self._refuse_writing("")
+        return _sweep_scratch()
 
     def together(self, calls: Sequence[Callable[[], T]]) -> list[T]:
         """Results of calls that read, several at once."""
@@ -231,8 +230,8 @@ class RemoteFolder:
     def errors(self, name: str, writes: bool = False) -> Iterator[None]:
         """Turns what the library raises into an OSError about the file `name`, without secrets."""
         url = self.where(name)
-        if writes and self.read_only:
-            raise OSError(errno.EROFS, "a store behind a web server can only be read", url)
+        if writes:
+            self._refuse_writing(name)
         if self._scheme != "memory":
             _refuse_fork(url)
         try:
@@ -240,6 +239,10 @@ class RemoteFolder:
         except (BaseError, OSError, ValueError, NotImplementedError) as error:
             # The library's own text can hold signatures and keys, so it does not stay as the cause.
             raise os_error(error, url) from None
+
+    def _refuse_writing(self, name: str) -> None:
+        if self.read_only:
+            raise RemoteError(errno.EROFS, "a store behind a web server can only be read", self.where(name))
 
     def _put_if(self, name: str, data: bytes, mode: Any, ask_again: bool) -> bool:
         """Puts `data` under a condition; says whether that succeeded.
@@ -272,14 +275,12 @@ class RemoteFolder:
 
     def _listed(self, under: str) -> list[str]:
         """Names of the commit records of a store that cannot be listed; `StoreWriter.finalise` wrote them."""
-        from refavs.store.commits import unseal
+        from refavs.store.commits import LISTING, unseal
 
-        if under != "commits":
-            raise OSError(errno.EOPNOTSUPP, "a web server lists no files", self.where(under))
         if not self.exists(LISTING):
-            raise FileNotFoundError(errno.ENOENT, "there is no list of commit records, which the end of an extraction "
-                                                  "writes and a store behind a web server needs", self.where(LISTING))
-        return sorted(unseal(self, LISTING)["names"])  # pyright: ignore[reportCallIssue]
+            raise RemoteMissing(errno.ENOENT, "there is no list of commit records, which a store behind a web server "
+                                "needs and the end of an extraction writes", self.where(LISTING))  # fmt: skip
+        return sorted(name for name in unseal(self, LISTING)["names"] if name.startswith(f"{under}/") or not under)
 
     def _store(self, host: str, options: dict[str, Any]) -> Any:
         if self._scheme == "memory":
@@ -301,8 +302,8 @@ def _refuse_fork(url: str) -> None:
     if not _used_by:
         _used_by.add(os.getpid())
     if os.getpid() not in _used_by:
-        raise OSError(errno.ENOTSUP, "this process was forked from one that had read a remote store; start it by spawn "
-                                     "(DataLoader(..., multiprocessing_context='spawn'))", url)
+        raise RemoteError(errno.ENOTSUP, "this process was forked from one that had read a remote store; start it by "
+                          "spawn (DataLoader(..., multiprocessing_context='spawn'))", url)  # fmt: skip
 
 
 @functools.cache

@@ -34,11 +34,34 @@ def refuse_url(location: str) -> None:
         raise StoreError(f"store {shown} names no bucket or host, or has an empty part, '.' or '..'; {forms}")
 
 
-def os_error(error: Exception, url: str) -> OSError:
-    """An OSError about `url` that says in one line what an error of the library means."""
+class RemoteError(StoreError, OSError):
+    """What went wrong with a file of a server: an OSError with the URL, and an error that a user can meet."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"
+
+
+class RemoteMissing(RemoteError, FileNotFoundError):
+    """There is no such file or bucket."""
+
+
+class RemoteRefused(RemoteError, PermissionError):
+    """The server asks for other credentials."""
+
+
+class RemoteUnreachable(RemoteError, ConnectionError):
+    """The server cannot be reached, or broke off."""
+
+
+class RemoteTimeout(RemoteError, TimeoutError):
+    """The server does not answer."""
+
+
+def os_error(error: Exception, url: str) -> RemoteError:
+    """An error about `url` that says in one line what an error of the library means."""
     text = str(error)
     if isinstance(error, OSError) and error.errno is not None:
-        return OSError(error.errno, error.strerror, url)
+        return RemoteError(error.errno, error.strerror, url)
     kind = re.search(r"kind: (Timeout|Connect|Request|Decode|Interrupted|Unknown)", text)
     status = re.search(r"non-2xx status code: (\d{3} [\w ]+)", text)
     code, message = (re.search(f"<{tag}>([^<]*)</{tag}>", text) for tag in ("Code", "Message"))
@@ -47,16 +70,16 @@ def os_error(error: Exception, url: str) -> OSError:
     for name in SECRETS:
         reason = reason.replace(os.environ.get(name) or "\0", f"<{name}>")
     if "169.254.169.254" in text or isinstance(error, UnauthenticatedError):
-        return PermissionError(errno.EACCES, f"no credentials were accepted ({reason}); {CREDENTIALS}", url)
+        return RemoteRefused(errno.EACCES, f"no credentials were accepted ({reason}); {CREDENTIALS}", url)
     if isinstance(error, PermissionDeniedError) or reason.startswith("403"):
-        return PermissionError(errno.EACCES, f"the server refuses it ({reason})", url)
+        return RemoteRefused(errno.EACCES, f"the server refuses it ({reason})", url)
     if isinstance(error, FileNotFoundError) or reason.startswith("404"):
-        return FileNotFoundError(errno.ENOENT, f"there is none ({reason})" if said else "there is none", url)
+        return RemoteMissing(errno.ENOENT, f"there is none ({reason})" if said else "there is none", url)
     lacking = isinstance(error, NotImplementedError | NotSupportedError)
     if lacking or text.startswith("Operation not supported") or reason.startswith("501"):
-        return OSError(errno.EOPNOTSUPP, f"the server does not support what a store needs ({reason})", url)
+        return RemoteError(errno.EOPNOTSUPP, f"the server does not support what a store needs ({reason})", url)
     if kind and not status:
-        kinds = {"Timeout": (TimeoutError, errno.ETIMEDOUT, "the server does not answer in time")}
-        what, number, says = kinds.get(kind[1], (ConnectionError, errno.ECONNRESET, "the connection failed"))
+        kinds = {"Timeout": (RemoteTimeout, errno.ETIMEDOUT, "the server does not answer in time")}
+        what, number, says = kinds.get(kind[1], (RemoteUnreachable, errno.ECONNRESET, "the connection failed"))
         return what(number, f"{says} ({reason}); look at the network and the endpoint", url)
-    return OSError(errno.EIO, reason, url)
+    return RemoteError(errno.EIO, reason, url)

@@ -26,8 +26,13 @@ from refavs.store.remote import RemoteFolder
 
 PACKAGES = ("obstore", "tensorstore", "moto", "numpy")
 OURS = "refavs (obstore, parts)"
-MOTO = "import sys, threading; from moto.server import ThreadedMotoServer as S; s = S(ip_address='127.0.0.1', port=0, " \
-       "verbose=False); s.start(); print(s.get_host_and_port()[1], flush=True); threading.Event().wait()"
+MOTO = """import threading
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+threading.Event().wait()"""
+SENDING, PACED = "a server that only sends", "the same, 30 ms away, 85 MB/s a connection"
 BUCKET, SHARD = "features", "clips/c.0.0.0"
 Times = dict[str, list[float]]
 
@@ -118,7 +123,8 @@ def bench_whole(url: str, data: np.ndarray, num_names: int, repeats: int) -> dic
     works: dict[str, dict[str, Callable[[], object]]] = {
         f"put {len(long) / 1e6:.0f} MB": {OURS: ours_publish, "tensorstore": lambda: kv.write("t/long", long).result()},
         "put 4 kB": {OURS: lambda: folder.write("a", short), "tensorstore": lambda: kv.write("t/a", short).result()},
-        "read 4 kB": {OURS: lambda: folder.read(names[0]), "tensorstore": lambda: kv.read("whole/" + names[0]).result()},
+        "read 4 kB": {OURS: lambda: folder.read(names[0]),
+                      "tensorstore": lambda: kv.read(f"whole/{names[0]}").result()},
         f"list {num_names}": {OURS: lambda: folder.names("many"), "tensorstore": lambda: kv.list(
             tensorstore.KvStore.KeyRange("whole/many/", "whole/many0")).result()},
     }  # fmt: skip
@@ -171,7 +177,7 @@ def main() -> None:
             RemoteFolder(f"s3://{BUCKET}").write(SHARD, data.tobytes())
             print_ranges("moto", {size: bench_ranges(url, data, size, repeats) for size in sizes})
             print_whole(bench_whole(url, data[: 1 << 26], num_names, repeats))
-        for title, pace in (("a server that only sends", ()), ("the same, 30 ms away, 85 MB/s a connection", ("0.03", "85e6"))):
+        for title, pace in ((SENDING, ()), (PACED, ("0.03", "85e6"))):
             with served(server, place, *pace) as url:
                 print_ranges(title, {size: bench_ranges(url, data, size, repeats) for size in sizes})
 

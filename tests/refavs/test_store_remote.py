@@ -3,10 +3,14 @@
 import fcntl
 import functools
 import http.server
+import importlib.util
+import json
+import logging
 import multiprocessing
 import os
 import pickle
 import secrets
+import shutil
 import socket
 import tempfile
 import threading
@@ -18,13 +22,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from moto.server import ThreadedMotoServer
 
 from refavs.errors import StoreError
-from refavs.store.folder import Folder, LocalFolder, open_folder, write_all
+from refavs.store import FeatureStore, object_key, text_key
+from refavs.store.files import write_all
+from refavs.store.folder import Folder, LocalFolder, open_folder
 from refavs.store.remote import NUM_PARTS, PART_BYTES, RemoteFolder
 from refavs.store.remote_errors import os_error
+from refavs.store.verify import verify
 
+_spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
+assert _spec is not None and _spec.loader is not None
+small = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(small)
 SECRET = "not-to-be-printed"
 KINDS = ("local", "memory", "s3")
 
@@ -32,6 +44,7 @@ KINDS = ("local", "memory", "s3")
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     """A local S3 server with the bucket `features`, named by the environment as users would."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     url = "http://{}:{}".format(*server.get_host_and_port())
@@ -447,3 +460,139 @@ def test_website_without_ranges_is_refused(website: str, tmp_path: Path) -> None
     with pytest.raises(OSError, match="does not support what a store needs") as caught:
         open_folder(website).open("a").read(1, 3)
     check_error(caught.value, f"{website}/a")
+
+
+def write_small(location: str | Path) -> None:
+    """The small store, written to any place as an extraction writes it."""
+    writer = small.open_writer(location)
+    small.write_rows(writer, "text", [text_key(text) for text in small.TEXTS])
+    small.write_rows(writer, "clips", small.CLIPS)
+    small.write_rows(writer, "objects", [object_key(clip, 1) for clip in small.CLIPS])
+    writer.write_expressions(small.expressions(writer))
+    writer.finalise()
+
+
+def without_seconds(name: str, data: bytes) -> bytes:
+    """The bytes of a file, of a commit record without the one fact that differs between two runs."""
+    facts = json.loads(data) if name.startswith("commits/") else {}
+    if "seconds" not in facts.get("record", {}):
+        return data
+    return json.dumps(facts["record"] | {"seconds": 0}, sort_keys=True).encode()
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> LocalFolder:
+    """The small store on a disk."""
+    root = tmp_path_factory.mktemp("local") / "store"
+    write_small(root)
+    return LocalFolder(root)
+
+
+@pytest.fixture(scope="module")
+def remote(endpoint: str) -> RemoteFolder:
+    """The small store on S3, written there."""
+    location = "s3://features/small/store"
+    write_small(location)
+    return RemoteFolder(location)
+
+
+def test_store_on_s3_is_byte_for_byte_the_local_one(local: LocalFolder, remote: RemoteFolder) -> None:
+    assert remote.names() == local.names()
+    for name in local.names():
+        assert without_seconds(name, remote.read(name)) == without_seconds(name, local.read(name)), name
+
+
+def test_samples_from_s3_are_those_of_the_disk(local: LocalFolder, remote: RemoteFolder) -> None:
+    ours, theirs = FeatureStore(local.location), FeatureStore(remote.location)
+    assert theirs.finished and theirs.fingerprint == ours.fingerprint and len(theirs) == len(ours) > 0
+    for one, other in zip(ours, pickle.loads(pickle.dumps(theirs)), strict=True):
+        assert (one.uid, one.text_string) == (other.uid, other.text_string)
+        assert one.visual.keys() == other.visual.keys()
+        for name in one.visual:
+            assert torch.equal(one.visual[name], other.visual[name])
+        for name in ("audio", "text", "valid", "mask"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+    theirs.sample(0).audio.zero_()
+    assert torch.equal(theirs.sample(0).audio, ours.sample(0).audio)
+
+
+def test_a_second_run_on_s3_has_nothing_to_do(remote: RemoteFolder) -> None:
+    before = {name: remote.read(name) for name in remote.names()}
+    write_small(remote.location)
+    assert {name: remote.read(name) for name in remote.names()} == before
+
+
+def test_zarr_python_and_tensorstore_read_the_store_on_s3(endpoint: str, remote: RemoteFolder) -> None:
+    import tensorstore
+    import zarr
+    from obstore.store import S3Store
+    from zarr.storage import ObjectStore
+
+    store = FeatureStore(remote.location)
+    bucket = S3Store("features", prefix="small/store", client_options={"allow_http": True})
+    group = zarr.open_group(ObjectStore(bucket, read_only=True), mode="r")
+    for path in (small.MAPS, small.AUDIO):
+        spec = {"driver": "zarr3", "kvstore": {
+            "driver": "s3", "bucket": "features", "path": f"small/store/{path}/", "endpoint": endpoint,
+            "aws_region": "us-east-1", "aws_credentials": {"type": "environment"}}}  # fmt: skip
+        array = tensorstore.open(spec).result()
+        for row in store.clips.index:
+            expected = store.read(path, row).numpy()
+            assert np.array_equal(np.asarray(group[path][row]), expected)
+            assert np.array_equal(array[row].read().result(), expected)
+
+
+def test_flipped_byte_on_s3_is_found_and_named(local: LocalFolder, bucket: str) -> None:
+    folder = RemoteFolder(bucket)
+    for name in local.names():
+        folder.write(name, local.read(name))
+    assert verify(bucket).damage == ()
+    name = f"{small.MAPS}/c.0.0.0.0.0"
+    data = bytearray(folder.read(name))
+    data[10] ^= 4
+    folder.write(name, bytes(data))
+    (damage,) = verify(bucket).damage
+    assert damage.where == name and damage.keys == ("a",)
+    with pytest.raises(StoreError, match="its checksum is"):
+        FeatureStore(bucket).read(small.MAPS, 0)
+    folder.write(name, bytes(data)[:-100])
+    with pytest.raises(StoreError, match="its commit record says"):
+        FeatureStore(bucket).read(small.MAPS, 0)
+
+
+def test_store_behind_a_web_server_is_read_and_verified(
+    local: LocalFolder, website: str, tmp_path: Path
+) -> None:
+    shutil.copytree(local.path, tmp_path / "store")
+    store = FeatureStore(f"{website}/store")
+    assert store.fingerprint == FeatureStore(local.location).fingerprint
+    assert torch.equal(store.sample(3).audio, FeatureStore(local.location).sample(3).audio)
+    assert verify(f"{website}/store").damage == ()
+    (tmp_path / "store/commits/listing.json").unlink()
+    with pytest.raises(StoreError, match="there is no list of commit records, which a store behind a web server needs"):
+        FeatureStore(f"{website}/store")
+
+
+def test_store_that_is_out_of_reach_is_no_damage(local: LocalFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    point_at(monkeypatch, url)
+    make_bucket(url)
+    folder = RemoteFolder("s3://features/gone")
+    for name in local.names():
+        folder.write(name, local.read(name))
+    store = FeatureStore(folder.location)
+    server.stop()
+    with pytest.raises(StoreError, match="nothing need be wrong with it: look at the connection") as caught:
+        store.read(small.MAPS, 0)
+    assert "remove" not in str(caught.value)
+    with pytest.raises(StoreError, match=r"s3://features/gone/zarr.json: the connection failed") as caught:
+        FeatureStore(folder.location)
+    assert isinstance(caught.value, ConnectionError)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_store_that_is_not_on_the_server_is_named(endpoint: str) -> None:
+    with pytest.raises(StoreError, match="no feature store at s3://features/nothing"):
+        FeatureStore("s3://features/nothing")
