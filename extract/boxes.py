@@ -12,6 +12,7 @@ _FOLDERS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}
 # A fragmented file of an hour has about this many; a table further back is not reached by the first seconds.
 _MOST_BOXES = 50_000
 _DEEPEST = 8
+_REMEDY = "copy or encode it again"
 
 
 def refuse_declared_samples(path: Path) -> None:
@@ -38,9 +39,9 @@ def refuse_declared_samples(path: Path) -> None:
                 pending.append((body, stop, depth + 1))
             declared = _declared(file, kind, body)
             if declared > size_bytes:
-                raise DatasetError(f"it declares {declared:,} samples in a file of {size_bytes:,} bytes")
+                raise DatasetError(f"video {path} declares {declared:,} samples in {size_bytes:,} bytes; {_REMEDY}")
             if kind == b"cmov":
-                raise DatasetError("its index is compressed, which no player of this century writes")
+                raise DatasetError(f"video {path} has a compressed index, whose size cannot be known; {_REMEDY}")
 
 
 def _box(file: BinaryIO, position: int, end: int) -> tuple[bytes, int, int]:

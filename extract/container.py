@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from einops import reduce
 from jaxtyping import Float, UInt8
 from PIL import Image
 
 from extract.boxes import refuse_declared_samples
 from extract.sound import at_sample_rate, refuse_rate
-from refavs.data.files import MOST_PIXELS, UnusableFileError, check_file, reason_of
+from refavs.data.files import MOST_PIXELS, check_file, reason_of
 from refavs.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -79,6 +80,9 @@ def read_container(path: Path, num_frames: int, size: int, within: Path | None =
     try:
         check_file(path, within)
         refuse_declared_samples(path)
+    except OSError as error:
+        raise DatasetError(f"video {path} cannot be read ({reason_of(error)}); copy or encode it again") from error
+    try:
         # The prefix keeps libav from taking a name with a colon for an address.
         with av.open(f"file:{path}", options=options) as container:
             video = _picture_track(container)
@@ -88,7 +92,7 @@ def read_container(path: Path, num_frames: int, size: int, within: Path | None =
         if picture.last is None:
             raise DatasetError("it holds no picture")
         heard = sound.finish(picture.start_s) if sound.pending else None
-    except (UnusableFileError, DatasetError) as error:
+    except DatasetError as error:
         raise DatasetError(f"video {path}: {error}; copy or encode it again") from error
     except (FFmpegError, OSError, ValueError, EOFError) as error:
         raise DatasetError(
@@ -208,13 +212,13 @@ def _picture_track(container: "InputContainer") -> "VideoStream":
 
     tracks = [track for track in container.streams.video if not track.disposition & Disposition.attached_pic]
     if not tracks:
-        raise DatasetError("it has no picture track; accepted: a container with moving pictures, with sound or without")
+        raise DatasetError("it has no picture track, which is the one that a clip cannot do without")
     for track in (tracks[0], *container.streams.audio[:1]):
         if track.codec_context is None:
-            raise DatasetError(f"the codec of its {track.type} track is unknown; accepted: what libav decodes")
+            raise DatasetError(f"the codec of its {track.type} track is one that libav does not know")
     width, height = tracks[0].codec_context.width, tracks[0].codec_context.height
-    if width * height > MOST_PIXELS:
-        raise DatasetError(f"its frames have {width}x{height} pixels; accepted: up to {MOST_PIXELS:,} pixels")
+    if not width * height:  # libav keeps back a size beyond `max_pixels`
+        raise DatasetError(f"its frames have more than {MOST_PIXELS:,} pixels (8K has 33 million) or no size at all")
     for track in container.streams.audio[:1]:
         refuse_rate(track.codec_context.sample_rate)
     return tracks[0]
@@ -234,7 +238,8 @@ def _decode(
     audio = container.streams.audio[:1]
     video.codec_context.thread_count = 1
     video.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
-    to_float = AudioResampler(format="fltp")
+    # Packed, for PyAV reads beyond the end of a planar frame of eight channels or more and brings the process down.
+    to_float = AudioResampler(format="flt")
     ends_s = dict.fromkeys((video.index, *(stream.index for stream in audio)), 0.0)
     most_packets = round(MOST_PACKETS_PER_S * (num_seconds + SEARCH_SOUND_S))
     for number, packet in enumerate(container.demux(video, *audio)):
@@ -259,7 +264,7 @@ def _decode(
 
 
 def _mono(frames: "Sequence[av.AudioFrame]") -> Float[np.ndarray, " s"]:
-    parts = [frame.to_ndarray().mean(axis=0) for frame in frames]
+    parts = [reduce(frame.to_ndarray(), "1 (s c) -> s", "mean", c=frame.layout.nb_channels) for frame in frames]
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 

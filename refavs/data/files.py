@@ -57,7 +57,7 @@ def check_file(path: Path, within: Path | None = None) -> None:
     if within is not None:
         place = path.resolve()
         if not place.is_relative_to(within.resolve()):
-            raise UnusableFileError(f"a symbolic link leads out of {within} to {place}; copy the file there")
+            raise UnusableFileError(f"a symbolic link leads out of {within} to {place}")
     if not facts.st_size:
         raise UnusableFileError("the file is empty (0 bytes)")
 

@@ -114,12 +114,6 @@ def test_container_sound_keeps_its_loudness_and_place(tmp_path: Path) -> None:
         np.testing.assert_allclose(media.sound, expected, atol=1e-4)
 
 
-def test_empty_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "empty.mp4").touch()
-    with pytest.raises(DatasetError, match=r"empty\.mp4: the file is empty \(0 bytes\); copy or encode it again"):
-        read(tmp_path / "empty.mp4")
-
-
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
@@ -134,24 +128,6 @@ def test_truncated_file_is_refused(tmp_path: Path, name: str, settings: dict) ->
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DatasetError, match=rf"{name}.*(cut off|stops after).*[.;] [Cc]opy or encode it again"):
         read(path)
-
-
-def test_page_saved_as_video_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "page.mp4").write_text("<html><body>404</body></html>")
-    with pytest.raises(DatasetError, match=r"page\.mp4 is cut off, damaged or not a video"):
-        read(tmp_path / "page.mp4")
-
-
-def test_sound_without_picture_is_refused(tmp_path: Path) -> None:
-    import av
-
-    with av.open(str(tmp_path / "song.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=16_000, layout="mono")
-        for frame in make_videos.tone(1.0, 16_000, 1):
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    with pytest.raises(DatasetError, match=r"song\.mp4: it has no picture track"):
-        read(tmp_path / "song.mp4")
 
 
 def bench_clip(root: Path, *, rate_hz: int = 16_000, channels: int = 1) -> Clip:
@@ -182,13 +158,6 @@ def test_benchmark_clip_without_sound_is_silent(tmp_path: Path) -> None:
     assert media.silent and not media.sound.any()
 
 
-def test_benchmark_clip_names_a_missing_frame(tmp_path: Path) -> None:
-    clip = bench_clip(tmp_path / "clip")
-    (tmp_path / "clip" / "frames" / "7.jpg").unlink()
-    with pytest.raises(DatasetError, match=r"7\.jpg is missing; accepted: frames/0\.jpg to frames/9\.jpg"):
-        read_media(clip, 10, 32)
-
-
 def test_benchmark_clip_names_a_damaged_frame(tmp_path: Path) -> None:
     clip = bench_clip(tmp_path / "clip")
     path = tmp_path / "clip" / "frames" / "3.jpg"
@@ -202,14 +171,6 @@ def test_benchmark_clip_names_damaged_sound(tmp_path: Path) -> None:
     assert clip.audio is not None
     clip.audio.write_bytes(b"no sound at all")
     with pytest.raises(DatasetError, match=r"audio\.wav cannot be read .* accepted: a WAV file of any rate"):
-        read_media(clip, 10, 32)
-
-
-def test_sound_of_numbers_that_are_none_is_refused(tmp_path: Path) -> None:
-    clip = bench_clip(tmp_path / "clip")
-    assert clip.audio is not None
-    soundfile.write(clip.audio, np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT")
-    with pytest.raises(DatasetError, match=r"audio\.wav: its sound holds values that are not numbers"):
         read_media(clip, 10, 32)
 
 
