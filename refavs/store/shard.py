@@ -8,12 +8,12 @@ mapped row an aligned tensor.
 import os
 from dataclasses import dataclass
 
-import google_crc32c
 import numpy as np
 import torch
 from torch import Tensor
 
 from refavs.errors import StoreError
+from refavs.store.checksum import crc32c, joined
 from refavs.store.files import write_all
 from refavs.store.folder import Folder
 from refavs.store.schema import ArraySpec
@@ -22,13 +22,6 @@ ALIGNMENT_BYTES = 64
 CRC_BYTES = 4
 _ABSENT = 2**64 - 1
 _PIECE_BYTES = 2**26
-
-
-def crc32c(data: np.ndarray | bytes, start: int = 0) -> int:
-    """Checksum of `data`, going on from `start`."""
-    if isinstance(data, np.ndarray):
-        data = data.reshape(-1).view(np.uint8)
-    return google_crc32c.extend(start, data)  # pyright: ignore[reportArgumentType] (arrays are taken without a copy)
 
 
 def shard_name(spec: ArraySpec, index: int) -> str:
@@ -70,7 +63,7 @@ class ShardFile:
         self._write(np.zeros(-self._end % ALIGNMENT_BYTES, np.uint8))
         self._index[place] = self._end, payload.size + CRC_BYTES
         self._rows[place] = crc32c(payload)
-        self._write(payload)
+        self._write(payload, self._rows[place])
         self._write(np.frombuffer(self._rows[place].to_bytes(CRC_BYTES, "little"), np.uint8))
 
     def finish(self) -> ShardFacts:
@@ -90,14 +83,15 @@ class ShardFile:
         self._close()
         self._partial.unlink(missing_ok=True)
 
-    def _write(self, data: np.ndarray) -> None:
+    def _write(self, data: np.ndarray, crc: int | None = None) -> None:
+        """Adds `data`, whose checksum is `crc` where it is known already."""
         flat = data.reshape(-1).view(np.uint8)
         try:
             write_all(self._file, memoryview(flat))  # pyright: ignore[reportArgumentType] (NumPy's stubs lack __buffer__)
         except OSError as error:
             error.filename = self._folder.where(self.name)
             raise
-        self._crc = crc32c(flat, self._crc)
+        self._crc = crc32c(flat, self._crc) if crc is None else joined(self._crc, crc, flat.size)
         self._end += flat.size
 
     def _close(self) -> None:

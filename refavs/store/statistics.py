@@ -1,12 +1,16 @@
 """Mean and deviation of each channel as sums that merge, so that neither order nor sharding changes them."""
 
 import base64
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float32, Float64
 
+_BLOCK = 2**19  # values that are widened at once, so that they stay in the processor's cache
+_RUN = 2**14  # values that are summed in one go; torch shares longer sums among its threads, which changes their bits
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelSums:
@@ -29,14 +33,9 @@ class ChannelSums:
             values = values[valid]
             channel_axis += 1 - valid.ndim
         channels = values.shape[channel_axis]
-        total, squares = np.zeros(channels), np.zeros(channels)
-        # One frame at a time: float64 of a whole clip would be four times the clip.
-        blocks = [values] if channel_axis == 0 else [values[i : i + 1] for i in range(values.shape[0])]
-        others = tuple(axis for axis in range(values.ndim) if axis != channel_axis)
-        for block in blocks:
-            wide = block.astype(np.float64)
-            total += wide.sum(axis=others)
-            squares += np.square(wide, out=wide).sum(axis=others)
+        if not values.size:
+            return cls(count=0, total=np.zeros(channels), squares=np.zeros(channels))
+        total, squares = _sums(values, channel_axis)
         return cls(count=values.size // channels, total=total, squares=squares)
 
     def merge(self, other: "ChannelSums") -> "ChannelSums":
@@ -66,6 +65,31 @@ class ChannelSums:
     def from_json(cls, facts: dict[str, Any]) -> "ChannelSums":
         """Reads what `to_json` wrote."""
         return cls(count=int(facts["count"]), total=_values(facts["sum"]), squares=_values(facts["sumsq"]))
+
+
+def _sums(values: np.ndarray, channel_axis: int) -> tuple[Float64[np.ndarray, "c"], Float64[np.ndarray, "c"]]:
+    """Sum and sum of squares of each channel, the same bits however many threads there are.
+
+    Each run of a channel is summed as differences from its first value, then moved back in float64. So float32 is wide
+    enough for the runs of a float16 map, and one that is constant has no deviation, whatever its rounding.
+    """
+    if not (values.flags.c_contiguous and values.flags.writeable and min(values.strides) > 0):
+        values = values.copy()  # torch takes no negative strides and warns of what cannot be written
+    channels, inner = values.shape[channel_axis], math.prod(values.shape[channel_axis + 1 :])
+    runs = torch.from_numpy(values).reshape(-1, inner)
+    if inner == 1:
+        runs = runs.reshape(-1, channels).T.contiguous()
+    wide = torch.float32 if runs.dtype == torch.float16 else torch.float64
+    totals, squares = torch.zeros(2, len(runs), dtype=torch.float64)
+    for piece in runs.split(_RUN, 1):
+        step, count = max(1, _BLOCK // piece.shape[1]), piece.shape[1]
+        for block, total, square in zip(*(part.split(step) for part in (piece, totals, squares)), strict=True):
+            first = block[:, 0].to(torch.float64)
+            shifted = block.to(wide, copy=True).sub_(block[:, :1].to(wide))
+            moved = shifted.sum(1).to(torch.float64)
+            total += moved + count * first
+            square += shifted.square_().sum(1).to(torch.float64) + 2 * first * moved + count * first.square()
+    return totals.reshape(-1, channels).sum(0).numpy(), squares.reshape(-1, channels).sum(0).numpy()
 
 
 def _text(values: Float64[np.ndarray, "c"]) -> str:
