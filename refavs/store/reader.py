@@ -1,6 +1,7 @@
 """Reading a store: committed rows only, as views of mapped shards whose checksums are compared on first touch."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from refavs.config import nearest
@@ -214,6 +215,29 @@ class FeatureStore:
             remedy = f"remove {where} and run the same refavs-extract command again"
             raise StoreError(f"{path} of {key!r} (row {row} of {spec.table}) in {self.location} cannot be used: "
                              f"{error}; {TRY_AGAIN if out_of_reach(error.__cause__) else remedy}") from error
+
+    def read_into(self, path: str, rows: Sequence[int], out: Shaped[Tensor, "b ..."]) -> None:
+        """Copies rows of an array into `out`, memory that is there already: new memory costs more than the copy.
+
+        Raises:
+            StoreError: as for `read`; what `out` then holds is not defined.
+            ValueError: `out` is not of the rows' shape and type.
+        """
+        spec = self.specs.get(path)
+        wanted = None if spec is None else ((len(rows), *spec.shape), getattr(torch, spec.dtype))
+        if wanted is not None and (tuple(out.shape), out.dtype) != wanted:
+            raise ValueError(f"{len(rows)} rows of {path} are {wanted[1]} {wanted[0]}, they were to be written into "
+                             f"{out.dtype} {tuple(out.shape)}")
+        pairs = list(zip(out, rows, strict=True))
+        if self.verify != "always":
+            self.folder.together([lambda to=to, row=row: to.copy_(self.read(path, row)) for to, row in pairs])
+            return
+        with ThreadPoolExecutor(1) as copier:  # a row is copied while the next one's checksum is computed
+            copies = self.folder.together([
+                lambda to=to, row=row: copier.submit(to.copy_, self.read(path, row)) for to, row in pairs
+            ])  # fmt: skip
+        for copy in copies:
+            copy.result()
 
     def _read_shared(self, path: str, key: str, owner: str) -> Tensor:
         row = self._rows.get((path.split("/")[0], owner))

@@ -33,7 +33,10 @@ from contenders import (
 from machine import describe, ratio, speed, table
 
 from refavs.store import FeatureStore
-from refavs.store.shard import ShardFile, crc32c
+from refavs.store.checksum import crc32c
+from refavs.store.folder import LocalFolder
+from refavs.store.shard import ShardFile
+from refavs.store.statistics import ChannelSums
 
 PACKAGES = ("torch", "numpy", "tensorstore", "zarr", "h5py", "google-crc32c")
 OURS, VERIFIED = "refavs, never", "refavs, always"
@@ -97,7 +100,7 @@ def bench_cold_reads(folder: Path, size: Size, repeats: int) -> tuple[Times, int
     rng = np.random.default_rng(1)
 
     def refavs(rows: Sequence[int]) -> None:
-        read_batch(FeatureStore(folder / "store", "never"), rows, batch)
+        FeatureStore(folder / "store", "never").read_into(MAPS, rows, torch.from_numpy(batch))
 
     def memmap(rows: Sequence[int]) -> None:
         mapped = np.memmap(folder / "clips.raw", np.float16, "r", shape=(size.num_clips, *size.shape))
@@ -119,20 +122,13 @@ def bench_cold_reads(folder: Path, size: Size, repeats: int) -> tuple[Times, int
     return taken, batch.nbytes
 
 
-def read_batch(store: FeatureStore, rows: Sequence[int], batch: np.ndarray) -> None:
-    """Reads rows with refavs."""
-    target = torch.from_numpy(batch)
-    for place, row in enumerate(rows):
-        target[place].copy_(store.read(MAPS, row))
-
-
 def bench_writes(folder: Path, size: Size, repeats: int) -> tuple[Times, int]:
     """Seconds to write one shard of all clips, checksums and fsync included."""
     clips = list(make_clips(Size(side=size.side, num_clips=8, rows_per_shard=8, batch=1)))
     clips = [clips[row % len(clips)] for row in range(size.num_clips)]
 
     def shard_file() -> None:
-        file = ShardFile(folder / "shard", len(clips))
+        file = ShardFile(LocalFolder(folder), "shard", len(clips))
         for place, clip in enumerate(clips):
             file.append(place, clip)
         file.finish()
@@ -158,8 +154,6 @@ def bench_writes(folder: Path, size: Size, repeats: int) -> tuple[Times, int]:
 
 def bench_checksum(size: Size, repeats: int) -> tuple[Times, int]:
     """Seconds of the parts of writing a clip that need no disk."""
-    from refavs.store.statistics import ChannelSums
-
     (clip,) = make_clips(Size(side=size.side, num_clips=1, rows_per_shard=1, batch=1))
     axis = spec_of(size.shape, True).axes.index("c")
     parts: dict[str, Callable[[], object]] = {

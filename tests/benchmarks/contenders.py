@@ -71,7 +71,7 @@ def write_files(folder: Path, clips: np.ndarray, rows_per_shard: int) -> None:
 
 
 def readers(folder: Path, batch: np.ndarray, num_rows: int, clips: np.ndarray) -> dict[str, Reader]:
-    """Functions that read rows into `batch`, by name; the last two copy from memory and are the limit."""
+    """Functions that read rows into the head of `batch`, by name; the last two copy from memory and are the limit."""
     shape = batch.shape[1:]
     file = h5py.File(folder / "clips.h5", "r")["clips"]
     mapped = np.memmap(folder / "clips.raw", np.float16, "r", shape=(num_rows, *shape))
@@ -111,8 +111,7 @@ def _refavs(root: Path, verify: str, target: torch.Tensor) -> Reader:
     store = FeatureStore(root, verify)
 
     def read(rows: Sequence[int]) -> None:
-        for place, row in enumerate(rows):
-            target[place].copy_(store.read(MAPS, row))
+        store.read_into(MAPS, rows, target[: len(rows)])
 
     return read
 

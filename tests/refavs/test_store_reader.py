@@ -235,6 +235,37 @@ def test_verify_policy_decides_when_checksums_are_compared(root: Path) -> None:
         FeatureStore(root, "sometimes")
 
 
+@pytest.mark.parametrize("policy", ["first", "always", "never"])
+def test_rows_are_copied_into_memory_that_is_there(built: Path, policy: str) -> None:
+    store = FeatureStore(built, policy)
+    rows = [4, 0, 3, 0]
+    batch = torch.zeros(5, 3, 4, 5, 6, dtype=torch.float16)
+    for path, out in ((small.MAPS, batch[:4]), (small.AUDIO, torch.zeros(7, 3, 4).permute(2, 1, 0))):
+        store.read_into(path, rows, out)
+        assert torch.equal(out, torch.stack([store.read(path, row) for row in rows]))
+    assert not batch[4].any()
+    store.read_into(small.MAPS, [], batch[:0])
+
+
+@pytest.mark.parametrize("policy", ["first", "always"])
+def test_copied_rows_are_verified(root: Path, policy: str) -> None:
+    flip(root / SHARD, 3)
+    with pytest.raises(StoreError, match=r"of 'a' .* its checksum is"):
+        FeatureStore(root, policy).read_into(small.MAPS, [1, 0], torch.empty(2, 3, 4, 5, 6, dtype=torch.float16))
+
+
+def test_memory_of_another_shape_or_type_is_refused(built: Path) -> None:
+    store = FeatureStore(built)
+    for shape, dtype in (((3, 3, 4, 5, 6), torch.float16), ((2, 1, 4, 5, 6), torch.float16),
+                         ((2, 3, 4, 5, 6), torch.float32)):  # fmt: skip
+        with pytest.raises(ValueError, match=r"2 rows of .*mask_features are torch.float16 \(2, 3, 4, 5, 6\)"):
+            store.read_into(small.MAPS, [0, 1], torch.empty(shape, dtype=dtype))
+    with pytest.raises(StoreError, match="row 9 of clips is not committed"):
+        store.read_into(small.AUDIO, [9], torch.empty(1, 3, 7))
+    with pytest.raises(StoreError, match="no array 'clips/x'"):
+        store.read_into("clips/x", [0], torch.empty(1, 3, 7))
+
+
 def test_missing_truncated_or_swapped_shard_is_found(root: Path) -> None:
     first, second = root / SHARD, root / small.MAPS / "c.1.0.0.0.0"
     swapped = first.read_bytes()
