@@ -219,7 +219,7 @@ class _Crew:
             yield self._failed(given_up)
         if self._schedule.hopeless:
             raise ConfigError(f"{self._schedule.fruitless} workers died one after the other without finishing "
-                              f"anything (the last: {_first_line(error)}); look at memory and drivers of the nodes, "
+                              f"anything (the last: {_gist(error)}); look at memory and drivers of the nodes, "
                               "then run the same command again, perhaps with fewer --workers")
         for other in self._ready:
             self._give_work(other)
@@ -232,7 +232,7 @@ class _Crew:
         if self._stillborn < MOST_STILLBORN:
             return
         if not self._ready:
-            raise ConfigError(f"{self._stillborn} workers died before they were ready ({_first_line(error)}); look at "
+            raise ConfigError(f"{self._stillborn} workers died before they were ready ({_gist(error)}); look at "
                               "memory and installation of the nodes, then run the same command again")
         self._num_wanted = len(self._ready) + len(self._coming)
         self._stillborn = 0
@@ -250,8 +250,10 @@ class _Crew:
                           "same command again")
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
+def _gist(error: Exception) -> str:
+    """One line of an error of Ray: the last of a traceback that it carries, else its first."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[-1] if 'creation task' in lines[0] else lines[0]}"
 
 
 def num_processors() -> int:

@@ -1,0 +1,183 @@
+"""Workers and whole nodes are killed in mid-extraction, on a Ray cluster of two nodes on this machine.
+
+The store must end complete, verified, and with the bytes of one that nothing disturbed.
+"""
+
+import copy
+import json
+import logging
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from extract.job import Resources, run_jobs
+from extract.plan import Job, array_specs, expressions_table, plan_jobs, wanted_items
+from extract.presets import build_encoders, preset_named
+from extract.weights import WeightSource
+from extract.worker import Worker
+from refavs.data.bench import Source, read_source
+from refavs.data.synthetic import write_benchmark
+from refavs.store.files import PARTIAL
+from refavs.store.verify import verify
+from refavs.store.writer import StoreWriter
+
+pytestmark = pytest.mark.ray
+TINY = preset_named("tiny")
+ENCODERS = build_encoders(TINY, WeightSource(kind="random"), ("pixel_decoder",), None)  # without weights, to be sent
+TABLES = ("clips", "objects", "text")
+ROWS = {"clips": 1, "objects": 4, "text": 4}
+OBJECT_STORE_BYTES = 100 * 2**20
+
+
+@dataclass
+class Nodes:
+    """A head node, on which the driver is, and others that can be lost."""
+
+    cluster: Any
+
+    def add(self) -> Any:
+        """One more node with room for one worker."""
+        return self.cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
+
+    @staticmethod
+    def of_worker(pid: int) -> int:
+        """Process of the node that a worker belongs to."""
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+    @staticmethod
+    def process_of(node: Any) -> int:
+        """Process of a node."""
+        return node.all_processes["raylet"][0].process.pid
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    yield Nodes(cluster)
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    root = tmp_path_factory.mktemp("bench") / "synthetic"
+    write_benchmark(root, num_clips=10, seed=4, size=96, videos=False)
+    return read_source(root)
+
+
+def planned(location: Path, source: Source) -> tuple[StoreWriter, list[Job]]:
+    writer = StoreWriter.open(
+        location, encoders=ENCODERS.fingerprints(), source="test", num_frames=10, input_size=96,
+        specs=array_specs(TINY, ENCODERS), rows_per_shard=ROWS,
+    )
+    return writer, plan_jobs(writer, wanted_items(source))
+
+
+def finished(writer: StoreWriter, source: Source) -> dict[str, Any]:
+    """Every file of the store once it is complete; commit records without the time they took."""
+    writer.write_expressions(expressions_table(source, {table: writer.committed(table) for table in TABLES}))
+    writer.finalise()
+    root = Path(writer.location)
+    paths = [path for path in root.rglob("*") if path.is_file()]
+    files: dict[str, Any] = {str(path.relative_to(root)): path.read_bytes() for path in paths}
+    for name in [name for name in files if name.startswith("commits/")]:
+        content = json.loads(files[name])
+        content.pop("crc32c", None)
+        content.get("record", {}).pop("seconds", None)
+        files[name] = content
+    return files
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    location = tmp_path_factory.mktemp("undisturbed") / "store"
+    writer, jobs = planned(location, source)
+    worker = Worker(str(location), TINY, copy.deepcopy(ENCODERS))
+    assert not any(result.failures or result.error for result in map(worker.run, jobs))
+    return finished(writer, source)
+
+
+def extract(location: Path, source: Source, disturb: Callable[[int], None]) -> tuple[dict[str, Any], list[str]]:
+    """Extracts; `disturb` is told the process of each result's worker. Returns the files and notes."""
+    writer, jobs = planned(location, source)
+    notes: list[str] = []
+    workers: set[str] = set()
+    num_done = 0
+    for result in run_jobs(jobs, str(location), TINY, ENCODERS, Resources(num_workers=2), notes.append):
+        if result is None:
+            continue
+        assert result.error is None and not result.failures
+        num_done += result.num_done
+        workers.add(result.worker)
+        if len(workers) == 1:  # a fast one is held back, for jobs are given out here, until the other is at work
+            time.sleep(0.3)
+        disturb(int(result.worker.split(":")[-1]))
+    assert num_done == sum(len(job.items) for job in jobs)
+    files = finished(writer, source)
+    verdict = verify(location)
+    assert not verdict.damage
+    for stray in verdict.uncommitted:  # what killed workers left, which goes when the store is opened next
+        assert PARTIAL in stray
+        files.pop(stray)
+    return files, notes
+
+
+def test_killed_worker_and_lost_node_leave_a_whole_store(
+    nodes: Nodes, source: Source, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    doomed = nodes.add()
+    killed: list[int] = []
+    lost: list[int] = []
+
+    def disturb(pid: int) -> None:
+        on_doomed = nodes.of_worker(pid) == nodes.process_of(doomed) if not lost else False
+        if not killed and not on_doomed:
+            killed.append(pid)
+            os.kill(pid, signal.SIGKILL)
+        elif killed and on_doomed:
+            lost.append(pid)
+            nodes.cluster.remove_node(doomed, allow_graceful=False)
+
+    files, notes = extract(tmp_path / "store", source, disturb)
+    assert killed and lost and len(notes) == 2
+    assert all("is lost" in note and "back into the queue" in note for note in notes)
+    assert files == undisturbed
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(3))
+def test_many_deaths_of_workers_and_nodes_leave_a_whole_store(
+    nodes: Nodes, source: Source, undisturbed: dict[str, Any], tmp_path: Path, seed: int
+) -> None:
+    generator = random.Random(seed)
+    others = [nodes.add()]
+    killed: list[int] = []
+
+    def disturb(pid: int) -> None:
+        if pid in killed or generator.random() > 0.4:
+            return
+        killed.append(pid)
+        if nodes.of_worker(pid) == nodes.process_of(others[-1]) and generator.random() < 0.5:
+            nodes.cluster.remove_node(others[-1], allow_graceful=False)
+            others.append(nodes.add())
+        else:
+            os.kill(pid, signal.SIGKILL)
+
+    files, _ = extract(tmp_path / "store", source, disturb)
+    nodes.cluster.remove_node(others[-1], allow_graceful=False)
+    print(f"seed {seed}: {len(killed)} workers killed, {len(others) - 1} of them with their nodes")
+    assert killed and files == undisturbed
