@@ -73,10 +73,17 @@ def media_of(name: int) -> Media:
                  repeated_from_s=None)  # fmt: skip
 
 
+def frames_of(location: Path) -> Path:
+    return location.with_name(f"{location.name}-frames")
+
+
 @pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Clips whose decoding has begun; number 13 cannot be decoded."""
     begun: list[int] = []
+    frames_of(tmp_path).mkdir()
+    for second in range(TINY.num_frames):
+        (frames_of(tmp_path) / f"{second}.jpg").touch()  # for the digest of the input
 
     def read_media(clip: Clip, *_: object) -> Media:
         begun.append(int(clip.id))
@@ -85,7 +92,6 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return media_of(int(clip.id))
 
     monkeypatch.setattr("extract.worker.read_media", read_media)
-    monkeypatch.setattr("extract.worker.input_digest", lambda *_: "0")
     return begun
 
 
@@ -94,15 +100,13 @@ def jobs_of(location: Path, num_clips: int, size: int) -> list[Job]:
         location, encoders={"visual": {"name": "v"}, "audio": {"name": "a"}}, source="test", num_frames=1,
         input_size=2, specs={"clips": SPECS}, rows_per_shard={"clips": size},
     )
-    clips = {f"{number:02d}": Clip(id=f"{number:02d}", frames=location) for number in range(10, 10 + num_clips)}
+    clips = {f"{number:02d}": Clip(id=f"{number:02d}", frames=frames_of(location)) for number in range(10, 10 + num_clips)}
     return [Job(shard=shard, items=tuple(clips[key] for key in shard.keys)) for shard in writer.plan("clips", clips)]
 
 
 def worker(location: Path, visual: Visual, batch_clips: int = 1) -> Worker:
     encoders = Encoders(visual=visual, audio=Audio(), text=None)  # pyright: ignore[reportArgumentType]
-    made = Worker(str(location), TINY, encoders, 1, batch_clips)
-    made._encode_frames = visual.encode
-    return made
+    return Worker(str(location), TINY, encoders, 1, batch_clips)
 
 
 @pytest.mark.parametrize(
