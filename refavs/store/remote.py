@@ -2,6 +2,10 @@
 
 Credentials and endpoints come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `AWS_SKIP_SIGNATURE=true`
 for a public bucket, `GOOGLE_APPLICATION_CREDENTIALS`, ...) or from what the machine's cloud gives it.
+
+The library is obstore: it read ranges of 60 MB at 3 to 5 times the speed of tensorstore and s3fs (5 and 20 MB, lists
+and small files about as fast), puts on both conditions (absent, unchanged) and needs no other package. Parts fetched at
+once make 5 times the speed of one request where a connection is held to 85 MB/s, as on S3 (bench_remote.py).
 """
 
 import atexit

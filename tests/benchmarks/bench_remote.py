@@ -1,4 +1,5 @@
-"""Reads, writes and lists through obstore, s3fs and tensorstore, from one run, and prints their ratios to refavs.
+"""Reads, writes and lists through obstore, s3fs and tensorstore, from one run, and prints their ratios to refavs; and
+random samples of a store on disk, on S3 and behind a web server.
 
 `python tests/benchmarks/bench_remote.py`; `--quick` shrinks it to a smoke test. s3fs takes part where it is installed
 (`pip install -c constraints.txt s3fs`). The servers are processes of this machine: moto (Python, single-threaded, so
@@ -15,13 +16,17 @@ import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import obstore
+import pandas as pd
 import tensorstore
 from bench_store import seconds, turn
 from machine import describe, ratio, speed, table
 
+from refavs.store import ArraySpec, FeatureStore, StoreWriter, text_key
+from refavs.store.folder import LocalFolder
 from refavs.store.remote import RemoteFolder
 
 PACKAGES = ("obstore", "tensorstore", "moto", "numpy")
@@ -142,6 +147,56 @@ def bench_whole(url: str, data: np.ndarray, num_names: int, repeats: int) -> dic
     return taken
 
 
+def write_samples(location: Path, num_clips: int, side: int) -> None:
+    """A store of random features: the maps of a pixel decoder from `side` down to an eighth of it, sound and a text."""
+    maps = [ArraySpec(path=f"clips/visual/pixel_decoder/s{stride}", shape=(10, 256, side // stride, side // stride),
+                      dtype="float16", axes=("t", "c", "h", "w")) for stride in (1, 2, 4, 8)]  # fmt: skip
+    sound = ArraySpec(path="clips/audio/vggish", shape=(10, 128), dtype="float32", axes=("t", "c"))
+    text = ArraySpec(path="text/roberta/features", shape=(25, 768), dtype="float32", axes=("l", "c"))
+    valid = ArraySpec(path="text/roberta/valid", shape=(25,), dtype="bool", axes=("l",))
+    writer = StoreWriter.open(
+        location, encoders={}, source="benchmark", num_frames=10, input_size=side,
+        specs={"clips": [*maps, sound], "text": [text, valid]}, rows_per_shard={"clips": 4, "text": 4},
+    )  # fmt: skip
+    clips, rng = [f"clip{number:05d}" for number in range(num_clips)], np.random.default_rng(0)
+    for name, keys in (("clips", clips), ("text", [text_key("a sentence")])):
+        specs = {spec.path: spec for spec in writer.schema.tables[name].arrays}
+        for plan in writer.plan(name, keys):
+            with writer.shard(plan) as shard:
+                for key in plan.keys:
+                    rows = {path: rng.random(spec.shape, np.float32).astype(spec.dtype) for path, spec in specs.items()}
+                    shard.write(key, rows, {"text": "a sentence"} if name == "text" else {})
+    plain = {"vid": "v", "object": -1, "text": 0, "split": "train", "fid": 1, "grade": "", "dimension": ""}
+    rows = writer.committed("clips")
+    writer.write_expressions(pd.DataFrame([{"uid": clip, "clip": rows[clip], **plain} for clip in clips]))
+    writer.finalise()
+
+
+def bench_samples(location: str, repeats: int) -> tuple[Times, int]:
+    """Seconds per random sample, its arrays fetched one after the other or together, and its bytes."""
+    stores = {"one after the other": FeatureStore(location), "together": FeatureStore(location)}
+    alone = LocalFolder(Path()).together
+    stores["one after the other"].folder.together = alone  # pyright: ignore
+    rng, taken = np.random.default_rng(0), {name: [] for name in stores}
+    for store in stores.values():  # every shard is opened once
+        for sample in store:
+            num_bytes = sum(one.nbytes for one in (*sample.visual.values(), sample.audio, sample.text, sample.valid))
+    for repeat in range(repeats):
+        index = int(rng.integers(len(stores["together"])))
+        for name in turn(list(stores), repeat):
+            taken[name].append(seconds(lambda name=name, index=index: stores[name].sample(index)))
+    return taken, num_bytes
+
+
+def print_samples(found: dict[str, tuple[Times, int]]) -> None:
+    """Samples per second by the place of the store."""
+    print("\n### Random samples, warm\n\nsamples/s (fastest / median); what a server sent is verified each time\n")
+    rows = [[place, f"{num_bytes / 1e6:.1f} MB", *(f"{1 / min(times):.1f} / {1 / median(times):.1f}"
+             for times in taken.values()), ratio(taken["together"], taken["one after the other"])]
+            for place, (taken, num_bytes) in found.items()]  # fmt: skip
+    print(table(["store", "sample", "one array after the other", "together", "together is x"], rows))
+
+
 def print_ranges(title: str, found: dict[int, Times]) -> None:
     """Speeds and ratios by length of the range."""
     print(f"\n### Ranges from {title}\n\nGB/s and how many times as fast refavs is (fastest / median run)\n")
@@ -165,21 +220,30 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="for the servers' files")
     args = parser.parse_args()
     sizes = (100_000, 9_000_000) if args.quick else (5_000_000, 20_000_000, 60_000_000)
-    repeats, num_names = (1, 10) if args.quick else (8, 2500)
+    repeats, num_names = (2, 10) if args.quick else (8, 2500)
     data = np.random.default_rng(0).integers(0, 256, 2 * max(sizes), np.uint8)
     print(describe(args.folder, PACKAGES))
     with tempfile.TemporaryDirectory(dir=args.folder) as place:
         (shard := Path(place) / SHARD).parent.mkdir(parents=True)
         shard.write_bytes(data)
+        on_disk = LocalFolder(Path(place) / "store")
+        write_samples(on_disk.path, 4 if args.quick else 16, 16 if args.quick else 64)
         server = str(Path(__file__).with_name("object_server.py"))
         with served("-c", MOTO) as url:
             urllib.request.urlopen(urllib.request.Request(f"{url}/{BUCKET}", method="PUT", data=b"")).close()
             RemoteFolder(f"s3://{BUCKET}").write(SHARD, data.tobytes())
             print_ranges("moto", {size: bench_ranges(url, data, size, repeats) for size in sizes})
             print_whole(bench_whole(url, data[: 1 << 26], num_names, repeats))
+            on_moto = RemoteFolder(f"s3://{BUCKET}/store")
+            for name in on_disk.names():
+                on_moto.write(name, on_disk.read(name))
+            samples = {"local disk": bench_samples(on_disk.location, repeats),
+                       "s3:// (moto)": bench_samples(on_moto.location, repeats)}  # fmt: skip
         for title, pace in ((SENDING, ()), (PACED, ("0.03", "85e6"))):
             with served(server, place, *pace) as url:
                 print_ranges(title, {size: bench_ranges(url, data, size, repeats) for size in sizes})
+                samples[f"http:// ({title})"] = bench_samples(f"{url}/{BUCKET}/store", repeats)
+    print_samples(samples)
 
 
 if __name__ == "__main__":

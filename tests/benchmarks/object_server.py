@@ -17,6 +17,7 @@ class Objects(BaseHTTPRequestHandler):
     """Answers HEAD and GET, with ranges, of `/bucket/key`."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     folder: Path
     wait_s = 0.0
     pace = 0.0

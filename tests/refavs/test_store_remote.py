@@ -29,7 +29,7 @@ from refavs.errors import StoreError
 from refavs.store import FeatureStore, object_key, text_key
 from refavs.store.files import write_all
 from refavs.store.folder import Folder, LocalFolder, open_folder
-from refavs.store.remote import NUM_PARTS, PART_BYTES, RemoteFolder
+from refavs.store.remote import NUM_PARTS, PART_BYTES, RETRIES, RemoteFolder
 from refavs.store.remote_errors import os_error
 from refavs.store.verify import verify
 
@@ -250,6 +250,12 @@ def test_google_folder_needs_no_network_before_its_first_use() -> None:
     assert folder.key("zarr.json") == "some/prefix/zarr.json" and folder.where("a") == "gs://bucket/some/prefix/a"
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One repetition of a failed request is enough for a test."""
+    monkeypatch.setitem(RETRIES, "max_retries", 1)
+
+
 def check_error(error: OSError, url: str, *parts: str) -> None:
     """One line with the URL and what was found, without secrets."""
     text = str(error)
@@ -311,7 +317,7 @@ def test_object_cut_short_after_it_was_opened_is_refused(bucket: str) -> None:
     check_error(caught.value, folder.where("a"))
 
 
-def test_server_that_ended_is_a_connection_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_ended_is_a_connection_error(hasty: None, monkeypatch: pytest.MonkeyPatch) -> None:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     url = "http://{}:{}".format(*server.get_host_and_port())
@@ -347,7 +353,9 @@ class OneShot:
         self._socket.close()
 
 
-def test_server_killed_in_the_middle_of_an_answer_is_a_connection_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_killed_in_the_middle_of_an_answer_is_a_connection_error(
+    hasty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     facts = b'Last-Modified: Sun, 22 Nov 2026 00:00:00 GMT\r\nETag: "x"\r\nConnection: close\r\n'
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n" + facts + b"\r\n"
     half = b"HTTP/1.1 206 OK\r\nContent-Length: 1000\r\nContent-Range: bytes 0-999/1000\r\n" + facts + b"\r\n"
@@ -379,7 +387,7 @@ def test_server_that_ignores_conditions_is_found_out(monkeypatch: pytest.MonkeyP
     check_error(caught.value, "s3://features/a/lease.json")
 
 
-def test_server_without_conditions_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_without_conditions_says_so(hasty: None, monkeypatch: pytest.MonkeyPatch) -> None:
     body = b"<Error><Code>NotImplemented</Code><Message>A header implies what is not there</Message></Error>"
     answer = b"HTTP/1.1 501 Not Implemented\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body
     server = OneShot([answer] * 10)
@@ -573,7 +581,9 @@ def test_store_behind_a_web_server_is_read_and_verified(
         FeatureStore(f"{website}/store")
 
 
-def test_store_that_is_out_of_reach_is_no_damage(local: LocalFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_that_is_out_of_reach_is_no_damage(
+    local: LocalFolder, hasty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     url = "http://{}:{}".format(*server.get_host_and_port())
