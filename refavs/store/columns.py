@@ -3,7 +3,8 @@
 Strings are UTF-8 padded with zero bytes to the longest one, an encoding that every Zarr reader has.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,14 +65,28 @@ def from_frame(frame: pd.DataFrame) -> tuple[Columns, dict[str, str]]:
     return columns, kinds
 
 
-def write_columns(folder: Folder, group: str, columns: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> None:
-    """Writes each column as an array of one chunk below `group`; what is there already is left alone."""
-    write_if_changed(folder, f"{group}/zarr.json", group_metadata())
+def column_files(
+    group: str, columns: Mapping[str, np.ndarray], kinds: Mapping[str, str]
+) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the files of columns that are arrays of one chunk below `group`."""
+    yield f"{group}/zarr.json", group_metadata()
     for name, column in columns.items():
         if column.size:
-            write_if_changed(folder, _chunk_name(group, name, column), _chunk(column))
+            yield _chunk_name(group, name, column), _chunk(column)
         attributes = _TEXT if kinds[name] == "str" else {}
-        write_if_changed(folder, f"{group}/{name}/zarr.json", column_metadata(column, attributes))
+        yield f"{group}/{name}/zarr.json", column_metadata(column, attributes)
+
+
+def read_column(folder: Folder, group: str, name: str) -> np.ndarray | None:
+    """A column by its own description and checksum; None where it was not written or is damaged."""
+    try:
+        told = json.loads(folder.read(f"{group}/{name}/zarr.json"))
+        empty = np.empty(told["shape"], told["data_type"])
+        data = folder.read(_chunk_name(group, name, empty)) if empty.size else b""
+        column = np.frombuffer(data[:-CRC_BYTES], empty.dtype).reshape(empty.shape)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return column if not column.size or data == _chunk(column) else None
 
 
 def write_expressions(folder: Folder, frame: pd.DataFrame) -> None:
@@ -90,7 +105,8 @@ def write_expressions(folder: Folder, frame: pd.DataFrame) -> None:
     folder.remove(EXPRESSIONS_RECORD)
     for name in folder.names(_FOLDER):
         folder.remove(name)
-    write_columns(folder, _FOLDER, columns, kinds)
+    for name, data in column_files(_FOLDER, columns, kinds):
+        write_if_changed(folder, name, data)
     folder.write(EXPRESSIONS_RECORD, seal(facts))
 
 

@@ -79,6 +79,14 @@ def record_name(table: str, index: int) -> str:
     return f"commits/{table}-{index:05d}.json"
 
 
+def shard_of(file: str) -> tuple[str, int]:
+    """Table and index of the shard of a commit record's file."""
+    name = _NAME.fullmatch(file)
+    if name is None:
+        raise ValueError(f"{file} is no commit record")
+    return name[1], int(name[2])
+
+
 def write_record(folder: Folder, record: CommitRecord) -> None:
     """Commits a shard whose files are already in place."""
     facts = record.facts() | {"seconds": round(record.seconds, 3)}

@@ -17,10 +17,10 @@ from refavs.config import nearest
 from refavs.errors import StoreError
 from refavs.store.columns import EXPRESSIONS_RECORD, read_expressions
 from refavs.store.commits import CommitRecord, read_records, record_name, store_fingerprint
+from refavs.store.finished import merged_statistics
 from refavs.store.folder import TRY_AGAIN, open_folder, out_of_reach
 from refavs.store.schema import ArraySpec, StoreSchema, root_attributes, unpack_mask
 from refavs.store.shard import ShardReader, shard_name
-from refavs.store.writer import merged_statistics
 
 POLICIES = ("first", "always", "never")
 MASK = "objects/mask"

@@ -1,14 +1,15 @@
 """Re-hashing a store: every byte of every committed row, index, record and description."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from refavs.errors import StoreError
-from refavs.store.columns import EXPRESSIONS_RECORD, read_expressions
+from refavs.store.columns import AGAIN, EXPRESSIONS_RECORD, column_files, from_frame, read_expressions
 from refavs.store.commits import (
     LISTING,
     CommitRecord,
@@ -16,10 +17,11 @@ from refavs.store.commits import (
     read_records,
     record_files,
     record_name,
-    store_fingerprint,
+    shard_of,
     unseal,
 )
 from refavs.store.files import PARTIAL
+from refavs.store.finished import finished_files, keys_of_rows
 from refavs.store.folder import Folder, open_folder
 from refavs.store.schema import StoreSchema, array_metadata, root_attributes
 from refavs.store.shard import ShardReader, shard_name
@@ -65,48 +67,120 @@ def verify(location: str | Path, progress: Callable[[str], None] = lambda record
     """
     folder = open_folder(location)
     schema = StoreSchema.from_attributes(root_attributes(folder), f"store {folder.location}")
-    records, damage, num_bytes = [], [], 0
-    for file in record_files(folder):
-        try:
-            record = read_record(folder, file, schema)
-        except StoreError as error:
-            damage.append(Damage(where=file, keys=(), problem=str(error)))
-            continue
-        records.append(record)
-        damage += _shard_damage(folder, schema, record)
-        num_bytes += sum(facts.num_bytes for facts in record.arrays.values())
-        progress(file)
-    damage += [*_description_damage(folder, schema, records), *_table_damage(folder, schema, records)]
-    if not damage:
-        damage += _fingerprint_damage(folder, schema, records)
+    records, damage = _read_records(folder, schema)
+    sharers = _sharers(records)
+    for record in records:
+        damage += _shard_damage(folder, schema, record, sharers)
+        progress(record_name(record.table, record.index))
+    table_damage = [*_table_damage(folder, schema, records)]
+    complete = not table_damage and len(records) == len(record_files(folder))
+    damage += [*table_damage, *_description_damage(folder, schema, records, complete)]
     return Verdict(
-        num_rows=sum(len(record.rows) for record in records), num_bytes=num_bytes, damage=tuple(damage),
+        num_rows=sum(len(record.rows) for record in records), damage=tuple(damage),
+        num_bytes=sum(facts.num_bytes for record in records for facts in record.arrays.values()),
         uncommitted=tuple(_uncommitted(folder, schema)),
     )  # fmt: skip
 
 
-def _shard_damage(folder: Folder, schema: StoreSchema, record: CommitRecord) -> Iterator[Damage]:
+def _read_records(folder: Folder, schema: StoreSchema) -> tuple[list[CommitRecord], list[Damage]]:
+    """The whole records, and those that are damaged or gone with the keys that they held."""
+    files = record_files(folder)
+    listed = _listed(folder, "names")
+    records, problems = [], {file: f"the commit record is gone; {AGAIN}" for file in listed if file not in files}
+    for file in files:
+        try:
+            records.append(read_record(folder, file, schema))
+        except StoreError as error:
+            problems[file] = str(error)
+    sharers = _sharers(records)
+    damage = []
+    for file, problem in problems.items():
+        table, index = shard_of(file)
+        size = schema.tables[table].rows_per_shard if table in schema.tables else 0
+        names = keys_of_rows(folder, table) if size else {}
+        keys = [names[row] for row in range(index * size, (index + 1) * size) if row in names]
+        lost = _lost(sharers, [start for start, _ in sharers], keys)
+        damage.append(Damage(where=file, keys=lost, problem=problem))
+    return records, damage
+
+
+def _sharers(records: list[CommitRecord]) -> dict[tuple[str, str], list[str]]:
+    """Keys that have the features of another one, by the start of the array paths and that other one."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        for key, owners in record.shares.items():
+            for start, owner in owners.items():
+                found.setdefault((start, owner), []).append(key)
+    return found
+
+
+def _lost(sharers: dict[tuple[str, str], list[str]], paths: Iterable[str], keys: Iterable[str]) -> tuple[str, ...]:
+    """The keys, and those that share rows of them in the arrays at `paths`."""
+    starts = {start for start, _ in sharers if any(f"{path}/".startswith(f"{start}/") for path in paths)}
+    lost = list(keys)
+    return tuple(dict.fromkeys([*lost, *(other for key in lost for start in sorted(starts)
+                                         for other in sorted(sharers.get((start, key), [])))]))  # fmt: skip
+
+
+def _shard_damage(
+    folder: Folder, schema: StoreSchema, record: CommitRecord, sharers: dict[tuple[str, str], list[str]]
+) -> Iterator[Damage]:
     """Damage of the files of one shard, as exactly as it can be told which rows it reaches."""
     size = schema.tables[record.table].rows_per_shard
     for path, facts in record.arrays.items():
         spec = schema.specs[path]
         where = shard_name(spec, record.index)
         rows = record.own_rows(path)
-        keys = tuple(sorted(rows, key=rows.__getitem__))
+        keys = sorted(rows, key=rows.__getitem__)
         try:
             shard = ShardReader(folder, where, spec, size, facts)
         except StoreError as error:
-            yield Damage(where=where, keys=keys, problem=str(error))
+            yield Damage(where=where, keys=_lost(sharers, [path], keys), problem=str(error))
             continue
         bad = [(key, problem) for key in keys if (problem := _row_problem(shard, record, key, size))]
         for key, problem in bad:
-            yield Damage(where=where, keys=(key,), problem=problem)
+            yield Damage(where=where, keys=_lost(sharers, [path], [key]), problem=problem)
         if not bad and shard.file_crc32c() != facts.crc32c:
             yield Damage(where=where, keys=(), problem="bytes between its rows have changed; every row is whole")
 
 
-def _description_damage(folder: Folder, schema: StoreSchema, records: list[CommitRecord]) -> Iterator[Damage]:
-    """Arrays with rows whose zarr.json would mislead a reader without this code."""
+def _description_damage(
+    folder: Folder, schema: StoreSchema, records: list[CommitRecord], complete: bool
+) -> Iterator[Damage]:
+    """What would mislead a reader without this code; of a finished store whose records are `complete`, every file."""
+    told, known = root_attributes(folder), schema.to_attributes()
+    finished = told.keys() != known.keys()
+    if finished and _listed(folder, "zarr.json") not in ("", folder.read("zarr.json").decode(errors="replace")):
+        yield Damage(where="zarr.json", keys=(), problem="is not what it was when the store was finished, of which "
+                     f"{LISTING} has a copy")
+        return
+    if not finished or not complete:
+        yield from _array_damage(folder, schema, records)
+        return
+    expressions = read_expressions(folder)
+    expected = dict(finished_files(schema, records, expressions and expressions[1]))
+    found = json.loads(expected["zarr.json"])["attributes"]["fingerprint"]
+    if told.get("fingerprint") != found:
+        yield Damage(where="zarr.json", keys=(), problem=f"the store was finished as {told.get('fingerprint')}, its "
+                     f"content is {found}: zarr.json was changed, or a commit record or the expressions were; {AGAIN}")
+        return
+    if expressions:
+        expected |= dict(column_files("expressions", *from_frame(expressions[0])))
+    for file, data in expected.items():
+        if not folder.exists(file) or folder.read(file) != data:
+            yield Damage(where=file, keys=(), problem=f"is not what the commit records say; {AGAIN}")
+
+
+def _listed(folder: Folder, name: str) -> Any:
+    """What the list of records says; empty where there is none, or a damaged one."""
+    try:
+        return unseal(folder, LISTING).get(name, "") if folder.exists(LISTING) else ""
+    except StoreError:
+        return ""
+
+
+def _array_damage(folder: Folder, schema: StoreSchema, records: list[CommitRecord]) -> Iterator[Damage]:
+    """Arrays with rows whose zarr.json does not describe them; lengths and statistics may be those of another time."""
     for spec in schema.specs.values():
         if not any(record.table == spec.table for record in records):
             continue
@@ -118,8 +192,8 @@ def _description_damage(folder: Folder, schema: StoreSchema, records: list[Commi
         except (OSError, ValueError, KeyError, TypeError) as error:
             told = repr(error)
         if told != expected:
-            yield Damage(where=path, keys=(), problem="does not describe the array that the store's "
-                         "schema names; remove it and run the same refavs-extract command again")
+            yield Damage(where=path, keys=(), problem="does not describe the array that the store's schema names; "
+                         f"remove it and {AGAIN}")
 
 
 def _row_problem(shard: ShardReader, record: CommitRecord, key: str, size: int) -> str | None:
@@ -152,24 +226,6 @@ def _table_damage(folder: Folder, schema: StoreSchema, records: list[CommitRecor
                 problem=f"{len(lost)} rows that {len(uids)} expressions need are in no whole commit record, e.g. row "
                 f"{lost[0]}",
             )  # fmt: skip
-
-
-def _fingerprint_damage(folder: Folder, schema: StoreSchema, records: list[CommitRecord]) -> Iterator[Damage]:
-    """A store whose parts are whole, but that is not the one whose extraction ended; one still open names none."""
-    told = root_attributes(folder).get("fingerprint")
-    expressions = read_expressions(folder)
-    found = store_fingerprint(schema, records, expressions and expressions[1])
-    try:
-        listed = folder.exists(LISTING) and unseal(folder, LISTING) == {"names": record_files(folder)}
-    except StoreError:
-        listed = False
-    if told is not None and not listed:
-        yield Damage(where=LISTING, keys=(), problem="does not name the commit records that are there; run the same "
-                     "refavs-extract command again")
-    if told not in (None, found):
-        yield Damage(where="zarr.json", keys=(), problem=f"the store was finished as {told}, its content is {found}: "
-                     "zarr.json was changed, or a commit record or the expressions were; run the same refavs-extract "
-                     "command again")
 
 
 def _uncommitted(folder: Folder, schema: StoreSchema) -> Iterator[str]:

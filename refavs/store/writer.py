@@ -1,42 +1,35 @@
 """Writing a store: plan the missing shards, write each whole, commit it, and finish the store."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from refavs.errors import StoreError
 from refavs.store import columns
 from refavs.store.commits import (
-    LISTING,
     CommitRecord,
     read_record,
     record_files,
     record_name,
     refuse_doubles,
-    seal,
     store_fingerprint,
 )
+from refavs.store.finished import array_files, committed_rows, finished_files, num_rows
 from refavs.store.folder import Folder, open_folder, write_if_changed
 from refavs.store.plan import ShardPlan, Shares, plan_shards
 from refavs.store.schema import (
     ArraySpec,
     StoreSchema,
     TableSchema,
-    array_metadata,
     extended,
     group_metadata,
     refuse_foreign,
     root_attributes,
 )
 from refavs.store.shard_writer import ShardWriter
-from refavs.store.statistics import ChannelSums
 
 EXPRESSION_COLUMNS = ("uid", "vid", "clip", "object", "text", "split", "fid", "grade", "dimension")
-# Starts of array paths that clips may share; column `<last part>_row` says where a clip's features lie.
-SHARED = ("clips/visual", "clips/audio")
 
 
 class StoreWriter:
@@ -73,7 +66,7 @@ class StoreWriter:
         for table in schema.tables.values():
             for spec in table.arrays:
                 if not folder.exists(f"{spec.path}/zarr.json"):
-                    writer._describe(spec, 0, {})
+                    writer._describe(spec, 0)
         return writer
 
     @classmethod
@@ -108,10 +101,7 @@ class StoreWriter:
 
     def committed(self, table: str) -> dict[str, int]:
         """Row of every committed key; a clip whose features are another one's counts if that one is there."""
-        rows = {key: row for record in self.records(table) for key, row in record.rows.items()}
-        lost = [key for record in self.records(table) for key, owners in record.shares.items()
-                if not rows.keys() >= set(owners.values())]  # fmt: skip
-        return {key: row for key, row in rows.items() if key not in set(lost)}
+        return committed_rows(self.records(table))
 
     def noted(self, table: str) -> dict[str, dict]:
         """What was noted of every committed key, e.g. that a clip is silent."""
@@ -135,8 +125,9 @@ class StoreWriter:
         if plans:
             # Without a fingerprint until `finalise`, so that the store says it is not finished.
             write_if_changed(self.folder, "zarr.json", group_metadata(self.schema.to_attributes()))
-            rows = max(_num_rows(records), *(plan.rows[-1] + 1 for plan in plans))
-            self._describe_table(table, rows, {})
+            rows = max(num_rows(records), *(plan.rows[-1] + 1 for plan in plans))
+            for spec in self.schema.tables[table].arrays:
+                self._describe(spec, rows)
             self._planned |= {record_name(table, plan.index): plan for plan in plans}
         return plans
 
@@ -167,50 +158,16 @@ class StoreWriter:
 
     def finalise(self) -> str:
         """Writes what readers without this code want (row names, statistics, lengths); returns the fingerprint."""
-        for name in self.schema.tables:
-            records = self.records(name)
-            attributes = {}
-            for path, total in merged_statistics(records).items():
-                mean, std = total.moments()
-                attributes[path] = {"statistics": {"mean": mean.tolist(), "std": std.tolist()}}
-            self._describe_table(name, _num_rows(records), attributes)
-            self._write_names(name, records)
         expressions = columns.read_expressions(self.folder)
-        fingerprint = store_fingerprint(self.schema, self.records(), expressions and expressions[1])
-        write_if_changed(self.folder, LISTING, seal({"names": sorted(self._records)}))
-        root = self.schema.to_attributes() | {"fingerprint": fingerprint}
-        write_if_changed(self.folder, "zarr.json", group_metadata(root))
-        return fingerprint
+        facts = expressions and expressions[1]
+        for name, data in finished_files(self.schema, self.records(), facts):
+            write_if_changed(self.folder, name, data)
+        return store_fingerprint(self.schema, self.records(), facts)
 
-    def _write_names(self, table: str, records: list[CommitRecord]) -> None:
-        """`clips/{id,visual_row,audio_row}`, `objects/{clip,fid}`, `text/string`; empty or -1 where a row is a hole."""
-        keys, metas = [""] * _num_rows(records), [{}] * _num_rows(records)
-        for record in records:
-            for key, row in record.rows.items():
-                keys[row], metas[row] = key, record.meta[key]
-        clips = self.committed("clips") if "clips" in self.schema.tables else {}
-        if table == "clips":
-            owners = self.shared(table)
-            rows = {f"{start.split('/')[1]}_row": [clips.get(owners.get(key, {}).get(start, key), -1) for key in keys]
-                    for start in SHARED}  # fmt: skip
-            frame = {"id": keys, **rows}
-        elif table == "objects":
-            pairs = [key.rsplit("/", 1) if key else ["", "-1"] for key in keys]
-            frame = {"clip": [clips.get(clip, -1) for clip, _ in pairs], "fid": [int(fid) for _, fid in pairs]}
-        else:
-            frame = {"string": [meta.get("text", "") for meta in metas]}
-        columns.write_columns(self.folder, table, *columns.from_frame(pd.DataFrame(frame)))
-
-    def _describe_table(self, table: str, num_rows: int, attributes: Mapping[str, dict]) -> None:
-        for spec in self.schema.tables[table].arrays:
-            self._describe(spec, num_rows, attributes.get(spec.path, {}))
-
-    def _describe(self, spec: ArraySpec, num_rows: int, attributes: dict[str, Any]) -> None:
-        names = spec.path.split("/")
-        for depth in range(1, len(names)):
-            write_if_changed(self.folder, f"{'/'.join(names[:depth])}/zarr.json", group_metadata())
+    def _describe(self, spec: ArraySpec, rows: int) -> None:
         size = self.schema.tables[spec.table].rows_per_shard
-        write_if_changed(self.folder, f"{spec.path}/zarr.json", array_metadata(spec, size, num_rows, attributes))
+        for name, data in array_files(spec, size, rows, {}):
+            write_if_changed(self.folder, name, data)
 
 
 def planned_schema(
@@ -232,18 +189,5 @@ def planned_schema(
     return extended(_schema_at(folder), wanted, folder.location) if folder.exists("zarr.json") else wanted
 
 
-def merged_statistics(records: Iterable[CommitRecord]) -> dict[str, ChannelSums]:
-    """Sums over all rows, by array path."""
-    by_path: dict[str, list[ChannelSums]] = {}
-    for record in records:
-        for path, sums in record.statistics.items():
-            by_path.setdefault(path, []).append(sums)
-    return {path: reduce(ChannelSums.merge, parts) for path, parts in by_path.items()}
-
-
 def _schema_at(folder: Folder) -> StoreSchema:
     return StoreSchema.from_attributes(root_attributes(folder), f"store {folder.location}")
-
-
-def _num_rows(records: Iterable[CommitRecord]) -> int:
-    return max((row + 1 for record in records for row in record.rows.values()), default=0)
