@@ -83,7 +83,7 @@ def decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     begun: list[int] = []
     frames_of(tmp_path).mkdir()
     for second in range(TINY.num_frames):
-        (frames_of(tmp_path) / f"{second}.jpg").touch()  # for the digest of the input
+        (frames_of(tmp_path) / f"{second}.jpg").write_bytes(b"0")  # for the digest of the input
 
     def read_media(clip: Clip, *_: object) -> Media:
         begun.append(int(clip.id))
@@ -100,7 +100,8 @@ def jobs_of(location: Path, num_clips: int, size: int) -> list[Job]:
         location, encoders={"visual": {"name": "v"}, "audio": {"name": "a"}}, source="test", num_frames=1,
         input_size=2, specs={"clips": SPECS}, rows_per_shard={"clips": size},
     )
-    clips = {f"{number:02d}": Clip(id=f"{number:02d}", frames=frames_of(location)) for number in range(10, 10 + num_clips)}
+    names = [f"{number:02d}" for number in range(10, 10 + num_clips)]
+    clips = {name: Clip(id=name, frames=frames_of(location)) for name in names}
     return [Job(shard=shard, items=tuple(clips[key] for key in shard.keys)) for shard in writer.plan("clips", clips)]
 
 
@@ -119,6 +120,7 @@ def test_batches_are_neighbours_of_one_shard_whatever_fails(
 ) -> None:
     visual = Visual()
     results = [worker(tmp_path, visual, batch_clips).run(job) for job in jobs_of(tmp_path, 7, size=6)]
+    assert not any(result.trace for result in results)
     assert visual.batches == expected and sorted(decoded) == list(range(10, 17))
     assert [result.failures for result in results] == [{"13": "clip 13 is damaged"}, {}]
     assert [result.num_done for result in results] == [5, 1]
