@@ -264,7 +264,8 @@ def _decode(
 
 
 def _mono(frames: "Sequence[av.AudioFrame]") -> Float[np.ndarray, " s"]:
-    parts = [reduce(frame.to_ndarray(), "1 (s c) -> s", "mean", c=frame.layout.nb_channels) for frame in frames]
+    with np.errstate(invalid="ignore", over="ignore"):  # what is no number is found when the sound is complete
+        parts = [reduce(frame.to_ndarray(), "1 (s c) -> s", "mean", c=frame.layout.nb_channels) for frame in frames]
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 

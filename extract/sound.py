@@ -33,7 +33,8 @@ def read_wave(path: Path, num_seconds: int, within: Path | None = None) -> Float
                 blocksize=max(1, _BLOCK_VALUES // file.channels), frames=num_seconds * file.samplerate,
                 dtype="float32", always_2d=True,
             )
-            mono = [block.mean(axis=1) for block in blocks]
+            with np.errstate(invalid="ignore", over="ignore"):  # what is no number is found below
+                mono = [block.mean(axis=1) for block in blocks]
             samples = np.concatenate(mono) if mono else np.zeros(0, np.float32)
             return at_sample_rate(samples, file.samplerate)
     except FileNotFoundError:

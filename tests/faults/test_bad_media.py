@@ -20,6 +20,7 @@ from PIL import Image
 from extract.media import SAMPLE_RATE_HZ, Media, input_digest, read_media
 from refavs.data.bench import Clip, read_source
 from refavs.errors import DatasetError
+from refavs.store.reader import FeatureStore
 
 _spec = importlib.util.spec_from_file_location("bad_media", Path(__file__).parent / "bad_media.py")
 assert _spec is not None and _spec.loader is not None
@@ -336,6 +337,7 @@ MEASURE = """
 import json, pickle, resource, sys, time
 from extract.media import read_media
 from refavs.errors import DatasetError
+from refavs.store.reader import FeatureStore
 with open(sys.argv[1], "rb") as file:
     clips = pickle.load(file)
 peak_mb = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -371,3 +373,30 @@ def test_bad_media_take_little_time_and_memory(tmp_path: Path) -> None:
     measured = {kind: numbers for kind, (line, *numbers) in found.items() if line}
     assert max(seconds for seconds, _ in measured.values()) < MOST_SECONDS, measured
     assert sum(growth_mb for _, growth_mb in measured.values()) < MOST_GROWTH_MB, measured
+
+
+# -------------------------------------------------------------------------------------------------- the whole command
+
+
+@pytest.mark.ray
+def test_extraction_lists_each_bad_video_and_keeps_the_good(tmp_path: Path) -> None:
+    source, store = source_folder(tmp_path), tmp_path / "store"
+    for name in ("good-first", "middle", "the-last"):
+        bad.good(source / f"{name}.mkv")
+    names = {kind: re.sub(r"\W+", "-", kind) for kind in BAD_VIDEOS | NOT_FILES}
+    for kind, (build, _) in (BAD_VIDEOS | NOT_FILES).items():
+        build(source / f"{names[kind]}{'.mov' if kind.startswith('frames of') else '.mp4'}")
+    run = subprocess.run(
+        [sys.executable, "-m", "extract.cli", str(source), str(store), "--preset", "tiny", "--weights", "random",
+         "--workers", "1"], capture_output=True, text=True, timeout=280, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert run.returncode == 3, run.stderr
+    lines = [line for line in run.stderr.splitlines() if line.startswith("refavs-extract: clips ")]
+    assert len(lines) == len(BAD_VIDEOS), run.stderr
+    for kind, (_, text) in BAD_VIDEOS.items():
+        (line,) = [line for line in lines if line.startswith(f"refavs-extract: clips {names[kind]}: video ")]
+        assert re.search(text, line), line
+    report = next(line for line in run.stdout.splitlines() if "not_files" in line)
+    assert all(f"'{names[kind]}.mp4'" in report for kind in NOT_FILES)
+    kept = FeatureStore(store)
+    assert sorted(kept.clips) == ["good-first", "middle", "the-last"]
