@@ -398,5 +398,4 @@ def test_extraction_lists_each_bad_video_and_keeps_the_good(tmp_path: Path) -> N
         assert re.search(text, line), line
     report = next(line for line in run.stdout.splitlines() if "not_files" in line)
     assert all(f"'{names[kind]}.mp4'" in report for kind in NOT_FILES)
-    kept = FeatureStore(store)
-    assert sorted(kept.clips) == ["good-first", "middle", "the-last"]
+    assert sorted(FeatureStore(store).clips["id"]) == ["good-first", "middle", "the-last"]
