@@ -4,8 +4,10 @@ Files are named by their place below the store, with `/`, and appear whole or no
 whose `filename` is the full name, whatever the place is.
 """
 
+import errno
 import fcntl
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
@@ -132,7 +134,12 @@ class MappedFile:
             self._bytes = np.zeros(0, np.uint8)
             return
         # torch keeps no file descriptor for a mapping; mmap.mmap would keep one for every shard.
-        self._bytes = torch.from_file(str(path), shared=False, size=self.num_bytes, dtype=torch.uint8).numpy()
+        try:
+            self._bytes = torch.from_file(str(path), shared=False, size=self.num_bytes, dtype=torch.uint8).numpy()
+        except RuntimeError as error:  # what the system refuses, as a folder in the file's place
+            number = re.search(r"\((\d+)\)", str(error))
+            code = int(number[1]) if number else errno.EIO
+            raise OSError(code, os.strerror(code), str(path)) from error
 
     def read(self, start: int, stop: int) -> UInt8[np.ndarray, " b"]:
         """A view of the bytes."""
