@@ -99,7 +99,12 @@ def read_record(folder: Folder, file: str, schema: StoreSchema) -> CommitRecord:
     Raises:
         StoreError: it is damaged, or speaks of rows or arrays that the shard of its name cannot have.
     """
-    facts = unseal(folder, file)
+    return parse_record(read_or_refuse(folder, file, "commit record", REMEDY), file, schema, folder.where(file))
+
+
+def parse_record(data: bytes, file: str, schema: StoreSchema, where: str) -> CommitRecord:
+    """The record in the bytes of `file`, as `read_record` does; `where` names their place for people."""
+    facts = _opened(data, where)
     try:
         name = _NAME.fullmatch(file)
         record = CommitRecord(
@@ -116,7 +121,7 @@ def read_record(folder: Folder, file: str, schema: StoreSchema) -> CommitRecord:
             raise ValueError(f"it speaks of shard {record.index} of table {record.table}")
         _check(record, schema)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(f"commit record {folder.where(file)} cannot be used: {error}; {REMEDY}") from error
+        raise StoreError(f"commit record {where} cannot be used: {error}; {REMEDY}") from error
     return record
 
 
@@ -203,14 +208,17 @@ def unseal(folder: Folder, file: str) -> dict[str, Any]:
     Raises:
         StoreError: a byte of it has changed.
     """
-    data = read_or_refuse(folder, file, "commit record", REMEDY)
+    return _opened(read_or_refuse(folder, file, "commit record", REMEDY), folder.where(file))
+
+
+def _opened(data: bytes, where: str) -> dict[str, Any]:
     body = data[len(_head(b"")) : -1]
     try:
         facts = json.loads(body) if data == _head(body) + body + b"}" else None
     except ValueError:
         facts = None
     if not isinstance(facts, dict):
-        raise StoreError(f"commit record {folder.where(file)} is damaged: it does not match its own checksum; {REMEDY}")
+        raise StoreError(f"commit record {where} is damaged: it does not match its own checksum; {REMEDY}")
     return facts
 
 

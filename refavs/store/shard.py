@@ -129,6 +129,11 @@ class ShardReader:
                 raise StoreError(f"the index of shard {where} is damaged: it has no row of {spec.row_bytes} bytes at "
                                  f"place {place}")
 
+    @property
+    def order(self) -> list[int]:
+        """The places that have rows, in the order in which the file holds them."""
+        return sorted(self._facts.rows, key=lambda place: int(self._index[place, 0]))
+
     def check(self, place: int) -> None:
         """Compares the row at `place` with its two checksums, beside it and in the commit record.
 
