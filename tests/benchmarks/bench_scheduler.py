@@ -1,0 +1,327 @@
+"""What scheduling costs for each shard, in time and memory, with encoders that only sleep.
+
+`make bench-scheduler` runs it. Three parts: the real plan and the real schedule with workers and a clock that are
+simulated; the real driver on Ray with workers that do nothing; and the whole of planning, extracting, committing and
+reading back shards of a few texts. Then the size of commit records of preset `base`. infra/SCALING.md reckons with
+what is printed here. `--quick` shrinks everything to a smoke test.
+"""
+
+import argparse
+import heapq
+import os
+import random
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from machine import describe, table
+
+from extract.job import Resources, run_jobs
+from extract.log import RunLog
+from extract.plan import Job, array_specs
+from extract.presets import Encoders, build_encoders, preset_named
+from extract.schedule import Schedule
+from extract.weights import WeightSource
+from extract.worker import STAGES, JobResult
+from refavs.data.bench import Clip
+from refavs.store.commits import CommitRecord, encoder_digests, read_record, record_name, write_record
+from refavs.store.folder import open_folder
+from refavs.store.plan import plan_shards
+from refavs.store.reader import FeatureStore
+from refavs.store.schema import ArraySpec, StoreSchema, TableSchema, text_key
+from refavs.store.shard import ShardFacts
+from refavs.store.statistics import ChannelSums
+from refavs.store.writer import StoreWriter
+
+PACKAGES = ("ray", "torch", "numpy")
+TARGET_MS = 1.0
+FRAMES_PER_S = 300.0
+DEATHS = 1e-3
+RESTART_S = 30.0
+ROWS = 4
+BASE = preset_named("base")
+
+
+def base_schema(rows_per_shard: int) -> tuple[StoreSchema, list[ArraySpec]]:
+    """Schema of a store of preset base with both levels; nothing of the weights is read."""
+    encoders = build_encoders(BASE, WeightSource(kind="random"), ("backbone", "pixel_decoder"), None)
+    specs = array_specs(BASE, encoders)
+    tables = {name: TableSchema(rows_per_shard=rows_per_shard if name == "clips" else BASE.rows_per_shard[name],
+                                arrays=tuple(arrays)) for name, arrays in specs.items()}  # fmt: skip
+    schema = StoreSchema(encoders=encoders.fingerprints(), source="simulated", num_frames=BASE.num_frames,
+                         input_size=BASE.input_size, tables=tables)  # fmt: skip
+    return schema, specs["clips"]
+
+
+def planned(schema: StoreSchema, num_shards: int) -> list[Job]:
+    """Jobs as the command makes them of a benchmark with names as long as those of Ref-AVS Bench."""
+    keys = [f"-{number:010d}_20000_30000" for number in range(num_shards * ROWS)]
+    clips = {key: Clip(id=key, frames=Path(f"/data/ref-avs/media/{key}/frames"),
+                       audio=Path(f"/data/ref-avs/media/{key}/audio.wav")) for key in keys}  # fmt: skip
+    plans = plan_shards(schema, "clips", [], keys, {})
+    return [Job(shard=plan, items=tuple(clips[key] for key in plan.keys)) for plan in plans]
+
+
+@dataclass(order=True)
+class Event:
+    """A worker ends a task, or is ready, at a moment of the simulated clock."""
+
+    time_s: float
+    number: int
+    worker: int = field(compare=False)
+    task: Any = field(compare=False)
+
+
+def simulate(jobs: Sequence[Job], num_workers: int, seed: int = 0) -> tuple[float, int, RunLog]:
+    """Runs all jobs with workers that sleep on a simulated clock and sometimes die; returns its end and the deaths."""
+    generator, schedule = random.Random(seed), Schedule([job.shard.keys for job in jobs])
+    events: list[Event] = [Event(generator.uniform(5, 30), worker, worker, None) for worker in range(num_workers)]
+    heapq.heapify(events)
+    number, deaths, now, free_s = num_workers, 0, 0.0, [0.0] * num_workers
+    alive = list(range(num_workers))  # by place, the name of the worker that is there now
+    log = RunLog(None, {"clips": len(jobs) * ROWS})
+    stages = dict.fromkeys(STAGES, 0.1)
+
+    def give(place: int) -> None:
+        nonlocal number
+        for task in schedule.assign(alive[place]):
+            # A worker's second job waits for its encoders.
+            free_s[place] = max(now, free_s[place]) + ROWS * 10 / FRAMES_PER_S * generator.uniform(0.7, 1.3)
+            number += 1
+            heapq.heappush(events, Event(free_s[place], number, alive[place], task))
+
+    while schedule.num_left:
+        event = heapq.heappop(events)
+        now, place = event.time_s, event.worker % num_workers
+        if event.worker != alive[place]:
+            continue
+        if event.task is None:
+            schedule.enlist(event.worker)
+        elif generator.random() < DEATHS:
+            deaths += 1
+            schedule.lost(event.worker, "simulated")
+            alive[place] += num_workers
+            number += 1
+            heapq.heappush(events, Event(now + RESTART_S, number, alive[place], None))
+            for other in range(num_workers):
+                give(other)
+            continue
+        else:
+            schedule.done(event.worker, event.task)
+            if event.task.probe is None:
+                log.add(JobResult(table="clips", num_done=ROWS, seconds=0.2, stages_s=stages, worker=str(place)))
+        give(place)
+    return now, deaths, log
+
+
+def simulated(sizes: Sequence[int], num_workers: int) -> str:
+    """Time and memory by the number of shards; memory is counted in a run of its own, which is slower."""
+    schema, _ = base_schema(ROWS)
+    rows = []
+    for size in sizes:
+        started = time.perf_counter()
+        jobs = planned(schema, size)
+        planning = time.perf_counter() - started
+        started = time.perf_counter()
+        end_s, deaths, _ = simulate(jobs, num_workers)
+        scheduling = time.perf_counter() - started
+        del jobs
+        tracemalloc.start()
+        jobs = planned(schema, size)
+        job_bytes = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        simulate(jobs, num_workers)
+        more_bytes = tracemalloc.get_traced_memory()[1] - job_bytes
+        tracemalloc.stop()
+        ideal_s = size * ROWS * 10 / FRAMES_PER_S / num_workers
+        rows.append([
+            f"{size:,}", f"{planning / size * 1e3:.3f}", f"{scheduling / size * 1e3:.3f}",
+            f"{job_bytes / size:,.0f}", f"{more_bytes / size:,.0f}", f"{(job_bytes + more_bytes) / 2**20:,.1f}",
+            str(deaths), f"{end_s:,.0f} ({ideal_s / end_s:.0%})",
+        ])  # fmt: skip
+    header = ("shards", "plan, ms each", "schedule, ms each", "bytes/shard: jobs", "bytes/shard: schedule",
+              "MiB in all", "deaths", "simulated s (encoders busy)")  # fmt: skip
+    return table(header, rows)
+
+
+class Sleeper:
+    """Stands for a worker on Ray; it does nothing, so that all that is left is the driver and Ray."""
+
+    def __init__(self, *_: object) -> None:
+        self._name = f"here:{os.getpid()}"
+
+    def ready(self) -> str:
+        """As a real one."""
+        return self._name
+
+    def run(self, job: Job, condemned: dict[str, str]) -> JobResult:
+        """Says that all is done."""
+        return JobResult(table=job.shard.table, num_done=len(job.shard.keys), seconds=0.1, worker=self._name,
+                         stages_s=dict.fromkeys(STAGES, 0.1))  # fmt: skip
+
+
+def on_ray(num_shards: int, num_workers: int) -> str:
+    """The real driver and Ray, from the first result to the last, and the driver's memory meanwhile."""
+    schema, _ = base_schema(ROWS)
+    jobs = planned(schema, num_shards)
+    encoders = build_encoders(BASE, WeightSource(kind="random"), ("pixel_decoder",), None)
+    with mock.patch("extract.job.Worker", Sleeper), RunLog(None, {"clips": num_shards * ROWS}) as log:
+        results = (result for result in run_jobs(jobs, "/nowhere", BASE, encoders, Resources(num_workers=num_workers))
+                   if result is not None)  # fmt: skip
+        next(results)
+        started, before = time.perf_counter(), resident_bytes()
+        count = sum(log.add(result) is None for result in results)
+        seconds, grown = time.perf_counter() - started, resident_bytes() - before
+    row = [f"{num_shards:,}", str(num_workers), f"{seconds / count * 1e3:.3f}", f"{grown / count:,.0f}"]
+    return table(("shards", "workers", "driver and Ray, ms each", "bytes/shard the driver grew by"), [row])
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass
+class SleepingText:
+    """An encoder of texts that sleeps."""
+
+    seconds: float
+
+    def encode(self, item: str) -> dict[str, np.ndarray]:
+        """Zeros, after a while."""
+        time.sleep(self.seconds)
+        return {"text/roberta/features": np.zeros((4, 8), np.float16)}
+
+    def num_tokens(self, text: str) -> int:
+        """As a real one."""
+        return len(text)
+
+
+def with_commits(num_shards: int, num_workers: int, folder: Path) -> str:
+    """Everything of a run but media and networks, and what the next run and a reader then have to read."""
+    texts = {text_key(text): text for text in (f"object {number}" for number in range(num_shards * ROWS))}
+    spec = ArraySpec(path="text/roberta/features", shape=(4, 8), dtype="float16", axes=("l", "c"), statistics=True)
+    encoders = Encoders(visual=None, audio=None, text=SleepingText(0.0))  # pyright: ignore[reportArgumentType]
+
+    def opened() -> StoreWriter:
+        return StoreWriter.open(
+            folder, encoders={"text": {"name": "asleep"}}, source="simulated", num_frames=1, input_size=8,
+            specs={"text": [spec]}, rows_per_shard={"text": ROWS},
+        )
+
+    writer = opened()
+    jobs = [Job(shard=plan, items=tuple(texts[key] for key in plan.keys)) for plan in writer.plan("text", texts)]
+    results = (result for result in run_jobs(jobs, str(folder), BASE, encoders, Resources(num_workers=num_workers))
+               if result is not None)  # fmt: skip
+    first = next(results)
+    assert first.error is None, first.trace
+    timed = {"extract and commit": seconds_of(lambda: [result.seconds for result in results])}
+    timed["finalise"] = seconds_of(writer.finalise)
+    timed["next run: open and plan"] = seconds_of(lambda: opened().plan("text", texts))
+    timed["open for reading"] = seconds_of(lambda: FeatureStore(folder))
+    rows = [[name, f"{seconds / num_shards * 1e3:.3f}", f"{seconds:.2f}"] for name, seconds in timed.items()]
+    return table((f"{num_shards:,} shards of {ROWS} texts", "ms each", "s in all"), rows)
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Wall time."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def record_of(schema: StoreSchema, specs: Sequence[ArraySpec], rows: int, index: int) -> CommitRecord:
+    """A commit record of preset base with values as wide as real ones."""
+    generator = np.random.default_rng(index)
+    keys = [f"-{index * rows + place:010d}_20000_30000" for place in range(rows)]
+    digits = "0123456789abcdef" * 4
+    meta = {"silent": False, "repeated_from_s": None, "num_frames": 10, "source": keys[0], "visual_input": digits,
+            "audio_input": digits}  # fmt: skip
+    sums = {
+        spec.path: ChannelSums(count=10**6, total=generator.normal(size=width), squares=generator.normal(size=width))
+        for spec in specs for width in [spec.shape[spec.axes.index("c")]]
+    }
+    places = {place: 4 * 10**9 - place for place in range(rows)}
+    facts = {spec.path: ShardFacts(num_bytes=spec.row_bytes * rows, crc32c=4 * 10**9 - index, rows=places)
+             for spec in specs}  # fmt: skip
+    return CommitRecord(
+        table="clips", index=index, rows={key: index * rows + place for place, key in enumerate(keys)},
+        meta=dict.fromkeys(keys, meta), arrays=facts, encoders=encoder_digests(schema, facts), statistics=sums,
+        seconds=12.345,
+    )  # fmt: skip
+
+
+def record_sizes(folder: Path, count: int) -> str:
+    """Bytes, reading time and memory of commit records of preset base."""
+    lines = []
+    for rows in (4, 16, 64):
+        schema, every = base_schema(rows)
+        decoder = [spec for spec in every if "/backbone/" not in spec.path]
+        for name, specs in (("pixel_decoder", decoder), ("both", every)):
+            lines.append([str(rows), name, *measured(folder / f"{rows}-{name}", schema, specs, rows, count)])
+    header = ("rows per shard", "levels", "bytes", "bytes/clip", "read, ms", "memory, bytes", "memory/clip, bytes")
+    return table(header, lines)
+
+
+def measured(
+    root: Path, schema: StoreSchema, specs: Sequence[ArraySpec], rows: int, count: int
+) -> Iterable[str]:
+    """One line of `record_sizes`, over `count` records."""
+    folder = open_folder(root)
+    names = [record_name("clips", index) for index in range(count)]
+    for index in range(count):
+        write_record(folder, record_of(schema, specs, rows, index))
+    num_bytes = sum((root / name).stat().st_size for name in names) / count
+    seconds = seconds_of(lambda: [read_record(folder, name, schema) for name in names]) / count
+    tracemalloc.start()
+    kept = [read_record(folder, name, schema) for name in names]
+    memory = tracemalloc.get_traced_memory()[0] / count
+    tracemalloc.stop()
+    del kept
+    return (f"{num_bytes:,.0f}", f"{num_bytes / rows:,.0f}", f"{seconds * 1e3:.2f}", f"{memory:,.0f}",
+            f"{memory / rows:,.0f}")  # fmt: skip
+
+
+def parts(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, str]]:
+    """Title and table of each part."""
+    workers = args.workers or len(os.sched_getaffinity(0))
+    title = f"Plan and schedule, {args.simulated_workers} simulated workers, {DEATHS:.1%} of the tasks end in a death"
+    yield f"{title} (target: {TARGET_MS:g} ms each)", simulated(args.sizes, args.simulated_workers)
+    if not args.no_ray:
+        yield "Driver and Ray, workers that do nothing", on_ray(args.ray_shards, workers)
+        yield "Run with commits, encoders that do nothing", with_commits(args.commit_shards, workers, folder / "store")
+    yield "Commit records of preset base", record_sizes(folder, args.records)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000], metavar="N", help="shards to simulate")
+    add("--simulated-workers", type=int, default=64, metavar="N", help="workers to simulate")
+    add("--ray-shards", type=int, default=20_000, metavar="N", help="shards with Ray")
+    add("--commit-shards", type=int, default=1_000, metavar="N", help="shards with Ray and commits")
+    add("--records", type=int, default=200, metavar="N", help="commit records of each shape")
+    add("--workers", type=int, metavar="N", help="workers on Ray; one per processor otherwise")
+    add("--folder", type=Path, metavar="DIR", help="where to write; a temporary folder otherwise")
+    add("--no-ray", action="store_true", help="leave out what needs Ray")
+    add("--quick", action="store_true", help="a smoke test")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.sizes, args.ray_shards, args.commit_shards, args.records = [100, 1_000], 50, 10, 3
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        print(describe(Path(folder), PACKAGES), flush=True)
+        for title, text in parts(args, Path(folder)):
+            print(f"\n### {title}\n\n{text}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
