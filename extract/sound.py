@@ -42,7 +42,8 @@ def read_wave(path: Path, num_seconds: int, within: Path | None = None) -> Float
     except DatasetError as error:
         raise DatasetError(f"sound {path}: {error}; encode it again") from error
     except (soundfile.SoundFileError, UnusableFileError, OSError, ValueError, EOFError) as error:
-        raise DatasetError(f"sound {path} cannot be read ({reason_of(error)}); accepted: a WAV file of any rate from "
+        reason = getattr(error, "error_string", "") or reason_of(error)  # libsndfile's own, without our file's repr
+        raise DatasetError(f"sound {path} cannot be read ({reason}); accepted: a WAV file of any rate from "
                            f"{RATES_HZ[0]:,} to {RATES_HZ[1]:,} Hz") from error  # fmt: skip
 
 

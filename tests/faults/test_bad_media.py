@@ -93,9 +93,9 @@ BAD_SOUNDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "integers as floats": (lambda path: bad.wave(path, bad.tone(3) * 32767), r"up to 1\.64e\+04; accepted: at most 16"),
     "1 Hz": (lambda path: bad.wave_header(path, rate_hz=1), "has 1 samples/s; accepted: 1,000 to 192,000"),
     "1e9 Hz": (lambda path: bad.wave_header(path, rate_hz=10**9), "has 1,000,000,000 samples/s; accepted: 1,000"),
-    "0 channels": (lambda path: bad.wave_header(path, channels=0), r"\(.*[Cc]hannel.*\); accepted: a WAV file"),
+    "0 channels": (lambda path: bad.wave_header(path, channels=0), r"cannot be read \(Channel count is zero\.\)"),
     "empty": (lambda path: path.write_bytes(b""), r"cannot be read \(the file is empty"),
-    "HTML": (bad.page, r"cannot be read \(.+\); accepted: a WAV file of any rate from 1,000 to 192,000 Hz"),
+    "HTML": (bad.page, r"\(Format not recognised\.\); accepted: a WAV file of any rate from 1,000 to 192,000 Hz"),
     "named pipe": (lambda path: (path.unlink(), bad.pipe(path)), r"\(it is a named pipe, not a file\)"),
     "link to nothing": (lambda path: (path.unlink(), bad.link_to_nothing(path)), "symbolic link to nothing"),
 }  # fmt: skip
@@ -320,10 +320,16 @@ def test_odd_sounds_have_their_values(tmp_path: Path) -> None:
         "floats beyond full scale": (3 * bad.tone(10), "FLOAT", 1.5),
         "shorter than the picture": (bad.tone(3), "PCM_16", 0.5),
         "no samples": (bad.tone(0), "PCM_16", 0.0),
+        "1000 Hz": (bad.tone(10, 1000), "PCM_16", 0.5),
+        "192000 Hz": (bad.tone(10, 192_000), "PCM_16", 0.5),
     }
     for kind, (sound, subtype, loudest) in kinds.items():
-        clip = bench_clip(tmp_path / kind, "audio.wav", lambda path, a=sound, b=subtype: bad.wave(path, a, subtype=b))
-        media = read_media(clip, 10, 32)
+        rate_hz = int(kind.split()[0]) if kind.endswith("Hz") else bad.RATE_HZ
+
+        def build(path: Path, sound=sound, rate_hz=rate_hz, subtype=subtype) -> None:
+            bad.wave(path, sound, rate_hz, subtype)
+
+        media = read_media(bench_clip(tmp_path / kind, "audio.wav", build), 10, 32)
         assert abs(media.sound).max() == pytest.approx(loudest, rel=0.02), kind
         assert media.sound.shape == (10 * SAMPLE_RATE_HZ,) and not media.silent
         assert kind != "shorter than the picture" or not media.sound[int(3.1 * SAMPLE_RATE_HZ) :].any()
