@@ -22,6 +22,8 @@ ALIGNMENT_BYTES = 64
 CRC_BYTES = 4
 _ABSENT = 2**64 - 1
 _PIECE_BYTES = 2**26
+_FLUSH_BYTES = 2**23
+_PAGE_BYTES = 2**12
 
 
 def shard_name(spec: ArraySpec, index: int) -> str:
@@ -54,6 +56,7 @@ class ShardFile:
         self._index = np.full((num_places, 2), _ABSENT, "<u8")
         self._rows: dict[int, int] = {}
         self._end = 0
+        self._flushed = 0
         self._crc = 0
         self._file = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
 
@@ -65,6 +68,8 @@ class ShardFile:
         self._rows[place] = crc32c(payload)
         self._write(payload, self._rows[place])
         self._write(np.frombuffer(self._rows[place].to_bytes(CRC_BYTES, "little"), np.uint8))
+        if self._end - self._flushed >= _FLUSH_BYTES:
+            self._start_flush()
 
     def finish(self) -> ShardFacts:
         """Adds the index and flushes the file to the disk; it keeps its temporary name until `publish`."""
@@ -93,6 +98,13 @@ class ShardFile:
             raise
         self._crc = crc32c(flat, self._crc) if crc is None else joined(self._crc, crc, flat.size)
         self._end += flat.size
+
+    def _start_flush(self) -> None:
+        """Has the kernel begin to write what is complete, so that the disk works while the next row is computed."""
+        stop = self._end - self._end % _PAGE_BYTES
+        # Beside forgetting pages that are on the disk, this advice starts to write those that are not.
+        os.posix_fadvise(self._file, self._flushed, stop - self._flushed, os.POSIX_FADV_DONTNEED)
+        self._flushed = stop
 
     def _close(self) -> None:
         if self._file >= 0:

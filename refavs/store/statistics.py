@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64
 
-_BLOCK = 2**19  # values that are widened at once, so that they stay in the processor's cache
-_RUN = 2**14  # values that are summed in one go; torch shares longer sums among its threads, which changes their bits
+# Values that are widened and summed at once. torch shares more than these among its threads, which changes the bits of
+# long sums and makes short work wait for whatever else the processor does.
+_BLOCK = 2**15 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelSums:
@@ -81,14 +82,18 @@ def _sums(values: np.ndarray, channel_axis: int) -> tuple[Float64[np.ndarray, "c
         runs = runs.reshape(-1, channels).T.contiguous()
     wide = torch.float32 if runs.dtype == torch.float16 else torch.float64
     totals, squares = torch.zeros(2, len(runs), dtype=torch.float64)
-    for piece in runs.split(_RUN, 1):
-        step, count = max(1, _BLOCK // piece.shape[1]), piece.shape[1]
-        for block, total, square in zip(*(part.split(step) for part in (piece, totals, squares)), strict=True):
-            first = block[:, 0].to(torch.float64)
-            shifted = block.to(wide, copy=True).sub_(block[:, :1].to(wide))
-            moved = shifted.sum(1).to(torch.float64)
-            total += moved + count * first
-            square += shifted.square_().sum(1).to(torch.float64) + 2 * first * moved + count * first.square()
+    for piece in runs.split(_BLOCK, 1):
+        step, count = _BLOCK // piece.shape[1], piece.shape[1]
+        first, buffer = piece[:, :1].to(wide), torch.empty(step, count, dtype=wide)
+        moved, moved_squares = torch.empty(2, len(runs), dtype=wide)
+        parts = (part.split(step) for part in (piece, first, moved, moved_squares))
+        for block, start, total, square in zip(*parts, strict=True):
+            shifted = buffer[: len(block)].copy_(block).sub_(start)
+            torch.sum(shifted, 1, out=total)
+            torch.sum(shifted.square_(), 1, out=square)
+        start, moved = first[:, 0].to(torch.float64), moved.to(torch.float64)
+        totals += moved + count * start
+        squares += moved_squares.to(torch.float64) + 2 * start * moved + count * start.square()
     return totals.reshape(-1, channels).sum(0).numpy(), squares.reshape(-1, channels).sum(0).numpy()
 
 

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from refavs.errors import StoreError
 from refavs.store import ArraySpec, FeatureStore, StoreWriter, pack_mask, unpack_mask
+from refavs.store.checksum import crc32c
 from refavs.store.folder import LocalFolder
-from refavs.store.schema import DTYPES
-from refavs.store.shard import ALIGNMENT_BYTES, ShardFile, ShardReader
+from refavs.store.schema import DTYPES, array_metadata
+from refavs.store.shard import ALIGNMENT_BYTES, ShardFacts, ShardFile, ShardReader, shard_name
 
 _spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
 assert _spec is not None and _spec.loader is not None
@@ -118,6 +119,60 @@ def test_any_shape_type_and_shard_size_is_read_alike(
         assert not any(array[row].any() for row in holes)
 
 
+def write_elsewhere(writer: str, path: Path, rows: np.ndarray, order: list[int]) -> None:
+    """Fills the array at `path` through another library, row by row in `order` or, where that is empty, at once."""
+    array = zarr.open_array(str(path), mode="r+") if writer == "zarr" else tensorstore.open(
+        {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}).result()  # fmt: skip
+    for part in [slice(row, row + 1) for row in order] or [slice(None)]:
+        array[part] = rows[part]
+
+
+def scattered(rows: np.ndarray, num_places: int, rng: np.random.Generator) -> bytes:
+    """A shard file as no library writes it, which the format permits: rows in any order with any bytes in between."""
+    index, data = np.full((num_places, 2), 2**64 - 1, "<u8"), b""
+    for place in rng.permutation(len(rows)):
+        data += rng.bytes(int(rng.integers(0, 9)))
+        row = rows[place].tobytes()
+        index[place] = len(data), len(row) + 4
+        data += row + crc32c(row).to_bytes(4, "little")
+    data += rng.bytes(int(rng.integers(0, 9))) + index.tobytes()
+    return data + crc32c(index).to_bytes(4, "little")
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_shards_of_other_writers_are_read(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    root = tmp_path_factory.mktemp("store")
+    shape = tuple(data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4), label="shape"))
+    dtype = data.draw(st.sampled_from(DTYPES), label="type")
+    spec = ArraySpec(path="clips/x", shape=shape, dtype=dtype, axes=tuple("thwx"[: len(shape)]))
+    size, count = data.draw(st.integers(1, 5), label="rows per shard"), data.draw(st.integers(1, 9), label="rows")
+    rows = np.stack([small.row_of(f"k{row}", [spec])["clips/x"] for row in range(count)])
+    rows.reshape(count, -1)[:, 0] = 1  # an empty row would be left out
+    folder = LocalFolder(root)
+    folder.write("clips/x/zarr.json", array_metadata(spec, size, count))
+    writer = data.draw(st.sampled_from(["zarr", "tensorstore", "by hand"]), label="writer")
+    if writer == "by hand":
+        rng = np.random.default_rng(data.draw(st.integers(0, 99), label="seed"))
+        for index, start in enumerate(range(0, count, size)):
+            folder.write(shard_name(spec, index), scattered(rows[start : start + size], size, rng))
+    else:
+        order = data.draw(st.permutations(range(count)), label="order") if data.draw(st.booleans()) else []
+        write_elsewhere(writer, root / "clips/x", rows, order)
+    for index, start in enumerate(range(0, count, size)):
+        file = folder.read(shard_name(spec, index))
+        sums = {place: crc32c(row) for place, row in enumerate(rows[start : start + size])}
+        facts = ShardFacts(num_bytes=len(file), crc32c=crc32c(file), rows=sums)
+        shard = ShardReader(folder, shard_name(spec, index), spec, size, facts)
+        assert shard.file_crc32c() == facts.crc32c
+        for place in sums:
+            np.testing.assert_array_equal(shard.read(place, "always").numpy(), rows[start + place])
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+    folder.write("zarr.json", json.dumps(group).encode())
+    for found in read_all(root, "clips/x"):
+        np.testing.assert_array_equal(found, rows)
+
+
 def test_zarr_itself_finds_a_flipped_bit(root: Path) -> None:
     path = root / small.MAPS / "c.0.0.0.0.0"
     data = bytearray(path.read_bytes())
@@ -159,6 +214,17 @@ def test_writing_holds_no_more_than_a_row(tmp_path: Path) -> None:
     tracemalloc.stop()
     file.publish()
     assert facts.num_bytes > 16 * row.nbytes and peak < row.nbytes / 4
+
+
+def test_checksum_of_the_file_is_that_of_its_bytes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    file = ShardFile(LocalFolder(tmp_path), "x/c.0.0", 40)
+    for place in rng.permutation(40)[:33]:
+        file.append(int(place), rng.integers(0, 256, (3, 300_001), dtype=np.uint8))
+    facts = file.finish()
+    file.publish()
+    written = (tmp_path / "x/c.0.0").read_bytes()
+    assert (facts.num_bytes, facts.crc32c) == (len(written), crc32c(written)) and len(facts.rows) == 33
 
 
 def test_shard_of_another_length_or_index_is_refused(tmp_path: Path) -> None:
