@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test test-slow test-faults bench-store bench-extract bench-scheduler lint setup clean
+.PHONY: demo test test-slow test-faults bench-store bench-extract bench-remote bench-scheduler lint setup clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,9 @@ bench-store: setup
 
 bench-extract: setup
 	$(BIN)/python tests/benchmarks/bench_extract.py
+
+bench-remote: setup
+	$(BIN)/python tests/benchmarks/bench_remote.py
 
 bench-scheduler: setup
 	$(BIN)/python tests/benchmarks/bench_scheduler.py

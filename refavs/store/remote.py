@@ -212,9 +212,13 @@ class RemoteFolder:
 
     def publish(self, scratch: Path, name: str) -> None:
         """Uploads the scratch file, in parts where it is long; readers see all of it or nothing."""
-        part = max(PART_BYTES, -(-scratch.stat().st_size // _MAX_PARTS))
+        num_bytes = scratch.stat().st_size
+        part = max(PART_BYTES, -(-num_bytes // _MAX_PARTS))
         with self.errors(name, writes=True):
             obstore.put(self.writing, self.key(name), scratch, chunk_size=part, max_concurrency=NUM_PARTS)
+            found = obstore.head(self.reading, self.key(name))["size"]
+            if found != num_bytes:
+                raise OSError(errno.EIO, f"{found} bytes of {num_bytes} arrived; run the same command again")
         scratch.unlink()
 
     def sweep(self) -> list[str]:

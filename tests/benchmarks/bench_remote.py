@@ -1,7 +1,7 @@
 """Reads, writes and lists through obstore, s3fs and tensorstore, from one run, and prints their ratios to refavs; and
 random samples of a store on disk, on S3 and behind a web server.
 
-`python tests/benchmarks/bench_remote.py`; `--quick` shrinks it to a smoke test. s3fs takes part where it is installed
+`make bench-remote` runs it; `--quick` shrinks it to a smoke test. s3fs takes part where it is installed
 (`pip install -c constraints.txt s3fs`). The servers are processes of this machine: moto (Python, single-threaded, so
 that it limits everybody), a server that only calls sendfile, and the same at the pace S3 has per connection.
 """
