@@ -2,7 +2,7 @@
 random samples of a store on disk, on S3 and behind a web server.
 
 `make bench-remote` runs it; `--quick` shrinks it to a smoke test. s3fs takes part where it is installed
-(`pip install -c constraints.txt s3fs`). The servers are processes of this machine: moto (Python, single-threaded, so
+(`pip install -c constraints.txt s3fs`). The servers are processes of this machine: moto (Python, so
 that it limits everybody), a server that only calls sendfile, and the same at the pace S3 has per connection.
 """
 
