@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,17 @@ from torch import Tensor
 
 from refavs.console import ProgressBar
 from refavs.data.dataset import Batch, batches
-from refavs.metrics import SegmentationMetrics, best_threshold, grouped_controls, mean_mask, update_groups
+from refavs.metrics import (
+    Recorder,
+    SegmentationMetrics,
+    add_to_groups,
+    best_threshold,
+    expression_scores,
+    grouped_controls,
+    mean_mask,
+    score_expressions,
+    write_statistics,
+)
 from refavs.model.decoder import predict
 from refavs.model.eemc import EEMC
 
@@ -25,18 +36,44 @@ MIX = ("test_s", "test_u")
 
 
 def evaluate_splits(
-    config: "TrainConfig", model: EEMC, store: "FeatureStore", splits: Sequence[str], device: torch.device
+    config: "TrainConfig", model: EEMC, store: "FeatureStore", splits: Sequence[str], device: torch.device,
+    recorder: Recorder | None = None,
 ) -> dict[str, float]:
     """Metrics as fractions by name: `test_s/J`, `test_s/acoustic/J`, and where both are there `mix/J`.
 
     A split without expressions, and a measure that says nothing on a split, is left out.
-    """
+
+    Args:
+        recorder: receives the statistics of each expression and frame, from which all other protocols follow.
+    """  # fmt: skip
     groups: dict[str, SegmentationMetrics] = {}
-    for batch, probs in predictions(config, model, store, rows_of(store, splits), device):
+    rows = rows_of(store, splits)
+    place = 0
+    for batch, probs in predictions(config, model, store, rows, device):
         assert batch.mask is not None
         names = [group_names(*places) for places in zip(batch.split, batch.dimension, strict=True)]
-        update_groups(groups, probs, batch.mask, names)
+        if recorder is None:
+            scores = score_expressions(probs, batch.mask)
+        else:
+            scores = expression_scores(recorder.add(rows[place : place + len(batch)], probs, batch.mask))
+        add_to_groups(groups, scores, names)
+        place += len(batch)
     return named_values({name: metrics.compute() for name, metrics in groups.items()})
+
+
+def record_splits(
+    config: "TrainConfig", model: EEMC, store: "FeatureStore", splits: Sequence[str], device: torch.device, path: Path
+) -> dict[str, float]:
+    """As `evaluate_splits`, and writes the statistics of the same inference to `path`; none for splits without masks.
+
+    Raises:
+        StatisticsError: the probabilities are not numbers; names the expressions.
+    """
+    recorder = Recorder(table=store.expressions, store=store.fingerprint)
+    metrics = evaluate_splits(config, model, store, splits, device, recorder)
+    if metrics:
+        write_statistics(path, recorder.statistics())
+    return metrics
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.store import FeatureStore
 from refavs.store.files import write_atomically
 
-ARTIFACTS = ("checkpoint", "overlays", "config.json", "metrics.jsonl")
+ARTIFACTS = ("checkpoint", "statistics.parquet", "overlays", "config.json", "metrics.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)

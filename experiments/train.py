@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.evaluate import TEST_SPLITS, autocast, evaluate_splits, rows_of
+from experiments.evaluate import TEST_SPLITS, autocast, evaluate_splits, record_splits, rows_of
 from experiments.overlays import write_overlays
 from experiments.state import load_state, read_json, save_state, write_json
 from refavs.config import to_dict
 from refavs.data.dataset import Batch, batches
 from refavs.errors import ConfigError, StoreError
+from refavs.metrics import STATISTICS_FILE
 from refavs.model.checkpoint import save_model
 from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.model.losses import eemc_loss
@@ -95,7 +96,8 @@ def train(
     """Trains and evaluates one head, or goes on where an earlier call with this folder stopped.
 
     The folder receives `state/` (the last epoch's checkpoint while training), `metrics.jsonl` (a record per epoch),
-    `checkpoint/` (the trained head), `overlays/` and at last `result.json`.
+    `checkpoint/` (the trained head), `statistics.parquet` (from which every protocol is computed), `overlays/` and at
+    last `result.json`.
 
     Args:
         report: called with the records of finished epochs, first with those of earlier calls.
@@ -152,7 +154,9 @@ def finish(
     if known is not None:
         return known
     started = time.monotonic()
-    metrics = evaluate_splits(config.train, model, store, TEST_SPLITS, device)
+    splits, file = ("val", *TEST_SPLITS), folder / STATISTICS_FILE
+    found = record_splits(config.train, model, store, splits, device, file)
+    metrics = {name: value for name, value in found.items() if not name.startswith("val/")}  # the history has those
     save_model(folder / "checkpoint", model, {"store": store.fingerprint, "trial": to_dict(config)})
     write_overlays(folder / "overlays", config.train, model, store, device)
     metrics["parameters"] = float(sum(p.numel() for p in model.parameters() if p.requires_grad))

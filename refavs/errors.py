@@ -19,3 +19,7 @@ class StoreError(RefAVSError):
 
 class WeightsError(RefAVSError):
     """Encoder weights that are missing or of another architecture."""
+
+
+class StatisticsError(RefAVSError):
+    """Statistics of a run's predictions that are missing, damaged, or of something else than is asked for."""

@@ -10,11 +10,10 @@ from torch import Tensor
 from refavs.metrics.segmentation import (
     THRESHOLD,
     FrameCounts,
-    count_pixels,
+    counts_at,
     expression_scores,
     f_curve,
     jaccard_per_frame,
-    threshold_bins,
 )
 
 RELEASED_J_THRESHOLD = 0.4
@@ -50,7 +49,7 @@ def canonical(logits: Tensor | np.ndarray, masks: Tensor | np.ndarray) -> Scores
     Raises:
         ValueError: the shapes are not (N, H, W) or differ, or masks hold other values than 0 and 1.
     """
-    counts = _counts(*_frames(logits, masks), THRESHOLD)
+    counts = counts_at(*_frames(logits, masks), THRESHOLD)
     scores = expression_scores(_as_expression(counts))
     return Scores(
         J=float(scores.jaccard[0]),
@@ -78,7 +77,7 @@ def released(logits: Tensor | np.ndarray, masks: Tensor | np.ndarray) -> Scores:
         ValueError: the shapes are not (N, H, W) or differ, or masks hold other values than 0 and 1.
     """
     probs, target = _frames(logits, masks)
-    counts = _counts(probs, target, RELEASED_J_THRESHOLD)
+    counts = counts_at(probs, target, RELEASED_J_THRESHOLD)
     union = counts.pred + counts.target - counts.hits
     background = (counts.num_pixels - counts.pred).double() / counts.num_pixels
     per_frame = torch.where(counts.target > 0, counts.hits.double() / (union + 1e-7), background)
@@ -104,10 +103,6 @@ def _frames(
     if target.dtype != torch.bool and not bool(((target == 0) | (target == 1)).all()):
         raise ValueError(f"masks hold values from {target.min()} to {target.max()}; expected booleans or 0 and 1")
     return scores.float().sigmoid(), target.to(scores.device) > 0
-
-
-def _counts(probs: Float[Tensor, "n h w"], target: Bool[Tensor, "n h w"], threshold: float) -> FrameCounts:
-    return count_pixels(threshold_bins(probs), probs > threshold, target)
 
 
 def _as_expression(counts: FrameCounts) -> FrameCounts:

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 NUM_THRESHOLDS = 255
+NUM_CELLS = NUM_THRESHOLDS + 1
+CACHED_PIXELS = 2**16
 BETA_SQUARED = 0.3
 THRESHOLD = 0.5
 
@@ -44,20 +46,63 @@ class FrameCounts:
 
 
 def threshold_bins(probs: Float[Tensor, "*frames h w"]) -> Int[Tensor, "*frames h w"]:
-    """For each pixel, how many of the curve's thresholds its probability reaches.
+    """For each pixel, how many of the curve's thresholds its probability reaches: 1 to 255.
 
     Raises:
         ValueError: a value outside [0, 1] or NaN: logits by mistake, or a model that diverged.
     """
+    require_probabilities(probs)
+    return _bins(probs.detach().float())
+
+
+def pixel_histogram(
+    probs: Float[Tensor, "*frames h w"], masks: Bool[Tensor, "*frames h w"]
+) -> Int[Tensor, "*frames 2 k"]:
+    """Pixels of the background (first) and of the object (second) by their `threshold_bins`, in 256 cells.
+
+    Raises:
+        ValueError: a value outside [0, 1] or NaN.
+    """
+    require_probabilities(probs)
+    *frames, height, width = masks.shape
+    flat_probs = rearrange(probs.detach().float(), "... h w -> (...) (h w)")
+    flat_masks = rearrange(masks, "... h w -> (...) (h w)")
+    size = frames_at_once(probs.device, height * width, len(flat_probs))
+    parts = [
+        _histogram(_bins(part), inside)
+        for part, inside in zip(flat_probs.split(size), flat_masks.split(size), strict=True)
+    ]
+    return torch.cat(parts).reshape(*frames, 2, NUM_CELLS)
+
+
+def frames_at_once(device: torch.device, num_pixels: int, num_frames: int) -> int:
+    """A processor is fastest on as many frames as its cache holds, an accelerator on all of them."""
+    return max(1, CACHED_PIXELS // num_pixels if device.type == "cpu" else num_frames)
+
+
+def require_probabilities(probs: Float[Tensor, "*frames h w"]) -> None:
+    """Raises a ValueError if a value is outside [0, 1] or NaN."""
+    if not probs.numel():
+        return
     low, high = torch.aminmax(probs.detach())
     if not (low >= 0 and high <= 1):
         raise ValueError(f"probs from {float(low)} to {float(high)}; expected values in [0, 1], after the sigmoid")
-    probs = probs.float()
-    thresholds = curve_thresholds().to(probs.device)
-    above = torch.cat([thresholds[1:], thresholds.new_full((1,), math.inf)])
-    # Rounding can put the product on either side of a threshold; a binary search gives the same, several times slower.
-    index = (probs * (NUM_THRESHOLDS - 1)).long()
-    return index + 1 - (probs < thresholds.take(index)).long() + (probs >= above.take(index)).long()
+
+
+def _bins(probs: Tensor) -> Tensor:
+    """The nearest threshold is one too high where the value lies below it; the sign of a float32 is its first bit."""
+    nearest = (probs * (NUM_THRESHOLDS - 1)).round_()
+    bins = nearest.to(torch.int32)
+    below = torch.sub(probs, nearest.div_(NUM_THRESHOLDS - 1)).view(torch.int32)
+    return bins.add_(below.bitwise_right_shift_(31)).add_(1)
+
+
+def _histogram(bins: Int[Tensor, "n p"], masks: Bool[Tensor, "n p"]) -> Int[Tensor, "n 2 k"]:
+    cells = torch.add(bins, masks, alpha=NUM_CELLS)
+    if len(cells) > 1:
+        cells = cells + 2 * NUM_CELLS * torch.arange(len(cells), device=cells.device, dtype=cells.dtype).unsqueeze(1)
+    counts = torch.bincount(cells.flatten(), minlength=2 * NUM_CELLS * len(cells))
+    return rearrange(counts, "(n side k) -> n side k", side=2, k=NUM_CELLS)
 
 
 def count_pixels(
@@ -65,19 +110,24 @@ def count_pixels(
 ) -> FrameCounts:
     """Counts from `threshold_bins`, a prediction and the object's masks; one histogram, no loop over thresholds."""
     *frames, height, width = masks.shape
-    num_frames, num_bins = math.prod(frames), NUM_THRESHOLDS + 1
-    cell = rearrange(bins + num_bins * masks, "... h w -> (...) (h w)")
-    cell = cell + 2 * num_bins * torch.arange(num_frames, device=cell.device).unsqueeze(1)
-    histogram = torch.bincount(cell.flatten(), minlength=num_frames * 2 * num_bins)
-    histogram = rearrange(histogram, "(f side k) -> f side k", f=num_frames, side=2)
+    histogram = _histogram(
+        rearrange(bins, "... h w -> (...) (h w)"), rearrange(masks, "... h w -> (...) (h w)")
+    ).reshape(*frames, 2, NUM_CELLS)
+    return frame_counts(histogram, _pixels(pred), _pixels(pred & masks), height * width)
+
+
+def frame_counts(
+    histogram: Int[Tensor, "*frames 2 k"], pred: Int[Tensor, "*frames"], hits: Int[Tensor, "*frames"], num_pixels: int
+) -> FrameCounts:
+    """Counts from `pixel_histogram`, and from the predicted pixels and the hits among them at one threshold."""
     at_least = histogram.flip(-1).cumsum(-1).flip(-1)[..., 1:]
     return FrameCounts(
-        num_pixels=height * width,
-        target=_pixels(masks),
-        pred=_pixels(pred),
-        hits=_pixels(pred & masks),
-        curve_pred=at_least.sum(1).reshape(*frames, NUM_THRESHOLDS),
-        curve_hits=at_least[:, 1].reshape(*frames, NUM_THRESHOLDS),
+        num_pixels=num_pixels,
+        target=histogram[..., 1, :].sum(-1),
+        pred=pred,
+        hits=hits,
+        curve_pred=at_least.sum(-2),
+        curve_hits=at_least[..., 1, :],
     )
 
 
@@ -135,7 +185,14 @@ def score_expressions(
     probs: Float[Tensor, "b t h w"], masks: Bool[Tensor, "b t h w"], threshold: float = THRESHOLD
 ) -> ExpressionScores:
     """Scores of `b` expressions; a pixel is predicted where its probability is above `threshold`."""
-    return expression_scores(count_pixels(threshold_bins(probs), probs > threshold, masks))
+    return expression_scores(counts_at(probs, masks, threshold))
+
+
+def counts_at(probs: Float[Tensor, "*frames h w"], masks: Bool[Tensor, "*frames h w"], threshold: float) -> FrameCounts:
+    """Counts of frames; a pixel is predicted where its probability is above `threshold`."""
+    pred = probs > threshold
+    height, width = masks.shape[-2:]
+    return frame_counts(pixel_histogram(probs, masks), _pixels(pred), _pixels(pred & masks), height * width)
 
 
 @dataclass(kw_only=True)
@@ -201,9 +258,15 @@ def update_groups(
         masks: the object's masks.
         names: for each of the `b` expressions, the groups it belongs to.
     """
-    scores = score_expressions(probs, masks)
+    add_to_groups(groups, score_expressions(probs, masks), names)
+
+
+def add_to_groups(
+    groups: dict[str, SegmentationMetrics], scores: ExpressionScores, names: Sequence[Sequence[str]]
+) -> None:
+    """As `update_groups`, with expressions that are scored already."""
     rows: dict[str, list[int]] = {}
-    for row, chosen in zip(range(len(probs)), names, strict=True):
+    for row, chosen in zip(range(len(scores.jaccard)), names, strict=True):
         for name in chosen:
             rows.setdefault(name, []).append(row)
     for name, members in rows.items():
@@ -220,7 +283,7 @@ def merge_groups(
 
 
 def _pixels(masks: Bool[Tensor, "*frames h w"]) -> Int[Tensor, "*frames"]:
-    return reduce(masks.long(), "... h w -> ...", "sum")
+    return masks.count_nonzero(dim=(-2, -1))
 
 
 def _mean(total: float | int, count: int) -> float:

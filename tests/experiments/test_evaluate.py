@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from experiments.config import TrialConfig
-from experiments.evaluate import controls, evaluate_splits, named_values, predictions, rows_of
+from experiments.evaluate import controls, evaluate_splits, named_values, predictions, record_splits, rows_of
 from experiments.train import TrainConfig, build_model
 from refavs.config import replace
-from refavs.metrics import canonical
+from refavs.metrics import canonical, expression_results, grouped, protocol_values, statistics_blocks
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 
@@ -39,6 +39,33 @@ def test_evaluation_equals_the_mean_of_single_expressions(store: FeatureStore) -
     for group, values in scores.items():
         assert found[f"{group}/J"] == pytest.approx(np.mean(values), abs=1e-6)
     assert found["mix/J"] == pytest.approx((found["test_s/J"] + found["test_u/J"]) / 2)
+
+
+def test_statistics_come_from_the_same_inference(store: FeatureStore, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model(replace(TrialConfig(), SMALL), store)
+    splits = ("test_u", "test_n", "test_s")
+    plain = evaluate_splits(TrainConfig(), model, store, splits, CPU)
+    files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    for path, size in zip(files, (16, 5), strict=True):
+        assert record_splits(TrainConfig(eval_batch_size=size), model, store, splits, CPU, path) == pytest.approx(plain)
+    results = expression_results(statistics_blocks(files[0]))
+    assert results.facts["store"] == store.fingerprint and results.facts["num_frames"] == store.num_frames
+    assert results.expressions["row"].tolist() == sorted(rows_of(store, splits)), "in the file's order"
+    for columns in (["split"], ["split", "dimension"]):
+        for name, rows in grouped(results.expressions, columns).items():
+            found = protocol_values(results, "canonical", rows)
+            for measure in ("J", "F", "S", "false_empty"):
+                assert found[measure] == pytest.approx(plain.get(f"{name}/{measure}", np.nan), nan_ok=True)
+    if files[0].read_bytes() != files[1].read_bytes():  # the model may round otherwise in another batch
+        other = expression_results(statistics_blocks(files[1]))
+        assert other.values["canonical/J"] == pytest.approx(results.values["canonical/J"], abs=1e-3)
+
+
+def test_splits_without_masks_leave_no_statistics(store: FeatureStore, tmp_path: Path) -> None:
+    model = build_model(replace(TrialConfig(), SMALL), store)
+    assert record_splits(TrainConfig(), model, store, ("nowhere",), CPU, tmp_path / "a.parquet") == {}
+    assert not list(tmp_path.iterdir())
 
 
 def test_evaluation_leaves_the_model_training_as_it_was(store: FeatureStore) -> None:

@@ -145,7 +145,7 @@ def test_threshold_bins_equal_a_binary_search() -> None:
     around = [edges, torch.nextafter(edges, torch.tensor(2.0)), torch.nextafter(edges, torch.tensor(-1.0))]
     every = torch.arange(0, 0x3F800001, 4099, dtype=torch.int32).view(torch.float32)
     probs = torch.cat([*around, every]).clamp(0, 1).reshape(1, -1)
-    assert torch.equal(threshold_bins(probs), torch.bucketize(probs, edges, right=True))
+    assert torch.equal(threshold_bins(probs), torch.bucketize(probs, edges, right=True, out_int32=True))
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, math.nan])

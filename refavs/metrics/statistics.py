@@ -1,0 +1,263 @@
+"""Sufficient statistics of predictions, per expression and frame: every protocol is recomputed from them.
+
+They are counted once, where the model runs; no number of theirs depends on batches, order or the number of workers.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+from refavs.errors import StatisticsError
+from refavs.metrics.boundary import boundary_counts
+from refavs.metrics.segmentation import FrameCounts, frame_counts, frames_at_once, pixel_histogram
+
+RELEASED_SIZE = 256
+VERSION = 1
+EXPRESSION_COLUMNS = {
+    "row": "int32", "uid": "str", "clip_id": "str", "fid": "int32", "category": "str", "split": "str", "grade": "str",
+    "dimension": "str", "length": "int16", "text": "str",
+}  # fmt: skip
+COUNTS = (
+    "target", "pred_50", "hits_50", "pred_40", "hits_40", "boundary_pred", "boundary_target", "boundary_pred_met",
+    "boundary_target_met", "released_target", "released_pred_40", "released_hits_40", "released_pred_50",
+)  # fmt: skip
+HISTOGRAMS = ("background", "object", "released_background", "released_object")
+PEAK = "max_prob"
+FACTS = ("version", "height", "width", "num_frames", "store")
+
+
+def frame_statistics(
+    probs: Float[Tensor, "b t h w"], masks: Bool[Tensor, "b t mh mw"]
+) -> dict[str, np.ndarray]:
+    """What is kept of each frame, with the axes `b t`, histograms `b t k` (256 cells).
+
+    At the size of the masks: `target`, `pred_50` and `hits_50` (predicted pixels and those of the object among them,
+    probability above 0.5), the same at 0.4, `background` and `object` (pixels by the number of thresholds their
+    probability reaches), `max_prob` (the largest probability, how sure the model is that there is an object), and
+    `boundary_*` (see `boundary_counts`, at 0.5). At 256 x 256, from `released_view`: `released_*`.
+
+    Raises:
+        StatisticsError: probs hold NaN or values outside [0, 1], or the masks have another size.
+    """
+    if probs.shape != masks.shape:
+        raise StatisticsError(f"probabilities of shape {tuple(probs.shape)} and masks of shape {tuple(masks.shape)}; "
+                              "both must have the size of the store's masks")
+    probs = probs.detach().float()
+    _require_numbers(probs)
+    size = frames_at_once(probs.device, masks.shape[-2] * masks.shape[-1], masks.shape[0] * masks.shape[1])
+    flat_probs, flat_masks = (rearrange(part, "b t h w -> (b t) h w") for part in (probs, masks))
+    parts = [_counted(*part) for part in zip(flat_probs.split(size), flat_masks.split(size), strict=True)]
+    shape = masks.shape[:2]
+    found = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+    return {
+        name: values.astype(np.float32 if name == PEAK else np.uint32).reshape(*shape, *values.shape[1:])
+        for name, values in found.items()
+    }
+
+
+def _counted(probs: Float[Tensor, "n h w"], masks: Bool[Tensor, "n h w"]) -> dict[str, Tensor]:
+    pred, histogram = probs > 0.5, pixel_histogram(probs, masks)
+    found = {f"boundary_{name}": value for name, value in boundary_counts(pred, masks).items()}
+    found |= {"target": histogram[:, 1].sum(-1), "pred_50": _pixels(pred), "hits_50": _pixels(pred & masks),
+              "background": histogram[:, 0], "object": histogram[:, 1], PEAK: probs.amax((-2, -1))}
+    pred = probs > 0.4
+    found |= {"pred_40": _pixels(pred), "hits_40": _pixels(pred & masks)}
+    probs, masks = released_view(probs, masks)
+    pred, histogram = probs > 0.4, pixel_histogram(probs, masks)
+    found |= {"released_target": histogram[:, 1].sum(-1), "released_pred_40": _pixels(pred),
+              "released_hits_40": _pixels(pred & masks), "released_pred_50": _pixels(probs > 0.5),
+              "released_background": histogram[:, 0], "released_object": histogram[:, 1]}
+    return found
+
+
+def released_view(
+    probs: Float[Tensor, "n h w"], masks: Bool[Tensor, "n h w"]
+) -> tuple[Float[Tensor, "n 256 256"], Bool[Tensor, "n 256 256"]]:
+    """Predictions and masks at 256 x 256, resized as the authors' code does.
+
+    Predictions: bilinear, corners not aligned, no anti-aliasing, from 384 x 384. Masks: OpenCV's `resize` (bilinear)
+    of 0 and 255, rounded, then > 0; equal to OpenCV's result bit by bit. Objects grow by up to a pixel, so that even
+    a perfect prediction does not score 1.
+
+    Differs: the authors resize logits, this model has probabilities; and they resize the masks as annotated, here the
+    store's masks are resized, which came from those by nearest pixels.
+    """
+    if tuple(probs.shape[-2:]) == (RELEASED_SIZE, RELEASED_SIZE):
+        return probs, masks
+    size = (RELEASED_SIZE, RELEASED_SIZE)
+    small_probs, small_masks = (
+        functional.interpolate(part.unsqueeze(1), size=size, mode="bilinear").squeeze(1)
+        for part in (probs, masks.float())
+    )
+    return small_probs.clamp(0, 1), small_masks > 0.5 / 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """The statistics of some expressions of one run, in the order of the metadata file.
+
+    Attributes:
+        expressions: a line per expression with `EXPRESSION_COLUMNS`; `row` is its place in the store's table, which
+            names it (uids repeat), `length` its number of words.
+        frames: by name, the arrays of `frame_statistics`.
+        facts: `height`, `width`, `num_frames` of the masks, the fingerprint of the `store`, `version`.
+    """
+
+    expressions: pd.DataFrame
+    frames: dict[str, np.ndarray]
+    facts: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.expressions)
+
+    def select(self, chosen: np.ndarray) -> "Statistics":
+        """The expressions at these places, or where this is True."""
+        return Statistics(
+            expressions=self.expressions.iloc[np.arange(len(self))[chosen]].reset_index(drop=True),
+            frames={name: values[chosen] for name, values in self.frames.items()},
+            facts=self.facts,
+        )
+
+    def counts(self, prefix: str = "", threshold: str = "50") -> FrameCounts:
+        """The counts from which scores are made, with the axes `b t`.
+
+        Args:
+            prefix: empty for the size of the masks, `released_` for 256 x 256.
+            threshold: of the predicted pixels, `50` or `40`.
+        """
+        return counts_of(self.frames, self.num_pixels(prefix), prefix, threshold)
+
+    def num_pixels(self, prefix: str = "") -> int:
+        """Pixels of a frame."""
+        return RELEASED_SIZE**2 if prefix else self.facts["height"] * self.facts["width"]
+
+
+def counts_of(
+    frames: Mapping[str, np.ndarray], num_pixels: int, prefix: str = "", threshold: str = "50"
+) -> FrameCounts:
+    """As `Statistics.counts`, from the arrays of `frame_statistics`."""
+    histogram = np.stack([frames[f"{prefix}background"], frames[f"{prefix}object"]], axis=2)
+    pred, hits = (torch.from_numpy(frames[f"{prefix}{name}_{threshold}"].astype(np.int64)) for name in ("pred", "hits"))
+    return frame_counts(torch.from_numpy(histogram.astype(np.int64)), pred, hits, num_pixels)
+
+
+def concat(parts: Iterable[Statistics]) -> Statistics:
+    """The statistics of all parts, as if one process had counted them; their order changes nothing.
+
+    Raises:
+        StatisticsError: there is no part, the parts are of different stores or sizes, or share an expression.
+    """
+    found = list(parts)
+    if not found:
+        raise StatisticsError("statistics of no part at all; expected those of at least one worker")
+    for part in found[1:]:
+        for name in FACTS:
+            if part.facts[name] != found[0].facts[name]:
+                raise StatisticsError(f"statistics of {name} {found[0].facts[name]} and of {part.facts[name]} cannot "
+                                      "be one run; give parts of one store and size")
+    expressions = pd.concat([part.expressions for part in found], ignore_index=True)
+    order = np.argsort(expressions["row"].to_numpy(), kind="stable")
+    expressions = expressions.iloc[order].reset_index(drop=True)
+    twice = expressions["row"].duplicated()
+    if twice.any():
+        uid = expressions["uid"][twice.idxmax()]
+        raise StatisticsError(f"{int(twice.sum())} expressions occur in two parts, e.g. {uid!r}; give each part once")
+    frames = {name: np.concatenate([part.frames[name] for part in found])[order] for name in found[0].frames}
+    return Statistics(expressions=expressions, frames=frames, facts=found[0].facts)
+
+
+@dataclass(kw_only=True)
+class Recorder:
+    """Gathers the statistics of an inference, batch by batch.
+
+    Attributes:
+        table: the store's expressions; their place in it is their `row`.
+        store: the store's fingerprint.
+    """
+
+    table: pd.DataFrame
+    store: str
+    _rows: list[int] = field(default_factory=list)
+    _parts: list[dict[str, np.ndarray]] = field(default_factory=list)
+    _size: tuple[int, ...] = ()
+
+    def add(
+        self, rows: Sequence[int], probs: Float[Tensor, "b t h w"], masks: Bool[Tensor, "b t mh mw"]
+    ) -> FrameCounts:
+        """Counts a batch, the expressions `rows` of the table, and returns its counts at the threshold 0.5.
+
+        Raises:
+            StatisticsError: probs hold NaN, or the masks have another size; names the expression.
+        """
+        uids = self.table["uid"].iloc[list(rows)].tolist()
+        try:
+            part = frame_statistics(probs, masks)
+        except StatisticsError as error:
+            right = ((probs >= 0) & (probs <= 1)).flatten(1).all(1).tolist()
+            wrong = [uid for uid, fine in zip(uids, right, strict=True) if not fine] or uids
+            raise StatisticsError(f"predictions of {', '.join(wrong)}: {error}") from error
+        size = tuple(masks.shape[1:])
+        if self._size and size != self._size:
+            raise StatisticsError(f"masks of {uids[0]!r} are {size}, those before "
+                                  f"{self._size} (frames, height, width); all masks of a run have one size")
+        self._size = size
+        self._rows += [int(row) for row in rows]
+        self._parts.append(part)
+        return counts_of(part, size[1] * size[2])
+
+    def statistics(self) -> Statistics:
+        """All that was added, in the order of the table.
+
+        Raises:
+            StatisticsError: nothing was added, or an expression twice.
+        """
+        if not self._parts:
+            raise StatisticsError("no expression was evaluated; choose splits that the store has with masks")
+        frames = {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
+        return concat([self._statistics(self._rows, frames)])
+
+    def _statistics(self, rows: list[int], frames: dict[str, np.ndarray]) -> Statistics:
+        num_frames, height, width = self._size
+        facts = {"version": VERSION, "height": height, "width": width, "num_frames": num_frames, "store": self.store}
+        return Statistics(expressions=describe(self.table, rows), frames=frames, facts=facts)
+
+
+def describe(table: pd.DataFrame, rows: Sequence[int]) -> pd.DataFrame:
+    """What is kept of expressions: `EXPRESSION_COLUMNS`; the category is the object's name in the uid."""
+    chosen = table.iloc[list(rows)].reset_index(drop=True)
+    given: Mapping[str, Any] = {
+        "row": np.asarray(rows),
+        "category": [_category(uid) for uid in chosen["uid"]],
+        "length": [len(text.split()) for text in chosen["text"]],
+    }
+    columns = {
+        name: given[name] if name in given else chosen.get(name, "") for name in EXPRESSION_COLUMNS
+    }
+    frame = pd.DataFrame(columns, index=chosen.index)
+    return frame.astype({name: kind for name, kind in EXPRESSION_COLUMNS.items()})
+
+
+def _category(uid: str) -> str:
+    parts = uid.rsplit("_", 2)
+    return parts[1] if len(parts) == 3 else ""
+
+
+def _pixels(masks: Bool[Tensor, "n h w"]) -> Tensor:
+    return masks.count_nonzero(dim=(-2, -1))
+
+
+def _require_numbers(probs: Float[Tensor, "b t h w"]) -> None:
+    low, high = torch.aminmax(probs) if probs.numel() else (torch.zeros(()), torch.zeros(()))
+    if not (low >= 0 and high <= 1):
+        raise StatisticsError(f"probabilities from {float(low)} to {float(high)}; accepted: numbers in [0, 1]; the "
+                              "model has diverged, train it anew with a lower train.learning_rate")
+
+
