@@ -105,7 +105,7 @@ def test_sweep_runs_what_is_missing_and_grows(jobs: InProcess, store: FeatureSto
     assert [point.step for point in client.get_metric_history(child.info.run_id, "val/J")] == [1, 2]
     assert "test_s/J" in child.data.metrics and "test_n/S" in child.data.metrics
     assert sorted(item.path for item in client.list_artifacts(child.info.run_id)) == [
-        "checkpoint", "config.json", "metrics.jsonl", "overlays",
+        "checkpoint", "config.json", "metrics.jsonl", "overlays", "statistics.parquet",
     ]  # fmt: skip
     assert len(client.list_artifacts(child.info.run_id, "overlays")) == 2
     assert [item.path for item in client.list_artifacts(parent)] == ["table.csv"]
