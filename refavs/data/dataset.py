@@ -1,6 +1,7 @@
 """Batches of stored expressions, in which each clip's maps occur once."""
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -97,8 +98,32 @@ def default_levels(store: FeatureStore) -> list[str]:
     return ["pixel_decoder"] if "pixel_decoder" in levels else sorted(levels)
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+class Recycler:
+    """Stacks tensors in memory that is used again once nobody holds what was made of it.
+
+    Pages that are new to a process cost several times what copying a batch of maps into old ones does.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[torch.Size, torch.dtype], list[np.ndarray]] = {}
+
+    def stack(self, rows: list[Tensor]) -> Tensor:
+        """As `torch.stack`."""
+        shape, dtype = rows[0].shape, rows[0].dtype
+        free = self._free.setdefault((shape, dtype), [])
+        memory = free.pop() if free else np.empty(0)
+        if len(memory) < len(rows):
+            memory = torch.empty(len(rows), *shape, dtype=dtype).numpy()
+        lent = memory[: len(rows)]  # lives for as long as a tensor that shares its bytes
+        weakref.finalize(lent, free.append, memory).atexit = False
+        return torch.stack(rows, out=torch.from_numpy(lent))
+
+
+def collate(samples: Sequence[Sample], stack: Callable[[list[Tensor]], Tensor] = torch.stack) -> Batch:
     """Stacks samples; expressions of the same clip share its row.
+
+    Args:
+        stack: what makes one tensor of the clips' maps.
 
     Raises:
         DatasetError: some of the samples have a mask and some have none.
@@ -116,7 +141,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
                            f"{bare.uid!r} of split {bare.split!r}; choose splits that have masks, or only such as have "
                            "none")
     return Batch(
-        visual={name: torch.stack([sample.visual[name] for sample in distinct]) for name in distinct[0].visual},
+        visual={name: stack([sample.visual[name] for sample in distinct]) for name in distinct[0].visual},
         audio=torch.stack([sample.audio for sample in distinct]),
         text=torch.stack([sample.text for sample in samples]),
         valid=torch.stack([sample.valid for sample in samples]),
@@ -133,6 +158,8 @@ def batches(
 ) -> Iterator[Batch]:  # fmt: skip
     """Batches of the expressions `indices`, each taken as often as it is named; the last one may be smaller.
 
+    The memory of a batch's maps serves a later batch as soon as nothing refers to it.
+
     Args:
         seed: together with `epoch` it decides the order; None keeps the order given.
         expressions_per_clip: shuffle groups of up to so many expressions of one clip instead of single ones, so that
@@ -144,8 +171,9 @@ def batches(
     if seed is not None:
         clips = store.expressions["clip"].to_numpy()[np.array(order, int)]
         order = shuffled(order, clips, expressions_per_clip, np.random.default_rng([seed, epoch]))
+    memory = Recycler()
     for start in range(0, len(order), batch_size):
-        yield collate([store.sample(index, levels) for index in order[start : start + batch_size]])
+        yield collate([store.sample(index, levels) for index in order[start : start + batch_size]], memory.stack)
 
 
 def shuffled(

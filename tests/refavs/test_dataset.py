@@ -11,7 +11,16 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from refavs.data.dataset import Batch, StoreDataset, batches, collate, default_levels, shuffled, split_indices
+from refavs.data.dataset import (
+    Batch,
+    Recycler,
+    StoreDataset,
+    batches,
+    collate,
+    default_levels,
+    shuffled,
+    split_indices,
+)
 from refavs.errors import DatasetError
 from refavs.store import FeatureStore
 
@@ -39,6 +48,31 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 
 def uids(found: list[Batch]) -> list[str]:
     return [uid for batch in found for uid in batch.uid]
+
+
+def test_memory_is_used_again_only_when_nobody_holds_it() -> None:
+    rows = [torch.full((2, 3), float(value), dtype=torch.float16) for value in range(4)]
+    memory = Recycler()
+    first = memory.stack(rows)
+    kept = first[1, 1:]  # a view is enough to hold it
+    places = {first.data_ptr(), (second := memory.stack(rows[::-1])).data_ptr()}
+    assert len(places) == 2 and torch.equal(first, torch.stack(rows)) and torch.equal(second, torch.stack(rows[::-1]))
+    del first
+    assert memory.stack(rows).data_ptr() not in places and kept.tolist() == [[1.0] * 3]
+    del kept
+    third = memory.stack(rows[2:])
+    assert third.data_ptr() in places - {second.data_ptr()} and third.tolist() == [[[2.0] * 3] * 2, [[3.0] * 3] * 2]
+    larger = memory.stack([*rows, *rows])
+    assert larger.shape == (8, 2, 3) and memory.stack([torch.ones(3) > 0]).tolist() == [[True] * 3]
+
+
+def test_batches_that_are_kept_stay_as_they_were(store: FeatureStore) -> None:
+    order = [0, 2, 4, 6, 8, 1]
+    kept = list(batches(store, order, 1))
+    for index, batch in zip(order, kept, strict=True):
+        assert torch.equal(batch.visual["mask_features"][0], store[index].visual["mask_features"])
+    seen = [batch.visual["mask_features"].data_ptr() for batch in batches(store, order, 1)]
+    assert len(set(seen)) == 2, "the batch in hand and the next one take turns"
 
 
 def test_collate_takes_each_clip_once(store: FeatureStore) -> None:
