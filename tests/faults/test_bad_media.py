@@ -337,19 +337,18 @@ def test_odd_sounds_have_their_values(tmp_path: Path) -> None:
 
 # -------------------------------------------------------------------------------------------------------- resources
 
-# Of one process that reads a good clip first and then every bad one; state both in the README.
-MOST_SECONDS, MOST_GROWTH_MB = 4.0, 150
-MEASURE = """
-import json, pickle, resource, sys, time
+# For each file, in a process that has read a good clip before; measured: at most 0.3 s of processor and 0.2 MB.
+MOST_SECONDS, MOST_GROWTH_MB = 4.0, 50
+MEASURE = bad.PEAK_MB + """
+import json, pickle, sys, time
 from extract.media import read_media
 from refavs.errors import DatasetError
 from refavs.store.reader import FeatureStore
 with open(sys.argv[1], "rb") as file:
     clips = pickle.load(file)
-peak_mb = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 found = {}
 for kind, clip in clips.items():
-    before, started = peak_mb(), time.process_time()
+    before, started = peak_mb(since_now=True), time.process_time()
     try:
         read_media(clip, 10, 384)
         line = ""
@@ -360,6 +359,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 def test_bad_media_take_little_time_and_memory(tmp_path: Path) -> None:
     clips = {"good video": video_clip(tmp_path / "good", bad.good),
              "good files": bench_clip(tmp_path / "good", "audio.wav", lambda path: None)}  # fmt: skip
@@ -378,7 +378,7 @@ def test_bad_media_take_little_time_and_memory(tmp_path: Path) -> None:
     assert [kind for kind, (line, _, _) in found.items() if not line] == ["good video", "good files"]
     measured = {kind: numbers for kind, (line, *numbers) in found.items() if line}
     assert max(seconds for seconds, _ in measured.values()) < MOST_SECONDS, measured
-    assert sum(growth_mb for _, growth_mb in measured.values()) < MOST_GROWTH_MB, measured
+    assert max(growth_mb for _, growth_mb in measured.values()) < MOST_GROWTH_MB, measured
 
 
 # -------------------------------------------------------------------------------------------------- the whole command
