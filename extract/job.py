@@ -17,6 +17,8 @@ from refavs.errors import ConfigError, RefAVSError
 POLL_S = 1.0
 # Autoscalers take minutes to bring a node.
 WAIT_FOR_ROOM_S = 300.0
+# So long a worker that was hired is taken for one that is about to be ready, and jobs are kept for it at the end.
+SOON_READY_S = 60.0
 # Maps never enter the object store, so it can be as small as Ray allows.
 OBJECT_STORE_BYTES = 100 * 2**20
 JOBS_PER_WORKER = 2
@@ -131,7 +133,7 @@ class _Crew:
         self._coming: set[_Member] = set()
         self._calls: dict[Any, tuple[_Member, Task | None]] = {}
         self._stillborn = 0
-        self._nobody_since = time.monotonic()
+        self._nobody_since = self._last_hired = time.monotonic()
 
     def results(self) -> Iterator[JobResult | None]:
         """Works until every job is done or given up."""
@@ -162,6 +164,7 @@ class _Crew:
     def _fill_up(self) -> None:
         """Hires as many workers as are wanted and still have something to do."""
         while len(self._ready) + len(self._coming) < min(self._num_wanted, self._schedule.num_left):
+            self._last_hired = time.monotonic()
             member = _Member(self._hire())
             self._coming.add(member)
             self._calls[member.handle.ready.remote()] = member, None
@@ -193,7 +196,8 @@ class _Crew:
         self._give_work(member)
 
     def _give_work(self, member: _Member) -> None:
-        for task in self._schedule.assign(member, len(self._coming)):
+        soon = time.monotonic() - self._last_hired < SOON_READY_S
+        for task in self._schedule.assign(member, len(self._coming) if soon else 0):
             job = self._jobs[task.job]
             call = (member.handle.run.remote(job, dict(task.condemned)) if task.probe is None
                     else member.handle.probe.remote(job, task.probe))  # fmt: skip

@@ -145,13 +145,6 @@ def test_key_that_kills_its_worker_is_failed_alone(crew: Callable[..., list[JobR
     assert len(notes) == 4 and all("is lost (ActorDiedError); its jobs go back into the queue" in n for n in notes)
 
 
-def test_job_of_one_key_is_given_up_after_three_deaths(crew: Callable[..., list[JobResult]]) -> None:
-    results = crew(("a",), ("poison",), ("b",), num_workers=1)
-    failures = {key: reason for result in results for key, reason in result.failures.items()}
-    assert sum(result.num_done for result in results) == 2
-    assert failures == {"poison": "its worker process died 3 times (ActorDiedError)"}
-
-
 def test_workers_beyond_the_room_hold_no_jobs(crew: Callable[..., list[JobResult]]) -> None:
     results = crew(*((f"{index}",) for index in range(12)), num_workers=6)
     assert sum(result.num_done for result in results) == 12

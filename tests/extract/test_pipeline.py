@@ -4,7 +4,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +241,21 @@ def test_ahead_begins_no_more_than_its_window() -> None:
     assert taken == [0, 1, 4] and max(begun) <= 6
     with ThreadPoolExecutor(1) as pool:
         assert list(ahead(pool, work, range(5), 2)) == [0, 1, 4, 9, 16]
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_a_long_run(tmp_path: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    # A quarter of a MB of pictures per clip, which would be 500 MB over the run.
+    big = np.zeros((1, 300, 300, 3), np.uint8)
+    monkeypatch.setattr("extract.worker.read_media", lambda clip, *_: replace(media_of(1), frames=big + 1))
+    busy = worker(tmp_path, Visual(), 4)
+    jobs = jobs_of(tmp_path, 2000, size=8)
+    for job in jobs[:30]:
+        busy.run(job)
+    before = resident_bytes()
+    with ThreadPoolExecutor(2) as two:
+        assert sum(result.num_done for result in two.map(busy.run, jobs[30:])) == 2000 - 30 * 8
+    assert resident_bytes() - before < 40 * 2**20
