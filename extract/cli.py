@@ -4,35 +4,34 @@ import argparse
 import errno
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
-from extract.encoders.visual import LEVELS
-from extract.job import Resources, run_jobs
-from extract.plan import (
-    Estimate,
-    array_specs,
-    estimate,
-    expressions_table,
-    plan_jobs,
-    refuse_replaced,
-    wanted_items,
-)
+from extract.encoders import PRECISIONS
+from extract.encoders.visual import LEVELS, levels_of
+from extract.estimate import calibrate, clip_bytes, missing_in
+from extract.job import Resources, num_processors, run_jobs
+from extract.log import RunLog
+from extract.plan import Job, array_specs, expressions_table, plan_jobs, refuse_replaced, shares_of, wanted_items
 from extract.presets import PRESETS, Encoders, Preset, build_encoders, preset_named
 from extract.weights import WeightSource
 from extract.worker import JobResult
 from refavs.cli import Exit, run_command
 from refavs.console import ProgressBar
 from refavs.data.bench import Source, read_source
-from refavs.errors import RefAVSError
+from refavs.errors import ConfigError, RefAVSError
 from refavs.store.columns import EXPRESSIONS_RECORD
-from refavs.store.folder import open_folder
+from refavs.store.commits import lacking
+from refavs.store.folder import Folder, open_folder
 from refavs.store.lease import Lease
-from refavs.store.schema import refuse_foreign
+from refavs.store.schema import LOG, refuse_foreign
 from refavs.store.writer import StoreWriter, planned_schema
 
 NAME = "refavs-extract"
@@ -51,20 +50,26 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("source", type=Path, metavar="SOURCE", help="benchmark root (with metadata.csv) or a folder of videos")
-    add("store", type=Path, metavar="STORE", help="folder of the store; made where there is none, else completed")
+    add("store", metavar="STORE",
+        help="folder of the store, or a URL (s3://bucket/name); made where there is none, else completed")  # fmt: skip
     add("--preset", default="base", metavar="NAME", help=f"encoder sizes: {', '.join(PRESETS)}")
     add("--weights", choices=("pretrained", "random"), default="pretrained", help="weights of the encoders")
     add("--seed", type=int, default=0, help="of random weights")
     add("--weights-dir", type=Path, metavar="DIR",
         help="pretrained weights: mask2former/, roberta-base/ (as on the hub) and vggish.pth, or visual.safetensors "
         "for preset tiny; otherwise the hub's cache or a download")  # fmt: skip
-    add("--levels", default="pixel_decoder", metavar="LEVELS", help=f"visual maps to keep: {', '.join(LEVELS)} or both")
-    add("--precision", choices=("fp32", "bf16"), help="of Swin and VGGish; default: the preset's")
+    add("--levels", default="pixel_decoder", metavar="LEVELS",
+        help=f"visual maps to keep: {','.join(LEVELS)} or one of them; added to those that the store has")  # fmt: skip
+    add("--precision", choices=PRECISIONS, help="of Swin, pixel decoder and VGGish; default: the preset's")
     add("--expressions", type=Path, metavar="CSV", help="columns video,exp: expressions about a folder of videos")
     add("--workers", type=int, metavar="N", help="worker processes; default: one per processor")
     add("--gpus-per-worker", type=float, default=0.0, metavar="G", help="share of a GPU for each worker")
+    add("--batch-clips", type=int, metavar="N",
+        help="clips in one pass through the visual encoder; default: 4 on a GPU, 1 on a processor")  # fmt: skip
+    add("--log", type=Path, metavar="FILE", help="append JSON lines about the run: speed, stages, failures; may be "
+        f"STORE/{LOG}")  # fmt: skip
     add("--address", metavar="ADDRESS", help="a running Ray cluster; default: one on this machine for this run")
-    add("--dry-run", action="store_true", help="only say what would be done: clips, shards, bytes, estimated time")
+    add("--dry-run", action="store_true", help="only say what would be done: clips, shards, bytes, time and cost")
     return parser
 
 
@@ -100,58 +105,108 @@ class _Totals:
 
 def extract(args: argparse.Namespace) -> int:
     """Extracts what is missing; returns the exit status."""
+    run = _prepared(args)
+    if args.dry_run:
+        return _dry_run(run)
+    description = run.description()  # reads weights, so that nothing is made where there are none
+    with Lease(run.folder, NAME) as lease:
+        writer = StoreWriter.open(args.store, **description)
+        # Videos without a CSV say nothing about expressions, so those the store has stay.
+        keeps = run.source.kind == "videos" and args.expressions is None and writer.folder.exists(EXPRESSIONS_RECORD)
+        return _complete(run, writer, lease, keeps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What the command line asks for."""
+
+    folder: Folder
+    source: Source
+    preset: Preset
+    encoders: Encoders
+    resources: Resources
+    log: Path | None
+
+    def description(self) -> dict[str, Any]:
+        """What a store is opened with."""
+        return {
+            "encoders": self.encoders.fingerprints(), "source": f"{self.source.kind} {self.source.root}",
+            "num_frames": self.preset.num_frames, "input_size": self.preset.input_size,
+            "specs": array_specs(self.preset, self.encoders), "rows_per_shard": self.preset.rows_per_shard,
+        }  # fmt: skip
+
+
+def _prepared(args: argparse.Namespace) -> _Run:
+    """Checks the arguments against each other, the source and the store; changes nothing."""
     preset = preset_named(args.preset)
     resources = Resources(
-        address=args.address, num_workers=args.workers, gpus_per_worker=args.gpus_per_worker
+        address=args.address, num_workers=args.workers, gpus_per_worker=args.gpus_per_worker,
+        batch_clips=args.batch_clips,
     )
     weights = WeightSource(kind=args.weights, seed=args.seed, folder=args.weights_dir)
-    levels = tuple(dict.fromkeys(level.strip() for level in args.levels.split(",") if level.strip()))
-    encoders = build_encoders(preset, weights, levels, args.precision, resources.device)
-    source = read_source(args.source, args.expressions)
-    if args.dry_run:
-        blank = build_encoders(preset, WeightSource(kind="random"), levels, args.precision, resources.device)
-        return _dry_run(source, args.store, preset, encoders, blank, resources)
-    fingerprints, specs = encoders.fingerprints(), array_specs(preset, encoders)
+    asked = tuple(dict.fromkeys(level.strip() for level in args.levels.split(",") if level.strip()))
+    encoders = build_encoders(preset, weights, asked, args.precision, resources.device)
     folder = open_folder(args.store)
     refuse_foreign(folder)
-    with Lease(folder, NAME) as lease:
-        writer = StoreWriter.open(
-            args.store, encoders=fingerprints, source=f"{source.kind} {source.root}", num_frames=preset.num_frames,
-            input_size=preset.input_size, specs=specs, rows_per_shard=preset.rows_per_shard,
-        )
-        # Videos without a CSV say nothing about expressions, so those the store has stay.
-        keeps = source.kind == "videos" and args.expressions is None and writer.folder.exists(EXPRESSIONS_RECORD)
-        return _complete(writer, lease, source, preset, encoders, resources, keeps)
+    kept = levels_of(StoreWriter.attach(args.store).schema.specs) if folder.exists("zarr.json") else ()
+    if not set(kept) <= set(asked):
+        levels = tuple(level for level in LEVELS if level in (*kept, *asked))
+        encoders = build_encoders(preset, weights, levels, args.precision, resources.device)
+        print(f"{folder.location} has level {' and '.join(kept)}; this run keeps it complete as well: "
+              f"{', '.join(levels)}")  # fmt: skip
+    log = args.log
+    if log is not None and not log.absolute().parent.is_dir() and log.absolute().parent != Path(args.store).absolute():
+        raise ConfigError(f"--log {log} cannot be written: there is no folder {log.absolute().parent}; make it first")
+    source = read_source(args.source, args.expressions)
+    return _Run(folder=folder, source=source, preset=preset, encoders=encoders, resources=resources, log=log)
 
 
-def _complete(
-    writer: StoreWriter, lease: Lease, source: Source, preset: Preset, encoders: Encoders, resources: Resources,
-    keeps: bool,
-) -> int:
+def _complete(run: _Run, writer: StoreWriter, lease: Lease, keeps: bool) -> int:
     """Writes what is missing in a store that this process holds; the table of expressions unless it `keeps` that."""
     started = time.monotonic()
+    source = run.source
     refuse_replaced(writer, source.clips)
-    _report(source, encoders)
-    jobs = plan_jobs(writer, wanted_items(source))
+    _report(source, run.encoders)
+    jobs = plan_jobs(writer, wanted_items(source), shares_of(writer, source.clips))
     totals = _Totals()
     if jobs:
-        results = run_jobs(jobs, writer.location, preset, encoders, resources)
-        next(results)
-        with ProgressBar(NAME, sum(len(job.items) for job in jobs), "clips, objects and texts") as bar:
-            for result in results:
-                lease.check()
-                if result is None:
-                    bar.advance(0)
-                    continue
-                _stop_at(result.error)
-                totals.add(result)
-                bar.advance(result.num_done + len(result.failures))
+        _work(run, writer, lease, jobs, totals)
     lease.check()
     if not keeps:
         writer.write_expressions(expressions_table(source, {table: writer.committed(table) for table in TABLES}))
     lease.check()
     writer.finalise()
-    return _summary(source, writer, totals, bool(jobs), time.monotonic() - started)
+    _add_waiting(writer, totals)
+    return _summary(source, writer, totals, jobs, time.monotonic() - started)
+
+
+def _work(run: _Run, writer: StoreWriter, lease: Lease, jobs: Sequence[Job], totals: _Totals) -> None:
+    """Has the jobs done by workers, and shows how it goes."""
+    num_keys = Counter({table: 0 for table in TABLES})
+    for job in jobs:
+        num_keys[job.shard.table] += len(job.shard.keys)
+    with RunLog(run.log, num_keys) as log:
+        results = run_jobs(jobs, writer.location, run.preset, run.encoders, run.resources, log.note)
+        next(results)
+        with ProgressBar(NAME, num_keys.total(), "clips, objects and texts") as bar:
+            for result in results:
+                lease.check()
+                log.add(result)
+                if result is None:
+                    bar.advance(0, log.brief())
+                    continue
+                _stop_at(result.error)
+                totals.add(result)
+                bar.advance(result.num_done + len(result.failures), log.brief())
+
+
+def _add_waiting(writer: StoreWriter, totals: _Totals) -> None:
+    """Names clips whose features are another clip's that failed: they have none until that one is mended."""
+    committed = writer.committed("clips")
+    for key, owners in writer.shared("clips").items():
+        if key not in committed:
+            lost = sorted(set(owners.values()) - committed.keys())
+            totals.failures.append(f"clips {key}: has the same input as {', '.join(lost)}, which failed")
 
 
 def _stop_at(error: Exception | None) -> None:
@@ -171,13 +226,19 @@ def _report(source: Source, encoders: Encoders) -> None:
         print("\n".join([f"{len(cut)} expressions have more than {limit} tokens and lose their end:", *named, *more]))
 
 
-def _summary(source: Source, writer: StoreWriter, totals: _Totals, worked: bool, seconds: float) -> int:
-    if not worked:
+def _summary(source: Source, writer: StoreWriter, totals: _Totals, jobs: Sequence[Job], seconds: float) -> int:
+    if incomplete := [record for record in writer.records() if lacking(record, writer.schema)]:
+        paths = sorted({path for record in incomplete for path in lacking(record, writer.schema)})
+        print(f"{len(incomplete)} shards of {writer.location} still lack {', '.join(paths)}; run the command again "
+              "with a SOURCE that has all of their clips")  # fmt: skip
+    if not jobs and not totals.failures:
         print(f"nothing to do: all {len(source.clips)} clips of {source.root} are in {writer.location}")
         return Exit.COMPLETE
     table = Table("", "now", "in the store", title=writer.location)
     for name in TABLES:
         table.add_row(name, str(totals.done[name]), str(len(writer.committed(name))))
+    sharing = sum(len(job.shard.shares) for job in jobs if not job.shard.adds)
+    table.add_row("sharing", str(sharing), str(len(writer.shared("clips"))))
     table.add_row("failures", str(len(totals.failures)), "")
     table.add_row("bytes", f"{totals.num_bytes:,}", "")
     table.add_row("seconds", f"{seconds:.1f}", "")
@@ -192,42 +253,40 @@ def _summary(source: Source, writer: StoreWriter, totals: _Totals, worked: bool,
     return Exit.FAILURES if totals.failures else Exit.COMPLETE
 
 
-def _dry_run(
-    source: Source, store: Path, preset: Preset, encoders: Encoders, blank: Encoders, resources: Resources
-) -> int:
-    """`blank` are the same networks with random weights, whose time is the same."""
-    specs = array_specs(preset, encoders)
-    committed = _committed(store, source, preset, encoders)
-    missing = {
-        table: {key: item for key, item in items.items() if key not in committed[table]}
-        for table, items in wanted_items(source).items()
-    }
-    num_workers = resources.local_workers()
-    plan: Estimate = estimate(preset, blank, specs, missing, num_workers)
-    table = Table("", "missing", "shards", title=f"{store} (nothing was written)")
-    for name in TABLES:
-        table.add_row(name, str(plan.missing[name]), str(plan.shards[name]))
-    console = Console()
-    console.print(table)
-    console.print(f"{plan.num_bytes:,} bytes; about {plan.seconds:,.0f} s with {num_workers} workers on this machine")
-    return Exit.COMPLETE
-
-
-def _committed(store: Path, source: Source, preset: Preset, encoders: Encoders) -> dict[str, set[str]]:
-    """Keys that a store has already, without touching it.
+def _dry_run(run: _Run) -> int:
+    """Says what a run would do and cost; the store is not touched.
 
     Raises:
         StoreError: the store is another one's, or has clips of other files.
     """
-    if not (store / "zarr.json").is_file():
-        return {table: set() for table in TABLES}
-    planned_schema(
-        open_folder(store), encoders=encoders.fingerprints(), source=str(source.root), num_frames=preset.num_frames,
-        input_size=preset.input_size, specs=array_specs(preset, encoders), rows_per_shard=preset.rows_per_shard,
-    )
-    writer = StoreWriter.attach(store)
-    refuse_replaced(writer, source.clips)
-    return {table: set(writer.committed(table)) for table in TABLES}
+    writer = StoreWriter(run.folder, planned_schema(run.folder, **run.description()))
+    refuse_replaced(writer, run.source.clips)
+    missing = missing_in(writer, wanted_items(run.source), shares_of(writer, run.source.clips))
+    console = Console()
+    table = Table("", "missing", "shards", title=f"{writer.location} (nothing was written)")
+    for name in TABLES:
+        table.add_row(name, str(missing.keys[name]), str(missing.shards[name]))
+    console.print(table)
+    num_workers, on_gpu = run.resources.local_workers(), run.resources.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        console.print(f"{missing.num_bytes:,} bytes; no GPU on this machine to measure the time on")
+        return Exit.COMPLETE
+    # Random weights take the same time, and need not be found.
+    precision = run.encoders.visual.precision
+    levels = missing.levels or run.encoders.visual.levels
+    blank = build_encoders(run.preset, WeightSource(kind="random"), levels, precision, run.resources.device)
+    torch.set_num_threads(max(1, num_processors() // num_workers))
+    each = calibrate(run.preset, blank, run.source.clips, levels)
+    seconds = missing.seconds(each, num_workers)
+    console.print(f"{missing.num_bytes:,} bytes; about {seconds:,.0f} s with {num_workers} workers on this machine; "
+                  f"{missing.num_sharing} clips share another's features")
+    console.print(each.render())
+    costs = Table("clips", "bytes", "GPU-hours" if on_gpu else "CPU-hours", title="cost of clips as these are")
+    for count in sorted({missing.keys["clips"], 1_000, 1_000_000} - {0}):
+        hours = count * (each.on_gpu * run.resources.gpus_per_worker if on_gpu else each.of_clip) / 3600
+        costs.add_row(f"{count:,}", f"{count * clip_bytes(writer):,}", f"{hours:,.2f}")
+    console.print(costs)
+    return Exit.COMPLETE
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Media to numbers: the first frame of each second and the sound of a clip, from a video or the benchmark's files."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor
 from extract.container import read_container, resized
 from extract.sound import SAMPLE_RATE_HZ, read_wave
 from refavs.data.bench import Clip
-from refavs.data.files import PICTURE_ERRORS, open_file, open_picture, reason_of
+from refavs.data.files import PICTURE_ERRORS, open_picture, reason_of
 from refavs.errors import DatasetError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -73,29 +72,6 @@ def read_media(clip: Clip, num_frames: int, size: int) -> Media:
     return Media(
         frames=np.stack(frames), sound=_of_length(sound, num_frames), silent=sound is None, repeated_from_s=None
     )
-
-
-def input_digest(clip: Clip, num_frames: int) -> str:
-    """SHA-256 of the bytes a clip is made from: its video, or its frames and then its sound where it has one.
-
-    Raises:
-        DatasetError: a file is missing or cannot be read.
-    """
-    if clip.video is not None:
-        paths = [clip.video]
-    else:
-        paths = [clip.frames / f"{second}.jpg" for second in range(num_frames)] if clip.frames else []
-        paths += [clip.audio] if clip.audio is not None and clip.audio.exists() else []
-    digests = [_file_digest(path, clip.root) for path in paths]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _file_digest(path: Path, within: Path | None) -> str:
-    try:
-        with open_file(path, within) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read ({reason_of(error)}); copy it again") from error
 
 
 def read_picture(path: Path, within: Path | None = None) -> Image.Image:

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from extract.media import Media, frame_size, input_digest, read_media
+from extract.identity import input_digests
+from extract.media import Media, frame_size, read_media
 from extract.plan import Item, Job, Masks
 from extract.presets import Encoders, Preset
 from refavs.data.bench import Clip, read_mask
@@ -315,7 +316,7 @@ class Worker:
         media = read_media(clip, self._preset.num_frames, self._preset.input_size)
         facts = {"silent": media.silent, "repeated_from_s": media.repeated_from_s, "num_frames": len(media.frames),
                  "source": clip.video.name if clip.video else clip.id,
-                 "input": input_digest(clip, self._preset.num_frames)}  # fmt: skip
+                 **input_digests(clip, self._preset.num_frames)}  # fmt: skip
         return _Decoded(key=key, media=media, facts=facts)
 
     def _masks(self, key: str, masks: Masks) -> _Decoded:

@@ -51,7 +51,15 @@ class ItemEncoder(Encoder, Protocol[Input_contra]):
 
 
 class ClipEncoder(Encoder, Protocol):
-    """An encoder of the frames of several clips at once, into the levels asked for."""
+    """An encoder of the frames of several clips at once, into the levels asked for.
+
+    Attributes:
+        levels: those whose arrays and fingerprints it speaks of.
+        precision: type in which it computes.
+    """
+
+    levels: tuple[str, ...]
+    precision: Precision
 
     def encode(
         self, clips: Sequence[UInt8[np.ndarray, "t h w 3"]], levels: Sequence[str]

@@ -2,17 +2,18 @@
 
 import errno
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from extract.cli import main
 from extract.job import limited_by_gpus
-from extract.worker import JobResult, Worker
+from extract.worker import JobResult
 from refavs.data.synthetic import write_benchmark
 from refavs.errors import ConfigError
 from refavs.store.reader import FeatureStore
+from tests.extract.command import in_this_process, refusal, run_with, tiny
 
 
 @pytest.fixture(scope="module")
@@ -20,18 +21,6 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("bench") / "synthetic"
     write_benchmark(root, num_clips=2, seed=1, size=96, videos=2)
     return root
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Runs the command, which must exit with 2 and one line."""
-    assert main([str(argument) for argument in arguments]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("refavs-extract: ")
-    return lines[0]
-
-
-def tiny(source: Path, store: Path, *more: object) -> tuple[object, ...]:
-    return source, store, "--preset", "tiny", "--weights", "random", *more
 
 
 def test_missing_source_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -122,21 +111,6 @@ def test_cluster_that_does_not_answer_is_refused(
     monkeypatch.setattr(ray, "init", refuse)
     line = refusal(capsys, *tiny(bench, tmp_path / "store", "--address", "10.0.0.1:6379"))
     assert "no Ray cluster answers at --address 10.0.0.1:6379" in line and "leave out --address" in line
-
-
-def run_with(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Iterator[JobResult]]) -> None:
-    """Puts something in the place of Ray."""
-
-    def run_jobs(*arguments: object) -> Iterator[JobResult | None]:
-        yield None
-        yield from run(*arguments)
-
-    monkeypatch.setattr("extract.cli.run_jobs", run_jobs)
-
-
-def in_this_process(jobs, store, preset, encoders, resources) -> Iterator[JobResult]:
-    worker = Worker(store, preset, encoders, 1)
-    return (worker.run(job) for job in jobs)
 
 
 def test_complete_run_reports_and_the_next_has_nothing_to_do(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from extract.encoders.roberta import read_tokenizer
 from extract.media import frame_size, read_media
-from extract.plan import array_specs, estimate, expressions_table, plan_jobs, wanted_items
+from extract.plan import array_specs, expressions_table, plan_jobs, wanted_items
 from extract.presets import build_encoders, preset_named
 from extract.weights import WeightSource
 from extract.worker import JobResult, Worker
@@ -101,18 +101,6 @@ def test_plan_starts_with_clips_and_is_small(bench: Path, tmp_path: Path) -> Non
     jobs = plan_jobs(open_store(tmp_path / "s", source), wanted_items(source))
     assert [job.shard.table for job in jobs] == ["clips", "text", "objects"]
     assert all(len(pickle.dumps(job)) < 20_000 for job in jobs)
-
-
-def test_estimate_counts_what_is_missing(bench: Path) -> None:
-    source = read_source(bench)
-    missing = wanted_items(source)
-    specs = array_specs(TINY, ENCODERS)
-    plan = estimate(TINY, ENCODERS, specs, missing, 2)
-    assert plan.missing == {table: len(items) for table, items in missing.items()}
-    assert plan.shards == {"clips": 1, "objects": 1, "text": 1} and plan.seconds > 0
-    assert plan.num_bytes == sum(len(missing[table]) * spec.row_bytes for table in TABLES for spec in specs[table])
-    nothing = estimate(TINY, ENCODERS, specs, {table: {} for table in TABLES}, 2)
-    assert nothing.num_bytes == 0 and nothing.seconds == 0 and set(nothing.shards.values()) == {0}
 
 
 def damaged(bench: Path, root: Path) -> Source:

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from extract.media import SAMPLE_RATE_HZ, Media, input_digest, read_media
+from extract.identity import input_digests
+from extract.media import SAMPLE_RATE_HZ, Media, read_media
 from refavs.data.bench import Clip, read_source
 from refavs.errors import DatasetError
 from refavs.store.reader import FeatureStore
@@ -194,7 +195,7 @@ def test_media_folder_on_another_disk_is_followed(tmp_path: Path) -> None:
 def test_digest_does_not_wait_for_a_pipe(tmp_path: Path) -> None:
     for clip in (video_clip(tmp_path, bad.pipe), bench_clip(tmp_path, "frames/3.jpg", BAD_FRAMES["named pipe"][0])):
         with pytest.raises(DatasetError, match="it is a named pipe, not a file"):
-            input_digest(clip, 10)
+            input_digests(clip, 10)
 
 
 def test_file_without_permission_is_one_line() -> None:
