@@ -140,10 +140,10 @@ class VisualEncoder:
         if "pixel_decoder" in levels:
             found |= {f"{PREFIX}/pixel_decoder/{name}": maps for name, maps in pixel_decoder(pyramid).items()}
         # In float16 and in the store's order of axes before they leave the device: half the bytes, and no copy after.
-        stored = {path: maps.to(torch.float16, memory_format=torch.contiguous_format).cpu().numpy()
+        stored = {path: maps.to(torch.float16, memory_format=torch.contiguous_format).chunk(num_clips)
                   for path, maps in found.items()}  # fmt: skip
-        parts = {path: np.split(maps, num_clips) for path, maps in stored.items()}
-        return [{path: maps[clip] for path, maps in parts.items()} for clip in range(num_clips)]
+        # Clip by clip, so that one that is written frees its memory while its neighbours wait.
+        return [{path: maps[clip].cpu().numpy() for path, maps in stored.items()} for clip in range(num_clips)]
 
     @property
     def _dtype(self) -> torch.dtype:
