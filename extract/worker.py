@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 
+from extract.encoders.visual import levels_of
 from extract.identity import input_digests
 from extract.media import Media, frame_size, read_media
 from extract.plan import Item, Job, Masks
@@ -286,18 +286,14 @@ class Worker:
         """Adds what the plan wants of each clip: not what it shares with another, nor what its shard has already."""
         paths = [plan.paths_of(decoded.key) for decoded in batch]
         seen = [number for number, wanted in enumerate(paths) if any(path.startswith(VISUAL) for path in wanted)]
-        levels = tuple(dict.fromkeys(path.split("/")[2] for path in plan.arrays if path.startswith(VISUAL)))
+        levels = levels_of(plan.arrays)
         frames = [media.frames for number in seen if (media := batch[number].media) is not None]
-        for number, found in zip(seen, self._encode_frames(frames, levels), strict=True):
+        maps = self._encoders.visual.encode(frames, levels) if frames else []
+        for number, found in zip(seen, maps, strict=True):
             arrays[number] |= found
         for found, decoded, wanted in zip(arrays, batch, paths, strict=True):
             if any(path.startswith(AUDIO) for path in wanted) and decoded.media is not None:
                 found |= self._encoders.audio.encode(decoded.media.sound)
-
-    def _encode_frames(
-        self, clips: list[UInt8[np.ndarray, "t h w 3"]], levels: tuple[str, ...]
-    ) -> list[dict[str, np.ndarray]]:
-        return self._encoders.visual.encode(clips, levels) if clips else []
 
     def _decode(self, key: str, item: Item, stages: Stages) -> _Decoded:
         """Reads what one key is made from; what is wrong with it becomes its failure."""
