@@ -14,15 +14,26 @@ from refavs.console import ProgressBar
 from refavs.data.dataset import Batch, batches
 from refavs.metrics import (
     Recorder,
+    Results,
     SegmentationMetrics,
     add_to_groups,
-    best_threshold,
     expression_scores,
-    grouped_controls,
-    mean_mask,
+    grouped,
+    protocol_values,
     score_expressions,
     write_statistics,
 )
+from refavs.metrics.controls import (
+    Constants,
+    best_threshold,
+    centredness,
+    control_results,
+    mean_mask,
+    text_only,
+)
+from refavs.metrics.recompute import spread
+from refavs.metrics.statistics import describe
+from refavs.metrics.text_control import TEXT_ONLY, TextControl
 from refavs.model.decoder import predict
 from refavs.model.eemc import EEMC
 
@@ -107,32 +118,50 @@ def rows_of(store: "FeatureStore", splits: Sequence[str]) -> list[int]:
 
 
 def controls(store: "FeatureStore") -> dict[str, dict[str, float]]:
-    """What constant predictions reach on the test splits, by the name of the constant and of the metric."""
+    """What predictions reach on the test splits that never look or listen, by their name and the metric's."""
+    found = {}
+    for name, results in control_results_of(store).items():
+        groups = grouped(results.expressions, ["split"]) | grouped(results.expressions, ["split", "dimension"])
+        scores = {group: protocol_values(results, "canonical", rows) for group, rows in groups.items()}
+        found[name] = named_values(scores)
+    return found
+
+
+def control_results_of(store: "FeatureStore") -> dict[str, Results]:
+    """Constant predictions and the text-only control on the test splits, for any protocol; none without training.
+
+    Each distinct mask is scored once.
+    """
     table = store.expressions
-
     training = Counter(int(table["object"].iloc[row]) for row in rows_of(store, ("train",)))
-    if not training:
+    tested = sorted(rows_of(store, TEST_SPLITS))
+    objects = sorted({int(index) for index in table["object"].iloc[tested]})
+    if not training or not tested:
         return {}
-    tested: dict[int, Counter[str]] = {}
-    for row in rows_of(store, TEST_SPLITS):
-        names = group_names(table["split"].iloc[row], table["dimension"].iloc[row])
-        tested.setdefault(int(table["object"].iloc[row]), Counter()).update(names)
-    with ProgressBar("constant predictions", 2 * len(training) + len(tested), "masks") as bar:
+    empty: dict[int, bool] = {}
+    with ProgressBar("constant predictions", 3 * len(training) + len(objects), "masks") as bar:
 
-        def masks(objects: Iterable[int]) -> Iterator[Tensor]:
-            for index in objects:
+        def masks(wanted: Iterable[int]) -> Iterator[Tensor]:
+            for index in wanted:
                 mask = store.mask(index)
                 assert mask is not None  # `rows_of` gives only expressions that have one
+                empty[index] = not bool(mask.any())
                 yield mask
                 bar.advance()
 
         mean = mean_mask(masks(training), training.values())
-        threshold = best_threshold(mean, masks(training), training.values())
-        found = grouped_controls(mean, zip(masks(tested), tested.values(), strict=True), threshold)
-    return {
-        name: named_values({group: sums.compute() for group, sums in groups.items()})
-        for name, groups in found.items() if groups
-    }
+        centre = centredness(*mean.shape)
+        mean_best, centre_best = (best_threshold(part, masks(training), training.values()) for part in (mean, centre))
+        constants = Constants(mean=mean, mean_threshold=mean_best, centre_threshold=centre_best)
+        of_objects = control_results(constants, masks(objects), store.fingerprint)
+    place = {index: number for number, index in enumerate(objects)}
+    places = np.array([place[int(index)] for index in table["object"].iloc[tested]])
+    expressions = describe(table, tested)
+    found = {name: spread(results, places, expressions) for name, results in of_objects.items()}
+    learned = rows_of(store, ("train",))
+    nothing = [empty[int(index)] for index in table["object"].iloc[learned]]
+    control = TextControl.fit(table["text"].iloc[learned].tolist(), nothing)
+    return {**found, TEXT_ONLY: text_only(control, found)}
 
 
 def group_names(split: str, dimension: str) -> list[str]:

@@ -1,6 +1,6 @@
 """J, F and S of segmentation masks: streaming sums, statistics for every protocol, and what constants reach."""
 
-from refavs.metrics.controls import best_threshold, constant_controls, grouped_controls, mean_mask
+from refavs.metrics.controls import Constants, best_threshold, control_results, mean_mask, text_only
 from refavs.metrics.protocols import Scores, canonical, released
 from refavs.metrics.recompute import (
     PROTOCOLS,
@@ -28,35 +28,54 @@ from refavs.metrics.statistics_file import (
     statistics_blocks,
     write_statistics,
 )
+from refavs.metrics.text_control import TextControl
+from refavs.metrics.uncertainty import (
+    Difference,
+    Interval,
+    SeedScores,
+    bootstrap_interval,
+    paired_difference,
+    scores_of,
+    seed_interval,
+)
 
 __all__ = [
     "PROTOCOLS",
     "STATISTICS_FILE",
+    "Constants",
+    "Difference",
     "ExpressionScores",
+    "Interval",
     "Recorder",
     "Results",
     "Scores",
+    "SeedScores",
     "SegmentationMetrics",
     "Statistics",
+    "TextControl",
     "add_to_groups",
     "all_protocols",
     "best_threshold",
+    "bootstrap_interval",
     "canonical",
     "concat",
-    "constant_controls",
+    "control_results",
     "expression_results",
     "expression_scores",
     "grouped",
-    "grouped_controls",
     "mean_mask",
     "merge_files",
     "merge_groups",
+    "paired_difference",
     "protocol_values",
     "read_facts",
     "read_statistics",
     "released",
     "score_expressions",
+    "scores_of",
+    "seed_interval",
     "statistics_blocks",
+    "text_only",
     "update_groups",
     "write_statistics",
 ]

@@ -2,26 +2,26 @@
 
 import itertools
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refavs.metrics.segmentation import (
-    NUM_THRESHOLDS,
-    THRESHOLD,
-    SegmentationMetrics,
-    count_pixels,
-    curve_thresholds,
-    expression_scores,
-    threshold_bins,
-)
+from refavs.metrics.recompute import Results, expression_results, joined, spread
+from refavs.metrics.segmentation import NUM_THRESHOLDS, count_pixels, curve_thresholds, threshold_bins
+from refavs.metrics.statistics import HISTOGRAMS, VERSION, Statistics, frame_statistics
+from refavs.metrics.text_control import TextControl
 
 BACKGROUND = "all background"
 FOREGROUND = "all foreground"
 MEAN_MASK = "mean training mask"
 MEAN_MASK_BEST = "mean training mask, best threshold"
+CENTRED_DISC = "centred disc"
+MASKS_AT_ONCE = 16
 
 
 def mean_mask(
@@ -48,10 +48,10 @@ def mean_mask(
 def best_threshold(
     mean: Float[Tensor, "h w"], masks: Iterable[Bool[Tensor, "t h w"]], counts: Iterable[int] | None = None
 ) -> float:
-    """The threshold of the mean training mask (a pixel is predicted at or above it) with the best J on `masks`.
+    """The threshold of `mean` (a pixel is predicted at or above it) with the best J on `masks`.
 
     Args:
-        mean: from `mean_mask`.
+        mean: from `mean_mask`, or another map of scores in [0, 1].
         masks: the training expressions' masks; J is the mean over all their frames.
         counts: how many expressions have each mask; one each where none are given.
     """
@@ -66,48 +66,80 @@ def best_threshold(
     return float(curve_thresholds()[int(total.argmax())])
 
 
-def constant_controls(
-    mean: Float[Tensor, "h w"], masks: Iterable[Bool[Tensor, "t h w"]], threshold: float | None = None
-) -> dict[str, dict[str, float]]:
-    """What the best constant predictions reach on `masks`, by the sums of `SegmentationMetrics`.
+def centredness(height: int, width: int) -> Float[Tensor, "h w"]:
+    """1 in the middle of a frame, 0 in its corners; what lies at or above a threshold is a disc in the middle."""
+    rows, columns = (torch.arange(length, dtype=torch.float64) - (length - 1) / 2 for length in (height, width))
+    distance = (rows[:, None] ** 2 + columns**2).sqrt()
+    return (1 - distance / distance.max().clamp_min(1)).clamp(0, 1).float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constants:
+    """Predictions that never look at their input, fitted on the training masks.
+
+    Attributes:
+        mean: from `mean_mask`.
+        mean_threshold: the threshold of `mean` with the best J in training, from `best_threshold`.
+        centre_threshold: the same for `centredness`.
+    """
+
+    mean: Float[Tensor, "h w"]
+    mean_threshold: float
+    centre_threshold: float
+
+    def predictions(self) -> dict[str, tuple[Float[Tensor, "h w"], Float[Tensor, "h w"]]]:
+        """By name: the scores that F's thresholds cut, and the prediction whose masks are counted."""
+        mean, centre = self.mean, centredness(*self.mean.shape)
+        zeros, ones = torch.zeros_like(mean), torch.ones_like(mean)
+        return {
+            BACKGROUND: (zeros, zeros),
+            FOREGROUND: (ones, ones),
+            MEAN_MASK: (mean, mean),
+            MEAN_MASK_BEST: (mean, (mean >= self.mean_threshold).float()),
+            CENTRED_DISC: (centre, (centre >= self.centre_threshold).float()),
+        }
+
+
+def control_results(
+    constants: Constants, masks: Iterable[Bool[Tensor, "t h w"]], store: str
+) -> dict[str, Results]:
+    """What constant predictions reach on each of some distinct masks, through the statistics of a model's predictions.
 
     Args:
-        mean: from `mean_mask`, of the training masks.
-        masks: each expression's masks on the split that is scored; all False where it refers to nothing.
-        threshold: from `best_threshold`; without it that row is left out.
+        masks: each mask once; `row` of the results is its place.
+        store: the fingerprint of the store they are of.
 
     Returns:
-        The values of `SegmentationMetrics.compute` by the name of the constant. F is the largest over thresholds, and
+        By the name of the constant; `spread` gives them to the expressions. F is the largest over thresholds, and
         threshold 0 predicts every pixel; so every constant has at least the F of all foreground.
     """
-    found = grouped_controls(mean, ((mask, {"all": 1}) for mask in masks), threshold)
-    return {name: groups.get("all", SegmentationMetrics()).compute() for name, groups in found.items()}
+    predictions = constants.predictions()
+    blocks: dict[str, list[Results]] = {name: [] for name in predictions}
+    remaining, start = iter(masks), 0
+    while together := list(itertools.islice(remaining, MASKS_AT_ONCE)):
+        target = torch.stack(together)
+        count, num_frames, height, width = target.shape
+        facts = {"version": VERSION, "height": height, "width": width, "num_frames": num_frames, "store": store}
+        table = pd.DataFrame({"row": range(start, start + count)})
+        for name, (scores, pred) in predictions.items():
+            frames = frame_statistics(pred.expand(target.shape), target)
+            if scores is not pred:
+                soft = frame_statistics(scores.expand(target.shape), target)
+                frames |= {histogram: soft[histogram] for histogram in HISTOGRAMS}
+            blocks[name].append(expression_results([Statistics(expressions=table, frames=frames, facts=facts)]))
+        start += count
+    return {name: joined(parts) for name, parts in blocks.items() if parts}
 
 
-def grouped_controls(
-    mean: Float[Tensor, "h w"],
-    masks: Iterable[tuple[Bool[Tensor, "t h w"], Mapping[str, int]]],
-    threshold: float | None = None,
-) -> dict[str, dict[str, SegmentationMetrics]]:
-    """As `constant_controls`, by the name of the constant and of the group, with each distinct mask scored once.
+def text_only(control: TextControl, results: Mapping[str, Results]) -> Results:
+    """Nothing where the sentence says so, else the mean training mask at its best threshold.
 
     Args:
-        masks: each distinct mask, with how many expressions of each group have it.
+        control: fitted on the training expressions.
+        results: of the constants, of the same expressions, in whose table the texts are.
     """
-    constants = {
-        BACKGROUND: (torch.zeros_like(mean), torch.zeros_like(mean, dtype=torch.bool)),
-        FOREGROUND: (torch.ones_like(mean), torch.ones_like(mean, dtype=torch.bool)),
-        MEAN_MASK: (mean, mean > THRESHOLD),
-    }
-    if threshold is not None:
-        constants[MEAN_MASK_BEST] = (mean, mean >= threshold)
-    prepared = {name: (threshold_bins(probs), pred) for name, (probs, pred) in constants.items()}
-    metrics: dict[str, dict[str, SegmentationMetrics]] = {name: {} for name in prepared}
-    for mask, counts_by_group in masks:
-        for name, (bins, pred) in prepared.items():
-            shape = (1, *mask.shape)
-            counts = count_pixels(bins.expand(shape), pred.expand(shape), mask.unsqueeze(0))
-            scores = expression_scores(counts)
-            for group, count in counts_by_group.items():
-                metrics[name].setdefault(group, SegmentationMetrics()).add(scores, [0] * count)
-    return metrics
+    nothing, something = results[BACKGROUND], results[MEAN_MASK_BEST]
+    empty = control.predict(something.expressions["text"].tolist())
+    both = joined([nothing, something])
+    places = np.where(empty, 0, len(nothing)) + np.arange(len(something))
+    return spread(both, places, something.expressions)

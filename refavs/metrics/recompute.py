@@ -72,13 +72,28 @@ def expression_results(blocks: Iterable[Statistics]) -> Results:
     parts = [_block(block) for block in blocks if len(block)]
     if not parts:
         raise StatisticsError("no statistics of any expression; evaluate a split that the store has")
-    expressions = pd.concat([part.expressions for part in parts], ignore_index=True)
-    order = np.argsort(expressions["row"].to_numpy(), kind="stable")
+    whole = joined(parts)
+    order = np.argsort(whole.expressions["row"].to_numpy(), kind="stable")
+    return spread(whole, order, whole.expressions.iloc[order])
+
+
+def joined(parts: Sequence[Results]) -> Results:
+    """All parts, one after the other."""
     return Results(
-        expressions=expressions.iloc[order].reset_index(drop=True),
-        values={name: np.concatenate([part.values[name] for part in parts])[order] for name in parts[0].values},
-        curves={name: np.concatenate([part.curves[name] for part in parts])[order] for name in parts[0].curves},
+        expressions=pd.concat([part.expressions for part in parts], ignore_index=True),
+        values={name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values},
+        curves={name: np.concatenate([part.curves[name] for part in parts]) for name in parts[0].curves},
         facts=parts[0].facts,
+    )
+
+
+def spread(results: Results, places: Int[np.ndarray, " n"], expressions: pd.DataFrame) -> Results:
+    """The scores at `places`, each as often as it is named, as those of `expressions`."""
+    return Results(
+        expressions=expressions.reset_index(drop=True),
+        values={name: values[places] for name, values in results.values.items()},
+        curves={name: curves[places] for name, curves in results.curves.items()},
+        facts=results.facts,
     )
 
 

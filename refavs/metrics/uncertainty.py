@@ -157,7 +157,9 @@ def _estimate(scores: SeedScores) -> float:
     return float(_weighted(scores, weights).mean())
 
 
-def _over_clips(runs: Sequence[SeedScores], rng: np.random.Generator, num_samples: int) -> list[Float[np.ndarray, "r s"]]:
+def _over_clips(
+    runs: Sequence[SeedScores], rng: np.random.Generator, num_samples: int
+) -> list[Float[np.ndarray, "r s"]]:
     """Means of each run's seeds in samples of clips, drawn within each split; the same clips for all runs."""
     weights = []
     for stratum in _strata(runs[0]):

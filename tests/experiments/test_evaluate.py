@@ -96,6 +96,7 @@ def test_controls_name_every_constant_on_every_split(store: FeatureStore) -> Non
     found = controls(store)
     assert set(found) == {
         "all background", "all foreground", "mean training mask", "mean training mask, best threshold",
+        "centred disc", "text only",
     }  # fmt: skip
     assert found["all background"]["test_n/S"] == 0 and found["all background"]["test_s/J"] == 0
     assert found["all foreground"]["test_n/S"] == 1
@@ -103,6 +104,7 @@ def test_controls_name_every_constant_on_every_split(store: FeatureStore) -> Non
     area = np.mean([mask.float().mean().item() for mask in masks if mask is not None])
     assert found["all foreground"]["test_s/J"] == pytest.approx(area)
     assert {"mix/J", "test_u/F", "test_s/spatial/J"} <= set(found["mean training mask"])
+    assert found["text only"] == found["mean training mask, best threshold"], "no null in training, none in the text"
 
 
 def test_controls_without_training_masks_are_none(tmp_path: Path) -> None:

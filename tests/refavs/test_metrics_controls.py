@@ -1,12 +1,27 @@
 """Constant predictions against the same predictions scored as a model's."""
 
+import csv
 import math
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from refavs.metrics import SegmentationMetrics, best_threshold, constant_controls, grouped_controls, mean_mask
+from refavs.metrics import (
+    Constants,
+    Results,
+    SegmentationMetrics,
+    TextControl,
+    best_threshold,
+    control_results,
+    mean_mask,
+    protocol_values,
+    text_only,
+)
+from refavs.metrics.controls import centredness
+from refavs.metrics.recompute import spread
 
 
 def training_masks(num_expressions: int = 5, num_frames: int = 3, size: int = 10) -> list[torch.Tensor]:
@@ -47,48 +62,115 @@ def test_best_threshold_is_the_best_of_all_levels() -> None:
     assert chosen > mean_jaccard(mean.numpy() > 0.5, masks)
 
 
-def test_constant_controls_equal_streaming_metrics() -> None:
+def test_best_disc_is_the_best_of_all_radii() -> None:
     masks = training_masks()
+    centre = centredness(10, 10)
+    chosen = mean_jaccard(centre.numpy() >= best_threshold(centre, masks), masks)
+    radii = np.hypot(*(np.mgrid[:10, :10] - 4.5))
+    assert chosen == pytest.approx(max(mean_jaccard(radii <= radius, masks) for radius in np.unique(radii)))
+
+
+def fitted(masks: list[torch.Tensor]) -> Constants:
     mean = mean_mask(masks)
-    controls = constant_controls(mean, iter(masks))
-    assert list(controls) == ["all background", "all foreground", "mean training mask"]
-    for name, probs in zip(controls, (torch.zeros_like(mean), torch.ones_like(mean), mean), strict=True):
+    return Constants(mean=mean, mean_threshold=best_threshold(mean, masks),
+                     centre_threshold=best_threshold(centredness(*mean.shape), masks))  # fmt: skip
+
+
+def canonical(results: Results) -> dict[str, float]:
+    return protocol_values(results, "canonical", np.arange(len(results)))
+
+
+def test_constants_equal_streaming_metrics_of_the_same_predictions() -> None:
+    masks = training_masks()
+    constants = fitted(masks)
+    found = control_results(constants, iter(masks), "x")
+    assert list(found) == [
+        "all background", "all foreground", "mean training mask", "mean training mask, best threshold", "centred disc",
+    ]  # fmt: skip
+    for name in ("all background", "all foreground", "mean training mask"):
         metrics = SegmentationMetrics()
         for mask in masks:
-            metrics.update(probs.expand(1, *mask.shape), mask[None])
-        assert controls[name] == pytest.approx(metrics.compute())
+            metrics.update(constants.predictions()[name][0].expand(1, *mask.shape), mask[None])
+        values = canonical(found[name])
+        for measure in ("J", "F", "S", "false_empty"):
+            assert values[measure] == pytest.approx(metrics.compute()[measure]), (name, measure)
 
 
-def test_constant_controls_know_empty_and_full_predictions() -> None:
+def test_constants_know_empty_and_full_predictions() -> None:
     masks = training_masks()
-    controls = constant_controls(mean_mask(masks), masks)
-    assert controls["all background"]["J"] == pytest.approx(1 / 5)
-    assert controls["all background"]["S"] == 0.0
-    assert controls["all background"]["false_empty"] == 1.0
-    assert controls["all foreground"]["S"] == 1.0
-    assert controls["all foreground"]["false_empty"] == 0.0
-    assert controls["all background"]["F"] == controls["all foreground"]["F"]
+    found = control_results(fitted(masks), masks, "x")
+    empty, full = canonical(found["all background"]), canonical(found["all foreground"])
+    assert (empty["J"], empty["S"], empty["false_empty"], empty["background"]) == (pytest.approx(1 / 5), 0, 1, 1)
+    assert (full["S"], full["false_empty"], full["background"]) == (1, 0, 0)
+    assert empty["F"] == full["F"]
 
 
-def test_constant_controls_with_best_threshold_add_a_row() -> None:
+def test_best_constants_count_their_best_masks_and_keep_their_curve() -> None:
     masks = training_masks()
-    mean = mean_mask(masks)
-    threshold = best_threshold(mean, masks)
-    row = constant_controls(mean, masks, threshold)["mean training mask, best threshold"]
-    assert row["J"] == pytest.approx(mean_jaccard(mean.numpy() >= threshold, masks))
-    assert row["S"] == pytest.approx(math.sqrt(np.mean(mean.numpy() >= threshold)))
+    constants = fitted(masks)
+    found = control_results(constants, masks, "x")
+    best = canonical(found["mean training mask, best threshold"])
+    pred = constants.mean.numpy() >= constants.mean_threshold
+    assert best["J"] == pytest.approx(mean_jaccard(pred, masks))
+    assert best["S"] == pytest.approx(math.sqrt(pred.mean()))
+    assert best["F"] == canonical(found["mean training mask"])["F"]
+    disc = centredness(10, 10).numpy() >= constants.centre_threshold
+    assert canonical(found["centred disc"])["J"] == pytest.approx(mean_jaccard(disc, masks))
 
 
-def test_distinct_masks_with_counts_equal_masks_repeated() -> None:
-    masks, counts = training_masks(), [3, 1, 2, 1, 4]
-    repeated = [mask for mask, count in zip(masks, counts, strict=True) for _ in range(count)]
-    mean = mean_mask(masks, counts)
-    assert torch.equal(mean, mean_mask(repeated))
-    threshold = best_threshold(mean, iter(masks), counts)
-    assert threshold == best_threshold(mean, repeated)
-    groups = [{"all": count} | ({"even": count} if index % 2 == 0 else {}) for index, count in enumerate(counts)]
-    found = grouped_controls(mean, zip(masks, groups, strict=True), threshold)
-    even = [mask for index, mask in enumerate(masks) if index % 2 == 0 for _ in range(counts[index])]
-    for group, members in (("all", repeated), ("even", even)):
-        for name, values in constant_controls(mean, members, threshold).items():
-            assert found[name][group].compute() == pytest.approx(values, nan_ok=True)
+def test_many_masks_are_scored_as_each_alone() -> None:
+    masks = training_masks(20)
+    constants = fitted(masks)
+    whole = control_results(constants, masks, "x")["centred disc"]
+    alone = [control_results(constants, [mask], "x")["centred disc"].values["davis/F"][0] for mask in masks]
+    assert whole.values["davis/F"].tolist() == alone and whole.expressions["row"].tolist() == list(range(20))
+
+
+def test_text_only_takes_nothing_or_the_mean_mask() -> None:
+    masks = training_masks()
+    found = control_results(fitted(masks), masks, "x")
+    table = pd.DataFrame({"row": range(5), "text": ["null", "cat", "null", "dog", "cat"]})
+    found = {name: spread(results, np.arange(5), table) for name, results in found.items()}
+    control = TextControl.fit(["null", "null", "cat", "dog"], [True, True, False, False])
+    result = text_only(control, found)
+    for row, name in enumerate(["all background", "mean training mask, best threshold"] * 2):
+        assert result.values["canonical/J"][row] == found[name].values["canonical/J"][row]
+        assert result.curves["released"][row].tolist() == found[name].curves["released"][row].tolist()
+    assert result.expressions["text"].tolist() == table["text"].tolist()
+
+
+def test_known_sentences_are_decided_by_their_majority() -> None:
+    texts = ["The sounding object"] * 3 + ["the cat"] * 2 + ["a tie"] * 2
+    control = TextControl.fit(texts, [True, True, False, False, True, True, False])
+    assert control.predict(["The sounding object", "the cat", "a tie"]).tolist() == [True, False, False]
+
+
+def test_unknown_sentences_are_decided_by_their_words() -> None:
+    texts = ["the object making a sound", "the loudest object", "the sounding object", "the cat", "the dog", "a cat"]
+    control = TextControl.fit(texts, [True, True, True, False, False, False])
+    assert control.predict(["object", "the first sounding object", "cat", "the left dog"]).tolist() == [
+        True, True, False, False,
+    ]  # fmt: skip
+    # By hand: each word once, one imagined sentence with it and one without.
+    odds = {word: math.log((a + 1) / 5) - math.log((b + 1) / 5) for word, a, b in (("object", 3, 0), ("cat", 0, 2))}
+    assert control.log_odds["object"] == pytest.approx(odds["object"])
+    assert control.log_odds["cat"] == pytest.approx(odds["cat"]) and control.prior == 0
+
+
+def test_training_without_nulls_never_says_empty() -> None:
+    control = TextControl.fit(["a cat", "a dog"], [False, False])
+    assert not control.predict(["a cat", "nothing at all", ""]).any()
+    assert not TextControl.fit([], []).predict(["a cat"]).any()
+
+
+def test_the_sentence_alone_solves_the_null_split_of_the_benchmark(shared: Path) -> None:
+    with (shared / "data" / "metadata.csv").open(encoding="utf-8", newline="") as file:
+        rows = [(row["split"], row["exp"], row["uid"].startswith("null_")) for row in csv.DictReader(file)]
+    train = [row for row in rows if row[0] == "train"]
+    control = TextControl.fit([text for _, text, _ in train], [empty for _, _, empty in train])
+    share = {
+        split: control.predict([text for name, text, _ in rows if name == split]).mean()
+        for split in ("test_n", "test_s", "test_u")
+    }
+    assert share["test_n"] == 1.0, "S = 0 without looking or listening"
+    assert share["test_s"] < 0.005 and share["test_u"] < 0.005, "at next to no cost elsewhere"
