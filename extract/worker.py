@@ -49,8 +49,8 @@ class JobResult:
     Attributes:
         num_done: keys committed.
         seconds: from the start of the job to its commit.
-        stages_s: by name in `STAGES`. Decoding is done by threads beside the job's own; `waiting` is the time in which
-            the job had neither media nor its turn at the encoders.
+        stages_s: by name in `STAGES`. Decoding is done by threads beside the job's own; encoding holds the reading of
+            weights in a worker's first job; `waiting` is the time without media, or without the turn at the encoders.
         failures: keys that could not be computed, with the reason.
         error: what broke the whole shard; None where nothing did.
         trace: traceback of `error`.
