@@ -18,12 +18,13 @@ from refavs.errors import StoreError
 from refavs.store.columns import EXPRESSIONS_RECORD, read_expressions
 from refavs.store.commits import CommitRecord, read_records, record_name, store_fingerprint
 from refavs.store.finished import merged_statistics
-from refavs.store.folder import TRY_AGAIN, open_folder, out_of_reach
+from refavs.store.folder import TRY_AGAIN, LocalFolder, open_folder, out_of_reach
 from refavs.store.schema import ArraySpec, StoreSchema, root_attributes, unpack_mask
 from refavs.store.shard import ShardReader, shard_name
 
 POLICIES = ("first", "always", "never")
 MASK = "objects/mask"
+_THREAD_BYTES = 2**21  # less than this to copy is not worth a thread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,25 +220,32 @@ class FeatureStore:
     def read_into(self, path: str, rows: Sequence[int], out: Shaped[Tensor, "b ..."]) -> None:
         """Copies rows of an array into `out`, memory that is there already: new memory costs more than the copy.
 
+        As many threads copy as torch may use; those that wait for others, as torch's own do, stall on a busy machine.
+
         Raises:
             StoreError: as for `read`; what `out` then holds is not defined.
-            ValueError: `out` is not of the rows' shape and type.
+            ValueError: `out` is not of the rows' shape and type, or not in this machine's memory.
         """
         spec = self.specs.get(path)
-        wanted = None if spec is None else ((len(rows), *spec.shape), getattr(torch, spec.dtype))
-        if wanted is not None and (tuple(out.shape), out.dtype) != wanted:
-            raise ValueError(f"{len(rows)} rows of {path} are {wanted[1]} {wanted[0]}, they were to be written into "
-                             f"{out.dtype} {tuple(out.shape)}")
-        pairs = list(zip(out, rows, strict=True))
-        if self.verify != "always":
-            self.folder.together([lambda to=to, row=row: to.copy_(self.read(path, row)) for to, row in pairs])
+        wanted = None if spec is None else ((len(rows), *spec.shape), getattr(torch, spec.dtype), "cpu")
+        found = tuple(out.shape), out.dtype, out.device.type
+        if wanted not in (None, found):
+            raise ValueError(f"{len(rows)} rows of {path} are {wanted}, they were to be written into {found}")
+        targets, places = out.numpy(), iter(range(len(rows)))
+
+        def copy() -> None:
+            for place in places:  # which all threads share
+                np.copyto(targets[place], self.read(path, rows[place]).numpy())
+
+        if not isinstance(self.folder, LocalFolder):
+            self.folder.together([copy] * len(rows))
             return
-        with ThreadPoolExecutor(1) as copier:  # a row is copied while the next one's checksum is computed
-            copies = self.folder.together([
-                lambda to=to, row=row: copier.submit(to.copy_, self.read(path, row)) for to, row in pairs
-            ])  # fmt: skip
-        for copy in copies:
-            copy.result()
+        num_threads = min(torch.get_num_threads(), len(rows), 1 + targets.nbytes // _THREAD_BYTES)
+        with ThreadPoolExecutor(max(num_threads, 1)) as pool:
+            helpers = [pool.submit(copy) for _ in range(num_threads - 1)]
+            copy()
+        for helper in helpers:
+            helper.result()
 
     def _read_shared(self, path: str, key: str, owner: str) -> Tensor:
         row = self._rows.get((path.split("/")[0], owner))
