@@ -87,9 +87,11 @@ def bench_reads(folder: Path, size: Size, repeats: int) -> tuple[Times, int]:
     for repeat in range(repeats):
         rows = rng.choice(size.num_clips, size.batch, replace=False).tolist()
         for name in turn(list(contenders), repeat):
-            batch[:] = 0
+            compared = repeat in (0, repeats - 1)
+            if compared:
+                batch[:] = 0
             taken[name].append(seconds(lambda name=name, rows=rows: contenders[name](rows)))
-            if not all(np.array_equal(batch[place], clips[row]) for place, row in enumerate(rows)):
+            if compared and not all(np.array_equal(batch[place], clips[row]) for place, row in enumerate(rows)):
                 raise AssertionError(f"{name} read other bytes than were written")
     return taken, batch.nbytes
 
@@ -237,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", default=tempfile.gettempdir(), help="where to write; its disk is measured")
     parser.add_argument("--repeats", type=int, help="batches per size; shards are written a third as often")
     args = parser.parse_args(argv)
-    repeats = args.repeats or (2 if args.quick else 15)
+    repeats = args.repeats or (2 if args.quick else 12)
     sizes = QUICK if args.quick else SIZES
     shard = QUICK[0] if args.quick else Size(side=48, num_clips=85, rows_per_shard=85, batch=1)
     print(f"{describe(Path(args.folder), PACKAGES)}, {torch.get_num_threads()} threads of torch", flush=True)
