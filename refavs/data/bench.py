@@ -13,6 +13,7 @@ from PIL import Image
 
 from refavs.data.files import PICTURE_ERRORS, open_picture, reason_of
 from refavs.data.metadata import MetadataReport, plain_name, read_metadata, read_rows
+from refavs.data.parse import parse
 from refavs.errors import DatasetError
 
 __all__ = [
@@ -47,7 +48,8 @@ class Source:
         clips: sorted by id, each id once.
         objects: `clip_id, fid, folder`, a row for each object that has masks.
         expressions: `uid, vid, clip_id, fid, split, text, grade, dimension`. `fid` is -1 where there are no masks;
-            otherwise (clip_id, fid) is a row of `objects`. Grade and dimension are empty where unknown.
+            otherwise (clip_id, fid) is a row of `objects`. Grade and dimension are of a benchmark's expressions only,
+            as its expressions.csv says or else as parsed from the text; empty where unknown.
         report: every odd row, clip and object by kind.
     """
 
@@ -83,7 +85,7 @@ def read_benchmark(root: str | os.PathLike[str]) -> Source:
     """Reads a folder in the benchmark's layout; a clip or mask folder that is missing is named in the report.
 
     An optional `expressions.csv` beside metadata.csv (`uid,grade,dimension`, more columns allowed) says what cues an
-    expression needs.
+    expression needs. The real benchmark has none; there `refavs.data.parse` reads them from the words.
 
     Raises:
         DatasetError: metadata.csv cannot be read, or none of its clips has media.
@@ -102,11 +104,11 @@ def read_benchmark(root: str | os.PathLike[str]) -> Source:
     table = table.loc[table["media_id"].isin(sorted(present))].rename(columns={"media_id": "clip_id"})
     objects = list(zip(table["clip_id"], table["fid"], strict=True))
     folders = _mask_folders(root / "gt_mask", set(objects), report)
-    cues = _cues(root / "expressions.csv")
+    grades, dimensions = _cues(root / "expressions.csv", table)
     expressions = table.assign(
         fid=[fid if (clip_id, fid) in folders else -1 for clip_id, fid in objects],
-        grade=[cues.get(uid, ("", ""))[0] for uid in table["uid"]],
-        dimension=[cues.get(uid, ("", ""))[1] for uid in table["uid"]],
+        grade=grades,
+        dimension=dimensions,
     )
     return Source(
         kind="bench",
@@ -264,11 +266,16 @@ def _expression_table(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series(columns[name], dtype=kind) for name, kind in kinds.items()})
 
 
-def _cues(path: Path) -> dict[str, tuple[str, str]]:
-    """Grade and dimension of each uid."""
-    if not os.path.lexists(path):
-        return {}
-    return {uid: (grade, dimension) for uid, grade, dimension in read_rows(path, ("uid", "grade", "dimension"))}
+def _cues(path: Path, table: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Grade and dimension of each row, empty where unknown: from the file where there is one, else from the text."""
+    if os.path.lexists(path):
+        by_uid = {uid: (grade, dim) for uid, grade, dim in read_rows(path, ("uid", "grade", "dimension"))}
+        found = [by_uid.get(uid, ("", "")) for uid in table["uid"]]
+    else:
+        parsed = {text: parse(text) for text in set(table["text"])}
+        cues = {text: (str(found.grade or ""), found.dimension or "") for text, found in parsed.items()}
+        found = [cues[text] for text in table["text"]]
+    return [grade for grade, _ in found], [dimension for _, dimension in found]
 
 
 def _video_expressions(path: Path, clips: dict[str, Clip], report: MetadataReport) -> list[dict[str, Any]]:

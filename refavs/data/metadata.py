@@ -189,6 +189,11 @@ def plain_name(name: str, where: str) -> str:
     return name
 
 
+def is_placeholder(text: str) -> bool:
+    """Whether an expression is none: letters such as "NO." where a sentence should be."""
+    return re.sub(r"[\W_]+", "", text.lower()) in _PLACEHOLDERS
+
+
 def read_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, ...]]:
     """The `columns` of each row of a CSV file in UTF-8 with a header, values as they are; other columns are skipped.
 
@@ -306,7 +311,7 @@ def _note_rows(report: MetadataReport, kept: list[_Row]) -> None:
 def _note_texts(report: MetadataReport, kept: list[_Row]) -> None:
     kinds: dict[str, Callable[[str], bool]] = {
         "error_text": lambda text: re.match(r"\W*error\b", text.lower()) is not None,
-        "placeholder_text": lambda text: re.sub(r"[\W_]+", "", text.lower()) in _PLACEHOLDERS,
+        "placeholder_text": is_placeholder,
         "non_ascii_text": lambda text: not text.isascii(),
         "padded_text": lambda text: text != text.strip(),
         "double_space_text": lambda text: "  " in text,

@@ -213,6 +213,19 @@ def test_benchmark_takes_grade_and_dimension_from_expressions_csv(tmp_path: Path
     assert expressions["dimension"].tolist() == ["", "spatial", ""]
 
 
+def test_benchmark_without_expressions_csv_has_cues_parsed_from_the_text(tmp_path: Path) -> None:
+    root = write_benchmark(tmp_path)
+    write_csv(
+        root,
+        "a_0_10,a_0_10_cat_1,train,0,The cat.",
+        "a_0_10,a_0_10_dog_1,train,3,NO.",
+        "b_0_10,b_0_10_cat_1,test_s,1,The first object to make a sound.",
+    )
+    expressions = read_benchmark(root).expressions
+    assert expressions["grade"].tolist() == ["1", "", "5"]
+    assert expressions["dimension"].tolist() == ["semantic", "", "acoustic+temporal"]
+
+
 def test_benchmark_refuses_expressions_csv_without_columns(tmp_path: Path) -> None:
     write_benchmark(tmp_path)
     (tmp_path / "expressions.csv").write_text("uid,grade\n")
