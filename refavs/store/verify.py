@@ -182,7 +182,7 @@ def _listed(folder: Folder, name: str) -> Any:
 def _array_damage(folder: Folder, schema: StoreSchema, records: list[CommitRecord]) -> Iterator[Damage]:
     """Arrays with rows whose zarr.json does not describe them; lengths and statistics may be those of another time."""
     for spec in schema.specs.values():
-        if not any(record.table == spec.table for record in records):
+        if not any(spec.path in record.arrays for record in records):
             continue
         path = f"{spec.path}/zarr.json"
         expected = json.loads(array_metadata(spec, schema.tables[spec.table].rows_per_shard, 0))

@@ -1,0 +1,305 @@
+"""kill -9 at every point and any moment: nothing committed is torn, lost or doubled, and the same run ends the store.
+
+First the library: a process is killed before and after each call that changes a file. Then the whole command: drivers
+and workers of real extractions are killed at random moments.
+"""
+
+import importlib.util
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refavs.errors import StoreError
+from refavs.store.columns import EXPRESSIONS_RECORD
+from refavs.store.reader import FeatureStore
+from refavs.store.verify import verify
+
+HERE = Path(__file__).parent
+STORE_TESTS = HERE.parent / "refavs"
+
+
+def load(path: Path) -> ModuleType:
+    """A module by its file; tests are no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+command = load(HERE / "command.py")
+levels = load(STORE_TESTS / "test_store_levels.py")
+small = levels.small
+
+
+@pytest.fixture(autouse=True)
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A killed process loses nothing that fsync guards, and it is slow."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    yield
+
+
+def fresh(root: Path) -> None:
+    """A store from nothing."""
+    small.write_store(root)
+
+
+def one_level(root: Path) -> None:
+    """A store of one level, with clips that share rows."""
+    writer = small.open_writer(root, encoders=levels.STREAMS)
+    levels.write(writer, writer.plan("clips", small.CLIPS, levels.SHARES))
+    levels.finish(writer)
+
+
+def second_level(root: Path) -> None:
+    """Adds the other level to every shard that has one."""
+    writer = levels.open_both(root)
+    levels.write(writer, writer.plan("clips", small.CLIPS, levels.SHARES))
+    levels.finish(writer)
+
+
+JOBS: dict[str, tuple[Callable[[Path], None] | None, Callable[[Path], None]]] = {
+    "fresh": (None, fresh), "second level": (one_level, second_level),
+}  # fmt: skip
+
+# Runs a job once for each call that changes a file, in a process that is killed before or after that call.
+KILLER = """
+import importlib.util, os, shutil, signal, sys
+from collections import Counter
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("test_kills", sys.argv[1])
+kills = importlib.util.module_from_spec(spec); spec.loader.exec_module(kills)
+step = int(sys.argv[3])
+CALLS = {name: getattr(os, name) for name in ("open", "write", "rename", "unlink", "fsync")}
+CALLS["fsync"] = lambda file: None
+
+def run(job, root, death=None):
+    counts = Counter()
+    def wrap(name):
+        def call(*arguments, **options):
+            counts[name] += 1
+            if death == (name, counts[name], "before"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = CALLS[name](*arguments, **options)
+            if death == (name, counts[name], "after"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+        return call
+    for name in CALLS:
+        setattr(os, name, wrap(name))
+    job(root)
+    for name, call in CALLS.items():
+        setattr(os, name, call)
+    return counts
+
+def prepared(out, before, name):
+    root = out / name
+    if before is not None:
+        shutil.copytree(out / "before", root)
+    return root
+
+os.fsync = CALLS["fsync"]
+for name, (before, job) in kills.JOBS.items():
+    out = Path(sys.argv[2]) / name
+    out.mkdir()
+    if before is not None:
+        before(out / "before")
+    counts = run(job, prepared(out, before, "undisturbed"))
+    points = [(call, number, side) for call in CALLS for number in range(1, counts[call] + 1)
+              for side in (("before", "after") if call in ("rename", "unlink") else ("before",))]
+    for call, number, side in points[::step]:
+        child = os.fork()
+        if not child:
+            run(job, prepared(out, before, f"{call}-{number}-{side}"), (call, number, side))
+            os._exit(0)
+        os.waitpid(child, 0)
+"""
+
+
+def assert_whole(root: Path) -> None:
+    """What is committed is right; only the table of expressions may be half-written."""
+    if not (root / "zarr.json").exists():
+        return
+    damage = [found for found in verify(root).damage if "half-written" not in found.problem]
+    assert not damage, damage
+    if (root / "expressions/zarr.json").exists() and not (root / EXPRESSIONS_RECORD).exists():
+        with pytest.raises(StoreError, match="half-written"):
+            FeatureStore(root)
+        return
+    store = FeatureStore(root)
+    for record in store.records:
+        for key, row in record.rows.items():
+            for path in record.arrays:
+                owner = record.owner(path, key)
+                if owner in record.rows or owner in {other for one in store.records for other in one.rows}:
+                    expected = small.row_of(owner, [store.specs[path]])[path]
+                    np.testing.assert_array_equal(store.read(path, row).numpy(), expected)
+
+
+def kill_at_points(folder: Path, step: int) -> dict[str, int]:
+    """Kills each job at every `step`-th point, and lets it run again; returns how many kills there were of each."""
+    command = [sys.executable, "-c", KILLER, __file__, str(folder), str(step)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kills = {}
+    for name, (_, job) in JOBS.items():
+        expected = small.files_of(folder / name / "undisturbed")
+        roots = [root for root in sorted((folder / name).iterdir()) if root.name not in ("undisturbed", "before")]
+        unfinished = 0
+        for root in roots:
+            unfinished += small.files_of(root) != expected
+            assert_whole(root)
+            job(root)
+            assert small.files_of(root) == expected, root.name
+            shutil.rmtree(root)
+        kills[name] = unfinished
+    return kills
+
+
+def test_kill_at_some_points_of_a_commit(tmp_path: Path) -> None:
+    assert sum(kill_at_points(tmp_path, 35).values()) >= 15
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_kill_at_many_points_of_a_commit(tmp_path: Path) -> None:
+    kills = kill_at_points(tmp_path, 3)
+    print(f"kills at points: {kills}")
+    assert all(count > 50 for count in kills.values())
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A benchmark of some clips."""
+    return command.benchmark(tmp_path_factory.mktemp("source") / "bench", 32)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A Ray that outlives the drivers that are killed."""
+    with command.Cluster(tmp_path_factory.mktemp("drivers") / "logs", 3) as cluster:
+        yield cluster
+
+
+@dataclass
+class Kills:
+    """What was killed, and what was found afterwards."""
+
+    drivers: int = 0
+    workers: int = 0
+    runs: int = 0
+    looks: int = 0
+    torn: int = 0
+
+    @property
+    def total(self) -> int:
+        """Processes killed."""
+        return self.drivers + self.workers
+
+
+class Victim:
+    """One store, extracted by a command that is killed again and again and started again."""
+
+    def __init__(self, cluster: Any, source: Path, store: Path, rng: random.Random, kills: Kills) -> None:
+        self.cluster, self.source, self.store, self.rng, self.kills = cluster, source, store, rng, kills
+        self.before: dict[str, bytes] = {}
+        command.prepare(store)
+        self._start()
+
+    def _start(self) -> None:
+        self.kills.runs += 1
+        self.driver = self.cluster.start(self.source, self.store, "--workers", "3")
+
+    def look(self) -> None:
+        """Nothing that was committed may be torn, lost or written again."""
+        command.assert_whole(self.store, self.before)
+        self.before = command.commits_of(self.store)
+        self.kills.looks += 1
+
+    def wait(self) -> bool:
+        """Until something more is committed, and a random moment on; False where the run has ended."""
+        count = len(command.commits_of(self.store))
+        going = self.driver.until(lambda: len(command.commits_of(self.store)) > count)
+        time.sleep(self.rng.uniform(0, 1))
+        return going and self.driver.running
+
+    def kill_workers(self) -> None:
+        """One or two workers at the same moment."""
+        workers = self.cluster.workers()
+        self.rng.shuffle(workers)
+        self.kills.workers += sum(map(command.kill, workers[: self.rng.choice((1, 2))]))
+
+    def kill_driver(self) -> None:
+        """The driver, and at half the times its workers with it; then the same command again."""
+        workers = self.cluster.workers() if self.rng.random() < 0.5 else []
+        self.kills.drivers += self.driver.kill()
+        self.kills.workers += sum(map(command.kill, workers))
+        self.driver.wait()
+        self.look()
+        self._start()
+
+
+def kill_at_random(cluster: Any, source: Path, folder: Path, wanted: int, seed: int, num_stores: int) -> Kills:
+    """Kills drivers and workers of extractions until `wanted` are dead; every store ends as the undisturbed one."""
+    rng, kills = random.Random(seed), Kills()
+    undisturbed = command.prepare(folder / "undisturbed")
+    assert cluster.run(source, undisturbed, "--workers", "3").wait() == 0
+    expected = command.files_of(undisturbed)
+    num_shards = len(command.commits_of(undisturbed))
+    for number in range(100):
+        victim = Victim(cluster, source, folder / f"s{number}", rng, kills)
+        share = wanted * (number + 1) / num_stores
+        while kills.total < share and victim.wait():
+            # A job that kills three workers is given up, so the last jobs are left to live.
+            late = len(command.commits_of(victim.store)) > 0.5 * num_shards
+            if late or rng.random() < 0.4:
+                victim.kill_driver()
+            else:
+                victim.kill_workers()
+            if late:
+                break
+        status = victim.driver.wait()
+        assert status == 0, f"{status}: {victim.driver.err}"
+        victim.look()
+        assert command.files_of(victim.store) == expected
+        shutil.rmtree(victim.store)
+        if kills.total >= wanted:
+            break
+    return kills
+
+
+@pytest.mark.faults
+@pytest.mark.ray
+@pytest.mark.timeout(1800)
+def test_drivers_and_workers_killed_at_random_moments(cluster: Any, source: Path, tmp_path: Path) -> None:
+    kills = kill_at_random(cluster, source, tmp_path, wanted=52, seed=0, num_stores=4)
+    print(f"random kills: {kills}")
+    assert kills.total >= 50 and kills.drivers >= 8 and kills.workers >= 20
+
+
+@pytest.mark.faults
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_killed_command_leaves_no_process_behind(source: Path, tmp_path: Path) -> None:
+    """The command with a Ray of its own: when the driver is killed, that Ray ends by itself."""
+    store = command.prepare(tmp_path / "s")
+    with command.Command(source, store, "--workers", "2") as driver:
+        assert driver.until(lambda: len(command.commits_of(store)) > 3), driver.err
+        driver.process.kill()
+        driver.process.wait()
+        deadline = time.monotonic() + command.PATIENCE_S
+        while driver.processes() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not driver.processes()
+    command.assert_whole(store)
