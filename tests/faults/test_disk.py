@@ -24,7 +24,6 @@ assert _spec is not None and _spec.loader is not None
 command = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(command)
 
-pytestmark = pytest.mark.ray
 ROWS = {"clips": 1, "objects": 8, "text": 64}
 BACK_S = 3600.0
 
@@ -72,11 +71,29 @@ def ray_here() -> Iterator[None]:
     ray.shutdown()
 
 
+def in_this_process(patch: pytest.MonkeyPatch) -> None:
+    """Jobs are run here and not on Ray, whose start takes most of a short run."""
+    from extract.worker import Worker
+
+    def run_jobs(jobs: Any, location: str, preset: Any, encoders: Any, *more: object) -> Iterator[Any]:
+        worker = Worker(location, preset, encoders, 1)
+        yield None
+        yield from (worker.run(job) for job in jobs)
+
+    patch.setattr("extract.cli.run_jobs", run_jobs)
+
+
+@pytest.mark.parametrize("ray", [False, pytest.param(True, marks=[pytest.mark.faults, pytest.mark.ray])])
 def test_full_disk_in_mid_shard(
-    ray_here: None, source: Path, disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    source: Path, disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest, ray: bool,
+) -> None:  # fmt: skip
     from extract.cli import main
 
+    if ray:
+        request.getfixturevalue("ray_here")
+    else:
+        in_this_process(monkeypatch)
     store = command.prepare(disk / "s", ROWS)
     options = [*command.OPTIONS, "--workers", "2"]
     assert main([str(source), str(store), *options]) == 2
@@ -89,6 +106,7 @@ def test_full_disk_in_mid_shard(
     assert main([str(source), str(store), *options]) == 0
     assert before.items() <= command.commits_of(store).items()
     undisturbed = command.prepare(tmp_path / "undisturbed", ROWS)
+    in_this_process(monkeypatch)
     assert main([str(source), str(undisturbed), *options]) == 0
     assert command.files_of(store) == command.files_of(undisturbed) and not verify(store).damage
 
@@ -124,6 +142,7 @@ def finish(cluster: Any, source: Path, store: Path, undisturbed: Path, before: d
 
 
 @pytest.mark.faults
+@pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_disk_that_becomes_read_only(cluster: Any, source: Path, undisturbed: Path, disk: Path) -> None:
     remount(disk, "size=100m")
@@ -150,6 +169,7 @@ def test_disk_that_becomes_read_only(cluster: Any, source: Path, undisturbed: Pa
 
 
 @pytest.mark.faults
+@pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_store_that_is_moved_away(cluster: Any, source: Path, undisturbed: Path, tmp_path: Path) -> None:
     store = command.prepare(tmp_path / "s", ROWS)
@@ -167,6 +187,7 @@ def test_store_that_is_moved_away(cluster: Any, source: Path, undisturbed: Path,
 
 
 @pytest.mark.faults
+@pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_store_that_is_copied_elsewhere(cluster: Any, source: Path, undisturbed: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(undisturbed, tmp_path / "deep" / "er" / "copy"))
@@ -191,6 +212,7 @@ time.time_ns = lambda: int(time.time() * 1e9)
 
 
 @pytest.mark.faults
+@pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_clock_that_is_set_back(source: Path, undisturbed: Path, tmp_path: Path) -> None:
     """In the driver and its workers, an hour and then two more; and files come from the future."""
@@ -207,6 +229,7 @@ def test_clock_that_is_set_back(source: Path, undisturbed: Path, tmp_path: Path)
 
 
 @pytest.mark.faults
+@pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_two_drivers_on_one_store(cluster: Any, source: Path, undisturbed: Path, tmp_path: Path) -> None:
     store = command.prepare(tmp_path / "s", ROWS)
@@ -219,6 +242,7 @@ def test_two_drivers_on_one_store(cluster: Any, source: Path, undisturbed: Path,
 
 
 @pytest.mark.faults
+@pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_small_shared_memory(source: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Ray keeps its objects in /dev/shm, which is 64 MB in a container by default; features never go there."""
