@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 import sys
 import time
 from collections import Counter
@@ -29,7 +30,7 @@ from refavs.data.bench import Source, read_source
 from refavs.errors import ConfigError, RefAVSError
 from refavs.store.columns import EXPRESSIONS_RECORD
 from refavs.store.commits import lacking
-from refavs.store.folder import Folder, open_folder
+from refavs.store.folder import Folder, LocalFolder, open_folder
 from refavs.store.lease import Lease
 from refavs.store.schema import LOG, refuse_foreign
 from refavs.store.writer import StoreWriter, planned_schema
@@ -66,8 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--gpus-per-worker", type=float, default=0.0, metavar="G", help="share of a GPU for each worker")
     add("--batch-clips", type=int, metavar="N",
         help="clips in one pass through the visual encoder; default: 4 on a GPU, 1 on a processor")  # fmt: skip
-    add("--log", type=Path, metavar="FILE", help="append JSON lines about the run: speed, stages, failures; may be "
-        f"STORE/{LOG}")  # fmt: skip
+    add("--log", type=Path, metavar="FILE", help="append JSON lines about the run: speed, stages, failures; default: "
+        f"nothing on a terminal, else STORE.{LOG} beside a local store")  # fmt: skip
     add("--address", metavar="ADDRESS", help="a running Ray cluster; default: one on this machine for this run")
     add("--dry-run", action="store_true", help="only say what would be done: clips, shards, bytes, time and cost")
     return parser
@@ -154,11 +155,19 @@ def _prepared(args: argparse.Namespace) -> _Run:
         encoders = build_encoders(preset, weights, levels, args.precision, resources.device)
         print(f"{folder.location} has level {' and '.join(kept)}; this run keeps it complete as well: "
               f"{', '.join(levels)}")  # fmt: skip
-    log = args.log
+    log = args.log or _log_beside(folder)
     if log is not None and not log.absolute().parent.is_dir() and log.absolute().parent != Path(args.store).absolute():
         raise ConfigError(f"--log {log} cannot be written: there is no folder {log.absolute().parent}; make it first")
     source = read_source(args.source, args.expressions)
     return _Run(folder=folder, source=source, preset=preset, encoders=encoders, resources=resources, log=log)
+
+
+def _log_beside(folder: Folder) -> Path | None:
+    """Where a run that nobody watches is logged: outside the store, whose bytes it does not change."""
+    if sys.stderr.isatty() or not isinstance(folder, LocalFolder):
+        return None
+    path = folder.path.with_name(f"{folder.path.name}.{LOG}")
+    return path if os.access(path.parent, os.W_OK) else None
 
 
 def _complete(run: _Run, writer: StoreWriter, lease: Lease, keeps: bool) -> int:
