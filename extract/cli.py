@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @dataclass
-class _Totals:
+class Totals:
     """What one run did."""
 
     done: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TABLES, 0))
@@ -106,7 +106,7 @@ class _Totals:
 
 def extract(args: argparse.Namespace) -> int:
     """Extracts what is missing; returns the exit status."""
-    run = _prepared(args)
+    run = prepared(args)
     if args.dry_run:
         return _dry_run(run)
     description = run.description()  # reads weights, so that nothing is made where there are none
@@ -118,7 +118,7 @@ def extract(args: argparse.Namespace) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Run:
+class Run:
     """What the command line asks for."""
 
     folder: Folder
@@ -127,6 +127,7 @@ class _Run:
     encoders: Encoders
     resources: Resources
     log: Path | None
+    extraction: dict[str, Any]
 
     def description(self) -> dict[str, Any]:
         """What a store is opened with."""
@@ -134,10 +135,11 @@ class _Run:
             "encoders": self.encoders.fingerprints(), "source": f"{self.source.kind} {self.source.root}",
             "num_frames": self.preset.num_frames, "input_size": self.preset.input_size,
             "specs": array_specs(self.preset, self.encoders), "rows_per_shard": self.preset.rows_per_shard,
+            "extraction": self.extraction,
         }  # fmt: skip
 
 
-def _prepared(args: argparse.Namespace) -> _Run:
+def prepared(args: argparse.Namespace) -> Run:
     """Checks the arguments against each other, the source and the store; changes nothing."""
     preset = preset_named(args.preset)
     resources = Resources(
@@ -159,7 +161,15 @@ def _prepared(args: argparse.Namespace) -> _Run:
     if log is not None and not log.absolute().parent.is_dir() and log.absolute().parent != Path(args.store).absolute():
         raise ConfigError(f"--log {log} cannot be written: there is no folder {log.absolute().parent}; make it first")
     source = read_source(args.source, args.expressions)
-    return _Run(folder=folder, source=source, preset=preset, encoders=encoders, resources=resources, log=log)
+    extraction = {
+        "source": str(args.source.absolute()), "preset": args.preset, "weights": args.weights, "seed": args.seed,
+        "levels": ",".join(level for level in LEVELS if level in encoders.visual.levels),
+        "precision": encoders.visual.precision,
+        "expressions": None if args.expressions is None else str(args.expressions.absolute()),
+        "batch_clips": resources.clips_per_pass,
+    }  # fmt: skip
+    return Run(folder=folder, source=source, preset=preset, encoders=encoders, resources=resources, log=log,
+               extraction=extraction)  # fmt: skip
 
 
 def _log_beside(folder: Folder) -> Path | None:
@@ -170,16 +180,16 @@ def _log_beside(folder: Folder) -> Path | None:
     return path if os.access(path.parent, os.W_OK) else None
 
 
-def _complete(run: _Run, writer: StoreWriter, lease: Lease, keeps: bool) -> int:
+def _complete(run: Run, writer: StoreWriter, lease: Lease, keeps: bool) -> int:
     """Writes what is missing in a store that this process holds; the table of expressions unless it `keeps` that."""
     started = time.monotonic()
     source = run.source
     refuse_replaced(writer, source.clips)
     _report(source, run.encoders)
     jobs = plan_jobs(writer, wanted_items(source), shares_of(writer, source.clips))
-    totals = _Totals()
+    totals = Totals()
     if jobs:
-        _work(run, writer, lease, jobs, totals)
+        work(run, writer, lease, jobs, totals)
     lease.check()
     if not keeps:
         writer.write_expressions(expressions_table(source, {table: writer.committed(table) for table in TABLES}))
@@ -189,7 +199,7 @@ def _complete(run: _Run, writer: StoreWriter, lease: Lease, keeps: bool) -> int:
     return _summary(source, writer, totals, jobs, time.monotonic() - started)
 
 
-def _work(run: _Run, writer: StoreWriter, lease: Lease, jobs: Sequence[Job], totals: _Totals) -> None:
+def work(run: Run, writer: StoreWriter, lease: Lease, jobs: Sequence[Job], totals: Totals) -> None:
     """Has the jobs done by workers, and shows how it goes."""
     num_keys = Counter({table: 0 for table in TABLES})
     for job in jobs:
@@ -204,12 +214,12 @@ def _work(run: _Run, writer: StoreWriter, lease: Lease, jobs: Sequence[Job], tot
                 if result is None:
                     bar.advance(0, log.brief())
                     continue
-                _stop_at(result.error)
+                stop_at(result.error)
                 totals.add(result)
                 bar.advance(result.num_done + len(result.failures), log.brief())
 
 
-def _add_waiting(writer: StoreWriter, totals: _Totals) -> None:
+def _add_waiting(writer: StoreWriter, totals: Totals) -> None:
     """Names clips whose features are another clip's that failed: they have none until that one is mended."""
     committed = writer.committed("clips")
     for key, owners in writer.shared("clips").items():
@@ -218,7 +228,7 @@ def _add_waiting(writer: StoreWriter, totals: _Totals) -> None:
             totals.failures.append(f"clips {key}: has the same input as {', '.join(lost)}, which failed")
 
 
-def _stop_at(error: Exception | None) -> None:
+def stop_at(error: Exception | None) -> None:
     """Raises what would break every other shard as well: a full disk, missing weights, a store that is gone."""
     if isinstance(error, RefAVSError) or (isinstance(error, OSError) and error.errno in _WRITE_ERRORS):
         raise error
@@ -235,7 +245,7 @@ def _report(source: Source, encoders: Encoders) -> None:
         print("\n".join([f"{len(cut)} expressions have more than {limit} tokens and lose their end:", *named, *more]))
 
 
-def _summary(source: Source, writer: StoreWriter, totals: _Totals, jobs: Sequence[Job], seconds: float) -> int:
+def _summary(source: Source, writer: StoreWriter, totals: Totals, jobs: Sequence[Job], seconds: float) -> int:
     if incomplete := [record for record in writer.records() if lacking(record, writer.schema)]:
         paths = sorted({path for record in incomplete for path in lacking(record, writer.schema)})
         print(f"{len(incomplete)} shards of {writer.location} still lack {', '.join(paths)}; run the command again "
@@ -262,7 +272,7 @@ def _summary(source: Source, writer: StoreWriter, totals: _Totals, jobs: Sequenc
     return Exit.FAILURES if totals.failures else Exit.COMPLETE
 
 
-def _dry_run(run: _Run) -> int:
+def _dry_run(run: Run) -> int:
     """Says what a run would do and cost; the store is not touched.
 
     Raises:

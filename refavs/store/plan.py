@@ -28,6 +28,7 @@ class ShardPlan:
         shares: of keys with the same input as another one: that other key, by the start of the array paths that are
             not to be written for it.
         adds: the shard is committed already and lacks these arrays.
+        mends: the shard is committed already and its files of these arrays are damaged; see `mender.ShardMender`.
     """
 
     table: str
@@ -37,6 +38,7 @@ class ShardPlan:
     arrays: tuple[str, ...]
     shares: dict[str, dict[str, str]] = field(default_factory=dict)
     adds: bool = False
+    mends: bool = False
 
     def paths_of(self, key: str) -> tuple[str, ...]:
         """Arrays that have to be written for `key`."""

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,8 @@ class StoreSchema:
         source: where the clips came from, for people to read.
         num_frames: frames per clip.
         input_size: side of the frames the visual encoder saw and of the stored masks, in pixels.
+        extraction: how the last run made the rows, plain values, so that `refavs-store repair` can do it again; no part
+            of what the store is.
     """
 
     encoders: dict[str, dict]
@@ -97,6 +99,7 @@ class StoreSchema:
     num_frames: int
     input_size: int
     tables: dict[str, TableSchema]
+    extraction: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, table in self.tables.items():
@@ -124,9 +127,11 @@ class StoreSchema:
             name: {"rows_per_shard": table.rows_per_shard, "arrays": [asdict(spec) for spec in table.arrays]}
             for name, table in self.tables.items()
         }
+        extraction = {"extraction": self.extraction} if self.extraction else {}
         return json.loads(json.dumps({
             "refavs_schema": {"version": SCHEMA_VERSION, "tables": tables},
             "encoders": self.encoders, "source": self.source, "T": self.num_frames, "input_size": self.input_size,
+            **extraction,
         }))  # fmt: skip
 
     @classmethod
@@ -154,7 +159,8 @@ class StoreSchema:
                 for name, table in found["tables"].items()
             }
             return cls(encoders=dict(attributes["encoders"]), source=str(attributes["source"]),
-                       num_frames=int(attributes["T"]), input_size=int(attributes["input_size"]), tables=tables)
+                       num_frames=int(attributes["T"]), input_size=int(attributes["input_size"]), tables=tables,
+                       extraction=dict(attributes.get("extraction", {})))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"{where} has a damaged zarr.json ({error!r}); restore that file or extract into a new "
                              "store") from error
@@ -226,7 +232,8 @@ def extended(found: StoreSchema, wanted: StoreSchema, where: str) -> StoreSchema
     sizes = {name: found.tables.get(name, table).rows_per_shard for name, table in wanted.tables.items()}
     tables = {name: TableSchema(rows_per_shard=sizes[name], arrays=table.arrays)
               for name, table in wanted.tables.items()}  # fmt: skip
-    return replace(found, encoders=wanted.encoders, tables=tables)
+    extraction = wanted.extraction or found.extraction
+    return replace(found, encoders=wanted.encoders, tables=tables, extraction=extraction)
 
 
 def _named(fingerprint: dict | None, other: dict | None) -> str:

@@ -144,7 +144,12 @@ class ShardReader:
     @property
     def order(self) -> list[int]:
         """The places that have rows, in the order in which the file holds them."""
-        return sorted(self._facts.rows, key=lambda place: int(self._index[place, 0]))
+        return sorted(self.offsets, key=self.offsets.__getitem__)
+
+    @property
+    def offsets(self) -> dict[int, int]:
+        """Where the row of each place starts."""
+        return {place: int(self._index[place, 0]) for place in self._facts.rows}
 
     def check(self, place: int) -> None:
         """Compares the row at `place` with its two checksums, beside it and in the commit record.

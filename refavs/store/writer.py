@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -17,6 +18,7 @@ from refavs.store.commits import (
 )
 from refavs.store.finished import array_files, committed_rows, finished_files, num_rows
 from refavs.store.folder import Folder, open_folder, write_if_changed
+from refavs.store.mender import ShardMender
 from refavs.store.plan import ShardPlan, Shares, plan_shards
 from refavs.store.schema import (
     ArraySpec,
@@ -44,6 +46,7 @@ class StoreWriter:
     def open(
         cls, location: str | Path, *, encoders: Mapping[str, dict], source: str, num_frames: int, input_size: int,
         specs: Mapping[str, Sequence[ArraySpec]], rows_per_shard: Mapping[str, int],
+        extraction: Mapping[str, Any] | None = None,
     ) -> "StoreWriter":  # fmt: skip
         """Creates the store, or opens the one that is there and removes what interrupted writers left.
 
@@ -57,7 +60,7 @@ class StoreWriter:
         refuse_foreign(folder)
         schema = planned_schema(
             folder, encoders=encoders, source=source, num_frames=num_frames, input_size=input_size, specs=specs,
-            rows_per_shard=rows_per_shard,
+            rows_per_shard=rows_per_shard, extraction=extraction,
         )  # fmt: skip
         folder.sweep()
         if not folder.exists("zarr.json") or schema != _schema_at(folder):
@@ -133,7 +136,7 @@ class StoreWriter:
 
     def shard(self, plan: ShardPlan) -> ShardWriter:
         """A context in which the rows of `plan` are written; leaving it without an error commits them."""
-        return ShardWriter(self.folder, self.schema, plan)
+        return (ShardMender if plan.mends else ShardWriter)(self.folder, self.schema, plan)
 
     def write_expressions(self, table: pd.DataFrame) -> None:
         """Replaces the table of expressions, one row each, unless it is the same already.
@@ -173,6 +176,7 @@ class StoreWriter:
 def planned_schema(
     folder: Folder, *, encoders: Mapping[str, dict], source: str, num_frames: int, input_size: int,
     specs: Mapping[str, Sequence[ArraySpec]], rows_per_shard: Mapping[str, int],
+    extraction: Mapping[str, Any] | None = None,
 ) -> StoreSchema:  # fmt: skip
     """The schema that a run makes of what is at `folder`, where nothing is changed; arguments as for `open`.
 
@@ -184,6 +188,7 @@ def planned_schema(
             encoders=dict(encoders), source=source, num_frames=num_frames, input_size=input_size,
             tables={name: TableSchema(rows_per_shard=rows_per_shard[name], arrays=tuple(arrays))
                     for name, arrays in specs.items()},
+            extraction=dict(extraction or {}),
         ).to_attributes(), "the new store",
     )  # fmt: skip
     return extended(_schema_at(folder), wanted, folder.location) if folder.exists("zarr.json") else wanted

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refavs.store.cli import main, readable
+from extract.store_cli import main, readable
 from refavs.store.reader import FeatureStore
 from refavs.store.verify import verify
 
@@ -132,7 +132,7 @@ def test_verify_command_tells_and_exits_with_3(root: Path, capsys: pytest.Captur
     assert main(["verify", str(root)]) == 3
     out = capsys.readouterr().out
     assert f"damaged: {SHARD} [a]: its checksum" in out and "1 damaged" in out
-    assert f"uncommitted: {small.MAPS}/c.9.0.0.0.0" in out and "to mend it: remove the commit record" in out
+    assert f"uncommitted: {small.MAPS}/c.9.0.0.0.0" in out and "to mend it: refavs-store repair" in out
 
 
 def test_info_command_shows_the_store(

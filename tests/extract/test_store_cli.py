@@ -1,0 +1,168 @@
+"""refavs-store on stores that refavs-extract made: repair computes what is lost, export and import go both ways."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from extract.cli import main as extract
+from extract.store_cli import main
+from refavs.data.synthetic import write_benchmark
+from refavs.store.reader import FeatureStore
+from refavs.store.verify import verify
+from tests.extract.command import in_this_process, run_with, tiny
+
+MAPS = "clips/visual/pixel_decoder/mask_features/c.0.0.0.0.0"
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_with(monkeypatch, in_this_process)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("bench") / "synthetic"
+    write_benchmark(root, num_clips=3, seed=1, size=96, videos=2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def built(bench: Path) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        run_with(patch, in_this_process)
+        arguments = tiny(bench, bench.parent / "store", "--levels", "pixel_decoder,backbone")
+        assert extract([str(part) for part in arguments]) == 0
+    yield bench.parent / "store"
+
+
+@pytest.fixture
+def root(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "store"))
+
+
+def content(root: Path) -> dict[str, bytes]:
+    """Every file of a store, without the seconds of its records and the log of its runs."""
+    from tests.refavs.small_store import files_of
+
+    return {name: data for name, data in files_of(root).items() if name not in (".lock", "extract.jsonl")}
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 4
+    path.write_bytes(data)
+
+
+def test_store_says_how_it_was_extracted(built: Path, bench: Path) -> None:
+    facts = FeatureStore(built).attributes["extraction"]
+    assert facts["source"] == str(bench) and facts["preset"] == "tiny" and facts["batch_clips"] == 1
+    assert facts["levels"] == "backbone,pixel_decoder" and facts["expressions"] is None
+
+
+def test_repair_of_a_whole_store_does_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = content(root)
+    assert main(["repair", str(root)]) == 0
+    assert content(root) == before and "0 damaged" in capsys.readouterr().out
+
+
+def test_repair_computes_what_is_lost_from_the_noted_source(
+    built: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flip(root / MAPS, 100)
+    flip(root / "text/roberta/features/c.0.0.0", 5)
+    flip(root / "objects/mask/c.0.0.0.0", 1)
+    flip(root / "clips/audio/vggish/c.0.0.0", -3)
+    assert main(["verify", str(root)]) == 3
+    assert f"to mend it: refavs-store repair {root}" in capsys.readouterr().out
+    assert main(["repair", str(root)]) == 0
+    out = capsys.readouterr().out
+    assert content(root) == content(built) and "mended: " in out and "fingerprint" not in out
+    assert not list(root.rglob("*.partial")) and not (root / "lease.json").exists()
+
+
+def test_repair_brings_lost_records_shards_and_expressions_back(built: Path, root: Path) -> None:
+    (root / "commits/clips-00000.json").unlink()
+    (root / MAPS).unlink()
+    flip(root / "commits/text-00000.json", 50)
+    flip(root / "expressions/uid/c.0.0", 1)
+    (root / "zarr.json").write_bytes((root / "zarr.json").read_bytes()[:50])
+    assert main(["repair", str(root)]) == 0
+    assert content(root) == content(built) and not verify(root).damage
+
+
+def test_repair_from_a_source_that_has_moved(built: Path, root: Path, bench: Path, tmp_path: Path,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    moved = shutil.copytree(bench, tmp_path / "moved")
+    flip(root / MAPS, 100)
+    assert main(["repair", str(root), "--source", str(tmp_path / "none")]) == 2
+    assert "none does not exist" in capsys.readouterr().err
+    assert main(["repair", str(root), "--source", str(moved)]) == 0
+    assert content(root) == content(built)
+
+
+def test_repair_by_other_encoders_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flip(root / MAPS, 100)
+    before = content(root)
+    assert main(["repair", str(root), "--weights", "random", "--seed", "9"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "holds" in line and "this run makes" in line
+    assert content(root) == before
+
+
+def test_repair_from_other_files_is_refused(
+    root: Path, bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = Path(shutil.copytree(bench, tmp_path / "moved"))
+    first, second = sorted((moved / "media").iterdir())[:2]
+    shutil.copy(second / "frames/0.jpg", first / "frames/0.jpg")
+    flip(root / MAPS, 100)
+    assert main(["repair", str(root), "--source", str(moved)]) == 2
+    assert "holds features of other files" in capsys.readouterr().err
+
+
+def test_clip_that_is_gone_from_the_source_is_named(
+    root: Path, bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = Path(shutil.copytree(bench, tmp_path / "moved"))
+    store = FeatureStore(root)
+    lost = store.clips["id"][0]
+    for frame in (moved / "media" / lost / "frames").iterdir():
+        frame.write_text("no picture")
+    flip(root / MAPS, 100)
+    before = content(root)
+    status = main(["repair", str(root), "--source", str(moved)])
+    captured = capsys.readouterr()
+    assert status in (2, 3) and lost in captured.err
+    assert content(root) == before
+
+
+def test_export_and_import_commands(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, back = str(tmp_path / "s.h5"), str(tmp_path / "back")
+    assert main(["export", str(built), file]) == 0
+    assert main(["import", file, back]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count(FeatureStore(built).fingerprint) == 2 and "rows" in captured.err
+    assert {name: data for name, data in content(tmp_path / "back").items()} == content(built)
+    (tmp_path / "x.h5").write_text("mine")
+    assert main(["export", str(built), str(tmp_path / "x.h5")]) == 2
+    assert main(["import", str(tmp_path / "x.h5"), str(tmp_path / "other")]) == 2
+    assert capsys.readouterr().err.count("\n") == 2 and not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("arguments", [["repair", "none"], ["export", "none", "x.h5"], ["import", "none.h5", "x"]])
+def test_what_is_not_there_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "repair", "export", "import"])
+def test_help_has_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert f"refavs-store {command} features" in capsys.readouterr().out
