@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test test-slow test-faults bench-store bench-extract bench-remote bench-scheduler lint setup clean
+.PHONY: demo test test-slow test-faults bench-store bench-extract bench-remote bench-scheduler bench-metrics lint setup clean
 
 setup: $(STAMP)
 
@@ -46,6 +46,9 @@ bench-remote: setup
 
 bench-scheduler: setup
 	$(BIN)/python tests/benchmarks/bench_scheduler.py
+
+bench-metrics: setup
+	$(BIN)/python tests/benchmarks/bench_metrics.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from refavs.metrics.segmentation import count_true
+
 BOUNDARY_SHARE = 0.008
 
 
@@ -42,7 +44,7 @@ def boundary_counts(
     around = [_dilated(contour, rectangles) for contour in contours]
     found = (*contours, contours[0] & around[1], contours[1] & around[0])
     names = ("pred", "target", "pred_met", "target_met")
-    return {name: part.count_nonzero(dim=(-2, -1)) for name, part in zip(names, found, strict=True)}
+    return {name: count_true(part) for name, part in zip(names, found, strict=True)}
 
 
 def _dilated(

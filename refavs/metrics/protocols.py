@@ -10,6 +10,8 @@ from torch import Tensor
 from refavs.metrics.segmentation import (
     THRESHOLD,
     FrameCounts,
+    above,
+    count_true,
     counts_at,
     expression_scores,
     f_curve,
@@ -86,7 +88,7 @@ def released(logits: Tensor | np.ndarray, masks: Tensor | np.ndarray) -> Scores:
     return Scores(
         J=float(per_frame.mean()),
         F=float(curve.mean(0).max()) if len(curve) else 0.0,
-        S=float((probs > THRESHOLD).double().mean().sqrt()),
+        S=float((count_true(above(probs, THRESHOLD)).sum().double() / probs.numel()).sqrt()),
         J_per_frame=tuple(per_frame.tolist()),
     )
 
@@ -102,7 +104,8 @@ def _frames(
         )
     if target.dtype != torch.bool and not bool(((target == 0) | (target == 1)).all()):
         raise ValueError(f"masks hold values from {target.min()} to {target.max()}; expected booleans or 0 and 1")
-    return scores.float().sigmoid(), target.to(scores.device) > 0
+    target = target.to(scores.device)
+    return scores.float().sigmoid(), target if target.dtype == torch.bool else target > 0
 
 
 def _as_expression(counts: FrameCounts) -> FrameCounts:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
@@ -67,12 +68,24 @@ def pixel_histogram(
     *frames, height, width = masks.shape
     flat_probs = rearrange(probs.detach().float(), "... h w -> (...) (h w)")
     flat_masks = rearrange(masks, "... h w -> (...) (h w)")
-    size = frames_at_once(probs.device, height * width, len(flat_probs))
-    parts = [
-        _histogram(_bins(part), inside)
-        for part, inside in zip(flat_probs.split(size), flat_masks.split(size), strict=True)
-    ]
-    return torch.cat(parts).reshape(*frames, 2, NUM_CELLS)
+    if probs.device.type == "cpu":
+        parts = [_histogram_numpy(*part) for part in zip(flat_probs.numpy(), flat_masks.numpy(), strict=True)]
+        found = torch.stack(parts) if parts else torch.zeros(0, 2, NUM_CELLS, dtype=torch.int64)
+    else:
+        found = _histogram(_bins(flat_probs), flat_masks)
+    return found.reshape(*frames, 2, NUM_CELLS)
+
+
+def _histogram_numpy(probs: Float[np.ndarray, " p"], masks: Bool[np.ndarray, " p"]) -> Int[Tensor, "2 k"]:
+    """As `_histogram` of `_bins`, for one frame; on a processor bytes in the cache are fastest."""
+    nearest = np.rint(probs * np.float32(NUM_THRESHOLDS - 1))
+    bins = nearest.astype(np.uint8)
+    nearest /= np.float32(NUM_THRESHOLDS - 1)
+    bins += (probs >= nearest).view(np.uint8)
+    every, inside = (
+        torch.bincount(torch.from_numpy(part), minlength=NUM_CELLS) for part in (bins, bins[masks])
+    )
+    return torch.stack([every - inside, inside])
 
 
 def frames_at_once(device: torch.device, num_pixels: int, num_frames: int) -> int:
@@ -113,7 +126,7 @@ def count_pixels(
     histogram = _histogram(
         rearrange(bins, "... h w -> (...) (h w)"), rearrange(masks, "... h w -> (...) (h w)")
     ).reshape(*frames, 2, NUM_CELLS)
-    return frame_counts(histogram, _pixels(pred), _pixels(pred & masks), height * width)
+    return frame_counts(histogram, count_true(pred), count_true(pred & masks), height * width)
 
 
 def frame_counts(
@@ -190,9 +203,39 @@ def score_expressions(
 
 def counts_at(probs: Float[Tensor, "*frames h w"], masks: Bool[Tensor, "*frames h w"], threshold: float) -> FrameCounts:
     """Counts of frames; a pixel is predicted where its probability is above `threshold`."""
-    pred = probs > threshold
     height, width = masks.shape[-2:]
-    return frame_counts(pixel_histogram(probs, masks), _pixels(pred), _pixels(pred & masks), height * width)
+    return frame_counts(pixel_histogram(probs, masks), *predicted(probs, masks, threshold), height * width)
+
+
+def predicted(
+    probs: Float[Tensor, "*frames h w"], masks: Bool[Tensor, "*frames h w"], threshold: float
+) -> tuple[Int[Tensor, "*frames"], Int[Tensor, "*frames"]]:
+    """Pixels whose probability is above `threshold`, and those of the object among them."""
+    if probs.device.type != "cpu":
+        pred = probs > threshold
+        return count_true(pred), count_true(pred & masks)
+    flat_probs, flat_masks = (rearrange(part, "... h w -> (...) (h w)").numpy() for part in (probs.float(), masks))
+    counts = []
+    for prob, mask in zip(flat_probs, flat_masks, strict=True):
+        pred = prob > np.float32(threshold)
+        counts.append((np.count_nonzero(pred), np.count_nonzero(pred & mask)))
+    pred, hits = torch.tensor(counts, dtype=torch.int64).reshape(*masks.shape[:-2], 2).unbind(-1)
+    return pred, hits
+
+
+def above(probs: Float[Tensor, "*frames h w"], threshold: float) -> Bool[Tensor, "*frames h w"]:
+    """Where a probability is above `threshold`; on a processor NumPy compares and counts several times faster."""
+    if probs.device.type == "cpu" and probs.dtype == torch.float32:
+        return torch.from_numpy(probs.numpy() > np.float32(threshold))
+    return probs > threshold
+
+
+def count_true(masks: Bool[Tensor, "*frames h w"]) -> Int[Tensor, "*frames"]:
+    """Pixels that are True in each frame."""
+    if masks.device.type != "cpu":
+        return masks.count_nonzero(dim=(-2, -1))
+    frames = rearrange(masks, "... h w -> (...) h w").numpy()
+    return torch.tensor([np.count_nonzero(frame) for frame in frames]).to(torch.int64).reshape(masks.shape[:-2])
 
 
 @dataclass(kw_only=True)
@@ -280,10 +323,6 @@ def merge_groups(
     names = sorted({*first, *second})
     empty = SegmentationMetrics()
     return {name: first.get(name, empty).merge(second.get(name, empty)) for name in names}
-
-
-def _pixels(masks: Bool[Tensor, "*frames h w"]) -> Int[Tensor, "*frames"]:
-    return masks.count_nonzero(dim=(-2, -1))
 
 
 def _mean(total: float | int, count: int) -> float:

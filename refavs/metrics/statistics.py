@@ -17,7 +17,15 @@ from torch.nn import functional
 
 from refavs.errors import StatisticsError
 from refavs.metrics.boundary import boundary_counts
-from refavs.metrics.segmentation import FrameCounts, frame_counts, frames_at_once, pixel_histogram
+from refavs.metrics.segmentation import (
+    FrameCounts,
+    above,
+    count_true,
+    frame_counts,
+    frames_at_once,
+    pixel_histogram,
+    predicted,
+)
 
 RELEASED_SIZE = 256
 VERSION = 1
@@ -64,16 +72,16 @@ def frame_statistics(
 
 
 def _counted(probs: Float[Tensor, "n h w"], masks: Bool[Tensor, "n h w"]) -> dict[str, Tensor]:
-    pred, histogram = probs > 0.5, pixel_histogram(probs, masks)
-    found = {f"boundary_{name}": value for name, value in boundary_counts(pred, masks).items()}
-    found |= {"target": histogram[:, 1].sum(-1), "pred_50": _pixels(pred), "hits_50": _pixels(pred & masks),
-              "background": histogram[:, 0], "object": histogram[:, 1], PEAK: probs.amax((-2, -1))}
-    pred = probs > 0.4
-    found |= {"pred_40": _pixels(pred), "hits_40": _pixels(pred & masks)}
+    histogram = pixel_histogram(probs, masks)
+    found = {f"boundary_{name}": value for name, value in boundary_counts(above(probs, 0.5), masks).items()}
+    found |= {"target": histogram[:, 1].sum(-1), "background": histogram[:, 0], "object": histogram[:, 1],
+              PEAK: probs.amax((-2, -1))}
+    for name, threshold in (("50", 0.5), ("40", 0.4)):
+        found[f"pred_{name}"], found[f"hits_{name}"] = predicted(probs, masks, threshold)
     probs, masks = released_view(probs, masks)
-    pred, histogram = probs > 0.4, pixel_histogram(probs, masks)
-    found |= {"released_target": histogram[:, 1].sum(-1), "released_pred_40": _pixels(pred),
-              "released_hits_40": _pixels(pred & masks), "released_pred_50": _pixels(probs > 0.5),
+    histogram = pixel_histogram(probs, masks)
+    found["released_pred_40"], found["released_hits_40"] = predicted(probs, masks, 0.4)
+    found |= {"released_target": histogram[:, 1].sum(-1), "released_pred_50": count_true(above(probs, 0.5)),
               "released_background": histogram[:, 0], "released_object": histogram[:, 1]}
     return found
 
@@ -133,9 +141,9 @@ class Statistics:
             prefix: empty for the size of the masks, `released_` for 256 x 256.
             threshold: of the predicted pixels, `50` or `40`.
         """
-        return counts_of(self.frames, self.num_pixels(prefix), prefix, threshold)
+        return counts_of(self.frames, self.frame_size(prefix), prefix, threshold)
 
-    def num_pixels(self, prefix: str = "") -> int:
+    def frame_size(self, prefix: str = "") -> int:
         """Pixels of a frame."""
         return RELEASED_SIZE**2 if prefix else self.facts["height"] * self.facts["width"]
 
@@ -248,10 +256,6 @@ def describe(table: pd.DataFrame, rows: Sequence[int]) -> pd.DataFrame:
 def _category(uid: str) -> str:
     parts = uid.rsplit("_", 2)
     return parts[1] if len(parts) == 3 else ""
-
-
-def _pixels(masks: Bool[Tensor, "n h w"]) -> Tensor:
-    return masks.count_nonzero(dim=(-2, -1))
 
 
 def _require_numbers(probs: Float[Tensor, "b t h w"]) -> None:

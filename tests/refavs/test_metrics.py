@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refavs.metrics import Scores, SegmentationMetrics, canonical, merge_groups, released, update_groups
-from refavs.metrics.segmentation import curve_thresholds, threshold_bins
+from refavs.metrics.segmentation import _bins, _histogram, curve_thresholds, pixel_histogram, threshold_bins
 
 THRESHOLDS = np.linspace(0, 1 - 1e-10, 255)
 
@@ -146,6 +146,21 @@ def test_threshold_bins_equal_a_binary_search() -> None:
     every = torch.arange(0, 0x3F800001, 4099, dtype=torch.int32).view(torch.float32)
     probs = torch.cat([*around, every]).clamp(0, 1).reshape(1, -1)
     assert torch.equal(threshold_bins(probs), torch.bucketize(probs, edges, right=True, out_int32=True))
+
+
+def test_histograms_of_processor_and_accelerator_are_equal() -> None:
+    edges = curve_thresholds()
+    around = [edges, torch.nextafter(edges, torch.tensor(2.0)), torch.nextafter(edges, torch.tensor(-1.0))]
+    probs = torch.cat([*around, torch.rand(55, generator=torch.Generator().manual_seed(0))]).clamp(0, 1)
+    probs = probs.reshape(2, 10, -1)
+    masks = torch.rand(probs.shape, generator=torch.Generator().manual_seed(1)) > 0.4
+    flat_probs, flat_masks = probs.flatten(1), masks.flatten(1)
+    expected = [
+        [np.bincount(threshold_bins(prob[None, None]).flatten()[side], minlength=256) for side in (~mask, mask)]
+        for prob, mask in zip(flat_probs, flat_masks, strict=True)
+    ]
+    np.testing.assert_array_equal(pixel_histogram(probs, masks), expected)
+    np.testing.assert_array_equal(_histogram(_bins(flat_probs), flat_masks), expected)  # what an accelerator runs
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, math.nan])
