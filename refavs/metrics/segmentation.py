@@ -65,7 +65,6 @@ def pixel_histogram(
         ValueError: a value outside [0, 1] or NaN.
     """
     require_probabilities(probs)
-    *frames, height, width = masks.shape
     flat_probs = rearrange(probs.detach().float(), "... h w -> (...) (h w)")
     flat_masks = rearrange(masks, "... h w -> (...) (h w)")
     if probs.device.type == "cpu":
@@ -73,7 +72,7 @@ def pixel_histogram(
         found = torch.stack(parts) if parts else torch.zeros(0, 2, NUM_CELLS, dtype=torch.int64)
     else:
         found = _histogram(_bins(flat_probs), flat_masks)
-    return found.reshape(*frames, 2, NUM_CELLS)
+    return found.reshape(*masks.shape[:-2], 2, NUM_CELLS)
 
 
 def _histogram_numpy(probs: Float[np.ndarray, " p"], masks: Bool[np.ndarray, " p"]) -> Int[Tensor, "2 k"]:
