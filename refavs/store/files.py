@@ -27,18 +27,19 @@ def whole_file(path: Path, data: bytes) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
     try:
-        file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         try:
-            write_all(file, memoryview(data))
-            os.fsync(file)
+            file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            try:
+                write_all(file, memoryview(data))
+                os.fsync(file)
+            finally:
+                os.close(file)
+            yield partial
         finally:
-            os.close(file)
-        yield partial
+            partial.unlink(missing_ok=True)  # which a disk that has become read-only refuses as well
     except OSError as error:
         error.filename = str(path)
         raise
-    finally:
-        partial.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

@@ -175,8 +175,8 @@ class Cluster:
     def __exit__(self, *error: object) -> None:
         for driver in self._drivers:
             driver.kill()
-        self._nursery.kill()
-        self._nursery.wait()
+        with self._nursery:  # closes its pipes
+            self._nursery.kill()
         self._nodes.shutdown()
 
     def start(self, source: Path, store: Path, *options: str) -> Driver:
