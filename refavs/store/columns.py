@@ -12,7 +12,7 @@ import pandas as pd
 
 from refavs.errors import StoreError
 from refavs.store.commits import seal, unseal
-from refavs.store.folder import Folder, read_or_refuse, write_if_changed
+from refavs.store.folder import Folder, out_of_reach, read_or_refuse, write_if_changed
 from refavs.store.schema import column_metadata, group_metadata
 from refavs.store.shard import CRC_BYTES, crc32c
 
@@ -78,13 +78,19 @@ def column_files(
 
 
 def read_column(folder: Folder, group: str, name: str) -> np.ndarray | None:
-    """A column by its own description and checksum; None where it was not written or is damaged."""
+    """A column by its own description and checksum; None where it was not written or is damaged.
+
+    Raises:
+        OSError: its files are out of reach.
+    """
     try:
         told = json.loads(folder.read(f"{group}/{name}/zarr.json"))
         empty = np.empty(told["shape"], told["data_type"])
         data = folder.read(_chunk_name(group, name, empty)) if empty.size else b""
         column = np.frombuffer(data[:-CRC_BYTES], empty.dtype).reshape(empty.shape)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, MemoryError) as error:
+        if out_of_reach(error):
+            raise
         return None
     return column if not column.size or data == _chunk(column) else None
 
@@ -129,7 +135,7 @@ def read_expressions(folder: Folder) -> tuple[pd.DataFrame, dict[str, Any]] | No
             column = _read_column(folder, fact)
             frame[fact["name"]] = decode_strings(column) if fact["kind"] == "str" else column
         return pd.DataFrame(frame, index=pd.RangeIndex(facts["num_rows"])), facts
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, MemoryError) as error:
         raise StoreError(f"the table of expressions of {folder.location} cannot be used ({error}); remove {record}, "
                          f"then {AGAIN}") from error
 

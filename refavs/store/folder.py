@@ -20,6 +20,7 @@ from refavs.errors import StoreError
 from refavs.store.files import LOCK, PARTIAL, partial_path, sync_folder, whole_file, write_atomically
 
 TRY_AGAIN = "nothing need be wrong with it: look at the connection and the permissions, then try again"
+_OURS = (errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # nothing that a file is to blame for
 T = TypeVar("T")
 
 
@@ -200,8 +201,13 @@ class LocalFolder:
 
     def names(self, under: str = "") -> list[str]:
         """All files below the folder `under`, sorted."""
+
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):
+                raise error  # a folder that cannot be listed is not empty
+
         found = []
-        for folder, _, files in os.walk(self.path / under):
+        for folder, _, files in os.walk(self.path / under, onerror=refuse):
             start = os.path.relpath(folder, self.path)
             found += files if start == "." else [f"{start}/{file}" for file in files]
         return sorted(name.replace(os.sep, "/") for name in found)
@@ -256,4 +262,18 @@ def read_or_refuse(folder: Folder, name: str, what: str, remedy: str) -> bytes:
 
 def out_of_reach(error: BaseException | None) -> bool:
     """Whether only the way to a file failed (server, network, permission), which says nothing about the file."""
-    return isinstance(error, ConnectionError | TimeoutError | PermissionError)
+    if isinstance(error, OSError) and isinstance(error, StoreError):  # what a server said
+        return not isinstance(error, FileNotFoundError)
+    ours = isinstance(error, OSError) and error.errno in _OURS
+    return ours or isinstance(error, ConnectionError | TimeoutError | PermissionError)
+
+
+def refuse_out_of_reach(error: StoreError, where: str = "") -> None:
+    """Goes on if the error speaks of damage; called where an error is taken for that.
+
+    Raises:
+        StoreError: only the way to the file failed; `where` names the file if the error does not.
+    """
+    if out_of_reach(error) or out_of_reach(error.__cause__):
+        text = f"{where}: {error}" if where else str(error)
+        raise StoreError(text if TRY_AGAIN in text else f"{text}; {TRY_AGAIN}") from error

@@ -21,7 +21,7 @@ from refavs.store.schema import ArraySpec
 ALIGNMENT_BYTES = 64
 CRC_BYTES = 4
 _ABSENT = 2**64 - 1
-_PIECE_BYTES = 2**26
+_PIECE_BYTES = 2**24
 _FLUSH_BYTES = 2**23
 _PAGE_BYTES = 2**12
 

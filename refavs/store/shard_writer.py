@@ -134,13 +134,17 @@ class ShardWriter:
                 self.record = old
                 return
         record = self._record(old, facts)
+        published: list[ShardFile] = []
         try:
             for file in self._files.values():
                 file.publish()
+                published.append(file)
             write_record(self._folder, record)
+        except FileNotFoundError:
+            raise  # another run has swept the temporary files, so what has their names now may be its own
         except BaseException:
             if not self._folder.exists(name):
-                for file in self._files.values():
+                for file in published:
                     self._folder.remove(file.name)
             raise
         self.record = record

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,18 @@ from refavs.errors import StoreError
 from refavs.store.columns import AGAIN, EXPRESSIONS_RECORD, column_files, from_frame, read_expressions
 from refavs.store.commits import (
     LISTING,
+    READERS,
     CommitRecord,
     read_record,
-    read_records,
     record_files,
     record_name,
+    refuse_doubles,
     shard_of,
     unseal,
 )
 from refavs.store.files import PARTIAL
 from refavs.store.finished import finished_files, keys_of_rows
-from refavs.store.folder import Folder, open_folder
+from refavs.store.folder import Folder, open_folder, out_of_reach, refuse_out_of_reach
 from refavs.store.schema import StoreSchema, array_metadata, root_attributes
 from refavs.store.shard import ShardReader, shard_name
 
@@ -63,22 +65,25 @@ def verify(location: str | Path, progress: Callable[[str], None] = lambda record
     """Compares everything in the store with its checksums; `progress` is told each commit record that is done.
 
     Raises:
-        StoreError: there is no store, or its description cannot be read.
+        StoreError: there is no store, its description cannot be read, or a file is out of reach (network, permission),
+            which says nothing about it.
     """
     folder = open_folder(location)
     schema = StoreSchema.from_attributes(root_attributes(folder), f"store {folder.location}")
     records, damage = _read_records(folder, schema)
     sharers = _sharers(records)
-    for record in records:
-        damage += _shard_damage(folder, schema, record, sharers)
-        progress(record_name(record.table, record.index))
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(lambda record: [*_shard_damage(folder, schema, record, sharers)], records)
+        for record, bad in zip(records, found, strict=True):
+            damage += bad
+            progress(record_name(record.table, record.index))
     table_damage = [*_table_damage(folder, schema, records)]
     complete = not table_damage and len(records) == len(record_files(folder))
     damage += [*table_damage, *_description_damage(folder, schema, records, complete)]
     return Verdict(
         num_rows=sum(len(record.rows) for record in records), damage=tuple(damage),
         num_bytes=sum(facts.num_bytes for record in records for facts in record.arrays.values()),
-        uncommitted=tuple(_uncommitted(folder, schema)),
+        uncommitted=tuple(_uncommitted(folder, schema, records)),
     )  # fmt: skip
 
 
@@ -91,6 +96,7 @@ def _read_records(folder: Folder, schema: StoreSchema) -> tuple[list[CommitRecor
         try:
             records.append(read_record(folder, file, schema))
         except StoreError as error:
+            refuse_out_of_reach(error)
             problems[file] = str(error)
     sharers = _sharers(records)
     damage = []
@@ -135,9 +141,11 @@ def _shard_damage(
         try:
             shard = ShardReader(folder, where, spec, size, facts)
         except StoreError as error:
+            refuse_out_of_reach(error)
             yield Damage(where=where, keys=_lost(sharers, [path], keys), problem=str(error))
             continue
-        bad = [(key, problem) for key in keys if (problem := _row_problem(shard, record, key, size))]
+        bad = [(key, problem) for key in keys
+               if (problem := _row_problem(shard, record, key, size, folder.where(where)))]  # fmt: skip
         for key, problem in bad:
             yield Damage(where=where, keys=_lost(sharers, [path], [key]), problem=problem)
         if not bad and shard.file_crc32c() != facts.crc32c:
@@ -175,7 +183,8 @@ def _listed(folder: Folder, name: str) -> Any:
     """What the list of records says; empty where there is none, or a damaged one."""
     try:
         return unseal(folder, LISTING).get(name, "") if folder.exists(LISTING) else ""
-    except StoreError:
+    except StoreError as error:
+        refuse_out_of_reach(error)
         return ""
 
 
@@ -190,16 +199,19 @@ def _array_damage(folder: Folder, schema: StoreSchema, records: list[CommitRecor
             found = json.loads(folder.read(path))
             told = {**found, "shape": [0, *found["shape"][1:]], "attributes": {}}
         except (OSError, ValueError, KeyError, TypeError) as error:
+            if out_of_reach(error):
+                raise
             told = repr(error)
         if told != expected:
             yield Damage(where=path, keys=(), problem="does not describe the array that the store's schema names; "
                          f"remove it and {AGAIN}")
 
 
-def _row_problem(shard: ShardReader, record: CommitRecord, key: str, size: int) -> str | None:
+def _row_problem(shard: ShardReader, record: CommitRecord, key: str, size: int, where: str) -> str | None:
     try:
         shard.check(record.rows[key] - record.index * size)
     except StoreError as error:
+        refuse_out_of_reach(error, where)
         return str(error)
     return None
 
@@ -208,9 +220,10 @@ def _table_damage(folder: Folder, schema: StoreSchema, records: list[CommitRecor
     """Damage of what lies beside the shards: double keys, the table of expressions and rows it needs."""
     try:
         if len(records) == len(record_files(folder)):
-            read_records(folder, schema)
+            refuse_doubles(folder, records)
         expressions = read_expressions(folder)
     except StoreError as error:
+        refuse_out_of_reach(error)
         yield Damage(where=EXPRESSIONS_RECORD.rsplit("/", 1)[0], keys=(), problem=str(error))
         return
     if expressions is None:
@@ -228,15 +241,16 @@ def _table_damage(folder: Folder, schema: StoreSchema, records: list[CommitRecor
             )  # fmt: skip
 
 
-def _uncommitted(folder: Folder, schema: StoreSchema) -> Iterator[str]:
-    """Shard files without a commit record, whole or damaged, and temporary files."""
-    arrays = {spec.path: spec for spec in schema.specs.values()}
-    committed = set(record_files(folder))
+def _uncommitted(folder: Folder, schema: StoreSchema, records: list[CommitRecord]) -> Iterator[str]:
+    """Shard files that no commit record names, and temporary files; a damaged record may name what has its number."""
+    tables = {spec.path: spec.table for spec in schema.specs.values()}
+    named = {shard_name(schema.specs[path], record.index) for record in records for path in record.arrays}
+    damaged = {*record_files(folder)} - {record_name(record.table, record.index) for record in records}
     for name in folder.names():
         parent, _, file = name.rpartition("/")
-        if parent not in arrays or not file.startswith("c."):
-            continue
-        index = file.split(".")[1]
-        known = index.isdigit() and record_name(arrays[parent].table, int(index)) in committed
-        if file.endswith(PARTIAL) or not known:
+        if name.endswith(PARTIAL):
             yield name
+        elif parent in tables and file.startswith("c.") and name not in named:
+            index = file.split(".")[1]
+            if not index.isdigit() or record_name(tables[parent], int(index)) not in damaged:
+                yield name

@@ -1,5 +1,6 @@
 """`verify` finds every flipped bit and says what is lost with it; the commands print it in lines a person can use."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -11,7 +12,10 @@ import numpy as np
 import pytest
 
 from extract.store_cli import main, readable
+from refavs.errors import StoreError
+from refavs.store.folder import LocalFolder
 from refavs.store.reader import FeatureStore
+from refavs.store.shard import ShardReader
 from refavs.store.verify import verify
 
 _spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
@@ -191,3 +195,52 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_sizes_are_readable(size: int, text: str) -> None:
     assert readable(size) == text
+
+
+@pytest.mark.parametrize("error", [
+    ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+    PermissionError(errno.EACCES, "Permission denied"),
+    OSError(errno.EMFILE, "Too many open files"),
+])  # fmt: skip
+@pytest.mark.parametrize("out", ["commits/clips-00001.json", SHARD, "row", "clips/zarr.json", "expressions/uid/c.0.0"])
+def test_what_is_out_of_reach_is_not_damage(
+    built: Path, monkeypatch: pytest.MonkeyPatch, out: str, error: OSError
+) -> None:
+    read, opened = LocalFolder.read, LocalFolder.open
+
+    def refuse(name: str) -> None:
+        if name == out:
+            raise error
+
+    monkeypatch.setattr(LocalFolder, "read", lambda self, name: refuse(name) or read(self, name))
+    monkeypatch.setattr(LocalFolder, "open", lambda self, name: refuse(name) or opened(self, name))
+    if out == "row":
+        cut = StoreError("it cannot be read")
+        cut.__cause__ = error
+        monkeypatch.setattr(ShardReader, "check", lambda *_: (_ for _ in ()).throw(cut))
+    with pytest.raises((StoreError, OSError)) as caught:
+        verify(built)
+    assert isinstance(caught.value, type(error)) or "nothing need be wrong with it" in str(caught.value)
+
+
+def test_folder_that_cannot_be_listed_is_not_empty(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refuse(path: str) -> Iterator[os.DirEntry[str]]:
+        if str(path).endswith("commits"):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        verify(built)
+    with pytest.raises(OSError, match="Input/output error"):
+        FeatureStore(built)
+
+
+def test_files_that_no_record_names_are_uncommitted(root: Path) -> None:
+    strays = [f"{small.MAPS}/c.7.0.0.0.0", "commits/clips-00007.json.1-a.partial", "zarr.json.1-b.partial"]
+    for stray in strays:
+        (root / stray).write_bytes(b"x")
+    verdict = verify(root)
+    assert verdict.damage == () and sorted(verdict.uncommitted) == sorted(strays)

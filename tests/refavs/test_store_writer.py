@@ -191,6 +191,18 @@ def test_shard_that_another_process_committed_is_left_alone(tmp_path: Path) -> N
     assert small.files_of(tmp_path / "s") == before
 
 
+def test_writer_whose_files_were_swept_leaves_those_of_the_run_that_swept(tmp_path: Path) -> None:
+    writer = small.open_writer(tmp_path / "s")
+    (plan,) = writer.plan("clips", ["a", "b"])
+    with pytest.raises(FileNotFoundError), writer.shard(plan) as shard:
+        for key in plan.keys:
+            shard.write(key, small.row_of(key, small.SPECS["clips"]), small.facts_of(key))
+        writer.folder.sweep()
+        other = tmp_path / "s" / small.COARSE / "c.0.0.0.0.0"
+        other.write_bytes(b"just published, not yet committed")
+    assert other.read_bytes() == b"just published, not yet committed"
+
+
 def test_other_encoder_is_refused_with_both_named(tmp_path: Path) -> None:
     small.write_store(tmp_path / "s")
     before = small.files_of(tmp_path / "s")
