@@ -302,10 +302,10 @@ def repair_rounds(extracted: Path, folder: Path, rounds: int, flips_each: int, s
     for number in range(rounds):
         root = Path(shutil.copytree(extracted, folder / f"r{number}"))
         allowed: list[str] = []
-        for kind in rng.permutation(KINDS)[:flips_each]:
+        # A record and the columns that say what it held, or the root and its copy: then nothing is left to mend from.
+        left_out = {"column", "zarr.json"} if number % 2 else {"record", "listing"}
+        for kind in [kind for kind in rng.permutation(KINDS) if kind not in left_out][:flips_each]:
             place = place_in(regions, kind, rng)
-            if place.file == "commits/listing.json" and any("zarr.json" in start for start in allowed):
-                continue  # the copy of the root and the root itself: nothing is left to restore it from
             flip(root / place.file, place.byte, int(rng.integers(8)))
             allowed += may_change(place.file, kind)
             flipped += 1
@@ -333,6 +333,6 @@ def test_repair_mends_many_flipped_bits_and_nothing_else(
     extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_ray(monkeypatch)
-    flipped = repair_rounds(extracted, tmp_path, rounds=24, flips_each=9, seed=1)
+    flipped = repair_rounds(extracted, tmp_path, rounds=30, flips_each=7, seed=1)
     print(f"flipped bits repaired: {flipped}")
     assert flipped >= 200
