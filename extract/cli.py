@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rich.table import Table
 from extract.encoders import PRECISIONS
 from extract.encoders.visual import LEVELS, levels_of
 from extract.estimate import calibrate, clip_bytes, missing_in
-from extract.job import Resources, num_processors, run_jobs
+from extract.job import Resources, limited_by_gpus, num_processors, run_jobs
 from extract.log import RunLog
 from extract.plan import Job, array_specs, expressions_table, plan_jobs, refuse_replaced, shares_of, wanted_items
 from extract.presets import PRESETS, Encoders, Preset, build_encoders, preset_named
@@ -204,8 +205,9 @@ def work(run: Run, writer: StoreWriter, lease: Lease, jobs: Sequence[Job], total
     num_keys = Counter({table: 0 for table in TABLES})
     for job in jobs:
         num_keys[job.shard.table] += len(job.shard.keys)
-    with RunLog(run.log, num_keys) as log:
-        results = run_jobs(jobs, writer.location, run.preset, run.encoders, run.resources, log.note)
+    with RunLog(run.log, num_keys) as log, closing(
+        run_jobs(jobs, writer.location, run.preset, run.encoders, run.resources, log.note)
+    ) as results:  # closed here, so that no worker writes on when the lease is given back
         next(results)
         with ProgressBar(NAME, num_keys.total(), "clips, objects and texts") as bar:
             for result in results:
@@ -290,6 +292,7 @@ def _dry_run(run: Run) -> int:
     if on_gpu and not torch.cuda.is_available():
         console.print(f"{missing.num_bytes:,} bytes; no GPU on this machine to measure the time on")
         return Exit.COMPLETE
+    num_workers = limited_by_gpus(num_workers, run.resources.gpus_per_worker, [torch.cuda.device_count()])
     # Random weights take the same time, and need not be found.
     precision = run.encoders.visual.precision
     levels = missing.levels or run.encoders.visual.levels

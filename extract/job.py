@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +77,7 @@ class _Room:
 def run_jobs(
     jobs: Sequence[Job], location: str, preset: Preset, encoders: Encoders, resources: Resources,
     note: Callable[[str], None] | None = None,
-) -> Iterator[JobResult | None]:  # fmt: skip
+) -> Generator[JobResult | None, None, None]:  # fmt: skip
     """Yields None when the work has begun, then the result of each job as it ends, and None once a second in between.
 
     Args:
@@ -283,17 +283,15 @@ def limited_by_gpus(num_workers: int, gpus_per_worker: float, gpus_of_nodes: Ite
     return min(num_workers, fitting)
 
 
-def _room(resources: Resources, threads_per_worker: int | None = None) -> _Room:
-    """What the cluster that is connected offers; as many threads as its processors allow, unless they are given."""
+def _room(resources: Resources, processors: int | None = None) -> _Room:
+    """What the cluster that is connected offers; its processors are counted, unless their number is given."""
     import ray
 
-    total = ray.cluster_resources().get("CPU", 1)
+    total = processors or ray.cluster_resources().get("CPU", 1)
     wanted = resources.num_workers or max(1, int(total))
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     num_workers = limited_by_gpus(wanted, resources.gpus_per_worker, (node.get("GPU", 0) for node in nodes))
-    return _Room(
-        num_workers=num_workers, threads_per_worker=threads_per_worker or max(1, int(total // num_workers))
-    )
+    return _Room(num_workers=num_workers, threads_per_worker=max(1, int(total // num_workers)))
 
 
 @contextmanager
@@ -307,7 +305,7 @@ def _cluster(resources: Resources, num_jobs: int) -> Iterator[_Room]:
         yield _room(resources)
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    threads = None
+    processors = None
     if resources.address is not None:
         try:
             ray.init(address=resources.address, **quiet)
@@ -317,13 +315,14 @@ def _cluster(resources: Resources, num_jobs: int) -> Iterator[_Room]:
                 "with 'ray start --head', or leave out --address to run on this machine"
             ) from error
     else:
-        # Not by the number of jobs: the last bits of a sum may depend on the threads, and a resumed run has fewer jobs.
-        threads = max(1, num_processors() // resources.local_workers())
+        # Threads by this number, not by that of jobs, as a resumed run has fewer: the last bits of a sum may depend on
+        # the threads.
+        processors = num_processors()
         ray.init(
             address="local", num_cpus=min(resources.local_workers(), num_jobs), include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES, **quiet,
         )
     try:
-        yield _room(resources, threads)
+        yield _room(resources, processors)
     finally:
         ray.shutdown()

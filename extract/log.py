@@ -12,7 +12,6 @@ from typing import Any, TextIO
 from extract.worker import STAGES, JobResult
 
 INTERVAL_S = 5.0
-FILE_NAME = "extract.jsonl"
 
 
 @dataclass

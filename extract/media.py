@@ -43,7 +43,8 @@ class Media:
 def normalised(frames: UInt8[Tensor, "f h w 3"]) -> Float[Tensor, "f 3 h w"]:
     """Frames as the visual encoder takes them: scaled to [0, 1], then by ImageNet's mean and deviation."""
     scaled = rearrange(frames, "f h w c -> f c h w").float() / 255
-    mean, std = (rearrange(torch.tensor(values), "c -> c 1 1") for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (rearrange(torch.tensor(values, device=frames.device), "c -> c 1 1")
+                 for values in (IMAGENET_MEAN, IMAGENET_STD))  # fmt: skip
     return (scaled - mean) / std
 
 

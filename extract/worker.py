@@ -157,6 +157,8 @@ class Worker:
         self._pool = ThreadPoolExecutor(min(num_threads, MOST_DECODERS), "decode")
         self._turns = Turns()
         self._name = f"{platform.node()}:{os.getpid()}"
+        # Otherwise a GPU convolves in 10 bits what the fingerprint calls fp32.
+        torch.backends.cudnn.allow_tf32 = False
 
     @cached_property
     def _writer(self) -> StoreWriter:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from extract.cli import main
-from extract.job import limited_by_gpus
+from extract.job import Resources, _room, limited_by_gpus
 from extract.worker import JobResult
 from refavs.data.synthetic import write_benchmark
 from refavs.errors import ConfigError
@@ -253,6 +253,15 @@ def test_file_in_the_place_of_the_store_is_refused(
 )
 def test_workers_are_as_many_as_find_a_gpu(gpus_per_worker: float, gpus: list[float], expected: int) -> None:
     assert limited_by_gpus(8, gpus_per_worker, gpus) == expected
+
+
+@pytest.mark.parametrize(("asked", "expected"), [({"gpus_per_worker": 1.0}, (1, 16)), ({"num_workers": 4}, (4, 4))])
+def test_processors_of_a_machine_are_dealt_to_the_workers_it_has(
+    monkeypatch: pytest.MonkeyPatch, asked: dict, expected: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}}])
+    room = _room(Resources(**asked), 16)
+    assert (room.num_workers, room.threads_per_worker) == expected
 
 
 @pytest.mark.parametrize(("gpus_per_worker", "gpus"), [(0.5, [0]), (1, []), (2, [1, 1])])

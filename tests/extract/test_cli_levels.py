@@ -11,6 +11,7 @@ import torch
 from extract.cli import main
 from extract.encoders.pixel_decoder import FrozenPixelDecoder
 from extract.encoders.visual import VisualEncoder
+from extract.estimate import Seconds
 from extract.presets import build_encoders, preset_named
 from extract.weights import WeightSource
 from refavs.data.synthetic import write_benchmark
@@ -178,6 +179,18 @@ def test_dry_run_for_a_gpu_that_is_not_here_gives_no_time(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main([str(part) for part in tiny(bench, tmp_path / "store", "--dry-run", "--gpus-per-worker", "1")]) == 0
     assert "no GPU on this machine to measure the time on" in " ".join(capsys.readouterr().out.split())
+
+
+def test_dry_run_counts_only_workers_that_find_a_gpu(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = Seconds(decode=0.1, visual=1.0, audio=0.1, write=0.1, text=0.1)
+    monkeypatch.setattr("extract.cli.calibrate", lambda *_: each)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    arguments = tiny(bench, tmp_path / "store", "--dry-run", "--gpus-per-worker", "0.5", "--workers", "8")
+    assert main([str(part) for part in arguments]) == 0
+    assert "with 2 workers on this machine" in " ".join(capsys.readouterr().out.split())
 
 
 def test_run_leaves_a_log(

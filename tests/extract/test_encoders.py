@@ -132,6 +132,17 @@ def test_visual_frames_of_all_clips_in_one_pass_are_dealt_back_to_their_clips(sh
             np.testing.assert_allclose(found[path], maps, atol=4e-3, rtol=2e-3)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_clips_are_encoded_on_one_device(monkeypatch: pytest.MonkeyPatch, precision: Any) -> None:
+    """As on a GPU: the device without memory stands for it, and refuses every tensor that stayed on the processor."""
+    there = build_encoders(TINY, WeightSource(kind="random"), LEVELS, precision, "meta")
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
+    maps = there.visual.encode([frames(0), frames(1)], LEVELS)[1]
+    for encoder, arrays in ((there.visual, maps), (there.audio, there.audio.encode(sound()))):
+        expected = {spec.path: (spec.shape, spec.dtype) for spec in encoder.specs()}
+        assert {path: (array.shape, str(array.dtype)) for path, array in arrays.items()} == expected
+
+
 def test_visual_maps_are_those_of_the_networks(shared: Encoders) -> None:
     found = encode(shared.visual, frames())
     networks = shared.visual._networks
