@@ -17,6 +17,8 @@ from refavs.errors import DatasetError
 
 VISUAL, AUDIO = "clips/visual", "clips/audio"
 VISUAL_INPUT, AUDIO_INPUT = "visual_input", "audio_input"
+# Digests that must be equal for what lies under each start of array paths to be shared.
+INPUTS = {VISUAL: (VISUAL_INPUT,), AUDIO: (VISUAL_INPUT, AUDIO_INPUT)}
 MOST_THREADS = 32
 
 Digests = dict[str, str]
@@ -84,11 +86,10 @@ def shared_inputs(
     digests |= digests_of(alike_or_unknown, num_frames)
 
     found: dict[str, dict[str, str]] = defaultdict(dict)
-    for start in (VISUAL, AUDIO):
+    for start, names in INPUTS.items():
         groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for key, facts in sorted(digests.items()):
             if start == VISUAL or facts[AUDIO_INPUT]:
-                names = (VISUAL_INPUT,) if start == VISUAL else (VISUAL_INPUT, AUDIO_INPUT)
                 groups[tuple(facts[name] for name in names)].append(key)
         awaited = {owners[start] for owners in shared.values() if start in owners}
         for group in groups.values():

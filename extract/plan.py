@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from extract.identity import AUDIO_INPUT, VISUAL_INPUT, digests_of, shared_inputs
+from extract.identity import AUDIO_INPUT, INPUTS, VISUAL_INPUT, digests_of, shared_inputs
 from extract.presets import Encoders, Preset
 from refavs.data.bench import Clip, Source
 from refavs.errors import StoreError
+from refavs.store.commits import REMEDY, record_name
 from refavs.store.plan import ShardPlan, Shares
 from refavs.store.schema import ArraySpec, object_key, text_key
 from refavs.store.writer import StoreWriter
@@ -85,7 +86,8 @@ def plan_jobs(
 def refuse_replaced(writer: StoreWriter, clips: Iterable[Clip]) -> None:
     """Checks that the clips a store has already were made from the same files as those of their ids now.
 
-    Clips whose files are gone, or that were stored without a digest of them, are taken as they are.
+    Clips whose files are gone, or that were stored without a digest of them, are taken as they are. A clip that others
+    of the store wait for, to share its features, must have the files that made them alike.
 
     Raises:
         StoreError: other files; the first clips are named.
@@ -93,8 +95,17 @@ def refuse_replaced(writer: StoreWriter, clips: Iterable[Clip]) -> None:
     noted = writer.noted("clips")
     known = {key: {name: facts[name] for name in (VISUAL_INPUT, AUDIO_INPUT)}
              for key, facts in noted.items() if VISUAL_INPUT in facts}  # fmt: skip
-    found = digests_of([clip for clip in clips if clip.id in known], writer.schema.num_frames)
-    replaced = [key for key, digests in found.items() if digests != known[key]]
+    awaited = {owner: (key, start, record_name(record.table, record.index))
+               for record in writer.records("clips") for key, owners in record.shares.items() if key in known
+               for start, owner in owners.items() if owner not in known}  # fmt: skip
+    wanted = known.keys() | awaited.keys()
+    found = digests_of([clip for clip in clips if clip.id in wanted], writer.schema.num_frames)
+    for owner in sorted(found.keys() & awaited.keys()):
+        key, start, file = awaited[owner]
+        if any(found[owner][name] != known[key][name] for name in INPUTS[start]):
+            raise StoreError(f"clip {key!r} of store {writer.location} was to share the features of {owner!r}, whose "
+                             f"files are others by now; as to {writer.folder.where(file)}: {REMEDY}")
+    replaced = [key for key, digests in found.items() if key in known and digests != known[key]]
     if replaced:
         more = f" and {len(replaced) - MOST_NAMED} more" if len(replaced) > MOST_NAMED else ""
         raise StoreError(f"store {writer.location} holds features of other files under the same id for "

@@ -141,6 +141,31 @@ def test_clip_whose_twin_failed_is_named(
     assert other in set(FeatureStore(tmp_path / "store").clips["id"])
 
 
+def test_clip_never_gets_features_of_files_that_took_its_twins_place(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_with(monkeypatch, in_this_process)
+    root = Path(shutil.copytree(bench, tmp_path / "bench"))
+    one, other = sorted((root / "media").iterdir())[:2]
+    shutil.rmtree(other / "frames")
+    shutil.copytree(one / "frames", other / "frames")
+    (one / "audio.wav").write_text("noise")
+    arguments = [str(part) for part in tiny(root, tmp_path / "store")]
+    assert main(arguments) == 3
+    shutil.rmtree(one)
+    shutil.copytree(bench / "media" / other.name, one)
+    capsys.readouterr()
+    line = refusal(capsys, *arguments)
+    assert f"was to share the features of '{one.name}', whose files are others by now; as to" in line
+    record = next(word for word in line.split() if word.endswith(".json:")).removesuffix(":")
+    Path(record).unlink()
+    assert main(arguments) == 0
+    store = FeatureStore(tmp_path / "store")
+    rows = {clip_id: row for row, clip_id in store.clips["id"].items()}
+    path = "clips/visual/pixel_decoder/s32"
+    assert not torch.equal(store.read(path, rows[one.name]), store.read(path, rows[other.name]))
+
+
 def test_other_precision_and_preset_are_refused_with_both_fingerprints(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
