@@ -45,7 +45,8 @@ def repair(args: argparse.Namespace) -> int:
         before = root_attributes(folder).get("fingerprint")
         if before is not None and not totals.failures and not totals.broken and not repairs.unknown:
             lease.check()
-            _tell_change(folder, before, writer.finalise())
+            # Opened anew: `writer` may have read records that were replaced since.
+            _tell_change(folder, before, StoreWriter.attach(args.store).finalise())
     return _end(args, repairs, totals)
 
 

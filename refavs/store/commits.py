@@ -132,6 +132,13 @@ def _check(record: CommitRecord, schema: StoreSchema) -> None:
     inside = all(0 <= place < size for place in places)
     if len(places) != len(record.rows) or not places or not inside or set(record.meta) != set(record.rows):
         raise ValueError(f"its rows {sorted(record.rows.values())} are not those of shard {record.index}")
+    numbers = [number for facts in record.arrays.values()
+               for number in (facts.num_bytes, facts.crc32c, *facts.rows.values())]  # fmt: skip
+    texts = [*record.failures.values(), *(owner for owners in record.shares.values() for owner in owners.values())]
+    if not all(type(number) is int for number in numbers) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("its numbers or texts are of another type than those of such records")
+    if not all(isinstance(facts, dict) for facts in record.meta.values()):
+        raise ValueError("what it notes of its keys is of another type than in such records")
     if not set(record.shares) <= set(record.rows):
         raise ValueError("it shares rows of keys that it does not hold")
     paths = {spec.path for spec in table.arrays}
@@ -161,10 +168,19 @@ def read_records(folder: Folder, schema: StoreSchema, table: str | None = None) 
     Raises:
         StoreError: a record is damaged, or two of them hold the same key.
     """
-    with ThreadPoolExecutor(READERS) as pool:  # of use where a file is a request to a server
-        records = list(pool.map(lambda file: read_record(folder, file, schema), record_files(folder, table)))
+    records = read_each(folder, record_files(folder, table), schema)
     refuse_doubles(folder, records)
     return records
+
+
+def read_each(folder: Folder, files: Sequence[str], schema: StoreSchema) -> list[CommitRecord]:
+    """The records in these files, several read at once, which is of use where a file is a request to a server.
+
+    Raises:
+        StoreError: as for `read_record`.
+    """
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(lambda file: read_record(folder, file, schema), files))
 
 
 def refuse_doubles(folder: Folder, records: Iterable[CommitRecord]) -> None:

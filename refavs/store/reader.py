@@ -252,6 +252,9 @@ class FeatureStore:
         if row is None:
             raise StoreError(f"{path} of {key!r} is that of {owner!r}, which is not committed in {self.location}; run "
                              "the same refavs-extract command again")
+        if self._places[path.split("/")[0], row][0].owner(path, owner) != owner:
+            raise StoreError(f"{path} of {key!r} is that of {owner!r}, which is again another one's, in "
+                             f"{self.location}; no refavs wrote such a store, extract into a new one")
         return self.read(path, row)
 
     def visual_paths(self, levels: Sequence[str] | None = None) -> dict[str, str]:

@@ -10,7 +10,7 @@ from refavs.errors import StoreError
 from refavs.store.columns import read_column
 from refavs.store.commits import LISTING, CommitRecord, read_record, record_files, record_name, shard_of, unseal
 from refavs.store.finished import SHARED, keys_of_rows
-from refavs.store.folder import Folder
+from refavs.store.folder import Folder, refuse_out_of_reach
 from refavs.store.mender import mending_plan
 from refavs.store.plan import ShardPlan
 from refavs.store.schema import StoreSchema, root_attributes
@@ -77,10 +77,10 @@ def with_failed(
         wanted: keys that the source has, by table.
     """
     found = []
+    in_records = {table: _known(folder, schema, table) for table in {plan.table for plan in plans}}
     for plan in plans:
         size = schema.tables[plan.table].rows_per_shard
-        known = _known(folder, schema, plan.table)
-        known |= {key for one in plans if one.table == plan.table for key in one.keys}
+        known = in_records[plan.table] | {key for one in plans if one.table == plan.table for key in one.keys}
         left = sorted(set(wanted[plan.table]) - known)
         rows = dict(zip(plan.rows, plan.keys, strict=True))
         places = range(plan.index * size, (plan.index + 1) * size)
@@ -165,8 +165,11 @@ def _known(folder: Folder, schema: StoreSchema, table: str) -> set[str]:
     """Keys that whole records of the table hold, or name as failed."""
     known: set[str] = set()
     for file in record_files(folder, table):
-        with contextlib.suppress(StoreError):
+        try:
             record: CommitRecord = read_record(folder, file, schema)
+        except StoreError as error:
+            refuse_out_of_reach(error)
+        else:
             known |= {*record.rows, *record.failures}
     return known
 

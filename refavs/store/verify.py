@@ -91,13 +91,22 @@ def _read_records(folder: Folder, schema: StoreSchema) -> tuple[list[CommitRecor
     """The whole records, and those that are damaged or gone with the keys that they held."""
     files = record_files(folder)
     listed = _listed(folder, "names")
-    records, problems = [], {file: f"the commit record is gone; {AGAIN}" for file in listed if file not in files}
-    for file in files:
+    records: list[CommitRecord] = []
+    problems = {file: f"the commit record is gone; {AGAIN}" for file in listed if file not in files}
+
+    def read(file: str) -> CommitRecord | str:
         try:
-            records.append(read_record(folder, file, schema))
+            return read_record(folder, file, schema)
         except StoreError as error:
             refuse_out_of_reach(error)
-            problems[file] = str(error)
+            return str(error)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        for file, found in zip(files, pool.map(read, files), strict=True):
+            if isinstance(found, str):
+                problems[file] = found
+            else:
+                records.append(found)
     sharers = _sharers(records)
     damage = []
     for file, problem in problems.items():

@@ -10,7 +10,7 @@ from refavs.errors import StoreError
 from refavs.store import columns
 from refavs.store.commits import (
     CommitRecord,
-    read_record,
+    read_each,
     record_files,
     record_name,
     refuse_doubles,
@@ -91,12 +91,12 @@ class StoreWriter:
         """
         files = record_files(self.folder)
         known = {file: self._records[file] for file in files if file in self._records and file not in self._planned}
-        for file in files:
-            if file not in known:
-                known[file] = read_record(self.folder, file, self.schema)
-                plan = self._planned.get(file)
-                if plan is None or set(plan.arrays) & set(known[file].arrays):
-                    self._planned.pop(file, None)
+        unknown = [file for file in files if file not in known]
+        for file, record in zip(unknown, read_each(self.folder, unknown, self.schema), strict=True):
+            known[file] = record
+            plan = self._planned.get(file)
+            if plan is None or set(plan.arrays) & set(record.arrays):
+                self._planned.pop(file, None)
         if known.keys() != self._records.keys():
             refuse_doubles(self.folder, known.values())
         self._records = {file: known[file] for file in files}

@@ -9,6 +9,7 @@ import pytest
 from extract.cli import main as extract
 from extract.store_cli import main
 from refavs.data.synthetic import write_benchmark
+from refavs.store.mender import ShardMender
 from refavs.store.reader import FeatureStore
 from refavs.store.verify import verify
 from tests.extract.command import in_this_process, run_with, tiny
@@ -90,6 +91,22 @@ def test_repair_brings_lost_records_shards_and_expressions_back(built: Path, roo
     (root / "zarr.json").write_bytes((root / "zarr.json").read_bytes()[:50])
     assert main(["repair", str(root)]) == 0
     assert content(root) == content(built) and not verify(root).damage
+
+
+def test_repair_to_other_values_finishes_the_store_with_them(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = ShardMender.write
+
+    def other(self: ShardMender, key: str, arrays: dict, meta: dict | None = None) -> None:
+        write(self, key, {path: (array + 1).astype(array.dtype) for path, array in arrays.items()}, meta)
+
+    monkeypatch.setattr(ShardMender, "write", other)
+    flip(root / MAPS, 100)
+    before = FeatureStore(root).fingerprint
+    assert main(["repair", str(root)]) == 0
+    after = FeatureStore(root)
+    assert after.finished and f"changed from {before} to {after.fingerprint}" in capsys.readouterr().out
 
 
 def test_repair_from_a_source_that_has_moved(built: Path, root: Path, bench: Path, tmp_path: Path,

@@ -159,3 +159,10 @@ def test_clip_whose_owner_failed_does_not_count_as_committed(tmp_path: Path) -> 
     np.testing.assert_array_equal(
         FeatureStore(tmp_path / "s").read(small.MAPS, 1), small.row_of("a", small.SPECS["clips"])[small.MAPS]
     )
+
+
+def test_clips_that_share_in_a_circle_are_refused(tmp_path: Path) -> None:
+    writer = small.open_writer(tmp_path / "s", encoders=STREAMS)
+    write(writer, writer.plan("clips", ["a", "b"], {"a": {"clips/visual": "b"}, "b": {"clips/visual": "a"}}))
+    with pytest.raises(StoreError, match="of 'a' is that of 'b', which is again another one's"):
+        FeatureStore(tmp_path / "s").read(small.MAPS, 0)

@@ -327,6 +327,9 @@ def test_commit_record_cannot_point_out_of_the_store(root: Path) -> None:
         "not the store's": lambda facts: facts["encoders"].update(visual="0" * 16),
         "speaks of shard": lambda facts: facts.update(index=5),
         "table": lambda facts: facts.update(table="../x"),
+        "of another type|Type-check": lambda facts: facts["arrays"][small.MAPS].update(crc32c="many"),
+        "numbers or texts|Type-check": lambda facts: facts["failures"].update(q=3),
+        "what it notes|Type-check": lambda facts: facts["meta"].update(a=[]),
         "KeyError|'meta'": lambda facts: facts.pop("meta"),
     }
     whole = (root / record_name("clips", 0)).read_bytes()
