@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,13 @@ import pytest
 
 from extract.store_cli import main, readable
 from refavs.errors import StoreError
-from refavs.store.folder import LocalFolder
+from refavs.store import verify as verify_module
+from refavs.store.commits import CommitRecord
+from refavs.store.folder import Folder, LocalFolder
 from refavs.store.reader import FeatureStore
+from refavs.store.schema import StoreSchema
 from refavs.store.shard import ShardReader
-from refavs.store.verify import verify
+from refavs.store.verify import Damage, verify
 
 _spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
 assert _spec is not None and _spec.loader is not None
@@ -244,3 +248,22 @@ def test_files_that_no_record_names_are_uncommitted(root: Path) -> None:
         (root / stray).write_bytes(b"x")
     verdict = verify(root)
     assert verdict.damage == () and sorted(verdict.uncommitted) == sorted(strays)
+
+
+def test_report_is_in_the_records_order_whichever_thread_is_done_first(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in (SHARD, "objects/mask/c.0.0.0.0", "text/roberta/features/c.0.0.0"):
+        flip(root / file, 5)
+    before = verify(root)
+    slow = verify_module._shard_damage
+
+    def late(folder: Folder, schema: StoreSchema, record: CommitRecord, sharers: dict) -> list[Damage]:
+        time.sleep(0.3 if (record.table, record.index) == ("clips", 0) else 0)
+        return list(slow(folder, schema, record, sharers))
+
+    monkeypatch.setattr(verify_module, "_shard_damage", late)
+    told: list[str] = []
+    after = verify(root, told.append)
+    assert after == before and after.damage[0].where == SHARD
+    assert told[0] == "commits/clips-00000.json" and told == sorted(told)
