@@ -95,14 +95,14 @@ class Totals:
     done: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TABLES, 0))
     failures: list[str] = field(default_factory=list)
     num_bytes: int = 0
-    broken: list[str] = field(default_factory=list)
+    broken: Counter[str] = field(default_factory=Counter)
 
     def add(self, result: JobResult) -> None:
         self.done[result.table] += result.num_done
         self.num_bytes += result.num_bytes
         self.failures += [f"{result.table} {key}: {reason}" for key, reason in result.failures.items()]
         if result.error is not None:
-            self.broken.append(result.trace)
+            self.broken[result.trace] += 1
 
 
 def extract(args: argparse.Namespace) -> int:
@@ -267,8 +267,8 @@ def _summary(source: Source, writer: StoreWriter, totals: Totals, jobs: Sequence
     Console().print(table)
     for failure in totals.failures:
         print(f"{NAME}: {failure}", file=sys.stderr)
-    for trace in totals.broken:
-        print(trace, file=sys.stderr)
+    for trace, count in totals.broken.items():
+        print(f"{trace}{NAME}: so {count} shards broke", file=sys.stderr)
     if totals.broken:
         return Exit.ERROR
     return Exit.FAILURES if totals.failures else Exit.COMPLETE

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from torch import AcceleratorError
+
 from extract.plan import Job
 from extract.presets import Encoders, Preset
 from extract.schedule import GivenUp, Schedule, Task
@@ -178,6 +180,9 @@ class _Crew:
         try:
             answer = ray.get(reference)
         except RayTaskError as error:
+            if isinstance(error.cause, AcceleratorError):  # else it would break one job after the other
+                yield from self._lost(member, error.cause)
+                return
             raise error.cause if isinstance(error.cause, RefAVSError) else error from None
         except RayError as error:  # the process or its node is gone, or its answer was lost with it
             yield from self._lost(member, error)

@@ -179,6 +179,9 @@ class Worker:
         Args:
             job: the shard.
             condemned: keys that are failed without being touched, with the reason.
+
+        Raises:
+            AcceleratorError: the GPU has failed this process, which computes nothing on it any more.
         """
         # Per thread: Ray starts this one with the environment's count, which OpenMP would go by.
         torch.set_num_threads(self._num_threads)
@@ -189,6 +192,8 @@ class Worker:
             with self._writer.shard(job.shard) as shard:
                 self._fill(shard, job, condemned or {}, failures, stages)
                 filled = time.perf_counter()
+        except torch.AcceleratorError:
+            raise
         except Exception as error:  # the shard is the unit of failure: report it and go on with others
             trace = traceback.format_exc()
             # Without its traceback, whose frames would carry the shard's arrays to the driver.
@@ -209,6 +214,8 @@ class Worker:
             decoded = self._decode(key, job.items[job.shard.keys.index(key)], stages)
             if not decoded.failure:
                 self._turns.written(self._encode(job.shard, [decoded], stages)[1])
+        except torch.AcceleratorError:
+            raise
         except Exception:  # `run` meets the same error and reports it
             traceback.print_exc()
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from torch import AcceleratorError
 
 from extract.cli import main
 from extract.job import Resources, run_jobs
@@ -96,7 +97,7 @@ def test_videos_are_extracted_once_each(
 
 
 class Mortal:
-    """Stands for a worker: `poison` kills it, and `early` as an argument does so before it is ready."""
+    """Stands for a worker: `poison` kills it, `burnt` its GPU, and `early` as an argument before it is ready."""
 
     def __init__(self, location: str, *_: object) -> None:
         self.location = location
@@ -117,6 +118,9 @@ class Mortal:
     def probe(self, job: Job, key: str) -> None:
         if key == "poison":
             os.kill(os.getpid(), signal.SIGKILL)
+        if key == "burnt" or self.location == "burnt":
+            self.location = "burnt"
+            raise AcceleratorError("CUDA error: unspecified launch failure")
 
 
 @pytest.fixture
@@ -143,6 +147,15 @@ def test_key_that_kills_its_worker_is_failed_alone(crew: Callable[..., list[JobR
     assert sum(result.num_done for result in results) == 4 and len(results) == 3
     assert failures == {"poison": "its worker process died each time it was computed (ActorDiedError)"}
     assert len(notes) == 4 and all("is lost (ActorDiedError); its jobs go back into the queue" in n for n in notes)
+
+
+def test_worker_whose_gpu_fails_it_is_replaced(crew: Callable[..., list[JobResult]]) -> None:
+    notes: list[str] = []
+    results = crew(("a",), ("b", "burnt", "c"), ("d",), ("e",), note=notes.append)
+    failures = {key: reason for result in results for key, reason in result.failures.items()}
+    assert sum(result.num_done for result in results) == 5
+    assert failures == {"burnt": "its worker process died each time it was computed (AcceleratorError)"}
+    assert notes and all("is lost (AcceleratorError); its jobs go back into the queue" in note for note in notes)
 
 
 def test_workers_beyond_the_room_hold_no_jobs(crew: Callable[..., list[JobResult]]) -> None:
