@@ -30,7 +30,7 @@ from refavs.console import ProgressBar
 from refavs.data.bench import Source, read_source
 from refavs.errors import ConfigError, RefAVSError
 from refavs.store.columns import EXPRESSIONS_RECORD
-from refavs.store.commits import lacking
+from refavs.store.commits import REMEDY, lacking, record_name
 from refavs.store.folder import Folder, LocalFolder, open_folder
 from refavs.store.lease import Lease
 from refavs.store.schema import LOG, refuse_foreign
@@ -196,7 +196,7 @@ def _complete(run: Run, writer: StoreWriter, lease: Lease, keeps: bool) -> int:
         writer.write_expressions(expressions_table(source, {table: writer.committed(table) for table in TABLES}))
     lease.check()
     writer.finalise()
-    _add_waiting(writer, totals)
+    _add_waiting(writer, source, totals)
     return _summary(source, writer, totals, jobs, time.monotonic() - started)
 
 
@@ -221,13 +221,15 @@ def work(run: Run, writer: StoreWriter, lease: Lease, jobs: Sequence[Job], total
                 bar.advance(result.num_done + len(result.failures), log.brief())
 
 
-def _add_waiting(writer: StoreWriter, totals: Totals) -> None:
+def _add_waiting(writer: StoreWriter, source: Source, totals: Totals) -> None:
     """Names clips whose features are another clip's that failed: they have none until that one is mended."""
-    committed = writer.committed("clips")
-    for key, owners in writer.shared("clips").items():
-        if key not in committed:
-            lost = sorted(set(owners.values()) - committed.keys())
-            totals.failures.append(f"clips {key}: has the same input as {', '.join(lost)}, which failed")
+    committed, here = writer.committed("clips"), {clip.id for clip in source.clips}
+    for record in writer.records("clips"):
+        file = writer.folder.where(record_name(record.table, record.index))
+        for key in sorted(record.shares.keys() - committed.keys()):
+            lost = sorted(set(record.shares[key].values()) - committed.keys())
+            why = "which failed" if here.issuperset(lost) else f"which SOURCE lacks; as to {file}: {REMEDY}"
+            totals.failures.append(f"clips {key}: has the same input as {', '.join(lost)}, {why}")
 
 
 def stop_at(error: Exception | None) -> None:
@@ -293,11 +295,12 @@ def _dry_run(run: Run) -> int:
         console.print(f"{missing.num_bytes:,} bytes; no GPU on this machine to measure the time on")
         return Exit.COMPLETE
     num_workers = limited_by_gpus(num_workers, run.resources.gpus_per_worker, [torch.cuda.device_count()])
-    # Random weights take the same time, and need not be found.
+    # Random weights take the same time, and no file is read for them.
     precision = run.encoders.visual.precision
     levels = missing.levels or run.encoders.visual.levels
     blank = build_encoders(run.preset, WeightSource(kind="random"), levels, precision, run.resources.device)
-    torch.set_num_threads(max(1, num_processors() // num_workers))
+    num_threads = max(1, num_processors() // num_workers)
+    torch.set_num_threads(num_threads)
     each = calibrate(run.preset, blank, run.source.clips, levels)
     seconds = missing.seconds(each, num_workers)
     console.print(f"{missing.num_bytes:,} bytes; about {seconds:,.0f} s with {num_workers} workers on this machine; "
@@ -305,7 +308,7 @@ def _dry_run(run: Run) -> int:
     console.print(each.render())
     costs = Table("clips", "bytes", "GPU-hours" if on_gpu else "CPU-hours", title="cost of clips as these are")
     for count in sorted({missing.keys["clips"], 1_000, 1_000_000} - {0}):
-        hours = count * (each.on_gpu * run.resources.gpus_per_worker if on_gpu else each.of_clip) / 3600
+        hours = count * (each.on_gpu * run.resources.gpus_per_worker if on_gpu else each.of_clip * num_threads) / 3600
         costs.add_row(f"{count:,}", f"{count * clip_bytes(writer):,}", f"{hours:,.2f}")
     console.print(costs)
     return Exit.COMPLETE

@@ -6,6 +6,7 @@ the encoders wait for neither, across the end of a shard as well, and at no time
 batch in the encoders and `SPARE_CLIPS` that wait to be written.
 """
 
+import json
 import os
 import platform
 import threading
@@ -29,7 +30,7 @@ from extract.media import Media, frame_size, read_media
 from extract.plan import Item, Job, Masks
 from extract.presets import Encoders, Preset
 from refavs.data.bench import Clip, read_mask
-from refavs.errors import DatasetError, StoreError
+from refavs.errors import DatasetError, StoreError, WeightsError
 from refavs.store.plan import ShardPlan
 from refavs.store.schema import pack_mask
 from refavs.store.shard_writer import ShardWriter
@@ -39,6 +40,7 @@ STAGES = ("decode", "encode", "write", "commit", "waiting")
 VISUAL, AUDIO = "clips/visual/", "clips/audio/"
 SPARE_CLIPS = 2
 MOST_DECODERS = 16
+SAME_FILES = "have the same files under the same path on every node, as a shared --weights-dir"
 _T, _R = TypeVar("_T"), TypeVar("_R")
 
 
@@ -165,12 +167,22 @@ class Worker:
         return StoreWriter.attach(self._location)
 
     def ready(self) -> str:
-        """Finds the store; returns the name of this worker.
+        """Finds the store and the files of the weights; returns the name of this worker.
 
         Raises:
             StoreError: there is no store, as on a node that does not share the driver's folder.
+            WeightsError: the files of the encoders are missing on this node, or are others than the driver's.
         """
-        self._writer  # noqa: B018 (read now, so that an error comes before the first job)
+        wanted = self._writer.schema.encoders
+        try:
+            found = json.loads(json.dumps(self._encoders.fingerprints()))
+        except OSError as error:
+            raise WeightsError(f"{error.filename}, which the driver has, cannot be read on node {platform.node()} "
+                               f"({error.strerror}); {SAME_FILES}") from error
+        other = [stream for stream in found if found[stream] != wanted.get(stream)]
+        if other:
+            raise WeightsError(f"node {platform.node()} has other weights or another tokenizer for {', '.join(other)} "
+                               f"than the driver; {SAME_FILES}")
         return self._name
 
     def run(self, job: Job, condemned: Mapping[str, str] | None = None) -> JobResult:

@@ -141,6 +141,27 @@ def test_clip_whose_twin_failed_is_named(
     assert other in set(FeatureStore(tmp_path / "store").clips["id"])
 
 
+def test_clip_whose_failed_twin_left_the_source_is_computed_once_its_record_is_gone(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_with(monkeypatch, in_this_process)
+    root = Path(shutil.copytree(bench, tmp_path / "bench"))
+    one, other = sorted((root / "media").iterdir())[:2]
+    shutil.rmtree(other / "frames")
+    shutil.copytree(one / "frames", other / "frames")
+    (one / "audio.wav").write_text("noise")
+    arguments = [str(part) for part in tiny(root, tmp_path / "store")]
+    assert main(arguments) == 3
+    shutil.rmtree(one)
+    capsys.readouterr()
+    assert main(arguments) == 3
+    line = next(line for line in capsys.readouterr().err.splitlines() if "has the same input as" in line)
+    assert f"clips {other.name}: has the same input as {one.name}, which SOURCE lacks; as to " in line
+    Path(next(word for word in line.split() if word.endswith(".json:")).removesuffix(":")).unlink()
+    assert main(arguments) == 0
+    assert list(FeatureStore(tmp_path / "store").clips["id"]) == [other.name]
+
+
 def test_clip_never_gets_features_of_files_that_took_its_twins_place(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +237,17 @@ def test_dry_run_counts_only_workers_that_find_a_gpu(
     arguments = tiny(bench, tmp_path / "store", "--dry-run", "--gpus-per-worker", "0.5", "--workers", "8")
     assert main([str(part) for part in arguments]) == 0
     assert "with 2 workers on this machine" in " ".join(capsys.readouterr().out.split())
+
+
+def test_dry_run_counts_every_processor_of_a_worker(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = Seconds(decode=0.1, visual=1.0, audio=0.1, write=0.1, text=0.1)
+    monkeypatch.setattr("extract.cli.calibrate", lambda *_: each)
+    monkeypatch.setattr("extract.cli.num_processors", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    assert main([str(part) for part in tiny(bench, tmp_path / "store", "--dry-run", "--workers", "2")]) == 0
+    assert f"{1_000_000 * 1.3 * 4 / 3600:,.2f}" in capsys.readouterr().out
 
 
 def test_run_leaves_a_log(

@@ -1,6 +1,8 @@
 """Shards computed by a worker in this process, on the synthetic benchmark and on bad input."""
 
 import csv
+import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -11,12 +13,12 @@ from PIL import Image
 from extract.encoders.roberta import read_tokenizer
 from extract.media import frame_size, read_media
 from extract.plan import array_specs, expressions_table, plan_jobs, wanted_items
-from extract.presets import build_encoders, preset_named
+from extract.presets import SHIPPED, build_encoders, preset_named
 from extract.weights import WeightSource
 from extract.worker import JobResult, Worker
 from refavs.data.bench import Clip, Source, read_mask, read_source
 from refavs.data.synthetic import write_benchmark
-from refavs.errors import DatasetError
+from refavs.errors import DatasetError, WeightsError
 from refavs.store.reader import FeatureStore
 from refavs.store.schema import object_key, text_key, unpack_mask
 from refavs.store.writer import StoreWriter
@@ -204,3 +206,22 @@ def test_real_expressions_that_are_too_long_are_counted(shared: Path) -> None:
     assert [tokenizer.decode(encoding.ids) for encoding in encodings] == texts
     expected = {text: len(encoding.ids) for text, encoding in zip(texts, encodings, strict=True) if len(encoding) > 25}
     assert text.overlong(texts) == expected and 0 < len(expected) < len(texts)
+
+
+def test_node_with_other_weights_is_refused(bench: Path, tmp_path: Path) -> None:
+    """Driver and worker each read the file at one path, which on two nodes may be two files."""
+    shutil.copy(SHIPPED / "tiny" / "visual.safetensors", tmp_path)
+    encoders = build_encoders(TINY, WeightSource(folder=tmp_path), ("pixel_decoder",), None)
+    StoreWriter.open(
+        tmp_path / "store", encoders=encoders.fingerprints(), source="test", num_frames=10, input_size=96,
+        specs=array_specs(TINY, encoders), rows_per_shard=TINY.rows_per_shard,
+    )
+    worker = Worker(str(tmp_path / "store"), TINY, pickle.loads(pickle.dumps(encoders)))
+    assert worker.ready().endswith(str(os.getpid()))
+    with (tmp_path / "visual.safetensors").open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(WeightsError, match=r"^node .* has other weights .* for visual/pixel_decoder than the driver"):
+        worker.ready()
+    (tmp_path / "visual.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"visual.safetensors, which the driver has, cannot be read on node"):
+        worker.ready()
