@@ -134,6 +134,9 @@ def read_expressions(folder: Folder) -> tuple[pd.DataFrame, dict[str, Any]] | No
         for fact in facts["columns"]:
             column = _read_column(folder, fact)
             frame[fact["name"]] = decode_strings(column) if fact["kind"] == "str" else column
+        for name in ("clip", "object", "text"):
+            if len(frame[name]) and getattr(frame[name], "dtype", None) != "int64":
+                raise ValueError(f"column {name} holds no rows")
         return pd.DataFrame(frame, index=pd.RangeIndex(facts["num_rows"])), facts
     except (KeyError, TypeError, ValueError, AttributeError, MemoryError) as error:
         raise StoreError(f"the table of expressions of {folder.location} cannot be used ({error}); remove {record}, "

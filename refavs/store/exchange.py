@@ -103,7 +103,8 @@ def import_(file: str | Path, location: str | Path, progress: Progress = silent)
                 if not there:
                     folder.write(name, kept.read(name))
             lease.check()
-            for name in kept.names:
+            # The records last: that of the expressions says that their columns are whole.
+            for name in sorted(kept.names, key=lambda name: name.startswith("commits/")):
                 if name not in kept.records and name != ROOT:
                     write_if_changed(folder, name, kept.read(name))
             found = FeatureStore(folder.location).fingerprint

@@ -50,7 +50,8 @@ class KeptStore:
                 self.records = {name: parse_record(self.read(name), name, self.schema, f"{name} in {path}")
                                 for name in self.names if self.is_record(name)}  # fmt: skip
                 self._refuse_claims()
-            specs, written = self.schema.specs, {array for record in self.records.values() for array in record.arrays}
+            specs = self.schema.specs
+            written = dict.fromkeys(array for record in self.records.values() for array in record.arrays)
             self._arrays = {array: self._file.rows(array, specs[array].shape, specs[array].dtype) for array in written}
         except BaseException:
             self._file.close()

@@ -1,5 +1,6 @@
 """Reading a store: committed rows only, as views of mapped shards whose checksums are compared on first touch."""
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from refavs.store.shard import ShardReader, shard_name
 
 POLICIES = ("first", "always", "never")
 MASK = "objects/mask"
+MOST_OPEN = 2**14  # shards; Linux gives a process 65,530 mappings
 _THREAD_BYTES = 2**21  # less than this to copy is not worth a thread
 
 
@@ -78,6 +80,7 @@ class FeatureStore:
         }
         self._rows = {(table, key): row for (table, row), (_, key) in self._places.items()}
         self._shards: dict[tuple[str, int], ShardReader] = {}
+        self._opening = threading.Lock()
         if self._expressions is not None:
             self._refuse_lost_rows(self._expressions[0])
 
@@ -308,11 +311,16 @@ class FeatureStore:
 
     def _shard(self, spec: ArraySpec, record: CommitRecord) -> ShardReader:
         name = spec.path, record.index
-        if name not in self._shards:
+        shard = self._shards.get(name)
+        if shard is None:
             size = self.schema.tables[spec.table].rows_per_shard
             file = shard_name(spec, record.index)
-            self._shards[name] = ShardReader(self.folder, file, spec, size, record.arrays[spec.path])
-        return self._shards[name]
+            shard = ShardReader(self.folder, file, spec, size, record.arrays[spec.path])
+            with self._opening:
+                while len(self._shards) >= MOST_OPEN:
+                    del self._shards[next(iter(self._shards))]
+                self._shards[name] = shard
+        return shard
 
     def _frame(self, table: str, facts_of: Any) -> pd.DataFrame:
         rows = {

@@ -154,7 +154,7 @@ def _shares(folder: Folder, names: Mapping[int, str], rows: Sequence[int]) -> di
         column = read_column(folder, "clips", f"{start.split('/')[1]}_row")
         if column is None:
             continue
-        for row in rows:
+        for row in [row for row in rows if row < len(column)]:  # columns of two times, where a run died between them
             owner = int(column[row])
             if owner != row and owner in names:
                 shares.setdefault(names[row], {})[start] = names[owner]

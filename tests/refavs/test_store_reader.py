@@ -15,6 +15,7 @@ import torch
 
 from refavs.errors import StoreError
 from refavs.store import FeatureStore, object_key, text_key
+from refavs.store.columns import EXPRESSIONS_RECORD
 from refavs.store.commits import record_name, seal, unseal
 from refavs.store.folder import LocalFolder
 from refavs.store.shard import crc32c
@@ -341,6 +342,15 @@ def test_commit_record_cannot_point_out_of_the_store(root: Path) -> None:
 
 
 def test_expressions_record_cannot_point_out_of_the_store(root: Path) -> None:
+    whole = (root / EXPRESSIONS_RECORD).read_bytes()
+    for change in (
+        lambda columns: columns.pop(2), lambda columns: columns[2].update(kind="str"),
+        lambda columns: columns[2].update(shape=[10**15]),
+    ):  # fmt: skip
+        rewrite(root, "expressions.json", lambda facts, change=change: change(facts["columns"]))
+        with pytest.raises(StoreError, match=r"the table of expressions of .* cannot be used"):
+            FeatureStore(root)
+        (root / EXPRESSIONS_RECORD).write_bytes(whole)
     rewrite(root, "expressions.json", lambda facts: facts["columns"][0].update(name="../../secret"))
     with pytest.raises(StoreError, match=r"cannot be used \(column name '../../secret'\)"):
         FeatureStore(root)
@@ -384,3 +394,12 @@ def test_seal_is_plain_json_and_its_checksum_is_of_the_bytes(tmp_path: Path) -> 
         else:
             with pytest.raises(StoreError, match="does not match its own checksum"):
                 unseal(LocalFolder(path.parent), path.name)
+
+
+def test_no_more_shards_are_open_than_a_process_may_map(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refavs.store.reader.MOST_OPEN", 2)
+    store, whole = FeatureStore(built), FeatureStore(built)
+    for _ in range(2):
+        kept = [(path, row, store.read(path, row)) for path in (small.MAPS, small.AUDIO) for row in (0, 2, 4)]
+        assert len(store._shards) == 2
+        assert all(torch.equal(found, whole.read(path, row)) for path, row, found in kept)
