@@ -6,6 +6,7 @@ machine does meets all of them; what they read is compared with what was written
 
 import argparse
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -173,9 +174,8 @@ def peak_memory(folder: Path, size: Size) -> float:
 
 
 def turn(names: list[str], by: int) -> list[str]:
-    """`names` beginning with another one each time, so that nobody always follows the same one."""
-    start = by % len(names)
-    return names[start:] + names[:start]
+    """`names` in another order each time, so that nobody always follows the same one and finds its caches."""
+    return random.Random(by).sample(names, len(names))
 
 
 def seconds(work: Callable[[], object]) -> float:
