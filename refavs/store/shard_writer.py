@@ -122,6 +122,9 @@ class ShardWriter:
             raise ValueError(f"{len(left)} keys of the shard were neither written nor failed: {left[:3]}")
         if not self._meta or (self.plan.adds and self._failures):
             return
+        if not self._folder.exists("zarr.json"):
+            raise StoreError(f"the store is not at {self._folder.location} any more: it was moved or removed in "
+                             "mid-run; run the same refavs-extract command again with the place where it is now")
         name = record_name(self.plan.table, self.plan.index)
         facts = {path: file.finish() for path, file in self._files.items()}
         old = read_record(self._folder, name, self._schema) if self._folder.exists(name) else None

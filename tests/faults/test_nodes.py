@@ -111,22 +111,35 @@ def undisturbed(source: Source, tmp_path_factory: pytest.TempPathFactory) -> dic
     return finished(writer, source)
 
 
-def extract(location: Path, source: Source, disturb: Callable[[int], None]) -> tuple[dict[str, Any], list[str]]:
-    """Extracts; `disturb` is told the process of each result's worker. Returns the files and notes."""
+def extract(
+    location: Path, source: Source, disturb: Callable[[int], None], num_given_up: int = 0
+) -> tuple[dict[str, Any], list[str]]:
+    """Extracts; `disturb` is told the process of each result's worker. Returns the files and notes.
+
+    So many jobs may be given up, because each of their runs was hit; they are done by the same call again.
+    """
     writer, jobs = planned(location, source)
+    num_items = sum(len(job.items) for job in jobs)
     notes: list[str] = []
     workers: set[str] = set()
     num_done = 0
     for result in run_jobs(jobs, str(location), TINY, ENCODERS, Resources(num_workers=2), notes.append):
         if result is None:
             continue
-        assert result.error is None and not result.failures
+        assert result.error is None
+        if result.failures:
+            num_given_up -= 1
+            assert num_given_up >= 0 and all("died 3 times" in reason for reason in result.failures.values())
+            continue
         num_done += result.num_done
         workers.add(result.worker)
         if len(workers) == 1:  # a fast one is held back, for jobs are given out here, until the other is at work
             time.sleep(0.3)
         disturb(int(result.worker.split(":")[-1]))
-    assert num_done == sum(len(job.items) for job in jobs)
+    if num_done < num_items:
+        worker = Worker(str(location), TINY, copy.deepcopy(ENCODERS))
+        num_done += sum(worker.run(job).num_done for job in planned(location, source)[1])
+    assert num_done == num_items
     files = finished(writer, source)
     verdict = verify(location)
     assert not verdict.damage
@@ -177,7 +190,7 @@ def test_many_deaths_of_workers_and_nodes_leave_a_whole_store(
         else:
             os.kill(pid, signal.SIGKILL)
 
-    files, _ = extract(tmp_path / "store", source, disturb)
+    files, _ = extract(tmp_path / "store", source, disturb, num_given_up=2)
     nodes.cluster.remove_node(others[-1], allow_graceful=False)
     print(f"seed {seed}: {len(killed)} workers killed, {len(others) - 1} of them with their nodes")
     assert killed and files == undisturbed
