@@ -135,7 +135,9 @@ def extract(
         workers.add(result.worker)
         if len(workers) == 1:  # a fast one is held back, for jobs are given out here, until the other is at work
             time.sleep(0.3)
-        disturb(int(result.worker.split(":")[-1]))
+        pid = int(result.worker.split(":")[-1])
+        if Path(f"/proc/{pid}").exists():  # the result may come from one that is dead by now
+            disturb(pid)
     if num_done < num_items:
         worker = Worker(str(location), TINY, copy.deepcopy(ENCODERS))
         num_done += sum(worker.run(job).num_done for job in planned(location, source)[1])

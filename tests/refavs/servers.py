@@ -49,7 +49,9 @@ def point_at(patch: pytest.MonkeyPatch, url: str) -> None:
 
 
 def make_bucket(url: str) -> None:
-    urllib.request.urlopen(urllib.request.Request(f"{url}/features", method="PUT", data=b"")).close()
+    # urlopen keeps the proxies of whoever called it first, and a test of missing networks sets one that refuses.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    direct.open(urllib.request.Request(f"{url}/features", method="PUT", data=b"")).close()
 
 
 @pytest.fixture
