@@ -24,8 +24,9 @@ demo: setup
 	$(BIN)/refavs-extract demo/bench/videos demo/videos-store --preset tiny
 	$(BIN)/refavs-sweep smoke --store demo/store --out demo/smoke
 
+# Two processes: much of the suite waits for other processes to start, die or time out.
 test: setup
-	$(BIN)/python -m pytest -m 'not slow and not gpu and not faults' tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not faults' tests
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow tests

@@ -96,7 +96,7 @@ def test_store_that_is_something_else_is_refused(
 
 def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path) -> None:
     assert main([str(part) for part in tiny(bench / "videos", tmp_path / "store", "--dry-run")]) == 0
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())  # a long path wraps the title
     assert "nothing was written" in out and "bytes; about" in out and not (tmp_path / "store").exists()
 
 
