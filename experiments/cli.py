@@ -95,7 +95,8 @@ def _dry_run(grid: "Grid", store: "FeatureStore", out: Path) -> int:
     from experiments.sweep import check_models
 
     check_models(grid, store)
-    entries = Ledger(out).entries(grid.trials, store.fingerprint)
+    ledger = Ledger(out)
+    entries = ledger.entries(grid.trials, store.fingerprint)
     table = Table(title=f"sweep {grid.name} in {out}", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("trial", "seed", "key", "epochs", "state"):
         table.add_column(column)
@@ -107,6 +108,8 @@ def _dry_run(grid: "Grid", store: "FeatureStore", out: Path) -> int:
     num_done = sum(entry.state == "finished" for entry in entries)
     console = _console()
     console.print(table)
+    if changes := ledger.changes(entries):
+        console.print(changes)
     console.print(f"{num_done} of {len(entries)} trials done, {len(entries) - num_done} to do; nothing was written")
     return Exit.COMPLETE
 

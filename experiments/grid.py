@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,27 +11,42 @@ from typing import Any
 import yaml
 
 from experiments.config import TrialConfig
-from refavs.config import digest, nearest, replace, to_dict
+from refavs.config import digest, flat, nearest, replace
 from refavs.errors import ConfigError
 
+_UNKNOWN = object()
 SECTIONS = ("description", "base", "grid", "cases", "seeds")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One training run of a grid: a name without the seed, and every setting resolved."""
+    """One training run of a grid: a name without the seed, and every setting resolved.
+
+    Attributes:
+        digests: of the files that the trial starts from, by what they are to it.
+    """
 
     name: str
     config: TrialConfig
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
         """The name with the seed."""
         return f"{self.name}, seed {self.config.seed}"
 
-    def key(self, fingerprint: str) -> str:
-        """What makes this trial the same as another: all its settings and the features it reads."""
-        return digest({"config": to_dict(self.config), "store": fingerprint})
+    def key(self, fingerprint: str, defaults: Mapping[str, Any] | None = None) -> str:
+        """What makes this trial the same as another: its settings, the features it reads and the files it starts from.
+
+        Only settings that differ from `defaults` count, so that a setting which is new in the code, and which a trial
+        leaves at its default, makes no new trial.
+
+        Args:
+            defaults: every setting's default when the sweep began; those of the code where one is missing.
+        """
+        known = flat(TrialConfig()) | dict(defaults or {})
+        settings = {name: value for name, value in flat(self.config).items() if value != known.get(name, _UNKNOWN)}
+        return digest({"settings": settings, "store": fingerprint, **({"files": self.digests} if self.digests else {})})
 
 
 @dataclass(frozen=True, kw_only=True)

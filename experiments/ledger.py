@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments.config import TrialConfig
 from experiments.grid import Trial
 from experiments.state import read_json, write_json
 from refavs.config import flat
@@ -55,7 +56,8 @@ class Ledger:
 
     def entries(self, trials: tuple[Trial, ...], fingerprint: str) -> list[Entry]:
         """The places of `trials` on features of this fingerprint; writes nothing."""
-        keys = [trial.key(fingerprint) for trial in trials]
+        defaults = self.defaults
+        keys = [trial.key(fingerprint, defaults) for trial in trials]
         return [
             Entry(trial=trial, key=key, folder=self.root / "trials" / key[:KEY_LENGTH])
             for trial, key in zip(trials, keys, strict=True)
@@ -73,6 +75,36 @@ class Ledger:
                 "store": fingerprint,
                 "config": flat(entry.trial.config),
             },
+        )
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Every setting's default when the sweep began, against which the keys of its trials are formed.
+
+        A setting that the code got since then counts with the default it came with; one that it lost no longer counts.
+        """
+        now = flat(TrialConfig())
+        return now | {name: value for name, value in self.sweep.get("defaults", {}).items() if name in now}
+
+    @property
+    def changed_defaults(self) -> dict[str, tuple[Any, Any]]:
+        """Defaults then and now, of settings whose default in the code is another than when the sweep began."""
+        now = flat(TrialConfig())
+        return {name: (then, now[name]) for name, then in self.defaults.items() if then != now[name]}
+
+    def changes(self, entries: list[Entry]) -> str:
+        """Says which changed defaults made new trials of some that may have been finished; empty where none did."""
+        changed = self.changed_defaults
+        new = [
+            entry for entry in entries if entry.state == "new"
+            and any(flat(entry.trial.config)[name] == now for name, (_, now) in changed.items())
+        ]
+        if not new:
+            return ""
+        told = ", ".join(f"{name} from {then} to {now}" for name, (then, now) in sorted(changed.items()))
+        return (
+            f"defaults have changed since {self.root} began: {told}; {len(new)} trials that take them are new, and "
+            "what was finished with the former values stays (to go on with those, set them in the grid's base)"
         )
 
     @property

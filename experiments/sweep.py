@@ -110,7 +110,11 @@ def run_sweep(
         outcome.controls = _controls(out, store)
         if ledger.sweep.get("closed") == _keys(entries) and all(entry.state == "finished" for entry in entries):
             return outcome
-        ledger.set_sweep(id=ledger.sweep.get("id") or uuid.uuid4().hex, tracking_uri=uri, closed=None)
+        if changes := ledger.changes(entries):
+            print(f"refavs-sweep: {changes}", file=sys.stderr)
+        ledger.set_sweep(
+            id=ledger.sweep.get("id") or uuid.uuid4().hex, tracking_uri=uri, closed=None, defaults=ledger.defaults
+        )
         _Run(grid, store, ledger, outcome).run(resources or Resources())
     return outcome
 

@@ -1,5 +1,6 @@
 """Grid files: expansion, and the text of every refusal."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,14 @@ def test_trial_key_depends_on_every_setting_the_seed_and_the_store(tmp_path: Pat
     keys = [trial.key(store) for trial in trials for store in ("a", "b")]
     assert len(set(keys)) == len(keys)
     assert [trial.key("a") for trial in read_grid(grid_file(tmp_path, GRID)).trials] == keys[::2]
+
+
+def test_trial_key_counts_what_differs_from_the_defaults_and_the_files(tmp_path: Path) -> None:
+    (trial,) = expand("one", {"base": {"train.epochs": 7}}, "one.yaml", {}).trials
+    key = trial.key("a")
+    assert trial.key("a", {"model.later": 3, "train.epochs": 50}) == key
+    assert trial.key("a", {"train.epochs": 7}) != key and trial.key("a", {"train.batch_size": 99}) != key
+    assert dataclasses.replace(trial, digests={"init": "0f"}).key("a") != key
 
 
 def test_override_replaces_the_base(tmp_path: Path) -> None:

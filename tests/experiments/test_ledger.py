@@ -32,6 +32,24 @@ def test_entries_of_another_store_are_other_ones(tmp_path: Path) -> None:
     assert len(folders) == 4
 
 
+def test_new_setting_keeps_the_keys_and_a_changed_default_changes_them_and_is_told(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    before = ledger.entries(TRIALS, "store")
+    ledger.set_sweep(defaults={name: value for name, value in ledger.defaults.items() if name != "train.epochs"})
+    assert ledger.entries(TRIALS, "store") == before and ledger.changes(before) == ""
+
+    ledger.set_sweep(defaults=ledger.defaults | {"train.epochs": 9, "gone": 1})
+    after = ledger.entries(TRIALS, "store")
+    assert not {entry.key for entry in before} & {entry.key for entry in after}
+    told = f"defaults have changed since {tmp_path} began: train.epochs from 9 to 50; 2 trials that take them are new"
+    assert told in ledger.changes(after)
+    stated = expand("g", {"base": {"train.epochs": 9}, "grid": {"model.beta": [0, 1]}}, "g.yaml", {}).trials
+    assert [entry.key for entry in ledger.entries(stated, "store")] == [entry.key for entry in before]
+    after[0].set_status("finished")
+    after[1].set_status("failed")
+    assert ledger.changes(after) == ""
+
+
 def test_sweep_facts_are_added(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "new")
     assert ledger.sweep == {}

@@ -10,11 +10,13 @@ import pytest
 from mlflow import MlflowClient
 
 from experiments.cli import _where_to_look, main
+from experiments.config import TrialConfig
 from experiments.grid import Grid, expand
 from experiments.ledger import Entry, Ledger
 from experiments.sweep import Resources, run_sweep
 from experiments.tracking import Tracker, default_tracking_uri
 from experiments.train import train
+from refavs.config import flat
 from refavs.errors import ConfigError, StoreError
 from refavs.store import FeatureStore, StoreWriter
 from tests.experiments.small_store import make_store
@@ -94,6 +96,7 @@ def test_sweep_runs_what_is_missing_and_grows(jobs: InProcess, store: FeatureSto
     assert run_sweep(grid_of("full"), store, out).num_run == 1
     outcome = run_sweep(grid_of("full", "no_text"), store, out)
     assert outcome.num_run == 1 and jobs.ran == ["full, seed 0", "no_text, seed 0"]
+    assert Ledger(out).sweep["defaults"] == flat(TrialConfig())
     found = runs_of(out)
     assert {name: run.info.status for name, run in found.items()} == dict.fromkeys(
         ("g", "full, seed 0", "no_text, seed 0"), "FINISHED"
