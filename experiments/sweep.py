@@ -108,6 +108,10 @@ def run_sweep(
     outcome = Outcome(entries=entries, tracking_uri=uri)
     with ledger.locked():
         outcome.controls = _controls(out, store)
+        ledger.set_sweep(
+            store=store.location, fingerprint=store.fingerprint, random_features=store.random_weights,
+            encoders={stream: str(encoder.get("name")) for stream, encoder in store.encoders.items()},
+        )
         if ledger.sweep.get("closed") == _keys(entries) and all(entry.state == "finished" for entry in entries):
             return outcome
         if changes := ledger.changes(entries):
@@ -155,7 +159,7 @@ class _Run:
         entries = self.outcome.entries
         facts = {"store": self.store.location, "out": self.ledger.root.resolve(), "trials": len(entries)}
         self.parent = self.tracker.start_sweep(self.grid.name, self.grid.description, self.store, facts)
-        self.ledger.set_sweep(run_id=self.parent, grid=self.grid.name)
+        self.ledger.set_sweep(run_id=self.parent, grid=self.grid.name, git=self.tracker.git)
         try:
             self._run_missing([entry for entry in entries if entry.state != "finished"], resources)
         except BaseException as error:

@@ -1,0 +1,124 @@
+"""The runs of a sweep, read from its folder as refavs-sweep leaves it."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.ledger import Ledger, read_metrics
+from experiments.state import read_json
+from refavs.errors import ConfigError
+from refavs.metrics import STATISTICS_FILE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One finished trial.
+
+    Attributes:
+        name: of the trial, without its seed.
+        store: fingerprint of the features it read.
+        config: every setting by its dotted name, `seed` among them.
+        history: the records of its epochs, oldest first.
+        metrics: the final ones, as fractions, by name as `test_s/J`.
+    """
+
+    key: str
+    name: str
+    seed: int
+    folder: Path
+    store: str
+    config: dict[str, Any]
+    history: tuple[dict[str, Any], ...]
+    metrics: dict[str, float]
+
+    @property
+    def title(self) -> str:
+        """The name with the seed."""
+        return f"{self.name}, seed {self.seed}"
+
+    @property
+    def statistics(self) -> Path:
+        """The statistics of its predictions."""
+        return self.folder / STATISTICS_FILE
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of the trained head."""
+        return self.folder / "checkpoint"
+
+    @property
+    def overlays(self) -> Path:
+        """The folder of its pictures."""
+        return self.folder / "overlays"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A sweep's finished runs and what is known of it.
+
+    Attributes:
+        grid: name of its grid.
+        runs: in the order of their names, numbers in them by value, then of seeds.
+        unfinished: state by title of the trials without a result.
+        controls: of the constant predictions, as `controls.json` has it: `store` and by name their `controls`.
+        facts: as `sweep.json` has them: `id`, `tracking_uri`, `run_id` (MLflow's parent run), and not of older sweeps
+            `store` (location), `fingerprint`, `encoders` (name by stream), `random_features`, `git`.
+    """
+
+    folder: Path
+    grid: str
+    runs: tuple[Run, ...]
+    unfinished: dict[str, str] = field(default_factory=dict)
+    controls: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Reads a sweep's folder.
+
+    Raises:
+        ConfigError: `folder` is not a sweep's, or none of its trials is finished.
+    """
+    facts = Ledger(folder).sweep
+    if not facts and not (folder / "trials").is_dir():
+        kind = "is not a sweep's folder" if folder.is_dir() else "is no folder"
+        raise ConfigError(f"{folder} {kind} (it has no sweep.json and no trials); give the folder that refavs-sweep "
+                          "wrote, as runs/NAME")
+    runs, unfinished = [], {}
+    for path in sorted((folder / "trials").glob("*/config.json")):
+        try:
+            run, state = _read_run(path.parent)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"the trial {path.parent} cannot be read ({type(error).__name__}: {error}); remove that "
+                              "folder and run the sweep's refavs-sweep command again") from error
+        if state == "finished":
+            runs.append(run)
+        else:
+            unfinished[run.title] = state
+    if not runs:
+        left = f"{len(unfinished)} trials without a result" if unfinished else "no trial at all"
+        raise ConfigError(f"the sweep {folder} has no finished run ({left}); run its refavs-sweep command again")
+    return Sweep(
+        folder=folder, grid=str(facts.get("grid") or folder.name), unfinished=unfinished,
+        runs=tuple(sorted(runs, key=lambda run: (natural(run.name), run.seed, run.key))),
+        controls=read_json(folder / "controls.json") or {}, facts=facts,
+    )  # fmt: skip
+
+
+def natural(text: str) -> list[tuple[float, str]]:
+    """A key that sorts the numbers in texts by their value: beta 0.5, beta 2, beta 10."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(float(part), "") if place % 2 else (-1.0, part) for place, part in enumerate(parts)]
+
+
+def _read_run(folder: Path) -> tuple[Run, str]:
+    """A trial with its state in the ledger; one that is not finished has no metrics."""
+    settings = read_json(folder / "config.json")
+    status, result = (read_json(folder / name) for name in ("status.json", "result.json"))
+    run = Run(
+        key=settings["key"], name=settings["name"], seed=settings["seed"], folder=folder, store=settings["store"],
+        config=settings["config"], history=tuple(read_metrics(folder)), metrics=result["metrics"] if result else {},
+    )  # fmt: skip
+    state = status["state"] if status else "new"
+    return run, state if result or state != "finished" else "without a result"
