@@ -13,7 +13,8 @@ import torch
 from experiments.config import TrialConfig
 from experiments.evaluate import controls
 from experiments.ledger import read_metrics
-from experiments.train import NonFiniteError, Sampler, TrainConfig, learning_rate, train
+from experiments.sampler import Sampler
+from experiments.train import NonFiniteError, TrainConfig, learning_rate, train
 from refavs.config import leaves, replace
 from refavs.errors import ConfigError, StoreError
 from refavs.store import FeatureStore
