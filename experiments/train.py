@@ -153,7 +153,8 @@ def finish(
     splits, file = ("val", *TEST_SPLITS), folder / STATISTICS_FILE
     found = record_splits(config.train, model, store, splits, device, file)
     metrics = {name: value for name, value in found.items() if not name.startswith("val/")}  # the history has those
-    save_model(folder / "checkpoint", model, {"store": store.fingerprint, "trial": to_dict(config)})
+    facts = {"store": store.fingerprint, "encoders": store.encoders, "extraction": store.schema.extraction}
+    save_model(folder / "checkpoint", model, {**facts, "trial": to_dict(config)})
     write_overlays(folder / "overlays", config.train, model, store, device)
     metrics["parameters"] = float(sum(p.numel() for p in model.parameters() if p.requires_grad))
     metrics["seconds"] = sum(record["seconds"] for record in history) + time.monotonic() - started

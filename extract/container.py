@@ -70,22 +70,17 @@ def read_container(path: Path, num_frames: int, size: int, within: Path | None =
     Raises:
         DatasetError: the file is missing, empty, cut off, damaged, no video, or beyond the limits of this module.
     """
-    import av
     from av.error import FFmpegError
 
     picture, sound = _Picture(num_frames, size), _Sound(num_frames)
-    options = {
-        "format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file", "max_pixels": str(MOST_PIXELS),
-    }
     try:
         check_file(path, within)
         refuse_declared_samples(path)
     except OSError as error:
         raise DatasetError(f"video {path} cannot be read ({reason_of(error)}); copy or encode it again") from error
     try:
-        # The prefix keeps libav from taking a name with a colon for an address.
-        with av.open(f"file:{path}", options=options) as container:
-            video = _picture_track(container)
+        with open_container(path) as container:
+            video = picture_track(container)
             silent = not container.streams.audio
             end_s = _decode(container, video, picture, sound, num_frames)
             repeated_from_s = picture.finish(end_s)
@@ -101,6 +96,22 @@ def read_container(path: Path, num_frames: int, size: int, within: Path | None =
         ) from error
     frames = np.stack([picture.chosen[second] for second in range(num_frames)])
     return Tracks(frames=frames, sound=heard, silent=silent, repeated_from_s=repeated_from_s)
+
+
+def open_container(path: Path) -> "InputContainer":
+    """Opens a video by libav, which is kept from anything but self-contained files."""
+    import av
+
+    options = {
+        "format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file", "max_pixels": str(MOST_PIXELS),
+    }
+    # The prefix keeps libav from taking a name with a colon for an address.
+    return av.open(f"file:{path}", options=options)
+
+
+def upright(frame: "av.VideoFrame") -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of a frame as a player shows it."""
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
 
 
 @dataclass
@@ -158,8 +169,7 @@ class _Picture:
     def _pixels(self, frame: "av.VideoFrame") -> UInt8[np.ndarray, "h w 3"]:
         if frame.is_corrupt:
             raise DatasetError(f"the frame at {float(self.time_s):.2f} s is damaged")
-        upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
-        return resized(Image.fromarray(np.ascontiguousarray(upright)), self.size)
+        return resized(Image.fromarray(upright(frame)), self.size)
 
 
 @dataclass
@@ -202,7 +212,7 @@ class _Sound:
         return at_sample_rate(placed, self.rate_hz)
 
 
-def _picture_track(container: "InputContainer") -> "VideoStream":
+def picture_track(container: "InputContainer") -> "VideoStream":
     """The first track of moving pictures; a song's cover is none.
 
     Raises:

@@ -130,7 +130,7 @@ class FeatureStore:
     @property
     def random_weights(self) -> bool:
         """Whether an encoder had random weights; tables made from such features must say so."""
-        return any(_says_random(fingerprint) for fingerprint in self.encoders.values())
+        return any(says_random(fingerprint) for fingerprint in self.encoders.values())
 
     @cached_property
     def clips(self) -> pd.DataFrame:
@@ -354,9 +354,10 @@ def _clip_and_fid(key: str) -> tuple[str, int]:
     return clip_id, int(fid)
 
 
-def _says_random(value: Any) -> bool:
+def says_random(value: Any) -> bool:
+    """Whether a fingerprint, or a part of one, names random weights."""
     if isinstance(value, dict):
-        return any(map(_says_random, value.values()))
+        return any(map(says_random, value.values()))
     if isinstance(value, Iterable) and not isinstance(value, str):
-        return any(map(_says_random, value))
+        return any(map(says_random, value))
     return isinstance(value, str) and value.startswith("random:")

@@ -1,0 +1,90 @@
+"""A video with the predicted object filled in and outlined, and its sound."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+
+from experiments.overlays import PREDICTION, outline
+from extract.container import open_container, picture_track, upright
+from extract.sound import SAMPLE_RATE_HZ
+
+LARGEST_SIDE_PX = 1280
+FILL = 0.45
+
+
+def frame_size(video: Path) -> tuple[int, int]:
+    """Height and width of the pictures of a video as they are shown, px."""
+    first = next(_pictures(video, 1))[1]
+    return first.shape[0], first.shape[1]
+
+
+def write_overlay_video(
+    path: Path, video: Path, masks: Bool[np.ndarray, "t h w"], sound: Float[np.ndarray, " s"]
+) -> None:
+    """Writes an .mp4 (H.264, AAC) of the seconds that have a mask; each mask is shown for its whole second.
+
+    Args:
+        video: has been read before by `extract.media.read_media`, which refuses what is damaged or endless.
+        masks: at the size of the pictures.
+        sound: mono, 16 kHz.
+    """
+    height, width = _even(masks.shape[1:])
+    with av.open(str(path), "w", format="mp4") as container:
+        rate = _rate(video)
+        picture = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "20"})
+        picture.pix_fmt, picture.height, picture.width = "yuv420p", height, width
+        track = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
+        last = -1
+        for time_s, pixels in _pictures(video, len(masks)):
+            number = round(time_s * rate)
+            if number <= last:  # a variable rate may put two pictures into one place
+                continue
+            last = number
+            drawn = Image.fromarray(_drawn(pixels, masks[int(time_s)])).resize((width, height))
+            frame = av.VideoFrame.from_image(drawn)
+            frame.pts = number
+            container.mux(picture.encode(frame))
+        block = av.AudioFrame.from_ndarray(sound[None].astype(np.float32), format="fltp", layout="mono")
+        block.sample_rate, block.pts = SAMPLE_RATE_HZ, 0
+        container.mux(track.encode(block))
+        container.mux(picture.encode())
+        container.mux(track.encode())
+
+
+def _pictures(video: Path, num_seconds: int) -> Iterator[tuple[float, UInt8[np.ndarray, "h w 3"]]]:
+    """The pictures of the first seconds with their time from the first one on."""
+    with open_container(video) as container:
+        start_s: float | None = None
+        for frame in container.decode(picture_track(container)):
+            assert frame.pts is not None and frame.time_base is not None  # read_media refuses it
+            stamp = float(frame.pts * frame.time_base)
+            start_s = stamp if start_s is None else start_s
+            if stamp - start_s >= num_seconds:
+                return
+            if stamp >= start_s:
+                yield stamp - start_s, upright(frame)
+
+
+def _rate(video: Path) -> int:
+    """Pictures per second of the overlay: those of the video, at most 60."""
+    with open_container(video) as container:
+        average = picture_track(container).average_rate
+    return max(1, min(60, round(average or 25)))
+
+
+def _even(size: tuple[int, ...]) -> tuple[int, int]:
+    """The size of the overlay: that of the video, reduced where it is very large; H.264 wants even numbers."""
+    scale = min(1.0, LARGEST_SIDE_PX / max(size))
+    return max(2, round(size[0] * scale) // 2 * 2), max(2, round(size[1] * scale) // 2 * 2)
+
+
+def _drawn(pixels: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    filled = pixels.astype(np.float32)
+    colour = np.array(PREDICTION, np.float32)
+    filled[mask] = (1 - FILL) * filled[mask] + FILL * colour
+    filled[outline(mask)] = colour
+    return filled.astype(np.uint8)

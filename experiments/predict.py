@@ -1,0 +1,155 @@
+"""A trained run on a video it has not seen: the run's own encoders, its head, and the probability of each pixel."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from extract.media import Media, read_media
+from extract.presets import Encoders, build_encoders, preset_named
+from extract.weights import WeightSource
+from refavs.config import nearest
+from refavs.data.bench import VIDEO_SUFFIXES, Clip
+from refavs.data.dataset import Batch, collate
+from refavs.errors import ConfigError, DatasetError, WeightsError
+from refavs.model.checkpoint import CONFIG, load_model, read_config
+from refavs.model.decoder import predict
+from refavs.model.eemc import EEMC
+from refavs.store.reader import Sample, says_random
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a run says of one expression about a video.
+
+    Attributes:
+        probs: probability of each pixel to belong to the referred object, one map per second, at the encoders' size.
+    """
+
+    expression: str
+    probs: Float[Tensor, "t h w"]
+
+    def masks(self, height: int, width: int) -> Bool[np.ndarray, "t height width"]:
+        """Where the object is, at the size of the video."""
+        probs = torch.nn.functional.interpolate(self.probs[None], (height, width), mode="bilinear")[0]
+        return (probs > 0.5).numpy()
+
+    @property
+    def shares(self) -> list[float]:
+        """For each second, the share of the frame that the object covers."""
+        return (self.probs > 0.5).float().mean(dim=(1, 2)).tolist()
+
+
+class Predictor:
+    """A trained head with the encoders whose features it was trained on.
+
+    Args:
+        folder: a trial's checkpoint.
+        weights_folder: pretrained weights, as for refavs-extract; None for the hub's cache or a download.
+        device: where encoders and head run.
+
+    Raises:
+        WeightsError: the checkpoint cannot be used, says nothing of its encoders, or was trained on the features of
+            others than those found here.
+    """
+
+    def __init__(self, folder: Path, weights_folder: Path | None = None, device: str = "cpu") -> None:
+        self.device = device
+        self.model: EEMC = load_model(folder).to(device)
+        facts = read_config(folder)["facts"]
+        extraction = facts.get("extraction")
+        if not isinstance(extraction, dict) or not isinstance(facts.get("encoders"), dict):
+            raise WeightsError(
+                f"{folder / CONFIG} does not say which encoders its features came from; train again with this version"
+            )
+        self.random_features = says_random(facts["encoders"])
+        self.preset = preset_named(str(extraction.get("preset")))
+        self.encoders = self._encoders(extraction, weights_folder)
+        self._refuse_others(facts["encoders"], folder)
+
+    def read(self, video: Path) -> Media:
+        """The frames and the sound that the encoders take of a video.
+
+        Raises:
+            DatasetError: the file is missing, damaged or no video.
+        """
+        if video.suffix.lower() not in VIDEO_SUFFIXES:
+            raise DatasetError(
+                f"{video} is not named like a video; {nearest(video.suffix, VIDEO_SUFFIXES)}, accepted: "
+                f"{', '.join(sorted(VIDEO_SUFFIXES))}"
+            )
+        clip = Clip(id=video.stem, video=video.absolute())
+        return read_media(clip, self.preset.num_frames, self.preset.input_size)
+
+    @torch.no_grad()
+    def predict(self, media: Media, expressions: Sequence[str]) -> list[Prediction]:
+        """The prediction for each expression; frames and sound are encoded once."""
+        batch = self._batch(media, expressions).to(self.device)
+        probs = predict(self.model(batch), (self.preset.input_size, self.preset.input_size)).cpu()
+        return [Prediction(expression=text, probs=one) for text, one in zip(expressions, probs, strict=True)]
+
+    @property
+    def _levels(self) -> tuple[str, ...]:
+        """The visual level whose maps the head reads: clips/visual/LEVEL/map."""
+        return (self.model.config.sizes.maps[0].path.split("/")[2],)
+
+    def _encoders(self, extraction: Mapping[str, Any], weights_folder: Path | None) -> Encoders:
+        weights = WeightSource(kind=extraction["weights"], seed=int(extraction["seed"]), folder=weights_folder)
+        return build_encoders(self.preset, weights, self._levels, extraction["precision"], self.device)
+
+    def _refuse_others(self, trained_on: Mapping[str, Any], folder: Path) -> None:
+        found = json.loads(json.dumps(self.encoders.fingerprints()))
+        other = [stream for stream, facts in found.items() if facts != trained_on.get(stream)]
+        if other:
+            raise WeightsError(
+                f"the head in {folder} was trained on features of {', '.join(other)} from other weights than those "
+                "found here; give the folder of the weights that refavs-extract had by --weights-dir"
+            )
+
+    def _batch(self, media: Media, expressions: Sequence[str]) -> Batch:
+        sizes = self.model.config.sizes
+        maps = self.encoders.visual.encode([media.frames], self._levels)[0]
+        audio = self.encoders.audio.encode(media.sound)[sizes.audio.path]
+        samples = []
+        for text in expressions:
+            encoded = self.encoders.text.encode(text)
+            valid = next(array for path, array in encoded.items() if path != sizes.text.path)
+            samples.append(Sample(
+                visual={size.name: torch.from_numpy(maps[size.path]) for size in sizes.maps},
+                audio=torch.from_numpy(audio), text=torch.from_numpy(encoded[sizes.text.path]),
+                valid=torch.from_numpy(valid), mask=None, uid=text, clip_id="video", text_string=text, split="",
+                dimension="",
+            ))  # fmt: skip
+        return collate(samples)
+
+
+def checkpoint_of(run: str, tracking_uri: str | None) -> Path:
+    """The checkpoint's folder: given itself, inside a trial's folder, or fetched from an MLflow run.
+
+    Raises:
+        ConfigError: no such folder, and no such run.
+    """
+    for folder in (Path(run), Path(run) / "checkpoint"):
+        if (folder / CONFIG).is_file() and (folder / "model.safetensors").is_file():
+            return folder
+    if Path(run).exists():
+        raise ConfigError(f"--run {run} holds no checkpoint; give a finished trial's folder, SWEEP/trials/KEY, or an "
+                          "MLflow run's id with --tracking-uri")  # fmt: skip
+    if tracking_uri is None:
+        raise ConfigError(f"--run {run} is no folder; give a trial's folder, SWEEP/trials/KEY, or for an MLflow run's "
+                          "id also --tracking-uri")  # fmt: skip
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(download_artifacts(run_id=run, artifact_path="checkpoint", tracking_uri=tracking_uri))
+    except (MlflowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"MLflow at {tracking_uri} has no checkpoint of run {run!r} ({reason}); give the id of a "
+                          "finished trial") from error  # fmt: skip

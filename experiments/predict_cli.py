@@ -1,0 +1,100 @@
+"""refavs-predict: the object that an expression refers to in a video, by a trained run."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refavs.cli import Exit, run_command
+from refavs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from experiments.predict import Prediction
+    from extract.media import Media
+
+NAME = "refavs-predict"
+EPILOG = """example:
+  refavs-predict guitar.mp4 "the object making a sound before the man" --run runs/smoke/trials/0123456789abcdef
+
+writes OUT/1/0.png .. 9.png (255 where the object is, at the size of the video), OUT/1/overlay.mp4, OUT/prediction.json
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog=NAME, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("video", type=Path, metavar="VIDEO", help="an .mp4, .mkv, .webm, .mov or .avi file; its first 10 s are taken")
+    add("expressions", nargs="+", metavar="EXPRESSION", help="one or more sentences in quotes")
+    add("--run", required=True, help="a trial's folder, SWEEP/trials/KEY, or an MLflow run's id with --tracking-uri")
+    add("--out", type=Path, metavar="DIR", help="where to write; VIDEO's name without its ending where none is given")
+    add("--tracking-uri", help="the MLflow server or database that has the run")
+    add("--weights-dir", type=Path, metavar="DIR", help="the encoders' weights, as for refavs-extract")
+    add("--device", default="cpu", help="cpu, or cuda for a GPU (default: cpu)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of refavs-predict; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    return run_command(NAME, lambda: _predict(args))
+
+
+def _predict(args: argparse.Namespace) -> int:
+    import torch
+
+    from experiments.predict import Predictor, checkpoint_of
+
+    if args.device not in ("cpu", "cuda") or (args.device == "cuda" and not torch.cuda.is_available()):
+        found = "cpu, cuda" if torch.cuda.is_available() else "cpu (no GPU is seen here)"
+        raise ConfigError(f"--device is {args.device!r}; accepted: {found}")
+    out = args.out or Path(args.video.stem)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "prediction.json").is_file())):
+        raise ConfigError(f"{out} holds other files; name a folder that does not exist yet by --out")
+    predictor = Predictor(checkpoint_of(args.run, args.tracking_uri), args.weights_dir, args.device)
+    media = predictor.read(args.video)
+    predictions = predictor.predict(media, args.expressions)
+    _write(out, args.video, args.run, media, predictions)
+    _show(predictions, media, out)
+    if predictor.random_features:
+        print("RANDOM FEATURES: at least one encoder of this run has random weights; what is shown says nothing about "
+              "the method", file=sys.stderr)  # fmt: skip
+    return Exit.COMPLETE
+
+
+def _write(out: Path, video: Path, run: str, media: "Media", predictions: "Sequence[Prediction]") -> None:
+    from PIL import Image
+
+    from experiments.overlay_video import frame_size, write_overlay_video
+    from experiments.state import write_json
+
+    height, width = frame_size(video)
+    for number, prediction in enumerate(predictions, start=1):
+        folder = out / str(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        masks = prediction.masks(height, width)
+        for second, mask in enumerate(masks):
+            Image.fromarray(mask).convert("L").save(folder / f"{second}.png")
+        write_overlay_video(folder / "overlay.mp4", video, masks, media.sound)
+    write_json(out / "prediction.json", {
+        "video": str(video), "run": run, "silent": media.silent, "repeated_from_s": media.repeated_from_s,
+        "predictions": [{"expression": one.expression, "folder": str(number), "shares": one.shares}
+                        for number, one in enumerate(predictions, start=1)],
+    })  # fmt: skip
+
+
+def _show(predictions: "Sequence[Prediction]", media: "Media", out: Path) -> None:
+    """For each expression a line with the share of each second's frame, in percent."""
+    for number, prediction in enumerate(predictions, start=1):
+        shares = [f"{100 * share:.1f}" if share else "-" for share in prediction.shares]
+        found = f"{' '.join(shares)} % of the frame, by second" if any(prediction.shares) else "nothing in the video"
+        print(f"{number}  {json.dumps(prediction.expression, ensure_ascii=False)}: {found}")
+    if media.silent:
+        print("the video has no sound track and counts as silent")
+    if media.repeated_from_s is not None:
+        print(f"the picture ends early: from second {media.repeated_from_s} on its last frame is repeated")
+    print(f"masks and overlay videos: {out}")

@@ -1,0 +1,147 @@
+"""refavs-predict on real containers: it sees and hears what the store holds, and what it writes can be played."""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from experiments.predict import Predictor, checkpoint_of
+from experiments.predict_cli import main
+from extract.cli import build_parser, prepared
+from extract.plan import expressions_table, plan_jobs, shares_of, wanted_items
+from extract.worker import Worker
+from refavs.data.dataset import collate
+from refavs.errors import ConfigError, WeightsError
+from refavs.model.checkpoint import CONFIG, save_model
+from refavs.model.decoder import predict
+from refavs.model.eemc import EEMC, EEMCConfig
+from refavs.store import FeatureStore, StoreWriter
+from tests.extract.make_videos import write_video
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of MLflow and what it imports
+SENTENCES = ["the object on the left", "the sounding object"]
+HEAD = {"num_layers": 1, "num_queries": 4, "num_heads": 4, "feedforward_channels": 32, "decoder_layers": 1,
+        "decoder_feedforward_channels": 32}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """One video with two sentences, extracted by preset tiny."""
+    root = tmp_path_factory.mktemp("predict")
+    (root / "videos").mkdir()
+    write_video(root / "videos" / "clip.mp4", size=(72, 128))
+    (root / "sentences.csv").write_text("video,exp\n" + "".join(f"clip.mp4,{text}\n" for text in SENTENCES))
+    run = prepared(build_parser().parse_args(
+        [str(root / "videos"), str(root / "store"), "--preset", "tiny", "--expressions", str(root / "sentences.csv")]
+    ))  # fmt: skip
+    writer = StoreWriter.open(str(root / "store"), **run.description())
+    worker = Worker(writer.location, run.preset, run.encoders)
+    for job in plan_jobs(writer, wanted_items(run.source), shares_of(writer, run.source.clips)):
+        assert worker.run(job).error is None
+    rows = {table: writer.committed(table) for table in ("clips", "objects", "text")}
+    writer.write_expressions(expressions_table(run.source, rows))
+    writer.finalise()
+    return FeatureStore(root / "store")
+
+
+@pytest.fixture(scope="module")
+def trial(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trial's folder with a head of random weights."""
+    torch.manual_seed(0)
+    model = EEMC(EEMCConfig.from_store(store, **HEAD))
+    model.set_statistics(store.statistics)
+    with torch.no_grad():  # so that a random head finds something
+        model.decoder.class_head.bias.copy_(torch.tensor([4.0, -4.0]))
+    folder = tmp_path_factory.mktemp("trial")
+    facts = {"store": store.fingerprint, "encoders": store.encoders, "extraction": store.schema.extraction}
+    save_model(folder / "checkpoint", model, facts)
+    return folder
+
+
+def video_of(store: FeatureStore) -> Path:
+    return Path(store.location).parent / "videos" / "clip.mp4"
+
+
+def test_prediction_equals_the_one_from_the_store(store: FeatureStore, trial: Path) -> None:
+    predictor = Predictor(checkpoint_of(str(trial), None))
+    found = predictor.predict(predictor.read(video_of(store)), SENTENCES)
+    with torch.no_grad():
+        wanted = predict(predictor.model(collate([store[0], store[1]])), (96, 96))
+    order = [SENTENCES.index(store[row].text_string) for row in (0, 1)]
+    torch.testing.assert_close(torch.stack([found[place].probs for place in order]), wanted, rtol=0, atol=0)
+
+
+def test_command_writes_masks_and_a_video_with_sound(
+    store: FeatureStore, trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(video_of(store)), *SENTENCES, "--run", str(trial), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert "RANDOM FEATURES" in capsys.readouterr().err
+    told = json.loads((tmp_path / "out" / "prediction.json").read_text())
+    assert [one["expression"] for one in told["predictions"]] == SENTENCES
+    for number, one in enumerate(told["predictions"], start=1):
+        masks = np.stack([np.asarray(Image.open(tmp_path / "out" / str(number) / f"{s}.png")) for s in range(10)])
+        assert masks.shape == (10, 72, 128) and set(np.unique(masks)) <= {0, 255}
+        assert (masks > 0).mean(axis=(1, 2)) == pytest.approx(one["shares"], abs=0.05)
+        with av.open(str(tmp_path / "out" / str(number) / "overlay.mp4")) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            assert len(frames) == 100 and frames[0].shape == (72, 128, 3)
+            inside = masks[4] > 0
+            red = frames[45][..., 0].astype(int) - frames[45][..., 2]
+            assert red[inside].mean() > red[~inside].mean() + 40
+        with av.open(str(tmp_path / "out" / str(number) / "overlay.mp4")) as container:
+            sound = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+            assert len(sound) == pytest.approx(160_000, rel=0.02) and np.abs(sound).max() > 0.1
+    assert main(command) == 0  # the same folder is written again
+
+
+def test_mlflow_run_is_fetched(trial: Path, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.create_experiment("e", artifact_location=(tmp_path / "artifacts").as_uri())
+    run_id = client.create_run(experiment).info.run_id
+    client.log_artifacts(run_id, str(trial / "checkpoint"), "checkpoint")
+    fetched = checkpoint_of(run_id, uri)
+    assert (fetched / CONFIG).read_bytes() == (trial / "checkpoint" / CONFIG).read_bytes()
+    with pytest.raises(ConfigError, match="has no checkpoint of run 'nope'"):
+        checkpoint_of("nope", uri)
+
+
+def test_bad_input_is_one_line(
+    store: FeatureStore, trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"no video")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").touch()
+    video, run = str(video_of(store)), ["--run", str(trial)]
+    for arguments, told in (
+        ([video, "a", "--run", str(tmp_path / "none")], "is no folder; give a trial's folder"),
+        ([video, "a", "--run", str(tmp_path)], "holds no checkpoint"),
+        ([str(tmp_path / "clip.mp4"), "a", *run], "is cut off, damaged or not a video"),
+        ([str(tmp_path / "clip.txt"), "a", *run], "is not named like a video"),
+        ([video, "a", *run, "--out", str(tmp_path / "full")], "holds other files"),
+        ([video, "a", *run, "--device", "tpu"], "accepted: cpu"),
+    ):
+        assert main(arguments) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("refavs-predict: ") and told in lines[0]
+
+
+@pytest.mark.parametrize("stream", ["visual/pixel_decoder", "audio", "text"])
+def test_other_encoders_are_refused(store: FeatureStore, trial: Path, tmp_path: Path, stream: str) -> None:
+    told = json.loads((trial / "checkpoint" / CONFIG).read_text())
+    told["facts"]["encoders"][stream]["weights"] = "sha256:0"
+    (tmp_path / "model.safetensors").write_bytes((trial / "checkpoint" / "model.safetensors").read_bytes())
+    (tmp_path / CONFIG).write_text(json.dumps(told))
+    with pytest.raises(WeightsError, match=f"features of {stream} from other weights"):
+        Predictor(tmp_path)
+    del told["facts"]["encoders"]
+    (tmp_path / CONFIG).write_text(json.dumps(told))
+    with pytest.raises(WeightsError, match="does not say which encoders"):
+        Predictor(tmp_path)
