@@ -94,7 +94,8 @@ def predictions(
     """The batches of `rows` with the probabilities of each pixel at the size of the masks."""
     was_training = model.training
     model.eval()
-    for batch in batches(store, rows, config.eval_batch_size, seed=None, epoch=0):
+    levels = model.config.sizes.levels
+    for batch in batches(store, rows, config.eval_batch_size, seed=None, epoch=0, levels=levels):
         batch = batch.to(device)
         assert batch.mask is not None
         with autocast(config, device):

@@ -11,6 +11,7 @@ import numpy as np
 from experiments.evaluate import rows_of
 from refavs.data.dataset import Batch, batches
 from refavs.errors import StoreError
+from refavs.model.sizes import FeatureSizes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +30,7 @@ class Sampler:
 
     def __init__(self, config: "TrialConfig", store: "FeatureStore") -> None:
         self.config, self.store = config, store
+        self.levels = FeatureSizes.from_store(store, config.model.trains_pixel_decoder).levels
         table = store.expressions
         rows = rows_of(store, ("train",))
         if not rows:
@@ -61,7 +63,7 @@ class Sampler:
         train = self.config.train
         return batches(
             self.store, self.rows(epoch), train.batch_size, seed=self.config.seed, epoch=epoch,
-            expressions_per_clip=train.expressions_per_clip,
+            expressions_per_clip=train.expressions_per_clip, levels=self.levels,
         )
 
 

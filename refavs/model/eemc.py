@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
@@ -17,6 +17,17 @@ from refavs.model.sizes import LEVELS, MASKS, FeatureSizes
 from refavs.model.visual import FeatureProjection, Statistics, VisualInput
 from refavs.store.reader import FeatureStore
 
+Trained = Literal["fusion", "fusion+transformer_decoder", "fusion+transformer_decoder+pixel_decoder"]
+DecoderWeights = Literal["random", "mask2former"]
+
+
+class PartSize(NamedTuple):
+    """How many parameters of a part of the model are trained, and how many stay as they are."""
+
+    part: str
+    trained: int
+    frozen: int
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
@@ -29,7 +40,8 @@ class ModelOptions:
         channels: width c of the fusion and the decoder; None takes the width of the stored mask features, or 256 where
             the store has only the backbone's maps.
         feedforward_channels: hidden width in the fusion transformers.
-        visual_downsample: factor from the mask features (stride 4) to the visual tokens.
+        visual_downsample: factor, along each side, from the mask features (stride 4) to the visual tokens, each of
+            which is the mean of a square.
         text: ablation, False leaves the expression out.
         audio: ablation, False leaves the sound out.
         memory: ablation, False leaves the cached memory out.
@@ -38,6 +50,10 @@ class ModelOptions:
             straight from the prompted queries.
         decoder_feedforward_channels: hidden width in the mask decoder.
         dropout: share of the activations dropped in training.
+        trained: which parts are; the class head always is, it has a meaning of its own here. A pixel decoder is part of
+            the model where it is trained, or where the store has only the backbone's maps.
+        decoder_weights: what both decoders start from: `random`, or the weights of Mask2Former (`mask2former`), which
+            `refavs-sweep` reads from `--weights-dir`. These get the maps as Mask2Former does, not standardised.
     """
 
     beta: float = 1.0
@@ -54,8 +70,15 @@ class ModelOptions:
     decoder_layers: int = 9
     decoder_feedforward_channels: int = 2048
     dropout: float = 0.0
+    trained: Trained = "fusion+transformer_decoder"
+    decoder_weights: DecoderWeights = "random"
 
     def __post_init__(self) -> None:
+        if self.trained == "fusion" and self.decoder_weights == "random":
+            raise ConfigError(
+                "trained=fusion would leave the transformer decoder at random weights; take --set "
+                "model.decoder_weights=mask2former, or --set model.trained=fusion+transformer_decoder"
+            )
         if not math.isfinite(self.beta):
             raise ConfigError(f"beta is {self.beta}; accepted: a finite number, 1 in the paper")
         least = dict.fromkeys(
@@ -70,6 +93,11 @@ class ModelOptions:
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}; accepted: from 0 to below 1")
 
+    @property
+    def trains_pixel_decoder(self) -> bool:
+        """Whether the pixel decoder is trained, from the backbone's maps."""
+        return self.trained.endswith("+pixel_decoder")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EEMCConfig(ModelOptions):
@@ -79,8 +107,14 @@ class EEMCConfig(ModelOptions):
 
     @classmethod
     def from_store(cls, store: FeatureStore, **options: Any) -> "EEMCConfig":
-        """The configuration that fits `store`, with some options replaced."""
-        return cls(sizes=FeatureSizes.from_store(store), **options)
+        """The configuration that fits `store`, with some options replaced.
+
+        Raises:
+            ConfigError: options that cannot be used.
+            StoreError: the store lacks the maps that the model then reads.
+        """
+        trains_pixel_decoder = ModelOptions(**options).trains_pixel_decoder
+        return cls(sizes=FeatureSizes.from_store(store, trains_pixel_decoder), **options)
 
     @property
     def width(self) -> int:
@@ -107,7 +141,10 @@ class EEMC(nn.Module):
         self.config = config
         sizes = config.sizes
         fusion = (width, config.num_layers, heads, config.feedforward_channels, config.dropout)
-        self.visual = VisualInput(sizes, width, config.visual_downsample, min(config.decoder_layers, len(LEVELS)))
+        self.visual = VisualInput(
+            sizes, width, config.visual_downsample, min(config.decoder_layers, len(LEVELS)),
+            as_stored=config.decoder_weights != "random",
+        )
         self.visual_fusion = BimodalFusion(*fusion)
         self.audio = FeatureProjection(sizes.audio.channels, width) if config.audio else None
         self.audio_fusion = BimodalFusion(*fusion) if config.audio else None
@@ -121,6 +158,62 @@ class EEMC(nn.Module):
             num_queries=config.num_queries, mask_channels=self.visual.mask_channels,
             level_channels=self.visual.level_channels,
         )
+        self._freeze()
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts that are trained or not, by name; a module in two of them belongs to the first."""
+        parts = {"class head": self.decoder.class_head, "transformer decoder": self.decoder}
+        if self.visual.pixel_decoder is not None:
+            parts["pixel decoder"] = self.visual.pixel_decoder
+        return {**parts, "fusion": self}
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What an optimiser is given."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def part_sizes(self) -> list[PartSize]:
+        """Parameters of each part, fusion first."""
+        sizes, counted = [], set()
+        for name, part in self.parts().items():
+            own = [parameter for parameter in part.parameters() if id(parameter) not in counted]
+            counted |= {id(parameter) for parameter in own}
+            trained = sum(parameter.numel() for parameter in own if parameter.requires_grad)
+            sizes.append(PartSize(name, trained, sum(parameter.numel() for parameter in own) - trained))
+        return [sizes[-1], *sizes[1:-1], sizes[0]]
+
+    def _freeze(self) -> None:
+        """Chooses what is trained, by modules.
+
+        Raises:
+            ConfigError: a pixel decoder would stay at random weights, or there is none to train.
+        """
+        trained, pixel_decoder = self.config.trained.split("+"), self.visual.pixel_decoder
+        if pixel_decoder is None and "pixel_decoder" in trained:
+            raise ConfigError(
+                "the maps are those of a pixel decoder that ran before, so that none can be trained; give the sizes of "
+                "the backbone's maps, or take --set model.trained=fusion+transformer_decoder"
+            )
+        if pixel_decoder is not None and "pixel_decoder" not in trained and self.config.decoder_weights == "random":
+            raise ConfigError(
+                "the store has only the backbone's maps and the pixel decoder would stay at random weights; add its "
+                "maps by refavs-extract --levels pixel_decoder, train it by --set "
+                f"model.trained={get_args(Trained)[-1]}, or take --set model.decoder_weights=mask2former"
+            )
+        self._frozen = [
+            part for name, part in (("transformer_decoder", self.decoder), ("pixel_decoder", pixel_decoder))
+            if part is not None and name not in trained
+        ]
+        for part in self._frozen:
+            part.requires_grad_(False)
+        self.decoder.class_head.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> "EEMC":
+        """As of any module; dropout stays off in the parts that are not trained."""
+        super().train(mode)
+        for part in self._frozen:
+            for child in part.children():  # the decoder itself has to know, for its deep supervision
+                child.eval()
+        return self
 
     def set_statistics(self, statistics: Statistics) -> None:
         """Takes the per-channel mean and deviation of each stream from `FeatureStore.statistics`, before training."""

@@ -34,8 +34,7 @@ class FeatureSizes:
     """What the model has to know of a store.
 
     Attributes:
-        maps: the visual maps the model reads: those of the pixel decoder where the store has them, else the backbone's,
-            finest first.
+        maps: the visual maps the model reads, finest first: those of the pixel decoder, or those of the backbone.
     """
 
     audio: StreamSize
@@ -43,15 +42,24 @@ class FeatureSizes:
     maps: tuple[MapSize, ...]
 
     @classmethod
-    def from_store(cls, store: FeatureStore) -> "FeatureSizes":
+    def from_store(cls, store: FeatureStore, trains_pixel_decoder: bool = False) -> "FeatureSizes":
         """Reads the sizes from the array descriptions of `store`.
+
+        Args:
+            trains_pixel_decoder: the model trains a pixel decoder, so that it reads the backbone's maps in any case.
 
         Raises:
             StoreError: the store lacks maps that the model reads.
         """
         paths = store.visual_paths()
-        names = (MASKS, *reversed(LEVELS)) if MASKS in paths else STAGES
+        names = (MASKS, *reversed(LEVELS)) if MASKS in paths and not trains_pixel_decoder else STAGES
         missing = [name for name in names if name not in paths]
+        if missing and trains_pixel_decoder:
+            raise StoreError(
+                f"store {store.location} has no maps {', '.join(missing)}, on which a pixel decoder is trained; add "
+                "them by the same refavs-extract command with --levels backbone, or train none by --set "
+                "model.trained=fusion+transformer_decoder"
+            )
         if missing:
             raise StoreError(
                 f"store {store.location} has no maps {', '.join(missing)}; EEMC reads "
@@ -78,6 +86,11 @@ class FeatureSizes:
     def has_mask_features(self) -> bool:
         """Whether the pixel decoder's maps are stored, so that the model needs none of its own."""
         return self.maps[0].name == MASKS
+
+    @property
+    def levels(self) -> list[str]:
+        """The visual levels whose maps the model reads, as `batches` takes them."""
+        return list(dict.fromkeys(size.path.split("/")[2] for size in self.maps))
 
     def map(self, name: str) -> MapSize:
         """Size of the map called `name`."""

@@ -73,23 +73,33 @@ class VisualFeatures:
 
 
 def _pixel_decoder(sizes: FeatureSizes, channels: int) -> PixelDecoder:
-    """The pixel decoder of the head, trained with it, for a store that has the backbone's maps only."""
+    """The pixel decoder of a head that reads the backbone's maps."""
     widths = tuple(size.channels for size in sizes.maps)
     return PixelDecoder(PixelDecoderSettings(in_channels=widths, channels=channels, mask_channels=channels))
 
 
 class VisualInput(nn.Module):
-    """Standardises, downsamples and flattens visual features; runs a pixel decoder where the store has only a backbone.
+    """Standardises, downsamples and flattens visual features; runs a pixel decoder on the maps of a backbone.
 
+    A visual token is the mean of the mask features (stride 4) over a square of `downsample` x `downsample` of their
+    pixels, squares next to each other: 8 x 8, so 32 x 32 px of the frame and 12 x 12 tokens at 384 px, by default. The
+    paper (Sec. 5.1) says 8-fold without saying how, and 64 x 64 before it, which is no stride of Swin at its 384 px.
     Sine positions are added to the tokens: the paper names none, but without them no attention tells left from right.
+
+    Args:
+        as_stored: the decoders get the maps as they are stored, as pretrained ones expect; the tokens are standardised
+            in any case.
     """
 
-    def __init__(self, sizes: FeatureSizes, channels: int, downsample: int, num_levels: int) -> None:
+    def __init__(
+        self, sizes: FeatureSizes, channels: int, downsample: int, num_levels: int, as_stored: bool = False
+    ) -> None:
         super().__init__()
         self.downsample, self.num_levels = downsample, num_levels
         finest = sizes.maps[0]
         self.paths = {size.name: size.path for size in sizes.maps}
-        self.inputs = nn.ModuleDict({size.name: Standardisation(size.channels) for size in sizes.maps})
+        standardised = () if as_stored else sizes.maps
+        self.inputs = nn.ModuleDict({size.name: Standardisation(size.channels) for size in standardised})
         self.pixel_decoder = None if sizes.has_mask_features else _pixel_decoder(sizes, channels)
         if self.pixel_decoder is not None:
             self.mask_channels, self.level_channels = channels, (channels,) * len(LEVELS)
@@ -106,12 +116,17 @@ class VisualInput(nn.Module):
         self.project = nn.Identity() if self.mask_channels == channels else nn.Linear(self.mask_channels, channels)
 
     def set_statistics(self, statistics: Statistics) -> None:
-        """Takes the statistics of the stored maps that are read here."""
-        for name, path in self.paths.items():
-            mean, std = statistics[path]
-            cast(Standardisation, self.inputs[name]).set(mean, std)
-            if name == MASKS:
-                self.token_input.set(mean, std)
+        """Takes the statistics of the stored maps that are read here.
+
+        A pretrained pixel decoder begins with the mask features of the store, where that has them as well.
+        """
+        for name in self.inputs:
+            cast(Standardisation, self.inputs[name]).set(*statistics[self.paths[name]])
+        path = self.paths.get(MASKS)
+        if self.pixel_decoder is not None and not self.inputs:
+            path = next((path for path in statistics if path.endswith(f"/{MASKS}")), None)
+        if path is not None:
+            self.token_input.set(*statistics[path])
 
     def forward(
         self, visual: Mapping[str, Float[Tensor, "u t _ _ _"]], frames: Int[Tensor, "f"] | None
@@ -137,7 +152,7 @@ class VisualInput(nn.Module):
         if self.pixel_decoder is None:
             return visual[MASKS], {name: self._standardised(name, chosen(visual[name])) for name in needed}
         num_clips = next(iter(visual.values())).shape[0]
-        pyramid = {name: self._standardised(name, visual[name]) for name in self.inputs}
+        pyramid = {name: self._standardised(name, visual[name]) for name in self.paths}
         pyramid = {name: rearrange(maps, "u t c h w -> (u t) c h w") for name, maps in pyramid.items()}
         decoded = {
             name: rearrange(maps, "(u t) c h w -> u t c h w", u=num_clips)
@@ -146,4 +161,4 @@ class VisualInput(nn.Module):
         return decoded[MASKS], {name: chosen(decoded[name]) for name in needed}
 
     def _standardised(self, name: str, maps: Tensor) -> Tensor:
-        return cast(Standardisation, self.inputs[name]).maps(maps)
+        return cast(Standardisation, self.inputs[name]).maps(maps) if name in self.inputs else maps.float()

@@ -1,0 +1,140 @@
+"""Which parts of EEMC are trained, what level of a store they read, and what is refused."""
+
+import copy
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from refavs.errors import ConfigError, StoreError
+from refavs.model.eemc import EEMC, EEMCConfig
+from refavs.model.sizes import LEVELS, MASKS, FeatureSizes, MapSize
+from refavs.store.reader import FeatureStore
+from refavs.store.schema import ArraySpec
+from tests.refavs.test_eemc import NUM_FRAMES, OPTIONS, SIZES, make_batch, outputs_differ, run
+
+ALL = "fusion+transformer_decoder+pixel_decoder"
+BACKBONE = replace(SIZES, maps=tuple(
+    MapSize(name=f"res{level + 2}", path=f"clips/visual/backbone/res{level + 2}", channels=4 * 2**level,
+            height=32 // 2**level, width=32 // 2**level)
+    for level in range(4)
+))  # fmt: skip
+
+
+def make_model(sizes: FeatureSizes = SIZES, seed: int = 0, **options: object) -> EEMC:
+    torch.manual_seed(seed)
+    width = {"channels": 32, "num_heads": 8} if sizes is BACKBONE else {}
+    return EEMC(EEMCConfig(sizes=sizes, **{**OPTIONS, **width, **options}))  # type: ignore[arg-type]
+
+
+def count(*modules: nn.Module | None) -> int:
+    return sum(p.numel() for module in modules if module is not None for p in module.parameters())
+
+
+@pytest.mark.parametrize(("options", "trained"), [
+    ({"trained": "fusion", "decoder_weights": "mask2former"}, {"fusion", "class head"}),
+    ({"trained": "fusion+transformer_decoder"}, {"fusion", "transformer decoder", "class head"}),
+    ({"trained": ALL, "sizes": BACKBONE}, {"fusion", "transformer decoder", "pixel decoder", "class head"}),
+    ({"decoder_weights": "mask2former", "sizes": BACKBONE}, {"fusion", "transformer decoder", "class head"}),
+])  # fmt: skip
+def test_parts_hold_every_parameter_once_and_those_named_are_trained(options: dict, trained: set[str]) -> None:
+    model = make_model(**options)
+    sizes = {size.part: size for size in model.part_sizes()}
+    assert next(iter(sizes)) == "fusion" and ("pixel decoder" in sizes) == (options.get("sizes") is BACKBONE)
+    assert sum(size.trained + size.frozen for size in sizes.values()) == count(model)
+    assert sum(size.trained for size in sizes.values()) == sum(p.numel() for p in model.trained_parameters())
+    for name, size in sizes.items():
+        assert (size.trained > 0, size.frozen > 0) == (name in trained, name not in trained), size
+    decoder = model.decoder
+    assert sum(sizes["class head"][1:]) == count(decoder.class_head)
+    assert sum(sizes["transformer decoder"][1:]) == count(decoder) - count(decoder.class_head)
+    assert sum(sizes["fusion"][1:]) == count(model) - count(decoder, model.visual.pixel_decoder)
+
+
+@pytest.mark.parametrize("options", [
+    {"trained": "fusion", "decoder_weights": "mask2former"}, {}, {"trained": ALL, "sizes": BACKBONE},
+    {"trained": "fusion", "decoder_weights": "mask2former", "sizes": BACKBONE},
+    {"decoder_weights": "mask2former", "sizes": BACKBONE},
+])  # fmt: skip
+def test_a_step_moves_what_is_trained_and_nothing_else(options: dict) -> None:
+    """Frozen parts keep their bits, also in copies of the model, and what is frozen lets the gradient through."""
+    model = copy.deepcopy(make_model(**options, dropout=0.1)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.trained_parameters(), lr=1e-2)
+    output = model(make_batch(sizes=model.config.sizes), torch.tensor([1, 3]))
+    assert len(output.auxiliary) == model.config.decoder_layers  # deep supervision, whatever is trained
+    sum(part.mask_logits.square().mean() + part.class_logits.square().mean() for part in
+        (*output.auxiliary, output)).backward()  # fmt: skip
+    optimizer.step()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    expected = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert moved <= expected and not [name for name in expected - moved if "query_positions" not in name]
+
+
+def test_dropout_stays_off_in_frozen_parts() -> None:
+    model = make_model(dropout=0.5, trained="fusion", decoder_weights="mask2former").train()
+    on = {name for name, module in model.named_modules() if isinstance(module, nn.Dropout) and module.training}
+    assert on and not [name for name in on if name.startswith("decoder.")] and model.decoder.training
+    assert not [module for module in model.eval().modules() if module.training]
+
+
+@pytest.mark.parametrize(("sizes", "options", "text"), [
+    (SIZES, {"trained": "fusion"}, "trained=fusion would leave the transformer decoder at random weights; take --set "
+     "model.decoder_weights=mask2former"),
+    (BACKBONE, {}, "the store has only the backbone's maps and the pixel decoder would stay at random weights; add"),
+    (SIZES, {"trained": ALL}, "the maps are those of a pixel decoder that ran before, so that none can be trained"),
+])  # fmt: skip
+def test_weights_that_would_stay_random_are_refused(sizes: FeatureSizes, options: dict, text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        make_model(sizes, **options)
+
+
+class DescribedStore(FeatureStore):
+    """A store's description without its rows."""
+
+    specs: dict[str, ArraySpec] = {}  # noqa: RUF012  (replaces the property of a store on disk)
+    location = "STORE"
+
+    def __init__(self, *levels: FeatureSizes) -> None:
+        specs = [ArraySpec(path=size.path, shape=(NUM_FRAMES, size.channels, size.height, size.width),
+                           dtype="float16", axes=("t", "c", "h", "w")) for sizes in levels for size in sizes.maps]
+        specs += [ArraySpec(path=SIZES.audio.path, shape=(NUM_FRAMES, 7), dtype="float32", axes=("t", "c")),
+                  ArraySpec(path=SIZES.text.path, shape=(6, 9), dtype="float32", axes=("l", "c"))]
+        self.specs = {spec.path: spec for spec in specs}
+
+
+def test_a_trained_pixel_decoder_reads_the_backbone_of_a_store_with_both_levels() -> None:
+    both = DescribedStore(BACKBONE, SIZES)
+    stored, trained = EEMCConfig.from_store(both), EEMCConfig.from_store(both, trained=ALL)
+    assert stored.sizes == SIZES and stored.sizes.levels == ["pixel_decoder"]
+    assert trained.sizes == BACKBONE and trained.sizes.levels == ["backbone"]
+    assert EEMCConfig.from_store(DescribedStore(BACKBONE)).sizes == BACKBONE
+    with pytest.raises(StoreError, match=re.escape("store STORE has no maps res2, res3, res4, res5, on which a pixel "
+                                                   "decoder is trained; add them by the same refavs-extract")):
+        EEMCConfig.from_store(DescribedStore(SIZES), trained=ALL)
+
+
+def test_the_pixel_decoder_of_the_head_runs_once_for_the_expressions_of_a_clip() -> None:
+    model, batch = make_model(BACKBONE, trained=ALL), make_batch(sizes=BACKBONE)
+    decoder, rows = model.visual.pixel_decoder, []
+    assert decoder is not None
+    decoder.register_forward_hook(lambda _, inputs, __: rows.append(len(next(iter(inputs[0].values())))))
+    output = run(model, batch)
+    assert rows == [2 * NUM_FRAMES] and output.mask_logits.shape == (3, NUM_FRAMES, 3, 32, 32)
+
+
+def test_pretrained_decoders_get_maps_as_stored_and_the_fusion_standardised_ones() -> None:
+    batch = make_batch()
+    statistics = {size.path: (torch.full((size.channels,), 2.0), torch.full((size.channels,), 0.5))
+                  for size in (SIZES.audio, SIZES.text, *SIZES.maps)}  # fmt: skip
+    plain, model = make_model(), make_model(decoder_weights="mask2former")
+    assert not outputs_differ(run(plain, batch), run(model, batch)).any()
+    for each in (plain, model):
+        each.set_statistics(statistics)
+    before, after = (each.visual(batch.visual, None) for each in (plain, model))
+    assert torch.equal(before.tokens, after.tokens)
+    found = dict(zip((MASKS, *LEVELS), [after.mask_features, *after.levels], strict=False))
+    assert len(found) == 3 and all(torch.equal(maps, batch.visual[name].float()) for name, maps in found.items())
+    torch.testing.assert_close(before.mask_features, (batch.visual[MASKS].float() - 2) * 2)
