@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from refavs.console import ProgressBar
-from refavs.data.dataset import Batch, batches
+from refavs.data.dataset import Ahead, Batch, batches
 from refavs.metrics import (
     Recorder,
     Results,
@@ -94,9 +94,10 @@ def predictions(
     """The batches of `rows` with the probabilities of each pixel at the size of the masks."""
     was_training = model.training
     model.eval()
-    levels = model.config.sizes.levels
-    for batch in batches(store, rows, config.eval_batch_size, seed=None, epoch=0, levels=levels):
-        batch = batch.to(device)
+    levels, pinned = model.config.sizes.levels, device.type == "cuda"
+    read = batches(store, rows, config.eval_batch_size, levels=levels, pinned=pinned)
+    for on_host in Ahead(read):
+        batch = on_host.to(device)  # what was read stays alive until the copies are done
         assert batch.mask is not None
         with autocast(config, device):
             output = model(batch)
@@ -107,7 +108,8 @@ def predictions(
 
 def autocast(config: "TrainConfig", device: torch.device) -> torch.autocast:
     """The context in which the model runs at the precision of `config`."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
+    dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=config.precision != "fp32")
 
 
 def rows_of(store: "FeatureStore", splits: Sequence[str]) -> list[int]:

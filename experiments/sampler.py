@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from experiments.evaluate import rows_of
-from refavs.data.dataset import Batch, batches
+from refavs.data.dataset import Batch, batch_rows, read_batches
 from refavs.errors import StoreError
 from refavs.model.sizes import FeatureSizes
 
@@ -28,8 +29,8 @@ def derived_seed(seed: int, *parts: object) -> int:
 class Sampler:
     """Chooses the training expressions of each epoch; the choice follows from the seed and the epoch alone."""
 
-    def __init__(self, config: "TrialConfig", store: "FeatureStore") -> None:
-        self.config, self.store = config, store
+    def __init__(self, config: "TrialConfig", store: "FeatureStore", device: torch.device | None = None) -> None:
+        self.config, self.store, self.device = config, store, device or torch.device("cpu")
         self.levels = FeatureSizes.from_store(store, config.model.trains_pixel_decoder).levels
         table = store.expressions
         rows = rows_of(store, ("train",))
@@ -58,13 +59,25 @@ class Sampler:
             drawn.append(np.concatenate(rounds)[:share])
         return [int(row) for row in rng.permutation(np.concatenate(drawn))[:wanted]]
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch."""
+    def batches(self, epoch: int, rank: int = 0, num_workers: int = 1) -> Iterator[list[tuple[int, Batch]]]:
+        """The batches of an epoch, in numbered parts of about the same size: those that fall to worker `rank`."""
         train = self.config.train
-        return batches(
+        whole = batch_rows(
             self.store, self.rows(epoch), train.batch_size, seed=self.config.seed, epoch=epoch,
-            expressions_per_clip=train.expressions_per_clip, levels=self.levels,
+            expressions_per_clip=train.expressions_per_clip,
         )
+        mine = [list(self._parts(rows, num_workers * train.accumulate))[rank :: num_workers] for rows in whole]
+        pinned = self.device.type == "cuda"
+        read = read_batches(self.store, ([rows for _, rows in parts] for parts in mine), self.levels, pinned)
+        for parts, found in zip(mine, read, strict=True):
+            yield [(number, batch) for (number, _), batch in zip(parts, found, strict=True)]
+
+    def _parts(self, rows: list[int], num_parts: int) -> Iterator[tuple[int, list[int]]]:
+        """Neighbouring expressions, which often share a clip, stay together; a part that would be empty is left out."""
+        for number in range(num_parts):
+            part = rows[number * len(rows) // num_parts : (number + 1) * len(rows) // num_parts]
+            if part:
+                yield number, part
 
 
 def kind_of(table: "pd.DataFrame", row: int) -> str:

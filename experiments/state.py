@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor
 
 from refavs.errors import ConfigError
 from refavs.store.files import sync_folder, write_atomically
@@ -36,20 +36,26 @@ def read_json(path: Path) -> Any | None:
         raise ConfigError(f"{path} is not JSON ({error}); remove it and run the same command again") from error
 
 
-def save_state(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, history: list[dict[str, Any]]
-) -> None:
+class Stateful(Protocol):
+    """What a trial changes while it runs, as tensors by part and name and as facts that JSON can hold."""
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]: ...
+
+    def load_state(self, tensors: Mapping[str, dict[str, Tensor]], facts: Mapping[str, Any]) -> None: ...
+
+
+def save_state(folder: Path, subject: Stateful, epoch: int, history: list[dict[str, Any]]) -> None:
     """Writes the state after `epoch` finished epochs, then removes the older ones."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{PREFIX}{epoch:06d}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    state = optimizer.state_dict()
-    moments = {f"{index}.{name}": value for index, values in state["state"].items() for name, value in values.items()}
-    for name, tensors in (("model", model.state_dict()), ("optimizer", moments)):
-        plain = {key: value.detach().contiguous() for key, value in tensors.items()}
+    tensors, facts = subject.state()
+    for name, part in tensors.items():
+        plain = {key: value.detach().contiguous() for key, value in part.items()}
         write_atomically(partial / f"{name}.safetensors", save(plain))
-    write_json(partial / "state.json", {"epoch": epoch, "groups": state["param_groups"], "history": history})
+    facts = {"epoch": epoch, "parts": sorted(tensors), "facts": facts, "history": history}
+    write_json(partial / "state.json", facts)
     whole = folder / f"{PREFIX}{epoch:06d}"
     if whole.is_dir():
         shutil.rmtree(partial)
@@ -60,9 +66,7 @@ def save_state(
         shutil.rmtree(other, ignore_errors=True)
 
 
-def load_state(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, list[dict[str, Any]]]:
+def load_state(folder: Path, subject: Stateful) -> tuple[int, list[dict[str, Any]]]:
     """Puts the newest state back; returns the number of finished epochs and their history (0 and none without one).
 
     Raises:
@@ -73,15 +77,9 @@ def load_state(
         return 0, []
     newest = saved[-1]
     try:
-        model.load_state_dict(load_file(newest / "model.safetensors"))
-        flat = load_file(newest / "optimizer.safetensors")
         facts = json.loads((newest / "state.json").read_text("utf-8"))
-        values: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in flat.items():
-            index, name = key.split(".", 1)
-            values.setdefault(int(index), {})[name] = value
-        optimizer.load_state_dict({"state": values, "param_groups": facts["groups"]})
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        subject.load_state({name: load_file(newest / f"{name}.safetensors") for name in facts["parts"]}, facts["facts"])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{newest} cannot be read ({reason}); remove {folder} to start this trial again") from error
     return facts["epoch"], facts["history"]

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from experiments.evaluate import TEST_SPLITS, autocast, evaluate_splits, record_splits
+from experiments.evaluate import TEST_SPLITS, evaluate_splits, record_splits, rows_of
+from experiments.learner import Learner, Team
 from experiments.overlays import write_overlays
-from experiments.sampler import Sampler, derived_seed
+from experiments.sampler import Sampler
 from experiments.state import load_state, read_json, save_state, write_json
 from refavs.config import to_dict
-from refavs.data.dataset import Batch
+from refavs.data.dataset import Ahead
 from refavs.errors import ConfigError
 from refavs.metrics import STATISTICS_FILE
 from refavs.model.checkpoint import save_model
 from refavs.model.eemc import EEMC, EEMCConfig
-from refavs.model.losses import eemc_loss
 from refavs.store.files import write_atomically
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ class TrainConfig:
     Attributes:
         epochs: an epoch ends with a validation, a checkpoint and a line in the history.
         steps_per_epoch: batches in an epoch; 0 takes as many as show each training expression once.
-        batch_size: expressions in a batch.
+        batch_size: expressions in a batch, that is in a step of the optimiser, over all parts and workers.
+        accumulate: parts in which a worker goes through its share of a batch, for less memory. The gradient is that of
+            the whole batch; what is drawn (points of the losses, dropout) is drawn for each part by itself.
         expressions_per_clip: expressions of one clip that a batch takes together, so that its maps are read once.
         frames: seconds of each clip that are decoded in a step, drawn anew each step; 0 decodes all. The cached memory
             is exact in either case.
@@ -46,13 +48,19 @@ class TrainConfig:
         warmup_steps: steps in which the learning rate rises linearly from zero.
         decay_start: share of all steps after which the learning rate falls to zero as a cosine.
         clip_norm: largest norm of the gradient.
-        precision: `bf16` runs the model under autocast.
+        precision: `bf16` and `fp16` run the model under autocast; `fp16` scales the loss and skips steps that overflow.
+        ema_decay: share that the running mean of the weights keeps of itself in a step (less in the first steps); the
+            mean is then evaluated and kept, not the last weights. 0 is without.
+        patience: epochs without a better val J after which training ends; the best epoch's weights are kept then. 0
+            trains all epochs and keeps the last.
+        compile: the model runs through torch.compile, which needs a C++ compiler.
         eval_batch_size: expressions in a batch of evaluation; changes no number.
     """
 
     epochs: int = 50
     steps_per_epoch: int = 0
     batch_size: int = 8
+    accumulate: int = 1
     expressions_per_clip: int = 4
     frames: int = 0
     sampling: Literal["uniform", "dimension"] = "uniform"
@@ -61,14 +69,17 @@ class TrainConfig:
     warmup_steps: int = 0
     decay_start: float = 0.0
     clip_norm: float = 1.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema_decay: float = 0.0
+    patience: int = 0
+    compile: bool = False
     eval_batch_size: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "expressions_per_clip", "eval_batch_size"):
+        for name in ("epochs", "batch_size", "accumulate", "expressions_per_clip", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; accepted: a whole number from 1")
-        for name in ("steps_per_epoch", "frames", "warmup_steps", "weight_decay"):
+        for name in ("steps_per_epoch", "frames", "warmup_steps", "weight_decay", "patience"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; accepted: 0 or more")
         for name in ("learning_rate", "clip_norm"):
@@ -76,10 +87,8 @@ class TrainConfig:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; accepted: a number above 0")
         if not 0 <= self.decay_start <= 1:
             raise ConfigError(f"train.decay_start is {self.decay_start}; accepted: a share of all steps from 0 to 1")
-
-
-class NonFiniteError(ConfigError):
-    """A loss or gradient that is not a number: the trial stops before the weights are lost."""
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"train.ema_decay is {self.ema_decay}; accepted: from 0 (none) to below 1, as 0.999")
 
 
 def train(
@@ -88,6 +97,7 @@ def train(
     folder: Path,
     report: Report = lambda records: None,
     device: torch.device | None = None,
+    team: Team | None = None,
 ) -> dict[str, Any]:
     """Trains and evaluates one head, or goes on where an earlier call with this folder stopped.
 
@@ -97,37 +107,43 @@ def train(
 
     Args:
         report: called with the records of finished epochs, first with those of earlier calls.
+        team: the workers of which this is one. All of them train, the first one evaluates and writes.
 
     Returns:
-        A record like an epoch's, whose `metrics` are the final ones by name, as `test_s/J`.
+        A record like an epoch's, whose `metrics` are the final ones by name, as `test_s/J`; an empty one on all workers
+        but the first.
 
     Raises:
+        ConfigError: early stopping on a store that has no validation.
         NonFiniteError: a loss or gradient is not finite; names the epoch, the step and the batch's expressions.
         StoreError: the store has no training expressions.
     """
-    device = device or torch.device("cpu")
+    device, team, settings = device or torch.device("cpu"), team or Team(), config.train
+    if settings.patience and not rows_of(store, ("val",)):
+        raise ConfigError(f"train.patience is {settings.patience}, and {store.location} has no split val; set it to 0")
     torch.manual_seed(config.seed)
-    model = build_model(config, store).to(device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
-    )
-    epoch, history = load_state(folder / "state", model, optimizer)
+    learner = Learner(config, build_model(config, store).to(device), team)
+    epoch, history = load_state(folder / "state", learner)
     if history:
-        write_history(folder / "metrics.jsonl", history)  # a kill may have come between the state and this file
+        if team.rank == 0:
+            write_history(folder / "metrics.jsonl", history)  # a kill may have come between the state and this file
         report(history)
-    sampler = Sampler(config, store)
-    while epoch < config.train.epochs:
+    sampler = Sampler(config, store, device)
+    while epoch < settings.epochs and not stalled(history, settings.patience):
         started = time.monotonic()
-        record = train_epoch(config, model, optimizer, store, sampler, epoch, device)
-        record["metrics"] |= evaluate_splits(config.train, model, store, ("val",), device)
+        record = train_epoch(learner, sampler, epoch)
+        record["metrics"] |= validate(learner, store)
         epoch += 1
         seconds = time.monotonic() - started
         record |= {"epoch": epoch, "time_ms": int(time.time() * 1000), "seconds": seconds}
         history.append(record)
-        save_state(folder / "state", model, optimizer, epoch, history)
-        write_history(folder / "metrics.jsonl", history)
+        if settings.patience and best_epoch(history) == epoch:
+            learner.keep_as_best()
+        if team.rank == 0:
+            save_state(folder / "state", learner, epoch, history)
+            write_history(folder / "metrics.jsonl", history)
         report([record])
-    return finish(config, model, store, folder, history, device)
+    return finish(learner, store, folder, history) if team.rank == 0 else {}
 
 
 def build_model(config: "TrialConfig", store: "FeatureStore") -> EEMC:
@@ -137,99 +153,73 @@ def build_model(config: "TrialConfig", store: "FeatureStore") -> EEMC:
     return model
 
 
-def finish(
-    config: "TrialConfig",
-    model: EEMC,
-    store: "FeatureStore",
-    folder: Path,
-    history: list[dict[str, Any]],
-    device: torch.device,
-) -> dict[str, Any]:
+def finish(learner: Learner, store: "FeatureStore", folder: Path, history: list[dict[str, Any]]) -> dict[str, Any]:
     """Final metrics, checkpoint and pictures; the result is written last, so that it stands for all of them."""
     known = read_json(folder / "result.json")
     if known is not None:
         return known
     started = time.monotonic()
+    config, device = learner.config, learner.device
+    learner.use_best()
+    model = learner.average
     splits, file = ("val", *TEST_SPLITS), folder / STATISTICS_FILE
     found = record_splits(config.train, model, store, splits, device, file)
     metrics = {name: value for name, value in found.items() if not name.startswith("val/")}  # the history has those
     facts = {"store": store.fingerprint, "encoders": store.encoders, "extraction": store.schema.extraction}
     save_model(folder / "checkpoint", model, {**facts, "trial": to_dict(config)})
     write_overlays(folder / "overlays", config.train, model, store, device)
-    metrics["parameters"] = float(sum(p.numel() for p in model.parameters() if p.requires_grad))
+    if config.train.patience:
+        metrics["best_epoch"] = float(best_epoch(history))
+    metrics["parameters"] = float(sum(p.numel() for p in learner.trained))
     metrics["seconds"] = sum(record["seconds"] for record in history) + time.monotonic() - started
     result = {"epoch": len(history), "time_ms": int(time.time() * 1000), "metrics": metrics}
     write_json(folder / "result.json", result)
     return result
 
 
-def train_epoch(
-    config: "TrialConfig",
-    model: EEMC,
-    optimizer: torch.optim.Optimizer,
-    store: "FeatureStore",
-    sampler: Sampler,
-    epoch: int,
-    device: torch.device,
-) -> dict[str, Any]:
+def train_epoch(learner: Learner, sampler: Sampler, epoch: int) -> dict[str, Any]:
     """Trains one epoch, whose every random choice follows from the seed and the epoch; returns its record."""
-    settings = config.train
-    torch.manual_seed(derived_seed(config.seed, "epoch", epoch))
-    model.train()
+    started = time.perf_counter()
+    settings, team = learner.config.train, learner.team
+    learner.model.train()
     sums: dict[str, Tensor] = {}
-    first = epoch * sampler.num_steps
-    for index, batch in enumerate(sampler.batches(epoch)):
-        step = first + index
-        rate = learning_rate(settings, step, settings.epochs * sampler.num_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        losses = losses_of(config, model, batch.to(device))
-        optimizer.zero_grad(set_to_none=True)
-        losses["total"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-        if not bool(torch.isfinite(losses["total"]) & torch.isfinite(norm)):
-            raise NonFiniteError(_non_finite(losses["total"], norm, epoch, index, rate, batch))
-        optimizer.step()
-        for name, value in {**losses, "grad_norm": norm}.items():
-            sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach()
+    first, num_steps = epoch * sampler.num_steps, settings.epochs * sampler.num_steps
+    ahead = Ahead(sampler.batches(epoch, team.rank, team.size))
+    for index, parts in enumerate(ahead):
+        for name, value in learner.step(parts, first + index, num_steps).items():
+            sums[name] = sums[name] + value if name in sums else value
     metrics = {f"train/{name}": float(value) / sampler.num_steps for name, value in sums.items()}
     metrics["train/loss"] = metrics.pop("train/total")
-    metrics["train/learning_rate"] = optimizer.param_groups[0]["lr"]
+    metrics["train/learning_rate"] = learner.optimizer.param_groups[0]["lr"]
+    seconds = time.perf_counter() - started
+    metrics |= {"train/seconds_per_step": seconds / sampler.num_steps, "train/wait_share": ahead.waited_s / seconds}
     return {"step": first + sampler.num_steps, "metrics": metrics}
 
 
-def losses_of(config: "TrialConfig", model: EEMC, batch: Batch) -> dict[str, Tensor]:
-    """The losses of one batch, on a random choice of its seconds where the settings ask for that."""
-    assert batch.mask is not None
-    num_frames = batch.mask.shape[1]
-    frames, mask = None, batch.mask
-    if 0 < config.train.frames < num_frames:
-        frames = torch.randperm(num_frames)[: config.train.frames].sort().values.to(mask.device)
-        mask = mask[:, frames]
-    with autocast(config.train, mask.device):
-        output = model(batch, frames)
-    return eemc_loss(output, mask, config.loss)
+def validate(learner: Learner, store: "FeatureStore") -> dict[str, float]:
+    """Metrics on val. The first worker finds them; the others learn J, on which early stopping hangs."""
+    settings, team = learner.config.train, learner.team
+    found = {}
+    if team.rank == 0:
+        found = evaluate_splits(settings, learner.average, store, ("val",), learner.device)
+    if team.size > 1:
+        known = [found.get("val/J", 0.0), float("val/J" in found)]
+        shared = team.add(torch.tensor(known, dtype=torch.float64, device=learner.device))
+        found = found or ({"val/J": float(shared[0])} if shared[1] else {})
+    return found
 
 
-def learning_rate(config: TrainConfig, step: int, num_steps: int) -> float:
-    """Linear warm-up, constant, then a cosine to zero."""
-    rate = config.learning_rate
-    if step < config.warmup_steps:
-        return rate * (step + 1) / config.warmup_steps
-    decay = config.decay_start * num_steps
-    if step < decay:
-        return rate
-    return rate * 0.5 * (1 + math.cos(math.pi * (step - decay) / max(num_steps - decay, 1)))
+def stalled(history: list[dict[str, Any]], patience: int) -> bool:
+    """Whether the last `patience` epochs brought no better val J; never for a patience of 0."""
+    return patience > 0 and len(history) >= best_epoch(history) + patience > patience
+
+
+def best_epoch(history: list[dict[str, Any]]) -> int:
+    """The number of the first epoch with the highest val J; 0 without any."""
+    scores = [record["metrics"].get("val/J", -math.inf) for record in history]
+    return scores.index(max(scores)) + 1 if scores else 0
 
 
 def write_history(path: Path, history: list[dict[str, Any]]) -> None:
     """Writes a JSON line per epoch, whole or not at all."""
     write_atomically(path, "".join(json.dumps(record) + "\n" for record in history).encode())
-
-
-def _non_finite(loss: Tensor, norm: Tensor, epoch: int, index: int, rate: float, batch: Batch) -> str:
-    return (
-        f"loss {float(loss.detach())}, gradient norm {float(norm)} at epoch {epoch + 1}, step {index + 1}, learning "
-        f"rate {rate:.3g}; expressions of the batch: {', '.join(batch.uid)}; lower train.learning_rate or raise "
-        "train.warmup_steps, or look for damaged features with refavs-store verify"
-    )

@@ -1,8 +1,12 @@
 """Batches of stored expressions, in which each clip's maps occur once."""
 
+import itertools
+import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +17,8 @@ from torch.utils.data import Dataset
 from refavs.config import nearest
 from refavs.errors import DatasetError
 from refavs.store.reader import FeatureStore, Sample
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +108,14 @@ class Recycler:
     """Stacks tensors in memory that is used again once nobody holds what was made of it.
 
     Pages that are new to a process cost several times what copying a batch of maps into old ones does.
+
+    Args:
+        pinned: take memory that a GPU reads without a copy in between. Who sends it there without waiting keeps the
+            tensors until the copy is done.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pinned: bool = False) -> None:
+        self.pinned = pinned
         self._free: dict[tuple[torch.Size, torch.dtype], list[np.ndarray]] = {}
 
     def stack(self, rows: list[Tensor]) -> Tensor:
@@ -113,7 +124,7 @@ class Recycler:
         free = self._free.setdefault((shape, dtype), [])
         memory = free.pop() if free else np.empty(0)
         if len(memory) < len(rows):
-            memory = torch.empty(len(rows), *shape, dtype=dtype).numpy()
+            memory = torch.empty(len(rows), *shape, dtype=dtype, pin_memory=self.pinned).numpy()
         lent = memory[: len(rows)]  # lives for as long as a tensor that shares its bytes
         weakref.finalize(lent, free.append, memory).atexit = False
         return torch.stack(rows, out=torch.from_numpy(lent))
@@ -152,9 +163,34 @@ def collate(samples: Sequence[Sample], stack: Callable[[list[Tensor]], Tensor] =
     )  # fmt: skip
 
 
+class Ahead(Generic[Item]):
+    """Takes the next item in a thread while the present one is used; their order stays.
+
+    Attributes:
+        waited_s: seconds in which the user of the items waited for one.
+    """
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self.items = items
+        self.waited_s = 0.0
+
+    def __iter__(self) -> Iterator[Item]:
+        items = iter(self.items)
+        with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
+            coming = thread.submit(lambda: list(itertools.islice(items, 1)))
+            while True:
+                started = time.perf_counter()
+                item = coming.result()
+                self.waited_s += time.perf_counter() - started
+                if not item:
+                    return
+                coming = thread.submit(lambda: list(itertools.islice(items, 1)))
+                yield item[0]
+
+
 def batches(
     store: FeatureStore, indices: Sequence[int], batch_size: int, *, seed: int | None = None, epoch: int = 0,
-    expressions_per_clip: int = 1, levels: Sequence[str] | None = None,
+    expressions_per_clip: int = 1, levels: Sequence[str] | None = None, pinned: bool = False,
 ) -> Iterator[Batch]:  # fmt: skip
     """Batches of the expressions `indices`, each taken as often as it is named; the last one may be smaller.
 
@@ -165,15 +201,38 @@ def batches(
         expressions_per_clip: shuffle groups of up to so many expressions of one clip instead of single ones, so that
             a batch reads fewer clips.
         levels: visual levels to read; None reads what the model reads.
+        pinned: see `Recycler`.
     """
-    levels = default_levels(store) if levels is None else levels
+    rows = batch_rows(store, indices, batch_size, seed=seed, epoch=epoch, expressions_per_clip=expressions_per_clip)
+    for (batch,) in read_batches(store, ([part] for part in rows), levels, pinned):
+        yield batch
+
+
+def batch_rows(
+    store: FeatureStore, indices: Sequence[int], batch_size: int, *, seed: int | None = None, epoch: int = 0,
+    expressions_per_clip: int = 1,
+) -> list[list[int]]:  # fmt: skip
+    """The expressions of each of the `batches` of `indices`."""
     order = list(indices)
     if seed is not None:
         clips = store.expressions["clip"].to_numpy()[np.array(order, int)]
         order = shuffled(order, clips, expressions_per_clip, np.random.default_rng([seed, epoch]))
-    memory = Recycler()
-    for start in range(0, len(order), batch_size):
-        yield collate([store.sample(index, levels) for index in order[start : start + batch_size]], memory.stack)
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def read_batches(
+    store: FeatureStore, wanted: Iterable[Sequence[Sequence[int]]], levels: Sequence[str] | None = None,
+    pinned: bool = False,
+) -> Iterator[list[Batch]]:  # fmt: skip
+    """Batches in pieces, each piece read from the mapped shards straight into its place in memory that is used again.
+
+    Args:
+        wanted: for each batch, the expressions of each of its pieces.
+    """
+    levels = default_levels(store) if levels is None else levels
+    memory = Recycler(pinned)
+    for pieces in wanted:
+        yield [collate([store.sample(index, levels) for index in piece], memory.stack) for piece in pieces]
 
 
 def shuffled(

@@ -53,9 +53,24 @@ class LossConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class FrameCounts:
+    """The frames that a loss is a mean over: those that show the object and those in which there is none."""
+
+    shown: int
+    null: int
+
+    @classmethod
+    def of(cls, masks: Bool[Tensor, "b t h w"]) -> "FrameCounts":
+        """The frames of `masks`."""
+        shown = int(masks.flatten(2).any(dim=2).sum())
+        return cls(shown=shown, null=masks.shape[0] * masks.shape[1] - shown)
+
+
 def eemc_loss(
-    output: EEMCOutput, masks: Bool[Tensor, "b t h w"], config: LossConfig | None = None
-) -> dict[str, Float[Tensor, ""]]:
+    output: EEMCOutput, masks: Bool[Tensor, "b t h w"], config: LossConfig | None = None,
+    whole: FrameCounts | None = None,
+) -> dict[str, Float[Tensor, ""]]:  # fmt: skip
     """Total loss, and its parts on the final prediction.
 
     Each expression names at most one object, so that a frame has at most one target and the best assignment of targets
@@ -63,6 +78,8 @@ def eemc_loss(
 
     Args:
         masks: the referred object in the decoded frames; an empty mask means that there is none.
+        whole: the frames of the batch of which these are a part. The losses of its parts then add up to those of the
+            batch, and so do their gradients. None for a batch in one piece.
 
     Returns:
         `total` (all weights applied, summed over the final and the auxiliary predictions), and unweighted `bce`, `dice`
@@ -70,10 +87,11 @@ def eemc_loss(
     """
     config = config or LossConfig()
     target = rearrange(masks, "b t h w -> (b t) 1 h w").float()
-    parts = _loss_of(output, target, config)
+    whole = whole or FrameCounts.of(masks)
+    parts = _loss_of(output, target, config, whole)
     total = _weighted(parts, config)
     for earlier in output.auxiliary if config.deep_supervision else []:
-        total = total + _weighted(_loss_of(earlier, target, config), config)
+        total = total + _weighted(_loss_of(earlier, target, config, whole), config)
     return {"total": total, **{name: part.detach() for name, part in parts.items()}}
 
 
@@ -81,7 +99,9 @@ def _weighted(parts: dict[str, Tensor], config: LossConfig) -> Tensor:
     return config.bce * parts["bce"] + config.dice * parts["dice"] + config.classification * parts["classification"]
 
 
-def _loss_of(output: EEMCOutput, target: Float[Tensor, "s 1 h w"], config: LossConfig) -> dict[str, Tensor]:
+def _loss_of(
+    output: EEMCOutput, target: Float[Tensor, "s 1 h w"], config: LossConfig, whole: FrameCounts
+) -> dict[str, Tensor]:
     mask_logits = rearrange(output.mask_logits, "b t q h w -> (b t) q h w").float()
     class_logits = rearrange(output.class_logits, "b t q two -> (b t) q two").float()
     has_object = target.flatten(1).any(dim=1)
@@ -90,11 +110,11 @@ def _loss_of(output: EEMCOutput, target: Float[Tensor, "s 1 h w"], config: LossC
         matched = matching_costs(*compared, class_logits, config).argmin(dim=1)
     chosen = mask_logits[torch.arange(len(matched), device=matched.device), matched]
     logits, labels = _compared_values(rearrange(chosen, "s h w -> s 1 h w"), target, config)
-    num_masks = has_object.sum().clamp(min=1)
+    num_masks = max(whole.shown, 1)
     return {
         "bce": (mask_bce(logits, labels) * has_object).sum() / num_masks,
         "dice": (mask_dice(logits, labels) * has_object).sum() / num_masks,
-        "classification": classification_loss(class_logits, matched, has_object, config),
+        "classification": classification_loss(class_logits, matched, has_object, config, whole),
     }
 
 
@@ -123,15 +143,18 @@ def matching_costs(
 
 
 def classification_loss(
-    class_logits: Float[Tensor, "s q 2"], matched: Int[Tensor, "s"], has_object: Bool[Tensor, "s"], config: LossConfig
-) -> Float[Tensor, ""]:
-    """Weighted mean of the cross-entropy of object against no object over all queries."""
+    class_logits: Float[Tensor, "s q 2"], matched: Int[Tensor, "s"], has_object: Bool[Tensor, "s"], config: LossConfig,
+    whole: FrameCounts,
+) -> Float[Tensor, ""]:  # fmt: skip
+    """Weighted mean of the cross-entropy of object against no object over all queries of the frames in `whole`."""
     taken = nn.functional.one_hot(matched, class_logits.shape[1]).bool() & has_object[:, None]
     unmatched = torch.where(has_object, config.no_object, config.null_frame).to(class_logits.dtype)
     weight = torch.where(taken, 1.0, unmatched[:, None])
     log_probs = class_logits.log_softmax(dim=-1)
     entropy = -torch.where(taken, log_probs[..., OBJECT], log_probs[..., NO_OBJECT])
-    return (weight * entropy).sum() / weight.sum().clamp(min=1e-8)
+    num_queries = class_logits.shape[1]  # each frame with an object has one that is matched
+    of_shown, of_null = 1 + (num_queries - 1) * config.no_object, num_queries * config.null_frame
+    return (weight * entropy).sum() / max(whole.shown * of_shown + whole.null * of_null, 1e-8)
 
 
 def _matching_values(

@@ -12,11 +12,14 @@ import torch
 
 from experiments.config import TrialConfig
 from experiments.evaluate import controls
+from experiments.learner import NonFiniteError, learning_rate
 from experiments.ledger import read_metrics
 from experiments.sampler import Sampler
-from experiments.train import NonFiniteError, TrainConfig, learning_rate, train
+from experiments.train import TrainConfig, train
 from refavs.config import leaves, replace
 from refavs.errors import ConfigError, StoreError
+from refavs.model.checkpoint import load_model
+from refavs.model.eemc import EEMC
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 
@@ -37,7 +40,13 @@ def small(**overrides: Any) -> TrialConfig:
 
 
 def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in record.items() if name not in ("time_ms", "seconds")} for record in records]
+    return [
+        {"epoch": record["epoch"], "step": record["step"], "metrics": {
+            name: value for name, value in record["metrics"].items()
+            if name not in ("train/seconds_per_step", "train/wait_share")
+        }}
+        for record in records
+    ]  # fmt: skip
 
 
 def test_train_beats_the_best_constant(store: FeatureStore, tmp_path: Path) -> None:
@@ -51,6 +60,8 @@ def test_train_beats_the_best_constant(store: FeatureStore, tmp_path: Path) -> N
 def test_train_leaves_everything_a_run_needs(store: FeatureStore, tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
     result = train(small(), store, tmp_path, seen.extend)
+    assert 0 <= seen[0]["metrics"]["train/wait_share"] < 1
+    assert 0 < 3 * seen[0]["metrics"]["train/seconds_per_step"] < seen[0]["seconds"]
     assert read_metrics(tmp_path) == seen and [record["epoch"] for record in seen] == [1, 2, 3]
     assert {"train/loss", "train/bce", "train/dice", "train/classification", "train/grad_norm", "train/learning_rate",
             "val/J", "val/F", "val/S", "val/false_empty", "val/acoustic/J"} <= set(seen[0]["metrics"])  # fmt: skip
@@ -64,7 +75,10 @@ def test_train_leaves_everything_a_run_needs(store: FeatureStore, tmp_path: Path
 
 
 def test_train_resumed_equals_undisturbed(store: FeatureStore, tmp_path: Path) -> None:
-    config = small(train__frames=2, model__dropout=0.1, train__sampling="dimension")
+    config = small(
+        train__frames=2, model__dropout=0.1, train__sampling="dimension", loss__num_points=16, train__accumulate=2,
+        train__ema_decay=0.9, train__patience=5,
+    )  # fmt: skip
     whole = train(config, store, tmp_path / "whole")
 
     class Killed(Exception):
@@ -82,6 +96,49 @@ def test_train_resumed_equals_undisturbed(store: FeatureStore, tmp_path: Path) -
     assert without_times(seen) == without_times(read_metrics(tmp_path / "whole"))
     for name, value in whole["metrics"].items():
         assert name == "seconds" or resumed["metrics"][name] == value, name
+
+
+def test_train_twice_is_equal_to_the_bit(store: FeatureStore, tmp_path: Path) -> None:
+    config = small(model__dropout=0.1, loss__num_points=16, train__frames=2, train__epochs=1)
+    first, second = (train(config, store, tmp_path / name)["metrics"] for name in ("a", "b"))
+    del first["seconds"], second["seconds"]
+    assert first == second
+    records = [without_times(read_metrics(tmp_path / name)) for name in ("a", "b")]
+    assert records[0] == records[1]
+    saved = [(tmp_path / name / "checkpoint" / "model.safetensors").read_bytes() for name in ("a", "b")]
+    assert saved[0] == saved[1]
+
+
+def test_training_that_gets_no_better_ends_and_keeps_the_best_epoch(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.2, 0.5, 0.4, 0.5, 0.9])
+    weights = []
+
+    def scored(config: TrainConfig, model: EEMC, *others: Any) -> dict[str, float]:
+        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"val/J": next(scores)}
+
+    monkeypatch.setattr("experiments.train.evaluate_splits", scored)
+    config = small(train__epochs=5, train__patience=2, train__steps_per_epoch=1)
+
+    def kill_at_three(records: list[dict[str, Any]]) -> None:
+        if records[-1]["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, store, tmp_path, kill_at_three)
+    result = train(config, store, tmp_path)
+    assert result["epoch"] == 4 and result["metrics"]["best_epoch"] == 2
+    kept = load_model(tmp_path / "checkpoint").state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in weights[1].items())
+    assert any(not torch.equal(kept[name], value) for name, value in weights[3].items())
+
+
+def test_early_stopping_without_validation_is_refused(tmp_path: Path) -> None:
+    bare = make_store(tmp_path / "store", {"train": 1, "test_s": 1})
+    with pytest.raises(ConfigError, match=r"train.patience is 1, and .* has no split val; set it to 0"):
+        train(small(train__patience=1), bare, tmp_path / "trial")
 
 
 def test_train_killed_after_its_last_state_keeps_that_epoch(
@@ -109,7 +166,7 @@ def test_train_again_returns_the_result_that_is_there(store: FeatureStore, tmp_p
     [
         ("epochs", 2), ("steps_per_epoch", 2), ("batch_size", 5), ("expressions_per_clip", 1), ("frames", 1),
         ("sampling", "dimension"), ("learning_rate", 0.001), ("weight_decay", 0.5), ("warmup_steps", 5),
-        ("decay_start", 0.9), ("clip_norm", 0.01), ("precision", "bf16"),
+        ("decay_start", 0.9), ("clip_norm", 0.01), ("precision", "bf16"), ("precision", "fp16"),
     ],
 )  # fmt: skip
 def test_train_setting_changes_the_training(store: FeatureStore, tmp_path: Path, name: str, value: Any) -> None:
@@ -131,7 +188,9 @@ def test_eval_batch_size_changes_no_number(store: FeatureStore, tmp_path: Path) 
 
 def test_every_training_setting_is_tested() -> None:
     marks = [mark for mark in test_train_setting_changes_the_training.pytestmark if mark.name == "parametrize"]  # type: ignore[attr-defined]
-    tested = {values[0] for values in marks[0].args[1]} | {"eval_batch_size"}
+    tested = {values[0] for values in marks[0].args[1]} | {
+        "eval_batch_size", "accumulate", "ema_decay", "patience", "compile"  # the last four in test_learner.py
+    }  # fmt: skip
     assert tested == set(leaves(TrainConfig()))
 
 
@@ -153,7 +212,9 @@ def test_store_without_training_expressions_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "accepted"),
     [("epochs", 0, "a whole number from 1"), ("frames", -1, "0 or more"), ("learning_rate", 0.0, "a number above 0"),
-     ("clip_norm", math.inf, "a number above 0"), ("decay_start", 1.5, "a share of all steps from 0 to 1")],
+     ("clip_norm", math.inf, "a number above 0"), ("decay_start", 1.5, "a share of all steps from 0 to 1"),
+     ("ema_decay", 1.0, "from 0 .none. to below 1, as 0.999"),
+     ("accumulate", 0, "a whole number from 1"), ("patience", -1, "0 or more")],
 )  # fmt: skip
 def test_setting_out_of_range_is_refused(name: str, value: float, accepted: str) -> None:
     with pytest.raises(ConfigError, match=f"train.{name} is {value}; accepted: {accepted}"):
@@ -175,7 +236,19 @@ def test_sampler_shows_each_training_expression_once_an_epoch(store: FeatureStor
     assert sorted(sampler.rows(0)) == rows and sampler.rows(0) != sampler.rows(1)
     assert sampler.rows(1) == Sampler(small(train__steps_per_epoch=0), store).rows(1)
     assert sampler.rows(1) != Sampler(small(train__steps_per_epoch=0, seed=1), store).rows(1)
-    assert sum(len(batch) for batch in sampler.batches(0)) == len(rows)
+    assert sum(len(part) for parts in sampler.batches(0) for _, part in parts) == len(rows)
+
+
+def test_sampler_gives_each_worker_its_parts_of_the_same_batches(store: FeatureStore) -> None:
+    whole = Sampler(small(), store)
+    parts = Sampler(small(train__accumulate=2), store)
+    wanted = [[batch.uid for _, batch in batch] for batch in whole.batches(1)]
+    shares = [list(parts.batches(1, rank, 2)) for rank in (0, 1)]
+    for (uids,), *batches in zip(wanted, *shares, strict=True):
+        numbered = sorted((number, part.uid) for share in batches for number, part in share)
+        assert [number for number, _ in numbered] == [0, 1, 2, 3]
+        assert [uid for _, part in numbered for uid in part] == uids
+    assert [number for number, _ in shares[1][0]] == [1, 3]
 
 
 def test_sampler_balances_dimensions(store: FeatureStore) -> None:

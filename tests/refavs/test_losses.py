@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 
 from refavs.errors import ConfigError
 from refavs.model.decoder import EEMCOutput
-from refavs.model.losses import LossConfig, eemc_loss, matching_costs, uncertain_points
+from refavs.model.losses import FrameCounts, LossConfig, eemc_loss, matching_costs, uncertain_points
 
 ALL_PIXELS = LossConfig(num_points=0)
 
@@ -130,6 +130,20 @@ def test_deep_supervision_adds_the_losses_of_earlier_predictions() -> None:
     assert float(eemc_loss(deep, masks, ALL_PIXELS)["total"]) == pytest.approx(sum(parts))
     shallow = LossConfig(num_points=0, deep_supervision=False)
     assert float(eemc_loss(deep, masks, shallow)["total"]) == pytest.approx(parts[0])
+
+
+def test_losses_of_parts_add_up_to_those_of_the_whole() -> None:
+    output, masks = case()
+    whole = FrameCounts.of(masks)
+    assert whole == FrameCounts(shown=5, null=1)
+    parts = [
+        eemc_loss(EEMCOutput(mask_logits=mask_logits, class_logits=class_logits), mask, ALL_PIXELS, whole)
+        for mask_logits, class_logits, mask in zip(
+            output.mask_logits.split(1), output.class_logits.split(1), masks.split(1), strict=True
+        )
+    ]
+    for name, value in eemc_loss(output, masks, ALL_PIXELS).items():
+        assert float(sum(part[name] for part in parts)) == pytest.approx(float(value), rel=1e-6), name
 
 
 def test_frames_without_object_have_only_a_classification_loss() -> None:

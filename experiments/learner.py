@@ -1,0 +1,218 @@
+"""A head in training: weights, their average, optimiser and the step that changes them, on one worker or on several."""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor
+
+from experiments.evaluate import autocast
+from experiments.sampler import derived_seed
+from refavs.data.dataset import Batch
+from refavs.errors import ConfigError
+from refavs.model.eemc import EEMC
+from refavs.model.losses import FrameCounts, eemc_loss
+
+if TYPE_CHECKING:
+    from experiments.config import TrialConfig
+    from experiments.train import TrainConfig
+
+
+class NonFiniteError(ConfigError):
+    """A loss or gradient that is not a number: the trial stops before the weights are lost."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """The workers that train one head together; their process group exists already where they are several."""
+
+    rank: int = 0
+    size: int = 1
+
+    def add(self, values: Tensor) -> Tensor:
+        """The sum of `values` over all workers, in place."""
+        if self.size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+
+class Learner:
+    """Trains `model` as `config` says.
+
+    Attributes:
+        model: the weights in training.
+        average: a head with the weights to evaluate and keep: their running mean, or `model` itself without one.
+        best: those weights as they were after the best epoch, once there is one and the settings ask for it.
+    """
+
+    def __init__(self, config: "TrialConfig", model: EEMC, team: Team | None = None) -> None:
+        self.config, self.model, self.team = config, model, team or Team()
+        settings = config.train
+        self.device = next(model.parameters()).device
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.average = copy.deepcopy(model) if settings.ema_decay else model
+        self.averaged = [
+            own for own, p in zip(self.average.parameters(), model.parameters(), strict=True) if p.requires_grad
+        ]
+        self.best: dict[str, Tensor] | None = None
+        self.forward = torch.compile(model) if settings.compile else model
+        self.optimizer = torch.optim.AdamW(
+            self.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
+
+    def step(self, parts: Sequence[tuple[int, Batch]], step: int, num_steps: int) -> dict[str, Tensor]:
+        """One step of the optimiser on a batch of which this worker has `parts`; returns the losses of the whole batch.
+
+        The gradient is that of the whole batch, however many parts and workers share it: a part draws from a seed of
+        its own and its losses are divided by the frames of all.
+
+        Args:
+            parts: pieces of the batch on the CPU, with their number among all of them.
+
+        Raises:
+            NonFiniteError: a loss or gradient is not finite; names the step and the expressions.
+        """
+        rate = learning_rate(self.config.train, step, num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        frames = self._frames(parts, step)
+        whole = self._count(parts, frames)
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for number, part in parts:
+            torch.manual_seed(derived_seed(self.config.seed, "part", step, number))
+            losses = self._losses(part.to(self.device), frames, whole)
+            self.scaler.scale(losses["total"]).backward()
+            for name, value in losses.items():
+                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        sums = self._share(sums)
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.config.train.clip_norm)
+        skipped = torch.zeros_like(norm)
+        if not bool(torch.isfinite(sums["total"]) & torch.isfinite(norm)):
+            # fp16 overflows now and then: the scaler then skips the step and lowers its scale.
+            if not bool(torch.isfinite(sums["total"])) or not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
+                raise NonFiniteError(self._refusal(sums["total"], norm, step, num_steps, parts))
+            skipped, norm = torch.ones_like(norm), torch.zeros_like(norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._take_average(step)
+        return {**sums, "grad_norm": norm, **({"skipped_steps": skipped} if self.scaler.is_enabled() else {})}
+
+    def _frames(self, parts: Sequence[tuple[int, Batch]], step: int) -> Tensor | None:
+        """The seconds of this step, the same for all its parts; None for all."""
+        wanted = self.config.train.frames
+        masks = [part.mask for _, part in parts if part.mask is not None]
+        if not wanted or not masks or wanted >= masks[0].shape[1]:
+            return None
+        rng = np.random.default_rng(derived_seed(self.config.seed, "frames", step))
+        return torch.from_numpy(np.sort(rng.permutation(masks[0].shape[1])[:wanted]))
+
+    def _count(self, parts: Sequence[tuple[int, Batch]], frames: Tensor | None) -> FrameCounts:
+        """The frames of the whole batch, counted before anything is moved to the device."""
+        found = torch.zeros(2, dtype=torch.long)
+        for _, part in parts:
+            assert part.mask is not None
+            counts = FrameCounts.of(part.mask if frames is None else part.mask[:, frames])
+            found += torch.tensor([counts.shown, counts.null])
+        if self.team.size > 1:
+            found = self.team.add(found.to(self.device)).cpu()
+        return FrameCounts(shown=int(found[0]), null=int(found[1]))
+
+    def _losses(self, part: Batch, frames: Tensor | None, whole: FrameCounts) -> dict[str, Tensor]:
+        assert part.mask is not None
+        chosen = None if frames is None else frames.to(self.device)
+        with autocast(self.config.train, self.device):
+            output = self.forward(part, chosen)
+        mask = part.mask if chosen is None else part.mask[:, chosen]
+        return eemc_loss(output, mask, self.config.loss, whole)
+
+    def _share(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Adds up gradients and losses over the workers, in one message."""
+        if self.team.size == 1:
+            return sums
+        names = ("total", "bce", "dice", "classification")
+        losses = torch.stack([sums.get(name, torch.zeros((), device=self.device)).float() for name in names])
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.trained]
+        message = self.team.add(torch.cat([losses, *(grad.flatten() for grad in grads)]))
+        sizes = [len(names), *(p.numel() for p in self.trained)]
+        values, *shared = message.split(sizes)
+        for p, grad in zip(self.trained, shared, strict=True):
+            p.grad = grad.reshape(p.shape)
+        return dict(zip(names, values, strict=True))
+
+    @torch.no_grad()
+    def _take_average(self, step: int) -> None:
+        """Moves the average towards the weights; in the first steps faster, so that it does not remember the start."""
+        if self.average is self.model:
+            return
+        decay = min(self.config.train.ema_decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.averaged, self.trained, 1 - decay)
+
+    def _refusal(
+        self, loss: Tensor, norm: Tensor, step: int, num_steps: int, parts: Sequence[tuple[int, Batch]]
+    ) -> str:
+        epoch, index = divmod(step, num_steps // self.config.train.epochs)
+        rate, uids = self.optimizer.param_groups[0]["lr"], ", ".join(uid for _, part in parts for uid in part.uid)
+        return (
+            f"loss {float(loss)}, gradient norm {float(norm)} at epoch {epoch + 1}, step {index + 1}, learning rate "
+            f"{rate:.3g}; expressions of the batch: {uids}; lower train.learning_rate or raise train.warmup_steps, or "
+            "look for damaged features with refavs-store verify"
+        )
+
+    def keep_as_best(self) -> None:
+        """Keeps the weights that were just evaluated."""
+        self.best = {name: value.detach().clone() for name, value in self.average.state_dict().items()}
+
+    def use_best(self) -> None:
+        """Puts the best epoch's weights back, where they were kept."""
+        if self.best is not None:
+            self.average.load_state_dict(self.best)
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Everything that a resume needs: tensors by part and name, and plain facts."""
+        state = self.optimizer.state_dict()
+        moments = {
+            f"{index}.{name}": value for index, values in state["state"].items() for name, value in values.items()
+        }
+        tensors = {"model": self.model.state_dict(), "optimizer": moments}
+        if self.average is not self.model:
+            tensors["average"] = self.average.state_dict()
+        if self.best is not None:
+            tensors["best"] = self.best
+        return tensors, {"groups": state["param_groups"], "scaler": self.scaler.state_dict()}
+
+    def load_state(self, tensors: Mapping[str, dict[str, Tensor]], facts: Mapping[str, Any]) -> None:
+        """Puts back what `state` gave.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: a state of other settings.
+        """
+        self.model.load_state_dict(tensors["model"])
+        if self.average is not self.model:
+            self.average.load_state_dict(tensors["average"])
+        self.best = tensors.get("best")
+        values: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors["optimizer"].items():
+            index, name = key.split(".", 1)
+            values.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": values, "param_groups": facts["groups"]})
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(facts["scaler"])
+
+
+def learning_rate(config: "TrainConfig", step: int, num_steps: int) -> float:
+    """Linear warm-up, constant, then a cosine to zero."""
+    rate = config.learning_rate
+    if step < config.warmup_steps:
+        return rate * (step + 1) / config.warmup_steps
+    decay = config.decay_start * num_steps
+    if step < decay:
+        return rate
+    return rate * 0.5 * (1 + math.cos(math.pi * (step - decay) / max(num_steps - decay, 1)))
