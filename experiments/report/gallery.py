@@ -1,0 +1,223 @@
+"""The gallery: what one run predicts for its best, median and worst expressions, and false objects on null ones.
+
+After Fig. 4 of Ref-AVS (arXiv 2407.10957v1): frames with outlines, the sound below them, the sentence above.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+
+from experiments.evaluate import TEST_SPLITS, predictions
+from experiments.report.seconds import Second, footage_of, seconds_of
+from experiments.report.tables import GallerySource
+from experiments.train import TrainConfig
+from refavs.errors import RefAVSError
+from refavs.metrics import statistics_blocks
+from refavs.metrics.segmentation import FrameCounts, jaccard_per_frame
+from refavs.model.checkpoint import load_model, read_config
+from refavs.store import FeatureStore
+
+PER_GROUP = 2
+DRIFT = 0.02  # of J between this machine's prediction and the run's own that is not worth a word
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One expression with its clip.
+
+    Attributes:
+        score: its measure with the name, as `J 71.3 %`.
+        width: of its pictures, px.
+        note: what is missing or odd, in words.
+    """
+
+    sentence: str
+    uid: str
+    split: str
+    dimension: str
+    score: str
+    width: int
+    seconds: tuple[Second, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Expressions that were chosen for one reason, which `text` gives."""
+
+    name: str
+    title: str
+    text: str
+    cards: tuple[Card, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """All that is shown of one run.
+
+    Attributes:
+        reason: why there is nothing to show; empty where there is.
+    """
+
+    label: str = ""
+    groups: tuple[Group, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Expressions of the test splits.
+
+    Attributes:
+        table: a line per expression, as `Statistics.expressions`.
+        jaccard: J of the canonical protocol.
+        empty: expressions that refer to nothing in any frame.
+        area: predicted share of all pixels.
+    """
+
+    table: pd.DataFrame
+    jaccard: Float[np.ndarray, " n"]
+    empty: Bool[np.ndarray, " n"]
+    area: Float[np.ndarray, " n"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A group before it is drawn: places in `Scored`."""
+
+    name: str
+    title: str
+    text: str
+    places: tuple[int, ...]
+
+
+def make_gallery(source: GallerySource | None) -> Gallery:
+    """Predicts and draws the chosen expressions; says what is missing where there is nothing to show."""
+    if source is None:
+        return Gallery(reason="no run of this report keeps what a gallery needs")
+    if source.store is None:
+        return Gallery(label=source.label, reason="the sweep does not say where its store lies")
+    try:
+        store = FeatureStore(source.store)
+        if store.fingerprint != source.fingerprint:
+            return Gallery(
+                label=source.label,
+                reason=f"the store {store.location} has changed since: its fingerprint is {store.fingerprint[:16]}, "
+                f"the run's was {source.fingerprint[:16]}",
+            )  # fmt: skip
+        scored = read_scores(source)
+        choices = choose(scored)
+        rows = scored.table["row"].to_numpy()
+        cards = _cards(source, store, scored, [place for choice in choices for place in choice.places], rows)
+    except RefAVSError as error:
+        return Gallery(label=source.label, reason=str(error))
+    groups = tuple(
+        Group(name=c.name, title=c.title, text=c.text, cards=tuple(cards[place] for place in c.places)) for c in choices
+    )
+    return Gallery(label=source.label, groups=groups)
+
+
+def read_scores(source: GallerySource) -> Scored:
+    """The test splits' expressions from the run's statistics.
+
+    Raises:
+        StatisticsError: the file is missing or damaged.
+    """
+    tables, jaccard, empty, area = [], [], [], []
+    for block in statistics_blocks(source.statistics, histograms=False):
+        target, pred, hits = (
+            torch.from_numpy(block.frames[name].astype(np.int64)) for name in ("target", "pred_50", "hits_50")
+        )
+        nothing = torch.zeros(*target.shape, 0, dtype=torch.int64)
+        counts = FrameCounts(
+            num_pixels=block.frame_size(), target=target, pred=pred, hits=hits, curve_pred=nothing, curve_hits=nothing
+        )
+        tables.append(block.expressions)
+        jaccard.append(jaccard_per_frame(counts).mean(1).numpy())
+        empty.append((target == 0).all(1).numpy())
+        area.append((pred.double() / block.frame_size()).mean(1).numpy())
+    table = pd.concat(tables, ignore_index=True)
+    wanted = np.flatnonzero(table["split"].isin(TEST_SPLITS).to_numpy())
+    return Scored(
+        table=table.iloc[wanted].reset_index(drop=True),
+        **{
+            name: np.concatenate(parts)[wanted]
+            for name, parts in (("jaccard", jaccard), ("empty", empty), ("area", area))
+        },
+    )
+
+
+def choose(scored: Scored) -> tuple[Choice, ...]:
+    """Best, median and worst by J, and the largest false objects; within a group each of another clip."""
+    clips = scored.table["clip_id"].tolist()
+    objects, nulls = np.flatnonzero(~scored.empty), np.flatnonzero(scored.empty)
+    found = []
+    if len(objects):
+        order = objects[np.argsort(scored.jaccard[objects], kind="stable")]
+        middle = len(order) // 2
+        from_middle = order[np.argsort(np.abs(np.arange(len(order)) - middle), kind="stable")]
+        lost = int((scored.jaccard[objects] < 0.01).sum())
+        of = f"of {len(objects)} test expressions that refer to an object"
+        for name, text, wanted in (
+            ("best", f"The largest J {of}.", order[::-1]),
+            ("median", f"The middle {of}: median J {100 * np.median(scored.jaccard[objects]):.1f} %.", from_middle),
+            ("worst", f"The smallest J {of}; {lost} of them have a J below 1 %.", order),
+        ):
+            found.append(Choice(name=name, title=f"{name.capitalize()} expressions", text=text,
+                                places=_of_other_clips(wanted, clips)))  # fmt: skip
+    if len(nulls):
+        wrong = nulls[scored.area[nulls] > 0]
+        order = wrong[np.argsort(-scored.area[wrong], kind="stable")]
+        text = f"{len(wrong)} of {len(nulls)} expressions that refer to nothing are given an object in some frame"
+        text += "; these are given the largest." if len(wrong) else "."
+        title = "False objects on null expressions"
+        found.append(Choice(name="null", title=title, text=text, places=_of_other_clips(order, clips)))
+    return tuple(found)
+
+
+def _of_other_clips(order: Int[np.ndarray, " n"], clips: Sequence[str]) -> tuple[int, ...]:
+    first: dict[str, int] = {}
+    for place in order.tolist():
+        first.setdefault(clips[place], place)
+    return tuple(first.values())[:PER_GROUP]
+
+
+def _cards(
+    source: GallerySource, store: FeatureStore, scored: Scored, places: Sequence[int], rows: np.ndarray
+) -> dict[int, Card]:
+    """The cards of these places; one expression may stand in two groups and is predicted once."""
+    distinct = sorted(set(places))
+    model = load_model(source.checkpoint)
+    settings: dict[str, Any] = read_config(source.checkpoint)["facts"].get("trial", {}).get("train", {})
+    config = TrainConfig(precision=settings.get("precision", "fp32"), eval_batch_size=1)
+    wanted = [int(rows[place]) for place in distinct]
+    found = {}
+    for place, (batch, probs) in zip(
+        distinct, predictions(config, model, store, wanted, torch.device("cpu")), strict=True
+    ):
+        assert batch.mask is not None
+        pred, truth = (probs[0] > 0.5).numpy(), batch.mask[0].numpy()
+        found[place] = _card(store, scored, place, pred, truth)
+    return found
+
+
+def _card(store: FeatureStore, scored: Scored, place: int, pred: np.ndarray, truth: np.ndarray) -> Card:
+    facts = scored.table.iloc[place]
+    hits, union = (pred & truth).sum((1, 2)), (pred | truth).sum((1, 2))
+    scores = np.where(truth.any((1, 2)), hits / np.maximum(union, 1), ~pred.any((1, 2)))
+    footage = footage_of(store, str(facts["clip_id"]))
+    notes = [footage.note] * bool(footage.note)
+    if abs(scores.mean() - scored.jaccard[place]) > DRIFT:
+        notes.append(f"Predicted again for this page it scores {100 * scores.mean():.1f} %.")
+    area = f"{100 * scored.area[place]:.1f} % of all pixels predicted"
+    return Card(
+        sentence=str(facts["text"]), uid=str(facts["uid"]), split=str(facts["split"]),
+        dimension=str(facts["dimension"]), width=footage.width, note=" ".join(notes),
+        score=area if scored.empty[place] else f"J {100 * scored.jaccard[place]:.1f} %",
+        seconds=seconds_of(footage, pred, truth, scores.tolist()),
+    )  # fmt: skip

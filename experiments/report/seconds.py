@@ -1,0 +1,171 @@
+"""What the gallery shows of one second of a clip: its frame with outlines, and its piece of the waveform."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import contourpy
+import numpy as np
+from einops import rearrange, reduce
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+
+from extract.media import Media, frame_size, read_media
+from refavs.data.bench import VIDEO_SUFFIXES, Clip
+from refavs.errors import DatasetError
+from refavs.store import FeatureStore
+
+HEIGHT = 160  # of a picture, px; its width follows from the clip's shape
+JPEG_QUALITY = 80
+WAVE_WIDTH, WAVE_HEIGHT, WAVE_BINS = 100, 24, 50
+WIDEST = 2.5  # width of a picture as a multiple of its height
+_NEAREST = 1.0  # points of an outline that are closer than this, in px of the picture, become one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Second:
+    """One second of a card.
+
+    Attributes:
+        picture: the frame as a data URI; empty where there is none.
+        truth, pred: outlines as SVG path data, in px of the picture; empty where there is nothing.
+        wave: the sound as SVG path data, `WAVE_WIDTH` by `WAVE_HEIGHT`; empty where it could not be read.
+        verdict: `J 71`, or what was found where there is no object.
+    """
+
+    number: int
+    picture: str
+    truth: str
+    pred: str
+    wave: str
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footage:
+    """A clip's frames and sound, as far as they are there.
+
+    Attributes:
+        width: of a picture, px.
+        note: what is missing, in words.
+    """
+
+    width: int
+    frames: UInt8[np.ndarray, "t h w 3"] | None
+    waves: tuple[str, ...]
+    note: str = ""
+
+
+def find_clip(source: str, clip_id: str) -> Clip | None:
+    """Where the clip's media lies, from a store's attribute `source` ("bench /root", "videos /root"); None if nowhere.
+
+    The ids of a store are not trusted: no file outside of the source's folder is read for them.
+    """
+    kind, _, place = source.partition(" ")
+    root = Path(place)
+    if not place or clip_id in ("", "..") or Path(clip_id).name != clip_id:
+        return None
+    if kind == "bench" and (root / "media" / clip_id).is_dir():
+        media = root / "media"
+        return Clip(id=clip_id, frames=media / clip_id / "frames", audio=media / clip_id / "audio.wav", root=media)
+    if kind == "videos" and root.is_dir():
+        found = [path for path in root.iterdir() if path.stem == clip_id and path.suffix.lower() in VIDEO_SUFFIXES]
+        return Clip(id=clip_id, video=found[0], root=root) if len(found) == 1 else None
+    return None
+
+
+def footage_of(store: FeatureStore, clip_id: str) -> Footage:
+    """The frames and sound of a clip where its source still lies where it was extracted from."""
+    source = str(store.attributes.get("source", ""))
+    clip = find_clip(source, clip_id)
+    bare = Footage(width=HEIGHT, frames=None, waves=("",) * store.num_frames)
+    if clip is None:
+        return _without(bare, f"its media is no longer at {source or 'the place it was extracted from'}")
+    try:
+        size = frame_size(clip)
+        media = read_media(clip, store.num_frames, HEIGHT)
+    except DatasetError as error:
+        return _without(bare, str(error))
+    shape = 1.0 if size is None else min(max(size[1] / size[0], 1 / WIDEST), WIDEST)
+    note = "The clip has no sound track." if media.silent else ""
+    return Footage(width=round(HEIGHT * shape), frames=media.frames, waves=_waves(media), note=note)
+
+
+def seconds_of(
+    footage: Footage, pred: Bool[np.ndarray, "t h w"], truth: Bool[np.ndarray, "t h w"], scores: Sequence[float]
+) -> tuple[Second, ...]:
+    """A clip's seconds with what was predicted and what is true.
+
+    Args:
+        scores: J of each frame.
+    """
+    pictures = ("",) * len(pred) if footage.frames is None else [data_uri(f, footage.width) for f in footage.frames]
+    size = (footage.width, HEIGHT)
+    return tuple(
+        Second(
+            number=number, picture=pictures[number], wave=footage.waves[number],
+            truth=outline(truth[number], size), pred=outline(pred[number], size),
+            verdict=_verdict(bool(truth[number].any()), bool(pred[number].any()), scores[number]),
+        )
+        for number in range(len(pred))
+    )  # fmt: skip
+
+
+def outline(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> str:
+    """The border of a mask as SVG path data in a picture of this width and height; empty for an empty mask."""
+    if not mask.any():
+        return ""
+    lines = contourpy.contour_generator(z=np.pad(mask, 1).astype(np.float64)).lines(0.5)
+    scale = np.array([size[0] / mask.shape[1], size[1] / mask.shape[0]])
+    # Sample i of the padded mask is the middle of pixel i - 1.
+    return "".join(_path((np.asarray(line) - 0.5) * scale) for line in lines)
+
+
+def wave_path(samples: Float[np.ndarray, " s"], loudest: float) -> str:
+    """The envelope of a second's sound as SVG path data: lowest and highest sample of each bin."""
+    bins = rearrange(samples[: len(samples) // WAVE_BINS * WAVE_BINS], "(k n) -> k n", k=WAVE_BINS)
+    middle = WAVE_HEIGHT / 2
+    scale = 0.0 if loudest <= 0 else (middle - 1) / loudest
+    high = middle - scale * reduce(bins, "k n -> k", "max")
+    low = middle - scale * reduce(bins, "k n -> k", "min")
+    # Half a unit thick at least, so that silence is a line.
+    high, low = np.minimum(high, middle - 0.25), np.maximum(low, middle + 0.25)
+    xs = np.linspace(0, WAVE_WIDTH, WAVE_BINS)
+    there = [f"{x:.0f} {y:.1f}" for x, y in zip(xs, high, strict=True)]
+    back = [f"{x:.0f} {y:.1f}" for x, y in zip(xs[::-1], low[::-1], strict=True)]
+    return f"M{'L'.join(there + back)}Z"
+
+
+def data_uri(frame: UInt8[np.ndarray, "h w 3"], width: int) -> str:
+    """A frame as a JPEG in a data URI."""
+    content = io.BytesIO()
+    Image.fromarray(frame).resize((width, HEIGHT)).save(content, format="JPEG", quality=JPEG_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def _path(points: Float[np.ndarray, "n 2"]) -> str:
+    kept = [points[0]]
+    for point in points[1:]:
+        if np.abs(point - kept[-1]).max() >= _NEAREST:
+            kept.append(point)
+    return f"M{'L'.join(f'{x:.1f} {y:.1f}' for x, y in kept)}Z"
+
+
+def _waves(media: Media) -> tuple[str, ...]:
+    loudest = float(np.abs(media.sound).max(initial=0.0))
+    seconds = rearrange(media.sound, "(t n) -> t n", t=len(media.frames))
+    return tuple(wave_path(second, loudest) for second in seconds)
+
+
+def _verdict(there: bool, found: bool, score: float) -> str:
+    if there:
+        return f"J {100 * score:.0f}" if found else "missed"
+    return "false object" if found else "rightly empty"
+
+
+def _without(bare: Footage, reason: str) -> Footage:
+    return Footage(
+        width=bare.width, frames=None, waves=bare.waves, note=f"Masks on a plain backdrop, without sound: {reason}"
+    )
