@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,10 +120,10 @@ def rows_of(store: "FeatureStore", splits: Sequence[str]) -> list[int]:
     return [int(row) for row in rows[np.argsort(clips, kind="stable")]]
 
 
-def controls(store: "FeatureStore") -> dict[str, dict[str, float]]:
+def controls(of_controls: Mapping[str, Results]) -> dict[str, dict[str, float]]:
     """What predictions reach on the test splits that never look or listen, by their name and the metric's."""
     found = {}
-    for name, results in control_results_of(store).items():
+    for name, results in of_controls.items():
         groups = grouped(results.expressions, ["split"]) | grouped(results.expressions, ["split", "dimension"])
         scores = {group: protocol_values(results, "canonical", rows) for group, rows in groups.items()}
         found[name] = named_values(scores)

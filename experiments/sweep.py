@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.evaluate import controls
+from experiments.evaluate import control_results_of, controls
 from experiments.grid import Grid
 from experiments.ledger import Entry, Ledger, read_metrics
+from experiments.report.scores import control_values
 from experiments.state import read_json, write_json
 from experiments.table import csv_text
 from experiments.tracking import Tracker, default_tracking_uri
@@ -243,11 +244,12 @@ class _Run:
 
 
 def _controls(out: Path, store: FeatureStore) -> dict[str, dict[str, float]]:
-    """The constant predictions on this store, computed once for a sweep."""
+    """The constant predictions on this store, computed once for a sweep; by every protocol for its report."""
     path = out / "controls.json"
     known = read_json(path)
-    if known is None or known["store"] != store.fingerprint:
-        known = {"store": store.fingerprint, "controls": controls(store)}
+    if known is None or known["store"] != store.fingerprint or "protocols" not in known:
+        results = control_results_of(store)
+        known = {"store": store.fingerprint, "controls": controls(results), "protocols": control_values(results)}
         write_json(path, known)
     return known["controls"]
 

@@ -20,6 +20,8 @@ from refavs.config import flat
 from refavs.errors import ConfigError
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from refavs.store import FeatureStore
 
 BATCH_METRICS = 1000
@@ -66,6 +68,47 @@ def _few_retries() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
+@contextlib.contextmanager
+def _first_contact(uri: str) -> Iterator["MlflowClient"]:
+    """A quiet client; what its first requests meet is one clear error.
+
+    Raises:
+        ConfigError: nothing that can be used answers at `uri`.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        with _few_retries():
+            yield MlflowClient(tracking_uri=uri)
+    except (MlflowException, SQLAlchemyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"MLflow at {uri} cannot be used ({reason}); give by --tracking-uri a running server, as "
+            "http://HOST:5000, or a database, as sqlite:///PATH.db"
+        ) from error
+
+
+def upload(uri: str, run_id: str, paths: Sequence[Path], folder: str) -> None:
+    """Gives files to a run that is there already, under `folder` among its artifacts; a file of that name is replaced.
+
+    Raises:
+        ConfigError: nothing that can be used answers at `uri`, or it has no such run.
+    """
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not database.is_file():
+        raise ConfigError(f"there is no MLflow database {database}; give by --tracking-uri where it is")
+    with _first_contact(uri) as client:
+        client.get_run(run_id)
+        for path in paths:
+            client.log_artifact(run_id, str(path), folder)
+
+
 class Tracker:
     """Writes one sweep into MLflow.
 
@@ -80,25 +123,9 @@ class Tracker:
     """
 
     def __init__(self, uri: str, experiment: str, sweep_id: str, artifacts: Path | None) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
         self.sweep_id = sweep_id
-        try:
-            with _few_retries():
-                self.client = MlflowClient(tracking_uri=uri)
-                self.experiment_id = self._experiment(uri, experiment, artifacts)
-        except (MlflowException, SQLAlchemyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ConfigError(
-                f"MLflow at {uri} cannot be used ({reason}); give by --tracking-uri a running server, as "
-                "http://HOST:5000, or a database, as sqlite:///PATH.db"
-            ) from error
+        with _first_contact(uri) as self.client:
+            self.experiment_id = self._experiment(uri, experiment, artifacts)
         self.git = git_facts(Path(__file__).parent)
 
     def _experiment(self, uri: str, name: str, artifacts: Path | None) -> str:

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.config import TrialConfig
 from experiments.ledger import Ledger, read_metrics
 from experiments.state import read_json
+from refavs.config import flat
 from refavs.errors import ConfigError
 from refavs.metrics import STATISTICS_FILE
 
@@ -18,7 +20,7 @@ class Run:
     Attributes:
         name: of the trial, without its seed.
         store: fingerprint of the features it read.
-        config: every setting by its dotted name, `seed` among them.
+        config: every setting by its dotted name, `seed` among them; one that the code got later has its default.
         history: the records of its epochs, oldest first.
         metrics: the final ones, as fractions, by name as `test_s/J`.
     """
@@ -118,7 +120,8 @@ def _read_run(folder: Path) -> tuple[Run, str]:
     status, result = (read_json(folder / name) for name in ("status.json", "result.json"))
     run = Run(
         key=settings["key"], name=settings["name"], seed=settings["seed"], folder=folder, store=settings["store"],
-        config=settings["config"], history=tuple(read_metrics(folder)), metrics=result["metrics"] if result else {},
+        config=flat(TrialConfig()) | settings["config"], history=tuple(read_metrics(folder)),
+        metrics=result["metrics"] if result else {},
     )  # fmt: skip
     state = status["state"] if status else "new"
     return run, state if result or state != "finished" else "without a result"

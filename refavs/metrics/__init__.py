@@ -8,6 +8,7 @@ from refavs.metrics.recompute import (
     all_protocols,
     expression_results,
     grouped,
+    histograms_of,
     protocol_values,
 )
 from refavs.metrics.segmentation import (
@@ -63,6 +64,7 @@ __all__ = [
     "expression_results",
     "expression_scores",
     "grouped",
+    "histograms_of",
     "mean_mask",
     "merge_files",
     "merge_groups",

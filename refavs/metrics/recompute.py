@@ -23,7 +23,7 @@ from torch import Tensor
 from refavs.config import nearest
 from refavs.errors import ConfigError, StatisticsError
 from refavs.metrics.segmentation import FrameCounts, f_curve, jaccard_per_frame
-from refavs.metrics.statistics import Statistics
+from refavs.metrics.statistics import HISTOGRAMS, Statistics
 
 BATCH_CLIPS = 4
 EPSILON = 1e-7  # of the authors' J
@@ -36,7 +36,7 @@ class Results:
     Attributes:
         expressions: as `Statistics.expressions`.
         values: a number for each expression by `PROTOCOL/MEASURE`; NaN where it says nothing.
-        curves: sums over the frames with an object of F at the 255 thresholds, `canonical` and `released`.
+        curves: sums over the frames with an object of F at the 255 thresholds, of `canonical` and `released`.
         facts: as `Statistics.facts`.
     """
 
@@ -63,13 +63,19 @@ class Results:
         return np.flatnonzero(chosen)
 
 
-def expression_results(blocks: Iterable[Statistics]) -> Results:
+def expression_results(blocks: Iterable[Statistics], protocols: Sequence[str] | None = None) -> Results:
     """Scores from the parts of one run, as `statistics_blocks` gives them; the order of the parts changes nothing.
 
+    Args:
+        protocols: the wanted ones, of whose histograms alone the parts need to have; all where none are given.
+
     Raises:
+        ConfigError: there is no such protocol.
         StatisticsError: there is no part.
     """
-    parts = [_block(block) for block in blocks if len(block)]
+    wanted = set(PROTOCOLS if protocols is None else protocols)
+    histograms_of(wanted)
+    parts = [_block(block, wanted) for block in blocks if len(block)]
     if not parts:
         raise StatisticsError("no statistics of any expression; evaluate a split that the store has")
     whole = joined(parts)
@@ -97,26 +103,50 @@ def spread(results: Results, places: Int[np.ndarray, " n"], expressions: pd.Data
     )
 
 
-def _block(block: Statistics) -> Results:
-    counts = block.counts()
-    curve = f_curve(counts)
-    small = block.counts("released_", "40")
-    small_curve = f_curve(small)
-    present = small.target > 0
-    values = _canonical(counts, curve) | _per_frame(counts, curve) | _per_expression(block, counts, curve)
-    values |= _davis(block, counts)
-    values |= {
-        "released/J": _jaccard_or_background(small).mean(1),
-        "released/area": torch.from_numpy(block.frames["released_pred_50"].astype(np.int64)).double().mean(1)
-        / small.num_pixels,
-        "released/num_object_frames": present.sum(1),
-    }
+def _block(block: Statistics, protocols: set[str]) -> Results:
+    values: dict[str, Tensor] = {}
+    curves: dict[str, np.ndarray] = {}
+    if protocols & NATIVE:
+        counts = block.counts()
+        curve = f_curve(counts)
+        values |= _canonical(counts, curve) if "canonical" in protocols else {}
+        values |= _per_frame(counts, curve) if "per_frame" in protocols else {}
+        values |= _per_expression(block, counts, curve) if "per_expression" in protocols else {}
+        values |= _davis(block, counts) if "davis" in protocols else {}
+        curves |= {"canonical": curve.sum(1).numpy()} if "canonical" in protocols else {}
+    if "released" in protocols:
+        small = block.counts("released_", "40")
+        values |= _released(block, small)
+        curves["released"] = f_curve(small).sum(1).numpy()
     return Results(
         expressions=block.expressions,
         values={name: value.double().numpy() for name, value in values.items()},
-        curves={"canonical": curve.sum(1).numpy(), "released": small_curve.sum(1).numpy()},
+        curves=curves,
         facts=block.facts,
     )
+
+
+def histograms_of(protocols: Iterable[str]) -> tuple[str, ...]:
+    """The histograms from which these protocols are computed.
+
+    Raises:
+        ConfigError: there is no such protocol.
+    """
+    wanted = set(protocols)
+    unknown = sorted(wanted - set(PROTOCOLS))
+    if unknown:
+        raise ConfigError(f"no protocol {unknown[0]!r}; {nearest(unknown[0], PROTOCOLS)}")
+    return tuple(name for name in HISTOGRAMS if wanted & ({"released"} if name.startswith("released_") else NATIVE))
+
+
+def _released(block: Statistics, counts: FrameCounts) -> dict[str, Tensor]:
+    """What `_released_values` averages over batches."""
+    area = torch.from_numpy(block.frames["released_pred_50"].astype(np.int64)).double().mean(1)
+    return {
+        "released/J": _jaccard_or_background(counts).mean(1),
+        "released/area": area / counts.num_pixels,
+        "released/num_object_frames": (counts.target > 0).sum(1),
+    }
 
 
 def _canonical(counts: FrameCounts, curve: Float[Tensor, "b t k"]) -> dict[str, Tensor]:
@@ -240,6 +270,7 @@ PROTOCOLS: dict[str, Callable[[Results, np.ndarray], dict[str, float]]] = {
     "per_expression": _means("per_expression", "J", "F", "S"),
     "davis": _means("davis", "J", "F"),
 }  # the only place a protocol is listed
+NATIVE = set(PROTOCOLS) - {"released"}  # those at the size of the masks
 
 
 def protocol_values(results: Results, protocol: str, rows: Int[np.ndarray, " m"]) -> dict[str, float]:
@@ -249,8 +280,7 @@ def protocol_values(results: Results, protocol: str, rows: Int[np.ndarray, " m"]
         ConfigError: there is no such protocol.
         StatisticsError: `rows` is empty.
     """
-    if protocol not in PROTOCOLS:
-        raise ConfigError(f"no protocol {protocol!r}; {nearest(protocol, PROTOCOLS)}")
+    histograms_of([protocol])
     if not len(rows):
         raise StatisticsError("a group without expressions has no scores; leave it out")
     return PROTOCOLS[protocol](results, rows)

@@ -5,7 +5,7 @@ stores every unsigned integer of up to 32 bits alike; zstd takes the empty cells
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,18 +109,18 @@ def read_facts(path: Path) -> dict[str, Any]:
         return _facts(file, path)
 
 
-def statistics_blocks(path: Path, histograms: bool = True) -> Iterator[Statistics]:
+def statistics_blocks(path: Path, histograms: Sequence[str] = HISTOGRAMS) -> Iterator[Statistics]:
     """The statistics of a run in parts of up to 256 expressions.
 
     Args:
-        histograms: without them reading is several times faster; nothing of F is left then.
+        histograms: the wanted ones, as `histograms_of` names them; without any, reading is several times faster.
 
     Raises:
         StatisticsError: there is no such file, it is damaged, or not one that `write_statistics` wrote.
     """
     with _open(path) as file:
         facts = _facts(file, path)
-        names = [*EXPRESSION_COLUMNS, "frame", *COUNTS, PEAK, *(HISTOGRAMS if histograms else ())]
+        names = [*EXPRESSION_COLUMNS, "frame", *COUNTS, PEAK, *histograms]
         for group in range(file.num_row_groups):
             try:
                 table = file.read_row_group(group, columns=names, use_threads=False)

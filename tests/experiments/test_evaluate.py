@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from experiments.config import TrialConfig
-from experiments.evaluate import controls, evaluate_splits, named_values, predictions, record_splits, rows_of
+from experiments.evaluate import (
+    control_results_of,
+    controls,
+    evaluate_splits,
+    named_values,
+    predictions,
+    record_splits,
+    rows_of,
+)
 from experiments.train import TrainConfig, build_model
 from refavs.config import replace
 from refavs.metrics import canonical, expression_results, grouped, protocol_values, statistics_blocks
@@ -93,7 +101,7 @@ def test_rows_of_one_clip_stand_together(store: FeatureStore) -> None:
 
 
 def test_controls_name_every_constant_on_every_split(store: FeatureStore) -> None:
-    found = controls(store)
+    found = controls(control_results_of(store))
     assert set(found) == {
         "all background", "all foreground", "mean training mask", "mean training mask, best threshold",
         "centred disc", "text only",
@@ -108,4 +116,4 @@ def test_controls_name_every_constant_on_every_split(store: FeatureStore) -> Non
 
 
 def test_controls_without_training_masks_are_none(tmp_path: Path) -> None:
-    assert controls(make_store(tmp_path / "store", {"test_s": 1})) == {}
+    assert controls(control_results_of(make_store(tmp_path / "store", {"test_s": 1}))) == {}

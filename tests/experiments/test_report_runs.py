@@ -2,35 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from experiments.report.runs import natural, read_sweep
-from refavs.config import digest
 from refavs.errors import ConfigError
-
-
-def write_trial(sweep: Path, name: str, seed: int = 0, state: str = "finished", **config: Any) -> Path:
-    """A trial's folder with small files, as a sweep leaves it, but for statistics and checkpoint."""
-    key = digest([name, seed, config])
-    folder = sweep / "trials" / key[:16]
-    folder.mkdir(parents=True)
-    settings = {"key": key, "name": name, "seed": seed, "store": "of-tests", "config": {**config, "seed": seed}}
-    (folder / "config.json").write_text(json.dumps(settings))
-    (folder / "status.json").write_text(json.dumps({"state": state}))
-    records = [{"epoch": epoch, "metrics": {"train/loss": 1 / epoch, "val/J": epoch / 10}} for epoch in (1, 2)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    if state == "finished":
-        (folder / "result.json").write_text(json.dumps({"epoch": 2, "metrics": {"test_s/J": 0.5}}))
-    return folder
+from tests.experiments.small_sweep import STORE, write_trial
 
 
 def test_runs_come_in_the_order_of_names_and_seeds(tmp_path: Path) -> None:
     for name in ("beta 10", "beta 2", "beta 0.5"):
         for seed in (1, 0):
-            write_trial(tmp_path, name, seed)
-    write_trial(tmp_path, "broken", state="failed")
+            write_trial(tmp_path, name, seed, None)
+    write_trial(tmp_path, "broken", quality=None, state="failed")
     (tmp_path / "sweep.json").write_text(json.dumps({"id": "x", "grid": "beta"}))
     sweep = read_sweep(tmp_path)
     assert [run.title for run in sweep.runs] == [
@@ -39,7 +23,15 @@ def test_runs_come_in_the_order_of_names_and_seeds(tmp_path: Path) -> None:
     assert sweep.grid == "beta" and sweep.unfinished == {"broken, seed 0": "failed"}
     run = sweep.runs[0]
     assert [record["epoch"] for record in run.history] == [1, 2] and run.metrics == {"test_s/J": 0.5}
-    assert run.statistics == run.folder / "statistics.parquet" and run.store == "of-tests"
+    assert run.statistics == run.folder / "statistics.parquet" and run.store == STORE
+    assert run.config["model.beta"] == 1.0
+
+
+def test_setting_that_is_newer_than_the_run_has_its_default(tmp_path: Path) -> None:
+    path = write_trial(tmp_path, "full", quality=None) / "config.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, "config": {"seed": 0}}))
+    assert read_sweep(tmp_path).runs[0].config == facts["config"]
 
 
 def test_numbers_in_names_are_sorted_by_value() -> None:
@@ -58,13 +50,13 @@ def test_sweep_without_a_finished_run_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "trials").mkdir()
     with pytest.raises(ConfigError, match=r"has no finished run \(no trial at all\); run its refavs-sweep command"):
         read_sweep(tmp_path)
-    write_trial(tmp_path, "full", state="running")
+    write_trial(tmp_path, "full", quality=None, state="running")
     with pytest.raises(ConfigError, match=r"has no finished run \(1 trials without a result\)"):
         read_sweep(tmp_path)
 
 
 def test_damaged_trial_is_one_line(tmp_path: Path) -> None:
-    folder = write_trial(tmp_path, "full")
+    folder = write_trial(tmp_path, "full", quality=None)
     (folder / "metrics.jsonl").write_text("{")
     with pytest.raises(ConfigError, match=r"cannot be read .*; remove that folder and run"):
         read_sweep(tmp_path)

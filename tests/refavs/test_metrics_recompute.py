@@ -1,5 +1,6 @@
 """Protocols recomputed from statistics against the authors' formulas written out, and their independence of batches."""
 
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -17,10 +18,11 @@ from refavs.metrics import (
     all_protocols,
     expression_results,
     grouped,
+    histograms_of,
     protocol_values,
     released,
 )
-from refavs.metrics.statistics import released_view
+from refavs.metrics.statistics import HISTOGRAMS, released_view
 from tests.refavs.small_predictions import MASKS, PROBS, TABLE, make_predictions, record
 from tests.refavs.test_metrics import f_scores_numpy
 from tests.refavs.test_metrics_boundary import literal_counts
@@ -176,6 +178,19 @@ def test_perfect_predictions_are_perfect_under_every_protocol_but_the_released()
         else:
             assert values["all"]["J"] == pytest.approx(1.0, abs=1e-6), protocol
     assert protocol_values(results, "davis", np.arange(2))["F"] == 1.0
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_one_protocol_needs_its_histograms_alone(results: Results, protocol: str) -> None:
+    whole = record([range(len(TABLE))])
+    kept = {name: values for name, values in whole.frames.items() if name not in HISTOGRAMS}
+    kept |= {name: whole.frames[name] for name in histograms_of([protocol])}
+    assert len(kept) == len(whole.frames) - 2
+    alone = expression_results([dataclasses.replace(whole, frames=kept)], [protocol])
+    rows = np.arange(len(results))
+    assert str(protocol_values(alone, protocol, rows)) == str(protocol_values(results, protocol, rows))
+    with pytest.raises(ConfigError, match="no protocol 'canonic'"):
+        expression_results([whole], ["canonic"])
 
 
 def test_groups_leave_out_what_is_not_known(results: Results) -> None:

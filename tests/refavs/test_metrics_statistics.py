@@ -135,7 +135,7 @@ def test_files_of_workers_merge_to_the_file_of_one(tmp_path: Path) -> None:
 def test_blocks_without_histograms_hold_the_counts(tmp_path: Path) -> None:
     whole = record([range(len(TABLE))])
     write_statistics(tmp_path / "a.parquet", whole)
-    (block,) = statistics_blocks(tmp_path / "a.parquet", histograms=False)
+    (block,) = statistics_blocks(tmp_path / "a.parquet", histograms=())
     np.testing.assert_array_equal(block.frames["hits_50"], whole.frames["hits_50"])
     assert "object" not in block.frames
 

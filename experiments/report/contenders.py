@@ -1,0 +1,183 @@
+"""What a report compares: runs that differ in their seed alone, how far to trust each, and whether two differ."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.report.runs import natural
+from experiments.report.scores import RunScores
+from refavs.config import digest, nearest
+from refavs.errors import ConfigError, StatisticsError
+from refavs.metrics import Difference, Interval, bootstrap_interval, paired_difference, scores_of, seed_interval
+from refavs.metrics.uncertainty import ONE_SEED, SeedScores
+
+REFERENCE = "full"
+SPLITS_OF = {"test_s": ("test_s",), "test_u": ("test_u",), "mix": ("test_s", "test_u"), "test_n": ("test_n",)}
+ABLATIONS = {"model.text": "text", "model.audio": "audio", "model.memory": "cached memory",
+             "model.modality_tokens": "modality encoding"}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contender:
+    """The runs of one trial, which differ in their seed alone.
+
+    Attributes:
+        label: the trial's name, with settings where another line has the same name.
+        config: their settings, without the seed.
+        runs: in the order of their seeds.
+        mark: what sets the line apart from the reference; empty where nothing does.
+    """
+
+    label: str
+    config: Mapping[str, Any]
+    runs: tuple[RunScores, ...]
+    mark: str = ""
+
+    @property
+    def store(self) -> str:
+        """Fingerprint of the features that the runs read."""
+        return self.runs[0].run.store
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What two lines of one table share: the store, and the size and number of frames of its masks."""
+        return tuple(self.runs[0].facts[name] for name in ("store", "height", "width", "num_frames"))
+
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """The parts of the model that are left out, as the paper's Table 4 names them; beta = 0 is no memory."""
+        off = {name for name in ABLATIONS if self.config.get(name) is False}
+        if self.config.get("model.beta") == 0:
+            off.add("model.memory")
+        return tuple(part for name, part in ABLATIONS.items() if name in off)
+
+    def interval(self, protocol: str, group: str, measure: str) -> Interval | None:
+        """Mean over the seeds with its t interval; None where a seed has no such number."""
+        values = [run.values[protocol].get(group, {}).get(measure, math.nan) for run in self.runs]
+        return None if any(map(math.isnan, values)) else seed_interval(values)
+
+    def count(self, group: str) -> int:
+        """Expressions of a group."""
+        return self.runs[0].counts.get(group, 0)
+
+    def scores(self, protocol: str, split: str, measure: str) -> SeedScores | None:
+        """The scores of each expression of `test_s`, `test_u`, `mix` or `test_n`; None where there are none."""
+        results = [run.results for run in self.runs]
+        name, splits = f"{protocol}/{measure}", SPLITS_OF[split]
+        if name not in results[0].values or not all(self.count(part) for part in splits):
+            return None
+        found = scores_of(results, name, splits)
+        known = (found.values == found.values).any(1).all()
+        return found if known else None
+
+    def sampled(self, protocol: str, split: str, measure: str) -> Interval | None:
+        """Mean and interval over seeds and clips; None where the measure is not one of single expressions."""
+        scores = self.scores(protocol, split, measure)
+        return None if scores is None else bootstrap_interval(scores)
+
+    def minus(self, reference: "Contender", protocol: str, split: str, measure: str) -> Difference | None:
+        """How much this line is above `reference`, by paired bootstrap; None where clips cannot be paired."""
+        mine, theirs = (line.scores(protocol, split, measure) for line in (self, reference))
+        if mine is None or theirs is None or self.kind != reference.kind:
+            return None
+        return paired_difference(theirs, mine)
+
+
+def contenders_of(runs: Sequence[RunScores], stores: Mapping[str, str]) -> list[Contender]:
+    """Contenders in the order of their labels; the same run that two sweeps hold counts once.
+
+    Args:
+        stores: for messages and marks, what to call each store by its fingerprint.
+    """
+    groups: dict[str, dict[str, RunScores]] = {}
+    for scores in sorted(runs, key=lambda scores: (scores.run.seed, scores.run.key)):
+        run = scores.run
+        same = digest({"name": run.name, "store": run.store, "config": _without_seed(run.config)})
+        groups.setdefault(same, {}).setdefault(run.key, scores)
+    found = [
+        Contender(label=members[0].run.name, config=_without_seed(members[0].run.config), runs=tuple(members))
+        for members in (tuple(group.values()) for group in groups.values())
+    ]
+    for line in found:
+        for first, second in itertools.pairwise(line.runs):
+            if first.run.seed == second.run.seed:
+                raise ConfigError(f"{first.run.title} is there twice with the same settings, in {first.run.folder} and "
+                                  f"in {second.run.folder}; remove one of the two folders")
+    labels = _labels(found, stores)
+    named = [dataclasses.replace(line, label=label) for label, line in zip(labels, found, strict=True)]
+    return sorted(named, key=lambda line: (natural(line.label), line.store))
+
+
+def reference_of(lines: Sequence[Contender], wanted: str | None) -> Contender:
+    """The line that others are compared with: the wanted one, else `full`, else the first that leaves nothing out.
+
+    Raises:
+        ConfigError: there is no line of the wanted name.
+    """
+    if wanted is None:
+        full = [line for line in lines if line.label == REFERENCE or line.runs[0].run.name == REFERENCE]
+        return next(iter(full or [line for line in lines if not line.removed] or lines))
+    for line in lines:
+        if wanted == line.label:
+            return line
+    names = {line.runs[0].run.name: line for line in reversed(lines)}
+    if wanted not in names:
+        raise ConfigError(f"--reference {wanted!r} is no row; {nearest(wanted, [line.label for line in lines])}")
+    return names[wanted]
+
+
+def marked(lines: Sequence[Contender], reference: Contender, mixed: bool, stores: Mapping[str, str]) -> list[Contender]:
+    """The lines, those of other stores or sizes than the reference with a mark that says so.
+
+    Raises:
+        StatisticsError: there are such lines, and `mixed` does not allow them.
+    """
+    others = [line for line in lines if line.kind != reference.kind]
+    if others and not mixed:
+        raise StatisticsError(
+            f"{others[0].label} ({_described(others[0], stores)}) and {reference.label} "
+            f"({_described(reference, stores)}) are not to be compared in one table; report the sweeps one by one, or "
+            "give --mixed, which marks such rows"
+        )
+    return [dataclasses.replace(line, mark=_described(line, stores)) if line in others else line for line in lines]
+
+
+def few_seeds(lines: Sequence[Contender]) -> str:
+    """What to say of lines with one seed alone; empty where there is none."""
+    single = [line.label for line in lines if len(line.runs) == 1]
+    if not single:
+        return ""
+    of = "every row" if len(single) == len(lines) else ", ".join(single)
+    return f"{ONE_SEED[0].upper()}{ONE_SEED[1:]} over seeds ({of})."
+
+
+def differing(lines: Sequence[Contender]) -> list[str]:
+    """The settings in which lines differ."""
+    names = sorted({name for line in lines for name in line.config})
+    return [name for name in names if len({repr(line.config.get(name)) for line in lines}) > 1]
+
+
+def _labels(lines: Sequence[Contender], stores: Mapping[str, str]) -> list[str]:
+    """Each line's name, and where several have the same what sets them apart."""
+    labels = []
+    for line in lines:
+        twins = [other for other in lines if other.label == line.label]
+        apart = [f"{name.split('.')[-1]} {line.config.get(name)}" for name in differing(twins)]
+        if len({other.store for other in twins}) > 1:
+            apart.append(stores.get(line.store, line.store[:8]))
+        labels.append(f"{line.label} ({', '.join(apart)})" if apart else line.label)
+    return labels
+
+
+def _described(line: Contender, stores: Mapping[str, str]) -> str:
+    store, height, width, num_frames = line.kind
+    return f"store {stores.get(str(store), str(store)[:8])}, masks of {num_frames} x {height} x {width}"
+
+
+def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name != "seed"}
+
+

@@ -1,0 +1,293 @@
+"""Builds the report of one or several sweeps: reads, compares, lays out; writes nothing."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.report import layout
+from experiments.report.contenders import (
+    SPLITS_OF,
+    Contender,
+    contenders_of,
+    differing,
+    few_seeds,
+    marked,
+    reference_of,
+)
+from experiments.report.layout import NAMES, Setting, ablated
+from experiments.report.runs import Run, Sweep, read_sweep
+from experiments.report.scores import Values, read_scores
+from experiments.report.tables import (
+    Bars,
+    BarSeries,
+    Calibration,
+    Curve,
+    Estimate,
+    GallerySource,
+    Line,
+    Report,
+    Table,
+)
+from refavs.data.parse import DIMENSIONS
+from refavs.metrics.controls import MEAN_MASK_BEST
+
+BETA = "model.beta"
+CURVES = ("train/loss", "val/J")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a report is asked for.
+
+    Attributes:
+        mixed: whether runs of different stores, and several protocols, may share a table; such rows are marked.
+        reference: label of the row that others are compared with; `full` or the first one where None.
+    """
+
+    protocols: tuple[str, ...] = ("canonical",)
+    published: bool = False
+    mixed: bool = False
+    reference: str | None = None
+
+
+def build_report(folders: Sequence[Path], options: Options) -> Report:
+    """Reads the sweeps and says what is to be shown of them.
+
+    Raises:
+        ConfigError: a folder is no sweep, none of its trials is finished, or there is no such reference.
+        StatisticsError: statistics are missing, damaged or without test splits, or runs are not to be compared.
+    """
+    sweeps = [read_sweep(folder) for folder in folders]
+    stores = _store_names(sweeps)
+    scores = read_scores([run for sweep in sweeps for run in sweep.runs], options.protocols)
+    found = contenders_of(scores, stores)
+    reference = reference_of(found, options.reference)
+    found = marked(found, reference, options.mixed, stores)
+    ordered = (reference, *(one for one in found if one is not reference))
+    controls, missing = _controls(sweeps, reference, options.protocols)
+    random_features = any(sweep.facts.get("random_features") for sweep in sweeps)
+    setting = Setting(
+        contenders=ordered, controls=controls, published=options.published, random_features=random_features
+    )
+    first = options.protocols[0]
+    return Report(
+        title=" + ".join(dict.fromkeys(sweep.grid for sweep in sweeps)),
+        facts=_facts(sweeps, ordered, options.protocols),
+        warnings=tuple(_warnings(sweeps, ordered, missing, random_features)),
+        random_features=random_features, protocols=options.protocols, reference=reference.label,
+        tables=tuple(_tables(setting, options, _encoders(sweeps))),
+        curves=tuple(_curves(ordered)), beta=_beta(ordered, first), ablations=_ablations(ordered, first),
+        dimensions=_dimensions(setting, first), categories=_categories(reference, first),
+        calibrations=tuple(_calibration(one) for one in ablated(ordered) or (reference,)),
+        gallery=_gallery(sweeps, reference),
+    )  # fmt: skip
+
+
+def _tables(setting: Setting, options: Options, encoders: Mapping[str, str]) -> list[Table]:
+    found: list[Table | None] = []
+    for protocol in options.protocols:
+        found += [layout.main_table(setting, protocol), layout.ablation_table(setting, protocol)]
+        found += [layout.difference_table(setting, protocol), layout.interval_table(setting, protocol)]
+        found += [layout.part_table(setting, protocol, part) for part in layout.PARTS]
+        found.append(layout.encoder_table(setting, protocol, encoders))
+    if options.mixed and len(options.protocols) > 1:
+        found.append(layout.protocol_table(setting, options.protocols))
+    return [table for table in found if table is not None]
+
+
+def _store_names(sweeps: Sequence[Sweep]) -> dict[str, str]:
+    """What to call each store by its fingerprint: the end of its location."""
+    found = {}
+    for sweep in sweeps:
+        if "store" in sweep.facts and "fingerprint" in sweep.facts:
+            name = str(sweep.facts["store"]).rstrip("/").rsplit("/", 1)[-1]
+            found[str(sweep.facts["fingerprint"])] = f"{name} {str(sweep.facts['fingerprint'])[:8]}"
+    return found
+
+
+def _encoders(sweeps: Sequence[Sweep]) -> dict[str, str]:
+    """The encoders of each store by its fingerprint: text, audio, visual."""
+    found = {}
+    for sweep in sweeps:
+        names: Mapping[str, str] = sweep.facts.get("encoders", {})
+        order = sorted(names, key=lambda stream: (stream != "text", stream != "audio", stream))
+        if names and "fingerprint" in sweep.facts:
+            found[str(sweep.facts["fingerprint"])] = " + ".join(names[stream] for stream in order)
+    return found
+
+
+def _controls(
+    sweeps: Sequence[Sweep], reference: Contender, protocols: Sequence[str]
+) -> tuple[dict[str, dict[str, Values]], list[str]]:
+    """The constant predictions on the reference's store, and the protocols by which they are not known."""
+    for sweep in sweeps:
+        known: Mapping[str, Any] = sweep.controls
+        if known.get("store") == reference.store:
+            by_protocol: dict[str, dict[str, Values]] = known.get("protocols", {})
+            return by_protocol, [protocol for protocol in protocols if protocol not in by_protocol]
+    return {}, list(protocols)
+
+
+def _facts(
+    sweeps: Sequence[Sweep], contenders: Sequence[Contender], protocols: Sequence[str]
+) -> tuple[tuple[str, str], ...]:
+    runs = [run.run for one in contenders for run in one.runs]
+    facts = [("sweep", ", ".join(str(sweep.folder) for sweep in sweeps))]
+    for sweep in sweeps:
+        known = sweep.facts
+        facts += [("store", str(known["store"]))] if "store" in known else []
+        facts += [("fingerprint", str(known["fingerprint"]))] if "fingerprint" in known else []
+        if "encoders" in known:
+            facts.append(("encoders", ", ".join(f"{stream} {name}" for stream, name in known["encoders"].items())))
+        git = known.get("git") or {}
+        if "mlflow.source.git.commit" in git:
+            dirty = " with changes" if git.get("mlflow.source.git.dirty") == "true" else ""
+            facts.append(("commit", f"{git['mlflow.source.git.commit']}{dirty}"))
+        facts += [("MLflow", f"{known['tracking_uri']}, run {known['run_id']}")] if "run_id" in known else []
+    facts += [
+        ("protocols", ", ".join(protocols)),
+        ("runs", f"{len(runs)} finished of {len(runs) + sum(len(sweep.unfinished) for sweep in sweeps)}"),
+        ("seeds", ", ".join(map(str, sorted({run.seed for run in runs})))),
+        ("expressions", ", ".join(f"{NAMES[split]} {contenders[0].count(split)}" for split in NAMES if split != "mix")),
+        ("compared with", contenders[0].label),
+    ]
+    return tuple(dict.fromkeys(facts))
+
+
+def _warnings(
+    sweeps: Sequence[Sweep], contenders: Sequence[Contender], missing: Sequence[str], random_features: bool
+) -> list[str]:
+    found = [layout.RANDOM] if random_features else []
+    if not random_features and any("random_features" not in sweep.facts for sweep in sweeps):
+        found.append("Whether the features are of random weights is not known; the refavs-sweep command, run again, "
+                     "notes it.")  # fmt: skip
+    if missing:
+        found.append(f"Constant predictions are not known by {', '.join(missing)}; the refavs-sweep command, run "
+                     "again, computes them (its store needs training expressions).")  # fmt: skip
+    for sweep in sweeps:
+        if sweep.unfinished:
+            shown = ", ".join(f"{title} ({state})" for title, state in list(sweep.unfinished.items())[:5])
+            more = f" and {len(sweep.unfinished) - 5} more" if len(sweep.unfinished) > 5 else ""
+            found.append(f"Not finished, and left out: {shown}{more}.")
+    return [*found, *filter(None, [few_seeds(contenders)])]
+
+
+def _estimate(contender: Contender, protocol: str, group: str, measure: str = "J") -> Estimate:
+    """In %."""
+    found = contender.interval(protocol, group, measure)
+    if found is None:
+        return Estimate(value=None)
+    low, high = (None if bound is None else 100 * bound for bound in (found.low, found.high))
+    return Estimate(value=100 * found.mean, low=low, high=high)
+
+
+def _curves(contenders: Sequence[Contender]) -> list[Curve]:
+    found = []
+    for measure in CURVES:
+        for one in contenders:
+            for run in one.runs:
+                points = _points(run.run, measure)
+                if points:
+                    epochs, values = zip(*points, strict=True)
+                    found.append(
+                        Curve(label=one.label, seed=run.run.seed, measure=measure, epochs=epochs, values=values)
+                    )
+    return found
+
+
+def _points(run: Run, measure: str) -> list[tuple[int, float]]:
+    return [(record["epoch"], record["metrics"][measure]) for record in run.history if measure in record["metrics"]]
+
+
+def _beta(contenders: Sequence[Contender], protocol: str) -> tuple[Line, ...]:
+    """J against beta over the most contenders that differ in nothing else, if possible with the reference."""
+    families: dict[str, list[Contender]] = {}
+    for one in contenders:
+        rest = {name: value for name, value in one.config.items() if name != BETA}
+        families.setdefault(repr((sorted(rest.items()), one.kind)), []).append(one)
+    family = sorted(max(families.values(), key=len), key=lambda one: one.config[BETA])
+    if len(differing(family)) != 1:
+        return ()
+    found = []
+    for group in ("test_s", "test_u", "mix"):
+        estimates = tuple(_estimate(one, protocol, group) for one in family)
+        if any(estimate.value is not None for estimate in estimates):
+            found.append(Line(label=NAMES[group], x=tuple(float(one.config[BETA]) for one in family),
+                              estimates=estimates))  # fmt: skip
+    return tuple(found)
+
+
+def _ablations(contenders: Sequence[Contender], protocol: str) -> Bars | None:
+    chosen = ablated(contenders)
+    if not chosen:
+        return None
+    groups = [group for group in ("test_s", "test_u", "mix") if all(map(chosen[0].count, SPLITS_OF[group]))]
+    if not groups:
+        return None
+    series = tuple(
+        BarSeries(label=one.label, estimates=tuple(_estimate(one, protocol, group) for group in groups))
+        for one in chosen
+    )
+    return Bars(title="Ablations", measure="J (%)", protocol=protocol, groups=tuple(NAMES[g] for g in groups),
+                series=series)  # fmt: skip
+
+
+def _dimensions(setting: Setting, protocol: str) -> Bars | None:
+    """J of the reference and what it is compared with in Table 4, and of the best constant."""
+    reference = setting.reference
+    found = [name.split("/", 1)[1] for name in reference.runs[0].counts if name.startswith("dimension/")]
+    groups = (*(name for name in DIMENSIONS if name in found), *sorted(set(found) - set(DIMENSIONS)))
+    if len(groups) < 2:
+        return None
+    series = [
+        BarSeries(label=one.label, estimates=tuple(_estimate(one, protocol, f"dimension/{name}") for name in groups))
+        for one in ablated(setting.contenders) or (reference,)
+    ]
+    constant = setting.controls.get(protocol, {}).get(MEAN_MASK_BEST)
+    if constant:
+        values = [constant.get(f"dimension/{name}", {}).get("J", math.nan) for name in groups]
+        estimates = tuple(Estimate(value=None if math.isnan(value) else 100 * value) for value in values)
+        series.append(BarSeries(label=MEAN_MASK_BEST, estimates=estimates, kind="control"))
+    return Bars(
+        title="J by dimension", measure="J (%)", protocol=protocol, groups=groups, series=tuple(series),
+        counts=tuple(reference.count(f"dimension/{name}") for name in groups),
+    )  # fmt: skip
+
+
+def _categories(reference: Contender, protocol: str) -> Bars | None:
+    """J of the reference by the object's category, best first."""
+    names = [name.split("/", 1)[1] for name in reference.runs[0].counts if name.startswith("category/")]
+    if len(names) < 2:
+        return None
+    of = {name: _estimate(reference, protocol, f"category/{name}") for name in names}
+    groups = tuple(sorted(names, key=lambda name: (-(of[name].value or 0.0), name)))
+    series = BarSeries(label=reference.label, estimates=tuple(of[name] for name in groups))
+    return Bars(
+        title="J by category", measure="J (%)", protocol=protocol, groups=groups, series=(series,),
+        counts=tuple(reference.count(f"category/{name}") for name in groups),
+    )  # fmt: skip
+
+
+def _calibration(contender: Contender) -> Calibration:
+    peaks = contender.runs[0].peaks
+    for run in contender.runs[1:]:
+        peaks = peaks + run.peaks
+    count = peaks.num_frames.tolist()
+    sums, objects = peaks.sum_prob.tolist(), peaks.num_object.tolist()
+    return Calibration(
+        label=contender.label, edges=tuple(place / len(count) for place in range(len(count) + 1)),
+        num_frames=tuple(count),
+        mean_prob=tuple(total / n if n else math.nan for total, n in zip(sums, count, strict=True)),
+        share_object=tuple(total / n if n else math.nan for total, n in zip(objects, count, strict=True)),
+    )  # fmt: skip
+
+
+def _gallery(sweeps: Sequence[Sweep], reference: Contender) -> GallerySource:
+    run = reference.runs[0].run
+    locations = {str(sweep.facts.get("fingerprint")): str(sweep.facts.get("store")) for sweep in sweeps}
+    return GallerySource(
+        label=reference.label, statistics=run.statistics, checkpoint=run.checkpoint,
+        store=locations.get(run.store), fingerprint=run.store,
+    )  # fmt: skip

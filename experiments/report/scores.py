@@ -1,0 +1,204 @@
+"""What each run reached on each part of the test splits, from one pass over its statistics.
+
+Only the numbers that tables and figures need are kept, so that the memory of a report does not grow with histograms.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+
+from experiments.evaluate import MIX, TEST_SPLITS
+from experiments.report.runs import Run
+from refavs.console import ProgressBar
+from refavs.data.parse import length_bin
+from refavs.errors import StatisticsError
+from refavs.metrics import (
+    PROTOCOLS,
+    Results,
+    Statistics,
+    expression_results,
+    grouped,
+    histograms_of,
+    protocol_values,
+    read_facts,
+    statistics_blocks,
+)
+from refavs.metrics.statistics import PEAK
+
+Values = dict[str, dict[str, float]]  # by group and measure, as fractions
+
+GRADES = {"1": "1+2", "2": "1+2"}  # as the supplement's Table 2 takes them together
+PARTS = ("grade", "length", "dimension", "category")
+NUM_BINS = 10
+_SAME = ("version", "height", "width", "num_frames", "store")
+_COMPARED = ("row", "clip_id", "split")  # of each expression, what comparing two runs needs
+_MAX_THREADS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peaks:
+    """Frames in `NUM_BINS` even bins of the largest probability that a pixel has.
+
+    Attributes:
+        num_frames, num_object: all frames, and those with an object.
+        sum_prob: of the largest probabilities.
+    """
+
+    num_frames: Int[np.ndarray, " n"]
+    num_object: Int[np.ndarray, " n"]
+    sum_prob: Float[np.ndarray, " n"]
+
+    def __add__(self, other: "Peaks") -> "Peaks":
+        return Peaks(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunScores:
+    """The scores of one run.
+
+    Attributes:
+        facts: of the statistics: size and number of frames, fingerprint of the store.
+        values: by protocol, then as `values_of` gives them.
+        counts: expressions of each group.
+        results: the scores of each expression that can be compared with another run's, as `canonical/J`.
+    """
+
+    run: Run
+    facts: dict[str, object]
+    values: dict[str, Values]
+    counts: dict[str, int]
+    results: Results
+    peaks: Peaks
+
+
+def read_scores(runs: Sequence[Run], protocols: Sequence[str]) -> list[RunScores]:
+    """Reads the statistics of all runs, several at once, with a progress bar; the order of `runs` changes no number.
+
+    Raises:
+        StatisticsError: a run's statistics are missing, damaged, of another store than its settings say, or without
+            any expression of a test split.
+    """
+    num_threads = min(len(os.sched_getaffinity(0)), _MAX_THREADS, len(runs))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # runs are read side by side, which is faster than each on all processors
+    found: list[RunScores] = []
+    try:
+        with ProgressBar("report", len(runs), "runs") as bar, ThreadPoolExecutor(num_threads) as pool:
+            futures = [pool.submit(scores_of_run, run, protocols) for run in runs]
+            try:
+                for run, future in zip(runs, futures, strict=True):
+                    found.append(_sharing(future.result(), found))
+                    bar.advance(1, run.title)
+            finally:
+                pool.shutdown(cancel_futures=True)
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+def scores_of_run(run: Run, protocols: Sequence[str]) -> RunScores:
+    """Reads the statistics of one run, block by block.
+
+    Raises:
+        StatisticsError: as `read_scores`.
+    """
+    facts = read_facts(run.statistics)
+    if facts["store"] != run.store:
+        raise StatisticsError(f"{run.statistics} is of the store {facts['store']}, the run of {run.store}; remove "
+                              f"{run.folder} and run the sweep's refavs-sweep command again")
+    peaks: list[Peaks] = []
+    results = expression_results(_tested(run, histograms_of(protocols), peaks), protocols)
+    groups = report_groups(results.expressions)
+    kept = {name for name in results.values if name.split("/")[1] in ("J", "F", "S") and name != "released/J"}
+    return RunScores(
+        run=run, facts={name: facts[name] for name in _SAME}, counts={name: len(rows) for name, rows in groups.items()},
+        values={protocol: values_of(results, protocol, groups) for protocol in protocols},
+        results=Results(
+            expressions=results.expressions[list(_COMPARED)], curves={}, facts=facts,
+            values={name: results.values[name] for name in sorted(kept)},
+        ),
+        peaks=sum(peaks[1:], start=peaks[0]),
+    )  # fmt: skip
+
+
+def report_groups(expressions: pd.DataFrame) -> dict[str, Int[np.ndarray, " m"]]:
+    """Rows of each test split by its name, and of parts of `test_s` and `test_u` together.
+
+    Parts are `grade/1+2`, `length/5-8`, `dimension/spatial`, `category/dog`: the columns' values, grades and lengths
+    in the bins of the paper's supplement, Table 2. Expressions without a value are in no part.
+    """
+    found = {name: rows for name, rows in grouped(expressions, ["split"]).items() if name in TEST_SPLITS}
+    objects = np.flatnonzero(expressions["split"].isin(MIX).to_numpy())
+    table = expressions.iloc[objects]
+    table = table.assign(
+        grade=table["grade"].replace(GRADES), length=[length_bin(int(number)) for number in table["length"]]
+    )
+    for part in PARTS:
+        found |= {f"{part}/{name}": objects[rows] for name, rows in grouped(table, [part]).items()}
+    return found
+
+
+def values_of(results: Results, protocol: str, groups: Mapping[str, Int[np.ndarray, " m"]]) -> Values:
+    """The protocol's values of each group, and where both of its parts are there `mix`, their unweighted mean."""
+    values = {name: protocol_values(results, protocol, rows) for name, rows in groups.items()}
+    if all(split in values for split in MIX):
+        parts = [values[split] for split in MIX]
+        values["mix"] = {measure: float(np.mean([part[measure] for part in parts])) for measure in parts[0]}
+    return values
+
+
+def control_values(controls: Mapping[str, Results]) -> dict[str, dict[str, Values]]:
+    """Values of the constant predictions by protocol and name; what is not a number is left out, for JSON."""
+    groups = {name: report_groups(results.expressions) for name, results in controls.items()}
+    return {
+        protocol: {name: _finite(values_of(results, protocol, groups[name])) for name, results in controls.items()}
+        for protocol in PROTOCOLS
+    }
+
+
+def _finite(values: Values) -> Values:
+    return {
+        group: {measure: value for measure, value in scores.items() if math.isfinite(value)}
+        for group, scores in values.items()
+    }
+
+
+def _tested(run: Run, histograms: Sequence[str], peaks: list[Peaks]) -> Iterator[Statistics]:
+    """The parts of a run's statistics that are of test splits; adds to `peaks` what they say of single frames."""
+    found: set[str] = set()
+    for block in statistics_blocks(run.statistics, histograms):
+        tested = block.expressions["split"].isin(TEST_SPLITS).to_numpy()
+        found |= set(block.expressions["split"])
+        if tested.any():
+            block = block if tested.all() else block.select(tested)
+            peaks.append(_peaks(block))
+            yield block
+    if not peaks:
+        raise StatisticsError(f"{run.statistics} holds no expression of {', '.join(TEST_SPLITS)} (it holds "
+                              f"{', '.join(sorted(found)) or 'none at all'}); a report needs a store with a test split")
+
+
+def _peaks(block: Statistics) -> Peaks:
+    prob = block.frames[PEAK].astype(float).reshape(-1)
+    present = block.frames["target"].reshape(-1) > 0
+    places = np.minimum((prob * NUM_BINS).astype(int), NUM_BINS - 1)
+    count = [np.bincount(places[chosen], minlength=NUM_BINS) for chosen in (slice(None), present)]
+    return Peaks(num_frames=count[0], num_object=count[1], sum_prob=np.bincount(places, prob, minlength=NUM_BINS))
+
+
+def _sharing(scores: RunScores, others: Sequence[RunScores]) -> RunScores:
+    """The scores with the table of expressions of another run where both have the same."""
+    for other in others:
+        if scores.results.expressions.equals(other.results.expressions):
+            return dataclasses.replace(
+                scores, results=dataclasses.replace(scores.results, expressions=other.results.expressions)
+            )
+    return scores

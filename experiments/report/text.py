@@ -1,0 +1,145 @@
+"""A report as Markdown for papers and READMEs, as LaTeX, and as CSV for machines. What a user typed is escaped."""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+
+from experiments.report.tables import Column, Report, Row, Table
+
+CSV_COLUMNS = (
+    "table", "protocol", "row", "kind", "seeds", "mark", "group", "column", "unit", "value", "low", "high", "note",
+)  # fmt: skip
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", "±": r"$\pm$",
+    "[": "{[}", "*": "{*}",  # which would belong to the end of the line before
+}  # fmt: skip
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def markdown(report: Report) -> str:
+    """All tables with the facts before them, as GitHub's Markdown."""
+    parts = [f"# {escape_markdown(report.title)}", ""]
+    parts += [f"- {escape_markdown(name)}: {escape_markdown(value)}" for name, value in report.facts]
+    for warning in report.warnings:
+        parts += ["", f"> {escape_markdown(warning)}"]
+    for table in report.tables:
+        parts += ["", f"## {escape_markdown(_title(table))}", "", *_markdown_rows(table)]
+        for note in table.notes:
+            parts += ["", escape_markdown(note)]
+    return "\n".join(parts) + "\n"
+
+
+def latex(report: Report) -> str:
+    """All tables, each a `table` with `booktabs` rules."""
+    parts = ["% Needs \\usepackage{booktabs}."]
+    parts += [f"% {_one_line(name)}: {_one_line(value)}" for name, value in report.facts]
+    parts += [f"% {_one_line(warning)}" for warning in report.warnings]
+    for table in report.tables:
+        parts += ["", *_latex_table(table)]
+    return "\n".join(parts) + "\n"
+
+
+def csv_text(report: Report) -> str:
+    """A line for each number of each table, with its bounds, in full precision; a dash is an empty value."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for table in report.tables:
+        for row in table.rows:
+            seeds = "" if row.num_seeds is None else row.num_seeds
+            mark = "; ".join(filter(None, (row.mark, "random features" if report.random_features else "")))
+            start = [table.name, row.protocol, row.label, row.kind, seeds, mark]
+            for column, cell in zip(table.columns, row.cells, strict=True):
+                numbers = ["" if number is None else repr(number) for number in (cell.value, cell.low, cell.high)]
+                line = [*map(_plain, (*start, column.group, column.name, column.unit)), *numbers, _plain(cell.note)]
+                writer.writerow(line)
+    return text.getvalue()
+
+
+def escape_markdown(text: str) -> str:
+    """`text` on one line, shown as it is: no table cell ends in it, no link, emphasis, HTML or heading begins."""
+    return re.sub(r"([\\`*_{}\[\]<>|~#!$&])", r"\\\1", _one_line(text))
+
+
+def escape_latex(text: str) -> str:
+    """`text` on one line, set as it is."""
+    return "".join(_LATEX.get(character, character) for character in _one_line(text))
+
+
+def _plain(value: object) -> object:
+    """A cell of CSV that no spreadsheet takes for a formula."""
+    if not isinstance(value, str):
+        return value
+    text = _one_line(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _title(table: Table) -> str:
+    return f"{table.title}, protocol {table.protocol}"
+
+
+def _label(row: Row) -> str:
+    return f"{row.label} ({row.mark})" if row.mark else row.label
+
+
+def _heading(column: Column) -> str:
+    unit = f" ({column.unit})" if column.unit else ""
+    return f"{column.group} {column.name}{unit}".strip()
+
+
+def _markdown_rows(table: Table) -> list[str]:
+    headings = [table.row_heading, "seeds", *map(_heading, table.columns)]
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)]]
+    escaped = [f"| {' | '.join(map(escape_markdown, headings))} |", f"| {' | '.join(lines[1])} |"]
+    for row in table.rows:
+        label = escape_markdown(_label(row))
+        label = f"*{label}*" if row.kind == "control" and label else label
+        seeds = "" if row.num_seeds is None else str(row.num_seeds)
+        escaped.append(f"| {' | '.join((label, seeds, *(escape_markdown(cell.text) for cell in row.cells)))} |")
+    return escaped
+
+
+def _latex_table(table: Table) -> list[str]:
+    groups = _groups(table.columns)
+    heads = " & ".join(
+        rf"\multicolumn{{{count}}}{{c}}{{{escape_latex(name)}}}" if count > 1 else escape_latex(name)
+        for name, count in groups
+    )
+    names = " & ".join(
+        escape_latex(f"{column.name} ({column.unit})" if column.unit else column.name) for column in table.columns
+    )
+    lines = [
+        r"\begin{table}", r"\centering", rf"\caption{{{escape_latex(_title(table))}. "
+        rf"{escape_latex(' '.join(table.notes))}}}", rf"\label{{tab:{_plain_name(table.name)}}}",
+        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule", rf" & {heads} \\",
+        rf"{escape_latex(table.row_heading)} & {names} \\",
+    ]  # fmt: skip
+    kind = None
+    for row in table.rows:
+        lines += [r"\midrule"] if row.kind != kind else []
+        kind = row.kind
+        cells = (re.sub(r"-(?=\d)", "$-$", escape_latex(cell.text)) for cell in row.cells)
+        lines.append(rf"{escape_latex(_label(row))} & {' & '.join(cells)} \\")
+    return [*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+
+
+def _groups(columns: Sequence[Column]) -> list[tuple[str, int]]:
+    """The headings that neighbouring columns share, and over how many they stand."""
+    found: list[tuple[str, int]] = []
+    for column in columns:
+        if found and found[-1][0] == column.group:
+            found[-1] = (column.group, found[-1][1] + 1)
+        else:
+            found.append((column.group, 1))
+    return found
+
+
+def _plain_name(text: str) -> str:
+    return re.sub(r"[^a-z0-9-]+", "-", text.lower())
