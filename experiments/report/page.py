@@ -9,7 +9,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from experiments.report.figures import Drawing, report_figures
+from experiments.report.drawing import Drawing
+from experiments.report.figures import report_figures
 from experiments.report.gallery import Gallery, make_gallery
 from experiments.report.seconds import HEIGHT, WAVE_HEIGHT, WAVE_WIDTH
 from experiments.report.svg import printable
@@ -98,10 +99,16 @@ def best(table: Table) -> set[tuple[int, int]]:
 
 def origin(row: Row, table: Table) -> list[str]:
     """What a reader must know of a row beside its name."""
+    if row.mark:
+        return [row.mark]
     words = [] if row.kind == "run" else [row.kind]
-    if row.protocol and row.protocol != table.protocol:
-        words.append(f"protocol: {row.protocol}")
-    return [*words, row.mark] if row.mark else words
+    return [*words, f"protocol {row.protocol}"] if row.protocol not in ("", table.protocol) else words
+
+
+def parts(text: str) -> tuple[str, str]:
+    """A number as a table shows it, and its interval, `± 1.2` or `[0.1, 2.5]` with what follows it."""
+    number, interval = re.fullmatch(r"(.*?)(?: ([±\[].*))?", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    return number, interval or ""
 
 
 def tip(cell: Cell) -> str:
@@ -117,8 +124,8 @@ def _environment() -> jinja2.Environment:
     )  # fmt: skip
     environment.filters |= {"anchor": anchor, "markup": lambda drawing: Markup(drawing.markup())}
     environment.globals |= {
-        "spans": spans, "best": best, "origin": origin, "tip": tip, "height": HEIGHT, "wave_width": WAVE_WIDTH,
-        "wave_height": WAVE_HEIGHT,
+        "spans": spans, "best": best, "origin": origin, "tip": tip, "parts": parts, "height": HEIGHT,
+        "wave_width": WAVE_WIDTH, "wave_height": WAVE_HEIGHT,
     }  # fmt: skip
     return environment
 

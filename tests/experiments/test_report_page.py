@@ -22,8 +22,8 @@ HOSTILE = (
 TAGS = {
     "a", "article", "aside", "bdi", "body", "clippath", "code", "dd", "defs", "div", "dl", "dt", "figcaption", "figure",
     "g", "h1", "h2", "h3", "h4", "head", "header", "html", "image", "li", "link", "main", "meta", "nav", "ol", "p",
-    "path", "q", "rect", "section", "span", "strong", "style", "svg", "table", "tbody", "td", "text", "th", "thead",
-    "title", "tr", "ul", "use",
+    "path", "q", "rect", "section", "small", "span", "strong", "style", "svg", "table", "tbody", "td", "text", "th",
+    "thead", "title", "tr", "ul", "use",
 }  # fmt: skip
 COLUMNS = (
     Column(group="Seen", name="J", unit="%"), Column(group="Seen", name="F", unit="%"),
@@ -104,7 +104,8 @@ def test_tables_and_figures_name_their_protocol_and_random_features() -> None:
         captions = re.findall(r"<figcaption>.*?</figcaption>", html, re.DOTALL)
         assert len(captions) == 5 and all("Protocol:" in caption for caption in captions)
         assert all(("random features" in caption) == random_features for caption in captions)
-    assert html.count("protocol: as printed") == 4 and html.count(">published<") == 4 and html.count(">control<") == 4
+    for words in ("protocol as printed", "published", "control"):
+        assert html.count(f"<small>{words}</small>") == 4
 
 
 def test_best_number_of_a_column_is_among_our_runs() -> None:
@@ -117,6 +118,12 @@ def test_best_number_of_a_column_is_among_our_runs() -> None:
 def test_neighbouring_columns_share_their_heading() -> None:
     assert page.spans(COLUMNS) == [("Seen", 2), ("Null", 1), ("", 1)]
     assert page.spans(COLUMNS[3:]) == []
+
+
+def test_number_is_set_apart_from_its_interval() -> None:
+    assert page.parts("24.6 ± 5.0") == ("24.6", "± 5.0") and page.parts("-") == ("-", "")
+    assert page.parts("+1.3 [-4.0, +6.7], not shown") == ("+1.3", "[-4.0, +6.7], not shown")
+    assert page.parts("[19.6, 29.7]") == ("[19.6, 29.7]", "") and page.parts("") == ("", "")
 
 
 def test_number_tells_its_interval_and_note() -> None:
