@@ -1,5 +1,6 @@
 """The page of a report: what it shows, that nothing foreign gets into it, and how it looks to a real browser."""
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -104,8 +105,8 @@ def test_tables_and_figures_name_their_protocol_and_random_features() -> None:
         captions = re.findall(r"<figcaption>.*?</figcaption>", html, re.DOTALL)
         assert len(captions) == 5 and all("Protocol:" in caption for caption in captions)
         assert all(("random features" in caption) == random_features for caption in captions)
-    for words in ("protocol as printed", "published", "control"):
-        assert html.count(f"<small>{words}</small>") == 4
+    assert html.count("<small>published, protocol: as printed</small>") == 4
+    assert html.count("<small>control</small>") == html.count("<small>control, protocol: canonical</small>") == 2
 
 
 def test_best_number_of_a_column_is_among_our_runs() -> None:
@@ -113,6 +114,16 @@ def test_best_number_of_a_column_is_among_our_runs() -> None:
     assert page.best(table) == {(1, 0), (0, 1), (1, 1), (0, 2)}, "S is better where it is lower, minutes neither"
     alone = Table(name="", title="", protocol="", row_heading="", columns=COLUMNS, rows=table.rows[1:])
     assert page.best(alone) == set()
+
+
+def test_difference_that_is_not_shown_is_quiet_and_never_best() -> None:
+    row = report_of().tables[0].rows[0]
+    texts = ("+9.0 [-1.0, +19.0], not shown", "+2.0 [+1.0, +3.0], higher", "+1.0 [+0.5, +1.5], higher")
+    table = Table(name="d", title="d", protocol="canonical", row_heading="row", columns=COLUMNS[:1], rows=tuple(
+        dataclasses.replace(row, cells=(Cell(value=float(text[1:4]), text=text),)) for text in texts))  # fmt: skip
+    assert page.best(table) == {(1, 0)}
+    html = page.render(dataclasses.replace(report_of(), tables=(table,)), drawings=[], gallery=Gallery())
+    assert html.count('class="quiet"') == 1 and html.count('class="best"') == 1
 
 
 def test_neighbouring_columns_share_their_heading() -> None:
