@@ -39,12 +39,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="the sweep's folder; runs/NAME where none is given")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                         help="replace a setting of the grid's base; may be given several times")
+    parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="has mask2former/ for trials with "
+                        "model.decoder_weights=mask2former, as refavs-extract takes it")
     parser.add_argument("--dry-run", action="store_true", help="list the trials, done and to do, and write nothing")
     parser.add_argument("--address", help="a running Ray cluster; one on this machine is started where none is given")
     parser.add_argument("--max-concurrent", type=int, metavar="N",
                         help="trials at once; as many as the processors allow where none is given")
-    parser.add_argument("--cpus-per-trial", type=float, default=1.0, metavar="N",
-                        help="processors of a trial, or of each of its workers")
+    parser.add_argument("--cpus-per-trial", type=float, default=1.0, metavar="N", help="processors of a trial")
     parser.add_argument("--gpus-per-trial", type=float, default=0.0, metavar="N", help="GPUs, or a share of one")
     parser.add_argument("--tracking-uri", help="MLflow server or database; else mlflow.db beside the sweep's folder")
     return parser
@@ -63,11 +64,11 @@ def _sweep(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}; accepted: a number above 0")
     if args.gpus_per_trial < 0:
         raise ConfigError(f"--gpus-per-trial is {args.gpus_per_trial}; accepted: 0 or a number above it")
-    from experiments.grid import parse_overrides, read_grid
+    from experiments.grid import parse_overrides, read_grid, with_weights
     from experiments.sweep import Resources, run_sweep
     from refavs.store import FeatureStore
 
-    grid = read_grid(args.grid, parse_overrides(args.set))
+    grid = with_weights(read_grid(args.grid, parse_overrides(args.set)), args.weights_dir)
     store = FeatureStore(args.store)
     out = args.out or Path("runs") / grid.name
     if args.dry_run:
@@ -95,7 +96,7 @@ def _dry_run(grid: "Grid", store: "FeatureStore", out: Path) -> int:
     from experiments.ledger import KEY_LENGTH, Ledger
     from experiments.sweep import check_models
 
-    check_models(grid, store)
+    fresh = check_models(grid, store)
     ledger = Ledger(out)
     entries = ledger.entries(grid.trials, store.fingerprint)
     table = Table(title=f"sweep {grid.name} in {out}", title_justify="left", box=box.SIMPLE_HEAD)
@@ -111,6 +112,8 @@ def _dry_run(grid: "Grid", store: "FeatureStore", out: Path) -> int:
     console.print(table)
     if changes := ledger.changes(entries):
         console.print(changes)
+    for part in fresh:
+        console.print(f"starts from random weights, not from the checkpoint: {part}", markup=False)
     console.print(f"{num_done} of {len(entries)} trials done, {len(entries) - num_done} to do; nothing was written")
     return Exit.COMPLETE
 

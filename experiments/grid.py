@@ -1,5 +1,6 @@
 """Grid files: a YAML description of many trials, expanded and checked before anything starts."""
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import yaml
 from experiments.config import TrialConfig
 from refavs.config import digest, flat, nearest, replace
 from refavs.errors import ConfigError
+from refavs.model.pretrained import Mask2Former
 
 _UNKNOWN = object()
 SECTIONS = ("description", "base", "grid", "cases", "seeds")
@@ -24,11 +26,13 @@ class Trial:
 
     Attributes:
         digests: of the files that the trial starts from, by what they are to it.
+        weights_dir: where these files lie, which makes no other trial.
     """
 
     name: str
     config: TrialConfig
     digests: Mapping[str, str] = field(default_factory=dict)
+    weights_dir: Path | None = None
 
     @property
     def title(self) -> str:
@@ -45,10 +49,7 @@ class Trial:
             defaults: every setting's default when the sweep began; those of the code where one is missing.
         """
         known = flat(TrialConfig()) | dict(defaults or {})
-        settings = {
-            name: value for name, value in flat(self.config).items()
-            if value != known.get(name, _UNKNOWN) and not name.startswith("resources.")
-        }
+        settings = {name: value for name, value in flat(self.config).items() if value != known.get(name, _UNKNOWN)}
         return digest({"settings": settings, "store": fingerprint, **({"files": self.digests} if self.digests else {})})
 
 
@@ -59,6 +60,33 @@ class Grid:
     name: str
     description: str
     trials: tuple[Trial, ...]
+
+
+def with_weights(grid: Grid, weights_dir: Path | None) -> Grid:
+    """The grid with the files that its trials start from.
+
+    Args:
+        weights_dir: as refavs-extract takes it; trials that start from random weights need none.
+
+    Raises:
+        ConfigError: a trial starts from weights, and no folder is given.
+        WeightsError: the folder has no such weights.
+    """
+    starting = [trial for trial in grid.trials if trial.config.model.decoder_weights != "random"]
+    if not starting:
+        return grid
+    if weights_dir is None:
+        kind = starting[0].config.model.decoder_weights
+        raise ConfigError(
+            f"trial {starting[0].name!r} has model.decoder_weights={kind}; give the folder that has {kind}/ by "
+            "--weights-dir, or take --set model.decoder_weights=random"
+        )
+    digests = {"decoder_weights": Mask2Former.within(weights_dir).stamp}
+    trials = tuple(
+        dataclasses.replace(trial, digests=digests, weights_dir=weights_dir.absolute()) if trial in starting else trial
+        for trial in grid.trials
+    )
+    return dataclasses.replace(grid, trials=trials)
 
 
 class _Loader(yaml.SafeLoader):

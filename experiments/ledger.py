@@ -74,6 +74,8 @@ class Ledger:
                 "seed": entry.trial.config.seed,
                 "store": fingerprint,
                 "config": flat(entry.trial.config),
+                "digests": dict(entry.trial.digests),
+                "weights_dir": None if entry.trial.weights_dir is None else str(entry.trial.weights_dir),
             },
         )
 

@@ -22,6 +22,9 @@ from refavs.errors import ConfigError
 from refavs.metrics import STATISTICS_FILE
 from refavs.model.checkpoint import save_model
 from refavs.model.eemc import EEMC, EEMCConfig
+from refavs.model.footprint import require_memory
+from refavs.model.pretrained import Mask2Former, load_decoders
+from refavs.model.sizes import FeatureSizes
 from refavs.store.files import write_atomically
 
 if TYPE_CHECKING:
@@ -98,6 +101,7 @@ def train(
     report: Report = lambda records: None,
     device: torch.device | None = None,
     team: Team | None = None,
+    weights_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Trains and evaluates one head, or goes on where an earlier call with this folder stopped.
 
@@ -108,6 +112,7 @@ def train(
     Args:
         report: called with the records of finished epochs, first with those of earlier calls.
         team: the workers of which this is one. All of them train, the first one evaluates and writes.
+        weights_dir: has the weights that the settings start from.
 
     Returns:
         A record like an epoch's, whose `metrics` are the final ones by name, as `test_s/J`; an empty one on all workers
@@ -122,7 +127,10 @@ def train(
     if settings.patience and not rows_of(store, ("val",)):
         raise ConfigError(f"train.patience is {settings.patience}, and {store.location} has no split val; set it to 0")
     torch.manual_seed(config.seed)
-    learner = Learner(config, build_model(config, store).to(device), team)
+    at_once = math.ceil(settings.batch_size / settings.accumulate / team.size)
+    sizes = FeatureSizes.from_store(store, config.model.trains_pixel_decoder)
+    require_memory(config.model, sizes, device, at_once, settings.frames or store.num_frames)
+    learner = Learner(config, build_model(config, store, weights_dir).to(device), team)
     epoch, history = load_state(folder / "state", learner)
     if history:
         if team.rank == 0:
@@ -146,10 +154,19 @@ def train(
     return finish(learner, store, folder, history) if team.rank == 0 else {}
 
 
-def build_model(config: "TrialConfig", store: "FeatureStore") -> EEMC:
-    """A new head for the features of `store`, which are standardised inside it."""
+def build_model(config: "TrialConfig", store: "FeatureStore", weights_dir: Path | None = None) -> EEMC:
+    """A new head for the features of `store`, which are standardised inside it.
+
+    Raises:
+        ConfigError: settings that do not fit the store.
+        WeightsError: weights to start from that are missing, damaged, of another size, or not those of the store.
+    """
     model = EEMC(EEMCConfig.from_store(store, **asdict(config.model)))
     model.set_statistics(store.statistics)
+    if config.model.decoder_weights != "random":
+        if weights_dir is None:
+            raise ConfigError("model.decoder_weights is not random; give the folder that has them by --weights-dir")
+        load_decoders(model, Mask2Former.within(weights_dir), store.encoders)
     return model
 
 

@@ -1,6 +1,5 @@
 """Where encoder weights come from: a folder, the package, the hub's cache or a download; or a random generator."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,15 +43,6 @@ def randomly(build: Callable[[], Network], seed: int) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
-
-
-def file_stamp(*paths: Path) -> str:
-    """How a fingerprint names weights from files: the sha256 of their bytes."""
-    whole = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return f"sha256:{whole.hexdigest()}"
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

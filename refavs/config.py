@@ -6,6 +6,7 @@ import hashlib
 import json
 import types
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from refavs.errors import ConfigError
@@ -93,3 +94,12 @@ def flat(config: Any) -> dict[str, Any]:
 def digest(facts: Any) -> str:
     """Hex sha256 of plain values, independent of the order of keys."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_stamp(*paths: Path) -> str:
+    """How a fingerprint names weights from files: the sha256 of their bytes."""
+    whole = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{whole.hexdigest()}"

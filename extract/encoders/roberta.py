@@ -14,7 +14,6 @@ from torch import nn
 from extract.weights import (
     TENSOR_FILES,
     WeightSource,
-    file_stamp,
     fill,
     from_hub,
     in_folder,
@@ -22,6 +21,7 @@ from extract.weights import (
     random_stamp,
     randomly,
 )
+from refavs.config import file_stamp
 from refavs.errors import WeightsError
 from refavs.store.schema import ArraySpec
 from refavs.torchvision_shim import ensure_torchvision

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from extract.encoders import DTYPES, Precision
 from extract.media import SAMPLE_RATE_HZ
-from extract.weights import WeightSource, file_stamp, fill, from_url, in_folder, load_tensors, random_stamp, randomly
+from extract.weights import WeightSource, fill, from_url, in_folder, load_tensors, random_stamp, randomly
+from refavs.config import file_stamp
 from refavs.store.schema import ArraySpec
 
 CHANNELS = 128

@@ -18,7 +18,6 @@ from extract.media import PREPROCESSING, normalised
 from extract.weights import (
     TENSOR_FILES,
     WeightSource,
-    file_stamp,
     fill,
     from_hub,
     in_folder,
@@ -26,7 +25,7 @@ from extract.weights import (
     random_stamp,
     randomly,
 )
-from refavs.config import to_dict
+from refavs.config import file_stamp, to_dict
 from refavs.store.schema import ArraySpec
 
 LEVELS = ("backbone", "pixel_decoder")

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from extract.presets import build_encoders, preset_named
-from extract.weights import WeightSource, file_stamp, fill, from_hub, from_url, in_folder, load_tensors, randomly
+from extract.weights import WeightSource, fill, from_hub, from_url, in_folder, load_tensors, randomly
+from refavs.config import file_stamp
 from refavs.errors import WeightsError
 
 BOTH_WAYS_OUT = r"give a folder that has them with --weights-dir, or take --weights random"

@@ -1,0 +1,229 @@
+"""The head's decoders from Mask2Former's checkpoint: a folder as transformers writes it, read tensor by tensor."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from refavs.config import file_stamp
+from refavs.errors import WeightsError
+from refavs.model.eemc import EEMC
+
+FOLDER, WEIGHTS, CONFIG = "mask2former", "model.safetensors", "config.json"
+REPOSITORY = "facebook/mask2former-swin-base-ade-semantic"
+FETCH = f"hf download {REPOSITORY} --local-dir"
+PIXEL_DECODER = "model.pixel_level_module.decoder."
+DECODER = "model.transformer_module."
+CLASSES = "class_predictor."
+# What their decoder has and ours has not: the queries come from the fusion here.
+UNUSED = {"queries_features.weight"}
+
+_LAYER = r"decoder\.layers\.(\d+)\."
+_RENAMES = (
+    (rf"{_LAYER}cross_attn\.in_proj_(weight|bias)", r"layers.\1.cross_attention.project.\2"),
+    (rf"{_LAYER}cross_attn\.out_proj\.(.+)", r"layers.\1.cross_attention.out.\2"),
+    (rf"{_LAYER}cross_attn_layer_norm\.(.+)", r"layers.\1.cross_norm.\2"),
+    (rf"{_LAYER}self_attn\.out_proj\.(.+)", r"layers.\1.self_attention.out.\2"),
+    (rf"{_LAYER}self_attn_layer_norm\.(.+)", r"layers.\1.self_norm.\2"),
+    (rf"{_LAYER}fc1\.(.+)", r"layers.\1.feedforward.0.\2"),
+    (rf"{_LAYER}fc2\.(.+)", r"layers.\1.feedforward.3.\2"),
+    (rf"{_LAYER}final_layer_norm\.(.+)", r"layers.\1.feedforward_norm.\2"),
+    (r"decoder\.layernorm\.(.+)", r"norm.\1"),
+    (r"input_projections\.(\d+)\.(.+)", r"level_projections.\1.\2"),
+    (r"queries_embedder\.weight", r"query_positions"),
+)
+_SELF = re.compile(rf"{_LAYER}self_attn\.([qkv])_proj\.(weight|bias)")
+_MASK_HEAD = re.compile(r"decoder\.mask_predictor\.mask_embedder\.(\d)\.0\.(weight|bias)")
+
+
+@dataclass(frozen=True)
+class Mask2Former:
+    """A checkpoint in `DIR/mask2former`, as refavs-extract reads it from the same `--weights-dir DIR`.
+
+    Raises:
+        WeightsError: the folder has no safetensors, or no description, of a Mask2Former.
+    """
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        if not self.path.is_file():
+            pickled = " (its pytorch_model.bin is a pickle)" if (self.folder / "pytorch_model.bin").is_file() else ""
+            raise WeightsError(
+                f"{self.folder} has no {WEIGHTS}{pickled}; fetch the checkpoint by {FETCH} {self.folder}"
+            )
+
+    @classmethod
+    def within(cls, weights_dir: Path) -> "Mask2Former":
+        """The checkpoint in the folder of all weights."""
+        return cls(weights_dir / FOLDER)
+
+    @property
+    def path(self) -> Path:
+        """The file of weights."""
+        return self.folder / WEIGHTS
+
+    @property
+    def stamp(self) -> str:
+        """Names the file's content, as the fingerprints of encoders that were read from it do."""
+        return file_stamp(self.path)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Sizes that differ from those of transformers' `Mask2FormerConfig`.
+
+        Raises:
+            WeightsError: there is no such file, or it describes something else.
+        """
+        path = self.folder / CONFIG
+        try:
+            config = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise WeightsError(
+                f"{path} cannot be read ({error}); it belongs to the checkpoint, fetch both by {FETCH} {self.folder}"
+            ) from error
+        if not isinstance(config, dict) or config.get("model_type") != "mask2former":
+            raise WeightsError(f"{path} describes no mask2former; fetch the checkpoint by {FETCH} {self.folder}")
+        return config
+
+    def tensors(self, *prefixes: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with one of `prefixes`, in float32; no other is read.
+
+        Raises:
+            WeightsError: the file is damaged, or no safetensors.
+        """
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                return {name: file.get_tensor(name).float() for name in file.keys() if name.startswith(prefixes)}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(
+                f"{self.path} is not a whole safetensors file ({error}); truncated copies and pickles are refused: "
+                f"fetch it again by {FETCH} {self.folder}"
+            ) from error
+
+
+def load_decoders(model: EEMC, checkpoint: Mask2Former, encoders: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Puts Mask2Former's weights into the decoders of `model`, so that these compute what Mask2Former's do.
+
+    Differs from Mask2Former: the bias of each query's mask (see `MaskDecoder`) starts at zero and may be trained.
+
+    Args:
+        encoders: fingerprints of the store's encoders, whose maps must be those of the same checkpoint.
+
+    Returns:
+        Parts of the decoders that start from random weights all the same, with the reason.
+
+    Raises:
+        WeightsError: the checkpoint is damaged, of another size, or not the one that made the store's maps.
+    """
+    _refuse_other_maps(model, checkpoint, encoders)
+    _refuse_other_wiring(model, checkpoint)
+    state = checkpoint.tensors(PIXEL_DECODER, DECODER, CLASSES)
+    decoder = _decoder_state(model, _below(state, DECODER))
+    fresh = []
+    classes = _below(state, CLASSES)
+    if "weight" in classes and len(classes["weight"]) == len(model.decoder.class_head.weight):
+        decoder |= {f"class_head.{name}": value for name, value in classes.items()}
+    else:
+        found = f"{len(classes['weight'])} outputs" if "weight" in classes else "none"
+        fresh.append(f"class head (2 outputs here, {found} in the checkpoint)")
+        decoder |= {f"class_head.{name}": value for name, value in model.decoder.class_head.state_dict().items()}
+    _fill(model.decoder, decoder, checkpoint, "transformer decoder")
+    if model.visual.pixel_decoder is not None:
+        _fill(model.visual.pixel_decoder.decoder, _below(state, PIXEL_DECODER), checkpoint, "pixel decoder")
+    return fresh
+
+
+def _refuse_other_maps(model: EEMC, checkpoint: Mask2Former, encoders: Mapping[str, Mapping[str, Any]]) -> None:
+    if model.config.trains_pixel_decoder:
+        return
+    stamp = checkpoint.stamp
+    for level in model.config.sizes.levels:
+        found = encoders.get(f"visual/{level}", {}).get("weights")
+        if found != stamp:
+            raise WeightsError(
+                f"the store's {level} maps were made with the weights {str(found)[:23]}, {checkpoint.path} is "
+                f"{stamp[:23]}, whose decoder would not know them; extract with that folder as --weights-dir, or take "
+                "--set model.decoder_weights=random"
+            )
+
+
+def _refuse_other_wiring(model: EEMC, checkpoint: Mask2Former) -> None:
+    """What the sizes of the tensors do not tell."""
+    config, known = checkpoint.config, model.config
+    wiring = {"num_attention_heads": (8, known.num_heads), "pre_norm": (False, False),
+              "activation_function": ("relu", "relu"), "hidden_dim": (256, known.width),
+              "num_queries": (100, known.num_queries), "decoder_layers": (10, known.decoder_layers + 1),
+              "dim_feedforward": (2048, known.decoder_feedforward_channels)}  # fmt: skip
+    options = {"num_attention_heads": "num_heads", "hidden_dim": "channels", "num_queries": "num_queries",
+               "decoder_layers": "decoder_layers", "dim_feedforward": "decoder_feedforward_channels"}  # fmt: skip
+    for name, (usual, wanted) in wiring.items():
+        found = config.get(name, usual)
+        if found == wanted:
+            continue
+        value = found - 1 if name == "decoder_layers" else found
+        fix = f"--set model.{options[name]}={value}" if name in options else f"a checkpoint such as {REPOSITORY}"
+        raise WeightsError(f"{checkpoint.folder / CONFIG} says {name}={found}, the head has {wanted}; take {fix}")
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _decoder_state(model: EEMC, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Mask2Former's transformer decoder under the names of `MaskDecoder`, without the class head."""
+    own: dict[str, Tensor] = {}
+    attention: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        if name in UNUSED:
+            continue
+        if match := _SELF.fullmatch(name):
+            layer, part, kind = match.groups()
+            attention.setdefault(f"layers.{layer}.self_attention.project.{kind}", {})[part] = value
+        elif match := _MASK_HEAD.fullmatch(name):
+            last = match[1] == "2"
+            own[f"mask_head.{2 * int(match[1])}.{match[2]}"] = nn.functional.pad(
+                value, [*[0] * (2 * value.ndim - 1), 1]
+            ) if last else value
+        elif name == "level_embed.weight":
+            own |= {f"level_embeddings.{level}": row for level, row in enumerate(value[: model.decoder.levels_read])}
+        else:
+            own |= dict(_renamed(name, value))
+    for target, parts in attention.items():
+        if set(parts) == set("qkv"):
+            own[target] = torch.cat([parts["q"], parts["k"], parts["v"]])
+    return own
+
+
+def _renamed(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    for pattern, replacement in _RENAMES:
+        if re.fullmatch(pattern, name):
+            if name.startswith("input_projections") and value.ndim == 4:
+                value = rearrange(value, "out c 1 1 -> out c")
+            yield re.sub(pattern, replacement, name), value
+            return
+    yield name, value
+
+
+def _fill(module: nn.Module, state: Mapping[str, Tensor], checkpoint: Mask2Former, part: str) -> None:
+    """Loads `state`, which must have every tensor of `module`, of its size, and no other."""
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    other = [f"{name} {found[name]} instead of {shape}" for name, shape in expected.items()
+             if name in found and found[name] != shape]  # fmt: skip
+    lists = {"lacks": sorted(expected.keys() - found.keys()), "has the unknown": sorted(found.keys() - expected.keys()),
+             "has the wrong size of": other}  # fmt: skip
+    wrong = [f"{verb} {', '.join(names[:3])}{' ...' * (len(names) > 3)}" for verb, names in lists.items() if names]
+    if wrong:
+        raise WeightsError(
+            f"the {part} of {checkpoint.path} {' and '.join(wrong)}; take {REPOSITORY} with the sizes that the options "
+            "have by default, or --set model.decoder_weights=random"
+        )
+    module.load_state_dict(dict(state))
