@@ -45,7 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--address", help="a running Ray cluster; one on this machine is started where none is given")
     parser.add_argument("--max-concurrent", type=int, metavar="N",
                         help="trials at once; as many as the processors allow where none is given")
-    parser.add_argument("--cpus-per-trial", type=float, default=1.0, metavar="N", help="processors of a trial")
+    parser.add_argument("--cpus-per-trial", type=float, default=1.0, metavar="N",
+                        help="processors of a trial, or of each of its workers")
     parser.add_argument("--gpus-per-trial", type=float, default=0.0, metavar="N", help="GPUs, or a share of one")
     parser.add_argument("--tracking-uri", help="MLflow server or database; else mlflow.db beside the sweep's folder")
     return parser

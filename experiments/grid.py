@@ -49,7 +49,10 @@ class Trial:
             defaults: every setting's default when the sweep began; those of the code where one is missing.
         """
         known = flat(TrialConfig()) | dict(defaults or {})
-        settings = {name: value for name, value in flat(self.config).items() if value != known.get(name, _UNKNOWN)}
+        settings = {
+            name: value for name, value in flat(self.config).items()
+            if value != known.get(name, _UNKNOWN) and not name.startswith("resources.")
+        }
         return digest({"settings": settings, "store": fingerprint, **({"files": self.digests} if self.digests else {})})
 
 

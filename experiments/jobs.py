@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import ray.tune
 import torch
 
 from experiments.config import TrialConfig
+from experiments.learner import Team
 from experiments.ledger import Entry
 from experiments.sweep import Resources
 from experiments.train import train
@@ -49,54 +51,83 @@ def run_trials(
         waited: called several times a second, whatever the trials do.
     """
     by_folder = {str(entry.folder.resolve()): entry for entry in entries}
+    by_workers: dict[int, list[str]] = defaultdict(list)
+    for folder, entry in by_folder.items():
+        by_workers[entry.trial.config.resources.workers].append(folder)
     root = entries[0].folder.resolve().parent.parent
     for stale in root.glob(f"{TUNE_PREFIX}*"):
         shutil.rmtree(stale, ignore_errors=True)
     records = Path(tempfile.mkdtemp(prefix=TUNE_PREFIX, dir=root))
     try:
-        with _ray(resources):
-            tuner = ray.tune.Tuner(
-                ray.tune.with_resources(
-                    run_trial, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
-                ),
-                param_space={
-                    "folder": ray.tune.grid_search(list(by_folder)),
-                    "store": store,
-                    "threads": max(1, int(resources.cpus_per_trial)),
-                },
-                tune_config=ray.tune.TuneConfig(
-                    max_concurrent_trials=resources.max_concurrent,
-                    reuse_actors=True,
-                    trial_dirname_creator=lambda trial: trial.trial_id,
-                ),
-                run_config=ray.tune.RunConfig(
-                    name="tune",
-                    storage_path=str(records),
-                    verbose=0,
-                    callbacks=[_Driver(by_folder, started, progressed, ended, waited)],
-                ),
-            )
-            tuner.fit()
+        with _ray(resources, max(by_workers)):
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            at_once = {num_workers: resources.at_once(nodes, num_workers) for num_workers in by_workers}
+            for num_workers, folders in sorted(by_workers.items()):
+                settings = {
+                    "folder": ray.tune.grid_search(folders), "store": store, "resources": resources.asked,
+                }  # fmt: skip
+                driver = _Driver(by_folder, started, progressed, ended, waited)
+                _tune(settings, num_workers, at_once[num_workers], records, driver)
     finally:
         shutil.rmtree(records, ignore_errors=True)
+
+
+def _tune(
+    settings: dict[str, Any], num_workers: int, at_once: int | None, records: Path, driver: ray.tune.Callback
+) -> None:
+    """Runs trials of the same number of workers."""
+    asked = settings["resources"]
+    # The processors of several workers are asked for by Ray Train; the trial that waits for them takes none.
+    own = {"cpu": asked["CPU"], "gpu": asked["GPU"]} if num_workers == 1 else {"cpu": 0, "memory": 1}
+    ray.tune.Tuner(
+        ray.tune.with_resources(run_trial, own),
+        param_space=settings,
+        tune_config=ray.tune.TuneConfig(
+            max_concurrent_trials=at_once, reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id
+        ),
+        run_config=ray.tune.RunConfig(
+            name=f"tune-{num_workers}", storage_path=str(records), verbose=0, callbacks=[driver]
+        ),
+    ).fit()
 
 
 def run_trial(settings: dict[str, Any]) -> None:
     """One trial in a worker; the trial's folder holds its settings. A failure is reported, not raised."""
     folder = Path(settings["folder"])
-    torch.set_num_threads(settings["threads"])
-    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     try:
-        facts = json.loads((folder / "config.json").read_text("utf-8"))
-        config, weights = replace(TrialConfig(), facts["config"]), facts.get("weights_dir")
-        train(
-            config, _store(settings["store"]), folder, lambda records: ray.tune.report({"records": records}), device,
-            weights_dir=None if weights is None else Path(weights),
-        )
+        num_workers = _config(folder).resources.workers
+        if num_workers == 1:
+            device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+            train_share(settings, Team(), device, ray.tune.report)
+        else:
+            from experiments.distributed import run_workers
+
+            run_workers(train_share, settings, folder, num_workers, settings["resources"])
     except Exception as error:
         (folder / "error.txt").write_text(traceback.format_exc(), "utf-8")
         reason = str(error) if isinstance(error, RefAVSError) else f"{type(error).__name__}: {error}"
         ray.tune.report({"records": [], "failure": reason or "unknown"})
+
+
+def train_share(
+    settings: dict[str, Any], team: Team, device: torch.device, report: Callable[[dict[str, Any]], None]
+) -> None:
+    """What each worker of a trial does."""
+    folder = Path(settings["folder"])
+    torch.set_num_threads(max(1, int(settings["resources"]["CPU"])))
+    weights = _facts(folder).get("weights_dir")
+    train(
+        _config(folder), _store(settings["store"]), folder, lambda records: report({"records": records}), device, team,
+        None if weights is None else Path(weights),
+    )
+
+
+def _config(folder: Path) -> TrialConfig:
+    return replace(TrialConfig(), _facts(folder)["config"])
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text("utf-8"))
 
 
 @functools.lru_cache(maxsize=1)
@@ -155,7 +186,7 @@ def _reason(trial: Any) -> str:
 
 
 @contextlib.contextmanager
-def _ray(resources: Resources) -> Iterator[None]:
+def _ray(resources: Resources, num_workers: int) -> Iterator[None]:
     """A quiet Ray for the time of the sweep: the cluster at the address, or one of its own on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {
@@ -168,11 +199,10 @@ def _ray(resources: Resources) -> Iterator[None]:
     os.environ.update(quiet)
     own: dict[str, Any] = {}
     if resources.address is None:
-        num_cpus = resources.local_cpus(len(os.sched_getaffinity(0)))
+        num_cpus = resources.local_cpus(len(os.sched_getaffinity(0)), num_workers)
         own = {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": 200 * 2**20}
     try:
         _connect(resources.address, own)
-        resources.require_room([node["Resources"] for node in ray.nodes() if node["Alive"]])
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         yield
     finally:

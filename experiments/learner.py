@@ -54,7 +54,7 @@ class Learner:
         self.config, self.model, self.team = config, model, team or Team()
         settings = config.train
         self.device = next(model.parameters()).device
-        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.trained = model.trained_parameters()
         self.average = copy.deepcopy(model) if settings.ema_decay else model
         self.averaged = [
             own for own, p in zip(self.average.parameters(), model.parameters(), strict=True) if p.requires_grad

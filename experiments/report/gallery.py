@@ -129,7 +129,7 @@ def read_scores(source: GallerySource) -> Scored:
         StatisticsError: the file is missing or damaged.
     """
     tables, jaccard, empty, area = [], [], [], []
-    for block in statistics_blocks(source.statistics, histograms=False):
+    for block in statistics_blocks(source.statistics, histograms=()):
         target, pred, hits = (
             torch.from_numpy(block.frames[name].astype(np.int64)) for name in ("target", "pred_50", "hits_50")
         )

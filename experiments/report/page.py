@@ -1,7 +1,7 @@
 """The report as one HTML file: nothing is loaded from elsewhere, no script runs, all foreign text is escaped."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -9,25 +9,18 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from experiments.report.figures import Drawing, report_figures
+from experiments.report.drawing import Drawing
+from experiments.report.figures import report_figures
 from experiments.report.gallery import Gallery, make_gallery
+from experiments.report.layout import ABOUT
 from experiments.report.seconds import HEIGHT, WAVE_HEIGHT, WAVE_WIDTH
 from experiments.report.svg import printable
 from experiments.report.tables import Cell, Column, Report, Row, Table
+from refavs.metrics.uncertainty import NOT_SHOWN
 
 TEMPLATE, STYLE = "page.html.jinja", "page.css"
 # The last line of defence, should a text ever get by the escaping: nothing is loaded and no script runs.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-PROTOCOLS: Mapping[str, str] = {
-    "canonical": "At the size of the store's masks, means over expressions. J at the threshold 0.5 over all frames; a "
-    "frame without object counts 1 if nothing is predicted in it, else 0. F is the largest over 255 thresholds of an "
-    "expression's mean over its frames with an object. S is the root of the predicted share of an expression's pixels.",
-    "released": "The formulas of the authors' released code: 256 x 256 pixels, J at 0.4, F and S of batches of four "
-    "clips in the order of the file, then the mean over batches. The numbers depend on that order.",
-    "per_frame": "Each frame is scored alone, as Crab does: a frame without object counts its background in J, 0 in F.",
-    "per_expression": "The authors' formulas with each expression as a batch, as SimToken does; J at 0.4.",
-    "davis": "Region J and boundary F of DAVIS at 0.5, as OmniAVS does; there is no S.",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +54,7 @@ def render(report: Report, drawings: Sequence[Drawing] | None = None, gallery: G
         sections=[Section(protocol=name, tables=tuple(t for t in others if t.protocol == name)) for name in names],
         drawings=drawings,
         gallery=gallery,
-        protocols={name: PROTOCOLS[name] for name in report.protocols if name in PROTOCOLS},
+        protocols={name: ABOUT[name] for name in report.protocols if name in ABOUT},
     )
 
 
@@ -82,13 +75,16 @@ def spans(columns: Sequence[Column]) -> list[tuple[str, int]]:
 
 
 def best(table: Table) -> set[tuple[int, int]]:
-    """Row and column of the best number of each column among our runs; none where fewer than two have one."""
+    """Row and column of the best number of each column among our runs, of differences among those that are shown.
+
+    None where fewer than two have one.
+    """
     found = set()
     for place, column in enumerate(table.columns):
         known = [
             (cell.value, number)
             for number, row in enumerate(table.rows)
-            if row.kind == "run" and (cell := row.cells[place]).value is not None
+            if row.kind == "run" and (cell := row.cells[place]).value is not None and NOT_SHOWN not in cell.text
         ]
         if column.lower_is_better is not None and len(known) > 1:
             wanted = min(known)[0] if column.lower_is_better else max(known)[0]
@@ -104,6 +100,12 @@ def origin(row: Row, table: Table) -> list[str]:
     return [*words, row.mark] if row.mark else words
 
 
+def parts(text: str) -> tuple[str, str]:
+    """A number as a table shows it, and its interval, `± 1.2` or `[0.1, 2.5]` with what follows it."""
+    number, interval = re.fullmatch(r"(.*?)(?: ([±\[].*))?", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    return number, interval or ""
+
+
 def tip(cell: Cell) -> str:
     """The interval of a number and what was noted of it, in words."""
     bounds = "" if cell.low is None or cell.high is None else f"95 % interval {cell.low:.4g} to {cell.high:.4g}"
@@ -117,8 +119,8 @@ def _environment() -> jinja2.Environment:
     )  # fmt: skip
     environment.filters |= {"anchor": anchor, "markup": lambda drawing: Markup(drawing.markup())}
     environment.globals |= {
-        "spans": spans, "best": best, "origin": origin, "tip": tip, "height": HEIGHT, "wave_width": WAVE_WIDTH,
-        "wave_height": WAVE_HEIGHT,
+        "spans": spans, "best": best, "origin": origin, "tip": tip, "parts": parts, "not_shown": NOT_SHOWN,
+        "height": HEIGHT, "wave_width": WAVE_WIDTH, "wave_height": WAVE_HEIGHT,
     }  # fmt: skip
     return environment
 

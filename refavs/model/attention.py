@@ -11,7 +11,7 @@ POSITION_TEMPERATURE = 10000.0
 
 
 def attend(
-    query: Float[Tensor, "s m q d"],
+    query: Float[Tensor, "#s m q d"],
     key: Float[Tensor, "s m k d"],
     value: Float[Tensor, "s m k d"],
     bias: Float[Tensor, "#s #m #q k"] | None = None,
@@ -54,16 +54,9 @@ class Attention(nn.Module):
     def join(self, attended: Float[Tensor, "s m k d"]) -> Float[Tensor, "s k c"]:
         return self.out(rearrange(attended, "s m k d -> s k (m d)"))
 
-    def to_self(
-        self, inputs: Float[Tensor, "s k c"], bias: Float[Tensor, "#s #m #k k"] | None = None
-    ) -> Float[Tensor, "s k c"]:
-        """Self-attention over `inputs`."""
-        query, key, value = (self.split(part) for part in self.project(inputs).chunk(3, dim=-1))
-        return self.join(attend(query, key, value, bias))
-
     def forward(
         self,
-        inputs: Float[Tensor, "s q c"],
+        inputs: Float[Tensor, "#s q c"],
         source: Float[Tensor, "s k c"],
         bias: Float[Tensor, "#s #m #q k"] | None = None,
     ) -> Float[Tensor, "s q c"]:
@@ -79,7 +72,10 @@ def feedforward(channels: int, hidden_channels: int, dropout: float = 0.0) -> nn
 
 
 class SelfAttentionLayer(nn.Module):
-    """Self-attention and a feed-forward part, each on normalised inputs and added to them (pre-norm)."""
+    """Self-attention and a feed-forward part, each on normalised inputs and added to them (pre-norm).
+
+    `forward` is `project`, attention, `finish`; where tokens are shared, the parts are called one by one.
+    """
 
     def __init__(self, channels: int, num_heads: int, feedforward_channels: int, dropout: float) -> None:
         super().__init__()
@@ -92,7 +88,16 @@ class SelfAttentionLayer(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "s k c"], bias: Float[Tensor, "#s 1 1 k"] | None = None
     ) -> Float[Tensor, "s k c"]:
-        tokens = tokens + self.dropout(self.attention.to_self(self.norm(tokens), bias))
+        query, key, value = (self.attention.split(part) for part in self.project(tokens).chunk(3, dim=-1))
+        return self.finish(tokens, attend(query, key, value, bias))
+
+    def project(self, tokens: Float[Tensor, "*s k c"]) -> Float[Tensor, "*s k c3"]:
+        """Queries, keys and values of the tokens, one after the other in the last axis."""
+        return self.attention.project(self.norm(tokens))
+
+    def finish(self, tokens: Float[Tensor, "s k c"], attended: Float[Tensor, "s m k d"]) -> Float[Tensor, "s k c"]:
+        """Adds what the tokens attended to, then the feed-forward part."""
+        tokens = tokens + self.dropout(self.attention.join(attended))
         return tokens + self.dropout(self.feedforward(self.feedforward_norm(tokens)))
 
 
@@ -110,10 +115,11 @@ class CrossAttentionLayer(nn.Module):
 
     def forward(
         self,
-        queries: Float[Tensor, "s q c"],
+        queries: Float[Tensor, "#s q c"],
         source: Float[Tensor, "s k c"],
         bias: Float[Tensor, "#s 1 1 k"] | None = None,
     ) -> Float[Tensor, "s q c"]:
+        """Queries that are the same for every source need not be repeated."""
         attended = self.attention(self.norm(queries), self.source_norm(source), bias)
         queries = queries + self.dropout(attended)
         return queries + self.dropout(self.feedforward(self.feedforward_norm(queries)))

@@ -23,15 +23,72 @@ OBJECT, NO_OBJECT = 0, 1
 class EEMCOutput:
     """Predictions of the mask queries, before the sigmoid and the softmax.
 
+    Masks are kept as the two factors of the product that makes them, so that training, which needs one of them per
+    frame, pays and differentiates only that one.
+
     Attributes:
-        mask_logits: one mask for each query at the resolution of the mask features.
+        mask_embeddings: for each query the weights of the mask features, and last a bias.
+        mask_features: those of the distinct clips.
+        clip: which of the distinct clips each expression speaks of.
         class_logits: index 0 is "this query is the referred object", index 1 "no object".
         auxiliary: the predictions before each decoder layer, for deep supervision; empty outside training.
     """
 
-    mask_logits: Float[Tensor, "b t q h w"]
+    mask_embeddings: Float[Tensor, "b t q cm1"]
+    mask_features: Float[Tensor, "u t cm h w"]
+    clip: Int[Tensor, "b"]
     class_logits: Float[Tensor, "b t q 2"]
     auxiliary: list["EEMCOutput"] = field(default_factory=list)
+
+    @property
+    def mask_logits(self) -> Float[Tensor, "b t q h w"]:
+        """One mask for each query at the resolution of the mask features; computed anew each time."""
+        return mask_logits(self.mask_embeddings, self.mask_features, self.clip)
+
+    def mask_logits_of(self, query: Int[Tensor, "b t"]) -> Float[Tensor, "b t h w"]:
+        """The mask of one query per frame."""
+        index = rearrange(query, "b t -> b t 1 1").expand(-1, -1, 1, self.mask_embeddings.shape[-1])
+        logits = mask_logits(self.mask_embeddings.gather(2, index), self.mask_features, self.clip)
+        return rearrange(logits, "b t 1 h w -> b t h w")
+
+
+def mask_logits(
+    embeddings: Float[Tensor, "b t q cm1"], features: Float[Tensor, "u t cm h w"], clip: Int[Tensor, "b"]
+) -> Float[Tensor, "b t q h w"]:
+    """Products of queries and mask features, and a bias of each query.
+
+    Differs: Mask2Former has no such bias; its features have a mean that serves as one. Features that are standardised
+    put the background at zero, where no query can tell it from the border of an object.
+    """
+    height, groups = features.shape[3], ClipGroups(clip, len(features))
+    grouped = rearrange(groups.join(embeddings), "u t k q c -> u t (k q) c")
+    features = rearrange(features, "u t c h w -> u t c (h w)")
+    logits = torch.matmul(grouped[..., :-1], features) + grouped[..., -1:]
+    logits = groups.part(rearrange(logits, "u t (k q) p -> u t k q p", k=groups.size))
+    return rearrange(logits, "b t q (h w) -> b t q h w", h=height)
+
+
+class ClipGroups:
+    """Puts the expressions of a clip side by side, so that they share its maps instead of copying them.
+
+    Args:
+        clip: which of the `num_clips` distinct clips each expression speaks of.
+    """
+
+    def __init__(self, clip: Int[Tensor, "b"], num_clips: int) -> None:
+        self.clip, self.num_clips = clip, num_clips
+        self.place = (clip[:, None] == clip).tril(-1).sum(dim=1)  # the expressions of a clip are counted from 0
+        self.size = int(self.place.max()) + 1
+
+    def join(self, queries: Float[Tensor, "b t q c"]) -> Float[Tensor, "u t k q c"]:
+        """From expressions to clips with up to k expressions; a place that has none is zero."""
+        grouped = queries.new_zeros(self.num_clips, self.size, *queries.shape[1:])
+        grouped[self.clip, self.place] = queries
+        return rearrange(grouped, "u k t q c -> u t k q c")
+
+    def part(self, grouped: Float[Tensor, "u t k q c"]) -> Float[Tensor, "b t q c"]:
+        """The way back."""
+        return rearrange(grouped, "u t k q c -> u k t q c")[self.clip, self.place]
 
 
 class MaskedAttentionLayer(nn.Module):
@@ -49,13 +106,13 @@ class MaskedAttentionLayer(nn.Module):
 
     def forward(
         self,
-        queries: Float[Tensor, "s q c"],
+        queries: Float[Tensor, "r k q c"],
         query_positions: Float[Tensor, "q c"],
-        keys: Float[Tensor, "s m n d"],
-        values: Float[Tensor, "s m n d"],
-        bias: Float[Tensor, "s 1 q n"],
-    ) -> Float[Tensor, "s q c"]:
-        """`keys` and `values` come from `project`."""
+        keys: Float[Tensor, "r m n d"],
+        values: Float[Tensor, "r m n d"],
+        bias: Float[Tensor, "r 1 kq n"],
+    ) -> Float[Tensor, "r k q c"]:
+        """Queries of k expressions for each of r frames; `keys` and `values` come from `project`."""
         return self._between(self._to_level(queries, query_positions, keys, values, bias), query_positions)
 
     def project(
@@ -67,15 +124,19 @@ class MaskedAttentionLayer(nn.Module):
     def _to_level(
         self, queries: Tensor, query_positions: Tensor, keys: Tensor, values: Tensor, bias: Tensor
     ) -> Tensor:
-        cross = self.cross_attention
-        attended = cross.join(attend(cross.heads(queries + query_positions, 0), keys, values, bias))
-        return self.cross_norm(queries + self.dropout(attended))
+        cross, size = self.cross_attention, queries.shape[1]
+        placed = rearrange(queries + query_positions, "r k q c -> r (k q) c")
+        attended = cross.join(attend(cross.heads(placed, 0), keys, values, bias))
+        return self.cross_norm(queries + self.dropout(rearrange(attended, "r (k q) c -> r k q c", k=size)))
 
     def _between(self, queries: Tensor, query_positions: Tensor) -> Tensor:
-        attention, placed = self.self_attention, queries + query_positions
+        attention, size = self.self_attention, queries.shape[1]
+        queries = rearrange(queries, "r k q c -> (r k) q c")
+        placed = queries + query_positions
         heads = attention.heads(placed, 0), attention.heads(placed, 1), attention.heads(queries, 2)
         queries = self.self_norm(queries + self.dropout(attention.join(attend(*heads))))
-        return self.feedforward_norm(queries + self.dropout(self.feedforward(queries)))
+        queries = self.feedforward_norm(queries + self.dropout(self.feedforward(queries)))
+        return rearrange(queries, "(r k) q c -> r k q c", k=size)
 
 
 class MaskDecoder(nn.Module):
@@ -127,26 +188,31 @@ class MaskDecoder(nn.Module):
             levels: the maps at strides 32, 16 and 8, in this order.
             clip: which of the u clips each expression speaks of.
         """
-        num_frames, height = mask_features.shape[1], mask_features.shape[3]
-        rows = rearrange(clip[:, None] * num_frames + torch.arange(num_frames, device=clip.device), "b t -> (b t)")
-        hidden = rearrange(queries, "b t q c -> (b t) q c")
-        full = rearrange(mask_features, "u t c h w -> (u t) c (h w)")[rows]
-        sources = self._sources(mask_features, levels, rows)
+        device = mask_features.device.type
+        if torch.is_autocast_enabled(device):  # once, and not in every product
+            mask_features = mask_features.to(torch.get_autocast_dtype(device))
+        groups = ClipGroups(clip, len(mask_features))
+        hidden = rearrange(groups.join(queries), "u t k q c -> (u t) k q c")
         outputs = []
+
+        def predict_masks() -> None:
+            normed = self.norm(groups.part(rearrange(hidden, "(u t) k q c -> u t k q c", u=groups.num_clips)))
+            outputs.append(EEMCOutput(self.mask_head(normed), mask_features, clip, self.class_head(normed)))
+
+        sources = self._sources(mask_features, levels)
         for index, module in enumerate(self.layers):
             layer = cast(MaskedAttentionLayer, module)
             if self.training:
-                outputs.append(self._predict(hidden, full, num_frames, height))
+                predict_masks()
             tokens, positions, small = sources[index % len(sources)]
-            bias = self._attention_bias(hidden, small)
-            keys, values = (part[rows] for part in layer.project(tokens, positions))
-            hidden = layer(hidden, self.query_positions, keys, values, bias)
-        final = self._predict(hidden, full, num_frames, height)
-        final.auxiliary = outputs
-        return final
+            hidden = layer(hidden, self.query_positions, *layer.project(tokens, positions),
+                           self._attention_bias(hidden, small))
+        predict_masks()
+        outputs[-1].auxiliary = outputs[:-1]
+        return outputs[-1]
 
     def _sources(
-        self, mask_features: Tensor, levels: Sequence[Tensor], rows: Tensor
+        self, mask_features: Tensor, levels: Sequence[Tensor]
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """For each level read: its tokens, their positions, and the mask features at its resolution."""
         flat = rearrange(mask_features, "u t c h w -> (u t) c h w")
@@ -158,32 +224,18 @@ class MaskDecoder(nn.Module):
             positions = sine_positions(height, width, tokens.shape[-1], tokens.device)
             # Interpolation is linear, so that it may come before the product with the queries.
             small = nn.functional.interpolate(flat, size=(height, width), mode="bilinear", align_corners=False)
-            sources.append((tokens, positions, rearrange(small, "r c h w -> r c (h w)")[rows]))
+            sources.append((tokens, positions, rearrange(small, "r c h w -> r c (h w)")))
         return sources
 
     @torch.no_grad()
-    def _attention_bias(self, hidden: Tensor, small: Tensor) -> Float[Tensor, "s 1 q n"]:
+    def _attention_bias(
+        self, hidden: Float[Tensor, "r k q c"], small: Float[Tensor, "r cm n"]
+    ) -> Float[Tensor, "r 1 kq n"]:
         """Hides the pixels outside each query's mask; a query whose mask is empty sees all."""
-        inside = self._masks(self.norm(hidden), small) >= 0
+        embedding = self.mask_head(self.norm(rearrange(hidden, "r k q c -> r (k q) c")))
+        inside = torch.matmul(embedding[..., :-1], small) + embedding[..., -1:] >= 0
         inside = inside | ~inside.any(dim=-1, keepdim=True)
-        return hidden_bias(rearrange(inside, "s q n -> s 1 q n"))
-
-    def _masks(self, hidden: Float[Tensor, "s q c"], features: Float[Tensor, "s cm p"]) -> Float[Tensor, "s q p"]:
-        """Products of queries and mask features, and a bias of each query.
-
-        Differs: Mask2Former has no such bias; its features have a mean that serves as one. Features that are
-        standardised put the background at zero, where no query can tell it from the border of an object.
-        """
-        embedding = self.mask_head(hidden)
-        return torch.matmul(embedding[..., :-1], features) + embedding[..., -1:]
-
-    def _predict(self, hidden: Tensor, full: Tensor, num_frames: int, height: int) -> EEMCOutput:
-        hidden = self.norm(hidden)
-        masks = self._masks(hidden, full)
-        return EEMCOutput(
-            mask_logits=rearrange(masks, "(b t) q (h w) -> b t q h w", t=num_frames, h=height),
-            class_logits=rearrange(self.class_head(hidden), "(b t) q two -> b t q two", t=num_frames),
-        )
+        return hidden_bias(rearrange(inside, "r kq n -> r 1 kq n"))
 
 
 def predict(output: EEMCOutput, size: tuple[int, int] | None = None) -> Float[Tensor, "b t _ _"]:

@@ -234,39 +234,42 @@ class EEMC(nn.Module):
         """
         visual = self.visual(batch.visual, frames)
         audio, text, valid = self._audio(batch), *self._text(batch)
-        cues = self.cues(audio, visual.tokens[batch.clip], text, valid, frames)
+        cues = self.cues(audio, visual.tokens, text, valid, batch.clip, frames)
         queries = self.prompting(*self.integration(*cues, valid))
         return self.decoder(queries, visual.mask_features, visual.levels, batch.clip)
 
     def cues(
         self,
-        audio: Float[Tensor, "b t one c"] | None,
-        visual: Float[Tensor, "b t n c"],
+        audio: Float[Tensor, "u t one c"] | None,
+        visual: Float[Tensor, "u t n c"],
         text: Float[Tensor, "b l c"] | None,
         valid: Bool[Tensor, "b l"],
+        clip: Int[Tensor, "b"],
         frames: Int[Tensor, "f"] | None = None,
     ) -> tuple[Float[Tensor, "b f one c"] | None, Float[Tensor, "b f n c"], Float[Tensor, "b f l c"] | None]:
         """Q_A, Q_V and Q_T of the chosen seconds (Eq. 1-3 and the mean of the expression's features)."""
-        chosen = slice(None) if frames is None else frames
         texts = [] if text is None else [rearrange(text, "b l c -> b 1 l c")]
         fused = []
-        # Without memory no second needs another, and only the chosen ones are fused.
-        before, after = (slice(None), chosen) if self.config.memory else (chosen, slice(None))
+        before, after, aware_of = slice(None), slice(None), None
+        if frames is not None and self.config.memory:  # which looks back from the chosen seconds, never ahead
+            before, after, aware_of = slice(int(frames.max()) + 1), frames, frames
+        elif frames is not None:  # no second needs another
+            before = frames
         for modality, fusion in ((audio, self.audio_fusion), (visual, self.visual_fusion)):
             if modality is None or fusion is None:
                 fused.append(None)
                 continue
-            features, aware = fusion(modality[:, before], text, valid)
+            features, aware = fusion(modality[:, before], text, valid, clip, aware_of)
             cue = emphasise_change(features, self.config.beta) if self.config.memory else features
             fused.append(cue[:, after])
-            texts += [] if aware is None else [aware[:, after]]
+            texts += [] if aware is None else [aware]
         mean = sum(texts[1:], start=texts[0]) / len(texts) if texts else None
         return fused[0], fused[1], mean
 
-    def _audio(self, batch: Batch) -> Float[Tensor, "b t 1 c"] | None:
+    def _audio(self, batch: Batch) -> Float[Tensor, "u t 1 c"] | None:
         if self.audio is None:
             return None
-        return rearrange(self.audio(batch.audio), "u t c -> u t 1 c")[batch.clip]
+        return rearrange(self.audio(batch.audio), "u t c -> u t 1 c")
 
     def _text(self, batch: Batch) -> tuple[Float[Tensor, "b l c"] | None, Bool[Tensor, "b l"]]:
         """The expressions without the places that are padding in all of them."""

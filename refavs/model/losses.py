@@ -1,5 +1,6 @@
 """Losses: binary cross-entropy and Dice of the matched mask, classification of every query, deep supervision."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -102,18 +103,20 @@ def _weighted(parts: dict[str, Tensor], config: LossConfig) -> Tensor:
 def _loss_of(
     output: EEMCOutput, target: Float[Tensor, "s 1 h w"], config: LossConfig, whole: FrameCounts
 ) -> dict[str, Tensor]:
-    mask_logits = rearrange(output.mask_logits, "b t q h w -> (b t) q h w").float()
     class_logits = rearrange(output.class_logits, "b t q two -> (b t) q two").float()
     has_object = target.flatten(1).any(dim=1)
     with torch.no_grad():
-        compared = _matching_values(mask_logits, target, config)
+        logits = rearrange(output.mask_logits, "b t q h w -> (b t) q h w").float()
+        compared = _matching_values(logits, target, config)
         matched = matching_costs(*compared, class_logits, config).argmin(dim=1)
-    chosen = mask_logits[torch.arange(len(matched), device=matched.device), matched]
-    logits, labels = _compared_values(rearrange(chosen, "s h w -> s 1 h w"), target, config)
+    chosen = output.mask_logits_of(rearrange(matched, "(b t) -> b t", t=output.class_logits.shape[1]))
+    chosen = rearrange(chosen, "b t h w -> (b t) 1 h w").float()
+    # Only frames with an object have a mask to compare with.
+    logits, labels = _compared_values(chosen[has_object], target[has_object], config)
     num_masks = max(whole.shown, 1)
     return {
-        "bce": (mask_bce(logits, labels) * has_object).sum() / num_masks,
-        "dice": (mask_dice(logits, labels) * has_object).sum() / num_masks,
+        "bce": mask_bce(logits, labels).sum() / num_masks,
+        "dice": mask_dice(logits, labels).sum() / num_masks,
         "classification": classification_loss(class_logits, matched, has_object, config, whole),
     }
 
@@ -138,8 +141,11 @@ def matching_costs(
 ) -> Float[Tensor, "s q"]:
     """Cost of giving a frame's object to each query."""
     probability = class_logits.softmax(dim=-1)[..., OBJECT]
-    masks = config.bce * mask_bce(logits, labels) + config.dice * mask_dice(logits, labels)
-    return masks - config.matching * probability
+    probs, labels = logits.sigmoid(), rearrange(labels, "s 1 p -> s p 1")
+    # `mask_bce` and `mask_dice` of every query, with a matrix product for each sum over places.
+    bce = (nn.functional.softplus(logits).sum(dim=-1) - (logits @ labels)[..., 0]) / logits.shape[-1]
+    dice = 1 - (2 * (probs @ labels)[..., 0] + 1) / (probs.sum(dim=-1) + labels.sum(dim=1) + 1)
+    return config.bce * bce + config.dice * dice - config.matching * probability
 
 
 def classification_loss(
@@ -160,9 +166,10 @@ def classification_loss(
 def _matching_values(
     mask_logits: Float[Tensor, "s q h w"], target: Float[Tensor, "s 1 hm wm"], config: LossConfig
 ) -> tuple[Float[Tensor, "s q p"], Float[Tensor, "s 1 p"]]:
-    """Where queries are compared: the same uniform points for all of a frame's queries, or the pixels of the logits."""
-    if config.num_points == 0:
-        height, width = mask_logits.shape[-2:]
+    """Where queries are compared: the same uniform points for all of a frame's queries, or the pixels of the logits
+    where these are not more than the points."""
+    height, width = mask_logits.shape[-2:]
+    if config.num_points == 0 or config.num_points >= height * width:
         labels = nn.functional.adaptive_avg_pool2d(target, (height, width))
         return mask_logits.flatten(2), labels.flatten(2)
     points = torch.rand(len(target), config.num_points, 2, device=target.device)
@@ -174,10 +181,18 @@ def _compared_values(
 ) -> tuple[Float[Tensor, "s p"], Float[Tensor, "s p"]]:
     """Where the matched masks are compared: points where they are least certain, or all pixels of the target."""
     if config.num_points == 0:
-        logits = nn.functional.interpolate(logits, size=target.shape[-2:], mode="bilinear", align_corners=False)
-        return logits.flatten(1), target.flatten(1)
+        return _resized(logits, target.shape[-2:]).flatten(1), target.flatten(1)
     points = uncertain_points(logits.detach(), config)
     return _sample(logits, points)[:, 0], _sample(target, points)[:, 0]
+
+
+def _resized(maps: Float[Tensor, "s 1 h w"], size: Sequence[int]) -> Float[Tensor, "s 1 _ _"]:
+    """Bilinear resizing as a matrix product for each axis, whose backward is several times as fast on a CPU."""
+    rows, columns = (
+        nn.functional.interpolate(torch.eye(old, device=maps.device)[None], size=new, mode="linear")[0]
+        for old, new in zip(maps.shape[-2:], size, strict=True)
+    )
+    return rows.T @ maps @ columns
 
 
 @torch.no_grad()

@@ -63,6 +63,8 @@ def test_trial_key_depends_on_every_setting_the_seed_and_the_store(tmp_path: Pat
 def test_trial_key_counts_what_differs_from_the_defaults_and_the_files(tmp_path: Path) -> None:
     (trial,) = expand("one", {"base": {"train.epochs": 7}}, "one.yaml", {}).trials
     key = trial.key("a")
+    (wide,) = expand("one", {"base": {"train.epochs": 7, "resources": {"workers": 2}}}, "one.yaml", {}).trials
+    assert wide.config.resources.workers == 2 and wide.key("a") == key
     assert trial.key("a", {"model.later": 3, "train.epochs": 50}) == key
     assert trial.key("a", {"train.epochs": 7}) != key and trial.key("a", {"train.batch_size": 99}) != key
     assert dataclasses.replace(trial, digests={"init": "0f"}).key("a") != key

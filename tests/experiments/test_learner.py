@@ -1,5 +1,7 @@
 """One step of training: parts of a batch, averaged weights, half precision, and what a state holds."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 from experiments.config import TrialConfig
-from experiments.learner import Learner, NonFiniteError
+from experiments.learner import Learner, NonFiniteError, Team
 from experiments.sampler import Sampler
 from experiments.state import load_state, save_state
 from experiments.train import build_model
@@ -36,7 +38,7 @@ def learner_of(store: FeatureStore, **overrides: Any) -> Learner:
 
 def steps(learner: Learner, store: FeatureStore, epoch: int = 0) -> list[dict[str, torch.Tensor]]:
     sampler = Sampler(learner.config, store)
-    batches = enumerate(sampler.batches(epoch))
+    batches = enumerate(sampler.batches(epoch, learner.team.rank, learner.team.size))
     return [learner.step(parts, epoch * sampler.num_steps + index, 9) for index, parts in batches]
 
 
@@ -53,6 +55,37 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(store: FeatureStore, nu
     for grad, other in zip(grads, wanted, strict=True):
         assert grad is not None and other is not None
         assert torch.allclose(grad, other, rtol=0, atol=1e-5 * float(whole["grad_norm"]))
+
+
+class ThreadTeam(Team):
+    """Two workers in two threads, whose sums meet here."""
+
+    barrier, values = threading.Barrier(2, timeout=60), [torch.empty(0), torch.empty(0)]
+
+    def add(self, values: torch.Tensor) -> torch.Tensor:
+        self.values[self.rank] = values.clone()
+        self.barrier.wait()
+        values.copy_(self.values[0] + self.values[1])
+        self.barrier.wait()
+        return values
+
+
+def test_two_workers_have_the_gradient_of_one(store: FeatureStore) -> None:
+    settings = {"train__clip_norm": 1e9, "train__steps_per_epoch": 1, "train__batch_size": 7}
+    alone = learner_of(store, **settings)
+    (whole,) = steps(alone, store)
+    team = [learner_of(store, **settings) for _ in range(2)]
+    for rank, learner in enumerate(team):
+        learner.team = ThreadTeam(rank, 2)
+    with ThreadPoolExecutor(2) as threads:
+        (first,), (second,) = threads.map(lambda learner: steps(learner, store), team)
+    assert first == second
+    for name, value in whole.items():
+        assert float(first[name]) == pytest.approx(float(value), rel=1e-5), name
+    for wanted, p, q in zip(alone.trained, team[0].trained, team[1].trained, strict=True):
+        assert wanted.grad is not None and p.grad is not None and q.grad is not None
+        assert torch.equal(p.grad, q.grad)
+        assert torch.allclose(p.grad, wanted.grad, rtol=0, atol=1e-5 * float(whole["grad_norm"]))
 
 
 def test_average_is_the_running_mean_of_the_weights(store: FeatureStore) -> None:

@@ -1,5 +1,6 @@
 """The page of a report: what it shows, that nothing foreign gets into it, and how it looks to a real browser."""
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -22,8 +23,8 @@ HOSTILE = (
 TAGS = {
     "a", "article", "aside", "bdi", "body", "clippath", "code", "dd", "defs", "div", "dl", "dt", "figcaption", "figure",
     "g", "h1", "h2", "h3", "h4", "head", "header", "html", "image", "li", "link", "main", "meta", "nav", "ol", "p",
-    "path", "q", "rect", "section", "span", "strong", "style", "svg", "table", "tbody", "td", "text", "th", "thead",
-    "title", "tr", "ul", "use",
+    "path", "q", "rect", "section", "small", "span", "strong", "style", "svg", "table", "tbody", "td", "text", "th",
+    "thead", "title", "tr", "ul", "use",
 }  # fmt: skip
 COLUMNS = (
     Column(group="Seen", name="J", unit="%"), Column(group="Seen", name="F", unit="%"),
@@ -104,7 +105,8 @@ def test_tables_and_figures_name_their_protocol_and_random_features() -> None:
         captions = re.findall(r"<figcaption>.*?</figcaption>", html, re.DOTALL)
         assert len(captions) == 5 and all("Protocol:" in caption for caption in captions)
         assert all(("random features" in caption) == random_features for caption in captions)
-    assert html.count("protocol: as printed") == 4 and html.count(">published<") == 4 and html.count(">control<") == 4
+    assert html.count("<small>published, protocol: as printed</small>") == 4
+    assert html.count("<small>control</small>") == html.count("<small>control, protocol: canonical</small>") == 2
 
 
 def test_best_number_of_a_column_is_among_our_runs() -> None:
@@ -114,9 +116,25 @@ def test_best_number_of_a_column_is_among_our_runs() -> None:
     assert page.best(alone) == set()
 
 
+def test_difference_that_is_not_shown_is_quiet_and_never_best() -> None:
+    row = report_of().tables[0].rows[0]
+    texts = ("+9.0 [-1.0, +19.0], not shown", "+2.0 [+1.0, +3.0], higher", "+1.0 [+0.5, +1.5], higher")
+    table = Table(name="d", title="d", protocol="canonical", row_heading="row", columns=COLUMNS[:1], rows=tuple(
+        dataclasses.replace(row, cells=(Cell(value=float(text[1:4]), text=text),)) for text in texts))  # fmt: skip
+    assert page.best(table) == {(1, 0)}
+    html = page.render(dataclasses.replace(report_of(), tables=(table,)), drawings=[], gallery=Gallery())
+    assert html.count('class="quiet"') == 1 and html.count('class="best"') == 1
+
+
 def test_neighbouring_columns_share_their_heading() -> None:
     assert page.spans(COLUMNS) == [("Seen", 2), ("Null", 1), ("", 1)]
     assert page.spans(COLUMNS[3:]) == []
+
+
+def test_number_is_set_apart_from_its_interval() -> None:
+    assert page.parts("24.6 ± 5.0") == ("24.6", "± 5.0") and page.parts("-") == ("-", "")
+    assert page.parts("+1.3 [-4.0, +6.7], not shown") == ("+1.3", "[-4.0, +6.7], not shown")
+    assert page.parts("[19.6, 29.7]") == ("[19.6, 29.7]", "") and page.parts("") == ("", "")
 
 
 def test_number_tells_its_interval_and_note() -> None:

@@ -259,14 +259,23 @@ def test_trial_that_fits_on_no_node_is_refused(
     asked: dict[str, float], nodes: list[dict[str, float]], message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        Resources(**asked).require_room(nodes)  # type: ignore[arg-type]
+        Resources(**asked).at_once(nodes)  # type: ignore[arg-type]
     assert message in str(caught.value)
-    Resources(**asked).require_room([*nodes, {"CPU": 4.0, "GPU": 1.0}])  # type: ignore[arg-type]
+    assert Resources(**asked).at_once([*nodes, {"CPU": 4.0, "GPU": 1.0}]) is None  # type: ignore[arg-type]
+
+
+def test_trials_of_several_workers_start_only_as_many_as_find_all_of_them() -> None:
+    nodes = [{"CPU": 4.0}, {"CPU": 3.0, "GPU": 1.0}]
+    assert Resources().at_once(nodes, 2) == 3 and Resources(max_concurrent=2).at_once(nodes, 2) == 2
+    assert Resources(cpus_per_trial=2).at_once(nodes, 3) == 1 and Resources(gpus_per_trial=0.5).at_once(nodes, 2) == 1
+    with pytest.raises(ConfigError, match=r"8 workers with 1 CPUs and 0 GPUs each, .* lower resources.workers"):
+        Resources().at_once(nodes, 8)
 
 
 def test_ray_here_gets_the_processors_of_the_trials_at_once() -> None:
     found = [Resources(max_concurrent=n, cpus_per_trial=c).local_cpus(4) for n, c in ((1, 1.5), (3, 0.5), (9, 1))]
-    assert found == [2, 2, 4] and Resources().local_cpus(4) == 4
+    assert found == [2, 2, 4] and Resources(max_concurrent=1).local_cpus(4, num_workers=3) == 3
+    assert Resources().local_cpus(4) == 4
 
 
 @pytest.mark.parametrize(

@@ -143,19 +143,24 @@ def test_mask_bias_moves_all_pixels_of_a_query() -> None:
     torch.testing.assert_close(decoder(*arguments).mask_logits, before + 2)
 
 
+def flat_masks(biases: Tensor, classes: Tensor) -> EEMCOutput:
+    """One frame of 2 x 2 pixels, in which the mask of each query is its bias."""
+    embeddings = torch.stack([torch.ones(3), biases], dim=1)[None, None]
+    return EEMCOutput(embeddings, torch.zeros(1, 1, 1, 2, 2), torch.tensor([0]), classes)
+
+
 def test_predict_sums_the_masks_by_their_class() -> None:
-    logits = torch.tensor([4.0, -4.0, 1.0])[None, None, :, None, None].expand(1, 1, 3, 2, 2)
+    biases = torch.tensor([4.0, -4.0, 1.0])
     classes = torch.tensor([[2.0, 0.0], [0.0, 0.0], [-3.0, 0.0]])[None, None]
     expected = sum(torch.sigmoid(torch.tensor(c)) * torch.sigmoid(torch.tensor(m))
                    for c, m in ((2.0, 4.0), (0.0, -4.0), (-3.0, 1.0)))
-    probs = predict(EEMCOutput(mask_logits=logits, class_logits=classes), (4, 4))
+    probs = predict(flat_masks(biases, classes), (4, 4))
     torch.testing.assert_close(probs, torch.full((1, 1, 4, 4), float(expected)))
 
 
 def test_predict_never_exceeds_one() -> None:
     classes = torch.tensor([9.0, 0.0]).expand(1, 1, 3, 2)
-    sure = EEMCOutput(mask_logits=torch.full((1, 1, 3, 2, 2), 9.0), class_logits=classes)
-    assert float(predict(sure).max()) == 1.0
+    assert float(predict(flat_masks(torch.full((3,), 9.0), classes)).max()) == 1.0
 
 
 @pytest.mark.parametrize("channels", [12, CHANNELS])

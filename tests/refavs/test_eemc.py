@@ -132,12 +132,12 @@ def test_eemc_without_modality_tokens_has_none() -> None:
 
 def test_eemc_combines_the_cues_as_the_equations_say() -> None:
     model, batch = make_model().eval(), make_batch()
-    visual = model.visual(batch.visual, None).tokens[batch.clip]
+    visual, clip = model.visual(batch.visual, None).tokens, batch.clip
     audio, (text, valid) = model._audio(batch), model._text(batch)
     assert audio is not None and text is not None and model.audio_fusion is not None
-    features_a, aware_a = model.audio_fusion(audio, text, valid)
-    features_v, aware_v = model.visual_fusion(visual, text, valid)
-    cue_a, cue_v, cue_t = model.cues(audio, visual, text, valid)
+    features_a, aware_a = model.audio_fusion(audio, text, valid, clip)
+    features_v, aware_v = model.visual_fusion(visual, text, valid, clip)
+    cue_a, cue_v, cue_t = model.cues(audio, visual, text, valid, clip)
     torch.testing.assert_close(cue_t, (text[:, None] + aware_a + aware_v) / 3)
     for cue, features in ((cue_a, features_a), (cue_v, features_v)):
         past = torch.stack([features[:, :second].mean(1) for second in range(1, NUM_FRAMES)], 1)

@@ -8,6 +8,7 @@ from refavs.model.attention import attend, hidden_bias, sine_positions
 from refavs.model.fusion import BimodalFusion, MultimodalIntegration, QueryPrompting
 
 CHANNELS, HEADS, SIZES = 8, 2, {"num_layers": 2, "num_heads": 2, "feedforward_channels": 12, "dropout": 0.0}
+EACH = torch.arange(2)  # every expression has a clip of its own
 VALID = torch.tensor([[True, True, False], [True, True, True]])
 
 
@@ -65,7 +66,7 @@ def noise(*shape: int) -> torch.Tensor:
 def test_bimodal_fusion_equals_numpy() -> None:
     fusion = double(BimodalFusion(CHANNELS, **SIZES))
     modality, text = noise(2, 4, 5, CHANNELS), noise(2, 3, CHANNELS)
-    features, aware = fusion(modality, text, VALID)
+    features, aware = fusion(modality, text, VALID, EACH)
     for row in range(2):
         seen = np.concatenate([np.ones(5, bool), VALID[row].numpy()])
         for second in range(4):
@@ -77,7 +78,7 @@ def test_bimodal_fusion_equals_numpy() -> None:
 def test_bimodal_fusion_without_text_sees_the_modality_alone() -> None:
     fusion = double(BimodalFusion(CHANNELS, **SIZES))
     modality = noise(2, 4, 5, CHANNELS)
-    features, aware = fusion(modality, None, VALID[:, :0])
+    features, aware = fusion(modality, None, VALID[:, :0], EACH)
     expected = self_layers(modality[1, 2].numpy(), np.ones(5, bool), values(fusion))
     np.testing.assert_allclose(features[1, 2].detach(), expected, atol=1e-10)
     assert aware is None

@@ -1,6 +1,7 @@
 """Losses against plain NumPy and SciPy's assignment, frame by frame."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,13 +18,20 @@ ALL_PIXELS = LossConfig(num_points=0)
 def case(seed: int = 0, size: int = 8) -> tuple[EEMCOutput, torch.Tensor]:
     """Two expressions of three frames; the last frame of the second has no object."""
     generator = torch.Generator().manual_seed(seed)
-    output = EEMCOutput(
-        mask_logits=3 * torch.randn(2, 3, 4, 8, 8, generator=generator),
-        class_logits=torch.randn(2, 3, 4, 2, generator=generator),
-    )
+    logits = 3 * torch.randn(2, 3, 4, 8, 8, generator=generator)
+    output = output_of(logits, torch.randn(2, 3, 4, 2, generator=generator))
     masks = torch.rand(2, 3, size, size, generator=generator) > 0.6
     masks[1, 2] = False
     return output, masks
+
+
+def output_of(logits: torch.Tensor, class_logits: torch.Tensor, **more: object) -> EEMCOutput:
+    """An output with these masks: one feature is 1 at one pixel each, and the embeddings are the logits."""
+    num_expressions, num_frames, _, height, width = logits.shape
+    pixels = torch.eye(height * width).unflatten(1, (height, width)).expand(1, num_frames, -1, -1, -1)
+    embeddings = torch.cat([logits.flatten(3), torch.zeros(*logits.shape[:3], 1)], dim=3)
+    clip = torch.zeros(num_expressions, dtype=torch.long)
+    return EEMCOutput(embeddings, pixels, clip, class_logits, **more)  # type: ignore[arg-type]
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -90,8 +98,8 @@ def test_eemc_loss_compares_masks_at_their_own_resolution() -> None:
     upsampled = torch.nn.functional.interpolate(
         output.mask_logits.flatten(0, 1), size=(16, 16), mode="bilinear", align_corners=False
     ).unflatten(0, (2, 3))
-    alone = EEMCOutput(mask_logits=upsampled[:, :, :1], class_logits=output.class_logits[:, :, :1])
-    small = EEMCOutput(mask_logits=output.mask_logits[:, :, :1], class_logits=output.class_logits[:, :, :1])
+    alone = output_of(upsampled[:, :, :1], output.class_logits[:, :, :1])
+    small = output_of(output.mask_logits[:, :, :1], output.class_logits[:, :, :1])
     expected = numpy_loss(alone, masks, ALL_PIXELS)
     assert float(eemc_loss(small, masks, ALL_PIXELS)["total"]) == pytest.approx(expected["total"], rel=1e-5)
 
@@ -126,7 +134,7 @@ def test_uncertain_points_lie_where_the_logits_are_near_zero() -> None:
 def test_deep_supervision_adds_the_losses_of_earlier_predictions() -> None:
     (output, masks), (earlier, _) = case(), case(seed=5)
     parts = [float(eemc_loss(part, masks, ALL_PIXELS)["total"]) for part in (output, earlier)]
-    deep = EEMCOutput(mask_logits=output.mask_logits, class_logits=output.class_logits, auxiliary=[earlier])
+    deep = replace(output, auxiliary=[earlier])
     assert float(eemc_loss(deep, masks, ALL_PIXELS)["total"]) == pytest.approx(sum(parts))
     shallow = LossConfig(num_points=0, deep_supervision=False)
     assert float(eemc_loss(deep, masks, shallow)["total"]) == pytest.approx(parts[0])
@@ -137,7 +145,7 @@ def test_losses_of_parts_add_up_to_those_of_the_whole() -> None:
     whole = FrameCounts.of(masks)
     assert whole == FrameCounts(shown=5, null=1)
     parts = [
-        eemc_loss(EEMCOutput(mask_logits=mask_logits, class_logits=class_logits), mask, ALL_PIXELS, whole)
+        eemc_loss(output_of(mask_logits, class_logits), mask, ALL_PIXELS, whole)
         for mask_logits, class_logits, mask in zip(
             output.mask_logits.split(1), output.class_logits.split(1), masks.split(1), strict=True
         )
@@ -148,11 +156,11 @@ def test_losses_of_parts_add_up_to_those_of_the_whole() -> None:
 
 def test_frames_without_object_have_only_a_classification_loss() -> None:
     output, masks = case()
-    output.mask_logits.requires_grad_()
+    output.mask_embeddings.requires_grad_()
     losses = eemc_loss(output, torch.zeros_like(masks), ALL_PIXELS)
     losses["total"].backward()
     assert float(losses["bce"]) == float(losses["dice"]) == 0 and float(losses["classification"]) > 0
-    assert output.mask_logits.grad is not None and not output.mask_logits.grad.any()
+    assert output.mask_embeddings.grad is None or not output.mask_embeddings.grad.any()
 
 
 def test_matching_costs_prefer_the_right_mask() -> None:

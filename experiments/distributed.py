@@ -1,0 +1,76 @@
+"""One trial on several workers under Ray Train, inside the trial's own process: each takes its share of every batch."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer, get_device
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from experiments.learner import Team
+from refavs.errors import RefAVSError
+
+RUN_FOLDER = ".workers"
+Work = Callable[[dict[str, Any], Team, torch.device, Callable[[dict[str, Any]], None]], None]
+
+
+class WorkersError(RefAVSError):
+    """A worker failed; the message is its reason."""
+
+
+def run_workers(
+    work: Work, settings: dict[str, Any], folder: Path, num_workers: int, resources: dict[str, float]
+) -> None:
+    """Runs `work` in `num_workers` processes and returns when all have ended.
+
+    What the first of them reports becomes a report of the Tune trial that this is called in. All must report equally
+    often: each report waits for the others.
+
+    Args:
+        work: called with the settings, the team, the device and the function that reports.
+        folder: a folder that all nodes see, where Ray Train may keep a folder of its own meanwhile.
+        resources: of one worker, by Ray's names.
+
+    Raises:
+        WorkersError: a worker failed, which ends the others.
+    """
+    records = folder / RUN_FOLDER
+    shutil.rmtree(records, ignore_errors=True)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"work": work, "settings": settings},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=num_workers, use_gpu=resources.get("GPU", 0) > 0,
+            resources_per_worker={name: amount for name, amount in resources.items() if amount},
+        ),
+        run_config=ray.train.RunConfig(
+            name=folder.name, storage_path=str(records.resolve()), callbacks=[TuneReportCallback()]
+        ),
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        raise WorkersError(_reason(error)) from error
+    except TrainingFailedError as error:
+        raise WorkersError(" ".join(str(error).split())) from error
+    finally:
+        shutil.rmtree(records, ignore_errors=True)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    context = ray.train.get_context()
+    team = Team(rank=context.get_world_rank(), size=context.get_world_size())
+    config["work"](config["settings"], team, get_device(), ray.train.report)
+
+
+def _reason(error: WorkerGroupError) -> str:
+    """What the first worker that failed says of it, on one line."""
+    failure = next((failure for _, failure in sorted(error.worker_failures.items())), error)
+    if isinstance(failure, RefAVSError):
+        return str(failure)
+    lines = str(failure).strip().splitlines() or ["a worker died without a word"]
+    return f"{type(failure).__name__}: {lines[-1]}"
