@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from experiments.grid import Grid
-    from experiments.sweep import Outcome
+    from experiments.sweep import Outcome, Resources
     from refavs.store import FeatureStore
 
 EPILOG = """examples:
@@ -41,7 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help="replace a setting of the grid's base; may be given several times")
     parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="has mask2former/ for trials with "
                         "model.decoder_weights=mask2former, as refavs-extract takes it")
-    parser.add_argument("--dry-run", action="store_true", help="list the trials, done and to do, and write nothing")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="list the trials, done and to do, with what they cost, and write nothing")
     parser.add_argument("--address", help="a running Ray cluster; one on this machine is started where none is given")
     parser.add_argument("--max-concurrent", type=int, metavar="N",
                         help="trials at once; as many as the processors allow where none is given")
@@ -72,12 +73,12 @@ def _sweep(args: argparse.Namespace) -> int:
     grid = with_weights(read_grid(args.grid, parse_overrides(args.set)), args.weights_dir)
     store = FeatureStore(args.store)
     out = args.out or Path("runs") / grid.name
-    if args.dry_run:
-        return _dry_run(grid, store, out)
     resources = Resources(
         address=args.address, max_concurrent=args.max_concurrent, cpus_per_trial=args.cpus_per_trial,
         gpus_per_trial=args.gpus_per_trial,
     )
+    if args.dry_run:
+        return _dry_run(grid, store, out, resources)
     print(f"sweep {grid.name}: {len(grid.trials)} trials on {args.store} into {out}", file=sys.stderr)
     outcome = run_sweep(grid, store, out, resources, args.tracking_uri)
     return _show(grid, store, out, outcome)
@@ -90,10 +91,11 @@ def _console() -> "Console":
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
-def _dry_run(grid: "Grid", store: "FeatureStore", out: Path) -> int:
+def _dry_run(grid: "Grid", store: "FeatureStore", out: Path, resources: "Resources") -> int:
     from rich import box
     from rich.table import Table
 
+    from experiments.cost import show
     from experiments.ledger import KEY_LENGTH, Ledger
     from experiments.sweep import check_models
 
@@ -111,6 +113,8 @@ def _dry_run(grid: "Grid", store: "FeatureStore", out: Path) -> int:
     num_done = sum(entry.state == "finished" for entry in entries)
     console = _console()
     console.print(table)
+    if num_done < len(entries):
+        show(console, entries, store, resources)
     if changes := ledger.changes(entries):
         console.print(changes)
     for part in fresh:

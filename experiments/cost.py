@@ -1,0 +1,209 @@
+"""What a trial costs before it runs: parameters, arithmetic, time by a few real steps on this machine, disk."""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from experiments.evaluate import TEST_SPLITS, predictions, rows_of
+from experiments.learner import Learner
+from experiments.ledger import Entry, read_metrics
+from experiments.sampler import Sampler
+from experiments.train import build_model
+
+if TYPE_CHECKING:
+    from experiments.config import TrialConfig
+    from experiments.sweep import Resources
+    from refavs.model.decoder import EEMCOutput
+    from refavs.model.eemc import EEMC, PartSize
+    from refavs.store import FeatureStore
+
+# Measured on runs of the synthetic benchmark: 660 to 800 for each frame of an expression.
+STATISTICS_BYTES_PER_FRAME = 750
+GIGA = 10**9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a trial costs.
+
+    Attributes:
+        parts: parameters of each part of the model.
+        forward_flops: of the model on one batch; a multiplication and an addition are two, other operations none.
+        step_flops: the same with the backward pass.
+        step_s: time of a training step, reading included.
+        eval_s: time of predicting one expression.
+        state_bytes: what lies on disk while a trial runs.
+        kept_bytes: what stays of it: checkpoint and statistics.
+    """
+
+    parts: list["PartSize"]
+    forward_flops: int
+    step_flops: int
+    step_s: float
+    eval_s: float
+    state_bytes: int
+    kept_bytes: int
+
+
+def measure(
+    config: "TrialConfig", store: "FeatureStore", device: torch.device, weights_dir: Path | None = None
+) -> Cost:
+    """Runs three training steps and one batch of evaluation; writes nothing.
+
+    The first step is the one whose arithmetic is counted, the other two are timed.
+    """
+    learner = Learner(config, build_model(config, store, weights_dir).to(device))
+    sampler = Sampler(config, store, device)
+    steps = itertools.chain.from_iterable(sampler.batches(epoch) for epoch in itertools.count())
+    parts = next(steps)
+    learner.model.train()
+    forwards: list[int] = []
+    learner.forward, plain = _counted(learner.model, forwards), learner.forward
+    with _Flops() as whole:
+        learner.step(parts, 0, config.train.epochs * sampler.num_steps)
+    learner.forward = plain
+    started = time.perf_counter()
+    for index in (1, 2):
+        learner.step(next(steps), index, config.train.epochs * sampler.num_steps)
+    step_s = (time.perf_counter() - started) / 2
+    rows = rows_of(store, ("val", *TEST_SPLITS)) or rows_of(store, ("train",))
+    rows = rows[: config.train.eval_batch_size]
+    started = time.perf_counter()
+    for _, probs in predictions(config.train, learner.average, store, rows, device):
+        probs.cpu()
+    eval_s = (time.perf_counter() - started) / len(rows)
+    state, kept = _bytes(learner, store)
+    return Cost(
+        parts=learner.model.part_sizes(), forward_flops=sum(forwards), step_flops=whole.total,
+        step_s=step_s, eval_s=eval_s, state_bytes=state, kept_bytes=kept,
+    )
+
+
+def seconds(cost: Cost, config: "TrialConfig", store: "FeatureStore", num_done: int = 0) -> float:
+    """Time that is left of a trial of which `num_done` epochs are done: steps, a validation an epoch, the last test."""
+    train, sampler = config.train, Sampler(config, store)
+    num_epochs = train.epochs - num_done
+    num_val, num_all = len(rows_of(store, ("val",))), len(rows_of(store, ("val", *TEST_SPLITS)))
+    return num_epochs * (sampler.num_steps * cost.step_s + num_val * cost.eval_s) + num_all * cost.eval_s
+
+
+def alike(config: "TrialConfig") -> tuple[object, ...]:
+    """What trials have in common whose steps cost the same."""
+    train, loss = config.train, config.loss
+    return (
+        dataclasses.replace(config.model, beta=1.0), loss.num_points, loss.oversampling, loss.deep_supervision,
+        train.batch_size, train.accumulate, train.expressions_per_clip, train.frames, train.precision, train.compile,
+        train.ema_decay > 0, train.patience > 0, train.eval_batch_size,
+    )
+
+
+def show(console: Console, entries: Sequence[Entry], store: "FeatureStore", resources: "Resources") -> None:
+    """Prints the cost of each distinct model of a sweep and of all that is to do."""
+    num_threads = max(1, int(resources.cpus_per_trial))
+    num_workers = max(entry.trial.config.resources.workers for entry in entries)
+    at_once = max(1, int(len(os.sched_getaffinity(0)) / (num_workers * resources.cpus_per_trial)))
+    at_once = min(at_once, resources.max_concurrent or at_once)
+    models: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in entries:
+        models.setdefault(alike(entry.trial.config), []).append(entry)
+    table = Table(title="what a trial costs", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("model", "part", "trained", "frozen", "forward", "step", "s/step", "a trial", "disk, then kept"):
+        table.add_column(column, justify="left" if column in ("model", "part") else "right")
+    total_s = total_bytes = 0.0
+    for same in models.values():
+        with _threads(num_threads):
+            cost = measure(same[0].trial.config, store, torch.device("cpu"), same[0].trial.weights_dir)
+        config = same[0].trial.config
+        numbers = (
+            f"{cost.forward_flops / GIGA:.3g} GFLOP", f"{cost.step_flops / GIGA:.3g} GFLOP", f"{cost.step_s:.3g}",
+            _duration(seconds(cost, config, store)), f"{_size(cost.state_bytes)}, {_size(cost.kept_bytes)}",
+        )
+        for index, size in enumerate(cost.parts):
+            table.add_row(
+                _name(same) if index == 0 else "", size.part, f"{size.trained:,}", f"{size.frozen:,}",
+                *(numbers if index == 0 else ()), end_section=index == len(cost.parts) - 1,
+            )
+        to_do = [entry for entry in same if entry.state != "finished"]
+        total_s += sum(seconds(cost, e.trial.config, store, len(read_metrics(e.folder))) for e in to_do)
+        total_bytes += sum(cost.kept_bytes for _ in to_do)
+    console.print(table)
+    console.print(
+        f"forward and step: products of matrices and convolutions on a batch as torch counts them, a multiplication "
+        f"and an addition being two. Estimated from 2 steps and a batch of evaluation of each model on this machine: "
+        f"{_duration(total_s / at_once)} and {_size(total_bytes)} for what is to do, {at_once} at once"
+    )
+
+
+class _Flops(TorchDispatchMode):
+    """Counts arithmetic with torch's own formulas. torch's FlopCounterMode fails on parameters given to a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=found)
+        return found
+
+
+def _counted(model: "EEMC", found: list[int]) -> Callable[..., "EEMCOutput"]:
+    """The model's forward pass, of which each call adds its arithmetic to `found`."""
+
+    def forward(*inputs: object) -> "EEMCOutput":
+        with _Flops() as counter:
+            output = model(*inputs)
+        found.append(counter.total)
+        return output
+
+    return forward
+
+
+def _bytes(learner: Learner, store: "FeatureStore") -> tuple[int, int]:
+    """Sizes of a running trial's state and of what stays; call it after a step, when the optimiser has its moments."""
+    tensors, _ = learner.state()
+    model = sum(value.nbytes for value in tensors["model"].values())
+    state = sum(value.nbytes for part in tensors.values() for value in part.values())
+    num_frames = len(rows_of(store, ("val", *TEST_SPLITS))) * store.num_frames
+    best = model if learner.config.train.patience else 0
+    return state + best, model + num_frames * STATISTICS_BYTES_PER_FRAME
+
+
+def _name(entries: Sequence[Entry]) -> str:
+    names = list(dict.fromkeys(entry.trial.name for entry in entries))
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e6:.3g} MB" if num_bytes < GIGA else f"{num_bytes / GIGA:.3g} GB"
