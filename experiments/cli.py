@@ -41,6 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help="replace a setting of the grid's base; may be given several times")
     parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="has mask2former/ for trials with "
                         "model.decoder_weights=mask2former, as refavs-extract takes it")
+    parser.add_argument("--any-store", action="store_true",
+                        help="train a head from train.init that was trained on other features")
     parser.add_argument("--dry-run", action="store_true",
                         help="list the trials, done and to do, with what they cost, and write nothing")
     parser.add_argument("--address", help="a running Ray cluster; one on this machine is started where none is given")
@@ -66,12 +68,13 @@ def _sweep(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}; accepted: a number above 0")
     if args.gpus_per_trial < 0:
         raise ConfigError(f"--gpus-per-trial is {args.gpus_per_trial}; accepted: 0 or a number above it")
-    from experiments.grid import parse_overrides, read_grid, with_weights
+    from experiments.grid import parse_overrides, read_grid, with_checkpoints, with_weights
     from experiments.sweep import Resources, run_sweep
     from refavs.store import FeatureStore
 
     grid = with_weights(read_grid(args.grid, parse_overrides(args.set)), args.weights_dir)
     store = FeatureStore(args.store)
+    grid = with_checkpoints(grid, store.fingerprint, args.any_store)
     out = args.out or Path("runs") / grid.name
     resources = Resources(
         address=args.address, max_concurrent=args.max_concurrent, cpus_per_trial=args.cpus_per_trial,

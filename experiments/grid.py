@@ -14,9 +14,12 @@ import yaml
 from experiments.config import TrialConfig
 from refavs.config import digest, flat, nearest, replace
 from refavs.errors import ConfigError
+from refavs.model.checkpoint import checkpoint_digest, read_config
 from refavs.model.pretrained import Mask2Former
 
 _UNKNOWN = object()
+# What a trial runs on, and the place of a file whose digest counts instead.
+_NOT_IN_KEY = ("resources.", "train.init")
 SECTIONS = ("description", "base", "grid", "cases", "seeds")
 
 
@@ -51,7 +54,7 @@ class Trial:
         known = flat(TrialConfig()) | dict(defaults or {})
         settings = {
             name: value for name, value in flat(self.config).items()
-            if value != known.get(name, _UNKNOWN) and not name.startswith("resources.")
+            if value != known.get(name, _UNKNOWN) and not name.startswith(_NOT_IN_KEY)
         }
         return digest({"settings": settings, "store": fingerprint, **({"files": self.digests} if self.digests else {})})
 
@@ -90,6 +93,37 @@ def with_weights(grid: Grid, weights_dir: Path | None) -> Grid:
         for trial in grid.trials
     )
     return dataclasses.replace(grid, trials=trials)
+
+
+def with_checkpoints(grid: Grid, fingerprint: str, any_store: bool = False) -> Grid:
+    """The grid with the trained heads that its trials start from.
+
+    Args:
+        fingerprint: of the features that the trials read.
+        any_store: accept a head that was trained on other features.
+
+    Raises:
+        ConfigError: a head that was trained on other features.
+        WeightsError: a folder without a checkpoint.
+    """
+    trials = []
+    for trial in grid.trials:
+        init = trial.config.train.init
+        if init is None:
+            trials.append(trial)
+            continue
+        folder = Path(init).absolute()
+        known = read_config(folder)["facts"].get("store")
+        if known != fingerprint and not any_store:
+            raise ConfigError(
+                f"trial {trial.name!r}: the head in {init} was trained on the store {str(known)[:12]}, this one is "
+                f"{fingerprint[:12]}; give the store that it knows, or --any-store to train it on other features"
+            )
+        trials.append(dataclasses.replace(
+            trial, config=replace(trial.config, {"train.init": str(folder)}),
+            digests={**trial.digests, "init": checkpoint_digest(folder)},
+        ))  # fmt: skip
+    return dataclasses.replace(grid, trials=tuple(trials))
 
 
 class _Loader(yaml.SafeLoader):

@@ -20,7 +20,7 @@ from refavs.config import to_dict
 from refavs.data.dataset import Ahead
 from refavs.errors import ConfigError
 from refavs.metrics import STATISTICS_FILE
-from refavs.model.checkpoint import save_model
+from refavs.model.checkpoint import load_weights, save_model
 from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.model.footprint import require_memory
 from refavs.model.pretrained import Mask2Former, load_decoders
@@ -56,6 +56,7 @@ class TrainConfig:
             mean is then evaluated and kept, not the last weights. 0 is without.
         patience: epochs without a better val J after which training ends; the best epoch's weights are kept then. 0
             trains all epochs and keeps the last.
+        init: folder of a trained head, as a trial's `checkpoint`, whose weights training starts from; None starts anew.
         compile: the model runs through torch.compile, which needs a C++ compiler.
         eval_batch_size: expressions in a batch of evaluation; changes no number.
     """
@@ -75,6 +76,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema_decay: float = 0.0
     patience: int = 0
+    init: str | None = None
     compile: bool = False
     eval_batch_size: int = 16
 
@@ -162,8 +164,10 @@ def build_model(config: "TrialConfig", store: "FeatureStore", weights_dir: Path 
         WeightsError: weights to start from that are missing, damaged, of another size, or not those of the store.
     """
     model = EEMC(EEMCConfig.from_store(store, **asdict(config.model)))
+    if config.train.init is not None:
+        load_weights(Path(config.train.init), model)
     model.set_statistics(store.statistics)
-    if config.model.decoder_weights != "random":
+    if config.model.decoder_weights != "random" and config.train.init is None:
         if weights_dir is None:
             raise ConfigError("model.decoder_weights is not random; give the folder that has them by --weights-dir")
         load_decoders(model, Mask2Former.within(weights_dir), store.encoders)

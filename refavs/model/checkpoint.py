@@ -1,5 +1,6 @@
 """A trained model as a folder: `model.safetensors` and `config.json`, written whole or not at all, never a pickle."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -46,10 +47,33 @@ def load_model(folder: Path) -> EEMC:
             f"{folder / CONFIG} does not describe an EEMC of this version ({error}); train again or use the version "
             "that wrote it"
         ) from error
-    weights = _read_weights(folder / WEIGHTS, digest(config["model"]))
+    load_weights(folder, model)
+    return model.eval()
+
+
+def load_weights(folder: Path, model: EEMC) -> None:
+    """Puts the weights saved in `folder` into `model`.
+
+    Raises:
+        WeightsError: as `load_model`, or the weights are of a model of other sizes.
+    """
+    weights = _read_weights(folder / WEIGHTS, digest(read_config(folder)["model"]))
     _check_names_and_shapes(folder / WEIGHTS, model, weights)
     model.load_state_dict(weights)
-    return model.eval()
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """What names the weights saved in `folder`: the sha256 of their file.
+
+    Raises:
+        WeightsError: there is no checkpoint.
+    """
+    read_config(folder)
+    try:
+        with (folder / WEIGHTS).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"no weights at {folder / WEIGHTS}; copy the checkpoint again or train again") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

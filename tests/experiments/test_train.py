@@ -12,12 +12,13 @@ import torch
 
 from experiments.config import TrialConfig
 from experiments.evaluate import control_results_of, controls
+from experiments.grid import Grid, expand, with_checkpoints
 from experiments.learner import NonFiniteError, learning_rate
 from experiments.ledger import read_metrics
 from experiments.sampler import Sampler
 from experiments.train import TrainConfig, train
 from refavs.config import leaves, replace
-from refavs.errors import ConfigError, StoreError
+from refavs.errors import ConfigError, StoreError, WeightsError
 from refavs.model.checkpoint import load_model
 from refavs.model.eemc import EEMC
 from refavs.store import FeatureStore
@@ -141,6 +142,36 @@ def test_early_stopping_without_validation_is_refused(tmp_path: Path) -> None:
         train(small(train__patience=1), bare, tmp_path / "trial")
 
 
+def test_training_starts_from_a_trained_head(store: FeatureStore, tmp_path: Path) -> None:
+    train(small(train__epochs=1), store, tmp_path / "first")
+    head = tmp_path / "first" / "checkpoint"
+    warm = small(train__epochs=1, train__init=str(head), train__learning_rate=1e-9)
+    train(warm, store, tmp_path / "warm")
+    wanted, found = load_model(head).state_dict(), load_model(tmp_path / "warm" / "checkpoint").state_dict()
+    assert all(torch.allclose(found[name], value, atol=1e-6) for name, value in wanted.items())
+
+
+def test_head_of_another_store_or_size_is_refused(store: FeatureStore, tmp_path: Path) -> None:
+    train(small(train__epochs=1, train__steps_per_epoch=1), store, tmp_path / "first")
+    head = tmp_path / "first" / "checkpoint"
+
+    def grid_of(init: Path, **settings: Any) -> Grid:
+        base = SMALL | {"train.init": str(init), **settings}
+        return expand("g", {"base": base}, "g.yaml", {})
+
+    (trial,) = with_checkpoints(grid_of(head), store.fingerprint).trials
+    (moved,) = with_checkpoints(grid_of(head.rename(tmp_path / "moved")), store.fingerprint).trials
+    assert trial.key("") == moved.key("") != expand("g", {"base": SMALL}, "g.yaml", {}).trials[0].key("")
+    with pytest.raises(ConfigError, match=r"trained on the store .*, this one is other; .* or --any-store to"):
+        with_checkpoints(grid_of(tmp_path / "moved"), "other")
+    assert with_checkpoints(grid_of(tmp_path / "moved"), "other", any_store=True).trials[0].digests == trial.digests
+    with pytest.raises(WeightsError, match="no checkpoint in"):
+        with_checkpoints(grid_of(tmp_path / "none"), store.fingerprint)
+    wider = small(train__init=str(tmp_path / "moved"), model__feedforward_channels=24)
+    with pytest.raises(WeightsError, match="has the wrong size of"):
+        train(wider, store, tmp_path / "wider")
+
+
 def test_train_killed_after_its_last_state_keeps_that_epoch(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,7 +220,7 @@ def test_eval_batch_size_changes_no_number(store: FeatureStore, tmp_path: Path) 
 def test_every_training_setting_is_tested() -> None:
     marks = [mark for mark in test_train_setting_changes_the_training.pytestmark if mark.name == "parametrize"]  # type: ignore[attr-defined]
     tested = {values[0] for values in marks[0].args[1]} | {
-        "eval_batch_size", "accumulate", "ema_decay", "patience", "compile"  # the last four in test_learner.py
+        "eval_batch_size", "accumulate", "ema_decay", "patience", "compile", "init"  # in test_learner.py and below
     }  # fmt: skip
     assert tested == set(leaves(TrainConfig()))
 
