@@ -23,6 +23,7 @@ demo: setup
 	$(BIN)/refavs-extract demo/bench demo/store --preset tiny
 	$(BIN)/refavs-extract demo/bench/videos demo/videos-store --preset tiny
 	$(BIN)/refavs-sweep smoke --store demo/store --out demo/smoke
+	$(BIN)/refavs-report demo/smoke
 
 # Two processes: much of the suite waits for other processes to start, die or time out.
 test: setup

@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from experiments.ledger import Entry
@@ -94,8 +94,8 @@ def _first_contact(uri: str) -> Iterator["MlflowClient"]:
         ) from error
 
 
-def upload(uri: str, run_id: str, paths: Sequence[Path], folder: str) -> None:
-    """Gives files to a run that is there already, under `folder` among its artifacts; a file of that name is replaced.
+def upload(uri: str, run_id: str, folder: Path, names: Sequence[str], below: str) -> None:
+    """Gives files of a folder to a run that is there already, with their paths in it, below a folder of its artifacts.
 
     Raises:
         ConfigError: nothing that can be used answers at `uri`, or it has no such run.
@@ -105,8 +105,8 @@ def upload(uri: str, run_id: str, paths: Sequence[Path], folder: str) -> None:
         raise ConfigError(f"there is no MLflow database {database}; give by --tracking-uri where it is")
     with _first_contact(uri) as client:
         client.get_run(run_id)
-        for path in paths:
-            client.log_artifact(run_id, str(path), folder)
+        for name in names:
+            client.log_artifact(run_id, str(folder / name), str(PurePosixPath(below, name).parent))
 
 
 class Tracker:

@@ -93,7 +93,7 @@ def main_table(setting: Setting, protocol: str) -> Table:
     title = "Results on the test splits (layout of Table 3)"
     notes = [f"Protocol {protocol}: {ABOUT[protocol]}."]
     if any(row.kind == "control" for row in rows):
-        notes.append("Controls, in italics or set apart, never look or listen: constants, and what the sentence gives.")
+        notes.append("Controls never look or listen: constant predictions, and what the sentence alone gives.")
     if setting.published:
         notes.append("Published rows are by the protocol that each names; numbers of two protocols do not compare.")
     if protocol == "released":
@@ -215,9 +215,7 @@ def protocol_table(setting: Setting, protocols: Sequence[str]) -> Table:
     """The same predictions by several protocols; each row names its own."""
     numbers = main_numbers("")
     rows = [
-        Row(label=row.label, cells=row.cells, protocol=protocol, num_seeds=row.num_seeds,
-            mark="; ".join(filter(None, (f"protocol {protocol}", row.mark))))
-        for protocol in protocols for row in _run_rows(setting.contenders, protocol, numbers)
+        row for protocol in protocols for row in _run_rows(setting.contenders, protocol, numbers)
     ]  # fmt: skip
     notes = [f"Protocol {protocol}: {ABOUT[protocol]}." for protocol in protocols]
     return _table(
@@ -281,8 +279,7 @@ def _published_rows(setting: Setting, rows: Sequence[published.Published], num_c
 
 
 def _published_row(label: str, cells: tuple[Cell, ...], protocol: str) -> Row:
-    named = "protocol not stated" if protocol == published.NOT_STATED else f"protocol {protocol}"
-    return Row(label=label, cells=cells, kind="published", protocol=protocol, mark=f"published, {named}")
+    return Row(label=label, cells=cells, kind="published", protocol=protocol)
 
 
 def _scaled(value: float | None, unit: str) -> float | None:

@@ -15,7 +15,7 @@ from experiments.report.gallery import Gallery, make_gallery
 from experiments.report.layout import ABOUT
 from experiments.report.seconds import HEIGHT, WAVE_HEIGHT, WAVE_WIDTH
 from experiments.report.svg import printable
-from experiments.report.tables import Cell, Column, Report, Row, Table
+from experiments.report.tables import Cell, Column, Report, Table, origin
 from refavs.metrics.uncertainty import NOT_SHOWN
 
 TEMPLATE, STYLE = "page.html.jinja", "page.css"
@@ -90,14 +90,6 @@ def best(table: Table) -> set[tuple[int, int]]:
             wanted = min(known)[0] if column.lower_is_better else max(known)[0]
             found |= {(number, place) for value, number in known if value == wanted}
     return found
-
-
-def origin(row: Row, table: Table) -> list[str]:
-    """What a reader must know of a row beside its name."""
-    words = [] if row.kind == "run" else [row.kind]
-    if row.protocol and row.protocol != table.protocol:
-        words.append(f"protocol: {row.protocol}")
-    return [*words, row.mark] if row.mark else words
 
 
 def parts(text: str) -> tuple[str, str]:

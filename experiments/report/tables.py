@@ -84,6 +84,14 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
+def origin(row: Row, table: Table) -> list[str]:
+    """What a reader must know of a row beside its name: whose it is, by another protocol, on another store."""
+    words = [] if row.kind == "run" else [row.kind]
+    if row.protocol and row.protocol != table.protocol:
+        words.append(f"protocol: {row.protocol}")
+    return [*words, row.mark] if row.mark else words
+
+
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """A mean over seeds with its 95 % t interval; no bounds with one seed, nothing at all where nothing is known."""

@@ -5,7 +5,7 @@ import io
 import re
 from collections.abc import Sequence
 
-from experiments.report.tables import Column, Report, Row, Table
+from experiments.report.tables import Column, Report, Row, Table, origin
 
 CSV_COLUMNS = (
     "table", "protocol", "row", "kind", "seeds", "mark", "group", "column", "unit", "value", "low", "high", "note",
@@ -50,7 +50,7 @@ def csv_text(report: Report) -> str:
     for table in report.tables:
         for row in table.rows:
             seeds = "" if row.num_seeds is None else row.num_seeds
-            mark = "; ".join(filter(None, (row.mark, "random features" if report.random_features else "")))
+            mark = "; ".join(filter(None, (row.mark, "random features" * report.random_features)))
             start = [table.name, row.protocol, row.label, row.kind, seeds, mark]
             for column, cell in zip(table.columns, row.cells, strict=True):
                 numbers = ["" if number is None else repr(number) for number in (cell.value, cell.low, cell.high)]
@@ -85,8 +85,9 @@ def _title(table: Table) -> str:
     return f"{table.title}, protocol {table.protocol}"
 
 
-def _label(row: Row) -> str:
-    return f"{row.label} ({row.mark})" if row.mark else row.label
+def _label(row: Row, table: Table) -> str:
+    words = origin(row, table)
+    return f"{row.label} ({'; '.join(words)})" if words else row.label
 
 
 def _heading(column: Column) -> str:
@@ -99,8 +100,7 @@ def _markdown_rows(table: Table) -> list[str]:
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)]]
     escaped = [f"| {' | '.join(map(escape_markdown, headings))} |", f"| {' | '.join(lines[1])} |"]
     for row in table.rows:
-        label = escape_markdown(_label(row))
-        label = f"*{label}*" if row.kind == "control" and label else label
+        label = escape_markdown(_label(row, table))
         seeds = "" if row.num_seeds is None else str(row.num_seeds)
         escaped.append(f"| {' | '.join((label, seeds, *(escape_markdown(cell.text) for cell in row.cells)))} |")
     return escaped
@@ -126,7 +126,7 @@ def _latex_table(table: Table) -> list[str]:
         lines += [r"\midrule"] if row.kind != kind else []
         kind = row.kind
         cells = (re.sub(r"-(?=\d)", "$-$", escape_latex(cell.text)) for cell in row.cells)
-        lines.append(rf"{escape_latex(_label(row))} & {' & '.join(cells)} \\")
+        lines.append(rf"{escape_latex(_label(row, table))} & {' & '.join(cells)} \\")
     return [*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]
 
 

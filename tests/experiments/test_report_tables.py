@@ -10,7 +10,7 @@ from scipy import stats
 
 from experiments.report.contents import Options, build_report
 from experiments.report.layout import RANDOM
-from experiments.report.tables import Cell, Report, Row, Table
+from experiments.report.tables import Cell, Report, Row, Table, origin
 from refavs.errors import ConfigError, StatisticsError
 from tests.experiments.small_sweep import CLIPS, TABLE, make_masks, make_probs, make_table, write_facts, write_trial
 from tests.refavs.test_metrics import f_scores_numpy
@@ -113,8 +113,9 @@ def test_controls_and_published_rows_stand_beside_ours_and_say_what_they_are(rep
     assert [cell.text for cell in control.cells] == ["10.0", "0.0", "-", "-", "-", "-", "0.000", "-"]
     eemc = row_of(table, "EEMC (Ref-AVS, ECCV 2024)")
     assert [cell.text for cell in eemc.cells][:7] == ["34.2", "51.3", "49.5", "64.8", "41.9", "58.1", "0.007"]
-    assert eemc.mark == "published, protocol released" and eemc.protocol == "released"
-    assert row_of(table, "TSAM (CVPR 2025)").mark == "published, protocol not stated"
+    assert origin(eemc, table) == ["published", "protocol: released"]
+    assert origin(row_of(table, "TSAM (CVPR 2025)"), table) == ["published", "protocol: not stated"]
+    assert origin(control, table) == ["control"]
     assert row_of(table_of(report, "table4-canonical"), "EEMC without text").cells[0].value == 23.67
     assert row_of(table_of(report, "supplement2-dimension-canonical"), eemc.label).cells[0].value == 33.83
 
@@ -264,7 +265,7 @@ def test_protocols_side_by_side_are_asked_for_and_marked(sweep: Path, report: Re
     assert "mixed" not in "".join(table.name for table in report.tables)
     mixed = build_report([sweep], Options(protocols=("canonical", "davis"), mixed=True)).tables[-1]
     assert mixed.protocol == "canonical and davis"
-    assert {row.mark for row in mixed.rows} == {"protocol canonical", "protocol davis"} and len(mixed.rows) == 6
+    assert [origin(row, mixed) for row in mixed.rows] == [["protocol: canonical"]] * 3 + [["protocol: davis"]] * 3
     assert cell_of(mixed, "full", "Seen", "J") == cell_of(table_of(report, "table3-canonical"), "full", "Seen", "J")
 
 

@@ -36,7 +36,8 @@ def test_markdown_is_a_table_that_names_its_protocol() -> None:
     text = markdown(make_report("full"))
     assert "\n## Results, protocol canonical\n" in text and "# my\\|grid\n" in text
     assert "\n| method | seeds | Seen J (%) | Seen S |\n| --- | ---: | ---: | ---: |\n" in text
-    assert "\n| full (other store) | 3 | 12.3 ± 4.5 | - |\n| *all background* |  | 12.3 ± 4.5 | 12.3 ± 4.5 |\n" in text
+    assert "\n| full (other store) | 3 | 12.3 ± 4.5 | - |\n" in text
+    assert "\n| all background (control) |  | 12.3 ± 4.5 | 12.3 ± 4.5 |\n" in text
     assert "\n> Careful: 100 %\\_sure\n" in text and "\n- store: /data/a\\_b\\|c\n" in text
 
 

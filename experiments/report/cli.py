@@ -1,0 +1,122 @@
+"""refavs-report: what a sweep reached, as the paper's tables show it, with intervals, figures and pictures."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refavs.cli import Exit, run_command
+from refavs.errors import ConfigError, RefAVSError
+
+if TYPE_CHECKING:
+    from experiments.report.contents import Options
+    from experiments.report.tables import Report
+
+ARTIFACTS, FIGURES = "report", "figures"
+EPILOG = """examples:
+  refavs-report runs/table4                                     into runs/table4/report, and to MLflow
+  refavs-report runs/table4 --protocol released --published     by the authors' protocol, beside published numbers
+  refavs-report runs/a runs/b --mixed --out both                two sweeps whose stores differ, marked
+"""
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of refavs-report."""
+    parser = argparse.ArgumentParser(
+        prog="refavs-report", description=__doc__, epilog=EPILOG, formatter_class=_Formatter
+    )
+    parser.add_argument("sweeps", metavar="SWEEP", nargs="+", type=Path, help="a folder that refavs-sweep wrote")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the report goes; SWEEP/report of the first one "
+                        "where none is given")
+    parser.add_argument("--protocol", action="append", default=[], metavar="NAME", dest="protocols",
+                        help="canonical (the default), released, per_frame, per_expression or davis; given several "
+                        "times, each gets its tables, and figures show the first")
+    parser.add_argument("--published", action="store_true", help="published rows beside ours, marked as such")
+    parser.add_argument("--latex", action="store_true", help="also write report.tex")
+    parser.add_argument("--mixed", action="store_true", help="allow runs of different stores in one table, and several "
+                        "protocols in one more; each such row is marked")
+    parser.add_argument("--reference", metavar="NAME", help="the row that others are compared with; `full`, or else "
+                        "the first, where none is given")
+    parser.add_argument("--tracking-uri", help="MLflow server or database with the sweep's run; the sweep's own where "
+                        "none is given")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of refavs-report; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    return run_command("refavs-report", lambda: _report(args))
+
+
+def _report(args: argparse.Namespace) -> int:
+    from experiments.report.contents import build_report
+    from experiments.report.figures import report_figures
+    from experiments.report.page import render
+
+    out = args.out or args.sweeps[0] / "report"
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; name a folder, or one that does not exist")
+    report = build_report(args.sweeps, _options(args))
+    drawings = report_figures(report)
+    files = {"report.html": render(report, drawings).encode(), **written(report, args.latex)}
+    for drawing in drawings:
+        files[f"{FIGURES}/{drawing.name}.svg"] = drawing.svg().encode()
+        files[f"{FIGURES}/{drawing.name}.png"] = drawing.png()
+    write(out, files)
+    for warning in report.warnings:
+        print(warning)
+    for name in files:
+        if not name.startswith(FIGURES):
+            print(out / name)
+    print(f"{len(drawings)} figures as SVG and PNG: {out / FIGURES}")
+    return _upload(args.sweeps[0], args.tracking_uri, out, list(files))
+
+
+def _options(args: argparse.Namespace) -> "Options":
+    from experiments.report.contents import Options
+    from refavs.metrics import histograms_of
+
+    protocols = tuple(dict.fromkeys(args.protocols or ["canonical"]))
+    histograms_of(protocols)
+    return Options(protocols=protocols, published=args.published, mixed=args.mixed, reference=args.reference)
+
+
+def written(report: "Report", with_latex: bool) -> dict[str, bytes]:
+    """The tables of a report by the name of their file."""
+    from experiments.report import text
+
+    found = {"report.md": text.markdown(report), "report.csv": text.csv_text(report)}
+    found |= {"report.tex": text.latex(report)} if with_latex else {}
+    return {name: content.encode() for name, content in found.items()}
+
+
+def write(out: Path, files: Mapping[str, bytes]) -> None:
+    """Writes each file, whole or not at all."""
+    from refavs.store.files import write_atomically
+
+    for name, content in files.items():
+        write_atomically(out / name, content)
+
+
+def _upload(sweep: Path, tracking_uri: str | None, out: Path, names: Sequence[str]) -> int:
+    """Gives the files to the sweep's run in MLflow; what fails there is told, the report stands."""
+    from experiments.ledger import Ledger
+    from experiments.tracking import upload
+
+    facts = Ledger(sweep).sweep
+    uri, run_id = tracking_uri or facts.get("tracking_uri"), facts.get("run_id")
+    try:
+        if not uri or not run_id:
+            raise ConfigError(f"{sweep} does not say which run of MLflow it is; run its refavs-sweep command again")
+        upload(uri, run_id, out, names, ARTIFACTS)
+    except RefAVSError as error:
+        print(f"refavs-report: the report is not in MLflow: {' '.join(str(error).split())}", file=sys.stderr)
+        return Exit.FAILURES
+    print(f"MLflow: {uri}, run {run_id}, artifacts {ARTIFACTS}/")
+    return Exit.COMPLETE

@@ -1,0 +1,121 @@
+"""refavs-report: what it writes and where, that MLflow has it, and what it says of input that it cannot use."""
+
+import csv
+import json
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from experiments.report.cli import main
+from experiments.sweep import run_sweep
+from experiments.tracking import default_tracking_uri
+from tests.experiments.small_store import make_store
+from tests.experiments.small_sweep import write_facts, write_trial
+from tests.experiments.test_sweep import InProcess, grid_of
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow and what it imports
+
+
+def test_report_of_a_sweep_lies_beside_it_and_in_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = make_store(tmp_path / "store", {"train": 2, "val": 1, "test_s": 1, "test_u": 1, "test_n": 1})
+    monkeypatch.setitem(sys.modules, "experiments.jobs", types.SimpleNamespace(run_trials=InProcess().run_trials))
+    out = tmp_path / "tiny"
+    run_sweep(grid_of("full", "no_text"), store, out)
+    arguments = [str(out), "--latex", "--protocol", "released", "--protocol", "canonical", "--published"]
+    capsys.readouterr()
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    texts = ("report.html", "report.md", "report.csv", "report.tex")
+    assert [line for line in printed.out.splitlines() if line.startswith(str(out))] == [
+        str(out / "report" / name) for name in texts
+    ]
+    assert printed.out.startswith("RANDOM FEATURES: ") and "report: 2/2 runs" in printed.err
+
+    client = MlflowClient(default_tracking_uri(out))
+    run_id = json.loads((out / "sweep.json").read_text())["run_id"]
+    assert client.get_run(run_id).data.tags["refavs.kind"] == "sweep"
+    assert {f"report/{name}" for name in texts} < {item.path for item in client.list_artifacts(run_id, "report")}
+    found = Path(client.download_artifacts(run_id, "report", str(tmp_path)))
+    for path in (out / "report").rglob("*.*"):
+        assert (found / path.relative_to(out / "report")).read_bytes() == path.read_bytes()
+    figures = {path.name for path in (out / "report" / "figures").iterdir()}
+    assert {"ablations.svg", "ablations.png", "curves.svg", "dimensions.png", "calibration.svg"} <= figures
+
+    markdown = (out / "report" / "report.md").read_text()
+    assert "protocol released" in markdown and "| text only (control) |" in markdown and "Null" in markdown
+    assert re.search(r"\n- store: .*store\n", markdown) and "Constant predictions are not known" not in markdown
+    lines = list(csv.DictReader((out / "report" / "report.csv").read_text().splitlines()))
+    value = next(line for line in lines if line["table"] == "table3-canonical" and line["row"] == "full")
+    (path,) = [path for path in out.glob("trials/*/config.json") if json.loads(path.read_text())["name"] == "full"]
+    metrics = json.loads((path.parent / "result.json").read_text())["metrics"]
+    assert float(value["value"]) == pytest.approx(100 * metrics["test_s/J"]) and "random features" in value["mark"]
+
+    before = {path: path.read_bytes() for path in (out / "report").rglob("*.*")}
+    assert main(arguments) == 0
+    assert {path: path.read_bytes() for path in (out / "report").rglob("*.*")} == before, "the same bytes"
+
+
+def test_report_is_written_where_mlflow_is_not_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_facts(tmp_path / "s")
+    write_trial(tmp_path / "s", "full")
+    assert main([str(tmp_path / "s"), "--out", str(tmp_path / "out")]) == 3
+    printed = capsys.readouterr()
+    assert "the report is not in MLflow: " in printed.err and "does not say which run of MLflow it is" in printed.err
+    assert (tmp_path / "out" / "report.html").is_file() and not (tmp_path / "out" / "report.tex").exists()
+    assert not (tmp_path / "s" / "report").exists()
+    write_facts(tmp_path / "s", tracking_uri=f"sqlite:///{tmp_path}/gone.db", run_id="0")
+    assert main([str(tmp_path / "s")]) == 3
+    assert f"there is no MLflow database {tmp_path}/gone.db" in capsys.readouterr().err
+    assert not (tmp_path / "gone.db").exists() and (tmp_path / "s" / "report" / "report.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere is no folder (it has no sweep.json and no trials); give the folder that refavs-sweep"),
+        (["empty"], "empty is not a sweep's folder"),
+        (["new"], "the sweep new has no finished run (1 trials without a result); run its refavs-sweep command again"),
+        (["bare"], "has no statistics (there is no statistics.parquet); evaluate the run again"),
+        (["damaged"], "cannot be used ("),
+        (["good", "other"], "are not to be compared in one table; report the sweeps one by one, or give --mixed"),
+        (["good", "--protocol", "canonic"], "no protocol 'canonic'; did you mean 'canonical'?"),
+        (["good", "--reference", "ful"], "--reference 'ful' is no row; did you mean 'full'?"),
+        (["good", "--out", "file"], "--out file is a file; name a folder, or one that does not exist"),
+    ],
+)
+def test_command_refuses_bad_input_on_one_line(
+    arguments: list[str], message: str, sweeps: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(sweeps)
+    assert main(arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("report: ")]
+    assert len(lines) == 1 and lines[0].startswith("refavs-report: ") and message in lines[0]
+    assert not list(sweeps.rglob("report*"))
+
+
+@pytest.fixture(scope="module")
+def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweeps")
+    (folder / "empty").mkdir()
+    (folder / "file").write_text("")
+    write_trial(folder / "new", "full", quality=None, state="running")
+    write_trial(folder / "bare", "full", quality=None)
+    (write_trial(folder / "damaged", "full", quality=None) / "statistics.parquet").write_bytes(b"PAR1" * 100)
+    for name, store in (("good", "fingerprint-of-tests"), ("other", "another-store")):
+        write_facts(folder / name, fingerprint=store)
+        write_trial(folder / name, "full", store=store)
+    return folder
+
+
+def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert "refavs-report runs/table4 " in printed and "(default: None)" not in printed and "canonical" in printed
