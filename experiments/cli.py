@@ -157,6 +157,8 @@ def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") ->
     else:
         console.print(f"{outcome.num_run} trials finished now, {finished} of {len(outcome.entries)} in all")
     console.print(f"pictures and checkpoints: {out}/trials")
+    if finished:
+        console.print(f"tables with intervals, and figures: refavs-report {shlex.quote(str(out))}", markup=False)
     console.print(f"MLflow: {_where_to_look(outcome.tracking_uri, out)}", markup=False)
     for title, reason in outcome.failures.items():
         console.print(f"failed: {title}: {reason}", style="red", markup=False)
