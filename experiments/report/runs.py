@@ -20,7 +20,8 @@ class Run:
     Attributes:
         name: of the trial, without its seed.
         store: fingerprint of the features it read.
-        config: every setting by its dotted name, `seed` among them; one that the code got later has its default.
+        config: every setting by its dotted name, `seed` among them, and the `digests` of files that it started from;
+            a setting that the code got later has its default.
         history: the records of its epochs, oldest first.
         metrics: the final ones, as fractions, by name as `test_s/J`.
     """
@@ -118,9 +119,10 @@ def _read_run(folder: Path) -> tuple[Run, str]:
     """A trial with its state in the ledger; one that is not finished has no metrics."""
     settings = read_json(folder / "config.json")
     status, result = (read_json(folder / name) for name in ("status.json", "result.json"))
+    started = {f"digests.{name}": digest for name, digest in settings.get("digests", {}).items()}
     run = Run(
         key=settings["key"], name=settings["name"], seed=settings["seed"], folder=folder, store=settings["store"],
-        config=flat(TrialConfig()) | settings["config"], history=tuple(read_metrics(folder)),
+        config=flat(TrialConfig()) | settings["config"] | started, history=tuple(read_metrics(folder)),
         metrics=result["metrics"] if result else {},
     )  # fmt: skip
     state = status["state"] if status else "new"
