@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,17 +68,17 @@ def find_clip(source: str, clip_id: str) -> Clip | None:
     root = Path(place)
     if not place or clip_id in ("", "..") or Path(clip_id).name != clip_id:
         return None
-    if kind == "bench" and (root / "media" / clip_id).is_dir():
-        media = root / "media"
+    media = root / "media"
+    if kind == "bench" and os.path.isdir(media / clip_id):
         return Clip(id=clip_id, frames=media / clip_id / "frames", audio=media / clip_id / "audio.wav", root=media)
-    if kind == "videos" and root.is_dir():
+    if kind == "videos" and os.access(root, os.R_OK | os.X_OK) and os.path.isdir(root):
         found = [path for path in root.iterdir() if path.stem == clip_id and path.suffix.lower() in VIDEO_SUFFIXES]
         return Clip(id=clip_id, video=found[0], root=root) if len(found) == 1 else None
     return None
 
 
 def footage_of(store: FeatureStore, clip_id: str) -> Footage:
-    """The frames and sound of a clip where its source still lies where it was extracted from."""
+    """The frames and sound of a clip where its source still lies where it was extracted from; frames are square."""
     source = str(store.attributes.get("source", ""))
     clip = find_clip(source, clip_id)
     bare = Footage(width=HEIGHT, frames=None, waves=("",) * store.num_frames)
@@ -85,12 +86,13 @@ def footage_of(store: FeatureStore, clip_id: str) -> Footage:
         return _without(bare, f"its media is no longer at {source or 'the place it was extracted from'}")
     try:
         size = frame_size(clip)
-        media = read_media(clip, store.num_frames, HEIGHT)
+        shape = 1.0 if size is None else min(max(size[1] / size[0], 1 / WIDEST), WIDEST)
+        width = round(HEIGHT * shape)
+        media = read_media(clip, store.num_frames, max(width, HEIGHT))
     except DatasetError as error:
         return _without(bare, str(error))
-    shape = 1.0 if size is None else min(max(size[1] / size[0], 1 / WIDEST), WIDEST)
     note = "The clip has no sound track." if media.silent else ""
-    return Footage(width=round(HEIGHT * shape), frames=media.frames, waves=_waves(media), note=note)
+    return Footage(width=width, frames=media.frames, waves=_waves(media), note=note)
 
 
 def seconds_of(
