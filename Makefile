@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test test-slow test-faults bench-store bench-extract bench-remote bench-scheduler bench-metrics lint setup clean
+.PHONY: demo test test-slow test-faults bench-store bench-extract bench-remote bench-scheduler bench-metrics bench-train lint setup clean
 
 setup: $(STAMP)
 
@@ -51,6 +51,9 @@ bench-scheduler: setup
 
 bench-metrics: setup
 	$(BIN)/python tests/benchmarks/bench_metrics.py
+
+bench-train: setup
+	$(BIN)/python tests/benchmarks/bench_train.py
 
 lint: setup
 	$(BIN)/ruff check .

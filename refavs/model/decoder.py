@@ -232,7 +232,7 @@ class MaskDecoder(nn.Module):
         self, hidden: Float[Tensor, "r k q c"], small: Float[Tensor, "r cm n"]
     ) -> Float[Tensor, "r 1 kq n"]:
         """Hides the pixels outside each query's mask; a query whose mask is empty sees all."""
-        embedding = self.mask_head(self.norm(rearrange(hidden, "r k q c -> r (k q) c")))
+        embedding = self.mask_head(self.norm(rearrange(hidden.detach(), "r k q c -> r (k q) c")))
         inside = torch.matmul(embedding[..., :-1], small) + embedding[..., -1:] >= 0
         inside = inside | ~inside.any(dim=-1, keepdim=True)
         return hidden_bias(rearrange(inside, "r kq n -> r 1 kq n"))

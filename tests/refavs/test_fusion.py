@@ -1,10 +1,11 @@
 """The fusion transformers against plain NumPy, and padding without influence."""
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from refavs.model.attention import attend, hidden_bias, sine_positions
+from refavs.model.attention import FUSED_KEYS, attend, hidden_bias, sine_positions
 from refavs.model.fusion import BimodalFusion, MultimodalIntegration, QueryPrompting
 
 CHANNELS, HEADS, SIZES = 8, 2, {"num_layers": 2, "num_heads": 2, "feedforward_channels": 12, "dropout": 0.0}
@@ -114,11 +115,13 @@ def test_query_prompting_equals_numpy() -> None:
         np.testing.assert_allclose(prompted[row, 1].detach(), expected, atol=1e-10)
 
 
-def test_attend_equals_the_fused_kernel() -> None:
-    query, key, value = noise(2, 3, 4, 5), noise(2, 3, 6, 5), noise(2, 3, 6, 5) + 1
-    bias = hidden_bias(torch.arange(6) < torch.tensor([[[[3]]], [[[6]]]])).double()
-    expected = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-    torch.testing.assert_close(attend(query, key, value, bias), expected)
+@pytest.mark.parametrize("num_keys", [6, FUSED_KEYS])
+def test_attend_equals_the_formula(num_keys: int) -> None:
+    query, key, value = noise(1, 3, 4, 5), noise(2, 3, num_keys, 5), noise(2, 3, num_keys, 5) + 1
+    bias = hidden_bias(torch.arange(num_keys) < torch.tensor([[[[3]]], [[[num_keys]]]]))
+    query, key, value = query.float(), key.float(), value.float()
+    scores = torch.einsum("smqd,smkd->smqk", query.expand(2, -1, -1, -1), key) / 5**0.5 + bias
+    torch.testing.assert_close(attend(query, key, value, bias), scores.softmax(-1) @ value)
 
 
 def test_sine_positions_differ_everywhere() -> None:
