@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from extract.check_weights import check_weights
 from extract.encoders import PRECISIONS
 from extract.encoders.visual import LEVELS, levels_of
 from extract.estimate import calibrate, clip_bytes, missing_in
@@ -51,8 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
         "exit status: 0 complete, 2 bad input, 3 finished but some clips failed (listed), 130 interrupted",
     )
     add = parser.add_argument
-    add("source", type=Path, metavar="SOURCE", help="benchmark root (with metadata.csv) or a folder of videos")
-    add("store", metavar="STORE",
+    add("source", type=Path, metavar="SOURCE", nargs="?",
+        help="benchmark root (with metadata.csv) or a folder of videos")
+    add("store", metavar="STORE", nargs="?",
         help="folder of the store, or a URL (s3://bucket/name); made where there is none, else completed")  # fmt: skip
     add("--preset", default="base", metavar="NAME", help=f"encoder sizes: {', '.join(PRESETS)}")
     add("--weights", choices=("pretrained", "random"), default="pretrained", help="weights of the encoders")
@@ -71,6 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--log", type=Path, metavar="FILE", help="append JSON lines about the run: speed, stages, failures; default: "
         f"nothing on a terminal, else STORE.{LOG} beside a local store")  # fmt: skip
     add("--address", metavar="ADDRESS", help="a running Ray cluster; default: one on this machine for this run")
+    add("--check-weights", type=Path, metavar="DIR",
+        help="only say which pretrained weights of the preset DIR has, and what to fetch; without SOURCE and STORE")
     add("--dry-run", action="store_true", help="only say what would be done: clips, shards, bytes, time and cost")
     return parser
 
@@ -84,7 +88,12 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of refavs-extract; returns the exit status."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.check_weights is not None:
+        return run_command(NAME, lambda: check_weights(preset_named(args.preset), args.check_weights))
+    if args.store is None:
+        parser.error("SOURCE and STORE are required, save with --check-weights DIR")
     return run_command(NAME, lambda: extract(args))
 
 

@@ -33,6 +33,26 @@ class WeightSource:
     folder: Path | None = None
 
 
+class OtherArchitecture(WeightsError):
+    """Weights whose names or sizes are not those of the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightPart:
+    """A file that an encoder reads its weights from, for `refavs-extract --check-weights`.
+
+    Attributes:
+        find: the file, or None where the preset needs none.
+        load: reads the file as the encoder does.
+        fetch: a command that brings the file into the folder `{folder}`.
+    """
+
+    name: str
+    find: Callable[[], Path | None]
+    load: Callable[[], object]
+    fetch: str
+
+
 def random_stamp(seed: int) -> str:
     """How a fingerprint names random weights."""
     return f"random:{seed}"
@@ -75,13 +95,13 @@ def fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """Loads `state` into `network`, every weight of which must be there.
 
     Raises:
-        WeightsError: names or shapes differ.
+        OtherArchitecture: names or shapes differ.
     """
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:3]]
-        raise WeightsError(
+        raise OtherArchitecture(
             f"weights {path} belong to another architecture: {' '.join(lines)[:300]}; name the folder of this preset's "
             "weights with --weights-dir"
         ) from error

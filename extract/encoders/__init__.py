@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from extract.weights import WeightPart
 from refavs.errors import ConfigError
 from refavs.store.schema import ArraySpec
 
@@ -35,6 +36,10 @@ class Encoder(Protocol):
 
     def specs(self) -> Sequence[ArraySpec]:
         """The arrays that `encode` makes."""
+        ...
+
+    def weight_parts(self) -> Sequence[WeightPart]:
+        """The files that it reads, which `refavs-extract --check-weights` looks at."""
         ...
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from extract.weights import (
     TENSOR_FILES,
+    WeightPart,
     WeightSource,
     fill,
     from_hub,
@@ -83,6 +84,16 @@ class RobertaEncoder:
             ArraySpec(path=FEATURES, shape=(length, self.settings.channels), dtype="float16", axes=("l", "c"),
                       statistics=True, valid=VALID),
             ArraySpec(path=VALID, shape=(length,), dtype="bool", axes=("l",)),
+        ]  # fmt: skip
+
+    def weight_parts(self) -> Sequence[WeightPart]:
+        """The network's file and the tokenizer's."""
+        fetch = f"hf download {HUB_REPOSITORY} --local-dir {{folder}}/roberta-base"
+        shipped = self.settings.tokenizer
+        return [
+            WeightPart(name="text, RoBERTa", find=lambda: self._weights_file, load=lambda: self._network, fetch=fetch),
+            WeightPart(name="text, tokenizer", load=lambda: self._tokenizer, fetch=fetch,
+                       find=lambda: None if self._tokenizer_file == shipped else self._tokenizer_file),
         ]  # fmt: skip
 
     @torch.no_grad()

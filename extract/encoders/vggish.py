@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from extract.encoders import DTYPES, Precision
 from extract.media import SAMPLE_RATE_HZ
-from extract.weights import WeightSource, fill, from_url, in_folder, load_tensors, random_stamp, randomly
+from extract.weights import WeightPart, WeightSource, fill, from_url, in_folder, load_tensors, random_stamp, randomly
 from refavs.config import file_stamp
 from refavs.store.schema import ArraySpec
 
@@ -59,6 +59,13 @@ class VGGishEncoder:
         shape = (self.settings.num_frames, CHANNELS)
         return [
             ArraySpec(path="clips/audio/vggish", shape=shape, dtype="float32", axes=("t", "c"), statistics=True)
+        ]
+
+    def weight_parts(self) -> Sequence[WeightPart]:
+        """The network's file."""
+        fetch = f"curl -L {URL} -o {{folder}}/vggish.pth"
+        return [
+            WeightPart(name="audio, VGGish", find=lambda: self._weights_file, load=lambda: self._network, fetch=fetch)
         ]
 
     @torch.no_grad()

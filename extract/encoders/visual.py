@@ -17,6 +17,7 @@ from extract.encoders.swin import Swin, SwinSettings, build_swin, from_mask2form
 from extract.media import PREPROCESSING, normalised
 from extract.weights import (
     TENSOR_FILES,
+    WeightPart,
     WeightSource,
     fill,
     from_hub,
@@ -105,6 +106,14 @@ class VisualEncoder:
             )
             for name, shape in shapes.items() if name.split("/")[0] in self.levels
         ]
+
+    def weight_parts(self) -> Sequence[WeightPart]:
+        """The file of both networks."""
+        shipped = self.settings.shipped
+        fetch = (f"hf download {HUB_REPOSITORY} --local-dir {{folder}}/mask2former" if shipped is None
+                 else f"cp {shipped} {{folder}}/")  # fmt: skip
+        name = "visual, Swin and pixel decoder"
+        return [WeightPart(name=name, find=lambda: self._weights_file, load=lambda: self._networks, fetch=fetch)]
 
     @torch.no_grad()
     def encode(

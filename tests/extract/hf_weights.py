@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from extract.encoders.roberta import RobertaSettings
 from extract.encoders.visual import VisualSettings
+from extract.tokenizer import train_tokenizer
 from refavs.torchvision_shim import ensure_torchvision
 
 
@@ -50,4 +52,20 @@ def write_mask2former(folder: Path, visual: VisualSettings, seed: int = 0, **opt
     model = Mask2FormerForUniversalSegmentation(mask2former_config(visual, **options)).eval()
     randomise(model, seed)
     model.save_pretrained(folder)
+    return model
+
+
+def write_roberta(folder: Path, settings: RobertaSettings, texts: list[str], seed: int = 0) -> nn.Module:
+    """Saves a RoBERTa with its language head, as the hub has it, and a tokenizer trained on `texts`."""
+    ensure_torchvision()
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    model = RobertaForMaskedLM(RobertaConfig(
+        vocab_size=settings.vocabulary, hidden_size=settings.channels, num_hidden_layers=settings.num_layers,
+        num_attention_heads=settings.num_heads, intermediate_size=settings.feedforward_channels,
+        max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5,
+    )).eval()  # fmt: skip
+    randomise(model, seed)
+    model.save_pretrained(folder)
+    train_tokenizer(texts, 400).save(str(folder / "tokenizer.json"))
     return model

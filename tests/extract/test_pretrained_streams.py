@@ -1,0 +1,90 @@
+"""Text and sound with weights from a folder: the values of transformers' RoBERTa and of the published VGGish."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from safetensors.torch import save_file
+
+from extract.encoders.roberta import FEATURES, VALID, RobertaEncoder, RobertaSettings
+from extract.encoders.vggish import VGGishEncoder, VGGishSettings, build_vggish, log_mel_patches
+from extract.media import SAMPLE_RATE_HZ
+from extract.presets import TOKENIZER, preset_named
+from extract.weights import WeightSource
+from tests.extract.hf_weights import randomise, write_roberta
+
+TEXTS = ["The object that sounds before the star.", "The loudest one, is it?", "It"]
+SMALL = RobertaSettings(
+    length=14, channels=48, num_layers=3, num_heads=4, feedforward_channels=96, vocabulary=420, tokenizer=TOKENIZER
+)
+
+
+@pytest.mark.parametrize(
+    "settings", [SMALL, pytest.param(preset_named("base").text, marks=pytest.mark.slow)], ids=["small", "base"]
+)
+def test_text_of_a_folder_is_that_of_transformers(settings: RobertaSettings, tmp_path: Path) -> None:
+    """Their own tokenizer class, their own reading of the folder, each text alone and without padding."""
+    write_roberta(tmp_path / "roberta-base", settings, TEXTS)
+    from transformers import RobertaModel, RobertaTokenizerFast
+
+    theirs = RobertaModel.from_pretrained(tmp_path / "roberta-base", add_pooling_layer=False).eval()
+    tokenizer = RobertaTokenizerFast.from_pretrained(tmp_path / "roberta-base")
+    encoder = RobertaEncoder(settings, WeightSource(folder=tmp_path))
+    assert encoder.fingerprints()["text"]["weights"].startswith("sha256:")
+    for text in TEXTS:
+        inputs = tokenizer(text, truncation=True, max_length=settings.length, return_tensors="pt")
+        with torch.no_grad():
+            expected = theirs(**inputs).last_hidden_state[0]
+            ids = torch.tensor([encoder._tokenizer.encode(text).ids])
+            valid = (ids != 1).long()
+            found = encoder._network(input_ids=ids, attention_mask=valid).last_hidden_state[0, : len(expected)]
+        assert 0.3 < expected.std() < 3
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+        stored = encoder.encode(text)
+        assert stored[VALID].sum() == len(expected)
+        assert np.abs(stored[FEATURES][: len(expected)] - expected.numpy()).max() <= 5e-4 * expected.abs().max()
+
+
+def convolved(maps: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """3 x 3, same size, then ReLU; maps as (f, h, w, c), the kernel as TensorFlow keeps it, (3, 3, in, out)."""
+    padded = np.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = sliding_window_view(padded, (3, 3), axis=(1, 2))
+    return np.maximum(np.tensordot(windows, kernel, axes=((4, 5, 3), (0, 1, 2))) + bias, 0)
+
+
+def pooled(maps: np.ndarray) -> np.ndarray:
+    """The largest of each 2 x 2."""
+    return np.maximum(np.maximum(maps[:, ::2, ::2], maps[:, 1::2, ::2]), np.maximum(maps[:, ::2, 1::2],
+                                                                                    maps[:, 1::2, 1::2]))  # fmt: skip
+
+
+def published_vggish(patches: np.ndarray, state: dict[str, np.ndarray]) -> np.ndarray:
+    """Hershey et al. 2017 in TensorFlow's layout: 64, pool, 128, pool, 256 x 2, pool, 512 x 2, pool, 4096 x 2, 128.
+
+    Every layer ends with a ReLU, the embedding too, as in the published checkpoint's graph and in torchvggish.
+    """
+    maps = patches
+    for index, last_of_its_size in ((0, True), (3, True), (6, False), (8, True), (11, False), (13, True)):
+        kernel = state[f"features.{index}.weight"].transpose(2, 3, 1, 0)
+        maps = convolved(maps, kernel, state[f"features.{index}.bias"])
+        maps = pooled(maps) if last_of_its_size else maps
+    hidden = maps.reshape(len(maps), -1)
+    for index in (0, 2, 4):
+        hidden = np.maximum(hidden @ state[f"embeddings.{index}.weight"].T + state[f"embeddings.{index}.bias"], 0)
+    return hidden
+
+
+def test_sound_with_weights_of_a_folder_is_that_of_the_published_network(tmp_path: Path) -> None:
+    network = build_vggish()
+    randomise(network, seed=1, gain=1.4)
+    save_file(network.state_dict(), tmp_path / "vggish.safetensors")
+    encoder = VGGishEncoder(VGGishSettings(num_frames=2), WeightSource(folder=tmp_path))
+    sound = (0.1 * np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE_HZ)).astype(np.float32)
+    found = encoder.encode(sound)["clips/audio/vggish"]
+    state = {name: value.double().numpy() for name, value in network.state_dict().items()}
+    patches = log_mel_patches(sound, 2).double().numpy().transpose(0, 2, 3, 1)
+    expected = published_vggish(patches, state)
+    assert expected.shape == (2, 128) and expected.std() > 0.3 and (expected > 0).mean() > 0.3
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
