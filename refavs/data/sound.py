@@ -127,33 +127,32 @@ def loudness(rng: np.random.Generator, num_objects: int) -> list[Schedule | None
 
 
 def starts(rng: np.random.Generator, num_objects: int) -> list[Schedule | None]:
-    """One object sounds from the beginning, a second one joins."""
-    early, late = rng.uniform(0.5, 1, 2)
-    joined = Schedule(on_s=float(rng.integers(2, 5)), gain_from=float(late), gain_to=float(late))
-    return _pad([_steady(float(early)), joined], num_objects)
+    """One object sounds from the beginning, a second one joins, often a third one after it."""
+    times = _moments(rng, num_objects)
+    return _pad([_steady(_gain(rng)), *(_steady(_gain(rng), on_s=time_s) for time_s in times)], num_objects)
 
 
 def stops(rng: np.random.Generator, num_objects: int) -> list[Schedule | None]:
-    """Two objects sound from the beginning, one falls silent."""
-    lasting, brief = rng.uniform(0.5, 1, 2)
-    ended = Schedule(off_s=float(rng.integers(2, 5)), gain_from=float(brief), gain_to=float(brief))
-    return _pad([_steady(float(lasting)), ended], num_objects)
+    """Two or three objects sound from the beginning, all but one fall silent one after the other."""
+    times = _moments(rng, num_objects)
+    return _pad([_steady(_gain(rng)), *(_steady(_gain(rng), off_s=time_s) for time_s in times)], num_objects)
 
 
 def ramps(rng: np.random.Generator, num_objects: int) -> list[Schedule | None]:
-    """One object gets louder, another one quieter."""
-    low = rng.uniform(0.03, 0.08, 2)
-    louder = Schedule(gain_from=float(low[0]), gain_to=1.0)
-    return _pad([louder, Schedule(gain_from=1.0, gain_to=float(low[1]))], num_objects)
+    """One object gets louder, another one quieter, and often a third one does neither."""
+    low = rng.uniform(0.08, 0.15, 2)
+    moving = [Schedule(gain_from=float(low[0]), gain_to=1.0), Schedule(gain_from=1.0, gain_to=float(low[1]))]
+    steady = [_steady(float(rng.uniform(0.25, 0.5)))] if num_objects > 2 and rng.random() < 0.5 else []
+    return _pad(moving + steady, num_objects)
 
 
 # What can be heard in a clip, with how often it is drawn. None knows anything about the objects but their number.
 SCENARIOS: dict[str, tuple[Callable[[np.random.Generator, int], list[Schedule | None]], float]] = {
-    "single": (single, 0.3),
-    "loudness": (loudness, 0.32),
-    "starts": (starts, 0.14),
-    "stops": (stops, 0.12),
-    "ramps": (ramps, 0.12),
+    "single": (single, 0.2),
+    "loudness": (loudness, 0.24),
+    "starts": (starts, 0.24),
+    "stops": (stops, 0.14),
+    "ramps": (ramps, 0.18),
 }
 
 
@@ -172,8 +171,20 @@ def draw_schedules(rng: np.random.Generator, scenario: str, num_objects: int) ->
     return tuple(schedules[index] for index in rng.permutation(num_objects).tolist())
 
 
-def _steady(gain: float) -> Schedule:
-    return Schedule(gain_from=gain, gain_to=gain)
+def _steady(gain: float, on_s: float = 0.0, off_s: float = DURATION_S) -> Schedule:
+    return Schedule(on_s=on_s, off_s=off_s, gain_from=gain, gain_to=gain)
+
+
+def _gain(rng: np.random.Generator) -> float:
+    return float(rng.uniform(0.5, 1))
+
+
+def _moments(rng: np.random.Generator, num_objects: int) -> list[float]:
+    """When the other voices start or stop: early, so that most seconds come after what decides.
+
+    With a third voice no temporal sentence about a named object means just "the other one that sounds".
+    """
+    return [2.0, 4.0] if num_objects > 2 and rng.random() < 0.7 else [float(rng.integers(2, 4))]
 
 
 def _pad(schedules: Sequence[Schedule], num_objects: int) -> list[Schedule | None]:

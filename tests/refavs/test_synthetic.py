@@ -141,8 +141,8 @@ def test_expression_mix_gives_each_cue_its_share(rows: list[Row]) -> None:
     share = Counter("null" if is_null(row) else row.template.dimension for row in train)
     temporal = share["acoustic+temporal"] + share["spatial+temporal"]
     for found, low, high in (
-        (share["semantic"], 0.25, 0.35), (share["spatial"], 0.1, 0.2), (share["acoustic"], 0.17, 0.3),
-        (temporal, 0.17, 0.3), (share["null"], 0.07, 0.15),
+        (share["semantic"], 0.25, 0.35), (share["spatial"], 0.1, 0.2), (share["acoustic"], 0.12, 0.25),
+        (temporal, 0.28, 0.42), (share["null"], 0.07, 0.15),
     ):
         assert low < found / len(train) < high
     assert 5 < len([row for row in rows if not is_null(row)]) / 240 < 7
