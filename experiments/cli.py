@@ -34,7 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="refavs-sweep", description=__doc__, epilog=EPILOG, formatter_class=_Formatter
     )
-    parser.add_argument("grid", metavar="GRID", help="a .yaml file, or a shipped grid: smoke, table4, beta, layers")
+    parser.add_argument("grid", metavar="GRID",
+                        help="a .yaml file, or a shipped grid: smoke, proof, proof_quick, table4, beta, layers")
     parser.add_argument("--store", required=True, help="the features, from refavs-extract; a folder or a URL")
     parser.add_argument("--out", type=Path, help="the sweep's folder; runs/NAME where none is given")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from refavs.store import FeatureStore
 
 
+HARDEST = "acoustic+temporal"
+
+
 def derived_seed(seed: int, *parts: object) -> int:
     """A seed of its own for each use, the same on every machine."""
     return zlib.crc32(repr((seed, *parts)).encode())
@@ -44,6 +47,8 @@ class Sampler:
         for row in rows:
             groups["" if config.train.sampling == "uniform" else kind_of(table, row)].append(row)
         self.groups = [np.array(groups[name]) for name in sorted(groups)]
+        weights = [config.train.acoustic_temporal_weight if name == HARDEST else 1.0 for name in sorted(groups)]
+        self.shares = [weight / sum(weights) for weight in weights]
         self.num_steps = config.train.steps_per_epoch or math.ceil(len(rows) / config.train.batch_size)
 
     def rows(self, epoch: int) -> list[int]:
@@ -52,11 +57,11 @@ class Sampler:
         if not self.config.train.steps_per_epoch and len(self.groups) == 1:
             wanted = len(self.groups[0])
         rng = np.random.default_rng(derived_seed(self.config.seed, "rows", epoch))
-        share = math.ceil(wanted / len(self.groups))
         drawn = []
-        for group in self.groups:
-            rounds = [rng.permutation(group) for _ in range(math.ceil(share / len(group)))]
-            drawn.append(np.concatenate(rounds)[:share])
+        for group, share in zip(self.groups, self.shares, strict=True):
+            count = math.ceil(wanted * share)
+            rounds = [rng.permutation(group) for _ in range(math.ceil(count / len(group)))]
+            drawn.append(np.concatenate(rounds)[:count])
         return [int(row) for row in rng.permutation(np.concatenate(drawn))[:wanted]]
 
     def batches(self, epoch: int, rank: int = 0, num_workers: int = 1) -> Iterator[list[tuple[int, Batch]]]:

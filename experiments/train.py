@@ -48,6 +48,8 @@ class TrainConfig:
         frames: seconds of each clip that are decoded in a step, drawn anew each step; 0 decodes all. The cached memory
             is exact in either case.
         sampling: `uniform` over expressions, or `dimension`: each dimension, and the nulls, equally often.
+        acoustic_temporal_weight: with sampling `dimension`, how often the expressions that need both sound and time are
+            drawn for each one of another dimension; they are learned last.
         warmup_steps: steps in which the learning rate rises linearly from zero.
         decay_start: share of all steps after which the learning rate falls to zero as a cosine.
         clip_norm: largest norm of the gradient.
@@ -68,6 +70,7 @@ class TrainConfig:
     expressions_per_clip: int = 4
     frames: int = 0
     sampling: Literal["uniform", "dimension"] = "uniform"
+    acoustic_temporal_weight: float = 1.0
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     warmup_steps: int = 0
@@ -87,9 +90,14 @@ class TrainConfig:
         for name in ("steps_per_epoch", "frames", "warmup_steps", "weight_decay", "patience"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; accepted: 0 or more")
-        for name in ("learning_rate", "clip_norm"):
+        for name in ("learning_rate", "clip_norm", "acoustic_temporal_weight"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; accepted: a number above 0")
+        if self.sampling == "uniform" and self.acoustic_temporal_weight != 1:
+            raise ConfigError(
+                f"train.acoustic_temporal_weight is {self.acoustic_temporal_weight} with train.sampling uniform, which "
+                "has no weights; set train.sampling to dimension"
+            )
         if not 0 <= self.decay_start <= 1:
             raise ConfigError(f"train.decay_start is {self.decay_start}; accepted: a share of all steps from 0 to 1")
         if not 0 <= self.ema_decay < 1:

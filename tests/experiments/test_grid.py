@@ -7,6 +7,7 @@ import pytest
 
 from experiments.config import TrialConfig
 from experiments.grid import expand, parse_overrides, read_grid, shipped_grids
+from refavs.config import flat
 from refavs.errors import ConfigError
 
 GRID = """
@@ -76,7 +77,7 @@ def test_override_replaces_the_base(tmp_path: Path) -> None:
     assert {trial.config.train.precision for trial in grid.trials} == {"bf16"}
 
 
-@pytest.mark.parametrize("name", ["smoke", "table4", "beta", "layers"])
+@pytest.mark.parametrize("name", ["smoke", "proof", "proof_quick", "table4", "beta", "layers"])
 def test_shipped_grid_expands(name: str) -> None:
     assert name in shipped_grids()
     grid = read_grid(name)
@@ -90,6 +91,23 @@ def test_shipped_table4_has_the_ablations_of_the_paper() -> None:
     assert off == {
         "full": [], "no_text": ["text"], "no_audio": ["audio"], "no_memory": ["memory"],
         "no_modality_tokens": ["modality_tokens"],
+    }  # fmt: skip
+
+
+def test_proof_varies_one_thing_at_a_time_with_five_seeds() -> None:
+    grid = read_grid("proof")
+    assert {trial.config.seed for trial in grid.trials} == {0, 1, 2, 3, 4} and len(grid.trials) == 50
+    base = flat(next(trial for trial in grid.trials if trial.name == "full").config)
+    changed = {
+        trial.name: {name: value for name, value in flat(trial.config).items() if value != base[name]}
+        for trial in grid.trials
+        if trial.config.seed == base["seed"]
+    }
+    assert changed == {
+        "full": {}, "no_text": {"model.text": False}, "no_audio": {"model.audio": False},
+        "no_memory": {"model.memory": False}, "no_modality_tokens": {"model.modality_tokens": False},
+        "beta_0.5": {"model.beta": 0.5}, "beta_2": {"model.beta": 2.0}, "beta_4": {"model.beta": 4.0},
+        "layers_2": {"model.num_layers": 2}, "layers_4": {"model.num_layers": 4},
     }  # fmt: skip
 
 
@@ -148,7 +166,7 @@ def test_unknown_grid_names_the_nearest_shipped_one() -> None:
 
 
 def test_missing_grid_file_names_the_shipped_ones() -> None:
-    with pytest.raises(ConfigError, match=r"no grid file gone\.yaml; .*beta, layers, smoke, table4"):
+    with pytest.raises(ConfigError, match=r"no grid file gone\.yaml; .*layers, proof, proof_quick, smoke, table4"):
         read_grid("gone.yaml")
 
 

@@ -220,7 +220,8 @@ def test_eval_batch_size_changes_no_number(store: FeatureStore, tmp_path: Path) 
 def test_every_training_setting_is_tested() -> None:
     marks = [mark for mark in test_train_setting_changes_the_training.pytestmark if mark.name == "parametrize"]  # type: ignore[attr-defined]
     tested = {values[0] for values in marks[0].args[1]} | {
-        "eval_batch_size", "accumulate", "ema_decay", "patience", "compile", "init"  # in test_learner.py and below
+        "eval_batch_size", "accumulate", "ema_decay", "patience", "compile", "init", "acoustic_temporal_weight",
+        # in test_learner.py and below
     }  # fmt: skip
     assert tested == set(leaves(TrainConfig()))
 
@@ -286,3 +287,12 @@ def test_sampler_balances_dimensions(store: FeatureStore) -> None:
     sampler = Sampler(small(train__sampling="dimension", train__steps_per_epoch=10), store)
     counts = store.expressions["dimension"].iloc[sampler.rows(0)].value_counts()
     assert counts.to_dict() == {"spatial": 30, "acoustic": 30}
+
+
+def test_sampler_draws_the_hardest_dimension_more_often(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small(train__sampling="dimension", train__steps_per_epoch=10, train__acoustic_temporal_weight=2.0)
+    monkeypatch.setattr("experiments.sampler.HARDEST", "acoustic")
+    counts = store.expressions["dimension"].iloc[Sampler(config, store).rows(0)].value_counts()
+    assert counts.to_dict() == {"acoustic": 40, "spatial": 20}
+    with pytest.raises(ConfigError, match=r"acoustic_temporal_weight is 2\.0 with train\.sampling uniform"):
+        small(train__acoustic_temporal_weight=2.0)
