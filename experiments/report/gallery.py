@@ -101,7 +101,8 @@ def make_gallery(source: GallerySource | None) -> Gallery:
     if source is None:
         return Gallery(reason="no run of this report keeps what a gallery needs")
     if source.store is None:
-        return Gallery(label=source.label, reason="the sweep does not say where its store lies")
+        reason = "the sweep does not say where its store lies; its refavs-sweep command, run again, notes it"
+        return Gallery(label=source.label, reason=reason)
     try:
         store = FeatureStore(source.store)
         if store.fingerprint != source.fingerprint:
