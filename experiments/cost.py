@@ -22,6 +22,7 @@ from experiments.learner import Learner
 from experiments.ledger import Entry, read_metrics
 from experiments.sampler import Sampler
 from experiments.train import build_model
+from refavs.console import ProgressBar
 
 if TYPE_CHECKING:
     from experiments.config import TrialConfig
@@ -75,6 +76,8 @@ def measure(
     with _Flops() as whole:
         learner.step(parts, 0, config.train.epochs * sampler.num_steps)
     learner.forward = plain
+    if config.train.compile:
+        learner.step(next(steps), 0, config.train.epochs * sampler.num_steps)
     started = time.perf_counter()
     for index in (1, 2):
         learner.step(next(steps), index, config.train.epochs * sampler.num_steps)
@@ -123,9 +126,13 @@ def show(console: Console, entries: Sequence[Entry], store: "FeatureStore", reso
     for column in ("model", "part", "trained", "frozen", "forward", "step", "s/step", "a trial", "disk, then kept"):
         table.add_column(column, justify="left" if column in ("model", "part") else "right")
     total_s = total_bytes = 0.0
-    for same in models.values():
-        with _threads(num_threads):
-            cost = measure(same[0].trial.config, store, torch.device("cpu"), same[0].trial.weights_dir)
+    measured = []
+    with _threads(num_threads), ProgressBar("trying steps on this machine", len(models), "models") as bar:
+        for same in models.values():
+            trial = same[0].trial
+            measured.append(measure(trial.config, store, torch.device("cpu"), trial.weights_dir))
+            bar.advance()
+    for same, cost in zip(models.values(), measured, strict=True):
         config = same[0].trial.config
         numbers = (
             f"{cost.forward_flops / GIGA:.3g} GFLOP", f"{cost.step_flops / GIGA:.3g} GFLOP", f"{cost.step_s:.3g}",

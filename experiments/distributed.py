@@ -1,5 +1,6 @@
 """One trial on several workers under Ray Train, inside the trial's own process: each takes its share of every batch."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,8 @@ def run_workers(
     Raises:
         WorkersError: a worker failed, which ends the others.
     """
+    # After the 60 s of the default Ray Train starts workers that were slow to start again, and again without end.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     records = folder / RUN_FOLDER
     shutil.rmtree(records, ignore_errors=True)
     trainer = TorchTrainer(

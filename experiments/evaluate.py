@@ -97,12 +97,14 @@ def predictions(
     levels, pinned = model.config.sizes.levels, device.type == "cuda"
     read = batches(store, rows, config.eval_batch_size, levels=levels, pinned=pinned)
     for on_host in Ahead(read):
-        batch = on_host.to(device)  # what was read stays alive until the copies are done
+        batch = on_host.to(device)
         assert batch.mask is not None
         with autocast(config, device):
             output = model(batch)
         height, width = batch.mask.shape[-2:]
         yield batch, predict(output, (height, width))
+        if pinned:  # the memory of what was read is used again now, and the copies have to be done
+            torch.cuda.current_stream(device).synchronize()
     model.train(was_training)
 
 

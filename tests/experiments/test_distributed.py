@@ -15,7 +15,7 @@ from experiments.train import train
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
 
 BASE = {
     "model": {"num_layers": 1, "num_queries": 2, "num_heads": 2, "visual_downsample": 2, "decoder_layers": 0},

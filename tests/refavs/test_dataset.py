@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from refavs.data.dataset import (
+    Ahead,
     Batch,
     Recycler,
     StoreDataset,
@@ -159,3 +161,36 @@ def test_masks_for_some_expressions_only_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"1 of 2 expressions of a batch have no mask, e.g. 'a_1' of split"):
         collate(list(store))
     assert collate([store[1]]).mask is None
+
+
+def test_reading_ahead_keeps_the_order_and_counts_only_the_waiting() -> None:
+    def slow() -> Iterator[int]:
+        for number in range(3):
+            time.sleep(0.05)
+            yield number
+
+    waited, hidden = Ahead(slow()), Ahead(slow())
+    assert list(waited) == [0, 1, 2] and waited.waited_s > 0.1
+    for _ in hidden:
+        time.sleep(0.2)
+    assert 0.03 < hidden.waited_s < waited.waited_s
+
+
+def test_reading_ahead_passes_an_error_on_after_what_was_read_before_it() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise DatasetError("damaged")
+
+    taken = []
+    with pytest.raises(DatasetError, match="damaged"):
+        for number in Ahead(broken()):
+            taken.append(number)
+    assert taken == [1]
+
+
+@pytest.mark.gpu
+def test_pinned_memory_is_what_the_device_receives(store: FeatureStore) -> None:
+    plain, pinned = (list(batches(store, range(10), 4, pinned=pin)) for pin in (False, True))
+    for one, other in zip(plain, pinned, strict=True):
+        for name, value in one.visual.items():
+            assert other.visual[name].is_pinned() and torch.equal(other.to("cuda").visual[name].cpu(), value)
