@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 # Measured on runs of the synthetic benchmark: 660 to 800 for each frame of an expression.
 STATISTICS_BYTES_PER_FRAME = 750
 GIGA = 10**9
+_COUNTED_AS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        torch.ops.aten._scaled_dot_product_flash_attention_backward,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +160,10 @@ def show(console: Console, entries: Sequence[Entry], store: "FeatureStore", reso
 
 
 class _Flops(TorchDispatchMode):
-    """Counts arithmetic with torch's own formulas. torch's FlopCounterMode fails on parameters given to a module."""
+    """Counts arithmetic with torch's own formulas.
+
+    torch's FlopCounterMode fails on parameters given to a module, and takes the fused attention of a CPU for nothing.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,7 +171,8 @@ class _Flops(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func.overloadpacket)
+        packet = func.overloadpacket
+        formula = flop_registry.get(_COUNTED_AS.get(packet, packet))
         if formula is not None:
             self.total += formula(*args, **(kwargs or {}), out_val=found)
         return found

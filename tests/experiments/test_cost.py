@@ -54,6 +54,14 @@ def test_arithmetic_is_that_of_torchs_counter() -> None:
     assert found.total == wanted.get_total_flops() > 2 * 2 * 36 * (4 * 27 + 4 * 5)
 
 
+def test_fused_attention_counts_as_its_products() -> None:
+    query, key, value = torch.rand(3, 2, 4, 256, 8, requires_grad=True).unbind()
+    with _Flops() as found:
+        torch.nn.functional.scaled_dot_product_attention(query, key, value).sum().backward()
+    one_product = 2 * 2 * 4 * 256 * 256 * 8
+    assert found.total == (2 + 5) * one_product  # the backward pass computes the scores again
+
+
 def test_models_that_cost_the_same_are_measured_once(store: FeatureStore, tmp_path: Path) -> None:
     cases = {
         "full": {}, "beta": {"model.beta": 2.0}, "slow": {"train.learning_rate": 1e-5}, "no_text": {"model.text": False}
