@@ -284,10 +284,10 @@ def _cut(point: Estimate, measure: str) -> Estimate:
 
 
 def _styles(labels: Sequence[str], order: Sequence[str]) -> list[int]:
-    """A colour's number for each label: its place in `order` if all have one there, else in `labels`."""
-    places = [order.index(label) if label in order else MOST_SERIES for label in labels]
-    fits = len(set(places)) == len(places) and max(places, default=0) < MOST_SERIES
-    return places if fits else list(range(len(labels)))
+    """A colour's number for each label, no two alike: its place in `order` where that has a colour, else a free one."""
+    known = {label: place for place, label in enumerate(order[:MOST_SERIES]) if label in labels}
+    free = iter(place for place in range(MOST_SERIES) if place not in known.values())
+    return [known[label] if label in known else next(free) for label in labels]
 
 
 def _error_bars(points: Sequence[Estimate]) -> np.ndarray:

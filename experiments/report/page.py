@@ -77,7 +77,7 @@ def spans(columns: Sequence[Column]) -> list[tuple[str, int]]:
 def best(table: Table) -> set[tuple[int, int]]:
     """Row and column of the best number of each column among our runs, of differences among those that are shown.
 
-    None where fewer than two have one.
+    None where fewer than two have one, or all the same.
     """
     found = set()
     for place, column in enumerate(table.columns):
@@ -86,7 +86,7 @@ def best(table: Table) -> set[tuple[int, int]]:
             for number, row in enumerate(table.rows)
             if row.kind == "run" and (cell := row.cells[place]).value is not None and NOT_SHOWN not in cell.text
         ]
-        if column.lower_is_better is not None and len(known) > 1:
+        if column.lower_is_better is not None and len({value for value, _ in known}) > 1:
             wanted = min(known)[0] if column.lower_is_better else max(known)[0]
             found |= {(number, place) for value, number in known if value == wanted}
     return found

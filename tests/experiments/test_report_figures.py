@@ -116,7 +116,8 @@ def test_more_trials_than_colours_keep_the_reference() -> None:
 def test_a_trial_has_one_colour_in_every_figure() -> None:
     order = ["full", "beta 2", "no_text"]
     bars = Bars(title="", measure="J (%)", protocol="", groups=("g",), series=(
-        BarSeries(label="full", estimates=(KNOWN,)), BarSeries(label="no_text", estimates=(KNOWN,))))  # fmt: skip
+        BarSeries(label="full", estimates=(KNOWN,)), BarSeries(label="no_text", estimates=(KNOWN,)),
+        BarSeries(label="centred disc", estimates=(KNOWN,), kind="control")))  # fmt: skip
     curve = Curve(label="no_text", seed=0, measure="val/J", epochs=(1,), values=(0.5,))
     for drawing in (figures.draw_bars("x", bars, order), figures.draw_curves([curve], order)):
         assert drawing is not None
