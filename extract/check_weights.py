@@ -31,11 +31,12 @@ def check_weights(preset: Preset, folder: Path) -> int:
     """
     if not folder.is_dir():
         raise ConfigError(f"--check-weights {folder} is no folder; make it and fetch weights into it")
-    encoders = build_encoders(preset, WeightSource(folder=folder), LEVELS, None)
+    levels = LEVELS[:1] if preset.visual.imagenet else LEVELS
+    encoders = build_encoders(preset, WeightSource(folder=folder), levels, None)
     each: tuple[Encoder, ...] = (encoders.visual, encoders.audio, encoders.text)
     needed = [part for encoder in each for part in encoder.weight_parts()]
     lacking = sum([not _good(part, folder) for part in needed])
-    if preset.visual.shipped is None:
+    if preset.visual.shipped is None and "pixel_decoder" in levels:
         _good(_decoder_part(preset, encoders.visual, folder), folder)
     if lacking:
         print(f"{folder} lacks {lacking} of {len(needed)} files that refavs-extract --preset {preset.name} reads")

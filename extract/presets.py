@@ -1,5 +1,6 @@
-"""Named sets of encoder sizes: `base` as in the paper, `tiny` for demonstrations and tests."""
+"""Named sets of encoder sizes: `base` as in the paper, `imagenet` with another backbone, `tiny` for demonstrations."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,11 @@ PRESETS: dict[str, Preset] = {
         ),
     )
 }
+PRESETS["imagenet"] = dataclasses.replace(
+    PRESETS["base"], name="imagenet", visual=dataclasses.replace(
+        PRESETS["base"].visual, name="swin_base_patch4_window12_384 of timm, ImageNet", imagenet=True
+    ),
+)  # fmt: skip
 
 
 def preset_named(name: str) -> Preset:
@@ -143,6 +149,9 @@ def build_encoders(
             raise ConfigError(f"unknown level {level!r} in --levels; {nearest(level, LEVELS)}")
     if not levels:
         raise ConfigError(f"--levels names no level; accepted: {', '.join(LEVELS)}, or both joined by a comma")
+    if preset.visual.imagenet and "pixel_decoder" in levels:
+        raise ConfigError(f"preset {preset.name} has no pixel decoder; give --levels backbone, and train one in the "
+                          "head by model.trained=fusion+transformer_decoder+pixel_decoder")
     precision = precision or preset.precision
     refuse_precision(precision, device)
     return Encoders(

@@ -45,9 +45,14 @@ class SwinSettings:
 
 
 class Swin(nn.Module):
-    """Frames to the maps `res2` .. `res5`, each normalised over its channels."""
+    """Frames to the maps `res2` .. `res5`, each normalised over its channels.
 
-    def __init__(self, settings: SwinSettings) -> None:
+    Args:
+        imagenet: wired as timm's classifiers are, which do not shift windows where the map is one window and have no
+            norms behind their stages.
+    """
+
+    def __init__(self, settings: SwinSettings, imagenet: bool = False) -> None:
         super().__init__()
         ensure_torchvision()
         from timm.models.swin_transformer import SwinTransformer
@@ -56,10 +61,12 @@ class Swin(nn.Module):
         self.trunk = SwinTransformer(
             img_size=settings.input_size, patch_size=settings.patch_size, window_size=settings.window,
             embed_dim=settings.channels, depths=settings.depths, num_heads=settings.num_heads,
-            norm_layer=nn.LayerNorm, drop_path_rate=0.0, num_classes=0, always_partition=True,
+            norm_layer=nn.LayerNorm, drop_path_rate=0.0, num_classes=0, always_partition=not imagenet,
         )
         self.trunk.norm = nn.Identity()
-        self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels, _, _ in settings.levels.values())
+        self.norms = nn.ModuleList(
+            nn.Identity() if imagenet else nn.LayerNorm(channels) for channels, _, _ in settings.levels.values()
+        )
 
     def forward(self, frames: Float[Tensor, "f 3 h w"]) -> dict[str, Tensor]:
         """Runs the backbone.
@@ -75,9 +82,21 @@ class Swin(nn.Module):
         return pyramid
 
 
-def build_swin(settings: SwinSettings) -> Swin:
+def build_swin(settings: SwinSettings, imagenet: bool = False) -> Swin:
     """Builds the backbone with fresh weights from torch's global generator."""
-    return Swin(settings)
+    return Swin(settings, imagenet)
+
+
+def from_timm(state: Mapping[str, Tensor], swin: Swin) -> dict[str, Tensor]:
+    """Renames a classifier's weights, timm's or those of Swin's authors, to the names of a `Swin` wired as timm's.
+
+    The maps are then those of timm's `features_only`: what the stages give, without the classifier's norm.
+    """
+    ensure_torchvision()
+    from timm.models.swin_transformer import checkpoint_filter_fn
+
+    renamed = checkpoint_filter_fn(dict(state), swin.trunk)
+    return {f"trunk.{name}": value for name, value in renamed.items() if not name.startswith(("norm.", "head."))}
 
 
 # One row per module that carries weights: pattern in Mask2Former's checkpoints (names before and after transformers 5)

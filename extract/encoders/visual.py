@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from extract.encoders import DTYPES, Precision
 from extract.encoders.pixel_decoder import FrozenPixelDecoder, PixelDecoderSettings, build_pixel_decoder
-from extract.encoders.swin import Swin, SwinSettings, build_swin, from_mask2former
+from extract.encoders.swin import Swin, SwinSettings, build_swin, from_mask2former, from_timm
 from extract.media import PREPROCESSING, normalised
 from extract.weights import (
     TENSOR_FILES,
@@ -32,6 +32,7 @@ from refavs.store.schema import ArraySpec
 LEVELS = ("backbone", "pixel_decoder")
 PREFIX = "clips/visual"
 HUB_REPOSITORY = "facebook/mask2former-swin-base-ade-semantic"
+IMAGENET_REPOSITORY = "timm/swin_base_patch4_window12_384.ms_in22k_ft_in1k"
 _CHECKPOINT_PREFIX = "model.pixel_level_module."
 
 
@@ -41,6 +42,7 @@ class VisualSettings:
 
     Attributes:
         shipped: file in the package with weights of both networks; None where they are Mask2Former's checkpoint.
+        imagenet: the backbone is timm's classifier, and there are no weights of a pixel decoder.
     """
 
     name: str
@@ -48,14 +50,15 @@ class VisualSettings:
     pixel_decoder: PixelDecoderSettings
     num_frames: int
     shipped: Path | None = None
+    imagenet: bool = False
 
 
 class VisualNetworks(nn.Module):
     """Both networks under the names that shipped weights have; normalised frames to the maps of the pixel decoder."""
 
-    def __init__(self, swin: SwinSettings, pixel_decoder: PixelDecoderSettings) -> None:
+    def __init__(self, swin: SwinSettings, pixel_decoder: PixelDecoderSettings, imagenet: bool = False) -> None:
         super().__init__()
-        self.swin = build_swin(swin)
+        self.swin = build_swin(swin, imagenet)
         self.pixel_decoder = build_pixel_decoder(pixel_decoder)
 
     def forward(self, frames: Float[Tensor, "f 3 h w"]) -> dict[str, Tensor]:
@@ -110,9 +113,9 @@ class VisualEncoder:
     def weight_parts(self) -> Sequence[WeightPart]:
         """The file of both networks."""
         shipped = self.settings.shipped
-        fetch = (f"hf download {HUB_REPOSITORY} --local-dir {{folder}}/mask2former" if shipped is None
+        fetch = (f"hf download {self._repository} --local-dir {{folder}}/{self._subfolder}" if shipped is None
                  else f"cp {shipped} {{folder}}/")  # fmt: skip
-        name = "visual, Swin and pixel decoder"
+        name = "visual, Swin" if self.settings.imagenet else "visual, Swin and pixel decoder"
         return [WeightPart(name=name, find=lambda: self._weights_file, load=lambda: self._networks, fetch=fetch)]
 
     @torch.no_grad()
@@ -165,17 +168,29 @@ class VisualEncoder:
             folder = self.weights.folder or self.settings.shipped.parent
             return in_folder(folder, self.settings.shipped.name)
         if self.weights.folder is not None:
-            return in_folder(self.weights.folder, *(f"mask2former/{name}" for name in TENSOR_FILES))
-        return from_hub(HUB_REPOSITORY, *TENSOR_FILES)
+            return in_folder(self.weights.folder, *(f"{self._subfolder}/{name}" for name in TENSOR_FILES))
+        return from_hub(self._repository, *TENSOR_FILES)
+
+    @property
+    def _subfolder(self) -> str:
+        return "swin" if self.settings.imagenet else "mask2former"
+
+    @property
+    def _repository(self) -> str:
+        return IMAGENET_REPOSITORY if self.settings.imagenet else HUB_REPOSITORY
 
     @property
     def _networks(self) -> VisualNetworks:
         """Both networks as they are read, in float32."""
         settings = self.settings
-        networks = randomly(lambda: VisualNetworks(settings.swin, settings.pixel_decoder), self.weights.seed)
+        networks = randomly(
+            lambda: VisualNetworks(settings.swin, settings.pixel_decoder, settings.imagenet), self.weights.seed
+        )
         if self._weights_file is not None:
             state = load_tensors(self._weights_file)
-            if self.settings.shipped is None:
+            if self.settings.imagenet:
+                fill(networks.swin, from_timm(state, networks.swin), self._weights_file)
+            elif self.settings.shipped is None:
                 fill(networks, _from_checkpoint(state), self._weights_file)
             else:
                 fill(networks, state, self._weights_file)

@@ -1,6 +1,7 @@
 """The backbone and pixel decoder against Mask2Former's own modules in transformers."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from extract.encoders.pixel_decoder import FrozenPixelDecoder, PixelDecoderSettings, build_pixel_decoder
-from extract.encoders.swin import SwinSettings, build_swin, from_mask2former
+from extract.encoders.swin import SwinSettings, build_swin, from_mask2former, from_timm
 from extract.encoders.visual import VisualEncoder, VisualSettings
 from extract.media import normalised
-from extract.presets import PRESETS
+from extract.presets import PRESETS, build_encoders
 from extract.weights import WeightSource
 from refavs.errors import ConfigError, WeightsError
 from refavs.torchvision_shim import ensure_torchvision
+from tests.extract.hf_weights import randomise
 
 # As in preset base, the last map is exactly one window: the case in which timm by itself would not shift.
 SWIN = SwinSettings(input_size=64, window=4, channels=32, depths=(2, 2, 2), num_heads=(2, 4, 8))
@@ -168,3 +170,63 @@ def test_presets_give_the_sizes_of_the_paper() -> None:
         "res2": (128, 96, 96), "res3": (256, 48, 48), "res4": (512, 24, 24), "res5": (1024, 12, 12)
     }
     assert PRESETS["tiny"].swin.levels["res2"][1:] == (24, 24) and PRESETS["tiny"].input_size == 96
+
+
+@pytest.mark.parametrize("authors", [False, True], ids=["timm", "authors"])
+def test_imagenet_swin_of_a_folder_equals_timms_own(tmp_path: Path, authors: bool) -> None:
+    """Its last stage is one window, where timm does not shift. The authors' files merge patches a stage earlier."""
+    theirs = timms(FOUR_STAGES)
+    state = {name: value.clone() for name, value in theirs.state_dict().items()}
+    if authors:
+        state = {re.sub(r"layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", name): value
+                 for name, value in state.items()}  # fmt: skip
+    (tmp_path / "swin").mkdir()
+    save_file(state, tmp_path / "swin" / "model.safetensors")
+    settings = VisualSettings(
+        name="small", swin=FOUR_STAGES, pixel_decoder=PIXEL_DECODER, num_frames=2, imagenet=True
+    )
+    encoder = VisualEncoder(settings, WeightSource(folder=tmp_path), ("backbone",))
+    frames = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)
+    with torch.no_grad():
+        expected = theirs.forward_intermediates(normalised(torch.from_numpy(frames)), intermediates_only=True)
+        found = encoder._networks.swin(normalised(torch.from_numpy(frames)))
+    stored = encoder.encode([frames], ["backbone"])[0]
+    for (name, ours), maps in zip(found.items(), expected, strict=True):
+        assert 0.3 < maps.std() < 10 and relative_error(ours, maps) < 1e-5
+        assert relative_error(torch.from_numpy(stored[f"clips/visual/backbone/{name}"]).float(), maps) < 1e-3
+
+
+@pytest.mark.slow
+def test_imagenet_swin_of_the_paper_equals_timms_own() -> None:
+    ensure_torchvision()
+    import timm
+
+    theirs = timm.create_model("swin_base_patch4_window12_384", pretrained=False).eval()
+    randomise(theirs, seed=3)
+    swin = build_swin(PRESETS["imagenet"].swin, imagenet=True).eval()
+    swin.load_state_dict(from_timm(theirs.state_dict(), swin))
+    frames = torch.randn(1, 3, 384, 384)
+    with torch.no_grad():
+        expected = theirs.forward_intermediates(frames, intermediates_only=True)
+        for ours, maps in zip(swin(frames).values(), expected, strict=True):
+            assert 0.3 < maps.std() < 30 and relative_error(ours, maps) < 1e-5
+
+
+def timms(settings: SwinSettings) -> nn.Module:
+    ensure_torchvision()
+    from timm.models.swin_transformer import SwinTransformer
+
+    theirs = SwinTransformer(
+        img_size=settings.input_size, patch_size=settings.patch_size, window_size=settings.window,
+        embed_dim=settings.channels, depths=settings.depths, num_heads=settings.num_heads, num_classes=5,
+    ).eval()
+    randomise(theirs, seed=3)
+    return theirs
+
+
+def test_preset_imagenet_has_no_pixel_decoder() -> None:
+    with pytest.raises(ConfigError, match=r"preset imagenet has no pixel decoder; give --levels backbone, and train"):
+        build_encoders(PRESETS["imagenet"], WeightSource(kind="random"), ("pixel_decoder",), None)
+    base, imagenet = (build_encoders(PRESETS[name], WeightSource(kind="random"), ("backbone",), None).visual
+                      for name in ("base", "imagenet"))  # fmt: skip
+    assert base.specs() == imagenet.specs() and base.fingerprints() != imagenet.fingerprints()

@@ -100,13 +100,14 @@ def test_eemc_without_text_is_not_influenced_by_its_length() -> None:
     assert not outputs_differ(run(ablated, batch), run(ablated, other)).any()
 
 
-def test_eemc_without_memory_sees_one_second_only() -> None:
+@pytest.mark.parametrize("ablation", [{"memory": False}, {"beta": 0.0}])
+def test_eemc_without_memory_sees_one_second_only(ablation: dict) -> None:
     batch, later = make_batch(), make_batch()
     for features in (later.audio, *later.visual.values()):
         features[:, 2] += 1
     changed = outputs_differ(run(make_model(), batch), run(make_model(), later))
     assert not changed[:, :2].any() and changed[:, 2:].all()
-    ablated = make_model(memory=False)
+    ablated = make_model(**ablation)
     changed = outputs_differ(run(ablated, batch), run(ablated, later))
     assert changed[:, 2].all() and not changed[:, [0, 1, 3, 4]].any()
 
@@ -124,10 +125,11 @@ def test_eemc_without_modality_tokens_has_none() -> None:
     ablated = make_model(modality_tokens=False)
     assert not [name for name, _ in ablated.named_parameters() if name.endswith("_token")]
     model, batch = make_model(), make_batch()
-    before = run(model, batch)
-    with torch.no_grad():
-        model.integration.get_parameter("audio_token").add_(1)
-    assert outputs_differ(before, run(model, batch)).all()
+    for token in ("audio_token", "visual_token"):
+        before = run(model, batch)
+        with torch.no_grad():
+            model.integration.get_parameter(token).add_(1)
+        assert outputs_differ(before, run(model, batch)).all()
 
 
 def test_eemc_combines_the_cues_as_the_equations_say() -> None:
