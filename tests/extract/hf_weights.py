@@ -15,14 +15,15 @@ from refavs.torchvision_shim import ensure_torchvision
 def randomise(module: nn.Module, seed: int, gain: float = 1.0) -> None:
     """Weights so large that every map has order 1, where small ones hide a wrong wiring; biases and norms likewise."""
     generator = torch.Generator().manual_seed(seed)
+    embeddings = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if parameter.ndim > 1:
-                fan_in = parameter[0].numel()
-                spread = 1.0 if "embed" in name and parameter.shape[0] < 512 else gain * fan_in**-0.5
-                centre = 0.0
+            if id(parameter) in embeddings or name.endswith("level_embed"):
+                centre, spread = 0.0, 1.0
+            elif parameter.ndim > 1:
+                centre, spread = 0.0, gain * parameter[0].numel() ** -0.5
             else:
-                spread, centre = 0.3, float("norm" in name and name.endswith("weight"))
+                centre, spread = float("norm" in name and name.endswith("weight")), 0.3
             parameter.copy_(centre + spread * torch.randn(parameter.shape, generator=generator))
 
 
