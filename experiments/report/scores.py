@@ -3,12 +3,12 @@
 Only the numbers that tables and figures need are kept, so that the memory of a report does not grow with histograms.
 """
 
-import dataclasses
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 
 import numpy as np
 import pandas as pd
@@ -61,6 +61,38 @@ class Peaks:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Expressions and the groups they are in, which runs on one store share.
+
+    Attributes:
+        compared: the columns that comparing two runs needs.
+    """
+
+    table: pd.DataFrame
+    compared: pd.DataFrame
+    groups: dict[str, Int[np.ndarray, " m"]]
+
+
+@dataclass(kw_only=True)
+class KnownParts:
+    """The parts of the runs so far, so that each table of expressions is kept and grouped once; for several threads."""
+
+    found: list[Parts] = field(default_factory=list)
+    lock: Lock = field(default_factory=Lock)
+
+    def of(self, expressions: pd.DataFrame) -> Parts:
+        """Those of the same expressions, or new ones."""
+        table = expressions[[*_COMPARED, *PARTS]]
+        with self.lock:
+            for parts in self.found:
+                if parts.table.equals(table):
+                    return parts
+            parts = Parts(table=table, compared=table[list(_COMPARED)], groups=report_groups(table))
+            self.found.append(parts)
+            return parts
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunScores:
     """The scores of one run.
 
@@ -92,10 +124,11 @@ def read_scores(runs: Sequence[Run], protocols: Sequence[str]) -> list[RunScores
     found: list[RunScores] = []
     try:
         with ProgressBar("report", len(runs), "runs") as bar, ThreadPoolExecutor(num_threads) as pool:
-            futures = [pool.submit(scores_of_run, run, protocols) for run in runs]
+            known = KnownParts()
+            futures = [pool.submit(scores_of_run, run, protocols, known) for run in runs]
             try:
                 for run, future in zip(runs, futures, strict=True):
-                    found.append(_sharing(future.result(), found))
+                    found.append(future.result())
                     bar.advance(1, run.title)
             finally:
                 pool.shutdown(cancel_futures=True)
@@ -104,7 +137,7 @@ def read_scores(runs: Sequence[Run], protocols: Sequence[str]) -> list[RunScores
     return found
 
 
-def scores_of_run(run: Run, protocols: Sequence[str]) -> RunScores:
+def scores_of_run(run: Run, protocols: Sequence[str], known: KnownParts) -> RunScores:
     """Reads the statistics of one run, block by block.
 
     Raises:
@@ -116,13 +149,14 @@ def scores_of_run(run: Run, protocols: Sequence[str]) -> RunScores:
                               f"{run.folder} and run the sweep's refavs-sweep command again")
     peaks: list[Peaks] = []
     results = expression_results(_tested(run, histograms_of(protocols), peaks), protocols)
-    groups = report_groups(results.expressions)
+    parts = known.of(results.expressions)
+    groups = parts.groups
     kept = {name for name in results.values if name.split("/")[1] in ("J", "F", "S") and name != "released/J"}
     return RunScores(
         run=run, facts={name: facts[name] for name in _SAME}, counts={name: len(rows) for name, rows in groups.items()},
         values={protocol: values_of(results, protocol, groups) for protocol in protocols},
         results=Results(
-            expressions=results.expressions[list(_COMPARED)], curves={}, facts=facts,
+            expressions=parts.compared, curves={}, facts=facts,
             values={name: results.values[name] for name in sorted(kept)},
         ),
         peaks=sum(peaks[1:], start=peaks[0]),
@@ -173,15 +207,13 @@ def _finite(values: Values) -> Values:
 
 def _tested(run: Run, histograms: Sequence[str], peaks: list[Peaks]) -> Iterator[Statistics]:
     """The parts of a run's statistics that are of test splits; adds to `peaks` what they say of single frames."""
-    found: set[str] = set()
-    for block in statistics_blocks(run.statistics, histograms):
+    for block in statistics_blocks(run.statistics, histograms, TEST_SPLITS):
         tested = block.expressions["split"].isin(TEST_SPLITS).to_numpy()
-        found |= set(block.expressions["split"])
-        if tested.any():
-            block = block if tested.all() else block.select(tested)
-            peaks.append(_peaks(block))
-            yield block
+        block = block if tested.all() else block.select(tested)
+        peaks.append(_peaks(block))
+        yield block
     if not peaks:
+        found = {split for block in statistics_blocks(run.statistics, ()) for split in block.expressions["split"]}
         raise StatisticsError(f"{run.statistics} holds no expression of {', '.join(TEST_SPLITS)} (it holds "
                               f"{', '.join(sorted(found)) or 'none at all'}); a report needs a store with a test split")
 
@@ -192,13 +224,3 @@ def _peaks(block: Statistics) -> Peaks:
     places = np.minimum((prob * NUM_BINS).astype(int), NUM_BINS - 1)
     count = [np.bincount(places[chosen], minlength=NUM_BINS) for chosen in (slice(None), present)]
     return Peaks(num_frames=count[0], num_object=count[1], sum_prob=np.bincount(places, prob, minlength=NUM_BINS))
-
-
-def _sharing(scores: RunScores, others: Sequence[RunScores]) -> RunScores:
-    """The scores with the table of expressions of another run where both have the same."""
-    for other in others:
-        if scores.results.expressions.equals(other.results.expressions):
-            return dataclasses.replace(
-                scores, results=dataclasses.replace(scores.results, expressions=other.results.expressions)
-            )
-    return scores

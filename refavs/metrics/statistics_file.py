@@ -109,10 +109,13 @@ def read_facts(path: Path) -> dict[str, Any]:
         return _facts(file, path)
 
 
-def statistics_blocks(path: Path, histograms: Sequence[str] = HISTOGRAMS) -> Iterator[Statistics]:
+def statistics_blocks(
+    path: Path, histograms: Sequence[str] = HISTOGRAMS, splits: Sequence[str] | None = None
+) -> Iterator[Statistics]:
     """The statistics of a run in parts of up to 256 expressions.
 
     Args:
+        splits: parts without any expression of these are not read; others may be among what is.
         histograms: the wanted ones, as `histograms_of` names them; without any, reading is several times faster.
 
     Raises:
@@ -123,6 +126,10 @@ def statistics_blocks(path: Path, histograms: Sequence[str] = HISTOGRAMS) -> Ite
         names = [*EXPRESSION_COLUMNS, "frame", *COUNTS, PEAK, *histograms]
         for group in range(file.num_row_groups):
             try:
+                if splits is not None:
+                    found = file.read_row_group(group, columns=["split"], use_threads=False)["split"]
+                    if not set(found.unique().to_pylist()) & set(splits):
+                        continue
                 table = file.read_row_group(group, columns=names, use_threads=False)
             except (pa.ArrowException, OSError) as error:
                 raise _damaged(path, error) from error

@@ -1,4 +1,4 @@
-"""Scores frames against the literal loop over 255 thresholds, and recomputes every protocol of a whole benchmark.
+"""Scores frames against the literal loop over 255 thresholds, recomputes every protocol, and reports a large sweep.
 
 `make bench-metrics` runs it. The loop is the authors' formula as it is written, on one thread as ours; what both find
 is compared. The statistics of the benchmark's size repeat those of some frames, with neighbouring cells of the
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 
@@ -21,8 +21,13 @@ from machine import describe, table
 from torch import Tensor
 from torch.nn import functional
 
+from experiments.config import TrialConfig
+from experiments.state import write_json
+from experiments.train import write_history
+from refavs.config import flat
 from refavs.data.dataset import Batch
-from refavs.metrics import Recorder, Statistics, concat, released, write_statistics
+from refavs.data.parse import DIMENSIONS
+from refavs.metrics import PROTOCOLS, Recorder, Statistics, concat, read_facts, released, write_statistics
 from refavs.metrics.statistics import HISTOGRAMS, frame_statistics
 from refavs.metrics.statistics import describe as expressions_of
 from refavs.model.decoder import predict
@@ -31,6 +36,8 @@ from refavs.model.sizes import FeatureSizes, MapSize, StreamSize
 
 NUM_EXPRESSIONS, NUM_FRAMES, DISTINCT = 20_434, 10, 64
 SPLITS = {"train": 14_113, "val": 1_349, "test_s": 2_288, "test_u": 1_656, "test_n": 1_028}
+EVALUATED = ("val", "test_s", "test_u", "test_n")  # what a trial leaves statistics of: 6,321 expressions
+NUM_RUNS, NUM_SEEDS = 60, 3
 
 
 def main() -> int:
@@ -44,7 +51,10 @@ def main() -> int:
         print(describe(Path(folder), ("torch", "numpy", "pyarrow")), flush=True)
         worst = bench_frames(4 if arguments.quick else 40)
         bench_inference(arguments.quick)
-        bench_protocols(Path(folder), 300 if arguments.quick else NUM_EXPRESSIONS, 40 if arguments.quick else 384)
+        size, share = (40, 0.015) if arguments.quick else (384, 1)
+        splits = {name: int(share * count) for name, count in SPLITS.items()}
+        bench_protocols(Path(folder), splits, size)
+        bench_report(Path(folder), splits, size, 6 if arguments.quick else NUM_RUNS)
     return int(worst > 1e-6)
 
 
@@ -140,11 +150,11 @@ def bench_inference(quick: bool) -> None:
     ]), flush=True)  # fmt: skip
 
 
-def bench_protocols(folder: Path, num_expressions: int, size: int) -> None:
+def bench_protocols(folder: Path, splits: Mapping[str, int], size: int) -> None:
     """All protocols of all splits from the statistics, in a process of its own, whose memory is watched."""
-    path = folder / "statistics.parquet"
+    path, num_expressions = folder / "statistics.parquet", sum(splits.values())
     started = time.perf_counter()
-    write_statistics(path, make_statistics(num_expressions, size))
+    write_statistics(path, make_statistics(splits, size))
     written = time.perf_counter() - started
     script = Path(__file__).with_name("recompute_protocols.py")
     done = subprocess.run([sys.executable, str(script), str(path)], capture_output=True, text=True, check=True)
@@ -159,15 +169,60 @@ def bench_protocols(folder: Path, num_expressions: int, size: int) -> None:
     print(f"\n{values.strip()}", flush=True)
 
 
-def make_statistics(num_expressions: int, size: int) -> Statistics:
-    """Statistics of some frames, repeated with shuffled histograms until there are enough."""
-    distinct = min(DISTINCT, num_expressions)
-    uids = [f"clip{row // 5}_0_1_thing_{row}" for row in range(num_expressions)]
-    names = [name for name, count in SPLITS.items() for _ in range(count)]
-    names = names if num_expressions == NUM_EXPRESSIONS else ["test_s"] * num_expressions
-    expressions = pd.DataFrame({"uid": uids, "clip_id": [f"clip{row // 5}" for row in range(num_expressions)], "fid": 1,
-                                "split": names, "text": [f"the thing {row % 977}" for row in range(num_expressions)],
-                                "dimension": "spatial"})  # fmt: skip
+def bench_report(folder: Path, splits: Mapping[str, int], size: int, num_runs: int) -> None:
+    """`refavs-report` on a sweep, as a command; each run has the same statistics, read anew."""
+    sweep, splits = folder / "sweep", {name: splits[name] for name in EVALUATED}
+    path = folder / "evaluated.parquet"
+    write_statistics(path, make_statistics(splits, size))
+    num_lines = make_sweep(sweep, path, num_runs)
+    script = Path(__file__).with_name("report_sweep.py")
+    lines = []
+    for protocols in (["canonical"], list(PROTOCOLS)) if num_runs == NUM_RUNS else (list(PROTOCOLS),):
+        asked = [part for protocol in protocols for part in ("--protocol", protocol)]
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, str(script), str(sweep), *asked], stdout=subprocess.PIPE, check=True)
+        lines.append((
+            ", ".join(protocols), f"{time.perf_counter() - started:.1f} s",
+            "60 s" if protocols == ["canonical"] else "", f"{float(done.stdout.split()[-1]) / 1e9:.2f} GB",
+        ))  # fmt: skip
+    sizes = f"{num_runs} runs ({num_lines} rows) x {sum(splits.values())} expressions x {NUM_FRAMES} frames"
+    print(f"\n### Report of {sizes}\n")
+    print(table(("protocols", "found", "target", "peak memory"), lines))
+    megabytes = path.stat().st_size / 1e6
+    print(f"\nHTML, Markdown, CSV, LaTeX and figures; imports included. {megabytes:.0f} MB of statistics a run, of one "
+          f"file under {num_runs} names.", flush=True)  # fmt: skip
+
+
+def make_sweep(sweep: Path, statistics: Path, num_runs: int) -> int:
+    """A sweep's folder with runs in settings of a few seeds each; returns the number of settings."""
+    store = read_facts(statistics)["store"]
+    num_lines = num_runs // NUM_SEEDS
+    for place in range(num_runs):
+        line, seed = divmod(place, NUM_SEEDS)
+        config = {**flat(TrialConfig()), "model.beta": line / 4, "model.audio": line != 1, "seed": seed}
+        folder = sweep / "trials" / f"{place:016d}"
+        folder.mkdir(parents=True)
+        (folder / "statistics.parquet").hardlink_to(statistics)
+        history = [{"epoch": e, "metrics": {"train/loss": 1 / e, "val/J": e / 99}} for e in range(1, 51)]
+        write_history(folder / "metrics.jsonl", history)
+        facts = {"key": str(place), "name": f"beta {line / 4}", "seed": seed, "store": store, "config": config}
+        for name, content in (("config", facts), ("status", {"state": "finished"}), ("result", {"metrics": {}})):
+            write_json(folder / f"{name}.json", content)
+    write_json(sweep / "sweep.json", {"grid": "beta", "store": "made-up", "fingerprint": store})
+    return num_lines
+
+
+def make_statistics(splits: Mapping[str, int], size: int) -> Statistics:
+    """Statistics of some frames, repeated with shuffled histograms until there are as many as the splits have."""
+    names = [name for name, count in splits.items() for _ in range(count)]
+    num_expressions = len(names)
+    distinct, every = min(DISTINCT, num_expressions), range(num_expressions)
+    expressions = pd.DataFrame({
+        "uid": [f"clip{row // 5}_0_1_thing{row % 40}_{row}" for row in every], "fid": 1, "split": names,
+        "clip_id": [f"clip{row // 5}" for row in every], "grade": [str(1 + row % 5) for row in every],
+        "dimension": [DIMENSIONS[row % len(DIMENSIONS)] for row in every],
+        "text": [" ".join(["thing", *["more"] * (row % 15), str(row % 977)]) for row in every],
+    })  # fmt: skip
     recorder = Recorder(table=expressions, store="made-up")
     for row in range(distinct):
         logits, masks = make_frames(NUM_FRAMES, size, row)

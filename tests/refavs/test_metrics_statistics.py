@@ -140,6 +140,15 @@ def test_blocks_without_histograms_hold_the_counts(tmp_path: Path) -> None:
     assert "object" not in block.frames
 
 
+def test_blocks_without_a_wanted_split_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refavs.metrics.statistics_file.EXPRESSIONS_PER_GROUP", 3)
+    write_statistics(tmp_path / "a.parquet", record([range(len(TABLE))]))
+    blocks = list(statistics_blocks(tmp_path / "a.parquet", (), ["test_n"]))
+    assert [block.expressions["split"].tolist() for block in blocks] == [["test_n", "test_n"]]
+    blocks = list(statistics_blocks(tmp_path / "a.parquet", (), ["test_u"]))
+    assert [block.expressions["split"].tolist() for block in blocks] == [["test_s", "test_u", "test_u"]]
+
+
 @pytest.mark.parametrize("value", [math.nan, 1.5, -0.1])
 def test_no_numbers_are_one_line_that_names_the_expression(value: float) -> None:
     probs, masks = make_predictions(2)
