@@ -19,7 +19,7 @@ from refavs.model.pretrained import Mask2Former
 
 _UNKNOWN = object()
 # What a trial runs on, and the place of a file whose digest counts instead.
-_NOT_IN_KEY = ("resources.", "train.init")
+NOT_IN_KEY = ("resources.", "train.init")
 SECTIONS = ("description", "base", "grid", "cases", "seeds")
 
 
@@ -54,7 +54,7 @@ class Trial:
         known = flat(TrialConfig()) | dict(defaults or {})
         settings = {
             name: value for name, value in flat(self.config).items()
-            if value != known.get(name, _UNKNOWN) and not name.startswith(_NOT_IN_KEY)
+            if value != known.get(name, _UNKNOWN) and not name.startswith(NOT_IN_KEY)
         }
         return digest({"settings": settings, "store": fingerprint, **({"files": self.digests} if self.digests else {})})
 

@@ -1,6 +1,7 @@
 """A video with the predicted object filled in and outlined, and its sound."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -33,7 +34,7 @@ def write_overlay_video(
         sound: mono, 16 kHz.
     """
     height, width = _even(masks.shape[1:])
-    with av.open(str(path), "w", format="mp4") as container:
+    with av.open(f"file:{path}", "w", format="mp4") as container:  # the prefix, for a name may hold a colon
         rate = _rate(video)
         picture = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "20"})
         picture.pix_fmt, picture.height, picture.width = "yuv420p", height, width
@@ -55,18 +56,30 @@ def write_overlay_video(
         container.mux(track.encode())
 
 
-def _pictures(video: Path, num_seconds: int) -> Iterator[tuple[float, UInt8[np.ndarray, "h w 3"]]]:
-    """The pictures of the first seconds with their time from the first one on."""
+def _pictures(video: Path, num_seconds: int) -> Iterator[tuple[Fraction, UInt8[np.ndarray, "h w 3"]]]:
+    """The pictures of the first seconds with their time from the first one on.
+
+    A second in which none begins starts with the one before it, as the encoders have it.
+    """
     with open_container(video) as container:
-        start_s: float | None = None
+        start_s: Fraction | None = None
+        second, last = 0, None
         for frame in container.decode(picture_track(container)):
             assert frame.pts is not None and frame.time_base is not None  # read_media refuses it
-            stamp = float(frame.pts * frame.time_base)
+            stamp = frame.pts * frame.time_base
             start_s = stamp if start_s is None else start_s
-            if stamp - start_s >= num_seconds:
+            if stamp < start_s:
+                continue
+            time_s = stamp - start_s
+            while last is not None and second + 1 < min(int(time_s), num_seconds):
+                second += 1
+                yield Fraction(second), last
+            if time_s >= num_seconds:
                 return
-            if stamp >= start_s:
-                yield stamp - start_s, upright(frame)
+            second, last = int(time_s), upright(frame)
+            yield time_s, last
+        for held in range(second + 1, num_seconds) if last is not None else ():
+            yield Fraction(held), last
 
 
 def _rate(video: Path) -> int:

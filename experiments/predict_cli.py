@@ -52,6 +52,8 @@ def _predict(args: argparse.Namespace) -> int:
     if args.device not in ("cpu", "cuda") or (args.device == "cuda" and not torch.cuda.is_available()):
         found = "cpu, cuda" if torch.cuda.is_available() else "cpu (no GPU is seen here)"
         raise ConfigError(f"--device is {args.device!r}; accepted: {found}")
+    if not all(text.strip() for text in args.expressions):
+        raise ConfigError("an EXPRESSION is empty; write each sentence in quotes, as \"the sounding object\"")
     out = args.out or Path(args.video.stem)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "prediction.json").is_file())):
         raise ConfigError(f"{out} holds other files; name a folder that does not exist yet by --out")

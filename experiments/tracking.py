@@ -50,6 +50,11 @@ def git_facts(folder: Path) -> dict[str, str]:
     return {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": str(bool(changes)).lower()}
 
 
+def without_password(uri: str) -> str:
+    """An address as it may be shown: without the user and the password that it may name."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "", uri)
+
+
 def metric_name(name: str) -> str:
     """`name` with the characters that MLflow does not take replaced."""
     return re.sub(r"[^\w\-./ :]", "_", name)
@@ -89,7 +94,7 @@ def _first_contact(uri: str) -> Iterator["MlflowClient"]:
     except (MlflowException, SQLAlchemyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"MLflow at {uri} cannot be used ({reason}); give by --tracking-uri a running server, as "
+            f"MLflow at {without_password(uri)} cannot be used ({reason}); give by --tracking-uri a running server, as "
             "http://HOST:5000, or a database, as sqlite:///PATH.db"
         ) from error
 
@@ -98,15 +103,19 @@ def upload(uri: str, run_id: str, folder: Path, names: Sequence[str], below: str
     """Gives files of a folder to a run that is there already, with their paths in it, below a folder of its artifacts.
 
     Raises:
-        ConfigError: nothing that can be used answers at `uri`, or it has no such run.
+        ConfigError: nothing that can be used answers at `uri`, it has no such run, or takes no files.
     """
     database = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not database.is_file():
         raise ConfigError(f"there is no MLflow database {database}; give by --tracking-uri where it is")
     with _first_contact(uri) as client:
-        client.get_run(run_id)
-        for name in names:
-            client.log_artifact(run_id, str(folder / name), str(PurePosixPath(below, name).parent))
+        artifacts = client.get_run(run_id).info.artifact_uri
+        try:
+            for name in names:
+                client.log_artifact(run_id, str(folder / name), str(PurePosixPath(below, name).parent))
+        except OSError as error:  # also what the network says
+            raise ConfigError(f"its artifacts at {without_password(str(artifacts))} cannot be written ("
+                              f"{' '.join(str(error).split())[:200]})") from error  # fmt: skip
 
 
 class Tracker:

@@ -107,7 +107,7 @@ def write(out: Path, files: Mapping[str, bytes]) -> None:
 def _upload(sweep: Path, tracking_uri: str | None, out: Path, names: Sequence[str]) -> int:
     """Gives the files to the sweep's run in MLflow; what fails there is told, the report stands."""
     from experiments.ledger import Ledger
-    from experiments.tracking import upload
+    from experiments.tracking import upload, without_password
 
     facts = Ledger(sweep).sweep
     uri, run_id = tracking_uri or facts.get("tracking_uri"), facts.get("run_id")
@@ -118,5 +118,5 @@ def _upload(sweep: Path, tracking_uri: str | None, out: Path, names: Sequence[st
     except RefAVSError as error:
         print(f"refavs-report: the report is not in MLflow: {' '.join(str(error).split())}", file=sys.stderr)
         return Exit.FAILURES
-    print(f"MLflow: {uri}, run {run_id}, artifacts {ARTIFACTS}/")
+    print(f"MLflow: {without_password(uri)}, run {run_id}, artifacts {ARTIFACTS}/")
     return Exit.COMPLETE

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from experiments.grid import NOT_IN_KEY
 from experiments.report.runs import natural
 from experiments.report.scores import RunScores
 from refavs.config import digest, nearest
@@ -26,7 +29,7 @@ class Contender:
 
     Attributes:
         label: the trial's name, with settings where another line has the same name.
-        config: their settings, without the seed.
+        config: their settings, without the seed and what is no part of a trial's key.
         runs: in the order of their seeds.
         mark: what sets the line apart from the reference; empty where nothing does.
     """
@@ -70,8 +73,9 @@ class Contender:
         if name not in results[0].values or not all(self.count(part) for part in splits):
             return None
         found = scores_of(results, name, splits)
-        known = (found.values == found.values).any(1).all()
-        return found if known else None
+        known = ~np.isnan(found.values)
+        said = all(known[:, found.strata == stratum].any(1).all() for stratum in np.unique(found.strata))
+        return found if said else None
 
     def sampled(self, protocol: str, split: str, measure: str) -> Interval | None:
         """Mean and interval over seeds and clips; None where the measure is not one of single expressions."""
@@ -95,10 +99,10 @@ def contenders_of(runs: Sequence[RunScores], stores: Mapping[str, str]) -> list[
     groups: dict[str, dict[str, RunScores]] = {}
     for scores in sorted(runs, key=lambda scores: (scores.run.seed, scores.run.key)):
         run = scores.run
-        same = digest({"name": run.name, "store": run.store, "config": _without_seed(run.config)})
+        same = digest({"name": run.name, "store": run.store, "config": _compared(run.config)})
         groups.setdefault(same, {}).setdefault(run.key, scores)
     found = [
-        Contender(label=members[0].run.name, config=_without_seed(members[0].run.config), runs=tuple(members))
+        Contender(label=members[0].run.name, config=_compared(members[0].run.config), runs=tuple(members))
         for members in (tuple(group.values()) for group in groups.values())
     ]
     for line in found:
@@ -165,11 +169,17 @@ def _labels(lines: Sequence[Contender], stores: Mapping[str, str]) -> list[str]:
     labels = []
     for line in lines:
         twins = [other for other in lines if other.label == line.label]
-        apart = [f"{name.split('.')[-1]} {line.config.get(name)}" for name in differing(twins)]
+        apart = [f"{name.split('.')[-1]} {_value(line, name)}" for name in differing(twins)]
         if len({other.store for other in twins}) > 1:
             apart.append(stores.get(line.store, line.store[:8]))
         labels.append(f"{line.label} ({', '.join(apart)})" if apart else line.label)
     return labels
+
+
+def _value(line: Contender, name: str) -> str:
+    """A setting as a label shows it; of a digest the first letters are enough."""
+    value = str(line.config.get(name))
+    return value.removeprefix("sha256:")[:8] if name.startswith("digests.") else value
 
 
 def _described(line: Contender, stores: Mapping[str, str]) -> str:
@@ -177,7 +187,7 @@ def _described(line: Contender, stores: Mapping[str, str]) -> str:
     return f"store {stores.get(str(store), str(store)[:8])}, masks of {num_frames} x {height} x {width}"
 
 
-def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name != "seed"}
+def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name != "seed" and not name.startswith(NOT_IN_KEY)}
 
 

@@ -30,6 +30,7 @@ from experiments.report.tables import (
     Report,
     Table,
 )
+from experiments.tracking import without_password
 from refavs.data.parse import DIMENSIONS
 from refavs.metrics.controls import MEAN_MASK_BEST
 
@@ -67,7 +68,8 @@ def build_report(folders: Sequence[Path], options: Options) -> Report:
     found = marked(found, reference, options.mixed, stores)
     ordered = (reference, *(one for one in found if one is not reference))
     controls, missing = _controls(sweeps, reference, options.protocols)
-    random_features = any(sweep.facts.get("random_features") for sweep in sweeps)
+    known = _random_stores(sweeps)
+    random_features = any(known.get(one.store) for one in ordered)
     setting = Setting(
         contenders=ordered, controls=controls, published=options.published, random_features=random_features
     )
@@ -75,7 +77,7 @@ def build_report(folders: Sequence[Path], options: Options) -> Report:
     return Report(
         title=" + ".join(dict.fromkeys(sweep.grid for sweep in sweeps)),
         facts=_facts(sweeps, ordered, options.protocols),
-        warnings=tuple(_warnings(sweeps, ordered, missing, random_features)),
+        warnings=tuple(_warnings(sweeps, ordered, missing, known)),
         random_features=random_features, protocols=options.protocols, reference=reference.label,
         tables=tuple(_tables(setting, options, _encoders(sweeps))),
         curves=tuple(_curves(ordered)), beta=_beta(ordered, first), ablations=_ablations(ordered, first),
@@ -91,7 +93,7 @@ def _tables(setting: Setting, options: Options, encoders: Mapping[str, str]) -> 
         found += [layout.main_table(setting, protocol), layout.ablation_table(setting, protocol)]
         found += [layout.difference_table(setting, protocol), layout.interval_table(setting, protocol)]
         found += [layout.part_table(setting, protocol, part) for part in layout.PARTS]
-        found.append(layout.encoder_table(setting, protocol, encoders))
+        found += [layout.encoder_table(setting, protocol, encoders), layout.detail_table(setting, protocol)]
     if options.mixed and len(options.protocols) > 1:
         found.append(layout.protocol_table(setting, options.protocols))
     return [table for table in found if table is not None]
@@ -105,6 +107,12 @@ def _store_names(sweeps: Sequence[Sweep]) -> dict[str, str]:
             name = str(sweep.facts["store"]).rstrip("/").rsplit("/", 1)[-1]
             found[str(sweep.facts["fingerprint"])] = f"{name} {str(sweep.facts['fingerprint'])[:8]}"
     return found
+
+
+def _random_stores(sweeps: Sequence[Sweep]) -> dict[str, bool]:
+    """Whether an encoder of a store has random weights, by its fingerprint; not of stores that no sweep describes."""
+    told = [sweep.facts for sweep in sweeps if {"fingerprint", "random_features"} <= set(sweep.facts)]
+    return {str(facts["fingerprint"]): bool(facts["random_features"]) for facts in told}
 
 
 def _encoders(sweeps: Sequence[Sweep]) -> dict[str, str]:
@@ -137,7 +145,7 @@ def _facts(
     facts = [("sweep", ", ".join(str(sweep.folder) for sweep in sweeps))]
     for sweep in sweeps:
         known = sweep.facts
-        facts += [("store", str(known["store"]))] if "store" in known else []
+        facts += [("store", without_password(str(known["store"])))] if "store" in known else []
         facts += [("fingerprint", str(known["fingerprint"]))] if "fingerprint" in known else []
         if "encoders" in known:
             facts.append(("encoders", ", ".join(f"{stream} {name}" for stream, name in known["encoders"].items())))
@@ -145,7 +153,8 @@ def _facts(
         if "mlflow.source.git.commit" in git:
             dirty = " with changes" if git.get("mlflow.source.git.dirty") == "true" else ""
             facts.append(("commit", f"{git['mlflow.source.git.commit']}{dirty}"))
-        facts += [("MLflow", f"{known['tracking_uri']}, run {known['run_id']}")] if "run_id" in known else []
+        if "run_id" in known:
+            facts.append(("MLflow", f"{without_password(known['tracking_uri'])}, run {known['run_id']}"))
     facts += [
         ("protocols", ", ".join(protocols)),
         ("runs", f"{len(runs)} finished of {len(runs) + sum(len(sweep.unfinished) for sweep in sweeps)}"),
@@ -157,10 +166,10 @@ def _facts(
 
 
 def _warnings(
-    sweeps: Sequence[Sweep], contenders: Sequence[Contender], missing: Sequence[str], random_features: bool
+    sweeps: Sequence[Sweep], contenders: Sequence[Contender], missing: Sequence[str], random: Mapping[str, bool]
 ) -> list[str]:
-    found = [layout.RANDOM] if random_features else []
-    if not random_features and any("random_features" not in sweep.facts for sweep in sweeps):
+    found = [layout.RANDOM] if any(random.get(one.store) for one in contenders) else []
+    if not found and any(one.store not in random for one in contenders):
         found.append("Whether the features are of random weights is not known; the refavs-sweep command, run again, "
                      "notes it.")  # fmt: skip
     if missing:

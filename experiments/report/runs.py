@@ -1,6 +1,7 @@
 """The runs of a sweep, read from its folder as refavs-sweep leaves it."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,8 @@ class Run:
         name: of the trial, without its seed.
         store: fingerprint of the features it read.
         config: every setting by its dotted name, `seed` among them, and the `digests` of files that it started from;
-            a setting that the code got later has its default.
+            a setting that the code got later has its default, one that it lost is left out where it had its default.
         history: the records of its epochs, oldest first.
-        metrics: the final ones, as fractions, by name as `test_s/J`.
     """
 
     key: str
@@ -33,7 +33,6 @@ class Run:
     store: str
     config: dict[str, Any]
     history: tuple[dict[str, Any], ...]
-    metrics: dict[str, float]
 
     @property
     def title(self) -> str:
@@ -49,11 +48,6 @@ class Run:
     def checkpoint(self) -> Path:
         """The folder of the trained head."""
         return self.folder / "checkpoint"
-
-    @property
-    def overlays(self) -> Path:
-        """The folder of its pictures."""
-        return self.folder / "overlays"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +85,8 @@ def read_sweep(folder: Path) -> Sweep:
     runs, unfinished = [], {}
     for path in sorted((folder / "trials").glob("*/config.json")):
         try:
-            run, state = _read_run(path.parent)
-        except (KeyError, TypeError, ValueError) as error:
+            run, state = _read_run(path.parent, facts.get("defaults", {}))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"the trial {path.parent} cannot be read ({type(error).__name__}: {error}); remove that "
                               "folder and run the sweep's refavs-sweep command again") from error
         if state == "finished":
@@ -115,15 +109,23 @@ def natural(text: str) -> list[tuple[float, str]]:
     return [(float(part), "") if place % 2 else (-1.0, part) for place, part in enumerate(parts)]
 
 
-def _read_run(folder: Path) -> tuple[Run, str]:
-    """A trial with its state in the ledger; one that is not finished has no metrics."""
+def _read_run(folder: Path, defaults: Mapping[str, Any]) -> tuple[Run, str]:
+    """A trial with its state in the ledger; one that was killed may be `running`.
+
+    Args:
+        defaults: of all settings when the sweep began, as far as that is known.
+    """
     settings = read_json(folder / "config.json")
     status, result = (read_json(folder / name) for name in ("status.json", "result.json"))
+    known = flat(TrialConfig())
+    own = {
+        name: value for name, value in settings["config"].items()
+        if name in known or name not in defaults or value != defaults[name]
+    }
     started = {f"digests.{name}": digest for name, digest in settings.get("digests", {}).items()}
     run = Run(
         key=settings["key"], name=settings["name"], seed=settings["seed"], folder=folder, store=settings["store"],
-        config=flat(TrialConfig()) | settings["config"] | started, history=tuple(read_metrics(folder)),
-        metrics=result["metrics"] if result else {},
+        config=known | own | started, history=tuple(read_metrics(folder)),
     )  # fmt: skip
     state = status["state"] if status else "new"
     return run, state if result or state != "finished" else "without a result"

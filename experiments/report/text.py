@@ -49,9 +49,8 @@ def csv_text(report: Report) -> str:
     writer.writerow(CSV_COLUMNS)
     for table in report.tables:
         for row in table.rows:
-            seeds = "" if row.num_seeds is None else row.num_seeds
             mark = "; ".join(filter(None, (row.mark, "random features" * report.random_features)))
-            start = [table.name, row.protocol, row.label, row.kind, seeds, mark]
+            start = [table.name, row.protocol, row.label, row.kind, _seeds(row), mark]
             for column, cell in zip(table.columns, row.cells, strict=True):
                 numbers = ["" if number is None else repr(number) for number in (cell.value, cell.low, cell.high)]
                 line = [*map(_plain, (*start, column.group, column.name, column.unit)), *numbers, _plain(cell.note)]
@@ -90,6 +89,10 @@ def _label(row: Row, table: Table) -> str:
     return f"{row.label} ({'; '.join(words)})" if words else row.label
 
 
+def _seeds(row: Row) -> str:
+    return "" if row.num_seeds is None else str(row.num_seeds)
+
+
 def _heading(column: Column) -> str:
     unit = f" ({column.unit})" if column.unit else ""
     return f"{column.group} {column.name}{unit}".strip()
@@ -101,8 +104,7 @@ def _markdown_rows(table: Table) -> list[str]:
     escaped = [f"| {' | '.join(map(escape_markdown, headings))} |", f"| {' | '.join(lines[1])} |"]
     for row in table.rows:
         label = escape_markdown(_label(row, table))
-        seeds = "" if row.num_seeds is None else str(row.num_seeds)
-        escaped.append(f"| {' | '.join((label, seeds, *(escape_markdown(cell.text) for cell in row.cells)))} |")
+        escaped.append(f"| {' | '.join((label, _seeds(row), *(escape_markdown(cell.text) for cell in row.cells)))} |")
     return escaped
 
 
@@ -118,15 +120,15 @@ def _latex_table(table: Table) -> list[str]:
     lines = [
         r"\begin{table}", r"\centering", rf"\caption{{{escape_latex(_title(table))}. "
         rf"{escape_latex(' '.join(table.notes))}}}", rf"\label{{tab:{_plain_name(table.name)}}}",
-        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule", rf" & {heads} \\",
-        rf"{escape_latex(table.row_heading)} & {names} \\",
+        rf"\begin{{tabular}}{{l{'r' * (1 + len(table.columns))}}}", r"\toprule", rf" &  & {heads} \\",
+        rf"{escape_latex(table.row_heading)} & seeds & {names} \\",
     ]  # fmt: skip
     kind = None
     for row in table.rows:
         lines += [r"\midrule"] if row.kind != kind else []
         kind = row.kind
         cells = (re.sub(r"-(?=\d)", "$-$", escape_latex(cell.text)) for cell in row.cells)
-        lines.append(rf"{escape_latex(_label(row, table))} & {' & '.join(cells)} \\")
+        lines.append(rf"{escape_latex(_label(row, table))} & {_seeds(row)} & {' & '.join(cells)} \\")
     return [*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from experiments.overlay_video import write_overlay_video
 from experiments.predict import Predictor, checkpoint_of
 from experiments.predict_cli import main
 from extract.cli import build_parser, prepared
@@ -99,6 +100,26 @@ def test_command_writes_masks_and_a_video_with_sound(
     assert main(command) == 0  # the same folder is written again
 
 
+def test_each_mask_is_shown_where_pictures_are_rare_or_end(tmp_path: Path) -> None:
+    times_s = [1.4, 1.9, 2.4, 5.6]  # from the first one on 0, 0.5, 1 and 4.2
+    video = write_video(tmp_path / "rare.mkv", times_s=times_s, size=(64, 96), sound_codec=None)
+    masks = np.zeros((10, 64, 96), bool)
+    for second in range(10):
+        masks[second, :, 9 * second : 9 * second + 9] = True
+    folder = tmp_path / "12:30"
+    folder.mkdir()
+    write_overlay_video(folder / "overlay.mp4", video, masks, np.zeros(160_000, np.float32))
+    with av.open(f"file:{folder / 'overlay.mp4'}") as container:
+        shown = {
+            float(frame.pts * frame.time_base): frame.to_ndarray(format="rgb24").astype(int)
+            for frame in container.decode(video=0)
+        }
+    for second in range(10):
+        time_s = max(time for time in shown if time <= second + 0.5)
+        red = (shown[time_s][..., 0] - shown[time_s][..., 2]).mean(0)
+        assert abs(int(red.argmax()) - (9 * second + 4)) < 6, (second, time_s)
+
+
 def test_mlflow_run_is_fetched(trial: Path, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
@@ -127,6 +148,7 @@ def test_bad_input_is_one_line(
         ([str(tmp_path / "clip.txt"), "a", *run], "is not named like a video"),
         ([video, "a", *run, "--out", str(tmp_path / "full")], "holds other files"),
         ([video, "a", *run, "--device", "tpu"], "accepted: cpu"),
+        ([video, " ", *run], "an EXPRESSION is empty"),
     ):
         assert main(arguments) == 2
         lines = capsys.readouterr().err.splitlines()

@@ -75,6 +75,18 @@ def test_report_is_written_where_mlflow_is_not_and_says_so(tmp_path: Path, capsy
     assert not (tmp_path / "gone.db").exists() and (tmp_path / "s" / "report" / "report.csv").is_file()
 
 
+def test_artifacts_that_cannot_be_written_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    (tmp_path / "gone").write_text("a sweep that was moved: its artifacts' folder is none any more")
+    experiment = client.create_experiment("e", artifact_location=(tmp_path / "gone" / "artifacts").as_uri())
+    write_facts(tmp_path / "s", tracking_uri=uri, run_id=client.create_run(experiment).info.run_id)
+    write_trial(tmp_path / "s", "full")
+    assert main([str(tmp_path / "s")]) == 3
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("refavs-report: ")]
+    assert len(lines) == 1 and f"its artifacts at file://{tmp_path}/gone/artifacts/" in lines[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

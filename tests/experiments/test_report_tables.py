@@ -112,7 +112,7 @@ def test_controls_and_published_rows_stand_beside_ours_and_say_what_they_are(rep
     control = row_of(table, "all background")
     assert [cell.text for cell in control.cells] == ["10.0", "0.0", "-", "-", "-", "-", "0.000", "-"]
     eemc = row_of(table, "EEMC (Ref-AVS, ECCV 2024)")
-    assert [cell.text for cell in eemc.cells][:7] == ["34.2", "51.3", "49.5", "64.8", "41.9", "58.1", "0.007"]
+    assert [cell.text for cell in eemc.cells][:7] == ["34.2", "51.3", "49.54", "64.8", "41.87", "58.1", "0.007"]
     assert origin(eemc, table) == ["published", "protocol: released"]
     assert origin(row_of(table, "TSAM (CVPR 2025)"), table) == ["published", "protocol: not stated"]
     assert origin(control, table) == ["control"]
@@ -124,7 +124,8 @@ def test_every_table_is_of_a_protocol_that_it_names(report: Report) -> None:
     assert [table.name for table in report.tables] == [
         "table3-canonical", "table4-canonical", "differences-canonical", "intervals-canonical",
         "supplement2-grade-canonical", "supplement2-length-canonical", "supplement2-dimension-canonical",
-        "table3-released", "table4-released", "supplement2-grade-released", "supplement2-length-released",
+        "details-canonical", "table3-released", "table4-released", "supplement2-grade-released",
+        "supplement2-length-released",
         "supplement2-dimension-released",
     ]  # fmt: skip
     for table in report.tables:
@@ -248,7 +249,7 @@ def test_random_features_are_stamped_on_every_table(tmp_path: Path) -> None:
     write_trial(tmp_path / "s", "full")
     report = build_report([tmp_path / "s"], Options(protocols=("canonical", "davis"), mixed=True))
     assert report.random_features and RANDOM in report.warnings
-    assert all(RANDOM in table.notes for table in report.tables) and len(report.tables) == 9
+    assert all(RANDOM in table.notes for table in report.tables) and len(report.tables) == 10
 
 
 def test_what_is_not_known_of_an_older_sweep_is_said(tmp_path: Path) -> None:
@@ -336,6 +337,65 @@ def test_statistics_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
         (folder / "statistics.parquet").write_bytes(damaged)
         with pytest.raises(StatisticsError, match=r"cannot be used \("):
             build_report([tmp_path], Options())
+
+
+def test_details_are_of_frames_with_and_without_the_object_and_of_one_threshold(report: Report) -> None:
+    jaccard, background, curve = [], [], []
+    chosen = (TABLE["split"] == "test_u").to_numpy()
+    for seed in SEEDS:
+        probs, masks = make_probs(QUALITY["full"], seed)[chosen], MASKS[chosen]
+        pred = probs > np.float32(0.5)
+        hits, union = (pred & masks).sum((2, 3)), (pred | masks).sum((2, 3))
+        jaccard.append((hits / union)[:, 1:].mean())  # the first frame has no object
+        background.append(1 - pred[:, 0].mean())
+        curves = [f_scores_numpy(p[1:], m[1:]).mean(0) for p, m in zip(probs, masks, strict=True)]
+        curve.append(np.mean(curves, 0).max())
+    table = table_of(report, "details-canonical")
+    for name, values in (("J, object", jaccard), ("background", background), ("F, one threshold", curve)):
+        assert cell_of(table, "full", "Unseen", name).value == pytest.approx(100 * np.mean(values), rel=1e-6)
+    assert [column.name for column in table.columns if column.group == "Null"] == ["background"]
+
+
+def test_seeds_on_other_machines_are_one_row_and_digests_are_short(tmp_path: Path) -> None:
+    write_trial(tmp_path, "full", 0)
+    write_trial(tmp_path, "full", 1, resources__workers=2)
+    for seed, init in ((0, "/here"), (1, "/there")):
+        path = write_trial(tmp_path, "full", seed, 0.6, train__init=init) / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "digests": {"init": "0123456789abcdef"}}))
+    rows = table_of(build_report([tmp_path], Options()), "table3-canonical").rows
+    assert {(row.label, row.num_seeds) for row in rows if row.kind == "run"} == {
+        ("full (init None)", 2), ("full (init 01234567)", 2),
+    }  # fmt: skip
+
+
+def test_split_of_nothing_but_null_expressions_has_no_f_and_the_rest_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = MASKS & ~(TABLE["split"] == "test_u").to_numpy()[:, None, None, None]
+    monkeypatch.setattr("tests.experiments.small_sweep.make_masks", lambda table: nothing)
+    for name in ("full", "other"):
+        write_trial(tmp_path, name, quality=0.5, model__text=name == "full")
+    report = build_report([tmp_path], Options())
+    differences = table_of(report, "differences-canonical")
+    assert [cell_of(differences, "other", group, "F").text for group in ("Unseen", "Mix")] == ["-", "-"]
+    assert cell_of(differences, "other", "Seen", "F").value is not None
+    assert cell_of(table_of(report, "table3-canonical"), "full", "Mix", "F").text == "-"
+
+
+def test_only_the_store_that_a_sweep_describes_is_known_to_be_random_or_not(tmp_path: Path) -> None:
+    write_facts(tmp_path / "s", fingerprint="another-store", random_features=True)
+    write_trial(tmp_path / "s", "full")
+    report = build_report([tmp_path / "s"], Options())
+    assert not report.random_features
+    assert "Whether the features are of random weights is not known" in " ".join(report.warnings)
+
+
+def test_passwords_are_not_shown(tmp_path: Path) -> None:
+    write_facts(tmp_path / "s", tracking_uri="postgresql://me:secret@host:5432/runs", run_id="7",
+                store="https://me:secret@host/store")  # fmt: skip
+    write_trial(tmp_path / "s", "full")
+    facts = dict(build_report([tmp_path / "s"], Options()).facts)
+    assert facts["MLflow"] == "postgresql://host:5432/runs, run 7" and facts["store"] == "https://host/store"
 
 
 def test_unknown_reference_is_one_line(sweep: Path) -> None:
