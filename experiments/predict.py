@@ -144,12 +144,6 @@ def checkpoint_of(run: str, tracking_uri: str | None) -> Path:
     if tracking_uri is None:
         raise ConfigError(f"--run {run} is no folder; give a trial's folder, SWEEP/trials/KEY, or for an MLflow run's "
                           "id also --tracking-uri")  # fmt: skip
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
+    from experiments.tracking import download
 
-    try:
-        return Path(download_artifacts(run_id=run, artifact_path="checkpoint", tracking_uri=tracking_uri))
-    except (MlflowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"MLflow at {tracking_uri} has no checkpoint of run {run!r} ({reason}); give the id of a "
-                          "finished trial") from error  # fmt: skip
+    return download(tracking_uri, run, "checkpoint")

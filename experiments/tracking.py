@@ -105,9 +105,7 @@ def upload(uri: str, run_id: str, folder: Path, names: Sequence[str], below: str
     Raises:
         ConfigError: nothing that can be used answers at `uri`, it has no such run, or takes no files.
     """
-    database = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not database.is_file():
-        raise ConfigError(f"there is no MLflow database {database}; give by --tracking-uri where it is")
+    _refuse_missing(uri)
     with _first_contact(uri) as client:
         artifacts = client.get_run(run_id).info.artifact_uri
         try:
@@ -116,6 +114,31 @@ def upload(uri: str, run_id: str, folder: Path, names: Sequence[str], below: str
         except OSError as error:  # also what the network says
             raise ConfigError(f"its artifacts at {without_password(str(artifacts))} cannot be written ("
                               f"{' '.join(str(error).split())[:200]})") from error  # fmt: skip
+
+
+def download(uri: str, run_id: str, name: str) -> Path:
+    """Fetches a folder of a run's artifacts and returns where it lies now.
+
+    Raises:
+        ConfigError: nothing that can be used answers at `uri`, it has no such run, or the run no such folder.
+    """
+    from mlflow.exceptions import MlflowException
+
+    _refuse_missing(uri)
+    with _first_contact(uri) as client:
+        try:
+            return Path(client.download_artifacts(run_id, name))
+        except (MlflowException, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(f"MLflow at {without_password(uri)} has no {name} of run {run_id!r} ({reason}); give the "
+                              "id of a finished trial") from error  # fmt: skip
+
+
+def _refuse_missing(uri: str) -> None:
+    """MLflow would make a database that is not there."""
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not database.is_file():
+        raise ConfigError(f"there is no MLflow database {database}; give by --tracking-uri where it is")
 
 
 class Tracker:
