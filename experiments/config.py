@@ -10,10 +10,12 @@ from refavs.model.losses import LossConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResources:
-    """What one trial runs on. It changes the outcome by rounding at most, and so is no part of a trial's key.
+    """What one trial runs on, which is no part of a trial's key.
 
     Attributes:
-        workers: processes that share each batch, under Ray Train where they are several.
+        workers: processes that share each batch, under Ray Train where they are several. They change the outcome by
+            rounding where nothing is drawn in a step; points of the losses (loss.num_points) and dropout are drawn for
+            each part of a batch, so that another number of workers is with these as good as another seed.
     """
 
     workers: int = 1

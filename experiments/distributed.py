@@ -8,7 +8,7 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -16,6 +16,7 @@ from experiments.learner import Team
 from refavs.errors import RefAVSError
 
 RUN_FOLDER = ".workers"
+VALIDATION_TIMEOUT_S = 24 * 3600  # how long the others wait while the first worker evaluates; half an hour by default
 Work = Callable[[dict[str, Any], Team, torch.device, Callable[[dict[str, Any]], None]], None]
 
 
@@ -46,6 +47,7 @@ def run_workers(
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"work": work, "settings": settings},
+        torch_config=TorchConfig(timeout_s=VALIDATION_TIMEOUT_S),
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers, use_gpu=resources.get("GPU", 0) > 0,
             resources_per_worker={name: amount for name, amount in resources.items() if amount},

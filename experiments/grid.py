@@ -123,6 +123,7 @@ def with_checkpoints(grid: Grid, fingerprint: str, any_store: bool = False) -> G
             trial, config=replace(trial.config, {"train.init": str(folder)}),
             digests={**trial.digests, "init": checkpoint_digest(folder)},
         ))  # fmt: skip
+    _refuse_twins(f"grid {grid.name}", trials)
     return dataclasses.replace(grid, trials=tuple(trials))
 
 
@@ -299,9 +300,10 @@ def _refuse_clashes(
 
 def _refuse_twins(where: str, trials: list[Trial]) -> None:
     titles: set[str] = set()
-    by_key: dict[str, str] = {}
+    by_key: dict[tuple[str, str | None], str] = {}
     for trial in trials:
-        twin = by_key.setdefault(trial.key(""), trial.title)
+        init = None if trial.digests else trial.config.train.init  # a place, until the file has a digest
+        twin = by_key.setdefault((trial.key(""), init), trial.title)
         if trial.title in titles:
             raise ConfigError(f"{where}: two trials are named {trial.title!r}; rename a case or drop a repeated value")
         if twin != trial.title:

@@ -65,6 +65,7 @@ class Learner:
             self.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
+        self.scaler.scale(torch.zeros((), device=self.device))  # its scale is there for workers without a part as well
 
     def step(self, parts: Sequence[tuple[int, Batch]], step: int, num_steps: int) -> dict[str, Tensor]:
         """One step of the optimiser on a batch of which this worker has `parts`; returns the losses of the whole batch.

@@ -79,7 +79,7 @@ def load_state(folder: Path, subject: Stateful) -> tuple[int, list[dict[str, Any
     try:
         facts = json.loads((newest / "state.json").read_text("utf-8"))
         subject.load_state({name: load_file(newest / f"{name}.safetensors") for name in facts["parts"]}, facts["facts"])
+        return facts["epoch"], facts["history"]
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{newest} cannot be read ({reason}); remove {folder} to start this trial again") from error
-    return facts["epoch"], facts["history"]

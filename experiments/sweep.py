@@ -19,6 +19,7 @@ from experiments.tracking import Tracker, default_tracking_uri
 from refavs.config import digest
 from refavs.console import ProgressBar
 from refavs.errors import ConfigError, RefAVSError, StoreError
+from refavs.model.checkpoint import load_weights
 from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.model.pretrained import Mask2Former, load_decoders
 from refavs.store import FeatureStore
@@ -150,11 +151,15 @@ def check_models(grid: Grid, store: FeatureStore) -> list[str]:
     """
     known, fresh = set(), {}
     for trial in grid.trials:
-        if trial.config.model in known:
+        init = trial.config.train.init
+        if (trial.config.model, init) in known:
             continue
-        known.add(trial.config.model)
+        known.add((trial.config.model, init))
         try:
             model = EEMC(EEMCConfig.from_store(store, **asdict(trial.config.model)))
+            if init is not None:
+                load_weights(Path(init), model)
+                continue
             if trial.weights_dir is not None:
                 fresh |= dict.fromkeys(load_decoders(model, Mask2Former.within(trial.weights_dir), store.encoders))
         except RefAVSError as error:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from experiments.grid import NOT_IN_KEY
 from experiments.ledger import Entry
 from refavs.config import flat
 from refavs.errors import ConfigError
@@ -184,6 +185,8 @@ class Tracker:
 
     def start_trial(self, entry: Entry, parent: str, store: "FeatureStore") -> str:
         """Opens a trial's run, or opens it again, and returns its id."""
+        from mlflow.entities import RunTag
+
         tags = {
             "mlflow.parentRunId": parent,
             "refavs.kind": "trial",
@@ -191,7 +194,11 @@ class Tracker:
             "refavs.seed": str(entry.trial.config.seed),
         }
         run_id = self._find_or_create(entry.key, entry.trial.title, tags, store)
-        self._log_params(run_id, flat(entry.trial.config))
+        settings = flat(entry.trial.config)
+        loose = {name: settings.pop(name) for name in list(settings) if name.startswith(NOT_IN_KEY)}
+        self._log_params(run_id, settings)
+        # A parameter can never change, and these may when the trial goes on.
+        self.client.log_batch(run_id, tags=[RunTag(f"refavs.{name}", str(value)) for name, value in loose.items()])
         self._log_store(run_id, store)
         return run_id
 

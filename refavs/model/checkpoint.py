@@ -42,7 +42,7 @@ def load_model(folder: Path) -> EEMC:
     config = read_config(folder)
     try:
         model = EEMC(_config_of(config["model"]))
-    except (KeyError, TypeError, RefAVSError) as error:
+    except (KeyError, TypeError, RuntimeError, RefAVSError) as error:  # torch's refusal of a size is a RuntimeError
         raise WeightsError(
             f"{folder / CONFIG} does not describe an EEMC of this version ({error}); train again or use the version "
             "that wrote it"
@@ -88,7 +88,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         ) from error
     except (ValueError, OSError) as error:
         raise WeightsError(f"{path} cannot be read: {error}; copy the checkpoint again or train again") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    good = isinstance(config, dict) and config.get("format") == FORMAT
+    if not good or not all(isinstance(config.get(part), dict) for part in ("model", "facts")):
         raise WeightsError(f"{path} is not a description of format {FORMAT}; use the version of refavs that wrote it")
     return config
 

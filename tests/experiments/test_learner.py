@@ -88,6 +88,16 @@ def test_two_workers_have_the_gradient_of_one(store: FeatureStore) -> None:
         assert torch.allclose(p.grad, wanted.grad, rtol=0, atol=1e-5 * float(whole["grad_norm"]))
 
 
+def test_a_worker_without_a_part_takes_the_same_step(store: FeatureStore) -> None:
+    team = [learner_of(store, train__precision="fp16", train__batch_size=1, train__steps_per_epoch=2) for _ in range(2)]
+    for rank, learner in enumerate(team):
+        learner.team = ThreadTeam(rank, 2)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(lambda learner: steps(learner, store), team)
+    assert first == second
+    assert all(torch.equal(p, q) for p, q in zip(team[0].trained, team[1].trained, strict=True))
+
+
 def test_average_is_the_running_mean_of_the_weights(store: FeatureStore) -> None:
     learner = learner_of(store, train__ema_decay=0.25)
     name = "prompting.queries"

@@ -71,6 +71,14 @@ def test_damaged_state_is_refused_with_the_remedy(tmp_path: Path, name: str) -> 
         load_state(tmp_path, Subject(1))
 
 
+def test_state_that_does_not_say_its_epoch_is_refused(tmp_path: Path) -> None:
+    save_state(tmp_path, Subject(0), 1, [])
+    path = tmp_path / "epoch-000001" / "state.json"
+    path.write_text(json.dumps({k: value for k, value in json.loads(path.read_text()).items() if k != "epoch"}))
+    with pytest.raises(ConfigError, match=r"cannot be read \('epoch'\); remove"):
+        load_state(tmp_path, Subject(1))
+
+
 def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
     class Other(Subject):
         def load_state(self, tensors: Mapping[str, dict[str, torch.Tensor]], facts: Mapping[str, Any]) -> None:

@@ -30,8 +30,8 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracker]:
         yield Tracker(default_tracking_uri(out), "mine", "sweep-id", out.parent / "artifacts")
 
 
-def entry_of(folder: Path, beta: float) -> Entry:
-    trials = expand("g", {"base": {"model.beta": beta}}, "g.yaml", {}).trials
+def entry_of(folder: Path, beta: float, workers: int = 1) -> Entry:
+    trials = expand("g", {"base": {"model.beta": beta, "resources.workers": workers}}, "g.yaml", {}).trials
     return Ledger(folder).entries(trials, "store")[0]
 
 
@@ -79,8 +79,9 @@ def test_start_again_finds_the_run(tracker: Tracker, store: FeatureStore, tmp_pa
     tracker.end(run_id, "FAILED", "it broke")
     failed = tracker.client.get_run(run_id)
     assert failed.info.status == "FAILED" and failed.data.tags["refavs.reason"] == "it broke"
-    assert tracker.start_trial(entry, parent, store) == run_id
+    assert tracker.start_trial(entry_of(tmp_path, 0.5, workers=2), parent, store) == run_id  # it may go on otherwise
     run = tracker.client.get_run(run_id)
+    assert run.data.tags["refavs.resources.workers"] == "2"
     assert run.info.status == "RUNNING" and "refavs.reason" not in run.data.tags
     assert len(run.inputs.dataset_inputs) == 1
 

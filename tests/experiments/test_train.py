@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from experiments.grid import Grid, expand, with_checkpoints
 from experiments.learner import NonFiniteError, learning_rate
 from experiments.ledger import read_metrics
 from experiments.sampler import Sampler
-from experiments.train import TrainConfig, train
+from experiments.sweep import check_models
+from experiments.train import TrainConfig, build_model, train
 from refavs.config import leaves, replace
 from refavs.errors import ConfigError, StoreError, WeightsError
-from refavs.model.checkpoint import load_model
+from refavs.model.checkpoint import load_model, save_model
 from refavs.model.eemc import EEMC
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
@@ -167,9 +169,23 @@ def test_head_of_another_store_or_size_is_refused(store: FeatureStore, tmp_path:
     assert with_checkpoints(grid_of(tmp_path / "moved"), "other", any_store=True).trials[0].digests == trial.digests
     with pytest.raises(WeightsError, match="no checkpoint in"):
         with_checkpoints(grid_of(tmp_path / "none"), store.fingerprint)
-    wider = small(train__init=str(tmp_path / "moved"), model__feedforward_channels=24)
-    with pytest.raises(WeightsError, match="has the wrong size of"):
-        train(wider, store, tmp_path / "wider")
+    wider = grid_of(tmp_path / "moved", **{"model.feedforward_channels": 24})
+    with pytest.raises(WeightsError, match=r"trial 'g': .* has the wrong size of"):
+        check_models(wider, store)
+
+
+def test_trials_of_a_grid_may_differ_by_the_head_they_start_from(store: FeatureStore, tmp_path: Path) -> None:
+    for name, loss in (("a", 0.1), ("b", 0.2)):
+        save_model(tmp_path / name, build_model(small(model__beta=loss), store), {"store": store.fingerprint})
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+
+    def grid_of(*names: str) -> Grid:
+        cases = {"anew": {}} | {name: {"train.init": str(tmp_path / name)} for name in names}
+        return with_checkpoints(expand("g", {"base": SMALL, "cases": cases}, "g.yaml", {}), store.fingerprint)
+
+    assert len({trial.key("") for trial in grid_of("a", "b").trials}) == 3
+    with pytest.raises(ConfigError, match="'a, seed 0' and 'copy, seed 0' have the same settings"):
+        grid_of("a", "copy")
 
 
 def test_train_killed_after_its_last_state_keeps_that_epoch(

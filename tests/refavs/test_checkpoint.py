@@ -120,9 +120,19 @@ def test_checkpoint_of_other_tensors_is_refused(folder: Path, change: dict, text
 @pytest.mark.parametrize(("text", "message"), [
     ("{", "config.json cannot be read"),
     ("[]", "is not a description of format 1"),
-    (json.dumps({"format": 1, "model": {"sizes": {}}}), "does not describe an EEMC of this version"),
+    (json.dumps({"format": 1, "model": {"sizes": {}}}), "is not a description of format 1"),
+    (json.dumps({"format": 1, "model": {"sizes": {}}, "facts": {}}), "does not describe an EEMC of this version"),
 ])  # fmt: skip
 def test_checkpoint_of_a_damaged_configuration_is_refused(folder: Path, text: str, message: str) -> None:
     (folder / "config.json").write_text(text)
     with pytest.raises(WeightsError, match=message):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("channels", [-1, 10**12])
+def test_checkpoint_of_an_impossible_size_is_refused(folder: Path, channels: int) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["sizes"]["audio"]["channels"] = channels
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="does not describe an EEMC of this version"):
         load_model(folder)
