@@ -3,6 +3,7 @@
 Expressions of one clip share its frames and sound, so clips are drawn anew, never single expressions.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -124,8 +125,7 @@ def bootstrap_interval(scores: SeedScores, seed: int = 0, num_samples: int = NUM
     mean = _estimate(scores)
     if num_seeds == 1:
         return Interval(mean=mean, low=None, high=None, num_seeds=1, note=ONE_SEED)
-    rng = np.random.default_rng(seed)
-    samples = _over_seeds(_over_clips([scores], rng, num_samples)[0], rng)
+    samples = _over_seeds(_over_clips([scores], seed, num_samples)[0], np.random.default_rng(seed))
     low, high = _percentiles(samples)
     return Interval(mean=mean, low=low, high=high, num_seeds=num_seeds)
 
@@ -141,7 +141,7 @@ def paired_difference(
     if not (np.array_equal(first.clips, second.clips) and np.array_equal(first.strata, second.strata)):
         raise StatisticsError("the two runs have different expressions; evaluate both on the same splits of one store")
     rng = np.random.default_rng(seed)
-    parts = _over_clips([first, second], rng, num_samples)
+    parts = _over_clips([first, second], seed, num_samples)
     before, after = (_over_seeds(part, rng) for part in parts)
     low, high = _percentiles(after - before)
     verdict = NOT_SHOWN if low <= 0 <= high else "higher" if low > 0 else "lower"
@@ -157,15 +157,24 @@ def _estimate(scores: SeedScores) -> float:
     return float(_weighted(scores, weights).mean())
 
 
-def _over_clips(
-    runs: Sequence[SeedScores], rng: np.random.Generator, num_samples: int
-) -> list[Float[np.ndarray, "r s"]]:
+def _over_clips(runs: Sequence[SeedScores], seed: int, num_samples: int) -> list[Float[np.ndarray, "r s"]]:
     """Means of each run's seeds in samples of clips, drawn within each split; the same clips for all runs."""
-    weights = []
-    for stratum in _strata(runs[0]):
-        size = _num_clips(runs[0], stratum)
-        weights.append(rng.multinomial(size, np.full(size, 1 / size), size=num_samples).astype(float))
-    return [_weighted(run, weights) for run in runs]
+    strata = enumerate(_strata(runs[0]))
+    weights = [_draws(_num_clips(runs[0], stratum), place, seed, num_samples) for place, stratum in strata]
+    return [_weighted(run, [drawn.astype(float) for drawn in weights]) for run in runs]
+
+
+@functools.lru_cache(maxsize=4)
+def _draws(num_clips: int, place: int, seed: int, num_samples: int) -> Int[np.ndarray, "r n"]:
+    """How often each clip is drawn in each sample; kept, for the many rows and measures that are of the same splits.
+
+    Args:
+        place: of the split among those that are drawn from, so that two of one size have draws of their own.
+    """
+    rng = np.random.default_rng([seed, place])
+    found = rng.multinomial(num_clips, np.full(num_clips, 1 / num_clips), size=num_samples).astype(np.int32)
+    found.flags.writeable = False
+    return found
 
 
 def _weighted(scores: SeedScores, weights: Sequence[Float[np.ndarray, "r _"]]) -> Float[np.ndarray, "r s"]:
