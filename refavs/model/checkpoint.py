@@ -57,7 +57,14 @@ def load_weights(folder: Path, model: EEMC) -> None:
     Raises:
         WeightsError: as `load_model`, or the weights are of a model of other sizes.
     """
-    weights = _read_weights(folder / WEIGHTS, digest(read_config(folder)["model"]))
+    config = read_config(folder)["model"]
+    weights = _read_weights(folder / WEIGHTS, digest(config))
+    heads = config.get("num_heads", model.config.num_heads)
+    if heads != model.config.num_heads:  # the one size that no tensor tells
+        raise WeightsError(
+            f"{folder / CONFIG} says num_heads={heads}, the model has {model.config.num_heads}; take --set "
+            f"model.num_heads={heads}"
+        )
     _check_names_and_shapes(folder / WEIGHTS, model, weights)
     model.load_state_dict(weights)
 

@@ -1,5 +1,6 @@
 """Checkpoints: the same model again, and every damaged one refused with what to do."""
 
+import dataclasses
 import json
 import pickle
 import re
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from refavs.errors import WeightsError
 from refavs.model import checkpoint
-from refavs.model.checkpoint import load_model, read_config, save_model
+from refavs.model.checkpoint import load_model, load_weights, read_config, save_model
 from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.model.sizes import FeatureSizes, MapSize, StreamSize
 
@@ -127,6 +128,14 @@ def test_checkpoint_of_a_damaged_configuration_is_refused(folder: Path, text: st
     (folder / "config.json").write_text(text)
     with pytest.raises(WeightsError, match=message):
         load_model(folder)
+
+
+def test_weights_of_another_number_of_heads_are_refused(folder: Path) -> None:
+    model = make_model()
+    other = EEMC(dataclasses.replace(model.config, num_heads=4))
+    load_weights(folder, model)
+    with pytest.raises(WeightsError, match=r"says num_heads=2, the model has 4; take --set model.num_heads=2"):
+        load_weights(folder, other)
 
 
 @pytest.mark.parametrize("channels", [-1, 10**12])
