@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 
-from experiments.evaluate import TEST_SPLITS, predictions
+from experiments.evaluate import TEST_SPLITS, one_thread, predictions
 from experiments.report.seconds import Second, footage_of, seconds_of
 from experiments.report.tables import GallerySource
 from experiments.train import TrainConfig
@@ -188,6 +188,7 @@ def _of_other_clips(order: Int[np.ndarray, " n"], clips: Sequence[str]) -> tuple
     return tuple(first.values())[:PER_GROUP]
 
 
+@one_thread()
 def _cards(
     source: GallerySource, store: FeatureStore, scored: Scored, places: Sequence[int], rows: np.ndarray
 ) -> dict[int, Card]:
