@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from experiments.grid import Grid
-    from experiments.sweep import Outcome, Resources
+    from experiments.resources import Resources
+    from experiments.sweep import Outcome
     from refavs.store import FeatureStore
 
 EPILOG = """examples:
@@ -70,7 +71,8 @@ def _sweep(args: argparse.Namespace) -> int:
     if args.gpus_per_trial < 0:
         raise ConfigError(f"--gpus-per-trial is {args.gpus_per_trial}; accepted: 0 or a number above it")
     from experiments.grid import parse_overrides, read_grid, with_checkpoints, with_weights
-    from experiments.sweep import Resources, run_sweep
+    from experiments.resources import Resources
+    from experiments.sweep import run_sweep
     from refavs.store import FeatureStore
 
     grid = with_weights(read_grid(args.grid, parse_overrides(args.set)), args.weights_dir)

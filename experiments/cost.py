@@ -26,7 +26,7 @@ from refavs.console import ProgressBar
 
 if TYPE_CHECKING:
     from experiments.config import TrialConfig
-    from experiments.sweep import Resources
+    from experiments.resources import Resources
     from refavs.model.decoder import EEMCOutput
     from refavs.model.eemc import EEMC, PartSize
     from refavs.store import FeatureStore

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.config import TrainConfig
 from refavs.console import ProgressBar
 from refavs.data.dataset import Ahead, Batch, batches
 from refavs.metrics import (
@@ -39,7 +40,6 @@ from refavs.model.decoder import predict
 from refavs.model.eemc import EEMC
 
 if TYPE_CHECKING:
-    from experiments.train import TrainConfig
     from refavs.store import FeatureStore
 
 MEASURES = ("J", "F", "S", "false_empty")
@@ -48,7 +48,7 @@ MIX = ("test_s", "test_u")
 
 
 def evaluate_splits(
-    config: "TrainConfig", model: EEMC, store: "FeatureStore", splits: Sequence[str], device: torch.device,
+    config: TrainConfig, model: EEMC, store: "FeatureStore", splits: Sequence[str], device: torch.device,
     recorder: Recorder | None = None,
 ) -> dict[str, float]:
     """Metrics as fractions by name: `test_s/J`, `test_s/acoustic/J`, and where both are there `mix/J`.
@@ -74,7 +74,7 @@ def evaluate_splits(
 
 
 def record_splits(
-    config: "TrainConfig", model: EEMC, store: "FeatureStore", splits: Sequence[str], device: torch.device, path: Path
+    config: TrainConfig, model: EEMC, store: "FeatureStore", splits: Sequence[str], device: torch.device, path: Path
 ) -> dict[str, float]:
     """As `evaluate_splits`, and writes the statistics of the same inference to `path`; none for splits without masks.
 
@@ -90,7 +90,7 @@ def record_splits(
 
 @torch.no_grad()
 def predictions(
-    config: "TrainConfig", model: EEMC, store: "FeatureStore", rows: Sequence[int], device: torch.device
+    config: TrainConfig, model: EEMC, store: "FeatureStore", rows: Sequence[int], device: torch.device
 ) -> Iterator[tuple[Batch, Tensor]]:
     """The batches of `rows` with the probabilities of each pixel at the size of the masks."""
     was_training = model.training
@@ -109,7 +109,7 @@ def predictions(
     model.train(was_training)
 
 
-def autocast(config: "TrainConfig", device: torch.device) -> torch.autocast:
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     """The context in which the model runs at the precision of `config`."""
     dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=config.precision != "fp32")

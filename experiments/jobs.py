@@ -23,7 +23,7 @@ import torch
 from experiments.config import TrialConfig
 from experiments.learner import Team
 from experiments.ledger import Entry
-from experiments.sweep import Resources
+from experiments.resources import Resources
 from experiments.train import train
 from refavs.config import replace
 from refavs.errors import ConfigError, RefAVSError

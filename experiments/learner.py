@@ -4,23 +4,20 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
 
+from experiments.config import TrainConfig, TrialConfig
 from experiments.evaluate import autocast
 from experiments.sampler import derived_seed
 from refavs.data.dataset import Batch
 from refavs.errors import ConfigError
 from refavs.model.eemc import EEMC
 from refavs.model.losses import FrameCounts, eemc_loss
-
-if TYPE_CHECKING:
-    from experiments.config import TrialConfig
-    from experiments.train import TrainConfig
 
 
 class NonFiniteError(ConfigError):
@@ -50,7 +47,7 @@ class Learner:
         best: those weights as they were after the best epoch, once there is one and the settings ask for it.
     """
 
-    def __init__(self, config: "TrialConfig", model: EEMC, team: Team | None = None) -> None:
+    def __init__(self, config: TrialConfig, model: EEMC, team: Team | None = None) -> None:
         self.config, self.model, self.team = config, model, team or Team()
         settings = config.train
         self.device = next(model.parameters()).device
@@ -208,7 +205,7 @@ class Learner:
             self.scaler.load_state_dict(facts["scaler"])
 
 
-def learning_rate(config: "TrainConfig", step: int, num_steps: int) -> float:
+def learning_rate(config: TrainConfig, step: int, num_steps: int) -> float:
     """Linear warm-up, constant, then a cosine to zero."""
     rate = config.learning_rate
     if step < config.warmup_steps:

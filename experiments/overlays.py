@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from experiments.config import TrainConfig
 from experiments.evaluate import predictions, rows_of
 
 if TYPE_CHECKING:
-    from experiments.train import TrainConfig
     from refavs.model.eemc import EEMC
     from refavs.store import FeatureStore
 
@@ -24,7 +24,7 @@ BACKDROP = 60
 
 
 def write_overlays(
-    folder: Path, config: "TrainConfig", model: "EEMC", store: "FeatureStore", device: torch.device
+    folder: Path, config: TrainConfig, model: "EEMC", store: "FeatureStore", device: torch.device
 ) -> list[Path]:
     """Writes a picture for each of two expressions, the same ones for every trial on this store."""
     rows = chosen_rows(store)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from experiments.config import TrialConfig
 from experiments.evaluate import rows_of
 from refavs.data.dataset import Batch, batch_rows, read_batches
 from refavs.errors import StoreError
@@ -17,7 +18,6 @@ from refavs.model.sizes import FeatureSizes
 if TYPE_CHECKING:
     import pandas as pd
 
-    from experiments.config import TrialConfig
     from refavs.store import FeatureStore
 
 
@@ -32,7 +32,7 @@ def derived_seed(seed: int, *parts: object) -> int:
 class Sampler:
     """Chooses the training expressions of each epoch; the choice follows from the seed and the epoch alone."""
 
-    def __init__(self, config: "TrialConfig", store: "FeatureStore", device: torch.device | None = None) -> None:
+    def __init__(self, config: TrialConfig, store: "FeatureStore", device: torch.device | None = None) -> None:
         self.config, self.store, self.device = config, store, device or torch.device("cpu")
         self.levels = FeatureSizes.from_store(store, config.model.trains_pixel_decoder).levels
         table = store.expressions

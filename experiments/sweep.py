@@ -1,10 +1,9 @@
 """A sweep: what of a grid is done, what is missing, and running that."""
 
-import math
 import shutil
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,13 @@ from experiments.evaluate import control_results_of, controls
 from experiments.grid import Grid
 from experiments.ledger import Entry, Ledger, read_metrics
 from experiments.report.scores import control_values
+from experiments.resources import Resources
 from experiments.state import read_json, write_json
 from experiments.table import csv_text
 from experiments.tracking import Tracker, default_tracking_uri
 from refavs.config import digest
 from refavs.console import ProgressBar
-from refavs.errors import ConfigError, RefAVSError, StoreError
+from refavs.errors import RefAVSError, StoreError
 from refavs.model.checkpoint import load_weights
 from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.model.pretrained import Mask2Former, load_decoders
@@ -26,63 +26,6 @@ from refavs.store import FeatureStore
 from refavs.store.files import write_atomically
 
 ARTIFACTS = ("checkpoint", "statistics.parquet", "overlays", "config.json", "metrics.jsonl")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What a sweep may use.
-
-    Attributes:
-        address: a running Ray cluster, whose nodes see the store and the sweep's folder under the same paths; None
-            starts Ray on this machine for the time of the sweep.
-        max_concurrent: trials at once; None takes as many as the processors allow.
-        cpus_per_trial: processors of a trial, or of each of its workers where it has several; GPUs likewise.
-    """
-
-    address: str | None = None
-    max_concurrent: int | None = None
-    cpus_per_trial: float = 1
-    gpus_per_trial: float = 0
-
-    def local_cpus(self, available: int, num_workers: int = 1) -> int:
-        """Processors that Ray gets on this machine: all of them, or as many as the trials at once use."""
-        if self.max_concurrent is None:
-            return available
-        return max(1, math.ceil(min(available, self.max_concurrent * num_workers * self.cpus_per_trial)))
-
-    def at_once(self, nodes: Sequence[Mapping[str, float]], num_workers: int = 1) -> int | None:
-        """How many trials of `num_workers` may start; None leaves it to Ray.
-
-        Ray places the workers of a trial after the trial itself: of more trials than find all their workers at once,
-        each might hold what another waits for.
-
-        Args:
-            nodes: for each node, its amounts by Ray's names, as `{"CPU": 2.0, "GPU": 1.0}`.
-
-        Raises:
-            ConfigError: one trial alone asks for more than there is, and Ray would wait for ever.
-        """
-        asked = {name: amount for name, amount in self.asked.items() if amount}
-        places = sum(min(int(node.get(name, 0) / amount + 1e-9) for name, amount in asked.items()) for node in nodes)
-        if places >= num_workers:
-            groups = places // num_workers
-            return self.max_concurrent if num_workers == 1 else min(groups, self.max_concurrent or groups)
-        found = "; ".join(sorted({_amounts(node) for node in nodes})) or "no node at all"
-        lower = [
-            f"--{name.lower()}s-per-trial" for name, amount in asked.items()
-            if not any(node.get(name, 0) >= amount for node in nodes)
-        ]
-        each = f"{num_workers} workers with {_amounts(self.asked)} each" if num_workers > 1 else _amounts(self.asked)
-        remedy = " and ".join(lower or ["resources.workers" if places else "--cpus-per-trial or --gpus-per-trial"])
-        raise ConfigError(
-            f"a trial asks for {each}, and Ray found nodes with {found}; lower {remedy}, or name a cluster that has it "
-            "by --address"
-        )
-
-    @property
-    def asked(self) -> dict[str, float]:
-        """What one worker of a trial asks for, by Ray's names."""
-        return {"CPU": self.cpus_per_trial, "GPU": self.gpus_per_trial}
 
 
 @dataclass(kw_only=True)
@@ -279,9 +222,6 @@ def _controls(out: Path, store: FeatureStore) -> dict[str, dict[str, float]]:
         write_json(path, known)
     return known["controls"]
 
-
-def _amounts(node: Mapping[str, float]) -> str:
-    return f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs"
 
 
 def _keys(entries: Sequence[Entry]) -> str:

@@ -4,13 +4,14 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from experiments.config import TrialConfig
 from experiments.evaluate import TEST_SPLITS, evaluate_splits, record_splits, rows_of
 from experiments.learner import Learner, Team
 from experiments.overlays import write_overlays
@@ -28,84 +29,13 @@ from refavs.model.sizes import FeatureSizes
 from refavs.store.files import write_atomically
 
 if TYPE_CHECKING:
-    from experiments.config import TrialConfig
     from refavs.store import FeatureStore
 
 Report = Callable[[list[dict[str, Any]]], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How a head is trained.
-
-    Attributes:
-        epochs: an epoch ends with a validation, a checkpoint and a line in the history.
-        steps_per_epoch: batches in an epoch; 0 takes as many as show each training expression once.
-        batch_size: expressions in a batch, that is in a step of the optimiser, over all parts and workers.
-        accumulate: parts in which a worker goes through its share of a batch, for less memory. The gradient is that of
-            the whole batch; what is drawn (points of the losses, dropout) is drawn for each part by itself.
-        expressions_per_clip: expressions of one clip that a batch takes together, so that its maps are read once.
-        frames: seconds of each clip that are decoded in a step, drawn anew each step; 0 decodes all. The cached memory
-            is exact in either case.
-        sampling: `uniform` over expressions, or `dimension`: each dimension, and the nulls, equally often.
-        acoustic_temporal_weight: with sampling `dimension`, how often the expressions that need both sound and time are
-            drawn for each one of another dimension; they are learned last.
-        warmup_steps: steps in which the learning rate rises linearly from zero.
-        decay_start: share of all steps after which the learning rate falls to zero as a cosine.
-        clip_norm: largest norm of the gradient.
-        precision: `bf16` and `fp16` run the model under autocast; `fp16` scales the loss and skips steps that overflow.
-        ema_decay: share that the running mean of the weights keeps of itself in a step (less in the first steps); the
-            mean is then evaluated and kept, not the last weights. 0 is without.
-        patience: epochs without a better val J after which training ends; the best epoch's weights are kept then. 0
-            trains all epochs and keeps the last.
-        init: folder of a trained head, as a trial's `checkpoint`, whose weights training starts from; None starts anew.
-        compile: the model runs through torch.compile, which needs a C++ compiler.
-        eval_batch_size: expressions in a batch of evaluation; changes no number.
-    """
-
-    epochs: int = 50
-    steps_per_epoch: int = 0
-    batch_size: int = 8
-    accumulate: int = 1
-    expressions_per_clip: int = 4
-    frames: int = 0
-    sampling: Literal["uniform", "dimension"] = "uniform"
-    acoustic_temporal_weight: float = 1.0
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.01
-    warmup_steps: int = 0
-    decay_start: float = 0.0
-    clip_norm: float = 1.0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    ema_decay: float = 0.0
-    patience: int = 0
-    init: str | None = None
-    compile: bool = False
-    eval_batch_size: int = 16
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "expressions_per_clip", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"train.{name} is {getattr(self, name)}; accepted: a whole number from 1")
-        for name in ("steps_per_epoch", "frames", "warmup_steps", "weight_decay", "patience"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"train.{name} is {getattr(self, name)}; accepted: 0 or more")
-        for name in ("learning_rate", "clip_norm", "acoustic_temporal_weight"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"train.{name} is {getattr(self, name)}; accepted: a number above 0")
-        if self.sampling == "uniform" and self.acoustic_temporal_weight != 1:
-            raise ConfigError(
-                f"train.acoustic_temporal_weight is {self.acoustic_temporal_weight} with train.sampling uniform, which "
-                "has no weights; set train.sampling to dimension"
-            )
-        if not 0 <= self.decay_start <= 1:
-            raise ConfigError(f"train.decay_start is {self.decay_start}; accepted: a share of all steps from 0 to 1")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"train.ema_decay is {self.ema_decay}; accepted: from 0 (none) to below 1, as 0.999")
-
-
 def train(
-    config: "TrialConfig",
+    config: TrialConfig,
     store: "FeatureStore",
     folder: Path,
     report: Report = lambda records: None,
@@ -164,7 +94,7 @@ def train(
     return finish(learner, store, folder, history) if team.rank == 0 else {}
 
 
-def build_model(config: "TrialConfig", store: "FeatureStore", weights_dir: Path | None = None) -> EEMC:
+def build_model(config: TrialConfig, store: "FeatureStore", weights_dir: Path | None = None) -> EEMC:
     """A new head for the features of `store`, which are standardised inside it.
 
     Raises:

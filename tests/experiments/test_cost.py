@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments.cost import _Flops, alike, measure, seconds, show
 from experiments.grid import Grid, expand
 from experiments.ledger import Ledger
-from experiments.sweep import Resources
+from experiments.resources import Resources
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from experiments.grid import expand
 from experiments.jobs import run_trials
 from experiments.ledger import Entry, Ledger, read_metrics
-from experiments.sweep import Resources
+from experiments.resources import Resources
 from experiments.train import train
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store

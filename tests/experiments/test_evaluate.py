@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.config import TrialConfig
+from experiments.config import TrainConfig, TrialConfig
 from experiments.evaluate import (
     control_results_of,
     controls,
@@ -17,7 +17,7 @@ from experiments.evaluate import (
     record_splits,
     rows_of,
 )
-from experiments.train import TrainConfig, build_model
+from experiments.train import build_model
 from refavs.config import replace
 from refavs.metrics import canonical, expression_results, grouped, protocol_values, statistics_blocks
 from refavs.store import FeatureStore

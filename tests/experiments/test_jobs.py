@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from experiments.grid import expand, read_grid
 from experiments.ledger import Ledger, read_metrics
-from experiments.sweep import Resources
+from experiments.resources import Resources
 from experiments.train import train
 from refavs.errors import ConfigError
 from tests.experiments.small_store import make_store

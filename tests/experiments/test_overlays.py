@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from experiments import overlays
-from experiments.config import TrialConfig
-from experiments.train import TrainConfig, build_model
+from experiments.config import TrainConfig, TrialConfig
+from experiments.train import build_model
 from refavs.config import replace
 from refavs.store import FeatureStore
 from tests.experiments.small_store import NUM_FRAMES, make_store

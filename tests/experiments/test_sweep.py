@@ -13,7 +13,8 @@ from experiments.cli import _where_to_look, main
 from experiments.config import TrialConfig
 from experiments.grid import Grid, expand
 from experiments.ledger import Entry, Ledger
-from experiments.sweep import Resources, run_sweep
+from experiments.resources import Resources
+from experiments.sweep import run_sweep
 from experiments.tracking import Tracker, default_tracking_uri
 from experiments.train import train
 from refavs.config import flat

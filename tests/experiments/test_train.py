@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.config import TrialConfig
+from experiments.config import TrainConfig, TrialConfig
 from experiments.evaluate import control_results_of, controls
 from experiments.grid import Grid, expand, with_checkpoints
 from experiments.learner import NonFiniteError, learning_rate
 from experiments.ledger import read_metrics
 from experiments.sampler import Sampler
 from experiments.sweep import check_models
-from experiments.train import TrainConfig, build_model, train
+from experiments.train import build_model, train
 from refavs.config import leaves, replace
 from refavs.errors import ConfigError, StoreError, WeightsError
 from refavs.model.checkpoint import load_model, save_model
