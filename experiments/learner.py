@@ -59,7 +59,7 @@ class Learner:
         self.best: dict[str, Tensor] | None = None
         self.forward = torch.compile(model) if settings.compile else model
         self.optimizer = torch.optim.AdamW(
-            self.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay
+            self.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
         self.scaler.scale(torch.zeros((), device=self.device))  # its scale is there for workers without a part as well

@@ -63,7 +63,7 @@ def mask_logits(
     height, groups = features.shape[3], ClipGroups(clip, len(features))
     grouped = rearrange(groups.join(embeddings), "u t k q c -> u t (k q) c")
     features = rearrange(features, "u t c h w -> u t c (h w)")
-    logits = torch.matmul(grouped[..., :-1], features) + grouped[..., -1:]
+    logits = torch.matmul(grouped[..., :-1], features).add_(grouped[..., -1:])
     logits = groups.part(rearrange(logits, "u t (k q) p -> u t k q p", k=groups.size))
     return rearrange(logits, "b t q (h w) -> b t q h w", h=height)
 
@@ -82,12 +82,16 @@ class ClipGroups:
 
     def join(self, queries: Float[Tensor, "b t q c"]) -> Float[Tensor, "u t k q c"]:
         """From expressions to clips with up to k expressions; a place that has none is zero."""
+        if self.num_clips == 1:  # no copy
+            return rearrange(queries, "k t q c -> 1 t k q c")
         grouped = queries.new_zeros(self.num_clips, self.size, *queries.shape[1:])
         grouped[self.clip, self.place] = queries
         return rearrange(grouped, "u k t q c -> u t k q c")
 
     def part(self, grouped: Float[Tensor, "u t k q c"]) -> Float[Tensor, "b t q c"]:
         """The way back."""
+        if self.num_clips == 1:
+            return rearrange(grouped, "1 t k q c -> k t q c")
         return rearrange(grouped, "u t k q c -> u k t q c")[self.clip, self.place]
 
 

@@ -87,12 +87,13 @@ def eemc_loss(
         and `classification` of the final prediction.
     """
     config = config or LossConfig()
+    has_object = rearrange(masks, "b t h w -> (b t) (h w)").any(dim=1)
     target = rearrange(masks, "b t h w -> (b t) 1 h w").float()
     whole = whole or FrameCounts.of(masks)
-    parts = _loss_of(output, target, config, whole)
+    parts = _loss_of(output, target, has_object, config, whole)
     total = _weighted(parts, config)
     for earlier in output.auxiliary if config.deep_supervision else []:
-        total = total + _weighted(_loss_of(earlier, target, config, whole), config)
+        total = total + _weighted(_loss_of(earlier, target, has_object, config, whole), config)
     return {"total": total, **{name: part.detach() for name, part in parts.items()}}
 
 
@@ -101,10 +102,13 @@ def _weighted(parts: dict[str, Tensor], config: LossConfig) -> Tensor:
 
 
 def _loss_of(
-    output: EEMCOutput, target: Float[Tensor, "s 1 h w"], config: LossConfig, whole: FrameCounts
+    output: EEMCOutput,
+    target: Float[Tensor, "s 1 h w"],
+    has_object: Bool[Tensor, "s"],
+    config: LossConfig,
+    whole: FrameCounts,
 ) -> dict[str, Tensor]:
     class_logits = rearrange(output.class_logits, "b t q two -> (b t) q two").float()
-    has_object = target.flatten(1).any(dim=1)
     with torch.no_grad():
         logits = rearrange(output.mask_logits, "b t q h w -> (b t) q h w").float()
         compared = _matching_values(logits, target, config)

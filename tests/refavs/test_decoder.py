@@ -111,10 +111,12 @@ def _reference_masks(module: nn.Module, queries: Tensor, masks: Tensor, levels: 
     return list(output.masks_queries_logits)
 
 
-def test_decoder_gives_each_expression_what_it_would_get_alone() -> None:
+@pytest.mark.parametrize("clips", [CLIP, torch.zeros(3, dtype=torch.long)])
+def test_decoder_gives_each_expression_what_it_would_get_alone(clips: Tensor) -> None:
     decoder, (queries, masks, levels) = make_decoder(), inputs()
-    together = decoder(queries, masks, levels, CLIP)
-    for row, clip in enumerate(CLIP):
+    masks, levels = masks[: clips.max() + 1], [level[: clips.max() + 1] for level in levels]
+    together = decoder(queries, masks, levels, clips)
+    for row, clip in enumerate(clips):
         alone = decoder(queries[row][None], masks[clip][None], [level[clip][None] for level in levels],
                         torch.tensor([0]))
         torch.testing.assert_close(together.mask_logits[row], alone.mask_logits[0])
