@@ -49,9 +49,13 @@ class Attention(nn.Module):
         nn.init.zeros_(self.project.bias)
         nn.init.zeros_(self.out.bias)
 
-    def heads(self, inputs: Float[Tensor, "s k c"], part: int) -> Float[Tensor, "s m k d"]:
-        """Queries (part 0), keys (1) or values (2) of `inputs`, split into heads."""
+    def heads(
+        self, inputs: Float[Tensor, "s k c"], part: int, offset: Float[Tensor, "c"] | None = None
+    ) -> Float[Tensor, "s m k d"]:
+        """Queries (part 0), keys (1) or values (2) of `inputs`, each with `offset` added, split into heads."""
         weight, bias = self.project.weight.chunk(3)[part], self.project.bias.chunk(3)[part]
+        if offset is not None:
+            bias = bias + weight @ offset
         return self.split(nn.functional.linear(inputs, weight, bias))
 
     def split(self, inputs: Float[Tensor, "s k c"]) -> Float[Tensor, "s m k d"]:

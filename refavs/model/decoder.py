@@ -120,10 +120,13 @@ class MaskedAttentionLayer(nn.Module):
         return self._between(self._to_level(queries, query_positions, keys, values, bias), query_positions)
 
     def project(
-        self, level: Float[Tensor, "r n c"], positions: Float[Tensor, "n c"]
+        self, placed: Float[Tensor, "r n c"], level: Float[Tensor, "r n c"], embedding: Float[Tensor, "c"]
     ) -> tuple[Float[Tensor, "r m n d"], Float[Tensor, "r m n d"]]:
-        """Keys and values of a level's pixels; r counts frames of distinct clips."""
-        return self.cross_attention.heads(level + positions, 1), self.cross_attention.heads(level, 2)
+        """Keys and values of a level's pixels, with their positions and without; r counts frames of distinct clips.
+
+        The level's embedding is projected by itself: frozen maps then need no gradient for the sake of that vector.
+        """
+        return self.cross_attention.heads(placed, 1, embedding), self.cross_attention.heads(level, 2, embedding)
 
     def _to_level(
         self, queries: Tensor, query_positions: Tensor, keys: Tensor, values: Tensor, bias: Tensor
@@ -208,8 +211,9 @@ class MaskDecoder(nn.Module):
             layer = cast(MaskedAttentionLayer, module)
             if self.training:
                 predict_masks()
-            tokens, positions, small = sources[index % len(sources)]
-            hidden = layer(hidden, self.query_positions, *layer.project(tokens, positions),
+            placed, tokens, small = sources[index % len(sources)]
+            embedding = self.level_embeddings[index % len(sources)]
+            hidden = layer(hidden, self.query_positions, *layer.project(placed, tokens, embedding),
                            self._attention_bias(hidden, small))
         predict_masks()
         outputs[-1].auxiliary = outputs[:-1]
@@ -218,17 +222,17 @@ class MaskDecoder(nn.Module):
     def _sources(
         self, mask_features: Tensor, levels: Sequence[Tensor]
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """For each level read: its tokens, their positions, and the mask features at its resolution."""
+        """For each level read: its tokens with positions and without, and the mask features at its resolution."""
         flat = rearrange(mask_features, "u t c h w -> (u t) c h w")
         sources = []
         for index in range(self.levels_read):
             height, width = levels[index].shape[-2:]
-            tokens = self.level_projections[index](rearrange(levels[index], "u t c h w -> (u t) (h w) c"))
-            tokens = tokens + self.level_embeddings[index]
+            tokens = rearrange(levels[index], "u t c h w -> (u t) (h w) c").contiguous()
+            tokens = self.level_projections[index](tokens)
             positions = sine_positions(height, width, tokens.shape[-1], tokens.device)
             # Interpolation is linear, so that it may come before the product with the queries.
-            small = nn.functional.interpolate(flat, size=(height, width), mode="bilinear", align_corners=False)
-            sources.append((tokens, positions, rearrange(small, "r c h w -> r c (h w)")))
+            small = _smaller(flat, height, width)
+            sources.append((tokens + positions, tokens, rearrange(small, "r c h w -> r c (h w)")))
         return sources
 
     @torch.no_grad()
@@ -240,6 +244,16 @@ class MaskDecoder(nn.Module):
         inside = torch.matmul(embedding[..., :-1], small) + embedding[..., -1:] >= 0
         inside = inside | ~inside.any(dim=-1, keepdim=True)
         return hidden_bias(rearrange(inside, "r kq n -> r 1 kq n"))
+
+
+def _smaller(maps: Float[Tensor, "r c h w"], height: int, width: int) -> Float[Tensor, "r c _ _"]:
+    """Bilinear resizing; by an even factor it is the mean of the four pixels around each place, read without copies."""
+    factor = maps.shape[2] // height
+    if factor % 2 or (height * factor, width * factor) != maps.shape[2:]:
+        return nn.functional.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
+    places = [slice(factor // 2 - 1 + step, None, factor) for step in (0, 1)]
+    top, bottom = (maps[:, :, y, places[0]] + maps[:, :, y, places[1]] for y in places)
+    return (top + bottom) / 4
 
 
 def predict(output: EEMCOutput, size: tuple[int, int] | None = None) -> Float[Tensor, "b t _ _"]:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from refavs.errors import ConfigError
 from refavs.model.decoder import NO_OBJECT, OBJECT, EEMCOutput
 
+CACHED = 2**20  # values of masks that are looked at together
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
@@ -111,8 +113,11 @@ def _loss_of(
     class_logits = rearrange(output.class_logits, "b t q two -> (b t) q two").float()
     with torch.no_grad():
         logits = rearrange(output.mask_logits, "b t q h w -> (b t) q h w").float()
-        compared = _matching_values(logits, target, config)
-        matched = matching_costs(*compared, class_logits, config).argmin(dim=1)
+        values, labels = _matching_values(logits, target, config)
+        # In pieces that stay in a processor's cache: several times as fast as passes over all masks.
+        size = max(1, CACHED // values[0].numel()) if logits.device.type == "cpu" else len(logits)
+        pieces = zip(values.split(size), labels.split(size), class_logits.split(size), strict=True)
+        matched = torch.cat([matching_costs(*piece, config).argmin(dim=1) for piece in pieces])
     chosen = output.mask_logits_of(rearrange(matched, "(b t) -> b t", t=output.class_logits.shape[1]))
     chosen = rearrange(chosen, "b t h w -> (b t) 1 h w").float()
     # Only frames with an object have a mask to compare with.

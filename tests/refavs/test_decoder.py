@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from refavs.model.decoder import EEMCOutput, MaskDecoder, predict
+from refavs.model.decoder import EEMCOutput, MaskDecoder, _smaller, predict
 from refavs.torchvision_shim import ensure_torchvision
 
 CHANNELS, HEADS, LAYERS, HIDDEN, QUERIES = 32, 4, 4, 48, 5
@@ -121,6 +121,13 @@ def test_decoder_gives_each_expression_what_it_would_get_alone(clips: Tensor) ->
                         torch.tensor([0]))
         torch.testing.assert_close(together.mask_logits[row], alone.mask_logits[0])
         torch.testing.assert_close(together.class_logits[row], alone.class_logits[0])
+
+
+@pytest.mark.parametrize("size", [(8, 12), (4, 6), (2, 3), (16, 24), (5, 24)])
+def test_smaller_maps_are_interpolated_ones(size: tuple[int, int]) -> None:
+    maps = torch.randn(2, 3, 16, 24)
+    expected = nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(_smaller(maps, *size), expected)
 
 
 def test_decoder_without_layers_reads_no_level() -> None:

@@ -163,6 +163,13 @@ def test_frames_without_object_have_only_a_classification_loss() -> None:
     assert output.mask_embeddings.grad is None or not output.mask_embeddings.grad.any()
 
 
+def test_matching_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    output, masks = case()
+    whole = eemc_loss(output, masks, ALL_PIXELS)
+    monkeypatch.setattr("refavs.model.losses.CACHED", 1)
+    assert eemc_loss(output, masks, ALL_PIXELS) == whole
+
+
 def test_matching_costs_prefer_the_right_mask() -> None:
     target = (torch.rand(5, 1, 64, generator=torch.Generator().manual_seed(0)) > 0.5).float()
     logits = torch.cat([1 - 2 * target, 2 * target - 1, torch.zeros_like(target)], dim=1) * 9
