@@ -15,7 +15,7 @@ from experiments.report.gallery import Gallery, make_gallery
 from experiments.report.layout import ABOUT
 from experiments.report.seconds import HEIGHT, WAVE_HEIGHT, WAVE_WIDTH
 from experiments.report.svg import printable
-from experiments.report.tables import Cell, Column, Report, Table, origin
+from experiments.report.tables import Cell, Column, Report, Table, column_groups, origin
 from refavs.metrics.uncertainty import NOT_SHOWN
 
 TEMPLATE, STYLE = "page.html.jinja", "page.css"
@@ -65,12 +65,7 @@ def anchor(name: str) -> str:
 
 def spans(columns: Sequence[Column]) -> list[tuple[str, int]]:
     """The shared headings of neighbouring columns with the number of columns below them; none where all are empty."""
-    found: list[tuple[str, int]] = []
-    for column in columns:
-        if found and found[-1][0] == column.group:
-            found[-1] = (column.group, found[-1][1] + 1)
-        else:
-            found.append((column.group, 1))
+    found = column_groups(columns)
     return found if any(name for name, _ in found) else []
 
 

@@ -3,6 +3,7 @@
 `layout` fills these from the runs of a sweep; `text` and `page` only write them down.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -211,3 +212,14 @@ class Report:
     categories: Bars | None = None
     calibrations: tuple[Calibration, ...] = ()
     gallery: GallerySource | None = None
+
+
+def column_groups(columns: Sequence[Column]) -> list[tuple[str, int]]:
+    """The headings that neighbouring columns share, and over how many they stand."""
+    found: list[tuple[str, int]] = []
+    for column in columns:
+        if found and found[-1][0] == column.group:
+            found[-1] = (column.group, found[-1][1] + 1)
+        else:
+            found.append((column.group, 1))
+    return found

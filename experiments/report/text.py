@@ -3,9 +3,8 @@
 import csv
 import io
 import re
-from collections.abc import Sequence
 
-from experiments.report.tables import Column, Report, Row, Table, origin
+from experiments.report.tables import Column, Report, Row, Table, column_groups, origin
 
 CSV_COLUMNS = (
     "table", "protocol", "row", "kind", "seeds", "mark", "group", "column", "unit", "value", "low", "high", "note",
@@ -109,7 +108,7 @@ def _markdown_rows(table: Table) -> list[str]:
 
 
 def _latex_table(table: Table) -> list[str]:
-    groups = _groups(table.columns)
+    groups = column_groups(table.columns)
     heads = " & ".join(
         rf"\multicolumn{{{count}}}{{c}}{{{escape_latex(name)}}}" if count > 1 else escape_latex(name)
         for name, count in groups
@@ -130,17 +129,6 @@ def _latex_table(table: Table) -> list[str]:
         cells = (re.sub(r"-(?=\d)", "$-$", escape_latex(cell.text)) for cell in row.cells)
         lines.append(rf"{escape_latex(_label(row, table))} & {_seeds(row)} & {' & '.join(cells)} \\")
     return [*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-
-
-def _groups(columns: Sequence[Column]) -> list[tuple[str, int]]:
-    """The headings that neighbouring columns share, and over how many they stand."""
-    found: list[tuple[str, int]] = []
-    for column in columns:
-        if found and found[-1][0] == column.group:
-            found[-1] = (column.group, found[-1][1] + 1)
-        else:
-            found.append((column.group, 1))
-    return found
 
 
 def _plain_name(text: str) -> str:
