@@ -232,8 +232,13 @@ class EEMC(nn.Module):
             frames: the seconds to decode, all of them by default. The cached memory sees every second in any case, so
                 that a second's prediction does not depend on which others are decoded.
         """
-        visual = self.visual(batch.visual, frames)
-        audio, text, valid = self._audio(batch), *self._text(batch)
+        seconds = slice(None)
+        if frames is not None and self.config.memory:
+            seconds = slice(int(frames.max()) + 1)  # which looks back from the chosen seconds, never ahead
+        elif frames is not None:
+            seconds, frames = frames, None  # no second needs another
+        visual = self.visual({name: maps[:, seconds] for name, maps in batch.visual.items()}, frames)
+        audio, text, valid = self._audio(batch.audio[:, seconds]), *self._text(batch)
         cues = self.cues(audio, visual.tokens, text, valid, batch.clip, frames)
         queries = self.prompting(*self.integration(*cues, valid))
         return self.decoder(queries, visual.mask_features, visual.levels, batch.clip)
@@ -250,26 +255,19 @@ class EEMC(nn.Module):
         """Q_A, Q_V and Q_T of the chosen seconds (Eq. 1-3 and the mean of the expression's features)."""
         texts = [] if text is None else [rearrange(text, "b l c -> b 1 l c")]
         fused = []
-        before, after, aware_of = slice(None), slice(None), None
-        if frames is not None and self.config.memory:  # which looks back from the chosen seconds, never ahead
-            before, after, aware_of = slice(int(frames.max()) + 1), frames, frames
-        elif frames is not None:  # no second needs another
-            before = frames
         for modality, fusion in ((audio, self.audio_fusion), (visual, self.visual_fusion)):
             if modality is None or fusion is None:
                 fused.append(None)
                 continue
-            features, aware = fusion(modality[:, before], text, valid, clip, aware_of)
+            features, aware = fusion(modality, text, valid, clip, frames)
             cue = emphasise_change(features, self.config.beta) if self.config.memory else features
-            fused.append(cue[:, after])
+            fused.append(cue if frames is None else cue[:, frames])
             texts += [] if aware is None else [aware]
         mean = sum(texts[1:], start=texts[0]) / len(texts) if texts else None
         return fused[0], fused[1], mean
 
-    def _audio(self, batch: Batch) -> Float[Tensor, "u t 1 c"] | None:
-        if self.audio is None:
-            return None
-        return rearrange(self.audio(batch.audio), "u t c -> u t 1 c")
+    def _audio(self, audio: Float[Tensor, "u t _"]) -> Float[Tensor, "u t 1 c"] | None:
+        return None if self.audio is None else rearrange(self.audio(audio), "u t c -> u t 1 c")
 
     def _text(self, batch: Batch) -> tuple[Float[Tensor, "b l c"] | None, Bool[Tensor, "b l"]]:
         """The expressions without the places that are padding in all of them."""

@@ -133,8 +133,9 @@ class VisualInput(nn.Module):
     ) -> VisualFeatures:
         """Tokens of all frames and the maps of the chosen ones."""
         raw_masks, maps = self._maps(visual, frames)
-        pooled = nn.functional.avg_pool2d(rearrange(raw_masks, "u t c h w -> (u t) c h w").float(), self.downsample)
-        tokens = rearrange(pooled, "(u t) c h w -> u t (h w) c", u=raw_masks.shape[0])
+        # A clip at a time: its maps in float32 then stay in a processor's cache.
+        pooled = [nn.functional.avg_pool2d(maps.float(), self.downsample) for maps in raw_masks]
+        tokens = rearrange(pooled, "u t c h w -> u t (h w) c")
         tokens = self.project(self.token_input(tokens))
         tokens = tokens + sine_positions(*self.grid, tokens.shape[-1], tokens.device)
         return VisualFeatures(

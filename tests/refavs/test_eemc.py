@@ -135,7 +135,7 @@ def test_eemc_without_modality_tokens_has_none() -> None:
 def test_eemc_combines_the_cues_as_the_equations_say() -> None:
     model, batch = make_model().eval(), make_batch()
     visual, clip = model.visual(batch.visual, None).tokens, batch.clip
-    audio, (text, valid) = model._audio(batch), model._text(batch)
+    audio, (text, valid) = model._audio(batch.audio), model._text(batch)
     assert audio is not None and text is not None and model.audio_fusion is not None
     features_a, aware_a = model.audio_fusion(audio, text, valid, clip)
     features_v, aware_v = model.visual_fusion(visual, text, valid, clip)
