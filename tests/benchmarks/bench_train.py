@@ -35,7 +35,7 @@ from refavs.data.dataset import Ahead, Batch, batches
 from refavs.store import FeatureStore
 
 sys.path.insert(0, str(Path(__file__).parent))
-from machine import describe, table
+from machine import GrowingTable, describe, table
 from release_step import ReleaseSizes, ReleaseStep
 from train_shortcuts import masks_downsampled_after, repeated_tokens, whole_masks
 from train_store import PER_CLIP, SENTENCE, write_store
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs all parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="preset tiny: whether it runs, not how fast")
-    parser.add_argument("--rounds", type=int, default=3, help="timed calls of each; the median counts")
+    parser.add_argument("--rounds", type=int, default=2, help="timed calls of each; the median counts")
     parser.add_argument("--clips", type=int, default=6, help="clips of the store, 63 MB each")
     parser.add_argument("--folder", type=Path, help="where to work; default: the folder of temporary files")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -119,36 +119,36 @@ class Bench:
         return lambda: step(frames, torch.randn(len(frames), 128), text, mask)
 
     def table_of_targets(self, root: Path, threads: int) -> None:
-        """The table of the issue."""
+        """What is asked of a step from the store; each contender is timed next to it, so that both see one machine."""
+        found = GrowingTable("Training from the store: 1 clip x 1 expression, fp32",
+                             ["what", "cached step, s", "the other, s", "found", "must reach"])  # fmt: skip
+
+        def compare(
+            name: str, other: Callable[[], Any], target: str, ours: Callable[[], Any] = self.step_of_one
+        ) -> None:
+            one, two = in_turn([ours, other], self.rounds)
+            found.add(name, f"{one:.2f}", f"{two:.2f}", f"{two / one:.2f}x", target)
+
         alone = [next(batches(self.store, [row], 1)) for row in range(PER_CLIP)]
         product = matrix_product(1024 if self.quick else 4096, torch.float32)
-        # Each is timed next to the cached step, so that both see the same machine.
-        loop = in_turn([lambda: self.step(self.one), lambda: self.step(self.encode())], self.rounds)
-        release = in_turn([lambda: self.step(self.one), self.release()], self.rounds)
-        shared = in_turn([lambda: self.step(self.four), lambda: [self.step(one) for one in alone]], self.rounds)
-        flops = count_flops(lambda: self.step(self.one))
-        against = in_turn([lambda: self.step(self.one), product], 2 * self.rounds)
-        rate, limit = flops / against[0] / 1e9, product_flops(product) / against[1] / 1e9
+        flops = count_flops(self.step_of_one)
+        step, other = in_turn([self.step_of_one, product], 2 * self.rounds)
+        rate, limit = flops / step / 1e9, product_flops(product) / other / 1e9
+        found.add("GFLOP/s over those of a 4096^3 product", f"{step:.2f} ({rate:.0f} GFLOP/s)", f"{limit:.0f} GFLOP/s",
+                  f"{rate / limit:.2f}", "0.5")  # fmt: skip
+        compare("against the encoders in the loop", lambda: self.step(self.encode()), "4x")
+        compare("4 expressions in one batch against 4 batches", lambda: [self.step(one) for one in alone], "1.3x",
+                lambda: self.step(self.four))  # fmt: skip
         wait_share, per_step = self.waiting()
-        command = [sys.executable, __file__, "--peak-of", str(root), "--threads", str(threads)]
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-        done = subprocess.run([*command, *(["--quick"] if self.quick else [])], capture_output=True, text=True,
-                              check=True, env=environment)  # fmt: skip
-        peak = int(done.stdout.split()[-1])
-        print("\n### Training from the store: 1 clip x 1 expression, fp32\n")
-        print(table(["what", "cached step, s", "the other, s", "found", "must reach"], [
-            ["against the encoders in the loop", f"{loop[0]:.2f}", f"{loop[1]:.2f}", f"{loop[1] / loop[0]:.1f}x", "4x"],
-            ["against the release's way", f"{release[0]:.2f}", f"{release[1]:.2f}", f"{release[1] / release[0]:.1f}x",
-             "15x"],
-            ["GFLOP/s over those of a 4096^3 product", f"{against[0]:.2f} ({rate:.0f} GFLOP/s)", f"{limit:.0f} GFLOP/s",
-             f"{rate / limit:.2f}", "0.5"],
-            ["4 expressions in one batch against 4 batches", f"{shared[0]:.2f}", f"{shared[1]:.2f}",
-             f"{shared[1] / shared[0]:.2f}x", "1.3x"],
-            ["waiting for data / step time", f"{per_step:.2f}", "", f"{100 * wait_share:.2f} %", "2 %"],
-            ["peak memory", "", "", f"{peak / 1e9:.2f} GB", "6 GB"],
-        ]), flush=True)  # fmt: skip
+        found.add("waiting for data / step time", f"{per_step:.2f}", "", f"{100 * wait_share:.2f} %", "2 %")
+        found.add("peak memory", "", "", f"{peak_of_process(root, threads, self.quick) / 1e9:.2f} GB", "6 GB")
+        compare("against the release's way", self.release(), "15x")
         print(f"\n{flops / 1e9:.0f} GFLOP a step are counted: matrix products, batched ones, convolutions and fused "
-              "attention, forward and backward; a multiplication and an addition are two.")  # fmt: skip
+              "attention, forward and backward; a multiplication and an addition are two.", flush=True)  # fmt: skip
+
+    def step_of_one(self) -> None:
+        """The step that everything is compared with."""
+        self.step(self.one)
 
     def waiting(self) -> tuple[float, float]:
         """Share of the time spent waiting for batches on a warm store, and seconds of a step."""
@@ -185,11 +185,11 @@ class Bench:
             self.four, clip=copies, audio=self.four.audio.expand(PER_CLIP, -1, -1).clone(),
             visual={name: torch.cat([maps] * PER_CLIP) for name, maps in self.four.visual.items()},
         )
-        rows = []
+        found = GrowingTable("What each shortcut brings to a step, s", ["shortcut", "with", "without", "gain"])
 
         def compare(name: str, on: Callable[[], Any], off: Callable[[], Any]) -> None:
             seconds = in_turn([on, off], self.rounds)
-            rows.append([name, f"{seconds[0]:.2f}", f"{seconds[1]:.2f}", f"{seconds[1] / seconds[0]:.2f}x"])
+            found.add(name, f"{seconds[0]:.2f}", f"{seconds[1]:.2f}", f"{seconds[1] / seconds[0]:.2f}x")
 
         def changed(change: Any, batch: Batch = self.one) -> None:
             with change:
@@ -209,12 +209,11 @@ class Bench:
                 lambda: self.step(self.one))  # fmt: skip
         compare("no deep supervision (a choice: loss.deep_supervision=false)", lambda: self.step(self.one, shallow),
                 lambda: self.step(self.one))  # fmt: skip
-        print("\n### What each shortcut brings to a step, s\n")
-        print(table(["shortcut", "with", "without", "gain"], rows), flush=True)
 
     def table_of_precisions(self) -> None:
         """bf16 on this processor, and on a GPU where there is one, there with torch.compile too."""
-        rows = []
+        found = GrowingTable("Precision", ["device", "fp32, s", "bf16, s", "fp32 / bf16",
+                                           "4096^3 product fp32 / bf16, GFLOP/s", "first steps, s"])  # fmt: skip
         for device, name, compiled in columns():
             learners = [
                 new_learner(self.store, self.quick, {"train.precision": precision, "train.compile": compiled}, device)
@@ -227,13 +226,10 @@ class Bench:
             warm = time.perf_counter() - warm
             seconds = in_turn([partial(self.step, batch, learner) for learner in learners], self.rounds)
             rates = [product_rate(device, self.quick, dtype) for dtype in DTYPES.values()]
-            rows.append([
+            found.add(
                 name + (", compiled" if compiled else ""), f"{seconds[0]:.3f}", f"{seconds[1]:.3f}",
                 f"{seconds[0] / seconds[1]:.2f}x", " / ".join(f"{rate:.0f}" for rate in rates), f"{warm:.0f}",
-            ])  # fmt: skip
-        print("\n### Precision\n")
-        print(table(["device", "fp32, s", "bf16, s", "fp32 / bf16", "4096^3 product fp32 / bf16, GFLOP/s",
-                     "first steps, s"], rows), flush=True)  # fmt: skip
+            )  # fmt: skip
         if not torch.cuda.is_available():
             print("\nNo GPU was to be had here, so its rows are left out.")
 
@@ -314,6 +310,15 @@ def flop_counter() -> FlopCounterMode:
         operations._scaled_dot_product_flash_attention_for_cpu: attention,
         operations._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     })  # fmt: skip
+
+
+def peak_of_process(root: Path, threads: int, quick: bool) -> int:
+    """`peak_bytes` of a process of its own."""
+    command = [sys.executable, __file__, "--peak-of", str(root), "--threads", str(threads)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([*command, *(["--quick"] if quick else [])], capture_output=True, text=True, check=True,
+                          env=environment)  # fmt: skip
+    return int(done.stdout.split()[-1])
 
 
 def peak_bytes(root: Path, quick: bool) -> int:

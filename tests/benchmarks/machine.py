@@ -32,6 +32,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+class GrowingTable:
+    """A Markdown table that is printed row by row, so that a long run shows what it has found."""
+
+    def __init__(self, title: str, header: Sequence[str]) -> None:
+        print(f"\n### {title}\n\n| {' | '.join(header)} |\n|{' --- |' * len(header)}", flush=True)
+
+    def add(self, *cells: str) -> None:
+        """Prints a row."""
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
 def speed(num_bytes: int, seconds: Sequence[float]) -> str:
     """GB/s of the fastest and of the median run."""
     return f"{num_bytes / min(seconds) / 1e9:.2f} / {num_bytes / median(seconds) / 1e9:.2f}"
