@@ -70,7 +70,8 @@ def _sweep(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}; accepted: a number above 0")
     if args.gpus_per_trial < 0:
         raise ConfigError(f"--gpus-per-trial is {args.gpus_per_trial}; accepted: 0 or a number above it")
-    from experiments.grid import parse_overrides, read_grid, with_checkpoints, with_weights
+    from experiments.grid import parse_overrides, read_grid
+    from experiments.initial_weights import with_checkpoints, with_weights
     from experiments.resources import Resources
     from experiments.sweep import run_sweep
     from refavs.store import FeatureStore

@@ -1,26 +1,24 @@
-"""Grid files: a YAML description of many trials, expanded and checked before anything starts."""
+"""Grids: many trials by one description, expanded and checked before anything starts."""
 
-import dataclasses
 import itertools
-import re
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from experiments.config import TrialConfig
-from refavs.config import digest, flat, nearest, replace
+from experiments.grid_file import Located, grid_text, located, mapping, parse_yaml, refuse_unknown
+from experiments.grid_sections import axes, cases, conditions, paired_axes, refuse_clashes, seeds
+from experiments.grid_settings import Condition, Settings, Template, typed_settings, typed_value
+from refavs.config import digest, flat
 from refavs.errors import ConfigError
-from refavs.model.checkpoint import checkpoint_digest, read_config
-from refavs.model.pretrained import Mask2Former
 
 _UNKNOWN = object()
 # What a trial runs on, and the place of a file whose digest counts instead.
 NOT_IN_KEY = ("resources.", "train.init")
-SECTIONS = ("description", "base", "grid", "cases", "seeds")
+SECTIONS = ("description", "base", "resources", "grid", "zip", "cases", "when", "seeds")
+MAX_TRIALS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,100 +66,6 @@ class Grid:
     trials: tuple[Trial, ...]
 
 
-def with_weights(grid: Grid, weights_dir: Path | None) -> Grid:
-    """The grid with the files that its trials start from.
-
-    Args:
-        weights_dir: as refavs-extract takes it; trials that start from random weights need none.
-
-    Raises:
-        ConfigError: a trial starts from weights, and no folder is given.
-        WeightsError: the folder has no such weights.
-    """
-    starting = [trial for trial in grid.trials if trial.config.model.decoder_weights != "random"]
-    if not starting:
-        return grid
-    if weights_dir is None:
-        kind = starting[0].config.model.decoder_weights
-        raise ConfigError(
-            f"trial {starting[0].name!r} has model.decoder_weights={kind}; give the folder that has {kind}/ by "
-            "--weights-dir, or take --set model.decoder_weights=random"
-        )
-    digests = {"decoder_weights": Mask2Former.within(weights_dir).stamp}
-    trials = tuple(
-        dataclasses.replace(trial, digests=digests, weights_dir=weights_dir.absolute()) if trial in starting else trial
-        for trial in grid.trials
-    )
-    return dataclasses.replace(grid, trials=trials)
-
-
-def with_checkpoints(grid: Grid, fingerprint: str, any_store: bool = False) -> Grid:
-    """The grid with the trained heads that its trials start from.
-
-    Args:
-        fingerprint: of the features that the trials read.
-        any_store: accept a head that was trained on other features.
-
-    Raises:
-        ConfigError: a head that was trained on other features.
-        WeightsError: a folder without a checkpoint.
-    """
-    trials = []
-    for trial in grid.trials:
-        init = trial.config.train.init
-        if init is None:
-            trials.append(trial)
-            continue
-        folder = Path(init).absolute()
-        known = read_config(folder)["facts"].get("store")
-        if known != fingerprint and not any_store:
-            raise ConfigError(
-                f"trial {trial.name!r}: the head in {init} was trained on the store {str(known)[:12]}, this one is "
-                f"{fingerprint[:12]}; give the store that it knows, or --any-store to train it on other features"
-            )
-        trials.append(dataclasses.replace(
-            trial, config=replace(trial.config, {"train.init": str(folder)}),
-            digests={**trial.digests, "init": checkpoint_digest(folder)},
-        ))  # fmt: skip
-    _refuse_twins(f"grid {grid.name}", trials)
-    return dataclasses.replace(grid, trials=tuple(trials))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-3` is a number and a repeated key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # pyright: ignore[reportUnknownMemberType]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is written twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """The value that `text` holds.
-
-    Raises:
-        ConfigError: text that is not YAML, or a mapping with a repeated key.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not valid YAML: {error}") from error
-
-
-def shipped_grids() -> dict[str, str]:
-    """The text of every grid that comes with the package, by name."""
-    folder = resources.files("experiments") / "grids"
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
-    return {file.name.removesuffix(".yaml"): file.read_text("utf-8") for file in files}
-
-
 def read_grid(grid: str, overrides: Mapping[str, Any] | None = None) -> Grid:
     """Reads a grid file, or a shipped grid by its name, and expands it into trials.
 
@@ -172,54 +76,54 @@ def read_grid(grid: str, overrides: Mapping[str, Any] | None = None) -> Grid:
     Raises:
         ConfigError: an unknown grid, section or setting; a value of another type; a setting that two sections claim.
     """
-    path = Path(grid)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise ConfigError(f"no grid file {grid}; give an existing .yaml file or one of {_names()}")
-        try:
-            name, text, where = path.stem, path.read_text("utf-8"), grid
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{grid} is not UTF-8 text ({error}); save it as UTF-8") from error
-    else:
-        shipped = shipped_grids()
-        if grid not in shipped:
-            near = nearest(grid, shipped)
-            raise ConfigError(f"no grid named {grid!r}; {near} (shipped: {_names()}), or give a .yaml file")
-        name, text, where = grid, shipped[grid], f"shipped grid {grid}"
+    name, text, where = grid_text(grid)
     return expand(name, parse_yaml(text, where), where, overrides or {})
 
 
 def expand(name: str, content: Any, where: str, overrides: Mapping[str, Any]) -> Grid:
-    """The trials of a parsed grid file: cases x Cartesian product of the axes x seeds.
+    """The trials of a parsed grid file: cases x paired axes x Cartesian product of the axes x seeds.
+
+    Args:
+        content: as `parse_yaml` gives it, or plain values.
 
     Raises:
         ConfigError: as `read_grid`.
     """
-    content = _mapping({} if content is None else content, where)
-    for section in content:
-        if section not in SECTIONS:
-            raise ConfigError(f"{where}: unknown section {section!r}; {nearest(str(section), SECTIONS)}")
-    base = _flatten(_mapping(content.get("base") or {}, f"{where}, base"))
-    axes = _axes(content.get("grid") or {}, where)
-    cases = {
-        str(case): _flatten(_mapping(settings or {}, f"{where}, case {case!r}"))
-        for case, settings in _mapping(content.get("cases") or {"": {}}, f"{where}, cases").items()
+    content = content if isinstance(content, Located) else located(content, where)
+    refuse_unknown(content, SECTIONS, "section")
+    parts = {
+        section: part if section == "cases" else part.labelled(section) for section, part in mapping(content).items()
     }
-    seeds = _seeds(content.get("seeds", [0]), where)
-    _refuse_clashes(where, base, axes, cases, overrides)
-    config = _replaced(TrialConfig(), base, f"{where}, base")
-    config = _replaced(config, overrides, "--set")
+
+    def section(name: str) -> Located:
+        return parts.get(name, Located(None, f"{where}, {name}"))
+
+    base = _merged(typed_settings(section("base")), typed_settings(section("resources"), "resources."))
+    in_cases, whens = cases(section("cases")), conditions(section("when"))
+    paired, crossed = paired_axes(section("zip")), axes(section("grid"))
+    sources = [
+        ("an axis of grid", _first(crossed)), ("an axis of zip", _first(paired)),
+        ("set by a case", _either(in_cases.values())), ("set by when", _either(when.changes for when in whens)),
+    ]  # fmt: skip
+    refuse_clashes(sources, base, overrides, where)
+    template = Template(base=base | typed_settings(located(dict(overrides), "--set")), conditions=whens)
+    numbers = seeds(section("seeds")) if "seeds" in parts else [0]
+    num_pairs = len(next(iter(paired.values()), [0]))
+    if math.prod((len(in_cases), num_pairs, len(numbers), *map(len, crossed.values()))) > MAX_TRIALS:
+        raise ConfigError(f"{where}: more than {MAX_TRIALS:,} trials; list fewer values")
     trials: list[Trial] = []
-    for case, settings in cases.items():
-        in_case = _replaced(config, settings, f"{where}, case {case!r}" if case else where)
-        for values in itertools.product(*axes.values()):
-            point = _replaced(in_case, dict(zip(axes, values, strict=True)), f"{where}, grid")
-            parts = [case, *(f"{axis.split('.')[-1]} {value}" for axis, value in zip(axes, values, strict=True))]
-            label = ", ".join(part for part in parts if part) or name
-            for seed in seeds:
-                trials.append(Trial(name=label, config=_replaced(point, {"seed": seed}, f"{where}, seeds")))
-    _refuse_twins(where, trials)
-    return Grid(name=name, description=str(content.get("description") or ""), trials=tuple(trials))
+    held: list[Condition] = []
+    for label, own in _points(in_cases, paired, crossed):
+        for seed in numbers:
+            held += template.holding(own, seed)
+            config = template.config(own, seed)
+            if config is not None:
+                trials.append(Trial(name=label or name, config=config))
+    _refuse_idle([when for when in whens if not any(when is one for one in held)], overrides)
+    if not trials:
+        raise ConfigError(f"{where}: its conditions skip every trial; take one of them out")
+    refuse_twins(where, trials)
+    return Grid(name=name, description=str(section("description").plain or ""), trials=tuple(trials))
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
@@ -235,70 +139,16 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {pair!r} has no name=value; write for example --set train.epochs=3")
         if name in overrides:
             raise ConfigError(f"--set gives {name!r} twice; give it once")
-        overrides[name] = parse_yaml(value, f"--set {pair!r}")
+        overrides[name] = parse_yaml(value, f"--set {pair!r}", lines=False).plain
     return overrides
 
 
-def _names() -> str:
-    return ", ".join(shipped_grids())
+def refuse_twins(where: str, trials: Sequence[Trial]) -> None:
+    """Refuses trials that are one and the same.
 
-
-def _mapping(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where} is {value!r} ({type(value).__name__}); accepted: a mapping, `name: value` lines")
-    return value
-
-
-def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested or dotted settings as dotted ones."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
-
-
-def _axes(value: Any, where: str) -> dict[str, list[Any]]:
-    axes = _flatten(_mapping(value, f"{where}, grid"))
-    for name, values in axes.items():
-        if not isinstance(values, list) or not values:
-            raise ConfigError(f"{where}, grid: {name} is {values!r}; accepted: a list of values, as [0.5, 1.0]")
-    return axes
-
-
-def _seeds(value: Any, where: str) -> list[int]:
-    good = isinstance(value, list) and value and all(type(seed) is int and seed >= 0 for seed in value)
-    if not good or len(set(value)) < len(value):
-        raise ConfigError(f"{where}: seeds is {value!r}; accepted: a list of distinct whole numbers, as [0, 1, 2]")
-    return value
-
-
-def _replaced(config: TrialConfig, settings: Mapping[str, Any], where: str) -> TrialConfig:
-    try:
-        return replace(config, settings)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def _refuse_clashes(
-    where: str,
-    base: dict[str, Any],
-    axes: dict[str, Any],
-    cases: dict[str, dict[str, Any]],
-    overrides: Mapping[str, Any],
-) -> None:
-    """One setting has one place: else a value would be overruled without a word."""
-    in_cases = {name for settings in cases.values() for name in settings}
-    if "seed" in {*base, *axes, *in_cases, *overrides}:
-        raise ConfigError(f"{where}: 'seed' is not set directly; list the seeds under seeds, as seeds: [0, 1]")
-    for name in axes:
-        if name in in_cases:
-            raise ConfigError(f"{where}: {name} is an axis of grid and set by a case; keep one of them")
-    for name in overrides:
-        if name in axes or name in in_cases:
-            raise ConfigError(f"--set {name}: {where} varies it; change the grid file, or set another name")
-
-
-def _refuse_twins(where: str, trials: list[Trial]) -> None:
+    Raises:
+        ConfigError: two trials of one name, or of the same settings.
+    """
     titles: set[str] = set()
     by_key: dict[tuple[str, str | None], str] = {}
     for trial in trials:
@@ -309,3 +159,42 @@ def _refuse_twins(where: str, trials: list[Trial]) -> None:
         if twin != trial.title:
             raise ConfigError(f"{where}: {twin!r} and {trial.title!r} have the same settings; keep one of them")
         titles.add(trial.title)
+
+
+def _merged(base: Settings, of_resources: Settings) -> dict[str, Located]:
+    for name, value in of_resources.items():
+        if name in base:
+            raise ConfigError(f"{value.place}: {name} is also set at {base[name].place}; keep one of them")
+    return {**base, **of_resources}
+
+
+def _points(
+    in_cases: Mapping[str, Settings], paired: Mapping[str, list[Located]], crossed: Mapping[str, list[Located]]
+) -> Iterator[tuple[str, dict[str, Located]]]:
+    """Name and own settings of each trial, without its seed."""
+    pairs = list(zip(*paired.values(), strict=True)) or [()]
+    names = [*paired, *crossed]
+    last = [name.rpartition(".")[2] for name in names]
+    shown = [short if last.count(short) == 1 else name for short, name in zip(last, names, strict=True)]
+    for case, settings in in_cases.items():
+        for pair, *values in itertools.product(pairs, *crossed.values()):
+            point = [*pair, *values]
+            parts = [case, *(f"{axis} {value.plain}" for axis, value in zip(shown, point, strict=True))]
+            own = {name: typed_value(name, value) for name, value in zip(names, point, strict=True)}
+            yield ", ".join(part for part in parts if part), {**settings, **own}
+
+
+def _first(lists: Mapping[str, list[Located]]) -> dict[str, Located]:
+    return {name: values[0] for name, values in lists.items()}
+
+
+def _either(several: Iterable[Settings]) -> dict[str, Located]:
+    return {name: value for settings in several for name, value in settings.items()}
+
+
+def _refuse_idle(idle: Iterable[Condition], overrides: Mapping[str, Any]) -> None:
+    """A condition that never holds is a mistake, unless --set made it so."""
+    for when in idle:
+        if not overrides.keys() & when.wanted.keys():
+            wanted = " and ".join(f"{name} {' or '.join(map(str, vals))}" for name, vals in when.wanted.items())
+            raise ConfigError(f"{when.place}: no trial has {wanted}; name values that the grid gives, or take it out")

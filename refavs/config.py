@@ -32,30 +32,39 @@ def leaves(config: Any) -> list[str]:
 
 
 def replace(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """Returns `config` with dotted leaves replaced, e.g. `{"model.beta": 0.5}`.
+    """Returns `config` with dotted leaves replaced, all at once: e.g. `{"model.beta": 0.5}`; their order is free.
+
+    Raises:
+        ConfigError: a name that does not exist, a value of another type than the field's, or values that do not agree.
+    """
+    return _replaced(config, {name: typed(config, name, value) for name, value in overrides.items()})
+
+
+def typed(config: Any, name: str, value: Any) -> Any:
+    """`value` as the setting `name` of `config` takes it; an int is accepted as a float, a list as a tuple.
 
     Raises:
         ConfigError: a name that does not exist, or a value of another type than the field's.
     """
     known = leaves(config)
-    for key, value in overrides.items():
-        if key not in known:
-            raise ConfigError(f"unknown setting {key!r}; {nearest(key, known)}")
-        config = _replace_leaf(config, key.split("."), value, key)
-    return config
+    if name not in known:
+        raise ConfigError(f"unknown setting {name!r}; {nearest(name, known)}")
+    *path, leaf = name.split(".")
+    for part in path:
+        config = getattr(config, part)
+    return _checked(value, get_type_hints(type(config))[leaf], name)
 
 
-def _replace_leaf(config: Any, path: list[str], value: Any, key: str) -> Any:
-    name, rest = path[0], path[1:]
-    if rest:
-        value = _replace_leaf(getattr(config, name), rest, value, key)
-    else:
-        value = _checked(value, get_type_hints(type(config))[name], key)
-    return dataclasses.replace(config, **{name: value})
+def _replaced(config: Any, values: Mapping[str, Any]) -> Any:
+    own = {name: value for name, value in values.items() if "." not in name}
+    for part in {name.partition(".")[0] for name in values} - set(own):
+        below = {name.removeprefix(f"{part}."): value for name, value in values.items() if name.startswith(f"{part}.")}
+        own[part] = _replaced(getattr(config, part), below)
+    return dataclasses.replace(config, **own) if own else config
 
 
 def _checked(value: Any, kind: Any, key: str) -> Any:
-    """`value` as `kind`; an int is accepted as a float, a list as a tuple, nothing else is converted."""
+    """`value` as `kind`; nothing but an int to a float and a list to a tuple is converted."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from experiments.config import TrialConfig
-from experiments.grid import expand, parse_overrides, read_grid, shipped_grids
+from experiments.grid import expand, parse_overrides, read_grid
+from experiments.grid_file import shipped_grids
 from refavs.config import flat
 from refavs.errors import ConfigError
 
@@ -34,7 +35,7 @@ def grid_file(folder: Path, text: str) -> str:
 def refused(folder: Path, text: str, overrides: dict | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
         read_grid(grid_file(folder, text), overrides)
-    return str(caught.value)
+    return str(caught.value).replace(f"{folder}/", "")
 
 
 def test_grid_is_cases_by_axes_by_seeds(tmp_path: Path) -> None:
@@ -69,6 +70,80 @@ def test_trial_key_counts_what_differs_from_the_defaults_and_the_files(tmp_path:
     assert trial.key("a", {"model.later": 3, "train.epochs": 50}) == key
     assert trial.key("a", {"train.epochs": 7}) != key and trial.key("a", {"train.batch_size": 99}) != key
     assert dataclasses.replace(trial, digests={"init": "0f"}).key("a") != key
+
+
+def test_zip_pairs_its_axes_and_is_crossed_with_the_others(tmp_path: Path) -> None:
+    text = "zip: {model.num_layers: [1, 2], train.learning_rate: [1e-3, 5e-4]}\ngrid: {model.beta: [0, 1]}"
+    trials = read_grid(grid_file(tmp_path, text)).trials
+    found = [(t.config.model.num_layers, t.config.train.learning_rate, t.config.model.beta) for t in trials]
+    assert found == [(1, 1e-3, 0), (1, 1e-3, 1), (2, 5e-4, 0), (2, 5e-4, 1)]
+    assert trials[3].name == "num_layers 2, learning_rate 0.0005, beta 1"
+
+
+def test_axes_of_one_last_name_are_told_apart(tmp_path: Path) -> None:
+    text = "zip: {model.feedforward_channels: [8, 16], loss.num_points: [0, 9], model.num_layers: [1, 2]}"
+    assert read_grid(grid_file(tmp_path, text)).trials[0].name == "feedforward_channels 8, num_points 0, num_layers 1"
+
+
+def test_conditions_set_and_skip_what_they_name(tmp_path: Path) -> None:
+    text = """
+    grid: {model.num_layers: [1, 2, 4], model.memory: [true, false]}
+    when:
+      - if: {model.num_layers: [2, 4]}
+        set: {train.batch_size: 4, resources.workers: 2}
+      - {if: {model.num_layers: 4, model.memory: false}, skip: true}
+      - {if: {seed: 1, model.num_layers: 4}, skip: true}
+    seeds: [0, 1]
+    """
+    trials = read_grid(grid_file(tmp_path, text)).trials
+    assert {(t.config.model.num_layers, t.config.train.batch_size, t.config.resources.workers) for t in trials} == {
+        (1, 8, 1), (2, 4, 2), (4, 4, 2)
+    }  # fmt: skip
+    of_four = [(t.config.model.memory, t.config.seed) for t in trials if t.config.model.num_layers == 4]
+    assert of_four == [(True, 0)] and len(trials) == 4 + 4 + 1
+
+
+def test_condition_that_an_override_leaves_idle_is_no_error(tmp_path: Path) -> None:
+    text = "base: {model.num_layers: 4}\nwhen: [{if: {model.num_layers: 4}, set: {train.batch_size: 2}}]"
+    sizes = [
+        read_grid(grid_file(tmp_path, text), overrides).trials[0].config.train.batch_size
+        for overrides in ({}, {"model.num_layers": 1})
+    ]
+    assert sizes == [2, 8]
+
+
+def test_resources_of_all_trials_and_of_a_case_are_no_part_of_the_key(tmp_path: Path) -> None:
+    text = "cases: {small: {}, large: {model.num_layers: 6, resources.workers: 4}}"
+    plain = read_grid(grid_file(tmp_path, text)).trials
+    spread = read_grid(grid_file(tmp_path, f"{text}\nresources: {{workers: 2}}")).trials
+    assert [trial.config.resources.workers for trial in plain] == [1, 4]
+    assert [trial.config.resources.workers for trial in spread] == [2, 4]
+    assert [trial.key("a") for trial in plain] == [trial.key("a") for trial in spread]
+
+
+def test_order_of_settings_that_belong_together_is_free(tmp_path: Path) -> None:
+    text = "base: {train: {acoustic_temporal_weight: 2.5}}\ncases: {a: {train.sampling: dimension}}"
+    (trial,) = read_grid(grid_file(tmp_path, text)).trials
+    assert trial.config.train.acoustic_temporal_weight == 2.5
+    message = refused(tmp_path, "base:\n  model.beta: 2\n  train.acoustic_temporal_weight: 2.5")
+    assert message.startswith("mine.yaml:3, base: train.acoustic_temporal_weight is 2.5 with")
+
+
+def test_yaml_keeps_names_anchors_and_merges(tmp_path: Path) -> None:
+    text = """
+    base: &small {train: {epochs: 2, batch_size: 4}}
+    cases:
+      no: {<<: *small, model.audio: off}
+      on: {}
+    """
+    trials = read_grid(grid_file(tmp_path, text)).trials
+    assert [trial.name for trial in trials] == ["no", "on"] and not trials[0].config.model.audio
+    assert {trial.config.train.epochs for trial in trials} == {2}
+
+
+def test_yaml_bomb_is_refused(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [1, 1]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9))]
+    assert "more than 100,000 values; write fewer aliases" in refused(tmp_path, "\n".join(lines))
 
 
 def test_override_replaces_the_base(tmp_path: Path) -> None:
@@ -114,25 +189,53 @@ def test_proof_varies_one_thing_at_a_time_with_five_seeds() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("base: {model.btea: 1}", "mine.yaml, base: unknown setting 'model.btea'; did you mean 'model.beta'?"),
-        ("cases: {x: {train.epoch: 1}}", "case 'x': unknown setting 'train.epoch'; did you mean 'train.epochs'?"),
-        ("grids: {}", "unknown section 'grids'; did you mean 'grid'?"),
-        ("base: {train.epochs: many}", "train.epochs is 'many' (str); accepted: a value of type int"),
+        ("base: {model.btea: 1}", "mine.yaml:1, base: unknown setting 'model.btea'; did you mean 'model.beta'?"),
+        ("cases: {x: {train.epoch: 1}}", ":1, case 'x': unknown setting 'train.epoch'; did you mean 'train.epochs'?"),
+        ("\ngrids: {}", "mine.yaml:2: unknown section 'grids'; did you mean 'grid'?"),
+        ("base:\n  model.text: true\n  train:\n    epochs: many", "mine.yaml:4, base: train.epochs is 'many' (str);"),
         ("base: {model.text: 1}", "model.text is 1 (int); accepted: a value of type bool"),
         ("base: {train.precision: fp8}", "train.precision is 'fp8'; accepted: 'fp32', 'bf16'"),
-        ("base: {train.epochs: 0}", "train.epochs is 0; accepted: a whole number from 1"),
-        ("base: [1]", "mine.yaml, base is [1] (list); accepted: a mapping, `name: value` lines"),
-        ("just words", "is 'just words' (str); accepted: a mapping"),
-        ("grid: {model.beta: 1}", "model.beta is 1; accepted: a list of values, as [0.5, 1.0]"),
+        ("base: {train.epochs: 0}", "mine.yaml:1, base: train.epochs is 0; accepted: a whole number from 1"),
+        ("base: {model.text: no}\ncases:\n  a:\n    model.num_layers: 0", "mine.yaml:4, case 'a': num_layers is 0; ac"),
+        ("base:\n  model.beta: 2\n  model: {beta: 1}", ":3, base: model.beta is also set at mine.yaml:2, base; keep o"),
+        ("base: [1]", "mine.yaml:1, base: is [1] (list); accepted: a mapping, `name: value` lines"),
+        ("just words", "mine.yaml:1: is 'just words' (str); accepted: a mapping"),
+        ("grid: {model.beta: 1}", "mine.yaml:1, grid: model.beta is 1; accepted: a list of values, as [0.5, 1.0]"),
         ("grid: {model.beta: []}", "model.beta is []; accepted: a list of values"),
+        ("grid:\n  model.beta:\n  - 1\n  - high", "mine.yaml:4, grid: model.beta is 'high' (str); accepted: a value o"),
+        ("grid: {model.beat: 3}", "mine.yaml:1, grid: unknown setting 'model.beat'; did you mean 'model.beta'?"),
         ("seeds: 3", "seeds is 3; accepted: a list of distinct whole numbers, as [0, 1, 2]"),
         ("seeds: [1, 1]", "seeds is [1, 1]; accepted: a list of distinct whole numbers"),
         ("base: {seed: 1}", "'seed' is not set directly; list the seeds under seeds, as seeds: [0, 1]"),
-        ("grid: {model.beta: [1]}\ncases: {x: {model.beta: 2}}", "model.beta is an axis of grid and set by a case"),
+        ("grid: {model.beta: [1]}\ncases: {x: {model.beta: 2}}", ":2, case 'x': model.beta is an axis of grid and set"),
         ("cases: {a: {}, b: {}}", "'a, seed 0' and 'b, seed 0' have the same settings; keep one of them"),
         ("grid: {model.beta: [1, 1]}", "two trials are named 'beta 1, seed 0'"),
-        ("base: {}\nbase: {}", "mine.yaml is not valid YAML: key 'base' is written twice"),
-        ("base: {model.beta: 1", "mine.yaml is not valid YAML"),
+        ("base: {}\nbase: {}", "mine.yaml:2: key 'base' is written twice (first at mine.yaml:1); keep one"),
+        ("base: {model.beta: 1", "mine.yaml:1: not valid YAML: while parsing a flow mapping, expected ',' or '}'"),
+        ("base: !!python/name:os.system {}", "mine.yaml:1: the tag tag:yaml.org,2002:python/name:os.system is not acc"),
+        ("a: !!python/object/apply:os.system [ls]", "mine.yaml:1: the tag tag:yaml.org,2002:python/object/apply:os.sy"),
+        ("description: !!python/name:os.system x", "not valid YAML: could not determine a constructor for the tag"),
+        ("base: &a {model: *a}", "mine.yaml:1: an alias stands for a value that contains it"),
+        ("zip: {model.beta: [1, 2]}", "mine.yaml:1, zip: model.beta has no partner; name two or more, or write it und"),
+        ("zip: {model.beta: [1, 2], model.num_layers: [1]}", "model.beta has 2, model.num_layers has 1 values; accept"),
+        ("zip: {model.beta: [1], model.num_layers: [1]}\ngrid: {model.beta: [2]}", "an axis of grid and an axis of zi"),
+        ("resources: {worker: 2}", ":1, resources: unknown setting 'resources.worker'; did you mean 'resources.worker"),
+        ("base: {resources.workers: 2}\nresources: {workers: 2}", ":2, resources: resources.workers is also set at mi"),
+        ("resources: {workers: 0}", "mine.yaml:1, resources: resources.workers is 0; accepted: a whole number from 1"),
+        ("when: {if: {}}", "mine.yaml:1, when: is {'if': {}}; accepted: a list of conditions, as - {if: {model.num_la"),
+        ("when:\n- {if: {model.beta: 1}}", "mine.yaml:2, when: has if; accepted: if with set, or if with skip: true"),
+        ("when:\n- {if: {model.beta: 1}, then: {}}", "unknown part of a condition 'then'; known: if, set, skip"),
+        ("when: [{if: {model.beta: 1}, set: {}}]", "if and set name no setting"),
+        ("when: [{if: {model.beta: 1}, skip: false}]", "skip is False; accepted: true, or leave it out"),
+        ("when: [{if: {model.beta: x}, skip: true}]", "mine.yaml:1, when: model.beta is 'x' (str); accepted: a value "),
+        ("when: [{if: {model.beat: 1}, skip: true}]", "mine.yaml:1, when: unknown setting 'model.beat'; did you mean"),
+        ("when: [{if: {model.beta: 1}, skip: true}]", "mine.yaml: its conditions skip every trial; take one of them o"),
+        ("when: [{if: {model.beta: [2, 3]}, skip: true}]", ":1, when: no trial has model.beta 2.0 or 3.0; name values"),
+        ("when: [{if: {seed: 1}, set: {model.beta: 2}}]", "a condition on seed sets other settings"),
+        ("when: [{if: {model.text: true}, set: {model.beta: 2}}]\ngrid: {model.beta: [1, 2]}", "grid and set by when"),
+        ("when:\n- {if: {model.text: true}, set: {model.beta: 2}}\n- {if: {model.audio: true}, set: {model.beta: 3}}",
+         "mine.yaml:3, when: model.beta becomes 3.0, and 2.0 at mine.yaml:2, when, in one trial; make the conditions"),
+        (f"grid: {{model.beta: {list(range(200))}, model.num_layers: {list(range(1, 60))}}}", "more than 10,000 trial"),
     ],
 )
 def test_bad_grid_is_refused(tmp_path: Path, text: str, message: str) -> None:

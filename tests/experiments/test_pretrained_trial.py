@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 import tests.experiments.small_store as small_store
 from experiments.cli import main
 from experiments.config import TrialConfig
-from experiments.grid import Grid, expand, with_weights
+from experiments.grid import Grid, expand
+from experiments.initial_weights import with_weights
 from experiments.ledger import Ledger
 from experiments.sweep import check_models
 from experiments.train import build_model, train

@@ -13,7 +13,8 @@ import torch
 
 from experiments.config import TrainConfig, TrialConfig
 from experiments.evaluate import control_results_of, controls
-from experiments.grid import Grid, expand, with_checkpoints
+from experiments.grid import Grid, expand
+from experiments.initial_weights import with_checkpoints
 from experiments.learner import NonFiniteError, learning_rate
 from experiments.ledger import read_metrics
 from experiments.sampler import Sampler

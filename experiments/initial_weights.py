@@ -1,0 +1,69 @@
+"""What the trials of a grid start from: pretrained decoders and trained heads, found before anything starts."""
+
+import dataclasses
+from pathlib import Path
+
+from experiments.grid import Grid, refuse_twins
+from refavs.config import replace
+from refavs.errors import ConfigError
+from refavs.model.checkpoint import checkpoint_digest, read_config
+from refavs.model.pretrained import Mask2Former
+
+
+def with_weights(grid: Grid, weights_dir: Path | None) -> Grid:
+    """The grid with the files that its trials start from.
+
+    Args:
+        weights_dir: as refavs-extract takes it; trials that start from random weights need none.
+
+    Raises:
+        ConfigError: a trial starts from weights, and no folder is given.
+        WeightsError: the folder has no such weights.
+    """
+    starting = [trial for trial in grid.trials if trial.config.model.decoder_weights != "random"]
+    if not starting:
+        return grid
+    if weights_dir is None:
+        kind = starting[0].config.model.decoder_weights
+        raise ConfigError(
+            f"trial {starting[0].name!r} has model.decoder_weights={kind}; give the folder that has {kind}/ by "
+            "--weights-dir, or take --set model.decoder_weights=random"
+        )
+    digests = {"decoder_weights": Mask2Former.within(weights_dir).stamp}
+    trials = tuple(
+        dataclasses.replace(trial, digests=digests, weights_dir=weights_dir.absolute()) if trial in starting else trial
+        for trial in grid.trials
+    )
+    return dataclasses.replace(grid, trials=trials)
+
+
+def with_checkpoints(grid: Grid, fingerprint: str, any_store: bool = False) -> Grid:
+    """The grid with the trained heads that its trials start from.
+
+    Args:
+        fingerprint: of the features that the trials read.
+        any_store: accept a head that was trained on other features.
+
+    Raises:
+        ConfigError: a head that was trained on other features.
+        WeightsError: a folder without a checkpoint.
+    """
+    trials = []
+    for trial in grid.trials:
+        init = trial.config.train.init
+        if init is None:
+            trials.append(trial)
+            continue
+        folder = Path(init).absolute()
+        known = read_config(folder)["facts"].get("store")
+        if known != fingerprint and not any_store:
+            raise ConfigError(
+                f"trial {trial.name!r}: the head in {init} was trained on the store {str(known)[:12]}, this one is "
+                f"{fingerprint[:12]}; give the store that it knows, or --any-store to train it on other features"
+            )
+        trials.append(dataclasses.replace(
+            trial, config=replace(trial.config, {"train.init": str(folder)}),
+            digests={**trial.digests, "init": checkpoint_digest(folder)},
+        ))  # fmt: skip
+    refuse_twins(f"grid {grid.name}", trials)
+    return dataclasses.replace(grid, trials=tuple(trials))
