@@ -91,13 +91,21 @@ class TrialResources:
         workers: processes that share each batch, under Ray Train where they are several. They change the outcome by
             rounding where nothing is drawn in a step; points of the losses (loss.num_points) and dropout are drawn for
             each part of a batch, so that another number of workers is with these as good as another seed.
+        cpus: processors of each worker; None takes what the command line gives (--cpus-per-trial).
+        gpus: GPUs of each worker, or the share of one that it takes of it; None as above (--gpus-per-trial).
     """
 
     workers: int = 1
+    cpus: float | None = None
+    gpus: float | None = None
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ConfigError(f"resources.workers is {self.workers}; accepted: a whole number from 1")
+        if self.cpus is not None and not 0 < self.cpus < math.inf:
+            raise ConfigError(f"resources.cpus is {self.cpus}; accepted: a number above 0, or null")
+        if self.gpus is not None and not 0 <= self.gpus < math.inf:
+            raise ConfigError(f"resources.gpus is {self.gpus}; accepted: 0 or a number above it, or null")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,12 @@ from typing import Any
 import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from experiments.learner import Team
+from experiments.worker import WorkerDiedError
 from refavs.errors import RefAVSError
 
 RUN_FOLDER = ".workers"
@@ -39,6 +41,7 @@ def run_workers(
 
     Raises:
         WorkersError: a worker failed, which ends the others.
+        WorkerDiedError: a worker died, which ends the others.
     """
     # After the 60 s of the default Ray Train starts workers that were slow to start again, and again without end.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
@@ -59,6 +62,8 @@ def run_workers(
     try:
         trainer.fit()
     except WorkerGroupError as error:
+        if any(_is_death(failure) for failure in error.worker_failures.values()):
+            raise WorkerDiedError(_reason(error)) from error
         raise WorkersError(_reason(error)) from error
     except TrainingFailedError as error:
         raise WorkersError(" ".join(str(error).split())) from error
@@ -70,6 +75,11 @@ def _worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     team = Team(rank=context.get_world_rank(), size=context.get_world_size())
     config["work"](config["settings"], team, get_device(), ray.train.report)
+
+
+def _is_death(failure: Exception) -> bool:
+    """Whether a worker is gone, or another one misses it."""
+    return isinstance(failure, RayTrainError | torch.distributed.DistError) or "gloo" in str(failure)
 
 
 def _reason(error: WorkerGroupError) -> str:

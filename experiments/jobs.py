@@ -1,177 +1,324 @@
-"""The trials of a sweep under Ray Tune: one plain function each, on workers that are used again.
+"""Trials under Ray Tune: each a plain function, on workers that are used again.
 
-Tune only places trials on processors. What is done is the ledger's affair, so Tune's own records are thrown away.
+Tune only keeps workers and passes on what they report. What is done is the ledger's affair, so Tune's own records are
+thrown away; what runs next is the sweep's, which is asked for it as soon as there is a place.
 """
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import shutil
 import tempfile
-import traceback
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import ray
 import ray.tune
-import torch
+from ray.tune.search import Searcher
 
-from experiments.config import TrialConfig
-from experiments.learner import Team
+from experiments.config import TrialResources
 from experiments.ledger import Entry
-from experiments.resources import Resources
-from experiments.train import train
-from refavs.config import replace
-from refavs.errors import ConfigError, RefAVSError
-from refavs.store import FeatureStore
+from experiments.resources import Ask, Resources, fit_together
+from experiments.worker import run_trial
+from refavs.errors import ConfigError
 
 TUNE_PREFIX = ".tune-"
-Started = Callable[[Entry], None]
-Progressed = Callable[[Entry, list[dict[str, Any]]], None]
-Ended = Callable[[Entry, str], None]
+MAX_DEATHS = 3  # of a trial's worker, without a finished epoch in between
+NODES_INTERVAL_S = 1.0
+NO_PLACE_S = 60.0  # how long a trial waits for a node that has what it asks for; a lost one may come back
+Parameters = ParamSpec("Parameters")
+Value = TypeVar("Value")
+
+
+class Trials(Protocol):
+    """A sweep as the placement of trials sees it; all of it is called in the driver."""
+
+    def ready(self, places: Callable[[TrialResources], int]) -> None:
+        """Ray is there: `places` says how many trials of such resources find a place at the same time."""
+        ...
+
+    def next(self) -> list[Entry] | None:
+        """The trials to run together in one process next.
+
+        Asked when there is a place. None: nothing more comes. Empty: something may come when a running trial has ended.
+        """
+        ...
+
+    def started(self, entry: Entry) -> None:
+        """A worker takes the trial; again after its worker died."""
+        ...
+
+    def progressed(self, entry: Entry, records: list[dict[str, Any]]) -> None:
+        """Records of epochs, some of which may have been there before. May call `entry.ask_to_stop()`."""
+        ...
+
+    def ended(self, entry: Entry, reason: str) -> None:
+        """The trial ended: with why it failed, or an empty reason. One asked to stop has an empty one and no result."""
+        ...
+
+    def waited(self) -> None:
+        """Several times a second, whatever the trials do."""
+        ...
 
 
 def run_trials(
-    entries: Sequence[Entry],
-    store: str,
-    resources: Resources,
-    started: Started,
-    progressed: Progressed,
-    ended: Ended,
-    waited: Callable[[], None] = lambda: None,
+    trials: Trials, store: str, resources: Resources, root: Path, asked: Collection[TrialResources]
 ) -> None:
-    """Runs trials and returns when each has ended; the four functions are called here, in the driver.
+    """Runs what `trials` gives and returns when nothing more comes and everything has ended.
+
+    A trial whose worker or node dies goes on from its last epoch by itself, and fails after several deaths in a row.
 
     Args:
-        ended: receives the reason of the failure, or an empty string.
-        waited: called several times a second, whatever the trials do.
+        root: the sweep's folder, which all nodes see.
+        asked: the resources that occur among the trials.
+
+    Raises:
+        ConfigError: no cluster answers, or one of the `asked` finds no place on it at all.
     """
-    by_folder = {str(entry.folder.resolve()): entry for entry in entries}
-    by_workers: dict[int, list[str]] = defaultdict(list)
-    for folder, entry in by_folder.items():
-        by_workers[entry.trial.config.resources.workers].append(folder)
-    root = entries[0].folder.resolve().parent.parent
     for stale in root.glob(f"{TUNE_PREFIX}*"):
         shutil.rmtree(stale, ignore_errors=True)
-    records = Path(tempfile.mkdtemp(prefix=TUNE_PREFIX, dir=root))
+    records = Path(tempfile.mkdtemp(prefix=TUNE_PREFIX, dir=root.resolve()))
     try:
-        with _ray(resources, max(by_workers)):
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            at_once = {num_workers: resources.at_once(nodes, num_workers) for num_workers in by_workers}
-            for num_workers, folders in sorted(by_workers.items()):
-                settings = {
-                    "folder": ray.tune.grid_search(folders), "store": store, "resources": resources.asked,
-                }  # fmt: skip
-                driver = _Driver(by_folder, started, progressed, ended, waited)
-                _tune(settings, num_workers, at_once[num_workers], records, driver)
+        with _ray(resources, asked):
+            placement = _Placement(trials, store, resources, [resources.ask(each) for each in asked])
+            for each in asked:
+                placement.places(each)
+            trials.ready(placement.places)
+            try:
+                _tune(placement, records)
+            except Exception:
+                if placement.error is not None:
+                    raise placement.error from None  # Tune would give its text only
+                raise
     finally:
         shutil.rmtree(records, ignore_errors=True)
 
 
-def _tune(
-    settings: dict[str, Any], num_workers: int, at_once: int | None, records: Path, driver: ray.tune.Callback
-) -> None:
-    """Runs trials of the same number of workers."""
-    asked = settings["resources"]
-    # The processors of several workers are asked for by Ray Train; the trial that waits for them takes none.
-    own = {"cpu": asked["CPU"], "gpu": asked["GPU"]} if num_workers == 1 else {"cpu": 0, "memory": 1}
+def _tune(placement: "_Placement", records: Path) -> None:
     ray.tune.Tuner(
-        ray.tune.with_resources(run_trial, own),
-        param_space=settings,
+        ray.tune.with_resources(run_trial, _bundle),
         tune_config=ray.tune.TuneConfig(
-            max_concurrent_trials=at_once, reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id
+            search_alg=_Next(placement), num_samples=-1, reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=ray.tune.RunConfig(
-            name=f"tune-{num_workers}", storage_path=str(records), verbose=0, callbacks=[driver]
+            name="tune", storage_path=str(records), verbose=0, callbacks=[_Driver(placement)]
         ),
-    ).fit()
+    ).fit()  # fmt: skip
 
 
-def run_trial(settings: dict[str, Any]) -> None:
-    """One trial in a worker; the trial's folder holds its settings. A failure is reported, not raised."""
-    folder = Path(settings["folder"])
-    try:
-        num_workers = _config(folder).resources.workers
-        if num_workers == 1:
-            device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-            train_share(settings, Team(), device, ray.tune.report)
-        else:
-            from experiments.distributed import run_workers
-
-            run_workers(train_share, settings, folder, num_workers, settings["resources"])
-    except Exception as error:
-        (folder / "error.txt").write_text(traceback.format_exc(), "utf-8")
-        reason = str(error) if isinstance(error, RefAVSError) else f"{type(error).__name__}: {error}"
-        ray.tune.report({"records": [], "failure": reason or "unknown"})
+def _bundle(settings: dict[str, Any]) -> ray.tune.PlacementGroupFactory:
+    """What the process of a trial takes. The processors of several workers are asked for by Ray Train."""
+    amounts = settings["resources"] if settings["workers"] == 1 else {"CPU": 0, "memory": 1}
+    return ray.tune.PlacementGroupFactory([amounts])
 
 
-def train_share(
-    settings: dict[str, Any], team: Team, device: torch.device, report: Callable[[dict[str, Any]], None]
-) -> None:
-    """What each worker of a trial does."""
-    folder = Path(settings["folder"])
-    torch.set_num_threads(max(1, int(settings["resources"]["CPU"])))
-    weights = _facts(folder).get("weights_dir")
-    train(
-        _config(folder), _store(settings["store"]), folder, lambda records: report({"records": records}), device, team,
-        None if weights is None else Path(weights),
-    )
+def _kept(call: Callable[Parameters, Value]) -> Callable[Parameters, Value]:
+    """Keeps the error of a call by Tune, which turns it into text."""
+
+    @functools.wraps(call)
+    def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Value:
+        try:
+            return call(*args, **kwargs)
+        except Exception as error:
+            args[0].placement.error = error  # type: ignore[attr-defined]
+            raise
+
+    return wrapped
 
 
-def _config(folder: Path) -> TrialConfig:
-    return replace(TrialConfig(), _facts(folder)["config"])
+class _Placement:
+    """Which trials run where there is a place, and which have to run again.
+
+    Trials start in the order in which they come: one that waits for more room than is free holds the next ones back, so
+    that it is not overtaken for ever. Workers of a trial with several are placed by Ray Train after the trial itself;
+    as no more is started than fits on the nodes together, none waits for what another one holds.
+    """
+
+    def __init__(self, trials: Trials, store: str, resources: Resources, asks: Sequence[Ask]) -> None:
+        self.trials, self.store, self.resources, self.asks = trials, store, resources, asks
+        self.error: Exception | None = None
+        self.exhausted = self.idle = False
+        self.waiting: deque[list[Entry]] = deque()
+        self.running: dict[str, tuple[list[Entry], Ask]] = {}
+        self.last_epoch: dict[str, int] = {}
+        self.deaths: dict[str, int] = {}
+        self._nodes: list[dict[str, float]] = []
+        self._nodes_at = self._placeless_since = -float("inf")
+
+    @property
+    def nodes(self) -> list[dict[str, float]]:
+        """Resources of the living nodes, looked up once a second."""
+        if time.monotonic() - self._nodes_at > NODES_INTERVAL_S:
+            self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            self._nodes_at = time.monotonic()
+        return self._nodes
+
+    def places(self, asked: TrialResources) -> int:
+        """How many trials of such resources run at the same time.
+
+        Raises:
+            ConfigError: not a single one.
+        """
+        return self.resources.of(asked).places(self.nodes, asked.workers)
+
+    def next(self, tune_id: str) -> dict[str, Any] | None:
+        """Settings of what runs next, under Tune's name for it; None while there is no place or nothing to run."""
+        limit = self.resources.max_concurrent
+        if (self.exhausted and not self.waiting) or (limit is not None and len(self.running) >= limit):
+            return None
+        if not self.waiting:
+            # What comes next may hang on the outcome of what runs: it is asked for when there is a place, not before.
+            if not any(self._fits(ask) for ask in self.asks):
+                return None
+            found = self.trials.next()
+            self.exhausted, self.idle = found is None, not found
+            if not found:
+                return None
+            self.waiting.append(found)
+        entries = self.waiting[0]
+        ask = self.resources.ask(entries[0].trial.config.resources)
+        if not self._fits(ask):
+            self._give_up_without_nodes(entries)
+            return None
+        self.waiting.popleft()
+        self.running[tune_id] = (entries, ask)
+        return {
+            "folders": [str(entry.folder.resolve()) for entry in entries], "store": self.store,
+            "workers": ask.workers, "resources": ask.amounts,
+        }  # fmt: skip
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing runs and nothing comes; what has nothing to give while nothing runs, never will."""
+        return not self.running and not self.waiting and (self.exhausted or self.idle)
+
+    def _fits(self, ask: Ask) -> bool:
+        return fit_together([*(taken for _, taken in self.running.values()), ask], self.nodes)
+
+    def _give_up_without_nodes(self, entries: list[Entry]) -> None:
+        """Ends trials for which there has been no node for a while, not even with nothing else running."""
+        if self.running:
+            self._placeless_since = -float("inf")
+            return
+        if self._placeless_since == -float("inf"):
+            self._placeless_since = time.monotonic()
+        if time.monotonic() - self._placeless_since < NO_PLACE_S:
+            return
+        try:
+            self.places(entries[0].trial.config.resources)
+        except ConfigError as error:
+            self.waiting.popleft()
+            self._placeless_since = -float("inf")
+            for entry in entries:
+                self.trials.ended(entry, str(error))
+
+    def started(self, tune_id: str) -> None:
+        for entry in self.running[tune_id][0]:
+            self.trials.started(entry)
+
+    def reported(self, tune_id: str, result: dict[str, Any]) -> None:
+        """News of one of the trials in a worker."""
+        if "folder" not in result or tune_id not in self.running:
+            return
+        entries, ask = self.running[tune_id]
+        entry = next((entry for entry in entries if str(entry.folder.resolve()) == result["folder"]), None)
+        if entry is None:
+            return
+        if result["records"]:
+            epoch = result["records"][-1]["epoch"]
+            if epoch > self.last_epoch.get(entry.key, 0):
+                self.last_epoch[entry.key], self.deaths[entry.key] = epoch, 0
+            self.trials.progressed(entry, result["records"])
+        if result.get("over") is not None:
+            self.running[tune_id] = ([other for other in entries if other is not entry], ask)
+            self.trials.ended(entry, result["over"])
+
+    def completed(self, tune_id: str) -> None:
+        for entry in self.running.pop(tune_id, ([], None))[0]:
+            self.trials.ended(entry, "")
+
+    def died(self, tune_id: str, reason: str) -> None:
+        """The worker died, by no error of a trial's own: they go on from their last epochs.
+
+        Several in one process go on as two halves, until a trial that takes the others with it is alone.
+        """
+        entries = self.running.pop(tune_id, ([], None))[0]
+        if len(entries) > 1:
+            half = (len(entries) + 1) // 2
+            self.waiting.extendleft([entries[half:], entries[:half]])
+            return
+        for entry in entries:
+            self.deaths[entry.key] = self.deaths.get(entry.key, 0) + 1
+            if self.deaths[entry.key] < MAX_DEATHS:
+                self.waiting.appendleft([entry])
+            else:
+                again = f"{MAX_DEATHS} times without an epoch in between, the last time: "
+                self.trials.ended(entry, f"the worker died {again}{reason}")
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text("utf-8"))
+class _Next(Searcher):
+    """Gives Tune a trial when there is a place for it."""
 
+    def __init__(self, placement: _Placement) -> None:
+        super().__init__()
+        self.placement = placement
 
-@functools.lru_cache(maxsize=1)
-def _store(location: str) -> FeatureStore:
-    """The store, opened once by each worker."""
-    return FeatureStore(location)
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles it for a resume of its own, which is never used.
+
+    @_kept
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        placement = self.placement
+        if not placement.running:  # Tune then waits here and takes no step
+            placement.trials.waited()
+        settings = placement.next(trial_id)
+        return Searcher.FINISHED if settings is None and placement.over else settings
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The driver is told."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing of it is kept."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing of it is kept."""
 
 
 class _Driver(ray.tune.Callback):
-    """Hands what Tune reports to the sweep."""
+    """Hands on what Tune reports."""
 
-    def __init__(
-        self, entries: dict[str, Entry], started: Started, progressed: Progressed, ended: Ended,
-        waited: Callable[[], None],
-    ) -> None:  # fmt: skip
-        self.entries, self.started, self.progressed, self.ended = entries, started, progressed, ended
-        self.waited = waited
-        self.failures: dict[str, str] = {}
+    def __init__(self, placement: _Placement) -> None:
+        self.placement = placement
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its callbacks for a resume of its own, which is never used.
+        return {}  # as above
 
-    def _entry(self, trial: Any) -> Entry:
-        return self.entries[trial.config["folder"]]
-
+    @_kept
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self.waited()
+        self.placement.trials.waited()
 
+    @_kept
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.started(self._entry(trial))
+        self.placement.started(trial.trial_id)
 
+    @_kept
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if result.get("failure"):
-            self.failures[trial.trial_id] = result["failure"]
-        if result.get("records"):
-            self.progressed(self._entry(trial), result["records"])
+        self.placement.reported(trial.trial_id, result)
 
+    @_kept
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.ended(self._entry(trial), self.failures.get(trial.trial_id, ""))
+        self.placement.completed(trial.trial_id)
 
+    @_kept
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.ended(self._entry(trial), _reason(trial))
+        self.placement.died(trial.trial_id, _reason(trial))
 
 
 def _reason(trial: Any) -> str:
@@ -182,16 +329,17 @@ def _reason(trial: Any) -> str:
         text = ""
     lines = [line.strip() for line in text.splitlines() if not line.startswith("Failure #")]
     sentences = [line for line in lines if " " in line.split(":")[0]]  # not the list of Ray's own ids
-    return f"the worker died: {' '.join(sentences)[:400] or 'Ray gives no reason'}"
+    return " ".join(sentences)[:400] or "Ray gives no reason"
 
 
 @contextlib.contextmanager
-def _ray(resources: Resources, num_workers: int) -> Iterator[None]:
+def _ray(resources: Resources, asked: Collection[TrialResources]) -> Iterator[None]:
     """A quiet Ray for the time of the sweep: the cluster at the address, or one of its own on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard copies of the metrics
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches the sweep, which closes its runs
+        "TUNE_MAX_PENDING_TRIALS_PG": "16",  # how many are asked for before the first of them has its worker
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_AIR_NEW_OUTPUT": "0",  # without it a box is printed at any verbosity
     }
@@ -199,7 +347,8 @@ def _ray(resources: Resources, num_workers: int) -> Iterator[None]:
     os.environ.update(quiet)
     own: dict[str, Any] = {}
     if resources.address is None:
-        num_cpus = resources.local_cpus(len(os.sched_getaffinity(0)), num_workers)
+        available = len(os.sched_getaffinity(0))
+        num_cpus = max((resources.of(each).local_cpus(available, each.workers) for each in asked), default=available)
         own = {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": 200 * 2**20}
     try:
         _connect(resources.address, own)

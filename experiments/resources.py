@@ -1,10 +1,27 @@
 """What a sweep may use of a machine or a cluster."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from experiments.config import TrialResources
 from refavs.errors import ConfigError
+
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What a trial takes: `workers`, each with so many processors and GPUs on one node."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+    @property
+    def amounts(self) -> dict[str, float]:
+        """Of one worker, by Ray's names."""
+        return {"CPU": self.cpus, "GPU": self.gpus}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +46,19 @@ class Resources:
             return available
         return max(1, math.ceil(min(available, self.max_concurrent * num_workers * self.cpus_per_trial)))
 
-    def at_once(self, nodes: Sequence[Mapping[str, float]], num_workers: int = 1) -> int | None:
-        """How many trials of `num_workers` may start; None leaves it to Ray.
+    def of(self, trial: TrialResources) -> "Resources":
+        """These, with what the trial itself asks for in the place of what the others take."""
+        cpus = self.cpus_per_trial if trial.cpus is None else trial.cpus
+        gpus = self.gpus_per_trial if trial.gpus is None else trial.gpus
+        return replace(self, cpus_per_trial=cpus, gpus_per_trial=gpus)
 
-        Ray places the workers of a trial after the trial itself: of more trials than find all their workers at once,
-        each might hold what another waits for.
+    def ask(self, trial: TrialResources) -> Ask:
+        """What a trial takes."""
+        of_trial = self.of(trial)
+        return Ask(workers=trial.workers, cpus=of_trial.cpus_per_trial, gpus=of_trial.gpus_per_trial)
+
+    def places(self, nodes: Sequence[Mapping[str, float]], num_workers: int = 1) -> int:
+        """How many trials of `num_workers` run at the same time.
 
         Args:
             nodes: for each node, its amounts by Ray's names, as `{"CPU": 2.0, "GPU": 1.0}`.
@@ -42,10 +67,11 @@ class Resources:
             ConfigError: one trial alone asks for more than there is, and Ray would wait for ever.
         """
         asked = {name: amount for name, amount in self.asked.items() if amount}
-        places = sum(min(int(node.get(name, 0) / amount + 1e-9) for name, amount in asked.items()) for node in nodes)
+        places = sum(min(int(node.get(name, 0) / amount + ROUNDING) for name, amount in asked.items())
+                     for node in nodes)  # fmt: skip
         if places >= num_workers:
             groups = places // num_workers
-            return self.max_concurrent if num_workers == 1 else min(groups, self.max_concurrent or groups)
+            return min(groups, self.max_concurrent or groups)
         found = "; ".join(sorted({_amounts(node) for node in nodes})) or "no node at all"
         lower = [
             f"--{name.lower()}s-per-trial" for name, amount in asked.items()
@@ -66,3 +92,17 @@ class Resources:
 
 def _amounts(node: Mapping[str, float]) -> str:
     return f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs"
+
+
+def fit_together(asks: Iterable[Ask], nodes: Sequence[Mapping[str, float]]) -> bool:
+    """Whether all find room at once; the largest are placed first, each where it leaves the least."""
+    free = [{name: node.get(name, 0.0) for name in ("CPU", "GPU")} for node in nodes]
+    for ask in sorted(asks, key=lambda ask: (ask.gpus, ask.cpus), reverse=True):
+        for _ in range(ask.workers):
+            wide = [node for node in free if all(node[name] >= ask.amounts[name] - ROUNDING for name in node)]
+            if not wide:
+                return False
+            tightest = min(wide, key=lambda node: (node["GPU"], node["CPU"]))
+            for name in tightest:
+                tightest[name] -= ask.amounts[name]
+    return True

@@ -3,11 +3,13 @@
 import shutil
 import sys
 import uuid
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.config import TrialResources
 from experiments.evaluate import control_results_of, controls
 from experiments.grid import Grid
 from experiments.ledger import Entry, Ledger, read_metrics
@@ -124,6 +126,7 @@ class _Run:
         )
         self.progress: ProgressBar | None = None
         self.run_ids: dict[str, str] = {}
+        self.queue: deque[list[Entry]] = deque()
 
     def run(self, resources: Resources) -> None:
         entries = self.outcome.entries
@@ -170,13 +173,19 @@ class _Run:
         from experiments.jobs import run_trials
 
         num_epochs = sum(entry.trial.config.train.epochs for entry in to_train)
+        self.queue = deque([entry] for entry in to_train)
+        asked = {entry.trial.config.resources for entry in to_train}
         with ProgressBar(f"sweep {self.grid.name}", num_epochs, "epochs") as self.progress:
-            run_trials(
-                to_train, self.store.location, resources, self.started, self.progressed, self.ended, self.waited
-            )
+            run_trials(self, self.store.location, resources, self.ledger.root, asked)
         for entry in to_train:
             if entry.state != "finished" and entry.trial.title not in self.outcome.failures:
                 self.ended(entry, "the trial never ran; Ray found no place for what it asks for")
+
+    def ready(self, places: Callable[[TrialResources], int]) -> None:
+        """See `experiments.jobs.Trials`, as for the methods below."""
+
+    def next(self) -> list[Entry] | None:
+        return self.queue.popleft() if self.queue else None
 
     def started(self, entry: Entry) -> None:
         run_id = self.tracker.start_trial(entry, self.parent, self.store)

@@ -13,6 +13,7 @@ from experiments.ledger import Entry, Ledger, read_metrics
 from experiments.resources import Resources
 from experiments.train import train
 from refavs.store import FeatureStore
+from tests.experiments.listed import Listed
 from tests.experiments.small_store import make_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
@@ -33,13 +34,10 @@ def run(folder: Path, cases: dict[str, Any]) -> tuple[list[Entry], dict[str, str
     entries = ledger.entries(expand("g", {"base": BASE, "cases": cases}, "g.yaml", {}).trials, store.fingerprint)
     for entry in entries:
         ledger.enter(entry, store.fingerprint)
-    ended: dict[str, str] = {}
-    records: list[dict[str, Any]] = []
-    run_trials(
-        entries, store.location, Resources(), lambda entry: None, lambda entry, found: records.extend(found),
-        lambda entry, reason: ended.update({entry.trial.name: reason}),
-    )  # fmt: skip
-    return entries, ended, records
+    trials = Listed(entries)
+    run_trials(trials, store.location, Resources(), ledger.root, {entry.trial.config.resources for entry in entries})
+    ended = {entry.trial.name: trials.reasons[entry.trial.title] for entry in entries}
+    return entries, ended, [record for records in trials.records.values() for record in records]
 
 
 @pytest.fixture(autouse=True)

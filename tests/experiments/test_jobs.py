@@ -11,11 +11,13 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from experiments.config import TrialResources
 from experiments.grid import expand, read_grid
 from experiments.ledger import Ledger, read_metrics
 from experiments.resources import Resources
 from experiments.train import train
 from refavs.errors import ConfigError
+from tests.experiments.listed import Listed
 from tests.experiments.small_store import make_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
@@ -52,7 +54,9 @@ def test_address_without_a_cluster_is_refused(monkeypatch: pytest.MonkeyPatch, t
     (entry,) = Ledger(tmp_path / "g").entries(expand("g", {}, "g.yaml", {}).trials, "store")
     (tmp_path / "g").mkdir()
     with pytest.raises(ConfigError, match=r"at --address 10.0.0.1:1 \(Failed to connect\); start one with 'ray start"):
-        jobs.run_trials([entry], tmp_path, Resources(address="10.0.0.1:1"), *[lambda *facts: None] * 3)
+        jobs.run_trials(
+            Listed([entry]), str(tmp_path), Resources(address="10.0.0.1:1"), tmp_path / "g", {TrialResources()}
+        )
     assert not list((tmp_path / "g").iterdir())
 
 

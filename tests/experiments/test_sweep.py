@@ -2,7 +2,6 @@
 
 import sys
 import types
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from experiments.cli import _where_to_look, main
 from experiments.config import TrialConfig
 from experiments.grid import Grid, expand
 from experiments.ledger import Entry, Ledger
-from experiments.resources import Resources
 from experiments.sweep import run_sweep
 from experiments.tracking import Tracker, default_tracking_uri
 from experiments.train import train
@@ -39,26 +37,28 @@ class InProcess:
         self.ran: list[str] = []
         self.stop_after: int | None = None
 
-    def run_trials(
-        self, entries: Sequence[Entry], store: Path, resources: Any, started: Any, progressed: Any, ended: Any,
-        waited: Any,
-    ) -> None:  # fmt: skip
-        for entry in entries:
-            self.ran.append(entry.trial.title)
-            started(entry)
-            waited()
+    def run_trials(self, trials: Any, store: Path, resources: Any, root: Path, asked: Any) -> None:
+        trials.ready(lambda asked: 1)
+        while group := trials.next():
+            for entry in group:
+                self.run_trial(trials, entry, store)
 
-            def report(records: list[dict[str, Any]], entry: Entry = entry) -> None:
-                progressed(entry, records)
-                if self.stop_after is not None and len(self.ran) > self.stop_after:
-                    raise KeyboardInterrupt
+    def run_trial(self, trials: Any, entry: Entry, store: Path) -> None:
+        self.ran.append(entry.trial.title)
+        trials.started(entry)
+        trials.waited()
 
-            try:
-                train(entry.trial.config, FeatureStore(store), entry.folder, report)
-            except ConfigError as error:
-                ended(entry, str(error))
-            else:
-                ended(entry, "")
+        def report(records: list[dict[str, Any]]) -> None:
+            trials.progressed(entry, records)
+            if self.stop_after is not None and len(self.ran) > self.stop_after:
+                raise KeyboardInterrupt
+
+        try:
+            train(entry.trial.config, FeatureStore(store), entry.folder, report)
+        except ConfigError as error:
+            trials.ended(entry, str(error))
+        else:
+            trials.ended(entry, "")
 
 
 @pytest.fixture
@@ -244,40 +244,6 @@ def test_command_lists_failures_and_exits_with_3(
     printed = capsys.readouterr().out
     assert "failed: bad, seed 0: loss " in printed
     assert "1 of 2 trials failed; the same command tries them again" in printed
-
-
-@pytest.mark.parametrize(
-    ("asked", "nodes", "message"),
-    [
-        ({"gpus_per_trial": 1}, [{"CPU": 2.0, "memory": 1e9}],
-         "asks for 1 CPUs and 1 GPUs, and Ray found nodes with 2 CPUs and 0 GPUs; lower "
-         "--gpus-per-trial, or"),
-        ({"cpus_per_trial": 4}, [{"CPU": 2.0}, {"CPU": 2.0, "GPU": 1.0}], "lower --cpus-per-trial, or"),
-        ({"cpus_per_trial": 2, "gpus_per_trial": 0.5}, [{"CPU": 2.0}, {"CPU": 1.0, "GPU": 1.0}],
-         "1 CPUs and 1 GPUs; 2 CPUs and 0 GPUs; lower --cpus-per-trial or --gpus-per-trial, or"),
-    ],
-)  # fmt: skip
-def test_trial_that_fits_on_no_node_is_refused(
-    asked: dict[str, float], nodes: list[dict[str, float]], message: str
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        Resources(**asked).at_once(nodes)  # type: ignore[arg-type]
-    assert message in str(caught.value)
-    assert Resources(**asked).at_once([*nodes, {"CPU": 4.0, "GPU": 1.0}]) is None  # type: ignore[arg-type]
-
-
-def test_trials_of_several_workers_start_only_as_many_as_find_all_of_them() -> None:
-    nodes = [{"CPU": 4.0}, {"CPU": 3.0, "GPU": 1.0}]
-    assert Resources().at_once(nodes, 2) == 3 and Resources(max_concurrent=2).at_once(nodes, 2) == 2
-    assert Resources(cpus_per_trial=2).at_once(nodes, 3) == 1 and Resources(gpus_per_trial=0.5).at_once(nodes, 2) == 1
-    with pytest.raises(ConfigError, match=r"8 workers with 1 CPUs and 0 GPUs each, .* lower resources.workers"):
-        Resources().at_once(nodes, 8)
-
-
-def test_ray_here_gets_the_processors_of_the_trials_at_once() -> None:
-    found = [Resources(max_concurrent=n, cpus_per_trial=c).local_cpus(4) for n, c in ((1, 1.5), (3, 0.5), (9, 1))]
-    assert found == [2, 2, 4] and Resources(max_concurrent=1).local_cpus(4, num_workers=3) == 3
-    assert Resources().local_cpus(4) == 4
 
 
 @pytest.mark.parametrize(

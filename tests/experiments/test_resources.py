@@ -1,0 +1,58 @@
+"""What trials ask for, and what finds room on the nodes."""
+
+import pytest
+
+from experiments.config import TrialResources
+from experiments.resources import Ask, Resources, fit_together
+from refavs.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "message"),
+    [
+        ({"gpus_per_trial": 1}, [{"CPU": 2.0, "memory": 1e9}],
+         "asks for 1 CPUs and 1 GPUs, and Ray found nodes with 2 CPUs and 0 GPUs; lower "
+         "--gpus-per-trial, or"),
+        ({"cpus_per_trial": 4}, [{"CPU": 2.0}, {"CPU": 2.0, "GPU": 1.0}], "lower --cpus-per-trial, or"),
+        ({"cpus_per_trial": 2, "gpus_per_trial": 0.5}, [{"CPU": 2.0}, {"CPU": 1.0, "GPU": 1.0}],
+         "1 CPUs and 1 GPUs; 2 CPUs and 0 GPUs; lower --cpus-per-trial or --gpus-per-trial, or"),
+    ],
+)  # fmt: skip
+def test_trial_that_fits_on_no_node_is_refused(
+    asked: dict[str, float], nodes: list[dict[str, float]], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Resources(**asked).places(nodes)  # type: ignore[arg-type]
+    assert message in str(caught.value)
+    assert Resources(**asked).places([*nodes, {"CPU": 4.0, "GPU": 1.0}]) >= 1  # type: ignore[arg-type]
+
+
+def test_trials_of_several_workers_start_only_as_many_as_find_all_of_them() -> None:
+    nodes = [{"CPU": 4.0}, {"CPU": 3.0, "GPU": 1.0}]
+    assert Resources().places(nodes, 2) == 3 and Resources(max_concurrent=2).places(nodes, 2) == 2
+    assert Resources(cpus_per_trial=2).places(nodes, 3) == 1 and Resources(gpus_per_trial=0.5).places(nodes, 2) == 1
+    with pytest.raises(ConfigError, match=r"8 workers with 1 CPUs and 0 GPUs each, .* lower resources.workers"):
+        Resources().places(nodes, 8)
+
+
+def test_ray_here_gets_the_processors_of_the_trials_places() -> None:
+    found = [Resources(max_concurrent=n, cpus_per_trial=c).local_cpus(4) for n, c in ((1, 1.5), (3, 0.5), (9, 1))]
+    assert found == [2, 2, 4] and Resources(max_concurrent=1).local_cpus(4, num_workers=3) == 3
+    assert Resources().local_cpus(4) == 4
+
+
+def test_trial_asks_for_its_own_amounts_and_else_for_those_of_the_command_line() -> None:
+    resources = Resources(cpus_per_trial=2, gpus_per_trial=0.25)
+    assert resources.ask(TrialResources()) == Ask(workers=1, cpus=2, gpus=0.25)
+    assert resources.ask(TrialResources(workers=3, cpus=0.5, gpus=0)) == Ask(workers=3, cpus=0.5, gpus=0)
+    with pytest.raises(ConfigError, match=r"resources.cpus is 0; accepted: a number above 0, or null"):
+        TrialResources(cpus=0)
+
+
+def test_trials_of_other_sizes_fit_together_where_each_finds_its_node() -> None:
+    nodes = [{"CPU": 2.0}, {"CPU": 1.0, "GPU": 1.0}]
+    small, pair = Ask(workers=1, cpus=1, gpus=0), Ask(workers=2, cpus=1, gpus=0)
+    wide, share = Ask(workers=1, cpus=2, gpus=0), Ask(workers=1, cpus=0.5, gpus=0.5)
+    assert fit_together([small, pair], nodes) and not fit_together([pair, pair], nodes)
+    assert fit_together([small, wide], nodes) and not fit_together([small, small, wide], nodes)
+    assert fit_together([share, wide, share], nodes) and not fit_together([share, share, share], nodes)
