@@ -1,4 +1,4 @@
-"""Runs refavs-extract as a process of its own, which can be killed with all that it started; for the fault tests."""
+"""Runs a command as a process of its own that can be killed with all that it started; for the fault tests."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 from refavs.store.verify import verify
 from refavs.store.writer import StoreWriter
@@ -210,31 +211,29 @@ def _variables() -> dict[str, str]:
     return {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
 
 
-class Command:
-    """A running refavs-extract with a Ray of its own; use it as a context manager, which ends whatever is left.
+class Python:
+    """A running Python with a Ray of its own; use it as a context manager, which ends whatever is left.
 
     Args:
-        options: of the command, beside `OPTIONS`.
         environment: further variables.
         before: a command that runs it.
     """
 
     def __init__(
-        self, source: Path, store: Path, *options: str, environment: dict[str, str] | None = None,
-        before: Sequence[str] = (),
-    ) -> None:  # fmt: skip
+        self, *arguments: str, environment: dict[str, str] | None = None, before: Sequence[str] = ()
+    ) -> None:
         self._token = secrets.token_hex(8)
         self._folder = tempfile.mkdtemp(prefix="rf-", dir="/tmp")  # short: sockets lie in it
         variables = _variables() | {MARK: self._token, "RAY_TMPDIR": self._folder, "RAY_worker_niceness": "0"}
         self._out, self._err = Path(self._folder, "out"), Path(self._folder, "err")
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [*before, sys.executable, "-m", "extract.cli", str(source), str(store), *OPTIONS, *options],
+                [*before, sys.executable, *arguments],
                 stdout=out, stderr=err, cwd=REPOSITORY, env=os.environ | variables | (environment or {}),
                 start_new_session=True,
             )  # fmt: skip
 
-    def __enter__(self) -> "Command":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -304,6 +303,18 @@ class Command:
             return marked or named or os.readlink(process / "fd" / "1").startswith(f"{self._folder}/ray")
         except OSError:
             return False
+
+
+class Command(Python):
+    """A running refavs-extract.
+
+    Args:
+        options: of the command, beside `OPTIONS`.
+        settings: as those of `Python`.
+    """
+
+    def __init__(self, source: Path, store: Path, *options: str, **settings: Any) -> None:
+        super().__init__("-m", "extract.cli", str(source), str(store), *OPTIONS, *options, **settings)
 
 
 def kill(pid: int) -> bool:
