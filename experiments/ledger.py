@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from experiments.config import TrialConfig
 from experiments.grid import Trial
-from experiments.state import read_json, write_json
+from experiments.state import STOP_FILE, read_json, write_json
 from refavs.config import flat
 from refavs.errors import ConfigError
 
@@ -47,6 +47,15 @@ class Entry:
         known = {name: value for name, value in self.status.items() if name != "reason"}
         write_json(self.folder / "status.json", {**known, **facts, "state": state, "time_s": round(time.time(), 3)})
 
+    def ask_to_stop(self) -> None:
+        """The trial ends after the epoch it is in, whose state is kept, and has no result then."""
+        (self.folder / STOP_FILE).touch()
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether it was asked to, since its sweep started."""
+        return (self.folder / STOP_FILE).exists()
+
 
 class Ledger:
     """The folder of a sweep. A trial is finished once its results are here and in MLflow; it never runs again then."""
@@ -64,8 +73,9 @@ class Ledger:
         ]
 
     def enter(self, entry: Entry, fingerprint: str) -> None:
-        """Makes a trial's folder with its resolved settings."""
+        """Makes a trial's folder with its resolved settings; that it was once asked to stop is forgotten."""
         entry.folder.mkdir(parents=True, exist_ok=True)
+        (entry.folder / STOP_FILE).unlink(missing_ok=True)
         write_json(
             entry.folder / "config.json",
             {
@@ -119,6 +129,15 @@ class Ledger:
         self.root.mkdir(parents=True, exist_ok=True)
         write_json(self.root / "sweep.json", {**self.sweep, **facts})
 
+    def ask_to_stop(self) -> None:
+        """All trials end after the epochs they are in."""
+        (self.root / STOP_FILE).touch()
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether they were asked to, since the sweep started."""
+        return (self.root / STOP_FILE).exists()
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the sweep for this process; the kernel lets go when the process ends, however it ends.
@@ -134,6 +153,7 @@ class Ledger:
                 raise ConfigError(
                     f"{self.root} is in use by another refavs-sweep; wait for it or give another --out"
                 ) from error
+            (self.root / STOP_FILE).unlink(missing_ok=True)
             yield
 
 

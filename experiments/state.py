@@ -15,6 +15,7 @@ from refavs.errors import ConfigError
 from refavs.store.files import sync_folder, write_atomically
 
 PREFIX = "epoch-"
+STOP_FILE = ".stop"  # in a trial's folder or its sweep's: trials end after the epoch they are in
 
 
 def write_json(path: Path, value: Any) -> None:

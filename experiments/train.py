@@ -16,7 +16,7 @@ from experiments.evaluate import TEST_SPLITS, evaluate_splits, record_splits, ro
 from experiments.learner import Learner, Team
 from experiments.overlays import write_overlays
 from experiments.sampler import Sampler
-from experiments.state import load_state, read_json, save_state, write_json
+from experiments.state import STOP_FILE, load_state, read_json, save_state, write_json
 from refavs.config import to_dict
 from refavs.data.dataset import Ahead
 from refavs.errors import ConfigError
@@ -56,7 +56,7 @@ def train(
 
     Returns:
         A record like an epoch's, whose `metrics` are the final ones by name, as `test_s/J`; an empty one on all workers
-        but the first.
+        but the first, and where the trial was asked to stop.
 
     Raises:
         ConfigError: early stopping on a store that has no validation.
@@ -77,7 +77,9 @@ def train(
             write_history(folder / "metrics.jsonl", history)  # a kill may have come between the state and this file
         report(history)
     sampler = Sampler(config, store, device)
-    while epoch < settings.epochs and not stalled(history, settings.patience):
+    while not asked_to_stop(folder, learner):
+        if epoch >= settings.epochs or stalled(history, settings.patience):
+            return finish(learner, store, folder, history) if team.rank == 0 else {}
         started = time.monotonic()
         record = train_epoch(learner, sampler, epoch)
         record["metrics"] |= validate(learner, store)
@@ -91,7 +93,15 @@ def train(
             save_state(folder / "state", learner, epoch, history)
             write_history(folder / "metrics.jsonl", history)
         report([record])
-    return finish(learner, store, folder, history) if team.rank == 0 else {}
+    return {}
+
+
+def asked_to_stop(folder: Path, learner: Learner) -> bool:
+    """Whether the trial in `folder`, or its whole sweep, is to end now, as the first worker sees it."""
+    asked = torch.tensor(float(any((place / STOP_FILE).exists() for place in (folder, folder.parent.parent))))
+    if learner.team.rank:
+        asked.zero_()
+    return bool(learner.team.add(asked.to(learner.device)))
 
 
 def build_model(config: TrialConfig, store: "FeatureStore", weights_dir: Path | None = None) -> EEMC:

@@ -13,10 +13,10 @@ import torch
 
 from experiments.config import TrainConfig, TrialConfig
 from experiments.evaluate import control_results_of, controls
-from experiments.grid import Grid, expand
+from experiments.grid import Grid, Trial, expand
 from experiments.initial_weights import with_checkpoints
 from experiments.learner import NonFiniteError, learning_rate
-from experiments.ledger import read_metrics
+from experiments.ledger import Ledger, read_metrics
 from experiments.sampler import Sampler
 from experiments.sweep import check_models
 from experiments.train import build_model, train
@@ -100,6 +100,27 @@ def test_train_resumed_equals_undisturbed(store: FeatureStore, tmp_path: Path) -
     assert without_times(seen) == without_times(read_metrics(tmp_path / "whole"))
     for name, value in whole["metrics"].items():
         assert name == "seconds" or resumed["metrics"][name] == value, name
+
+
+@pytest.mark.parametrize("place", ["trial", "sweep"])
+def test_trial_asked_to_stop_ends_after_its_epoch_and_goes_on_later(
+    store: FeatureStore, tmp_path: Path, place: str
+) -> None:
+    ledger = Ledger(tmp_path / "g")
+    (entry,) = ledger.entries(Grid(name="g", description="", trials=(Trial(name="a", config=small()),)).trials, "store")
+    ledger.enter(entry, "store")
+
+    def stop_at_two(records: list[dict[str, Any]]) -> None:
+        if records[-1]["epoch"] == 2:
+            (entry if place == "trial" else ledger).ask_to_stop()
+
+    assert train(entry.trial.config, store, entry.folder, stop_at_two) == {} and entry.result is None
+    assert train(entry.trial.config, store, entry.folder) == {} and len(read_metrics(entry.folder)) == 2
+    assert (entry if place == "trial" else ledger).asked_to_stop
+    with ledger.locked():
+        ledger.enter(entry, "store")
+        result = train(entry.trial.config, store, entry.folder)
+    assert result["epoch"] == 3 and entry.result == result
 
 
 def test_train_twice_is_equal_to_the_bit(store: FeatureStore, tmp_path: Path) -> None:
