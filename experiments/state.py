@@ -52,11 +52,15 @@ def save_state(folder: Path, subject: Stateful, epoch: int, history: list[dict[s
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     tensors, facts = subject.state()
-    for name, part in tensors.items():
-        plain = {key: value.detach().contiguous() for key, value in part.items()}
-        write_atomically(partial / f"{name}.safetensors", save(plain))
-    facts = {"epoch": epoch, "parts": sorted(tensors), "facts": facts, "history": history}
-    write_json(partial / "state.json", facts)
+    try:
+        for name, part in tensors.items():
+            plain = {key: value.detach().contiguous() for key, value in part.items()}
+            write_atomically(partial / f"{name}.safetensors", save(plain))
+        facts = {"epoch": epoch, "parts": sorted(tensors), "facts": facts, "history": history}
+        write_json(partial / "state.json", facts)
+    except OSError:  # on a disk that is full others need the place
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     whole = folder / f"{PREFIX}{epoch:06d}"
     if whole.is_dir():
         shutil.rmtree(partial)
