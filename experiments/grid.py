@@ -1,69 +1,48 @@
 """Grids: many trials by one description, expanded and checked before anything starts."""
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from experiments.config import TrialConfig
 from experiments.grid_file import Located, grid_text, located, mapping, parse_yaml, refuse_unknown
 from experiments.grid_sections import axes, cases, conditions, paired_axes, refuse_clashes, seeds
 from experiments.grid_settings import Condition, Settings, Template, typed_settings, typed_value
-from refavs.config import digest, flat
+from experiments.search_grid import SearchGrid, search_grid
+from experiments.search_space import search_plan
+from experiments.trial import MAX_TRIALS, Trial, refuse_twins, short_names
 from refavs.errors import ConfigError
 
-_UNKNOWN = object()
-# What a trial runs on, and the place of a file whose digest counts instead.
-NOT_IN_KEY = ("resources.", "train.init")
-SECTIONS = ("description", "base", "resources", "grid", "zip", "cases", "when", "seeds")
-MAX_TRIALS = 10_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One training run of a grid: a name without the seed, and every setting resolved.
-
-    Attributes:
-        digests: of the files that the trial starts from, by what they are to it.
-        weights_dir: where these files lie, which makes no other trial.
-    """
-
-    name: str
-    config: TrialConfig
-    digests: Mapping[str, str] = field(default_factory=dict)
-    weights_dir: Path | None = None
-
-    @property
-    def title(self) -> str:
-        """The name with the seed."""
-        return f"{self.name}, seed {self.config.seed}"
-
-    def key(self, fingerprint: str, defaults: Mapping[str, Any] | None = None) -> str:
-        """What makes this trial the same as another: its settings, the features it reads and the files it starts from.
-
-        Only settings that differ from `defaults` count, so that a setting which is new in the code, and which a trial
-        leaves at its default, makes no new trial.
-
-        Args:
-            defaults: every setting's default when the sweep began; those of the code where one is missing.
-        """
-        known = flat(TrialConfig()) | dict(defaults or {})
-        settings = {
-            name: value for name, value in flat(self.config).items()
-            if value != known.get(name, _UNKNOWN) and not name.startswith(NOT_IN_KEY)
-        }
-        return digest({"settings": settings, "store": fingerprint, **({"files": self.digests} if self.digests else {})})
+SECTIONS = ("description", "base", "resources", "grid", "zip", "cases", "when", "seeds", "search")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A named set of distinct trials, in the order of the file."""
+    """A named set of distinct trials, in the order of the file.
+
+    Attributes:
+        trials: all of them; none of a search, which makes them as it goes.
+        search: where trials are looked for.
+    """
 
     name: str
     description: str
     trials: tuple[Trial, ...]
+    search: SearchGrid | None = None
+
+    @property
+    def kinds(self) -> tuple[Trial, ...]:
+        """Trials that stand for all that may run, to be checked before anything does."""
+        return self.search.examples if self.search else self.trials
+
+    def with_kinds(self, change: Callable[[Trial], Trial]) -> "Grid":
+        """The grid whose trials are changed, or those that a search will make."""
+        if self.search is None:
+            return dataclasses.replace(self, trials=tuple(map(change, self.trials)))
+        search = dataclasses.replace(self.search, examples=tuple(map(change, self.search.examples)))
+        return dataclasses.replace(self, search=search)
 
 
 def read_grid(grid: str, overrides: Mapping[str, Any] | None = None) -> Grid:
@@ -101,13 +80,21 @@ def expand(name: str, content: Any, where: str, overrides: Mapping[str, Any]) ->
     base = _merged(typed_settings(section("base")), typed_settings(section("resources"), "resources."))
     in_cases, whens = cases(section("cases")), conditions(section("when"))
     paired, crossed = paired_axes(section("zip")), axes(section("grid"))
+    numbers = seeds(section("seeds")) if "seeds" in parts else [0]
+    plan = search_plan(parts["search"], len(numbers)) if "search" in parts else None
+    if plan and (other := next((kind for kind in ("grid", "zip", "cases") if kind in parts), None)):
+        raise ConfigError(f"{parts[other].place}: a search has no {other}; write its values as a choice in its ranges")
     sources = [
         ("an axis of grid", _first(crossed)), ("an axis of zip", _first(paired)),
         ("set by a case", _either(in_cases.values())), ("set by when", _either(when.changes for when in whens)),
+        ("searched", dict.fromkeys(plan.ranges, parts["search"]) if plan else {}),
     ]  # fmt: skip
     refuse_clashes(sources, base, overrides, where)
     template = Template(base=base | typed_settings(located(dict(overrides), "--set")), conditions=whens)
-    numbers = seeds(section("seeds")) if "seeds" in parts else [0]
+    description = str(section("description").plain or "")
+    if plan:
+        search = search_grid(plan, template, numbers, parts["search"].place)
+        return Grid(name=name, description=description, trials=(), search=search)
     num_pairs = len(next(iter(paired.values()), [0]))
     if math.prod((len(in_cases), num_pairs, len(numbers), *map(len, crossed.values()))) > MAX_TRIALS:
         raise ConfigError(f"{where}: more than {MAX_TRIALS:,} trials; list fewer values")
@@ -123,7 +110,7 @@ def expand(name: str, content: Any, where: str, overrides: Mapping[str, Any]) ->
     if not trials:
         raise ConfigError(f"{where}: its conditions skip every trial; take one of them out")
     refuse_twins(where, trials)
-    return Grid(name=name, description=str(section("description").plain or ""), trials=tuple(trials))
+    return Grid(name=name, description=description, trials=tuple(trials))
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
@@ -143,24 +130,6 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
     return overrides
 
 
-def refuse_twins(where: str, trials: Sequence[Trial]) -> None:
-    """Refuses trials that are one and the same.
-
-    Raises:
-        ConfigError: two trials of one name, or of the same settings.
-    """
-    titles: set[str] = set()
-    by_key: dict[tuple[str, str | None], str] = {}
-    for trial in trials:
-        init = None if trial.digests else trial.config.train.init  # a place, until the file has a digest
-        twin = by_key.setdefault((trial.key(""), init), trial.title)
-        if trial.title in titles:
-            raise ConfigError(f"{where}: two trials are named {trial.title!r}; rename a case or drop a repeated value")
-        if twin != trial.title:
-            raise ConfigError(f"{where}: {twin!r} and {trial.title!r} have the same settings; keep one of them")
-        titles.add(trial.title)
-
-
 def _merged(base: Settings, of_resources: Settings) -> dict[str, Located]:
     for name, value in of_resources.items():
         if name in base:
@@ -174,8 +143,7 @@ def _points(
     """Name and own settings of each trial, without its seed."""
     pairs = list(zip(*paired.values(), strict=True)) or [()]
     names = [*paired, *crossed]
-    last = [name.rpartition(".")[2] for name in names]
-    shown = [short if last.count(short) == 1 else name for short, name in zip(last, names, strict=True)]
+    shown = short_names(names)
     for case, settings in in_cases.items():
         for pair, *values in itertools.product(pairs, *crossed.values()):
             point = [*pair, *values]

@@ -3,7 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from experiments.grid import Grid, refuse_twins
+from experiments.grid import Grid
+from experiments.trial import Trial, refuse_twins
 from refavs.config import replace
 from refavs.errors import ConfigError
 from refavs.model.checkpoint import checkpoint_digest, read_config
@@ -20,7 +21,7 @@ def with_weights(grid: Grid, weights_dir: Path | None) -> Grid:
         ConfigError: a trial starts from weights, and no folder is given.
         WeightsError: the folder has no such weights.
     """
-    starting = [trial for trial in grid.trials if trial.config.model.decoder_weights != "random"]
+    starting = [trial for trial in grid.kinds if trial.config.model.decoder_weights != "random"]
     if not starting:
         return grid
     if weights_dir is None:
@@ -29,12 +30,13 @@ def with_weights(grid: Grid, weights_dir: Path | None) -> Grid:
             f"trial {starting[0].name!r} has model.decoder_weights={kind}; give the folder that has {kind}/ by "
             "--weights-dir, or take --set model.decoder_weights=random"
         )
-    digests = {"decoder_weights": Mask2Former.within(weights_dir).stamp}
-    trials = tuple(
-        dataclasses.replace(trial, digests=digests, weights_dir=weights_dir.absolute()) if trial in starting else trial
-        for trial in grid.trials
-    )
-    return dataclasses.replace(grid, trials=trials)
+    digests, folder = {"decoder_weights": Mask2Former.within(weights_dir).stamp}, weights_dir.absolute()
+
+    def found(trial: Trial) -> Trial:
+        starts = trial.config.model.decoder_weights != "random"
+        return dataclasses.replace(trial, digests=digests, weights_dir=folder) if starts else trial
+
+    return grid.with_kinds(found)
 
 
 def with_checkpoints(grid: Grid, fingerprint: str, any_store: bool = False) -> Grid:
@@ -48,12 +50,10 @@ def with_checkpoints(grid: Grid, fingerprint: str, any_store: bool = False) -> G
         ConfigError: a head that was trained on other features.
         WeightsError: a folder without a checkpoint.
     """
-    trials = []
-    for trial in grid.trials:
+    def found(trial: Trial) -> Trial:
         init = trial.config.train.init
         if init is None:
-            trials.append(trial)
-            continue
+            return trial
         folder = Path(init).absolute()
         known = read_config(folder)["facts"].get("store")
         if known != fingerprint and not any_store:
@@ -61,9 +61,9 @@ def with_checkpoints(grid: Grid, fingerprint: str, any_store: bool = False) -> G
                 f"trial {trial.name!r}: the head in {init} was trained on the store {str(known)[:12]}, this one is "
                 f"{fingerprint[:12]}; give the store that it knows, or --any-store to train it on other features"
             )
-        trials.append(dataclasses.replace(
-            trial, config=replace(trial.config, {"train.init": str(folder)}),
-            digests={**trial.digests, "init": checkpoint_digest(folder)},
-        ))  # fmt: skip
-    refuse_twins(f"grid {grid.name}", trials)
-    return dataclasses.replace(grid, trials=tuple(trials))
+        digests = {**trial.digests, "init": checkpoint_digest(folder)}
+        return dataclasses.replace(trial, config=replace(trial.config, {"train.init": str(folder)}), digests=digests)
+
+    grid = grid.with_kinds(found)
+    refuse_twins(f"grid {grid.name}", grid.trials)
+    return grid

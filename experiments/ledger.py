@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.config import TrialConfig
-from experiments.grid import Trial
 from experiments.state import STOP_FILE, read_json, write_json
+from experiments.trial import Trial
 from refavs.config import flat
 from refavs.errors import ConfigError
 
-State = Literal["new", "running", "finished", "failed", "stopped"]
+State = Literal["new", "running", "finished", "failed", "stopped", "pruned"]
 KEY_LENGTH = 16
 
 

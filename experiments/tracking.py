@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from experiments.grid import NOT_IN_KEY
 from experiments.ledger import Entry
+from experiments.trial import NOT_IN_KEY
 from refavs.config import flat
 from refavs.errors import ConfigError
 

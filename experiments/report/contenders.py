@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.grid import NOT_IN_KEY
 from experiments.report.runs import natural
 from experiments.report.scores import RunScores
+from experiments.trial import NOT_IN_KEY
 from refavs.config import digest, nearest
 from refavs.errors import ConfigError, StatisticsError
 from refavs.metrics import Difference, Interval, bootstrap_interval, paired_difference, scores_of, seed_interval
