@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import heapq
 import itertools
 import os
+import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +22,14 @@ from torch.utils.flop_counter import flop_registry
 from experiments.evaluate import TEST_SPLITS, predictions, rows_of
 from experiments.learner import Learner
 from experiments.ledger import Entry, read_metrics
+from experiments.resources import Ask, Resources, fit_together
 from experiments.sampler import Sampler
 from experiments.train import build_model
 from refavs.console import ProgressBar
 
 if TYPE_CHECKING:
     from experiments.config import TrialConfig
-    from experiments.resources import Resources
+    from refavs.data.dataset import Batch
     from refavs.model.decoder import EEMCOutput
     from refavs.model.eemc import EEMC, PartSize
     from refavs.store import FeatureStore
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 # Measured on runs of the synthetic benchmark: 660 to 800 for each frame of an expression.
 STATISTICS_BYTES_PER_FRAME = 750
 GIGA = 10**9
+TIMED_STEPS = 2
+DONE = ("finished", "pruned")
 _COUNTED_AS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
@@ -50,6 +55,7 @@ class Cost:
         forward_flops: of the model on one batch; a multiplication and an addition are two, other operations none.
         step_flops: the same with the backward pass.
         step_s: time of a training step, reading included.
+        read_s: of this the reading, which trials in one process do once.
         eval_s: time of predicting one expression.
         state_bytes: what lies on disk while a trial runs.
         kept_bytes: what stays of it: checkpoint and statistics.
@@ -59,6 +65,7 @@ class Cost:
     forward_flops: int
     step_flops: int
     step_s: float
+    read_s: float
     eval_s: float
     state_bytes: int
     kept_bytes: int
@@ -67,37 +74,52 @@ class Cost:
 def measure(
     config: "TrialConfig", store: "FeatureStore", device: torch.device, weights_dir: Path | None = None
 ) -> Cost:
-    """Runs three training steps and one batch of evaluation; writes nothing.
+    """Runs a few training steps and batches of evaluation; writes nothing.
 
-    The first step is the one whose arithmetic is counted, the other two are timed.
+    What is timed has run before, on the same clips: else the first model would be charged with what a trial meets only
+    at its start, as pages that are not in memory yet, buffers and kernels that are made at their first use.
     """
     learner = Learner(config, build_model(config, store, weights_dir).to(device))
     sampler = Sampler(config, store, device)
-    steps = itertools.chain.from_iterable(sampler.batches(epoch) for epoch in itertools.count())
-    parts = next(steps)
     learner.model.train()
     forwards: list[int] = []
     learner.forward, plain = _counted(learner.model, forwards), learner.forward
     with _Flops() as whole:
-        learner.step(parts, 0, config.train.epochs * sampler.num_steps)
+        learner.step(next(_steps(sampler)), 0, config.train.epochs * sampler.num_steps)
     learner.forward = plain
-    if config.train.compile:
-        learner.step(next(steps), 0, config.train.epochs * sampler.num_steps)
-    started = time.perf_counter()
-    for index in (1, 2):
-        learner.step(next(steps), index, config.train.epochs * sampler.num_steps)
-    step_s = (time.perf_counter() - started) / 2
+    _time_steps(learner, sampler, device)
+    read_s, compute_s = _time_steps(learner, sampler, device)
     rows = rows_of(store, ("val", *TEST_SPLITS)) or rows_of(store, ("train",))
     rows = rows[: config.train.eval_batch_size]
-    started = time.perf_counter()
-    for _, probs in predictions(config.train, learner.average, store, rows, device):
-        probs.cpu()
+    started = 0.0
+    for _ in ("to warm up", "to time"):
+        started = time.perf_counter()
+        for _, probs in predictions(config.train, learner.average, store, rows, device):
+            probs.cpu()
     eval_s = (time.perf_counter() - started) / len(rows)
     state, kept = _bytes(learner, store)
     return Cost(
         parts=learner.model.part_sizes(), forward_flops=sum(forwards), step_flops=whole.total,
-        step_s=step_s, eval_s=eval_s, state_bytes=state, kept_bytes=kept,
+        step_s=read_s + compute_s, read_s=read_s, eval_s=eval_s, state_bytes=state, kept_bytes=kept,
     )
+
+
+def _steps(sampler: Sampler) -> "Iterator[list[tuple[int, Batch]]]":
+    return itertools.chain.from_iterable(sampler.batches(epoch) for epoch in itertools.count())
+
+
+def _time_steps(learner: Learner, sampler: Sampler, device: torch.device) -> tuple[float, float]:
+    """Seconds of reading and of computing a step, of the first ones of a trial."""
+    steps, read_s, compute_s = _steps(sampler), [], []
+    for index in range(TIMED_STEPS):
+        started = time.perf_counter()
+        parts = next(steps)
+        read_s.append(time.perf_counter() - started)
+        learner.step(parts, index, learner.config.train.epochs * sampler.num_steps)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        compute_s.append(time.perf_counter() - started - read_s[-1])
+    return statistics.median(read_s), statistics.median(compute_s)
 
 
 def seconds(cost: Cost, config: "TrialConfig", store: "FeatureStore", num_done: int = 0) -> float:
@@ -118,24 +140,20 @@ def alike(config: "TrialConfig") -> tuple[object, ...]:
     )
 
 
-def show(console: Console, entries: Sequence[Entry], store: "FeatureStore", resources: "Resources") -> None:
+def show(console: Console, entries: Sequence[Entry], store: "FeatureStore", resources: Resources) -> None:
     """Prints the cost of each distinct model of a sweep and of all that is to do."""
-    num_threads = max(1, int(resources.cpus_per_trial))
-    num_workers = max(entry.trial.config.resources.workers for entry in entries)
-    at_once = max(1, int(len(os.sched_getaffinity(0)) / (num_workers * resources.cpus_per_trial)))
-    at_once = min(at_once, resources.max_concurrent or at_once)
     models: dict[tuple[object, ...], list[Entry]] = {}
     for entry in entries:
         models.setdefault(alike(entry.trial.config), []).append(entry)
     table = Table(title="what a trial costs", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("model", "part", "trained", "frozen", "forward", "step", "s/step", "a trial", "disk, then kept"):
         table.add_column(column, justify="left" if column in ("model", "part") else "right")
-    total_s = total_bytes = 0.0
-    measured = []
-    with _threads(num_threads), ProgressBar("trying steps on this machine", len(models), "models") as bar:
+    measured, left_s, total_bytes = [], {}, 0.0
+    with ProgressBar("trying steps on this machine", len(models), "models") as bar:
         for same in models.values():
             trial = same[0].trial
-            measured.append(measure(trial.config, store, torch.device("cpu"), trial.weights_dir))
+            with _threads(max(1, int(resources.ask(trial.config.resources).cpus))):
+                measured.append(measure(trial.config, store, torch.device("cpu"), trial.weights_dir))
             bar.advance()
     for same, cost in zip(models.values(), measured, strict=True):
         config = same[0].trial.config
@@ -148,15 +166,43 @@ def show(console: Console, entries: Sequence[Entry], store: "FeatureStore", reso
                 _name(same) if index == 0 else "", size.part, f"{size.trained:,}", f"{size.frozen:,}",
                 *(numbers if index == 0 else ()), end_section=index == len(cost.parts) - 1,
             )
-        to_do = [entry for entry in same if entry.state != "finished"]
-        total_s += sum(seconds(cost, e.trial.config, store, len(read_metrics(e.folder))) for e in to_do)
-        total_bytes += sum(cost.kept_bytes for _ in to_do)
+        for entry in same:
+            if entry.state not in DONE:
+                left_s[entry.key] = seconds(cost, entry.trial.config, store, len(read_metrics(entry.folder)))
+                total_bytes += cost.kept_bytes
+    to_do = [(resources.ask(e.trial.config.resources), left_s[e.key]) for e in entries if e.key in left_s]
+    total_s, at_once = side_by_side(to_do, _this_machine(), resources.max_concurrent)
     console.print(table)
     console.print(
         f"forward and step: products of matrices and convolutions on a batch as torch counts them, a multiplication "
-        f"and an addition being two. Estimated from 2 steps and a batch of evaluation of each model on this machine: "
-        f"{_duration(total_s / at_once)} and {_size(total_bytes)} for what is to do, {at_once} at once"
+        f"and an addition being two. Estimated from {TIMED_STEPS} steps and a batch of evaluation of each model on "
+        f"this machine: {_duration(total_s)} and {_size(total_bytes)} for what is to do, {at_once} at once"
     )
+
+
+def side_by_side(
+    trials: Sequence[tuple[Ask, float]], nodes: Sequence[Mapping[str, float]], max_concurrent: int | None
+) -> tuple[float, int]:
+    """How long trials take that start in their order as room comes free, and how many then run at once at most.
+
+    Args:
+        trials: what each takes, and its seconds.
+        nodes: for each node, its amounts by Ray's names.
+    """
+    now, most = 0.0, 0
+    running: list[tuple[float, int, Ask]] = []
+    for number, (ask, seconds) in enumerate(trials):
+        while running and (
+            len(running) == max_concurrent or not fit_together([ask, *(taken for *_, taken in running)], nodes)
+        ):
+            now = heapq.heappop(running)[0]
+        heapq.heappush(running, (now + seconds, number, ask))
+        most = max(most, len(running))
+    return max((end for end, *_ in running), default=now), most
+
+
+def _this_machine() -> list[dict[str, float]]:
+    return [{"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}]
 
 
 class _Flops(TorchDispatchMode):

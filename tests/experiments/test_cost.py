@@ -1,6 +1,7 @@
 """What a trial will cost: counted arithmetic, parameters by part, time and disk; nothing is written."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,12 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.cost import _Flops, alike, measure, seconds, show
+from experiments import cost
+from experiments.cost import _Flops, alike, measure, seconds, show, side_by_side
 from experiments.grid import Grid, expand
+from experiments.learner import Learner
 from experiments.ledger import Ledger
-from experiments.resources import Resources
+from experiments.resources import Ask, Resources
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 
@@ -60,6 +63,39 @@ def test_fused_attention_counts_as_its_products() -> None:
         torch.nn.functional.scaled_dot_product_attention(query, key, value).sum().backward()
     one_product = 2 * 2 * 4 * 256 * 256 * 8
     assert found.total == (2 + 5) * one_product  # the backward pass computes the scores again
+
+
+def test_trials_side_by_side_take_what_their_places_allow() -> None:
+    small, large = Ask(workers=1, cpus=1, gpus=0), Ask(workers=2, cpus=1, gpus=0)
+    node = [{"CPU": 2.0}]
+    assert side_by_side([(small, 3.0)] * 4, node, None) == (6.0, 2)
+    assert side_by_side([(small, 3.0)] * 4, node, 1) == (12.0, 1)
+    assert side_by_side([(small, 3.0), (large, 5.0), (small, 1.0)], node, None) == (9.0, 1)  # none is overtaken
+    assert side_by_side([(small, 3.0), (small, 1.0), (small, 1.0)], node, None) == (3.0, 2)
+    assert side_by_side([(large, 2.0)], [{"CPU": 1.0}], None) == (2.0, 1)  # more than there is: the sweep refuses it
+    assert side_by_side([], node, None) == (0.0, 0)
+
+
+def test_first_use_of_anything_is_not_timed(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, predicted, clock = [], [], [0.0]
+
+    def step(learner: Learner, *args: object) -> dict:
+        steps.append(args)
+        clock[0] += 1.0 if len(steps) > 3 else 50.0  # one whose arithmetic is counted, two to warm up
+        return plain(learner, *args)  # type: ignore[arg-type]
+
+    def predict(*args: object) -> Iterator:
+        predicted.append(args)
+        clock[0] += 9.0 if len(predicted) > 1 else 50.0
+        yield from evaluated(*args)  # type: ignore[arg-type]
+
+    plain, evaluated = Learner.step, cost.predictions
+    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(cost, "predictions", predict)
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: clock[0])
+    found = measure(grid_of({"full": {}}).trials[0].config, store, torch.device("cpu"))
+    assert (len(steps), len(predicted)) == (5, 2)
+    assert (found.step_s, found.read_s, found.eval_s) == (1.0, 0.0, 1.0)
 
 
 def test_models_that_cost_the_same_are_measured_once(store: FeatureStore, tmp_path: Path) -> None:
