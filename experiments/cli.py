@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
     from experiments.grid import Grid
     from experiments.resources import Resources
-    from experiments.sweep import Outcome
+    from experiments.run import Outcome
     from refavs.store import FeatureStore
 
+RETRY = "--retry-failed tries them again from their last epoch"
 EPILOG = """examples:
   refavs-sweep smoke --store demo/store                     the shipped grid `smoke`, into runs/smoke
   refavs-sweep beta --store store --dry-run                 what is done and what is missing
@@ -47,6 +48,12 @@ def build_parser() -> argparse.ArgumentParser:
                         help="train a head from train.init that was trained on other features")
     parser.add_argument("--dry-run", action="store_true",
                         help="list the trials, done and to do, with what they cost, and write nothing")
+    parser.add_argument("--retry-failed", action="store_true",
+                        help="run trials that failed again, from their last epoch; else they stay failed")
+    parser.add_argument("--rerun", action="append", default=[], metavar="KEY", help="throw away the result of the "
+                        "trial whose key begins so and run it anew; may be given several times")
+    parser.add_argument("--register", metavar="NAME",
+                        help="register the model of the best trial by J on val under this name in MLflow")
     parser.add_argument("--address", help="a running Ray cluster; one on this machine is started where none is given")
     parser.add_argument("--max-concurrent", type=int, metavar="N",
                         help="trials at once; as many as the processors allow where none is given")
@@ -73,6 +80,7 @@ def _sweep(args: argparse.Namespace) -> int:
     from experiments.grid import parse_overrides, read_grid
     from experiments.initial_weights import with_checkpoints, with_weights
     from experiments.resources import Resources
+    from experiments.run import Options
     from experiments.sweep import run_sweep
     from refavs.store import FeatureStore
 
@@ -86,8 +94,12 @@ def _sweep(args: argparse.Namespace) -> int:
     )
     if args.dry_run:
         return _dry_run(grid, store, out, resources)
-    print(f"sweep {grid.name}: {len(grid.trials)} trials on {args.store} into {out}", file=sys.stderr)
-    outcome = run_sweep(grid, store, out, resources, args.tracking_uri)
+    size = f"a search of {grid.search.plan.budget} points" if grid.search else f"{len(grid.trials)} trials"
+    print(f"sweep {grid.name}: {size} on {args.store} into {out}", file=sys.stderr)
+    options = Options(
+        retry_failed=args.retry_failed, rerun=tuple(args.rerun), register=args.register, grid_file=args.grid
+    )
+    outcome = run_sweep(grid, store, out, resources, args.tracking_uri, options)
     return _show(grid, store, out, outcome)
 
 
@@ -104,11 +116,14 @@ def _dry_run(grid: "Grid", store: "FeatureStore", out: Path, resources: "Resourc
 
     from experiments.cost import show
     from experiments.ledger import KEY_LENGTH, Ledger
+    from experiments.run import to_run
+    from experiments.search import Search
     from experiments.sweep import check_models
 
     fresh = check_models(grid, store)
     ledger = Ledger(out)
-    entries = ledger.entries(grid.trials, store.fingerprint)
+    search = Search(grid, ledger, store.fingerprint) if grid.search else None
+    entries = search.entries if search else ledger.entries(grid.trials, store.fingerprint)
     table = Table(title=f"sweep {grid.name} in {out}", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("trial", "seed", "key", "epochs", "state"):
         table.add_column(column)
@@ -117,16 +132,21 @@ def _dry_run(grid: "Grid", store: "FeatureStore", out: Path, resources: "Resourc
         table.add_row(
             entry.trial.name, str(config.seed), entry.key[:KEY_LENGTH], str(config.train.epochs), entry.state
         )
-    num_done = sum(entry.state == "finished" for entry in entries)
+    num_to_come = search.num_to_come if search else 0
+    num_to_do = len(to_run(entries)) + num_to_come
+    num_failed = sum(entry.state == "failed" for entry in entries)
     console = _console()
     console.print(table)
-    if num_done < len(entries):
-        show(console, entries, store, resources)
+    if num_to_do:
+        show(console, entries or ledger.entries(grid.kinds[:1], store.fingerprint), store, resources)
     if changes := ledger.changes(entries):
         console.print(changes)
     for part in fresh:
         console.print(f"starts from random weights, not from the checkpoint: {part}", markup=False)
-    console.print(f"{num_done} of {len(entries)} trials done, {len(entries) - num_done} to do; nothing was written")
+    failed = f", {num_failed} failed ({RETRY})" if num_failed else ""
+    num_trials = len(entries) + num_to_come
+    num_done = num_trials - num_to_do - num_failed
+    console.print(f"{num_done} of {num_trials} trials done{failed}, {num_to_do} to do; nothing was written")
     return Exit.COMPLETE
 
 
@@ -155,18 +175,36 @@ def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") ->
             "RANDOM FEATURES: at least one encoder of this store has random weights; compare rows with each other, not "
             "with published numbers", style="bold yellow",
         )
-    finished = sum(entry.state == "finished" for entry in outcome.entries)
-    if outcome.num_run == 0 and finished == len(outcome.entries):
-        console.print(f"nothing to do: all {finished} trials were finished before")
-    else:
-        console.print(f"{outcome.num_run} trials finished now, {finished} of {len(outcome.entries)} in all")
+    for line in _summary(outcome):
+        console.print(line, markup=False)
     console.print(f"pictures and checkpoints: {out}/trials")
-    if finished:
+    if any(entry.state == "finished" for entry in outcome.entries):
         console.print(f"tables with intervals, and figures: refavs-report {shlex.quote(str(out))}", markup=False)
     console.print(f"MLflow: {_where_to_look(outcome.tracking_uri, out)}", markup=False)
-    for title, reason in outcome.failures.items():
+    failures = outcome.failures
+    for title, reason in failures.items():
         console.print(f"failed: {title}: {reason}", style="red", markup=False)
-    if outcome.failures:
-        failed = f"{len(outcome.failures)} of {len(outcome.entries)} trials failed"
-        console.print(f"{failed}; the same command tries them again from their last epoch")
-    return Exit.FAILURES if outcome.failures else Exit.COMPLETE
+    if failures:
+        console.print(f"{len(failures)} of {len(outcome.entries)} trials failed; the same command leaves them so, and "
+                      f"with {RETRY}")  # fmt: skip
+    if outcome.unsent:
+        why = f" ({outcome.unsent_reason})" if outcome.unsent_reason else ""
+        console.print(f"NOT in MLflow yet{why}: {', '.join(outcome.unsent)}; it is kept in {out}, and the same command "
+                      "sends it", style="bold yellow", markup=False)  # fmt: skip
+    if outcome.interrupted:
+        console.print("stopped as asked; run the same command again to go on")
+        return Exit.INTERRUPTED
+    return Exit.FAILURES if failures or outcome.unsent else Exit.COMPLETE
+
+
+def _summary(outcome: "Outcome") -> list[str]:
+    """How far the sweep is, on one line."""
+    states = [entry.state for entry in outcome.entries]
+    others = {"failed": "failed", "pruned": "pruned", "stopped": "stopped", "new": "not begun"}
+    counts = [f"{states.count(state)} {told}" for state, told in others.items() if state in states]
+    finished = f"{states.count('finished')} of {len(states)}"
+    if outcome.num_run == 0 and not outcome.interrupted and states.count("finished") == len(states):
+        return [f"nothing to do: all {len(states)} trials were finished before"]
+    if outcome.num_run == 0 and not outcome.interrupted and not {"new", "stopped", "running"} & set(states):
+        return [f"nothing to do: {finished} trials were finished before, {', '.join(counts)}"]
+    return [", ".join([f"{outcome.num_run} trials finished now, {finished} in all", *counts])]

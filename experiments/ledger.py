@@ -3,8 +3,10 @@
 import contextlib
 import fcntl
 import json
+import shutil
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +19,17 @@ from refavs.errors import ConfigError
 
 State = Literal["new", "running", "finished", "failed", "stopped", "pruned"]
 KEY_LENGTH = 16
+KEPT_BY_RERUN = ("config.json", "status.json", "mlflow.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One trial's place in the ledger."""
+    """One trial's place in the ledger.
+
+    States: `new`; `running`, which a driver that was killed leaves behind; `stopped` by its user, goes on from its last
+    epoch; `finished`, its results are here (what MLflow lacks of them, `mlflow.json` tells); `failed`; and `pruned`,
+    which a search gave up and which is as done as a finished one.
+    """
 
     trial: Trial
     key: str
@@ -42,6 +50,14 @@ class Entry:
         """The record with the final metrics, once the trial has them."""
         return read_json(self.folder / "result.json")
 
+    def score(self, metric: str) -> float | None:
+        """An epoch's metric of the weights that the trial kept: the best epoch's with early stopping, else the last."""
+        values = [record["metrics"].get(metric) for record in read_metrics(self.folder)]
+        known = [value for value in values if value is not None]
+        if not known:
+            return None
+        return max(known) if self.trial.config.train.patience else known[-1]
+
     def set_status(self, state: State, **facts: Any) -> None:
         """Writes `state` and adds `facts` to what was known."""
         known = {name: value for name, value in self.status.items() if name != "reason"}
@@ -58,10 +74,11 @@ class Entry:
 
 
 class Ledger:
-    """The folder of a sweep. A trial is finished once its results are here and in MLflow; it never runs again then."""
+    """The folder of a sweep. What is finished in it never runs again; what MLflow lacks of it is sent without that."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._writing = threading.Lock()
 
     def entries(self, trials: tuple[Trial, ...], fingerprint: str) -> list[Entry]:
         """The places of `trials` on features of this fingerprint; writes nothing."""
@@ -88,6 +105,42 @@ class Ledger:
                 "weights_dir": None if entry.trial.weights_dir is None else str(entry.trial.weights_dir),
             },
         )
+
+    def beginning_with(self, prefixes: Sequence[str], entries: Sequence[Entry]) -> list[Entry]:
+        """The trials whose keys begin with one of `prefixes`.
+
+        Raises:
+            ConfigError: a prefix that no trial has, or that several have.
+        """
+        found: dict[str, Entry] = {}
+        for prefix in prefixes:
+            same = [entry for entry in entries if prefix and entry.key.startswith(prefix)]
+            if len(same) != 1:
+                told = ", ".join(f"{e.key[:KEY_LENGTH]} ({e.trial.title})" for e in (same or entries)[:8])
+                problem = f"{len(same)} trials have" if same else "no trial of the grid has"
+                raise ConfigError(
+                    f"{problem} a key that begins with {prefix!r}; accepted: the beginning of one key, as --dry-run "
+                    f"shows them: {told}{' ...' * (len(same or entries) > 8)}"
+                )
+            found[same[0].key] = same[0]
+        return list(found.values())
+
+    def discard(self, entry: Entry) -> None:
+        """Throws a trial's result and epochs away, so that it runs anew, as a new run in MLflow.
+
+        A kill at any point leaves the trial with its result, failed, or on its way to run anew.
+        """
+        if entry.state == "new":
+            return
+        sent = read_json(entry.folder / "mlflow.json") or {}
+        write_json(entry.folder / "mlflow.json", {"attempt": sent.get("attempt", 0) + 1})
+        shutil.rmtree(entry.folder / "state", ignore_errors=True)
+        entry.set_status("new")
+        for path in (entry.folder / "result.json", *entry.folder.iterdir()):
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in KEPT_BY_RERUN:
+                path.unlink(missing_ok=True)
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -125,9 +178,10 @@ class Ledger:
         return read_json(self.root / "sweep.json") or {}
 
     def set_sweep(self, **facts: Any) -> None:
-        """Adds `facts` to those of the sweep."""
+        """Adds `facts` to those of the sweep; threads may do so at the same time."""
         self.root.mkdir(parents=True, exist_ok=True)
-        write_json(self.root / "sweep.json", {**self.sweep, **facts})
+        with self._writing:
+            write_json(self.root / "sweep.json", {**self.sweep, **facts})
 
     def ask_to_stop(self) -> None:
         """All trials end after the epochs they are in."""

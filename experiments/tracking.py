@@ -1,7 +1,7 @@
 """MLflow: the sweep is a parent run, each trial a child. Only the driver writes, and only through the client.
 
-Nothing is doubled by a resume: runs are found again by the ids in the ledger or by their tags, and a metric point keeps
-the time stamp its trial gave it, so that sending it again leaves one point.
+Every request may be repeated: runs are found again by their tags, and a metric point keeps the time stamp its trial
+gave it, so that sending it again leaves one point. When to send what is the affair of `experiments.mirror`.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from refavs.errors import ConfigError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
     from refavs.store import FeatureStore
 
@@ -29,6 +30,17 @@ BATCH_METRICS = 1000
 BATCH_PARAMS = 100
 DIGEST_LENGTH = 36
 REASON = "refavs.reason"
+ATTEMPT = "refavs.attempt"
+# What trying again does not mend; everything else may be a server that is away, or a database that another holds.
+LASTING = frozenset({
+    "ALREADY_EXISTS", "BAD_REQUEST", "CUSTOMER_UNAUTHORIZED", "ENDPOINT_NOT_FOUND", "FEATURE_DISABLED",
+    "INVALID_PARAMETER_VALUE", "INVALID_STATE", "MALFORMED_REQUEST", "NOT_FOUND", "NOT_IMPLEMENTED",
+    "PERMISSION_DENIED", "QUOTA_EXCEEDED", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "UNAUTHENTICATED",
+})  # fmt: skip
+
+
+class UnreachableError(ConfigError):
+    """MLflow does not answer at an address; it may do so later."""
 
 
 def default_tracking_uri(out: Path) -> str:
@@ -62,16 +74,27 @@ def metric_name(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _few_retries() -> Iterator[None]:
-    """For the first contact with a server: a wrong address is told in seconds, not after minutes of trying."""
-    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-    before = os.environ.get(name)
-    os.environ.setdefault(name, "2")
+def few_retries() -> Iterator[None]:
+    """A server that does not answer is noticed in seconds, not after the many minutes that MLflow's client tries."""
+    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+    own = [name for name in limits if name not in os.environ]
+    os.environ.update({name: limits[name] for name in own})
     try:
         yield
     finally:
-        if before is None:
+        for name in own:
             os.environ.pop(name, None)
+
+
+def lasts(error: BaseException) -> bool:
+    """Whether trying again would meet the same error."""
+    ours = (ConfigError, AssertionError, AttributeError, KeyError, NameError, TypeError)  # the last ones are bugs
+    return getattr(error, "error_code", "") in LASTING or isinstance(error, ours)
+
+
+def one_line(error: BaseException) -> str:
+    """An error for a message: its kind and the beginning of its text, without passwords."""
+    return f"{type(error).__name__}: {without_password(' '.join(str(error).split()))[:200]}"
 
 
 @contextlib.contextmanager
@@ -79,7 +102,7 @@ def _first_contact(uri: str) -> Iterator["MlflowClient"]:
     """A quiet client; what its first requests meet is one clear error.
 
     Raises:
-        ConfigError: nothing that can be used answers at `uri`.
+        ConfigError: what is at `uri` cannot be used; an `UnreachableError` where nothing answers.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -90,11 +113,12 @@ def _first_contact(uri: str) -> Iterator["MlflowClient"]:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        with _few_retries():
+        with few_retries():
             yield MlflowClient(tracking_uri=uri)
     except (MlflowException, SQLAlchemyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
+        away = not lasts(error) and (not uri.startswith("sqlite:") or "database is locked" in str(error))
+        raise (UnreachableError if away else ConfigError)(
             f"MLflow at {without_password(uri)} cannot be used ({reason}); give by --tracking-uri a running server, as "
             "http://HOST:5000, or a database, as sqlite:///PATH.db"
         ) from error
@@ -150,26 +174,42 @@ class Tracker:
         experiment: name of the MLflow experiment, the question the sweep asks.
         sweep_id: names the sweep among all on that server.
         artifacts: where a new local experiment keeps its artifacts; None leaves it to the server.
-
-    Raises:
-        ConfigError: nothing that can be used answers at `uri`, or the experiment is deleted there.
     """
 
     def __init__(self, uri: str, experiment: str, sweep_id: str, artifacts: Path | None) -> None:
-        self.sweep_id = sweep_id
-        with _first_contact(uri) as self.client:
-            self.experiment_id = self._experiment(uri, experiment, artifacts)
+        self.uri, self.experiment, self.sweep_id, self.artifacts = uri, experiment, sweep_id, artifacts
         self.git = git_facts(Path(__file__).parent)
+        self.contacted = False
 
-    def _experiment(self, uri: str, name: str, artifacts: Path | None) -> str:
-        found = self.client.get_experiment_by_name(name)
+    def contact(self) -> None:
+        """Finds or makes the experiment, which what is sent needs.
+
+        Raises:
+            ConfigError: what is at the address cannot be used, or the experiment is deleted there; an
+                `UnreachableError` where nothing answers.
+        """
+        with _first_contact(self.uri) as client:
+            self.client, self.experiment_id = client, self._experiment(client)
+            self.contacted = True
+
+    def _experiment(self, client: "MlflowClient") -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = client.get_experiment_by_name(self.experiment)
         if found is None:
-            location = None if artifacts is None else artifacts.resolve().as_uri()
-            return self.client.create_experiment(name, artifact_location=location)
+            location = None if self.artifacts is None else self.artifacts.resolve().as_uri()
+            try:
+                return client.create_experiment(self.experiment, artifact_location=location)
+            except MlflowException:  # another sweep may have made it in between, or the first answer was lost
+                found = client.get_experiment_by_name(self.experiment)
+                if found is None:
+                    raise
         if found.lifecycle_stage == "deleted":
+            shown = without_password(self.uri)
             raise ConfigError(
-                f"the MLflow experiment {name!r} at {uri} is deleted; bring it back with 'MLFLOW_TRACKING_URI={uri} "
-                f"mlflow experiments restore --experiment-id {found.experiment_id}', or give another --out"
+                f"the MLflow experiment {self.experiment!r} at {shown} is deleted; bring it back with "
+                f"'MLFLOW_TRACKING_URI={shown} mlflow experiments restore --experiment-id {found.experiment_id}', or "
+                "give another --out"
             )
         return found.experiment_id
 
@@ -183,8 +223,17 @@ class Tracker:
         self._log_store(run_id, store)
         return run_id
 
-    def start_trial(self, entry: Entry, parent: str, store: "FeatureStore") -> str:
-        """Opens a trial's run, or opens it again, and returns its id."""
+    def start_trial(
+        self, entry: Entry, parent: str, store: "FeatureStore", attempt: int = 0, started_ms: int | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> str:  # fmt: skip
+        """Opens a trial's run, or opens it again, and returns its id.
+
+        Args:
+            attempt: how often the trial was begun anew; runs of earlier attempts are deleted.
+            started_ms: when the trial began.
+            facts: become tags of the run.
+        """
         from mlflow.entities import RunTag
 
         tags = {
@@ -192,12 +241,14 @@ class Tracker:
             "refavs.kind": "trial",
             "refavs.case": entry.trial.name,
             "refavs.seed": str(entry.trial.config.seed),
+            ATTEMPT: str(attempt),
         }
-        run_id = self._find_or_create(entry.key, entry.trial.title, tags, store)
+        run_id = self._find_or_create(entry.key, entry.trial.title, tags, store, started_ms)
         settings = flat(entry.trial.config)
         loose = {name: settings.pop(name) for name in list(settings) if name.startswith(NOT_IN_KEY)}
         self._log_params(run_id, settings)
         # A parameter can never change, and these may when the trial goes on.
+        loose |= facts or {}
         self.client.log_batch(run_id, tags=[RunTag(f"refavs.{name}", str(value)) for name, value in loose.items()])
         self._log_store(run_id, store)
         return run_id
@@ -223,35 +274,66 @@ class Tracker:
             elif path.is_file():
                 self.client.log_artifact(run_id, str(path))
 
-    def end(self, run_id: str, status: str, reason: str = "") -> None:
+    def end(self, run_id: str, status: str, reason: str = "", ended_ms: int | None = None) -> None:
         """Closes a run as FINISHED, FAILED or KILLED."""
         if reason:
             self.client.set_tag(run_id, REASON, reason[:5000])
-        self.client.set_terminated(run_id, status=status)
+        self.client.set_terminated(run_id, status=status, end_time=ended_ms)
+
+    def keep_only(self, key: str, run_id: str | None) -> None:
+        """Deletes the other runs of a trial: of an earlier attempt, or made by a request whose answer was lost."""
+        for run in self._runs(key):
+            if run.info.run_id != run_id:
+                self.client.delete_run(run.info.run_id)
+
+    def register(self, name: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> str:
+        """Makes a version of the model `name` in the registry from a run's artifact, once; returns its number."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        found = self.client.search_model_versions(f"run_id='{run_id}'")
+        known = [version for version in found if version.name == name]
+        if known:
+            return str(min(int(version.version) for version in known))
+        source = f"{self.client.get_run(run_id).info.artifact_uri}/{artifact}"
+        return str(self.client.create_model_version(name, source, run_id, tags=dict(tags)).version)
+
+    def _runs(self, key: str) -> "list[Run]":
+        """The runs of this sweep with this key that are not deleted, oldest first."""
+        own = f"tags.`refavs.sweep` = '{self.sweep_id}' and tags.`refavs.key` = '{key}'"
+        return list(self.client.search_runs([self.experiment_id], own, order_by=["attributes.start_time ASC"]))
 
     def _find_or_create(
-        self, key: str, name: str, tags: dict[str, str], store: "FeatureStore"
+        self, key: str, name: str, tags: dict[str, str], store: "FeatureStore", started_ms: int | None = None
     ) -> str:
-        """The run of this sweep with this key; a run made just before a kill is found by its tags."""
-        found = self.client.search_runs(
-            [self.experiment_id], f"tags.`refavs.sweep` = '{self.sweep_id}' and tags.`refavs.key` = '{key}'"
-        )
-        if found:
-            run_id = found[0].info.run_id
-            self.client.update_run(run_id, status="RUNNING")
-            if REASON in found[0].data.tags:
+        """The run of this sweep with this key; one that was made just before a kill is found by its tags."""
+        wanted = tags.get(ATTEMPT, "0")
+        same = [run for run in self._runs(key) if run.data.tags.get(ATTEMPT, "0") == wanted]
+        if same:
+            run_id = same[0].info.run_id
+            if same[0].info.status != "RUNNING":
+                self.client.update_run(run_id, status="RUNNING")
+            if REASON in same[0].data.tags:
                 self.client.delete_tag(run_id, REASON)
-            return run_id
-        own = {
-            "refavs.sweep": self.sweep_id,
-            "refavs.key": key,
-            "refavs.store": store.fingerprint,
-            "refavs.features": "random weights" if store.random_weights else "pretrained weights",
-            "mlflow.user": _user(),
-            "mlflow.source.name": "refavs-sweep",
-        }
-        run = self.client.create_run(self.experiment_id, run_name=name, tags={**own, **self.git, **tags})
-        return run.info.run_id
+        else:
+            own = {
+                "refavs.sweep": self.sweep_id,
+                "refavs.key": key,
+                "refavs.store": store.fingerprint,
+                "refavs.features": "random weights" if store.random_weights else "pretrained weights",
+                "mlflow.user": _user(),
+                "mlflow.source.name": "refavs-sweep",
+            }
+            run = self.client.create_run(
+                self.experiment_id, start_time=started_ms, run_name=name, tags={**own, **self.git, **tags}
+            )
+            run_id = run.info.run_id
+        self.keep_only(key, run_id)
+        return run_id
 
     def _log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
         from mlflow.entities import Param

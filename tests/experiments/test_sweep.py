@@ -12,8 +12,9 @@ from experiments.cli import _where_to_look, main
 from experiments.config import TrialConfig
 from experiments.grid import Grid, expand
 from experiments.ledger import Entry, Ledger
+from experiments.run import Options
 from experiments.sweep import run_sweep
-from experiments.tracking import Tracker, default_tracking_uri
+from experiments.tracking import default_tracking_uri
 from experiments.train import train
 from refavs.config import flat
 from refavs.errors import ConfigError, StoreError
@@ -120,7 +121,7 @@ def test_sweep_that_is_done_touches_neither_ray_nor_mlflow(
     jobs: InProcess, store: FeatureStore, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run_sweep(grid_of("full"), store, runs / "done")
-    monkeypatch.setattr("experiments.sweep.Tracker", None)
+    monkeypatch.setattr("experiments.sweep.Run", None)
     monkeypatch.setitem(sys.modules, "experiments.jobs", None)
     again = run_sweep(grid_of("full"), store, runs / "done")
     assert again.num_run == 0 and again.controls == first.controls
@@ -136,7 +137,9 @@ def test_sweep_goes_on_after_a_failed_trial(jobs: InProcess, store: FeatureStore
     assert found["diverges, seed 0"].info.status == "FAILED" and found["g"].info.status == "FAILED"
     assert found["diverges, seed 0"].data.tags["refavs.reason"].startswith("loss ")
     assert found["full, seed 0"].info.status == "FINISHED"
-    run_sweep(grid_of("diverges", "full"), store, runs / "fails")
+    assert run_sweep(grid_of("diverges", "full"), store, runs / "fails").failures == outcome.failures
+    assert jobs.ran == ["diverges, seed 0", "full, seed 0"]
+    run_sweep(grid_of("diverges", "full"), store, runs / "fails", options=Options(retry_failed=True))
     assert jobs.ran == ["diverges, seed 0", "full, seed 0", "diverges, seed 0"]
 
 
@@ -152,26 +155,6 @@ def test_sweep_that_is_interrupted_says_so_and_goes_on(jobs: InProcess, store: F
     run_id = runs_of(runs / "stopped")["no_text, seed 0"].info.run_id
     points = MlflowClient(outcome.tracking_uri).get_metric_history(run_id, "train/loss")
     assert [point.step for point in points] == [1, 2]
-
-
-def test_sweep_is_interrupted_while_mlflow_is_down(
-    jobs: InProcess,
-    store: FeatureStore,
-    runs: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def down(self: Tracker, run_id: str, status: str, reason: str = "") -> None:
-        raise OSError("no answer\nat all")
-
-    jobs.stop_after = 0
-    monkeypatch.setattr(Tracker, "end", down)
-    with pytest.raises(KeyboardInterrupt):
-        run_sweep(grid_of("full"), store, runs / "down")
-    assert "MLflow could not be told that the sweep ended (OSError: no answer at all); its" in capsys.readouterr().err
-    monkeypatch.undo()
-    (entry,) = Ledger(runs / "down").entries(grid_of("full").trials, store.fingerprint)
-    assert entry.state == "stopped"
 
 
 def test_sweep_shows_that_it_is_alive_within_an_epoch(
@@ -243,7 +226,14 @@ def test_command_lists_failures_and_exits_with_3(
     assert main(arguments) == 3
     printed = capsys.readouterr().out
     assert "failed: bad, seed 0: loss " in printed
-    assert "1 of 2 trials failed; the same command tries them again" in printed
+    told = "1 of 2 trials failed; the same command leaves them so, and with --retry-failed tries them again from their"
+    assert "1 trials finished now, 1 of 2 in all, 1 failed" in printed and told in printed
+    assert main(arguments) == 3 and jobs.ran == ["bad, seed 0", "full, seed 0"]
+    again = capsys.readouterr().out
+    assert "nothing to do: 1 of 2 trials were finished before, 1 failed" in again and "failed: bad, seed 0: " in again
+    assert main([*arguments, "--dry-run"]) == 0
+    assert "1 of 2 trials done, 1 failed (--retry-failed tries" in capsys.readouterr().out
+    assert main([*arguments, "--retry-failed"]) == 3 and jobs.ran[2:] == ["bad, seed 0"]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,9 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracker]:
     out = tmp_path_factory.mktemp("runs") / "mine"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        yield Tracker(default_tracking_uri(out), "mine", "sweep-id", out.parent / "artifacts")
+        tracker = Tracker(default_tracking_uri(out), "mine", "sweep-id", out.parent / "artifacts")
+        tracker.contact()
+        yield tracker
 
 
 def entry_of(folder: Path, beta: float, workers: int = 1) -> Entry:
@@ -47,14 +49,16 @@ def test_database_lies_beside_the_sweep(tmp_path: Path) -> None:
 def test_tracking_address_that_cannot_be_used_is_refused(uri: str, tmp_path: Path) -> None:
     (tmp_path / "not.db").write_text("no database\n" * 100)
     with pytest.raises(ConfigError, match=r"^MLflow at .* cannot be used \(.*\); give by --tracking-uri a running"):
-        Tracker(uri.format(tmp_path), "mine", "sweep-id", None)
+        Tracker(uri.format(tmp_path), "mine", "sweep-id", None).contact()
 
 
 def test_deleted_experiment_is_refused(tracker: Tracker, tmp_path: Path) -> None:
     uri = tracker.client.tracking_uri
-    tracker.client.delete_experiment(Tracker(uri, "gone", "sweep-id", tmp_path).experiment_id)
+    gone = Tracker(uri, "gone", "sweep-id", tmp_path)
+    gone.contact()
+    tracker.client.delete_experiment(gone.experiment_id)
     with pytest.raises(ConfigError, match=r"'gone' at sqlite:.* is deleted; bring it back with .* restore --exp"):
-        Tracker(uri, "gone", "sweep-id", tmp_path)
+        Tracker(uri, "gone", "sweep-id", tmp_path).contact()
 
 
 def test_trial_is_a_child_with_its_settings_and_the_store(
@@ -84,6 +88,51 @@ def test_start_again_finds_the_run(tracker: Tracker, store: FeatureStore, tmp_pa
     assert run.data.tags["refavs.resources.workers"] == "2"
     assert run.info.status == "RUNNING" and "refavs.reason" not in run.data.tags
     assert len(run.inputs.dataset_inputs) == 1
+
+
+def test_trial_that_begins_anew_is_another_run_and_the_only_one(
+    tracker: Tracker, store: FeatureStore, tmp_path: Path
+) -> None:
+    parent = tracker.start_sweep("g", "", store, {})
+    entry = entry_of(tmp_path, 2.5)
+    first = tracker.start_trial(entry, parent, store)
+    second = tracker.start_trial(entry, parent, store, attempt=1, started_ms=1234)
+    assert first != second and tracker.start_trial(entry, parent, store, attempt=1) == second
+    assert tracker.client.get_run(first).info.lifecycle_stage == "deleted"
+    assert tracker.client.get_run(second).info.start_time == 1234
+    tracker.keep_only(entry.key, None)
+    assert tracker.client.get_run(second).info.lifecycle_stage == "deleted"
+
+
+def test_run_whose_creation_was_not_answered_is_found_and_a_late_second_one_removed(
+    tracker: Tracker, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = tracker.start_sweep("g", "", store, {})
+    entry, create = entry_of(tmp_path, 3.5), tracker.client.create_run
+    made: list[str] = []
+
+    def lost(*arguments: Any, **named: Any) -> None:
+        made.append(create(*arguments, **named).info.run_id)
+        raise ConnectionError("the answer was lost")
+
+    monkeypatch.setattr(tracker.client, "create_run", lost)
+    with pytest.raises(ConnectionError):
+        tracker.start_trial(entry, parent, store)
+    monkeypatch.undo()
+    assert [tracker.start_trial(entry, parent, store)] == made
+    tags = tracker.client.get_run(made[0]).data.tags
+    late = create(tracker.experiment_id, tags={name: tags[name] for name in ("refavs.sweep", "refavs.key")})
+    tracker.keep_only(entry.key, made[0])
+    assert tracker.client.get_run(late.info.run_id).info.lifecycle_stage == "deleted"
+
+
+def test_model_is_registered_once(tracker: Tracker, store: FeatureStore, tmp_path: Path) -> None:
+    parent = tracker.start_sweep("g", "", store, {})
+    runs = [tracker.start_trial(entry_of(tmp_path, beta), parent, store) for beta in (4.5, 5.5)]
+    versions = [tracker.register("it's", run_id, "checkpoint", {"a": "b"}) for run_id in (runs[0], runs[0], runs[1])]
+    assert versions == ["1", "1", "2"]
+    version = tracker.client.get_model_version("it's", "1")
+    assert version.run_id == runs[0] and version.source.endswith(f"{runs[0]}/artifacts/checkpoint")
 
 
 def test_record_sent_twice_is_one_point(tracker: Tracker, store: FeatureStore, tmp_path: Path) -> None:

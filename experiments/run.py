@@ -1,0 +1,283 @@
+"""One call of a sweep with something to do: trials go to Ray, what they say to the ledger, and MLflow mirrors that."""
+
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from experiments.config import TrialResources
+from experiments.grid import Grid
+from experiments.interrupt import Interrupts
+from experiments.ledger import Entry, Ledger
+from experiments.mirror import TABLE, WAIT_S, Mirror, pending
+from experiments.resources import Resources
+from experiments.search import Search
+from experiments.table import csv_text
+from experiments.tracking import Tracker, UnreachableError, without_password
+from refavs.config import digest
+from refavs.console import ProgressBar
+from refavs.store import FeatureStore
+from refavs.store.files import write_atomically
+
+STOPPED_WAIT_S = 5.0  # for MLflow, of one who pressed Ctrl-C twice
+RANKED_BY = "val/J"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a call of a sweep is asked for beside its grid.
+
+    Attributes:
+        retry_failed: run failed trials again, from their last epoch.
+        rerun: beginnings of keys of trials whose results are thrown away and which run anew.
+        register: a name in MLflow's model registry for the model of the best trial by J on val.
+        grid_file: where the grid was read, a tag in MLflow.
+        wait_s: how long to wait at the end for an MLflow that does not answer.
+    """
+
+    retry_failed: bool = False
+    rerun: tuple[str, ...] = ()
+    register: str | None = None
+    grid_file: str = ""
+    wait_s: float = WAIT_S
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """A sweep after a call.
+
+    Attributes:
+        num_run: trials that this call finished.
+        unsent: titles of trials of which MLflow lacks something; `unsent_reason` says why.
+        interrupted: the call was asked to stop before its end.
+        messages: what else is to be told at the end.
+        controls: metrics of the constant predictions.
+    """
+
+    entries: list[Entry]
+    tracking_uri: str
+    num_run: int = 0
+    unsent: list[str] = field(default_factory=list)
+    unsent_reason: str = ""
+    interrupted: bool = False
+    messages: list[str] = field(default_factory=list)
+    controls: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Reason by title of the trials that failed, now or before."""
+        failed = [entry for entry in self.entries if entry.state == "failed"]
+        return {entry.trial.title: entry.status.get("reason", "unknown") for entry in failed}
+
+
+def to_run(entries: Sequence[Entry], retry_failed: bool = False) -> list[Entry]:
+    """The trials that are missing or were stopped, and those that failed where they are to be tried again."""
+    again = ("new", "running", "stopped", *(["failed"] if retry_failed else []))
+    return [
+        entry for entry in entries
+        if (state := entry.state) in again or (state == "finished" and entry.result is None)
+    ]  # fmt: skip
+
+
+def best_by_val(entries: Sequence[Entry]) -> Entry | None:
+    """The finished trial whose kept model has the highest J on val; the first of equals."""
+    scores: dict[str, float] = {}
+    for entry in entries:
+        if entry.state == "finished" and (score := entry.score(RANKED_BY)) is not None:
+            scores[entry.key] = score
+    return max((entry for entry in entries if entry.key in scores), key=lambda e: scores[e.key], default=None)
+
+
+def closed_mark(entries: Sequence[Entry], uri: str) -> str:
+    """Names a set of trials that MLflow at `uri` has to their end."""
+    return digest([sorted(entry.key for entry in entries), without_password(uri)])
+
+
+class Run:
+    """The trials of one call, as `experiments.jobs.Trials` wants them."""
+
+    def __init__(
+        self, grid: Grid, store: FeatureStore, ledger: Ledger, outcome: Outcome, options: Options,
+        search: Search | None = None,
+    ) -> None:  # fmt: skip
+        self.grid, self.store, self.ledger, self.outcome, self.options = grid, store, ledger, outcome, options
+        self.search = search
+        self.given_up: dict[str, str] = {}
+        self.queue: deque[list[Entry]] = deque()
+        self.active: dict[str, Entry] = {}
+        self.progress: ProgressBar | None = None
+        self.epochs: dict[str, int] = {}
+        self.interrupts = Interrupts(ledger.ask_to_stop)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether no more trials start and those that run end after their epoch."""
+        return self.interrupts.asked or self.ledger.asked_to_stop
+
+    def connect(self, sweep_id: str, known: bool) -> None:
+        """Meets MLflow for the first time in this call.
+
+        Args:
+            known: whether it has taken something of this sweep before; then it may be away now.
+
+        Raises:
+            ConfigError: what is at the address cannot be used, or never was reached.
+        """
+        uri = self.outcome.tracking_uri
+        local = uri.startswith("sqlite:")
+        out = self.ledger.root.resolve()
+        tracker = Tracker(uri, out.name, sweep_id, out.parent / "mlartifacts" / out.name if local else None)
+        facts = {"store": self.store.location, "out": out, "trials": len(self.outcome.entries)}
+        grid = {"grid": self.grid.name, "grid_file": self.options.grid_file, "protocol": "canonical"}
+        self.mirror = Mirror(
+            tracker, self.ledger, self.store, self.grid.name, self.grid.description, {**facts, **grid}, grid
+        )
+        try:
+            tracker.contact()
+        except UnreachableError as error:
+            if not known:
+                raise
+            _tell(f"{error}; it had been there before, so the trials run, and what they log stays on disk until then")
+
+    def run(self, resources: Resources) -> None:
+        """Runs what is missing, and waits for MLflow to have everything."""
+        self.ledger.set_sweep(grid=self.grid.name, git=self.mirror.tracker.git)
+        self.mirror.start()
+        with self.interrupts:
+            try:
+                for entry in self.outcome.entries:
+                    if pending(entry, self.outcome.tracking_uri):
+                        self.mirror.note(entry)
+                self._run_missing(to_run(self.outcome.entries, self.options.retry_failed), resources)
+            except BaseException as error:
+                self._close_early("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+                raise
+            self.outcome.interrupted = self.stopping
+            self._close()
+
+    def _close(self) -> None:
+        text = csv_text(self.outcome.entries, self.outcome.controls, self.store.random_weights)
+        write_atomically(self.ledger.root / TABLE, text.encode())
+        status = "KILLED" if self.outcome.interrupted else "FAILED" if self.outcome.failures else "FINISHED"
+        best = best_by_val(self.outcome.entries) if self.options.register else None
+        count = self.interrupts.count
+        self.outcome.unsent = self.mirror.close(
+            status, self.options.wait_s, lambda: self.interrupts.count > count,
+            None if best is None or self.options.register is None else (self.options.register, best),
+        )
+        self.outcome.unsent_reason = self.mirror.error
+        self._pass_on()
+        if self.outcome.unsent:
+            return
+        if not to_run(self.outcome.entries) and not (self.search and self.search.num_to_come):
+            self.ledger.set_sweep(closed=closed_mark(self.outcome.entries, self.outcome.tracking_uri))
+
+    def _close_early(self, status: str) -> None:
+        """Ends the open runs; what fails here is only told, so that the error that ended the sweep is seen."""
+        try:
+            for entry in self.active.values():
+                entry.set_status("stopped")
+                self.mirror.note(entry)
+            unsent = self.mirror.close(status, STOPPED_WAIT_S)
+            if unsent:
+                why = f" ({self.mirror.error})" if self.mirror.error else ""
+                _tell(f"MLflow could not be told that the sweep ended{why}; its runs stay open there until the same "
+                      "command goes on")  # fmt: skip
+        except Exception as error:
+            _tell(f"the trials could not be closed ({type(error).__name__}: {error}); the same command goes on")
+
+    def _run_missing(self, missing: Sequence[Entry], resources: Resources) -> None:
+        for entry in missing:
+            self.ledger.enter(entry, self.store.fingerprint)
+            if entry.result is not None:  # a kill came after its end
+                self.ended(entry, "")
+        to_train = [entry for entry in missing if entry.result is None]
+        num_to_come = self.search.num_to_come if self.search else 0
+        if not to_train and not num_to_come:
+            return
+        from experiments.jobs import run_trials
+
+        self.queue = deque([entry] for entry in to_train)
+        kinds = [entry.trial for entry in to_train] + (list(self.grid.kinds) if num_to_come else [])
+        asked = {trial.config.resources for trial in kinds}
+        num_epochs = sum(entry.trial.config.train.epochs for entry in to_train)
+        num_epochs += num_to_come * max((trial.config.train.epochs for trial in self.grid.kinds), default=0)
+        with ProgressBar(f"sweep {self.grid.name}", num_epochs, "epochs") as self.progress:
+            run_trials(self, self.store.location, resources, self.ledger.root, asked)
+        for entry in to_train:
+            if not self.stopping and entry.state in ("new", "running"):
+                self.ended(entry, "the trial never ran; Ray found no place for what it asks for")
+
+    def ready(self, places: Callable[[TrialResources], int]) -> None:
+        """See `experiments.jobs.Trials`, as for the methods below."""
+        self.interrupts.install()
+
+    def next(self) -> list[Entry] | None:
+        """The next trials; none once the sweep is asked to stop."""
+        if self.stopping:
+            return None
+        if self.queue:
+            return self.queue.popleft()
+        entry = self.search.suggest() if self.search else None
+        if entry is None:
+            return None
+        self.outcome.entries.append(entry)
+        self.ledger.enter(entry, self.store.fingerprint)
+        return [entry]
+
+    def started(self, entry: Entry) -> None:
+        """Notes the start; a second one in the same call, after the death of a worker, is the same start."""
+        if entry.key not in self.active:
+            self.active[entry.key] = entry
+            entry.set_status("running", started_s=round(time.time(), 3))
+            self.mirror.note(entry)
+
+    def progressed(self, entry: Entry, records: list[Mapping[str, Any]]) -> None:
+        """Lets MLflow have the new records, which lie in the trial's folder already."""
+        self.mirror.note(entry)
+        if self.search and (reason := self.search.report(entry, records)):
+            self.given_up[entry.key] = reason
+            entry.ask_to_stop()
+        if self.progress is not None:
+            last = records[-1]
+            score = last["metrics"].get(RANKED_BY)
+            shown = "" if score is None else f" val J {100 * score:.1f}"
+            new = max(0, last["epoch"] - self.epochs.get(entry.key, 0))
+            self.epochs[entry.key] = self.epochs.get(entry.key, 0) + new
+            self.progress.advance(new, f"{entry.trial.title}: epoch {last['epoch']}{shown}")
+
+    def ended(self, entry: Entry, reason: str) -> None:
+        """Notes how a trial ended."""
+        result = entry.result
+        self.active.pop(entry.key, None)
+        if result is not None and not reason:
+            entry.set_status("finished", seconds=result["metrics"]["seconds"])
+            self.outcome.num_run += 1
+            shutil.rmtree(entry.folder / "state", ignore_errors=True)
+        elif reason:
+            entry.set_status("failed", reason=reason)
+        elif entry.key in self.given_up:
+            entry.set_status("pruned", reason=self.given_up[entry.key])
+            shutil.rmtree(entry.folder / "state", ignore_errors=True)
+        elif self.stopping or entry.asked_to_stop:
+            entry.set_status("stopped")
+        else:
+            entry.set_status("failed", reason="the trial ended without a result")
+        self.mirror.note(entry)
+
+    def waited(self) -> None:
+        """Shows that the sweep is alive."""
+        self._pass_on()
+        if self.progress is not None:
+            self.progress.advance(0)
+
+    def _pass_on(self) -> None:
+        while self.mirror.messages:
+            _tell(self.mirror.messages.popleft())
+
+
+def _tell(message: str) -> None:
+    print(f"refavs-sweep: {message}", file=sys.stderr)
