@@ -35,6 +35,10 @@ class TrainConfig:
         precision: `bf16` and `fp16` run the model under autocast; `fp16` scales the loss and skips steps that overflow.
         ema_decay: share that the running mean of the weights keeps of itself in a step (less in the first steps); the
             mean is then evaluated and kept, not the last weights. 0 is without.
+        order_seed: seed of the order of the batches and of the seconds drawn; None takes the trial's seed. Trials with
+            the same one read the same batches, so that seeds, too, can run together over one read (`--fuse`). Such
+            seeds differ in initial weights, points and dropout alone: the spread that the order of the data brings is
+            missing from their interval, which is narrower than that of seeds with orders of their own.
         patience: epochs without a better val J after which training ends; the best epoch's weights are kept then. 0
             trains all epochs and keeps the last.
         init: folder of a trained head, as a trial's `checkpoint`, whose weights training starts from; None starts anew.
@@ -57,6 +61,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema_decay: float = 0.0
+    order_seed: int | None = None
     patience: int = 0
     init: str | None = None
     compile: bool = False
@@ -77,6 +82,8 @@ class TrainConfig:
                 f"train.acoustic_temporal_weight is {self.acoustic_temporal_weight} with train.sampling uniform, which "
                 "has no weights; set train.sampling to dimension"
             )
+        if self.order_seed is not None and self.order_seed < 0:
+            raise ConfigError(f"train.order_seed is {self.order_seed}; accepted: a whole number from 0, or null")
         if not 0 <= self.decay_start <= 1:
             raise ConfigError(f"train.decay_start is {self.decay_start}; accepted: a share of all steps from 0 to 1")
         if not 0 <= self.ema_decay < 1:
@@ -117,3 +124,8 @@ class TrialConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     resources: TrialResources = field(default_factory=TrialResources)
     seed: int = 0
+
+    @property
+    def order_seed(self) -> int:
+        """The seed of what a trial reads, in which order."""
+        return self.seed if self.train.order_seed is None else self.train.order_seed

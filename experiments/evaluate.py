@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from experiments.config import TrainConfig
 from refavs.console import ProgressBar
 from refavs.data.dataset import Ahead, Batch, batches
+from refavs.errors import RefAVSError
 from refavs.metrics import (
     Recorder,
     Results,
@@ -38,6 +39,7 @@ from refavs.metrics.statistics import describe
 from refavs.metrics.text_control import TEXT_ONLY, TextControl
 from refavs.model.decoder import predict
 from refavs.model.eemc import EEMC
+from refavs.model.once import Once
 
 if TYPE_CHECKING:
     from refavs.store import FeatureStore
@@ -45,6 +47,13 @@ if TYPE_CHECKING:
 MEASURES = ("J", "F", "S", "false_empty")
 TEST_SPLITS = ("test_s", "test_u", "test_n")
 MIX = ("test_s", "test_u")
+
+
+class Head(NamedTuple):
+    """A head to evaluate, and how it was trained."""
+
+    config: TrainConfig
+    model: EEMC
 
 
 def evaluate_splits(
@@ -58,19 +67,44 @@ def evaluate_splits(
     Args:
         recorder: receives the statistics of each expression and frame, from which all other protocols follow.
     """  # fmt: skip
-    groups: dict[str, SegmentationMetrics] = {}
+    (found,) = evaluate_together([Head(config, model)], store, splits, device, [recorder])
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def evaluate_together(
+    heads: Sequence[Head], store: "FeatureStore", splits: Sequence[str], device: torch.device,
+    recorders: Sequence[Recorder | None],
+) -> list[dict[str, float] | Exception]:
+    """As `evaluate_splits` for several heads, with one recorder or None for each; every batch is read once.
+
+    Returns:
+        For each head its metrics, or the error that its predictions gave.
+    """  # fmt: skip
+    groups: list[dict[str, SegmentationMetrics]] = [{} for _ in heads]
+    errors: dict[int, Exception] = {}
     rows = rows_of(store, splits)
     place = 0
-    for batch, probs in predictions(config, model, store, rows, device):
+    for batch, found in predictions_together(heads, store, rows, device):
         assert batch.mask is not None
         names = [group_names(*places) for places in zip(batch.split, batch.dimension, strict=True)]
-        if recorder is None:
-            scores = score_expressions(probs, batch.mask)
-        else:
-            scores = expression_scores(recorder.add(rows[place : place + len(batch)], probs, batch.mask))
-        add_to_groups(groups, scores, names)
+        for number, probs in found:
+            if number in errors:
+                continue
+            recorder = recorders[number]
+            try:
+                if recorder is None:
+                    scores = score_expressions(probs, batch.mask)
+                else:
+                    scores = expression_scores(recorder.add(rows[place : place + len(batch)], probs, batch.mask))
+            except (RefAVSError, ValueError) as error:  # probabilities that are no numbers
+                errors[number] = error
+                continue
+            add_to_groups(groups[number], scores, names)
         place += len(batch)
-    return named_values({name: metrics.compute() for name, metrics in groups.items()})
+    values = [named_values({name: metrics.compute() for name, metrics in group.items()}) for group in groups]
+    return [errors.get(number, value) for number, value in enumerate(values)]
 
 
 def record_splits(
@@ -81,32 +115,63 @@ def record_splits(
     Raises:
         StatisticsError: the probabilities are not numbers; names the expressions.
     """
-    recorder = Recorder(table=store.expressions, store=store.fingerprint)
-    metrics = evaluate_splits(config, model, store, splits, device, recorder)
-    if metrics:
-        write_statistics(path, recorder.statistics())
-    return metrics
+    (found,) = record_together([Head(config, model)], store, splits, device, [path])
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
-@torch.no_grad()
+def record_together(
+    heads: Sequence[Head], store: "FeatureStore", splits: Sequence[str], device: torch.device, paths: Sequence[Path]
+) -> list[dict[str, float] | Exception]:
+    """As `record_splits` for several heads, each with a path of its own, and `evaluate_together`."""
+    recorders = [Recorder(table=store.expressions, store=store.fingerprint) for _ in heads]
+    found = evaluate_together(heads, store, splits, device, recorders)
+    for metrics, recorder, path in zip(found, recorders, paths, strict=True):
+        if metrics and not isinstance(metrics, Exception):
+            write_statistics(path, recorder.statistics())
+    return found
+
+
 def predictions(
     config: TrainConfig, model: EEMC, store: "FeatureStore", rows: Sequence[int], device: torch.device
 ) -> Iterator[tuple[Batch, Tensor]]:
     """The batches of `rows` with the probabilities of each pixel at the size of the masks."""
-    was_training = model.training
-    model.eval()
-    levels, pinned = model.config.sizes.levels, device.type == "cuda"
-    read = batches(store, rows, config.eval_batch_size, levels=levels, pinned=pinned)
+    for batch, found in predictions_together([Head(config, model)], store, rows, device):
+        for _, probs in found:
+            yield batch, probs
+
+
+@torch.no_grad()
+def predictions_together(
+    heads: Sequence[Head], store: "FeatureStore", rows: Sequence[int], device: torch.device
+) -> Iterator[tuple[Batch, Iterator[tuple[int, Tensor]]]]:
+    """As `predictions` for heads that read the same maps: with each batch, the number of a head and what it predicts.
+
+    The probabilities of a head are computed when they are asked for, so that only those of one take memory.
+    """
+    modes = [model.training for _, model in heads]
+    for _, model in heads:
+        model.eval()
+    levels, pinned = heads[0].model.config.sizes.levels, device.type == "cuda"
+    read = batches(store, rows, heads[0].config.eval_batch_size, levels=levels, pinned=pinned)
     for on_host in Ahead(read):
-        batch = on_host.to(device)
-        assert batch.mask is not None
-        with autocast(config, device):
-            output = model(batch)
-        height, width = batch.mask.shape[-2:]
-        yield batch, predict(output, (height, width))
+        yield (batch := on_host.to(device)), _predicted(heads, batch)
         if pinned:  # the memory of what was read is used again now, and the copies have to be done
             torch.cuda.current_stream(device).synchronize()
-    model.train(was_training)
+    for mode, (_, model) in zip(modes, heads, strict=True):
+        model.train(mode)
+
+
+@torch.no_grad()
+def _predicted(heads: Sequence[Head], batch: Batch) -> Iterator[tuple[int, Tensor]]:
+    once = Once(keep=len(heads) > 1)
+    assert batch.mask is not None
+    height, width = batch.mask.shape[-2:]
+    for number, (config, model) in enumerate(heads):
+        with autocast(config, batch.audio.device):
+            output = model(batch, once=once)
+        yield number, predict(output, (height, width))
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:

@@ -18,6 +18,7 @@ from refavs.data.dataset import Batch
 from refavs.errors import ConfigError
 from refavs.model.eemc import EEMC
 from refavs.model.losses import FrameCounts, eemc_loss
+from refavs.model.once import Once
 
 
 class NonFiniteError(ConfigError):
@@ -64,7 +65,9 @@ class Learner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
         self.scaler.scale(torch.zeros((), device=self.device))  # its scale is there for workers without a part as well
 
-    def step(self, parts: Sequence[tuple[int, Batch]], step: int, num_steps: int) -> dict[str, Tensor]:
+    def step(
+        self, parts: Sequence[tuple[int, Batch]], step: int, num_steps: int, once: Once | None = None
+    ) -> dict[str, Tensor]:
         """One step of the optimiser on a batch of which this worker has `parts`; returns the losses of the whole batch.
 
         The gradient is that of the whole batch, however many parts and workers share it: a part draws from a seed of
@@ -72,6 +75,7 @@ class Learner:
 
         Args:
             parts: pieces of the batch on the CPU, with their number among all of them.
+            once: shares what is frozen with the other learners that take this step on the same parts.
 
         Raises:
             NonFiniteError: a loss or gradient is not finite; names the step and the expressions.
@@ -79,13 +83,14 @@ class Learner:
         rate = learning_rate(self.config.train, step, num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        frames = self._frames(parts, step)
-        whole = self._count(parts, frames)
+        shared = once or Once()
+        frames = shared("frames", lambda: self._frames(parts, step))
+        whole = shared("whole", lambda: self._count(parts, frames))
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for number, part in parts:
             torch.manual_seed(derived_seed(self.config.seed, "part", step, number))
-            losses = self._losses(part.to(self.device), frames, whole)
+            losses = self._losses(part, frames, whole, shared.of(number))
             self.scaler.scale(losses["total"]).backward()
             for name, value in losses.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
@@ -109,7 +114,7 @@ class Learner:
         masks = [part.mask for _, part in parts if part.mask is not None]
         if not wanted or not masks or wanted >= masks[0].shape[1]:
             return None
-        rng = np.random.default_rng(derived_seed(self.config.seed, "frames", step))
+        rng = np.random.default_rng(derived_seed(self.config.order_seed, "frames", step))
         return torch.from_numpy(np.sort(rng.permutation(masks[0].shape[1])[:wanted]))
 
     def _count(self, parts: Sequence[tuple[int, Batch]], frames: Tensor | None) -> FrameCounts:
@@ -123,13 +128,15 @@ class Learner:
             found = self.team.add(found.to(self.device)).cpu()
         return FrameCounts(shown=int(found[0]), null=int(found[1]))
 
-    def _losses(self, part: Batch, frames: Tensor | None, whole: FrameCounts) -> dict[str, Tensor]:
+    def _losses(self, part: Batch, frames: Tensor | None, whole: FrameCounts, once: Once) -> dict[str, Tensor]:
+        part = once("on the device", lambda: part.to(self.device))
         assert part.mask is not None
-        chosen = None if frames is None else frames.to(self.device)
+        mask, chosen = part.mask, None if frames is None else frames.to(self.device)
         with autocast(self.config.train, self.device):
-            output = self.forward(part, chosen)
-        mask = part.mask if chosen is None else part.mask[:, chosen]
-        return eemc_loss(output, mask, self.config.loss, whole)
+            # A compiled model is compiled for tensors alone.
+            output = self.forward(part, chosen) if self.config.train.compile else self.forward(part, chosen, once)
+        mask = once("mask", lambda: mask if chosen is None else mask[:, chosen])
+        return eemc_loss(output, mask, self.config.loss, whole, once)
 
     def _share(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         """Adds up gradients and losses over the workers, in one message."""

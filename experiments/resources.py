@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from experiments.config import TrialResources
 from refavs.errors import ConfigError
@@ -32,11 +33,14 @@ class Resources:
         address: a running Ray cluster, whose nodes see the store and the sweep's folder under the same paths; None
             starts Ray on this machine for the time of the sweep.
         max_concurrent: trials at once; None takes as many as the processors allow.
+        fuse: trials that train together in one process over one read of the store, where they read the same batches; or
+            `auto`, see `experiments.fuse`.
         cpus_per_trial: processors of a trial, or of each of its workers where it has several; GPUs likewise.
     """
 
     address: str | None = None
     max_concurrent: int | None = None
+    fuse: int | Literal["auto"] = 1
     cpus_per_trial: float = 1
     gpus_per_trial: float = 0
 

@@ -56,7 +56,7 @@ class Sampler:
         wanted = self.num_steps * self.config.train.batch_size
         if not self.config.train.steps_per_epoch and len(self.groups) == 1:
             wanted = len(self.groups[0])
-        rng = np.random.default_rng(derived_seed(self.config.seed, "rows", epoch))
+        rng = np.random.default_rng(derived_seed(self.config.order_seed, "rows", epoch))
         drawn = []
         for group, share in zip(self.groups, self.shares, strict=True):
             count = math.ceil(wanted * share)
@@ -68,7 +68,7 @@ class Sampler:
         """The batches of an epoch, in numbered parts of about the same size: those that fall to worker `rank`."""
         train = self.config.train
         whole = batch_rows(
-            self.store, self.rows(epoch), train.batch_size, seed=self.config.seed, epoch=epoch,
+            self.store, self.rows(epoch), train.batch_size, seed=self.config.order_seed, epoch=epoch,
             expressions_per_clip=train.expressions_per_clip,
         )
         mine = [list(self._parts(rows, num_workers * train.accumulate))[rank :: num_workers] for rows in whole]

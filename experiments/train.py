@@ -1,10 +1,15 @@
-"""One trial as a plain loop: no Ray and no MLflow in it. It goes on from its last finished epoch."""
+"""Trials as a plain loop: no Ray and no MLflow in it. A trial goes on from its last finished epoch.
 
+A trial is a group of one. Trials of a larger group read the same batches and the same splits, each once for all, and
+are apart from that as they would be alone: each with its own weights, optimiser, random numbers, files and failures.
+"""
+
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +17,19 @@ import torch
 from torch import Tensor
 
 from experiments.config import TrialConfig
-from experiments.evaluate import TEST_SPLITS, evaluate_splits, record_splits, rows_of
+from experiments.evaluate import TEST_SPLITS, Head, evaluate_together, record_together, rows_of
 from experiments.learner import Learner, Team
 from experiments.overlays import write_overlays
 from experiments.sampler import Sampler
 from experiments.state import STOP_FILE, load_state, read_json, save_state, write_json
 from refavs.config import to_dict
-from refavs.data.dataset import Ahead
+from refavs.data.dataset import Ahead, Batch
 from refavs.errors import ConfigError
 from refavs.metrics import STATISTICS_FILE
 from refavs.model.checkpoint import load_weights, save_model
 from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.model.footprint import require_memory
+from refavs.model.once import Once
 from refavs.model.pretrained import Mask2Former, load_decoders
 from refavs.model.sizes import FeatureSizes
 from refavs.store.files import write_atomically
@@ -32,6 +38,37 @@ if TYPE_CHECKING:
     from refavs.store import FeatureStore
 
 Report = Callable[[list[dict[str, Any]]], None]
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A trial to train, and what becomes of it.
+
+    Attributes:
+        folder: receives `state/` (the last epoch's checkpoint while training), `metrics.jsonl` (a record per epoch),
+            `checkpoint/` (the trained head), `statistics.parquet` (from which every protocol is computed), `overlays/`
+            and at last `result.json`. What is there of an earlier call is gone on from.
+        report: called with the records of finished epochs, first with those of earlier calls.
+        over: called when the trial ends, whether it failed or not.
+        weights_dir: has the weights that the settings start from.
+        result: a record like an epoch's, whose `metrics` are the final ones by name, as `test_s/J`; empty on all
+            workers but the first, and where the trial was asked to stop.
+        error: why the trial failed.
+    """
+
+    config: TrialConfig
+    folder: Path
+    report: Report = lambda records: None
+    over: Callable[["Run"], None] = lambda run: None
+    weights_dir: Path | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+    error: Exception | None = None
+    ended: bool = False
+
+    def end(self, error: Exception | None = None) -> None:
+        """The trial is over: finished, asked to stop, or failed by `error`."""
+        self.error, self.ended = error, True
+        self.over(self)
 
 
 def train(
@@ -43,65 +80,237 @@ def train(
     team: Team | None = None,
     weights_dir: Path | None = None,
 ) -> dict[str, Any]:
-    """Trains and evaluates one head, or goes on where an earlier call with this folder stopped.
-
-    The folder receives `state/` (the last epoch's checkpoint while training), `metrics.jsonl` (a record per epoch),
-    `checkpoint/` (the trained head), `statistics.parquet` (from which every protocol is computed), `overlays/` and at
-    last `result.json`.
+    """Trains and evaluates one head, or goes on where an earlier call with this folder stopped; see `Run`.
 
     Args:
-        report: called with the records of finished epochs, first with those of earlier calls.
         team: the workers of which this is one. All of them train, the first one evaluates and writes.
-        weights_dir: has the weights that the settings start from.
 
     Returns:
-        A record like an epoch's, whose `metrics` are the final ones by name, as `test_s/J`; an empty one on all workers
-        but the first, and where the trial was asked to stop.
+        The result of the run.
 
     Raises:
         ConfigError: early stopping on a store that has no validation.
         NonFiniteError: a loss or gradient is not finite; names the epoch, the step and the batch's expressions.
         StoreError: the store has no training expressions.
     """
-    device, team, settings = device or torch.device("cpu"), team or Team(), config.train
-    if settings.patience and not rows_of(store, ("val",)):
-        raise ConfigError(f"train.patience is {settings.patience}, and {store.location} has no split val; set it to 0")
-    torch.manual_seed(config.seed)
-    at_once = math.ceil(settings.batch_size / settings.accumulate / team.size)
-    sizes = FeatureSizes.from_store(store, config.model.trains_pixel_decoder)
-    require_memory(config.model, sizes, device, at_once, settings.frames or store.num_frames)
-    learner = Learner(config, build_model(config, store, weights_dir).to(device), team)
-    epoch, history = load_state(folder / "state", learner)
-    if history:
-        if team.rank == 0:
-            write_history(folder / "metrics.jsonl", history)  # a kill may have come between the state and this file
-        report(history)
-    sampler = Sampler(config, store, device)
-    while not asked_to_stop(folder, learner):
-        if epoch >= settings.epochs or stalled(history, settings.patience):
-            return finish(learner, store, folder, history) if team.rank == 0 else {}
+    run = Run(config=config, folder=folder, report=report, weights_dir=weights_dir)
+    train_group([run], store, device, team)
+    if run.error is not None:
+        raise run.error
+    return run.result
+
+
+def train_group(
+    runs: Sequence[Run], store: "FeatureStore", device: torch.device | None = None, team: Team | None = None
+) -> None:
+    """Trains trials that read the same batches (see `fuse.reading`), each of which is read once for all of them.
+
+    They may stand at different epochs, as after a kill: those that are behind catch up first. One that fails leaves
+    the group with its error, and the others go on.
+
+    Args:
+        team: for a group of one; see `train`.
+
+    Raises:
+        torch.OutOfMemoryError: several trials do not fit on the device together; each may go on alone.
+    """
+    device, team = device or torch.device("cpu"), team or Team()
+    group: list[Training] = []
+    for run in runs:
+        with isolated(run, len(runs)):
+            group.append(Training(run, store, device, team))
+    while True:
+        for training in group:
+            if asked_to_stop(training.run.folder, training.learner):
+                training.run.end()
+        group = [training for training in group if not training.run.ended]
+        if not group:
+            return
+        complete = [training for training in group if training.complete]
+        epoch = min(training.epoch for training in group)
+        if complete:
+            finish(complete, store)
+        else:
+            advance([training for training in group if training.epoch == epoch], store)
+
+
+@contextlib.contextmanager
+def isolated(run: Run, num_runs: int) -> Iterator[None]:
+    """What fails in here ends this run alone; a lack of memory may come from the others."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) and num_runs > 1:
+            raise
+        run.end(error)
+
+
+class Training:
+    """A trial on its way: its learner, its finished epochs and their history."""
+
+    def __init__(self, run: Run, store: "FeatureStore", device: torch.device, team: Team) -> None:
+        config, settings = run.config, run.config.train
+        if settings.patience and not rows_of(store, ("val",)):
+            raise ConfigError(
+                f"train.patience is {settings.patience}, and {store.location} has no split val; set it to 0"
+            )
+        torch.manual_seed(config.seed)
+        at_once = math.ceil(settings.batch_size / settings.accumulate / team.size)
+        sizes = FeatureSizes.from_store(store, config.model.trains_pixel_decoder)
+        require_memory(config.model, sizes, device, at_once, settings.frames or store.num_frames)
+        self.run, self.team = run, team
+        self.learner = Learner(config, build_model(config, store, run.weights_dir).to(device), team)
+        self.epoch, self.history = load_state(run.folder / "state", self.learner)
+        if self.history:
+            if team.rank == 0:  # a kill may have come between the state and this file
+                write_history(run.folder / "metrics.jsonl", self.history)
+            run.report(self.history)
+        self.sampler = Sampler(config, store, device)
+        self.sums: dict[str, Tensor] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether no epoch is left to train."""
+        settings = self.run.config.train
+        return self.epoch >= settings.epochs or stalled(self.history, settings.patience)
+
+    @property
+    def head(self) -> Head:
+        """What is evaluated."""
+        return Head(self.run.config.train, self.learner.average)
+
+    def step(self, parts: Sequence[tuple[int, Batch]], index: int, once: Once) -> None:
+        """One step of the epoch; `index` counts from its start."""
+        num_steps = self.sampler.num_steps
+        losses = self.learner.step(
+            parts, self.epoch * num_steps + index, self.run.config.train.epochs * num_steps, once
+        )
+        for name, value in losses.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def losses(self) -> dict[str, float]:
+        """Means over the epoch's steps, which begin anew then."""
+        metrics = {f"train/{name}": float(value) / self.sampler.num_steps for name, value in self.sums.items()}
+        metrics["train/loss"] = metrics.pop("train/total")
+        metrics["train/learning_rate"] = self.learner.optimizer.param_groups[0]["lr"]
+        self.sums = {}
+        return metrics
+
+    def close_epoch(self, metrics: dict[str, float], seconds: float) -> None:
+        """Keeps the epoch and reports it."""
+        self.epoch += 1
+        record = {
+            "step": self.epoch * self.sampler.num_steps, "metrics": metrics, "epoch": self.epoch,
+            "time_ms": int(time.time() * 1000), "seconds": seconds,
+        }  # fmt: skip
+        self.history.append(record)
+        if self.run.config.train.patience and best_epoch(self.history) == self.epoch:
+            self.learner.keep_as_best()
+        if self.team.rank == 0:
+            save_state(self.run.folder / "state", self.learner, self.epoch, self.history)
+            write_history(self.run.folder / "metrics.jsonl", self.history)
+        self.run.report([record])
+
+    def keep(self, metrics: dict[str, float], seconds: float, store: "FeatureStore") -> None:
+        """Checkpoint, pictures and result; the result is written last, so that it stands for all of them."""
+        run, model = self.run, self.learner.average
+        metrics = {name: value for name, value in metrics.items() if not name.startswith("val/")}  # in the history
+        facts = {"store": store.fingerprint, "encoders": store.encoders, "extraction": store.schema.extraction}
         started = time.monotonic()
-        record = train_epoch(learner, sampler, epoch)
-        record["metrics"] |= validate(learner, store)
-        epoch += 1
-        seconds = time.monotonic() - started
-        record |= {"epoch": epoch, "time_ms": int(time.time() * 1000), "seconds": seconds}
-        history.append(record)
-        if settings.patience and best_epoch(history) == epoch:
-            learner.keep_as_best()
-        if team.rank == 0:
-            save_state(folder / "state", learner, epoch, history)
-            write_history(folder / "metrics.jsonl", history)
-        report([record])
-    return {}
+        save_model(run.folder / "checkpoint", model, {**facts, "trial": to_dict(run.config)})
+        write_overlays(run.folder / "overlays", run.config.train, model, store, self.learner.device)
+        if run.config.train.patience:
+            metrics["best_epoch"] = float(best_epoch(self.history))
+        metrics["parameters"] = float(sum(p.numel() for p in self.learner.trained))
+        seconds += time.monotonic() - started
+        metrics["seconds"] = sum(record["seconds"] for record in self.history) + seconds
+        run.result = {"epoch": len(self.history), "time_ms": int(time.time() * 1000), "metrics": metrics}
+        write_json(run.folder / "result.json", run.result)
 
 
 def asked_to_stop(folder: Path, learner: Learner) -> bool:
     """Whether the trial in `folder`, or its whole sweep, is to end now, as the first worker sees it."""
-    asked = torch.tensor(float(any((place / STOP_FILE).exists() for place in (folder, folder.parent.parent))))
-    if learner.team.rank:
-        asked.zero_()
-    return bool(learner.team.add(asked.to(learner.device)))
+    asked = any((place / STOP_FILE).exists() for place in (folder, folder.parent.parent))
+    if learner.team.size == 1:
+        return asked
+    shared = torch.tensor(float(asked and learner.team.rank == 0), device=learner.device)
+    return bool(learner.team.add(shared))
+
+
+def advance(trainings: Sequence[Training], store: "FeatureStore") -> None:
+    """Trains one epoch of trials that stand at the same one, and evaluates them.
+
+    Every random choice follows from the seed and the epoch. Of the time each trial is given its share.
+    """
+    started = time.monotonic()
+    for training in trainings:
+        training.learner.model.train()
+    lead = trainings[0]
+    ahead = Ahead(lead.sampler.batches(lead.epoch, lead.team.rank, lead.team.size))
+    running = list(trainings)
+    for index, parts in enumerate(ahead):
+        once = Once(keep=len(running) > 1)
+        for training in running:
+            with isolated(training.run, len(trainings)):
+                training.step(parts, index, once)
+        running = [training for training in running if not training.run.ended]
+        if not running:
+            return
+    steps_s = time.monotonic() - started
+    times = {
+        "train/seconds_per_step": steps_s / lead.sampler.num_steps / len(running),
+        "train/wait_share": ahead.waited_s / steps_s,
+    }
+    found = validate(running, store)
+    seconds = (time.monotonic() - started) / len(running)
+    for training, metrics in zip(running, found, strict=True):
+        with isolated(training.run, len(trainings)):
+            training.close_epoch({**training.losses(), **times, **_good(metrics)}, seconds)
+
+
+def validate(trainings: Sequence[Training], store: "FeatureStore") -> list[dict[str, float] | Exception]:
+    """Metrics on val, or why there are none. The first worker finds them; the others learn J, on which early stopping
+    hangs."""
+    learner, team = trainings[0].learner, trainings[0].team
+    found: list[dict[str, float] | Exception] = [{} for _ in trainings]
+    if team.rank == 0:
+        heads = [training.head for training in trainings]
+        found = evaluate_together(heads, store, ("val",), learner.device, [None] * len(heads))
+    if team.size > 1:
+        known = _good(found[0])
+        values = [known.get("val/J", 0.0), float("val/J" in known)]
+        shared = team.add(torch.tensor(values, dtype=torch.float64, device=learner.device))
+        found = [known or ({"val/J": float(shared[0])} if shared[1] else {})]
+    return found
+
+
+def finish(trainings: Sequence[Training], store: "FeatureStore") -> None:
+    """Final metrics and what is kept of trials whose epochs are done."""
+    missing: list[Training] = []
+    for training in trainings:
+        known = read_json(training.run.folder / "result.json")
+        if training.team.rank == 0 and known is None:
+            training.learner.use_best()
+            missing.append(training)
+        else:
+            training.run.result = known if training.team.rank == 0 else {}
+            training.run.end()
+    if not missing:
+        return
+    started = time.monotonic()
+    heads, paths = zip(*((each.head, each.run.folder / STATISTICS_FILE) for each in missing), strict=True)
+    found = record_together(heads, store, ("val", *TEST_SPLITS), missing[0].learner.device, paths)
+    seconds = (time.monotonic() - started) / len(missing)
+    for training, metrics in zip(missing, found, strict=True):
+        with isolated(training.run, len(trainings)):
+            training.keep(_good(metrics), seconds, store)
+            training.run.end()
+
+
+def _good(metrics: dict[str, float] | Exception) -> dict[str, float]:
+    if isinstance(metrics, Exception):
+        raise metrics
+    return metrics
 
 
 def build_model(config: TrialConfig, store: "FeatureStore", weights_dir: Path | None = None) -> EEMC:
@@ -120,62 +329,6 @@ def build_model(config: TrialConfig, store: "FeatureStore", weights_dir: Path | 
             raise ConfigError("model.decoder_weights is not random; give the folder that has them by --weights-dir")
         load_decoders(model, Mask2Former.within(weights_dir), store.encoders)
     return model
-
-
-def finish(learner: Learner, store: "FeatureStore", folder: Path, history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Final metrics, checkpoint and pictures; the result is written last, so that it stands for all of them."""
-    known = read_json(folder / "result.json")
-    if known is not None:
-        return known
-    started = time.monotonic()
-    config, device = learner.config, learner.device
-    learner.use_best()
-    model = learner.average
-    splits, file = ("val", *TEST_SPLITS), folder / STATISTICS_FILE
-    found = record_splits(config.train, model, store, splits, device, file)
-    metrics = {name: value for name, value in found.items() if not name.startswith("val/")}  # the history has those
-    facts = {"store": store.fingerprint, "encoders": store.encoders, "extraction": store.schema.extraction}
-    save_model(folder / "checkpoint", model, {**facts, "trial": to_dict(config)})
-    write_overlays(folder / "overlays", config.train, model, store, device)
-    if config.train.patience:
-        metrics["best_epoch"] = float(best_epoch(history))
-    metrics["parameters"] = float(sum(p.numel() for p in learner.trained))
-    metrics["seconds"] = sum(record["seconds"] for record in history) + time.monotonic() - started
-    result = {"epoch": len(history), "time_ms": int(time.time() * 1000), "metrics": metrics}
-    write_json(folder / "result.json", result)
-    return result
-
-
-def train_epoch(learner: Learner, sampler: Sampler, epoch: int) -> dict[str, Any]:
-    """Trains one epoch, whose every random choice follows from the seed and the epoch; returns its record."""
-    started = time.perf_counter()
-    settings, team = learner.config.train, learner.team
-    learner.model.train()
-    sums: dict[str, Tensor] = {}
-    first, num_steps = epoch * sampler.num_steps, settings.epochs * sampler.num_steps
-    ahead = Ahead(sampler.batches(epoch, team.rank, team.size))
-    for index, parts in enumerate(ahead):
-        for name, value in learner.step(parts, first + index, num_steps).items():
-            sums[name] = sums[name] + value if name in sums else value
-    metrics = {f"train/{name}": float(value) / sampler.num_steps for name, value in sums.items()}
-    metrics["train/loss"] = metrics.pop("train/total")
-    metrics["train/learning_rate"] = learner.optimizer.param_groups[0]["lr"]
-    seconds = time.perf_counter() - started
-    metrics |= {"train/seconds_per_step": seconds / sampler.num_steps, "train/wait_share": ahead.waited_s / seconds}
-    return {"step": first + sampler.num_steps, "metrics": metrics}
-
-
-def validate(learner: Learner, store: "FeatureStore") -> dict[str, float]:
-    """Metrics on val. The first worker finds them; the others learn J, on which early stopping hangs."""
-    settings, team = learner.config.train, learner.team
-    found = {}
-    if team.rank == 0:
-        found = evaluate_splits(settings, learner.average, store, ("val",), learner.device)
-    if team.size > 1:
-        known = [found.get("val/J", 0.0), float("val/J" in found)]
-        shared = team.add(torch.tensor(known, dtype=torch.float64, device=learner.device))
-        found = found or ({"val/J": float(shared[0])} if shared[1] else {})
-    return found
 
 
 def stalled(history: list[dict[str, Any]], patience: int) -> bool:

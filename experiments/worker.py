@@ -1,5 +1,6 @@
-"""What happens in the worker of a trial: its settings are read, its store is opened, and it trains."""
+"""What happens in the processes of trials: settings are read, the store is opened, and they train."""
 
+import dataclasses
 import functools
 import json
 import traceback
@@ -13,7 +14,7 @@ import torch
 
 from experiments.config import TrialConfig
 from experiments.learner import Team
-from experiments.train import train
+from experiments.train import Run, train_group
 from refavs.config import replace
 from refavs.errors import RefAVSError
 from refavs.store import FeatureStore
@@ -24,40 +25,76 @@ class WorkerDiedError(Exception):
 
 
 def run_trial(settings: dict[str, Any]) -> None:
-    """The trials of one worker, for Tune; a trial's folder holds its settings. A failure is reported, not raised.
+    """The trials of one process, for Tune; a trial's folder holds its settings. A failure is reported, not raised.
 
     Every report names the `folder` of a trial and has its new `records`, or `over` with why it failed; an empty reason
     says that it did not.
     """
-    folder = Path(settings["folders"][0])
-    try:
-        if settings["workers"] == 1:
-            device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-            train_share(settings, Team(), device, ray.tune.report)
-        else:
-            from experiments.distributed import run_workers
+    if settings["workers"] == 1:
+        _train_here(settings)
+        return
+    from experiments.distributed import run_workers
 
-            run_workers(train_share, settings, folder, settings["workers"], settings["resources"])
+    (folder,) = settings["folders"]
+    try:
+        run_workers(train_share, settings, Path(folder), settings["workers"], settings["resources"])
     except WorkerDiedError:
         raise
     except Exception as error:
-        (folder / "error.txt").write_text(traceback.format_exc(), "utf-8")
-        ray.tune.report({"folder": str(folder), "records": [], "over": reason_of(error)})
+        _report_end(Path(folder), error)
+
+
+def _train_here(settings: dict[str, Any]) -> None:
+    """One trial, or several over one read of the store."""
+    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    _take_processors(settings)
+    missing = [Path(folder) for folder in settings["folders"]]
+
+    def over(run: Run) -> None:
+        missing.remove(run.folder)
+        _report_end(run.folder, run.error)
+
+    try:
+        runs = [dataclasses.replace(_run_of(folder, ray.tune.report), over=over) for folder in missing]
+        train_group(runs, _store(settings["store"]), device)
+    except torch.OutOfMemoryError as error:
+        raise WorkerDiedError(f"the GPU has no memory for {len(missing)} trials together") from error
+    except Exception as error:
+        for folder in missing:
+            _report_end(folder, error)
 
 
 def train_share(
     settings: dict[str, Any], team: Team, device: torch.device, report: Callable[[dict[str, Any]], None]
 ) -> None:
-    """What each worker of a trial does."""
-    (folder,) = (Path(folder) for folder in settings["folders"])
+    """What each worker of a trial with several does."""
+    _take_processors(settings)
+    run = _run_of(Path(settings["folders"][0]), report)
+    train_group([run], _store(settings["store"]), device, team)
+    if run.error is not None:
+        raise run.error
+
+
+def _take_processors(settings: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(settings["resources"]["CPU"])))
+
+
+def _run_of(folder: Path, report: Callable[[dict[str, Any]], None]) -> Run:
+    """The trial whose settings are in `folder`."""
     facts = json.loads((folder / "config.json").read_text("utf-8"))
     weights = facts.get("weights_dir")
-    train(
-        replace(TrialConfig(), facts["config"]), _store(settings["store"]), folder,
-        lambda records: report({"folder": str(folder), "records": records}), device, team,
-        None if weights is None else Path(weights),
-    )
+    return Run(
+        config=replace(TrialConfig(), facts["config"]), folder=folder,
+        report=lambda records: report({"folder": str(folder), "records": records}),
+        weights_dir=None if weights is None else Path(weights),
+    )  # fmt: skip
+
+
+def _report_end(folder: Path, error: Exception | None) -> None:
+    if error is not None:
+        (folder / "error.txt").write_text("".join(traceback.format_exception(error)), "utf-8")
+    reason = "" if error is None else reason_of(error)
+    ray.tune.report({"folder": str(folder), "records": [], "over": reason})
 
 
 def reason_of(error: Exception) -> str:

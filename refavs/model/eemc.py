@@ -15,6 +15,7 @@ from refavs.model.decoder import EEMCOutput, MaskDecoder
 from refavs.model.footprint import require_memory
 from refavs.model.fusion import BimodalFusion, MultimodalIntegration, QueryPrompting
 from refavs.model.memory import emphasise_change
+from refavs.model.once import Once
 from refavs.model.sizes import LEVELS, MASKS, FeatureSizes
 from refavs.model.visual import FeatureProjection, Statistics, VisualInput
 from refavs.store.reader import FeatureStore
@@ -225,19 +226,24 @@ class EEMC(nn.Module):
             if projection is not None:
                 projection.standardise.set(*statistics[size.path])
 
-    def forward(self, batch: Batch, frames: Int[Tensor, "f"] | None = None) -> EEMCOutput:
+    def forward(
+        self, batch: Batch, frames: Int[Tensor, "f"] | None = None, once: Once | None = None
+    ) -> EEMCOutput:
         """Predicts masks and classes.
 
         Args:
             frames: the seconds to decode, all of them by default. The cached memory sees every second in any case, so
                 that a second's prediction does not depend on which others are decoded.
+            once: shares what is frozen with the other heads that read this batch and decode the same seconds.
         """
-        seconds = slice(None)
+        seconds, name_of_seconds = slice(None), "all"
         if frames is not None and self.config.memory:
-            seconds = slice(int(frames.max()) + 1)  # which looks back from the chosen seconds, never ahead
+            # The memory looks back from the chosen seconds, never ahead.
+            seconds, name_of_seconds = slice(int(frames.max()) + 1), "until the last"
         elif frames is not None:
-            seconds, frames = frames, None  # no second needs another
-        visual = self.visual({name: maps[:, seconds] for name, maps in batch.visual.items()}, frames)
+            seconds, frames, name_of_seconds = frames, None, "chosen"  # no second needs another
+        maps = {name: maps[:, seconds] for name, maps in batch.visual.items()}
+        visual = self.visual(maps, frames, once, name_of_seconds)
         audio, text, valid = self._audio(batch.audio[:, seconds]), *self._text(batch)
         cues = self.cues(audio, visual.tokens, text, valid, batch.clip, frames)
         queries = self.prompting(*self.integration(*cues, valid))

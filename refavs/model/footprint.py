@@ -24,6 +24,11 @@ def least_bytes(options: "ModelOptions", sizes: FeatureSizes, num_expressions: i
     return 2 * FLOAT_BYTES * logits * num_expressions * num_frames
 
 
+def training_bytes(num_trained: int, num_parameters: int, num_copies: int = 0) -> int:
+    """Bytes that a head in training occupies between its steps: weights, gradients, two moments, and further copies."""
+    return FLOAT_BYTES * (num_parameters * (1 + num_copies) + 3 * num_trained)
+
+
 def memory_bytes(device: torch.device) -> int:
     """Memory of the device; of a processor what the machine has, or less where this process may use less."""
     if device.type == "cuda":

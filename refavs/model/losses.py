@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from refavs.errors import ConfigError
 from refavs.model.decoder import NO_OBJECT, OBJECT, EEMCOutput
+from refavs.model.once import Once
 
 CACHED = 2**20  # values of masks that are looked at together
 
@@ -72,7 +73,7 @@ class FrameCounts:
 
 def eemc_loss(
     output: EEMCOutput, masks: Bool[Tensor, "b t h w"], config: LossConfig | None = None,
-    whole: FrameCounts | None = None,
+    whole: FrameCounts | None = None, once: Once | None = None,
 ) -> dict[str, Float[Tensor, ""]]:  # fmt: skip
     """Total loss, and its parts on the final prediction.
 
@@ -83,19 +84,19 @@ def eemc_loss(
         masks: the referred object in the decoded frames; an empty mask means that there is none.
         whole: the frames of the batch of which these are a part. The losses of its parts then add up to those of the
             batch, and so do their gradients. None for a batch in one piece.
+        once: shares the labels with the other heads that have the same masks.
 
     Returns:
         `total` (all weights applied, summed over the final and the auxiliary predictions), and unweighted `bce`, `dice`
         and `classification` of the final prediction.
     """
     config = config or LossConfig()
-    has_object = rearrange(masks, "b t h w -> (b t) (h w)").any(dim=1)
-    target = rearrange(masks, "b t h w -> (b t) 1 h w").float()
+    labels = (once or Once())("labels", lambda: Labels(masks))
     whole = whole or FrameCounts.of(masks)
-    parts = _loss_of(output, target, has_object, config, whole)
+    parts = _loss_of(output, labels, config, whole)
     total = _weighted(parts, config)
     for earlier in output.auxiliary if config.deep_supervision else []:
-        total = total + _weighted(_loss_of(earlier, target, has_object, config, whole), config)
+        total = total + _weighted(_loss_of(earlier, labels, config, whole), config)
     return {"total": total, **{name: part.detach() for name, part in parts.items()}}
 
 
@@ -103,17 +104,37 @@ def _weighted(parts: dict[str, Tensor], config: LossConfig) -> Tensor:
     return config.bce * parts["bce"] + config.dice * parts["dice"] + config.classification * parts["classification"]
 
 
+class Labels:
+    """Masks as the losses take them.
+
+    Attributes:
+        has_object: whether a frame shows the object.
+        target: the masks as numbers.
+        shown: those of the frames with an object.
+    """
+
+    def __init__(self, masks: Bool[Tensor, "b t h w"]) -> None:
+        self.has_object = rearrange(masks, "b t h w -> (b t) (h w)").any(dim=1)
+        self.target = rearrange(masks, "b t h w -> (b t) 1 h w").float()
+        self.shown = self.target[self.has_object]
+        self._smaller: dict[tuple[int, int], Tensor] = {}
+
+    def smaller(self, height: int, width: int) -> Float[Tensor, "s 1 p"]:
+        """The share of the object in each place of a coarser map."""
+        if (height, width) not in self._smaller:
+            labels = nn.functional.adaptive_avg_pool2d(self.target, (height, width))
+            self._smaller[height, width] = labels.flatten(2)
+        return self._smaller[height, width]
+
+
 def _loss_of(
-    output: EEMCOutput,
-    target: Float[Tensor, "s 1 h w"],
-    has_object: Bool[Tensor, "s"],
-    config: LossConfig,
-    whole: FrameCounts,
+    output: EEMCOutput, truth: Labels, config: LossConfig, whole: FrameCounts
 ) -> dict[str, Tensor]:
+    has_object = truth.has_object
     class_logits = rearrange(output.class_logits, "b t q two -> (b t) q two").float()
     with torch.no_grad():
         logits = rearrange(output.mask_logits, "b t q h w -> (b t) q h w").float()
-        values, labels = _matching_values(logits, target, config)
+        values, labels = _matching_values(logits, truth, config)
         # In pieces that stay in a processor's cache: several times as fast as passes over all masks.
         size = max(1, CACHED // values[0].numel()) if logits.device.type == "cpu" else len(logits)
         pieces = zip(values.split(size), labels.split(size), class_logits.split(size), strict=True)
@@ -121,7 +142,7 @@ def _loss_of(
     chosen = output.mask_logits_of(rearrange(matched, "(b t) -> b t", t=output.class_logits.shape[1]))
     chosen = rearrange(chosen, "b t h w -> (b t) 1 h w").float()
     # Only frames with an object have a mask to compare with.
-    logits, labels = _compared_values(chosen[has_object], target[has_object], config)
+    logits, labels = _compared_values(chosen[has_object], truth.shown, config)
     num_masks = max(whole.shown, 1)
     return {
         "bce": mask_bce(logits, labels).sum() / num_masks,
@@ -173,16 +194,15 @@ def classification_loss(
 
 
 def _matching_values(
-    mask_logits: Float[Tensor, "s q h w"], target: Float[Tensor, "s 1 hm wm"], config: LossConfig
+    mask_logits: Float[Tensor, "s q h w"], labels: Labels, config: LossConfig
 ) -> tuple[Float[Tensor, "s q p"], Float[Tensor, "s 1 p"]]:
     """Where queries are compared: the same uniform points for all of a frame's queries, or the pixels of the logits
     where these are not more than the points."""
     height, width = mask_logits.shape[-2:]
     if config.num_points == 0 or config.num_points >= height * width:
-        labels = nn.functional.adaptive_avg_pool2d(target, (height, width))
-        return mask_logits.flatten(2), labels.flatten(2)
-    points = torch.rand(len(target), config.num_points, 2, device=target.device)
-    return _sample(mask_logits, points), _sample(target, points)
+        return mask_logits.flatten(2), labels.smaller(height, width)
+    points = torch.rand(len(labels.target), config.num_points, 2, device=labels.target.device)
+    return _sample(mask_logits, points), _sample(labels.target, points)
 
 
 def _compared_values(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from refavs.errors import ConfigError
 from refavs.model.attention import sine_positions
+from refavs.model.once import Once
 from refavs.model.pixel_decoder import PixelDecoder, PixelDecoderSettings
 from refavs.model.sizes import LEVELS, MASKS, FeatureSizes
 
@@ -129,29 +130,45 @@ class VisualInput(nn.Module):
             self.token_input.set(*statistics[path])
 
     def forward(
-        self, visual: Mapping[str, Float[Tensor, "u t _ _ _"]], frames: Int[Tensor, "f"] | None
-    ) -> VisualFeatures:
-        """Tokens of all frames and the maps of the chosen ones."""
-        raw_masks, maps = self._maps(visual, frames)
-        # A clip at a time: its maps in float32 then stay in a processor's cache.
-        pooled = [nn.functional.avg_pool2d(maps.float(), self.downsample) for maps in raw_masks]
-        tokens = rearrange(pooled, "u t c h w -> u t (h w) c")
-        tokens = self.project(self.token_input(tokens))
+        self, visual: Mapping[str, Float[Tensor, "u t _ _ _"]], frames: Int[Tensor, "f"] | None,
+        once: Once | None = None, seconds: str = "all",
+    ) -> VisualFeatures:  # fmt: skip
+        """Tokens of all frames and the maps of the chosen ones.
+
+        Args:
+            once: shares what is frozen with the other heads that read these maps and choose the same of them.
+            seconds: which of the batch's seconds `visual` has, by a name of its own for each choice.
+        """
+        once = once or Once()
+        raw_masks, maps = self._maps(visual, frames, once)
+        if self.pixel_decoder is None:
+            tokens = once(("tokens", self.downsample, seconds), lambda: self._pooled(raw_masks))
+        else:
+            tokens = self._pooled(raw_masks)
+        tokens = self.project(tokens)
         tokens = tokens + sine_positions(*self.grid, tokens.shape[-1], tokens.device)
         return VisualFeatures(
             tokens=tokens, mask_features=maps[MASKS], levels=[maps[name] for name in LEVELS[: self.num_levels]]
         )
 
+    def _pooled(self, raw_masks: Float[Tensor, "u t c h w"]) -> Float[Tensor, "u t n c"]:
+        # A clip at a time: its maps in float32 then stay in a processor's cache.
+        pooled = [nn.functional.avg_pool2d(maps.float(), self.downsample) for maps in raw_masks]
+        return self.token_input(rearrange(pooled, "u t c h w -> u t (h w) c"))
+
     def _maps(
-        self, visual: Mapping[str, Tensor], frames: Tensor | None
+        self, visual: Mapping[str, Tensor], frames: Tensor | None, once: Once
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The mask features of all frames, not standardised, and every map of the chosen frames for the decoder."""
         def chosen(maps: Tensor) -> Tensor:
             return maps if frames is None else maps[:, frames]
 
+        def standardised(name: str) -> Tensor:
+            return once((name, name in self.inputs), lambda: self._standardised(name, chosen(visual[name])))
+
         needed = (MASKS, *LEVELS[: self.num_levels])
         if self.pixel_decoder is None:
-            return visual[MASKS], {name: self._standardised(name, chosen(visual[name])) for name in needed}
+            return visual[MASKS], {name: standardised(name) for name in needed}
         num_clips = next(iter(visual.values())).shape[0]
         pyramid = {name: self._standardised(name, visual[name]) for name in self.paths}
         pyramid = {name: rearrange(maps, "u t c h w -> (u t) c h w") for name, maps in pyramid.items()}

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from experiments.config import TrainConfig, TrialConfig
-from experiments.evaluate import control_results_of, controls
+from experiments.evaluate import Head, control_results_of, controls
 from experiments.grid import Grid, Trial, expand
 from experiments.initial_weights import with_checkpoints
 from experiments.learner import NonFiniteError, learning_rate
@@ -23,7 +24,6 @@ from experiments.train import build_model, train
 from refavs.config import leaves, replace
 from refavs.errors import ConfigError, StoreError, WeightsError
 from refavs.model.checkpoint import load_model, save_model
-from refavs.model.eemc import EEMC
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 
@@ -140,11 +140,11 @@ def test_training_that_gets_no_better_ends_and_keeps_the_best_epoch(
     scores = iter([0.2, 0.5, 0.4, 0.5, 0.9])
     weights = []
 
-    def scored(config: TrainConfig, model: EEMC, *others: Any) -> dict[str, float]:
-        weights.append({name: value.clone() for name, value in model.state_dict().items()})
-        return {"val/J": next(scores)}
+    def scored(heads: Sequence[Head], *others: Any) -> list[dict[str, float]]:
+        weights.extend({name: value.clone() for name, value in model.state_dict().items()} for _, model in heads)
+        return [{"val/J": next(scores)}]
 
-    monkeypatch.setattr("experiments.train.evaluate_splits", scored)
+    monkeypatch.setattr("experiments.train.evaluate_together", scored)
     config = small(train__epochs=5, train__patience=2, train__steps_per_epoch=1)
 
     def kill_at_three(records: list[dict[str, Any]]) -> None:
@@ -234,8 +234,8 @@ def test_train_again_returns_the_result_that_is_there(store: FeatureStore, tmp_p
     ("name", "value"),
     [
         ("epochs", 2), ("steps_per_epoch", 2), ("batch_size", 5), ("expressions_per_clip", 1), ("frames", 1),
-        ("sampling", "dimension"), ("learning_rate", 0.001), ("weight_decay", 0.5), ("warmup_steps", 5),
-        ("decay_start", 0.9), ("clip_norm", 0.01), ("precision", "bf16"), ("precision", "fp16"),
+        ("sampling", "dimension"), ("order_seed", 5), ("learning_rate", 0.001), ("weight_decay", 0.5),
+        ("warmup_steps", 5), ("decay_start", 0.9), ("clip_norm", 0.01), ("precision", "bf16"), ("precision", "fp16"),
     ],
 )  # fmt: skip
 def test_train_setting_changes_the_training(store: FeatureStore, tmp_path: Path, name: str, value: Any) -> None:

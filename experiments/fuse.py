@@ -1,0 +1,89 @@
+"""Which trials train together in one process, over one read of the store."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from experiments.config import TrialConfig, TrialResources
+from experiments.ledger import Entry
+from refavs.model.eemc import EEMC, EEMCConfig
+from refavs.model.footprint import memory_bytes, training_bytes
+
+if TYPE_CHECKING:
+    from refavs.store import FeatureStore
+
+MOST = 8  # trials in a group that is chosen here; with more of them a failure costs more than the read that is saved
+MEMORY_SHARE = 0.5  # of what a process may use; the rest is for the batch and for one trial's step
+
+
+def reading(config: TrialConfig) -> Hashable:
+    """What trials have in common that read the same batches, in the same order, in training and in evaluation."""
+    train = config.train
+    return (
+        config.order_seed, config.model.trains_pixel_decoder, train.steps_per_epoch, train.batch_size, train.accumulate,
+        train.expressions_per_clip, train.frames, train.sampling, train.acoustic_temporal_weight,
+        train.eval_batch_size, config.resources,
+    )  # fmt: skip
+
+
+def groups(
+    entries: Sequence[Entry],
+    fuse: int | Literal["auto"],
+    places: Callable[[TrialResources], int],
+    limit: Callable[[TrialConfig], int] = lambda config: MOST,
+) -> list[list[Entry]]:
+    """Trials in groups that run together, in the order of their first ones; a trial of several workers is alone.
+
+    Args:
+        fuse: the largest number in a group; `auto` puts together as many as `limit` lets, but no more than leaves every
+            place with something to run.
+        places: how many trials of such resources run at the same time.
+        limit: how many trials like this one may be together.
+    """
+    alike: dict[Hashable, list[Entry]] = {}
+    for entry in entries:
+        alone = fuse == 1 or entry.trial.config.resources.workers > 1
+        alike.setdefault(entry.key if alone else reading(entry.trial.config), []).append(entry)
+    least = {key: math.ceil(len(like) / _largest(like, fuse, limit)) for key, like in alike.items()}
+    counts = dict(least)
+    if fuse == "auto":
+        wanted = max((places(like[0].trial.config.resources) for like in alike.values()), default=0)
+        while sum(counts.values()) < wanted and (wide := [key for key in counts if counts[key] < len(alike[key])]):
+            counts[max(wide, key=lambda key: len(alike[key]) / counts[key])] += 1
+    order = {entry.key: index for index, entry in enumerate(entries)}
+    found = [group for key, like in alike.items() for group in _split(like, counts[key])]
+    return sorted(found, key=lambda group: order[group[0].key])
+
+
+def memory_limit(store: "FeatureStore", num_places: int) -> Callable[[TrialConfig], int]:
+    """How many trials like one fit into the memory of a machine like this, which `num_places` processes share."""
+
+    def limit(config: TrialConfig) -> int:
+        with torch.device("meta"):
+            model = EEMC(EEMCConfig.from_store(store, **dataclasses.asdict(config.model)))
+        trained = sum(p.numel() for p in model.trained_parameters())
+        every = sum(p.numel() for p in model.parameters())
+        copies = int(config.train.ema_decay > 0) + int(config.train.patience > 0)
+        device = torch.device("cuda" if config.resources.gpus and torch.cuda.is_available() else "cpu")
+        there = MEMORY_SHARE * memory_bytes(device) / max(1, num_places)
+        return max(1, min(MOST, int(there / training_bytes(trained, every, copies))))
+
+    return limit
+
+
+def _largest(like: Sequence[Entry], fuse: int | Literal["auto"], limit: Callable[[TrialConfig], int]) -> int:
+    return min(limit(entry.trial.config) for entry in like) if fuse == "auto" and len(like) > 1 else _number(fuse)
+
+
+def _number(fuse: int | Literal["auto"]) -> int:
+    return MOST if fuse == "auto" else fuse
+
+
+def _split(entries: Sequence[Entry], count: int) -> list[list[Entry]]:
+    """Parts of about the same size."""
+    bounds = [len(entries) * part // count for part in range(count + 1)]
+    return [list(entries[start:end]) for start, end in itertools.pairwise(bounds)]
