@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from refavs.cli import Exit, run_command
 from refavs.errors import ConfigError
@@ -60,8 +60,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cpus-per-trial", type=float, default=1.0, metavar="N",
                         help="processors of a trial, or of each of its workers")
     parser.add_argument("--gpus-per-trial", type=float, default=0.0, metavar="N", help="GPUs, or a share of one")
+    parser.add_argument("--fuse", type=_fuse, default=1, metavar="K|auto",
+                        help="trials that read the same batches train K at a time in one process over one read; auto: "
+                        "as many as leave no place without work")
     parser.add_argument("--tracking-uri", help="MLflow server or database; else mlflow.db beside the sweep's folder")
     return parser
+
+
+def _fuse(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; accepted: a whole number from 1, or auto")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,7 +101,7 @@ def _sweep(args: argparse.Namespace) -> int:
     out = args.out or Path("runs") / grid.name
     resources = Resources(
         address=args.address, max_concurrent=args.max_concurrent, cpus_per_trial=args.cpus_per_trial,
-        gpus_per_trial=args.gpus_per_trial,
+        gpus_per_trial=args.gpus_per_trial, fuse=args.fuse,
     )
     if args.dry_run:
         return _dry_run(grid, store, out, resources)

@@ -59,6 +59,17 @@ def groups(
     return sorted(found, key=lambda group: order[group[0].key])
 
 
+def groups_on(
+    store: "FeatureStore", entries: Sequence[Entry], fuse: int | Literal["auto"],
+    places: Callable[[TrialResources], int],
+) -> list[list[Entry]]:  # fmt: skip
+    """As `groups`, with the limit that the memory sets."""
+    if not entries:
+        return []
+    num_places = max(places(entry.trial.config.resources) for entry in entries)
+    return groups(entries, fuse, places, memory_limit(store, num_places))
+
+
 def memory_limit(store: "FeatureStore", num_places: int) -> Callable[[TrialConfig], int]:
     """How many trials like one fit into the memory of a machine like this, which `num_places` processes share."""
 

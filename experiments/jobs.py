@@ -42,9 +42,9 @@ class Trials(Protocol):
         ...
 
     def next(self) -> list[Entry] | None:
-        """The trials to run together in one process next.
+        """The trials to run together in one process next; one of several workers is alone.
 
-        Asked when there is a place. None: nothing more comes. Empty: something may come when a running trial has ended.
+        Asked when there is a place. None, or an empty list: there is nothing now; asked again when a trial has ended.
         """
         ...
 
@@ -142,7 +142,7 @@ class _Placement:
     def __init__(self, trials: Trials, store: str, resources: Resources, asks: Sequence[Ask]) -> None:
         self.trials, self.store, self.resources, self.asks = trials, store, resources, asks
         self.error: Exception | None = None
-        self.exhausted = self.idle = False
+        self.idle = False  # there was nothing to run when it was last asked for, and no trial has ended since
         self.waiting: deque[list[Entry]] = deque()
         self.running: dict[str, tuple[list[Entry], Ask]] = {}
         self.last_epoch: dict[str, int] = {}
@@ -169,14 +169,14 @@ class _Placement:
     def next(self, tune_id: str) -> dict[str, Any] | None:
         """Settings of what runs next, under Tune's name for it; None while there is no place or nothing to run."""
         limit = self.resources.max_concurrent
-        if (self.exhausted and not self.waiting) or (limit is not None and len(self.running) >= limit):
+        if (self.idle and not self.waiting) or (limit is not None and len(self.running) >= limit):
             return None
         if not self.waiting:
             # What comes next may hang on the outcome of what runs: it is asked for when there is a place, not before.
             if not any(self._fits(ask) for ask in self.asks):
                 return None
             found = self.trials.next()
-            self.exhausted, self.idle = found is None, not found
+            self.idle = not found
             if not found:
                 return None
             self.waiting.append(found)
@@ -194,8 +194,8 @@ class _Placement:
 
     @property
     def over(self) -> bool:
-        """Whether nothing runs and nothing comes; what has nothing to give while nothing runs, never will."""
-        return not self.running and not self.waiting and (self.exhausted or self.idle)
+        """Whether nothing runs and nothing comes."""
+        return not self.running and not self.waiting and self.idle
 
     def _fits(self, ask: Ask) -> bool:
         return fit_together([*(taken for _, taken in self.running.values()), ask], self.nodes)
@@ -215,7 +215,7 @@ class _Placement:
             self.waiting.popleft()
             self._placeless_since = -float("inf")
             for entry in entries:
-                self.trials.ended(entry, str(error))
+                self._end(entry, str(error))
 
     def started(self, tune_id: str) -> None:
         for entry in self.running[tune_id][0]:
@@ -236,11 +236,11 @@ class _Placement:
             self.trials.progressed(entry, result["records"])
         if result.get("over") is not None:
             self.running[tune_id] = ([other for other in entries if other is not entry], ask)
-            self.trials.ended(entry, result["over"])
+            self._end(entry, result["over"])
 
     def completed(self, tune_id: str) -> None:
         for entry in self.running.pop(tune_id, ([], None))[0]:
-            self.trials.ended(entry, "")
+            self._end(entry, "")
 
     def died(self, tune_id: str, reason: str) -> None:
         """The worker died, by no error of a trial's own: they go on from their last epochs.
@@ -258,7 +258,11 @@ class _Placement:
                 self.waiting.appendleft([entry])
             else:
                 again = f"{MAX_DEATHS} times without an epoch in between, the last time: "
-                self.trials.ended(entry, f"the worker died {again}{reason}")
+                self._end(entry, f"the worker died {again}{reason}")
+
+    def _end(self, entry: Entry, reason: str) -> None:
+        self.trials.ended(entry, reason)
+        self.idle = False
 
 
 class _Next(Searcher):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.config import TrialResources
+from experiments.fuse import groups_on
 from experiments.grid import Grid
 from experiments.interrupt import Interrupts
 from experiments.ledger import Entry, Ledger
@@ -107,6 +108,7 @@ class Run:
         self.search = search
         self.given_up: dict[str, str] = {}
         self.queue: deque[list[Entry]] = deque()
+        self.to_train: Sequence[Entry] = ()
         self.active: dict[str, Entry] = {}
         self.progress: ProgressBar | None = None
         self.epochs: dict[str, int] = {}
@@ -200,7 +202,7 @@ class Run:
             return
         from experiments.jobs import run_trials
 
-        self.queue = deque([entry] for entry in to_train)
+        self.to_train, self.fuse = to_train, resources.fuse  # grouped once the places are known
         kinds = [entry.trial for entry in to_train] + (list(self.grid.kinds) if num_to_come else [])
         asked = {trial.config.resources for trial in kinds}
         num_epochs = sum(entry.trial.config.train.epochs for entry in to_train)
@@ -214,6 +216,7 @@ class Run:
     def ready(self, places: Callable[[TrialResources], int]) -> None:
         """See `experiments.jobs.Trials`, as for the methods below."""
         self.interrupts.install()
+        self.queue = deque(groups_on(self.store, self.to_train, self.fuse, places))
 
     def next(self) -> list[Entry] | None:
         """The next trials; none once the sweep is asked to stop."""

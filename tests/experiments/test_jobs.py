@@ -6,14 +6,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from mlflow import MlflowClient
 
+from experiments import jobs
 from experiments.config import TrialResources
 from experiments.grid import expand, read_grid
-from experiments.ledger import Ledger, read_metrics
+from experiments.ledger import Entry, Ledger, read_metrics
 from experiments.resources import Resources
 from experiments.train import train
 from refavs.errors import ConfigError
@@ -36,17 +38,15 @@ TIMES = ("train/seconds_per_step", "train/wait_share")
 COMMAND = "import sys; from experiments.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    arguments = [str(folder / "g.yaml"), "--store", str(folder / "store"), "--out", str(folder / "g")]
+def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+    arguments = [str(folder / "g.yaml"), "--store", str(folder / "store"), "--out", str(folder / "g"), *options]
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *arguments, "--max-concurrent", "2"],
+        [sys.executable, "-c", COMMAND, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
 def test_address_without_a_cluster_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from experiments import jobs
-
     def unreachable(**settings: object) -> None:
         raise ConnectionError("Failed to connect\nand more")
 
@@ -60,12 +60,89 @@ def test_address_without_a_cluster_is_refused(monkeypatch: pytest.MonkeyPatch, t
     assert not list((tmp_path / "g").iterdir())
 
 
+class Placed(Listed):
+    """A placement of listed trials on pretended nodes, without Ray."""
+
+    def __init__(self, groups: list[list[Entry]], nodes: list[dict[str, float]], **resources: Any) -> None:
+        super().__init__(groups)
+        of = Resources(**resources)
+        asks = [of.ask(entry.trial.config.resources) for group in groups for entry in group]
+        self.placement = jobs._Placement(self, "store", of, asks)
+        self.placement._nodes, self.placement._nodes_at = nodes, float("inf")
+        self.taken = 0
+
+    def take(self) -> list[list[str]]:
+        """The names of all groups that start now."""
+        found = []
+        while settings := self.placement.next(str(self.taken)):
+            self.taken += 1
+            known = {str(entry.folder.resolve()): entry.trial.name for entry in ENTRIES}
+            found.append([known[folder] for folder in settings["folders"]])
+        return found
+
+    def report(self, number: int, name: str, epoch: int = 0, over: str | None = None) -> None:
+        """A worker's news of a trial."""
+        (entry,) = (entry for entry in ENTRIES if entry.trial.name == name)
+        records = [{"epoch": number} for number in range(1, epoch + 1)]
+        self.placement.reported(str(number), {"folder": str(entry.folder.resolve()), "records": records, "over": over})
+
+
+ENTRIES = Ledger(Path("nowhere")).entries(
+    expand("g", {"cases": {
+        "a": {}, "b": {"model.beta": 0.5}, "c": {"model.beta": 0.25}, "wide": {"model.beta": 0.1, "resources.cpus": 2},
+        "pair": {"model.beta": 0.2, "resources.workers": 2},
+    }}, "g.yaml", {}).trials, "store",
+)  # fmt: skip
+A, B, C, WIDE, PAIR = ENTRIES
+
+
+def test_trials_of_other_sizes_share_the_nodes_and_none_is_overtaken() -> None:
+    placed = Placed([[A], [WIDE], [B], [PAIR], [C]], [{"CPU": 2.0}, {"CPU": 1.0}])
+    assert placed.take() == [["a"], ["wide"]]
+    placed.placement.completed("0")
+    assert placed.take() == [["b"]] and placed.reasons == {A.trial.title: ""}
+    placed.placement.completed("2")
+    assert placed.take() == []  # one processor is free, and a pair waits for two
+    placed.placement.completed("1")
+    assert placed.take() == [["pair"], ["c"]]
+    assert Placed([[A], [B], [C]], [{"CPU": 2.0}], max_concurrent=1).take() == [["a"]]
+
+
+def test_trial_whose_worker_dies_goes_on_and_fails_after_three_deaths_without_an_epoch() -> None:
+    placed = Placed([[A], [B]], [{"CPU": 1.0}])
+    for number, epoch in enumerate((0, 1, 1, 2, 2)):
+        assert placed.take() == [["a"]]
+        placed.report(number, "a", epoch)
+        placed.placement.died(str(number), "killed")
+    assert placed.take() == [["a"]] and placed.reasons == {} and not placed.placement.over
+    placed.placement.died("5", "out of memory")
+    assert placed.reasons == {
+        A.trial.title: "the worker died 3 times without an epoch in between, the last time: out of memory"
+    }
+    assert placed.take() == [["b"]]
+    placed.placement.completed("6")
+    assert placed.take() == [] and placed.placement.over
+
+
+def test_group_whose_worker_dies_goes_on_in_halves_without_those_that_are_over() -> None:
+    placed = Placed([[A, B, C]], [{"CPU": 2.0}])
+    assert placed.take() == [["a", "b", "c"]]
+    placed.report(0, "b", over="loss nan")
+    placed.placement.died("0", "killed")
+    assert placed.take() == [["a"], ["c"]] and placed.reasons == {B.trial.title: "loss nan"}
+    placed.placement.died("2", "killed")
+    placed.placement.completed("1")
+    assert placed.take() == [["c"]]
+    placed.placement.completed("3")
+    assert placed.reasons == {B.trial.title: "loss nan", A.trial.title: "", C.trial.title: ""}
+
+
 def test_killed_sweep_goes_on_and_equals_an_undisturbed_one(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", {"train": 2, "val": 1, "test_s": 1, "test_n": 1})
     (tmp_path / "g.yaml").write_text(GRID)
     full, _, no_audio = Ledger(tmp_path / "g").entries(read_grid(str(tmp_path / "g.yaml")).trials, store.fingerprint)
 
-    driver = start(tmp_path)
+    driver = start(tmp_path, "--max-concurrent", "2")
     deadline = time.monotonic() + 200
     while len(read_metrics(full.folder)) < 2 and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -74,7 +151,7 @@ def test_killed_sweep_goes_on_and_equals_an_undisturbed_one(tmp_path: Path) -> N
     assert len(read_metrics(full.folder)) >= 2
     assert full.state == "running"  # a fast worker may have all its epochs by now; only the driver closes a trial
 
-    out, err = start(tmp_path).communicate(timeout=250)
+    out, err = start(tmp_path, "--fuse", "3").communicate(timeout=250)  # the same trials now share one read
     assert "failed: diverges, seed 0: loss" in out and "expressions of the batch: train" in out, err
     assert "2 trials finished now, 2 of 3 in all" in out and "Traceback" not in out + err
     assert [entry.state for entry in (full, no_audio)] == ["finished", "finished"]
