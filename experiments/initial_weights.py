@@ -56,10 +56,11 @@ def with_checkpoints(grid: Grid, fingerprint: str, any_store: bool = False) -> G
             return trial
         folder = Path(init).absolute()
         known = read_config(folder)["facts"].get("store")
-        if known != fingerprint and not any_store:
+        own = trial.store.fingerprint if trial.store else fingerprint
+        if known != own and not any_store:
             raise ConfigError(
                 f"trial {trial.name!r}: the head in {init} was trained on the store {str(known)[:12]}, this one is "
-                f"{fingerprint[:12]}; give the store that it knows, or --any-store to train it on other features"
+                f"{own[:12]}; give the store that it knows, or --any-store to train it on other features"
             )
         digests = {**trial.digests, "init": checkpoint_digest(folder)}
         return dataclasses.replace(trial, config=replace(trial.config, {"train.init": str(folder)}), digests=digests)

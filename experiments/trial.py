@@ -16,18 +16,29 @@ MAX_TRIALS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrialStore:
+    """The store of a trial in a sweep over several; `name` is what its user calls it."""
+
+    name: str
+    location: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One training run of a grid: a name without the seed, and every setting resolved.
 
     Attributes:
         digests: of the files that the trial starts from, by what they are to it.
         weights_dir: where these files lie, which makes no other trial.
+        store: whose features it reads; None where a sweep has one store for all.
     """
 
     name: str
     config: TrialConfig
     digests: Mapping[str, str] = field(default_factory=dict)
     weights_dir: Path | None = None
+    store: TrialStore | None = None
 
     @property
     def title(self) -> str:
@@ -41,6 +52,7 @@ class Trial:
         leaves at its default, makes no new trial.
 
         Args:
+            fingerprint: of the features of a sweep with one store.
             defaults: every setting's default when the sweep began; those of the code where one is missing.
         """
         known = flat(TrialConfig()) | dict(defaults or {})
@@ -48,7 +60,8 @@ class Trial:
             name: value for name, value in flat(self.config).items()
             if value != known.get(name, _UNKNOWN) and not name.startswith(NOT_IN_KEY)
         }
-        return digest({"settings": settings, "store": fingerprint, **({"files": self.digests} if self.digests else {})})
+        store = self.store.fingerprint if self.store else fingerprint
+        return digest({"settings": settings, "store": store, **({"files": self.digests} if self.digests else {})})
 
 
 def short_names(names: Sequence[str]) -> list[str]:

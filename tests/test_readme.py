@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.grid import SECTIONS, expand
+from experiments.grid_file import parse_yaml
 from tests.experiments.small_store import make_store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +29,18 @@ def test_commands_of_the_readme_are_installed() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     named = set(re.findall(r"\brefavs-[a-z]+", README))
     assert named == set(scripts)
+
+
+def test_grid_files_of_the_readme_expand() -> None:
+    full, search = (
+        expand("readme", parse_yaml(text, "README.md"), "README.md", {})
+        for text in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    )
+    assert len(full.trials) == 2 * (4 + 2) * 3 and {t.config.resources.workers for t in full.trials} == {1, 2}
+    assert search.search is not None and search.search.plan.asha is not None
+    part = README[README.index("## Grids") : README.index("## Reports")]
+    named = set(re.findall(r"^([a-z]+):", part, flags=re.MULTILINE))
+    assert named == set(SECTIONS) - {"description"}
 
 
 def test_shipped_grids_are_those_of_the_readme() -> None:

@@ -33,8 +33,12 @@ SPECS = {
 CLIPS = {"train": 6, "val": 2, "test_s": 2, "test_u": 2, "test_n": 2}
 
 
-def make_store(path: Path, clips: Mapping[str, int] = CLIPS, seed: int = 0) -> FeatureStore:
-    """Clips with a left and a right object, one of which sounds; clips of test_n are silent and refer to nothing."""
+def make_store(path: Path, clips: Mapping[str, int] = CLIPS, seed: int = 0, noise: int = 0) -> FeatureStore:
+    """Clips with a left and a right object, one of which sounds; clips of test_n are silent and refer to nothing.
+
+    Args:
+        noise: another number gives other features of the same expressions and masks.
+    """
     rng = np.random.default_rng(seed)
     writer = StoreWriter.open(
         path, encoders=ENCODERS, source="nowhere", num_frames=NUM_FRAMES, input_size=SIZE, specs=SPECS,
@@ -44,6 +48,7 @@ def make_store(path: Path, clips: Mapping[str, int] = CLIPS, seed: int = 0) -> F
              for split, count in clips.items() for index in range(count)]  # fmt: skip
     sides = {name: int(rng.integers(2)) for name, _ in names}
     masks = {object_key(name, fid): mask_of(name, fid, rng) for name, _ in names for fid in (0, 1)}
+    rng = np.random.default_rng([seed, noise]) if noise else rng
     for plan in writer.plan("clips", [name for name, _ in names]):
         with writer.shard(plan) as shard:
             for name in plan.keys:

@@ -152,7 +152,7 @@ def test_override_replaces_the_base(tmp_path: Path) -> None:
     assert {trial.config.train.precision for trial in grid.trials} == {"bf16"}
 
 
-@pytest.mark.parametrize("name", ["smoke", "proof", "proof_quick", "table4", "beta", "layers"])
+@pytest.mark.parametrize("name", ["smoke", "proof", "proof_quick", "table4", "beta", "layers", "encoders"])
 def test_shipped_grid_expands(name: str) -> None:
     assert name in shipped_grids()
     grid = read_grid(name)
@@ -269,7 +269,7 @@ def test_unknown_grid_names_the_nearest_shipped_one() -> None:
 
 
 def test_missing_grid_file_names_the_shipped_ones() -> None:
-    with pytest.raises(ConfigError, match=r"no grid file gone\.yaml; .*layers, proof, proof_quick, smoke, table4"):
+    with pytest.raises(ConfigError, match=r"no grid file gone\.yaml; .*encoders, layers, proof, .*smoke, table4"):
         read_grid("gone.yaml")
 
 
