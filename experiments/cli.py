@@ -37,8 +37,10 @@ def build_parser() -> argparse.ArgumentParser:
         prog="refavs-sweep", description=__doc__, epilog=EPILOG, formatter_class=_Formatter
     )
     parser.add_argument("grid", metavar="GRID",
-                        help="a .yaml file, or a shipped grid: smoke, proof, proof_quick, table4, beta, layers")
-    parser.add_argument("--store", required=True, help="the features, from refavs-extract; a folder or a URL")
+                        help="a .yaml file, or a shipped grid: smoke, proof, proof_quick, table4, beta, layers, "
+                        "encoders")
+    parser.add_argument("--store", required=True, action="append", help="the features, from refavs-extract; a folder "
+                        "or a URL; given several times as NAME=STORE, each trial runs on each of them")
     parser.add_argument("--out", type=Path, help="the sweep's folder; runs/NAME where none is given")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                         help="replace a setting of the grid's base; may be given several times")
@@ -92,12 +94,14 @@ def _sweep(args: argparse.Namespace) -> int:
     from experiments.initial_weights import with_checkpoints, with_weights
     from experiments.resources import Resources
     from experiments.run import Options
+    from experiments.stores import named_locations, with_stores
     from experiments.sweep import run_sweep
     from refavs.store import FeatureStore
 
     grid = with_weights(read_grid(args.grid, parse_overrides(args.set)), args.weights_dir)
-    store = FeatureStore(args.store)
-    grid = with_checkpoints(grid, store.fingerprint, args.any_store)
+    stores = {name: FeatureStore(place) for name, place in named_locations(args.store).items()}
+    store = next(iter(stores.values()))
+    grid = with_checkpoints(with_stores(grid, stores), store.fingerprint, args.any_store)
     out = args.out or Path("runs") / grid.name
     resources = Resources(
         address=args.address, max_concurrent=args.max_concurrent, cpus_per_trial=args.cpus_per_trial,
@@ -106,7 +110,7 @@ def _sweep(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _dry_run(grid, store, out, resources)
     size = f"a search of {grid.search.plan.budget} points" if grid.search else f"{len(grid.trials)} trials"
-    print(f"sweep {grid.name}: {size} on {args.store} into {out}", file=sys.stderr)
+    print(f"sweep {grid.name}: {size} on {' and '.join(args.store)} into {out}", file=sys.stderr)
     options = Options(
         retry_failed=args.retry_failed, rerun=tuple(args.rerun), register=args.register, grid_file=args.grid
     )
@@ -149,7 +153,10 @@ def _dry_run(grid: "Grid", store: "FeatureStore", out: Path, resources: "Resourc
     console = _console()
     console.print(table)
     if num_to_do:
-        show(console, entries or ledger.entries(grid.kinds[:1], store.fingerprint), store, resources)
+        to_come = ledger.entries(grid.kinds[:1], store.fingerprint) * num_to_come
+        show(console, [*entries, *to_come], store, resources)
+    for line in search.described() if search else ():
+        console.print(line, markup=False)
     if changes := ledger.changes(entries):
         console.print(changes)
     for part in fresh:
@@ -173,6 +180,7 @@ def _where_to_look(uri: str, out: Path) -> str:
 
 
 def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") -> int:
+    from experiments.stores import stores_of
     from experiments.table import dimension_table, main_table, rows_of
 
     rows = rows_of(outcome.entries, outcome.controls)
@@ -181,7 +189,7 @@ def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") ->
     by_dimension = dimension_table(rows)
     if by_dimension is not None:
         console.print(by_dimension)
-    if store.random_weights:
+    if any(known.random_weights for known in stores_of(grid.kinds, store).values()):
         console.print(
             "RANDOM FEATURES: at least one encoder of this store has random weights; compare rows with each other, not "
             "with published numbers", style="bold yellow",

@@ -24,6 +24,7 @@ from experiments.learner import Learner
 from experiments.ledger import Entry, read_metrics
 from experiments.resources import Ask, Resources, fit_together
 from experiments.sampler import Sampler
+from experiments.stores import store_of
 from experiments.train import build_model
 from refavs.console import ProgressBar
 
@@ -144,7 +145,7 @@ def show(console: Console, entries: Sequence[Entry], store: "FeatureStore", reso
     """Prints the cost of each distinct model of a sweep and of all that is to do."""
     models: dict[tuple[object, ...], list[Entry]] = {}
     for entry in entries:
-        models.setdefault(alike(entry.trial.config), []).append(entry)
+        models.setdefault((alike(entry.trial.config), entry.trial.store), []).append(entry)
     table = Table(title="what a trial costs", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("model", "part", "trained", "frozen", "forward", "step", "s/step", "a trial", "disk, then kept"):
         table.add_column(column, justify="left" if column in ("model", "part") else "right")
@@ -153,13 +154,13 @@ def show(console: Console, entries: Sequence[Entry], store: "FeatureStore", reso
         for same in models.values():
             trial = same[0].trial
             with _threads(max(1, int(resources.ask(trial.config.resources).cpus))):
-                measured.append(measure(trial.config, store, torch.device("cpu"), trial.weights_dir))
+                measured.append(measure(trial.config, store_of(trial, store), torch.device("cpu"), trial.weights_dir))
             bar.advance()
     for same, cost in zip(models.values(), measured, strict=True):
-        config = same[0].trial.config
+        config, own = same[0].trial.config, store_of(same[0].trial, store)
         numbers = (
             f"{cost.forward_flops / GIGA:.3g} GFLOP", f"{cost.step_flops / GIGA:.3g} GFLOP", f"{cost.step_s:.3g}",
-            _duration(seconds(cost, config, store)), f"{_size(cost.state_bytes)}, {_size(cost.kept_bytes)}",
+            _duration(seconds(cost, config, own)), f"{_size(cost.state_bytes)}, {_size(cost.kept_bytes)}",
         )
         for index, size in enumerate(cost.parts):
             table.add_row(
@@ -168,7 +169,7 @@ def show(console: Console, entries: Sequence[Entry], store: "FeatureStore", reso
             )
         for entry in same:
             if entry.state not in DONE:
-                left_s[entry.key] = seconds(cost, entry.trial.config, store, len(read_metrics(entry.folder)))
+                left_s[entry.key] = seconds(cost, entry.trial.config, own, len(read_metrics(entry.folder)))
                 total_bytes += cost.kept_bytes
     to_do = [(resources.ask(e.trial.config.resources), left_s[e.key]) for e in entries if e.key in left_s]
     total_s, at_once = side_by_side(to_do, _this_machine(), resources.max_concurrent)

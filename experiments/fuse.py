@@ -47,7 +47,7 @@ def groups(
     alike: dict[Hashable, list[Entry]] = {}
     for entry in entries:
         alone = fuse == 1 or entry.trial.config.resources.workers > 1
-        alike.setdefault(entry.key if alone else reading(entry.trial.config), []).append(entry)
+        alike.setdefault(entry.key if alone else (entry.trial.store, reading(entry.trial.config)), []).append(entry)
     least = {key: math.ceil(len(like) / _largest(like, fuse, limit)) for key, like in alike.items()}
     counts = dict(least)
     if fuse == "auto":

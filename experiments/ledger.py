@@ -99,7 +99,7 @@ class Ledger:
                 "key": entry.key,
                 "name": entry.trial.name,
                 "seed": entry.trial.config.seed,
-                "store": fingerprint,
+                **_store_facts(entry.trial, fingerprint),
                 "config": flat(entry.trial.config),
                 "digests": dict(entry.trial.digests),
                 "weights_dir": None if entry.trial.weights_dir is None else str(entry.trial.weights_dir),
@@ -209,6 +209,14 @@ class Ledger:
                 ) from error
             (self.root / STOP_FILE).unlink(missing_ok=True)
             yield
+
+
+def _store_facts(trial: Trial, fingerprint: str) -> dict[str, Any]:
+    """What names the features of a trial; in a sweep over several stores also where they are."""
+    own = trial.store
+    if own is None:
+        return {"store": fingerprint}
+    return {"store": own.fingerprint, "store_name": own.name, "store_location": own.location}
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

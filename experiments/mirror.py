@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.ledger import Entry, Ledger, read_metrics
 from experiments.model_card import write_card
 from experiments.state import read_json, write_json
+from experiments.stores import store_of
 from experiments.tracking import Tracker, few_retries, lasts, one_line, without_password
 
 if TYPE_CHECKING:
@@ -246,8 +247,8 @@ class Mirror:
             sent, num_sent = {"attempt": sent["attempt"] + 1, "uri": sent["uri"]}, 0
         if "run_id" not in sent or sent.get("started_s") != status.get("started_s"):
             run_id = self.tracker.start_trial(
-                entry, parent, self.store, sent["attempt"], int(1000 * status.get("started_s", time.time())),
-                self.trial_facts,
+                entry, parent, store_of(entry.trial, self.store), sent["attempt"],
+                int(1000 * status.get("started_s", time.time())), self.trial_facts,
             )
             sent.pop("time_s", None)
             note(run_id=run_id, started_s=status.get("started_s"), cleared=True)
@@ -261,7 +262,7 @@ class Mirror:
             result = entry.result
             assert result is not None
             self.tracker.log_records(run_id, [result])
-            write_card(entry.folder / "checkpoint", self.store)
+            write_card(entry.folder / "checkpoint", store_of(entry.trial, self.store))
             self.tracker.log_folder(run_id, entry.folder, ARTIFACTS)
         self.tracker.keep_only(entry.key, run_id)
         self.tracker.end(run_id, RUN_STATUS[state], status.get("reason", ""), int(1000 * status["time_s"]))

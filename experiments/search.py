@@ -96,6 +96,17 @@ class Search:
             f"{len(here)} so far, and one in {asha.reduction} goes on"
         )
 
+    def described(self) -> list[str]:
+        """What is looked for and how far it is."""
+        plan, asha, found = self.plan, self.plan.asha, self.best()
+        stopping = f", one trial in {asha.reduction} going on from epoch {asha.min_epochs}" if asha else ""
+        lines = [
+            f"search by {plan.method} for the {'highest' if plan.maximize else 'lowest'} {plan.metric}{stopping}: "
+            f"{min(len(self.points), plan.budget)} of {plan.budget} points suggested",
+            *(f"  {name}: {part}" for name, part in plan.ranges.items()),
+        ]
+        return [*lines, f"best so far: {found[0]}: {plan.metric} {found[1]:.{DIGITS}g}"] if found else lines
+
     def best(self) -> tuple[str, float] | None:
         """Name and value of the best point whose trials are all finished."""
         values = [(self._value(entries), entries[0].trial.name) for entries in self._of_points if entries]

@@ -5,6 +5,7 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.grid import Grid
 from experiments.trial import Trial, TrialStore
@@ -115,6 +116,29 @@ def _difference(one: FeatureStore, other: FeatureStore) -> str:
     if sizes[0] != sizes[1]:
         return f"their masks are of {sizes[0]} and of {sizes[1]}"
     return "their expressions have other splits, words or masks under the same uids"
+
+
+def stores_of(trials: Sequence[Trial], default: FeatureStore) -> dict[str, FeatureStore]:
+    """The stores that trials read, by their fingerprints."""
+    found = [store_of(trial, default) for trial in trials]
+    return {store.fingerprint: store for store in found or [default]}
+
+
+def store_facts(trials: Sequence[Trial], default: FeatureStore) -> dict[str, dict[str, Any]]:
+    """What a sweep's folder notes of each of several stores, by its fingerprint, so that a report can compare them."""
+    named = {trial.store.fingerprint: trial.store.name for trial in trials if trial.store}
+    return {
+        fingerprint: {"name": named[fingerprint], **facts_of(store), "contents": contents_digest(store)}
+        for fingerprint, store in stores_of(trials, default).items() if fingerprint in named
+    }  # fmt: skip
+
+
+def facts_of(store: FeatureStore) -> dict[str, Any]:
+    """Where a store is, what it has, and whether its features are of random weights."""
+    return {
+        "store": store.location, "fingerprint": store.fingerprint, "random_features": store.random_weights,
+        "encoders": {stream: str(encoder.get("name")) for stream, encoder in store.encoders.items()},
+    }  # fmt: skip
 
 
 def store_of(trial: Trial, default: FeatureStore) -> FeatureStore:

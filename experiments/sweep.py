@@ -14,6 +14,7 @@ from experiments.resources import Resources
 from experiments.run import Options, Outcome, Run, best_by_val, closed_mark, to_run
 from experiments.search import Search
 from experiments.state import read_json, write_json
+from experiments.stores import facts_of, store_facts, store_of, stores_of
 from experiments.tracking import default_tracking_uri
 from refavs.errors import RefAVSError, StoreError
 from refavs.model.checkpoint import load_weights
@@ -35,9 +36,9 @@ def run_sweep(
             cannot be used, or a key in the options that no trial has.
         StoreError: a store that is damaged, not extracted to its end, or has nothing to train on.
     """
-    if not store.finished:
+    for unfinished in (one for one in stores_of(grid.kinds, store).values() if not one.finished):
         raise StoreError(
-            f"the extraction of {store.location} did not come to its end, its statistics would change under the "
+            f"the extraction of {unfinished.location} did not come to its end, its statistics would change under the "
             "trials; run the same refavs-extract command again, then this one"
         )
     for part in check_models(grid, store):
@@ -53,10 +54,9 @@ def run_sweep(
         for entry in anew:
             ledger.discard(entry)
         outcome.controls = _controls(out, store)
-        ledger.set_sweep(
-            store=store.location, fingerprint=store.fingerprint, random_features=store.random_weights,
-            encoders={stream: str(encoder.get("name")) for stream, encoder in store.encoders.items()},
-        )
+        ledger.set_sweep(**facts_of(store))
+        if several := store_facts(grid.kinds, store):
+            ledger.set_sweep(stores=ledger.sweep.get("stores", {}) | several)
         if not (search and search.num_to_come) and _nothing_to_do(ledger, outcome, options):
             return outcome
         if changes := ledger.changes(entries):
@@ -92,17 +92,18 @@ def check_models(grid: Grid, store: FeatureStore) -> list[str]:
     """
     known, fresh = set(), {}
     for trial in grid.kinds:
-        init = trial.config.train.init
-        if (trial.config.model, init) in known:
+        init, own = trial.config.train.init, store_of(trial, store)
+        kind = (trial.config.model, init, own.fingerprint)
+        if kind in known:
             continue
-        known.add((trial.config.model, init))
+        known.add(kind)
         try:
-            model = EEMC(EEMCConfig.from_store(store, **asdict(trial.config.model)))
+            model = EEMC(EEMCConfig.from_store(own, **asdict(trial.config.model)))
             if init is not None:
                 load_weights(Path(init), model)
                 continue
             if trial.weights_dir is not None:
-                fresh |= dict.fromkeys(load_decoders(model, Mask2Former.within(trial.weights_dir), store.encoders))
+                fresh |= dict.fromkeys(load_decoders(model, Mask2Former.within(trial.weights_dir), own.encoders))
         except RefAVSError as error:
             raise type(error)(f"trial {trial.name!r}: {error}") from error
     return list(fresh)

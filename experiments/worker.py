@@ -56,7 +56,7 @@ def _train_here(settings: dict[str, Any]) -> None:
 
     try:
         runs = [dataclasses.replace(_run_of(folder, ray.tune.report), over=over) for folder in missing]
-        train_group(runs, _store(settings["store"]), device)
+        train_group(runs, _store_of(settings), device)
     except torch.OutOfMemoryError as error:
         raise WorkerDiedError(f"the GPU has no memory for {len(missing)} trials together") from error
     except Exception as error:
@@ -70,7 +70,7 @@ def train_share(
     """What each worker of a trial with several does."""
     _take_processors(settings)
     run = _run_of(Path(settings["folders"][0]), report)
-    train_group([run], _store(settings["store"]), device, team)
+    train_group([run], _store_of(settings), device, team)
     if run.error is not None:
         raise run.error
 
@@ -102,7 +102,13 @@ def reason_of(error: Exception) -> str:
     return (str(error) if isinstance(error, RefAVSError) else f"{type(error).__name__}: {error}") or "unknown"
 
 
-@functools.lru_cache(maxsize=1)
+def _store_of(settings: dict[str, Any]) -> FeatureStore:
+    """The store that all trials of these settings read; in a sweep over several each trial notes its own."""
+    facts = json.loads((Path(settings["folders"][0]) / "config.json").read_text("utf-8"))
+    return _store(facts.get("store_location") or settings["store"])
+
+
+@functools.lru_cache(maxsize=4)
 def _store(location: str) -> FeatureStore:
-    """The store, opened once by each worker."""
+    """A store, opened once by each worker."""
     return FeatureStore(location)

@@ -46,8 +46,9 @@ class Contender:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What two lines of one table share: the store, and the size and number of frames of its masks."""
-        return tuple(self.runs[0].facts[name] for name in ("store", "height", "width", "num_frames"))
+        """What two lines of one table share: expressions and masks, and the size and number of frames of these."""
+        sizes = (self.runs[0].facts[name] for name in ("height", "width", "num_frames"))
+        return (self.runs[0].run.contents, *sizes)
 
     @property
     def removed(self) -> tuple[str, ...]:
@@ -183,8 +184,8 @@ def _value(line: Contender, name: str) -> str:
 
 
 def _described(line: Contender, stores: Mapping[str, str]) -> str:
-    store, height, width, num_frames = line.kind
-    return f"store {stores.get(str(store), str(store)[:8])}, masks of {num_frames} x {height} x {width}"
+    _, height, width, num_frames = line.kind
+    return f"store {stores.get(line.store, line.store[:8])}, masks of {num_frames} x {height} x {width}"
 
 
 def _compared(config: Mapping[str, Any]) -> dict[str, Any]:

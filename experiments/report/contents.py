@@ -102,27 +102,28 @@ def _tables(setting: Setting, options: Options, encoders: Mapping[str, str]) -> 
 def _store_names(sweeps: Sequence[Sweep]) -> dict[str, str]:
     """What to call each store by its fingerprint: the end of its location."""
     found = {}
-    for sweep in sweeps:
-        if "store" in sweep.facts and "fingerprint" in sweep.facts:
-            name = str(sweep.facts["store"]).rstrip("/").rsplit("/", 1)[-1]
-            found[str(sweep.facts["fingerprint"])] = f"{name} {str(sweep.facts['fingerprint'])[:8]}"
+    for known in (store for sweep in sweeps for store in sweep.stores):
+        if "store" in known and "fingerprint" in known:
+            name = str(known["store"]).rstrip("/").rsplit("/", 1)[-1]
+            found[str(known["fingerprint"])] = f"{name} {str(known['fingerprint'])[:8]}"
     return found
 
 
 def _random_stores(sweeps: Sequence[Sweep]) -> dict[str, bool]:
     """Whether an encoder of a store has random weights, by its fingerprint; not of stores that no sweep describes."""
-    told = [sweep.facts for sweep in sweeps if {"fingerprint", "random_features"} <= set(sweep.facts)]
+    stores = [store for sweep in sweeps for store in sweep.stores]
+    told = [facts for facts in stores if {"fingerprint", "random_features"} <= set(facts)]
     return {str(facts["fingerprint"]): bool(facts["random_features"]) for facts in told}
 
 
 def _encoders(sweeps: Sequence[Sweep]) -> dict[str, str]:
     """The encoders of each store by its fingerprint: text, audio, visual."""
     found = {}
-    for sweep in sweeps:
-        names: Mapping[str, str] = sweep.facts.get("encoders", {})
+    for known in (store for sweep in sweeps for store in sweep.stores):
+        names: Mapping[str, str] = known.get("encoders", {})
         order = sorted(names, key=lambda stream: (stream != "text", stream != "audio", stream))
-        if names and "fingerprint" in sweep.facts:
-            found[str(sweep.facts["fingerprint"])] = " + ".join(names[stream] for stream in order)
+        if names and "fingerprint" in known:
+            found[str(known["fingerprint"])] = " + ".join(names[stream] for stream in order)
     return found
 
 
@@ -132,7 +133,8 @@ def _controls(
     """The constant predictions on the reference's store, and the protocols by which they are not known."""
     for sweep in sweeps:
         known: Mapping[str, Any] = sweep.controls
-        if known.get("store") == reference.store:
+        several = {store["contents"] for store in sweep.facts.get("stores", {}).values()}
+        if known.get("store") == reference.store or (known and reference.runs[0].run.contents in several):
             by_protocol: dict[str, dict[str, Values]] = known.get("protocols", {})
             return by_protocol, [protocol for protocol in protocols if protocol not in by_protocol]
     return {}, list(protocols)
@@ -144,11 +146,12 @@ def _facts(
     runs = [run.run for one in contenders for run in one.runs]
     facts = [("sweep", ", ".join(str(sweep.folder) for sweep in sweeps))]
     for sweep in sweeps:
+        for known in sweep.stores:
+            facts += [("store", without_password(str(known["store"])))] if "store" in known else []
+            facts += [("fingerprint", str(known["fingerprint"]))] if "fingerprint" in known else []
+            if "encoders" in known:
+                facts.append(("encoders", ", ".join(f"{stream} {name}" for stream, name in known["encoders"].items())))
         known = sweep.facts
-        facts += [("store", without_password(str(known["store"])))] if "store" in known else []
-        facts += [("fingerprint", str(known["fingerprint"]))] if "fingerprint" in known else []
-        if "encoders" in known:
-            facts.append(("encoders", ", ".join(f"{stream} {name}" for stream, name in known["encoders"].items())))
         git = known.get("git") or {}
         if "mlflow.source.git.commit" in git:
             dirty = " with changes" if git.get("mlflow.source.git.dirty") == "true" else ""
@@ -295,7 +298,7 @@ def _calibration(contender: Contender) -> Calibration:
 
 def _gallery(sweeps: Sequence[Sweep], reference: Contender) -> GallerySource:
     run = reference.runs[0].run
-    locations = {str(sweep.facts.get("fingerprint")): str(sweep.facts.get("store")) for sweep in sweeps}
+    locations = {str(store.get("fingerprint")): str(store.get("store")) for sweep in sweeps for store in sweep.stores}
     return GallerySource(
         label=reference.label, statistics=run.statistics, checkpoint=run.checkpoint,
         store=locations.get(run.store), fingerprint=run.store,

@@ -209,7 +209,11 @@ def part_table(setting: Setting, protocol: str, part: str) -> Table | None:
 
 def encoder_table(setting: Setting, protocol: str, encoders: Mapping[str, str]) -> Table | None:
     """Supplement Table 3: the reference's settings on stores of different encoders; None where there is one store."""
-    alike = [one for one in setting.contenders if one.runs[0].run.name == setting.reference.runs[0].run.name]
+    reference = setting.reference
+    alike = [
+        one for one in setting.contenders
+        if one.runs[0].run.name == reference.runs[0].run.name or one.config == reference.config
+    ]
     stores = {one.store: one for one in reversed(alike)}
     if len(stores) < 2:
         return None

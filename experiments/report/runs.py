@@ -21,6 +21,8 @@ class Run:
     Attributes:
         name: of the trial, without its seed.
         store: fingerprint of the features it read.
+        contents: names the expressions and masks that are behind it; those of another store of the same sweep may be
+            the same.
         config: every setting by its dotted name, `seed` among them, and the `digests` of files that it started from;
             a setting that the code got later has its default, one that it lost is left out where it had its default.
         history: the records of its epochs, oldest first.
@@ -31,6 +33,7 @@ class Run:
     seed: int
     folder: Path
     store: str
+    contents: str
     config: dict[str, Any]
     history: tuple[dict[str, Any], ...]
 
@@ -70,6 +73,12 @@ class Sweep:
     controls: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def stores(self) -> list[dict[str, Any]]:
+        """Of each store that is known: `store`, `fingerprint`, `encoders`, `random_features`, as `facts` has them."""
+        several = self.facts.get("stores", {})
+        return [*several.values(), *([self.facts] if self.facts.get("fingerprint") not in several else [])]
+
 
 def read_sweep(folder: Path) -> Sweep:
     """Reads a sweep's folder.
@@ -85,7 +94,7 @@ def read_sweep(folder: Path) -> Sweep:
     runs, unfinished = [], {}
     for path in sorted((folder / "trials").glob("*/config.json")):
         try:
-            run, state = _read_run(path.parent, facts.get("defaults", {}))
+            run, state = _read_run(path.parent, facts)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"the trial {path.parent} cannot be read ({type(error).__name__}: {error}); remove that "
                               "folder and run the sweep's refavs-sweep command again") from error
@@ -109,12 +118,14 @@ def natural(text: str) -> list[tuple[float, str]]:
     return [(float(part), "") if place % 2 else (-1.0, part) for place, part in enumerate(parts)]
 
 
-def _read_run(folder: Path, defaults: Mapping[str, Any]) -> tuple[Run, str]:
+def _read_run(folder: Path, facts: Mapping[str, Any]) -> tuple[Run, str]:
     """A trial with its state in the ledger; one that was killed may be `running`.
 
     Args:
-        defaults: of all settings when the sweep began, as far as that is known.
+        facts: of the sweep; among them every setting's default when it began, as far as that is known.
     """
+    defaults = facts.get("defaults", {})
+    contents = {fingerprint: store["contents"] for fingerprint, store in facts.get("stores", {}).items()}
     settings = read_json(folder / "config.json")
     status, result = (read_json(folder / name) for name in ("status.json", "result.json"))
     known = flat(TrialConfig())
@@ -125,6 +136,7 @@ def _read_run(folder: Path, defaults: Mapping[str, Any]) -> tuple[Run, str]:
     started = {f"digests.{name}": digest for name, digest in settings.get("digests", {}).items()}
     run = Run(
         key=settings["key"], name=settings["name"], seed=settings["seed"], folder=folder, store=settings["store"],
+        contents=contents.get(settings["store"], settings["store"]),
         config=known | own | started, history=tuple(read_metrics(folder)),
     )  # fmt: skip
     state = status["state"] if status else "new"
