@@ -37,12 +37,13 @@ class Sweep:
     Args:
         grid: YAML, to which the smallest settings of a model are added.
         options: of every call.
+        name: of the sweep's folder, and so of its experiment.
     """
 
-    def __init__(self, folder: Path, grid: str, *options: str, store: Path | None = None) -> None:
+    def __init__(self, folder: Path, grid: str, *options: str, store: Path | None = None, name: str = "g") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.store = store or Path(make_store(folder / "store", SPLITS).location)
-        self.out, self.options = folder / "g", options
+        self.out, self.options = folder / name, options
         self._grid = folder / "g.yaml"
         self._grid.write_text(BASE + grid)
 
