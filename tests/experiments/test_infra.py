@@ -1,13 +1,16 @@
-"""The script that opens the MLflow UI."""
+"""The scripts that open the MLflow UI and give a sweep to a cluster as a job."""
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "infra" / "mlflow-ui.sh"
+JOB = SCRIPT.with_name("ray-job.sh")
 
 
 def test_script_without_a_database_says_what_to_do(tmp_path: Path) -> None:
@@ -41,3 +44,34 @@ def test_script_opens_the_database_beside_the_sweep(tmp_path: Path, place: str, 
         "ui", "--backend-store-uri", f"sqlite:///{root}/runs/mlflow.db", "--host", "127.0.0.1", "--port", port,
         "--workers", "1",
     ]  # fmt: skip
+
+
+def test_job_carries_the_code_and_joins_the_cluster(tmp_path: Path) -> None:
+    root = tmp_path / "a root"
+    for name in ("infra", ".venv/bin"):
+        (root / name).mkdir(parents=True)
+    script = shutil.copy(JOB, root / "infra")
+    python = root / ".venv" / "bin" / "python"
+    # Stands for a Python with ray[default]; what is no call of Ray is a real one's affair.
+    python.write_text(f'''#!/bin/sh
+case "$*" in
+    *ray.scripts*) printf "%s\\n" "$@" ;;
+    *aiohttp_cors*) exit "${{MISSING:-0}}" ;;
+    *) exec {sys.executable} "$@" ;;
+esac
+''')
+    python.chmod(0o755)
+    (tmp_path / "few.txt").write_text("# pins\nray==2.60.0\ntorch==2.13.0\n")
+    arguments = [str(script), "http://head:8265", "beta", "--store", "/a b/store", "--out", "runs/beta"]
+    settings = {**os.environ, "REFAVS_PIP": str(tmp_path / "few.txt"), "PYTHON": str(python)}
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=settings)
+    given = done.stdout.splitlines()
+    assert given[:6] == ["-m", "ray.scripts.scripts", "job", "submit", "--address", "http://head:8265"]
+    environment = json.loads(given[given.index("--runtime-env-json") + 1])
+    assert environment["working_dir"] == str(root) and environment["pip"] == ["torch==2.13.0"]
+    assert given[given.index("--") + 1 :][-7:] == ["beta", "--store", "/a b/store", "--out", "runs/beta", "--address",
+                                                   "auto"]  # fmt: skip
+    refused = subprocess.run(arguments, capture_output=True, text=True, env={**settings, "MISSING": "1"})
+    assert refused.returncode == 2 and "pip install 'ray[default]'" in refused.stderr and not refused.stdout
+    usage = subprocess.run([str(script)], capture_output=True, text=True, env=settings)
+    assert usage.returncode == 2 and "infra/ray-job.sh http://HEAD:8265 GRID --store STORE" in usage.stderr

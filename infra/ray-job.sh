@@ -1,0 +1,35 @@
+#!/bin/sh
+# Runs a sweep as a job of a running Ray cluster: this checkout's code travels with it and the job outlives this shell.
+#   infra/ray-job.sh http://HEAD:8265 GRID --store STORE --out OUT [other options of refavs-sweep]
+# GRID is a shipped grid or a file below this checkout; STORE and OUT are paths or URLs that every node sees. The nodes
+# have the packages of constraints.txt, and this machine and the head have ray[default]. To let Ray install packages on
+# the nodes instead (minutes, once for each node), name a requirements file: REFAVS_PIP=constraints.txt infra/ray-job.sh ...
+# A cluster that asks for a token (as Ray's own do from 2.59 on) gets that of RAY_AUTH_TOKEN.
+set -eu
+
+if [ $# -lt 2 ]; then
+    sed -n '2,7s/^# *//p' "$0" >&2
+    exit 2
+fi
+address=$1
+shift
+here=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-$here/.venv/bin/python}
+[ -x "$python" ] || python=python3
+if ! "$python" -c 'import aiohttp_cors, opencensus, prometheus_client' 2>/dev/null; then
+    echo "ray-job: jobs take Ray's dashboard, which is not installed; $python -m pip install 'ray[default]'" >&2
+    exit 2
+fi
+# What git ignores (.venv, stores, runs) does not travel; the history is only large.
+environment=$(HERE=$here "$python" -c '
+import json, os
+from pathlib import Path
+environment = {"working_dir": os.environ["HERE"], "excludes": [".git", "/tests", "*.png"]}
+environment["env_vars"] = {"OMP_NUM_THREADS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+if "REFAVS_PIP" in os.environ:
+    lines = Path(os.environ["REFAVS_PIP"]).read_text().splitlines()
+    environment["pip"] = [line for line in lines if line and not line.startswith(("#", "ray=="))]
+print(json.dumps(environment))')
+run='import sys; from experiments.cli import main; sys.exit(main(sys.argv[1:]))'
+exec "$python" -m ray.scripts.scripts job submit --address "$address" --runtime-env-json "$environment" -- \
+    python -c "$run" "$@" --address auto
