@@ -150,6 +150,8 @@ def predictions_together(
 
     The probabilities of a head are computed when they are asked for, so that only those of one take memory.
     """
+    if not heads:
+        return
     modes = [model.training for _, model in heads]
     for _, model in heads:
         model.eval()

@@ -1,5 +1,6 @@
 """Pictures of a trial: all frames of a clip side by side, the prediction filled in, the ground truth outlined."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,11 +8,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from experiments.config import TrainConfig
-from experiments.evaluate import predictions, rows_of
+from experiments.evaluate import Head, predictions_together, rows_of
 
 if TYPE_CHECKING:
-    from refavs.model.eemc import EEMC
     from refavs.store import FeatureStore
 
 NUM_PICTURES = 2
@@ -24,21 +23,27 @@ BACKDROP = 60
 
 
 def write_overlays(
-    folder: Path, config: TrainConfig, model: "EEMC", store: "FeatureStore", device: torch.device
-) -> list[Path]:
-    """Writes a picture for each of two expressions, the same ones for every trial on this store."""
-    rows = chosen_rows(store)
-    written = []
-    folder.mkdir(parents=True, exist_ok=True)
+    folders: Sequence[Path], heads: Sequence[Head], store: "FeatureStore", device: torch.device
+) -> list[list[Path]]:
+    """Writes for each head, into a folder of its own, a picture of two expressions: the same for every trial."""
+    rows, backdrops = chosen_rows(store), {}
+    written: list[list[Path]] = [[] for _ in heads]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
     for row in rows:
-        for batch, probs in predictions(config, model, store, [row], device):
+        clip_id = str(store.expressions["clip_id"].iloc[row])
+        for batch, found in predictions_together(heads, store, [row], device):
             assert batch.mask is not None
-            pred, target = (probs[0] > 0.5).cpu().numpy(), batch.mask[0].cpu().numpy()
-            clip_id = str(store.expressions["clip_id"].iloc[row])
-            backdrop = [frame_picture(store, clip_id, second) for second in range(len(target))]
-            picture = draw(backdrop, pred, target, batch.text_string[0], f"{batch.uid[0]} ({batch.split[0]})")
-            written.append(folder / f"{len(written) + 1}-{safe_name(batch.uid[0])}.png")
-            picture.save(written[-1])
+            target = batch.mask[0].cpu().numpy()
+            if clip_id not in backdrops:
+                backdrops[clip_id] = [frame_picture(store, clip_id, second) for second in range(len(target))]
+            for number, probs in found:
+                pred = (probs[0] > 0.5).cpu().numpy()
+                origin = f"{batch.uid[0]} ({batch.split[0]})"
+                picture = draw(backdrops[clip_id], pred, target, batch.text_string[0], origin)
+                paths = written[number]
+                paths.append(folders[number] / f"{len(paths) + 1}-{safe_name(batch.uid[0])}.png")
+                picture.save(paths[-1])
     return written
 
 

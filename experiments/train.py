@@ -212,13 +212,12 @@ class Training:
         self.run.report([record])
 
     def keep(self, metrics: dict[str, float], seconds: float, store: "FeatureStore") -> None:
-        """Checkpoint, pictures and result; the result is written last, so that it stands for all of them."""
+        """Checkpoint and result; the result is written last, so that it stands for all that is kept."""
         run, model = self.run, self.learner.average
         metrics = {name: value for name, value in metrics.items() if not name.startswith("val/")}  # in the history
         facts = {"store": store.fingerprint, "encoders": store.encoders, "extraction": store.schema.extraction}
         started = time.monotonic()
         save_model(run.folder / "checkpoint", model, {**facts, "trial": to_dict(run.config)})
-        write_overlays(run.folder / "overlays", run.config.train, model, store, self.learner.device)
         if run.config.train.patience:
             metrics["best_epoch"] = float(best_epoch(self.history))
         metrics["parameters"] = float(sum(p.numel() for p in self.learner.trained))
@@ -297,9 +296,11 @@ def finish(trainings: Sequence[Training], store: "FeatureStore") -> None:
             training.run.end()
     if not missing:
         return
-    started = time.monotonic()
+    started, device = time.monotonic(), missing[0].learner.device
     heads, paths = zip(*((each.head, each.run.folder / STATISTICS_FILE) for each in missing), strict=True)
-    found = record_together(heads, store, ("val", *TEST_SPLITS), missing[0].learner.device, paths)
+    found = record_together(heads, store, ("val", *TEST_SPLITS), device, paths)
+    good = [training for training, metrics in zip(missing, found, strict=True) if isinstance(metrics, dict)]
+    write_overlays([each.run.folder / "overlays" for each in good], [each.head for each in good], store, device)
     seconds = (time.monotonic() - started) / len(missing)
     for training, metrics in zip(missing, found, strict=True):
         with isolated(training.run, len(trainings)):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from experiments import overlays
 from experiments.config import TrainConfig, TrialConfig
+from experiments.evaluate import Head
 from experiments.train import build_model
 from refavs.config import replace
 from refavs.store import FeatureStore
@@ -23,11 +24,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 
 
 def test_pictures_are_of_the_same_two_expressions_of_test_s(store: FeatureStore, tmp_path: Path) -> None:
-    names = []
+    names, folders = [], [tmp_path / str(seed) for seed in (0, 1)]
+    heads = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        model = build_model(replace(TrialConfig(), SMALL), store)
-        files = overlays.write_overlays(tmp_path / str(seed), TrainConfig(), model, store, torch.device("cpu"))
+        heads.append(Head(TrainConfig(), build_model(replace(TrialConfig(), SMALL), store)))
+    alone = overlays.write_overlays([tmp_path / "alone"], heads[1:], store, torch.device("cpu"))[0]
+    written = overlays.write_overlays(folders, heads, store, torch.device("cpu"))
+    assert [path.read_bytes() for path in alone] == [path.read_bytes() for path in written[1]]
+    for folder, files in zip(folders, written, strict=True):
+        assert sorted(folder.iterdir()) == files
         names.append([file.name for file in files])
         width = NUM_FRAMES * (overlays.FRAME_PX + overlays.GAP_PX) - overlays.GAP_PX
         for file in files:
