@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from refavs.store import FeatureStore
 
 RETRY = "--retry-failed tries them again from their last epoch"
+STATUS = "status"  # no grid has this name
 EPILOG = """examples:
   refavs-sweep smoke --store demo/store                     the shipped grid `smoke`, into runs/smoke
   refavs-sweep beta --store store --dry-run                 what is done and what is missing
   refavs-sweep my.yaml --store store --set train.epochs=3   a grid file, with a setting replaced
+  refavs-sweep status runs/smoke                            how far it is, from any other terminal
 """
 
 
@@ -79,11 +81,18 @@ def _fuse(text: str) -> int | Literal["auto"]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of refavs-sweep; returns the exit status."""
-    args = build_parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == [STATUS]:
+        from experiments.status import main as status
+
+        return status(arguments[1:])
+    args = build_parser().parse_args(arguments)
     return run_command("refavs-sweep", lambda: _sweep(args))
 
 
 def _sweep(args: argparse.Namespace) -> int:
+    if args.grid == STATUS:
+        raise ConfigError(f"no grid is named {STATUS!r}: 'refavs-sweep {STATUS} SWEEP' shows how far a sweep is")
     for name in ("max_concurrent", "cpus_per_trial"):
         value = getattr(args, name)
         if value is not None and value <= 0:

@@ -19,6 +19,7 @@ from refavs.errors import ConfigError
 
 State = Literal["new", "running", "finished", "failed", "stopped", "pruned"]
 KEY_LENGTH = 16
+LOCK_ATTEMPTS = 5  # refavs-sweep status holds the lock for the moment in which it looks whether anyone does
 KEPT_BY_RERUN = ("config.json", "status.json", "mlflow.json")
 
 
@@ -201,12 +202,16 @@ class Ledger:
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigError(
-                    f"{self.root} is in use by another refavs-sweep; wait for it or give another --out"
-                ) from error
+            for attempt in range(LOCK_ATTEMPTS):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if attempt + 1 == LOCK_ATTEMPTS:
+                        raise ConfigError(
+                            f"{self.root} is in use by another refavs-sweep; wait for it or give another --out"
+                        ) from error
+                    time.sleep(0.05)
             (self.root / STOP_FILE).unlink(missing_ok=True)
             yield
 

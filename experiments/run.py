@@ -12,14 +12,14 @@ from experiments.config import TrialResources
 from experiments.fuse import groups_on
 from experiments.grid import Grid
 from experiments.interrupt import Interrupts
-from experiments.ledger import Entry, Ledger
+from experiments.ledger import Entry, Ledger, State
 from experiments.mirror import TABLE, WAIT_S, Mirror, pending
 from experiments.resources import Resources
 from experiments.search import Search
 from experiments.table import csv_text
 from experiments.tracking import Tracker, UnreachableError, without_password
+from experiments.watch import Watch, progress_of
 from refavs.config import digest
-from refavs.console import ProgressBar
 from refavs.store import FeatureStore
 from refavs.store.files import write_atomically
 
@@ -110,8 +110,7 @@ class Run:
         self.queue: deque[list[Entry]] = deque()
         self.to_train: Sequence[Entry] = ()
         self.active: dict[str, Entry] = {}
-        self.progress: ProgressBar | None = None
-        self.epochs: dict[str, int] = {}
+        self.watch: Watch | None = None
         self.interrupts = Interrupts(ledger.ask_to_stop)
 
     @property
@@ -192,6 +191,7 @@ class Run:
             _tell(f"the trials could not be closed ({type(error).__name__}: {error}); the same command goes on")
 
     def _run_missing(self, missing: Sequence[Entry], resources: Resources) -> None:
+        self._note_trials()
         for entry in missing:
             self.ledger.enter(entry, self.store.fingerprint)
             if entry.result is not None:  # a kill came after its end
@@ -205,9 +205,9 @@ class Run:
         self.to_train, self.fuse = to_train, resources.fuse  # grouped once the places are known
         kinds = [entry.trial for entry in to_train] + (list(self.grid.kinds) if num_to_come else [])
         asked = {trial.config.resources for trial in kinds}
-        num_epochs = sum(entry.trial.config.train.epochs for entry in to_train)
-        num_epochs += num_to_come * max((trial.config.train.epochs for trial in self.grid.kinds), default=0)
-        with ProgressBar(f"sweep {self.grid.name}", num_epochs, "epochs") as self.progress:
+        epochs = max(trial.config.train.epochs for trial in kinds)
+        trials = {entry.key: progress_of(entry) for entry in to_train}
+        with Watch(f"sweep {self.grid.name}", trials, num_to_come, epochs) as self.watch:
             run_trials(self, self.store.location, resources, self.ledger.root, asked)
         for entry in to_train:
             if not self.stopping and entry.state in ("new", "running"):
@@ -229,14 +229,16 @@ class Run:
             return None
         self.outcome.entries.append(entry)
         self.ledger.enter(entry, self.store.fingerprint)
+        self._note_trials()
+        if self.watch is not None:
+            self.watch.add(entry)
         return [entry]
 
     def started(self, entry: Entry) -> None:
         """Notes the start; a second one in the same call, after the death of a worker, is the same start."""
         if entry.key not in self.active:
             self.active[entry.key] = entry
-            entry.set_status("running", started_s=round(time.time(), 3))
-            self.mirror.note(entry)
+            self._set(entry, "running", started_s=round(time.time(), 3))
 
     def progressed(self, entry: Entry, records: list[Mapping[str, Any]]) -> None:
         """Lets MLflow have the new records, which lie in the trial's folder already."""
@@ -244,38 +246,47 @@ class Run:
         if self.search and (reason := self.search.report(entry, records)):
             self.given_up[entry.key] = reason
             entry.ask_to_stop()
-        if self.progress is not None:
-            last = records[-1]
-            score = last["metrics"].get(RANKED_BY)
-            shown = "" if score is None else f" val J {100 * score:.1f}"
-            new = max(0, last["epoch"] - self.epochs.get(entry.key, 0))
-            self.epochs[entry.key] = self.epochs.get(entry.key, 0) + new
-            self.progress.advance(new, f"{entry.trial.title}: epoch {last['epoch']}{shown}")
+        if self.watch is not None:
+            self.watch.see(entry, records)
 
     def ended(self, entry: Entry, reason: str) -> None:
         """Notes how a trial ended."""
         result = entry.result
         self.active.pop(entry.key, None)
         if result is not None and not reason:
-            entry.set_status("finished", seconds=result["metrics"]["seconds"])
+            self._set(entry, "finished", seconds=result["metrics"]["seconds"])
             self.outcome.num_run += 1
             shutil.rmtree(entry.folder / "state", ignore_errors=True)
         elif reason:
-            entry.set_status("failed", reason=reason)
+            self._set(entry, "failed", reason=reason)
         elif entry.key in self.given_up:
-            entry.set_status("pruned", reason=self.given_up[entry.key])
+            self._set(entry, "pruned", reason=self.given_up[entry.key])
             shutil.rmtree(entry.folder / "state", ignore_errors=True)
         elif self.stopping or entry.asked_to_stop:
-            entry.set_status("stopped")
+            self._set(entry, "stopped")
         else:
-            entry.set_status("failed", reason="the trial ended without a result")
+            self._set(entry, "failed", reason="the trial ended without a result")
+
+    def _set(self, entry: Entry, state: State, **facts: Any) -> None:
+        entry.set_status(state, **facts)
         self.mirror.note(entry)
+        if self.watch is not None:
+            self.watch.state(entry, state, facts.get("reason", ""))
 
     def waited(self) -> None:
         """Shows that the sweep is alive."""
         self._pass_on()
-        if self.progress is not None:
-            self.progress.advance(0)
+        if self.watch is not None:
+            stopping = "stops after the running epochs" if self.stopping else ""
+            away = f"MLflow does not answer ({self.mirror.error[:80]}): kept on disk" if self.mirror.away else ""
+            self.watch.tick("; ".join(filter(None, (stopping, away))))
+
+    def _note_trials(self) -> None:
+        """Which trials are those of this command, for who looks at the folder."""
+        self.ledger.set_sweep(
+            current=[entry.folder.name for entry in self.outcome.entries],
+            to_come=self.search.num_to_come if self.search else 0,
+        )
 
     def _pass_on(self) -> None:
         while self.mirror.messages:

@@ -1,0 +1,190 @@
+"""How far the trials of a sweep are, as its folder tells: of plain files, so that it is known without torch or Ray."""
+
+import fcntl
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refavs.errors import ConfigError
+
+LOSS, SCORE = "train/loss", "val/J"
+RUNNABLE = ("running", "stopped", "new")
+ORDER = ("running", "failed", "stopped", "new", "pruned", "finished")
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """One trial.
+
+    Attributes:
+        key: the name of its folder, the beginning of its key.
+        epoch: how many are finished, of `epochs`.
+        reason: why it failed or was given up.
+        pending: whether MLflow lacks something of it.
+    """
+
+    key: str
+    name: str
+    seed: int
+    epochs: int
+    state: str = "new"
+    epoch: int = 0
+    loss: float = math.nan
+    score: float = math.nan
+    seconds_per_epoch: float = math.nan
+    reason: str = ""
+    pending: bool = False
+
+    @property
+    def title(self) -> str:
+        """The name with the seed."""
+        return f"{self.name}, seed {self.seed}"
+
+    def see(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Takes the records of all its epochs, or of new ones."""
+        if not records:
+            return
+        last = records[-1]
+        self.epoch = max(self.epoch, last["epoch"])
+        self.loss = last["metrics"].get(LOSS, math.nan)
+        self.score = last["metrics"].get(SCORE, math.nan)
+        times = sorted(record["seconds"] for record in records[-5:] if "seconds" in record)
+        if times:
+            self.seconds_per_epoch = times[len(times) // 2]
+
+    def seconds_left(self, typical_s: float = math.nan) -> float:
+        """Of its epochs; NaN while nothing is known.
+
+        Args:
+            typical_s: an epoch of another trial, for one that has none yet.
+        """
+        if self.state not in RUNNABLE:
+            return 0.0
+        known = typical_s if math.isnan(self.seconds_per_epoch) else self.seconds_per_epoch
+        return (self.epochs - self.epoch) * known
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What the folder of a sweep tells.
+
+    Attributes:
+        facts: as `sweep.json` has them.
+        active: whether a refavs-sweep works on it now.
+    """
+
+    facts: dict[str, Any]
+    trials: tuple[Progress, ...]
+    active: bool
+
+
+def read_sweep(root: Path) -> Sweep:
+    """Reads a sweep's folder, which another process may be writing.
+
+    Raises:
+        ConfigError: it is not the folder of a sweep.
+    """
+    facts = _json(root / "sweep.json")
+    if facts is None:
+        raise ConfigError(
+            f"{root} is not the folder of a sweep: it has no sweep.json; give the --out of a refavs-sweep command, "
+            "as runs/smoke"
+        )
+    folders = sorted(path for path in (root / "trials").glob("*") if (path / "config.json").is_file())
+    current = facts.get("current")  # of the last command; an older grid may have had others
+    if current is not None:
+        folders = sorted((path for path in folders if path.name in current), key=lambda path: current.index(path.name))
+    active = is_held(root)
+    trials = tuple(map(read_progress, folders))
+    for trial in trials:
+        if trial.state == "running" and not active:  # its driver was killed
+            trial.state, trial.pending = "stopped", True
+    return Sweep(facts=facts, trials=trials, active=active)
+
+
+def read_progress(folder: Path) -> Progress:
+    """Reads a trial's folder."""
+    settings = _json(folder / "config.json") or {}
+    status, sent = _json(folder / "status.json") or {"state": "new"}, _json(folder / "mlflow.json") or {}
+    found = Progress(
+        key=folder.name, name=settings["name"], seed=settings["seed"], epochs=settings["config"]["train.epochs"],
+        state=status["state"], reason=status.get("reason", ""),
+    )  # fmt: skip
+    records = [json.loads(line) for line in _text(folder / "metrics.jsonl").splitlines()]
+    found.see(records)
+    found.pending = found.state != "new" and (
+        sent.get("epochs", 0) < len(records) if found.state == "running" else sent.get("time_s") != status.get("time_s")
+    )
+    return found
+
+
+def typical_seconds(trials: Sequence[Progress]) -> float:
+    """The mean of an epoch over the trials that have one; NaN where none has."""
+    known = [trial.seconds_per_epoch for trial in trials if not math.isnan(trial.seconds_per_epoch)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def seconds_left(trials: Sequence[Progress], to_come: int = 0) -> float:
+    """Until all have run as many at once as do now; NaN while nothing is known.
+
+    Args:
+        to_come: trials that a search has still to suggest.
+    """
+    typical = typical_seconds(trials)
+    at_once = max(1, sum(trial.state == "running" for trial in trials))
+    longest = max((trial.epochs for trial in trials), default=0)
+    each = [trial.seconds_left(typical) for trial in trials if trial.state in RUNNABLE]
+    left = sum(each) + (to_come * longest * typical if to_come else 0.0)
+    return max(left / at_once, *each, 0.0) if each else left / at_once
+
+
+def counts(trials: Sequence[Progress]) -> str:
+    """How many trials are in which state, on one line."""
+    states = [trial.state for trial in trials]
+    return ", ".join(f"{states.count(state)} {state}" for state in ORDER if state in states) or "no trials"
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 40 s, 12 min, 3.4 h, 2.1 days; empty where it is not known."""
+    if math.isnan(seconds):
+        return ""
+    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (86400, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.{1 if unit == 3600 else 0}f} {name}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def is_held(root: Path) -> bool:
+    """Whether a refavs-sweep holds the folder."""
+    try:
+        with (root / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        return ""
+
+
+def _json(path: Path) -> Any | None:
+    """The value in a file; None where it is absent.
+
+    Raises:
+        ConfigError: a file that is not JSON.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}); remove it and run the refavs-sweep command again") from error
