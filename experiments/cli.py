@@ -189,6 +189,8 @@ def _where_to_look(uri: str, out: Path) -> str:
 
 
 def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") -> int:
+    from experiments.ledger import Ledger
+    from experiments.search import Search
     from experiments.stores import stores_of
     from experiments.table import dimension_table, main_table, rows_of
 
@@ -203,7 +205,9 @@ def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") ->
             "RANDOM FEATURES: at least one encoder of this store has random weights; compare rows with each other, not "
             "with published numbers", style="bold yellow",
         )
-    for line in _summary(outcome):
+    best = Search(grid, Ledger(out), store.fingerprint).best() if grid.search else None
+    told = [f"best point: {best[0]}: {grid.search.plan.metric} {best[1]:.5g}"] if best and grid.search else []
+    for line in [*told, *_summary(outcome)]:
         console.print(line, markup=False)
     console.print(f"pictures and checkpoints: {out}/trials")
     if any(entry.state == "finished" for entry in outcome.entries):

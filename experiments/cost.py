@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import heapq
 import itertools
 import os
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from experiments.evaluate import TEST_SPLITS, predictions, rows_of
+from experiments.fuse import groups_on
 from experiments.learner import Learner
 from experiments.ledger import Entry, read_metrics
 from experiments.resources import Ask, Resources, fit_together
@@ -27,9 +29,10 @@ from experiments.sampler import Sampler
 from experiments.stores import store_of
 from experiments.train import build_model
 from refavs.console import ProgressBar
+from refavs.errors import ConfigError
 
 if TYPE_CHECKING:
-    from experiments.config import TrialConfig
+    from experiments.config import TrialConfig, TrialResources
     from refavs.data.dataset import Batch
     from refavs.model.decoder import EEMCOutput
     from refavs.model.eemc import EEMC, PartSize
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 STATISTICS_BYTES_PER_FRAME = 750
 GIGA = 10**9
 TIMED_STEPS = 2
-DONE = ("finished", "pruned")
+TO_DO = ("new", "running", "stopped")
 _COUNTED_AS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
@@ -70,6 +73,11 @@ class Cost:
     eval_s: float
     state_bytes: int
     kept_bytes: int
+
+    @property
+    def without_read(self) -> "Cost":
+        """What a trial adds to another one that reads the same batches in the same process."""
+        return dataclasses.replace(self, step_s=self.step_s - self.read_s)
 
 
 def measure(
@@ -149,7 +157,7 @@ def show(console: Console, entries: Sequence[Entry], store: "FeatureStore", reso
     table = Table(title="what a trial costs", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("model", "part", "trained", "frozen", "forward", "step", "s/step", "a trial", "disk, then kept"):
         table.add_column(column, justify="left" if column in ("model", "part") else "right")
-    measured, left_s, total_bytes = [], {}, 0.0
+    measured, left, total_bytes = [], {}, 0.0
     with ProgressBar("trying steps on this machine", len(models), "models") as bar:
         for same in models.values():
             trial = same[0].trial
@@ -168,16 +176,23 @@ def show(console: Console, entries: Sequence[Entry], store: "FeatureStore", reso
                 *(numbers if index == 0 else ()), end_section=index == len(cost.parts) - 1,
             )
         for entry in same:
-            if entry.state not in DONE:
-                left_s[entry.key] = seconds(cost, entry.trial.config, own, len(read_metrics(entry.folder)))
+            if entry.state in TO_DO:
+                num_done = len(read_metrics(entry.folder))
+                left[entry.key] = [seconds(one, entry.trial.config, own, num_done) for one in (cost, cost.without_read)]
                 total_bytes += cost.kept_bytes
-    to_do = [(resources.ask(e.trial.config.resources), left_s[e.key]) for e in entries if e.key in left_s]
-    total_s, at_once = side_by_side(to_do, _this_machine(), resources.max_concurrent)
+    to_do = [entry for entry in entries if entry.key in left]
+    groups = groups_on(store, to_do, resources.fuse, functools.partial(_places, resources))
+    asked = [
+        (resources.ask(group[0].trial.config.resources), left[group[0].key][0] + sum(left[e.key][1] for e in group[1:]))
+        for group in groups
+    ]  # fmt: skip
+    total_s, at_once = side_by_side(asked, _this_machine(), resources.max_concurrent)
+    together = f", up to {max(map(len, groups))} trials over one read" if resources.fuse != 1 and groups else ""
     console.print(table)
     console.print(
         f"forward and step: products of matrices and convolutions on a batch as torch counts them, a multiplication "
         f"and an addition being two. Estimated from {TIMED_STEPS} steps and a batch of evaluation of each model on "
-        f"this machine: {_duration(total_s)} and {_size(total_bytes)} for what is to do, {at_once} at once"
+        f"this machine: {_duration(total_s)} and {_size(total_bytes)} for what is to do, {at_once} at once{together}"
     )
 
 
@@ -200,6 +215,14 @@ def side_by_side(
         heapq.heappush(running, (now + seconds, number, ask))
         most = max(most, len(running))
     return max((end for end, *_ in running), default=now), most
+
+
+def _places(resources: Resources, asked: "TrialResources") -> int:
+    """Trials at once on this machine; one that asks for more than there is would run on another one."""
+    try:
+        return resources.of(asked).places(_this_machine(), asked.workers)
+    except ConfigError:
+        return 1
 
 
 def _this_machine() -> list[dict[str, float]]:

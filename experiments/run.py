@@ -216,6 +216,7 @@ class Run:
     def ready(self, places: Callable[[TrialResources], int]) -> None:
         """See `experiments.jobs.Trials`, as for the methods below."""
         self.interrupts.install()
+        self.places = places
         self.queue = deque(groups_on(self.store, self.to_train, self.fuse, places))
 
     def next(self) -> list[Entry] | None:
@@ -224,15 +225,16 @@ class Run:
             return None
         if self.queue:
             return self.queue.popleft()
-        entry = self.search.suggest() if self.search else None
-        if entry is None:
-            return None
-        self.outcome.entries.append(entry)
-        self.ledger.enter(entry, self.store.fingerprint)
-        self._note_trials()
-        if self.watch is not None:
-            self.watch.add(entry)
-        return [entry]
+        new = self.search.suggest_some(self.fuse) if self.search else []
+        for entry in new:
+            self.outcome.entries.append(entry)
+            self.ledger.enter(entry, self.store.fingerprint)
+            if self.watch is not None:
+                self.watch.add(entry)
+        if new:
+            self._note_trials()
+        self.queue.extend(groups_on(self.store, new, self.fuse, self.places))
+        return self.queue.popleft() if self.queue else None
 
     def started(self, entry: Entry) -> None:
         """Notes the start; a second one in the same call, after the death of a worker, is the same start."""

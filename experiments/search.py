@@ -6,8 +6,9 @@ so that a search that was killed goes on with the same points, and a larger budg
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from experiments.fuse import MOST
 from experiments.grid import Grid
 from experiments.ledger import KEY_LENGTH, Entry, Ledger, read_metrics
 from experiments.search_space import DIGITS, Range, SearchPlan
@@ -73,6 +74,12 @@ class Search:
             self._of_points.append(list(self._waiting))
             write_json(self.path, {"search": self.identity, "points": self.points})
         return self._waiting.pop(0) if self._waiting else None
+
+    def suggest_some(self, fuse: int | Literal["auto"]) -> list[Entry]:
+        """The next trials that may run together; TPE suggests several at once only where their number is given."""
+        number = fuse if fuse != "auto" else MOST if self.plan.method == "random" else 1
+        found = (self.suggest() for _ in range(number))
+        return [entry for entry in found if entry is not None]
 
     def report(self, entry: Entry, records: Sequence[Mapping[str, Any]]) -> str:
         """Takes note of a trial's epochs; says why it is to be given up now, or nothing.

@@ -111,3 +111,6 @@ def test_models_that_cost_the_same_are_measured_once(store: FeatureStore, tmp_pa
     assert printed.count("fusion") == 2 and printed.count("GFLOP") == 4
     assert "full, beta and 1 more" in printed and "no_text" in printed and "for what is to do, 1 at once" in printed
     assert not (tmp_path / "g").exists()
+    fused = Console(width=160, record=True, file=io.StringIO())
+    show(fused, entries, store, Resources(max_concurrent=1, fuse=3))
+    assert "1 at once, up to 2 trials over one read" in " ".join(fused.export_text().split())

@@ -117,6 +117,17 @@ def test_random_points_do_not_hang_on_results(tmp_path: Path) -> None:
     assert not {entry.key for entry in run_all(other)} & {entry.key for entry in found}
 
 
+@pytest.mark.parametrize(("method", "fuse", "sizes"), [
+    ("random", 2, [2, 2, 1]), ("random", "auto", [5]), ("tpe", "auto", [1] * 5), ("tpe", 3, [3, 2])
+])  # fmt: skip
+def test_points_that_train_together_are_suggested_together(
+    tmp_path: Path, method: str, fuse: Any, sizes: list[int]
+) -> None:
+    search = search_in(tmp_path, f"\n  budget: 5\n  method: {method}{RANGES}")
+    found = [len(search.suggest_some(fuse)) for _ in sizes]
+    assert found == sizes and search.suggest_some(fuse) == []
+
+
 def test_every_seed_of_a_point_is_a_trial_and_its_value_their_mean(tmp_path: Path) -> None:
     search = search_in(tmp_path, f"\n  budget: 2{RANGES}", f"{EPOCHS}seeds: [3, 4]\n")
     assert search.num_to_come == 4

@@ -115,6 +115,7 @@ def test_search_is_interrupted_goes_on_and_grows(
     assert "4 of 5 trials done, 1 to do" in capsys.readouterr().out
     assert main(command) == 0
     assert len(jobs.ran) == 6 and jobs.ran[-1].startswith("point 4")
+    assert "best point: point " in capsys.readouterr().out
     assert main(command) == 0 and len(jobs.ran) == 6
     found = {run.data.tags["refavs.key"]: run for run in children(out)}
     assert len(found) == len(children(out)) == 5
