@@ -38,7 +38,7 @@ from refavs.metrics.recompute import spread
 from refavs.metrics.statistics import describe
 from refavs.metrics.text_control import TEXT_ONLY, TextControl
 from refavs.model.decoder import predict
-from refavs.model.eemc import EEMC
+from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.model.once import Once
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def predictions_together(
     modes = [model.training for _, model in heads]
     for _, model in heads:
         model.eval()
-    levels, pinned = heads[0].model.config.sizes.levels, device.type == "cuda"
+    levels, pinned = all_levels(model.config for _, model in heads), device.type == "cuda"
     read = batches(store, rows, heads[0].config.eval_batch_size, levels=levels, pinned=pinned)
     for on_host in Ahead(read):
         yield (batch := on_host.to(device)), _predicted(heads, batch)
@@ -163,6 +163,11 @@ def predictions_together(
             torch.cuda.current_stream(device).synchronize()
     for mode, (_, model) in zip(modes, heads, strict=True):
         model.train(mode)
+
+
+def all_levels(models: Iterable[EEMCConfig]) -> list[str]:
+    """What models read that read the same batches: what one of them needs."""
+    return list(dict.fromkeys(level for model in models for level in model.levels))
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from experiments.config import TrialConfig
 from experiments.evaluate import rows_of
 from refavs.data.dataset import Batch, batch_rows, read_batches
 from refavs.errors import StoreError
-from refavs.model.sizes import FeatureSizes
+from refavs.model.eemc import EEMCConfig
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +35,7 @@ class Sampler:
 
     def __init__(self, config: TrialConfig, store: "FeatureStore", device: torch.device | None = None) -> None:
         self.config, self.store, self.device = config, store, device or torch.device("cpu")
-        self.levels = FeatureSizes.from_store(store, config.model.trains_pixel_decoder).levels
+        self.levels = EEMCConfig.from_store(store, **asdict(config.model)).levels
         table = store.expressions
         rows = rows_of(store, ("train",))
         if not rows:
@@ -64,8 +65,14 @@ class Sampler:
             drawn.append(np.concatenate(rounds)[:count])
         return [int(row) for row in rng.permutation(np.concatenate(drawn))[:wanted]]
 
-    def batches(self, epoch: int, rank: int = 0, num_workers: int = 1) -> Iterator[list[tuple[int, Batch]]]:
-        """The batches of an epoch, in numbered parts of about the same size: those that fall to worker `rank`."""
+    def batches(
+        self, epoch: int, rank: int = 0, num_workers: int = 1, levels: Sequence[str] | None = None
+    ) -> Iterator[list[tuple[int, Batch]]]:
+        """The batches of an epoch, in numbered parts of about the same size: those that fall to worker `rank`.
+
+        Args:
+            levels: visual levels to read; None reads what the trial's model reads.
+        """
         train = self.config.train
         whole = batch_rows(
             self.store, self.rows(epoch), train.batch_size, seed=self.config.order_seed, epoch=epoch,
@@ -73,7 +80,7 @@ class Sampler:
         )
         mine = [list(self._parts(rows, num_workers * train.accumulate))[rank :: num_workers] for rows in whole]
         pinned = self.device.type == "cuda"
-        read = read_batches(self.store, ([rows for _, rows in parts] for parts in mine), self.levels, pinned)
+        read = read_batches(self.store, ([rows for _, rows in parts] for parts in mine), levels or self.levels, pinned)
         for parts, found in zip(mine, read, strict=True):
             yield [(number, batch) for (number, _), batch in zip(parts, found, strict=True)]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from experiments.config import TrialConfig
-from experiments.evaluate import TEST_SPLITS, Head, evaluate_together, record_together, rows_of
+from experiments.evaluate import TEST_SPLITS, Head, all_levels, evaluate_together, record_together, rows_of
 from experiments.learner import Learner, Team
 from experiments.overlays import write_overlays
 from experiments.sampler import Sampler
@@ -245,7 +245,8 @@ def advance(trainings: Sequence[Training], store: "FeatureStore") -> None:
     for training in trainings:
         training.learner.model.train()
     lead = trainings[0]
-    ahead = Ahead(lead.sampler.batches(lead.epoch, lead.team.rank, lead.team.size))
+    levels = all_levels(training.learner.model.config for training in trainings)
+    ahead = Ahead(lead.sampler.batches(lead.epoch, lead.team.rank, lead.team.size, levels))
     running = list(trainings)
     for index, parts in enumerate(ahead):
         once = Once(keep=len(running) > 1)

@@ -125,6 +125,15 @@ class EEMCConfig(ModelOptions):
         stored = {size.name: size.channels for size in self.sizes.maps}
         return self.channels or stored.get(MASKS, 256)
 
+    @property
+    def levels(self) -> list[str]:
+        """What the model reads of the visual levels, as `batches` takes it: of a pixel decoder's maps those alone from
+        which tokens, masks and the decoder's layers come."""
+        if not self.sizes.has_mask_features:
+            return self.sizes.levels
+        needed = (MASKS, *LEVELS[: self.decoder_layers])
+        return ["/".join(size.path.split("/")[2:]) for size in self.sizes.maps if size.name in needed]
+
 
 class EEMC(nn.Module):
     """Segments the object an expression refers to in each second, from cached features.

@@ -173,7 +173,7 @@ class FeatureStore:
         return (self.sample(index) for index in range(len(self)))
 
     def sample(self, index: int, levels: Sequence[str] | None = None) -> Sample:
-        """Expression `index` with the visual `levels` named (`backbone`, `pixel_decoder`); None reads all."""
+        """Expression `index` with the visual `levels` named, as `visual_paths` takes them; None reads all."""
         if not 0 <= index < len(self):
             raise IndexError(f"expression {index} of a store of {len(self)}")
         facts = self._facts[index]
@@ -263,15 +263,21 @@ class FeatureStore:
     def visual_paths(self, levels: Sequence[str] | None = None) -> dict[str, str]:
         """Paths of the visual maps by their short name, in the schema's order.
 
+        Args:
+            levels: as `pixel_decoder` or, for one map of it, `pixel_decoder/s32`; None names all.
+
         Raises:
-            StoreError: the store has no such level.
+            StoreError: the store has no such level or map.
         """
         parts = {path: path.split("/") for path in self.specs if path.startswith("clips/visual/")}
-        known = {names[2] for names in parts.values()}
+        known = {name for names in parts.values() for name in (names[2], "/".join(names[2:]))}
         for level in levels or ():
             if level not in known:
                 raise StoreError(f"store {self.location} has no level {level!r}; {nearest(level, known)}")
-        return {names[-1]: path for path, names in parts.items() if levels is None or names[2] in levels}
+        return {
+            names[-1]: path for path, names in parts.items()
+            if levels is None or names[2] in levels or "/".join(names[2:]) in levels
+        }
 
     @property
     def audio_path(self) -> str:

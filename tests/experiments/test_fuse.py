@@ -12,6 +12,7 @@ from experiments.config import TrialConfig
 from experiments.grid import expand
 from experiments.learner import NonFiniteError
 from experiments.ledger import Entry, Ledger, read_metrics
+from experiments.sampler import Sampler
 from experiments.train import Run, train, train_group
 from refavs.config import replace
 from refavs.store import FeatureStore
@@ -25,6 +26,7 @@ BASE = {
 CASES = {
     "plain": {}, "seed": {"seed": 1}, "beta": {"model.beta": 0.3}, "rate": {"train.learning_rate": 0.001},
     "no_text": {"model.text": False}, "no_memory": {"model.memory": False}, "all_pixels": {"loss.num_points": 0},
+    "no_decoder": {"model.decoder_layers": 0},
     "short": {"train.epochs": 2, "model.visual_downsample": 4, "train.ema_decay": 0.9, "train.precision": "bf16"},
 }  # fmt: skip
 CONFIGS = {name: replace(TrialConfig(), BASE | settings) for name, settings in CASES.items()}
@@ -74,6 +76,8 @@ def test_fused_trials_equal_their_unfused_selves(
         assert run.error is None and run.result["epoch"] == run.config.train.epochs
         require_equal(run.folder, alone / name)
     train(CONFIGS["plain"], store, tmp_path / "again")
+    (batch,) = next(iter(Sampler(CONFIGS["no_decoder"], store).batches(0)))[:1]
+    assert list(batch[1].visual) == ["mask_features"]  # alone it reads less
     assert of_group < 3 * read  # a short trial's end, a longer one's, and two pictures each
 
 

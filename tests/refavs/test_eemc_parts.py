@@ -116,6 +116,14 @@ def test_a_trained_pixel_decoder_reads_the_backbone_of_a_store_with_both_levels(
         EEMCConfig.from_store(DescribedStore(SIZES), trained=ALL)
 
 
+@pytest.mark.parametrize(("num_layers", "names"), [(0, []), (1, ["s32"]), (2, ["s16", "s32"]), (5, list(LEVELS))])
+def test_maps_that_no_layer_reads_are_not_read(num_layers: int, names: list[str]) -> None:
+    both = DescribedStore(BACKBONE, SIZES)
+    found = EEMCConfig.from_store(both, decoder_layers=num_layers).levels
+    assert sorted(found) == sorted(f"pixel_decoder/{name}" for name in (MASKS, *names))
+    assert EEMCConfig.from_store(both, trained=ALL, decoder_layers=num_layers).levels == ["backbone"]
+
+
 def test_the_pixel_decoder_of_the_head_runs_once_for_the_expressions_of_a_clip() -> None:
     model, batch = make_model(BACKBONE, trained=ALL), make_batch(sizes=BACKBONE)
     decoder, rows = model.visual.pixel_decoder, []

@@ -110,6 +110,7 @@ def test_levels_choose_the_maps(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path / "s")
     assert set(store[0].visual) == {"mask_features", "s8", "res2"}
     assert set(store.sample(0, ["backbone"]).visual) == {"res2"}
+    assert set(store.sample(0, ["backbone", "pixel_decoder/s8"]).visual) == {"res2", "s8"}
     with pytest.raises(StoreError, match="has no level 'backbon'; did you mean 'backbone'"):
         store.sample(0, ["backbon"])
 
