@@ -141,7 +141,7 @@ class Search:
                 point = self.plan.draw(index, attempt)
             else:
                 point = _asked(study, self.plan, index, attempt)
-            entries = self._entries(index, point)
+            entries = [] if point in self.points else self._entries(index, point)
             if entries and not known & {entry.key for entry in entries}:
                 return point, entries
         return None

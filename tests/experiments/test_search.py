@@ -144,7 +144,8 @@ def test_every_seed_of_a_point_is_a_trial_and_its_value_their_mean(tmp_path: Pat
 
 
 def test_few_points_are_each_tried_once_and_then_the_search_ends(tmp_path: Path) -> None:
-    text = "\n  budget: 50\n  ranges: {model.num_layers: {int: [1, 3]}, model.text: {choice: [true, false]}}"
+    ranges = "{model.num_layers: {int: [1, 3]}, model.text: {choice: [true, false]}}"
+    text = f"\n  budget: 50\n  method: random\n  ranges: {ranges}"
     skipping = f"{EPOCHS}when: [{{if: {{model.num_layers: 2, model.text: false}}, skip: true}}]\n"
     search = search_in(tmp_path, text, skipping)
     found = {(e.trial.config.model.num_layers, e.trial.config.model.text) for e in _drain(search)}
