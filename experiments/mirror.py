@@ -28,6 +28,7 @@ RUN_STATUS = {
     "running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "pruned": "KILLED",
 }  # fmt: skip
 WAIT_S = 60.0  # without an answer, after the last trial
+IN_FLIGHT = 10  # times as long for a request that is on its way
 LONGEST_PAUSE_S = 10.0
 FIRST_PAUSE_S = 0.5
 SWEEP = ""  # the key of the parent run in the queue
@@ -113,7 +114,7 @@ class Mirror:
         while self._thread.is_alive() and not stop():
             self._thread.join(0.1)
             # One request may take long where it sends a large file; one that failed shows a server that is away.
-            limit = wait_s if self._error else max(wait_s, 10 * wait_s)
+            limit = wait_s if self._error else IN_FLIGHT * wait_s
             if time.monotonic() > self._last_success + limit:
                 break
         self._left = True

@@ -115,7 +115,8 @@ def read_progress(folder: Path) -> Progress:
     )  # fmt: skip
     records = [json.loads(line) for line in _text(folder / "metrics.jsonl").splitlines()]
     found.see(records)
-    found.pending = found.state != "new" and (
+    older = "run_id" in status and not sent  # of a version that noted the run here once MLflow had all of it
+    found.pending = found.state != "new" and not older and (
         sent.get("epochs", 0) < len(records) if found.state == "running" else sent.get("time_s") != status.get("time_s")
     )
     return found

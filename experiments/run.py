@@ -23,6 +23,7 @@ from refavs.config import digest
 from refavs.store import FeatureStore
 from refavs.store.files import write_atomically
 
+TOLD_AFTER_S = 3.0
 STOPPED_WAIT_S = 5.0  # for MLflow, of one who pressed Ctrl-C twice
 RANKED_BY = "val/J"
 
@@ -164,9 +165,8 @@ class Run:
         write_atomically(self.ledger.root / TABLE, text.encode())
         status = "KILLED" if self.outcome.interrupted else "FAILED" if self.outcome.failures else "FINISHED"
         best = best_by_val(self.outcome.entries) if self.options.register else None
-        count = self.interrupts.count
         self.outcome.unsent = self.mirror.close(
-            status, self.options.wait_s, lambda: self.interrupts.count > count,
+            status, self.options.wait_s, self._give_up(),
             None if best is None or self.options.register is None else (self.options.register, best),
         )
         self.outcome.unsent_reason = self.mirror.error
@@ -175,6 +175,21 @@ class Run:
             return
         if not to_run(self.outcome.entries) and not (self.search and self.search.num_to_come):
             self.ledger.set_sweep(closed=closed_mark(self.outcome.entries, self.outcome.tracking_uri))
+
+    def _give_up(self) -> Callable[[], bool]:
+        """Whether not to wait for MLflow any longer; says after a moment that it is waited for."""
+        began, count, told = time.monotonic(), self.interrupts.count, False
+
+        def give_up() -> bool:
+            nonlocal told
+            self._pass_on()
+            if not told and time.monotonic() - began > TOLD_AFTER_S:
+                told = True
+                _tell(f"sending to MLflow what it lacks; without an answer for {self.options.wait_s:.0f} s it stays on "
+                      "disk, and Ctrl-C leaves it there now")  # fmt: skip
+            return self.interrupts.count > count
+
+        return give_up
 
     def _close_early(self, status: str) -> None:
         """Ends the open runs; what fails here is only told, so that the error that ended the sweep is seen."""

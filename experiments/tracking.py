@@ -254,14 +254,16 @@ class Tracker:
         return run_id
 
     def log_records(self, run_id: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """Sends the records of finished epochs, all in one request where they are few."""
+        """Sends the records of finished epochs with what the process took, all in one request where they are few."""
         from mlflow.entities import Metric
 
         metrics = [
             Metric(key=metric_name(name), value=value, timestamp=record["time_ms"], step=record["epoch"])
             for record in records
-            for name, value in record["metrics"].items()
-        ]
+            for name, value in {
+                **record["metrics"], **{f"system/{name}": value for name, value in record.get("system", {}).items()}
+            }.items()
+        ]  # fmt: skip
         for start in range(0, len(metrics), BATCH_METRICS):
             self.client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
 

@@ -22,6 +22,7 @@ from experiments.learner import Learner, Team
 from experiments.overlays import write_overlays
 from experiments.sampler import Sampler
 from experiments.state import STOP_FILE, load_state, read_json, save_state, write_json
+from experiments.usage import Usage
 from refavs.config import to_dict
 from refavs.data.dataset import Ahead, Batch
 from refavs.errors import ConfigError
@@ -166,6 +167,7 @@ class Training:
                 write_history(run.folder / "metrics.jsonl", self.history)
             run.report(self.history)
         self.sampler = Sampler(config, store, device)
+        self.usage = Usage(device)
         self.sums: dict[str, Tensor] = {}
 
     @property
@@ -201,7 +203,7 @@ class Training:
         self.epoch += 1
         record = {
             "step": self.epoch * self.sampler.num_steps, "metrics": metrics, "epoch": self.epoch,
-            "time_ms": int(time.time() * 1000), "seconds": seconds,
+            "time_ms": int(time.time() * 1000), "seconds": seconds, "system": self.usage.take(),
         }  # fmt: skip
         self.history.append(record)
         if self.run.config.train.patience and best_epoch(self.history) == self.epoch:

@@ -1,11 +1,13 @@
 """A sweep without Ray: the trials run in this process, everything around them is real."""
 
+import json
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from mlflow import MlflowClient
 
 from experiments.cli import _where_to_look, main
@@ -18,6 +20,8 @@ from experiments.tracking import default_tracking_uri
 from experiments.train import train
 from refavs.config import flat
 from refavs.errors import ConfigError, StoreError
+from refavs.model.checkpoint import load_model
+from refavs.model.eemc import EEMC
 from refavs.store import FeatureStore, StoreWriter
 from tests.experiments.small_store import make_store
 
@@ -96,7 +100,7 @@ def runs_of(out: Path) -> dict[str, Any]:
 def test_sweep_runs_what_is_missing_and_grows(jobs: InProcess, store: FeatureStore, runs: Path) -> None:
     out = runs / "grows"
     assert run_sweep(grid_of("full"), store, out).num_run == 1
-    outcome = run_sweep(grid_of("full", "no_text"), store, out)
+    outcome = run_sweep(grid_of("full", "no_text"), store, out, options=Options(register="head", grid_file="g.yaml"))
     assert outcome.num_run == 1 and jobs.ran == ["full, seed 0", "no_text, seed 0"]
     assert Ledger(out).sweep["defaults"] == flat(TrialConfig())
     found = runs_of(out)
@@ -115,6 +119,17 @@ def test_sweep_runs_what_is_missing_and_grows(jobs: InProcess, store: FeatureSto
     assert len(client.list_artifacts(child.info.run_id, "overlays")) == 2
     assert [item.path for item in client.list_artifacts(parent)] == ["table.csv"]
     assert not list(out.glob("trials/*/state"))
+    assert found["no_text, seed 0"].data.tags["refavs.grid_file"] == "g.yaml"
+    assert "system/system_memory_usage_megabytes" in child.data.metrics
+    registered = Ledger(out).sweep["registered"]["head"]
+    best = max(outcome.entries, key=lambda entry: entry.score("val/J") or 0)
+    assert registered == [best.key, "1"] and len(client.search_model_versions("name='head'")) == 1
+    card = yaml.safe_load((best.folder / "checkpoint" / "MLmodel").read_text())
+    inputs = {one["name"]: one["tensor-spec"] for one in json.loads(card["signature"]["inputs"])}
+    sample = store[0]
+    assert inputs["audio"] == {"dtype": "float32", "shape": [-1, -1, sample.audio.shape[-1]]}
+    assert inputs["visual/mask_features"]["dtype"] == "float16"
+    assert isinstance(load_model(best.folder / "checkpoint"), EEMC)
 
 
 def test_sweep_that_is_done_touches_neither_ray_nor_mlflow(

@@ -38,7 +38,8 @@ def entry_of(folder: Path, beta: float, workers: int = 1) -> Entry:
 
 
 def record(epoch: int, loss: float) -> dict[str, Any]:
-    return {"epoch": epoch, "time_ms": 1000 + epoch, "metrics": {"train/loss": loss, "val/a+b/J": 0.5}}
+    return {"epoch": epoch, "time_ms": 1000 + epoch, "metrics": {"train/loss": loss, "val/a+b/J": 0.5},
+            "system": {"memory": 8.0}}
 
 
 def test_database_lies_beside_the_sweep(tmp_path: Path) -> None:
@@ -143,6 +144,7 @@ def test_record_sent_twice_is_one_point(tracker: Tracker, store: FeatureStore, t
     points = tracker.client.get_metric_history(run_id, "train/loss")
     assert [(point.step, point.value) for point in points] == [(1, 0.5), (2, 0.4), (3, 0.3)]
     assert len(tracker.client.get_metric_history(run_id, "val/a_b/J")) == 3
+    assert len(tracker.client.get_metric_history(run_id, "system/memory")) == 3
 
 
 def test_folder_is_uploaded_and_the_run_finished(tracker: Tracker, store: FeatureStore, tmp_path: Path) -> None:
