@@ -63,7 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help="trials at once; as many as the processors allow where none is given")
     parser.add_argument("--cpus-per-trial", type=float, default=1.0, metavar="N",
                         help="processors of a trial, or of each of its workers")
-    parser.add_argument("--gpus-per-trial", type=float, default=0.0, metavar="N", help="GPUs, or a share of one")
+    parser.add_argument("--gpus-per-trial", type=_gpus, default=0.0, metavar="N|auto", help="GPUs, or a share of one; "
+                        "auto: as many trials on each as fit, by what the largest one takes (not tried on a GPU yet)")
     parser.add_argument("--fuse", type=_fuse, default=1, metavar="K|auto",
                         help="trials that read the same batches train K at a time in one process over one read; auto: "
                         "as many as leave no place without work")
@@ -77,6 +78,15 @@ def _fuse(text: str) -> int | Literal["auto"]:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}; accepted: a whole number from 1, or auto")
     return int(text)
+
+
+def _gpus(text: str) -> float | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; accepted: a number from 0, or auto") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,8 +107,10 @@ def _sweep(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}; accepted: a number above 0")
-    if args.gpus_per_trial < 0:
-        raise ConfigError(f"--gpus-per-trial is {args.gpus_per_trial}; accepted: 0 or a number above it")
+    pack_gpus = args.gpus_per_trial == "auto"
+    gpus = 1.0 if pack_gpus else args.gpus_per_trial
+    if gpus < 0:
+        raise ConfigError(f"--gpus-per-trial is {gpus}; accepted: 0 or a number above it")
     from experiments.grid import parse_overrides, read_grid
     from experiments.initial_weights import with_checkpoints, with_weights
     from experiments.resources import Resources
@@ -114,7 +126,7 @@ def _sweep(args: argparse.Namespace) -> int:
     out = args.out or Path("runs") / grid.name
     resources = Resources(
         address=args.address, max_concurrent=args.max_concurrent, cpus_per_trial=args.cpus_per_trial,
-        gpus_per_trial=args.gpus_per_trial, fuse=args.fuse,
+        gpus_per_trial=gpus, pack_gpus=pack_gpus, fuse=args.fuse,
     )
     if args.dry_run:
         return _dry_run(grid, store, out, resources)

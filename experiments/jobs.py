@@ -83,7 +83,7 @@ def run_trials(
         shutil.rmtree(stale, ignore_errors=True)
     records = Path(tempfile.mkdtemp(prefix=TUNE_PREFIX, dir=root.resolve()))
     try:
-        with _ray(resources, asked):
+        with ray_for(resources, asked):
             placement = _Placement(trials, store, resources, [resources.ask(each) for each in asked])
             for each in asked:
                 placement.places(each)
@@ -337,7 +337,7 @@ def _reason(trial: Any) -> str:
 
 
 @contextlib.contextmanager
-def _ray(resources: Resources, asked: Collection[TrialResources]) -> Iterator[None]:
+def ray_for(resources: Resources, asked: Collection[TrialResources]) -> Iterator[None]:
     """A quiet Ray for the time of the sweep: the cluster at the address, or one of its own on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {

@@ -36,6 +36,7 @@ class Resources:
         fuse: trials that train together in one process over one read of the store, where they read the same batches; or
             `auto`, see `experiments.fuse`.
         cpus_per_trial: processors of a trial, or of each of its workers where it has several; GPUs likewise.
+        pack_gpus: the share of a GPU is still to be measured, see `experiments.packing`.
     """
 
     address: str | None = None
@@ -43,6 +44,7 @@ class Resources:
     fuse: int | Literal["auto"] = 1
     cpus_per_trial: float = 1
     gpus_per_trial: float = 0
+    pack_gpus: bool = False
 
     def local_cpus(self, available: int, num_workers: int = 1) -> int:
         """Processors that Ray gets on this machine: all of them, or as many as the trials at once use."""

@@ -65,7 +65,12 @@ def run_sweep(
         sweep_id = ledger.sweep.get("id") or uuid.uuid4().hex
         run.connect(sweep_id, known=before == uri and "run_id" in ledger.sweep)
         ledger.set_sweep(id=sweep_id, tracking_uri=uri, closed=None, defaults=ledger.defaults)
-        run.run(resources or Resources())
+        resources = resources or Resources()
+        if resources.pack_gpus:
+            from experiments.packing import packed
+
+            resources = packed(resources, grid.kinds, store)
+        run.run(resources)
     return outcome
 
 

@@ -1,0 +1,98 @@
+"""How many trials share a GPU: the largest one is tried on an empty GPU, and what it took there decides.
+
+The arithmetic is tested; no machine with a GPU has tried the rest yet.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from experiments.config import TrialConfig
+from experiments.resources import Resources
+from experiments.stores import store_of
+from experiments.trial import Trial
+from refavs.errors import ConfigError
+from refavs.model.eemc import EEMC, EEMCConfig
+from refavs.model.footprint import least_bytes, training_bytes
+from refavs.model.sizes import FeatureSizes
+
+if TYPE_CHECKING:
+    from refavs.store import FeatureStore
+
+MARGIN = 0.15  # batches differ in what they need, and free memory in pieces is of no use
+CONTEXT_BYTES = 600 * 2**20  # of CUDA and its libraries in each process, which the allocator does not count
+PRECISION = 10_000  # Ray's shares of a GPU have four decimals
+
+
+def share(reserved_bytes: int, total_bytes: int) -> float:
+    """The share of a GPU that a trial asks for, so that as many run on one as fit: 1, 0.5, 0.3333, ...
+
+    Args:
+        reserved_bytes: most that the allocator held while the trial ran alone.
+        total_bytes: memory of the GPU.
+    """
+    needed = reserved_bytes * (1 + MARGIN) + CONTEXT_BYTES
+    at_once = max(1, int(total_bytes // needed))
+    return math.floor(PRECISION / at_once) / PRECISION  # rounded down: the last of them must still find its share
+
+
+def packed(resources: Resources, trials: Sequence[Trial], store: "FeatureStore") -> Resources:
+    """The resources with the share of a GPU that the largest of the trials needs; starts Ray for the time of the trial.
+
+    Raises:
+        ConfigError: no node has a GPU, the trial does not fit on one, or trials are fused, whose number in a process
+            is not known yet.
+    """
+    if resources.fuse != 1:
+        raise ConfigError("--gpus-per-trial auto measures one trial, and --fuse puts several into a process; give "
+                          "--gpus-per-trial a number, or leave --fuse out")  # fmt: skip
+    import ray
+
+    from experiments.jobs import ray_for
+
+    trial = max(trials, key=lambda trial: expected_bytes(trial.config, store_of(trial, store)))
+    with ray_for(resources, []):
+        if not ray.cluster_resources().get("GPU"):
+            raise ConfigError("--gpus-per-trial auto: Ray found no GPU on any node; leave it out to train on "
+                              "processors, or name a cluster that has GPUs by --address")  # fmt: skip
+        task = ray.remote(num_gpus=1, max_retries=0, max_calls=1)(probe)
+        location = store_of(trial, store).location
+        try:
+            reserved, total = ray.get(task.remote(trial.config, location, trial.weights_dir))
+        except ray.exceptions.RayTaskError as error:
+            if not isinstance(error.cause, torch.OutOfMemoryError):
+                raise
+            raise ConfigError(f"trial {trial.title!r} does not fit on a GPU ({error.cause}); lower train.batch_size or "
+                              "train.frames, or raise train.accumulate") from error  # fmt: skip
+    return dataclasses.replace(resources, gpus_per_trial=share(reserved, total), pack_gpus=False)
+
+
+def expected_bytes(config: TrialConfig, store: "FeatureStore") -> int:
+    """What a trial needs at the least, by which trials are compared; not what it takes."""
+    train, sizes = config.train, FeatureSizes.from_store(store, config.model.trains_pixel_decoder)
+    with torch.device("meta"):
+        model = EEMC(EEMCConfig.from_store(store, **dataclasses.asdict(config.model)))
+    trained, every = (sum(p.numel() for p in some) for some in (model.trained_parameters(), model.parameters()))
+    copies = int(train.ema_decay > 0) + int(train.patience > 0)
+    at_once = math.ceil(train.batch_size / train.accumulate / config.resources.workers)
+    maps = sum(size.channels * size.height * size.width for size in sizes.maps)
+    num_frames = train.frames or store.num_frames
+    return (
+        least_bytes(config.model, sizes, at_once, num_frames) + training_bytes(trained, every, copies)
+        + 4 * maps * num_frames * math.ceil(at_once / train.expressions_per_clip)
+    )  # fmt: skip
+
+
+def probe(config: TrialConfig, location: str, weights_dir: Path | None) -> tuple[int, int]:
+    """A few real steps and batches of evaluation on a GPU: most bytes that were reserved, and those of the GPU."""
+    from experiments.cost import measure
+    from refavs.store import FeatureStore
+
+    device = torch.device("cuda")
+    torch.cuda.reset_peak_memory_stats(device)
+    measure(config, FeatureStore(location), device, weights_dir)
+    return torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
