@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .PHONY: demo proof proof-quick proof/store test test-slow test-faults bench-store bench-extract bench-remote bench-scheduler \
-	bench-metrics bench-train lint setup clean
+	bench-metrics bench-train bench-sweep lint setup clean
 
 setup: $(STAMP)
 
@@ -69,6 +69,9 @@ bench-metrics: setup
 
 bench-train: setup
 	$(BIN)/python tests/benchmarks/bench_train.py
+
+bench-sweep: setup
+	$(BIN)/python tests/benchmarks/bench_sweep.py
 
 lint: setup
 	$(BIN)/ruff check .
