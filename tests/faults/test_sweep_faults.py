@@ -80,7 +80,7 @@ cases:
         assert re.search(f"failed: {case}.*{reason}", out), out
     assert not list(sweep.out.rglob("*.partial")), "what did not fit still takes its place"
     subprocess.run(["mount", "-o", "remount,size=600m", "tmpfs", str(disk)], check=True)
-    status, out, err = sweep.run("--set", "train.steps_per_epoch=5")
+    status, out, err = sweep.run("--retry-failed")
     assert status == 3 and "1 trials finished now, 3 of 4 in all" in out, out + err
     assert_failed(sweep, database, {"diverges": "loss (nan|inf|-inf)"})
 
@@ -150,7 +150,7 @@ cases:
         assert re.search(f"failed: full, .*{store}", driver.out), driver.out
     database = f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert_failed(sweep, database, {"full": f"{store}.*"})
-    status, out, err = sweep.run()
+    status, out, err = sweep.run("--retry-failed")
     assert status == 0 and "1 trials finished now, 3 of 3 in all" in out, out + err
     assert_failed(sweep, database, {})
 
