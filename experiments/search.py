@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from experiments.evaluate import rows_of
 from experiments.fuse import MOST
 from experiments.grid import Grid
 from experiments.ledger import KEY_LENGTH, Entry, Ledger, read_metrics
@@ -15,9 +16,12 @@ from experiments.search_space import DIGITS, Range, SearchPlan
 from experiments.state import read_json, write_json
 from experiments.train import best_epoch
 from refavs.config import digest
+from refavs.errors import ConfigError
 
 if TYPE_CHECKING:
     import optuna
+
+    from refavs.store import FeatureStore
 
 # A point that is there already, or that a condition leaves out, is suggested again; from half of these on at random.
 ATTEMPTS = 200
@@ -161,6 +165,23 @@ class Search:
         value = records[kept]["metrics"].get(self.plan.metric) if records else None
         self._values[entry.key] = value
         return value
+
+
+def refuse_unmeasured(plan: SearchPlan, store: "FeatureStore") -> None:
+    """Refuses a search by a metric that no trial on this store will have.
+
+    Raises:
+        ConfigError: there is no validation, or none of the dimension that the metric is of.
+    """
+    table = store.expressions
+    known = {str(kind) for kind in table["dimension"].iloc[rows_of(store, ("val",))]}
+    _, *dimension, _ = plan.metric.split("/")
+    if not known or not set(dimension) <= known:
+        found = f"has there {', '.join(sorted(known))}" if known else "has no split val with masks"
+        raise ConfigError(
+            f"the search compares points by {plan.metric}, and {store.location} {found}; name another metric, or a "
+            "store that has it"
+        )
 
 
 def _study(plan: SearchPlan, points: Sequence[Mapping[str, Any]], of_points: Sequence[Sequence[Entry]], value_of: Any

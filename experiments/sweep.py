@@ -12,7 +12,7 @@ from experiments.mirror import pending
 from experiments.report.scores import control_values
 from experiments.resources import Resources
 from experiments.run import Options, Outcome, Run, best_by_val, closed_mark, to_run
-from experiments.search import Search
+from experiments.search import Search, refuse_unmeasured
 from experiments.state import read_json, write_json
 from experiments.stores import facts_of, store_facts, store_of, stores_of
 from experiments.tracking import default_tracking_uri
@@ -95,6 +95,8 @@ def check_models(grid: Grid, store: FeatureStore) -> list[str]:
         ConfigError: settings that cannot be used, with the trial's name.
         WeightsError: weights to start from that are damaged, of another size, or not those of the store.
     """
+    if grid.search:
+        refuse_unmeasured(grid.search.plan, store)
     known, fresh = set(), {}
     for trial in grid.kinds:
         init, own = trial.config.train.init, store_of(trial, store)

@@ -11,9 +11,11 @@ import pytest
 from experiments.grid import Grid, expand
 from experiments.grid_file import parse_yaml
 from experiments.ledger import Entry, Ledger
-from experiments.search import Search
+from experiments.search import Search, refuse_unmeasured
+from experiments.search_space import SearchPlan
 from experiments.state import write_json
 from refavs.errors import ConfigError
+from tests.experiments.small_store import make_store
 
 RANGES = """
   ranges:
@@ -194,6 +196,20 @@ def test_lower_is_better_where_it_is(tmp_path: Path) -> None:
     first, second = search.suggest(), search.suggest()
     assert search.report(first, [record(1, 0.1)]) == ""  # type: ignore[arg-type]
     assert "its val/S of 0.2 is number 2 of 2" in search.report(second, [record(1, 0.2)])  # type: ignore[arg-type]
+
+
+def test_metric_that_the_store_cannot_give_is_refused(tmp_path: Path) -> None:
+    known = make_store(tmp_path / "val", {"train": 1, "val": 1})
+    for metric in ("val/J", "val/S", "val/acoustic/J"):
+        refuse_unmeasured(search_plan(metric), known)
+    with pytest.raises(ConfigError, match=r"by val/semantic/J, and .*val has there acoustic, spatial; name another"):
+        refuse_unmeasured(search_plan("val/semantic/J"), known)
+    with pytest.raises(ConfigError, match=r"by val/J, and .*none has no split val with masks; name another metric"):
+        refuse_unmeasured(search_plan("val/J"), make_store(tmp_path / "none", {"train": 1}))
+
+
+def search_plan(metric: str) -> SearchPlan:
+    return grid_of(f"\n  budget: 3\n  metric: {metric}{RANGES}").search.plan  # type: ignore[union-attr]
 
 
 def test_other_ranges_or_settings_are_another_search(tmp_path: Path) -> None:
