@@ -8,6 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
+import yaml
+
+from experiments.cli import build_parser
+from experiments.grid import read_grid
 
 SCRIPT = Path(__file__).resolve().parents[2] / "infra" / "mlflow-ui.sh"
 JOB = SCRIPT.with_name("ray-job.sh")
@@ -75,3 +80,26 @@ esac
     assert refused.returncode == 2 and "pip install 'ray[default]'" in refused.stderr and not refused.stdout
     usage = subprocess.run([str(script)], capture_output=True, text=True, env=settings)
     assert usage.returncode == 2 and "infra/ray-job.sh http://HEAD:8265 GRID --store STORE" in usage.stderr
+
+
+def test_slurm_script_outside_a_job_says_how_it_is_used() -> None:
+    script = SCRIPT.with_name("slurm.sh")
+    done = subprocess.run([str(script)], capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("Runs a sweep on the nodes of a Slurm job") and "sbatch --nodes=4" in done.stderr
+
+
+def test_kuberay_manifest_runs_a_command_that_is_one() -> None:
+    manifest = yaml.safe_load(SCRIPT.with_name("kuberay.yaml").read_text("utf-8"))
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
+    command, *arguments = manifest["spec"]["entrypoint"].split()
+    args = build_parser().parse_args(arguments)
+    assert command == "refavs-sweep" and args.address == "auto"
+    read_grid(args.grid)
+    cluster = manifest["spec"]["rayClusterSpec"]
+    assert cluster["rayVersion"] == ray.__version__
+    pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for pod in (group["template"]["spec"] for group in pods):
+        (container,) = pod["containers"]
+        (mount,) = container["volumeMounts"]
+        assert mount["name"] == pod["volumes"][0]["name"] and args.out.is_relative_to(mount["mountPath"])

@@ -49,8 +49,11 @@ class Sweep:
 
     def start(self, *options: str, **settings: Any) -> Python:
         """The driver, as a process with a Ray of its own unless `options` name another."""
-        arguments = [str(self._grid), "--store", str(self.store), "--out", str(self.out), *self.options, *options]
-        return Python("-c", COMMAND, *arguments, **settings)
+        return Python("-c", COMMAND, *self.arguments(*options), **settings)
+
+    def arguments(self, *options: str) -> list[str]:
+        """Those of the command."""
+        return [str(self._grid), "--store", str(self.store), "--out", str(self.out), *self.options, *options]
 
     def run(self, *options: str, **settings: Any) -> tuple[int, str, str]:
         """Exit status, output and errors of a call."""

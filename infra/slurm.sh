@@ -1,0 +1,55 @@
+#!/bin/bash
+#SBATCH --job-name=refavs
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --signal=B:TERM@300
+#SBATCH --open-mode=append
+# Runs a sweep on the nodes of a Slurm job, under a Ray cluster of its own. What the job gets is said to sbatch:
+#   sbatch --nodes=4 --cpus-per-task=16 --gpus-per-node=4 --time=8:00:00 infra/slurm.sh GRID --store STORE --out OUT ...
+# STORE, OUT and this checkout lie under the same paths on all nodes. Five minutes before the end of its time the sweep
+# is told to finish the epoch it is in; the same command goes on from there, and so does one whose job was killed.
+set -u
+
+if [ $# -lt 2 ] || [ -z "${SLURM_JOB_ID:-}" ]; then
+    sed -n '7,10s/^# *//p' "$0" >&2
+    exit 2
+fi
+# Slurm runs a copy of this file; the checkout is where sbatch was called, or where REFAVS says.
+bin=${REFAVS:-$SLURM_SUBMIT_DIR}/.venv/bin
+if [ ! -x "$bin/ray" ]; then
+    echo "slurm: no $bin/ray; call sbatch in the checkout after 'make setup', or name it by REFAVS=FOLDER" >&2
+    exit 2
+fi
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head_address=$(getent ahostsv4 "$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')" | awk 'NR == 1 {print $1}')
+port=$((20000 + SLURM_JOB_ID % 20000))
+cpus=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}
+export OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
+# Only this job's processes may talk to its Ray.
+RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')
+export RAY_AUTH_MODE RAY_AUTH_TOKEN
+
+srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" "$bin/ray" start --head --block --disable-usage-stats \
+    --node-ip-address="$head_address" --port="$port" --num-cpus="$cpus" --include-dashboard=false \
+    --temp-dir="/tmp/ray-$SLURM_JOB_ID" >"ray-$SLURM_JOB_ID.log" 2>&1 &
+ray=$!
+trap 'kill $ray 2>/dev/null; rm -rf "/tmp/ray-$SLURM_JOB_ID"' EXIT
+until "$bin/ray" health-check --address "$head_address:$port" >/dev/null 2>&1; do
+    kill -0 $ray 2>/dev/null || { echo "slurm: Ray did not start; see ray-$SLURM_JOB_ID.log" >&2; exit 1; }
+    sleep 1
+done
+if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
+    srun --overlap --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks=$((SLURM_JOB_NUM_NODES - 1)) --exclude="$head" \
+        "$bin/ray" start --block --address="$head_address:$port" --num-cpus="$cpus" >>"ray-$SLURM_JOB_ID.log" 2>&1 &
+fi
+
+"$bin/refavs-sweep" "$@" --address "$head_address:$port" &
+sweep=$!
+trap 'kill -TERM $sweep 2>/dev/null' TERM
+wait $sweep
+status=$?
+while kill -0 $sweep 2>/dev/null; do  # a signal ended the wait, not the sweep
+    wait $sweep
+    status=$?
+done
+exit $status
