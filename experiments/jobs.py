@@ -173,7 +173,7 @@ class _Placement:
             return None
         if not self.waiting:
             # What comes next may hang on the outcome of what runs: it is asked for when there is a place, not before.
-            if not any(self._fits(ask) for ask in self.asks):
+            if self.running and not any(self._fits(ask) for ask in self.asks):
                 return None
             found = self.trials.next()
             self.idle = not found
@@ -186,6 +186,7 @@ class _Placement:
             self._give_up_without_nodes(entries)
             return None
         self.waiting.popleft()
+        self._placeless_since = -float("inf")
         self.running[tune_id] = (entries, ask)
         return {
             "folders": [str(entry.folder.resolve()) for entry in entries], "store": self.store,
@@ -213,7 +214,6 @@ class _Placement:
             self.places(entries[0].trial.config.resources)
         except ConfigError as error:
             self.waiting.popleft()
-            self._placeless_since = -float("inf")
             for entry in entries:
                 self._end(entry, str(error))
 

@@ -124,6 +124,24 @@ def test_trial_whose_worker_dies_goes_on_and_fails_after_three_deaths_without_an
     assert placed.take() == [] and placed.placement.over
 
 
+def test_trials_without_any_node_wait_for_one_and_then_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    placed = Placed([[A], [B], [C]], [{"CPU": 1.0}])
+    assert placed.take() == [["a"]]
+    placed.placement._nodes = []
+    placed.placement.died("0", "the node is gone")
+    assert placed.take() == [] and placed.reasons == {} and not placed.placement.over
+    placed.placement._nodes = [{"CPU": 1.0}]  # it came back
+    assert placed.take() == [["a"]]
+    placed.placement._nodes = []
+    placed.placement.completed("1")
+    assert placed.take() == [] and not placed.placement.over
+    monkeypatch.setattr(jobs, "NO_PLACE_S", 0)
+    for _ in range(3):
+        assert placed.take() == []
+    assert placed.placement.over and placed.reasons.pop(A.trial.title) == "" and len(placed.reasons) == 2
+    assert all("Ray found nodes with no node at all" in reason for reason in placed.reasons.values())
+
+
 def test_group_whose_worker_dies_goes_on_in_halves_without_those_that_are_over() -> None:
     placed = Placed([[A, B, C]], [{"CPU": 2.0}])
     assert placed.take() == [["a", "b", "c"]]
