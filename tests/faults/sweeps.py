@@ -195,12 +195,14 @@ def assert_whole_in_mlflow(database: str, sweep: Sweep, finished: Sequence[str] 
         assert entry.result is not None
         wanted = [
             (name, record["epoch"], value)
-            for record in (*read_metrics(entry.folder), entry.result) for name, value in record["metrics"].items()
+            for record in (*read_metrics(entry.folder), entry.result)
+            for name, value in {
+                **record["metrics"], **{f"system/{name}": value for name, value in record.get("system", {}).items()}
+            }.items()
         ]  # fmt: skip
-        names = {name for name in run.data.metrics if not name.startswith("system/")}
         found = [
             (name, point.step, point.value)
-            for name in names for point in client.get_metric_history(run.info.run_id, name)
+            for name in run.data.metrics for point in client.get_metric_history(run.info.run_id, name)
         ]  # fmt: skip
         assert sorted(found) == sorted(wanted), f"{entry.trial.title}: points are doubled, missing or others"
 
