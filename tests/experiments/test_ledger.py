@@ -1,5 +1,6 @@
 """The ledger: one folder per key, statuses, and one sweep at a time."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -77,3 +78,35 @@ def test_sweep_that_another_process_holds_is_refused(tmp_path: Path) -> None:
 
 def test_metrics_of_a_trial_that_never_ran_are_none(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == []
+
+
+def test_trial_that_is_rerun_keeps_nothing_but_the_count_of_its_attempts(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    entry = ledger.entries(TRIALS, "store")[0]
+    ledger.discard(entry)
+    assert not entry.folder.exists()
+    ledger.enter(entry, "store")
+    for name in ("result.json", "metrics.jsonl", "state/epoch-1/x", "checkpoint/y"):
+        (entry.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (entry.folder / name).write_text("{}")
+    entry.set_status("finished")
+    for attempt in (1, 2):
+        ledger.discard(entry)
+        assert sorted(path.name for path in entry.folder.iterdir()) == ["config.json", "mlflow.json", "status.json"]
+        assert entry.state == "new" and entry.result is None
+        assert json.loads((entry.folder / "mlflow.json").read_text())["attempt"] == attempt
+        entry.set_status("failed", reason="broken")
+
+
+def test_key_to_rerun_is_the_beginning_of_one(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    entries = ledger.entries(TRIALS, "store")
+    assert ledger.beginning_with([entries[1].key[:8], entries[1].key], entries) == [entries[1]]
+    told = r"no trial of the grid has a key that begins with 'zz'; accepted: .*, as --dry-run shows them: .* \(beta 0,"
+    with pytest.raises(ConfigError, match=told):
+        ledger.beginning_with(["zz"], entries)
+    shared = [dataclasses.replace(entry, key=f"aa{entry.key}") for entry in entries]
+    with pytest.raises(ConfigError, match="2 trials have a key that begins with 'a'"):
+        ledger.beginning_with(["a"], shared)
+    with pytest.raises(ConfigError, match="no trial of the grid has a key that begins with ''"):
+        ledger.beginning_with([""], entries)
