@@ -38,7 +38,7 @@ class Entry:
 
     @property
     def status(self) -> dict[str, Any]:
-        """What is known of the trial: `state`, when it changed (`time_s`), and where they apply `started_s`, `reason`, `seconds`."""
+        """What is known: `state` and since when (`time_s`); where they apply `started_s`, `reason`, `seconds`."""
         return read_json(self.folder / "status.json") or {"state": "new"}
 
     @property
