@@ -110,7 +110,7 @@ def table_of_fused(root: Path, quick: bool) -> None:
         ["sizes", "steps", "one after another, s", "fused, s", "processor s", "gain", "must reach"],
     )
     store = write_wide_store(root / "wide", 8 if quick else 128, 4 if quick else 8)
-    for name, base, steps, target in (("data-bound", DATA_BOUND, 30, "3x"), ("compute-bound", COMPUTE_BOUND, 2, "1x")):
+    for name, base, steps, target in (("data-bound", DATA_BOUND, 60, "3x"), ("compute-bound", COMPUTE_BOUND, 2, "1x")):
         num_steps = 1 if quick else steps
         content = {"base": {**base, "train": {**base["train"], "steps_per_epoch": num_steps}},
                    "grid": {"model.beta": [number / NUM_FUSED for number in range(NUM_FUSED)]}}  # fmt: skip
