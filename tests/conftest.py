@@ -1,6 +1,10 @@
 """Shared fixtures; shapes written in annotations of `refavs` are checked at run time in every test."""
 
+import os
 from pathlib import Path
+
+# Before torch is imported: two processes of tests with two threads each wait for one another most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from jaxtyping import install_import_hook
