@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs a sweep as a job of a running Ray cluster: this checkout's code travels with it and the job outlives this shell.
 #   infra/ray-job.sh http://HEAD:8265 GRID --store STORE --out OUT [other options of refavs-sweep]
-# GRID is a shipped grid or a file below this checkout; STORE and OUT are paths or URLs that every node sees. The nodes
+# GRID is a shipped grid or a file below this checkout; STORE (or its URL) and OUT are full paths on every node. The nodes
 # have the packages of constraints.txt, and this machine and the head have ray[default]. To let Ray install packages on
 # the nodes instead (minutes, once for each node), name a requirements file: REFAVS_PIP=constraints.txt infra/ray-job.sh ...
 # A cluster that asks for a token (as Ray's own do from 2.59 on) gets that of RAY_AUTH_TOKEN.
@@ -13,6 +13,17 @@ if [ $# -lt 2 ]; then
 fi
 address=$1
 shift
+# The folder that the code travels to is not one that all nodes see, and goes away with the job.
+before= out=
+for argument; do
+    case $argument in --out=*) out=${argument#--out=} ;; esac
+    [ "$before" = --out ] && out=$argument
+    before=$argument
+done
+case $out in
+    /*) ;;
+    *) echo "ray-job: --out is ${out:-missing}; accepted: an absolute path that every node sees" >&2; exit 2 ;;
+esac
 here=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-$here/.venv/bin/python}
 [ -x "$python" ] || python=python3
@@ -22,10 +33,16 @@ if ! "$python" -c 'import aiohttp_cors, opencensus, prometheus_client' 2>/dev/nu
 fi
 # What git ignores (.venv, stores, runs) does not travel; the history is only large.
 environment=$(HERE=$here "$python" -c '
-import json, os
+import json, os, subprocess
 from pathlib import Path
+def git(*arguments):
+    done = subprocess.run(["git", "-C", os.environ["HERE"], *arguments], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
 environment = {"working_dir": os.environ["HERE"], "excludes": [".git", "/tests", "*.png"]}
 environment["env_vars"] = {"OMP_NUM_THREADS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+if commit := git("rev-parse", "HEAD"):
+    dirty = str(bool(git("status", "--porcelain", "--untracked-files=no"))).lower()
+    environment["env_vars"] |= {"REFAVS_GIT_COMMIT": commit, "REFAVS_GIT_DIRTY": dirty}
 if "REFAVS_PIP" in os.environ:
     lines = Path(os.environ["REFAVS_PIP"]).read_text().splitlines()
     environment["pip"] = [line for line in lines if line and not line.startswith(("#", "ray=="))]

@@ -41,6 +41,18 @@ done
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
     srun --overlap --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks=$((SLURM_JOB_NUM_NODES - 1)) --exclude="$head" \
         "$bin/ray" start --block --address="$head_address:$port" --num-cpus="$cpus" >>"ray-$SLURM_JOB_ID.log" 2>&1 &
+    # A sweep counts its places once, when it starts.
+    "$bin/python" -c '
+import sys, time
+import ray
+address, wanted = sys.argv[1], int(sys.argv[2])
+ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+deadline = time.monotonic() + 120
+while (found := sum(node["Alive"] for node in ray.nodes())) < wanted and time.monotonic() < deadline:
+    time.sleep(1)
+if found < wanted:
+    print(f"slurm: {found} of {wanted} nodes joined within 120 s; going on with those", file=sys.stderr)
+' "$head_address:$port" "$SLURM_JOB_NUM_NODES"
 fi
 
 "$bin/refavs-sweep" "$@" --address "$head_address:$port" &

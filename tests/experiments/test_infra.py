@@ -67,15 +67,18 @@ esac
 ''')
     python.chmod(0o755)
     (tmp_path / "few.txt").write_text("# pins\nray==2.60.0\ntorch==2.13.0\n")
-    arguments = [str(script), "http://head:8265", "beta", "--store", "/a b/store", "--out", "runs/beta"]
+    arguments = [str(script), "http://head:8265", "beta", "--store", "/a b/store", "--out", "/runs/beta"]
     settings = {**os.environ, "REFAVS_PIP": str(tmp_path / "few.txt"), "PYTHON": str(python)}
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=settings)
     given = done.stdout.splitlines()
     assert given[:6] == ["-m", "ray.scripts.scripts", "job", "submit", "--address", "http://head:8265"]
     environment = json.loads(given[given.index("--runtime-env-json") + 1])
     assert environment["working_dir"] == str(root) and environment["pip"] == ["torch==2.13.0"]
-    assert given[given.index("--") + 1 :][-7:] == ["beta", "--store", "/a b/store", "--out", "runs/beta", "--address",
+    assert given[given.index("--") + 1 :][-7:] == ["beta", "--store", "/a b/store", "--out", "/runs/beta", "--address",
                                                    "auto"]  # fmt: skip
+    for out, found in ((["--out", "runs/beta"], "runs/beta"), (["--out=runs/beta"], "runs/beta"), ([], "missing")):
+        lost = subprocess.run([*arguments[:5], *out], capture_output=True, text=True, env=settings)
+        assert lost.returncode == 2 and f"--out is {found}; accepted: an absolute path" in lost.stderr
     refused = subprocess.run(arguments, capture_output=True, text=True, env={**settings, "MISSING": "1"})
     assert refused.returncode == 2 and "pip install 'ray[default]'" in refused.stderr and not refused.stdout
     usage = subprocess.run([str(script)], capture_output=True, text=True, env=settings)
