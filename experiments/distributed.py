@@ -1,6 +1,7 @@
 """One trial on several workers under Ray Train, inside the trial's own process: each takes its share of every batch."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.exceptions import RayTrainError
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from experiments.learner import Team
@@ -19,6 +20,8 @@ from refavs.errors import RefAVSError
 
 RUN_FOLDER = ".workers"
 VALIDATION_TIMEOUT_S = 24 * 3600  # how long the others wait while the first worker evaluates; half an hour by default
+MAX_FAILED_STARTS = 1  # within Ray Train, which else tries without end where a node vanished before the start
+GLOO = re.compile(r"\bgloo/transport/|\[Gloo\b|\bgloo::")  # how its errors begin; a path may have the word too
 Work = Callable[[dict[str, Any], Team, torch.device, Callable[[dict[str, Any]], None]], None]
 
 
@@ -50,13 +53,14 @@ def run_workers(
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"work": work, "settings": settings},
-        torch_config=TorchConfig(timeout_s=VALIDATION_TIMEOUT_S),
+        torch_config=TorchConfig(backend=backend_for(resources.get("GPU", 0)), timeout_s=VALIDATION_TIMEOUT_S),
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers, use_gpu=resources.get("GPU", 0) > 0,
             resources_per_worker={name: amount for name, amount in resources.items() if amount},
         ),
         run_config=ray.train.RunConfig(
-            name=folder.name, storage_path=str(records.resolve()), callbacks=[TuneReportCallback()]
+            name=folder.name, storage_path=str(records.resolve()), callbacks=[TuneReportCallback()],
+            failure_config=ray.train.FailureConfig(controller_failure_limit=MAX_FAILED_STARTS),
         ),
     )
     try:
@@ -65,10 +69,17 @@ def run_workers(
         if any(_is_death(failure) for failure in error.worker_failures.values()):
             raise WorkerDiedError(_reason(error)) from error
         raise WorkersError(_reason(error)) from error
+    except ControllerError as error:  # the workers were never all there
+        raise WorkerDiedError(" ".join(str(error).split())) from error
     except TrainingFailedError as error:
         raise WorkersError(" ".join(str(error).split())) from error
     finally:
         shutil.rmtree(records, ignore_errors=True)
+
+
+def backend_for(gpus: float) -> str | None:
+    """What the workers talk by: NCCL refuses two of them on one GPU, where shares of one land; None is Ray's choice."""
+    return "gloo" if 0 < gpus < 1 else None
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -79,7 +90,7 @@ def _worker(config: dict[str, Any]) -> None:
 
 def _is_death(failure: Exception) -> bool:
     """Whether a worker is gone, or another one misses it."""
-    return isinstance(failure, RayTrainError | torch.distributed.DistError) or "gloo" in str(failure)
+    return isinstance(failure, RayTrainError | torch.distributed.DistError) or bool(GLOO.search(str(failure)))
 
 
 def _reason(error: WorkerGroupError) -> str:

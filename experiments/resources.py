@@ -73,15 +73,14 @@ class Resources:
             ConfigError: one trial alone asks for more than there is, and Ray would wait for ever.
         """
         asked = {name: amount for name, amount in self.asked.items() if amount}
-        places = sum(min(int(node.get(name, 0) / amount + ROUNDING) for name, amount in asked.items())
-                     for node in nodes)  # fmt: skip
+        places = sum(min(_times(name, amount, node.get(name, 0)) for name, amount in asked.items()) for node in nodes)
         if places >= num_workers:
             groups = places // num_workers
             return min(groups, self.max_concurrent or groups)
         found = "; ".join(sorted({_amounts(node) for node in nodes})) or "no node at all"
         lower = [
             f"--{name.lower()}s-per-trial" for name, amount in asked.items()
-            if not any(node.get(name, 0) >= amount for node in nodes)
+            if not any(_times(name, amount, node.get(name, 0)) for node in nodes)
         ]
         each = f"{num_workers} workers with {_amounts(self.asked)} each" if num_workers > 1 else _amounts(self.asked)
         remedy = " and ".join(lower or ["resources.workers" if places else "--cpus-per-trial or --gpus-per-trial"])
@@ -96,19 +95,41 @@ class Resources:
         return {"CPU": self.cpus_per_trial, "GPU": self.gpus_per_trial}
 
 
+def _times(name: str, amount: float, available: float) -> int:
+    """How often an amount is there; a share of a GPU lies on one device."""
+    if name == "GPU" and amount < 1:
+        return int(available) * int(1 / amount + ROUNDING)
+    return int(available / amount + ROUNDING)
+
+
 def _amounts(node: Mapping[str, float]) -> str:
     return f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs"
 
 
+@dataclass
+class _Free:
+    """What is left of a node: processors, and of each GPU its share."""
+
+    cpus: float
+    gpus: list[float]
+
+    def takes(self, ask: Ask) -> bool:
+        """Gives a worker what it asks for, where that is left; a share comes from the GPU that has the least for it."""
+        places = [place for place, left in enumerate(self.gpus) if left >= min(1.0, ask.gpus) - ROUNDING]
+        num_gpus = math.ceil(ask.gpus - ROUNDING)
+        if self.cpus < ask.cpus - ROUNDING or len(places) < num_gpus:
+            return False
+        self.cpus -= ask.cpus
+        for place in sorted(places, key=lambda place: self.gpus[place])[:num_gpus]:
+            self.gpus[place] -= min(1.0, ask.gpus)
+        return True
+
+
 def fit_together(asks: Iterable[Ask], nodes: Sequence[Mapping[str, float]]) -> bool:
     """Whether all find room at once; the largest are placed first, each where it leaves the least."""
-    free = [{name: node.get(name, 0.0) for name in ("CPU", "GPU")} for node in nodes]
+    free = [_Free(node.get("CPU", 0.0), [1.0] * int(node.get("GPU", 0))) for node in nodes]
     for ask in sorted(asks, key=lambda ask: (ask.gpus, ask.cpus), reverse=True):
         for _ in range(ask.workers):
-            wide = [node for node in free if all(node[name] >= ask.amounts[name] - ROUNDING for name in node)]
-            if not wide:
+            if not any(node.takes(ask) for node in sorted(free, key=lambda node: (sum(node.gpus), node.cpus))):
                 return False
-            tightest = min(wide, key=lambda node: (node["GPU"], node["CPU"]))
-            for name in tightest:
-                tightest[name] -= ask.amounts[name]
     return True

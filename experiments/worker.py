@@ -1,5 +1,6 @@
 """What happens in the processes of trials: settings are read, the store is opened, and they train."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -57,9 +58,9 @@ def _train_here(settings: dict[str, Any]) -> None:
     try:
         runs = [dataclasses.replace(_run_of(folder, ray.tune.report), over=over) for folder in missing]
         train_group(runs, _store_of(settings), device)
-    except torch.OutOfMemoryError as error:
-        raise WorkerDiedError(f"the GPU has no memory for {len(missing)} trials together") from error
     except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) and len(settings["folders"]) > 1:
+            raise WorkerDiedError(f"the GPU has no memory for {len(missing)} trials together") from error
         for folder in missing:
             _report_end(folder, error)
 
@@ -92,7 +93,8 @@ def _run_of(folder: Path, report: Callable[[dict[str, Any]], None]) -> Run:
 
 def _report_end(folder: Path, error: Exception | None) -> None:
     if error is not None:
-        (folder / "error.txt").write_text("".join(traceback.format_exception(error)), "utf-8")
+        with contextlib.suppress(OSError):  # as on a full disk; the reason itself is reported
+            (folder / "error.txt").write_text("".join(traceback.format_exception(error)), "utf-8")
     reason = "" if error is None else reason_of(error)
     ray.tune.report({"folder": str(folder), "records": [], "over": reason})
 

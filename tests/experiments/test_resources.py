@@ -31,6 +31,8 @@ def test_trials_of_several_workers_start_only_as_many_as_find_all_of_them() -> N
     nodes = [{"CPU": 4.0}, {"CPU": 3.0, "GPU": 1.0}]
     assert Resources().places(nodes, 2) == 3 and Resources(max_concurrent=2).places(nodes, 2) == 2
     assert Resources(cpus_per_trial=2).places(nodes, 3) == 1 and Resources(gpus_per_trial=0.5).places(nodes, 2) == 1
+    four = [{"CPU": 99.0, "GPU": 4.0}]  # a share lies on one of them
+    assert Resources(gpus_per_trial=0.4).places(four) == 8 and Resources(gpus_per_trial=2).places(four) == 2
     with pytest.raises(ConfigError, match=r"8 workers with 1 CPUs and 0 GPUs each, .* lower resources.workers"):
         Resources().places(nodes, 8)
 
@@ -56,3 +58,11 @@ def test_trials_of_other_sizes_fit_together_where_each_finds_its_node() -> None:
     assert fit_together([small, pair], nodes) and not fit_together([pair, pair], nodes)
     assert fit_together([small, wide], nodes) and not fit_together([small, small, wide], nodes)
     assert fit_together([share, wide, share], nodes) and not fit_together([share, share, share], nodes)
+
+
+def test_shares_of_gpus_fit_together_where_each_finds_a_gpu() -> None:
+    two = [{"CPU": 9.0, "GPU": 2.0}]
+    most, some, whole = (Ask(workers=1, cpus=1, gpus=gpus) for gpus in (0.6, 0.4, 1))
+    assert fit_together([most, most, some, some], two) and not fit_together([most, most, most], two)
+    assert fit_together([most, some, whole], two) and not fit_together([some, whole, whole], two)
+    assert fit_together([Ask(workers=1, cpus=1, gpus=2)], two) and not fit_together([some, whole, most, some], two)
