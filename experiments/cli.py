@@ -1,6 +1,7 @@
 """refavs-sweep: runs what is missing of a grid and compares its trials."""
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -105,11 +106,11 @@ def _sweep(args: argparse.Namespace) -> int:
         raise ConfigError(f"no grid is named {STATUS!r}: 'refavs-sweep {STATUS} SWEEP' shows how far a sweep is")
     for name in ("max_concurrent", "cpus_per_trial"):
         value = getattr(args, name)
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}; accepted: a number above 0")
     pack_gpus = args.gpus_per_trial == "auto"
     gpus = 1.0 if pack_gpus else args.gpus_per_trial
-    if gpus < 0:
+    if not 0 <= gpus < math.inf:
         raise ConfigError(f"--gpus-per-trial is {gpus}; accepted: 0 or a number above it")
     from experiments.grid import parse_overrides, read_grid
     from experiments.initial_weights import with_checkpoints, with_weights
@@ -129,7 +130,7 @@ def _sweep(args: argparse.Namespace) -> int:
         gpus_per_trial=gpus, pack_gpus=pack_gpus, fuse=args.fuse,
     )
     if args.dry_run:
-        return _dry_run(grid, store, out, resources)
+        return _dry_run(grid, store, out, resources, args.retry_failed, args.rerun)
     size = f"a search of {grid.search.plan.budget} points" if grid.search else f"{len(grid.trials)} trials"
     print(f"sweep {grid.name}: {size} on {' and '.join(args.store)} into {out}", file=sys.stderr)
     options = Options(
@@ -146,13 +147,15 @@ def _console() -> "Console":
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
-def _dry_run(grid: "Grid", store: "FeatureStore", out: Path, resources: "Resources") -> int:
+def _dry_run(
+    grid: "Grid", store: "FeatureStore", out: Path, resources: "Resources", retry: bool, rerun: Sequence[str]
+) -> int:  # fmt: skip
     from rich import box
     from rich.table import Table
 
     from experiments.cost import show
     from experiments.ledger import KEY_LENGTH, Ledger
-    from experiments.run import to_run
+    from experiments.run import num_to_come, to_run
     from experiments.search import Search
     from experiments.sweep import check_models
 
@@ -168,14 +171,15 @@ def _dry_run(grid: "Grid", store: "FeatureStore", out: Path, resources: "Resourc
         table.add_row(
             entry.trial.name, str(config.seed), entry.key[:KEY_LENGTH], str(config.train.epochs), entry.state
         )
-    num_to_come = search.num_to_come if search else 0
-    num_to_do = len(to_run(entries)) + num_to_come
-    num_failed = sum(entry.state == "failed" for entry in entries)
+    keys_to_do = {entry.key for entry in [*to_run(entries, retry), *ledger.beginning_with(rerun, entries)]}
+    to_come = num_to_come(search, ledger)
+    num_to_do = len(keys_to_do) + to_come
+    num_failed = sum(entry.state == "failed" and entry.key not in keys_to_do for entry in entries)
     console = _console()
     console.print(table)
-    if num_to_do:
-        to_come = ledger.entries(grid.kinds[:1], store.fingerprint) * num_to_come
-        show(console, [*entries, *to_come], store, resources)
+    if to_run(entries) or to_come:
+        suggested = ledger.entries(grid.kinds[:1], store.fingerprint) * to_come
+        show(console, [*entries, *suggested], store, resources)
     for line in search.described() if search else ():
         console.print(line, markup=False)
     if changes := ledger.changes(entries):
@@ -183,7 +187,7 @@ def _dry_run(grid: "Grid", store: "FeatureStore", out: Path, resources: "Resourc
     for part in fresh:
         console.print(f"starts from random weights, not from the checkpoint: {part}", markup=False)
     failed = f", {num_failed} failed ({RETRY})" if num_failed else ""
-    num_trials = len(entries) + num_to_come
+    num_trials = len(entries) + to_come
     num_done = num_trials - num_to_do - num_failed
     console.print(f"{num_done} of {num_trials} trials done{failed}, {num_to_do} to do; nothing was written")
     return Exit.COMPLETE
@@ -191,8 +195,9 @@ def _dry_run(grid: "Grid", store: "FeatureStore", out: Path, resources: "Resourc
 
 def _where_to_look(uri: str, out: Path) -> str:
     """The tracking address, and for a database the command that opens it."""
-    from experiments.tracking import default_tracking_uri
+    from experiments.tracking import default_tracking_uri, without_password
 
+    uri = without_password(uri)
     database = uri.removeprefix("sqlite:///")
     if database == uri or not database.endswith(".db"):
         return uri

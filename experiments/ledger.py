@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 import threading
 import time
@@ -182,7 +183,7 @@ class Ledger:
         """Adds `facts` to those of the sweep; threads may do so at the same time."""
         self.root.mkdir(parents=True, exist_ok=True)
         with self._writing:
-            write_json(self.root / "sweep.json", {**self.sweep, **facts})
+            _write_facts(self.root / "sweep.json", {**self.sweep, **facts})
 
     def ask_to_stop(self) -> None:
         """All trials end after the epochs they are in."""
@@ -214,6 +215,20 @@ class Ledger:
                     time.sleep(0.05)
             (self.root / STOP_FILE).unlink(missing_ok=True)
             yield
+
+
+def _write_facts(path: Path, facts: dict[str, Any]) -> None:
+    """Facts for all to read, or for the user alone where the tracking address may name a password."""
+    if "@" not in str(facts.get("tracking_uri")):
+        write_json(path, facts)
+        return
+    partial = path.with_name(f".{path.name}.private")
+    partial.unlink(missing_ok=True)
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(json.dumps(facts, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def _store_facts(trial: Trial, fingerprint: str) -> dict[str, Any]:

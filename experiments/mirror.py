@@ -8,7 +8,7 @@ was killed when. A request that was sent and not noted is sent again, which chan
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from experiments.ledger import Entry, Ledger, read_metrics
 from experiments.model_card import write_card
 from experiments.state import read_json, write_json
 from experiments.stores import store_of
-from experiments.tracking import Tracker, few_retries, lasts, one_line, without_password
+from experiments.tracking import Tracker, few_retries, gone, lasts, one_line, without_password
 
 if TYPE_CHECKING:
     from refavs.store import FeatureStore
@@ -32,6 +32,7 @@ IN_FLIGHT = 10  # times as long for a request that is on its way
 LONGEST_PAUSE_S = 10.0
 FIRST_PAUSE_S = 0.5
 SWEEP = ""  # the key of the parent run in the queue
+SWEEP_TITLE = "the sweep's own run"
 
 
 def sent_of(folder: Path, uri: str) -> dict[str, Any]:
@@ -58,6 +59,7 @@ class Mirror:
     Args:
         facts: of the sweep, become tags of its run; a grown grid may change them.
         trial_facts: become tags of every trial's run.
+        entries: all trials, which are sent again where MLflow has lost the sweep.
 
     Attributes:
         refused: what MLflow does not take, by the trial's title; trying again does not help.
@@ -66,8 +68,9 @@ class Mirror:
 
     def __init__(
         self, tracker: Tracker, ledger: Ledger, store: "FeatureStore", name: str, description: str,
-        facts: Mapping[str, Any], trial_facts: Mapping[str, Any],
+        facts: Mapping[str, Any], trial_facts: Mapping[str, Any], entries: Sequence[Entry] = (),
     ) -> None:  # fmt: skip
+        self.entries = entries
         self.tracker, self.ledger, self.store = tracker, ledger, store
         self.name, self.description, self.facts, self.trial_facts = name, description, facts, trial_facts
         self.refused: dict[str, str] = {}
@@ -120,7 +123,7 @@ class Mirror:
         self._left = True
         with self._changed:
             left = [*self._current, *self._queue.values()]
-        titles = ["the sweep's own run" if entry is None else entry.trial.title for entry in left]
+        titles = [SWEEP_TITLE if entry is None else entry.trial.title for entry in left]
         return list(dict.fromkeys([*titles, *self.refused]))
 
     @property
@@ -178,7 +181,7 @@ class Mirror:
         self._error = "" if error is None else one_line(error)
 
     def _refuse(self, entry: Entry | None, error: Exception) -> None:
-        title = "the sweep's own run" if entry is None else entry.trial.title
+        title = SWEEP_TITLE if entry is None else entry.trial.title
         if title not in self.refused:
             self.messages.append(f"MLflow refuses {title}: {one_line(error)}")
         self.refused[title] = one_line(error)
@@ -188,11 +191,40 @@ class Mirror:
         if self._parent is None:
             if not self.tracker.contacted:
                 self.tracker.contact()
-            self._parent = self.tracker.start_sweep(self.name, self.description, self.store, self.facts)
-            self.ledger.set_sweep(run_id=self._parent)
+            parent = self.tracker.start_sweep(self.name, self.description, self.store, self.facts)
+            self._send_again_under(parent)
+            known = {**self.ledger.sweep.get("run_ids", {}), self.store.fingerprint: parent}
+            self.ledger.set_sweep(run_id=parent, run_ids=known)
+            self._parent = parent
         return self._parent
 
+    def _send_again_under(self, parent: str) -> None:
+        """Forgets what was sent where the sweep's run is another than before: its database was removed, or it was."""
+        before = self.ledger.sweep
+        known = before.get("run_ids", {}).get(self.store.fingerprint, before.get("run_id"))
+        if known is None or known == parent:
+            return
+        for entry in list(self.entries):
+            if entry.state != "new":
+                self._forget(entry)
+                self.note(entry)
+
+    def _forget(self, entry: Entry) -> None:
+        """MLflow gets everything of a trial again."""
+        attempt = sent_of(entry.folder, self.tracker.uri)["attempt"]
+        write_json(entry.folder / FILE, {"attempt": attempt, "uri": without_password(self.tracker.uri)})
+
     def _send_sweep(self) -> None:
+        try:
+            self._send_sweep_state()
+        except Exception as error:
+            if not gone(error):
+                raise
+            self._parent = None  # it was deleted while the sweep ran
+            self._send_sweep_state()
+        self.refused.pop(SWEEP_TITLE, None)
+
+    def _send_sweep_state(self) -> None:
         parent, status = self._open_sweep(), self._end
         if status is None:
             return
@@ -219,11 +251,10 @@ class Mirror:
         try:
             self._send_state(entry, parent)
         except MlflowException as error:
-            if not known or error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if not known or not gone(error):
                 raise
-            # The database was thrown away, or another one stands at the same address: it gets everything again.
-            attempt = sent_of(entry.folder, self.tracker.uri)["attempt"]
-            write_json(entry.folder / FILE, {"attempt": attempt, "uri": without_password(self.tracker.uri)})
+            # The run was deleted, the database thrown away, or another one stands at the same address.
+            self._forget(entry)
             self._send_state(entry, parent)
         self.refused.pop(entry.trial.title, None)
 
@@ -242,6 +273,9 @@ class Mirror:
                 note(cleared=True)
             return
         records = read_metrics(entry.folder)
+        result = entry.result if state == "finished" else None
+        if state == "finished" and (result is None or len(records) < result["epoch"]):
+            raise ConnectionError(f"the records of {entry.trial.title} cannot be seen yet")  # as on NFS
         num_sent = sent.get("epochs", 0)
         if num_sent and (len(records) < num_sent or records[num_sent - 1]["time_ms"] != sent["time_ms"]):
             # The trial was begun anew, so the points of these epochs are others, and MLflow never forgets a point.
@@ -252,6 +286,9 @@ class Mirror:
                 int(1000 * status.get("started_s", time.time())), self.trial_facts,
             )
             sent.pop("time_s", None)
+            if run_id != sent.get("run_id"):  # the one before was deleted
+                num_sent = 0
+                sent = {"attempt": sent["attempt"], "uri": sent["uri"]}
             note(run_id=run_id, started_s=status.get("started_s"), cleared=True)
         run_id = sent["run_id"]
         if records[num_sent:]:
@@ -260,7 +297,6 @@ class Mirror:
         if state == "running" or sent.get("time_s") == status["time_s"]:
             return
         if state == "finished":
-            result = entry.result
             assert result is not None
             self.tracker.log_records(run_id, [result])
             write_card(entry.folder / "checkpoint", store_of(entry.trial, self.store))

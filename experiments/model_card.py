@@ -46,7 +46,7 @@ def card_of(config: dict[str, Any], store: "FeatureStore") -> dict[str, Any]:
     ]
     return {
         "flavors": {"refavs": {
-            "version": metadata.version("refavs"), "weights": WEIGHTS, "config": CONFIG,
+            "version": _version(), "weights": WEIGHTS, "config": CONFIG,
             "load": "refavs.model.checkpoint.load_model(FOLDER)", "predict": "refavs-predict VIDEO TEXT --run FOLDER",
             "axes": "visual u t c h w; audio u t c; text b l c; valid b l; clip b; mask_logits b t q h w; "
                     "class_logits b t q 2",
@@ -55,6 +55,13 @@ def card_of(config: dict[str, Any], store: "FeatureStore") -> dict[str, Any]:
         "metadata": {"encoders": {name: one.get("name") for name, one in store.encoders.items()},
                      "store": store.fingerprint, "input_size": store.input_size, "num_frames": store.num_frames},
     }  # fmt: skip
+
+
+def _version() -> str:
+    try:
+        return metadata.version("refavs")
+    except metadata.PackageNotFoundError:  # code that travels with a job of Ray is not installed
+        return "unknown"
 
 
 def _dtype(store: "FeatureStore", path: str) -> str:

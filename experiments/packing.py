@@ -87,12 +87,22 @@ def expected_bytes(config: TrialConfig, store: "FeatureStore") -> int:
     )  # fmt: skip
 
 
+def share_of(config: TrialConfig) -> TrialConfig:
+    """The settings with which one worker alone does what each of several does, rounded up."""
+    num_parts = config.resources.workers * config.train.accumulate
+    batch_size = math.ceil(config.train.batch_size / num_parts) * config.train.accumulate
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=batch_size))
+
+
 def probe(config: TrialConfig, location: str, weights_dir: Path | None) -> tuple[int, int]:
-    """A few real steps and batches of evaluation on a GPU: most bytes that were reserved, and those of the GPU."""
+    """A few real steps and batches of evaluation on a GPU: most bytes that were reserved, and those of the GPU.
+
+    Of a trial with several workers it is what one of them takes with its share of the batch.
+    """
     from experiments.cost import measure
     from refavs.store import FeatureStore
 
     device = torch.device("cuda")
     torch.cuda.reset_peak_memory_stats(device)
-    measure(config, FeatureStore(location), device, weights_dir)
+    measure(share_of(config), FeatureStore(location), device, weights_dir)
     return torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory

@@ -4,7 +4,7 @@ import fcntl
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Progress:
     seconds_per_epoch: float = math.nan
     reason: str = ""
     pending: bool = False
+    _ends: dict[int, tuple[float, float]] = field(default_factory=dict, repr=False)  # by epoch: when, seconds
 
     @property
     def title(self) -> str:
@@ -51,9 +52,18 @@ class Progress:
         self.epoch = max(self.epoch, last["epoch"])
         self.loss = last["metrics"].get(LOSS, math.nan)
         self.score = last["metrics"].get(SCORE, math.nan)
-        times = sorted(record["seconds"] for record in records[-5:] if "seconds" in record)
-        if times:
-            self.seconds_per_epoch = times[len(times) // 2]
+        self._ends |= {
+            record["epoch"]: (record.get("time_ms", math.nan) / 1000, record["seconds"])
+            for record in records if "seconds" in record
+        }  # fmt: skip
+        if times := sorted(map(self._seconds_of, sorted(self._ends)[-5:])):
+            self.seconds_per_epoch = times[(len(times) - 1) // 2]  # one may have a pause of the sweep in it
+
+    def _seconds_of(self, epoch: int) -> float:
+        """From one epoch's end to the next; the seconds in a record are one trial's share of a process of several."""
+        end, seconds = self._ends[epoch]
+        before = self._ends.get(epoch - 1, (math.nan, 0.0))[0]
+        return seconds if math.isnan(end - before) else max(seconds, end - before)
 
     def seconds_left(self, typical_s: float = math.nan) -> float:
         """Of its epochs; NaN while nothing is known.

@@ -25,6 +25,7 @@ from refavs.store.files import write_atomically
 
 TOLD_AFTER_S = 3.0
 STOPPED_WAIT_S = 5.0  # for MLflow, of one who pressed Ctrl-C twice
+RESULT_WAIT_S = 5.0  # for a result that another node wrote, as NFS shows it
 RANKED_BY = "val/J"
 
 
@@ -55,7 +56,6 @@ class Outcome:
         num_run: trials that this call finished.
         unsent: titles of trials of which MLflow lacks something; `unsent_reason` says why.
         interrupted: the call was asked to stop before its end.
-        messages: what else is to be told at the end.
         controls: metrics of the constant predictions.
     """
 
@@ -65,7 +65,6 @@ class Outcome:
     unsent: list[str] = field(default_factory=list)
     unsent_reason: str = ""
     interrupted: bool = False
-    messages: list[str] = field(default_factory=list)
     controls: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
@@ -82,6 +81,18 @@ def to_run(entries: Sequence[Entry], retry_failed: bool = False) -> list[Entry]:
         entry for entry in entries
         if (state := entry.state) in again or (state == "finished" and entry.result is None)
     ]  # fmt: skip
+
+
+def num_to_come(search: Search | None, ledger: Ledger) -> int:
+    """Trials that a search has still to suggest; none where it found no new point after those it has."""
+    if search is None or ledger.sweep.get("exhausted") == exhausted_mark(search):
+        return 0
+    return search.num_to_come
+
+
+def exhausted_mark(search: Search) -> str:
+    """Names a search after which no new point was found."""
+    return digest([search.identity, search.points])
 
 
 def best_by_val(entries: Sequence[Entry]) -> Entry | None:
@@ -107,10 +118,12 @@ class Run:
     ) -> None:  # fmt: skip
         self.grid, self.store, self.ledger, self.outcome, self.options = grid, store, ledger, outcome, options
         self.search = search
+        self.exhausted = num_to_come(search, ledger) == 0 < (search.num_to_come if search else 0)
         self.given_up: dict[str, str] = {}
         self.queue: deque[list[Entry]] = deque()
         self.to_train: Sequence[Entry] = ()
         self.active: dict[str, Entry] = {}
+        self.failed_now: set[str] = set()
         self.watch: Watch | None = None
         self.interrupts = Interrupts(ledger.ask_to_stop)
 
@@ -135,7 +148,8 @@ class Run:
         facts = {"store": self.store.location, "out": out, "trials": len(self.outcome.entries)}
         grid = {"grid": self.grid.name, "grid_file": self.options.grid_file, "protocol": "canonical"}
         self.mirror = Mirror(
-            tracker, self.ledger, self.store, self.grid.name, self.grid.description, {**facts, **grid}, grid
+            tracker, self.ledger, self.store, self.grid.name, self.grid.description, {**facts, **grid}, grid,
+            self.outcome.entries,
         )
         try:
             tracker.contact()
@@ -157,8 +171,16 @@ class Run:
             except BaseException as error:
                 self._close_early("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
                 raise
-            self.outcome.interrupted = self.stopping
+            self.outcome.interrupted = self.stopping and self._is_something_left()
             self._close()
+
+    def _is_something_left(self) -> bool:
+        missing = to_run(self.outcome.entries, self.options.retry_failed)
+        return any(entry.key not in self.failed_now for entry in missing) or self._num_to_come > 0
+
+    @property
+    def _num_to_come(self) -> int:
+        return num_to_come(self.search, self.ledger)
 
     def _close(self) -> None:
         text = csv_text(self.outcome.entries, self.outcome.controls, self.store.random_weights)
@@ -169,11 +191,11 @@ class Run:
             status, self.options.wait_s, self._give_up(),
             None if best is None or self.options.register is None else (self.options.register, best),
         )
-        self.outcome.unsent_reason = self.mirror.error
+        self.outcome.unsent_reason = self.mirror.error or "; ".join(dict.fromkeys(self.mirror.refused.values()))
         self._pass_on()
         if self.outcome.unsent:
             return
-        if not to_run(self.outcome.entries) and not (self.search and self.search.num_to_come):
+        if not to_run(self.outcome.entries) and not self._num_to_come:
             self.ledger.set_sweep(closed=closed_mark(self.outcome.entries, self.outcome.tracking_uri))
 
     def _give_up(self) -> Callable[[], bool]:
@@ -212,17 +234,17 @@ class Run:
             if entry.result is not None:  # a kill came after its end
                 self.ended(entry, "")
         to_train = [entry for entry in missing if entry.result is None]
-        num_to_come = self.search.num_to_come if self.search else 0
-        if not to_train and not num_to_come:
+        to_come = self._num_to_come
+        if not to_train and not to_come:
             return
         from experiments.jobs import run_trials
 
         self.to_train, self.fuse = to_train, resources.fuse  # grouped once the places are known
-        kinds = [entry.trial for entry in to_train] + (list(self.grid.kinds) if num_to_come else [])
+        kinds = [entry.trial for entry in to_train] + (list(self.grid.kinds) if to_come else [])
         asked = {trial.config.resources for trial in kinds}
         epochs = max(trial.config.train.epochs for trial in kinds)
         trials = {entry.key: progress_of(entry) for entry in to_train}
-        with Watch(f"sweep {self.grid.name}", trials, num_to_come, epochs) as self.watch:
+        with Watch(f"sweep {self.grid.name}", trials, to_come, epochs) as self.watch:
             run_trials(self, self.store.location, resources, self.ledger.root, asked)
         for entry in to_train:
             if not self.stopping and entry.state in ("new", "running"):
@@ -240,7 +262,11 @@ class Run:
             return None
         if self.queue:
             return self.queue.popleft()
-        new = self.search.suggest_some(self.fuse) if self.search else []
+        new = self.search.suggest_some(self.fuse) if self.search and not self.exhausted else []
+        if self.search and not self.search.num_to_come and len(self.search.points) < self.search.plan.budget:
+            self.exhausted = True
+            self.ledger.set_sweep(exhausted=exhausted_mark(self.search))
+            self._note_trials()
         for entry in new:
             self.outcome.entries.append(entry)
             self.ledger.enter(entry, self.store.fingerprint)
@@ -269,19 +295,26 @@ class Run:
     def ended(self, entry: Entry, reason: str) -> None:
         """Notes how a trial ended."""
         result = entry.result
+        asked = entry.key in self.given_up or self.stopping or entry.asked_to_stop
+        deadline = time.monotonic() + RESULT_WAIT_S
+        while result is None and not reason and not asked and time.monotonic() < deadline:
+            time.sleep(0.1)
+            result = entry.result
         self.active.pop(entry.key, None)
         if result is not None and not reason:
             self._set(entry, "finished", seconds=result["metrics"]["seconds"])
             self.outcome.num_run += 1
             shutil.rmtree(entry.folder / "state", ignore_errors=True)
         elif reason:
+            self.failed_now.add(entry.key)
             self._set(entry, "failed", reason=reason)
         elif entry.key in self.given_up:
             self._set(entry, "pruned", reason=self.given_up[entry.key])
             shutil.rmtree(entry.folder / "state", ignore_errors=True)
-        elif self.stopping or entry.asked_to_stop:
+        elif asked:
             self._set(entry, "stopped")
         else:
+            self.failed_now.add(entry.key)
             self._set(entry, "failed", reason="the trial ended without a result")
 
     def _set(self, entry: Entry, state: State, **facts: Any) -> None:
@@ -302,7 +335,7 @@ class Run:
         """Which trials are those of this command, for who looks at the folder."""
         self.ledger.set_sweep(
             current=[entry.folder.name for entry in self.outcome.entries],
-            to_come=self.search.num_to_come if self.search else 0,
+            to_come=self._num_to_come,
         )
 
     def _pass_on(self) -> None:

@@ -1,9 +1,12 @@
 """A sweep: what of a grid is done, what is missing, and running that."""
 
+import contextlib
 import sys
 import uuid
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+
+import torch
 
 from experiments.evaluate import control_results_of, controls
 from experiments.grid import Grid
@@ -11,7 +14,7 @@ from experiments.ledger import Ledger
 from experiments.mirror import pending
 from experiments.report.scores import control_values
 from experiments.resources import Resources
-from experiments.run import Options, Outcome, Run, best_by_val, closed_mark, to_run
+from experiments.run import Options, Outcome, Run, best_by_val, closed_mark, num_to_come, to_run
 from experiments.search import Search, refuse_unmeasured
 from experiments.state import read_json, write_json
 from experiments.stores import facts_of, store_facts, store_of, stores_of
@@ -57,7 +60,7 @@ def run_sweep(
         ledger.set_sweep(**facts_of(store))
         if several := store_facts(grid.kinds, store):
             ledger.set_sweep(stores=ledger.sweep.get("stores", {}) | several)
-        if not (search and search.num_to_come) and _nothing_to_do(ledger, outcome, options):
+        if not num_to_come(search, ledger) and _nothing_to_do(ledger, outcome, options):
             return outcome
         if changes := ledger.changes(entries):
             print(f"refavs-sweep: {changes}", file=sys.stderr)
@@ -69,7 +72,9 @@ def run_sweep(
         if resources.pack_gpus:
             from experiments.packing import packed
 
-            resources = packed(resources, grid.kinds, store)
+            to_do = [entry.trial for entry in to_run(entries, options.retry_failed)]
+            to_do += grid.kinds if num_to_come(search, ledger) else ()
+            resources = packed(resources, to_do, store) if to_do else resources
         run.run(resources)
     return outcome
 
@@ -78,6 +83,9 @@ def _nothing_to_do(ledger: Ledger, outcome: Outcome, options: Options) -> bool:
     """Whether all trials ended, MLflow has them, and the best one is registered where that is asked for."""
     entries, uri = outcome.entries, outcome.tracking_uri
     if to_run(entries, options.retry_failed) or ledger.sweep.get("closed") != closed_mark(entries, uri):
+        return False
+    database = Path(uri.removeprefix("sqlite:///").split("?")[0])
+    if uri.startswith("sqlite:///") and not database.is_file():  # it was removed, and gets everything again
         return False
     if any(pending(entry, uri) for entry in entries):
         return False
@@ -100,12 +108,14 @@ def check_models(grid: Grid, store: FeatureStore) -> list[str]:
     known, fresh = set(), {}
     for trial in grid.kinds:
         init, own = trial.config.train.init, store_of(trial, store)
-        kind = (trial.config.model, init, own.fingerprint)
+        kind = (replace(trial.config.model, beta=0 * trial.config.model.beta), init, own.fingerprint)  # or NaN: refused
         if kind in known:
             continue
         known.add(kind)
         try:
-            model = EEMC(EEMCConfig.from_store(own, **asdict(trial.config.model)))
+            plain = init is None and trial.weights_dir is None
+            with torch.device("meta") if plain else contextlib.nullcontext():
+                model = EEMC(EEMCConfig.from_store(own, **asdict(trial.config.model)))
             if init is not None:
                 load_weights(Path(init), model)
                 continue

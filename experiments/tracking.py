@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.ledger import Entry
 from experiments.trial import NOT_IN_KEY
 from refavs.config import flat
-from refavs.errors import ConfigError
+from refavs.errors import ConfigError, RefAVSError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 BATCH_METRICS = 1000
 BATCH_PARAMS = 100
 DIGEST_LENGTH = 36
+DELETED = "must be in the 'active' state"
 REASON = "refavs.reason"
 ATTEMPT = "refavs.attempt"
 # What trying again does not mend; everything else may be a server that is away, or a database that another holds.
@@ -49,7 +50,13 @@ def default_tracking_uri(out: Path) -> str:
 
 
 def git_facts(folder: Path) -> dict[str, str]:
-    """Commit and dirtiness of the code in `folder`; empty where it is not under git."""
+    """Commit and dirtiness of the code in `folder`; empty where it is not under git.
+
+    What a job of a cluster was started with, whose code travels without its history, is in the environment.
+    """
+    if commit := os.environ.get("REFAVS_GIT_COMMIT"):
+        dirty = os.environ.get("REFAVS_GIT_DIRTY", "true")
+        return {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": dirty}
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
@@ -65,7 +72,7 @@ def git_facts(folder: Path) -> dict[str, str]:
 
 def without_password(uri: str) -> str:
     """An address as it may be shown: without the user and the password that it may name."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", uri)
+    return re.sub(r"(?<=://)[^/\s]+@", "", uri)
 
 
 def metric_name(name: str) -> str:
@@ -88,8 +95,16 @@ def few_retries() -> Iterator[None]:
 
 def lasts(error: BaseException) -> bool:
     """Whether trying again would meet the same error."""
-    ours = (ConfigError, AssertionError, AttributeError, KeyError, NameError, TypeError)  # the last ones are bugs
+    if isinstance(error, UnreachableError):
+        return False
+    ours = (RefAVSError, ImportError, AssertionError, AttributeError, KeyError, NameError, TypeError)
     return getattr(error, "error_code", "") in LASTING or isinstance(error, ours)
+
+
+def gone(error: BaseException) -> bool:
+    """Whether MLflow no longer has the run that a request named, or has it among the deleted ones."""
+    code = getattr(error, "error_code", "")
+    return code == "RESOURCE_DOES_NOT_EXIST" or (code == "INVALID_PARAMETER_VALUE" and DELETED in str(error))
 
 
 def one_line(error: BaseException) -> str:
@@ -115,8 +130,8 @@ def _first_contact(uri: str) -> Iterator["MlflowClient"]:
     try:
         with few_retries():
             yield MlflowClient(tracking_uri=uri)
-    except (MlflowException, SQLAlchemyError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (MlflowException, SQLAlchemyError, ImportError) as error:  # also a database whose driver is missing
+        reason = without_password(" ".join(str(error).split()))[:200]
         away = not lasts(error) and (not uri.startswith("sqlite:") or "database is locked" in str(error))
         raise (UnreachableError if away else ConfigError)(
             f"MLflow at {without_password(uri)} cannot be used ({reason}); give by --tracking-uri a running server, as "
@@ -249,7 +264,8 @@ class Tracker:
         self._log_params(run_id, settings)
         # A parameter can never change, and these may when the trial goes on.
         loose |= facts or {}
-        self.client.log_batch(run_id, tags=[RunTag(f"refavs.{name}", str(value)) for name, value in loose.items()])
+        changing = [RunTag(f"refavs.{name}", str(value)) for name, value in loose.items()]
+        self.client.log_batch(run_id, tags=[*changing, RunTag("mlflow.parentRunId", parent)])
         self._log_store(run_id, store)
         return run_id
 

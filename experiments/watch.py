@@ -41,7 +41,6 @@ class Watch:
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._terminal else None
         self._bar = None if self._terminal else ProgressBar(title, total, "epochs")
         self._shown = -math.inf
-        self._last: Progress | None = None
 
     def __enter__(self) -> "Watch":
         if self._live is not None:
@@ -65,7 +64,7 @@ class Watch:
 
     def see(self, entry: "Entry", records: Sequence[Mapping[str, Any]]) -> None:
         """Records of epochs, some of which may have been there before."""
-        trial = self._last = self.trials[entry.key]
+        trial = self.trials[entry.key]
         before = trial.epoch
         trial.see(records)
         if self._bar is not None:

@@ -110,3 +110,13 @@ def test_key_to_rerun_is_the_beginning_of_one(tmp_path: Path) -> None:
         ledger.beginning_with(["a"], shared)
     with pytest.raises(ConfigError, match="no trial of the grid has a key that begins with ''"):
         ledger.beginning_with([""], entries)
+
+
+def test_facts_with_a_password_are_for_their_user_alone(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.set_sweep(id="a", tracking_uri="http://host")
+    assert (tmp_path / "sweep.json").stat().st_mode & 0o077
+    ledger.set_sweep(tracking_uri="postgresql://me:secret@host/db")
+    ledger.set_sweep(closed=None)
+    assert not (tmp_path / "sweep.json").stat().st_mode & 0o077
+    assert ledger.sweep == {"id": "a", "tracking_uri": "postgresql://me:secret@host/db", "closed": None}

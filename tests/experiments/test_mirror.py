@@ -15,7 +15,8 @@ from experiments import mirror as module
 from experiments.grid import expand
 from experiments.ledger import Entry, Ledger
 from experiments.mirror import Mirror, pending
-from experiments.tracking import Tracker, default_tracking_uri
+from experiments.tracking import Tracker, UnreachableError, default_tracking_uri, lasts
+from refavs.errors import WeightsError
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 
@@ -69,7 +70,7 @@ class Sweep:
         tracker = Tracker(self.uri, "mine", str(self.ledger.root), None)
         tracker.contact()
         tracker.client = self.wire  # type: ignore[assignment]
-        mirror = Mirror(tracker, self.ledger, self.store, "g", "why", {}, {"protocol": "canonical"})
+        mirror = Mirror(tracker, self.ledger, self.store, "g", "why", {}, {"protocol": "canonical"}, self.entries)
         mirror.start()
         for entry in self.entries:
             if pending(entry, self.uri):
@@ -219,9 +220,9 @@ def test_rerun_takes_the_old_run_out_at_once(sweep: Sweep) -> None:
     sweep.ledger.discard(entry)
     assert entry.state == "new" and pending(entry, sweep.uri)
     assert sweep.open().close("KILLED") == [] and sweep.runs(entry) == [] and not pending(entry, sweep.uri)
-    sweep.train(entry, 1, time_ms=3000)
+    sweep.train(entry, 1, 2, time_ms=3000)
     sweep.finish(entry)
-    assert sweep.open().close("FINISHED") == [] and sweep.points(entry) == [(1, 3000.0)]
+    assert sweep.open().close("FINISHED") == [] and sweep.points(entry) == [(1, 3000.0), (2, 1500.0)]
 
 
 def test_what_mlflow_refuses_is_told_and_the_rest_goes_on(sweep: Sweep) -> None:
@@ -244,3 +245,75 @@ def test_what_mlflow_refuses_is_told_and_the_rest_goes_on(sweep: Sweep) -> None:
     sweep.wire.client.delete_run(run_id)
     assert sweep.open().close("FINISHED") == []
     assert sweep.points(first) == [(1, 1000.0), (2, 500.0)]
+
+
+def test_run_that_was_deleted_between_two_calls_gets_all_epochs_again(sweep: Sweep) -> None:
+    entry = sweep.entries[0]
+    sweep.train(entry, 1, 2)
+    entry.set_status("stopped")
+    assert sweep.open().close("KILLED") == []
+    sweep.wire.client.delete_run(sweep.runs(entry)[0].info.run_id)
+    entry.set_status("running", started_s=2.0)
+    sweep.train(entry, 1, 2, 3)
+    assert sweep.open().close("KILLED") == []
+    assert sweep.points(entry) == [(1, 1000.0), (2, 500.0), (3, 1000 / 3)]
+
+
+def test_runs_that_are_deleted_while_they_run_are_made_anew(sweep: Sweep) -> None:
+    entry = sweep.entries[0]
+    mirror = sweep.open()
+    sweep.train(entry, 1)
+    mirror.note(entry)
+    wait_for(lambda: len(sweep.wire.batches) == 1)
+    for run_id in (sweep.runs(entry)[0].info.run_id, sweep.ledger.sweep["run_id"]):
+        sweep.wire.client.delete_run(run_id)
+    sweep.train(entry, 1, 2)
+    mirror.note(entry)
+    assert mirror.close("KILLED") == [] and sweep.points(entry) == [(1, 1000.0), (2, 500.0)]
+    parent = sweep.wire.client.get_run(sweep.ledger.sweep["run_id"]).info
+    assert (parent.lifecycle_stage, parent.status) == ("active", "KILLED")
+    assert sweep.runs(entry)[0].data.tags["mlflow.parentRunId"] == parent.run_id
+
+
+def test_sweep_that_mlflow_lost_is_sent_again_as_a_whole(sweep: Sweep) -> None:
+    first, second = sweep.entries
+    sweep.train(first, 1, 2)
+    sweep.finish(first)
+    assert sweep.open().close("FINISHED") == [] and not pending(first, sweep.uri)
+    for run_id in (sweep.runs(first)[0].info.run_id, sweep.ledger.sweep["run_id"]):
+        sweep.wire.client.delete_run(run_id)
+    sweep.train(second, 1)
+    assert sweep.open().close("FINISHED") == []
+    assert sweep.points(first) == [(1, 1000.0), (2, 500.0)] and sweep.points(second) == [(1, 1000.0)]
+    assert sweep.runs(first)[0].info.status == "FINISHED"
+
+
+def test_records_that_cannot_be_seen_yet_are_waited_for(sweep: Sweep) -> None:
+    entry = sweep.entries[0]
+    sweep.train(entry, 1)
+    sweep.finish(entry)
+    mirror = sweep.open()
+    wait_for(lambda: mirror.away)
+    assert "cannot be seen yet" in mirror.error
+    sweep.train(entry, 1, 2)
+    entry.set_status("finished")
+    assert mirror.close("FINISHED") == [] and sweep.points(entry) == [(1, 1000.0), (2, 500.0)]
+
+
+def test_checkpoint_that_is_gone_holds_nothing_else_up(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise WeightsError("no config.json")
+
+    first, second = sweep.entries
+    for entry in sweep.entries:
+        sweep.train(entry, 1, 2)
+    sweep.finish(first)
+    monkeypatch.setattr(module, "write_card", refuse)
+    mirror = sweep.open()
+    assert mirror.close("FINISHED") == [first.trial.title] and sweep.points(second) == [(1, 1000.0), (2, 500.0)]
+    assert mirror.refused == {first.trial.title: "WeightsError: no config.json"}
+
+
+def test_what_trying_again_does_not_mend() -> None:
+    assert lasts(ModuleNotFoundError("psycopg2")) and lasts(WeightsError("gone"))
+    assert not lasts(UnreachableError("away")) and not lasts(AWAY) and not lasts(ConnectionError("cut"))

@@ -130,6 +130,21 @@ def test_search_is_interrupted_goes_on_and_grows(
             assert run.info.status == "FINISHED" and num_epochs == 3 and "test_s/J" in run.data.metrics
 
 
+def test_search_without_new_points_is_done(
+    jobs: InProcess, runs: Path, stores: dict[str, FeatureStore], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, file = runs / "few", runs / "few.yaml"
+    file.write_text(BASE.replace("epochs: 3", "epochs: 1")
+                    + "search: {budget: 4, method: random, ranges: {model.beta: {choice: [0, 1]}}}\n")  # fmt: skip
+    command = [str(file), "--store", stores["swin"].location, "--out", str(out)]
+    assert main(command) == 0 and len(jobs.ran) == 2
+    assert main(["status", str(out)]) == 0 and "still to suggest" not in capsys.readouterr().out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.sweep.Run", None)
+        assert main(command) == 0
+    assert main([*command, "--dry-run"]) == 0 and "2 of 2 trials done, 0 to do" in capsys.readouterr().out
+
+
 def test_trials_on_several_stores_are_compared(
     jobs: InProcess, runs: Path, stores: dict[str, FeatureStore], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """A sweep without Ray: the trials run in this process, everything around them is real."""
 
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -14,7 +15,7 @@ from experiments.cli import _where_to_look, main
 from experiments.config import TrialConfig
 from experiments.grid import Grid, expand
 from experiments.ledger import Entry, Ledger
-from experiments.run import Options
+from experiments.run import Options, Run
 from experiments.sweep import run_sweep
 from experiments.tracking import default_tracking_uri
 from experiments.train import train
@@ -172,6 +173,35 @@ def test_sweep_that_is_interrupted_says_so_and_goes_on(jobs: InProcess, store: F
     assert [point.step for point in points] == [1, 2]
 
 
+def test_sweep_asked_to_stop_when_nothing_is_left_is_finished(
+    jobs: InProcess, store: FeatureStore, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = Run.ended
+
+    def ask_late(run: Run, entry: Entry, reason: str) -> None:
+        run.ledger.ask_to_stop()  # as Ctrl-C does in the final evaluation
+        ended(run, entry, reason)
+
+    monkeypatch.setattr(Run, "ended", ask_late)
+    assert run_sweep(grid_of("full", "no_text"), store, runs / "late_stop").interrupted
+    assert not run_sweep(grid_of("full", "no_text"), store, runs / "late_stop").interrupted
+    assert runs_of(runs / "late_stop")["g"].info.status == "FINISHED"
+
+
+def test_finished_sweep_whose_database_was_removed_is_sent_again(
+    jobs: InProcess, store: FeatureStore, runs: Path, tmp_path: Path
+) -> None:
+    database, other = tmp_path / "removed.db", default_tracking_uri(runs / "x").removeprefix("sqlite:///")
+    shutil.copy(other, database)  # making one takes seconds
+    uri = f"sqlite:///{database}"
+    run_sweep(grid_of("full"), store, runs / "removed", tracking_uri=uri)
+    database.rename(tmp_path / "away.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.sweep.Run", None)
+        with pytest.raises(TypeError):  # it does not find that there is nothing to do
+            run_sweep(grid_of("full"), store, runs / "removed")
+
+
 def test_sweep_shows_that_it_is_alive_within_an_epoch(
     jobs: InProcess,
     store: FeatureStore,
@@ -228,7 +258,7 @@ def test_command_prints_the_table_and_then_finds_all_done(
 
 
 def test_command_that_opens_mlflow_names_the_database_of_the_sweep() -> None:
-    assert _where_to_look("http://host:5000", Path("a b")) == "http://host:5000"
+    assert _where_to_look("http://me:secret@host:5000", Path("a b")) == "http://host:5000"
     assert _where_to_look("sqlite:////x/y z.db", Path("a")).endswith("; to look at it: infra/mlflow-ui.sh '/x/y z.db'")
     assert _where_to_look(default_tracking_uri(Path("a b")), Path("a b")).endswith(": infra/mlflow-ui.sh 'a b'")
 
@@ -248,6 +278,8 @@ def test_command_lists_failures_and_exits_with_3(
     assert "nothing to do: 1 of 2 trials were finished before, 1 failed" in again and "failed: bad, seed 0: " in again
     assert main([*arguments, "--dry-run"]) == 0
     assert "1 of 2 trials done, 1 failed (--retry-failed tries" in capsys.readouterr().out
+    assert main([*arguments, "--dry-run", "--retry-failed"]) == 0
+    assert "1 of 2 trials done, 1 to do" in capsys.readouterr().out
     assert main([*arguments, "--retry-failed"]) == 3 and jobs.ran[2:] == ["bad, seed 0"]
 
 
@@ -258,6 +290,7 @@ def test_command_lists_failures_and_exits_with_3(
         (["smoke", "--store", "nowhere"], "no feature store at "),
         (["smoke", "--store", "s", "--set", "train.epoch=1"], "did you mean 'train.epochs'?"),
         (["smoke", "--store", "s", "--max-concurrent", "0"], "--max-concurrent is 0; accepted: a number above 0"),
+        (["smoke", "--store", "s", "--cpus-per-trial", "nan"], "--cpus-per-trial is nan; accepted: a number above 0"),
         (["smoke", "--store", "s", "--gpus-per-trial", "-1"], "--gpus-per-trial is -1.0; accepted: 0 or a number"),
     ],
 )

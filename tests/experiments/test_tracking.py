@@ -9,7 +9,7 @@ import pytest
 
 from experiments.grid import expand
 from experiments.ledger import Entry, Ledger
-from experiments.tracking import Tracker, default_tracking_uri, git_facts, metric_name
+from experiments.tracking import Tracker, default_tracking_uri, git_facts, metric_name, without_password
 from refavs.errors import ConfigError
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
@@ -191,3 +191,16 @@ def test_git_facts_tell_commit_and_dirtiness(tmp_path: Path) -> None:
     assert git_facts(tmp_path) == clean
     (tmp_path / "__init__.py").write_text("changed")
     assert git_facts(tmp_path) == {**clean, "mlflow.source.git.dirty": "true"}
+
+
+def test_git_facts_of_code_that_travelled_are_those_it_was_sent_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFAVS_GIT_COMMIT", "abc")
+    monkeypatch.setenv("REFAVS_GIT_DIRTY", "false")
+    assert git_facts(tmp_path) == {"mlflow.source.git.commit": "abc", "mlflow.source.git.dirty": "false"}
+
+
+def test_address_is_shown_without_its_password() -> None:
+    shown = {without_password(uri) for uri in ("http://host/a@b", "http://me:secret@host/a@b", "http://me:p@ss@host/a@b")}
+    assert shown == {"http://host/a@b"}

@@ -77,6 +77,13 @@ def test_time_left_takes_the_longest_trial_and_those_at_once() -> None:
     assert [duration(seconds) for seconds in (5, 600, 7200, 200_000)] == ["5 s", "10 min", "2.0 h", "2.3 days"]
 
 
+def test_time_of_an_epoch_of_trials_that_share_a_process_is_that_of_all_of_them() -> None:
+    progress = Progress(key="k", name="n", seed=0, epochs=10, state="running")
+    for epoch in range(1, 5):  # three trials, each of which counts its third of 30 s
+        progress.see([{"epoch": epoch, "time_ms": 30_000 * epoch, "seconds": 10.0, "metrics": {}}])
+    assert progress.seconds_per_epoch == 30 and progress.seconds_left() == 180
+
+
 def test_status_tells_failures_what_mlflow_lacks_and_what_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
