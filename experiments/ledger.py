@@ -39,7 +39,8 @@ class Entry:
 
     @property
     def status(self) -> dict[str, Any]:
-        """What is known: `state` and since when (`time_s`); where they apply `started_s`, `reason`, `seconds`."""
+        """What is known: `state` and since when (`time_s`); where they apply `started_s`, `reason`, `seconds`,
+        and in a search the last epoch after which it was let go on (`passed`), or why it was not (`given_up`)."""
         return read_json(self.folder / "status.json") or {"state": "new"}
 
     @property
@@ -137,7 +138,7 @@ class Ledger:
         sent = read_json(entry.folder / "mlflow.json") or {}
         write_json(entry.folder / "mlflow.json", {"attempt": sent.get("attempt", 0) + 1})
         shutil.rmtree(entry.folder / "state", ignore_errors=True)
-        entry.set_status("new")
+        entry.set_status("new", passed=0, given_up="")
         for path in (entry.folder / "result.json", *entry.folder.iterdir()):
             if path.is_dir():
                 shutil.rmtree(path)

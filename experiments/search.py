@@ -41,7 +41,6 @@ class Search:
         self.identity = self.grid.identity(self.grid.examples[0].key(fingerprint, ledger.defaults))
         self.path = ledger.root / "search" / f"{self.identity[:KEY_LENGTH]}.json"
         self.points: list[dict[str, Any]] = (read_json(self.path) or {"points": []})["points"]
-        self.num_kept = len(self.points)
         self._of_points: list[list[Entry]] = []
         self._rungs: dict[int, dict[str, float]] = {}
         self._values: dict[str, float | None] = {}
@@ -88,6 +87,8 @@ class Search:
     def report(self, entry: Entry, records: Sequence[Mapping[str, Any]]) -> str:
         """Takes note of a trial's epochs; says why it is to be given up now, or nothing.
 
+        What is decided stays with the trial: one that goes on after a kill is not judged again by what came since.
+
         Args:
             records: of finished epochs; only of the last one it is decided, the others were decided on before.
         """
@@ -95,17 +96,25 @@ class Search:
         asha = self.plan.asha
         epoch = records[-1]["epoch"] if records else 0
         here = self._rungs.get(epoch, {})
-        if asha is None or entry.key not in here or epoch >= entry.trial.config.train.epochs:
+        if asha is None or not records:
+            return ""
+        status = entry.status
+        if reason := status.get("given_up"):
+            return reason
+        if entry.key not in here or epoch <= status.get("passed", 0) or epoch >= entry.trial.config.train.epochs:
             return ""
         value = here[entry.key]
         num_better = sum(other > value if self.plan.maximize else other < value for other in here.values())
         num_going_on = max(1, len(here) // asha.reduction)
         if num_better < num_going_on:
+            entry.set_status(entry.state, passed=epoch)
             return ""
-        return (
+        reason = (
             f"given up after epoch {epoch}: its {self.plan.metric} of {value:.{DIGITS}g} is number {num_better + 1} of "
             f"{len(here)} so far, and one in {asha.reduction} goes on"
         )
+        entry.set_status(entry.state, given_up=reason)
+        return reason
 
     def described(self) -> list[str]:
         """What is looked for and how far it is."""
@@ -145,7 +154,10 @@ class Search:
                 point = self.plan.draw(index, attempt)
             else:
                 point = _asked(study, self.plan, index, attempt)
-            entries = [] if point in self.points else self._entries(index, point)
+            try:
+                entries = [] if point in self.points else self._entries(index, point)
+            except ConfigError:  # values that do not agree are no point
+                continue
             if entries and not known & {entry.key for entry in entries}:
                 return point, entries
         return None

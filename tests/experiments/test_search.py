@@ -191,6 +191,28 @@ def test_pruned_trials_are_known_from_the_ledger(tmp_path: Path) -> None:
     assert again.suggest() is not None and again.best() is None
 
 
+def test_what_was_decided_at_a_rung_stays(tmp_path: Path) -> None:
+    search = search_in(tmp_path, ASHA)
+    entries = [search.suggest() for _ in range(3)]
+    for entry, value in zip(entries, (0.5, 0.1, 0.9), strict=True):
+        finish(entry, value, "running")  # type: ignore[arg-type]
+    passed, gone, best = (search.report(e, [record(1, v)]) for e, v in zip(entries, (0.5, 0.1, 0.9), strict=True))
+    assert (passed, best) == ("", "") and gone.startswith("given up after epoch 1")
+    again = search_in(tmp_path, ASHA)
+    first, second, _ = again.entries
+    assert again.report(first, [record(1, 0.5)]) == ""  # of all that are known now it would be the second of three
+    assert again.report(second, [record(1, 0.1)]) == gone
+    again.ledger.discard(first)
+    assert "number 2 of 3" in search_in(tmp_path, ASHA).report(first, [record(1, 0.5)])
+
+
+@pytest.mark.parametrize("method", ["random", "tpe"])
+def test_values_that_do_not_agree_are_no_point(tmp_path: Path, method: str) -> None:
+    ranges = "{train.sampling: {choice: [dimension, uniform]}, train.acoustic_temporal_weight: {uniform: [1, 3]}}"
+    found = _drain(search_in(tmp_path, f"\n  budget: 8\n  method: {method}\n  ranges: {ranges}"))
+    assert [entry.trial.config.train.sampling for entry in found] == ["dimension"] * 8
+
+
 def test_lower_is_better_where_it_is(tmp_path: Path) -> None:
     search = search_in(tmp_path, ASHA.replace("method: tpe", "metric: val/S"))
     first, second = search.suggest(), search.suggest()
