@@ -178,7 +178,8 @@ def _dry_run(
     console = _console()
     console.print(table)
     if to_run(entries) or to_come:
-        suggested = ledger.entries(grid.kinds[:1], store.fingerprint) * to_come
+        kinds = ledger.entries(grid.kinds, store.fingerprint)
+        suggested = [kinds[number % len(kinds)] for number in range(to_come)]
         show(console, [*entries, *suggested], store, resources)
     for line in search.described() if search else ():
         console.print(line, markup=False)

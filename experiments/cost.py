@@ -25,7 +25,7 @@ from experiments.fuse import groups_on
 from experiments.learner import Learner
 from experiments.ledger import Entry, read_metrics
 from experiments.resources import Ask, Resources, fit_together
-from experiments.sampler import Sampler
+from experiments.sampler import Sampler, steps_per_epoch
 from experiments.stores import store_of
 from experiments.train import build_model
 from refavs.console import ProgressBar
@@ -120,6 +120,7 @@ def _steps(sampler: Sampler) -> "Iterator[list[tuple[int, Batch]]]":
 def _time_steps(learner: Learner, sampler: Sampler, device: torch.device) -> tuple[float, float]:
     """Seconds of reading and of computing a step, of the first ones of a trial."""
     steps, read_s, compute_s = _steps(sampler), [], []
+    next(steps)  # with it comes the order of the whole epoch
     for index in range(TIMED_STEPS):
         started = time.perf_counter()
         parts = next(steps)
@@ -133,10 +134,16 @@ def _time_steps(learner: Learner, sampler: Sampler, device: torch.device) -> tup
 
 def seconds(cost: Cost, config: "TrialConfig", store: "FeatureStore", num_done: int = 0) -> float:
     """Time that is left of a trial of which `num_done` epochs are done: steps, a validation an epoch, the last test."""
-    train, sampler = config.train, Sampler(config, store)
-    num_epochs = train.epochs - num_done
-    num_val, num_all = len(rows_of(store, ("val",))), len(rows_of(store, ("val", *TEST_SPLITS)))
-    return num_epochs * (sampler.num_steps * cost.step_s + num_val * cost.eval_s) + num_all * cost.eval_s
+    num_epochs, (num_train, num_val, num_all) = config.train.epochs - num_done, _counts(store)
+    num_steps = steps_per_epoch(config.train, num_train)
+    return num_epochs * (num_steps * cost.step_s + num_val * cost.eval_s) + num_all * cost.eval_s
+
+
+@functools.lru_cache(maxsize=8)
+def _counts(store: "FeatureStore") -> tuple[int, int, int]:
+    """Expressions to train on, to validate on, and to evaluate in the end."""
+    train, val, every = (rows_of(store, splits) for splits in (("train",), ("val",), ("val", *TEST_SPLITS)))
+    return len(train), len(val), len(every)
 
 
 def alike(config: "TrialConfig") -> tuple[object, ...]:
@@ -145,7 +152,7 @@ def alike(config: "TrialConfig") -> tuple[object, ...]:
     return (
         dataclasses.replace(config.model, beta=1.0), loss.num_points, loss.oversampling, loss.deep_supervision,
         train.batch_size, train.accumulate, train.expressions_per_clip, train.frames, train.precision, train.compile,
-        train.ema_decay > 0, train.patience > 0, train.eval_batch_size,
+        train.ema_decay > 0, train.patience > 0, train.eval_batch_size, config.resources,
     )
 
 
@@ -181,7 +188,7 @@ def show(console: Console, entries: Sequence[Entry], store: "FeatureStore", reso
                 left[entry.key] = [seconds(one, entry.trial.config, own, num_done) for one in (cost, cost.without_read)]
                 total_bytes += cost.kept_bytes
     to_do = [entry for entry in entries if entry.key in left]
-    groups = groups_on(store, to_do, resources.fuse, functools.partial(_places, resources))
+    groups = groups_on(store, to_do, resources, functools.partial(_places, resources))
     asked = [
         (resources.ask(group[0].trial.config.resources), left[group[0].key][0] + sum(left[e.key][1] for e in group[1:]))
         for group in groups

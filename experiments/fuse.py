@@ -1,6 +1,7 @@
 """Which trials train together in one process, over one read of the store."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -10,7 +11,9 @@ import torch
 
 from experiments.config import TrialConfig, TrialResources
 from experiments.ledger import Entry
-from refavs.model.eemc import EEMC, EEMCConfig
+from experiments.resources import Resources
+from refavs.errors import RefAVSError
+from refavs.model.eemc import EEMC, EEMCConfig, ModelOptions
 from refavs.model.footprint import memory_bytes, training_bytes
 
 if TYPE_CHECKING:
@@ -60,30 +63,45 @@ def groups(
 
 
 def groups_on(
-    store: "FeatureStore", entries: Sequence[Entry], fuse: int | Literal["auto"],
-    places: Callable[[TrialResources], int],
-) -> list[list[Entry]]:  # fmt: skip
+    store: "FeatureStore", entries: Sequence[Entry], resources: Resources, places: Callable[[TrialResources], int]
+) -> list[list[Entry]]:
     """As `groups`, with the limit that the memory sets."""
     if not entries:
         return []
     num_places = max(places(entry.trial.config.resources) for entry in entries)
-    return groups(entries, fuse, places, memory_limit(store, num_places))
+    return groups(entries, resources.fuse, places, memory_limit(store, num_places, resources))
 
 
-def memory_limit(store: "FeatureStore", num_places: int) -> Callable[[TrialConfig], int]:
-    """How many trials like one fit into the memory of a machine like this, which `num_places` processes share."""
+def memory_limit(
+    store: "FeatureStore", num_places: int, resources: Resources | None = None
+) -> Callable[[TrialConfig], int]:
+    """How many trials like one fit into the memory of a machine like this, which `num_places` processes share.
+
+    Args:
+        resources: what trials take that do not ask for it themselves.
+    """
+    resources = resources or Resources()
 
     def limit(config: TrialConfig) -> int:
-        with torch.device("meta"):
-            model = EEMC(EEMCConfig.from_store(store, **dataclasses.asdict(config.model)))
-        trained = sum(p.numel() for p in model.trained_parameters())
-        every = sum(p.numel() for p in model.parameters())
         copies = int(config.train.ema_decay > 0) + int(config.train.patience > 0)
-        device = torch.device("cuda" if config.resources.gpus and torch.cuda.is_available() else "cpu")
-        there = MEMORY_SHARE * memory_bytes(device) / max(1, num_places)
-        return max(1, min(MOST, int(there / training_bytes(trained, every, copies))))
+        try:
+            taken = _bytes_of_trial(store, config.model, copies)
+        except RefAVSError:  # such a head fails in its own process, where the sweep hears of it
+            return MOST
+        gpus = resources.ask(config.resources).gpus
+        device = torch.device("cuda" if gpus and torch.cuda.is_available() else "cpu")
+        return max(1, min(MOST, int(MEMORY_SHARE * memory_bytes(device) / max(1, num_places) / taken)))
 
     return limit
+
+
+@functools.lru_cache(maxsize=256)
+def _bytes_of_trial(store: "FeatureStore", options: ModelOptions, copies: int) -> int:
+    """What a trial keeps in memory, by a head without weights."""
+    with torch.device("meta"):
+        model = EEMC(EEMCConfig.from_store(store, **dataclasses.asdict(options)))
+    trained = sum(p.numel() for p in model.trained_parameters())
+    return training_bytes(trained, sum(p.numel() for p in model.parameters()), copies)
 
 
 def _largest(like: Sequence[Entry], fuse: int | Literal["auto"], limit: Callable[[TrialConfig], int]) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from experiments.config import TrialConfig
+from experiments.config import TrainConfig, TrialConfig
 from experiments.evaluate import rows_of
 from refavs.data.dataset import Batch, batch_rows, read_batches
 from refavs.errors import StoreError
@@ -50,7 +50,7 @@ class Sampler:
         self.groups = [np.array(groups[name]) for name in sorted(groups)]
         weights = [config.train.acoustic_temporal_weight if name == HARDEST else 1.0 for name in sorted(groups)]
         self.shares = [weight / sum(weights) for weight in weights]
-        self.num_steps = config.train.steps_per_epoch or math.ceil(len(rows) / config.train.batch_size)
+        self.num_steps = steps_per_epoch(config.train, len(rows))
 
     def rows(self, epoch: int) -> list[int]:
         """The expressions of an epoch: each group shuffled, and again when it is used up."""
@@ -90,6 +90,11 @@ class Sampler:
             part = rows[number * len(rows) // num_parts : (number + 1) * len(rows) // num_parts]
             if part:
                 yield number, part
+
+
+def steps_per_epoch(train: TrainConfig, num_rows: int) -> int:
+    """The steps of an epoch over a split of so many expressions."""
+    return train.steps_per_epoch or math.ceil(num_rows / train.batch_size)
 
 
 def kind_of(table: "pd.DataFrame", row: int) -> str:

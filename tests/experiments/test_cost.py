@@ -104,6 +104,8 @@ def test_models_that_cost_the_same_are_measured_once(store: FeatureStore, tmp_pa
     }  # fmt: skip
     grid = grid_of(cases)
     assert len({alike(trial.config) for trial in grid.trials}) == 2
+    more = grid_of({"one": {}, "two": {"resources.cpus": 2, "model.beta": 2.0}})
+    assert len({alike(trial.config) for trial in more.trials}) == 2
     entries = Ledger(tmp_path / "g").entries(grid.trials, store.fingerprint)
     console = Console(width=160, record=True, file=io.StringIO())
     show(console, entries, store, Resources(max_concurrent=1))
