@@ -183,7 +183,7 @@ class Run:
         return num_to_come(self.search, self.ledger)
 
     def _close(self) -> None:
-        text = csv_text(self.outcome.entries, self.outcome.controls, self.store.random_weights)
+        text = csv_text(self.outcome.entries, self.outcome.controls, self.store)
         write_atomically(self.ledger.root / TABLE, text.encode())
         status = "KILLED" if self.outcome.interrupted else "FAILED" if self.outcome.failures else "FINISHED"
         best = best_by_val(self.outcome.entries) if self.options.register else None
@@ -239,7 +239,7 @@ class Run:
             return
         from experiments.jobs import run_trials
 
-        self.to_train, self.fuse = to_train, resources.fuse  # grouped once the places are known
+        self.to_train, self.resources = to_train, resources  # grouped once the places are known
         kinds = [entry.trial for entry in to_train] + (list(self.grid.kinds) if to_come else [])
         asked = {trial.config.resources for trial in kinds}
         epochs = max(trial.config.train.epochs for trial in kinds)
@@ -254,7 +254,7 @@ class Run:
         """See `experiments.jobs.Trials`, as for the methods below."""
         self.interrupts.install()
         self.places = places
-        self.queue = deque(groups_on(self.store, self.to_train, self.fuse, places))
+        self.queue = deque(groups_on(self.store, self.to_train, self.resources, places))
 
     def next(self) -> list[Entry] | None:
         """The next trials; none once the sweep is asked to stop."""
@@ -262,7 +262,7 @@ class Run:
             return None
         if self.queue:
             return self.queue.popleft()
-        new = self.search.suggest_some(self.fuse) if self.search and not self.exhausted else []
+        new = self.search.suggest_some(self.resources.fuse) if self.search and not self.exhausted else []
         if self.search and not self.search.num_to_come and len(self.search.points) < self.search.plan.budget:
             self.exhausted = True
             self.ledger.set_sweep(exhausted=exhausted_mark(self.search))
@@ -274,7 +274,7 @@ class Run:
                 self.watch.add(entry)
         if new:
             self._note_trials()
-        self.queue.extend(groups_on(self.store, new, self.fuse, self.places))
+        self.queue.extend(groups_on(self.store, new, self.resources, self.places))
         return self.queue.popleft() if self.queue else None
 
     def started(self, entry: Entry) -> None:

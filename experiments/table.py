@@ -10,6 +10,8 @@ from rich.table import Table
 from scipy import stats
 
 from experiments.ledger import Entry
+from experiments.stores import store_of
+from refavs.store import FeatureStore
 
 COLUMNS = (
     ("test_s\nJ", "test_s/J"), ("\nF", "test_s/F"), ("test_u\nJ", "test_u/J"), ("\nF", "test_u/F"),
@@ -91,19 +93,23 @@ def dimension_table(rows: Sequence[Row]) -> Table | None:
     return table
 
 
-def csv_text(entries: Sequence[Entry], controls: dict[str, dict[str, float]], random_weights: bool) -> str:
+def csv_text(entries: Sequence[Entry], controls: dict[str, dict[str, float]], store: FeatureStore) -> str:
     """Every finished trial and constant with all its metrics, as fractions, one line each and seeds apart.
 
     Args:
-        random_weights: whether an encoder of the features has random weights; each line says so.
+        store: of trials that name none of their own; each line says whether an encoder of its features has random
+            weights.
     """
-    of = {"features": "random weights" if random_weights else "pretrained"}
+    def features(trained_on: FeatureStore) -> dict[str, str]:
+        return {"features": "random weights" if trained_on.random_weights else "pretrained"}
+
     lines = [
-        {"trial": entry.trial.name, "seed": entry.trial.config.seed, "key": entry.key, **of, **result["metrics"]}
+        {"trial": entry.trial.name, "seed": entry.trial.config.seed, "key": entry.key,
+         **features(store_of(entry.trial, store)), **result["metrics"]}
         for entry in entries
         if (result := entry.result) is not None and entry.state == "finished"
-    ]
-    lines += [{"trial": name, "seed": "", "key": "", **of, **values} for name, values in controls.items()]
+    ]  # fmt: skip
+    lines += [{"trial": name, "seed": "", "key": "", **features(store), **values} for name, values in controls.items()]
     return pd.DataFrame(lines).to_csv(index=False)
 
 

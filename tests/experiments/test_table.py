@@ -1,8 +1,11 @@
 """The final table: order, seeds with intervals, constants, dimensions."""
 
 import csv
+import dataclasses
 import io
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from rich.console import Console
@@ -11,7 +14,12 @@ from experiments.grid import expand
 from experiments.ledger import Entry, Ledger
 from experiments.state import write_json
 from experiments.table import csv_text, dimension_table, main_table, rows_of
+from experiments.trial import TrialStore
+from refavs.store import FeatureStore
 
+RANDOM, PRETRAINED = (
+    cast(FeatureStore, SimpleNamespace(fingerprint=str(random), random_weights=random)) for random in (True, False)
+)
 CONTROLS = {"all background": {"test_s/J": 0.0, "test_n/S": 0.0}, "all foreground": {"test_s/J": 0.3, "test_n/S": 1.0}}
 
 
@@ -69,9 +77,18 @@ def test_dimension_table_needs_two_dimensions(tmp_path: Path) -> None:
 
 def test_csv_has_a_line_for_each_trial_and_constant(tmp_path: Path) -> None:
     entries = entries_with(tmp_path, {"a": [0.5, 0.7]})
-    lines = list(csv.DictReader(io.StringIO(csv_text(entries, CONTROLS, True))))
+    lines = list(csv.DictReader(io.StringIO(csv_text(entries, CONTROLS, RANDOM))))
     assert {line["features"] for line in lines} == {"random weights"}
-    assert ",pretrained," in csv_text(entries, CONTROLS, False)
+    assert ",pretrained," in csv_text(entries, CONTROLS, PRETRAINED)
     assert [(line["trial"], line["seed"], line["test_s/J"]) for line in lines] == [
         ("a", "0", "0.5"), ("a", "1", "0.7"), ("all background", "", "0.0"), ("all foreground", "", "0.3"),
     ]  # fmt: skip
+
+
+def test_csv_tells_of_each_trials_own_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, other = entries_with(tmp_path, {"a": [0.5, 0.7]})
+    own = TrialStore(name="b", location="there", fingerprint=PRETRAINED.fingerprint)
+    other = dataclasses.replace(other, trial=dataclasses.replace(other.trial, store=own))
+    monkeypatch.setattr("experiments.stores._opened", {"there": PRETRAINED}.__getitem__)
+    lines = csv.DictReader(io.StringIO(csv_text([plain, other], {}, RANDOM)))
+    assert [line["features"] for line in lines] == ["random weights", "pretrained"]
