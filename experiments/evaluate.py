@@ -124,12 +124,18 @@ def record_splits(
 def record_together(
     heads: Sequence[Head], store: "FeatureStore", splits: Sequence[str], device: torch.device, paths: Sequence[Path]
 ) -> list[dict[str, float] | Exception]:
-    """As `record_splits` for several heads, each with a path of its own, and `evaluate_together`."""
+    """As `record_splits` for several heads, each with a path of its own, and `evaluate_together`.
+
+    What cannot be written is the error of that head.
+    """
     recorders = [Recorder(table=store.expressions, store=store.fingerprint) for _ in heads]
     found = evaluate_together(heads, store, splits, device, recorders)
-    for metrics, recorder, path in zip(found, recorders, paths, strict=True):
-        if metrics and not isinstance(metrics, Exception):
-            write_statistics(path, recorder.statistics())
+    for number, (recorder, path) in enumerate(zip(recorders, paths, strict=True)):
+        if found[number] and not isinstance(found[number], Exception):
+            try:
+                write_statistics(path, recorder.statistics())
+            except Exception as error:
+                found[number] = error
     return found
 
 

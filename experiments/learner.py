@@ -75,7 +75,8 @@ class Learner:
 
         Args:
             parts: pieces of the batch on the CPU, with their number among all of them.
-            once: shares what is frozen with the other learners that take this step on the same parts.
+            once: shares what is frozen with the other learners that take this step on the same parts; of a batch in
+                several parts only what is counted, for parts are there so that less lies in memory at once.
 
         Raises:
             NonFiniteError: a loss or gradient is not finite; names the step and the expressions.
@@ -90,7 +91,8 @@ class Learner:
         sums: dict[str, Tensor] = {}
         for number, part in parts:
             torch.manual_seed(derived_seed(self.config.seed, "part", step, number))
-            losses = self._losses(part, frames, whole, shared.of(number))
+            of_part = shared.of(number) if len(parts) == 1 else Once()  # no part's tensors outlast it
+            losses = self._losses(part, frames, whole, of_part)
             self.scaler.scale(losses["total"]).backward()
             for name, value in losses.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()

@@ -24,12 +24,15 @@ BACKDROP = 60
 
 def write_overlays(
     folders: Sequence[Path], heads: Sequence[Head], store: "FeatureStore", device: torch.device
-) -> list[list[Path]]:
-    """Writes for each head, into a folder of its own, a picture of two expressions: the same for every trial."""
+) -> list[list[Path] | Exception]:
+    """Writes for each head, into a folder of its own, a picture of two expressions: the same for every trial.
+
+    Returns:
+        For each head the pictures, or the error by which they could not be written.
+    """
     rows, backdrops = chosen_rows(store), {}
     written: list[list[Path]] = [[] for _ in heads]
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
+    errors: dict[int, Exception] = {}
     for row in rows:
         clip_id = str(store.expressions["clip_id"].iloc[row])
         for batch, found in predictions_together(heads, store, [row], device):
@@ -43,8 +46,12 @@ def write_overlays(
                 picture = draw(backdrops[clip_id], pred, target, batch.text_string[0], origin)
                 paths = written[number]
                 paths.append(folders[number] / f"{len(paths) + 1}-{safe_name(batch.uid[0])}.png")
-                picture.save(paths[-1])
-    return written
+                try:
+                    paths[-1].parent.mkdir(parents=True, exist_ok=True)
+                    picture.save(paths[-1])
+                except OSError as error:
+                    errors[number] = error
+    return [errors.get(number, paths) for number, paths in enumerate(written)]
 
 
 def chosen_rows(store: "FeatureStore") -> list[int]:

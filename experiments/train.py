@@ -129,10 +129,12 @@ def train_group(
             return
         complete = [training for training in group if training.complete]
         epoch = min(training.epoch for training in group)
-        if complete:
-            finish(complete, store)
-        else:
-            advance([training for training in group if training.epoch == epoch], store)
+        alone = isolated(group[0].run, 1) if len(group) == 1 else contextlib.nullcontext()
+        with alone:  # what is shared fails for all of a group, which then try apart
+            if complete:
+                finish(complete, store, len(group))
+            else:
+                advance([training for training in group if training.epoch == epoch], store, len(group))
 
 
 @contextlib.contextmanager
@@ -238,36 +240,49 @@ def asked_to_stop(folder: Path, learner: Learner) -> bool:
     return bool(learner.team.add(shared))
 
 
-def advance(trainings: Sequence[Training], store: "FeatureStore") -> None:
+def advance(trainings: Sequence[Training], store: "FeatureStore", num_runs: int) -> None:
     """Trains one epoch of trials that stand at the same one, and evaluates them.
 
     Every random choice follows from the seed and the epoch. Of the time each trial is given its share.
+
+    Args:
+        num_runs: trials of the whole group, which lie in the same memory.
     """
     started = time.monotonic()
-    for training in trainings:
-        training.learner.model.train()
-    lead = trainings[0]
-    levels = all_levels(training.learner.model.config for training in trainings)
-    ahead = Ahead(lead.sampler.batches(lead.epoch, lead.team.rank, lead.team.size, levels))
-    running = list(trainings)
-    for index, parts in enumerate(ahead):
-        once = Once(keep=len(running) > 1)
-        for training in running:
-            with isolated(training.run, len(trainings)):
-                training.step(parts, index, once)
-        running = [training for training in running if not training.run.ended]
-        if not running:
-            return
+    running, waited_s = take_steps(trainings, num_runs)
+    if not running:
+        return
     steps_s = time.monotonic() - started
     times = {
-        "train/seconds_per_step": steps_s / lead.sampler.num_steps / len(running),
-        "train/wait_share": ahead.waited_s / steps_s,
+        "train/seconds_per_step": steps_s / running[0].sampler.num_steps / len(running),
+        "train/wait_share": waited_s / steps_s,
     }
     found = validate(running, store)
     seconds = (time.monotonic() - started) / len(running)
     for training, metrics in zip(running, found, strict=True):
-        with isolated(training.run, len(trainings)):
+        with isolated(training.run, num_runs):
             training.close_epoch({**training.losses(), **times, **_good(metrics)}, seconds)
+
+
+def take_steps(trainings: Sequence[Training], num_runs: int) -> tuple[list[Training], float]:
+    """The steps of one epoch; returns the trials that did not fail, and the seconds in which they waited for data.
+
+    The last batch and what is shared of it are let go with it.
+    """
+    for training in trainings:
+        training.learner.model.train()
+    lead, running = trainings[0], list(trainings)
+    levels = all_levels(training.learner.model.config for training in trainings)
+    ahead = Ahead(lead.sampler.batches(lead.epoch, lead.team.rank, lead.team.size, levels))
+    for index, parts in enumerate(ahead):
+        once = Once(keep=len(running) > 1)
+        for training in running:
+            with isolated(training.run, num_runs):
+                training.step(parts, index, once)
+        running = [training for training in running if not training.run.ended]
+        if not running:
+            break
+    return running, ahead.waited_s
 
 
 def validate(trainings: Sequence[Training], store: "FeatureStore") -> list[dict[str, float] | Exception]:
@@ -286,8 +301,12 @@ def validate(trainings: Sequence[Training], store: "FeatureStore") -> list[dict[
     return found
 
 
-def finish(trainings: Sequence[Training], store: "FeatureStore") -> None:
-    """Final metrics and what is kept of trials whose epochs are done."""
+def finish(trainings: Sequence[Training], store: "FeatureStore", num_runs: int) -> None:
+    """Final metrics and what is kept of trials whose epochs are done.
+
+    Args:
+        num_runs: as for `advance`.
+    """
     missing: list[Training] = []
     for training in trainings:
         known = read_json(training.run.folder / "result.json")
@@ -302,11 +321,15 @@ def finish(trainings: Sequence[Training], store: "FeatureStore") -> None:
     started, device = time.monotonic(), missing[0].learner.device
     heads, paths = zip(*((each.head, each.run.folder / STATISTICS_FILE) for each in missing), strict=True)
     found = record_together(heads, store, ("val", *TEST_SPLITS), device, paths)
-    good = [training for training, metrics in zip(missing, found, strict=True) if isinstance(metrics, dict)]
-    write_overlays([each.run.folder / "overlays" for each in good], [each.head for each in good], store, device)
+    good = [number for number, metrics in enumerate(found) if isinstance(metrics, dict)]
+    folders = [missing[number].run.folder / "overlays" for number in good]
+    pictures = write_overlays(folders, [heads[number] for number in good], store, device)
+    for number, paths_or_error in zip(good, pictures, strict=True):
+        if isinstance(paths_or_error, Exception):
+            found[number] = paths_or_error
     seconds = (time.monotonic() - started) / len(missing)
     for training, metrics in zip(missing, found, strict=True):
-        with isolated(training.run, len(trainings)):
+        with isolated(training.run, num_runs):
             training.keep(_good(metrics), seconds, store)
             training.run.end()
 

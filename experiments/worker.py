@@ -54,6 +54,7 @@ def _train_here(settings: dict[str, Any]) -> None:
     def over(run: Run) -> None:
         missing.remove(run.folder)
         _report_end(run.folder, run.error)
+        run.error = None  # it holds all that the trial had in memory
 
     try:
         runs = [dataclasses.replace(_run_of(folder, ray.tune.report), over=over) for folder in missing]

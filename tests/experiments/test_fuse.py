@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from experiments import fuse
+from experiments import fuse, learner
 from experiments.config import TrialConfig
 from experiments.grid import expand
 from experiments.learner import NonFiniteError
 from experiments.ledger import Entry, Ledger, read_metrics
+from experiments.resources import Resources
 from experiments.sampler import Sampler
 from experiments.train import Run, train, train_group
 from refavs.config import replace
@@ -20,8 +22,8 @@ from tests.experiments.small_store import make_store
 from tests.experiments.test_train import SMALL, without_times
 
 BASE = {
-    **SMALL, "train.order_seed": 7, "train.frames": 2, "train.accumulate": 2, "model.decoder_layers": 1,
-    "loss.num_points": 16, "model.dropout": 0.1,
+    **SMALL, "train.order_seed": 7, "train.frames": 2, "model.decoder_layers": 1, "loss.num_points": 16,
+    "model.dropout": 0.1,
 }  # fmt: skip
 CASES = {
     "plain": {}, "seed": {"seed": 1}, "beta": {"model.beta": 0.3}, "rate": {"train.learning_rate": 0.001},
@@ -117,6 +119,57 @@ def test_trial_of_a_group_is_stopped_alone(store: FeatureStore, alone: Path, tmp
     require_equal(runs[0].folder, alone / "plain")
 
 
+def test_parts_of_a_batch_are_not_kept_for_the_group(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = {"train.epochs": 1, "train.accumulate": 2, "train.steps_per_epoch": 2}
+    configs = [replace(CONFIGS[name], short) for name in ("plain", "beta")]
+    kept: set[bool] = set()
+    losses = learner.Learner._losses
+
+    def seen(self: Any, part: Any, frames: Any, whole: Any, once: Any) -> Any:
+        kept.add(once._known is not None)
+        return losses(self, part, frames, whole, once)
+
+    monkeypatch.setattr(learner.Learner, "_losses", seen)
+    train(configs[1], store, tmp_path / "alone")
+    train_group([Run(config=c, folder=tmp_path / str(i)) for i, c in enumerate(configs)], store)
+    require_equal(tmp_path / "1", tmp_path / "alone")
+    assert kept == {False}
+
+
+def test_trial_that_cannot_write_fails_alone(store: FeatureStore, alone: Path, tmp_path: Path) -> None:
+    runs = [Run(config=CONFIGS[name], folder=tmp_path / name) for name in ("plain", "seed", "beta")]
+    (tmp_path / "seed" / "statistics.parquet").mkdir(parents=True)
+    (tmp_path / "beta").mkdir()
+    (tmp_path / "beta" / "overlays").touch()
+    train_group(runs, store)
+    assert [type(run.error) for run in runs] == [type(None), IsADirectoryError, FileExistsError]
+    assert [bool(run.result) for run in runs] == [True, False, False]
+    require_equal(runs[0].folder, alone / "plain")
+
+
+def test_lack_of_memory_is_blamed_on_a_trial_only_where_it_is_alone(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> Any:
+        raise torch.OutOfMemoryError("full")
+
+    ahead = Run(config=CONFIGS["plain"], folder=tmp_path / "plain")
+    ahead.report = lambda records: (tmp_path / "plain" / ".stop").touch()
+    train_group([ahead], store)
+    (tmp_path / "plain" / ".stop").unlink()
+    monkeypatch.setattr(learner.Learner, "step", full)
+    group = [Run(config=CONFIGS[name], folder=tmp_path / name) for name in ("plain", "seed")]
+    with pytest.raises(torch.OutOfMemoryError):  # the one that is behind steps alone, beside the other's weights
+        train_group(group, store)
+    assert [run.error for run in group] == [None, None]
+    monkeypatch.undo()
+    monkeypatch.setattr("experiments.train.evaluate_together", full)
+    train_group([last := Run(config=CONFIGS["seed"], folder=tmp_path / "seed")], store)
+    assert isinstance(last.error, torch.OutOfMemoryError)
+
+
 def entries_of(tmp_path: Path, cases: dict[str, Any], seeds: Sequence[int]) -> list[Entry]:
     grid = expand("g", {"base": {"train.epochs": 1}, "cases": cases, "seeds": list(seeds)}, "g.yaml", {})
     return Ledger(tmp_path / "g").entries(grid.trials, "store")
@@ -147,7 +200,7 @@ def test_trials_that_read_the_same_are_grouped_and_no_place_stays_empty(tmp_path
 
 @pytest.mark.parametrize(
     "settings",
-    [{"train.batch_size": 3}, {"train.frames": 1}, {"train.order_seed": 8}, {"train.accumulate": 1},
+    [{"train.batch_size": 3}, {"train.frames": 1}, {"train.order_seed": 8}, {"train.accumulate": 2},
      {"train.eval_batch_size": 3}, {"resources.cpus": 2}, {"train.steps_per_epoch": 1},
      {"train.expressions_per_clip": 1}, {"train.sampling": "dimension"},
      {"model.trained": "fusion+transformer_decoder+pixel_decoder"}],
@@ -164,3 +217,16 @@ def test_memory_limits_a_group(store: FeatureStore, monkeypatch: pytest.MonkeyPa
     assert 1 <= few < fuse.MOST and limit(CONFIGS["short"]) <= few
     monkeypatch.setattr(fuse, "memory_bytes", lambda device: 1)
     assert limit(CONFIGS["plain"]) == 1
+
+
+def test_memory_is_that_of_the_device_that_the_sweep_gives(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(fuse, "memory_bytes", lambda device: 1 if device.type == "cuda" else 10**12)
+    assert fuse.memory_limit(store, 1)(CONFIGS["plain"]) == fuse.MOST
+    assert fuse.memory_limit(store, 1, Resources(gpus_per_trial=1))(CONFIGS["plain"]) == 1
+
+
+def test_head_that_cannot_be_built_is_left_to_its_own_process(store: FeatureStore) -> None:
+    assert fuse.memory_limit(store, 1)(replace(CONFIGS["plain"], {"model.channels": 6})) == fuse.MOST
