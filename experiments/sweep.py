@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from experiments.evaluate import control_results_of, controls
 from experiments.grid import Grid
-from experiments.ledger import Ledger
+from experiments.ledger import Entry, Ledger
 from experiments.mirror import pending
 from experiments.report.scores import control_values
 from experiments.resources import Resources
@@ -39,6 +40,9 @@ def run_sweep(
             cannot be used, or a key in the options that no trial has.
         StoreError: a store that is damaged, not extracted to its end, or has nothing to train on.
     """
+    ledger, options = Ledger(out), options or Options()
+    # Of several stores the first one names the sweep: that is the one it began with, in whatever order they are given.
+    store = stores_of(grid.kinds, store).get(ledger.sweep.get("fingerprint", ""), store)
     for unfinished in (one for one in stores_of(grid.kinds, store).values() if not one.finished):
         raise StoreError(
             f"the extraction of {unfinished.location} did not come to its end, its statistics would change under the "
@@ -46,16 +50,16 @@ def run_sweep(
         )
     for part in check_models(grid, store):
         print(f"refavs-sweep: starts from random weights, not from the checkpoint: {part}", file=sys.stderr)
-    ledger, options = Ledger(out), options or Options()
-    search = Search(grid, ledger, store.fingerprint) if grid.search else None
-    entries = search.entries if search else ledger.entries(grid.trials, store.fingerprint)
-    anew = ledger.beginning_with(options.rerun, entries)
-    before = ledger.sweep.get("tracking_uri")
-    uri = tracking_uri or before or default_tracking_uri(out)
-    outcome = Outcome(entries=entries, tracking_uri=uri)
+    _planned(grid, store, ledger, options.rerun)  # a key that no trial has makes no folder
     with ledger.locked():
+        search, entries, anew = _planned(grid, store, ledger, options.rerun)
         for entry in anew:
             ledger.discard(entry)
+        if anew:  # what a search knows of them is void
+            search, entries, _ = _planned(grid, store, ledger)
+        before = ledger.sweep.get("tracking_uri")
+        uri = tracking_uri or before or default_tracking_uri(out)
+        outcome = Outcome(entries=entries, tracking_uri=uri)
         outcome.controls = _controls(out, store)
         ledger.set_sweep(**facts_of(store))
         if several := store_facts(grid.kinds, store):
@@ -77,6 +81,15 @@ def run_sweep(
             resources = packed(resources, to_do, store) if to_do else resources
         run.run(resources)
     return outcome
+
+
+def _planned(
+    grid: Grid, store: FeatureStore, ledger: Ledger, rerun: Sequence[str] = ()
+) -> tuple[Search | None, list[Entry], list[Entry]]:
+    """The search, the trials that are known, and those of them that are to run anew, as the ledger has them now."""
+    search = Search(grid, ledger, store.fingerprint) if grid.search else None
+    entries = search.entries if search else ledger.entries(grid.trials, store.fingerprint)
+    return search, entries, ledger.beginning_with(rerun, entries)
 
 
 def _nothing_to_do(ledger: Ledger, outcome: Outcome, options: Options) -> bool:

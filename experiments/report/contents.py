@@ -17,7 +17,7 @@ from experiments.report.contenders import (
     reference_of,
 )
 from experiments.report.layout import NAMES, Setting, ablated
-from experiments.report.runs import Run, Sweep, read_sweep
+from experiments.report.runs import Run, Sweep, read_sweeps
 from experiments.report.scores import Values, read_scores
 from experiments.report.tables import (
     Bars,
@@ -60,7 +60,7 @@ def build_report(folders: Sequence[Path], options: Options) -> Report:
         ConfigError: a folder is no sweep, none of its trials is finished, or there is no such reference.
         StatisticsError: statistics are missing, damaged or without test splits, or runs are not to be compared.
     """
-    sweeps = [read_sweep(folder) for folder in folders]
+    sweeps = read_sweeps(folders)
     stores = _store_names(sweeps)
     scores = read_scores([run for sweep in sweeps for run in sweep.runs], options.protocols)
     found = contenders_of(scores, stores)

@@ -1,8 +1,8 @@
 """The runs of a sweep, read from its folder as refavs-sweep leaves it."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ class Run:
     Attributes:
         name: of the trial, without its seed.
         store: fingerprint of the features it read.
-        contents: names the expressions and masks that are behind it; those of another store of the same sweep may be
-            the same.
+        contents: names the expressions and masks that are behind it, which another store may have as well; the
+            fingerprint where no sweep tells.
         config: every setting by its dotted name, `seed` among them, and the `digests` of files that it started from;
             a setting that the code got later has its default, one that it lost is left out where it had its default.
         history: the records of its epochs, oldest first.
@@ -110,6 +110,16 @@ def read_sweep(folder: Path) -> Sweep:
         runs=tuple(sorted(runs, key=lambda run: (natural(run.name), run.seed, run.key))),
         controls=read_json(folder / "controls.json") or {}, facts=facts,
     )  # fmt: skip
+
+
+def read_sweeps(folders: Sequence[Path]) -> list[Sweep]:
+    """As `read_sweep` for each; what one of them knows of a store holds for the runs of all on that store."""
+    sweeps = [read_sweep(folder) for folder in folders]
+    known = {name: store["contents"] for sweep in sweeps for name, store in sweep.facts.get("stores", {}).items()}
+    return [
+        replace(sweep, runs=tuple(replace(run, contents=known.get(run.store, run.store)) for run in sweep.runs))
+        for sweep in sweeps
+    ]
 
 
 def natural(text: str) -> list[tuple[float, str]]:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.report.runs import natural, read_sweep
+from experiments.report.runs import natural, read_sweep, read_sweeps
 from refavs.errors import ConfigError
-from tests.experiments.small_sweep import STORE, write_trial
+from tests.experiments.small_sweep import STORE, write_facts, write_trial
 
 
 def test_runs_come_in_the_order_of_names_and_seeds(tmp_path: Path) -> None:
@@ -25,6 +25,16 @@ def test_runs_come_in_the_order_of_names_and_seeds(tmp_path: Path) -> None:
     assert [record["epoch"] for record in run.history] == [1, 2]
     assert run.statistics == run.folder / "statistics.parquet" and run.store == STORE
     assert run.config["model.beta"] == 1.0
+
+
+def test_store_has_the_same_contents_in_every_sweep(tmp_path: Path) -> None:
+    for name in ("one", "several"):
+        write_trial(tmp_path / name, "full", quality=None)
+    write_trial(tmp_path / "several", "other", quality=None, store="unknown")
+    write_facts(tmp_path / "one")
+    write_facts(tmp_path / "several", stores={STORE: {"contents": "of-both"}})
+    one, several = read_sweeps([tmp_path / "one", tmp_path / "several"])
+    assert [run.contents for run in one.runs + several.runs] == ["of-both", "of-both", "unknown"]
 
 
 def test_setting_that_is_newer_than_the_run_has_its_default(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Sweeps that search, and sweeps over several stores, from the command line to MLflow and the report; without Ray."""
 
+import json
 import sys
 import types
 from pathlib import Path
@@ -160,6 +161,9 @@ def test_trials_on_several_stores_are_compared(
         assert run.data.tags["refavs.store"] == store.fingerprint
         (read,) = run.inputs.dataset_inputs
         assert store.fingerprint.startswith(read.dataset.digest)
+    swapped = [*named[2:], *named[:2]]
+    assert main([str(file), *swapped, "--out", str(out), "--set", "train.epochs=1"]) == 0 and len(jobs.ran) == 4
+    assert json.loads((out / "sweep.json").read_text())["fingerprint"] == stores["swin"].fingerprint
     losses = {run.data.metrics["train/loss"] for run in children(out)}
     assert len(losses) == 4
     report = build_report([out], Options())
