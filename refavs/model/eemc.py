@@ -251,7 +251,7 @@ class EEMC(nn.Module):
             seconds, name_of_seconds = slice(int(frames.max()) + 1), "until the last"
         elif frames is not None:
             seconds, frames, name_of_seconds = frames, None, "chosen"  # no second needs another
-        maps = {name: maps[:, seconds] for name, maps in batch.visual.items()}
+        maps = {name: batch.visual[name][:, seconds] for name in self.visual.names}
         visual = self.visual(maps, frames, once, name_of_seconds)
         audio, text, valid = self._audio(batch.audio[:, seconds]), *self._text(batch)
         cues = self.cues(audio, visual.tokens, text, valid, batch.clip, frames)

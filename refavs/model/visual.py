@@ -116,6 +116,11 @@ class VisualInput(nn.Module):
         self.token_input = Standardisation(self.mask_channels)
         self.project = nn.Identity() if self.mask_channels == channels else nn.Linear(self.mask_channels, channels)
 
+    @property
+    def names(self) -> list[str]:
+        """The maps that are read here; a batch may have others for other heads."""
+        return list(self.paths) if self.pixel_decoder is not None else [MASKS, *LEVELS[: self.num_levels]]
+
     def set_statistics(self, statistics: Statistics) -> None:
         """Takes the statistics of the stored maps that are read here.
 
