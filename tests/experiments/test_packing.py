@@ -129,3 +129,10 @@ def test_command_takes_auto_and_refuses_words(
     assert ended.value.code == 2 and "'many'; accepted: a number from 0, or auto" in capsys.readouterr().err
     assert main(["smoke", "--store", "nowhere", "--gpus-per-trial", "auto"]) == 2
     assert "no feature store at" in capsys.readouterr().err
+
+
+def test_worker_of_several_is_tried_with_its_share_of_the_batch() -> None:
+    cases = {"one": {}, "three": {"resources.workers": 3, "model.beta": 0}}
+    content = {"base": {"train.batch_size": 10, "train.accumulate": 2}, "cases": cases}
+    shares = [packing.share_of(trial.config).train for trial in expand("g", content, "g.yaml", {}).trials]
+    assert [(share.batch_size, share.accumulate) for share in shares] == [(10, 2), (4, 2)]

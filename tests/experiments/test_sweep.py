@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import types
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from experiments import model_card
 from experiments.cli import _where_to_look, main
 from experiments.config import TrialConfig
 from experiments.grid import Grid, expand
@@ -131,6 +133,14 @@ def test_sweep_runs_what_is_missing_and_grows(jobs: InProcess, store: FeatureSto
     assert inputs["audio"] == {"dtype": "float32", "shape": [-1, -1, sample.audio.shape[-1]]}
     assert inputs["visual/mask_features"]["dtype"] == "float16"
     assert isinstance(load_model(best.folder / "checkpoint"), EEMC)
+
+
+def test_card_of_code_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(model_card.metadata, "version", missing)
+    assert model_card._version() == "unknown"
 
 
 def test_sweep_that_is_done_touches_neither_ray_nor_mlflow(
