@@ -119,6 +119,14 @@ def test_eemc_without_memory_equals_beta_zero() -> None:
     )
 
 
+def test_eemc_reads_only_its_own_maps_of_a_batch() -> None:
+    model, batch = make_model(decoder_layers=0, memory=False), make_batch()
+    alone = replace(batch, visual={name: maps if name == "mask_features" else maps[:0, :0]
+                                   for name, maps in batch.visual.items()})  # fmt: skip
+    frames = torch.tensor([1])  # which an empty map does not have
+    assert outputs_differ(run(model, batch, frames), run(model, alone, frames)).max() == 0
+
+
 def test_eemc_without_modality_tokens_has_none() -> None:
     tokens = [name for name, _ in make_model().named_parameters() if name.endswith("_token")]
     assert tokens == ["integration.audio_token", "integration.visual_token"]
