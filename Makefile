@@ -26,9 +26,8 @@ demo: setup
 	$(BIN)/refavs-sweep smoke --store demo/store --out demo/smoke
 	$(BIN)/refavs-report demo/smoke
 
-# Two processes: much of the suite waits for other processes to start, die or time out.
-# The paper's claims on a benchmark of which it is known what each expression needs: 50 trials, under 3 hours on two
-# processors. The same command goes on where it was stopped. The quick form has 4 trials, under 15 minutes.
+# The paper's claims on a benchmark of which it is known what each expression needs: 50 trials, meant to take 3 hours on two
+# processors. The same command goes on where it was stopped. The quick form has 4 trials, meant for 15 minutes.
 proof: proof/store
 	$(BIN)/refavs-sweep proof --store proof/store --out proof/sweep
 	$(BIN)/refavs-report proof/sweep
@@ -41,6 +40,7 @@ proof/store: setup
 	$(BIN)/refavs-synth proof/bench --clips 1200 --seed 0 --no-videos
 	$(BIN)/refavs-extract proof/bench proof/store --preset tiny
 
+# Two processes: much of the suite waits for other processes to start, die or time out.
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not faults' tests
 

@@ -1,5 +1,6 @@
 """Runs a command as a process of its own that can be killed with all that it started; for the fault tests."""
 
+import contextlib
 import json
 import os
 import re
@@ -10,9 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
+
+import pytest
 
 from refavs.store.verify import verify
 from refavs.store.writer import StoreWriter
@@ -26,6 +29,19 @@ PATIENCE_S = 240
 # Ray gives its workers the least of a busy machine; then a test takes minutes.
 WORKERS_ARE_NOT_NICE = {"worker_niceness": 0}
 _PROGRESS = re.compile(r"refavs-extract: (worker|\d+/\d+ )")
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A disk of its own at `folder`, as large as `size` says (`6m`); skips the test where none can be mounted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def benchmark(root: Path, num_clips: int) -> Path:

@@ -7,7 +7,6 @@ that is lost costs nothing but time: its trials go on elsewhere from their last 
 import logging
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from mlflow import MlflowClient
 
 from experiments.ledger import read_metrics
 from tests.experiments.small_store import CLIPS, make_store
+from tests.faults.command import small_disk
 from tests.faults.sweeps import Sweep, assert_whole_in_mlflow, within
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900)]
@@ -49,15 +49,8 @@ def assert_failed(sweep: Sweep, database: str, reasons: dict[str, str]) -> None:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 30 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    try:
+    with small_disk(tmp_path / "disk", "30m") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_full_disk_and_a_loss_that_is_not_a_number(disk: Path, tmp_path: Path) -> None:
