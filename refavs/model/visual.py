@@ -43,7 +43,8 @@ class Standardisation(nn.Module):
     def maps(self, features: Float[Tensor, "u t c h w"]) -> Float[Tensor, "u t c h w"]:
         """The same for maps, whose channels do not come last."""
         mean, scale = (rearrange(part, "c -> c 1 1") for part in (self.mean, self.scale))
-        return (features.float() - mean) * scale
+        # Stored halves become float32 on the way, in one pass: memory for each step costs more than the arithmetic.
+        return (features - mean).mul_(scale)
 
 
 class FeatureProjection(nn.Module):
