@@ -44,8 +44,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 QUICK = {"model.num_layers": 1, "model.num_queries": 8, "model.num_heads": 4, "model.decoder_layers": 3,
          "loss.num_points": 64}  # fmt: skip
 QUICK_RELEASE = ReleaseSizes(
-    input_size=96, swin_channels=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), window=6, channels=96, num_queries=8,
-    decoder_layers=4,
+    input_size=96, mask_size=64, swin_channels=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), window=6, channels=96,
+    num_queries=8, decoder_layers=4,
 )
 
 
