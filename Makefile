@@ -29,11 +29,11 @@ demo: setup
 # The paper's claims on a benchmark of which it is known what each expression needs: 50 trials, meant to take 3 hours on two
 # processors. The same command goes on where it was stopped. The quick form has 4 trials, meant for 15 minutes.
 proof: proof/store
-	$(BIN)/refavs-sweep proof --store proof/store --out proof/sweep
+	$(BIN)/refavs-sweep proof --store proof/store --out proof/sweep --fuse 4
 	$(BIN)/refavs-report proof/sweep
 
 proof-quick: proof/store
-	$(BIN)/refavs-sweep proof_quick --store proof/store --out proof/quick
+	$(BIN)/refavs-sweep proof_quick --store proof/store --out proof/quick --fuse 2
 	$(BIN)/refavs-report proof/quick
 
 proof/store: setup
