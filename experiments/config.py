@@ -75,7 +75,7 @@ class TrainConfig:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; accepted: a whole number from 1")
         if self.epochs < 1 and (self.epochs or self.init is None):
             raise ConfigError(
-                f"train.epochs is {self.epochs}; accepted: a whole number from 1, or 0 to evaluate what train.init names"
+                f"train.epochs is {self.epochs}; accepted: a whole number from 1, or 0 to evaluate a given train.init"
             )
         for name in ("steps_per_epoch", "frames", "warmup_steps", "weight_decay", "patience"):
             if getattr(self, name) < 0:

@@ -83,7 +83,7 @@ class Cost:
 def measure(
     config: "TrialConfig", store: "FeatureStore", device: torch.device, weights_dir: Path | None = None
 ) -> Cost:
-    """Runs a few training steps and batches of evaluation; writes nothing. What has no epoch to train is evaluated alone.
+    """Runs a few training steps, where there are epochs to train, and batches of evaluation; writes nothing.
 
     What is timed has run before, on the same clips: else the first model would be charged with what a trial meets only
     at its start, as pages that are not in memory yet, buffers and kernels that are made at their first use.
@@ -154,7 +154,7 @@ def alike(config: "TrialConfig") -> tuple[object, ...]:
     return (
         dataclasses.replace(config.model, beta=1.0), loss.num_points, loss.oversampling, loss.deep_supervision,
         train.batch_size, train.accumulate, train.expressions_per_clip, train.frames, train.precision, train.compile,
-        train.ema_decay > 0, train.patience > 0, train.eval_batch_size, config.resources,
+        train.ema_decay > 0, train.patience > 0, train.epochs > 0, train.eval_batch_size, config.resources,
     )
 
 

@@ -1,5 +1,5 @@
-"""Named sets of encoder sizes: `base` as in the paper, `imagenet` with another backbone, `released` with the text encoder
-of the paper's public release, `tiny` for demonstrations."""
+"""Named sets of encoder sizes: `base` as in the paper, `imagenet` with another backbone, `released` with the text
+encoder of the paper's public release, `tiny` for demonstrations."""
 
 import dataclasses
 from dataclasses import dataclass

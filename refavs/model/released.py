@@ -78,7 +78,8 @@ class ReleasedHead(EEMC):
         widths = tuple(size.channels for size in sizes.maps)
         settings = PixelDecoderSettings(in_channels=widths, channels=width, mask_channels=width)
         self.pixel_decoder, self.stride = PixelDecoder(settings), settings.strides[0]
-        adapters = [_adapted(layer.get_submodule("self_attn"), width) for layer in self.pixel_decoder.decoder.encoder.layers]
+        layers = self.pixel_decoder.decoder.encoder.layers
+        adapters = [_adapted(layer.get_submodule("self_attn"), width) for layer in layers]
         self.query_features = nn.Parameter(torch.randn(config.num_queries, width))
         self.prompting = ReleasedPrompting(width)
         self.decoder = MaskDecoder(

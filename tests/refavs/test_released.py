@@ -90,7 +90,8 @@ class Twin(nn.Module):
         self.model_v.model = model = nn.Module()
         model.pixel_level_module = nn.Module()
         model.pixel_level_module.encoder = nn.Linear(2, 2)
-        model.pixel_level_module.decoder = theirs.Mask2FormerPixelDecoder(config, [size.channels for size in SIZES.maps])
+        widths = [size.channels for size in SIZES.maps]
+        model.pixel_level_module.decoder = theirs.Mask2FormerPixelDecoder(config, widths)
         for layer in model.pixel_level_module.decoder.encoder.layers:
             layer.self_attn = Adapted()
         model.transformer_module = theirs.Mask2FormerTransformerModule(in_features=WIDTH, config=config)
@@ -223,6 +224,19 @@ def test_head_is_what_the_release_computes(twin: Twin, head: ReleasedHead, clip:
     assert (probs - expected.sigmoid()).abs().max() <= 1e-5
 
 
+def test_names_are_those_of_transformers_and_the_additions(twin: Twin) -> None:
+    """A whole Mask2Former has the tensors that the twin has beside the release's own, and no other."""
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(num_labels=150, decoder_layers=LAYERS + 1))
+    own, encoder = ("avs_adapt", "ref_avs_attn"), "model_v.model.pixel_level_module.encoder."
+    wanted = {f"model_v.{name}" for name in whole.state_dict()}
+    found = {name for name in twin.state_dict() if name.startswith("model_v.") and not any(one in name for one in own)}
+    assert {name for name in wanted if not name.startswith(encoder)} == found - {f"{encoder}weight", f"{encoder}bias"}
+
+
 def test_chosen_frames_are_those_of_all(head: ReleasedHead) -> None:
     batch, frames = make_batch([0, 1]), torch.tensor([0, 2])
     with torch.no_grad():
@@ -343,7 +357,7 @@ def test_store_with_other_text_is_refused(file: Path) -> None:
 
 
 def test_options_that_would_change_nothing_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"released has no beta=0\.5, audio=False; leave that out: it reads channels,"):
+    with pytest.raises(ConfigError, match=r"released has no beta=0\.5, audio=False; leave that out: it reads"):
         make_head(beta=0.5, audio=False)
     with pytest.raises(ConfigError, match=r"model\.channels=48 must be a multiple of 32, and the 64 channels"):
         make_head(channels=48)
