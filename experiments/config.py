@@ -18,7 +18,8 @@ class TrainConfig:
     """How a head is trained.
 
     Attributes:
-        epochs: an epoch ends with a validation, a checkpoint and a line in the history.
+        epochs: an epoch ends with a validation, a checkpoint and a line in the history. With 0, what `init` names is
+            evaluated as it is.
         steps_per_epoch: batches in an epoch; 0 takes as many as show each training expression once.
         batch_size: expressions in a batch, that is in a step of the optimiser, over all parts and workers.
         accumulate: parts in which a worker goes through its share of a batch, for less memory. The gradient is that of
@@ -42,8 +43,9 @@ class TrainConfig:
         patience: epochs without a better val J after which training ends; the best epoch's weights are kept then. 0
             trains all epochs and keeps the last.
         init: folder of a trained head, as a trial's `checkpoint`, whose weights training starts from; None starts anew.
+            With model.variant=released, the release's checkpoint.
         compile: the model runs through torch.compile, which needs a C++ compiler.
-        eval_batch_size: expressions in a batch of evaluation; changes no number.
+        eval_batch_size: expressions in a batch of evaluation; changes no number, but with model.variant=released.
     """
 
     epochs: int = 50
@@ -68,9 +70,13 @@ class TrainConfig:
     eval_batch_size: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "expressions_per_clip", "eval_batch_size"):
+        for name in ("batch_size", "accumulate", "expressions_per_clip", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; accepted: a whole number from 1")
+        if self.epochs < 1 and (self.epochs or self.init is None):
+            raise ConfigError(
+                f"train.epochs is {self.epochs}; accepted: a whole number from 1, or 0 to evaluate a given train.init"
+            )
         for name in ("steps_per_epoch", "frames", "warmup_steps", "weight_decay", "patience"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; accepted: 0 or more")
@@ -124,6 +130,11 @@ class TrialConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     resources: TrialResources = field(default_factory=TrialResources)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.model.variant == "released" and self.train.epochs:
+            raise ConfigError("model.variant=released is evaluated, not trained: give --set train.epochs=0 and "
+                              "train.init=ckpt_best_miou.pth, the release's checkpoint")  # fmt: skip
 
     @property
     def order_seed(self) -> int:

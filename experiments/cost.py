@@ -83,21 +83,23 @@ class Cost:
 def measure(
     config: "TrialConfig", store: "FeatureStore", device: torch.device, weights_dir: Path | None = None
 ) -> Cost:
-    """Runs a few training steps and batches of evaluation; writes nothing.
+    """Runs a few training steps, where there are epochs to train, and batches of evaluation; writes nothing.
 
     What is timed has run before, on the same clips: else the first model would be charged with what a trial meets only
     at its start, as pages that are not in memory yet, buffers and kernels that are made at their first use.
     """
     learner = Learner(config, build_model(config, store, weights_dir).to(device))
     sampler = Sampler(config, store, device)
-    learner.model.train()
     forwards: list[int] = []
-    learner.forward, plain = _counted(learner.model, forwards), learner.forward
-    with _Flops() as whole:
-        learner.step(next(_steps(sampler)), 0, config.train.epochs * sampler.num_steps)
-    learner.forward = plain
-    _time_steps(learner, sampler, device)
-    read_s, compute_s = _time_steps(learner, sampler, device)
+    step_flops, read_s, compute_s = 0, 0.0, 0.0
+    if config.train.epochs:
+        learner.model.train()
+        learner.forward, plain = _counted(learner.model, forwards), learner.forward
+        with _Flops() as whole:
+            learner.step(next(_steps(sampler)), 0, config.train.epochs * sampler.num_steps)
+        step_flops, learner.forward = whole.total, plain
+        _time_steps(learner, sampler, device)
+        read_s, compute_s = _time_steps(learner, sampler, device)
     rows = rows_of(store, ("val", *TEST_SPLITS)) or rows_of(store, ("train",))
     rows = rows[: config.train.eval_batch_size]
     started = 0.0
@@ -108,7 +110,7 @@ def measure(
     eval_s = (time.perf_counter() - started) / len(rows)
     state, kept = _bytes(learner, store)
     return Cost(
-        parts=learner.model.part_sizes(), forward_flops=sum(forwards), step_flops=whole.total,
+        parts=learner.model.part_sizes(), forward_flops=sum(forwards), step_flops=step_flops,
         step_s=read_s + compute_s, read_s=read_s, eval_s=eval_s, state_bytes=state, kept_bytes=kept,
     )
 
@@ -152,7 +154,7 @@ def alike(config: "TrialConfig") -> tuple[object, ...]:
     return (
         dataclasses.replace(config.model, beta=1.0), loss.num_points, loss.oversampling, loss.deep_supervision,
         train.batch_size, train.accumulate, train.expressions_per_clip, train.frames, train.precision, train.compile,
-        train.ema_decay > 0, train.patience > 0, train.eval_batch_size, config.resources,
+        train.ema_decay > 0, train.patience > 0, train.epochs > 0, train.eval_batch_size, config.resources,
     )
 
 

@@ -13,7 +13,7 @@ from experiments.config import TrialConfig, TrialResources
 from experiments.ledger import Entry
 from experiments.resources import Resources
 from refavs.errors import RefAVSError
-from refavs.model.eemc import EEMC, EEMCConfig, ModelOptions
+from refavs.model.eemc import EEMCConfig, ModelOptions, build_head
 from refavs.model.footprint import memory_bytes, training_bytes
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def memory_limit(
 def _bytes_of_trial(store: "FeatureStore", options: ModelOptions, copies: int) -> int:
     """What a trial keeps in memory, by a head without weights."""
     with torch.device("meta"):
-        model = EEMC(EEMCConfig.from_store(store, **dataclasses.asdict(options)))
+        model = build_head(EEMCConfig.from_store(store, **dataclasses.asdict(options)))
     trained = sum(p.numel() for p in model.trained_parameters())
     return training_bytes(trained, sum(p.numel() for p in model.parameters()), copies)
 

@@ -9,6 +9,7 @@ from refavs.config import replace
 from refavs.errors import ConfigError
 from refavs.model.checkpoint import checkpoint_digest, read_config
 from refavs.model.pretrained import Mask2Former
+from refavs.model.released import released_stamp
 
 
 def with_weights(grid: Grid, weights_dir: Path | None) -> Grid:
@@ -55,6 +56,11 @@ def with_checkpoints(grid: Grid, fingerprint: str, any_store: bool = False) -> G
         if init is None:
             return trial
         folder = Path(init).absolute()
+        if trial.config.model.variant == "released":  # a file that knows no store
+            return dataclasses.replace(
+                trial, config=replace(trial.config, {"train.init": str(folder)}),
+                digests={**trial.digests, "init": released_stamp(folder)},
+            )  # fmt: skip
         known = read_config(folder)["facts"].get("store")
         own = trial.store.fingerprint if trial.store else fingerprint
         if known != own and not any_store:

@@ -16,7 +16,7 @@ from experiments.resources import Resources
 from experiments.stores import store_of
 from experiments.trial import Trial
 from refavs.errors import ConfigError
-from refavs.model.eemc import EEMC, EEMCConfig
+from refavs.model.eemc import EEMCConfig, build_head
 from refavs.model.footprint import least_bytes, training_bytes
 from refavs.model.sizes import FeatureSizes
 
@@ -75,7 +75,7 @@ def expected_bytes(config: TrialConfig, store: "FeatureStore") -> int:
     """What a trial needs at the least, by which trials are compared; not what it takes."""
     train, sizes = config.train, FeatureSizes.from_store(store, config.model.trains_pixel_decoder)
     with torch.device("meta"):
-        model = EEMC(EEMCConfig.from_store(store, **dataclasses.asdict(config.model)))
+        model = build_head(EEMCConfig.from_store(store, **dataclasses.asdict(config.model)))
     trained, every = (sum(p.numel() for p in some) for some in (model.trained_parameters(), model.parameters()))
     copies = int(train.ema_decay > 0) + int(train.patience > 0)
     at_once = math.ceil(train.batch_size / train.accumulate / config.resources.workers)

@@ -20,9 +20,9 @@ from experiments.search import Search, refuse_unmeasured
 from experiments.state import read_json, write_json
 from experiments.stores import facts_of, store_facts, store_of, stores_of
 from experiments.tracking import default_tracking_uri
+from experiments.train import load_initial
 from refavs.errors import RefAVSError, StoreError
-from refavs.model.checkpoint import load_weights
-from refavs.model.eemc import EEMC, EEMCConfig
+from refavs.model.eemc import EEMCConfig, build_head
 from refavs.model.pretrained import Mask2Former, load_decoders
 from refavs.store import FeatureStore
 
@@ -128,9 +128,9 @@ def check_models(grid: Grid, store: FeatureStore) -> list[str]:
         try:
             plain = init is None and trial.weights_dir is None
             with torch.device("meta") if plain else contextlib.nullcontext():
-                model = EEMC(EEMCConfig.from_store(own, **asdict(trial.config.model)))
+                model = build_head(EEMCConfig.from_store(own, **asdict(trial.config.model)))
             if init is not None:
-                load_weights(Path(init), model)
+                load_initial(Path(init), model, own)
                 continue
             if trial.weights_dir is not None:
                 fresh |= dict.fromkeys(load_decoders(model, Mask2Former.within(trial.weights_dir), own.encoders))

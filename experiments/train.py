@@ -28,10 +28,11 @@ from refavs.data.dataset import Ahead, Batch
 from refavs.errors import ConfigError
 from refavs.metrics import STATISTICS_FILE
 from refavs.model.checkpoint import load_weights, save_model
-from refavs.model.eemc import EEMC, EEMCConfig
+from refavs.model.eemc import EEMC, EEMCConfig, build_head
 from refavs.model.footprint import require_memory
 from refavs.model.once import Once
 from refavs.model.pretrained import Mask2Former, load_decoders
+from refavs.model.released import ReleasedHead, load_released
 from refavs.model.sizes import FeatureSizes
 from refavs.store.files import write_atomically
 
@@ -347,15 +348,28 @@ def build_model(config: TrialConfig, store: "FeatureStore", weights_dir: Path | 
         ConfigError: settings that do not fit the store.
         WeightsError: weights to start from that are missing, damaged, of another size, or not those of the store.
     """
-    model = EEMC(EEMCConfig.from_store(store, **asdict(config.model)))
+    model = build_head(EEMCConfig.from_store(store, **asdict(config.model)))
     if config.train.init is not None:
-        load_weights(Path(config.train.init), model)
+        load_initial(Path(config.train.init), model, store)
     model.set_statistics(store.statistics)
     if config.model.decoder_weights != "random" and config.train.init is None:
         if weights_dir is None:
             raise ConfigError("model.decoder_weights is not random; give the folder that has them by --weights-dir")
         load_decoders(model, Mask2Former.within(weights_dir), store.encoders)
     return model
+
+
+def load_initial(init: Path, model: EEMC, store: "FeatureStore") -> None:
+    """Puts into a new head for `store` what `train.init` names: a checkpoint's folder, or the file of the release.
+
+    Raises:
+        WeightsError: as `load_weights` and `load_released`.
+        StoreError: the release did not read such text features.
+    """
+    if isinstance(model, ReleasedHead):
+        load_released(init, model, store.encoders)
+    else:
+        load_weights(init, model)
 
 
 def stalled(history: list[dict[str, Any]], patience: int) -> bool:

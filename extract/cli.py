@@ -60,8 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--weights", choices=("pretrained", "random"), default="pretrained", help="weights of the encoders")
     add("--seed", type=int, default=0, help="of random weights")
     add("--weights-dir", type=Path, metavar="DIR",
-        help="pretrained weights: mask2former/ (preset imagenet: swin/), roberta-base/ as on the hub, vggish.pth; or "
-        "visual.safetensors for preset tiny; otherwise the hub's cache or a download")  # fmt: skip
+        help="pretrained weights: mask2former/ (preset imagenet: swin/), roberta-base/ (preset released: "
+        "distilroberta-base/) as on the hub, vggish.pth; or visual.safetensors for preset tiny; otherwise the hub's "
+        "cache or a download")  # fmt: skip
     add("--levels", default="pixel_decoder", metavar="LEVELS",
         help=f"visual maps to keep: {','.join(LEVELS)} or one of them; added to those that the store has")  # fmt: skip
     add("--precision", choices=PRECISIONS, help="of Swin, pixel decoder and VGGish; default: the preset's")

@@ -1,4 +1,5 @@
-"""Named sets of encoder sizes: `base` as in the paper, `imagenet` with another backbone, `tiny` for demonstrations."""
+"""Named sets of encoder sizes: `base` as in the paper, `imagenet` with another backbone, `released` with the text
+encoder of the paper's public release, `tiny` for demonstrations."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -107,6 +108,12 @@ PRESETS: dict[str, Preset] = {
 PRESETS["imagenet"] = dataclasses.replace(
     PRESETS["base"], name="imagenet", visual=dataclasses.replace(
         PRESETS["base"].visual, name="swin_base_patch4_window12_384 of timm, ImageNet", imagenet=True
+    ),
+)  # fmt: skip
+
+PRESETS["released"] = dataclasses.replace(
+    PRESETS["base"], name="released", text=dataclasses.replace(
+        PRESETS["base"].text, num_layers=6, repository="distilbert/distilroberta-base", keeps_padding=True
     ),
 )  # fmt: skip
 

@@ -30,7 +30,6 @@ from refavs.torchvision_shim import ensure_torchvision
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-HUB_REPOSITORY = "FacebookAI/roberta-base"
 FEATURES, VALID = "text/roberta/features", "text/roberta/valid"
 PAD = 1
 
@@ -44,6 +43,8 @@ class RobertaSettings:
         tokenizer: file in the package, used by a preset that ships its own and wherever weights are random and no
             other tokenizer is at hand.
         always_random: a preset that ships no weights keeps to its generator, whatever the user chose.
+        repository: on the hub; its last part names the folder within that of all weights.
+        keeps_padding: padding keeps its features, which the network computes like any other token's.
     """
 
     length: int
@@ -54,6 +55,13 @@ class RobertaSettings:
     vocabulary: int
     tokenizer: Path
     always_random: bool = False
+    repository: str = "FacebookAI/roberta-base"
+    keeps_padding: bool = False
+
+    @property
+    def folder(self) -> str:
+        """Where the weights lie within the folder of all weights."""
+        return self.repository.split("/")[1]
 
 
 @dataclass
@@ -69,13 +77,14 @@ class RobertaEncoder:
         stamp = random_stamp(self.weights.seed) if self._weights_file is None else file_stamp(self._weights_file)
         shipped = " of this package" if self._tokenizer_file == self.settings.tokenizer else ""
         # Where the tokenizer lies on this machine, and why weights are random, change no value.
-        sizes = {k: v for k, v in vars(self.settings).items() if k not in ("tokenizer", "always_random")}
+        other = ("tokenizer", "always_random", "repository", "keeps_padding")
+        sizes = {k: v for k, v in vars(self.settings).items() if k not in other}
         facts = {
             "name": "roberta", "weights": stamp, "input_size": self.settings.length, "precision": "fp32",
             "dtype": "float16", "sizes": sizes,
             "preprocessing": f"byte-level BPE{shipped} {file_stamp(self._tokenizer_file)}, cut after the last token",
         }
-        return {"text": facts}
+        return {"text": {**facts, "padding": "kept"} if self.settings.keeps_padding else facts}
 
     def specs(self) -> Sequence[ArraySpec]:
         """Token features and `valid`."""
@@ -88,7 +97,7 @@ class RobertaEncoder:
 
     def weight_parts(self) -> Sequence[WeightPart]:
         """The network's file and the tokenizer's."""
-        fetch = f"hf download {HUB_REPOSITORY} --local-dir {{folder}}/roberta-base"
+        fetch = f"hf download {self.settings.repository} --local-dir {{folder}}/{self.settings.folder}"
         shipped = self.settings.tokenizer
         return [
             WeightPart(name="text, RoBERTa", find=lambda: self._weights_file, load=lambda: self._network, fetch=fetch),
@@ -98,12 +107,13 @@ class RobertaEncoder:
 
     @torch.no_grad()
     def encode(self, item: str) -> dict[str, np.ndarray]:
-        """Features of one expression; those of padding are zero."""
+        """Features of one expression; those of padding are zero, but where they are kept."""
         encoding = self._tokenizer.encode(item)
         ids = rearrange(torch.tensor(encoding.ids), "l -> 1 l").to(self.device)
         valid = rearrange(torch.tensor(encoding.attention_mask).bool(), "l -> 1 l").to(self.device)
         features = self._network(input_ids=ids, attention_mask=valid.long()).last_hidden_state
-        features = torch.where(rearrange(valid, "b l -> b l 1"), features, 0.0)
+        if not self.settings.keeps_padding:
+            features = torch.where(rearrange(valid, "b l -> b l 1"), features, 0.0)
         return {
             FEATURES: rearrange(features, "1 l c -> l c").half().cpu().numpy(),
             VALID: rearrange(valid, "1 l -> l").cpu().numpy(),
@@ -123,18 +133,18 @@ class RobertaEncoder:
         if self.weights.kind == "random" or self.settings.always_random:
             return None
         if self.weights.folder is not None:
-            return in_folder(self.weights.folder, *(f"roberta-base/{name}" for name in TENSOR_FILES))
-        return from_hub(HUB_REPOSITORY, *TENSOR_FILES)
+            return in_folder(self.weights.folder, *(f"{self.settings.folder}/{name}" for name in TENSOR_FILES))
+        return from_hub(self.settings.repository, *TENSOR_FILES)
 
     @cached_property
     def _tokenizer_file(self) -> Path:
         if self.settings.always_random:
             return self.settings.tokenizer
-        if self.weights.folder is not None and (self.weights.folder / "roberta-base").is_dir():
-            return in_folder(self.weights.folder, "roberta-base/tokenizer.json")
+        if self.weights.folder is not None and (self.weights.folder / self.settings.folder).is_dir():
+            return in_folder(self.weights.folder, f"{self.settings.folder}/tokenizer.json")
         if self.weights.kind == "random":
             return self.settings.tokenizer
-        return from_hub(HUB_REPOSITORY, "tokenizer.json")
+        return from_hub(self.settings.repository, "tokenizer.json")
 
     @cached_property
     def _whole(self) -> "Tokenizer":

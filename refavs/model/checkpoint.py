@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 
 from refavs.config import digest, to_dict
 from refavs.errors import RefAVSError, WeightsError
-from refavs.model.eemc import EEMC, EEMCConfig
+from refavs.model.eemc import EEMC, EEMCConfig, build_head
 from refavs.model.sizes import FeatureSizes, MapSize, StreamSize
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -41,7 +41,7 @@ def load_model(folder: Path) -> EEMC:
     """
     config = read_config(folder)
     try:
-        model = EEMC(_config_of(config["model"]))
+        model = build_head(_config_of(config["model"]))
     except (KeyError, TypeError, RuntimeError, RefAVSError) as error:  # torch's refusal of a size is a RuntimeError
         raise WeightsError(
             f"{folder / CONFIG} does not describe an EEMC of this version ({error}); train again or use the version "

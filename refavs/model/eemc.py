@@ -57,6 +57,8 @@ class ModelOptions:
             the model where it is trained, or where the store has only the backbone's maps.
         decoder_weights: what both decoders start from: `random`, or the weights of Mask2Former (`mask2former`), which
             `refavs-sweep` reads from `--weights-dir`. These get the maps as Mask2Former does, not standardised.
+        variant: `released` takes the arithmetic of the paper's public release instead, whose checkpoint
+            `train.init` names; see `released.ReleasedHead`.
     """
 
     beta: float = 1.0
@@ -75,6 +77,7 @@ class ModelOptions:
     dropout: float = 0.0
     trained: Trained = "fusion+transformer_decoder"
     decoder_weights: DecoderWeights = "random"
+    variant: Literal["paper", "released"] = "paper"
 
     def __post_init__(self) -> None:
         if self.trained == "fusion" and self.decoder_weights == "random":
@@ -98,8 +101,8 @@ class ModelOptions:
 
     @property
     def trains_pixel_decoder(self) -> bool:
-        """Whether the pixel decoder is trained, from the backbone's maps."""
-        return self.trained.endswith("+pixel_decoder")
+        """Whether the pixel decoder is trained, from the backbone's maps; that of the release was."""
+        return self.trained.endswith("+pixel_decoder") or self.variant == "released"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,3 +293,12 @@ class EEMC(nn.Module):
             return None, batch.valid[:, :0]
         length = int(batch.valid.any(dim=0).nonzero().max()) + 1
         return self.text(batch.text[:, :length]), batch.valid[:, :length]
+
+
+def build_head(config: EEMCConfig) -> EEMC:
+    """A new head of the variant that `config` names."""
+    if config.variant == "released":
+        from refavs.model.released import ReleasedHead
+
+        return ReleasedHead(config)
+    return EEMC(config)

@@ -126,7 +126,7 @@ def load_decoders(model: EEMC, checkpoint: Mask2Former, encoders: Mapping[str, M
     _refuse_other_maps(model, checkpoint, encoders)
     _refuse_other_wiring(model, checkpoint)
     state = checkpoint.tensors(PIXEL_DECODER, DECODER, CLASSES)
-    decoder = _decoder_state(model, _below(state, DECODER))
+    decoder = decoder_state(model, _below(state, DECODER))
     fresh = []
     classes = _below(state, CLASSES)
     if "weight" in classes and len(classes["weight"]) == len(model.decoder.class_head.weight):
@@ -177,7 +177,7 @@ def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def _decoder_state(model: EEMC, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def decoder_state(model: EEMC, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Mask2Former's transformer decoder under the names of `MaskDecoder`, without the class head."""
     own: dict[str, Tensor] = {}
     attention: dict[str, dict[str, Tensor]] = {}
@@ -215,15 +215,19 @@ def _renamed(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
 def _fill(module: nn.Module, state: Mapping[str, Tensor], checkpoint: Mask2Former, part: str) -> None:
     """Loads `state`, which must have every tensor of `module`, of its size, and no other."""
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
+    if wrong := mismatch(expected, {name: tuple(value.shape) for name, value in state.items()}):
+        raise WeightsError(
+            f"the {part} of {checkpoint.path} {wrong}; take {REPOSITORY} with the sizes that the options "
+            "have by default, or --set model.decoder_weights=random"
+        )
+    module.load_state_dict(dict(state))
+
+
+def mismatch(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
+    """What of a checkpoint's names and shapes is not as expected, as the end of a sentence; empty where all is."""
     other = [f"{name} {found[name]} instead of {shape}" for name, shape in expected.items()
              if name in found and found[name] != shape]  # fmt: skip
     lists = {"lacks": sorted(expected.keys() - found.keys()), "has the unknown": sorted(found.keys() - expected.keys()),
              "has the wrong size of": other}  # fmt: skip
     wrong = [f"{verb} {', '.join(names[:3])}{' ...' * (len(names) > 3)}" for verb, names in lists.items() if names]
-    if wrong:
-        raise WeightsError(
-            f"the {part} of {checkpoint.path} {' and '.join(wrong)}; take {REPOSITORY} with the sizes that the options "
-            "have by default, or --set model.decoder_weights=random"
-        )
-    module.load_state_dict(dict(state))
+    return " and ".join(wrong)

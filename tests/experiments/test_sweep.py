@@ -183,6 +183,22 @@ def test_sweep_that_is_interrupted_says_so_and_goes_on(jobs: InProcess, store: F
     assert [point.step for point in points] == [1, 2]
 
 
+def test_sweep_without_an_epoch_evaluates_what_it_starts_from(
+    jobs: InProcess, store: FeatureStore, runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (first,) = run_sweep(grid_of("full"), store, runs / "first").entries
+    path = tmp_path / "evaluated.yaml"
+    path.write_text(yaml.safe_dump({"base": BASE}))
+    arguments = [str(path), "--store", store.location, "--out", str(runs / "evaluated")]
+    given = ["train.epochs=0", f"train.init={first.folder / 'checkpoint'}"]
+    assert main([*arguments, *(part for one in given for part in ("--set", one))]) == 0
+    assert "1 trials finished now, 1 of 1 in all" in capsys.readouterr().out
+    (run,) = (run for name, run in runs_of(runs / "evaluated").items() if name != "evaluated")
+    known = json.loads((first.folder / "result.json").read_text())["metrics"]
+    assert run.info.status == "FINISHED" and run.data.metrics["test_s/J"] == known["test_s/J"]
+    assert main(["status", str(runs / "evaluated")]) == 0
+
+
 def test_sweep_asked_to_stop_when_nothing_is_left_is_finished(
     jobs: InProcess, store: FeatureStore, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Text and sound with weights from a folder: the values of transformers' RoBERTa and of the published VGGish."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,31 @@ def test_text_of_a_folder_is_that_of_transformers(settings: RobertaSettings, tmp
         stored = encoder.encode(text)
         assert stored[VALID].sum() == len(expected)
         assert np.abs(stored[FEATURES][: len(expected)] - expected.numpy()).max() <= 5e-4 * expected.abs().max()
+
+
+def test_padding_that_is_kept_has_the_features_that_transformers_gives_it(tmp_path: Path) -> None:
+    """As the release of Ref-AVS reads distilroberta-base: padded to the full length, nothing taken out."""
+    assert preset_named("released").text == dataclasses.replace(
+        preset_named("base").text, num_layers=6, repository="distilbert/distilroberta-base", keeps_padding=True
+    )
+    settings = dataclasses.replace(SMALL, repository="distilbert/distilroberta-base", keeps_padding=True)
+    write_roberta(tmp_path / "distilroberta-base", settings, TEXTS)
+    from transformers import RobertaModel, RobertaTokenizerFast
+
+    theirs = RobertaModel.from_pretrained(tmp_path / "distilroberta-base", add_pooling_layer=False).eval()
+    tokenizer = RobertaTokenizerFast.from_pretrained(tmp_path / "distilroberta-base")
+    encoder = RobertaEncoder(settings, WeightSource(folder=tmp_path))
+    inputs = tokenizer(TEXTS[2], truncation=True, max_length=14, padding="max_length", return_tensors="pt")
+    with torch.no_grad():
+        expected = theirs(**inputs).last_hidden_state[0].numpy()
+    stored = encoder.encode(TEXTS[2])
+    assert not stored[VALID].all() and expected[~stored[VALID]].std() > 0.3
+    assert np.abs(stored[FEATURES] - expected).max() <= 5e-4 * np.abs(expected).max()
+    facts = encoder.fingerprints()["text"]
+    assert facts["padding"] == "kept" and facts["sizes"].keys() == {
+        "length", "channels", "num_layers", "num_heads", "feedforward_channels", "vocabulary"}
+    assert encoder.weight_parts()[0].fetch == (
+        "hf download distilbert/distilroberta-base --local-dir {folder}/distilroberta-base")
 
 
 def convolved(maps: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
