@@ -8,7 +8,7 @@ import pytest
 from experiments.config import TrialConfig
 from experiments.grid import expand, parse_overrides, read_grid
 from experiments.grid_file import shipped_grids
-from refavs.config import flat
+from refavs.config import flat, replace
 from refavs.errors import ConfigError
 
 GRID = """
@@ -152,11 +152,20 @@ def test_override_replaces_the_base(tmp_path: Path) -> None:
     assert {trial.config.train.precision for trial in grid.trials} == {"bf16"}
 
 
-@pytest.mark.parametrize("name", ["smoke", "proof", "proof_quick", "table4", "beta", "layers", "encoders"])
+@pytest.mark.parametrize(
+    "name", ["smoke", "proof", "proof_quick", "per_clip", "table4", "beta", "layers", "encoders", "released"]
+)
 def test_shipped_grid_expands(name: str) -> None:
     assert name in shipped_grids()
-    grid = read_grid(name)
+    grid = read_grid(name, {"train.init": "ckpt_best_miou.pth"} if name == "released" else {})
     assert grid.name == name and grid.description and grid.trials
+
+
+def test_shipped_proof_quick_trains_as_the_proof_does() -> None:
+    whole, quick = ({trial.config.model: trial.config for trial in read_grid(name).trials if not trial.config.seed}
+                    for name in ("proof", "proof_quick"))  # fmt: skip
+    for model, config in quick.items():
+        assert replace(config, {"train.steps_per_epoch": 0}) == replace(whole[model], {"train.steps_per_epoch": 0})
 
 
 def test_shipped_table4_has_the_ablations_of_the_paper() -> None:
@@ -269,7 +278,7 @@ def test_unknown_grid_names_the_nearest_shipped_one() -> None:
 
 
 def test_missing_grid_file_names_the_shipped_ones() -> None:
-    with pytest.raises(ConfigError, match=r"no grid file gone\.yaml; .*encoders, layers, proof, .*smoke, table4"):
+    with pytest.raises(ConfigError, match=r"no grid file gone\.yaml; .*encoders, layers, .*proof, .*smoke, table4"):
         read_grid("gone.yaml")
 
 

@@ -206,7 +206,7 @@ def test_every_option_changes_the_prediction(field: str, value: object) -> None:
 
 def test_every_option_has_a_test() -> None:
     tested = test_every_option_changes_the_prediction.pytestmark[0].args[1]  # type: ignore[attr-defined]
-    elsewhere = {"trained", "decoder_weights"}  # test_eemc_parts.py
+    elsewhere = {"trained", "decoder_weights", "variant"}  # test_eemc_parts.py, test_released.py
     assert {name for name, _ in tested} | elsewhere == {field.name for field in fields(ModelOptions)}
 
 
