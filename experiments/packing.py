@@ -16,9 +16,10 @@ from experiments.resources import Resources
 from experiments.stores import store_of
 from experiments.trial import Trial
 from refavs.errors import ConfigError
-from refavs.model.eemc import EEMCConfig, build_head
+from refavs.model.eemc import EEMCConfig
 from refavs.model.footprint import least_bytes, training_bytes
 from refavs.model.sizes import FeatureSizes
+from refavs.model.variants import build_head
 
 if TYPE_CHECKING:
     from refavs.store import FeatureStore

@@ -22,8 +22,9 @@ from experiments.stores import facts_of, store_facts, store_of, stores_of
 from experiments.tracking import default_tracking_uri
 from experiments.train import load_initial
 from refavs.errors import RefAVSError, StoreError
-from refavs.model.eemc import EEMCConfig, build_head
+from refavs.model.eemc import EEMCConfig
 from refavs.model.pretrained import Mask2Former, load_decoders
+from refavs.model.variants import build_head
 from refavs.store import FeatureStore
 
 

@@ -28,12 +28,13 @@ from refavs.data.dataset import Ahead, Batch
 from refavs.errors import ConfigError
 from refavs.metrics import STATISTICS_FILE
 from refavs.model.checkpoint import load_weights, save_model
-from refavs.model.eemc import EEMC, EEMCConfig, build_head
+from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.model.footprint import require_memory
 from refavs.model.once import Once
 from refavs.model.pretrained import Mask2Former, load_decoders
 from refavs.model.released import ReleasedHead, load_released
 from refavs.model.sizes import FeatureSizes
+from refavs.model.variants import build_head
 from refavs.store.files import write_atomically
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save
 
 from refavs.config import digest, to_dict
 from refavs.errors import RefAVSError, WeightsError
-from refavs.model.eemc import EEMC, EEMCConfig, build_head
+from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.model.sizes import FeatureSizes, MapSize, StreamSize
+from refavs.model.variants import build_head
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1

@@ -293,12 +293,3 @@ class EEMC(nn.Module):
             return None, batch.valid[:, :0]
         length = int(batch.valid.any(dim=0).nonzero().max()) + 1
         return self.text(batch.text[:, :length]), batch.valid[:, :length]
-
-
-def build_head(config: EEMCConfig) -> EEMC:
-    """A new head of the variant that `config` names."""
-    if config.variant == "released":
-        from refavs.model.released import ReleasedHead
-
-        return ReleasedHead(config)
-    return EEMC(config)

@@ -13,9 +13,10 @@ from refavs.data.dataset import Batch
 from refavs.errors import ConfigError, StoreError, WeightsError
 from refavs.model.checkpoint import load_model, save_model
 from refavs.model.decoder import predict
-from refavs.model.eemc import EEMC, EEMCConfig, build_head
+from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.model.released import ReleasedHead, load_released, released_stamp
 from refavs.model.sizes import STAGES, FeatureSizes, MapSize, StreamSize
+from refavs.model.variants import build_head
 from refavs.torchvision_shim import ensure_torchvision
 
 WIDE, WIDTH, QUERIES, LAYERS, FEEDFORWARD = 64, 32, 5, 4, 24
