@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from refavs.config import digest, to_dict
 from refavs.errors import RefAVSError, WeightsError
 from refavs.model.eemc import EEMC, EEMCConfig
+from refavs.model.pretrained import mismatch
 from refavs.model.sizes import FeatureSizes, MapSize, StreamSize
 from refavs.model.variants import build_head
 
@@ -131,13 +132,8 @@ def _read_weights(path: Path, config_digest: str) -> dict[str, Any]:
 def _check_names_and_shapes(path: Path, model: EEMC, weights: Mapping[str, Any]) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    other = [f"{name} {found[name]} instead of {shape}" for name, shape in sorted(expected.items())
-             if name in found and found[name] != shape]
-    lists = {"lacks": missing, "has the unknown": extra, "has the wrong size of": other}
-    wrong = [f"{verb} {', '.join(names[:3])}{' ...' * (len(names) > 3)}" for verb, names in lists.items() if names]
-    if wrong:
-        raise WeightsError(f"{path} {' and '.join(wrong)}; use the checkpoint as refavs wrote it, or train again")
+    if wrong := mismatch(expected, found):
+        raise WeightsError(f"{path} {wrong}; use the checkpoint as refavs wrote it, or train again")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -126,9 +126,9 @@ def load_decoders(model: EEMC, checkpoint: Mask2Former, encoders: Mapping[str, M
     _refuse_other_maps(model, checkpoint, encoders)
     _refuse_other_wiring(model, checkpoint)
     state = checkpoint.tensors(PIXEL_DECODER, DECODER, CLASSES)
-    decoder = decoder_state(model, _below(state, DECODER))
+    decoder = decoder_state(model, below(state, DECODER))
     fresh = []
-    classes = _below(state, CLASSES)
+    classes = below(state, CLASSES)
     if "weight" in classes and len(classes["weight"]) == len(model.decoder.class_head.weight):
         decoder |= {f"class_head.{name}": value for name, value in classes.items()}
     else:
@@ -137,7 +137,7 @@ def load_decoders(model: EEMC, checkpoint: Mask2Former, encoders: Mapping[str, M
         decoder |= {f"class_head.{name}": value for name, value in model.decoder.class_head.state_dict().items()}
     _fill(model.decoder, decoder, checkpoint, "transformer decoder")
     if model.visual.pixel_decoder is not None:
-        _fill(model.visual.pixel_decoder.decoder, _below(state, PIXEL_DECODER), checkpoint, "pixel decoder")
+        _fill(model.visual.pixel_decoder.decoder, below(state, PIXEL_DECODER), checkpoint, "pixel decoder")
     return fresh
 
 
@@ -173,7 +173,8 @@ def _refuse_other_wiring(model: EEMC, checkpoint: Mask2Former) -> None:
         raise WeightsError(f"{checkpoint.folder / CONFIG} says {name}={found}, the head has {wanted}; take {fix}")
 
 
-def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 

@@ -23,7 +23,7 @@ from refavs.model.decoder import EEMCOutput, MaskDecoder
 from refavs.model.eemc import EEMC, EEMCConfig, ModelOptions
 from refavs.model.once import Once
 from refavs.model.pixel_decoder import PixelDecoder, PixelDecoderSettings
-from refavs.model.pretrained import CLASSES, DECODER, PIXEL_DECODER, decoder_state, mismatch
+from refavs.model.pretrained import CLASSES, DECODER, PIXEL_DECODER, below, decoder_state, mismatch
 from refavs.model.sizes import LEVELS, MASKS
 from refavs.model.visual import Statistics
 
@@ -192,12 +192,12 @@ def load_released(path: Path, model: ReleasedHead, encoders: Mapping[str, Mappin
             f"{path} {wrong}; accepted: {FILE} of the release of Ref-AVS, on a store of refavs-extract --preset "
             f"released, with model.{', model.'.join(sorted(READ - {'variant'}))} at their defaults"
         )
-    theirs = _below(state, THEIRS)
-    module, classes = _below(theirs, DECODER), _below(theirs, CLASSES)
-    prompting = _below(module, PROMPTING)
+    theirs = below(state, THEIRS)
+    module, classes = below(theirs, DECODER), below(theirs, CLASSES)
+    prompting = below(module, PROMPTING)
     decoder = decoder_state(model, {name: value for name, value in module.items() if not name.startswith(PROMPTING)})
     own = {name: value for name, value in state.items() if name.startswith(FUSION)}
-    own |= {f"pixel_decoder.decoder.{name}": value for name, value in _below(theirs, PIXEL_DECODER).items()}
+    own |= {f"pixel_decoder.decoder.{name}": value for name, value in below(theirs, PIXEL_DECODER).items()}
     own |= {f"prompting.{name}": value for name, value in prompting.items()}
     own |= {f"decoder.{name}": value for name, value in decoder.items()}
     own |= {f"decoder.class_head.{name}": value[[0, -1]] for name, value in classes.items()}
@@ -291,10 +291,6 @@ def _unreadable(path: Path, error: Exception) -> WeightsError:
         f"{path} cannot be read ({reason}); accepted: {FILE} of the release of Ref-AVS, a pickled state dict of plain "
         "tensors; truncated copies, and pickles that hold anything else, are refused: fetch it again"
     )
-
-
-def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _released_shapes(model: ReleasedHead) -> dict[str, tuple[int, ...]]:
