@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from experiments.grid_file import shipped_grids
 from refavs.cli import Exit, run_command
 from refavs.errors import ConfigError
 
@@ -40,8 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="refavs-sweep", description=__doc__, epilog=EPILOG, formatter_class=_Formatter
     )
     parser.add_argument("grid", metavar="GRID",
-                        help="a .yaml file, or a shipped grid: smoke, proof, proof_quick, table4, beta, layers, "
-                        "encoders")
+                        help=f"a .yaml file, or a shipped grid: {', '.join(shipped_grids())}")
     parser.add_argument("--store", required=True, action="append", help="the features, from refavs-extract; a folder "
                         "or a URL; given several times as NAME=STORE, each trial runs on each of them")
     parser.add_argument("--out", type=Path, help="the sweep's folder; runs/NAME where none is given")

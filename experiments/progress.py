@@ -22,6 +22,7 @@ class Progress:
     Attributes:
         key: the name of its folder, the beginning of its key.
         epoch: how many are finished, of `epochs`.
+        started_s: when it was last started, in seconds since 1970; NaN where it was not.
         reason: why it failed or was given up.
         pending: whether MLflow lacks something of it.
     """
@@ -35,6 +36,7 @@ class Progress:
     loss: float = math.nan
     score: float = math.nan
     seconds_per_epoch: float = math.nan
+    started_s: float = math.nan
     reason: str = ""
     pending: bool = False
     _ends: dict[int, tuple[float, float]] = field(default_factory=dict, repr=False)  # by epoch: when, seconds
@@ -62,8 +64,8 @@ class Progress:
     def _seconds_of(self, epoch: int) -> float:
         """From one epoch's end to the next; the seconds in a record are one trial's share of a process of several."""
         end, seconds = self._ends[epoch]
-        before = self._ends.get(epoch - 1, (math.nan, 0.0))[0]
-        return seconds if math.isnan(end - before) else max(seconds, end - before)
+        before = [moment for moment in (self._ends.get(epoch - 1, (math.nan, 0.0))[0], self.started_s) if moment < end]
+        return max(seconds, end - max(before)) if before else seconds
 
     def seconds_left(self, typical_s: float = math.nan) -> float:
         """Of its epochs; NaN while nothing is known.
@@ -121,7 +123,7 @@ def read_progress(folder: Path) -> Progress:
     status, sent = _json(folder / "status.json") or {"state": "new"}, _json(folder / "mlflow.json") or {}
     found = Progress(
         key=folder.name, name=settings["name"], seed=settings["seed"], epochs=settings["config"]["train.epochs"],
-        state=status["state"], reason=status.get("reason", ""),
+        state=status["state"], started_s=status.get("started_s", math.nan), reason=status.get("reason", ""),
     )  # fmt: skip
     records = [json.loads(line) for line in _text(folder / "metrics.jsonl").splitlines()]
     found.see(records)

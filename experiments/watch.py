@@ -77,6 +77,8 @@ class Watch:
         """What has become of a trial."""
         trial = self.trials[entry.key]
         trial.state, trial.reason = state, reason
+        if state == "running":
+            trial.started_s = time.time()
         self.tick()
 
     def tick(self, note: str | None = None) -> None:

@@ -78,10 +78,17 @@ def test_time_left_takes_the_longest_trial_and_those_at_once() -> None:
 
 
 def test_time_of_an_epoch_of_trials_that_share_a_process_is_that_of_all_of_them() -> None:
-    progress = Progress(key="k", name="n", seed=0, epochs=10, state="running")
+    progress = Progress(key="k", name="n", seed=0, epochs=10, state="running", started_s=100.0)
     for epoch in range(1, 5):  # three trials, each of which counts its third of 30 s
-        progress.see([{"epoch": epoch, "time_ms": 30_000 * epoch, "seconds": 10.0, "metrics": {}}])
-    assert progress.seconds_per_epoch == 30 and progress.seconds_left() == 180
+        progress.see([{"epoch": epoch, "time_ms": 100_000 + 30_000 * epoch, "seconds": 10.0, "metrics": {}}])
+        assert progress.seconds_per_epoch == 30 and progress.seconds_left() == 30 * (10 - epoch)
+
+
+def test_pause_between_two_commands_is_no_time_of_an_epoch() -> None:
+    progress = Progress(key="k", name="n", seed=0, epochs=3, state="running", started_s=9_000.0)
+    ends = {1: 110.0, 2: 9_010.0}  # the second after a pause of hours; the start before the first is not known
+    progress.see([{"epoch": n, "time_ms": 1000 * end, "seconds": 10.0, "metrics": {}} for n, end in ends.items()])
+    assert progress.seconds_per_epoch == 10
 
 
 def test_status_tells_failures_what_mlflow_lacks_and_what_to_do(
