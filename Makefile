@@ -31,6 +31,7 @@ demo: setup
 proof: proof/store
 	$(BIN)/refavs-sweep proof --store proof/store --out proof/sweep --fuse 4
 	$(BIN)/refavs-report proof/sweep
+	$(BIN)/python tests/benchmarks/proof_accuracy.py proof/sweep
 
 proof-quick: proof/store
 	$(BIN)/refavs-sweep proof_quick --store proof/store --out proof/quick --fuse 2
