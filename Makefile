@@ -26,8 +26,8 @@ demo: setup
 	$(BIN)/refavs-sweep smoke --store demo/store --out demo/smoke
 	$(BIN)/refavs-report demo/smoke
 
-# The paper's claims on a benchmark of which it is known what each expression needs: 50 trials, meant to take 3 hours on two
-# processors. The same command goes on where it was stopped. The quick form has 4 trials, meant for 15 minutes.
+# The paper's claims on a benchmark of which it is known what each expression needs: 50 trials, 2.5 hours on two processors.
+# The same command goes on where it was stopped. The quick form has 4 trials, 8 minutes.
 proof: proof/store
 	$(BIN)/refavs-sweep proof --store proof/store --out proof/sweep --fuse 4
 	$(BIN)/refavs-report proof/sweep
