@@ -144,8 +144,10 @@ class Bench:
         found.add("peak memory", "", "", f"{peak_of_process(root, threads, self.quick) / 1e9:.2f} GB", "6 GB")
         release = self.release()
         compare("against the release's way", release, "15x")
-        print(f"\n{flops / 1e9:.0f} GFLOP a step are counted, {count_flops(release) / 1e9:.0f} in one of the release's "
-              "way: matrix products, batched ones, convolutions and fused attention, forward and backward; a "
+        four = count_flops(lambda: self.step(self.four))
+        print(f"\n{flops / 1e9:.0f} GFLOP a step are counted, {four / 1e9:.0f} in one of 4 expressions (4 "
+              f"alone: {PER_CLIP * flops / four:.2f} times as many), {count_flops(release) / 1e9:.0f} in one of the "
+              "release's way: matrix products, batched ones, convolutions and fused attention, forward and backward; a "
               "multiplication and an addition are two.", flush=True)  # fmt: skip
 
     def step_of_one(self) -> None:
