@@ -14,6 +14,7 @@ from torch import Tensor
 from extract.media import Media, read_media
 from extract.presets import Encoders, build_encoders, preset_named
 from extract.weights import WeightSource
+from refavs.accelerator import compute_fp32_exactly, require_usable
 from refavs.config import nearest
 from refavs.data.bench import VIDEO_SUFFIXES, Clip
 from refavs.data.dataset import Batch, collate
@@ -55,12 +56,15 @@ class Predictor:
         device: where encoders and head run.
 
     Raises:
+        ConfigError: the device cannot be used, or does not compute in the precision of the features.
         WeightsError: the checkpoint cannot be used, says nothing of its encoders, or was trained on the features of
             others than those found here.
     """
 
     def __init__(self, folder: Path, weights_folder: Path | None = None, device: str = "cpu") -> None:
         self.device = device
+        compute_fp32_exactly()
+        require_usable(device, "this machine")
         self.model: EEMC = load_model(folder).to(device)
         facts = read_config(folder)["facts"]
         extraction = facts.get("extraction")
@@ -101,7 +105,12 @@ class Predictor:
 
     def _encoders(self, extraction: Mapping[str, Any], weights_folder: Path | None) -> Encoders:
         weights = WeightSource(kind=extraction["weights"], seed=int(extraction["seed"]), folder=weights_folder)
-        return build_encoders(self.preset, weights, self._levels, extraction["precision"], self.device)
+        try:
+            return build_encoders(self.preset, weights, self._levels, extraction["precision"], self.device)
+        except ConfigError as error:
+            raise ConfigError(f"the run was trained on features computed in {extraction['precision']}, which this "
+                              "processor does not compute in; run refavs-predict on a machine with a GPU, or train on "
+                              "a store of refavs-extract --precision fp32") from error
 
     def _refuse_others(self, trained_on: Mapping[str, Any], folder: Path) -> None:
         found = json.loads(json.dumps(self.encoders.fingerprints()))
@@ -115,10 +124,10 @@ class Predictor:
     def _batch(self, media: Media, expressions: Sequence[str]) -> Batch:
         sizes = self.model.config.sizes
         maps = self.encoders.visual.encode([media.frames], self._levels)[0]
-        audio = self.encoders.audio.encode(media.sound)[sizes.audio.path]
+        audio = self.encoders.audio.encode([self.encoders.audio.prepare(media.sound)])[0][sizes.audio.path]
+        texts = self.encoders.text.encode([self.encoders.text.prepare(text) for text in expressions])
         samples = []
-        for text in expressions:
-            encoded = self.encoders.text.encode(text)
+        for text, encoded in zip(expressions, texts, strict=True):
             valid = next(array for path, array in encoded.items() if path != sizes.text.path)
             samples.append(Sample(
                 visual={size.name: torch.from_numpy(maps[size.path]) for size in sizes.maps},

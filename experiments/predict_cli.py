@@ -34,7 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="DIR", help="where to write; VIDEO's name without its ending where none is given")
     add("--tracking-uri", help="the MLflow server or database that has the run")
     add("--weights-dir", type=Path, metavar="DIR", help="the encoders' weights, as for refavs-extract")
-    add("--device", default="cpu", help="cpu, or cuda for a GPU (default: cpu)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto",
+        help="where encoders and head run; auto takes a GPU where there is one (default: auto)")  # fmt: skip
     return parser
 
 
@@ -45,19 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    import torch
-
     from experiments.predict import Predictor, checkpoint_of
+    from refavs.accelerator import local_gpus_seen
 
-    if args.device not in ("cpu", "cuda") or (args.device == "cuda" and not torch.cuda.is_available()):
-        found = "cpu, cuda" if torch.cuda.is_available() else "cpu (no GPU is seen here)"
-        raise ConfigError(f"--device is {args.device!r}; accepted: {found}")
+    seen = local_gpus_seen(args.device, lambda line: print(f"{NAME}: {line}", file=sys.stderr))
+    device = "cuda" if seen and args.device != "cpu" else "cpu"
     if not all(text.strip() for text in args.expressions):
         raise ConfigError("an EXPRESSION is empty; write each sentence in quotes, as \"the sounding object\"")
     out = args.out or Path(args.video.stem)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "prediction.json").is_file())):
         raise ConfigError(f"{out} holds other files; name a folder that does not exist yet by --out")
-    predictor = Predictor(checkpoint_of(args.run, args.tracking_uri), args.weights_dir, args.device)
+    predictor = Predictor(checkpoint_of(args.run, args.tracking_uri), args.weights_dir, device)
     media = predictor.read(args.video)
     predictions = predictor.predict(media, args.expressions)
     _write(out, args.video, args.run, media, predictions)

@@ -32,7 +32,7 @@ def check_weights(preset: Preset, folder: Path) -> int:
     if not folder.is_dir():
         raise ConfigError(f"--check-weights {folder} is no folder; make it and fetch weights into it")
     levels = LEVELS[:1] if preset.visual.imagenet else LEVELS
-    encoders = build_encoders(preset, WeightSource(folder=folder), levels, None)
+    encoders = build_encoders(preset, WeightSource(folder=folder), levels, "fp32")
     each: tuple[Encoder, ...] = (encoders.visual, encoders.audio, encoders.text)
     needed = [part for encoder in each for part in encoder.weight_parts()]
     lacking = sum([not _good(part, folder) for part in needed])

@@ -17,15 +17,15 @@ from rich.console import Console
 from rich.table import Table
 
 from extract.check_weights import check_weights
-from extract.encoders import PRECISIONS
 from extract.encoders.visual import LEVELS, levels_of
 from extract.estimate import calibrate, clip_bytes, missing_in
-from extract.job import Resources, limited_by_gpus, num_processors, run_jobs
+from extract.job import Resources, cluster_has_gpus, limited_by_gpus, num_processors, run_jobs
 from extract.log import RunLog
 from extract.plan import Job, array_specs, expressions_table, plan_jobs, refuse_replaced, shares_of, wanted_items
 from extract.presets import PRESETS, Encoders, Preset, build_encoders, preset_named
 from extract.weights import WeightSource
 from extract.worker import JobResult
+from refavs.accelerator import DEVICES, PRECISIONS, Precision, gpus_each, local_gpus_seen, slow_bf16
 from refavs.cli import Exit, run_command
 from refavs.console import ProgressBar
 from refavs.data.bench import Source, read_source
@@ -34,7 +34,7 @@ from refavs.store.columns import EXPRESSIONS_RECORD
 from refavs.store.commits import REMEDY, lacking, record_name
 from refavs.store.folder import Folder, LocalFolder, open_folder
 from refavs.store.lease import Lease
-from refavs.store.schema import LOG, refuse_foreign
+from refavs.store.schema import LOG, StoreSchema, refuse_foreign
 from refavs.store.writer import StoreWriter, planned_schema
 
 NAME = "refavs-extract"
@@ -65,10 +65,13 @@ def build_parser() -> argparse.ArgumentParser:
         "cache or a download")  # fmt: skip
     add("--levels", default="pixel_decoder", metavar="LEVELS",
         help=f"visual maps to keep: {','.join(LEVELS)} or one of them; added to those that the store has")  # fmt: skip
-    add("--precision", choices=PRECISIONS, help="of Swin, pixel decoder and VGGish; default: the preset's")
+    add("--precision", choices=("auto", *PRECISIONS), default="auto", help="of Swin, pixel decoder and VGGish; auto: "
+        "that of STORE, and fp32 for a new one, so that features are the same on every machine")  # fmt: skip
     add("--expressions", type=Path, metavar="CSV", help="columns video,exp: expressions about a folder of videos")
-    add("--workers", type=int, metavar="N", help="worker processes; default: one per processor")
-    add("--gpus-per-worker", type=float, default=0.0, metavar="G", help="share of a GPU for each worker")
+    add("--device", choices=DEVICES, default="auto",
+        help="where the encoders run; auto takes GPUs where there are any, on this machine or the cluster")  # fmt: skip
+    add("--workers", type=int, metavar="N", help="worker processes; default: one per processor, or per GPU")
+    add("--gpus-per-worker", type=float, metavar="G", help="share of a GPU for each worker; default: 1 on a GPU")
     add("--batch-clips", type=int, metavar="N",
         help="clips in one pass through the visual encoder; default: 4 on a GPU, 1 on a processor")  # fmt: skip
     add("--log", type=Path, metavar="FILE", help="append JSON lines about the run: speed, stages, failures; default: "
@@ -154,19 +157,21 @@ def prepared(args: argparse.Namespace) -> Run:
     """Checks the arguments against each other, the source and the store; changes nothing."""
     preset = preset_named(args.preset)
     resources = Resources(
-        address=args.address, num_workers=args.workers, gpus_per_worker=args.gpus_per_worker,
+        address=args.address, num_workers=args.workers, gpus_per_worker=_gpus_per_worker(args),
         batch_clips=args.batch_clips,
     )
     weights = WeightSource(kind=args.weights, seed=args.seed, folder=args.weights_dir)
     asked = tuple(dict.fromkeys(level.strip() for level in args.levels.split(",") if level.strip()))
-    encoders = build_encoders(preset, weights, asked, args.precision, resources.device)
     folder = open_folder(args.store)
     refuse_foreign(folder)
-    kept = levels_of(StoreWriter.attach(args.store).schema.specs) if folder.exists("zarr.json") else ()
-    if not set(kept) <= set(asked):
-        levels = tuple(level for level in LEVELS if level in (*kept, *asked))
-        encoders = build_encoders(preset, weights, levels, args.precision, resources.device)
-        print(f"{folder.location} has level {' and '.join(kept)}; this run keeps it complete as well: "
+    kept = StoreWriter.attach(args.store).schema if folder.exists("zarr.json") else None
+    precision = _precision(args.precision, kept, resources.device)
+    encoders = build_encoders(preset, weights, asked, precision, resources.device)
+    has = () if kept is None else levels_of(kept.specs)
+    if not set(has) <= set(asked):
+        levels = tuple(level for level in LEVELS if level in (*has, *asked))
+        encoders = build_encoders(preset, weights, levels, precision, resources.device)
+        print(f"{folder.location} has level {' and '.join(has)}; this run keeps it complete as well: "
               f"{', '.join(levels)}")  # fmt: skip
     log = args.log or _log_beside(folder)
     if log is not None and not log.absolute().parent.is_dir() and log.absolute().parent != Path(args.store).absolute():
@@ -181,6 +186,35 @@ def prepared(args: argparse.Namespace) -> Run:
     }  # fmt: skip
     return Run(folder=folder, source=source, preset=preset, encoders=encoders, resources=resources, log=log,
                extraction=extraction)  # fmt: skip
+
+
+def _gpus_per_worker(args: argparse.Namespace) -> float:
+    """GPUs of a worker, as the command line and what is there decide."""
+
+    def seen() -> bool:
+        return local_gpus_seen(args.device, _warn) if args.address is None else cluster_has_gpus(args.address)
+
+    if args.address is None and args.device == "cuda":
+        local_gpus_seen(args.device, _warn)
+    return gpus_each(args.device, args.gpus_per_worker, seen, "--gpus-per-worker")
+
+
+def _precision(asked: str, store: StoreSchema | None, device: str) -> Precision:
+    """The precision to compute in: as asked; else that of the store; else fp32."""
+    known = "fp32" if store is None else store.extraction.get("precision", "fp32")
+    wanted = known if asked == "auto" else asked
+    if wanted not in PRECISIONS:
+        raise ConfigError(f"the store says that it was made with precision {wanted!r}; give one of "
+                          f"{', '.join(PRECISIONS)} by --precision")
+    precision: Precision = PRECISIONS[PRECISIONS.index(wanted)]
+    if precision == "bf16" and (factor := slow_bf16(device)) is not None:
+        _warn(f"bf16 takes {factor:.1f} times as long as fp32 on this processor (measured now on a convolution), which "
+              "has no instructions for it; --precision fp32 is faster, in a store of its own")
+    return precision
+
+
+def _warn(line: str) -> None:
+    print(f"{NAME}: {line}", file=sys.stderr)
 
 
 def _log_beside(folder: Folder) -> Path | None:

@@ -117,10 +117,10 @@ def calibrate(preset: Preset, encoders: Encoders, clips: Iterable[Clip], levels:
     media, decode_s = _decoded(preset, clips)
     arrays: dict[str, np.ndarray] = {}
     visual_s = _seconds(lambda: arrays.update(encoders.visual.encode([media.frames], levels)[0])) if levels else 0.0
-    audio_s = _seconds(lambda: arrays.update(encoders.audio.encode(media.sound)))
+    audio_s = _seconds(lambda: arrays.update(encoders.audio.encode([encoders.audio.prepare(media.sound)])[0]))
     return Seconds(
         decode=decode_s, visual=visual_s, audio=audio_s, write=_write_s(preset, encoders, arrays),
-        text=_seconds(lambda: encoders.text.encode("the object")),
+        text=_seconds(lambda: encoders.text.encode([encoders.text.prepare("the object")])),
     )
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import AcceleratorError
 
@@ -54,7 +54,7 @@ class Resources:
             raise ConfigError(f"--batch-clips is {self.batch_clips}; accepted: 1 or more")
 
     @property
-    def device(self) -> str:
+    def device(self) -> Literal["cpu", "cuda"]:
         """The device of the encoders."""
         return "cuda" if self.gpus_per_worker else "cpu"
 
@@ -286,6 +286,18 @@ def limited_by_gpus(num_workers: int, gpus_per_worker: float, gpus_of_nodes: Ite
                           "nodes, too few for one worker; leave it out to run on processors, or give --address of a "
                           "cluster with GPUs")
     return min(num_workers, fitting)
+
+
+def cluster_has_gpus(address: str) -> bool:
+    """Whether a running Ray cluster has a GPU.
+
+    Raises:
+        ConfigError: no cluster answers at the address.
+    """
+    with _cluster(Resources(address=address, num_workers=1), 1):
+        import ray
+
+        return ray.cluster_resources().get("GPU", 0) > 0
 
 
 def _room(resources: Resources, processors: int | None = None) -> _Room:

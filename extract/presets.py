@@ -1,18 +1,19 @@
 """Named sets of encoder sizes: `base` as in the paper, `imagenet` with another backbone, `released` with the text
-encoder of the paper's public release, `tiny` for demonstrations."""
+encoder and the audio windows of the paper's public release, `tiny` for demonstrations."""
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from extract.encoders import ClipEncoder, ItemEncoder, Precision, refuse_precision
+from extract.encoders import ClipEncoder, ItemEncoder, refuse_precision
 from extract.encoders.pixel_decoder import PixelDecoderSettings
 from extract.encoders.roberta import RobertaEncoder, RobertaSettings
 from extract.encoders.swin import SwinSettings
 from extract.encoders.vggish import VGGishEncoder, VGGishSettings
 from extract.encoders.visual import LEVELS, VisualEncoder, VisualSettings
 from extract.weights import WeightSource
+from refavs.accelerator import Precision
 from refavs.config import nearest
 from refavs.errors import ConfigError
 
@@ -25,7 +26,6 @@ class Preset:
     """The sizes of every frozen encoder, and how much work one shard is.
 
     Attributes:
-        precision: of Swin, pixel decoder and VGGish where the user does not say; RoBERTa stays in fp32.
         rows_per_shard: by table. A shard is computed, written and repeated as a whole.
     """
 
@@ -33,7 +33,6 @@ class Preset:
     visual: VisualSettings
     audio: VGGishSettings
     text: RobertaSettings
-    precision: Precision
     rows_per_shard: dict[str, int]
 
     @property
@@ -78,7 +77,6 @@ PRESETS: dict[str, Preset] = {
                 length=25, channels=768, num_layers=12, num_heads=12, feedforward_channels=3072, vocabulary=50265,
                 tokenizer=TOKENIZER,
             ),
-            precision="fp32",
             rows_per_shard={"clips": 4, "objects": 64, "text": 128},
         ),
         Preset(
@@ -100,7 +98,6 @@ PRESETS: dict[str, Preset] = {
                 length=16, channels=128, num_layers=2, num_heads=4, feedforward_channels=512, vocabulary=1024,
                 tokenizer=TOKENIZER, always_random=True,
             ),
-            precision="bf16",
             rows_per_shard={"clips": 8, "objects": 128, "text": 256},
         ),
     )
@@ -114,7 +111,7 @@ PRESETS["imagenet"] = dataclasses.replace(
 PRESETS["released"] = dataclasses.replace(
     PRESETS["base"], name="released", text=dataclasses.replace(
         PRESETS["base"].text, num_layers=6, repository="distilbert/distilroberta-base", keeps_padding=True
-    ),
+    ), audio=dataclasses.replace(PRESETS["base"].audio, windows="back_to_back"),
 )  # fmt: skip
 
 
@@ -131,11 +128,12 @@ def preset_named(name: str) -> Preset:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoders:
-    """The encoders of one run, by what they are given."""
+    """The encoders of one run, by what they are given, and the device on which they compute."""
 
     visual: ClipEncoder
-    audio: ItemEncoder[Any]
+    audio: ItemEncoder[Any, Any]
     text: RobertaEncoder
+    device: str = "cpu"
 
     def fingerprints(self) -> dict[str, dict[str, Any]]:
         """Fingerprint of each stream."""
@@ -144,9 +142,12 @@ class Encoders:
 
 
 def build_encoders(
-    preset: Preset, weights: WeightSource, levels: tuple[str, ...], precision: Precision | None, device: str = "cpu"
+    preset: Preset, weights: WeightSource, levels: tuple[str, ...], precision: Precision, device: str = "cpu"
 ) -> Encoders:
     """The encoders of a preset; cheap, weights are read when they are first used.
+
+    Args:
+        precision: of Swin, pixel decoder and VGGish; RoBERTa stays in fp32.
 
     Raises:
         ConfigError: a level that does not exist, or none at all; or a precision that the device does not compute in.
@@ -159,10 +160,9 @@ def build_encoders(
     if preset.visual.imagenet and "pixel_decoder" in levels:
         raise ConfigError(f"preset {preset.name} has no pixel decoder; give --levels backbone, and train one in the "
                           "head by model.trained=fusion+transformer_decoder+pixel_decoder")
-    precision = precision or preset.precision
     refuse_precision(precision, device)
     return Encoders(
         visual=VisualEncoder(preset.visual, weights, levels, precision, device),
         audio=VGGishEncoder(preset.audio, weights, precision, device),
-        text=RobertaEncoder(preset.text, weights, device),
+        text=RobertaEncoder(preset.text, weights, device), device=device,
     )

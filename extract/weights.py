@@ -131,10 +131,12 @@ def from_hub(repository: str, *names: str) -> Path:
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-    for name in names:
-        cached = try_to_load_from_cache(repository, name)
-        if isinstance(cached, str):
-            return Path(cached)
+    # A cache filled under the id that a model had before it moved to an organisation, as roberta-base, serves as well.
+    for known in (repository, repository.rsplit("/", 1)[-1]):
+        for name in names:
+            cached = try_to_load_from_cache(known, name)
+            if isinstance(cached, str):
+                return Path(cached)
     # The hub's client retries for half a minute where there is no network; one request is enough to know.
     if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
         raise _unavailable(f"{repository} ({' or '.join(names)})", "the hub cannot be reached")

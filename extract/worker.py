@@ -15,7 +15,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby, islice
@@ -23,14 +23,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from extract.encoders.visual import levels_of
 from extract.identity import input_digests
-from extract.media import Media, frame_size, read_media
+from extract.media import frame_size, read_media
 from extract.plan import Item, Job, Masks
 from extract.presets import Encoders, Preset
+from refavs.accelerator import require_usable
 from refavs.data.bench import Clip, read_mask
-from refavs.errors import DatasetError, StoreError, WeightsError
+from refavs.errors import ConfigError, DatasetError, StoreError, WeightsError
 from refavs.store.plan import ShardPlan
 from refavs.store.schema import pack_mask
 from refavs.store.shard_writer import ShardWriter
@@ -39,6 +41,7 @@ from refavs.store.writer import StoreWriter
 STAGES = ("decode", "encode", "write", "commit", "waiting")
 VISUAL, AUDIO = "clips/visual/", "clips/audio/"
 SPARE_CLIPS = 2
+TEXTS_PER_PASS = 64  # on a GPU
 MOST_DECODERS = 16
 SAME_FILES = "have the same files under the same path on every node, as a shared --weights-dir"
 _T, _R = TypeVar("_T"), TypeVar("_R")
@@ -127,16 +130,18 @@ class _Decoded:
     Attributes:
         failure: why it could not be decoded; nothing else is set then.
         arrays: those that need no encoder.
-        media: of a clip.
-        text: an expression.
+        frames: of a clip whose frames are to be encoded.
+        sound: of a clip whose sound is to be encoded, as the encoder has prepared it.
+        text: an expression, as the encoder has prepared it.
     """
 
     key: str
     failure: str = ""
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    media: Media | None = None
-    text: str | None = None
+    frames: UInt8[np.ndarray, "t h w 3"] | None = None
+    sound: Any = None
+    text: Any = None
 
 
 class Worker:
@@ -157,10 +162,10 @@ class Worker:
         self._location, self._preset, self._encoders = location, preset, encoders
         self._num_threads, self._batch_clips = num_threads, batch_clips
         self._pool = ThreadPoolExecutor(min(num_threads, MOST_DECODERS), "decode")
+        self._clips_at_once = batch_clips
         self._turns = Turns()
         self._name = f"{platform.node()}:{os.getpid()}"
-        # Otherwise a GPU convolves in 10 bits what the fingerprint calls fp32.
-        torch.backends.cudnn.allow_tf32 = False
+        self._texts_per_pass = 1 if encoders.device == "cpu" else TEXTS_PER_PASS
 
     @cached_property
     def _writer(self) -> StoreWriter:
@@ -170,6 +175,7 @@ class Worker:
         """Finds the store and the files of the weights; returns the name of this worker.
 
         Raises:
+            ConfigError: the GPU cannot be used.
             StoreError: there is no store, as on a node that does not share the driver's folder.
             WeightsError: the files of the encoders are missing on this node, or are others than the driver's.
         """
@@ -183,6 +189,7 @@ class Worker:
         if other:
             raise WeightsError(f"node {platform.node()} has other weights or another tokenizer for {', '.join(other)} "
                                f"than the driver; {SAME_FILES}")
+        require_usable(self._encoders.device, f"a worker on node {platform.node()}")
         return self._name
 
     def run(self, job: Job, condemned: Mapping[str, str] | None = None) -> JobResult:
@@ -223,7 +230,7 @@ class Worker:
         """Computes one key and throws the result away: whether that kills the process is all that is asked."""
         stages = Stages()
         try:
-            decoded = self._decode(key, job.items[job.shard.keys.index(key)], stages)
+            decoded = self._decode(job.shard, key, job.items[job.shard.keys.index(key)], stages)
             if not decoded.failure:
                 self._turns.written(self._encode(job.shard, [decoded], stages)[1])
         except torch.AcceleratorError:
@@ -237,8 +244,8 @@ class Worker:
         """Writes every row of the shard, or notes its failure."""
         plan = job.shard
         wanted = [(key, item) for key, item in zip(plan.keys, job.items, strict=True) if key not in condemned]
-        window = 2 * self._batch_clips if plan.table == "clips" else 2
-        with closing(ahead(self._pool, lambda pair: self._decode(*pair, stages), wanted, window)) as decoding:
+        window = 2 * self._per_pass(plan)
+        with closing(ahead(self._pool, lambda pair: self._decode(plan, *pair, stages), wanted, window)) as decoding:
             for batch in self._batches(plan):
                 ready: list[_Decoded] = []
                 for key in batch:
@@ -259,12 +266,14 @@ class Worker:
 
         Rows and not places in `keys`, so that a level that is added to a shard with holes meets the same batches.
         """
-        if plan.table != "clips":
-            return [[key] for key in plan.keys]
         num_places = self._writer.schema.tables[plan.table].rows_per_shard
         pairs = zip(plan.keys, plan.rows, strict=True)
-        groups = groupby(pairs, lambda pair: pair[1] % num_places // self._batch_clips)
+        groups = groupby(pairs, lambda pair: pair[1] % num_places // self._per_pass(plan))
         return [[key for key, _ in group] for _, group in groups]
+
+    def _per_pass(self, plan: ShardPlan) -> int:
+        """Items of a table that are encoded together."""
+        return {"clips": self._batch_clips, "text": self._texts_per_pass}.get(plan.table, 1)
 
     def _write(
         self, shard: ShardWriter, batch: list[_Decoded], failures: dict[str, str], stages: Stages
@@ -293,48 +302,73 @@ class Worker:
         self, plan: ShardPlan, batch: Sequence[_Decoded], stages: Stages
     ) -> tuple[deque[dict[str, np.ndarray]], int]:
         """The arrays of each item of a batch, and how many clips are counted as not written yet."""
-        arrays = [dict(decoded.arrays) for decoded in batch]
-        clips = [number for number, decoded in enumerate(batch) if decoded.media is not None]
-        texts = [number for number, decoded in enumerate(batch) if decoded.text is not None]
-        if clips or texts:
-            with self._turns.encoding(len(clips), stages):
-                self._encode_clips(plan, [batch[number] for number in clips], [arrays[number] for number in clips])
-                for number in texts:
-                    arrays[number] |= self._encoders.text.encode(batch[number].text or "")
-        return deque(arrays), len(clips)
+        found = [dict(decoded.arrays) for decoded in batch]
+        clips = [decoded for decoded in batch if decoded.frames is not None or decoded.sound is not None]
+        num_clips = len(clips)
+        if clips or any(decoded.text is not None for decoded in batch):
+            levels = levels_of(plan.arrays)
+            with self._turns.encoding(num_clips, stages):
+                for inputs, encode in (
+                    ([decoded.frames for decoded in batch], lambda frames: self._maps(frames, levels)),
+                    ([decoded.sound for decoded in batch], lambda sounds: self._encoders.audio.encode(sounds)),
+                    ([decoded.text for decoded in batch], lambda texts: self._encoders.text.encode(texts)),
+                ):
+                    given = [number for number, item in enumerate(inputs) if item is not None]
+                    encoded = encode([inputs[number] for number in given]) if given else []
+                    for number, arrays in zip(given, encoded, strict=True):
+                        found[number] |= arrays
+        return deque(found), num_clips
 
-    def _encode_clips(self, plan: ShardPlan, batch: list[_Decoded], arrays: list[dict[str, np.ndarray]]) -> None:
-        """Adds what the plan wants of each clip: not what it shares with another, nor what its shard has already."""
-        paths = [plan.paths_of(decoded.key) for decoded in batch]
-        seen = [number for number, wanted in enumerate(paths) if any(path.startswith(VISUAL) for path in wanted)]
-        levels = levels_of(plan.arrays)
-        frames = [media.frames for number in seen if (media := batch[number].media) is not None]
-        maps = self._encoders.visual.encode(frames, levels) if frames else []
-        for number, found in zip(seen, maps, strict=True):
-            arrays[number] |= found
-        for found, decoded, wanted in zip(arrays, batch, paths, strict=True):
-            if any(path.startswith(AUDIO) for path in wanted) and decoded.media is not None:
-                found |= self._encoders.audio.encode(decoded.media.sound)
+    def _maps(self, frames: list[UInt8[np.ndarray, "t h w 3"]], levels: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        """The visual maps of some clips; in two halves from the first time on that a GPU has no memory for all of them.
 
-    def _decode(self, key: str, item: Item, stages: Stages) -> _Decoded:
+        Raises:
+            ConfigError: the memory of the GPU does not suffice for the halves either.
+        """
+        size = self._clips_at_once
+        try:
+            return self._in_passes(frames, levels, size)
+        except torch.OutOfMemoryError as error:
+            if size > 1 and size == self._batch_clips:
+                self._clips_at_once = -(-size // 2)
+                with suppress(torch.OutOfMemoryError):
+                    return self._in_passes(frames, levels, self._clips_at_once)
+            raise ConfigError(
+                f"the GPU of node {platform.node()} has no memory for {self._clips_at_once} clips of preset "
+                f"{self._preset.name} in one pass ({str(error).splitlines()[0]}); end what else uses the GPU, or give "
+                "--batch-clips 1, --precision bf16, or --device cpu"
+            ) from error
+
+    def _in_passes(
+        self, frames: list[UInt8[np.ndarray, "t h w 3"]], levels: Sequence[str], size: int
+    ) -> list[dict[str, np.ndarray]]:
+        passes = [frames[start : start + size] for start in range(0, len(frames), size)]
+        return [maps for each in passes for maps in self._encoders.visual.encode(each, levels)]
+
+    def _decode(self, plan: ShardPlan, key: str, item: Item, stages: Stages) -> _Decoded:
         """Reads what one key is made from; what is wrong with it becomes its failure."""
         with stages("decode"):
             try:
                 if isinstance(item, Clip):
-                    return self._clip(key, item)
+                    return self._clip(plan, key, item)
                 if isinstance(item, Masks):
                     return self._masks(key, item)
             except DatasetError as error:
                 return _Decoded(key=key, failure=str(error))
             facts = {"text": item, "num_tokens": self._encoders.text.num_tokens(item)}
-            return _Decoded(key=key, text=item, facts=facts)
+            return _Decoded(key=key, text=self._encoders.text.prepare(item), facts=facts)
 
-    def _clip(self, key: str, clip: Clip) -> _Decoded:
+    def _clip(self, plan: ShardPlan, key: str, clip: Clip) -> _Decoded:
+        """Frames and sound of a clip, as far as its shard lacks what is made of them and no other clip shares it."""
         media = read_media(clip, self._preset.num_frames, self._preset.input_size)
         facts = {"silent": media.silent, "repeated_from_s": media.repeated_from_s, "num_frames": len(media.frames),
                  "source": clip.video.name if clip.video else clip.id,
                  **input_digests(clip, self._preset.num_frames)}  # fmt: skip
-        return _Decoded(key=key, media=media, facts=facts)
+        sees, hears = (any(path.startswith(start) for path in plan.paths_of(key)) for start in (VISUAL, AUDIO))
+        return _Decoded(
+            key=key, facts=facts, frames=media.frames if sees else None,
+            sound=self._encoders.audio.prepare(media.sound) if hears else None,
+        )
 
     def _masks(self, key: str, masks: Masks) -> _Decoded:
         size = (self._preset.input_size, self._preset.input_size)

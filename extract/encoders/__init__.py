@@ -1,20 +1,22 @@
-"""The frozen encoders, one file each, behind two protocols: of clips' frames, and of one sound or text."""
+"""The frozen encoders, one file each, behind two protocols: of clips' frames, and of sounds or texts."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from torch import nn
 
 from extract.weights import WeightPart
+from refavs.accelerator import Precision, compute_fp32_exactly
 from refavs.errors import ConfigError
 from refavs.store.schema import ArraySpec
 
-Precision = Literal["fp32", "bf16", "fp16"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Input_contra = TypeVar("Input_contra", contravariant=True)
+Prepared = TypeVar("Prepared")
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @runtime_checkable
@@ -43,11 +45,15 @@ class Encoder(Protocol):
         ...
 
 
-class ItemEncoder(Encoder, Protocol[Input_contra]):
-    """An encoder that takes one input at a time: the sound of a clip, or a text."""
+class ItemEncoder(Encoder, Protocol[Input_contra, Prepared]):
+    """An encoder of sounds or texts."""
 
-    def encode(self, item: Input_contra) -> dict[str, np.ndarray]:
-        """Arrays of one clip or one text, by path.
+    def prepare(self, item: Input_contra) -> Prepared:
+        """What can be computed of one input without the network; called from the threads that decode."""
+        ...
+
+    def encode(self, items: Sequence[Prepared]) -> list[dict[str, np.ndarray]]:
+        """Arrays of each prepared input, by path.
 
         Raises:
             WeightsError: the weights are missing or of another architecture.
@@ -85,5 +91,29 @@ def refuse_precision(precision: Precision, device: str) -> None:
     """
     if precision != "fp16" or device != "cpu" or torch.ops.mkldnn._is_mkldnn_fp16_supported():
         return
-    raise ConfigError("--precision fp16 needs a GPU, or a processor with AVX512-FP16, which this one lacks; take bf16 "
-                      "or fp32, or give --gpus-per-worker")
+    raise ConfigError("--precision fp16 needs a GPU, or a processor with AVX512-FP16, which this one lacks; take fp32 "
+                      "or bf16, or --device cuda where there is a GPU")
+
+
+def frozen(
+    network: Network, device: str, dtype: torch.dtype, memory_format: torch.memory_format = torch.preserve_format
+) -> Network:
+    """A network as it computes features: for inference, on its device, and exact where it is fp32.
+
+    Every encoder goes through here. Autocast instead would convert the weights in each pass.
+    """
+    compute_fp32_exactly()
+    return network.eval().requires_grad_(False).to(device, dtype, memory_format=memory_format)
+
+
+def to_host(maps: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors on the host; from a GPU through pinned memory, which is ten times as fast as pageable memory.
+
+    The pinned blocks come from torch's cache and return to it when the arrays made of them are freed.
+    """
+    if not all(value.is_cuda for value in maps.values()):
+        return {path: value.cpu() for path, value in maps.items()}
+    found = {path: torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+             for path, value in maps.items()}  # fmt: skip
+    torch.cuda.current_stream().synchronize()
+    return found

@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from extract.encoders import frozen
 from extract.weights import (
     TENSOR_FILES,
     WeightPart,
@@ -28,7 +29,7 @@ from refavs.store.schema import ArraySpec
 from refavs.torchvision_shim import ensure_torchvision
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 FEATURES, VALID = "text/roberta/features", "text/roberta/valid"
 PAD = 1
@@ -105,19 +106,28 @@ class RobertaEncoder:
                        find=lambda: None if self._tokenizer_file == shipped else self._tokenizer_file),
         ]  # fmt: skip
 
+    def prepare(self, item: str) -> "Encoding":
+        """The tokens of one expression."""
+        return self._tokenizer.encode(item)
+
     @torch.no_grad()
-    def encode(self, item: str) -> dict[str, np.ndarray]:
-        """Features of one expression; those of padding are zero, but where they are kept."""
-        encoding = self._tokenizer.encode(item)
-        ids = rearrange(torch.tensor(encoding.ids), "l -> 1 l").to(self.device)
-        valid = rearrange(torch.tensor(encoding.attention_mask).bool(), "l -> 1 l").to(self.device)
+    def encode(self, items: Sequence["Encoding"]) -> list[dict[str, np.ndarray]]:
+        """Features of each expression; those of padding are zero, but where they are kept.
+
+        A GPU takes all of them in one pass, a processor one by one, so that no expression depends on its company.
+        """
+        if self.device == "cpu":
+            return [found for item in items for found in self._features([item])]
+        return self._features(items) if items else []
+
+    def _features(self, items: Sequence["Encoding"]) -> list[dict[str, np.ndarray]]:
+        ids = torch.tensor([item.ids for item in items]).to(self.device)
+        valid = torch.tensor([item.attention_mask for item in items]).bool().to(self.device)
         features = self._network(input_ids=ids, attention_mask=valid.long()).last_hidden_state
         if not self.settings.keeps_padding:
             features = torch.where(rearrange(valid, "b l -> b l 1"), features, 0.0)
-        return {
-            FEATURES: rearrange(features, "1 l c -> l c").half().cpu().numpy(),
-            VALID: rearrange(valid, "1 l -> l").cpu().numpy(),
-        }
+        return [{FEATURES: one, VALID: real}
+                for one, real in zip(features.half().cpu().numpy(), valid.cpu().numpy(), strict=True)]  # fmt: skip
 
     def num_tokens(self, text: str) -> int:
         """Tokens of a text before it is cut, start and end included."""
@@ -167,10 +177,18 @@ class RobertaEncoder:
         network = randomly(lambda: build_roberta(self.settings), self.weights.seed)
         if self._weights_file is not None:
             state = load_tensors(self._weights_file)
-            inside = {key.removeprefix("roberta."): value for key, value in state.items()}
+            inside = {_present_name(key): value for key, value in state.items()}
             names = network.state_dict().keys()
             fill(network, {key: value for key, value in inside.items() if key in names}, self._weights_file)
-        return network.eval().requires_grad_(False).to(self.device)
+        return frozen(network, self.device, torch.float32)
+
+
+def _present_name(key: str) -> str:
+    """The name of a weight in transformers 5; checkpoints converted from TensorFlow say gamma and beta."""
+    name = key.removeprefix("roberta.")
+    for old, new in ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias")):
+        name = name.replace(old, new)
+    return name
 
 
 def build_roberta(settings: RobertaSettings) -> nn.Module:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from extract.encoders import DTYPES, Precision
+from extract.encoders import DTYPES, frozen, to_host
 from extract.encoders.pixel_decoder import FrozenPixelDecoder, PixelDecoderSettings, build_pixel_decoder
 from extract.encoders.swin import Swin, SwinSettings, build_swin, from_mask2former, from_timm
 from extract.media import PREPROCESSING, normalised
@@ -26,6 +26,7 @@ from extract.weights import (
     random_stamp,
     randomly,
 )
+from refavs.accelerator import Precision
 from refavs.config import file_stamp, to_dict
 from refavs.store.schema import ArraySpec
 
@@ -144,7 +145,7 @@ class VisualEncoder:
         self, frames: UInt8[np.ndarray, "f h w 3"], num_clips: int, levels: Sequence[str]
     ) -> list[dict[str, np.ndarray]]:
         swin, pixel_decoder = self._frozen
-        pyramid = swin(normalised(torch.from_numpy(frames).to(self.device)).to(self._dtype))
+        pyramid = swin(normalised(torch.from_numpy(frames).to(self.device)).to(DTYPES[self.precision]))
         found: dict[str, Tensor] = {}
         if "backbone" in levels:
             found |= {f"{PREFIX}/backbone/{name}": maps for name, maps in pyramid.items()}
@@ -154,11 +155,8 @@ class VisualEncoder:
         stored = {path: maps.to(torch.float16, memory_format=torch.contiguous_format).chunk(num_clips)
                   for path, maps in found.items()}  # fmt: skip
         # Clip by clip, so that one that is written frees its memory while its neighbours wait.
-        return [{path: maps[clip].cpu().numpy() for path, maps in stored.items()} for clip in range(num_clips)]
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return DTYPES[self.precision]
+        clips = [to_host({path: maps[clip] for path, maps in stored.items()}) for clip in range(num_clips)]
+        return [{path: maps.numpy() for path, maps in clip.items()} for clip in clips]
 
     @cached_property
     def _weights_file(self) -> Path | None:
@@ -198,10 +196,10 @@ class VisualEncoder:
 
     @cached_property
     def _frozen(self) -> tuple[Swin, FrozenPixelDecoder]:
-        """Both networks as they compute. Autocast would convert the weights anew in every pass."""
-        networks = self._networks
-        frozen = FrozenPixelDecoder(networks.pixel_decoder)
-        return networks.swin.to(self.device, self._dtype), frozen.to(self.device, self._dtype)
+        """Both networks as they compute."""
+        networks, dtype = self._networks, DTYPES[self.precision]
+        decoder = FrozenPixelDecoder(networks.pixel_decoder)
+        return frozen(networks.swin, self.device, dtype), frozen(decoder, self.device, dtype)
 
 
 def levels_of(paths: Iterable[str]) -> tuple[str, ...]:

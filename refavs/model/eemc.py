@@ -47,6 +47,8 @@ class ModelOptions:
             which is the mean of a square.
         text: ablation, False leaves the expression out.
         audio: ablation, False leaves the sound out.
+        rectified_audio: the head reads the ReLU of the stored sound features, which are signed for VGGish; so they are
+            those of torchvggish.
         memory: ablation, False leaves the cached memory out.
         modality_tokens: ablation, False leaves the tokens that mark audio and vision out.
         decoder_layers: layers of the mask decoder, read in turn from strides 32, 16 and 8; 0 predicts the masks
@@ -70,6 +72,7 @@ class ModelOptions:
     visual_downsample: int = 8
     text: bool = True
     audio: bool = True
+    rectified_audio: bool = False
     memory: bool = True
     modality_tokens: bool = True
     decoder_layers: int = 9
@@ -285,7 +288,9 @@ class EEMC(nn.Module):
         return fused[0], fused[1], mean
 
     def _audio(self, audio: Float[Tensor, "u t _"]) -> Float[Tensor, "u t 1 c"] | None:
-        return None if self.audio is None else rearrange(self.audio(audio), "u t c -> u t 1 c")
+        if self.audio is None:
+            return None
+        return rearrange(self.audio(audio.relu() if self.config.rectified_audio else audio), "u t c -> u t 1 c")
 
     def _text(self, batch: Batch) -> tuple[Float[Tensor, "b l c"] | None, Bool[Tensor, "b l"]]:
         """The expressions without the places that are padding in all of them."""

@@ -94,7 +94,7 @@ def encode(encoders: Encoders, medias: Sequence[Media]) -> None:
     """What the worker asks of the encoders, clip by clip, and nothing else."""
     for media in medias:
         encoders.visual.encode([media.frames], encoders.visual.levels)
-        encoders.audio.encode(media.sound)
+        encoders.audio.encode([encoders.audio.prepare(media.sound)])
 
 
 def measure_precision(source: Source, preset: Preset, weights: WeightSource) -> None:
@@ -138,7 +138,7 @@ def measure_rerun(root: Path, source: Source, num_clips: int, num_runs: int) -> 
         box = (len(content) + 8).to_bytes(4, "big") + b"free" + content
         (root / "videos" / f"clip{number:05d}.mp4").write_bytes(start + box)
     many, preset = read_source(root / "videos"), preset_named("tiny")
-    encoders = build_encoders(preset, RANDOM, ("backbone",), None)
+    encoders = build_encoders(preset, RANDOM, ("backbone",), "fp32")
     jobs = open_store(root / "store", many, preset, encoders, rows_per_shard=8)
     writer = StoreWriter.attach(root / "store")
     arrays = {spec.path: np.zeros(spec.shape, spec.dtype) for spec in array_specs(preset, encoders)["clips"]}

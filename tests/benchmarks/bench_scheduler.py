@@ -51,7 +51,7 @@ BASE = preset_named("base")
 
 def base_schema(rows_per_shard: int) -> tuple[StoreSchema, list[ArraySpec]]:
     """Schema of a store of preset base with both levels; nothing of the weights is read."""
-    encoders = build_encoders(BASE, WeightSource(kind="random"), ("backbone", "pixel_decoder"), None)
+    encoders = build_encoders(BASE, WeightSource(kind="random"), ("backbone", "pixel_decoder"), "fp32")
     specs = array_specs(BASE, encoders)
     tables = {name: TableSchema(rows_per_shard=rows_per_shard if name == "clips" else BASE.rows_per_shard[name],
                                 arrays=tuple(arrays)) for name, arrays in specs.items()}  # fmt: skip
@@ -171,7 +171,7 @@ def on_ray(num_shards: int, num_workers: int) -> str:
     """The real driver and Ray, from the first result to the last, and the driver's memory meanwhile."""
     schema, _ = base_schema(ROWS)
     jobs = planned(schema, num_shards)
-    encoders = build_encoders(BASE, WeightSource(kind="random"), ("pixel_decoder",), None)
+    encoders = build_encoders(BASE, WeightSource(kind="random"), ("pixel_decoder",), "fp32")
     with mock.patch("extract.job.Worker", Sleeper), RunLog(None, {"clips": num_shards * ROWS}) as log:
         results = (result for result in run_jobs(jobs, "/nowhere", BASE, encoders, Resources(num_workers=num_workers))
                    if result is not None)  # fmt: skip
@@ -194,10 +194,14 @@ class SleepingText:
 
     seconds: float
 
-    def encode(self, item: str) -> dict[str, np.ndarray]:
+    def prepare(self, item: str) -> str:
+        """Nothing is done before."""
+        return item
+
+    def encode(self, items: Sequence[str]) -> list[dict[str, np.ndarray]]:
         """Zeros, after a while."""
-        time.sleep(self.seconds)
-        return {"text/roberta/features": np.zeros((4, 8), np.float16)}
+        time.sleep(self.seconds * len(items))
+        return [{"text/roberta/features": np.zeros((4, 8), np.float16)} for _ in items]
 
     def num_tokens(self, text: str) -> int:
         """As a real one."""

@@ -100,7 +100,8 @@ class Bench:
     def encode(self) -> Batch:
         """The features of a clip and an expression, computed and not read."""
         maps = self.encoders.visual.encode([self.frames], ["pixel_decoder"])[0]
-        sound, text = self.encoders.audio.encode(self.sound), self.encoders.text.encode(SENTENCE)
+        audio, texts = self.encoders.audio, self.encoders.text
+        sound, text = audio.encode([audio.prepare(self.sound)])[0], texts.encode([texts.prepare(SENTENCE)])[0]
         (audio,), (features, valid) = sound.values(), text.values()
         visual = {path.rsplit("/", 1)[1]: torch.from_numpy(array)[None] for path, array in maps.items()}
         return replace(

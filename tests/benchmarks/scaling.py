@@ -28,7 +28,7 @@ def row_bytes(level: str) -> list[int]:
     """Bytes of a clip in each array of preset base."""
     levels = ("backbone", "pixel_decoder") if level == "both" else (level,)
     preset = preset_named("base")
-    encoders = build_encoders(preset, WeightSource(kind="random"), levels, None)
+    encoders = build_encoders(preset, WeightSource(kind="random"), levels, "fp32")
     return [spec.row_bytes for spec in array_specs(preset, encoders)["clips"]]
 
 

@@ -28,7 +28,8 @@ def write_store(root: Path, preset: Preset, encoders: Encoders, num_clips: int) 
             with writer.shard(plan) as shard:
                 for key in plan.keys:
                     if name == "text":
-                        shard.write(key, encoders.text.encode(words[key]), {"text": words[key]})
+                        (features,) = encoders.text.encode([encoders.text.prepare(words[key])])
+                        shard.write(key, features, {"text": words[key]})
                         continue
                     specs = writer.schema.tables[name].arrays
                     shard.write(key, {spec.path: noise(rng, spec.shape, spec.dtype) for spec in specs}, {})

@@ -22,7 +22,7 @@ TABLES = ("clips", "objects", "text")
 
 
 def test_base_arrays_have_the_sizes_of_the_paper() -> None:
-    encoders = build_encoders(BASE, WeightSource(kind="random"), ("backbone", "pixel_decoder"), None)
+    encoders = build_encoders(BASE, WeightSource(kind="random"), ("backbone", "pixel_decoder"), "fp32")
     specs = {spec.path: spec for table in array_specs(BASE, encoders).values() for spec in table}
     assert {path: spec.shape for path, spec in specs.items()} == {
         "clips/visual/backbone/res2": (10, 128, 96, 96), "clips/visual/backbone/res3": (10, 256, 48, 48),
@@ -43,7 +43,7 @@ def test_base_clip_is_stored_as_its_encoders_make_it(tmp_path: Path) -> None:
     (tmp_path / "questions.csv").write_text("video,exp\nsyn00000_0_10000,The loudest object.\n")
     source = read_source(tmp_path / "bench" / "videos", tmp_path / "questions.csv")
     levels = ("backbone", "pixel_decoder")
-    encoders = build_encoders(BASE, WeightSource(kind="random"), levels, None)
+    encoders = build_encoders(BASE, WeightSource(kind="random"), levels, "fp32")
     writer = StoreWriter.open(
         tmp_path / "store", encoders=encoders.fingerprints(), source="test", num_frames=10, input_size=384,
         specs=array_specs(BASE, encoders), rows_per_shard=BASE.rows_per_shard,
@@ -67,8 +67,8 @@ def test_base_clip_is_stored_as_its_encoders_make_it(tmp_path: Path) -> None:
             assert stored.dtype == torch.float16
             assert (stored.float() - map_).abs().max() <= 1e-3 * map_.abs().max()
             assert 0.05 < map_.std() < 20
-    audio = encoders.audio.encode(media.sound)["clips/audio/vggish"]
+    audio = encoders.audio.encode([encoders.audio.prepare(media.sound)])[0]["clips/audio/vggish"]
     assert np.array_equal(features.read("clips/audio/vggish", 0).numpy(), audio)
-    text = encoders.text.encode("The loudest object.")[FEATURES]
+    text = encoders.text.encode([encoders.text.prepare("The loudest object.")])[0][FEATURES]
     assert np.array_equal(features.read(FEATURES, 0).numpy(), text)
     assert features.random_weights

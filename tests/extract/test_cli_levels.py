@@ -200,6 +200,36 @@ def test_other_precision_and_preset_are_refused_with_both_fingerprints(
     assert "input_size=16" in line and "input_size=25" in line and line.count("@") == 2
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_is_the_precision_of_the_store_and_fp32_for_a_new_one(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    run_with(monkeypatch, lambda *_: iter(()))
+    monkeypatch.setattr("refavs.accelerator.bf16_is_fast", lambda device: fast)
+    monkeypatch.setattr("extract.cli.slow_bf16", lambda device: None if fast else 7.6)
+
+    def precision(name: str, *arguments: str) -> str:
+        assert main([str(part) for part in tiny(bench, tmp_path / name, *arguments)]) == 0
+        return FeatureStore(tmp_path / name).encoders["audio"]["precision"]
+
+    assert precision("new") == precision("new") == "fp32"
+    assert "bf16" not in capsys.readouterr().err
+    assert precision("low", "--precision", "bf16") == precision("low") == "bf16"
+    told = [line for line in capsys.readouterr().err.splitlines() if "bf16 takes 7.6 times as long" in line]
+    assert len(told) == (0 if fast else 2) and all("--precision fp32" in line for line in told)
+
+
+def test_devices_that_are_not_there_are_refused(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("refavs.accelerator.gpu_files", lambda: [])
+    line = refusal(capsys, *tiny(bench, tmp_path / "store", "--device", "cuda"))
+    assert "--device cuda: there is no NVIDIA GPU on this machine" in line and not (tmp_path / "store").exists()
+    line = refusal(capsys, *tiny(bench, tmp_path / "store", "--device", "cpu", "--gpus-per-worker", "1"))
+    assert "--device cpu and --gpus-per-worker 1 contradict each other" in line
+
+
 def test_precision_that_the_processor_lacks_is_refused(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,7 +244,7 @@ def test_dry_run_says_what_a_thousand_and_a_million_clips_cost(
     assert main([str(part) for part in tiny(bench, tmp_path / "store", "--dry-run")]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "calibrated here: decode 0." in out and "CPU-hours" in out and "1,000,000" in out
-    encoders = build_encoders(preset_named("tiny"), WeightSource(kind="random"), ("pixel_decoder",), None)
+    encoders = build_encoders(preset_named("tiny"), WeightSource(kind="random"), ("pixel_decoder",), "fp32")
     size = sum(spec.row_bytes for spec in [*encoders.visual.specs(), *encoders.audio.specs()])
     assert f"{1_000_000 * size:,}" in out
 

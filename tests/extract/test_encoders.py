@@ -50,7 +50,7 @@ STREAMS = {"visual": ["visual/backbone", "visual/pixel_decoder"], "audio": ["aud
 def encode(encoder: Any, item: Any, levels: tuple[str, ...] = LEVELS) -> dict[str, np.ndarray]:
     if isinstance(encoder, VisualEncoder):
         return encoder.encode([item], levels)[0]
-    return encoder.encode(item)
+    return encoder.encode([encoder.prepare(item)])[0]
 
 
 def cosines(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, float]:
@@ -138,7 +138,8 @@ def test_clips_are_encoded_on_one_device(monkeypatch: pytest.MonkeyPatch, precis
     there = build_encoders(TINY, WeightSource(kind="random"), LEVELS, precision, "meta")
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
     maps = there.visual.encode([frames(0), frames(1)], LEVELS)[1]
-    for encoder, arrays in ((there.visual, maps), (there.audio, there.audio.encode(sound()))):
+    heard = there.audio.encode([there.audio.prepare(sound(seed)) for seed in (0, 1)])[1]
+    for encoder, arrays in ((there.visual, maps), (there.audio, heard)):
         expected = {spec.path: (spec.shape, spec.dtype) for spec in encoder.specs()}
         assert {path: (array.shape, str(array.dtype)) for path, array in arrays.items()} == expected
 
@@ -168,14 +169,14 @@ def test_visual_bf16_is_close_to_fp32_and_has_its_own_fingerprint(weights: Any) 
 
 def test_audio_bf16_is_close_to_fp32(shared: Encoders) -> None:
     low = build_encoders(TINY, WeightSource(kind="random"), ("pixel_decoder",), "bf16").audio
-    one, other = (encoder.encode(sound()) for encoder in (low, shared.audio))
+    one, other = (encode(encoder, sound()) for encoder in (low, shared.audio))
     assert low.fingerprints() != shared.audio.fingerprints() and one["clips/audio/vggish"].dtype == np.float32
     assert min(cosines(one, other).values()) > 0.999
 
 
 def test_fp16_is_refused_where_it_would_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)
-    with pytest.raises(ConfigError, match=r"--precision fp16 needs a GPU, .*; take bf16 or fp32, or give --gpus-per-w"):
+    with pytest.raises(ConfigError, match=r"--precision fp16 needs a GPU, .*; take fp32 or bf16, or --device cuda"):
         build_encoders(TINY, WeightSource(kind="random"), LEVELS, "fp16")
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: True)
     low = build_encoders(TINY, WeightSource(), LEVELS, "fp16").visual
@@ -224,7 +225,7 @@ def test_audio_second_is_independent_of_the_others(shared: Encoders) -> None:
     only_third = np.zeros_like(whole)
     window = slice(2 * SAMPLE_RATE_HZ, 2 * SAMPLE_RATE_HZ + PATCH_SAMPLES)
     only_third[window] = whole[window]
-    one, other = (shared.audio.encode(item)["clips/audio/vggish"] for item in (whole, only_third))
+    one, other = (encode(shared.audio, item)["clips/audio/vggish"] for item in (whole, only_third))
     np.testing.assert_allclose(one[2], other[2], rtol=1e-5, atol=1e-6)
     assert not np.allclose(one[3], other[3], rtol=1e-2)
 
@@ -241,25 +242,65 @@ def test_audio_front_end_is_that_of_vggish() -> None:
     assert torch.allclose(patches[4:5], expected.detach())
 
 
+def test_audio_windows_of_the_release_follow_each_other() -> None:
+    from torchvggish.vggish_input import waveform_to_examples
+
+    whole = sound()
+    patches = log_mel_patches(whole, 10, 0.96)
+    # torchvggish frames the whole sound and cuts the frames into patches of 96; it leaves out a patch that is not full.
+    expected = waveform_to_examples(whole.astype(np.float64), SAMPLE_RATE_HZ).detach()
+    assert len(expected) == 10 and torch.allclose(patches, expected, atol=1e-6)
+    assert not torch.allclose(patches[9], log_mel_patches(whole, 10)[9], atol=1e-2)
+    ends_early = log_mel_patches(whole[: 9 * SAMPLE_RATE_HZ], 10, 0.96)
+    assert torch.allclose(ends_early[:9], expected[:9], atol=1e-6) and torch.isfinite(ends_early[9]).all()
+
+
+def test_audio_is_signed_and_its_rectified_form_is_that_of_torchvggish(shared: Encoders) -> None:
+    from torch import nn
+
+    found = torch.from_numpy(encode(shared.audio, sound())["clips/audio/vggish"])
+    assert (found < 0).any() and "signed" in shared.audio.fingerprints()["audio"]["output"]
+    network = shared.audio._network
+    rectified = nn.Sequential(*list(network.embeddings)[:-1], nn.ReLU())
+    with torch.no_grad():
+        hidden = network.features(shared.audio.prepare(sound())).permute(0, 2, 3, 1).flatten(1)
+        assert torch.allclose(found.relu(), rectified(hidden), atol=1e-6)
+
+
+def test_preset_released_takes_the_windows_of_the_release() -> None:
+    released, base = (build_encoders(preset_named(name), WeightSource(kind="random"), ("backbone",), "fp32").audio
+                      for name in ("released", "base"))  # fmt: skip
+    assert ".96t" in released.fingerprints()["audio"]["preprocessing"]
+    assert released.fingerprints() != base.fingerprints()
+
+
 def test_text_features_of_padding_are_zero(shared: Encoders) -> None:
-    found = shared.text.encode("The star.")
+    found = encode(shared.text, "The star.")
     count = shared.text.num_tokens("The star.")
     assert found[VALID].tolist() == [position < count for position in range(16)]
     assert found[FEATURES][:count].any(axis=1).all() and not found[FEATURES][count:].any()
 
 
+def test_texts_of_one_pass_are_as_by_themselves(shared: Encoders) -> None:
+    items = [shared.text.prepare(text) for text in ("The star.", "The loudest object before the disc.", "")]
+    for item, found in zip(items, shared.text._features(items), strict=True):  # as on a GPU
+        (alone,) = shared.text.encode([item])
+        np.testing.assert_allclose(found[FEATURES], alone[FEATURES], atol=2e-3)
+        assert np.array_equal(found[VALID], alone[VALID])
+
+
 def test_text_that_is_too_long_is_named(shared: Encoders) -> None:
     long = "The object that was making a sound before the star and the disc started to be heard again."
     assert shared.text.overlong(["The star.", long]) == {long: shared.text.num_tokens(long)}
-    assert shared.text.num_tokens(long) > 16 and shared.text.encode(long)[VALID].all()
+    assert shared.text.num_tokens(long) > 16 and encode(shared.text, long)[VALID].all()
 
 
 def test_text_of_any_script_is_encoded(shared: Encoders) -> None:
-    found = [shared.text.encode(text)[FEATURES] for text in ("é", "猫の声", "")]
+    found = [encode(shared.text, text)[FEATURES] for text in ("é", "猫の声", "")]
     assert all(np.isfinite(features).all() for features in found) and not np.array_equal(found[0], found[1])
 
 
 def test_base_text_with_random_weights_says_that_its_tokenizer_is_the_packages() -> None:
-    text = build_encoders(preset_named("base"), WeightSource(kind="random"), ("backbone",), None).text
+    text = build_encoders(preset_named("base"), WeightSource(kind="random"), ("backbone",), "fp32").text
     assert "of this package" in text.fingerprints()["text"]["preprocessing"]
     assert text.specs()[0].shape == (25, 768)

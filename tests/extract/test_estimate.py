@@ -14,7 +14,7 @@ from refavs.data.synthetic import write_benchmark
 from refavs.store.writer import StoreWriter
 
 TINY = preset_named("tiny")
-BOTH, ONE = (build_encoders(TINY, WeightSource(kind="random"), levels, None)
+BOTH, ONE = (build_encoders(TINY, WeightSource(kind="random"), levels, "fp32")
              for levels in (("backbone", "pixel_decoder"), ("pixel_decoder",)))  # fmt: skip
 EACH = Seconds(decode=1.0, visual=10.0, audio=100.0, write=1000.0, text=10_000.0)
 

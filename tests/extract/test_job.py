@@ -127,7 +127,7 @@ class Mortal:
 def crew(cluster: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[JobResult]]:
     """Runs jobs of the keys given with workers that stand for real ones."""
     monkeypatch.setattr("extract.job.Worker", Mortal)
-    encoders = build_encoders(TINY, WeightSource(kind="random"), ("pixel_decoder",), None)
+    encoders = build_encoders(TINY, WeightSource(kind="random"), ("pixel_decoder",), "fp32")
 
     def run_keys(
         *keys: tuple[str, ...], location: str = "store", num_workers: int = 2, note: Callable[[str], None] | None = None

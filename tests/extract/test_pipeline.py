@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from extract.media import Media
 from extract.plan import Job
 from extract.presets import Encoders, preset_named
-from extract.worker import SPARE_CLIPS, STAGES, Stages, Turns, Worker, ahead
+from extract.worker import SPARE_CLIPS, STAGES, JobResult, Stages, Turns, Worker, ahead
 from refavs.data.bench import Clip
-from refavs.errors import DatasetError
+from refavs.errors import ConfigError, DatasetError
 from refavs.store.reader import FeatureStore
 from refavs.store.schema import ArraySpec
 from refavs.store.writer import StoreWriter
@@ -64,8 +65,11 @@ class Visual:
 
 
 class Audio:
-    def encode(self, sound: np.ndarray) -> dict[str, np.ndarray]:
-        return {AUDIO: np.full((1, 8), sound[0], np.float32)}
+    def prepare(self, sound: np.ndarray) -> np.ndarray:
+        return sound
+
+    def encode(self, sounds: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+        return [{AUDIO: np.full((1, 8), sound[0], np.float32)} for sound in sounds]
 
 
 def media_of(name: int) -> Media:
@@ -259,3 +263,22 @@ def test_memory_is_flat_over_a_long_run(tmp_path: Path, decoded: list[int], monk
     with ThreadPoolExecutor(2) as two:
         assert sum(result.num_done for result in two.map(busy.run, jobs[30:])) == 2000 - 30 * 8
     assert resident_bytes() - before < 40 * 2**20
+
+
+def test_gpu_without_memory_gets_half_the_batch_and_then_one_line(decoded: list[int], tmp_path: Path) -> None:
+    def of_memory_for(number: int) -> tuple[JobResult, Visual]:
+        def during(names: list[int]) -> None:
+            if len(names) > number:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+        (tmp_path / f"{number}-frames").symlink_to(frames_of(tmp_path))
+        (job,) = jobs_of(tmp_path / str(number), 3, size=4)
+        visual = Visual(during=during)
+        return worker(tmp_path / str(number), visual, 4).run(job), visual
+
+    enough, visual = of_memory_for(2)
+    assert enough.error is None and enough.num_done == 3 and visual.batches == [[10, 11, 12], [10, 11], [12]]
+    lacking, visual = of_memory_for(0)
+    assert isinstance(lacking.error, ConfigError) and visual.batches == [[10, 11, 12], [10, 11]]
+    assert "has no memory for 2 clips" in str(lacking.error) and "--batch-clips 1" in str(lacking.error)
+    assert "\n" not in str(lacking.error)

@@ -226,7 +226,7 @@ def timms(settings: SwinSettings) -> nn.Module:
 
 def test_preset_imagenet_has_no_pixel_decoder() -> None:
     with pytest.raises(ConfigError, match=r"preset imagenet has no pixel decoder; give --levels backbone, and train"):
-        build_encoders(PRESETS["imagenet"], WeightSource(kind="random"), ("pixel_decoder",), None)
-    base, imagenet = (build_encoders(PRESETS[name], WeightSource(kind="random"), ("backbone",), None).visual
+        build_encoders(PRESETS["imagenet"], WeightSource(kind="random"), ("pixel_decoder",), "fp32")
+    base, imagenet = (build_encoders(PRESETS[name], WeightSource(kind="random"), ("backbone",), "fp32").visual
                       for name in ("base", "imagenet"))  # fmt: skip
     assert base.specs() == imagenet.specs() and base.fingerprints() != imagenet.fingerprints()

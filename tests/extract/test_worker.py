@@ -24,7 +24,7 @@ from refavs.store.schema import object_key, text_key, unpack_mask
 from refavs.store.writer import StoreWriter
 
 TINY = preset_named("tiny")
-ENCODERS = build_encoders(TINY, WeightSource(kind="random"), ("pixel_decoder",), None)
+ENCODERS = build_encoders(TINY, WeightSource(kind="random"), ("pixel_decoder",), "fp32")
 TABLES = ("clips", "objects", "text")
 
 
@@ -65,7 +65,8 @@ def test_worker_stores_what_the_encoders_make(store: tuple[Source, FeatureStore]
     rows = {clip_id: row for row, clip_id in features.clips["id"].items()}
     assert set(rows) == {clip.id for clip in source.clips}
     media = read_media(source.clips[0], 10, 96)
-    expected = ENCODERS.visual.encode([media.frames], ["pixel_decoder"])[0] | ENCODERS.audio.encode(media.sound)
+    (heard,) = ENCODERS.audio.encode([ENCODERS.audio.prepare(media.sound)])
+    expected = ENCODERS.visual.encode([media.frames], ["pixel_decoder"])[0] | heard
     for path, array in expected.items():
         assert np.array_equal(features.read(path, rows[source.clips[0].id]).numpy(), array)
 
@@ -81,7 +82,8 @@ def test_worker_stores_masks_and_texts(store: tuple[Source, FeatureStore]) -> No
     assert set(features.texts["text"]) == set(source.expressions["text"])
     text = source.expressions["text"].iloc[0]
     sample = next(sample for sample in features if sample.text_string == text)
-    assert np.array_equal(sample.text.numpy(), ENCODERS.text.encode(text)["text/roberta/features"])
+    (expected,) = ENCODERS.text.encode([ENCODERS.text.prepare(text)])
+    assert np.array_equal(sample.text.numpy(), expected["text/roberta/features"])
 
 
 def test_worker_leaves_an_expression_for_every_row(store: tuple[Source, FeatureStore]) -> None:
@@ -200,7 +202,7 @@ def test_real_expressions_that_are_too_long_are_counted(shared: Path) -> None:
     with open(shared / "data" / "metadata.csv", newline="", encoding="utf-8") as file:
         texts = sorted({row["exp"] for row in csv.DictReader(file) if row["split"] != "TODO"})
     assert len(texts) == 5226
-    text = build_encoders(preset_named("base"), WeightSource(kind="random"), ("backbone",), None).text
+    text = build_encoders(preset_named("base"), WeightSource(kind="random"), ("backbone",), "fp32").text
     tokenizer = read_tokenizer(TINY.text.tokenizer)
     encodings = tokenizer.encode_batch(texts)
     assert [tokenizer.decode(encoding.ids) for encoding in encodings] == texts
@@ -211,7 +213,7 @@ def test_real_expressions_that_are_too_long_are_counted(shared: Path) -> None:
 def test_node_with_other_weights_is_refused(bench: Path, tmp_path: Path) -> None:
     """Driver and worker each read the file at one path, which on two nodes may be two files."""
     shutil.copy(SHIPPED / "tiny" / "visual.safetensors", tmp_path)
-    encoders = build_encoders(TINY, WeightSource(folder=tmp_path), ("pixel_decoder",), None)
+    encoders = build_encoders(TINY, WeightSource(folder=tmp_path), ("pixel_decoder",), "fp32")
     StoreWriter.open(
         tmp_path / "store", encoders=encoders.fingerprints(), source="test", num_frames=10, input_size=96,
         specs=array_specs(TINY, encoders), rows_per_shard=TINY.rows_per_shard,

@@ -59,7 +59,7 @@ def prepare(store: Path, rows_per_shard: dict[str, int] | None = None) -> Path:
     from extract.weights import WeightSource
 
     preset = preset_named("tiny")
-    encoders = build_encoders(preset, WeightSource(kind="random"), ("pixel_decoder",), None)
+    encoders = build_encoders(preset, WeightSource(kind="random"), ("pixel_decoder",), "fp32")
     StoreWriter.open(
         store, encoders=encoders.fingerprints(), source="benchmark", num_frames=preset.num_frames,
         input_size=preset.input_size, specs=array_specs(preset, encoders),

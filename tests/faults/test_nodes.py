@@ -30,7 +30,7 @@ from refavs.store.writer import StoreWriter
 
 pytestmark = pytest.mark.ray
 TINY = preset_named("tiny")
-ENCODERS = build_encoders(TINY, WeightSource(kind="random"), ("pixel_decoder",), None)  # without weights, to be sent
+ENCODERS = build_encoders(TINY, WeightSource(kind="random"), ("pixel_decoder",), "fp32")  # without weights, to be sent
 TABLES = ("clips", "objects", "text")
 ROWS = {"clips": 1, "objects": 4, "text": 4}
 OBJECT_STORE_BYTES = 100 * 2**20
