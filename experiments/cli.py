@@ -64,8 +64,11 @@ def build_parser() -> argparse.ArgumentParser:
                         help="trials at once; as many as the processors allow where none is given")
     parser.add_argument("--cpus-per-trial", type=float, default=1.0, metavar="N",
                         help="processors of a trial, or of each of its workers")
-    parser.add_argument("--gpus-per-trial", type=_gpus, default=0.0, metavar="N|auto", help="GPUs, or a share of one; "
-                        "auto: as many trials on each as fit, by what the largest one takes (not tried on a GPU yet)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where trials run; auto takes "
+                        "GPUs where there are any, on this machine or the cluster")
+    parser.add_argument("--gpus-per-trial", type=_gpus, metavar="N|auto", help="GPUs, or a share of one; default: 1 on "
+                        "a GPU; auto: as many trials on each as fit, by what the largest one takes (not tried on a GPU "
+                        "yet)")
     parser.add_argument("--fuse", type=_fuse, default=1, metavar="K|auto",
                         help="trials that read the same batches train K at a time in one process over one read; auto: "
                         "as many as leave no place without work")
@@ -109,9 +112,7 @@ def _sweep(args: argparse.Namespace) -> int:
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}; accepted: a number above 0")
     pack_gpus = args.gpus_per_trial == "auto"
-    gpus = 1.0 if pack_gpus else args.gpus_per_trial
-    if not 0 <= gpus < math.inf:
-        raise ConfigError(f"--gpus-per-trial is {gpus}; accepted: 0 or a number above it")
+    gpus = _gpus_per_trial(args, 1.0 if pack_gpus else args.gpus_per_trial)
     from experiments.grid import parse_overrides, read_grid
     from experiments.initial_weights import with_checkpoints, with_weights
     from experiments.resources import Resources
@@ -129,6 +130,7 @@ def _sweep(args: argparse.Namespace) -> int:
         address=args.address, max_concurrent=args.max_concurrent, cpus_per_trial=args.cpus_per_trial,
         gpus_per_trial=gpus, pack_gpus=pack_gpus, fuse=args.fuse,
     )
+    _warn_of_slow_bf16(grid, gpus)
     if args.dry_run:
         return _dry_run(grid, store, out, resources, args.retry_failed, args.rerun)
     size = f"a search of {grid.search.plan.budget} points" if grid.search else f"{len(grid.trials)} trials"
@@ -138,6 +140,40 @@ def _sweep(args: argparse.Namespace) -> int:
     )
     outcome = run_sweep(grid, store, out, resources, args.tracking_uri, options)
     return _show(grid, store, out, outcome)
+
+
+def _gpus_per_trial(args: argparse.Namespace, asked: float | None) -> float:
+    """GPUs of a trial, as the command line and what is there decide."""
+    from refavs.accelerator import gpus_each, local_gpus_seen
+
+    if asked is not None and not 0 <= asked < math.inf:
+        raise ConfigError(f"--gpus-per-trial is {asked}; accepted: 0 or a number above it")
+
+    def seen() -> bool:
+        if args.address is None:
+            return local_gpus_seen(args.device, _warn)
+        from extract.job import cluster_has_gpus
+
+        return cluster_has_gpus(args.address)
+
+    if args.address is None and args.device == "cuda":
+        local_gpus_seen(args.device, _warn)
+    return gpus_each(args.device, asked, seen, "--gpus-per-trial")
+
+
+def _warn_of_slow_bf16(grid: "Grid", gpus_per_trial: float) -> None:
+    """Says what bf16 costs on a processor without instructions for it, where the grid names it."""
+    from refavs.accelerator import slow_bf16
+
+    trials = [trial.config for trial in grid.kinds]
+    named = any(config.train.precision == "bf16" and not (config.resources.gpus or gpus_per_trial) for config in trials)
+    if named and (factor := slow_bf16("cpu")) is not None:
+        _warn(f"bf16 takes {factor:.1f} times as long as fp32 on this processor (measured now on a convolution), which "
+              "has no instructions for it; leave out train.precision, or set it to fp32")  # fmt: skip
+
+
+def _warn(line: str) -> None:
+    print(f"refavs-sweep: {line}", file=sys.stderr)
 
 
 def _console() -> "Console":

@@ -34,6 +34,7 @@ class TrainConfig:
         decay_start: share of all steps after which the learning rate falls to zero as a cosine.
         clip_norm: largest norm of the gradient.
         precision: `bf16` and `fp16` run the model under autocast; `fp16` scales the loss and skips steps that overflow.
+            `auto` is bf16 on a device that has instructions for it, else fp32; a trial keeps what it began with.
         ema_decay: share that the running mean of the weights keeps of itself in a step (less in the first steps); the
             mean is then evaluated and kept, not the last weights. 0 is without.
         order_seed: seed of the order of the batches and of the seconds drawn; None takes the trial's seed. Trials with
@@ -61,7 +62,7 @@ class TrainConfig:
     warmup_steps: int = 0
     decay_start: float = 0.0
     clip_norm: float = 1.0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     ema_decay: float = 0.0
     order_seed: int | None = None
     patience: int = 0

@@ -27,7 +27,7 @@ from experiments.ledger import Entry, read_metrics
 from experiments.resources import Ask, Resources, fit_together
 from experiments.sampler import Sampler, steps_per_epoch
 from experiments.stores import store_of
-from experiments.train import build_model
+from experiments.train import build_model, computed_as
 from refavs.console import ProgressBar
 from refavs.errors import ConfigError
 
@@ -88,6 +88,7 @@ def measure(
     What is timed has run before, on the same clips: else the first model would be charged with what a trial meets only
     at its start, as pages that are not in memory yet, buffers and kernels that are made at their first use.
     """
+    config = computed_as(config, None, device)
     learner = Learner(config, build_model(config, store, weights_dir).to(device))
     sampler = Sampler(config, store, device)
     forwards: list[int] = []

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from experiments.config import TrainConfig
+from refavs.accelerator import resolved_precision
 from refavs.console import ProgressBar
 from refavs.data.dataset import Ahead, Batch, batches
 from refavs.errors import RefAVSError
@@ -189,8 +190,9 @@ def _predicted(heads: Sequence[Head], batch: Batch) -> Iterator[tuple[int, Tenso
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     """The context in which the model runs at the precision of `config`."""
-    dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype=dtype, enabled=config.precision != "fp32")
+    precision = resolved_precision(config.precision, device)
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
 def rows_of(store: "FeatureStore", splits: Sequence[str]) -> list[int]:

@@ -193,7 +193,8 @@ class Learner:
             tensors["average"] = self.average.state_dict()
         if self.best is not None:
             tensors["best"] = self.best
-        return tensors, {"groups": state["param_groups"], "scaler": self.scaler.state_dict()}
+        facts = {"groups": state["param_groups"], "scaler": self.scaler.state_dict()}
+        return tensors, facts | {"precision": self.config.train.precision}
 
     def load_state(self, tensors: Mapping[str, dict[str, Tensor]], facts: Mapping[str, Any]) -> None:
         """Puts back what `state` gave.

@@ -71,6 +71,14 @@ def save_state(folder: Path, subject: Stateful, epoch: int, history: list[dict[s
         shutil.rmtree(other, ignore_errors=True)
 
 
+def saved_precision(folder: Path) -> str | None:
+    """The precision in which the trial whose states are in `folder` has computed so far; None for a new one."""
+    for newest in sorted(folder.glob(f"{PREFIX}*"))[-1:]:
+        facts = (read_json(newest / "state.json") or {}).get("facts")
+        return facts.get("precision") if isinstance(facts, dict) else None
+    return None
+
+
 def load_state(folder: Path, subject: Stateful) -> tuple[int, list[dict[str, Any]]]:
     """Puts the newest state back; returns the number of finished epochs and their history (0 and none without one).
 

@@ -21,9 +21,10 @@ from experiments.evaluate import TEST_SPLITS, Head, all_levels, evaluate_togethe
 from experiments.learner import Learner, Team
 from experiments.overlays import write_overlays
 from experiments.sampler import Sampler
-from experiments.state import STOP_FILE, load_state, read_json, save_state, write_json
+from experiments.state import STOP_FILE, load_state, read_json, save_state, saved_precision, write_json
 from experiments.usage import Usage
-from refavs.config import to_dict
+from refavs.accelerator import allow_tf32, resolved_precision
+from refavs.config import replace, to_dict
 from refavs.data.dataset import Ahead, Batch
 from refavs.errors import ConfigError
 from refavs.metrics import STATISTICS_FILE
@@ -154,11 +155,13 @@ class Training:
     """A trial on its way: its learner, its finished epochs and their history."""
 
     def __init__(self, run: Run, store: "FeatureStore", device: torch.device, team: Team) -> None:
-        config, settings = run.config, run.config.train
+        config = computed_as(run.config, saved_precision(run.folder / "state"), device)
+        settings = config.train
         if settings.patience and not rows_of(store, ("val",)):
             raise ConfigError(
                 f"train.patience is {settings.patience}, and {store.location} has no split val; set it to 0"
             )
+        allow_tf32(device)
         torch.manual_seed(config.seed)
         at_once = math.ceil(settings.batch_size / settings.accumulate / team.size)
         sizes = FeatureSizes.from_store(store, config.model.trains_pixel_decoder)
@@ -183,7 +186,7 @@ class Training:
     @property
     def head(self) -> Head:
         """What is evaluated."""
-        return Head(self.run.config.train, self.learner.average)
+        return Head(self.learner.config.train, self.learner.average)
 
     def step(self, parts: Sequence[tuple[int, Batch]], index: int, once: Once) -> None:
         """One step of the epoch; `index` counts from its start."""
@@ -223,7 +226,7 @@ class Training:
         metrics = {name: value for name, value in metrics.items() if not name.startswith("val/")}  # in the history
         facts = {"store": store.fingerprint, "encoders": store.encoders, "extraction": store.schema.extraction}
         started = time.monotonic()
-        save_model(run.folder / "checkpoint", model, {**facts, "trial": to_dict(run.config)})
+        save_model(run.folder / "checkpoint", model, {**facts, "trial": to_dict(self.learner.config)})
         if run.config.train.patience:
             metrics["best_epoch"] = float(best_epoch(self.history))
         metrics["parameters"] = float(sum(p.numel() for p in self.learner.trained))
@@ -231,6 +234,14 @@ class Training:
         metrics["seconds"] = sum(record["seconds"] for record in self.history) + seconds
         run.result = {"epoch": len(self.history), "time_ms": int(time.time() * 1000), "metrics": metrics}
         write_json(run.folder / "result.json", run.result)
+
+
+def computed_as(config: TrialConfig, before: str | None, device: torch.device) -> TrialConfig:
+    """The settings of a trial with its precision: as they name it, as it was `before` it was interrupted, or by the
+    device."""
+    asked = config.train.precision
+    precision = before if asked == "auto" and before is not None else resolved_precision(asked, device)
+    return replace(config, {"train.precision": precision})
 
 
 def asked_to_stop(folder: Path, learner: Learner) -> bool:

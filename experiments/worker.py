@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import platform
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from experiments.config import TrialConfig
 from experiments.learner import Team
 from experiments.train import Run, train_group
+from refavs.accelerator import require_usable
 from refavs.config import replace
 from refavs.errors import RefAVSError
 from refavs.store import FeatureStore
@@ -57,6 +59,7 @@ def _train_here(settings: dict[str, Any]) -> None:
         run.error = None  # it holds all that the trial had in memory
 
     try:
+        require_usable(device, f"node {platform.node()}")
         runs = [dataclasses.replace(_run_of(folder, ray.tune.report), over=over) for folder in missing]
         train_group(runs, _store_of(settings), device)
     except Exception as error:

@@ -203,7 +203,7 @@ def test_proof_varies_one_thing_at_a_time_with_five_seeds() -> None:
         ("\ngrids: {}", "mine.yaml:2: unknown section 'grids'; did you mean 'grid'?"),
         ("base:\n  model.text: true\n  train:\n    epochs: many", "mine.yaml:4, base: train.epochs is 'many' (str);"),
         ("base: {model.text: 1}", "model.text is 1 (int); accepted: a value of type bool"),
-        ("base: {train.precision: fp8}", "train.precision is 'fp8'; accepted: 'fp32', 'bf16'"),
+        ("base: {train.precision: fp8}", "train.precision is 'fp8'; accepted: 'auto', 'fp32', "),
         ("base: {train.epochs: 0}", "mine.yaml:1, base: train.epochs is 0; accepted: a whole number from 1"),
         ("base: {model.text: no}\ncases:\n  a:\n    model.num_layers: 0", "mine.yaml:4, case 'a': num_layers is 0; ac"),
         ("base:\n  model.beta: 2\n  model: {beta: 1}", ":3, base: model.beta is also set at mine.yaml:2, base; keep o"),

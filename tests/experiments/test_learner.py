@@ -21,7 +21,7 @@ from tests.experiments.small_store import make_store
 SMALL = {
     "model.num_layers": 1, "model.num_queries": 3, "model.num_heads": 2, "model.feedforward_channels": 16,
     "model.visual_downsample": 2, "model.decoder_layers": 1, "loss.num_points": 0, "train.epochs": 3,
-    "train.steps_per_epoch": 3, "train.batch_size": 6, "train.learning_rate": 0.003,
+    "train.steps_per_epoch": 3, "train.batch_size": 6, "train.learning_rate": 0.003, "train.precision": "fp32",
 }  # fmt: skip
 
 

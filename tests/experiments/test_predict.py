@@ -150,7 +150,7 @@ def test_bad_input_is_one_line(
         ([str(tmp_path / "clip.mp4"), "a", *run], "is cut off, damaged or not a video"),
         ([str(tmp_path / "clip.txt"), "a", *run], "is not named like a video"),
         ([video, "a", *run, "--out", str(tmp_path / "full")], "holds other files"),
-        ([video, "a", *run, "--device", "tpu"], "accepted: cpu"),
+        ([video, "a", *run, "--device", "cuda"], "--device cuda: "),
         ([video, " ", *run], "an EXPRESSION is empty"),
     ):
         assert main(arguments) == 2

@@ -30,7 +30,7 @@ from tests.experiments.small_store import make_store
 SMALL = {
     "model.num_layers": 1, "model.num_queries": 3, "model.num_heads": 2, "model.feedforward_channels": 16,
     "model.visual_downsample": 2, "model.decoder_layers": 0, "loss.num_points": 0, "train.epochs": 3,
-    "train.steps_per_epoch": 3, "train.batch_size": 6, "train.learning_rate": 0.003,
+    "train.steps_per_epoch": 3, "train.batch_size": 6, "train.learning_rate": 0.003, "train.precision": "fp32",
 }  # fmt: skip
 
 
@@ -244,6 +244,25 @@ def test_train_setting_changes_the_training(store: FeatureStore, tmp_path: Path,
         train(small(**{"train__epochs": 1, **overrides}), store, tmp_path / str(index))
         losses.append([record["metrics"]["train/loss"] for record in read_metrics(tmp_path / str(index))])
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_precision_is_that_of_the_device_and_stays_that_of_the_trial(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    monkeypatch.setattr("refavs.accelerator.bf16_is_fast", lambda device: fast)
+
+    def trained(name: str, folder: Path, epochs: int) -> list[dict[str, Any]]:
+        train(small(train__precision=name, train__epochs=epochs, train__decay_start=1.0), store, folder)
+        return without_times(read_metrics(folder))
+
+    expected = trained("bf16" if fast else "fp32", tmp_path / "named", 2)
+    assert trained("auto", tmp_path / "auto", 1) == expected[:1]
+    monkeypatch.setattr("refavs.accelerator.bf16_is_fast", lambda device: not fast)  # it goes on on another machine
+    (tmp_path / "auto" / "result.json").unlink()
+    assert trained("auto", tmp_path / "auto", 2) == expected
+    kept = json.loads((tmp_path / "auto" / "checkpoint" / "config.json").read_text())["facts"]["trial"]
+    assert kept["train"]["precision"] == ("bf16" if fast else "fp32")
 
 
 def test_eval_batch_size_changes_no_number(store: FeatureStore, tmp_path: Path) -> None:
