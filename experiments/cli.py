@@ -64,11 +64,11 @@ def build_parser() -> argparse.ArgumentParser:
                         help="trials at once; as many as the processors allow where none is given")
     parser.add_argument("--cpus-per-trial", type=float, default=1.0, metavar="N",
                         help="processors of a trial, or of each of its workers")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where trials run; auto takes "
-                        "GPUs where there are any, on this machine or the cluster")
-    parser.add_argument("--gpus-per-trial", type=_gpus, metavar="N|auto", help="GPUs, or a share of one; default: 1 on "
-                        "a GPU; auto: as many trials on each as fit, by what the largest one takes (not tried on a GPU "
-                        "yet)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                        help="where trials run; auto takes GPUs where there are any, on this machine or the cluster")
+    parser.add_argument("--gpus-per-trial", type=_gpus, metavar="N|auto", help="GPUs of a trial, or a share of one; "
+                        "default: 1 on a GPU; auto: as many trials on each as fit, by what the largest one takes (not "
+                        "tried on a GPU yet)")
     parser.add_argument("--fuse", type=_fuse, default=1, metavar="K|auto",
                         help="trials that read the same batches train K at a time in one process over one read; auto: "
                         "as many as leave no place without work")

@@ -317,8 +317,8 @@ def test_command_lists_failures_and_exits_with_3(
         (["smoke", "--store", "s", "--set", "train.epoch=1"], "did you mean 'train.epochs'?"),
         (["smoke", "--store", "s", "--max-concurrent", "0"], "--max-concurrent is 0; accepted: a number above 0"),
         (["smoke", "--store", "s", "--cpus-per-trial", "nan"], "--cpus-per-trial is nan; accepted: a number above 0"),
-        (["smoke", "--store", "s", "--device", "cuda"], "--device cuda: there is no NVIDIA GPU on this machine; or leave"),
-        (["smoke", "--store", "s", "--device", "cpu", "--gpus-per-trial", "1"], "--device cpu and --gpus-per-trial 1 con"),
+        (["smoke", "--store", "s", "--device", "cuda"], "--device cuda: there is no NVIDIA GPU on this machine"),
+        (["smoke", "--store", "s", "--device", "cpu", "--gpus-per-trial", "1"], "--gpus-per-trial 1 contradict each"),
         (["smoke", "--store", "s", "--gpus-per-trial", "-1"], "--gpus-per-trial is -1.0; accepted: 0 or a number"),
     ],
 )

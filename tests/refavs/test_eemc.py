@@ -193,6 +193,7 @@ def test_eemc_tells_mirrored_places_apart() -> None:
 @pytest.mark.parametrize(("field", "value"), [
     ("beta", 2.0), ("num_layers", 2), ("num_queries", 4), ("num_heads", 4), ("channels", 8),
     ("feedforward_channels", 12), ("visual_downsample", 2), ("text", False), ("audio", False), ("memory", False),
+    ("rectified_audio", True),
     ("modality_tokens", False), ("decoder_layers", 1), ("decoder_feedforward_channels", 12), ("dropout", 0.5),
 ])  # fmt: skip
 def test_every_option_changes_the_prediction(field: str, value: object) -> None:
