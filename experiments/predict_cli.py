@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from refavs.cli import Exit, run_command
 from refavs.errors import ConfigError
+from refavs.processors import share_processors
 
 if TYPE_CHECKING:
     from experiments.predict import Prediction
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
+    share_processors()
     import torch
 
     from experiments.predict import Predictor, checkpoint_of

@@ -21,6 +21,15 @@ def num_processors(proc: Path = Path("/proc/self")) -> int:
     return max(1, min([bound, *(math.ceil(quota) for quota in _quotas(proc))]))
 
 
+def share_processors() -> None:
+    """Prepares a command that computes in its own process; to be called before torch is imported.
+
+    torch takes as many threads as the machine has processors, whatever the control group's limit, and lets them spin.
+    """
+    for name, value in {**PASSIVE_WAITING, "OMP_NUM_THREADS": str(num_processors())}.items():
+        os.environ.setdefault(name, value)
+
+
 def _quotas(proc: Path) -> Iterator[float]:
     """Processor seconds a second that the process's control groups allow, of those that have a limit."""
     try:

@@ -31,7 +31,7 @@ def _warn_if_slow() -> None:
     """Says once in each process where checksums are computed by Python: the work goes on, a thousand times slower."""
     if google_crc32c.implementation != "c":
         print(
-            "refavs: google-crc32c has no C extension here, so the checksum of each clip takes seconds (about 10 MB/s); "
+            "refavs: google-crc32c has no C extension here, so the checksum of each clip takes seconds (10 MB/s); "
             "install a wheel that has it: pip install --force-reinstall --only-binary :all: google-crc32c",
             file=sys.stderr,
         )

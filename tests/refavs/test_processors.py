@@ -109,3 +109,14 @@ def test_real_control_group_of_half_a_core_has_one_processor(half_a_core: Path) 
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+def test_torch_has_no_more_threads_than_the_control_group_gives_processors() -> None:
+    program = ("import refavs.processors as processors; processors.num_processors = lambda: 1\n"
+               "processors.share_processors(); import os, torch\n"
+               "print(torch.get_num_threads(), os.environ['OMP_WAIT_POLICY'])")  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment | {"PYTHONPATH": str(ROOT)}
+    )
+    assert (done.returncode, done.stdout) == (0, "1 PASSIVE\n"), done.stderr
