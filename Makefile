@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .PHONY: demo proof proof-quick proof/store test test-slow test-faults bench-store bench-extract bench-remote bench-scheduler \
-	bench-metrics bench-train bench-sweep lint setup clean
+	bench-metrics bench-train bench-sweep bench-busy lint setup clean
 
 setup: $(STAMP)
 
@@ -70,6 +70,9 @@ bench-metrics: setup
 
 bench-train: setup
 	$(BIN)/python tests/benchmarks/bench_train.py
+
+bench-busy: setup
+	$(BIN)/python tests/benchmarks/bench_busy.py
 
 bench-sweep: setup
 	$(BIN)/python tests/benchmarks/bench_sweep.py

@@ -152,7 +152,7 @@ def _gpus_per_trial(args: argparse.Namespace, asked: float | None) -> float:
     def seen() -> bool:
         if args.address is None:
             return local_gpus_seen(args.device, _warn)
-        from extract.job import cluster_has_gpus
+        from extract.local_ray import cluster_has_gpus
 
         return cluster_has_gpus(args.address)
 

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import heapq
 import itertools
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from experiments.stores import store_of
 from experiments.train import build_model, computed_as
 from refavs.console import ProgressBar
 from refavs.errors import ConfigError
+from refavs.processors import num_processors
 
 if TYPE_CHECKING:
     from experiments.config import TrialConfig, TrialResources
@@ -236,7 +236,7 @@ def _places(resources: Resources, asked: "TrialResources") -> int:
 
 
 def _this_machine() -> list[dict[str, float]]:
-    return [{"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}]
+    return [{"CPU": float(num_processors()), "GPU": float(torch.cuda.device_count())}]
 
 
 class _Flops(TorchDispatchMode):

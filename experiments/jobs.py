@@ -7,7 +7,6 @@ thrown away; what runs next is the sweep's, which is asked for it as soon as the
 import contextlib
 import functools
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -24,7 +23,9 @@ from experiments.config import TrialResources
 from experiments.ledger import Entry
 from experiments.resources import Ask, Resources, fit_together
 from experiments.worker import run_trial
+from extract.local_ray import environment_of, ray_at
 from refavs.errors import ConfigError
+from refavs.processors import num_processors
 
 TUNE_PREFIX = ".tune-"
 MAX_DEATHS = 3  # of a trial's worker, without a finished epoch in between
@@ -339,7 +340,6 @@ def _reason(trial: Any) -> str:
 @contextlib.contextmanager
 def ray_for(resources: Resources, asked: Collection[TrialResources]) -> Iterator[None]:
     """A quiet Ray for the time of the sweep: the cluster at the address, or one of its own on this machine."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard copies of the metrics
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches the sweep, which closes its runs
@@ -347,36 +347,8 @@ def ray_for(resources: Resources, asked: Collection[TrialResources]) -> Iterator
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_AIR_NEW_OUTPUT": "0",  # without it a box is printed at any verbosity
     }
-    before = {name: os.environ.get(name) for name in quiet}
-    os.environ.update(quiet)
-    own: dict[str, Any] = {}
-    if resources.address is None:
-        available = len(os.sched_getaffinity(0))
-        num_cpus = max((resources.of(each).local_cpus(available, each.workers) for each in asked), default=available)
-        own = {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": 200 * 2**20}
-    try:
-        _connect(resources.address, own)
+    available = num_processors()
+    num_cpus = max((resources.of(each).local_cpus(available, each.workers) for each in asked), default=available)
+    with environment_of(quiet), ray_at(resources.address, num_cpus):
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         yield
-    finally:
-        ray.shutdown()
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _connect(address: str | None, own: dict[str, Any]) -> None:
-    """Connects to the cluster at `address`, or starts one with the settings `own`."""
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
-    if address is None:
-        ray.init(address="local", **quiet, **own)
-        return
-    try:
-        ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise ConfigError(
-            f"no Ray cluster answers at --address {address} ({(str(error).splitlines() or [''])[0]}); start one with "
-            "'ray start --head', or leave out --address to run on this machine"
-        ) from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from refavs.cli import Exit, run_command
 from refavs.errors import ConfigError
+from refavs.processors import share_processors
 
 if TYPE_CHECKING:
     from experiments.predict import Prediction
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
+    share_processors()
     from experiments.predict import Predictor, checkpoint_of
     from refavs.accelerator import local_gpus_seen
 

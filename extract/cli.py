@@ -19,7 +19,8 @@ from rich.table import Table
 from extract.check_weights import check_weights
 from extract.encoders.visual import LEVELS, levels_of
 from extract.estimate import calibrate, clip_bytes, missing_in
-from extract.job import Resources, cluster_has_gpus, limited_by_gpus, num_processors, run_jobs
+from extract.job import Resources, limited_by_gpus, run_jobs
+from extract.local_ray import cluster_has_gpus
 from extract.log import RunLog
 from extract.plan import Job, array_specs, expressions_table, plan_jobs, refuse_replaced, shares_of, wanted_items
 from extract.presets import PRESETS, Encoders, Preset, build_encoders, preset_named
@@ -30,6 +31,7 @@ from refavs.cli import Exit, run_command
 from refavs.console import ProgressBar
 from refavs.data.bench import Source, read_source
 from refavs.errors import ConfigError, RefAVSError
+from refavs.processors import num_processors
 from refavs.store.columns import EXPRESSIONS_RECORD
 from refavs.store.commits import REMEDY, lacking, record_name
 from refavs.store.folder import Folder, LocalFolder, open_folder

@@ -5,7 +5,6 @@ base clip's, shares the visual features, and the sound's as well only if that is
 """
 
 import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from pathlib import Path
 from refavs.data.bench import Clip
 from refavs.data.files import open_file, reason_of
 from refavs.errors import DatasetError
+from refavs.processors import num_processors
 
 VISUAL, AUDIO = "clips/visual", "clips/audio"
 VISUAL_INPUT, AUDIO_INPUT = "visual_input", "audio_input"
@@ -53,7 +53,7 @@ def digests_of(clips: Sequence[Clip], num_frames: int) -> dict[str, Digests]:
         except DatasetError:
             return None
 
-    num_threads = min(MOST_THREADS, 4 * len(os.sched_getaffinity(0)), max(1, len(clips)))
+    num_threads = min(MOST_THREADS, 4 * num_processors(), max(1, len(clips)))
     with ThreadPoolExecutor(num_threads, "digest") as pool:
         found = zip(clips, pool.map(digests, clips), strict=True)
         return {clip.id: each for clip, each in found if each is not None}

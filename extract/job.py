@@ -1,28 +1,27 @@
 """Runs jobs on Ray: one actor per worker, which keeps its encoders and writes its features straight to the store."""
 
-import logging
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import AcceleratorError
 
+from extract.local_ray import ray_at
 from extract.plan import Job
 from extract.presets import Encoders, Preset
 from extract.schedule import GivenUp, Schedule, Task
 from extract.worker import JobResult, Worker
 from refavs.errors import ConfigError, RefAVSError
+from refavs.processors import num_processors
 
 POLL_S = 1.0
 # Autoscalers take minutes to bring a node.
 WAIT_FOR_ROOM_S = 300.0
 # So long a worker that was hired is taken for one that is about to be ready, and jobs are kept for it at the end.
 SOON_READY_S = 60.0
-# Maps never enter the object store, so it can be as small as Ray allows.
-OBJECT_STORE_BYTES = 100 * 2**20
 JOBS_PER_WORKER = 2
 MOST_STILLBORN = 5
 
@@ -178,7 +177,7 @@ class _Crew:
 
         member, task = self._calls.pop(reference)
         try:
-            answer = ray.get(reference)
+            answer: Any = ray.get(reference)
         except RayTaskError as error:
             if isinstance(error.cause, AcceleratorError):  # else it would break one job after the other
                 yield from self._lost(member, error.cause)
@@ -265,11 +264,6 @@ def _gist(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[-1] if 'creation task' in lines[0] else lines[0]}"
 
 
-def num_processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def limited_by_gpus(num_workers: int, gpus_per_worker: float, gpus_of_nodes: Iterable[float]) -> int:
     """Workers that find their share of a GPU; one more would wait for it until the others end.
 
@@ -279,8 +273,7 @@ def limited_by_gpus(num_workers: int, gpus_per_worker: float, gpus_of_nodes: Ite
     if not gpus_per_worker:
         return num_workers
     gpus = list(gpus_of_nodes)
-    fitting = sum(int(count) * int(1 / gpus_per_worker) if gpus_per_worker <= 1 else int(count / gpus_per_worker)
-                  for count in gpus)  # fmt: skip
+    fitting = sum(_shares(count, gpus_per_worker) for count in gpus)
     if not fitting:
         raise ConfigError(f"--gpus-per-worker is {gpus_per_worker:g}, but Ray finds {sum(gpus):g} GPUs on {len(gpus)} "
                           "nodes, too few for one worker; leave it out to run on processors, or give --address of a "
@@ -288,58 +281,51 @@ def limited_by_gpus(num_workers: int, gpus_per_worker: float, gpus_of_nodes: Ite
     return min(num_workers, fitting)
 
 
-def cluster_has_gpus(address: str) -> bool:
-    """Whether a running Ray cluster has a GPU.
+def _shares(num_gpus: float, gpus_per_worker: float) -> int:
+    """Workers that find their share among the GPUs of one node."""
+    return int(num_gpus) * int(1 / gpus_per_worker) if gpus_per_worker <= 1 else int(num_gpus / gpus_per_worker)
 
-    Raises:
-        ConfigError: no cluster answers at the address.
+
+def threads_per_worker(num_workers: int, gpus_per_worker: float, nodes: Iterable[Mapping[str, float]]) -> int:
+    """Threads that each worker may have where the workers are spread over the nodes, by the node that has the fewest.
+
+    Args:
+        nodes: amounts of each by Ray's names, as `{"CPU": 16.0, "GPU": 2.0}`.
     """
-    with _cluster(Resources(address=address, num_workers=1), 1):
-        import ray
-
-        return ray.cluster_resources().get("GPU", 0) > 0
+    places = []
+    for node in nodes:
+        cpus = int(node.get("CPU", 0))
+        places.append((cpus, min(cpus, _shares(node.get("GPU", 0), gpus_per_worker)) if gpus_per_worker else cpus))
+    taken = [0] * len(places)
+    for _ in range(min(num_workers, sum(most for _, most in places))):
+        free = [index for index, (_, most) in enumerate(places) if taken[index] < most]
+        taken[min(free, key=taken.__getitem__)] += 1
+    return max(1, min((cpus // count for (cpus, _), count in zip(places, taken, strict=True) if count), default=1))
 
 
 def _room(resources: Resources, processors: int | None = None) -> _Room:
     """What the cluster that is connected offers; its processors are counted, unless their number is given."""
     import ray
 
-    total = processors or ray.cluster_resources().get("CPU", 1)
-    wanted = resources.num_workers or max(1, int(total))
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    wanted = resources.num_workers or processors or max(1, int(ray.cluster_resources().get("CPU", 1)))
     num_workers = limited_by_gpus(wanted, resources.gpus_per_worker, (node.get("GPU", 0) for node in nodes))
-    return _Room(num_workers=num_workers, threads_per_worker=max(1, int(total // num_workers)))
+    threads = (max(1, processors // num_workers) if processors
+               else threads_per_worker(num_workers, resources.gpus_per_worker, nodes))  # fmt: skip
+    return _Room(num_workers=num_workers, threads_per_worker=threads)
 
 
 @contextmanager
 def _cluster(resources: Resources, num_jobs: int) -> Iterator[_Room]:
     """Connects to Ray, or starts it for the time of the run; gives what there is for workers."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     if ray.is_initialized():
         yield _room(resources)
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    processors = None
-    if resources.address is not None:
-        try:
-            ray.init(address=resources.address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            raise ConfigError(
-                f"no Ray cluster answers at --address {resources.address} ({str(error).splitlines()[0]}); start one "
-                "with 'ray start --head', or leave out --address to run on this machine"
-            ) from error
-    else:
-        # Threads by this number, not by that of jobs, as a resumed run has fewer: the last bits of a sum may depend on
-        # the threads.
-        processors = num_processors()
-        ray.init(
-            address="local", num_cpus=min(resources.local_workers(), num_jobs), include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES, **quiet,
-        )
-    try:
+    # Threads by this number, not by that of jobs, as a resumed run has fewer: the last bits of a sum may depend on the
+    # threads.
+    processors = num_processors() if resources.address is None else None
+    with ray_at(resources.address, num_cpus=min(resources.local_workers(), num_jobs)):
         yield _room(resources, processors)
-    finally:
-        ray.shutdown()

@@ -4,7 +4,6 @@ Only the numbers that tables and figures need are kept, so that the memory of a 
 """
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from refavs.metrics import (
     statistics_blocks,
 )
 from refavs.metrics.statistics import PEAK
+from refavs.processors import num_processors
 
 Values = dict[str, dict[str, float]]  # by group and measure, as fractions
 
@@ -118,7 +118,7 @@ def read_scores(runs: Sequence[Run], protocols: Sequence[str]) -> list[RunScores
         StatisticsError: a run's statistics are missing, damaged, of another store than its settings say, or without
             any expression of a test split.
     """
-    num_threads = min(len(os.sched_getaffinity(0)), _MAX_THREADS, len(runs))
+    num_threads = min(num_processors(), _MAX_THREADS, len(runs))
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # runs are read side by side, which is faster than each on all processors
     found: list[RunScores] = []

@@ -30,6 +30,7 @@ from extract.weights import WeightSource
 from extract.worker import Worker
 from refavs.data.bench import Source, read_source
 from refavs.data.synthetic import write_benchmark
+from refavs.processors import num_processors
 from refavs.store.writer import StoreWriter
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=4, help="clips of preset base through the pipeline")
     parser.add_argument("--folder", type=Path, help="where to work; default: the folder of temporary files")
     args = parser.parse_args(argv)
-    threads = len(os.sched_getaffinity(0))
+    threads = num_processors()
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         root = Path(name)

@@ -31,6 +31,7 @@ from extract.schedule import Schedule
 from extract.weights import WeightSource
 from extract.worker import STAGES, JobResult
 from refavs.data.bench import Clip
+from refavs.processors import num_processors
 from refavs.store.commits import CommitRecord, encoder_digests, read_record, record_name, write_record
 from refavs.store.folder import open_folder
 from refavs.store.plan import plan_shards
@@ -295,7 +296,7 @@ def measured(
 
 def parts(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, str]]:
     """Title and table of each part."""
-    workers = args.workers or len(os.sched_getaffinity(0))
+    workers = args.workers or num_processors()
     title = f"Plan and schedule, {args.simulated_workers} simulated workers, {DEATHS:.1%} of the tasks end in a death"
     yield f"{title} (target: {TARGET_MS:g} ms each)", simulated(args.sizes, args.simulated_workers)
     if not args.no_ray:

@@ -32,6 +32,7 @@ from extract.presets import Encoders, build_encoders, preset_named
 from extract.weights import WeightSource
 from refavs import config as settings
 from refavs.data.dataset import Ahead, Batch, batches
+from refavs.processors import num_processors
 from refavs.store import FeatureStore
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=2, help="timed calls of each; the median counts")
     parser.add_argument("--clips", type=int, default=6, help="clips of the store, 63 MB each")
     parser.add_argument("--folder", type=Path, help="where to work; default: the folder of temporary files")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=num_processors())
     parser.add_argument("--peak-of", type=Path, help=argparse.SUPPRESS)  # the process whose memory is measured
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
+from refavs.processors import num_processors
+
 
 def describe(folder: Path, packages: Sequence[str]) -> str:
     """Processor, memory, file system of `folder` and versions, one fact per line."""
-    cores = len(os.sched_getaffinity(0))
+    cores = num_processors()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     device, kind = _file_system(folder)
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)

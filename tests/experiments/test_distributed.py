@@ -42,7 +42,7 @@ def run(folder: Path, cases: dict[str, Any]) -> tuple[list[Entry], dict[str, str
 
 @pytest.fixture(autouse=True)
 def two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.jobs.os.sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.setattr("experiments.jobs.num_processors", lambda: 2)
 
 
 def test_two_workers_train_as_one(tmp_path: Path) -> None:

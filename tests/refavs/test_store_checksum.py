@@ -1,5 +1,10 @@
 """Checksums of pieces give that of the whole."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import google_crc32c
 import numpy as np
 from hypothesis import given
@@ -24,3 +29,16 @@ def test_checksum_takes_any_array_and_goes_on() -> None:
     values = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     assert crc32c(values) == google_crc32c.value(values.tobytes())
     assert crc32c(values[1], crc32c(values[0])) == crc32c(values)
+
+
+def test_checksums_by_python_are_right_and_said_to_be_slow_once() -> None:
+    program = (
+        "import sys; sys.modules['google_crc32c.cext'] = None\n"  # as where the wheel has no C extension
+        "import numpy as np; from refavs.store.checksum import crc32c\n"
+        "print(crc32c(np.arange(10, dtype=np.uint8)), crc32c(b'123456789'))"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(root)})  # fmt: skip
+    assert done.stdout.split() == [str(crc32c(np.arange(10, dtype=np.uint8))), str(0xE3069283)], done.stderr
+    assert done.stderr.count("\n") == 1 and "has no C extension" in done.stderr and "pip install" in done.stderr

@@ -1,0 +1,116 @@
+"""A Ray of one's own on this machine: what its workers get, starts that fail, and room without /dev/shm."""
+
+import os
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from extract import local_ray
+from extract.local_ray import environment_of, ray_at
+from refavs.errors import ConfigError
+
+TIMED_OUT = "The current node timed out during startup. This could happen because some of the raylet failed to startup"
+
+
+class Starts:
+    """Stands for `ray.init`, which leaves processes and raises so many times."""
+
+    def __init__(self, failures: int, error: type[Exception] = Exception) -> None:
+        self.failures, self.error = failures, error
+        self.left: list[subprocess.Popen[bytes]] = []
+        self.settings: list[dict[str, Any]] = []
+
+    def __call__(self, **settings: Any) -> None:
+        self.settings.append(settings)
+        if len(self.settings) <= self.failures:
+            self.left.append(subprocess.Popen(["sleep", "600"]))
+            raise self.error(f"{TIMED_OUT}\nand more")
+
+
+@pytest.mark.ray
+def test_workers_are_as_nice_as_the_driver_and_share_processors_and_memory_well(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import ray
+
+    for name in local_ray.LOCAL_ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")  # the user's own
+    monkeypatch.setattr(local_ray, "SHARED_MEMORY", tmp_path / "absent")
+
+    def look(data: bytes) -> tuple[int, dict[str, str], int]:
+        return os.nice(0), dict(os.environ), len(data)
+
+    with ray_at(None, num_cpus=1):
+        assert not set(local_ray.LOCAL_ENVIRONMENT) - {"MALLOC_ARENA_MAX"} & set(os.environ)
+        nice, environment, num_bytes = ray.get(ray.remote(look).remote(ray.put(bytes(2**20))))
+    assert not ray.is_initialized()
+    assert nice == os.nice(0) and num_bytes == 2**20
+    found = {name: environment[name] for name in (*local_ray.PASSIVE_WAITING, *local_ray.KEPT_BLOCKS)}
+    assert found == local_ray.PASSIVE_WAITING | local_ray.KEPT_BLOCKS | {"MALLOC_ARENA_MAX": "2"}
+
+
+def test_variables_of_the_user_stay_and_ours_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "7")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    with pytest.raises(ZeroDivisionError), environment_of({"MALLOC_ARENA_MAX": "1", "OMP_WAIT_POLICY": "PASSIVE"}):
+        assert (os.environ["MALLOC_ARENA_MAX"], os.environ["OMP_WAIT_POLICY"]) == ("7", "PASSIVE")
+        raise ZeroDivisionError
+    assert os.environ["MALLOC_ARENA_MAX"] == "7" and "OMP_WAIT_POLICY" not in os.environ
+
+
+def test_start_that_a_busy_machine_delays_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    starts = Starts(failures=1)
+    monkeypatch.setattr("ray.init", starts)
+    other = subprocess.Popen(["sleep", "600"])
+    try:
+        with ray_at(None, num_cpus=3):
+            assert other.poll() is None, "a process that Ray did not start is ended"
+    finally:
+        other.kill()
+        other.wait()
+    assert [settings["num_cpus"] for settings in starts.settings] == [3, 3]
+    (left,) = starts.left
+    assert left.poll() is not None, "the first start's processes run on"
+    said = capsys.readouterr().err
+    assert said.startswith("Ray did not start on this machine (The current node timed out") and said.count("\n") == 1
+
+
+def test_start_that_never_succeeds_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = Starts(failures=9, error=RuntimeError)
+    monkeypatch.setattr("ray.init", starts)
+    monkeypatch.setenv("RAY_TMPDIR", "/scratch")
+    with pytest.raises(ConfigError) as caught, ray_at(None, num_cpus=1):
+        pass
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"in 2 attempts ({TIMED_OUT})" in message and "/scratch/ray/session_latest/logs" in message
+    assert [left.poll() is not None for left in starts.left] == [True, True]
+
+
+def test_error_of_another_kind_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = Starts(failures=9, error=TypeError)
+    monkeypatch.setattr("ray.init", starts)
+    with pytest.raises(TypeError), ray_at(None, num_cpus=1):
+        pass
+    for left in starts.left:
+        left.kill()
+        left.wait()
+    assert len(starts.settings) == 1
+
+
+@pytest.mark.parametrize(("free", "writable", "found"), [
+    (2**30, True, None), (2**20, True, Path("/scratch")), (2**30, False, Path("/scratch")),
+])  # fmt: skip
+def test_object_store_lies_elsewhere_where_shared_memory_is_small_or_closed(
+    monkeypatch: pytest.MonkeyPatch, free: int, writable: bool, found: Path | None
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/scratch")
+    monkeypatch.setattr(local_ray.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    monkeypatch.setattr(local_ray.os, "access", lambda path, mode: writable)
+    assert local_ray.plasma_directory() == found
