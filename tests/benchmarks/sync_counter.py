@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils import _foreach_utils
 from torch.utils import _pytree as pytree
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
@@ -111,6 +112,9 @@ class FakeTensor(torch.Tensor):
         made.held = real
         return made
 
+    def record_stream(self, stream: "Stream") -> None:
+        FakeAccelerator.log.append((stream.name, "uses", 0))
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return FakeAccelerator.run(func, args, kwargs or {})
@@ -173,11 +177,11 @@ class FakeAccelerator:
     """
 
     NAME = "fake"
-    stream = Stream(name="main")
-    log: list[tuple[str, str, int]] = []
-    done: set[int] = set()
-    _counts: Counts | None = None
-    _library: Any = None
+    stream: ClassVar = Stream(name="main")
+    log: ClassVar[list[tuple[str, str, int]]] = []
+    done: ClassVar[set[int]] = set()
+    _counts: ClassVar[Counts | None] = None
+    _library: ClassVar[Any] = None
 
     @classmethod
     def start(cls) -> torch.device:
@@ -186,19 +190,32 @@ class FakeAccelerator:
             torch.autograd.set_multithreading_enabled(False)  # the threads of such a device do not end by themselves
             _setup_privateuseone_for_python_backend(cls.NAME, Module())
             cls._library = torch.library.Library("_", "IMPL")
+            _foreach_utils._foreach_supported_types.append(FakeTensor)
             cls._library.fallback(lambda func, *args, **kwargs: cls.run(func, args, kwargs), "PrivateUse1")
         return torch.device(cls.NAME, 0)
 
     @classmethod
     def counting(cls, call: Callable[[], Any]) -> Counts:
-        """What `call` asks of the device; attention is fused, as on a GPU."""
+        """What `call` asks of the device."""
         cls._counts = counts = Counts()
         try:
-            with mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", _fused_attention):
+            with cls.like_a_gpu():
                 call()
         finally:
             cls._counts = None
         return counts
+
+    @staticmethod
+    @contextlib.contextmanager
+    def like_a_gpu() -> Iterator[None]:
+        """Attention is fused, and memory that ought to be pinned is plain."""
+        from refavs.data.dataset import Recycler
+
+        with (
+            mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", _fused_attention),
+            mock.patch.object(Recycler, "_new", lambda self, shape, dtype: torch.empty(shape, dtype=dtype)),
+        ):
+            yield
 
     @classmethod
     def note_sync(cls) -> None:
@@ -216,7 +233,7 @@ class FakeAccelerator:
             to_device = cls._note_copy(name, args, kwargs)
         elif cls._counts is not None:
             cls._counts.kernels += not (name in EMPTY or name in WAITING or _is_view(func))
-            if name in WAITING or name in ("index", "index_put_", "_index_put_impl_") and _waits(name, args):
+            if name in WAITING or (name in ("index", "index_put_", "_index_put_impl_") and _waits(args)):
                 cls.note_sync()
         args, kwargs = pytree.tree_map(_real, (args, kwargs))
         kwargs.pop("pin_memory", None)
@@ -263,7 +280,7 @@ def _is_view(func: Any) -> bool:
     return func._schema.name == "aten::_unsafe_view" or (alias is not None and not alias.is_write)
 
 
-def _waits(name: str, args: Any) -> bool:
+def _waits(args: Any) -> bool:
     """Whether the number of rows depends on a mask, or indices come from the processor."""
     indices = [one for one in args[1] if one is not None]
     from_host = any(not isinstance(one, FakeTensor) for one in indices)
@@ -295,7 +312,8 @@ def count_small(precision: str = "fp32") -> dict[str, Counts]:
         config = replace(TrialConfig(), changes)
         torch.manual_seed(0)
         learner = Learner(config, build_model(config, store).to(device).train())
-        steps = list(enumerate(Sampler(config, store).batches(0)))
+        with FakeAccelerator.like_a_gpu():
+            steps = list(enumerate(Sampler(config, store, device).batches(0)))
         rows = rows_of(store, ("val",))[:4]
 
         def evaluate() -> None:
