@@ -86,35 +86,33 @@ class MaskedAttentionLayer(nn.Module):
         self,
         queries: Float[Tensor, "r k q c"],
         query_positions: Float[Tensor, "q c"],
-        keys: Float[Tensor, "r m n d"],
-        values: Float[Tensor, "r m n d"],
+        placed: Float[Tensor, "r n c"],
+        level: Float[Tensor, "r n c"],
+        embedding: Float[Tensor, "c"],
         bias: Float[Tensor, "r 1 kq n"],
     ) -> Float[Tensor, "r k q c"]:
-        """Queries of k expressions for each of r frames; `keys` and `values` come from `project`."""
-        return self._between(self._to_level(queries, query_positions, keys, values, bias), query_positions)
+        """Queries of k expressions for each of r frames of distinct clips.
 
-    def project(
-        self, placed: Float[Tensor, "r n c"], level: Float[Tensor, "r n c"], embedding: Float[Tensor, "c"]
-    ) -> tuple[Float[Tensor, "r m n d"], Float[Tensor, "r m n d"]]:
-        """Keys and values of a level's pixels, with their positions and without; r counts frames of distinct clips.
-
-        The level's embedding is projected by itself: frozen maps then need no gradient for the sake of that vector.
+        Args:
+            placed: a level's pixels with their positions, from which the keys come.
+            level: without them, for the values.
+            embedding: of the level, projected by itself: frozen maps then need no gradient for the sake of it.
         """
-        return self.cross_attention.heads(placed, 1, embedding), self.cross_attention.heads(level, 2, embedding)
-
-    def _to_level(
-        self, queries: Tensor, query_positions: Tensor, keys: Tensor, values: Tensor, bias: Tensor
-    ) -> Tensor:
         cross, size = self.cross_attention, queries.shape[1]
-        placed = rearrange(queries + query_positions, "r k q c -> r (k q) c")
-        attended = cross.join(attend(cross.heads(placed, 0), keys, values, bias))
-        return self.cross_norm(queries + self.dropout(rearrange(attended, "r (k q) c -> r k q c", k=size)))
+        query, key, value = cross.parts()
+        heads = rearrange(queries + query_positions, "r k q c -> r (k q) c")
+        attended = attend(
+            cross.heads(heads, query), cross.heads(placed, key, embedding), cross.heads(level, value, embedding), bias
+        )
+        attended = rearrange(cross.join(attended), "r (k q) c -> r k q c", k=size)
+        return self._between(self.cross_norm(queries + self.dropout(attended)), query_positions)
 
     def _between(self, queries: Tensor, query_positions: Tensor) -> Tensor:
         attention, size = self.self_attention, queries.shape[1]
         queries = rearrange(queries, "r k q c -> (r k) q c")
         placed = queries + query_positions
-        heads = attention.heads(placed, 0), attention.heads(placed, 1), attention.heads(queries, 2)
+        query, key, value = attention.parts()
+        heads = attention.heads(placed, query), attention.heads(placed, key), attention.heads(queries, value)
         queries = self.self_norm(queries + self.dropout(attention.join(attend(*heads))))
         queries = self.feedforward_norm(queries + self.dropout(self.feedforward(queries)))
         return rearrange(queries, "(r k) q c -> r k q c", k=size)
@@ -186,8 +184,7 @@ class MaskDecoder(nn.Module):
                 predict_masks()
             placed, tokens, small = sources[index % len(sources)]
             embedding = self.level_embeddings[index % len(sources)]
-            hidden = layer(hidden, self.query_positions, *layer.project(placed, tokens, embedding),
-                           self._attention_bias(hidden, small))
+            hidden = layer(hidden, self.query_positions, placed, tokens, embedding, self._attention_bias(hidden, small))
         predict_masks()
         outputs[-1].auxiliary = outputs[:-1]
         return outputs[-1]
