@@ -14,7 +14,8 @@ from torch import Tensor
 from experiments.config import TrainConfig
 from refavs.accelerator import resolved_precision
 from refavs.console import ProgressBar
-from refavs.data.dataset import Ahead, Batch, batches
+from refavs.data.ahead import Ahead, depth_for
+from refavs.data.dataset import Batch, batches
 from refavs.errors import RefAVSError
 from refavs.metrics import (
     Recorder,
@@ -162,12 +163,10 @@ def predictions_together(
     modes = [model.training for _, model in heads]
     for _, model in heads:
         model.eval()
-    levels, pinned = all_levels(model.config for _, model in heads), device.type == "cuda"
-    read = batches(store, rows, heads[0].config.eval_batch_size, levels=levels, pinned=pinned)
-    for on_host in Ahead(read):
-        yield (batch := on_host.to(device)), _predicted(heads, batch)
-        if pinned:  # the memory of what was read is used again now, and the copies have to be done
-            torch.cuda.current_stream(device).synchronize()
+    levels = all_levels(model.config for _, model in heads)
+    read = batches(store, rows, heads[0].config.eval_batch_size, levels=levels, device=device)
+    for on_its_way in Ahead(read, depth_for(device)):
+        yield (batch := on_its_way.to(device)), _predicted(heads, batch)
     for mode, (_, model) in zip(modes, heads, strict=True):
         model.train(mode)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from experiments.config import TrainConfig, TrialConfig
@@ -16,7 +17,7 @@ from experiments.evaluate import autocast
 from experiments.sampler import derived_seed
 from refavs.data.dataset import Batch
 from refavs.errors import ConfigError
-from refavs.model.eemc import EEMC
+from refavs.model.eemc import EEMC, Seconds
 from refavs.model.losses import FrameCounts, eemc_loss
 from refavs.model.once import Once
 
@@ -110,35 +111,35 @@ class Learner:
         self._take_average(step)
         return {**sums, "grad_norm": norm, **({"skipped_steps": skipped} if self.scaler.is_enabled() else {})}
 
-    def _frames(self, parts: Sequence[tuple[int, Batch]], step: int) -> Tensor | None:
+    def _frames(self, parts: Sequence[tuple[int, Batch]], step: int) -> list[int] | None:
         """The seconds of this step, the same for all its parts; None for all."""
         wanted = self.config.train.frames
         masks = [part.mask for _, part in parts if part.mask is not None]
         if not wanted or not masks or wanted >= masks[0].shape[1]:
             return None
         rng = np.random.default_rng(derived_seed(self.config.order_seed, "frames", step))
-        return torch.from_numpy(np.sort(rng.permutation(masks[0].shape[1])[:wanted]))
+        return sorted(rng.permutation(masks[0].shape[1])[:wanted].tolist())
 
-    def _count(self, parts: Sequence[tuple[int, Batch]], frames: Tensor | None) -> FrameCounts:
-        """The frames of the whole batch, counted before anything is moved to the device."""
-        found = torch.zeros(2, dtype=torch.long)
-        for _, part in parts:
-            assert part.mask is not None
-            counts = FrameCounts.of(part.mask if frames is None else part.mask[:, frames])
-            found += torch.tensor([counts.shown, counts.null])
+    def _count(self, parts: Sequence[tuple[int, Batch]], frames: list[int] | None) -> FrameCounts:
+        """The frames of the whole batch; no device is asked unless several workers have to tell each other."""
+        shown = [_chosen(part, frames) for _, part in parts]
+        found = sum(int(one.sum()) for one in shown), sum(int((~one).sum()) for one in shown)
         if self.team.size > 1:
-            found = self.team.add(found.to(self.device)).cpu()
-        return FrameCounts(shown=int(found[0]), null=int(found[1]))
+            num_shown, num_null = self.team.add(torch.tensor(found).to(self.device, non_blocking=True)).tolist()
+            found = num_shown, num_null
+        return FrameCounts(shown=found[0], null=found[1])
 
-    def _losses(self, part: Batch, frames: Tensor | None, whole: FrameCounts, once: Once) -> dict[str, Tensor]:
+    def _losses(self, part: Batch, frames: list[int] | None, whole: FrameCounts, once: Once) -> dict[str, Tensor]:
         part = once("on the device", lambda: part.to(self.device))
         assert part.mask is not None
-        mask, chosen = part.mask, None if frames is None else frames.to(self.device)
+        mask = part.mask
+        seconds = once("seconds", lambda: None if frames is None else Seconds.of(frames, self.device))
         with autocast(self.config.train, self.device):
             # A compiled model is compiled for tensors alone.
-            output = self.forward(part, chosen) if self.config.train.compile else self.forward(part, chosen, once)
-        mask = once("mask", lambda: mask if chosen is None else mask[:, chosen])
-        return eemc_loss(output, mask, self.config.loss, whole, once)
+            output = self.forward(part, seconds) if self.config.train.compile else self.forward(part, seconds, once)
+        mask = once("mask", lambda: mask if seconds is None else mask[:, seconds.index])
+        shown = once("shown", lambda: _places(_chosen(part, frames)).to(self.device, non_blocking=True))
+        return eemc_loss(output, mask, self.config.loss, whole, once, shown)
 
     def _share(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         """Adds up gradients and losses over the workers, in one message."""
@@ -213,6 +214,17 @@ class Learner:
         self.optimizer.load_state_dict({"state": values, "param_groups": facts["groups"]})
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(facts["scaler"])
+
+
+def _chosen(part: Batch, frames: list[int] | None) -> Bool[np.ndarray, "b t"]:
+    """Which of the chosen seconds show each expression's object."""
+    assert part.shown is not None
+    return part.shown if frames is None else part.shown[:, frames]
+
+
+def _places(shown: Bool[np.ndarray, "b t"]) -> Int[Tensor, "s"]:
+    """The frames that show an object, counted expression after expression."""
+    return torch.from_numpy(np.flatnonzero(shown))
 
 
 def learning_rate(config: TrainConfig, step: int, num_steps: int) -> float:

@@ -79,8 +79,8 @@ class Sampler:
             expressions_per_clip=train.expressions_per_clip,
         )
         mine = [list(self._parts(rows, num_workers * train.accumulate))[rank :: num_workers] for rows in whole]
-        pinned = self.device.type == "cuda"
-        read = read_batches(self.store, ([rows for _, rows in parts] for parts in mine), levels or self.levels, pinned)
+        wanted = ([rows for _, rows in parts] for parts in mine)
+        read = read_batches(self.store, wanted, levels or self.levels, self.device)
         for parts, found in zip(mine, read, strict=True):
             yield [(number, batch) for (number, _), batch in zip(parts, found, strict=True)]
 

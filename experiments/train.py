@@ -25,7 +25,8 @@ from experiments.state import STOP_FILE, load_state, read_json, save_state, save
 from experiments.usage import Usage
 from refavs.accelerator import allow_tf32, resolved_precision
 from refavs.config import replace, to_dict
-from refavs.data.dataset import Ahead, Batch
+from refavs.data.ahead import Ahead, depth_for
+from refavs.data.dataset import Batch
 from refavs.errors import ConfigError
 from refavs.metrics import STATISTICS_FILE
 from refavs.model.checkpoint import load_weights, save_model
@@ -286,7 +287,8 @@ def take_steps(trainings: Sequence[Training], num_runs: int) -> tuple[list[Train
         training.learner.model.train()
     lead, running = trainings[0], list(trainings)
     levels = all_levels(training.learner.model.config for training in trainings)
-    ahead = Ahead(lead.sampler.batches(lead.epoch, lead.team.rank, lead.team.size, levels))
+    read = lead.sampler.batches(lead.epoch, lead.team.rank, lead.team.size, levels)
+    ahead = Ahead(read, depth_for(lead.sampler.device))
     for index, parts in enumerate(ahead):
         once = Once(keep=len(running) > 1)
         for training in running:

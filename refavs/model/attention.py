@@ -49,11 +49,16 @@ class Attention(nn.Module):
         nn.init.zeros_(self.project.bias)
         nn.init.zeros_(self.out.bias)
 
+    def parts(self) -> list[tuple[Float[Tensor, "c c"], Float[Tensor, "c"]]]:
+        """Weight and bias of queries, keys and values. Taken once for all three, their gradients are joined once."""
+        return list(zip(self.project.weight.chunk(3), self.project.bias.chunk(3), strict=True))
+
     def heads(
-        self, inputs: Float[Tensor, "s k c"], part: int, offset: Float[Tensor, "c"] | None = None
-    ) -> Float[Tensor, "s m k d"]:
-        """Queries (part 0), keys (1) or values (2) of `inputs`, each with `offset` added, split into heads."""
-        weight, bias = self.project.weight.chunk(3)[part], self.project.bias.chunk(3)[part]
+        self, inputs: Float[Tensor, "s k c"], part: tuple[Float[Tensor, "c c"], Float[Tensor, "c"]],
+        offset: Float[Tensor, "c"] | None = None,
+    ) -> Float[Tensor, "s m k d"]:  # fmt: skip
+        """What a part makes of `inputs`, each with `offset` added, split into heads."""
+        weight, bias = part
         if offset is not None:
             bias = bias + weight @ offset
         return self.split(nn.functional.linear(inputs, weight, bias))
@@ -71,7 +76,8 @@ class Attention(nn.Module):
         bias: Float[Tensor, "#s #m #q k"] | None = None,
     ) -> Float[Tensor, "s q c"]:
         """Attention of `inputs` to `source`."""
-        return self.join(attend(self.heads(inputs, 0), self.heads(source, 1), self.heads(source, 2), bias))
+        query, key, value = self.parts()
+        return self.join(attend(self.heads(inputs, query), self.heads(source, key), self.heads(source, value), bias))
 
 
 def feedforward(channels: int, hidden_channels: int, dropout: float = 0.0) -> nn.Sequential:

@@ -14,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from refavs.data.clip_groups import ClipGroups
 from refavs.model.attention import Attention, attend, feedforward, hidden_bias, sine_positions
 
 OBJECT, NO_OBJECT = 0, 1
@@ -29,70 +30,43 @@ class EEMCOutput:
     Attributes:
         mask_embeddings: for each query the weights of the mask features, and last a bias.
         mask_features: those of the distinct clips.
-        clip: which of the distinct clips each expression speaks of.
+        groups: which of the distinct clips each expression speaks of.
         class_logits: index 0 is "this query is the referred object", index 1 "no object".
         auxiliary: the predictions before each decoder layer, for deep supervision; empty outside training.
     """
 
     mask_embeddings: Float[Tensor, "b t q cm1"]
     mask_features: Float[Tensor, "u t cm h w"]
-    clip: Int[Tensor, "b"]
+    groups: ClipGroups
     class_logits: Float[Tensor, "b t q 2"]
     auxiliary: list["EEMCOutput"] = field(default_factory=list)
 
     @property
     def mask_logits(self) -> Float[Tensor, "b t q h w"]:
         """One mask for each query at the resolution of the mask features; computed anew each time."""
-        return mask_logits(self.mask_embeddings, self.mask_features, self.clip)
+        return mask_logits(self.mask_embeddings, self.mask_features, self.groups)
 
     def mask_logits_of(self, query: Int[Tensor, "b t"]) -> Float[Tensor, "b t h w"]:
         """The mask of one query per frame."""
         index = rearrange(query, "b t -> b t 1 1").expand(-1, -1, 1, self.mask_embeddings.shape[-1])
-        logits = mask_logits(self.mask_embeddings.gather(2, index), self.mask_features, self.clip)
+        logits = mask_logits(self.mask_embeddings.gather(2, index), self.mask_features, self.groups)
         return rearrange(logits, "b t 1 h w -> b t h w")
 
 
 def mask_logits(
-    embeddings: Float[Tensor, "b t q cm1"], features: Float[Tensor, "u t cm h w"], clip: Int[Tensor, "b"]
+    embeddings: Float[Tensor, "b t q cm1"], features: Float[Tensor, "u t cm h w"], groups: ClipGroups
 ) -> Float[Tensor, "b t q h w"]:
     """Products of queries and mask features, and a bias of each query.
 
     Differs: Mask2Former has no such bias; its features have a mean that serves as one. Features that are standardised
     put the background at zero, where no query can tell it from the border of an object.
     """
-    height, groups = features.shape[3], ClipGroups(clip, len(features))
+    height = features.shape[3]
     grouped = rearrange(groups.join(embeddings), "u t k q c -> u t (k q) c")
     features = rearrange(features, "u t c h w -> u t c (h w)")
     logits = torch.matmul(grouped[..., :-1], features).add_(grouped[..., -1:])
     logits = groups.part(rearrange(logits, "u t (k q) p -> u t k q p", k=groups.size))
     return rearrange(logits, "b t q (h w) -> b t q h w", h=height)
-
-
-class ClipGroups:
-    """Puts the expressions of a clip side by side, so that they share its maps instead of copying them.
-
-    Args:
-        clip: which of the `num_clips` distinct clips each expression speaks of.
-    """
-
-    def __init__(self, clip: Int[Tensor, "b"], num_clips: int) -> None:
-        self.clip, self.num_clips = clip, num_clips
-        self.place = (clip[:, None] == clip).tril(-1).sum(dim=1)  # the expressions of a clip are counted from 0
-        self.size = int(self.place.max()) + 1
-
-    def join(self, queries: Float[Tensor, "b t q c"]) -> Float[Tensor, "u t k q c"]:
-        """From expressions to clips with up to k expressions; a place that has none is zero."""
-        if self.num_clips == 1:  # no copy
-            return rearrange(queries, "k t q c -> 1 t k q c")
-        grouped = queries.new_zeros(self.num_clips, self.size, *queries.shape[1:])
-        grouped[self.clip, self.place] = queries
-        return rearrange(grouped, "u k t q c -> u t k q c")
-
-    def part(self, grouped: Float[Tensor, "u t k q c"]) -> Float[Tensor, "b t q c"]:
-        """The way back."""
-        if self.num_clips == 1:
-            return rearrange(grouped, "1 t k q c -> k t q c")
-        return rearrange(grouped, "u t k q c -> u k t q c")[self.clip, self.place]
 
 
 class MaskedAttentionLayer(nn.Module):
@@ -112,35 +86,33 @@ class MaskedAttentionLayer(nn.Module):
         self,
         queries: Float[Tensor, "r k q c"],
         query_positions: Float[Tensor, "q c"],
-        keys: Float[Tensor, "r m n d"],
-        values: Float[Tensor, "r m n d"],
+        placed: Float[Tensor, "r n c"],
+        level: Float[Tensor, "r n c"],
+        embedding: Float[Tensor, "c"],
         bias: Float[Tensor, "r 1 kq n"],
     ) -> Float[Tensor, "r k q c"]:
-        """Queries of k expressions for each of r frames; `keys` and `values` come from `project`."""
-        return self._between(self._to_level(queries, query_positions, keys, values, bias), query_positions)
+        """Queries of k expressions for each of r frames of distinct clips.
 
-    def project(
-        self, placed: Float[Tensor, "r n c"], level: Float[Tensor, "r n c"], embedding: Float[Tensor, "c"]
-    ) -> tuple[Float[Tensor, "r m n d"], Float[Tensor, "r m n d"]]:
-        """Keys and values of a level's pixels, with their positions and without; r counts frames of distinct clips.
-
-        The level's embedding is projected by itself: frozen maps then need no gradient for the sake of that vector.
+        Args:
+            placed: a level's pixels with their positions, from which the keys come.
+            level: without them, for the values.
+            embedding: of the level, projected by itself: frozen maps then need no gradient for the sake of it.
         """
-        return self.cross_attention.heads(placed, 1, embedding), self.cross_attention.heads(level, 2, embedding)
-
-    def _to_level(
-        self, queries: Tensor, query_positions: Tensor, keys: Tensor, values: Tensor, bias: Tensor
-    ) -> Tensor:
         cross, size = self.cross_attention, queries.shape[1]
-        placed = rearrange(queries + query_positions, "r k q c -> r (k q) c")
-        attended = cross.join(attend(cross.heads(placed, 0), keys, values, bias))
-        return self.cross_norm(queries + self.dropout(rearrange(attended, "r (k q) c -> r k q c", k=size)))
+        query, key, value = cross.parts()
+        heads = rearrange(queries + query_positions, "r k q c -> r (k q) c")
+        attended = attend(
+            cross.heads(heads, query), cross.heads(placed, key, embedding), cross.heads(level, value, embedding), bias
+        )
+        attended = rearrange(cross.join(attended), "r (k q) c -> r k q c", k=size)
+        return self._between(self.cross_norm(queries + self.dropout(attended)), query_positions)
 
     def _between(self, queries: Tensor, query_positions: Tensor) -> Tensor:
         attention, size = self.self_attention, queries.shape[1]
         queries = rearrange(queries, "r k q c -> (r k) q c")
         placed = queries + query_positions
-        heads = attention.heads(placed, 0), attention.heads(placed, 1), attention.heads(queries, 2)
+        query, key, value = attention.parts()
+        heads = attention.heads(placed, query), attention.heads(placed, key), attention.heads(queries, value)
         queries = self.self_norm(queries + self.dropout(attention.join(attend(*heads))))
         queries = self.feedforward_norm(queries + self.dropout(self.feedforward(queries)))
         return rearrange(queries, "(r k) q c -> r k q c", k=size)
@@ -187,24 +159,23 @@ class MaskDecoder(nn.Module):
         queries: Float[Tensor, "b t q c"],
         mask_features: Float[Tensor, "u t cm h w"],
         levels: Sequence[Float[Tensor, "u t _ _ _"]],
-        clip: Int[Tensor, "b"],
+        groups: ClipGroups,
     ) -> EEMCOutput:
         """Predicts from the prompted queries of b expressions and the maps of their u distinct clips.
 
         Args:
             levels: the maps at strides 32, 16 and 8, in this order.
-            clip: which of the u clips each expression speaks of.
+            groups: which of the u clips each expression speaks of.
         """
         device = mask_features.device.type
         if torch.is_autocast_enabled(device):  # once, and not in every product
             mask_features = mask_features.to(torch.get_autocast_dtype(device))
-        groups = ClipGroups(clip, len(mask_features))
         hidden = rearrange(groups.join(queries), "u t k q c -> (u t) k q c")
         outputs = []
 
         def predict_masks() -> None:
             normed = self.norm(groups.part(rearrange(hidden, "(u t) k q c -> u t k q c", u=groups.num_clips)))
-            outputs.append(EEMCOutput(self.mask_head(normed), mask_features, clip, self.class_head(normed)))
+            outputs.append(EEMCOutput(self.mask_head(normed), mask_features, groups, self.class_head(normed)))
 
         sources = self._sources(mask_features, levels)
         for index, module in enumerate(self.layers):
@@ -213,8 +184,7 @@ class MaskDecoder(nn.Module):
                 predict_masks()
             placed, tokens, small = sources[index % len(sources)]
             embedding = self.level_embeddings[index % len(sources)]
-            hidden = layer(hidden, self.query_positions, *layer.project(placed, tokens, embedding),
-                           self._attention_bias(hidden, small))
+            hidden = layer(hidden, self.query_positions, placed, tokens, embedding, self._attention_bias(hidden, small))
         predict_masks()
         outputs[-1].auxiliary = outputs[:-1]
         return outputs[-1]

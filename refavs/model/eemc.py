@@ -1,6 +1,7 @@
 """EEMC, Expression Enhancing with Multimodal Cues: the trainable head on frozen visual, audio and text features."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -141,6 +142,25 @@ class EEMCConfig(ModelOptions):
         return ["/".join(size.path.split("/")[2:]) for size in self.sizes.maps if size.name in needed]
 
 
+@dataclass(frozen=True)
+class Seconds:
+    """Some of a clip's seconds, in rising order.
+
+    Attributes:
+        index: to take them from an axis of seconds.
+        end: one after the last of them, known without asking a device.
+    """
+
+    index: Int[Tensor, "f"]
+    end: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[int], device: torch.device | str = "cpu") -> "Seconds":
+        """The seconds named, to be used on `device`."""
+        index = torch.tensor(seconds, dtype=torch.long)
+        return cls(index.to(device, non_blocking=True), max(seconds) + 1)
+
+
 class EEMC(nn.Module):
     """Segments the object an expression refers to in each second, from cached features.
 
@@ -242,7 +262,7 @@ class EEMC(nn.Module):
                 projection.standardise.set(*statistics[size.path])
 
     def forward(
-        self, batch: Batch, frames: Int[Tensor, "f"] | None = None, once: Once | None = None
+        self, batch: Batch, frames: Seconds | None = None, once: Once | None = None
     ) -> EEMCOutput:
         """Predicts masks and classes.
 
@@ -251,18 +271,18 @@ class EEMC(nn.Module):
                 that a second's prediction does not depend on which others are decoded.
             once: shares what is frozen with the other heads that read this batch and decode the same seconds.
         """
-        seconds, name_of_seconds = slice(None), "all"
+        seconds, chosen, name_of_seconds = slice(None), None, "all"
         if frames is not None and self.config.memory:
             # The memory looks back from the chosen seconds, never ahead.
-            seconds, name_of_seconds = slice(int(frames.max()) + 1), "until the last"
+            seconds, chosen, name_of_seconds = slice(frames.end), frames.index, "until the last"
         elif frames is not None:
-            seconds, frames, name_of_seconds = frames, None, "chosen"  # no second needs another
+            seconds, name_of_seconds = frames.index, "chosen"  # no second needs another
         maps = {name: batch.visual[name][:, seconds] for name in self.visual.names}
-        visual = self.visual(maps, frames, once, name_of_seconds)
+        visual = self.visual(maps, chosen, once, name_of_seconds)
         audio, text, valid = self._audio(batch.audio[:, seconds]), *self._text(batch)
-        cues = self.cues(audio, visual.tokens, text, valid, batch.clip, frames)
+        cues = self.cues(audio, visual.tokens, text, valid, batch.clip, chosen)
         queries = self.prompting(*self.integration(*cues, valid))
-        return self.decoder(queries, visual.mask_features, visual.levels, batch.clip)
+        return self.decoder(queries, visual.mask_features, visual.levels, batch.groups)
 
     def cues(
         self,
@@ -296,5 +316,4 @@ class EEMC(nn.Module):
         """The expressions without the places that are padding in all of them."""
         if self.text is None:
             return None, batch.valid[:, :0]
-        length = int(batch.valid.any(dim=0).nonzero().max()) + 1
-        return self.text(batch.text[:, :length]), batch.valid[:, :length]
+        return self.text(batch.text[:, : batch.text_length]), batch.valid[:, : batch.text_length]

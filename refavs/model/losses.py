@@ -73,7 +73,7 @@ class FrameCounts:
 
 def eemc_loss(
     output: EEMCOutput, masks: Bool[Tensor, "b t h w"], config: LossConfig | None = None,
-    whole: FrameCounts | None = None, once: Once | None = None,
+    whole: FrameCounts | None = None, once: Once | None = None, shown: Int[Tensor, "s"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:  # fmt: skip
     """Total loss, and its parts on the final prediction.
 
@@ -85,13 +85,15 @@ def eemc_loss(
         whole: the frames of the batch of which these are a part. The losses of its parts then add up to those of the
             batch, and so do their gradients. None for a batch in one piece.
         once: shares the labels with the other heads that have the same masks.
+        shown: the frames with an object, counted expression after expression; None finds them in the masks, which on a
+            device waits for it.
 
     Returns:
         `total` (all weights applied, summed over the final and the auxiliary predictions), and unweighted `bce`, `dice`
         and `classification` of the final prediction.
     """
     config = config or LossConfig()
-    labels = (once or Once())("labels", lambda: Labels(masks))
+    labels = (once or Once())("labels", lambda: Labels(masks, shown))
     whole = whole or FrameCounts.of(masks)
     parts = _loss_of(output, labels, config, whole)
     total = _weighted(parts, config)
@@ -108,15 +110,19 @@ class Labels:
     """Masks as the losses take them.
 
     Attributes:
-        has_object: whether a frame shows the object.
+        shown: the frames that show the object.
+        has_object: whether a frame does.
         target: the masks as numbers.
-        shown: those of the frames with an object.
+        shown_target: those of the frames with an object.
     """
 
-    def __init__(self, masks: Bool[Tensor, "b t h w"]) -> None:
-        self.has_object = rearrange(masks, "b t h w -> (b t) (h w)").any(dim=1)
+    def __init__(self, masks: Bool[Tensor, "b t h w"], shown: Int[Tensor, "s"] | None = None) -> None:
+        if shown is None:
+            shown = rearrange(masks, "b t h w -> (b t) (h w)").any(dim=1).nonzero()[:, 0]
+        self.shown = shown
+        self.has_object = masks.new_zeros(masks.shape[0] * masks.shape[1]).index_fill(0, shown, True)
         self.target = rearrange(masks, "b t h w -> (b t) 1 h w").float()
-        self.shown = self.target[self.has_object]
+        self.shown_target = self.target.index_select(0, shown)
         self._smaller: dict[tuple[int, int], Tensor] = {}
 
     def smaller(self, height: int, width: int) -> Float[Tensor, "s 1 p"]:
@@ -142,7 +148,7 @@ def _loss_of(
     chosen = output.mask_logits_of(rearrange(matched, "(b t) -> b t", t=output.class_logits.shape[1]))
     chosen = rearrange(chosen, "b t h w -> (b t) 1 h w").float()
     # Only frames with an object have a mask to compare with.
-    logits, labels = _compared_values(chosen[has_object], truth.shown, config)
+    logits, labels = _compared_values(chosen.index_select(0, truth.shown), truth.shown_target, config)
     num_masks = max(whole.shown, 1)
     return {
         "bce": mask_bce(logits, labels).sum() / num_masks,
@@ -183,7 +189,8 @@ def classification_loss(
     whole: FrameCounts,
 ) -> Float[Tensor, ""]:  # fmt: skip
     """Weighted mean of the cross-entropy of object against no object over all queries of the frames in `whole`."""
-    taken = nn.functional.one_hot(matched, class_logits.shape[1]).bool() & has_object[:, None]
+    queries = torch.arange(class_logits.shape[1], device=matched.device)
+    taken = (queries == matched[:, None]) & has_object[:, None]
     unmatched = torch.where(has_object, config.no_object, config.null_frame).to(class_logits.dtype)
     weight = torch.where(taken, 1.0, unmatched[:, None])
     log_probs = class_logits.log_softmax(dim=-1)

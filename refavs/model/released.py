@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 from einops import rearrange, reduce, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from refavs.config import file_stamp
+from refavs.data.clip_groups import ClipGroups
 from refavs.data.dataset import Batch
 from refavs.errors import ConfigError, StoreError, WeightsError
 from refavs.model.attention import attend
 from refavs.model.decoder import EEMCOutput, MaskDecoder
-from refavs.model.eemc import EEMC, EEMCConfig, ModelOptions
+from refavs.model.eemc import EEMC, EEMCConfig, ModelOptions, Seconds
 from refavs.model.once import Once
 from refavs.model.pixel_decoder import PixelDecoder, PixelDecoderSettings
 from refavs.model.pretrained import CLASSES, DECODER, PIXEL_DECODER, below, decoder_state, mismatch
@@ -101,7 +102,7 @@ class ReleasedHead(EEMC):
         """The release takes features as they are."""
 
     def forward(
-        self, batch: Batch, frames: Int[Tensor, "f"] | None = None, once: Once | None = None
+        self, batch: Batch, frames: Seconds | None = None, once: Once | None = None
     ) -> EEMCOutput:
         """One query for each expression, which is the object for certain and whose mask is the release's.
 
@@ -109,19 +110,20 @@ class ReleasedHead(EEMC):
         """
         maps, prompts = self._maps(batch), self._prompts(batch)
         if frames is not None:
-            maps, prompts = {name: one[:, frames] for name, one in maps.items()}, prompts[:, frames]
+            maps, prompts = {name: one[:, frames.index] for name, one in maps.items()}, prompts[:, frames.index]
         shape = {"b": len(batch), "t": prompts.shape[1]}
         queries = self.prompting(self.query_features, rearrange(prompts, "b t k c -> (b t) k c"))
         queries = rearrange(queries, "(b t) q c -> b t q c", **shape)
-        output = self.decoder(queries, maps[MASKS], [maps[name] for name in LEVELS], batch.clip)
+        output = self.decoder(queries, maps[MASKS], [maps[name] for name in LEVELS], batch.groups)
         weights = output.class_logits.softmax(dim=-1)[..., :1]
         output.mask_embeddings = reduce(weights * output.mask_embeddings, "b t q c -> b t 1 c", "sum")
         logits = rearrange(output.mask_logits, "b t 1 h w -> b t h w").float()
         logits = nn.functional.interpolate(logits, scale_factor=self.stride, mode="bilinear", align_corners=False)
-        one, zero = (repeat(logits.new_tensor([value]), "c -> b t 1 c", **shape) for value in (1.0, 0.0))
+        one, zero = (logits.new_full((shape["b"], shape["t"], 1, 1), value) for value in (1.0, 0.0))
         return EEMCOutput(
             mask_embeddings=torch.cat([one, zero], dim=-1), mask_features=rearrange(logits, "b t h w -> b t 1 h w"),
-            clip=torch.arange(len(batch), device=logits.device), class_logits=torch.cat([zero, zero - CERTAIN], dim=-1),
+            groups=ClipGroups.of(range(len(batch)), len(batch)).to(logits.device),
+            class_logits=torch.cat([zero, zero - CERTAIN], dim=-1),
         )  # fmt: skip
 
     def _maps(self, batch: Batch) -> dict[str, Float[Tensor, "u t _ _ _"]]:

@@ -4,11 +4,12 @@ Files are named by their place below the store, with `/`, and appear whole or no
 whose `filename` is the full name, whatever the place is.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -20,6 +21,7 @@ from refavs.errors import StoreError
 from refavs.store.files import LOCK, PARTIAL, partial_path, sync_folder, whole_file, write_atomically
 
 TRY_AGAIN = "nothing need be wrong with it: look at the connection and the permissions, then try again"
+_PROBE_BYTES = 2**21
 _OURS = (errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # nothing that a file is to blame for
 T = TypeVar("T")
 
@@ -130,7 +132,8 @@ class MappedFile:
     mapped = True
 
     def __init__(self, path: Path) -> None:
-        self.num_bytes = path.stat().st_size
+        facts = path.stat()
+        self.num_bytes, self._path, self._file = facts.st_size, path, (facts.st_dev, facts.st_ino)
         if not self.num_bytes:
             self._bytes = np.zeros(0, np.uint8)
             return
@@ -145,6 +148,49 @@ class MappedFile:
     def read(self, start: int, stop: int) -> UInt8[np.ndarray, " b"]:
         """A view of the bytes."""
         return self._bytes[start:stop]
+
+    def is_cold(self, start: int, stop: int) -> bool:
+        """Whether some of the bytes are not in memory, or the system does not tell.
+
+        A file that has taken this one's place counts as none.
+        """
+        with self._opened() as file:
+            if file is None:
+                return False
+            try:
+                for place in range(start, stop, _PROBE_BYTES):
+                    os.preadv(file, [bytearray(1)], place, os.RWF_NOWAIT)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+                    raise
+                return True
+            return False
+
+    def copy(self, start: int, out: UInt8[np.ndarray, " b"]) -> None:
+        """Copies bytes from `start` on, as `read` gives them, without mapping what is not in memory."""
+        with self._opened() as file:
+            place = 0
+            while place < len(out):
+                rest = memoryview(out[place:])  # pyright: ignore[reportArgumentType] (NumPy's stubs lack __buffer__)
+                done = 0 if file is None else os.preadv(file, [rest], start + place)
+                if not done:  # of another length than it was, or another file
+                    out[place:] = self._bytes[start + place : start + len(out)]
+                    return
+                place += done
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int | None]:
+        """The file to read from, unless another one has its name now."""
+        try:
+            file = os.open(self._path, os.O_RDONLY)
+        except FileNotFoundError:
+            yield None
+            return
+        try:
+            facts = os.fstat(file)
+            yield file if (facts.st_dev, facts.st_ino) == self._file else None
+        finally:
+            os.close(file)
 
 
 class LocalFolder:

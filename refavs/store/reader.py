@@ -1,8 +1,8 @@
 """Reading a store: committed rows only, as views of mapped shards whose checksums are compared on first touch."""
 
+import contextlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,14 +18,16 @@ from refavs.config import nearest
 from refavs.errors import StoreError
 from refavs.store.columns import EXPRESSIONS_RECORD, read_expressions
 from refavs.store.commits import CommitRecord, read_records, record_name, store_fingerprint
+from refavs.store.fill import Target, fill
 from refavs.store.finished import merged_statistics
-from refavs.store.folder import TRY_AGAIN, LocalFolder, open_folder, out_of_reach
+from refavs.store.folder import TRY_AGAIN, open_folder, out_of_reach
 from refavs.store.schema import ArraySpec, StoreSchema, root_attributes, unpack_mask
 from refavs.store.shard import ShardReader, shard_name
 
 POLICIES = ("first", "always", "never")
 MASK = "objects/mask"
 MOST_OPEN = 2**14  # shards; Linux gives a process 65,530 mappings
+Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
 _THREAD_BYTES = 2**21  # less than this to copy is not worth a thread
 
 
@@ -176,7 +178,7 @@ class FeatureStore:
         """Expression `index` with the visual `levels` named, as `visual_paths` takes them; None reads all."""
         if not 0 <= index < len(self):
             raise IndexError(f"expression {index} of a store of {len(self)}")
-        facts = self._facts[index]
+        facts = self.facts[index]
         visual, text = self.visual_paths(levels), self.text_path
         wanted = [*((path, facts["clip"]) for path in (*visual.values(), self.audio_path)),
                   *((path, facts["text_row"]) for path in (text, _valid(text)))]  # fmt: skip
@@ -186,7 +188,7 @@ class FeatureStore:
         found = {path: row for (path, _), row in zip(wanted, rows, strict=True)}
         return Sample(
             visual={name: found[path] for name, path in visual.items()}, audio=found[self.audio_path],
-            text=found[text], valid=found[_valid(text)], mask=self._unpacked(found[MASK]) if MASK in found else None,
+            text=found[text], valid=found[_valid(text)], mask=self.unpacked(found[MASK]) if MASK in found else None,
             uid=facts["uid"], clip_id=facts["clip_id"], text_string=facts["text"], split=facts["split"],
             dimension=facts["dimension"],
         )  # fmt: skip
@@ -197,23 +199,20 @@ class FeatureStore:
         Raises:
             StoreError: there is no such array or committed row, or the row is damaged; the message names its key.
         """
-        spec = self.specs.get(path)
-        if spec is None:
-            raise StoreError(f"store {self.location} has no array {path!r}; {nearest(path, self.specs)}")
-        place = self._places.get((spec.table, int(row)))
-        if place is None:
-            raise StoreError(f"row {row} of {spec.table} is not committed in {self.location}; run the same "
-                             "refavs-extract command again")
-        record, key = place
-        owner = record.owner(path, key)
-        if owner != key:
-            return self._read_shared(path, key, owner)
-        if path not in record.arrays:
-            raise StoreError(f"store {self.location} has no {path} of {key!r} yet; run refavs-extract with that level "
-                             "again, from a source that has the clip")
+        with self.shard_of(path, row) as (shard, place):
+            return shard.read(place, self.verify)
+
+    @contextlib.contextmanager
+    def shard_of(self, path: str, row: int) -> Iterator[tuple[ShardReader, int]]:
+        """The shard that has a row, and the row's place in it.
+
+        Raises:
+            StoreError: as for `read`, also for what goes wrong while the shard is used.
+        """
+        spec, record, key, row = self._found(path, row)
         size = self.schema.tables[spec.table].rows_per_shard
         try:
-            return self._shard(spec, record).read(int(row) - record.index * size, self.verify)
+            yield self._shard(spec, record), row - record.index * size
         except StoreError as error:
             where = self.folder.where(record_name(record.table, record.index))
             remedy = f"remove {where} and run the same refavs-extract command again"
@@ -234,23 +233,52 @@ class FeatureStore:
         found = tuple(out.shape), out.dtype, out.device.type
         if wanted not in (None, found):
             raise ValueError(f"{len(rows)} rows of {path} are {wanted}, they were to be written into {found}")
-        targets, places = out.numpy(), iter(range(len(rows)))
+        targets = [Target(path, int(row), place) for row, place in zip(rows, out.numpy(), strict=True)]
+        fill(self, targets, min(torch.get_num_threads(), len(rows), 1 + out.nbytes // _THREAD_BYTES))
 
-        def copy() -> None:
-            for place in places:  # which all threads share
-                np.copyto(targets[place], self.read(path, rows[place]).numpy())
+    def read_rows(self, wanted: Mapping[str, Sequence[int]], empty: Empty) -> dict[str, Shaped[Tensor, "_ ..."]]:
+        """Rows of several arrays by path, all in one go; name a row once only, a server is asked for each.
 
-        if not isinstance(self.folder, LocalFolder):
-            self.folder.together([copy] * len(rows))
-            return
-        num_threads = min(torch.get_num_threads(), len(rows), 1 + targets.nbytes // _THREAD_BYTES)
-        with ThreadPoolExecutor(max(num_threads, 1)) as pool:
-            helpers = [pool.submit(copy) for _ in range(num_threads - 1)]
-            copy()
-        for helper in helpers:
-            helper.result()
+        Args:
+            empty: gives memory of a shape and a type.
 
-    def _read_shared(self, path: str, key: str, owner: str) -> Tensor:
+        Raises:
+            StoreError: as for `read`.
+        """
+        found = {}
+        for path, rows in wanted.items():
+            spec = self._spec(path)
+            found[path] = empty((len(rows), *spec.shape), getattr(torch, spec.dtype))
+        fill(self, [
+            Target(path, row, place)
+            for path, rows in wanted.items() for row, place in zip(rows, found[path].numpy(), strict=True)
+        ])  # fmt: skip
+        return found
+
+    def _spec(self, path: str) -> ArraySpec:
+        spec = self.specs.get(path)
+        if spec is None:
+            raise StoreError(f"store {self.location} has no array {path!r}; {nearest(path, self.specs)}")
+        return spec
+
+    def _found(self, path: str, row: int) -> tuple[ArraySpec, CommitRecord, str, int]:
+        """Where a row lies: its array, the record of its shard, its key and its number, those of another row whose
+        content it shares."""
+        spec = self._spec(path)
+        place = self._places.get((spec.table, int(row)))
+        if place is None:
+            raise StoreError(f"row {row} of {spec.table} is not committed in {self.location}; run the same "
+                             "refavs-extract command again")
+        record, key = place
+        owner = record.owner(path, key)
+        if owner != key:
+            return self._found(path, self._row_of_owner(path, key, owner))
+        if path not in record.arrays:
+            raise StoreError(f"store {self.location} has no {path} of {key!r} yet; run refavs-extract with that level "
+                             "again, from a source that has the clip")
+        return spec, record, key, int(row)
+
+    def _row_of_owner(self, path: str, key: str, owner: str) -> int:
         row = self._rows.get((path.split("/")[0], owner))
         if row is None:
             raise StoreError(f"{path} of {key!r} is that of {owner!r}, which is not committed in {self.location}; run "
@@ -258,7 +286,7 @@ class FeatureStore:
         if self._places[path.split("/")[0], row][0].owner(path, owner) != owner:
             raise StoreError(f"{path} of {key!r} is that of {owner!r}, which is again another one's, in "
                              f"{self.location}; no refavs wrote such a store, extract into a new one")
-        return self.read(path, row)
+        return row
 
     def visual_paths(self, levels: Sequence[str] | None = None) -> dict[str, str]:
         """Paths of the visual maps by their short name, in the schema's order.
@@ -289,6 +317,11 @@ class FeatureStore:
         """Path of the text features."""
         return self._only("text/", "/features")
 
+    @property
+    def valid_path(self) -> str:
+        """Path of the valid places of the text features."""
+        return _valid(self.text_path)
+
     def text(self, row: int) -> tuple[Float[Tensor, "l _"], Bool[Tensor, "l"]]:
         """Features and valid places of a text."""
         return self.read(self.text_path, row), self.read(_valid(self.text_path), row)
@@ -297,13 +330,15 @@ class FeatureStore:
         """Mask of an object; None for the row -1."""
         if row < 0:
             return None
-        return self._unpacked(self.read(MASK, row))
+        return self.unpacked(self.read(MASK, row))
 
-    def _unpacked(self, mask: Tensor) -> Bool[Tensor, "t h w"]:
+    def unpacked(self, mask: Tensor) -> Bool[Tensor, "t h w"]:
+        """A mask as it is stored, as booleans."""
         return torch.from_numpy(unpack_mask(mask.numpy(), self.input_size))
 
     @cached_property
-    def _facts(self) -> list[dict[str, Any]]:
+    def facts(self) -> list[dict[str, Any]]:
+        """Of each expression uid, clip_id, clip, object, text, text_row, split and dimension."""
         names = ["uid", "clip_id", "clip", "object", "text", "text_row", "split", "dimension"]
         columns = [self.expressions[name].tolist() for name in names]
         return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]

@@ -31,7 +31,8 @@ from experiments.train import build_model
 from extract.presets import Encoders, build_encoders, preset_named
 from extract.weights import WeightSource
 from refavs import config as settings
-from refavs.data.dataset import Ahead, Batch, batches
+from refavs.data.ahead import Ahead
+from refavs.data.dataset import Batch, batches
 from refavs.processors import num_processors
 from refavs.store import FeatureStore
 

@@ -62,14 +62,14 @@ def test_fused_trials_equal_their_unfused_selves(
     runs = {name: Run(config=config, folder=tmp_path / name) for name, config in CONFIGS.items()}
     runs["diverges"] = Run(config=DIVERGES, folder=tmp_path / "diverges")
     read = 0
-    sample = FeatureStore.sample
+    read_rows = FeatureStore.read_rows
 
     def counted(*args: Any) -> Any:
         nonlocal read
         read += 1
-        return sample(*args)
+        return read_rows(*args)
 
-    monkeypatch.setattr(FeatureStore, "sample", counted)
+    monkeypatch.setattr(FeatureStore, "read_rows", counted)
     assert len({fuse.reading(run.config) for run in runs.values()}) == 1
     train_group(list(runs.values()), store)
     of_group, read = read, 0

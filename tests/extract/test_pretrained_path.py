@@ -20,6 +20,7 @@ from extract.encoders.visual import PREFIX, VisualEncoder, VisualSettings
 from extract.media import normalised
 from extract.presets import preset_named
 from extract.weights import WeightSource
+from refavs.data.clip_groups import ClipGroups
 from refavs.data.dataset import Batch
 from refavs.errors import WeightsError
 from refavs.model.checkpoint import load_model, save_model
@@ -128,7 +129,7 @@ def decoded(model: EEMC, maps: dict[str, Tensor], case: Case) -> EEMCOutput:
     visual = model.visual({name: rearrange(maps[name], "t ... -> 1 t ...") for name in names}, None)
     learned = case.theirs.model.transformer_module.queries_features.weight
     queries = repeat(learned, "q c -> 1 t q c", t=len(case.frames))
-    return model.decoder(queries, visual.mask_features, visual.levels, torch.tensor([0]))
+    return model.decoder(queries, visual.mask_features, visual.levels, ClipGroups.of([0], 1))
 
 
 def assert_equal(errors: dict[str, float]) -> None:

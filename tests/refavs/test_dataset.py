@@ -4,7 +4,8 @@ import importlib.util
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from refavs.data.ahead import Ahead
 from refavs.data.dataset import (
-    Ahead,
     Batch,
     Recycler,
     StoreDataset,
@@ -53,19 +54,21 @@ def uids(found: list[Batch]) -> list[str]:
 
 
 def test_memory_is_used_again_only_when_nobody_holds_it() -> None:
-    rows = [torch.full((2, 3), float(value), dtype=torch.float16) for value in range(4)]
     memory = Recycler()
-    first = memory.stack(rows)
+
+    def take(value: float, num_rows: int = 4) -> torch.Tensor:
+        return memory.empty((num_rows, 2, 3), torch.float16).fill_(value)
+
+    first = take(1)
     kept = first[1, 1:]  # a view is enough to hold it
-    places = {first.data_ptr(), (second := memory.stack(rows[::-1])).data_ptr()}
-    assert len(places) == 2 and torch.equal(first, torch.stack(rows)) and torch.equal(second, torch.stack(rows[::-1]))
+    places = {first.data_ptr(), (second := take(2)).data_ptr()}
+    assert len(places) == 2 and (first == 1).all() and (second == 2).all()
     del first
-    assert memory.stack(rows).data_ptr() not in places and kept.tolist() == [[1.0] * 3]
+    assert take(3).data_ptr() not in places and kept.tolist() == [[1.0] * 3]
     del kept
-    third = memory.stack(rows[2:])
-    assert third.data_ptr() in places - {second.data_ptr()} and third.tolist() == [[[2.0] * 3] * 2, [[3.0] * 3] * 2]
-    larger = memory.stack([*rows, *rows])
-    assert larger.shape == (8, 2, 3) and memory.stack([torch.ones(3) > 0]).tolist() == [[True] * 3]
+    third = take(4, 2)
+    assert third.data_ptr() in places - {second.data_ptr()} and third.tolist() == [[[4.0] * 3] * 2] * 2
+    assert take(5, 8).shape == (8, 2, 3) and memory.empty((1, 3), torch.bool).dtype == torch.bool
 
 
 def test_batches_that_are_kept_stay_as_they_were(store: FeatureStore) -> None:
@@ -91,6 +94,37 @@ def test_collate_takes_each_clip_once(store: FeatureStore) -> None:
         assert sample.mask is not None and batch.mask is not None and torch.equal(batch.mask[place], sample.mask)
         assert (batch.split[place], batch.dimension[place]) == (sample.split, sample.dimension)
         assert batch.text_string[place] == sample.text_string
+
+
+@pytest.mark.parametrize("order", [[0, 2, 1, 4], [0, 1, 2, 3], [7, 7, 0]])
+def test_batch_read_from_the_store_is_that_of_its_samples(store: FeatureStore, order: list[int]) -> None:
+    (found,) = batches(store, order, len(order))
+    wanted = collate([store[index] for index in order])
+    for name, value in vars(wanted).items():
+        other = vars(found)[name]
+        if name == "groups":
+            assert torch.equal(other.slot, value.slot) and other.size == value.size
+        elif isinstance(value, torch.Tensor | np.ndarray):
+            assert value.dtype == other.dtype and np.array_equal(value, other), name
+        elif name == "visual":
+            assert value.keys() == other.keys() and all(torch.equal(other[key], value[key]) for key in value)
+        else:
+            assert value == other, name
+
+
+def test_batch_knows_its_groups_its_length_and_what_it_shows(store: FeatureStore) -> None:
+    batch = collate([store[index] for index in (0, 2, 1, 4)])
+    assert batch.mask is not None and batch.shown is not None
+    assert batch.groups.size == 2 and batch.groups.num_clips == 3 and batch.groups.slot.tolist() == [0, 2, 1, 4]
+    assert not batch.groups.in_order and collate([store[0], store[1], store[2], store[3]]).groups.in_order
+    assert batch.text_length == int(batch.valid.any(dim=0).nonzero().max()) + 1
+    assert np.array_equal(batch.shown, batch.mask.flatten(2).any(dim=2))
+    mask = batch.mask.clone()
+    mask[1, 0] = False
+    changed = replace(batch, mask=mask, valid=torch.zeros_like(batch.valid))  # asked anew of what is new
+    assert changed.text_length == 0 and changed.shown is not None and not changed.shown[1, 0]
+    moved = batch.to("meta")  # where nothing could be asked
+    assert moved.text_length == batch.text_length and moved.shown is batch.shown and moved.groups.size == 2
 
 
 def test_batch_moves_as_a_whole(store: FeatureStore) -> None:
@@ -188,9 +222,36 @@ def test_reading_ahead_passes_an_error_on_after_what_was_read_before_it() -> Non
     assert taken == [1]
 
 
+def test_reading_ahead_takes_as_many_as_it_is_told_and_no_more() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(9):
+            taken.append(number)
+            yield number
+
+    for depth in (1, 2, 3):
+        taken.clear()
+        for number in Ahead(items(), depth):
+            wait_for(lambda number=number: len(taken) == min(number + 1 + depth, 9))
+            if number == 4:
+                break
+        assert len(taken) <= 4 + 1 + depth
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.001)
+
+
 @pytest.mark.gpu
-def test_pinned_memory_is_what_the_device_receives(store: FeatureStore) -> None:
-    plain, pinned = (list(batches(store, range(10), 4, pinned=pin)) for pin in (False, True))
-    for one, other in zip(plain, pinned, strict=True):
+def test_device_receives_what_was_read(store: FeatureStore) -> None:
+    device, order = torch.device("cuda"), list(range(10)) * 8
+    for one, sent in zip(batches(store, order, 4), Ahead(batches(store, order, 4, device=device), 2), strict=True):
+        found = sent.to(device)
+        assert one.mask is not None and found.mask is not None
+        assert torch.equal(found.mask.cpu(), one.mask) and torch.equal(found.text.cpu(), one.text)
         for name, value in one.visual.items():
-            assert other.visual[name].is_pinned() and torch.equal(other.to("cuda").visual[name].cpu(), value)
+            assert torch.equal(found.visual[name].cpu(), value)

@@ -7,11 +7,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from refavs.data.clip_groups import ClipGroups
 from refavs.model.decoder import EEMCOutput, MaskDecoder, _smaller, predict
 from refavs.torchvision_shim import ensure_torchvision
 
 CHANNELS, HEADS, LAYERS, HIDDEN, QUERIES = 32, 4, 4, 48, 5
-CLIP = torch.tensor([1, 0, 1])
+CLIP = [1, 0, 1]
+GROUPS = ClipGroups.of(CLIP, 2)
 
 
 def make_decoder(num_layers: int = LAYERS, **sizes: int) -> MaskDecoder:
@@ -83,7 +85,7 @@ def test_decoder_equals_mask2formers() -> None:
     queries, masks, levels = inputs()
     queries, masks, levels = queries.double(), masks.double(), [level.double() for level in levels]
     decoder.train()
-    output = decoder(queries, masks, levels, CLIP)
+    output = decoder(queries, masks, levels, GROUPS)
     ours = [part.mask_logits for part in (*output.auxiliary, output)]
 
     frames = [rearrange(level[CLIP], "b t c h w -> (b t) c h w") for level in levels]
@@ -111,14 +113,15 @@ def _reference_masks(module: nn.Module, queries: Tensor, masks: Tensor, levels: 
     return list(output.masks_queries_logits)
 
 
-@pytest.mark.parametrize("clips", [CLIP, torch.zeros(3, dtype=torch.long)])
-def test_decoder_gives_each_expression_what_it_would_get_alone(clips: Tensor) -> None:
+@pytest.mark.parametrize("clips", [CLIP, [0, 0, 0], [0, 1, 1], [0, 0, 1]])
+def test_decoder_gives_each_expression_what_it_would_get_alone(clips: list[int]) -> None:
     decoder, (queries, masks, levels) = make_decoder(), inputs()
-    masks, levels = masks[: clips.max() + 1], [level[: clips.max() + 1] for level in levels]
-    together = decoder(queries, masks, levels, clips)
+    num_clips = max(clips) + 1
+    masks, levels = masks[:num_clips], [level[:num_clips] for level in levels]
+    together = decoder(queries, masks, levels, ClipGroups.of(clips, num_clips))
     for row, clip in enumerate(clips):
         alone = decoder(queries[row][None], masks[clip][None], [level[clip][None] for level in levels],
-                        torch.tensor([0]))
+                        ClipGroups.of([0], 1))
         torch.testing.assert_close(together.mask_logits[row], alone.mask_logits[0])
         torch.testing.assert_close(together.class_logits[row], alone.class_logits[0])
 
@@ -132,20 +135,20 @@ def test_smaller_maps_are_interpolated_ones(size: tuple[int, int]) -> None:
 
 def test_decoder_without_layers_reads_no_level() -> None:
     decoder, (queries, masks, _) = make_decoder(0), inputs()
-    output = decoder(queries, masks, [], CLIP)
+    output = decoder(queries, masks, [], GROUPS)
     assert output.mask_logits.shape == (3, 2, QUERIES, 16, 16)
     assert not [name for name, _ in decoder.named_parameters() if "level" in name or "position" in name]
 
 
 def test_decoder_predicts_the_same_in_training_and_evaluation() -> None:
-    decoder, arguments = make_decoder(), (*inputs(), CLIP)
+    decoder, arguments = make_decoder(), (*inputs(), GROUPS)
     evaluated, trained = decoder(*arguments), decoder.train()(*arguments)
     assert torch.equal(evaluated.mask_logits, trained.mask_logits)
     assert not evaluated.auxiliary and len(trained.auxiliary) == LAYERS
 
 
 def test_mask_bias_moves_all_pixels_of_a_query() -> None:
-    decoder, arguments = make_decoder(0), (*inputs(), CLIP)
+    decoder, arguments = make_decoder(0), (*inputs(), GROUPS)
     before = decoder(*arguments).mask_logits
     with torch.no_grad():
         decoder.mask_head[-1].bias[-1] += 2
@@ -155,7 +158,7 @@ def test_mask_bias_moves_all_pixels_of_a_query() -> None:
 def flat_masks(biases: Tensor, classes: Tensor) -> EEMCOutput:
     """One frame of 2 x 2 pixels, in which the mask of each query is its bias."""
     embeddings = torch.stack([torch.ones(3), biases], dim=1)[None, None]
-    return EEMCOutput(embeddings, torch.zeros(1, 1, 1, 2, 2), torch.tensor([0]), classes)
+    return EEMCOutput(embeddings, torch.zeros(1, 1, 1, 2, 2), ClipGroups.of([0], 1), classes)
 
 
 def test_predict_sums_the_masks_by_their_class() -> None:

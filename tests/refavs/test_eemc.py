@@ -10,7 +10,7 @@ from torch import Tensor
 from refavs.data.dataset import Batch
 from refavs.errors import ConfigError, StoreError
 from refavs.model.decoder import EEMCOutput, predict
-from refavs.model.eemc import EEMC, EEMCConfig, ModelOptions
+from refavs.model.eemc import EEMC, EEMCConfig, ModelOptions, Seconds
 from refavs.model.losses import LossConfig, eemc_loss
 from refavs.model.sizes import FeatureSizes, MapSize, StreamSize
 from refavs.model.visual import Standardisation
@@ -55,7 +55,7 @@ def make_model(seed: int = 0, **options: object) -> EEMC:
     return EEMC(EEMCConfig(sizes=SIZES, **{**OPTIONS, **options}))  # type: ignore[arg-type]
 
 
-def run(model: EEMC, batch: Batch, frames: Tensor | None = None) -> EEMCOutput:
+def run(model: EEMC, batch: Batch, frames: Seconds | None = None) -> EEMCOutput:
     model.eval()
     with torch.no_grad():
         return model(batch, frames)
@@ -64,7 +64,7 @@ def run(model: EEMC, batch: Batch, frames: Tensor | None = None) -> EEMCOutput:
 @pytest.mark.parametrize("decoder_layers", [0, 1, 3])
 def test_eemc_trains_one_step_on_a_batch(decoder_layers: int) -> None:
     model, batch = make_model(decoder_layers=decoder_layers).train(), make_batch()
-    output = model(batch, torch.tensor([1, 3]))
+    output = model(batch, Seconds.of([1, 3]))
     assert output.mask_logits.shape == (3, 2, 3, 8, 8) and output.class_logits.shape == (3, 2, 3, 2)
     assert len(output.auxiliary) == decoder_layers
     loss = eemc_loss(output, batch.mask[:, [1, 3]], LossConfig(num_points=0))["total"]
@@ -123,7 +123,7 @@ def test_eemc_reads_only_its_own_maps_of_a_batch() -> None:
     model, batch = make_model(decoder_layers=0, memory=False), make_batch()
     alone = replace(batch, visual={name: maps if name == "mask_features" else maps[:0, :0]
                                    for name, maps in batch.visual.items()})  # fmt: skip
-    frames = torch.tensor([1])  # which an empty map does not have
+    frames = Seconds.of([1])  # which an empty map does not have
     assert outputs_differ(run(model, batch, frames), run(model, alone, frames)).max() == 0
 
 
@@ -168,7 +168,7 @@ def test_eemc_ignores_what_stands_in_the_padding() -> None:
 
 def test_eemc_predicts_a_second_alike_whichever_others_are_decoded() -> None:
     model, batch = make_model(), make_batch()
-    everything, some = run(model, batch), run(model, batch, torch.tensor([1, 4]))
+    everything, some = run(model, batch), run(model, batch, Seconds.of([1, 4]))
     torch.testing.assert_close(some.mask_logits, everything.mask_logits[:, [1, 4]])
     torch.testing.assert_close(some.class_logits, everything.class_logits[:, [1, 4]])
 

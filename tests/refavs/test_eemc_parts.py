@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from refavs.errors import ConfigError, StoreError
-from refavs.model.eemc import EEMC, EEMCConfig
+from refavs.model.eemc import EEMC, EEMCConfig, Seconds
 from refavs.model.sizes import LEVELS, MASKS, FeatureSizes, MapSize
 from refavs.store.reader import FeatureStore
 from refavs.store.schema import ArraySpec
@@ -63,7 +63,7 @@ def test_a_step_moves_what_is_trained_and_nothing_else(options: dict) -> None:
     model = copy.deepcopy(make_model(**options, dropout=0.1)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.trained_parameters(), lr=1e-2)
-    output = model(make_batch(sizes=model.config.sizes), torch.tensor([1, 3]))
+    output = model(make_batch(sizes=model.config.sizes), Seconds.of([1, 3]))
     assert len(output.auxiliary) == model.config.decoder_layers  # deep supervision, whatever is trained
     sum(part.mask_logits.square().mean() + part.class_logits.square().mean() for part in
         (*output.auxiliary, output)).backward()  # fmt: skip

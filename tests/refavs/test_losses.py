@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from refavs.data.clip_groups import ClipGroups
 from refavs.errors import ConfigError
 from refavs.model.decoder import EEMCOutput
 from refavs.model.losses import FrameCounts, LossConfig, eemc_loss, matching_costs, uncertain_points
@@ -30,8 +31,8 @@ def output_of(logits: torch.Tensor, class_logits: torch.Tensor, **more: object) 
     num_expressions, num_frames, _, height, width = logits.shape
     pixels = torch.eye(height * width).unflatten(1, (height, width)).expand(1, num_frames, -1, -1, -1)
     embeddings = torch.cat([logits.flatten(3), torch.zeros(*logits.shape[:3], 1)], dim=3)
-    clip = torch.zeros(num_expressions, dtype=torch.long)
-    return EEMCOutput(embeddings, pixels, clip, class_logits, **more)  # type: ignore[arg-type]
+    groups = ClipGroups.of([0] * num_expressions, 1)
+    return EEMCOutput(embeddings, pixels, groups, class_logits, **more)  # type: ignore[arg-type]
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from refavs.data.dataset import Batch
 from refavs.errors import ConfigError, StoreError, WeightsError
 from refavs.model.checkpoint import load_model, save_model
 from refavs.model.decoder import predict
-from refavs.model.eemc import EEMC, EEMCConfig
+from refavs.model.eemc import EEMC, EEMCConfig, Seconds
 from refavs.model.released import ReleasedHead, load_released, released_stamp
 from refavs.model.sizes import STAGES, FeatureSizes, MapSize, StreamSize
 from refavs.model.variants import build_head
@@ -239,9 +239,9 @@ def test_names_are_those_of_transformers_and_the_additions(twin: Twin) -> None:
 
 
 def test_chosen_frames_are_those_of_all(head: ReleasedHead) -> None:
-    batch, frames = make_batch([0, 1]), torch.tensor([0, 2])
+    batch, frames = make_batch([0, 1]), [0, 2]
     with torch.no_grad():
-        torch.testing.assert_close(head(batch, frames).mask_logits, head(batch).mask_logits[:, frames])
+        torch.testing.assert_close(head(batch, Seconds.of(frames)).mask_logits, head(batch).mask_logits[:, frames])
 
 
 def test_expression_is_changed_by_the_one_beside_it(head: ReleasedHead) -> None:

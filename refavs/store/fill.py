@@ -1,0 +1,87 @@
+"""Rows of arrays into memory that is there already: from the map, from the disk by several readers, from a server."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from refavs.store.folder import LocalFolder
+
+if TYPE_CHECKING:
+    from refavs.store.reader import FeatureStore
+
+READERS = 4  # of what is not in memory; disks answer several at once
+
+
+class Target(NamedTuple):
+    """A row, and the memory that is to hold it."""
+
+    path: str
+    row: int
+    out: np.ndarray
+
+    @property
+    def flat(self) -> UInt8[np.ndarray, " b"]:
+        """The memory as bytes."""
+        return self.out.reshape(-1).view(np.uint8)
+
+
+def fill(store: "FeatureStore", targets: Sequence[Target], num_threads: int = 1) -> None:
+    """Brings rows to their targets.
+
+    Args:
+        num_threads: that copy what is in memory; `READERS` read what is not.
+
+    Raises:
+        StoreError: as for `FeatureStore.read`; what the targets then hold is not defined.
+    """
+    if not isinstance(store.folder, LocalFolder):
+        store.folder.together([partial(_copy, store, iter([target])) for target in targets])
+        return
+    waiting = [(target, calls) for target in targets if (calls := _readers(store, target))]
+    calls = iter([call for _, calls in waiting for call in calls])
+    _at_once(partial(_run, calls), min(READERS, sum(len(calls) for _, calls in waiting)))
+    for target, _ in waiting:
+        with store.shard_of(target.path, target.row) as (shard, place):
+            shard.check_copy(place, target.flat, store.verify)
+    cold = {id(target) for target, _ in waiting}
+    rest = iter([target for target in targets if id(target) not in cold])
+    _at_once(partial(_copy, store, rest), num_threads)
+
+
+def _readers(store: "FeatureStore", target: Target) -> list[Callable[[], None]]:
+    """Calls that read the row from the disk; none where it is in memory."""
+    with store.shard_of(target.path, target.row) as (shard, place):
+        calls = shard.readers(place, target.flat)
+
+    def read(call: Callable[[], None]) -> None:
+        with store.shard_of(target.path, target.row):  # which is named by errors
+            call()
+
+    return [partial(read, call) for call in calls]
+
+
+def _copy(store: "FeatureStore", targets: Iterator[Target]) -> None:
+    """Copies rows one after the other; several threads may share `targets`."""
+    for path, row, out in targets:
+        np.copyto(out, store.read(path, row).numpy())
+
+
+def _run(calls: Iterator[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
+
+
+def _at_once(work: Callable[[], None], num_threads: int) -> None:
+    """Runs `work` in this thread, and in others beside it."""
+    if num_threads < 2:
+        work()
+        return
+    with ThreadPoolExecutor(num_threads - 1) as pool:
+        others = [pool.submit(work) for _ in range(num_threads - 1)]
+        work()
+    for other in others:
+        other.result()
