@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from refavs.metrics.constant_counts import ConstantPrediction, Levels, constant_statistics, threshold_jaccard
 from refavs.metrics.recompute import Results, expression_results, joined, spread
-from refavs.metrics.segmentation import NUM_THRESHOLDS, count_pixels, curve_thresholds, threshold_bins
-from refavs.metrics.statistics import HISTOGRAMS, VERSION, Statistics, frame_statistics
+from refavs.metrics.segmentation import NUM_THRESHOLDS, curve_thresholds
+from refavs.metrics.statistics import VERSION, Statistics
 from refavs.metrics.text_control import TextControl
 
 BACKGROUND = "all background"
@@ -55,14 +55,15 @@ def best_threshold(
         masks: the training expressions' masks; J is the mean over all their frames.
         counts: how many expressions have each mask; one each where none are given.
     """
-    bins = threshold_bins(mean)
+    levels = Levels(mean)
+    return best_of((threshold_jaccard(levels, mask) for mask in masks), counts)
+
+
+def best_of(jaccard: Iterable[Float[Tensor, " k"]], counts: Iterable[int] | None = None) -> float:
+    """The threshold with the largest sum of `threshold_jaccard` over masks, each as often as `counts` says."""
     total = torch.zeros(NUM_THRESHOLDS, dtype=torch.float64)
-    for mask, count in zip(masks, counts or itertools.repeat(1), strict=False):
-        pixels = count_pixels(bins.expand(mask.shape), torch.zeros_like(mask), mask)
-        target = rearrange(pixels.target, "t -> t 1")
-        union = (pixels.curve_pred + target - pixels.curve_hits).clamp_min(1)
-        jaccard = torch.where(target > 0, pixels.curve_hits.double() / union, (pixels.curve_pred == 0).double())
-        total += count * jaccard.sum(0)
+    for part, count in zip(jaccard, counts or itertools.repeat(1), strict=False):
+        total += count * part
     return float(curve_thresholds()[int(total.argmax())])
 
 
@@ -113,7 +114,7 @@ def control_results(
         By the name of the constant; `spread` gives them to the expressions. F is the largest over thresholds, and
         threshold 0 predicts every pixel; so every constant has at least the F of all foreground.
     """
-    predictions = constants.predictions()
+    predictions = {name: ConstantPrediction(*maps) for name, maps in constants.predictions().items()}
     blocks: dict[str, list[Results]] = {name: [] for name in predictions}
     remaining, start = iter(masks), 0
     while together := list(itertools.islice(remaining, MASKS_AT_ONCE)):
@@ -121,11 +122,7 @@ def control_results(
         count, num_frames, height, width = target.shape
         facts = {"version": VERSION, "height": height, "width": width, "num_frames": num_frames, "store": store}
         table = pd.DataFrame({"row": range(start, start + count)})
-        for name, (scores, pred) in predictions.items():
-            frames = frame_statistics(pred.expand(target.shape), target)
-            if scores is not pred:
-                soft = frame_statistics(scores.expand(target.shape), target)
-                frames |= {histogram: soft[histogram] for histogram in HISTOGRAMS}
+        for name, frames in constant_statistics(predictions, target).items():
             blocks[name].append(expression_results([Statistics(expressions=table, frames=frames, facts=facts)]))
         start += count
     return {name: joined(parts) for name, parts in blocks.items() if parts}
