@@ -1,6 +1,8 @@
 """What predictions reach that never look at their input: the floor that a trained model has to beat."""
 
+import functools
 import itertools
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -24,6 +26,32 @@ CENTRED_DISC = "centred disc"
 MASKS_AT_ONCE = 16
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaskSum:
+    """Frames in which each pixel is the object's, over expressions; sums of parts are exact in any order.
+
+    Attributes:
+        frames: whole numbers.
+        num_frames: of all masks together.
+    """
+
+    frames: Float[np.ndarray, "h w"]
+    num_frames: int
+
+    @classmethod
+    def of(cls, mask: Bool[Tensor, "t h w"], count: int = 1) -> "MaskSum":
+        """A mask of `count` expressions."""
+        return cls(frames=count * np.count_nonzero(mask.numpy(), axis=0).astype(np.float64),
+                   num_frames=count * len(mask))  # fmt: skip
+
+    def __add__(self, other: "MaskSum") -> "MaskSum":
+        return MaskSum(frames=self.frames + other.frames, num_frames=self.num_frames + other.num_frames)
+
+    def mean(self) -> Float[Tensor, "h w"]:
+        """Share of frames in which each pixel is the object's."""
+        return torch.from_numpy(self.frames / self.num_frames).float()
+
+
 def mean_mask(
     masks: Iterable[Bool[Tensor, "t h w"]], counts: Iterable[int] | None = None
 ) -> Float[Tensor, "h w"]:
@@ -35,14 +63,11 @@ def mean_mask(
     Raises:
         ValueError: there is no mask.
     """
-    total, num_frames = None, 0
-    for mask, count in zip(masks, counts or itertools.repeat(1), strict=False):
-        part = count * mask.sum(0, dtype=torch.float64)
-        total = part if total is None else total + part
-        num_frames += count * len(mask)
-    if total is None or not num_frames:
+    parts = map(MaskSum.of, masks, counts or itertools.repeat(1))
+    first = next(parts, None)
+    if first is None:
         raise ValueError("the mean of no masks; expected at least one training expression with masks")
-    return (total / num_frames).float()
+    return functools.reduce(operator.add, parts, first).mean()
 
 
 def best_threshold(
