@@ -1,9 +1,8 @@
-"""J, F and S of a head on the splits of a store, as a whole and by dimension, and of the constant predictions."""
+"""J, F and S of a head on the splits of a store, as a whole and by dimension."""
 
 import contextlib
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,32 +12,17 @@ from torch import Tensor
 
 from experiments.config import TrainConfig
 from refavs.accelerator import resolved_precision
-from refavs.console import ProgressBar
 from refavs.data.ahead import Ahead, depth_for
 from refavs.data.dataset import Batch, batches
 from refavs.errors import RefAVSError
 from refavs.metrics import (
     Recorder,
-    Results,
     SegmentationMetrics,
     add_to_groups,
     expression_scores,
-    grouped,
-    protocol_values,
     score_expressions,
     write_statistics,
 )
-from refavs.metrics.controls import (
-    Constants,
-    best_threshold,
-    centredness,
-    control_results,
-    mean_mask,
-    text_only,
-)
-from refavs.metrics.recompute import spread
-from refavs.metrics.statistics import describe
-from refavs.metrics.text_control import TEXT_ONLY, TextControl
 from refavs.model.decoder import predict
 from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.model.once import Once
@@ -202,16 +186,6 @@ def rows_of(store: "FeatureStore", splits: Sequence[str]) -> list[int]:
     return [int(row) for row in rows[np.argsort(clips, kind="stable")]]
 
 
-def controls(of_controls: Mapping[str, Results]) -> dict[str, dict[str, float]]:
-    """What predictions reach on the test splits that never look or listen, by their name and the metric's."""
-    found = {}
-    for name, results in of_controls.items():
-        groups = grouped(results.expressions, ["split"]) | grouped(results.expressions, ["split", "dimension"])
-        scores = {group: protocol_values(results, "canonical", rows) for group, rows in groups.items()}
-        found[name] = named_values(scores)
-    return found
-
-
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """For many small operations: threads that wait for each other at each of them gain nothing, and on a busy machine
@@ -222,44 +196,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@one_thread()
-def control_results_of(store: "FeatureStore") -> dict[str, Results]:
-    """Constant predictions and the text-only control on the test splits, for any protocol; none without training.
-
-    Each distinct mask is scored once.
-    """
-    table = store.expressions
-    training = Counter(int(table["object"].iloc[row]) for row in rows_of(store, ("train",)))
-    tested = sorted(rows_of(store, TEST_SPLITS))
-    objects = sorted({int(index) for index in table["object"].iloc[tested]})
-    if not training or not tested:
-        return {}
-    empty: dict[int, bool] = {}
-    with ProgressBar("constant predictions", 3 * len(training) + len(objects), "masks") as bar:
-
-        def masks(wanted: Iterable[int]) -> Iterator[Tensor]:
-            for index in wanted:
-                mask = store.mask(index)
-                assert mask is not None  # `rows_of` gives only expressions that have one
-                empty[index] = not bool(mask.any())
-                yield mask
-                bar.advance()
-
-        mean = mean_mask(masks(training), training.values())
-        centre = centredness(*mean.shape)
-        mean_best, centre_best = (best_threshold(part, masks(training), training.values()) for part in (mean, centre))
-        constants = Constants(mean=mean, mean_threshold=mean_best, centre_threshold=centre_best)
-        of_objects = control_results(constants, masks(objects), store.fingerprint)
-    place = {index: number for number, index in enumerate(objects)}
-    places = np.array([place[int(index)] for index in table["object"].iloc[tested]])
-    expressions = describe(table, tested)
-    found = {name: spread(results, places, expressions) for name, results in of_objects.items()}
-    learned = rows_of(store, ("train",))
-    nothing = [empty[int(index)] for index in table["object"].iloc[learned]]
-    control = TextControl.fit(table["text"].iloc[learned].tolist(), nothing)
-    return {**found, TEXT_ONLY: text_only(control, found)}
 
 
 def group_names(split: str, dimension: str) -> list[str]:

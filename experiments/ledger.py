@@ -17,6 +17,7 @@ from experiments.state import STOP_FILE, read_json, write_json
 from experiments.trial import Trial
 from refavs.config import flat
 from refavs.errors import ConfigError
+from refavs.locks import NO_LOCKS
 
 State = Literal["new", "running", "finished", "failed", "stopped", "pruned"]
 KEY_LENGTH = 16
@@ -200,7 +201,7 @@ class Ledger:
         """Holds the sweep for this process; the kernel lets go when the process ends, however it ends.
 
         Raises:
-            ConfigError: another process holds it.
+            ConfigError: another process holds it, or the file system has no locks.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / ".lock").open("a+") as file:
@@ -214,6 +215,13 @@ class Ledger:
                             f"{self.root} is in use by another refavs-sweep; wait for it or give another --out"
                         ) from error
                     time.sleep(0.05)
+                except OSError as error:
+                    if error.errno not in NO_LOCKS:
+                        raise
+                    raise ConfigError(
+                        f"{self.root} lies on a file system without locks ({error.strerror}), which keep two sweeps "
+                        "apart; mount it with them (Lustre: -o flock) or give another --out"
+                    ) from error
             (self.root / STOP_FILE).unlink(missing_ok=True)
             yield
 

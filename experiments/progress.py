@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refavs.errors import ConfigError
+from refavs.locks import NO_LOCKS
 
 LOSS, SCORE = "train/loss", "val/J"
 RUNNABLE = ("running", "stopped", "new")
@@ -179,6 +180,9 @@ def is_held(root: Path) -> bool:
         return False
     except BlockingIOError:
         return True
+    except OSError as error:
+        if error.errno not in NO_LOCKS:  # without locks no refavs-sweep begins
+            raise
     return False
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from experiments.baseline_cache import Baselines
 from experiments.config import TrialResources
 from experiments.fuse import groups_on
 from experiments.grid import Grid
@@ -56,7 +57,7 @@ class Outcome:
         num_run: trials that this call finished.
         unsent: titles of trials of which MLflow lacks something; `unsent_reason` says why.
         interrupted: the call was asked to stop before its end.
-        controls: metrics of the constant predictions.
+        controls: metrics of the constant predictions; none where the call ended before they were there.
     """
 
     entries: list[Entry]
@@ -114,10 +115,10 @@ class Run:
 
     def __init__(
         self, grid: Grid, store: FeatureStore, ledger: Ledger, outcome: Outcome, options: Options,
-        search: Search | None = None,
+        baselines: Baselines, search: Search | None = None,
     ) -> None:  # fmt: skip
         self.grid, self.store, self.ledger, self.outcome, self.options = grid, store, ledger, outcome, options
-        self.search = search
+        self.baselines, self.search = baselines, search
         self.exhausted = num_to_come(search, ledger) == 0 < (search.num_to_come if search else 0)
         self.given_up: dict[str, str] = {}
         self.queue: deque[list[Entry]] = deque()
@@ -168,10 +169,11 @@ class Run:
                     if pending(entry, self.outcome.tracking_uri):
                         self.mirror.note(entry)
                 self._run_missing(to_run(self.outcome.entries, self.options.retry_failed), resources)
+                self.outcome.interrupted = self.stopping and self._is_something_left()
+                self.outcome.controls = self._controls()
             except BaseException as error:
                 self._close_early("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
                 raise
-            self.outcome.interrupted = self.stopping and self._is_something_left()
             self._close()
 
     def _is_something_left(self) -> bool:
@@ -181,6 +183,11 @@ class Run:
     @property
     def _num_to_come(self) -> int:
         return num_to_come(self.search, self.ledger)
+
+    def _controls(self) -> dict[str, dict[str, float]]:
+        """The constant predictions; a sweep that was asked to stop does not wait for them."""
+        count = self.interrupts.count
+        return self.baselines.values(lambda: self.outcome.interrupted or self.interrupts.count > count)
 
     def _close(self) -> None:
         text = csv_text(self.outcome.entries, self.outcome.controls, self.store)
@@ -193,7 +200,7 @@ class Run:
         )
         self.outcome.unsent_reason = self.mirror.error or "; ".join(dict.fromkeys(self.mirror.refused.values()))
         self._pass_on()
-        if self.outcome.unsent:
+        if self.outcome.unsent or not self.baselines.there:
             return
         if not to_run(self.outcome.entries) and not self._num_to_come:
             self.ledger.set_sweep(closed=closed_mark(self.outcome.entries, self.outcome.tracking_uri))

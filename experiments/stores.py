@@ -88,13 +88,17 @@ def refuse_others(stores: Mapping[str, FeatureStore]) -> None:
 
 def contents_digest(store: FeatureStore) -> str:
     """Names what a store asks and what is right: its expressions with their splits, and its masks to the bit."""
-    masks = _mask_checksums(store)
-    table = store.expressions
-    rows = [
+    rows = sorted(contents_rows(store), key=str)
+    return digest({"frames": store.num_frames, "size": store.input_size, "rows": rows})
+
+
+def contents_rows(store: FeatureStore) -> list[list[str | int | None]]:
+    """Each expression with its split and the checksum of its mask, in the order of the store's table."""
+    masks, table = _mask_checksums(store), store.expressions
+    return [
         [*(str(value) for value in values), masks.get(int(place))]
         for *values, place in zip(*(table[name] for name in COLUMNS), table["object"], strict=True)
     ]
-    return digest({"frames": store.num_frames, "size": store.input_size, "rows": sorted(rows, key=str)})
 
 
 def _mask_checksums(store: FeatureStore) -> dict[int, int]:

@@ -9,15 +9,13 @@ from pathlib import Path
 
 import torch
 
-from experiments.evaluate import control_results_of, controls
+from experiments.baseline_cache import Baselines
 from experiments.grid import Grid
 from experiments.ledger import Entry, Ledger
 from experiments.mirror import pending
-from experiments.report.scores import control_values
 from experiments.resources import Resources
 from experiments.run import Options, Outcome, Run, best_by_val, closed_mark, num_to_come, to_run
 from experiments.search import Search, refuse_unmeasured
-from experiments.state import read_json, write_json
 from experiments.stores import facts_of, store_facts, store_of, stores_of
 from experiments.tracking import default_tracking_uri
 from experiments.train import load_initial
@@ -52,7 +50,7 @@ def run_sweep(
     for part in check_models(grid, store):
         print(f"refavs-sweep: starts from random weights, not from the checkpoint: {part}", file=sys.stderr)
     _planned(grid, store, ledger, options.rerun)  # a key that no trial has makes no folder
-    with ledger.locked():
+    with ledger.locked(), Baselines(out, store) as baselines:
         search, entries, anew = _planned(grid, store, ledger, options.rerun)
         for entry in anew:
             ledger.discard(entry)
@@ -61,15 +59,15 @@ def run_sweep(
         before = ledger.sweep.get("tracking_uri")
         uri = tracking_uri or before or default_tracking_uri(out)
         outcome = Outcome(entries=entries, tracking_uri=uri)
-        outcome.controls = _controls(out, store)
         ledger.set_sweep(**facts_of(store))
         if several := store_facts(grid.kinds, store):
             ledger.set_sweep(stores=ledger.sweep.get("stores", {}) | several)
         if not num_to_come(search, ledger) and _nothing_to_do(ledger, outcome, options):
+            outcome.controls = baselines.values()
             return outcome
         if changes := ledger.changes(entries):
             print(f"refavs-sweep: {changes}", file=sys.stderr)
-        run = Run(grid, store, ledger, outcome, options, search)
+        run = Run(grid, store, ledger, outcome, options, baselines, search)
         sweep_id = ledger.sweep.get("id") or uuid.uuid4().hex
         run.connect(sweep_id, known=before == uri and "run_id" in ledger.sweep)
         ledger.set_sweep(id=sweep_id, tracking_uri=uri, closed=None, defaults=ledger.defaults)
@@ -138,14 +136,3 @@ def check_models(grid: Grid, store: FeatureStore) -> list[str]:
         except RefAVSError as error:
             raise type(error)(f"trial {trial.name!r}: {error}") from error
     return list(fresh)
-
-
-def _controls(out: Path, store: FeatureStore) -> dict[str, dict[str, float]]:
-    """The constant predictions on this store, computed once for a sweep; by every protocol for its report."""
-    path = out / "controls.json"
-    known = read_json(path)
-    if known is None or known["store"] != store.fingerprint or "protocols" not in known:
-        results = control_results_of(store)
-        known = {"store": store.fingerprint, "controls": controls(results), "protocols": control_values(results)}
-        write_json(path, known)
-    return known["controls"]

@@ -1,28 +1,44 @@
 #!/bin/sh
-# Runs a sweep as a job of a running Ray cluster: this checkout's code travels with it and the job outlives this shell.
-#   infra/ray-job.sh http://HEAD:8265 GRID --store STORE --out OUT [other options of refavs-sweep]
-# GRID is a shipped grid or a file below this checkout; STORE (or its URL) and OUT are full paths on every node. The nodes
-# have the packages of constraints.txt, and this machine and the head have ray[default]. To let Ray install packages on
-# the nodes instead (minutes, once for each node), name a requirements file: REFAVS_PIP=constraints.txt infra/ray-job.sh ...
+# Runs refavs-sweep or refavs-extract as a job of a running Ray cluster; this checkout's code travels with it, and the
+# job outlives this shell:
+#   infra/ray-job.sh http://HEAD:8265 refavs-sweep GRID --store STORE --out OUT [other options]
+#   infra/ray-job.sh http://HEAD:8265 refavs-extract SOURCE STORE --weights-dir WEIGHTS [other options]
+# GRID is a shipped grid or a file below this checkout; the others are full paths on every node, or URLs of stores.
+# Without --weights-dir each node looks for weights in its own cache, and downloads what it lacks. The nodes have the
+# packages of constraints.txt, and this machine and the head have ray[default]. To let Ray install packages on the nodes
+# instead (minutes, once for each node), name a requirements file: REFAVS_PIP=constraints.txt infra/ray-job.sh ...
 # A cluster that asks for a token (as Ray's own do from 2.59 on) gets that of RAY_AUTH_TOKEN.
 set -eu
 
-if [ $# -lt 2 ]; then
-    sed -n '2,7s/^# *//p' "$0" >&2
+if [ $# -lt 4 ]; then
+    sed -n '2,10s/^# *//p' "$0" >&2
     exit 2
 fi
-address=$1
-shift
+address=$1 command=$2
+shift 2
 # The folder that the code travels to is not one that all nodes see, and goes away with the job.
-before= out=
-for argument; do
-    case $argument in --out=*) out=${argument#--out=} ;; esac
-    [ "$before" = --out ] && out=$argument
-    before=$argument
-done
-case $out in
-    /*) ;;
-    *) echo "ray-job: --out is ${out:-missing}; accepted: an absolute path that every node sees" >&2; exit 2 ;;
+seen_by_all() {
+    case $2 in
+        /* | *://*) ;;
+        *) echo "ray-job: $1 is ${2:-missing}; accepted: an absolute path that every node sees" >&2; exit 2 ;;
+    esac
+}
+case $command in
+    refavs-sweep)
+        module=experiments.cli before='' out=''
+        for argument; do
+            case $argument in --out=*) out=${argument#--out=} ;; esac
+            [ "$before" = --out ] && out=$argument
+            before=$argument
+        done
+        seen_by_all --out "$out"
+        ;;
+    refavs-extract)
+        module=extract.cli
+        seen_by_all SOURCE "$1"
+        seen_by_all STORE "$2"
+        ;;
+    *) echo "ray-job: the command is '$command'; accepted: refavs-sweep or refavs-extract" >&2; exit 2 ;;
 esac
 here=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-$here/.venv/bin/python}
@@ -47,6 +63,6 @@ if "REFAVS_PIP" in os.environ:
     lines = Path(os.environ["REFAVS_PIP"]).read_text().splitlines()
     environment["pip"] = [line for line in lines if line and not line.startswith(("#", "ray=="))]
 print(json.dumps(environment))')
-run='import sys; from experiments.cli import main; sys.exit(main(sys.argv[1:]))'
+run="import sys; from $module import main; sys.exit(main(sys.argv[1:]))"
 exec "$python" -m ray.scripts.scripts job submit --address "$address" --runtime-env-json "$environment" -- \
     python -c "$run" "$@" --address auto

@@ -4,16 +4,25 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --signal=B:TERM@300
 #SBATCH --open-mode=append
-# Runs a sweep on the nodes of a Slurm job, under a Ray cluster of its own. What the job gets is said to sbatch:
-#   sbatch --nodes=4 --cpus-per-task=16 --gpus-per-node=4 --time=8:00:00 infra/slurm.sh GRID --store STORE --out OUT ...
-# STORE, OUT and this checkout lie under the same paths on all nodes. Five minutes before the end of its time the sweep
-# is told to finish the epoch it is in; the same command goes on from there, and so does one whose job was killed.
+# Runs refavs-sweep or refavs-extract on the nodes of a Slurm job, under a Ray cluster of its own:
+#   sbatch RESOURCES infra/slurm.sh refavs-sweep GRID --store STORE --out OUT ...
+#   sbatch RESOURCES infra/slurm.sh refavs-extract SOURCE STORE --weights-dir WEIGHTS ...
+# RESOURCES say what the job gets, as: --nodes=4 --cpus-per-task=16 --gpus-per-node=4 --time=8:00:00
+# All folders and this checkout lie under the same paths on all nodes. Without --weights-dir each node looks for weights
+# in its own cache, and downloads what is not there. Five minutes before the end of its time a sweep is told to finish
+# the epoch it is in. The same command goes on from there, and so does one whose job was killed.
 set -u
 
-if [ $# -lt 2 ] || [ -z "${SLURM_JOB_ID:-}" ]; then
-    sed -n '7,10s/^# *//p' "$0" >&2
+if [ $# -lt 3 ] || [ -z "${SLURM_JOB_ID:-}" ]; then
+    sed -n '7,13s/^# *//p' "$0" >&2
     exit 2
 fi
+command=$1
+shift
+case $command in
+    refavs-sweep | refavs-extract) ;;
+    *) echo "slurm: the first argument is '$command'; accepted: refavs-sweep or refavs-extract" >&2; exit 2 ;;
+esac
 # Slurm runs a copy of this file; the checkout is where sbatch was called, or where REFAVS says.
 bin=${REFAVS:-$SLURM_SUBMIT_DIR}/.venv/bin
 if [ ! -x "$bin/ray" ]; then
@@ -29,7 +38,8 @@ export OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
 RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_MODE RAY_AUTH_TOKEN
 
-srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" "$bin/ray" start --head --block --disable-usage-stats \
+# srun does not take over sbatch's --cpus-per-task (Slurm 22.05 and later): Ray and all it starts would share one core.
+srun --overlap --nodes=1 --ntasks=1 --cpus-per-task="$cpus" --nodelist="$head" "$bin/ray" start --head --block --disable-usage-stats \
     --node-ip-address="$head_address" --port="$port" --num-cpus="$cpus" --include-dashboard=false \
     --temp-dir="/tmp/ray-$SLURM_JOB_ID" >"ray-$SLURM_JOB_ID.log" 2>&1 &
 ray=$!
@@ -39,9 +49,10 @@ until "$bin/ray" health-check --address "$head_address:$port" >/dev/null 2>&1; d
     sleep 1
 done
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
-    srun --overlap --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks=$((SLURM_JOB_NUM_NODES - 1)) --exclude="$head" \
-        "$bin/ray" start --block --address="$head_address:$port" --num-cpus="$cpus" >>"ray-$SLURM_JOB_ID.log" 2>&1 &
-    # A sweep counts its places once, when it starts.
+    srun --overlap --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks=$((SLURM_JOB_NUM_NODES - 1)) --cpus-per-task="$cpus" \
+        --exclude="$head" "$bin/ray" start --block --address="$head_address:$port" --num-cpus="$cpus" \
+        >>"ray-$SLURM_JOB_ID.log" 2>&1 &
+    # Both commands count their places once, when they start.
     "$bin/python" -c '
 import sys, time
 import ray
@@ -55,13 +66,13 @@ if found < wanted:
 ' "$head_address:$port" "$SLURM_JOB_NUM_NODES"
 fi
 
-"$bin/refavs-sweep" "$@" --address "$head_address:$port" &
-sweep=$!
-trap 'kill -TERM $sweep 2>/dev/null' TERM
-wait $sweep
+"$bin/$command" "$@" --address "$head_address:$port" &
+work=$!
+trap 'kill -TERM $work 2>/dev/null' TERM
+wait $work
 status=$?
-while kill -0 $sweep 2>/dev/null; do  # a signal ended the wait, not the sweep
-    wait $sweep
+while kill -0 $work 2>/dev/null; do  # a signal ended the wait, not the command
+    wait $work
     status=$?
 done
 exit $status

@@ -20,3 +20,9 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is absent: the real metadata and golden values are not part of the repository")
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests and the commands that they start keep out of the user's cache."""
+    os.environ["REFAVS_CACHE"] = str(tmp_path_factory.mktemp("cache"))

@@ -2,6 +2,7 @@
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -26,25 +27,42 @@ def boundary_radius(height: int, width: int) -> int:
     return math.ceil(BOUNDARY_SHARE * math.hypot(height, width))
 
 
+class Contours(NamedTuple):
+    """The boundary pixels of masks, and the pixels from which one of them is at most `boundary_radius` away."""
+
+    pixels: Bool[Tensor, "*frames h w"]
+    around: Bool[Tensor, "*frames h w"]
+
+    @classmethod
+    def of(cls, masks: Bool[Tensor, "*frames h w"]) -> "Contours":
+        """Finds them. A disc of pixels is the union of a few rectangles, and a rectangle grows along one axis at a
+        time, tripling with each step."""
+        pixels = boundary_map(masks)
+        return cls(pixels, _dilated(pixels, _rectangles(boundary_radius(*masks.shape[-2:]))))
+
+
 def boundary_counts(
     pred: Bool[Tensor, "*frames h w"], masks: Bool[Tensor, "*frames h w"]
 ) -> dict[str, Int[Tensor, "*frames"]]:
     """Numbers of boundary pixels per frame, from which precision, recall and F follow.
 
     Follows DAVIS (Perazzi et al., CVPR 2016): a boundary pixel is met if the other contour passes within
-    `boundary_radius`, a disc. A disc of pixels is the union of a few rectangles, and a rectangle grows along one axis
-    at a time, tripling with each step.
+    `boundary_radius`, a disc.
 
     Returns:
         `pred` and `target`, the boundary pixels of each; `pred_met` and `target_met`, those that meet the other.
     """
-    height, width = masks.shape[-2:]
-    contours = [boundary_map(part) for part in (pred, masks)]
-    rectangles = _rectangles(boundary_radius(height, width))
-    around = [_dilated(contour, rectangles) for contour in contours]
-    found = (*contours, contours[0] & around[1], contours[1] & around[0])
-    names = ("pred", "target", "pred_met", "target_met")
-    return {name: count_true(part) for name, part in zip(names, found, strict=True)}
+    return contour_counts(Contours.of(pred), Contours.of(masks))
+
+
+def contour_counts(pred: Contours, target: Contours) -> dict[str, Int[Tensor, "..."]]:
+    """As `boundary_counts`, of contours that are known already; one of them may be the same for all frames."""
+    return {
+        "pred": count_true(pred.pixels),
+        "target": count_true(target.pixels),
+        "pred_met": count_true(pred.pixels & target.around),
+        "target_met": count_true(target.pixels & pred.around),
+    }
 
 
 def _dilated(

@@ -1,19 +1,21 @@
 """What predictions reach that never look at their input: the floor that a trained model has to beat."""
 
+import functools
 import itertools
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from refavs.metrics.constant_counts import ConstantPrediction, Levels, constant_statistics, threshold_jaccard
 from refavs.metrics.recompute import Results, expression_results, joined, spread
-from refavs.metrics.segmentation import NUM_THRESHOLDS, count_pixels, curve_thresholds, threshold_bins
-from refavs.metrics.statistics import HISTOGRAMS, VERSION, Statistics, frame_statistics
+from refavs.metrics.segmentation import NUM_THRESHOLDS, curve_thresholds
+from refavs.metrics.statistics import VERSION, Statistics
 from refavs.metrics.text_control import TextControl
 
 BACKGROUND = "all background"
@@ -22,6 +24,32 @@ MEAN_MASK = "mean training mask"
 MEAN_MASK_BEST = "mean training mask, best threshold"
 CENTRED_DISC = "centred disc"
 MASKS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSum:
+    """Frames in which each pixel is the object's, over expressions; sums of parts are exact in any order.
+
+    Attributes:
+        frames: whole numbers.
+        num_frames: of all masks together.
+    """
+
+    frames: Float[np.ndarray, "h w"]
+    num_frames: int
+
+    @classmethod
+    def of(cls, mask: Bool[Tensor, "t h w"], count: int = 1) -> "MaskSum":
+        """A mask of `count` expressions."""
+        return cls(frames=count * np.count_nonzero(mask.numpy(), axis=0).astype(np.float64),
+                   num_frames=count * len(mask))  # fmt: skip
+
+    def __add__(self, other: "MaskSum") -> "MaskSum":
+        return MaskSum(frames=self.frames + other.frames, num_frames=self.num_frames + other.num_frames)
+
+    def mean(self) -> Float[Tensor, "h w"]:
+        """Share of frames in which each pixel is the object's."""
+        return torch.from_numpy(self.frames / self.num_frames).float()
 
 
 def mean_mask(
@@ -35,14 +63,11 @@ def mean_mask(
     Raises:
         ValueError: there is no mask.
     """
-    total, num_frames = None, 0
-    for mask, count in zip(masks, counts or itertools.repeat(1), strict=False):
-        part = count * mask.sum(0, dtype=torch.float64)
-        total = part if total is None else total + part
-        num_frames += count * len(mask)
-    if total is None or not num_frames:
+    parts = map(MaskSum.of, masks, counts or itertools.repeat(1))
+    first = next(parts, None)
+    if first is None:
         raise ValueError("the mean of no masks; expected at least one training expression with masks")
-    return (total / num_frames).float()
+    return functools.reduce(operator.add, parts, first).mean()
 
 
 def best_threshold(
@@ -55,14 +80,15 @@ def best_threshold(
         masks: the training expressions' masks; J is the mean over all their frames.
         counts: how many expressions have each mask; one each where none are given.
     """
-    bins = threshold_bins(mean)
+    levels = Levels(mean)
+    return best_of((threshold_jaccard(levels, mask) for mask in masks), counts)
+
+
+def best_of(jaccard: Iterable[Float[Tensor, " k"]], counts: Iterable[int] | None = None) -> float:
+    """The threshold with the largest sum of `threshold_jaccard` over masks, each as often as `counts` says."""
     total = torch.zeros(NUM_THRESHOLDS, dtype=torch.float64)
-    for mask, count in zip(masks, counts or itertools.repeat(1), strict=False):
-        pixels = count_pixels(bins.expand(mask.shape), torch.zeros_like(mask), mask)
-        target = rearrange(pixels.target, "t -> t 1")
-        union = (pixels.curve_pred + target - pixels.curve_hits).clamp_min(1)
-        jaccard = torch.where(target > 0, pixels.curve_hits.double() / union, (pixels.curve_pred == 0).double())
-        total += count * jaccard.sum(0)
+    for part, count in zip(jaccard, counts or itertools.repeat(1), strict=False):
+        total += count * part
     return float(curve_thresholds()[int(total.argmax())])
 
 
@@ -113,7 +139,7 @@ def control_results(
         By the name of the constant; `spread` gives them to the expressions. F is the largest over thresholds, and
         threshold 0 predicts every pixel; so every constant has at least the F of all foreground.
     """
-    predictions = constants.predictions()
+    predictions = {name: ConstantPrediction(*maps) for name, maps in constants.predictions().items()}
     blocks: dict[str, list[Results]] = {name: [] for name in predictions}
     remaining, start = iter(masks), 0
     while together := list(itertools.islice(remaining, MASKS_AT_ONCE)):
@@ -121,11 +147,7 @@ def control_results(
         count, num_frames, height, width = target.shape
         facts = {"version": VERSION, "height": height, "width": width, "num_frames": num_frames, "store": store}
         table = pd.DataFrame({"row": range(start, start + count)})
-        for name, (scores, pred) in predictions.items():
-            frames = frame_statistics(pred.expand(target.shape), target)
-            if scores is not pred:
-                soft = frame_statistics(scores.expand(target.shape), target)
-                frames |= {histogram: soft[histogram] for histogram in HISTOGRAMS}
+        for name, frames in constant_statistics(predictions, target).items():
             blocks[name].append(expression_results([Statistics(expressions=table, frames=frames, facts=facts)]))
         start += count
     return {name: joined(parts) for name, parts in blocks.items() if parts}

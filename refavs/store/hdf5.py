@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from refavs.errors import StoreError
+from refavs.locks import NO_LOCKS
 from refavs.store.files import PARTIAL, sync_folder
 
 AGAIN = "export the store again, or copy the file again"
@@ -156,6 +157,14 @@ class NewFile:
             busy = not os.fstat(self._file).st_nlink  # it had its end just now
         except BlockingIOError:
             busy = True
+        except OSError as error:
+            os.close(self._file)
+            if error.errno not in NO_LOCKS:
+                raise
+            raise StoreError(
+                f"{self._target} would lie on a file system without locks ({error.strerror}), which keep two writers "
+                "apart; mount it with them (Lustre: -o flock) or name a file elsewhere"
+            ) from error
         if busy:
             os.close(self._file)
             raise StoreError(f"another process is writing {self._target}; wait for its end or name another file")

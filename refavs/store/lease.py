@@ -12,7 +12,6 @@ close-to-open). Object stores have conditional writes. Between `check` and what 
 which a process can be stopped; what is written then is a whole file of a plan, never half of one.
 """
 
-import errno
 import json
 import os
 import secrets
@@ -25,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 
 from refavs.errors import StoreError
+from refavs.locks import NO_LOCKS
 from refavs.store.folder import Folder
 from refavs.store.schema import LEASE
 
@@ -32,7 +32,6 @@ NAME = LEASE
 BEAT_S = 4.0
 EXPIRES_S = 60.0
 _LOOKS_PER_BEAT = 4
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EPERM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +118,7 @@ class Lease:
         try:
             self._acquire()
         except OSError as error:
-            if error.errno in _NO_LOCKS:
+            if error.errno in NO_LOCKS:
                 raise StoreError(
                     f"{self._folder.location} lies on a file system without hard links or locks ({error.strerror}), "
                     "which keep two writers apart; mount it with them (Lustre: -o flock) or name another store"

@@ -1,4 +1,4 @@
-"""Evaluation: names and groups of the metrics, constants, and what a store without some parts gives."""
+"""Evaluation: names and groups of the metrics; and what a store without some parts gives."""
 
 import itertools
 from pathlib import Path
@@ -9,8 +9,6 @@ import torch
 
 from experiments.config import TrainConfig, TrialConfig
 from experiments.evaluate import (
-    control_results_of,
-    controls,
     evaluate_splits,
     named_values,
     predictions,
@@ -98,22 +96,3 @@ def test_rows_of_one_clip_stand_together(store: FeatureStore) -> None:
     rows = rows_of(store, ("train", "test_u"))
     clips = store.expressions["clip_id"].iloc[rows].tolist()
     assert len(rows) == 24 and sum(a != b for a, b in itertools.pairwise(clips)) == 7
-
-
-def test_controls_name_every_constant_on_every_split(store: FeatureStore) -> None:
-    found = controls(control_results_of(store))
-    assert set(found) == {
-        "all background", "all foreground", "mean training mask", "mean training mask, best threshold",
-        "centred disc", "text only",
-    }  # fmt: skip
-    assert found["all background"]["test_n/S"] == 0 and found["all background"]["test_s/J"] == 0
-    assert found["all foreground"]["test_n/S"] == 1
-    masks = [store[row].mask for row in rows_of(store, ("test_s",))]
-    area = np.mean([mask.float().mean().item() for mask in masks if mask is not None])
-    assert found["all foreground"]["test_s/J"] == pytest.approx(area)
-    assert {"mix/J", "test_u/F", "test_s/spatial/J"} <= set(found["mean training mask"])
-    assert found["text only"] == found["mean training mask, best threshold"], "no null in training, none in the text"
-
-
-def test_controls_without_training_masks_are_none(tmp_path: Path) -> None:
-    assert controls(control_results_of(make_store(tmp_path / "store", {"test_s": 1}))) == {}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import yaml
 
 from experiments.cli import build_parser
 from experiments.grid import read_grid
+from extract.cli import build_parser as build_extract_parser
 
 SCRIPT = Path(__file__).resolve().parents[2] / "infra" / "mlflow-ui.sh"
 JOB = SCRIPT.with_name("ray-job.sh")
@@ -67,29 +69,67 @@ esac
 ''')
     python.chmod(0o755)
     (tmp_path / "few.txt").write_text("# pins\nray==2.60.0\ntorch==2.13.0\n")
-    arguments = [str(script), "http://head:8265", "beta", "--store", "/a b/store", "--out", "/runs/beta"]
+    arguments = [str(script), "http://head:8265", "refavs-sweep", "beta", "--store", "/a b/store", "--out", "/runs/b"]
     settings = {**os.environ, "REFAVS_PIP": str(tmp_path / "few.txt"), "PYTHON": str(python)}
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=settings)
     given = done.stdout.splitlines()
     assert given[:6] == ["-m", "ray.scripts.scripts", "job", "submit", "--address", "http://head:8265"]
     environment = json.loads(given[given.index("--runtime-env-json") + 1])
     assert environment["working_dir"] == str(root) and environment["pip"] == ["torch==2.13.0"]
-    assert given[given.index("--") + 1 :][-7:] == ["beta", "--store", "/a b/store", "--out", "/runs/beta", "--address",
+    code = given[given.index("--") + 1 :][2]
+    assert code == "import sys; from experiments.cli import main; sys.exit(main(sys.argv[1:]))"
+    assert given[given.index("--") + 1 :][-7:] == ["beta", "--store", "/a b/store", "--out", "/runs/b", "--address",
                                                    "auto"]  # fmt: skip
     for out, found in ((["--out", "runs/beta"], "runs/beta"), (["--out=runs/beta"], "runs/beta"), ([], "missing")):
-        lost = subprocess.run([*arguments[:5], *out], capture_output=True, text=True, env=settings)
+        lost = subprocess.run([*arguments[:6], *out], capture_output=True, text=True, env=settings)
         assert lost.returncode == 2 and f"--out is {found}; accepted: an absolute path" in lost.stderr
     refused = subprocess.run(arguments, capture_output=True, text=True, env={**settings, "MISSING": "1"})
     assert refused.returncode == 2 and "pip install 'ray[default]'" in refused.stderr and not refused.stdout
     usage = subprocess.run([str(script)], capture_output=True, text=True, env=settings)
-    assert usage.returncode == 2 and "infra/ray-job.sh http://HEAD:8265 GRID --store STORE" in usage.stderr
+    assert usage.returncode == 2 and "infra/ray-job.sh http://HEAD:8265 refavs-sweep GRID --store STORE" in usage.stderr
+    extract = [*arguments[:2], "refavs-extract", "/data/bench", "s3://bucket/store", "--weights-dir", "/data/weights"]
+    done = subprocess.run(extract, capture_output=True, text=True, check=True, env=settings)
+    given = done.stdout.splitlines()
+    assert given[-6:] == [*extract[3:], "--address", "auto"] and "from extract.cli import main" in given[-7]
+    for place, told in ((3, "SOURCE is bench"), (4, "STORE is bench")):
+        wrong = [*extract[:place], "bench", *extract[place + 1 :]]
+        lost = subprocess.run(wrong, capture_output=True, text=True, env=settings)
+        assert lost.returncode == 2 and f"{told}; accepted: an absolute path" in lost.stderr
+    other = subprocess.run([*arguments[:2], *arguments[3:]], capture_output=True, text=True, env=settings)
+    assert other.returncode == 2 and "the command is 'beta'; accepted: refavs-sweep or refavs-extract" in other.stderr
 
 
 def test_slurm_script_outside_a_job_says_how_it_is_used() -> None:
     script = SCRIPT.with_name("slurm.sh")
     done = subprocess.run([str(script)], capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("Runs a sweep on the nodes of a Slurm job") and "sbatch --nodes=4" in done.stderr
+    assert done.stderr.startswith("Runs refavs-sweep or refavs-extract on the nodes of a Slurm job")
+
+
+@pytest.mark.parametrize("command", ["refavs-sweep", "refavs-extract"])
+def test_slurm_script_gives_each_step_the_processors_of_its_task(command: str, tmp_path: Path) -> None:
+    """With commands that stand for Slurm's and Ray's; `tests/faults/test_slurm.py` has the real ones."""
+    stand_ins = {
+        "scontrol": 'case $2 in hostnames) printf "n1\\nn2\\n" ;; *) echo NodeAddr=127.0.0.1 ;; esac',
+        "srun": f'echo "$@" >>{tmp_path}/steps; case "$*" in *--head*) exec sleep 60 ;; esac',
+        "ray": "exit 0", "python": "exit 0", command: 'printf "%s\\n" "$@"; exit 3',
+    }  # fmt: skip
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    for name, text in stand_ins.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "999999999", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2"}
+    settings = {"PATH": f"{folder}:{os.environ['PATH']}", "REFAVS": str(tmp_path), "SLURM_CPUS_PER_TASK": "16", **job}
+    script = [str(SCRIPT.with_name("slurm.sh"))]
+    done = subprocess.run(
+        [*script, command, "a b", "c"], capture_output=True, text=True, env=settings, cwd=tmp_path
+    )
+    assert done.returncode == 3 and done.stdout.splitlines()[:3] == ["a b", "c", "--address"], done.stderr
+    steps = (tmp_path / "steps").read_text().splitlines()
+    assert len(steps) == 2 and all("--cpus-per-task=16" in step and "--num-cpus=16" in step for step in steps)
+    refused = subprocess.run([*script, "beta", "--out", "c"], capture_output=True, text=True, env=settings)
+    assert refused.returncode == 2 and "the first argument is 'beta'; accepted: refavs-sweep or" in refused.stderr
 
 
 def test_kuberay_manifest_runs_a_command_that_is_one() -> None:
@@ -98,6 +138,9 @@ def test_kuberay_manifest_runs_a_command_that_is_one() -> None:
     command, *arguments = manifest["spec"]["entrypoint"].split()
     args = build_parser().parse_args(arguments)
     assert command == "refavs-sweep" and args.address == "auto"
+    (other,) = re.findall(r"#   refavs-extract (.+)", SCRIPT.with_name("kuberay.yaml").read_text("utf-8"))
+    extract = build_extract_parser().parse_args(other.split())
+    assert extract.address == "auto" and extract.weights_dir.is_relative_to("/data")
     read_grid(args.grid)
     cluster = manifest["spec"]["rayClusterSpec"]
     assert cluster["rayVersion"] == ray.__version__

@@ -1,7 +1,10 @@
 """The ledger: one folder per key, statuses, and one sweep at a time."""
 
 import dataclasses
+import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +76,19 @@ def test_sweep_that_another_process_holds_is_refused(tmp_path: Path) -> None:
             pass
         other.kill()
     with Ledger(tmp_path).locked():
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_sweep_on_a_file_system_without_locks_is_refused_on_one_line(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_locks(file: object, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    told = rf"without locks \({os.strerror(number)}\), .*; mount it with them \(Lustre: -o flock\) or give another"
+    with pytest.raises(ConfigError, match=told), Ledger(tmp_path).locked():
         pass
 
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from experiments.config import TrainConfig, TrialConfig
-from experiments.evaluate import Head, control_results_of, controls
+from experiments.constant_baselines import canonical_values, control_results_of
+from experiments.evaluate import Head
 from experiments.grid import Grid, Trial, expand
 from experiments.initial_weights import with_checkpoints
 from experiments.learner import NonFiniteError, learning_rate
@@ -56,7 +57,7 @@ def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_train_beats_the_best_constant(store: FeatureStore, tmp_path: Path) -> None:
     config = small(train__epochs=2, train__steps_per_epoch=80, train__learning_rate=0.005, train__decay_start=0.5)
     result = train(config, store, tmp_path)["metrics"]
-    best = max(values["test_s/J"] for values in controls(control_results_of(store)).values())
+    best = max(values["test_s/J"] for values in canonical_values(control_results_of(store)).values())
     assert result["test_s/J"] > best + 0.1
     assert result["mix/J"] == pytest.approx((result["test_s/J"] + result["test_u/J"]) / 2)
 

@@ -1,9 +1,11 @@
 """Watching a sweep: the live table, the plain lines, and refavs-sweep status from its folder alone."""
 
+import errno
 import fcntl
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ from rich.console import Console
 from experiments.cli import main
 from experiments.grid import expand
 from experiments.ledger import Entry, Ledger
-from experiments.progress import Progress, duration, read_sweep, seconds_left
+from experiments.progress import Progress, duration, is_held, read_sweep, seconds_left
 from experiments.watch import Watch, progress_of
 from tests.experiments.small_sweep import write_facts, write_trial
 
@@ -113,6 +115,17 @@ def test_status_tells_failures_what_mlflow_lacks_and_what_to_do(
         assert {trial.state for trial in read_sweep(sweep).trials} == {"finished", "failed", "running"}
         assert main(["status", str(sweep)]) == 0
     assert "a refavs-sweep is at work" in capsys.readouterr().out
+
+
+def test_status_on_a_file_system_without_locks_finds_nobody_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_locks(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    (tmp_path / ".lock").touch()
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    assert not is_held(tmp_path)
 
 
 def test_status_shows_the_trials_of_the_last_command_in_their_order(tmp_path: Path) -> None:

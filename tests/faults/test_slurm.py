@@ -104,7 +104,7 @@ def submit(environment: dict[str, str], sweep: Sweep, output: Path) -> str:
             script.chmod(0o755)
     command = [
         "sbatch", "--parsable", "--nodes=2", "--cpus-per-task=1", "--time=30", f"--output={output}",
-        str(ROOT / "infra" / "slurm.sh"), *sweep.arguments(),
+        str(ROOT / "infra" / "slurm.sh"), "refavs-sweep", *sweep.arguments(),
     ]  # fmt: skip
     environment = {**environment, "REFAVS": str(checkout), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, cwd=output.parent, capture_output=True, text=True, check=True)

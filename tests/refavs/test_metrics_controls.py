@@ -20,8 +20,11 @@ from refavs.metrics import (
     protocol_values,
     text_only,
 )
+from refavs.metrics.constant_counts import ConstantPrediction, Levels, constant_statistics, threshold_jaccard
 from refavs.metrics.controls import centredness
 from refavs.metrics.recompute import spread
+from refavs.metrics.segmentation import curve_thresholds
+from refavs.metrics.statistics import HISTOGRAMS, PEAK, frame_statistics
 
 
 def training_masks(num_expressions: int = 5, num_frames: int = 3, size: int = 10) -> list[torch.Tensor]:
@@ -116,6 +119,30 @@ def test_best_constants_count_their_best_masks_and_keep_their_curve() -> None:
     assert best["F"] == canonical(found["mean training mask"])["F"]
     disc = centredness(10, 10).numpy() >= constants.centre_threshold
     assert canonical(found["centred disc"])["J"] == pytest.approx(mean_jaccard(disc, masks))
+
+
+@pytest.mark.parametrize(("size", "num_frames"), [(10, 3), (256, 2), (300, 4)])
+def test_constants_are_counted_as_a_models_predictions_are(size: int, num_frames: int) -> None:
+    masks = [mask[:num_frames] for mask in training_masks(4, num_frames, size)]
+    masks[2] = torch.rand(masks[2].shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    constants, target = fitted(masks), torch.stack(masks)
+    maps = constants.predictions()
+    found = constant_statistics({name: ConstantPrediction(*pair) for name, pair in maps.items()}, target)
+    for name, (scores, pred) in maps.items():
+        hard, soft = (frame_statistics(part.expand(target.shape), target) for part in (pred, scores))
+        for count, values in {**hard, **{each: soft[each] for each in HISTOGRAMS}}.items():
+            if count != PEAK:  # which is the map's, and no score's
+                np.testing.assert_array_equal(found[name][count], values, f"{name}, {count}", strict=True)
+        assert set(found[name]) == {*hard} - {PEAK}
+
+
+def test_jaccard_by_threshold_is_that_of_each_mask_cut_out() -> None:
+    masks = training_masks()
+    mean = mean_mask(masks)
+    for mask in masks:
+        found = threshold_jaccard(Levels(mean), mask)
+        for place, threshold in enumerate(curve_thresholds().tolist()):
+            assert found[place].item() == pytest.approx(len(mask) * mean_jaccard(mean.numpy() >= threshold, [mask]))
 
 
 def test_many_masks_are_scored_as_each_alone() -> None:

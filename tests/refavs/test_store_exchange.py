@@ -1,6 +1,7 @@
 """A store goes out to one HDF5 file and comes back byte for byte; a file that is not to be trusted is one line."""
 
 import errno
+import fcntl
 import importlib.util
 import json
 import os
@@ -201,6 +202,17 @@ def test_file_that_comes_meanwhile_is_left_alone(built: Path, tmp_path: Path) ->
     with pytest.raises(StoreError, match="come into being meanwhile"):
         export(built, tmp_path / "s.h5", lambda *_: (tmp_path / "s.h5").write_text("mine") and None)
     assert (tmp_path / "s.h5").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_export_to_a_file_system_without_locks_is_refused(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_locks(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    with pytest.raises(StoreError, match=r"s\.h5 would lie on a file system without locks \(No locks"):
+        export(built, tmp_path / "s.h5")
 
 
 def test_two_exports_to_one_file_do_not_mix(built: Path, tmp_path: Path) -> None:

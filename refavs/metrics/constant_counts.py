@@ -1,0 +1,114 @@
+"""Counts of a prediction that is the same in every frame: what depends on the prediction alone is computed once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from refavs.metrics.boundary import Contours, contour_counts
+from refavs.metrics.segmentation import (
+    NUM_CELLS,
+    above,
+    frame_counts,
+    threshold_bins,
+)
+from refavs.metrics.statistics import COUNTS, released_view
+
+THRESHOLDS = {"50": 0.5, "40": 0.4}
+
+
+class Levels:
+    """A map of scores, by how many thresholds of F's curve each pixel reaches."""
+
+    def __init__(self, scores: Float[Tensor, "h w"]) -> None:
+        bins = threshold_bins(scores)
+        self._bins = bins.to(torch.uint8).numpy()
+        self.whole = torch.bincount(bins.flatten(), minlength=NUM_CELLS).numpy()
+
+    def inside(self, masks: Bool[np.ndarray, "t h w"]) -> Int[np.ndarray, "t k"]:
+        """Pixels of each mask in each of the 256 cells."""
+        return np.stack([np.bincount(self._bins[mask], minlength=NUM_CELLS) for mask in masks])
+
+
+def threshold_jaccard(levels: Levels, mask: Bool[Tensor, "t h w"]) -> Float[Tensor, " k"]:
+    """J of the frames of a mask, summed, where a pixel is predicted at or above each threshold of the curve."""
+    inside = torch.from_numpy(levels.inside(mask.numpy()))
+    histogram = torch.stack([torch.from_numpy(levels.whole) - inside, inside], dim=1)
+    none = torch.zeros(len(mask), dtype=torch.int64)
+    counts = frame_counts(histogram, none, none, mask.shape[-2] * mask.shape[-1])
+    target, pred, hits = rearrange(counts.target, "t -> t 1"), counts.curve_pred, counts.curve_hits
+    union = (pred + target - hits).clamp_min(1)
+    return torch.where(target > 0, hits.double() / union, (pred == 0).double()).sum(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """Masks of some frames, in every form in which predictions are compared with them."""
+
+    masks: Bool[Tensor, "t h w"]
+    small: Bool[Tensor, "t 256 256"]
+    contours: Contours
+
+    @classmethod
+    def of(cls, masks: Bool[Tensor, "t h w"]) -> "Targets":
+        """Computes each form once for all predictions."""
+        return cls(masks=masks, small=released_view(masks.float(), masks)[1], contours=Contours.of(masks))
+
+
+class ConstantPrediction:
+    """One prediction for every frame.
+
+    Args:
+        scores: the map whose thresholds F's curve takes.
+        pred: the probabilities whose masks are counted.
+    """
+
+    def __init__(self, scores: Float[Tensor, "h w"], pred: Float[Tensor, "h w"]) -> None:
+        small_scores, small_pred = (_small(part) for part in (scores, pred))
+        self._levels = {"": Levels(scores), "released_": Levels(small_scores)}
+        self._above = {"": _masks_above(pred), "released_": _masks_above(small_pred)}
+        self._contours = Contours.of(above(pred, THRESHOLDS["50"]).unsqueeze(0))
+
+    def counts(self, targets: Targets) -> dict[str, np.ndarray]:
+        """As `frame_statistics` of this prediction in each frame, without the largest probability; axis `t`."""
+        contours = contour_counts(self._contours, targets.contours)
+        found = {f"boundary_{name}": value.numpy() for name, value in contours.items()}
+        for prefix, masks in (("", targets.masks.numpy()), ("released_", targets.small.numpy())):
+            levels = self._levels[prefix]
+            found[f"{prefix}object"] = inside = levels.inside(masks)
+            found[f"{prefix}background"] = levels.whole - inside
+            found[f"{prefix}target"] = inside.sum(-1)
+            for name, pred in self._above[prefix].items():
+                found[f"{prefix}pred_{name}"] = np.array([np.count_nonzero(pred)])
+                if f"{prefix}hits_{name}" in COUNTS:
+                    found[f"{prefix}hits_{name}"] = np.array([np.count_nonzero(pred & mask) for mask in masks])
+        same = {name for name, value in found.items() if len(value) < len(targets.masks)}
+        found |= {name: np.repeat(found[name], len(targets.masks)) for name in same}
+        return {name: value.astype(np.uint32) for name, value in found.items()}
+
+
+def constant_statistics(
+    predictions: Mapping[str, ConstantPrediction], masks: Bool[Tensor, "b t h w"]
+) -> dict[str, dict[str, np.ndarray]]:
+    """The counts of each prediction by its name, with the axes `b t`."""
+    found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in predictions}
+    for mask in masks:
+        targets = Targets.of(mask)
+        for name, prediction in predictions.items():
+            found[name].append(prediction.counts(targets))
+    return {
+        name: {count: np.stack([part[count] for part in parts]) for count in parts[0]} for name, parts in found.items()
+    }
+
+
+def _small(part: Float[Tensor, "h w"]) -> Float[Tensor, "256 256"]:
+    probs = part.unsqueeze(0)
+    return released_view(probs, torch.zeros_like(probs, dtype=torch.bool))[0][0]
+
+
+def _masks_above(pred: Float[Tensor, "h w"]) -> dict[str, np.ndarray]:
+    return {name: above(pred, threshold).numpy() for name, threshold in THRESHOLDS.items()}
