@@ -93,8 +93,8 @@ class VGGishEncoder:
         network = randomly(build_vggish, self.weights.seed)
         if self._weights_file is not None:
             fill(network, load_tensors(self._weights_file), self._weights_file)
-        network = network.eval().requires_grad_(False)
-        return network.to(self.device, self._dtype, memory_format=torch.channels_last)
+        network = network.eval().requires_grad_(False).to(self.device, self._dtype)
+        return nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)
 
 
 def build_vggish() -> nn.Module:
