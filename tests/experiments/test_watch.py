@@ -136,7 +136,6 @@ def test_status_starts_fast_because_it_imports_nothing_heavy(tmp_path: Path) -> 
         "import sys; from experiments.cli import main; main(['status', sys.argv[1]])\n"
         "print([name for name in ('torch', 'ray', 'mlflow', 'pandas', 'numpy') if name in sys.modules])"
     )
-    started = time.monotonic()
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.splitlines()[-1] == "[]" and time.monotonic() - started < 20
+    assert done.stdout.splitlines()[-1] == "[]"

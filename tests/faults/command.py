@@ -25,7 +25,7 @@ OPTIONS = ("--preset", "tiny", "--weights", "random")
 MARK = "REFAVS_FAULT_RUN"
 # Of a run, not of the store: what the log holds are times.
 NOT_COMPARED = ("extract.jsonl", ".lock", "lease.json")
-PATIENCE_S = 240
+PATIENCE_S = 1200
 # Ray gives its workers the least of a busy machine; then a test takes minutes.
 WORKERS_ARE_NOT_NICE = {"worker_niceness": 0}
 _PROGRESS = re.compile(r"refavs-extract: (worker|\d+/\d+ )")

@@ -161,7 +161,7 @@ def test_many_rows_take_bounded_time_and_memory(tmp_path: Path, num_rows: int) -
     for clip in range(0, num_rows // 5, num_rows // 500):
         (tmp_path / "media" / f"v{clip:07d}_0_10000").mkdir()
     run = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, timeout=280, check=True,
+        [sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, check=True,
         cwd=Path(__file__).parents[2],
     )
     num_kept, seconds, growth_mb = map(float, run.stdout.split())
