@@ -4,13 +4,20 @@ A test that starts a process is marked `process` or `ray`, as is one whose fixtu
 `make check` can leave out what is marked, and nobody has to keep the marks up to date.
 """
 
+import multiprocessing.util
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported: two processes of tests with two threads each wait for one another most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# For every Ray that a test starts. It would give its workers what the rest of a busy machine leaves, and search for
+# accelerators and report its use.
+os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import pytest
 from jaxtyping import install_import_hook
@@ -20,7 +27,10 @@ install_import_hook("refavs", "beartype.beartype")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MAY_START = ("process", "ray", "slow", "faults")
 HELPERS = ("git", "lscpu", "uname")  # asked for a line by what is tested and by libraries
-STARTS = frozenset(["subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.exec", "os.system"])
+SPAWN = "multiprocessing.spawn"  # of our own: Python tells no hook of it
+STARTS = frozenset(
+    [SPAWN, "subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.exec", "os.system"]
+)
 
 
 class _Guard:
@@ -29,6 +39,13 @@ class _Guard:
     def __init__(self) -> None:
         self.active, self.tried = False, list[str]()
         sys.addaudithook(self._hook)
+        spawn = multiprocessing.util.spawnv_passfds
+
+        def told(path: bytes, *arguments: Any) -> int:
+            sys.audit(SPAWN, path)
+            return spawn(path, *arguments)
+
+        multiprocessing.util.spawnv_passfds = told
 
     def _hook(self, event: str, arguments: tuple[object, ...]) -> None:
         if self.active and event in STARTS and not (event == "subprocess.Popen" and arguments[0] in HELPERS):

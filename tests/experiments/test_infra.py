@@ -18,6 +18,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "infra" / "mlflow-ui.sh"
 JOB = SCRIPT.with_name("ray-job.sh")
 
 
+@pytest.mark.process
 def test_script_without_a_database_says_what_to_do(tmp_path: Path) -> None:
     done = subprocess.run([str(SCRIPT), str(tmp_path / "runs" / "smoke")], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
@@ -27,6 +28,7 @@ def test_script_without_a_database_says_what_to_do(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("place", "port"), [("runs/smoke", "5000"), ("runs/smoke/", "5000"), ("runs/mlflow.db", "5001")]
 )
@@ -51,6 +53,7 @@ def test_script_opens_the_database_beside_the_sweep(tmp_path: Path, place: str, 
     ]  # fmt: skip
 
 
+@pytest.mark.process
 def test_job_carries_the_code_and_joins_the_cluster(tmp_path: Path) -> None:
     root = tmp_path / "a root"
     for name in ("infra", ".venv/bin"):
@@ -85,6 +88,7 @@ esac
     assert usage.returncode == 2 and "infra/ray-job.sh http://HEAD:8265 GRID --store STORE" in usage.stderr
 
 
+@pytest.mark.process
 def test_slurm_script_outside_a_job_says_how_it_is_used() -> None:
     script = SCRIPT.with_name("slurm.sh")
     done = subprocess.run([str(script)], capture_output=True, text=True, env={"PATH": os.environ["PATH"]})

@@ -129,6 +129,7 @@ def test_status_of_no_sweep_is_refused_on_one_line(tmp_path: Path, capsys: pytes
     assert not (ROOT / "experiments" / "grids" / "status.yaml").exists()
 
 
+@pytest.mark.process
 def test_status_starts_fast_because_it_imports_nothing_heavy(tmp_path: Path) -> None:
     write_facts(tmp_path)
     code = (

@@ -360,6 +360,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 def test_bad_media_take_little_time_and_memory(tmp_path: Path) -> None:
     clips = {"good video": video_clip(tmp_path / "good", bad.good),

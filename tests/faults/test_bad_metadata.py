@@ -148,6 +148,7 @@ print(len(source.expressions), time.process_time() - started, peak_mb() - before
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 @pytest.mark.parametrize("num_rows", [10**5, pytest.param(10**6, marks=pytest.mark.slow)])
 def test_many_rows_take_bounded_time_and_memory(tmp_path: Path, num_rows: int) -> None:

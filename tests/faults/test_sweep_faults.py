@@ -20,7 +20,7 @@ from tests.experiments.small_store import CLIPS, make_store
 from tests.faults.command import small_disk
 from tests.faults.sweeps import Sweep, assert_whole_in_mlflow, within
 
-pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 PATIENCE_S = 240
 CGROUPS = Path("/sys/fs/cgroup")

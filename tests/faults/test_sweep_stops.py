@@ -43,7 +43,6 @@ def assert_stopped(sweep: Sweep) -> None:
     assert statuses(sweep) == {"g": "KILLED", **wanted}
 
 
-@pytest.mark.timeout(900)
 def test_sweep_stops_after_the_epoch_or_at_once_and_goes_on(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, GRID)
     with running(sweep) as driver:

@@ -26,6 +26,7 @@ small = servers.small
 SECRET = servers.SECRET
 
 
+@pytest.mark.process
 def test_forked_process_is_refused_instead_of_waiting_for_ever(bucket: str) -> None:
     folder = RemoteFolder(bucket)
     folder.write("a", b"1")

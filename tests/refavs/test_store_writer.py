@@ -336,6 +336,7 @@ def test_full_disk_leaves_no_committed_half(tmp_path: Path, monkeypatch: pytest.
     assert small.files_of(tmp_path / "s") == small.files_of(tmp_path / "undisturbed")
 
 
+@pytest.mark.process
 def test_real_full_disk_is_one_line_and_the_rest_stays_whole(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
