@@ -57,9 +57,8 @@ def ray_here() -> Iterator[None]:
     """One Ray for the runs in this process."""
     import ray
 
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(address="local", num_cpus=2, object_store_memory=2**27, include_dashboard=False, log_to_driver=False,
-             logging_level=logging.ERROR, _system_config=command.WORKERS_ARE_NOT_NICE)  # fmt: skip
+             logging_level=logging.ERROR)  # fmt: skip
     yield
     ray.shutdown()
 
