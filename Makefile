@@ -54,7 +54,7 @@ lint: setup
 
 # Two processes: much of the suite waits for other processes to start, die or time out.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m '$(QUICK)' tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m '$(QUICK)' tests
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow tests

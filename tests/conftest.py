@@ -56,6 +56,12 @@ class _Guard:
 _guard = _Guard()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start a Ray come first, so that none is left for the end, when the other process has nothing to do."""
+    long = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
     """Lets the test and its fixtures start processes where a mark says that they do."""

@@ -206,5 +206,5 @@ def test_killed_run_ends_as_an_undisturbed_one(cluster: None, tmp_path: Path) ->
     driver.send_signal(signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     assert 0 < len(list(store.glob("commits/*.json"))) < len(list((tmp_path / "undisturbed").glob("commits/*.json")))
-    assert run(source, store, "--workers", "1") == 0
+    assert run(source, store) == 0
     assert files(store) == files(tmp_path / "undisturbed")
