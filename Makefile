@@ -1,10 +1,11 @@
-# Two commands for a fresh machine with Python >= 3.11 and make: `make demo` and `make test`.
+# For a fresh machine with Python >= 3.11 and make: `make demo` and `make test`; while working, `make check`.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+QUICK := not slow and not gpu and not faults
 
-.PHONY: demo proof proof-quick proof/store test test-slow test-faults bench-store bench-extract bench-remote bench-scheduler \
-	bench-metrics bench-train bench-sweep bench-busy lint setup clean
+.PHONY: demo proof proof-quick proof/store check test test-slow test-faults bench-store bench-extract bench-remote \
+	bench-scheduler bench-metrics bench-train bench-sweep bench-busy lint setup clean
 
 setup: $(STAMP)
 
@@ -41,9 +42,19 @@ proof/store: setup
 	$(BIN)/refavs-synth proof/bench --clips 1200 --seed 0 --no-videos
 	$(BIN)/refavs-extract proof/bench proof/store --preset tiny
 
+# What to run after every change: lint, types and all tests that start no process, in 90 seconds on two processors.
+check: setup
+	$(MAKE) --no-print-directory lint & lint=$$!; \
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not process and not ray and $(QUICK)' tests; tests=$$?; \
+	wait $$lint && exit $$tests
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
 # Two processes: much of the suite waits for other processes to start, die or time out.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not faults' tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m '$(QUICK)' tests
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow tests
@@ -76,10 +87,6 @@ bench-busy: setup
 
 bench-sweep: setup
 	$(BIN)/python tests/benchmarks/bench_sweep.py
-
-lint: setup
-	$(BIN)/ruff check .
-	$(BIN)/pyright
 
 clean:
 	rm -rf demo .pytest_cache .ruff_cache .hypothesis

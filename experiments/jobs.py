@@ -114,7 +114,7 @@ def _tune(placement: "_Placement", records: Path) -> None:
 
 def _bundle(settings: dict[str, Any]) -> ray.tune.PlacementGroupFactory:
     """What the process of a trial takes. The processors of several workers are asked for by Ray Train."""
-    amounts = settings["resources"] if settings["workers"] == 1 else {"CPU": 0, "memory": 1}
+    amounts: dict[str, float] = settings["resources"] if settings["workers"] == 1 else {"CPU": 0, "memory": 1}
     return ray.tune.PlacementGroupFactory([amounts])
 
 
@@ -277,12 +277,13 @@ class _Next(Searcher):
         return {}  # Tune pickles it for a resume of its own, which is never used.
 
     @_kept
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
         placement = self.placement
+        finished: Any = Searcher.FINISHED  # a text, which the annotation of Ray's own method leaves out
         if not placement.running:  # Tune then waits here and takes no step
             placement.trials.waited()
         settings = placement.next(trial_id)
-        return Searcher.FINISHED if settings is None and placement.over else settings
+        return finished if settings is None and placement.over else settings
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The driver is told."""

@@ -11,6 +11,7 @@ import torch
 import torch.distributed
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from experiments.config import TrainConfig, TrialConfig
 from experiments.evaluate import autocast
@@ -161,7 +162,7 @@ class Learner:
         if self.average is self.model:
             return
         decay = min(self.config.train.ema_decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.averaged, self.trained, 1 - decay)
+        get_ema_multi_avg_fn(decay)(tuple(self.averaged), tuple(self.trained), step)
 
     def _refusal(
         self, loss: Tensor, norm: Tensor, step: int, num_steps: int, parts: Sequence[tuple[int, Batch]]

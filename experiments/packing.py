@@ -52,6 +52,7 @@ def packed(resources: Resources, trials: Sequence[Trial], store: "FeatureStore")
         raise ConfigError("--gpus-per-trial auto measures one trial, and --fuse puts several into a process; give "
                           "--gpus-per-trial a number, or leave --fuse out")  # fmt: skip
     import ray
+    from ray.exceptions import RayTaskError
 
     from experiments.jobs import ray_for
 
@@ -64,7 +65,7 @@ def packed(resources: Resources, trials: Sequence[Trial], store: "FeatureStore")
         location = store_of(trial, store).location
         try:
             reserved, total = ray.get(task.remote(trial.config, location, trial.weights_dir))
-        except ray.exceptions.RayTaskError as error:
+        except RayTaskError as error:
             if not isinstance(error.cause, torch.OutOfMemoryError):
                 raise
             raise ConfigError(f"trial {trial.title!r} does not fit on a GPU ({error.cause}); lower train.batch_size or "

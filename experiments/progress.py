@@ -120,8 +120,8 @@ def read_sweep(root: Path) -> Sweep:
 
 def read_progress(folder: Path) -> Progress:
     """Reads a trial's folder."""
-    settings = _json(folder / "config.json") or {}
-    status, sent = _json(folder / "status.json") or {"state": "new"}, _json(folder / "mlflow.json") or {}
+    settings, sent = _json(folder / "config.json") or {}, _json(folder / "mlflow.json") or {}
+    status: Mapping[str, Any] = _json(folder / "status.json") or {"state": "new"}
     found = Progress(
         key=folder.name, name=settings["name"], seed=settings["seed"], epochs=settings["config"]["train.epochs"],
         state=status["state"], started_s=status.get("started_s", math.nan), reason=status.get("reason", ""),

@@ -290,7 +290,7 @@ class Run:
             self.active[entry.key] = entry
             self._set(entry, "running", started_s=round(time.time(), 3))
 
-    def progressed(self, entry: Entry, records: list[Mapping[str, Any]]) -> None:
+    def progressed(self, entry: Entry, records: Sequence[Mapping[str, Any]]) -> None:
         """Lets MLflow have the new records, which lie in the trial's folder already."""
         self.mirror.note(entry)
         if self.search and (reason := self.search.report(entry, records)):

@@ -332,7 +332,7 @@ def finish(trainings: Sequence[Training], store: "FeatureStore", num_runs: int) 
             training.learner.use_best()
             missing.append(training)
         else:
-            training.run.result = known if training.team.rank == 0 else {}
+            training.run.result = (known or {}) if training.team.rank == 0 else {}
             training.run.end()
     if not missing:
         return

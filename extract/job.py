@@ -176,6 +176,7 @@ class _Crew:
         from ray.exceptions import RayError, RayTaskError
 
         member, task = self._calls.pop(reference)
+        answer: Any
         try:
             answer: Any = ray.get(reference)
         except RayTaskError as error:

@@ -41,7 +41,7 @@ def labelled_frames(rng: np.random.Generator, count: int, size: int) -> tuple[Te
         label = np.full((3, size, size), IGNORED)
         label[0] = 0
         for thing, mask in zip(scene.objects, masks, strict=True):
-            values = (1, list(CATEGORIES).index(thing.category), list(COLOURS).index(thing.colour))
+            values = (1, list[str](CATEGORIES).index(thing.category), list(COLOURS).index(thing.colour))
             label[:, mask] = np.array(values)[:, None]
         frames.append(frame)
         labels.append(label)

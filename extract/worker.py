@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -44,7 +44,8 @@ SPARE_CLIPS = 2
 TEXTS_PER_PASS = 64  # on a GPU
 MOST_DECODERS = 16
 SAME_FILES = "have the same files under the same path on every node, as a shared --weights-dir"
-_T, _R = TypeVar("_T"), TypeVar("_R")
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ class Stages:
     """Seconds spent in each stage of one job, by all of its threads."""
 
     def __init__(self) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         self._lock = threading.Lock()
 
     @contextmanager
@@ -378,7 +379,7 @@ class Worker:
         return _Decoded(key=key, arrays={"objects/mask": pack_mask(stack)})
 
 
-def ahead(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_T], window: int) -> Iterator[_R]:
+def ahead(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_T], window: int) -> Generator[_R]:
     """Results of `work`, in order; at most `window` items are begun before their results are taken."""
     left = iter(items)
     pending = deque(pool.submit(work, item) for item in islice(left, window))

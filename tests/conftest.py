@@ -1,10 +1,23 @@
-"""Shared fixtures; shapes written in annotations of `refavs` are checked at run time in every test."""
+"""Shared fixtures; shapes written in annotations of `refavs` are checked at run time in every test.
 
+A test that starts a process is marked `process` or `ray`, as is one whose fixtures do; any other that tries fails. So
+`make check` can leave out what is marked, and nobody has to keep the marks up to date.
+"""
+
+import multiprocessing.util
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported: two processes of tests with two threads each wait for one another most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# For every Ray that a test starts. It would give its workers what the rest of a busy machine leaves, and search for
+# accelerators and report its use.
+os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import pytest
 from jaxtyping import install_import_hook
@@ -12,6 +25,64 @@ from jaxtyping import install_import_hook
 install_import_hook("refavs", "beartype.beartype")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+MAY_START = ("process", "ray", "slow", "faults")
+HELPERS = ("git", "lscpu", "uname")  # asked for a line by what is tested and by libraries
+SPAWN = "multiprocessing.spawn"  # of our own: Python tells no hook of it
+STARTS = frozenset(
+    [SPAWN, "subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.exec", "os.system"]
+)
+
+
+class _Guard:
+    """Refuses new processes while a test runs that may not start any, and remembers what was tried."""
+
+    def __init__(self) -> None:
+        self.active, self.tried = False, list[str]()
+        sys.addaudithook(self._hook)
+        spawn = multiprocessing.util.spawnv_passfds
+
+        def told(path: bytes, *arguments: Any) -> int:
+            sys.audit(SPAWN, path)
+            return spawn(path, *arguments)
+
+        multiprocessing.util.spawnv_passfds = told
+
+    def _hook(self, event: str, arguments: tuple[object, ...]) -> None:
+        if self.active and event in STARTS and not (event == "subprocess.Popen" and arguments[0] in HELPERS):
+            self.tried.append(f"{event}{arguments[:2]!r}"[:200])
+            raise RuntimeError(f"a test without the mark 'process' starts one: {self.tried[-1]}")
+
+
+_guard = _Guard()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start a Ray come first, so that none is left for the end, when the other process has nothing to do."""
+    long = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Lets the test and its fixtures start processes where a mark says that they do."""
+    _guard.active, _guard.tried = not any(map(item.get_closest_marker, MAY_START)), []
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fails a test whose code has swallowed the refusal."""
+    result = yield
+    if _guard.tried:
+        pytest.fail(f"mark this test 'process', for it starts {'; '.join(_guard.tried)}", pytrace=False)
+    return result
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """What a fixture of a wider scope starts at its end is not the test's."""
+    _guard.active = False
+    return (yield)
 
 
 @pytest.fixture

@@ -50,6 +50,7 @@ def test_training_never_imports_an_encoder() -> None:
     assert files and not wrong, "\n".join(wrong)
 
 
+@pytest.mark.process
 def test_importing_refavs_does_nothing_heavy() -> None:
     code = "import refavs, sys; print([m for m in ('torch', 'ray', 'mlflow', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

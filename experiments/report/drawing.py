@@ -83,7 +83,8 @@ def style(salt: str) -> Iterator[None]:
 
     Names may be of scripts that its font lacks; a reader's browser has them, so that is no reason to warn.
     """
-    with mpl.rc_context({**STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
+    settings: dict[Any, Any] = {**STYLE, "svg.hashsalt": salt}
+    with mpl.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         yield
 

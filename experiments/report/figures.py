@@ -65,7 +65,7 @@ def draw_beta(lines: Sequence[Line], protocol: str) -> Drawing | None:
             xs, points = [x + shift for x, _ in known], [point for _, point in known]
             handles.append(
                 axes.errorbar(
-                    xs, [point.value for point in points], yerr=_error_bars(points), color=COLOURS[place],
+                    xs, _values(points), yerr=_error_bars(points), color=COLOURS[place],
                     linestyle=DASHES[place], marker=MARKERS[place], markersize=5, capsize=3, linewidth=1.6,
                 )
             )  # fmt: skip
@@ -230,7 +230,7 @@ def calibration_error(calibration: Calibration) -> float:
 def _draw_series(
     axes: Axes, ys: np.ndarray, estimates: Sequence[Estimate], place: int, kind: str
 ) -> Any:
-    values = np.array([np.nan if point.value is None else point.value for point in estimates])
+    values = _values(estimates)
     colour = FAINT if kind == "control" else COLOURS[place]
     drawn = axes.barh(
         ys, np.nan_to_num(values), height=0.8, color=colour, hatch=HATCHES[place], edgecolor=PAPER, linewidth=0
@@ -239,7 +239,7 @@ def _draw_series(
         end = 0.0 if point.value is None else point.value
         if point.low is not None and point.high is not None:
             axes.errorbar(
-                [point.value], [y], xerr=_error_bars([point]), color=INK, capsize=2.5, linewidth=1.1
+                [end], [y], xerr=_error_bars([point]), color=INK, capsize=2.5, linewidth=1.1
             )  # fmt: skip
             end = max(end, point.high)
         text = "none" if point.value is None else f"{point.value:.1f}"
@@ -288,6 +288,11 @@ def _styles(labels: Sequence[str], order: Sequence[str]) -> list[int]:
     known = {label: place for place, label in enumerate(order[:MOST_SERIES]) if label in labels}
     free = iter(place for place in range(MOST_SERIES) if place not in known.values())
     return [known[label] if label in known else next(free) for label in labels]
+
+
+def _values(points: Sequence[Estimate]) -> np.ndarray:
+    """NaN where there is none."""
+    return np.array([point.value for point in points], np.float64)
 
 
 def _error_bars(points: Sequence[Estimate]) -> np.ndarray:

@@ -183,7 +183,7 @@ def choose(scored: Scored) -> tuple[Choice, ...]:
 
 def _of_other_clips(order: Int[np.ndarray, " n"], clips: Sequence[str]) -> tuple[int, ...]:
     first: dict[str, int] = {}
-    for place in order.tolist():
+    for place in map(int, order):
         first.setdefault(clips[place], place)
     return tuple(first.values())[:PER_GROUP]
 

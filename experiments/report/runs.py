@@ -136,7 +136,7 @@ def _read_run(folder: Path, facts: Mapping[str, Any]) -> tuple[Run, str]:
     """
     defaults = facts.get("defaults", {})
     contents = {fingerprint: store["contents"] for fingerprint, store in facts.get("stores", {}).items()}
-    settings = read_json(folder / "config.json")
+    settings = read_json(folder / "config.json") or {}
     status, result = (read_json(folder / name) for name in ("status.json", "result.json"))
     known = flat(TrialConfig())
     own = {

@@ -82,12 +82,12 @@ class KnownParts:
 
     def of(self, expressions: pd.DataFrame) -> Parts:
         """Those of the same expressions, or new ones."""
-        table = expressions[[*_COMPARED, *PARTS]]
+        table = expressions.loc[:, [*_COMPARED, *PARTS]]
         with self.lock:
             for parts in self.found:
                 if parts.table.equals(table):
                     return parts
-            parts = Parts(table=table, compared=table[list(_COMPARED)], groups=report_groups(table))
+            parts = Parts(table=table, compared=table.loc[:, list(_COMPARED)], groups=report_groups(table))
             self.found.append(parts)
             return parts
 

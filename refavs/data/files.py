@@ -4,12 +4,12 @@ A source comes from a download or an archive, so a name in it may be anything: a
 another place, a picture that would fill the memory.
 """
 
+import io
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
@@ -62,7 +62,7 @@ def check_file(path: Path, within: Path | None = None) -> None:
         raise UnusableFileError("the file is empty (0 bytes)")
 
 
-def open_file(path: Path, within: Path | None = None) -> BinaryIO:
+def open_file(path: Path, within: Path | None = None) -> io.BufferedReader:
     """Opens a plain file for reading, as `check_file` demands.
 
     Raises:

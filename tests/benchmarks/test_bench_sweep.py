@@ -11,7 +11,6 @@ SCRIPT = Path(__file__).with_name("bench_sweep.py")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_quick_run_prints_every_table(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SCRIPT), "--quick", "--folder", str(tmp_path)]

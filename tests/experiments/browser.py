@@ -18,7 +18,7 @@ OPTIONS = (
     "--disable-background-networking", "--disable-component-update", "--disable-extensions", "--disable-sync",
     "--hide-scrollbars", "--remote-debugging-pipe",
 )  # fmt: skip
-TIMEOUT_S = 60.0
+TIMEOUT_S = 600.0
 
 
 def find_browser() -> str | None:

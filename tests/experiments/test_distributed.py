@@ -16,7 +16,7 @@ from refavs.store import FeatureStore
 from tests.experiments.listed import Listed
 from tests.experiments.small_store import make_store
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 BASE = {
     "model": {"num_layers": 1, "num_queries": 2, "num_heads": 2, "visual_downsample": 2, "decoder_layers": 0},

@@ -20,6 +20,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "infra" / "mlflow-ui.sh"
 JOB = SCRIPT.with_name("ray-job.sh")
 
 
+@pytest.mark.process
 def test_script_without_a_database_says_what_to_do(tmp_path: Path) -> None:
     done = subprocess.run([str(SCRIPT), str(tmp_path / "runs" / "smoke")], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
@@ -29,6 +30,7 @@ def test_script_without_a_database_says_what_to_do(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("place", "port"), [("runs/smoke", "5000"), ("runs/smoke/", "5000"), ("runs/mlflow.db", "5001")]
 )
@@ -53,6 +55,7 @@ def test_script_opens_the_database_beside_the_sweep(tmp_path: Path, place: str, 
     ]  # fmt: skip
 
 
+@pytest.mark.process
 def test_job_carries_the_code_and_joins_the_cluster(tmp_path: Path) -> None:
     root = tmp_path / "a root"
     for name in ("infra", ".venv/bin"):
@@ -99,6 +102,7 @@ esac
     assert other.returncode == 2 and "the command is 'beta'; accepted: refavs-sweep or refavs-extract" in other.stderr
 
 
+@pytest.mark.process
 def test_slurm_script_outside_a_job_says_how_it_is_used() -> None:
     script = SCRIPT.with_name("slurm.sh")
     done = subprocess.run([str(script)], capture_output=True, text=True, env={"PATH": os.environ["PATH"]})

@@ -161,15 +161,14 @@ def test_killed_sweep_goes_on_and_equals_an_undisturbed_one(tmp_path: Path) -> N
     full, _, no_audio = Ledger(tmp_path / "g").entries(read_grid(str(tmp_path / "g.yaml")).trials, store.fingerprint)
 
     driver = start(tmp_path, "--max-concurrent", "2")
-    deadline = time.monotonic() + 200
-    while len(read_metrics(full.folder)) < 2 and driver.poll() is None and time.monotonic() < deadline:
+    while len(read_metrics(full.folder)) < 2 and driver.poll() is None:
         time.sleep(0.02)
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate()
     assert len(read_metrics(full.folder)) >= 2
     assert full.state == "running"  # a fast worker may have all its epochs by now; only the driver closes a trial
 
-    out, err = start(tmp_path, "--fuse", "3").communicate(timeout=250)  # the same trials now share one read
+    out, err = start(tmp_path, "--fuse", "3").communicate()  # the same trials now share one read
     assert "failed: diverges, seed 0: loss" in out and "expressions of the batch: train" in out, err
     assert "2 trials finished now, 2 of 3 in all" in out and "Traceback" not in out + err
     assert [entry.state for entry in (full, no_audio)] == ["finished", "finished"]

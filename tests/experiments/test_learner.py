@@ -60,7 +60,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(store: FeatureStore, nu
 class ThreadTeam(Team):
     """Two workers in two threads, whose sums meet here."""
 
-    barrier, values = threading.Barrier(2, timeout=60), [torch.empty(0), torch.empty(0)]
+    barrier, values = threading.Barrier(2, timeout=600), [torch.empty(0), torch.empty(0)]
 
     def add(self, values: torch.Tensor) -> torch.Tensor:
         self.values[self.rank] = values.clone()

@@ -62,6 +62,7 @@ def test_sweep_facts_are_added(tmp_path: Path) -> None:
     assert Ledger(tmp_path / "new").sweep == {"id": "a", "run_id": "b"}
 
 
+@pytest.mark.process
 def test_sweep_that_another_process_holds_is_refused(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from experiments.ledger import Ledger\n"

@@ -23,7 +23,7 @@ from tests.experiments.browser import Browser, browser, find_browser
 from tests.experiments.small_store import make_store
 from tests.faults.sweeps import Sweep, within
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 SCRIPT = Path(__file__).resolve().parents[2] / "infra" / "mlflow-ui.sh"
 NAME = "beta-random-features"  # which is what the picture shows, and must say

@@ -78,6 +78,7 @@ def ray_with(monkeypatch: pytest.MonkeyPatch) -> Any:
     def install(gpus: float) -> FakeRay:
         found = FakeRay(gpus)
         monkeypatch.setitem(sys.modules, "ray", found)
+        monkeypatch.setitem(sys.modules, "ray.exceptions", found.exceptions)
         monkeypatch.setitem(sys.modules, "experiments.jobs", types.SimpleNamespace(ray_for=ray_for))
         return found
 

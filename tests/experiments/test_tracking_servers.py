@@ -15,7 +15,7 @@ import pytest
 
 from tests.faults.sweeps import Server, Sweep, assert_whole_in_mlflow, points_in_database
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 GRID = """
   train: {epochs: 3, steps_per_epoch: 4}

@@ -40,6 +40,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     return make_store(tmp_path_factory.mktemp("small") / "store")
 
 
+@pytest.fixture(scope="module")
+def losses(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Of a training of one epoch with the settings of `SMALL`."""
+    return losses_of(store, tmp_path_factory.mktemp("trial"))
+
+
+def losses_of(store: FeatureStore, folder: Path, **overrides: Any) -> list[float]:
+    train(small(**{"train__epochs": 1, **overrides}), store, folder)
+    return [record["metrics"]["train/loss"] for record in read_metrics(folder)]
+
+
 def small(**overrides: Any) -> TrialConfig:
     return replace(TrialConfig(), SMALL | {name.replace("__", "."): value for name, value in overrides.items()})
 
@@ -239,12 +250,10 @@ def test_train_again_returns_the_result_that_is_there(store: FeatureStore, tmp_p
         ("warmup_steps", 5), ("decay_start", 0.9), ("clip_norm", 0.01), ("precision", "bf16"), ("precision", "fp16"),
     ],
 )  # fmt: skip
-def test_train_setting_changes_the_training(store: FeatureStore, tmp_path: Path, name: str, value: Any) -> None:
-    losses = []
-    for index, overrides in enumerate(({}, {f"train__{name}": value})):
-        train(small(**{"train__epochs": 1, **overrides}), store, tmp_path / str(index))
-        losses.append([record["metrics"]["train/loss"] for record in read_metrics(tmp_path / str(index))])
-    assert losses[0] != losses[1]
+def test_train_setting_changes_the_training(
+    store: FeatureStore, losses: list[float], tmp_path: Path, name: str, value: Any
+) -> None:
+    assert losses_of(store, tmp_path, **{f"train__{name}": value}) != losses
 
 
 @pytest.mark.parametrize("fast", [True, False])

@@ -8,7 +8,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +142,13 @@ def test_status_of_no_sweep_is_refused_on_one_line(tmp_path: Path, capsys: pytes
     assert not (ROOT / "experiments" / "grids" / "status.yaml").exists()
 
 
+@pytest.mark.process
 def test_status_starts_fast_because_it_imports_nothing_heavy(tmp_path: Path) -> None:
     write_facts(tmp_path)
     code = (
         "import sys; from experiments.cli import main; main(['status', sys.argv[1]])\n"
         "print([name for name in ('torch', 'ray', 'mlflow', 'pandas', 'numpy') if name in sys.modules])"
     )
-    started = time.monotonic()
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.splitlines()[-1] == "[]" and time.monotonic() - started < 20
+    assert done.stdout.splitlines()[-1] == "[]"

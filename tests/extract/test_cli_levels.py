@@ -296,7 +296,9 @@ def test_run_leaves_a_log(
     within = tmp_path / "other" / "extract.jsonl"
     for _ in range(2):
         assert main([str(part) for part in tiny(bench / "videos", tmp_path / "other", "--log", within)]) == 0
-    assert len(within.read_text().splitlines()) == 2 and FeatureStore(tmp_path / "other").finished
+    events = [json.loads(line)["event"] for line in within.read_text().splitlines()]
+    assert [event for event in events if event != "progress"] == ["start", "end"]
+    assert FeatureStore(tmp_path / "other").finished
     assert not list(tmp_path.glob("*.extract.jsonl"))
     assert main([str(part) for part in tiny(bench / "videos", tmp_path / "third")]) == 0
     assert (tmp_path / "third.extract.jsonl").read_text().count("\n") >= 2, "nobody watches: no terminal is there"

@@ -28,7 +28,7 @@ SPECS = [
     ArraySpec(path=VISUAL, shape=(1, 4, 2, 2), dtype="float16", axes=("t", "c", "h", "w"), statistics=True),
     ArraySpec(path=AUDIO, shape=(1, 8), dtype="float32", axes=("t", "c"), statistics=True),
 ]
-WAIT_S = 20.0
+WAIT_S = 600.0
 
 
 class Tracked(np.ndarray):

@@ -25,9 +25,7 @@ OPTIONS = ("--preset", "tiny", "--weights", "random")
 MARK = "REFAVS_FAULT_RUN"
 # Of a run, not of the store: what the log holds are times.
 NOT_COMPARED = ("extract.jsonl", ".lock", "lease.json")
-PATIENCE_S = 240
-# Ray gives its workers the least of a busy machine; then a test takes minutes.
-WORKERS_ARE_NOT_NICE = {"worker_niceness": 0}
+PATIENCE_S = 1200
 _PROGRESS = re.compile(r"refavs-extract: (worker|\d+/\d+ )")
 
 
@@ -172,14 +170,11 @@ class Cluster:
         self._folder, self._num_cpus = folder, num_cpus
 
     def __enter__(self) -> "Cluster":
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         from ray.cluster_utils import Cluster as Nodes
 
         self._folder.mkdir(parents=True, exist_ok=True)
         self._nodes = Nodes(initialize_head=True, head_node_args={
             "num_cpus": self._num_cpus, "object_store_memory": 100 * 2**20, "include_dashboard": False,
-            "_system_config": WORKERS_ARE_NOT_NICE,
         })  # fmt: skip
         self._nursery = subprocess.Popen(
             [sys.executable, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY,
@@ -240,7 +235,7 @@ class Python:
     ) -> None:
         self._token = secrets.token_hex(8)
         self._folder = tempfile.mkdtemp(prefix="rf-", dir="/tmp")  # short: sockets lie in it
-        variables = _variables() | {MARK: self._token, "RAY_TMPDIR": self._folder, "RAY_worker_niceness": "0"}
+        variables = _variables() | {MARK: self._token, "RAY_TMPDIR": self._folder}
         self._out, self._err = Path(self._folder, "out"), Path(self._folder, "err")
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(

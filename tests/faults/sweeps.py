@@ -161,9 +161,9 @@ def ends_by_itself(driver: Python, seconds: float) -> float | None:
     return time.monotonic() - started
 
 
-def within(seconds: float, condition: Callable[[], object]) -> bool:
-    """Waits until something is true."""
-    deadline = time.monotonic() + seconds
+def within(condition: Callable[[], object]) -> bool:
+    """Waits until something is true, for long; False where it is not."""
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         if time.monotonic() > deadline:
             return False

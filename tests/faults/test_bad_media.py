@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from extract.cli import main
 from extract.identity import input_digests
 from extract.media import SAMPLE_RATE_HZ, Media, read_media
 from refavs.data.bench import Clip, read_source
 from refavs.errors import DatasetError
 from refavs.store.reader import FeatureStore
+from tests.extract.command import in_this_process, run_with, tiny
 
 _spec = importlib.util.spec_from_file_location("bad_media", Path(__file__).parent / "bad_media.py")
 assert _spec is not None and _spec.loader is not None
@@ -360,6 +362,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 def test_bad_media_take_little_time_and_memory(tmp_path: Path) -> None:
     clips = {"good video": video_clip(tmp_path / "good", bad.good),
@@ -385,24 +388,23 @@ def test_bad_media_take_little_time_and_memory(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------- the whole command
 
 
-@pytest.mark.ray
-def test_extraction_lists_each_bad_video_and_keeps_the_good(tmp_path: Path) -> None:
+def test_extraction_lists_each_bad_video_and_keeps_the_good(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_with(monkeypatch, in_this_process)
     source, store = source_folder(tmp_path), tmp_path / "store"
     for name in ("good-first", "middle", "the-last"):
         bad.good(source / f"{name}.mkv")
     names = {kind: re.sub(r"\W+", "-", kind) for kind in BAD_VIDEOS | NOT_FILES}
     for kind, (build, _) in (BAD_VIDEOS | NOT_FILES).items():
         build(source / f"{names[kind]}{'.mov' if kind.startswith('frames of') else '.mp4'}")
-    run = subprocess.run(
-        [sys.executable, "-m", "extract.cli", str(source), str(store), "--preset", "tiny", "--weights", "random",
-         "--workers", "1"], capture_output=True, text=True, timeout=280, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    assert run.returncode == 3, run.stderr
-    lines = [line for line in run.stderr.splitlines() if line.startswith("refavs-extract: clips ")]
-    assert len(lines) == len(BAD_VIDEOS), run.stderr
+    assert main([str(argument) for argument in tiny(source, store)]) == 3
+    out, err = capfd.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("refavs-extract: clips ")]
+    assert len(lines) == len(BAD_VIDEOS), err
     for kind, (_, text) in BAD_VIDEOS.items():
         (line,) = [line for line in lines if line.startswith(f"refavs-extract: clips {names[kind]}: video ")]
         assert re.search(text, line), line
-    report = next(line for line in run.stdout.splitlines() if "not_files" in line)
+    report = next(line for line in out.splitlines() if "not_files" in line)
     assert all(f"'{names[kind]}.mp4'" in report for kind in NOT_FILES)
     assert sorted(FeatureStore(store).clips["id"]) == ["good-first", "middle", "the-last"]

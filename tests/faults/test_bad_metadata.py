@@ -148,6 +148,7 @@ print(len(source.expressions), time.process_time() - started, peak_mb() - before
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 @pytest.mark.parametrize("num_rows", [10**5, pytest.param(10**6, marks=pytest.mark.slow)])
 def test_many_rows_take_bounded_time_and_memory(tmp_path: Path, num_rows: int) -> None:
@@ -161,7 +162,7 @@ def test_many_rows_take_bounded_time_and_memory(tmp_path: Path, num_rows: int) -
     for clip in range(0, num_rows // 5, num_rows // 500):
         (tmp_path / "media" / f"v{clip:07d}_0_10000").mkdir()
     run = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, timeout=280, check=True,
+        [sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, check=True,
         cwd=Path(__file__).parents[2],
     )
     num_kept, seconds, growth_mb = map(float, run.stdout.split())

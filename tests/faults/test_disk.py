@@ -57,9 +57,8 @@ def ray_here() -> Iterator[None]:
     """One Ray for the runs in this process."""
     import ray
 
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(address="local", num_cpus=2, object_store_memory=2**27, include_dashboard=False, log_to_driver=False,
-             logging_level=logging.ERROR, _system_config=command.WORKERS_ARE_NOT_NICE)  # fmt: skip
+             logging_level=logging.ERROR)  # fmt: skip
     yield
     ray.shutdown()
 
@@ -76,6 +75,7 @@ def in_this_process(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("extract.cli.run_jobs", run_jobs)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("ray", [False, pytest.param(True, marks=[pytest.mark.faults, pytest.mark.ray])])
 def test_full_disk_in_mid_shard(
     source: Path, disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
@@ -136,7 +136,6 @@ def finish(cluster: Any, source: Path, store: Path, undisturbed: Path, before: d
 
 @pytest.mark.faults
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_disk_that_becomes_read_only(cluster: Any, source: Path, undisturbed: Path, disk: Path) -> None:
     remount(disk, "size=100m")
     store = command.prepare(disk / "s", ROWS)
@@ -163,7 +162,6 @@ def test_disk_that_becomes_read_only(cluster: Any, source: Path, undisturbed: Pa
 
 @pytest.mark.faults
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_store_that_is_moved_away(cluster: Any, source: Path, undisturbed: Path, tmp_path: Path) -> None:
     store = command.prepare(tmp_path / "s", ROWS)
     driver = started(cluster, source, store)
@@ -181,7 +179,6 @@ def test_store_that_is_moved_away(cluster: Any, source: Path, undisturbed: Path,
 
 @pytest.mark.faults
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_store_that_is_copied_elsewhere(cluster: Any, source: Path, undisturbed: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(undisturbed, tmp_path / "deep" / "er" / "copy"))
     assert not verify(copy).damage
@@ -206,7 +203,6 @@ time.time_ns = lambda: int(time.time() * 1e9)
 
 @pytest.mark.faults
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_clock_that_is_set_back(source: Path, undisturbed: Path, tmp_path: Path) -> None:
     """In the driver and its workers, an hour and then two more; and files come from the future."""
     (tmp_path / "path").mkdir()
@@ -223,7 +219,6 @@ def test_clock_that_is_set_back(source: Path, undisturbed: Path, tmp_path: Path)
 
 @pytest.mark.faults
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_two_drivers_on_one_store(cluster: Any, source: Path, undisturbed: Path, tmp_path: Path) -> None:
     store = command.prepare(tmp_path / "s", ROWS)
     drivers = [cluster.start(source, store, "--workers", "1") for _ in range(2)]
@@ -236,7 +231,6 @@ def test_two_drivers_on_one_store(cluster: Any, source: Path, undisturbed: Path,
 
 @pytest.mark.faults
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_small_shared_memory(source: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Ray keeps its objects in /dev/shm, which is 64 MB in a container by default; features never go there."""
     store = command.prepare(tmp_path / "s", ROWS)

@@ -167,12 +167,12 @@ def kill_at_points(folder: Path, step: int) -> dict[str, int]:
     return kills
 
 
+@pytest.mark.process
 def test_kill_at_some_points_of_a_commit(tmp_path: Path) -> None:
     assert sum(kill_at_points(tmp_path, 35).values()) >= 15
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(600)
 def test_kill_at_many_points_of_a_commit(tmp_path: Path) -> None:
     kills = kill_at_points(tmp_path, 3)
     print(f"kills at points: {kills}")
@@ -289,7 +289,6 @@ def kill_at_random(cluster: Any, source: Path, folder: Path, wanted: int, seed: 
 
 @pytest.mark.faults
 @pytest.mark.ray
-@pytest.mark.timeout(1800)
 def test_drivers_and_workers_killed_at_random_moments(cluster: Any, source: Path, tmp_path: Path) -> None:
     kills = kill_at_random(cluster, source, tmp_path, wanted=52, seed=0, num_stores=4)
     print(f"random kills: {kills}")
@@ -298,7 +297,6 @@ def test_drivers_and_workers_killed_at_random_moments(cluster: Any, source: Path
 
 @pytest.mark.faults
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_killed_command_leaves_no_process_behind(source: Path, tmp_path: Path) -> None:
     """The command with a Ray of its own: when the driver is killed, that Ray ends by itself."""
     store = command.prepare(tmp_path / "s")

@@ -56,11 +56,19 @@ class Nodes:
         """Process of a node."""
         return node.all_processes["raylet"][0].process.pid
 
+    def num_workers(self) -> int:
+        """Workers that are ready or at work."""
+        found = 0
+        for node in self.cluster.list_all_nodes():
+            raylet = self.process_of(node)
+            children = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
+            titles = [Path(f"/proc/{child}/cmdline").read_bytes().rstrip(b"\0 ") for child in children]
+            found += sum(title in (b"ray::Worker", b"ray::Worker.run") for title in titles)
+        return found
+
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray.cluster_utils import Cluster
 
@@ -112,7 +120,7 @@ def undisturbed(source: Source, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 def extract(
-    location: Path, source: Source, disturb: Callable[[int], None], num_given_up: int = 0
+    nodes: Nodes, location: Path, source: Source, disturb: Callable[[int], None], num_given_up: int = 0
 ) -> tuple[dict[str, Any], list[str]]:
     """Extracts; `disturb` is told the process of each result's worker. Returns the files and notes.
 
@@ -133,8 +141,8 @@ def extract(
             continue
         num_done += result.num_done
         workers.add(result.worker)
-        if len(workers) == 1:  # a fast one is held back, for jobs are given out here, until the other is at work
-            time.sleep(0.3)
+        while len(workers) == 1 and nodes.num_workers() < 2:  # jobs are given out here: the first would do all
+            time.sleep(0.1)
         pid = int(result.worker.split(":")[-1])
         if Path(f"/proc/{pid}").exists():  # the result may come from one that is dead by now
             disturb(pid)
@@ -167,7 +175,7 @@ def test_killed_worker_and_lost_node_leave_a_whole_store(
             lost.append(pid)
             nodes.cluster.remove_node(doomed, allow_graceful=False)
 
-    files, notes = extract(tmp_path / "store", source, disturb)
+    files, notes = extract(nodes, tmp_path / "store", source, disturb)
     assert killed and lost and len(notes) == 2
     assert all("is lost" in note and "back into the queue" in note for note in notes)
     assert files == undisturbed
@@ -192,7 +200,7 @@ def test_many_deaths_of_workers_and_nodes_leave_a_whole_store(
         else:
             os.kill(pid, signal.SIGKILL)
 
-    files, _ = extract(tmp_path / "store", source, disturb, num_given_up=2)
+    files, _ = extract(nodes, tmp_path / "store", source, disturb, num_given_up=2)
     nodes.cluster.remove_node(others[-1], allow_graceful=False)
     print(f"seed {seed}: {len(killed)} workers killed, {len(others) - 1} of them with their nodes")
     assert killed and files == undisturbed

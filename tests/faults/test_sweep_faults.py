@@ -20,9 +20,8 @@ from tests.experiments.small_store import CLIPS, make_store
 from tests.faults.command import small_disk
 from tests.faults.sweeps import Sweep, assert_whole_in_mlflow, within
 
-pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
-PATIENCE_S = 240
 CGROUPS = Path("/sys/fs/cgroup")
 MEMORY_BYTES = 2560 * 2**20  # of a driver, its Ray and small trials
 
@@ -97,7 +96,7 @@ def small_memory() -> Iterator[Path]:
     try:
         yield group / tasks
     finally:
-        within(30, lambda: not (group / tasks).read_text().strip())
+        within(lambda: not (group / tasks).read_text().strip())
         group.rmdir()
 
 
@@ -151,8 +150,6 @@ cases:
 @pytest.fixture
 def nodes() -> Iterator[Any]:
     """A head node with room for one trial; others come and go."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray.cluster_utils import Cluster
 

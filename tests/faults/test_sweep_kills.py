@@ -36,7 +36,7 @@ cases:
   no_audio: {{model.audio: false}}
 seeds: [0, 1, 2]
 """
-GONE_S = 60
+GONE_S = 600
 UNREACHABLE = "cannot be used (API request to http://127.0.0.1"
 
 
@@ -137,7 +137,7 @@ def test_sweep_survives_kills_of_driver_workers_and_server(tmp_path: Path, seed:
                 assert ends_by_itself(former, GONE_S) is not None, f"Ray lives on: {former.processes()}"
         finally:
             killer.close()
-        within(30, server.answers)
+        within(server.answers)
     print(f"{found.count('killed')} kills, exit statuses {killer.statuses}, {time.monotonic() - started:.0f} s")
     assert found.count("killed") >= 20
 

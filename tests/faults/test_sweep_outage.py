@@ -17,7 +17,6 @@ seeds: [0, 1, 2, 3]
 OUTAGE_S = float(os.environ.get("REFAVS_OUTAGE_S", "20"))
 
 
-@pytest.mark.timeout(1500)
 def test_server_that_is_away_loses_nothing_and_stops_nothing(tmp_path: Path) -> None:
     with Server(tmp_path / "server") as server:
         sweep = Sweep(tmp_path / "sweep", GRID, "--max-concurrent", "2", "--tracking-uri", server.uri)
@@ -41,7 +40,6 @@ def test_server_that_is_away_loses_nothing_and_stops_nothing(tmp_path: Path) -> 
         assert_whole_in_mlflow(server.database, sweep)
 
 
-@pytest.mark.timeout(1500)
 def test_server_that_comes_back_has_everything_at_the_end(tmp_path: Path) -> None:
     grid = GRID.replace("epochs: 4", f"epochs: {max(8, int(OUTAGE_S / 3))}")
     with Server(tmp_path / "server") as server:

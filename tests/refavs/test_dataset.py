@@ -2,11 +2,12 @@
 
 import importlib.util
 import os
-import time
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -197,17 +198,32 @@ def test_masks_for_some_expressions_only_are_refused(tmp_path: Path) -> None:
     assert collate([store[1]]).mask is None
 
 
-def test_reading_ahead_keeps_the_order_and_counts_only_the_waiting() -> None:
-    def slow() -> Iterator[int]:
+def test_reading_ahead_keeps_the_order_and_counts_only_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed, calls, now = threading.Condition(), 0, 0  # calls of the clock: an odd number while the user waits
+
+    def clock() -> int:
+        nonlocal calls
+        with changed:
+            calls += 1
+            changed.notify_all()
+            return now
+
+    def items(waited_for: bool) -> Iterator[int]:
+        nonlocal now
         for number in range(3):
-            time.sleep(0.05)
+            with changed:
+                assert changed.wait_for(lambda: not waited_for or calls % 2, 600)
+                now += 1
+                changed.notify_all()
             yield number
 
-    waited, hidden = Ahead(slow()), Ahead(slow())
-    assert list(waited) == [0, 1, 2] and waited.waited_s > 0.1
-    for _ in hidden:
-        time.sleep(0.2)
-    assert 0.03 < hidden.waited_s < waited.waited_s
+    monkeypatch.setattr("refavs.data.dataset.time", SimpleNamespace(perf_counter=clock))
+    waited, hidden = Ahead(items(waited_for=True)), Ahead(items(waited_for=False))
+    assert list(waited) == [0, 1, 2] and waited.waited_s == 3
+    for number in hidden:
+        with changed:
+            assert changed.wait_for(lambda number=number: now >= 3 + min(number + 2, 3), 600)
+    assert hidden.waited_s <= 1  # for the first one at most
 
 
 def test_reading_ahead_passes_an_error_on_after_what_was_read_before_it() -> None:

@@ -143,9 +143,9 @@ def test_parse_ignores_case_space_and_stops() -> None:
 def test_parse_takes_any_text_in_linear_time(unit: str) -> None:
     for length in (1, 20, 100_000):
         text = (unit * length)[:length]
-        started = time.perf_counter()
+        started = time.thread_time()
         found = parse(text)
-        assert time.perf_counter() - started < 2
+        assert time.thread_time() - started < 2  # of processor, not of the clock; 0.005 measured
         assert found.length == len(text.split())
         assert found.dimension is None or found.dimension in DIMENSIONS
 

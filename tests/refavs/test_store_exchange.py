@@ -99,6 +99,7 @@ def test_store_comes_back_byte_for_byte(built: Path, exported: Path, tmp_path: P
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.process
 def test_stranger_reads_the_file_with_plain_h5py(built: Path, exported: Path) -> None:
     store = FeatureStore(built)
     with h5py.File(exported) as file:
@@ -465,10 +466,11 @@ def test_forged_statistics_do_not_pass_for_the_store(file: Path, tmp_path: Path)
     assert "says that it holds store" in refused(file, tmp_path / "back")
 
 
-def test_flipped_bytes_are_one_line_or_harmless(built: Path, file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_flips", [12, pytest.param(200, marks=pytest.mark.faults)])
+def test_flipped_bytes_are_one_line_or_harmless(built: Path, file: Path, tmp_path: Path, num_flips: int) -> None:
     whole, rng = file.read_bytes(), np.random.default_rng(0)
     wrong = content(built)
-    for number, byte in enumerate(rng.integers(0, len(whole), 60)):
+    for number, byte in enumerate(rng.integers(0, len(whole), num_flips)):
         data = bytearray(whole)
         data[byte] ^= 1 << int(rng.integers(8))
         file.write_bytes(data)

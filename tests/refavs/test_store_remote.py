@@ -162,6 +162,7 @@ def test_memory_is_shared_by_name() -> None:
     assert open_folder("memory://some/").names() == ["a", "below/b"] and other.names() == []
 
 
+@pytest.mark.process
 def test_spawned_process_reads_what_this_one_wrote(bucket: str) -> None:
     folder = RemoteFolder(bucket)
     folder.write("a", b"1")

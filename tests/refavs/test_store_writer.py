@@ -336,6 +336,7 @@ def test_full_disk_leaves_no_committed_half(tmp_path: Path, monkeypatch: pytest.
     assert small.files_of(tmp_path / "s") == small.files_of(tmp_path / "undisturbed")
 
 
+@pytest.mark.process
 def test_real_full_disk_is_one_line_and_the_rest_stays_whole(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -400,6 +401,7 @@ print(len(points))
 """
 
 
+@pytest.mark.process
 def test_killed_run_finishes_to_the_same_bytes(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLER, str(HERE / "small_store.py"), str(tmp_path)], capture_output=True, text=True
@@ -409,7 +411,9 @@ def test_killed_run_finishes_to_the_same_bytes(tmp_path: Path) -> None:
     unfinished = 0
     for root in sorted(tmp_path.iterdir()):
         found = small.files_of(root)
-        unfinished += found != expected
+        if root.name.startswith("rename"):  # those killed at some moment may have been done by then
+            unfinished += 1
+            assert found != expected, root.name
         half_written = "expressions/zarr.json" in found and "commits/expressions.json" not in found
         if half_written:
             with pytest.raises(StoreError, match="half-written"):

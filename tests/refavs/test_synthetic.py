@@ -52,6 +52,7 @@ def files_of(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.process
 def test_write_benchmark_is_byte_for_byte_the_same_in_any_process(root: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     code = (
