@@ -95,15 +95,13 @@ def refuse_precision(precision: Precision, device: str) -> None:
                       "or bf16, or --device cuda where there is a GPU")
 
 
-def frozen(
-    network: Network, device: str, dtype: torch.dtype, memory_format: torch.memory_format = torch.preserve_format
-) -> Network:
+def frozen(network: Network, device: str, dtype: torch.dtype) -> Network:
     """A network as it computes features: for inference, on its device, and exact where it is fp32.
 
     Every encoder goes through here. Autocast instead would convert the weights in each pass.
     """
     compute_fp32_exactly()
-    return network.eval().requires_grad_(False).to(device, dtype, memory_format=memory_format)
+    return network.eval().requires_grad_(False).to(device, dtype)
 
 
 def to_host(maps: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

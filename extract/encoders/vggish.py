@@ -118,7 +118,8 @@ class VGGishEncoder:
         network = randomly(build_vggish, self.weights.seed)
         if self._weights_file is not None:
             fill(network, load_tensors(self._weights_file), self._weights_file)
-        return frozen(network, self.device, DTYPES[self.precision], torch.channels_last)
+        network = frozen(network, self.device, DTYPES[self.precision])
+        return nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)
 
 
 def build_vggish() -> nn.Module:

@@ -249,7 +249,7 @@ def test_reading_ahead_takes_as_many_as_it_is_told_and_no_more() -> None:
     for depth in (1, 2, 3):
         taken.clear()
         for number in Ahead(items(), depth):
-            wait_for(lambda number=number: len(taken) == min(number + 1 + depth, 9))
+            wait_for(lambda number=number, depth=depth: len(taken) == min(number + 1 + depth, 9))
             if number == 4:
                 break
         assert len(taken) <= 4 + 1 + depth
