@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from extract.encoders import ClipEncoder, ItemEncoder, Precision, refuse_precision
+from extract.choices import LEVELS, Precision
+from extract.encoders import ClipEncoder, ItemEncoder, refuse_precision
 from extract.encoders.pixel_decoder import PixelDecoderSettings
 from extract.encoders.roberta import RobertaEncoder, RobertaSettings
 from extract.encoders.swin import SwinSettings
 from extract.encoders.vggish import VGGishEncoder, VGGishSettings
-from extract.encoders.visual import LEVELS, VisualEncoder, VisualSettings
+from extract.encoders.visual import VisualEncoder, VisualSettings
 from extract.weights import WeightSource
 from refavs.config import nearest
 from refavs.errors import ConfigError
@@ -26,6 +27,7 @@ class Preset:
 
     Attributes:
         precision: of Swin, pixel decoder and VGGish where the user does not say; RoBERTa stays in fp32.
+        levels: visual maps that are stored where the user does not say: those that the preset's head reads.
         rows_per_shard: by table. A shard is computed, written and repeated as a whole.
     """
 
@@ -34,6 +36,7 @@ class Preset:
     audio: VGGishSettings
     text: RobertaSettings
     precision: Precision
+    levels: tuple[str, ...] = ("pixel_decoder",)
     rows_per_shard: dict[str, int]
 
     @property
@@ -106,13 +109,13 @@ PRESETS: dict[str, Preset] = {
     )
 }
 PRESETS["imagenet"] = dataclasses.replace(
-    PRESETS["base"], name="imagenet", visual=dataclasses.replace(
+    PRESETS["base"], name="imagenet", levels=("backbone",), visual=dataclasses.replace(
         PRESETS["base"].visual, name="swin_base_patch4_window12_384 of timm, ImageNet", imagenet=True
     ),
 )  # fmt: skip
 
 PRESETS["released"] = dataclasses.replace(
-    PRESETS["base"], name="released", text=dataclasses.replace(
+    PRESETS["base"], name="released", levels=("backbone",), text=dataclasses.replace(
         PRESETS["base"].text, num_layers=6, repository="distilbert/distilroberta-base", keeps_padding=True
     ),
 )  # fmt: skip

@@ -1,18 +1,17 @@
 """The frozen encoders, one file each, behind two protocols: of clips' frames, and of one sound or text."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from extract.choices import Precision
 from extract.weights import WeightPart
 from refavs.errors import ConfigError
 from refavs.store.schema import ArraySpec
 
-Precision = Literal["fp32", "bf16", "fp16"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Input_contra = TypeVar("Input_contra", contravariant=True)
 

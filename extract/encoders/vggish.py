@@ -86,7 +86,7 @@ class VGGishEncoder:
             return None
         if self.weights.folder is not None:
             return in_folder(self.weights.folder, "vggish.safetensors", "vggish.pth")
-        return from_url(URL, "10086976")
+        return from_url(URL, "10086976", fetch=self.weights.fetch)
 
     @cached_property
     def _network(self) -> nn.Module:
