@@ -8,9 +8,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from refavs.errors import ConfigError
-from refavs.model.eemc import ModelOptions
-from refavs.model.losses import LossConfig
+from refavs.errors import SettingError
+from refavs.model.options import LossConfig, ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +26,8 @@ class TrainConfig:
         expressions_per_clip: expressions of one clip that a batch takes together, so that its maps are read once.
         frames: seconds of each clip that are decoded in a step, drawn anew each step; 0 decodes all. The cached memory
             is exact in either case.
+        learning_rate: largest one of AdamW.
+        weight_decay: of AdamW.
         sampling: `uniform` over expressions, or `dimension`: each dimension, and the nulls, equally often.
         acoustic_temporal_weight: with sampling `dimension`, how often the expressions that need both sound and time are
             drawn for each one of another dimension; they are learned last.
@@ -72,28 +73,32 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "expressions_per_clip", "eval_batch_size"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"train.{name} is {getattr(self, name)}; accepted: a whole number from 1")
+                raise SettingError(f"{name} is {getattr(self, name)}; accepted: a whole number from 1", name)
         if self.epochs < 1 and (self.epochs or self.init is None):
-            raise ConfigError(
-                f"train.epochs is {self.epochs}; accepted: a whole number from 1, or 0 to evaluate a given train.init"
-            )
+            raise SettingError(
+                f"epochs is {self.epochs}; accepted: a whole number from 1, or 0 to evaluate a given train.init",
+                "epochs", "init",
+            )  # fmt: skip
         for name in ("steps_per_epoch", "frames", "warmup_steps", "weight_decay", "patience"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"train.{name} is {getattr(self, name)}; accepted: 0 or more")
+                raise SettingError(f"{name} is {getattr(self, name)}; accepted: 0 or more", name)
         for name in ("learning_rate", "clip_norm", "acoustic_temporal_weight"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"train.{name} is {getattr(self, name)}; accepted: a number above 0")
+                raise SettingError(f"{name} is {getattr(self, name)}; accepted: a number above 0", name)
         if self.sampling == "uniform" and self.acoustic_temporal_weight != 1:
-            raise ConfigError(
-                f"train.acoustic_temporal_weight is {self.acoustic_temporal_weight} with train.sampling uniform, which "
-                "has no weights; set train.sampling to dimension"
-            )
+            raise SettingError(
+                f"acoustic_temporal_weight is {self.acoustic_temporal_weight} with train.sampling uniform, which has "
+                "no weights; set train.sampling to dimension", "acoustic_temporal_weight", "sampling",
+            )  # fmt: skip
         if self.order_seed is not None and self.order_seed < 0:
-            raise ConfigError(f"train.order_seed is {self.order_seed}; accepted: a whole number from 0, or null")
+            raise SettingError(f"order_seed is {self.order_seed}; accepted: a whole number from 0, or null",
+                               "order_seed")  # fmt: skip
         if not 0 <= self.decay_start <= 1:
-            raise ConfigError(f"train.decay_start is {self.decay_start}; accepted: a share of all steps from 0 to 1")
+            raise SettingError(f"decay_start is {self.decay_start}; accepted: a share of all steps from 0 to 1",
+                               "decay_start")  # fmt: skip
         if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"train.ema_decay is {self.ema_decay}; accepted: from 0 (none) to below 1, as 0.999")
+            raise SettingError(f"ema_decay is {self.ema_decay}; accepted: from 0 (none) to below 1, as 0.999",
+                               "ema_decay")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,16 +119,24 @@ class TrialResources:
 
     def __post_init__(self) -> None:
         if self.workers < 1:
-            raise ConfigError(f"resources.workers is {self.workers}; accepted: a whole number from 1")
+            raise SettingError(f"workers is {self.workers}; accepted: a whole number from 1", "workers")
         if self.cpus is not None and not 0 < self.cpus < math.inf:
-            raise ConfigError(f"resources.cpus is {self.cpus}; accepted: a number above 0, or null")
+            raise SettingError(f"cpus is {self.cpus}; accepted: a number above 0, or null", "cpus")
         if self.gpus is not None and not 0 <= self.gpus < math.inf:
-            raise ConfigError(f"resources.gpus is {self.gpus}; accepted: 0 or a number above it, or null")
+            raise SettingError(f"gpus is {self.gpus}; accepted: 0 or a number above it, or null", "gpus")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialConfig:
-    """Everything that decides a trial's outcome, apart from the features it reads; and what it runs on."""
+    """Everything that decides a trial's outcome, apart from the features it reads; and what it runs on.
+
+    Attributes:
+        model: the head.
+        loss: what it is trained to minimise.
+        train: how it is trained.
+        resources: what the trial runs on.
+        seed: of the initial weights and all that is drawn; a grid lists it under `seeds`.
+    """
 
     model: ModelOptions = field(default_factory=ModelOptions)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -133,8 +146,10 @@ class TrialConfig:
 
     def __post_init__(self) -> None:
         if self.model.variant == "released" and self.train.epochs:
-            raise ConfigError("model.variant=released is evaluated, not trained: give --set train.epochs=0 and "
-                              "train.init=ckpt_best_miou.pth, the release's checkpoint")  # fmt: skip
+            raise SettingError(
+                "model.variant is released, which is evaluated, not trained: give --set train.epochs=0 and "
+                "train.init=ckpt_best_miou.pth, the release's checkpoint", "model.variant", "train.epochs",
+            )  # fmt: skip
 
     @property
     def order_seed(self) -> int:

@@ -84,10 +84,10 @@ def _without_weights(run: Run, levels: tuple[str, ...]) -> Any:
 
 def _show_cost(console: Console, run: Run, writer: StoreWriter, missing: Missing) -> None:
     """Prints bytes, and seconds where the device of the run is on this machine."""
-    sizes = f"{missing.num_bytes:,} bytes; {missing.num_sharing} clips share another's features"
+    sizes, sharing = f"{missing.num_bytes:,} bytes", f"{missing.num_sharing} clips share another's features"
     on_gpu = run.resources.device == "cuda"
     if on_gpu and not torch.cuda.is_available():
-        console.print(f"{sizes}; no GPU on this machine to measure the time on")
+        console.print(f"{sizes}; no GPU on this machine to measure the time on; {sharing}")
         return
     num_workers = limited_by_gpus(
         run.resources.local_workers(), run.resources.gpus_per_worker, [torch.cuda.device_count()]
@@ -102,7 +102,7 @@ def _show_cost(console: Console, run: Run, writer: StoreWriter, missing: Missing
         return
     num_decoders = num_threads if on_gpu else None
     seconds = missing.seconds(each, num_workers, num_decoders)
-    console.print(f"{sizes}; about {seconds:,.0f} s with {num_workers} workers on this machine")
+    console.print(f"{sizes}; about {seconds:,.0f} s with {num_workers} workers on this machine; {sharing}")
     console.print(each.render())
     console.print(_costs(run, each, missing.keys["clips"], clip_bytes(writer), num_threads))
 
