@@ -17,43 +17,44 @@ class TrainConfig:
     """How a head is trained.
 
     Attributes:
-        epochs: an epoch ends with a validation, a checkpoint and a line in the history. With 0, what `init` names is
-            evaluated as it is.
-        steps_per_epoch: batches in an epoch; 0 takes as many as show each training expression once.
-        batch_size: expressions in a batch, that is in a step of the optimiser, over all parts and workers.
-        accumulate: parts in which a worker goes through its share of a batch, for less memory. The gradient is that of
-            the whole batch; what is drawn (points of the losses, dropout) is drawn for each part by itself.
-        expressions_per_clip: expressions of one clip that a batch takes together, so that its maps are read once.
-        frames: seconds of each clip that are decoded in a step, drawn anew each step; 0 decodes all. The cached memory
-            is exact in either case.
-        learning_rate: largest one of AdamW.
-        weight_decay: of AdamW.
+        epochs: epochs of training, each of which ends with a validation, a checkpoint and a line in the history; 0
+            evaluates the head that `init` names.
+        steps_per_epoch: batches in an epoch; 0 shows each training expression once.
+        batch_size: expressions in a batch, which is one step of the optimiser, over all workers and parts.
+        accumulate: parts in which a worker computes its share of a batch, to save memory. The gradient is that of the
+            whole batch; points of the losses and dropout are drawn for each part by itself.
+        expressions_per_clip: expressions of one clip that a batch takes together, so that the clip's maps are read
+            once. One learns most in a step; more are cheaper (grid `per_clip` measures both).
+        frames: seconds of each clip that are decoded in a step, drawn for each step; 0 decodes all. The cached memory
+            sees every second in either case.
+        learning_rate: AdamW's learning rate, at its largest.
+        weight_decay: AdamW's decay of the weights.
         sampling: `uniform` over expressions, or `dimension`: each dimension, and the nulls, equally often.
         acoustic_temporal_weight: with sampling `dimension`, how often the expressions that need both sound and time are
             drawn for each one of another dimension; they are learned last.
         warmup_steps: steps in which the learning rate rises linearly from zero.
-        decay_start: share of all steps after which the learning rate falls to zero as a cosine.
+        decay_start: share of all steps after which the learning rate falls to zero along a cosine.
         clip_norm: largest norm of the gradient.
         precision: `bf16` and `fp16` run the model under autocast; `fp16` scales the loss and skips steps that overflow.
         ema_decay: share that the running mean of the weights keeps of itself in a step (less in the first steps); the
             mean is then evaluated and kept, not the last weights. 0 is without.
         order_seed: seed of the order of the batches and of the seconds drawn; None takes the trial's seed. Trials with
-            the same one read the same batches, so that seeds, too, can run together over one read (`--fuse`). Such
-            seeds differ in initial weights, points and dropout alone: the spread that the order of the data brings is
-            missing from their interval, which is narrower than that of seeds with orders of their own.
-        patience: epochs without a better val J after which training ends; the best epoch's weights are kept then. 0
-            trains all epochs and keeps the last.
-        init: folder of a trained head, as a trial's `checkpoint`, whose weights training starts from; None starts anew.
+            the same one read the same batches and can share one read (`--fuse`), different seeds as well. Such seeds
+            differ only in initial weights, points and dropout, so that the interval over them is narrower than over
+            seeds with orders of their own.
+        patience: epochs without a better val J after which training ends and keeps the best epoch's weights; 0 trains
+            all epochs and keeps the last.
+        init: folder of a trained head, such as a trial's `checkpoint`, to start from; None starts from new weights.
             With model.variant=released, the release's checkpoint.
-        compile: the model runs through torch.compile, which needs a C++ compiler.
-        eval_batch_size: expressions in a batch of evaluation; changes no number, but with model.variant=released.
+        compile: whether the model runs through torch.compile, which needs a C++ compiler.
+        eval_batch_size: expressions in a batch of evaluation; changes no result, except with model.variant=released.
     """
 
     epochs: int = 50
     steps_per_epoch: int = 0
     batch_size: int = 8
     accumulate: int = 1
-    expressions_per_clip: int = 4
+    expressions_per_clip: int = 1
     frames: int = 0
     sampling: Literal["uniform", "dimension"] = "uniform"
     acoustic_temporal_weight: float = 1.0
@@ -106,11 +107,13 @@ class TrialResources:
     """What one trial runs on, which is no part of a trial's key.
 
     Attributes:
-        workers: processes that share each batch, under Ray Train where they are several. They change the outcome by
-            rounding where nothing is drawn in a step; points of the losses (loss.num_points) and dropout are drawn for
-            each part of a batch, so that another number of workers is with these as good as another seed.
-        cpus: processors of each worker; None takes what the command line gives (--cpus-per-trial).
-        gpus: GPUs of each worker, or the share of one that it takes of it; None as above (--gpus-per-trial).
+        workers: processes that share each batch, under Ray Train where they are several. With no more than a few
+            expressions for each, they gain nothing: run more trials at once instead, several on one GPU by
+            --gpus-per-trial auto, or several over one read by --fuse auto. The number of workers changes results by
+            rounding only, but with loss.num_points or model.dropout, which are drawn for each part of a batch, as much
+            as another seed.
+        cpus: processors of each worker; None takes --cpus-per-trial.
+        gpus: GPUs of each worker, or its share of one; None takes --gpus-per-trial.
     """
 
     workers: int = 1

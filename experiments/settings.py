@@ -6,6 +6,7 @@ All of it is read from the dataclasses of the settings, whose docstrings hold th
 import argparse
 import dataclasses
 import inspect
+import re
 import shutil
 import textwrap
 import types
@@ -20,6 +21,7 @@ from refavs.errors import ConfigError
 
 NAME = "settings"
 WIDEST = 110  # longer lines are hard to read
+_WORDS = re.compile(r"\b(None|True|False)\b")  # which YAML writes otherwise
 KINDS = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "null"}
 
 
@@ -77,13 +79,15 @@ def described(chosen: Sequence[Setting], width: int) -> str:
         section = setting.name.rpartition(".")[0]
         gap = [""] if before is not None and section != before else []
         before = section
-        meaning = textwrap.wrap(setting.meaning, width, initial_indent="    ", subsequent_indent="    ",
-                                break_on_hyphens=False)  # fmt: skip
-        head = f"{setting.name} = {setting.default}"
-        accepted = f"({setting.accepted})"
-        one_line = f"{head}  {accepted}"
-        paragraphs += [*gap, *([one_line] if len(one_line) <= width else [head, f"    {accepted}"]), *meaning]
+        head, accepted = f"{setting.name} = {setting.default}", f"({setting.accepted})"
+        fits = len(head) + 2 + len(accepted) <= width
+        first = [f"{head}  {accepted}"] if fits else [head, *_indented(accepted, width)]
+        paragraphs += [*gap, *first, *_indented(setting.meaning, width)]
     return "\n".join(paragraphs)
+
+
+def _indented(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
 
 
 def _sections() -> list[str]:
@@ -107,14 +111,13 @@ def meanings_of(kind: type) -> dict[str, str]:
     _, _, section = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
     found: dict[str, list[str]] = {}
     name = ""
-    for line in textwrap.dedent(section).splitlines():
-        if not line.strip():
-            break
+    for line in textwrap.dedent(section.partition("\n\n")[0]).splitlines():
         if not line.startswith(" "):
             name, _, line = line.partition(":")
             found[name] = []
         found[name].append(line.strip())
-    return {name: " ".join(lines) for name, lines in found.items()}
+    return {name: _WORDS.sub(lambda word: word[0].replace("None", "null").lower(), " ".join(lines))
+            for name, lines in found.items()}  # fmt: skip
 
 
 def _written(value: Any) -> str:

@@ -24,20 +24,20 @@ class ModelOptions:
         feedforward_channels: hidden width in the fusion transformers.
         visual_downsample: factor, along each side, from the mask features (stride 4) to the visual tokens, each of
             which is the mean of a square.
-        text: ablation, False leaves the expression out.
-        audio: ablation, False leaves the sound out.
-        memory: ablation, False leaves the cached memory out.
-        modality_tokens: ablation, False leaves the tokens that mark audio and vision out.
+        text: False leaves the expression out, an ablation.
+        audio: False leaves the sound out, an ablation.
+        memory: False leaves the cached memory out, an ablation.
+        modality_tokens: False leaves out the tokens that mark audio and vision, an ablation.
         decoder_layers: layers of the mask decoder, read in turn from strides 32, 16 and 8; 0 predicts the masks
             straight from the prompted queries.
         decoder_feedforward_channels: hidden width in the mask decoder.
         dropout: share of the activations dropped in training.
-        trained: which parts are; the class head always is, it has a meaning of its own here. A pixel decoder is part of
-            the model where it is trained, or where the store has only the backbone's maps.
-        decoder_weights: what both decoders start from: `random`, or the weights of Mask2Former (`mask2former`), which
-            `refavs-sweep` reads from `--weights-dir`. These get the maps as Mask2Former does, not standardised.
-        variant: `released` takes the arithmetic of the paper's public release instead, whose checkpoint
-            `train.init` names; see `released.ReleasedHead`.
+        trained: which parts are trained; the class head always is, because no pretrained one has its classes. The
+            model has a pixel decoder where that is trained, or where the store has only the backbone's maps.
+        decoder_weights: what both decoders start from: `random`, or `mask2former`, whose weights `refavs-sweep` reads
+            from `--weights-dir`. The decoders then get the maps as Mask2Former does, not standardised.
+        variant: `released` computes as the paper's public release does, whose checkpoint `train.init` names; see
+            `released.ReleasedHead`.
     """
 
     beta: float = 1.0
@@ -98,14 +98,15 @@ class LossConfig:
         no_object: class weight of the unmatched queries of a frame with an object.
         null_frame: class weight of all queries of a frame without one. With one weight for both, either nulls were
             segmented or everything collapsed to empty.
-        matching: weight of the class in the choice of the matched query. Mask2Former's is that of the loss; then the
-            query whose mask lies nearest is trained towards the object whatever the expression says, and queries become
-            proposals of objects rather than answers. A high weight matches the query that says it is the answer.
-        num_points: places at which masks are compared, most of them where the prediction is least certain; 0 compares
+        matching: weight of the class in the choice of the matched query. With the weight that Mask2Former takes, that
+            of the loss, the query with the nearest mask is trained towards the object whatever the expression says, and
+            queries become object proposals rather than answers. A high weight matches the query that claims to be the
+            answer.
+        num_points: points at which masks are compared, most of them where the prediction is least certain; 0 compares
             all pixels.
         oversampling: candidates drawn for each point that is chosen for its uncertainty.
-        importance: share of the points chosen for their uncertainty; the others are uniform.
-        deep_supervision: the predictions before each decoder layer are trained too.
+        importance: share of the points that are chosen for their uncertainty; the others are uniform.
+        deep_supervision: whether the predictions before each decoder layer are trained too.
     """
 
     bce: float = 5.0

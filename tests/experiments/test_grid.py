@@ -178,6 +178,11 @@ def test_shipped_table4_has_the_ablations_of_the_paper() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["table4", "beta", "layers", "encoders"])
+def test_shipped_grids_take_one_expression_of_a_clip(name: str) -> None:
+    assert {trial.config.train.expressions_per_clip for trial in read_grid(name).trials} == {1}
+
+
 def test_proof_varies_one_thing_at_a_time_with_five_seeds() -> None:
     grid = read_grid("proof")
     assert {trial.config.seed for trial in grid.trials} == {0, 1, 2, 3, 4} and len(grid.trials) == 50

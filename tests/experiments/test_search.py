@@ -282,9 +282,8 @@ def test_grid_of_a_search_has_examples_at_every_end() -> None:
         (f"\n  budget: 3{RANGES}grid: {{model.text: [true]}}", "9, grid: a search has no grid; write its values as a "),
         (f"\n  budget: 3{RANGES}when: [{{if: {{model.text: true}}, set: {{model.beta: 1}}}}]", "is set by when and se"),
         (f"\n  budget: 99999{RANGES}", "s.yaml:3, search: more than 10,000 trials; lower the budget"),
- 
-               ("\n  budget: 3\n  ranges:\n    model.beta: {uniform: [0, 1]}\n    loss.importance:\n      uniform:\n      - 0\n"
-         "      - 2", "s.yaml:9, search: loss.importance is 2.0; accepted: a share from 0 to 1"),
+        ("\n  budget: 3\n  ranges:\n    model.beta: {uniform: [0, 1]}\n    loss.importance:\n      uniform:\n"
+         "      - 0\n      - 2", "s.yaml:9, search: loss.importance is 2.0; accepted: a share from 0 to 1"),
         ("\n  budget: 3\n  ranges: {model.num_layers: {choice: [1,\n    0]}}",
          "s.yaml:5, search: model.num_layers is 0; acc"),
         (f"\n  budget: 3\n  asha:\n    reduction: 2\n    min_epochs: 9{RANGES}",
