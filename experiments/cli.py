@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from refavs.store import FeatureStore
 
 RETRY = "--retry-failed tries them again from their last epoch"
-STATUS = "status"  # no grid has this name
+STATUS, SETTINGS = "status", "settings"  # no grid has these names
 EPILOG = """examples:
   refavs-sweep smoke --store demo/store                     the shipped grid `smoke`, into runs/smoke
   refavs-sweep beta --store store --dry-run                 what is done and what is missing
   refavs-sweep my.yaml --store store --set train.epochs=3   a grid file, with a setting replaced
   refavs-sweep status runs/smoke                            how far it is, from any other terminal
+  refavs-sweep settings                                     every setting of a trial: default, accepted values, meaning
 """
 
 
@@ -46,7 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
                         "or a URL; given several times as NAME=STORE, each trial runs on each of them")
     parser.add_argument("--out", type=Path, help="the sweep's folder; runs/NAME where none is given")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                        help="replace a setting of the grid's base; may be given several times")
+                        help="replace a setting of the grid's base, one that 'refavs-sweep settings' lists; may be "
+                        "given several times")
     parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="has mask2former/ for trials with "
                         "model.decoder_weights=mask2former, as refavs-extract takes it")
     parser.add_argument("--any-store", action="store_true",
@@ -100,13 +102,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         from experiments.status import main as status
 
         return status(arguments[1:])
+    if arguments[:1] == [SETTINGS]:
+        from experiments.settings import main as settings
+
+        return settings(arguments[1:])
     args = build_parser().parse_args(arguments)
     return run_command("refavs-sweep", lambda: _sweep(args))
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    if args.grid == STATUS:
-        raise ConfigError(f"no grid is named {STATUS!r}: 'refavs-sweep {STATUS} SWEEP' shows how far a sweep is")
+    if args.grid in (STATUS, SETTINGS):
+        raise ConfigError(f"no grid is named {args.grid!r}; write 'refavs-sweep {STATUS} SWEEP' to see how far a sweep "
+                          f"is, and 'refavs-sweep {SETTINGS}' to see the settings of a trial")  # fmt: skip
     for name in ("max_concurrent", "cpus_per_trial"):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:

@@ -8,9 +8,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from refavs.errors import ConfigError
-from refavs.model.eemc import ModelOptions
-from refavs.model.losses import LossConfig
+from refavs.errors import SettingError
+from refavs.model.options import LossConfig, ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,42 +17,45 @@ class TrainConfig:
     """How a head is trained.
 
     Attributes:
-        epochs: an epoch ends with a validation, a checkpoint and a line in the history. With 0, what `init` names is
-            evaluated as it is.
-        steps_per_epoch: batches in an epoch; 0 takes as many as show each training expression once.
-        batch_size: expressions in a batch, that is in a step of the optimiser, over all parts and workers.
-        accumulate: parts in which a worker goes through its share of a batch, for less memory. The gradient is that of
-            the whole batch; what is drawn (points of the losses, dropout) is drawn for each part by itself.
-        expressions_per_clip: expressions of one clip that a batch takes together, so that its maps are read once.
-        frames: seconds of each clip that are decoded in a step, drawn anew each step; 0 decodes all. The cached memory
-            is exact in either case.
+        epochs: epochs of training, each of which ends with a validation, a checkpoint and a line in the history; 0
+            evaluates the head that `init` names.
+        steps_per_epoch: batches in an epoch; 0 shows each training expression once.
+        batch_size: expressions in a batch, which is one step of the optimiser, over all workers and parts.
+        accumulate: parts in which a worker computes its share of a batch, to save memory. The gradient is that of the
+            whole batch; points of the losses and dropout are drawn for each part by itself.
+        expressions_per_clip: expressions of one clip that a batch takes together, so that the clip's maps are read
+            once. One learns most in a step; more are cheaper (grid `per_clip` measures both).
+        frames: seconds of each clip that are decoded in a step, drawn for each step; 0 decodes all. The cached memory
+            sees every second in either case.
+        learning_rate: AdamW's learning rate, at its largest.
+        weight_decay: AdamW's decay of the weights.
         sampling: `uniform` over expressions, or `dimension`: each dimension, and the nulls, equally often.
         acoustic_temporal_weight: with sampling `dimension`, how often the expressions that need both sound and time are
             drawn for each one of another dimension; they are learned last.
         warmup_steps: steps in which the learning rate rises linearly from zero.
-        decay_start: share of all steps after which the learning rate falls to zero as a cosine.
+        decay_start: share of all steps after which the learning rate falls to zero along a cosine.
         clip_norm: largest norm of the gradient.
         precision: `bf16` and `fp16` run the model under autocast; `fp16` scales the loss and skips steps that overflow.
             `auto` is bf16 on a device that has instructions for it, else fp32; a trial keeps what it began with.
         ema_decay: share that the running mean of the weights keeps of itself in a step (less in the first steps); the
             mean is then evaluated and kept, not the last weights. 0 is without.
         order_seed: seed of the order of the batches and of the seconds drawn; None takes the trial's seed. Trials with
-            the same one read the same batches, so that seeds, too, can run together over one read (`--fuse`). Such
-            seeds differ in initial weights, points and dropout alone: the spread that the order of the data brings is
-            missing from their interval, which is narrower than that of seeds with orders of their own.
-        patience: epochs without a better val J after which training ends; the best epoch's weights are kept then. 0
-            trains all epochs and keeps the last.
-        init: folder of a trained head, as a trial's `checkpoint`, whose weights training starts from; None starts anew.
+            the same one read the same batches and can share one read (`--fuse`), different seeds as well. Such seeds
+            differ only in initial weights, points and dropout, so that the interval over them is narrower than over
+            seeds with orders of their own.
+        patience: epochs without a better val J after which training ends and keeps the best epoch's weights; 0 trains
+            all epochs and keeps the last.
+        init: folder of a trained head, such as a trial's `checkpoint`, to start from; None starts from new weights.
             With model.variant=released, the release's checkpoint.
-        compile: the model runs through torch.compile, which needs a C++ compiler.
-        eval_batch_size: expressions in a batch of evaluation; changes no number, but with model.variant=released.
+        compile: whether the model runs through torch.compile, which needs a C++ compiler.
+        eval_batch_size: expressions in a batch of evaluation; changes no result, except with model.variant=released.
     """
 
     epochs: int = 50
     steps_per_epoch: int = 0
     batch_size: int = 8
     accumulate: int = 1
-    expressions_per_clip: int = 4
+    expressions_per_clip: int = 1
     frames: int = 0
     sampling: Literal["uniform", "dimension"] = "uniform"
     acoustic_temporal_weight: float = 1.0
@@ -73,28 +75,32 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "expressions_per_clip", "eval_batch_size"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"train.{name} is {getattr(self, name)}; accepted: a whole number from 1")
+                raise SettingError(f"{name} is {getattr(self, name)}; accepted: a whole number from 1", name)
         if self.epochs < 1 and (self.epochs or self.init is None):
-            raise ConfigError(
-                f"train.epochs is {self.epochs}; accepted: a whole number from 1, or 0 to evaluate a given train.init"
-            )
+            raise SettingError(
+                f"epochs is {self.epochs}; accepted: a whole number from 1, or 0 to evaluate a given train.init",
+                "epochs", "init",
+            )  # fmt: skip
         for name in ("steps_per_epoch", "frames", "warmup_steps", "weight_decay", "patience"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"train.{name} is {getattr(self, name)}; accepted: 0 or more")
+                raise SettingError(f"{name} is {getattr(self, name)}; accepted: 0 or more", name)
         for name in ("learning_rate", "clip_norm", "acoustic_temporal_weight"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"train.{name} is {getattr(self, name)}; accepted: a number above 0")
+                raise SettingError(f"{name} is {getattr(self, name)}; accepted: a number above 0", name)
         if self.sampling == "uniform" and self.acoustic_temporal_weight != 1:
-            raise ConfigError(
-                f"train.acoustic_temporal_weight is {self.acoustic_temporal_weight} with train.sampling uniform, which "
-                "has no weights; set train.sampling to dimension"
-            )
+            raise SettingError(
+                f"acoustic_temporal_weight is {self.acoustic_temporal_weight} with train.sampling uniform, which has "
+                "no weights; set train.sampling to dimension", "acoustic_temporal_weight", "sampling",
+            )  # fmt: skip
         if self.order_seed is not None and self.order_seed < 0:
-            raise ConfigError(f"train.order_seed is {self.order_seed}; accepted: a whole number from 0, or null")
+            raise SettingError(f"order_seed is {self.order_seed}; accepted: a whole number from 0, or null",
+                               "order_seed")  # fmt: skip
         if not 0 <= self.decay_start <= 1:
-            raise ConfigError(f"train.decay_start is {self.decay_start}; accepted: a share of all steps from 0 to 1")
+            raise SettingError(f"decay_start is {self.decay_start}; accepted: a share of all steps from 0 to 1",
+                               "decay_start")  # fmt: skip
         if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"train.ema_decay is {self.ema_decay}; accepted: from 0 (none) to below 1, as 0.999")
+            raise SettingError(f"ema_decay is {self.ema_decay}; accepted: from 0 (none) to below 1, as 0.999",
+                               "ema_decay")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +108,13 @@ class TrialResources:
     """What one trial runs on, which is no part of a trial's key.
 
     Attributes:
-        workers: processes that share each batch, under Ray Train where they are several. They change the outcome by
-            rounding where nothing is drawn in a step; points of the losses (loss.num_points) and dropout are drawn for
-            each part of a batch, so that another number of workers is with these as good as another seed.
-        cpus: processors of each worker; None takes what the command line gives (--cpus-per-trial).
-        gpus: GPUs of each worker, or the share of one that it takes of it; None as above (--gpus-per-trial).
+        workers: processes that share each batch, under Ray Train where they are several. With no more than a few
+            expressions for each, they gain nothing: run more trials at once instead, several on one GPU by
+            --gpus-per-trial auto, or several over one read by --fuse auto. The number of workers changes results by
+            rounding only, but with loss.num_points or model.dropout, which are drawn for each part of a batch, as much
+            as another seed.
+        cpus: processors of each worker; None takes --cpus-per-trial.
+        gpus: GPUs of each worker, or its share of one; None takes --gpus-per-trial.
     """
 
     workers: int = 1
@@ -115,16 +123,24 @@ class TrialResources:
 
     def __post_init__(self) -> None:
         if self.workers < 1:
-            raise ConfigError(f"resources.workers is {self.workers}; accepted: a whole number from 1")
+            raise SettingError(f"workers is {self.workers}; accepted: a whole number from 1", "workers")
         if self.cpus is not None and not 0 < self.cpus < math.inf:
-            raise ConfigError(f"resources.cpus is {self.cpus}; accepted: a number above 0, or null")
+            raise SettingError(f"cpus is {self.cpus}; accepted: a number above 0, or null", "cpus")
         if self.gpus is not None and not 0 <= self.gpus < math.inf:
-            raise ConfigError(f"resources.gpus is {self.gpus}; accepted: 0 or a number above it, or null")
+            raise SettingError(f"gpus is {self.gpus}; accepted: 0 or a number above it, or null", "gpus")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialConfig:
-    """Everything that decides a trial's outcome, apart from the features it reads; and what it runs on."""
+    """Everything that decides a trial's outcome, apart from the features it reads; and what it runs on.
+
+    Attributes:
+        model: the head.
+        loss: what it is trained to minimise.
+        train: how it is trained.
+        resources: what the trial runs on.
+        seed: of the initial weights and all that is drawn; a grid lists it under `seeds`.
+    """
 
     model: ModelOptions = field(default_factory=ModelOptions)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -134,8 +150,10 @@ class TrialConfig:
 
     def __post_init__(self) -> None:
         if self.model.variant == "released" and self.train.epochs:
-            raise ConfigError("model.variant=released is evaluated, not trained: give --set train.epochs=0 and "
-                              "train.init=ckpt_best_miou.pth, the release's checkpoint")  # fmt: skip
+            raise SettingError(
+                "model.variant is released, which is evaluated, not trained: give --set train.epochs=0 and "
+                "train.init=ckpt_best_miou.pth, the release's checkpoint", "model.variant", "train.epochs",
+            )  # fmt: skip
 
     @property
     def order_seed(self) -> int:

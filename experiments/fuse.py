@@ -13,8 +13,9 @@ from experiments.config import TrialConfig, TrialResources
 from experiments.ledger import Entry
 from experiments.resources import Resources
 from refavs.errors import RefAVSError
-from refavs.model.eemc import EEMCConfig, ModelOptions
+from refavs.model.eemc import EEMCConfig
 from refavs.model.footprint import memory_bytes, training_bytes
+from refavs.model.options import ModelOptions
 from refavs.model.variants import build_head
 
 if TYPE_CHECKING:

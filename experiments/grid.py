@@ -87,13 +87,13 @@ def expand(name: str, content: Any, where: str, overrides: Mapping[str, Any]) ->
     sources = [
         ("an axis of grid", _first(crossed)), ("an axis of zip", _first(paired)),
         ("set by a case", _either(in_cases.values())), ("set by when", _either(when.changes for when in whens)),
-        ("searched", dict.fromkeys(plan.ranges, parts["search"]) if plan else {}),
+        ("searched", {name: Located(None, part.place) for name, part in plan.ranges.items()} if plan else {}),
     ]  # fmt: skip
     refuse_clashes(sources, base, overrides, where)
     template = Template(base=base | typed_settings(located(dict(overrides), "--set")), conditions=whens)
     description = str(section("description").plain or "")
     if plan:
-        search = search_grid(plan, template, numbers, parts["search"].place)
+        search = search_grid(plan, template, numbers, parts["search"])
         return Grid(name=name, description=description, trials=(), search=search)
     num_pairs = len(next(iter(paired.values()), [0]))
     if math.prod((len(in_cases), num_pairs, len(numbers), *map(len, crossed.values()))) > MAX_TRIALS:

@@ -39,7 +39,9 @@ def paired_axes(part: Located) -> dict[str, list[Located]]:
         raise ConfigError(f"{part.place}: {next(iter(found))} has no partner; name two or more, or write it under grid")
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-        raise ConfigError(f"{part.place}: {told} values; accepted: lists of equal length, which are read in step")
+        places = {name: values.place for name, values in settings(part).items()}
+        odd = next(name for name, length in lengths.items() if length != next(iter(lengths.values())))
+        raise ConfigError(f"{places[odd]}: {told} values; accepted: lists of equal length, which are read in step")
     return found
 
 

@@ -1,6 +1,5 @@
 """Settings of a grid file and how a trial's come together: of the right type, under conditions, each with its place."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from experiments.config import TrialConfig
 from experiments.grid_file import Located, settings
 from refavs.config import flat, replace, typed
-from refavs.errors import ConfigError
+from refavs.errors import ConfigError, SettingError
 
 Settings = Mapping[str, Located]
 
@@ -46,7 +45,7 @@ class Template:
         Args:
             own: what this trial sets beside `base`.
         """
-        values = flat(resolve({**self.base, **own}, seed)) if self.conditions else {}
+        values = flat(resolve(seed, self.base, own)) if self.conditions else {}
         return [condition for condition in self.conditions if condition.holds(values)]
 
     def config(self, own: Settings, seed: int) -> TrialConfig | None:
@@ -67,22 +66,25 @@ class Template:
                         f"{value.place}: {name} becomes {value.value!r}, and {before.value!r} at {before.place}, in "
                         "one trial; make the conditions exclude each other"
                     )
-        return resolve({**self.base, **own, **changes}, seed)
+        return resolve(seed, self.base, own, changes)
 
 
-def resolve(values: Settings, seed: int) -> TrialConfig:
-    """The defaults with `values` in their place, all at once.
+def resolve(seed: int, *layers: Settings) -> TrialConfig:
+    """The defaults with the values of `layers` in their place, all at once; of one setting the last layer's counts.
 
     Raises:
-        ConfigError: values that are out of range or do not agree, with the place of the one that is named first.
+        ConfigError: values that are out of range or do not agree, with the place of the one to change: it is in the
+            last layer that has any of them, for the same value may be right in other trials.
     """
+    values = {name: value for layer in layers for name, value in layer.items()}
     try:
         return replace(TrialConfig(), {name: value.value for name, value in values.items()} | {"seed": seed})
-    except ConfigError as error:
-        said = {name: re.search(rf"\b{re.escape(name.rpartition('.')[2])}\b", str(error)) for name in values}
-        named = sorted((found.start(), name) for name, found in said.items() if found)
-        culprit = named[0][1] if named else list(values)[-1]
-        raise ConfigError(f"{values[culprit].place}: {error}") from error
+    except SettingError as error:
+        for layer in reversed(layers):
+            for name in error.settings:
+                if name in layer:
+                    raise ConfigError(f"{layer[name].place}: {error}") from error
+        raise
 
 
 def typed_settings(part: Located, prefix: str = "") -> dict[str, Located]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.grid_file import Located
+from experiments.grid_file import Located, mapping
 from experiments.grid_settings import Template
 from experiments.search_space import SearchPlan
 from experiments.trial import MAX_TRIALS, Trial, short_names
@@ -57,27 +57,34 @@ class SearchGrid:
         return digest({"example": key, "ranges": ranges, "seed": self.plan.seed, "when": whens})
 
 
-def search_grid(plan: SearchPlan, template: Template, seeds: Sequence[int], place: str) -> SearchGrid:
+def search_grid(plan: SearchPlan, template: Template, seeds: Sequence[int], section: Located) -> SearchGrid:
     """The trials of a search, with its ends tried.
+
+    Args:
+        section: of the grid file, from which `plan` was read.
 
     Raises:
         ConfigError: an end that cannot be used, conditions that leave nothing, or a budget that is too large.
     """
+    parts = mapping(section)
     for when in template.conditions:
         if name := next((name for name in ("train.init", "model.decoder_weights") if name in when.changes), None):
-            raise ConfigError(f"{when.place}: {name} cannot depend on what is searched; set it in base")
+            place = when.changes[name].place
+            raise ConfigError(f"{place}: {name} cannot depend on what is searched; set it in base")
     examples = []
     for point in plan.extremes():
-        config = template.config({name: Located(value, place) for name, value in point.items()}, 0)
+        config = template.config({name: plan.ranges[name].located(value) for name, value in point.items()}, 0)
         if config is not None:
             label = ", ".join(f"{name} {value}" for name, value in point.items())
             examples.append(Trial(name=f"a point with {label}", config=config))
     if not examples:
-        raise ConfigError(f"{place}: conditions skip every end of its ranges; take one of them out")
+        place = parts["ranges"].place
+        raise ConfigError(f"{place}: the conditions skip every end of these ranges; take one of them out")
     if plan.asha and plan.asha.min_epochs >= (longest := max(trial.config.train.epochs for trial in examples)):
+        place = mapping(parts["asha"]).get("min_epochs", parts["asha"]).place
         raise ConfigError(
             f"{place}: asha.min_epochs is {plan.asha.min_epochs}, and trials have {longest} epochs; accepted: fewer"
         )
     if plan.budget * len(seeds) > MAX_TRIALS:
-        raise ConfigError(f"{place}: more than {MAX_TRIALS:,} trials; lower its budget")
+        raise ConfigError(f"{parts['budget'].place}: more than {MAX_TRIALS:,} trials; lower the budget")
     return SearchGrid(plan=plan, template=template, seeds=seeds, examples=tuple(examples))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,14 @@ class Range:
     Attributes:
         kind: one of `KINDS`; both ends of an `int` belong to it.
         ends: lowest and highest value; of a choice all values.
+        place: of the setting in the grid file.
+        places: of its ends there.
     """
 
     kind: str
     ends: tuple[Any, ...]
+    place: str = field(default="", compare=False)
+    places: tuple[str, ...] = field(default=(), compare=False)
 
     def draw(self, rng: np.random.Generator) -> Any:
         """A value at random."""
@@ -50,6 +54,10 @@ class Range:
     def rounded(self, value: float) -> float:
         """A value as it is written and compared: with a few digits, within the range."""
         return min(max(float(f"{value:.{DIGITS}g}"), self.ends[0]), self.ends[1])
+
+    def located(self, value: Any) -> Located:
+        """An end with its place."""
+        return Located(value, self.places[self.ends.index(value)])
 
     def __str__(self) -> str:
         return f"{self.kind} [{', '.join(map(str, self.ends))}]"
@@ -167,11 +175,15 @@ def _range(name: str, part: Located) -> Range:
         if not isinstance(values.value, list) or len(values.value) < 2:
             raise ConfigError(f"{values.place}: {name} is {values.plain!r}; accepted: a list of two values or more")
         ends = [typed_value(name, value).value for value in values.value]
-        if twin := next((end for end in ends if ends.count(end) > 1), None):
-            raise ConfigError(f"{values.place}: {name} lists {twin!r} twice; keep one")
-        return Range(kind=kind, ends=tuple(ends))
-    low, high = _interval(name, kind, values)
-    return Range(kind=kind, ends=tuple(typed_value(name, Located(end, values.place)).value for end in (low, high)))
+        for number, end in enumerate(ends):
+            if end in ends[:number]:
+                raise ConfigError(f"{values.value[number].place}: {name} lists {end!r} twice; keep one")
+        places = tuple(value.place for value in values.value)
+        return Range(kind=kind, ends=tuple(ends), place=part.place, places=places)
+    places = tuple(end.place for end in values.value) if isinstance(values.value, list) else ()
+    ends = [typed_value(name, Located(end, place)).value
+            for end, place in zip(_interval(name, kind, values), places, strict=True)]  # fmt: skip
+    return Range(kind=kind, ends=tuple(ends), place=part.place, places=places)
 
 
 def _interval(name: str, kind: str, values: Located) -> tuple[float, float]:

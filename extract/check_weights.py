@@ -5,8 +5,8 @@ import json
 import zipfile
 from pathlib import Path
 
+from extract.choices import LEVELS
 from extract.encoders import ClipEncoder, Encoder
-from extract.encoders.visual import LEVELS
 from extract.presets import Preset, build_encoders
 from extract.weights import OtherArchitecture, WeightPart, WeightSource
 from refavs.cli import Exit

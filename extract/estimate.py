@@ -1,5 +1,6 @@
 """What an extraction would cost: counts and bytes exactly, seconds from a short calibration on this machine."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -9,15 +10,19 @@ import numpy as np
 
 from extract.encoders.visual import levels_of
 from extract.identity import AUDIO, VISUAL
+from extract.job import Resources
 from extract.media import SAMPLE_RATE_HZ, Media, read_media
 from extract.plan import ORDER, Item, array_specs
 from extract.presets import Encoders, Preset
 from refavs.data.bench import Clip
 from refavs.errors import DatasetError
 from refavs.store.plan import ShardPlan, Shares, plan_shards
+from refavs.store.schema import ArraySpec
 from refavs.store.writer import StoreWriter
 
 START_S = 12.0  # Ray, and imports and weights in each worker
+ONCE_S = 0.5  # beside so much the warming up of a call does not count
+WHOLE_CLIP_S = 1.0  # a clip that takes longer is estimated from one frame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +40,9 @@ class Seconds:
         """Of one clip, one stage after the other."""
         return self.decode + self.visual + self.audio + self.write
 
-    @property
-    def on_gpu(self) -> float:
-        """Of one clip where decoding and writing go on beside the encoders: the longest of the three."""
-        return max(self.visual + self.audio, self.decode, self.write)
+    def beside(self, num_decoders: int) -> float:
+        """Of one clip where so many threads decode, and one writes, beside the encoders: the longest of the three."""
+        return max(self.visual + self.audio, self.decode / num_decoders, self.write)
 
     def render(self) -> str:
         """The stages on one line."""
@@ -66,15 +70,20 @@ class Missing:
     num_sharing: int
     levels: tuple[str, ...]
 
-    def seconds(self, each: Seconds, num_workers: int) -> float:
-        """Wall-clock time with so many workers; nothing where nothing is missing."""
+    def seconds(self, each: Seconds, num_workers: int, num_decoders: int | None = None) -> float:
+        """Wall-clock time with so many workers; nothing where nothing is missing.
+
+        Args:
+            num_decoders: threads of each worker that decode while a GPU encodes, and one more writes; the slowest of
+                the three sets the pace. None where all of it shares the worker's processors.
+        """
         if not sum(self.keys.values()):
             return 0.0
-        work_s = (
-            self.keys["clips"] * (each.decode + each.write) + self.num_visual * each.visual
-            + self.num_audio * each.audio + self.keys["text"] * each.text
-        )  # fmt: skip
-        return START_S + work_s / num_workers
+        encode_s = self.num_visual * each.visual + self.num_audio * each.audio + self.keys["text"] * each.text
+        decode_s, write_s = self.keys["clips"] * each.decode, self.keys["clips"] * each.write
+        if num_decoders is None:
+            return START_S + (encode_s + decode_s + write_s) / num_workers
+        return START_S + max(encode_s, decode_s / num_decoders, write_s) / num_workers
 
 
 def missing_in(writer: StoreWriter, wanted: Mapping[str, Mapping[str, Item]], shares: Shares) -> Missing:
@@ -105,28 +114,51 @@ def clip_bytes(writer: StoreWriter) -> int:
     return sum(spec.row_bytes for spec in writer.schema.tables["clips"].arrays)
 
 
-def calibrate(preset: Preset, encoders: Encoders, clips: Iterable[Clip], levels: Sequence[str]) -> Seconds:
+def calibrate(
+    preset: Preset, encoders: Encoders, clips: Iterable[Clip], levels: Sequence[str], resources: Resources
+) -> Seconds:
     """Times one clip and one text, with as many threads as torch has now; the first readable clip is decoded.
+
+    A processor encodes one frame, and the whole clip only if that is quick. A GPU encodes a whole batch of clips.
 
     Args:
         preset: sizes.
-        encoders: those of the run, or the same with random weights, whose time is the same.
+        encoders: those of the run, or the same with other weights, whose time is the same.
         clips: of the source.
         levels: visual levels to compute.
+        resources: device and batch of the run.
     """
     media, decode_s = _decoded(preset, clips)
-    arrays: dict[str, np.ndarray] = {}
-    visual_s = _seconds(lambda: arrays.update(encoders.visual.encode([media.frames], levels)[0])) if levels else 0.0
-    audio_s = _seconds(lambda: arrays.update(encoders.audio.encode([encoders.audio.prepare(media.sound)])[0]))
+    for encoder in (encoders.visual, encoders.audio, encoders.text):
+        for part in encoder.weight_parts():
+            part.load()
+    specs = [spec for spec in array_specs(preset, encoders)["clips"] if not levels or spec.path.startswith(AUDIO)
+             or spec.path.split("/")[2] in levels]  # fmt: skip
     return Seconds(
-        decode=decode_s, visual=visual_s, audio=audio_s, write=_write_s(preset, encoders, arrays),
+        decode=decode_s, visual=_visual_s(encoders, media.frames, levels, resources) if levels else 0.0,
+        audio=_seconds(lambda: encoders.audio.encode([encoders.audio.prepare(media.sound)])),
+        write=_write_s(preset, encoders, specs),
         text=_seconds(lambda: encoders.text.encode([encoders.text.prepare("the object")])),
-    )
+    )  # fmt: skip
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    """The second of two calls; the first one reads weights and warms up."""
+def _visual_s(encoders: Encoders, frames: np.ndarray, levels: Sequence[str], resources: Resources) -> float:
+    """Seconds of one clip in the visual encoder."""
+    if resources.device != "cpu":
+        batch = [frames] * resources.clips_per_pass
+        return _seconds(lambda: encoders.visual.encode(batch, levels), once_s=math.inf) / len(batch)
+    one_s = _seconds(lambda: encoders.visual.encode([frames[:1]], levels))
+    if one_s > WHOLE_CLIP_S / len(frames):
+        return one_s * len(frames)
+    return _seconds(lambda: encoders.visual.encode([frames], levels))
+
+
+def _seconds(call: Callable[[], object], once_s: float = ONCE_S) -> float:
+    """The second of two calls, for the first one warms up; of a call that takes longer than `once_s`, the first."""
+    started = time.perf_counter()
     call()
+    if (first_s := time.perf_counter() - started) > once_s:
+        return first_s
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
@@ -144,9 +176,10 @@ def _decoded(preset: Preset, clips: Iterable[Clip]) -> tuple[Media, float]:
     return Media(frames=frames, sound=sound, silent=True, repeated_from_s=None), 0.0
 
 
-def _write_s(preset: Preset, encoders: Encoders, arrays: dict[str, np.ndarray]) -> float:
-    """Seconds to write and commit one clip, in the folder of temporary files."""
-    specs = [spec for spec in array_specs(preset, encoders)["clips"] if spec.path in arrays]
+def _write_s(preset: Preset, encoders: Encoders, specs: Sequence[ArraySpec]) -> float:
+    """Seconds to write and commit the arrays of one clip, in the folder of temporary files."""
+    rng = np.random.default_rng(0)
+    arrays = {spec.path: rng.standard_normal(spec.shape, np.float32).astype(spec.dtype) for spec in specs}
     with TemporaryDirectory() as folder:
         writer = StoreWriter.open(
             folder, encoders=encoders.fingerprints(), source="calibration", num_frames=preset.num_frames,

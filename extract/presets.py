@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from extract.choices import LEVELS
 from extract.encoders import ClipEncoder, ItemEncoder, refuse_precision
 from extract.encoders.pixel_decoder import PixelDecoderSettings
 from extract.encoders.roberta import RobertaEncoder, RobertaSettings
 from extract.encoders.swin import SwinSettings
 from extract.encoders.vggish import VGGishEncoder, VGGishSettings
-from extract.encoders.visual import LEVELS, VisualEncoder, VisualSettings
+from extract.encoders.visual import VisualEncoder, VisualSettings
 from extract.weights import WeightSource
-from refavs.accelerator import Precision
+from refavs.choices import Precision
 from refavs.config import nearest
 from refavs.errors import ConfigError
 
@@ -26,6 +27,7 @@ class Preset:
     """The sizes of every frozen encoder, and how much work one shard is.
 
     Attributes:
+        levels: visual maps that are stored where the user does not say: those that the preset's head reads.
         rows_per_shard: by table. A shard is computed, written and repeated as a whole.
     """
 
@@ -33,6 +35,7 @@ class Preset:
     visual: VisualSettings
     audio: VGGishSettings
     text: RobertaSettings
+    levels: tuple[str, ...] = ("pixel_decoder",)
     rows_per_shard: dict[str, int]
 
     @property
@@ -103,13 +106,13 @@ PRESETS: dict[str, Preset] = {
     )
 }
 PRESETS["imagenet"] = dataclasses.replace(
-    PRESETS["base"], name="imagenet", visual=dataclasses.replace(
+    PRESETS["base"], name="imagenet", levels=("backbone",), visual=dataclasses.replace(
         PRESETS["base"].visual, name="swin_base_patch4_window12_384 of timm, ImageNet", imagenet=True
     ),
 )  # fmt: skip
 
 PRESETS["released"] = dataclasses.replace(
-    PRESETS["base"], name="released", text=dataclasses.replace(
+    PRESETS["base"], name="released", levels=("backbone",), text=dataclasses.replace(
         PRESETS["base"].text, num_layers=6, repository="distilbert/distilroberta-base", keeps_padding=True
     ), audio=dataclasses.replace(PRESETS["base"].audio, windows="back_to_back"),
 )  # fmt: skip

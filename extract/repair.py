@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from extract.cli import TABLES, Run, Totals, build_parser, prepared, work
+from extract.cli import build_parser, prepared
+from extract.extraction import TABLES, Run, Totals, work
 from extract.plan import Item, Job, expressions_table, refuse_replaced, wanted_items
 from extract.store_cli import NAME, report, verified
 from refavs.cli import Exit

@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from refavs.errors import WeightsError
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+_RANDOM = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
 TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
 CONNECT_TIMEOUT_S = 10.0
 
@@ -23,14 +25,20 @@ class WeightSource:
 
     Attributes:
         kind: `pretrained`, or `random` for smoke runs and tests without a network.
-        seed: of random weights.
+        seed: of random weights; None makes them zeros, which costs little, to time an encoder.
         folder: holds `mask2former/` and `roberta-base/` (folders as the hub has them) and `vggish.pth` for preset base,
             `visual.safetensors` for preset tiny; None for the hub's cache or a download.
+        fetch: whether a file that is not on this machine is downloaded; a dry run only says that it would be.
     """
 
     kind: Literal["pretrained", "random"] = "pretrained"
-    seed: int = 0
+    seed: int | None = 0
     folder: Path | None = None
+    fetch: bool = True
+
+
+class NotFetched(WeightsError):
+    """Weights that are not on this machine and that a run would download."""
 
 
 class OtherArchitecture(WeightsError):
@@ -53,16 +61,32 @@ class WeightPart:
     fetch: str
 
 
-def random_stamp(seed: int) -> str:
+def random_stamp(seed: int | None) -> str:
     """How a fingerprint names random weights."""
     return f"random:{seed}"
 
 
-def randomly(build: Callable[[], Network], seed: int) -> Network:
-    """Builds a network from a generator of its own, so that its weights depend on nothing but the seed."""
+def randomly(build: Callable[[], Network], seed: int | None) -> Network:
+    """Builds a network whose weights depend on nothing but the seed; without a seed they are zeros."""
+    if seed is None:
+        with _Zeros():
+            return build()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
+
+
+class _Zeros(TorchFunctionMode):
+    """Initialises tensors with zeros in place of random numbers."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _RANDOM:
+            with torch.no_grad():
+                return (args[0] if args else kwargs["tensor"]).zero_()
+        return func(*args, **kwargs)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -122,10 +146,11 @@ def in_folder(folder: Path, *names: str) -> Path:
     )
 
 
-def from_hub(repository: str, *names: str) -> Path:
+def from_hub(repository: str, *names: str, fetch: bool = True) -> Path:
     """A file of a hub repository, the first of `names` there is: from the hub's cache, else by download.
 
     Raises:
+        NotFetched: it is not in the cache, and `fetch` is off.
         WeightsError: it is not in the cache and cannot be downloaded.
     """
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
@@ -137,6 +162,8 @@ def from_hub(repository: str, *names: str) -> Path:
             cached = try_to_load_from_cache(known, name)
             if isinstance(cached, str):
                 return Path(cached)
+    if not fetch:
+        raise NotFetched(f"{repository} ({' or '.join(names)}) from the hub")
     # The hub's client retries for half a minute where there is no network; one request is enough to know.
     if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
         raise _unavailable(f"{repository} ({' or '.join(names)})", "the hub cannot be reached")
@@ -151,15 +178,18 @@ def from_hub(repository: str, *names: str) -> Path:
     raise _unavailable(f"{repository} ({' or '.join(names)})", problem)
 
 
-def from_url(url: str, sha256_prefix: str) -> Path:
+def from_url(url: str, sha256_prefix: str, fetch: bool = True) -> Path:
     """A file from torch's download cache, else by download.
 
     Raises:
+        NotFetched: it is not in the cache, and `fetch` is off.
         WeightsError: it is not in the cache and cannot be downloaded.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if path.is_file():
         return path
+    if not fetch:
+        raise NotFetched(url)
     if not _reachable(url):
         raise _unavailable(url, "the address cannot be reached")
     path.parent.mkdir(parents=True, exist_ok=True)

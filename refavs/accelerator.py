@@ -4,17 +4,13 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import nn
 
+from refavs.choices import Device, Precision
 from refavs.errors import ConfigError
-
-Device = Literal["auto", "cpu", "cuda"]
-DEVICES: tuple[Device, ...] = get_args(Device)
-Precision = Literal["fp32", "bf16", "fp16"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 # The oldest driver branch that runs builds of each major version of CUDA.

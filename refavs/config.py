@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from refavs.errors import ConfigError
+from refavs.errors import ConfigError, SettingError
 
 Config = TypeVar("Config")
 
@@ -35,7 +35,8 @@ def replace(config: Config, overrides: Mapping[str, Any]) -> Config:
     """Returns `config` with dotted leaves replaced, all at once: e.g. `{"model.beta": 0.5}`; their order is free.
 
     Raises:
-        ConfigError: a name that does not exist, a value of another type than the field's, or values that do not agree.
+        ConfigError: a name that does not exist, or a value of another type than the field's.
+        SettingError: values out of range or that do not agree, with the dotted names of their settings.
     """
     return _replaced(config, {name: typed(config, name, value) for name, value in overrides.items()})
 
@@ -57,9 +58,12 @@ def typed(config: Any, name: str, value: Any) -> Any:
 
 def _replaced(config: Any, values: Mapping[str, Any]) -> Any:
     own = {name: value for name, value in values.items() if "." not in name}
-    for part in {name.partition(".")[0] for name in values} - set(own):
+    for part in dict.fromkeys(name.partition(".")[0] for name in values if "." in name):
         below = {name.removeprefix(f"{part}."): value for name, value in values.items() if name.startswith(f"{part}.")}
-        own[part] = _replaced(getattr(config, part), below)
+        try:
+            own[part] = _replaced(getattr(config, part), below)
+        except SettingError as error:
+            raise error.within(part) from error
     return dataclasses.replace(config, **own) if own else config
 
 

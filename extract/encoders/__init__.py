@@ -9,7 +9,8 @@ from jaxtyping import UInt8
 from torch import nn
 
 from extract.weights import WeightPart
-from refavs.accelerator import Precision, compute_fp32_exactly
+from refavs.accelerator import compute_fp32_exactly
+from refavs.choices import Precision
 from refavs.errors import ConfigError
 from refavs.store.schema import ArraySpec
 

@@ -144,7 +144,7 @@ class RobertaEncoder:
             return None
         if self.weights.folder is not None:
             return in_folder(self.weights.folder, *(f"{self.settings.folder}/{name}" for name in TENSOR_FILES))
-        return from_hub(self.settings.repository, *TENSOR_FILES)
+        return from_hub(self.settings.repository, *TENSOR_FILES, fetch=self.weights.fetch)
 
     @cached_property
     def _tokenizer_file(self) -> Path:
@@ -154,7 +154,7 @@ class RobertaEncoder:
             return in_folder(self.weights.folder, f"{self.settings.folder}/tokenizer.json")
         if self.weights.kind == "random":
             return self.settings.tokenizer
-        return from_hub(self.settings.repository, "tokenizer.json")
+        return from_hub(self.settings.repository, "tokenizer.json", fetch=self.weights.fetch)
 
     @cached_property
     def _whole(self) -> "Tokenizer":

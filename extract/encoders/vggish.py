@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from extract.encoders import DTYPES, frozen
 from extract.media import SAMPLE_RATE_HZ
 from extract.weights import WeightPart, WeightSource, fill, from_url, in_folder, load_tensors, random_stamp, randomly
-from refavs.accelerator import Precision
+from refavs.choices import Precision
 from refavs.config import file_stamp
 from refavs.store.schema import ArraySpec
 
@@ -111,7 +111,7 @@ class VGGishEncoder:
             return None
         if self.weights.folder is not None:
             return in_folder(self.weights.folder, "vggish.safetensors", "vggish.pth")
-        return from_url(URL, "10086976")
+        return from_url(URL, "10086976", fetch=self.weights.fetch)
 
     @cached_property
     def _network(self) -> nn.Module:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from extract.choices import LEVELS
 from extract.encoders import DTYPES, frozen, to_host
 from extract.encoders.pixel_decoder import FrozenPixelDecoder, PixelDecoderSettings, build_pixel_decoder
 from extract.encoders.swin import Swin, SwinSettings, build_swin, from_mask2former, from_timm
@@ -26,11 +27,10 @@ from extract.weights import (
     random_stamp,
     randomly,
 )
-from refavs.accelerator import Precision
+from refavs.choices import Precision
 from refavs.config import file_stamp, to_dict
 from refavs.store.schema import ArraySpec
 
-LEVELS = ("backbone", "pixel_decoder")
 PREFIX = "clips/visual"
 HUB_REPOSITORY = "facebook/mask2former-swin-base-ade-semantic"
 IMAGENET_REPOSITORY = "timm/swin_base_patch4_window12_384.ms_in22k_ft_in1k"
@@ -117,7 +117,7 @@ class VisualEncoder:
         fetch = (f"hf download {self._repository} --local-dir {{folder}}/{self._subfolder}" if shipped is None
                  else f"cp {shipped} {{folder}}/")  # fmt: skip
         name = "visual, Swin" if self.settings.imagenet else "visual, Swin and pixel decoder"
-        return [WeightPart(name=name, find=lambda: self._weights_file, load=lambda: self._networks, fetch=fetch)]
+        return [WeightPart(name=name, find=lambda: self._weights_file, load=lambda: self._frozen, fetch=fetch)]
 
     @torch.no_grad()
     def encode(
@@ -167,7 +167,7 @@ class VisualEncoder:
             return in_folder(folder, self.settings.shipped.name)
         if self.weights.folder is not None:
             return in_folder(self.weights.folder, *(f"{self._subfolder}/{name}" for name in TENSOR_FILES))
-        return from_hub(self._repository, *TENSOR_FILES)
+        return from_hub(self._repository, *TENSOR_FILES, fetch=self.weights.fetch)
 
     @property
     def _subfolder(self) -> str:

@@ -1,9 +1,8 @@
 """EEMC, Expression Enhancing with Multimodal Cues: the trainable head on frozen visual, audio and text features."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from einops import rearrange
@@ -17,12 +16,10 @@ from refavs.model.footprint import require_memory
 from refavs.model.fusion import BimodalFusion, MultimodalIntegration, QueryPrompting
 from refavs.model.memory import emphasise_change
 from refavs.model.once import Once
+from refavs.model.options import ModelOptions, Trained
 from refavs.model.sizes import LEVELS, MASKS, FeatureSizes
 from refavs.model.visual import FeatureProjection, Statistics, VisualInput
 from refavs.store.reader import FeatureStore
-
-Trained = Literal["fusion", "fusion+transformer_decoder", "fusion+transformer_decoder+pixel_decoder"]
-DecoderWeights = Literal["random", "mask2former"]
 
 
 class PartSize(NamedTuple):
@@ -31,82 +28,6 @@ class PartSize(NamedTuple):
     part: str
     trained: int
     frozen: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """The choices of EEMC that do not depend on the store; the defaults are the paper's.
-
-    Attributes:
-        beta: sensitivity to change against the cached memory (Eq. 2); 0 equals no memory.
-        num_layers: N_L, layers of each of the four fusion transformers.
-        num_queries: N_q, mask queries.
-        channels: width c of the fusion and the decoder; None takes the width of the stored mask features, or 256 where
-            the store has only the backbone's maps.
-        feedforward_channels: hidden width in the fusion transformers.
-        visual_downsample: factor, along each side, from the mask features (stride 4) to the visual tokens, each of
-            which is the mean of a square.
-        text: ablation, False leaves the expression out.
-        audio: ablation, False leaves the sound out.
-        rectified_audio: the head reads the ReLU of the stored sound features, which are signed for VGGish; so they are
-            those of torchvggish.
-        memory: ablation, False leaves the cached memory out.
-        modality_tokens: ablation, False leaves the tokens that mark audio and vision out.
-        decoder_layers: layers of the mask decoder, read in turn from strides 32, 16 and 8; 0 predicts the masks
-            straight from the prompted queries.
-        decoder_feedforward_channels: hidden width in the mask decoder.
-        dropout: share of the activations dropped in training.
-        trained: which parts are; the class head always is, it has a meaning of its own here. A pixel decoder is part of
-            the model where it is trained, or where the store has only the backbone's maps.
-        decoder_weights: what both decoders start from: `random`, or the weights of Mask2Former (`mask2former`), which
-            `refavs-sweep` reads from `--weights-dir`. These get the maps as Mask2Former does, not standardised.
-        variant: `released` takes the arithmetic of the paper's public release instead, whose checkpoint
-            `train.init` names; see `released.ReleasedHead`.
-    """
-
-    beta: float = 1.0
-    num_layers: int = 4
-    num_queries: int = 100
-    num_heads: int = 8
-    channels: int | None = None
-    feedforward_channels: int = 1024
-    visual_downsample: int = 8
-    text: bool = True
-    audio: bool = True
-    rectified_audio: bool = False
-    memory: bool = True
-    modality_tokens: bool = True
-    decoder_layers: int = 9
-    decoder_feedforward_channels: int = 2048
-    dropout: float = 0.0
-    trained: Trained = "fusion+transformer_decoder"
-    decoder_weights: DecoderWeights = "random"
-    variant: Literal["paper", "released"] = "paper"
-
-    def __post_init__(self) -> None:
-        if self.trained == "fusion" and self.decoder_weights == "random":
-            raise ConfigError(
-                "trained=fusion would leave the transformer decoder at random weights; take --set "
-                "model.decoder_weights=mask2former, or --set model.trained=fusion+transformer_decoder"
-            )
-        if not math.isfinite(self.beta):
-            raise ConfigError(f"beta is {self.beta}; accepted: a finite number, 1 in the paper")
-        least = dict.fromkeys(
-            ("num_layers", "num_queries", "num_heads", "feedforward_channels", "visual_downsample",
-             "decoder_feedforward_channels"), 1,
-        ) | {"decoder_layers": 0}
-        for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                raise ConfigError(f"{name} is {getattr(self, name)}; accepted: a whole number from {minimum} up")
-        if self.channels is not None and self.channels < 1:
-            raise ConfigError(f"channels is {self.channels}; accepted: a whole number from 4 up, or null")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}; accepted: from 0 to below 1")
-
-    @property
-    def trains_pixel_decoder(self) -> bool:
-        """Whether the pixel decoder is trained, from the backbone's maps; that of the release was."""
-        return self.trained.endswith("+pixel_decoder") or self.variant == "released"
 
 
 @dataclass(frozen=True, kw_only=True)

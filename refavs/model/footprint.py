@@ -10,7 +10,7 @@ from refavs.errors import ConfigError
 from refavs.model.sizes import FeatureSizes
 
 if TYPE_CHECKING:
-    from refavs.model.eemc import ModelOptions
+    from refavs.model.options import ModelOptions
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 FLOAT_BYTES = 4

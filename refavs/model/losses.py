@@ -8,53 +8,11 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from refavs.errors import ConfigError
 from refavs.model.decoder import NO_OBJECT, OBJECT, EEMCOutput
 from refavs.model.once import Once
+from refavs.model.options import LossConfig
 
 CACHED = 2**20  # values of masks that are looked at together
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Weights of the losses.
-
-    Ref-AVS (arXiv 2407.10957v1), supplement B.1, gives bce, dice and classification; the rest is open there.
-
-    Attributes:
-        no_object: class weight of the unmatched queries of a frame with an object.
-        null_frame: class weight of all queries of a frame without one. With one weight for both, either nulls were
-            segmented or everything collapsed to empty.
-        matching: weight of the class in the choice of the matched query. Mask2Former's is that of the loss; then the
-            query whose mask lies nearest is trained towards the object whatever the expression says, and queries become
-            proposals of objects rather than answers. A high weight matches the query that says it is the answer.
-        num_points: places at which masks are compared, most of them where the prediction is least certain; 0 compares
-            all pixels.
-        oversampling: candidates drawn for each point that is chosen for its uncertainty.
-        importance: share of the points chosen for their uncertainty; the others are uniform.
-        deep_supervision: the predictions before each decoder layer are trained too.
-    """
-
-    bce: float = 5.0
-    dice: float = 5.0
-    classification: float = 2.0
-    no_object: float = 0.1
-    null_frame: float = 1.0
-    matching: float = 2.0
-    num_points: int = 12544
-    oversampling: float = 3.0
-    importance: float = 0.75
-    deep_supervision: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("bce", "dice", "classification", "no_object", "null_frame", "matching"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"loss weight {name} is {getattr(self, name)}; accepted: a number from 0 up")
-        if self.num_points < 0 or self.oversampling < 1 or not 0 <= self.importance <= 1:
-            raise ConfigError(
-                f"num_points={self.num_points}, oversampling={self.oversampling}, importance={self.importance}; "
-                "accepted: num_points from 0 (all pixels), oversampling from 1, importance from 0 to 1"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

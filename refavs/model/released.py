@@ -21,8 +21,9 @@ from refavs.data.dataset import Batch
 from refavs.errors import ConfigError, StoreError, WeightsError
 from refavs.model.attention import attend
 from refavs.model.decoder import EEMCOutput, MaskDecoder
-from refavs.model.eemc import EEMC, EEMCConfig, ModelOptions, Seconds
+from refavs.model.eemc import EEMC, EEMCConfig, Seconds
 from refavs.model.once import Once
+from refavs.model.options import ModelOptions
 from refavs.model.pixel_decoder import PixelDecoder, PixelDecoderSettings
 from refavs.model.pretrained import CLASSES, DECODER, PIXEL_DECODER, below, decoder_state, mismatch
 from refavs.model.sizes import LEVELS, MASKS

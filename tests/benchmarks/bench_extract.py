@@ -158,7 +158,7 @@ def measure_rerun(root: Path, source: Source, num_clips: int, num_runs: int) -> 
         seconds.append(time.perf_counter() - started)
         assert done.returncode == 0 and "nothing to do" in done.stdout, done.stderr
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import extract.cli"], check=True, env=environment)
+    subprocess.run([sys.executable, "-c", "import extract.extraction"], check=True, env=environment)
     imports_s = time.perf_counter() - started
     print(f"\n### Nothing to do: {num_clips} clips, {num_clips * num_bytes / 1e6:.0f} MB of videos looked at\n")
     print(table(

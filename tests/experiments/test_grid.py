@@ -178,6 +178,11 @@ def test_shipped_table4_has_the_ablations_of_the_paper() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["table4", "beta", "layers", "encoders"])
+def test_shipped_grids_take_one_expression_of_a_clip(name: str) -> None:
+    assert {trial.config.train.expressions_per_clip for trial in read_grid(name).trials} == {1}
+
+
 def test_proof_varies_one_thing_at_a_time_with_five_seeds() -> None:
     grid = read_grid("proof")
     assert {trial.config.seed for trial in grid.trials} == {0, 1, 2, 3, 4} and len(grid.trials) == 50
@@ -205,7 +210,8 @@ def test_proof_varies_one_thing_at_a_time_with_five_seeds() -> None:
         ("base: {model.text: 1}", "model.text is 1 (int); accepted: a value of type bool"),
         ("base: {train.precision: fp8}", "train.precision is 'fp8'; accepted: 'auto', 'fp32', "),
         ("base: {train.epochs: 0}", "mine.yaml:1, base: train.epochs is 0; accepted: a whole number from 1"),
-        ("base: {model.text: no}\ncases:\n  a:\n    model.num_layers: 0", "mine.yaml:4, case 'a': num_layers is 0; ac"),
+        ("base: {model.text: no}\ncases:\n  a:\n    model.num_layers: 0",
+         "mine.yaml:4, case 'a': model.num_layers is 0"),
         ("base:\n  model.beta: 2\n  model: {beta: 1}", ":3, base: model.beta is also set at mine.yaml:2, base; keep o"),
         ("base: [1]", "mine.yaml:1, base: is [1] (list); accepted: a mapping, `name: value` lines"),
         ("just words", "mine.yaml:1: is 'just words' (str); accepted: a mapping"),
@@ -249,6 +255,47 @@ def test_proof_varies_one_thing_at_a_time_with_five_seeds() -> None:
 )
 def test_bad_grid_is_refused(tmp_path: Path, text: str, message: str) -> None:
     assert message in refused(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base:\n  loss:\n    num_points: 4\n    importance: 2",
+         "mine.yaml:4, base: loss.importance is 2.0; accepted: a share from 0 to 1"),
+        ("base: {loss: {num_points: 4,\n  oversampling: 0.5,\n  importance: 2}}",
+         "mine.yaml:2, base: loss.oversampling is 0.5; accepted: a number from 1 up"),
+        ("grid:\n  loss.importance:\n  - 0.5\n  - 2", "mine.yaml:4, grid: loss.importance is 2.0; accepted"),
+        ("base:\n  loss.num_points: 3\ngrid:\n  loss.importance: [0.5,\n    3]",
+         "mine.yaml:5, grid: loss.importance is"),
+        ("cases:\n  a:\n    loss.bce: 1\n  b:\n    loss:\n      dice: 2\n      bce: -1",
+         "mine.yaml:7, case 'b': loss.bce is -1.0; accepted: a number from 0 up"),
+        ("zip:\n  model.beta: [1, 2]\n  model.num_layers:\n  - 1\n  - 0",
+         "mine.yaml:5, zip: model.num_layers is 0; acc"),
+        ("zip:\n  model.beta: [1, 2]\n  model.num_layers: [1]", "mine.yaml:3, zip: model.beta has 2, model.num_layers"),
+        ("base:\n  model.trained: fusion\n  model.decoder_weights: mask2former\ncases:\n  x: {}\n  y:\n"
+         "    model.decoder_weights: random", "mine.yaml:7, case 'y': model.trained is fusion, which would leave"),
+        ("when:\n- if: {seed: 0}\n  skip: true\n- if:\n    model.beta: 1\n  set:\n    train.epochs: 3\n"
+         "    train.clip_norm: 0\nseeds: [0, 1]",
+         "mine.yaml:8, when: train.clip_norm is 0.0; accepted: a number above 0"),
+        ("base:\n  train:\n    epochs: 0\n    learning_rate: -1", "mine.yaml:3, base: train.epochs is 0; accepted"),
+        ("base:\n  train.clip_norm: 0\n  model.dropout: 1\n", "mine.yaml:2, base: train.clip_norm is 0.0; accepted"),
+        ("resources:\n  cpus: 1\n  workers: 0", "mine.yaml:3, resources: resources.workers is 0; accepted: a whole"),
+        ("base: &b\n  loss.importance: 4\ncases:\n  a: {<<: *b, model.beta: 2}",
+         "mine.yaml:2, case 'a': loss.importance"),
+        ("base:\n  train.epochs: 4\n  model.variant: released", "mine.yaml:3, base: model.variant is released, which"),
+    ],
+)  # fmt: skip
+def test_value_out_of_range_is_refused_with_its_own_line_and_full_name(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    assert message in refused(tmp_path, text)
+
+
+def test_value_of_the_command_line_is_refused_as_such(tmp_path: Path) -> None:
+    message = refused(tmp_path, "base:\n  loss:\n    num_points: 4", {"loss.importance": 2.0})
+    assert message == "--set: loss.importance is 2.0; accepted: a share from 0 to 1"
+    trained = refused(tmp_path, "base: {model.beta: 2}", {"model.trained": "fusion"})
+    assert trained.startswith("--set: model.trained is fusion, which would leave")
 
 
 def test_override_of_what_the_grid_varies_is_refused(tmp_path: Path) -> None:

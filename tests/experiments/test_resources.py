@@ -47,7 +47,7 @@ def test_trial_asks_for_its_own_amounts_and_else_for_those_of_the_command_line()
     resources = Resources(cpus_per_trial=2, gpus_per_trial=0.25)
     assert resources.ask(TrialResources()) == Ask(workers=1, cpus=2, gpus=0.25)
     assert resources.ask(TrialResources(workers=3, cpus=0.5, gpus=0)) == Ask(workers=3, cpus=0.5, gpus=0)
-    with pytest.raises(ConfigError, match=r"resources.cpus is 0; accepted: a number above 0, or null"):
+    with pytest.raises(ConfigError, match=r"cpus is 0; accepted: a number above 0, or null"):
         TrialResources(cpus=0)
 
 

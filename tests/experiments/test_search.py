@@ -267,7 +267,8 @@ def test_grid_of_a_search_has_examples_at_every_end() -> None:
         ("\n  budget: 3\n  ranges: {model.beta: {loguniform: [0, 1]}}", "two numbers above 0, as [1e-5, 1e-3]"),
         ("\n  budget: 3\n  ranges: {model.num_layers: {int: [1, 2.5]}}", "two whole numbers, as [1, 6]"),
         ("\n  budget: 3\n  ranges: {model.num_layers: {uniform: [1, 2]}}", "model.num_layers is 1.0 (float); accepted"),
-        ("\n  budget: 3\n  ranges: {model.num_layers: {int: [0, 2]}}", "s.yaml:2, search: num_layers is 0; accepted: "),
+        ("\n  budget: 3\n  ranges: {model.num_layers: {int: [0, 2]}}",
+         "s.yaml:4, search: model.num_layers is 0; accep"),
         ("\n  budget: 3\n  ranges: {model.text: {choice: [true]}}", "model.text is [True]; accepted: a list of two va"),
         ("\n  budget: 3\n  ranges: {model.beta: {choice: [1, 1]}}", "model.beta lists 1.0 twice; keep one"),
         ("\n  budget: 3\n  ranges: {model.beta: {choice: [1, x]}}", "model.beta is 'x' (str); accepted: a value of ty"),
@@ -280,7 +281,13 @@ def test_grid_of_a_search_has_examples_at_every_end() -> None:
         (f"\n  budget: 3\n  asha: {{}}{RANGES}seeds: [0, 1]", "asha compares single trials, and a point has 2 seeds; "),
         (f"\n  budget: 3{RANGES}grid: {{model.text: [true]}}", "9, grid: a search has no grid; write its values as a "),
         (f"\n  budget: 3{RANGES}when: [{{if: {{model.text: true}}, set: {{model.beta: 1}}}}]", "is set by when and se"),
-        (f"\n  budget: 99999{RANGES}", "more than 10,000 trials; lower its budget"),
+        (f"\n  budget: 99999{RANGES}", "s.yaml:3, search: more than 10,000 trials; lower the budget"),
+        ("\n  budget: 3\n  ranges:\n    model.beta: {uniform: [0, 1]}\n    loss.importance:\n      uniform:\n"
+         "      - 0\n      - 2", "s.yaml:9, search: loss.importance is 2.0; accepted: a share from 0 to 1"),
+        ("\n  budget: 3\n  ranges: {model.num_layers: {choice: [1,\n    0]}}",
+         "s.yaml:5, search: model.num_layers is 0; acc"),
+        (f"\n  budget: 3\n  asha:\n    reduction: 2\n    min_epochs: 9{RANGES}",
+         "s.yaml:6, search: asha.min_epochs is 9, and"),
     ],
 )
 def test_bad_search_is_refused(search: str, message: str) -> None:

@@ -28,7 +28,7 @@ def run_with(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Iterator[JobRes
         yield None
         yield from run(*arguments)
 
-    monkeypatch.setattr("extract.cli.run_jobs", run_jobs)
+    monkeypatch.setattr("extract.extraction.run_jobs", run_jobs)
 
 
 def in_this_process(jobs, store, preset, encoders, resources, note) -> Iterator[JobResult]:

@@ -261,7 +261,7 @@ def test_dry_run_counts_only_workers_that_find_a_gpu(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     each = Seconds(decode=0.1, visual=1.0, audio=0.1, write=0.1, text=0.1)
-    monkeypatch.setattr("extract.cli.calibrate", lambda *_: each)
+    monkeypatch.setattr("extract.dry_run.calibrate", lambda *_: each)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     arguments = tiny(bench, tmp_path / "store", "--dry-run", "--gpus-per-worker", "0.5", "--workers", "8")
@@ -273,8 +273,8 @@ def test_dry_run_counts_every_processor_of_a_worker(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     each = Seconds(decode=0.1, visual=1.0, audio=0.1, write=0.1, text=0.1)
-    monkeypatch.setattr("extract.cli.calibrate", lambda *_: each)
-    monkeypatch.setattr("extract.cli.num_processors", lambda: 8)
+    monkeypatch.setattr("extract.dry_run.calibrate", lambda *_: each)
+    monkeypatch.setattr("extract.dry_run.num_processors", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     assert main([str(part) for part in tiny(bench, tmp_path / "store", "--dry-run", "--workers", "2")]) == 0
     assert f"{1_000_000 * 1.3 * 4 / 3600:,.2f}" in capsys.readouterr().out

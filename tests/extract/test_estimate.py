@@ -1,10 +1,14 @@
 """What a dry run says, against what a run then does."""
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from extract import estimate
 from extract.estimate import Missing, Seconds, calibrate, clip_bytes, missing_in
+from extract.job import Resources
 from extract.plan import array_specs, plan_jobs, wanted_items
 from extract.presets import build_encoders, preset_named
 from extract.weights import WeightSource
@@ -71,11 +75,53 @@ def test_level_that_a_store_lacks_is_all_that_is_missing(source: Source, tmp_pat
 
 
 def test_calibration_times_every_stage(source: Source) -> None:
-    each = calibrate(TINY, BOTH, source.clips, ("backbone",))
+    each = calibrate(TINY, BOTH, source.clips, ("backbone",), Resources())
     assert min(each.decode, each.visual, each.audio, each.write, each.text) > 0
-    assert each.of_clip > each.on_gpu >= each.visual + each.audio
+    assert each.of_clip > each.beside(1) >= each.visual + each.audio
     assert each.render().startswith("calibrated here: decode 0.") and "an expression" in each.render()
-    assert calibrate(TINY, BOTH, [], ()).visual == calibrate(TINY, BOTH, [], ()).decode == 0
+    nothing = calibrate(TINY, BOTH, [], (), Resources())
+    assert nothing.visual == nothing.decode == 0 < nothing.audio
+
+
+class Slow:
+    """Encoders that take a second of a pretended clock for a frame."""
+
+    def __init__(self, clock: list[float], frame_s: float) -> None:
+        self.clock, self.frame_s, self.calls = clock, frame_s, []
+
+    def encode(self, clips, levels) -> list[dict]:
+        self.calls.append([len(frames) for frames in clips])
+        self.clock[0] += self.frame_s * sum(self.calls[-1])
+        return [{} for _ in clips]
+
+
+@pytest.mark.parametrize(
+    ("frame_s", "resources", "calls"),
+    [
+        (5.0, Resources(), [[1]]), (0.2, Resources(), [[1], [1]]),
+        (0.01, Resources(), [[1], [1], [10], [10]]), (5.0, Resources(gpus_per_worker=1, batch_clips=2), [[10, 10]] * 2),
+    ],
+)  # fmt: skip
+def test_visual_encoder_is_timed_on_a_frame_unless_a_clip_is_quick(
+    monkeypatch: pytest.MonkeyPatch, frame_s: float, resources: Resources, calls: list
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: clock[0])
+    slow = Slow(clock, frame_s)
+    encoders = dataclasses.replace(BOTH, visual=slow)
+    frames = np.zeros((10, 4, 4, 3), np.uint8)
+    assert estimate._visual_s(encoders, frames, ("backbone",), resources) == pytest.approx(10 * frame_s)
+    assert slow.calls == calls
+
+
+def test_on_a_gpu_decoding_and_writing_go_on_beside_the_encoders() -> None:
+    missing = Missing(keys={"clips": 10, "text": 3, "objects": 0}, shards={}, num_bytes=0, num_visual=10, num_audio=10,
+                      num_sharing=0, levels=())  # fmt: skip
+    each = Seconds(decode=8.0, visual=4.0, audio=1.0, write=2.0, text=1.0)
+    start_s = missing.seconds(each, 1) - (10 * 15 + 3)
+    assert missing.seconds(each, 1, num_decoders=4) == pytest.approx(start_s + 53)
+    assert missing.seconds(each, 2, num_decoders=1) == pytest.approx(start_s + 40)
+    assert each.beside(4) == 5.0 and each.beside(1) == 8.0
 
 
 def test_nothing_missing_takes_no_time() -> None:

@@ -99,7 +99,7 @@ def assert_whole(store: Path, before: dict[str, bytes] | None = None) -> None:
 NURSERY = """
 import json, os, signal, sys
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-import extract.cli, extract.job, extract.worker, ray
+import extract.cli, extract.dry_run, extract.extraction, extract.worker, ray
 print("ready", flush=True)
 for line in sys.stdin:
     call = json.loads(line)

@@ -72,7 +72,7 @@ def in_this_process(patch: pytest.MonkeyPatch) -> None:
         yield None
         yield from (worker.run(job) for job in jobs)
 
-    patch.setattr("extract.cli.run_jobs", run_jobs)
+    patch.setattr("extract.extraction.run_jobs", run_jobs)
 
 
 @pytest.mark.process

@@ -274,7 +274,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
         yield None
         yield from (worker.run(job) for job in jobs)
 
-    patch.setattr("extract.cli.run_jobs", run_jobs)
+    patch.setattr("extract.extraction.run_jobs", run_jobs)
 
 
 def may_change(file: str, kind: str) -> tuple[str, ...]:

@@ -10,8 +10,9 @@ from torch import Tensor
 from refavs.data.dataset import Batch
 from refavs.errors import ConfigError, StoreError
 from refavs.model.decoder import EEMCOutput, predict
-from refavs.model.eemc import EEMC, EEMCConfig, ModelOptions, Seconds
+from refavs.model.eemc import EEMC, EEMCConfig, Seconds
 from refavs.model.losses import LossConfig, eemc_loss
+from refavs.model.options import ModelOptions
 from refavs.model.sizes import FeatureSizes, MapSize, StreamSize
 from refavs.model.visual import Standardisation
 from refavs.store.reader import FeatureStore

@@ -81,8 +81,9 @@ def test_dropout_stays_off_in_frozen_parts() -> None:
 
 
 @pytest.mark.parametrize(("sizes", "options", "text"), [
-    (SIZES, {"trained": "fusion"}, "trained=fusion would leave the transformer decoder at random weights; take --set "
-     "model.decoder_weights=mask2former"),
+    (SIZES, {"trained": "fusion"},
+     "trained is fusion, which would leave the transformer decoder at random weights; take "
+     "--set model.decoder_weights=mask2former"),
     (BACKBONE, {}, "the store has only the backbone's maps and the pixel decoder would stay at random weights; add"),
     (SIZES, {"trained": ALL}, "the maps are those of a pixel decoder that ran before, so that none can be trained"),
 ])  # fmt: skip

@@ -1,0 +1,8 @@
+"""Names of devices and precisions, kept apart from what computes with them so that a help text needs no torch."""
+
+from typing import Literal, get_args
+
+Device = Literal["auto", "cpu", "cuda"]
+DEVICES: tuple[Device, ...] = get_args(Device)
+Precision = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)

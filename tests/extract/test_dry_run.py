@@ -1,0 +1,142 @@
+"""What a dry run says of weights, which it neither downloads nor loads."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from extract import dry_run
+from extract.choices import PRESETS as NAMES
+from extract.cli import build_parser, main, prepared
+from extract.estimate import Seconds
+from extract.presets import PRESETS
+from extract.weights import randomly
+from refavs.store.writer import StoreWriter
+from tests.extract.command import refusal
+
+SHA = "sha256:" + "a" * 64
+
+
+@pytest.fixture
+def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Empty caches of weights, and no way to fetch, to hash or to load any."""
+
+    def refuse(*arguments: object, **settings: object) -> None:
+        raise AssertionError(f"a dry run wants {arguments}")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "torch"))
+    for name in ("extract.weights._reachable", "huggingface_hub.hf_hub_download", "torch.hub.download_url_to_file",
+                 "extract.weights.load_tensors", "extract.encoders.visual.file_stamp",
+                 "extract.encoders.vggish.file_stamp"):
+        monkeypatch.setattr(name, refuse)
+    monkeypatch.setattr(
+        dry_run, "calibrate", lambda *_: Seconds(decode=0.1, visual=1.0, audio=0.1, write=0.1, text=0.1)
+    )
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"not decoded")
+    return tmp_path / "videos"
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_weights_that_would_be_downloaded_are_named_and_not_fetched(
+    nothing_here: None, capsys: pytest.CaptureFixture[str], videos: Path, tmp_path: Path
+) -> None:
+    assert main([str(videos), str(tmp_path / "store"), "--dry-run"]) == 0
+    out = printed(capsys)
+    for part in ("visual, Swin and pixel decoder, facebook/mask2former-swin-base-ade-semantic", "audio, VGGish, https:",
+                 "text, RoBERTa, FacebookAI/roberta-base (model", "text, tokenizer, FacebookAI/roberta-base"):
+        assert f"not on this machine, a run downloads it: {part}" in out
+    assert "about" in out and not (tmp_path / "store").exists() and "is seen when they are" not in out
+
+
+def test_weights_that_the_folder_lacks_are_all_named_with_status_2(
+    nothing_here: None, capsys: pytest.CaptureFixture[str], videos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "weights" / "mask2former").mkdir(parents=True)
+    (tmp_path / "weights" / "mask2former" / "model.safetensors").write_text("not read")
+    assert main([str(videos), str(tmp_path / "store"), "--dry-run", "--weights-dir", str(tmp_path / "weights")]) == 2
+    out = printed(capsys)
+    assert "missing, a run ends here: audio, VGGish: --weights-dir" in out and "missing, a run ends here: text" in out
+    assert "Swin" not in out and "1,000,000" in out
+
+
+def test_weights_at_hand_are_not_read_for_a_new_store(
+    nothing_here: None, capsys: pytest.CaptureFixture[str], videos: Path, tmp_path: Path
+) -> None:
+    assert main([str(videos), str(tmp_path / "store"), "--dry-run", "--preset", "tiny"]) == 0
+    assert "not on this machine" not in printed(capsys)
+
+
+def store_of(tmp_path: Path, videos: Path, stamp: str) -> Path:
+    """A store of preset base whose weights are noted as `stamp`."""
+    run = prepared(build_parser().parse_args([str(videos), str(tmp_path / "store"), "--weights", "random"]))
+    description = run.description()
+    for facts in description["encoders"].values():
+        facts["weights"] = stamp
+    StoreWriter.open(tmp_path / "store", **description)
+    return tmp_path / "store"
+
+
+def test_store_of_weights_that_are_elsewhere_is_taken_to_be_the_right_one(
+    nothing_here: None, capsys: pytest.CaptureFixture[str], videos: Path, tmp_path: Path
+) -> None:
+    store = store_of(tmp_path, videos, SHA)
+    assert main([str(videos), str(store), "--dry-run"]) == 0
+    assert "is seen when they are on this machine" in printed(capsys)
+    assert "precision" in refusal(capsys, videos, store, "--dry-run", "--precision", "bf16")
+
+
+def test_store_of_random_weights_is_refused_without_reading_others(
+    nothing_here: None, capsys: pytest.CaptureFixture[str], videos: Path, tmp_path: Path
+) -> None:
+    line = refusal(capsys, videos, store_of(tmp_path, videos, "random:0"), "--dry-run")
+    assert "random:0" in line and "those that are not on this machine" in line
+
+
+def test_gpu_that_fails_is_one_line(
+    nothing_here: None, capsys: pytest.CaptureFixture[str], videos: Path, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(dry_run, "calibrate", fail)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert main([str(videos), str(tmp_path / "store"), "--dry-run", "--gpus-per-worker", "1"]) == 0
+    assert "the GPU fails, so that no time was measured: CUDA out of memory." in printed(capsys)
+
+
+def test_each_preset_stores_the_maps_that_its_head_reads(videos: Path, tmp_path: Path) -> None:
+    levels = {}
+    for name in PRESETS:
+        run = prepared(build_parser().parse_args([str(videos), str(tmp_path / "store"), "--preset", name]))
+        levels[name] = run.encoders.visual.levels
+    backbone, decoder = ("backbone",), ("pixel_decoder",)
+    assert levels == {"base": decoder, "tiny": decoder, "imagenet": backbone, "released": backbone}
+    asked = build_parser().parse_args([str(videos), str(tmp_path / "store"), "--preset", "released", "--levels",
+                                       "backbone, pixel_decoder"])  # fmt: skip
+    assert set(prepared(asked).encoders.visual.levels) == {"backbone", "pixel_decoder"}
+
+
+def test_help_speaks_of_the_presets_there_are() -> None:
+    assert list(NAMES) == [*dict.fromkeys([*NAMES, *PRESETS])] and set(NAMES) == set(PRESETS)
+    text = " ".join(build_parser().format_help().split())
+    others = " and ".join(name for name in NAMES if PRESETS[name].levels == ("backbone",))
+    assert f"the preset's, backbone for {others}, else pixel_decoder" in text
+    assert {PRESETS[name].levels for name in PRESETS} == {("backbone",), ("pixel_decoder",)}
+
+
+def test_network_without_a_seed_is_zeros_and_leaves_the_generator_alone() -> None:
+    before = torch.random.get_rng_state()
+    network = randomly(lambda: torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Embedding(4, 2)), None)
+    assert all(not parameter.any() for parameter in network.parameters())
+    assert torch.equal(torch.random.get_rng_state(), before) and torch.nn.Linear(3, 3).weight.any()
