@@ -22,7 +22,7 @@ QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERR
 
 # The C library gives each block above 32 MB back to the kernel, which clears it page by page when it is next asked for:
 # a quarter of preset base's processor time. Here blocks up to 4 GiB are kept, all in one heap, for those of further
-# threads hold no more than 64 MB. A process then keeps the most that it once took, about a tenth more than without,
+# threads hold no more than 64 MB. A process then keeps the most that it once took, at most a tenth more than without,
 # which does not grow with the number of clips or epochs.
 KEPT_BLOCKS = {
     "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30), "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
