@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = "import sys; {before}from {module} import main; sys.exit(main(sys.argv[1:]))"
 RAYS_OWN = "from extract import local_ray; local_ray.LOCAL_ENVIRONMENT = local_ray.PATIENCE; "
 SETTINGS = {"as they start Ray": "", "Ray's own settings": RAYS_OWN}
-BUSY_LOOP = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"  # ends with the benchmark at the latest
+BUSY_LOOP = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"  # ends with the benchmark
 OPTIONS = ("--preset", "tiny", "--weights", "random", "--precision", "fp32")
 GRID = """
 base:
