@@ -21,8 +21,9 @@ SHARED_MEMORY = Path("/dev/shm")
 QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 # The C library gives each block above 32 MB back to the kernel, which clears it page by page when it is next asked for:
-# a quarter of the encoders' time. Blocks up to 4 GiB are kept, in one heap, as those of further threads end at 64 MB.
-# A process then keeps what it once took, which does not grow (see tests/benchmarks/README or `bench_busy.py`).
+# a quarter of preset base's processor time. Here blocks up to 4 GiB are kept, all in one heap, for those of further
+# threads hold no more than 64 MB. A process then keeps the most that it once took, at most a tenth more than without,
+# which does not grow with the number of clips or epochs.
 KEPT_BLOCKS = {
     "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30), "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
 }  # fmt: skip

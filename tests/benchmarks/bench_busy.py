@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = "import sys; {before}from {module} import main; sys.exit(main(sys.argv[1:]))"
 RAYS_OWN = "from extract import local_ray; local_ray.LOCAL_ENVIRONMENT = local_ray.PATIENCE; "
 SETTINGS = {"as they start Ray": "", "Ray's own settings": RAYS_OWN}
+BUSY_LOOP = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"  # ends with the benchmark
 OPTIONS = ("--preset", "tiny", "--weights", "random", "--precision", "fp32")
 GRID = """
 base:
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextmanager
 def busy_loops() -> Iterator[None]:
     """One process per processor that does nothing but compute, at the usual nice level."""
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(num_processors())]
+    loops = [subprocess.Popen([sys.executable, "-c", BUSY_LOOP]) for _ in range(num_processors())]
     try:
         yield
     finally:

@@ -2,11 +2,11 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train
 import ray.tune
 from ray.train.torch import TorchTrainer
@@ -14,31 +14,32 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from experiments.config import TrialConfig
 from experiments.train import train
+from extract.local_ray import ray_at
 from refavs.store import FeatureStore
 
 QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_AIR_NEW_OUTPUT": "0",
-         "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # fmt: skip
+         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # fmt: skip
 
 
-def start_ray() -> None:
+@contextmanager
+def started_ray() -> Iterator[None]:
     """Ray as a sweep starts it."""
     os.environ.update(QUIET)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200 * 2**20,
-             log_to_driver=False, logging_level="ERROR")  # fmt: skip
+    with ray_at(None, num_cpus=2):
+        yield
 
 
 def ray_start_seconds() -> float:
     """Seconds in which Ray starts and ends here, with nothing done in it."""
     started = time.perf_counter()
-    start_ray()
-    ray.shutdown()
+    with started_ray():
+        pass
     return time.perf_counter() - started
 
 
 def nested_trials(configs: Sequence[TrialConfig], store: str, root: Path) -> None:
     """Trains each config in a trainer of one worker inside a trial of Tune, one after another; nothing is logged."""
-    start_ray()
-    try:
+    with started_ray():
         results = ray.tune.Tuner(
             ray.tune.with_resources(tune_trial, {"cpu": 0, "memory": 1}),
             param_space={"number": ray.tune.grid_search(list(range(len(configs)))), "configs": list(configs),
@@ -47,8 +48,6 @@ def nested_trials(configs: Sequence[TrialConfig], store: str, root: Path) -> Non
             run_config=ray.tune.RunConfig(name="tune", storage_path=str(root / "tune"), verbose=0),
         ).fit()  # fmt: skip
         assert not results.errors, results.errors
-    finally:
-        ray.shutdown()
 
 
 def tune_trial(settings: dict[str, Any]) -> None:
