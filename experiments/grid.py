@@ -145,7 +145,7 @@ def _points(
     names = [*paired, *crossed]
     shown = short_names(names)
     for case, settings in in_cases.items():
-        for pair, *values in itertools.product(pairs, *crossed.values()):
+        for pair, values in itertools.product(pairs, itertools.product(*crossed.values())):
             point = [*pair, *values]
             parts = [case, *(f"{axis} {value.plain}" for axis, value in zip(shown, point, strict=True))]
             own = {name: typed_value(name, value) for name, value in zip(names, point, strict=True)}

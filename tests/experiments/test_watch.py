@@ -103,7 +103,7 @@ def test_status_tells_failures_what_mlflow_lacks_and_what_to_do(
     assert main(["status", str(sweep)]) == 0
     printed = capsys.readouterr().out
     assert "1 failed, 1 stopped, 1 finished" in printed  # the one that ran was killed: nobody works here
-    assert "nothing is at work; the command that began it goes on where it was" in printed
+    assert "no refavs-sweep is running; the command that started this sweep resumes it" in printed
     assert "failed: case_failed, seed 0: loss nan [at] epoch 3\n--retry-failed tries" in printed
     assert "not in MLflow yet: 2 trials (" in printed and "case_failed, seed 0" in printed
     assert f"refavs-report {sweep}" in printed and folders["failed"].name in printed
@@ -112,7 +112,7 @@ def test_status_tells_failures_what_mlflow_lacks_and_what_to_do(
         fcntl.flock(file, fcntl.LOCK_EX)
         assert {trial.state for trial in read_sweep(sweep).trials} == {"finished", "failed", "running"}
         assert main(["status", str(sweep)]) == 0
-    assert "a refavs-sweep is at work" in capsys.readouterr().out
+    assert "refavs-sweep is running" in capsys.readouterr().out
 
 
 def test_status_shows_the_trials_of_the_last_command_in_their_order(tmp_path: Path) -> None:
