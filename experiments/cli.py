@@ -73,7 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--fuse", type=_fuse, default=1, metavar="K|auto",
                         help="train up to K trials that read the same batches in one process, over one read; auto: the "
                         "largest K that keeps every slot busy")
-    parser.add_argument("--tracking-uri", help="MLflow server or database; default: mlflow.db beside the sweep's folder")
+    parser.add_argument("--tracking-uri", help="MLflow server or database; default: mlflow.db beside the "
+                        "sweep's folder")
     return parser
 
 

@@ -128,7 +128,7 @@ def test_models_beyond_the_budget_are_estimated_from_their_arithmetic(
 def test_trials_on_a_gpu_that_is_not_here_are_counted_and_not_timed(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    clock = Clock(monkeypatch, 1.0)
+    clock = Clock(monkeypatch, 0.1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     grid = grid_of({"full": {}, "on_cpu": {"resources.gpus": 0, "model.beta": 2}})
     text = printed(store, grid, tmp_path, Resources(gpus_per_trial=1))
