@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from experiments.grid import Grid
     from experiments.resources import Resources
     from experiments.run import Outcome
+    from experiments.trial import Trial
     from refavs.store import FeatureStore
 
 RETRY = "--retry-failed tries them again from their last epoch"
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help=f"a .yaml file, or a shipped grid: {', '.join(shipped_grids())}")
     parser.add_argument("--store", required=True, action="append", help="the features, from refavs-extract; a folder "
                         "or a URL; given several times as NAME=STORE, each trial runs on each of them")
-    parser.add_argument("--out", type=Path, help="the sweep's folder; runs/NAME where none is given")
+    parser.add_argument("--out", type=Path, help="the sweep's folder; default: runs/NAME")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                         help="replace a setting of the grid's base, one that 'refavs-sweep settings' lists; may be "
                         "given several times")
@@ -54,27 +55,28 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--any-store", action="store_true",
                         help="train a head from train.init that was trained on other features")
     parser.add_argument("--dry-run", action="store_true",
-                        help="list the trials, done and to do, with what they cost, and write nothing")
+                        help="list the trials, done and to do, with what they cost; takes seconds and writes nothing")
     parser.add_argument("--retry-failed", action="store_true",
-                        help="run trials that failed again, from their last epoch; else they stay failed")
-    parser.add_argument("--rerun", action="append", default=[], metavar="KEY", help="throw away the result of the "
-                        "trial whose key begins so and run it anew; may be given several times")
+                        help="run failed trials again, from their last epoch; without it they stay failed")
+    parser.add_argument("--rerun", action="append", default=[], metavar="KEY", help="discard the result of the "
+                        "trial whose key begins with KEY and run it again; may be given several times")
     parser.add_argument("--register", metavar="NAME",
                         help="register the model of the best trial by J on val under this name in MLflow")
-    parser.add_argument("--address", help="a running Ray cluster; one on this machine is started where none is given")
+    parser.add_argument("--address", help="a running Ray cluster; default: one on this machine for this sweep")
     parser.add_argument("--max-concurrent", type=int, metavar="N",
-                        help="trials at once; as many as the processors allow where none is given")
+                        help="trials at once; default: as many as the processors allow")
     parser.add_argument("--cpus-per-trial", type=float, default=1.0, metavar="N",
                         help="processors of a trial, or of each of its workers")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="where trials run; auto takes GPUs where there are any, on this machine or the cluster")
     parser.add_argument("--gpus-per-trial", type=_gpus, metavar="N|auto", help="GPUs of a trial, or a share of one; "
-                        "default: 1 on a GPU; auto: as many trials on each as fit, by what the largest one takes (not "
-                        "tried on a GPU yet)")
+                        "default: 1 on a GPU; auto packs as many trials on each as fit by the memory of the largest, "
+                        "which uses GPUs better than several workers a trial (not tried on one yet)")
     parser.add_argument("--fuse", type=_fuse, default=1, metavar="K|auto",
-                        help="trials that read the same batches train K at a time in one process over one read; auto: "
-                        "as many as leave no place without work")
-    parser.add_argument("--tracking-uri", help="MLflow server or database; else mlflow.db beside the sweep's folder")
+                        help="train up to K trials that read the same batches in one process, over one read; auto: the "
+                        "largest K that keeps every slot busy")
+    parser.add_argument("--tracking-uri", help="MLflow server or database; default: mlflow.db beside the "
+                        "sweep's folder")
     return parser
 
 
@@ -138,6 +140,8 @@ def _sweep(args: argparse.Namespace) -> int:
         gpus_per_trial=gpus, pack_gpus=pack_gpus, fuse=args.fuse,
     )
     _warn_of_slow_bf16(grid, gpus)
+    for line in few_per_worker(grid.kinds):
+        _warn(line)
     if args.dry_run:
         return _dry_run(grid, store, out, resources, args.retry_failed, args.rerun)
     size = f"a search of {grid.search.plan.budget} points" if grid.search else f"{len(grid.trials)} trials"
@@ -181,6 +185,18 @@ def _warn_of_slow_bf16(grid: "Grid", gpus_per_trial: float) -> None:
 
 def _warn(line: str) -> None:
     print(f"refavs-sweep: {line}", file=sys.stderr)
+
+
+def few_per_worker(trials: "Sequence[Trial]") -> list[str]:
+    """A line about trials whose workers have an expression of each batch or less, and so gain nothing."""
+    few = [trial for trial in trials if 1 < trial.config.resources.workers >= trial.config.train.batch_size]
+    if not few:
+        return []
+    name, config = few[0].name, few[0].config
+    more = f" and {len(few) - 1} more" if len(few) > 1 else ""
+    return [f"warning: trial {name!r}{more} shares a batch of {config.train.batch_size} expressions among "
+            f"{config.resources.workers} workers, which gains nothing; take --set resources.workers=1 and run more "
+            "trials at once, on GPUs by --gpus-per-trial auto, or a larger train.batch_size"]  # fmt: skip
 
 
 def _console() -> "Console":

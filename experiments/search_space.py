@@ -194,8 +194,8 @@ def _interval(name: str, kind: str, values: Located) -> tuple[float, float]:
         accepted = {"int": "two whole numbers, as [1, 6]", "loguniform": "two numbers above 0, as [1e-5, 1e-3]"}
         raise ConfigError(f"{values.place}: {name} is {kind} {plain!r}; accepted: the lowest and the highest value, "
                           f"{accepted.get(kind, 'two numbers, as [0, 2]')}")  # fmt: skip
-    low, high = plain
-    return (low, high) if kind == "int" else (float(low), float(high))
+    low, high = plain if kind == "int" else map(float, plain)
+    return low, high
 
 
 def _asha(part: Located) -> Asha:

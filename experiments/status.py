@@ -43,13 +43,13 @@ def _status(root: Path) -> int:
 def describe(sweep: Sweep, root: Path) -> list[str]:
     """What the table does not say, and what to do next."""
     to_come = sweep.facts.get("to_come", 0)
-    lines = [counts(sweep.trials) + (f", {to_come} that the search has still to suggest" if to_come else "")]
+    lines = [counts(sweep.trials) + (f", {to_come} still to be suggested by the search" if to_come else "")]
     unfinished = to_come or any(trial.state in RUNNABLE for trial in sweep.trials)
     if sweep.active:
         left = duration(seconds_left(sweep.trials, to_come)) if unfinished else ""
-        lines.append(f"a refavs-sweep is at work{f', about {left} left' if left else ''}")
+        lines.append(f"refavs-sweep is running{f', about {left} left' if left else ''}")
     elif unfinished:
-        lines.append("nothing is at work; the command that began it goes on where it was")
+        lines.append("no refavs-sweep is running; the command that started this sweep resumes it")
     pending = [trial.title for trial in sweep.trials if trial.pending]
     if pending:
         told = ", ".join(pending[:5]) + " ..." * (len(pending) > 5)
@@ -57,7 +57,7 @@ def describe(sweep: Sweep, root: Path) -> list[str]:
                      + ("sent as soon as it answers" if sweep.active else "the same command sends it"))  # fmt: skip
     lines += [f"{trial.state}: {trial.title}: {trial.reason}" for trial in sweep.trials if trial.reason]
     if any(trial.state == "failed" for trial in sweep.trials):
-        lines.append("--retry-failed tries failed trials again from their last epoch")
+        lines.append("--retry-failed runs failed trials again, from their last epoch")
     if any(trial.state == "finished" for trial in sweep.trials):
         lines.append(f"tables with intervals, and figures: refavs-report {shlex.quote(str(root))}")
     return lines

@@ -202,7 +202,7 @@ def test_trials_that_read_the_same_are_grouped_and_no_place_stays_empty(tmp_path
     "settings",
     [{"train.batch_size": 3}, {"train.frames": 1}, {"train.order_seed": 8}, {"train.accumulate": 2},
      {"train.eval_batch_size": 3}, {"resources.cpus": 2}, {"train.steps_per_epoch": 1},
-     {"train.expressions_per_clip": 1}, {"train.sampling": "dimension"},
+     {"train.expressions_per_clip": 4}, {"train.sampling": "dimension"},
      {"model.trained": "fusion+transformer_decoder+pixel_decoder"}],
 )  # fmt: skip
 def test_trials_that_read_otherwise_are_apart(settings: dict[str, Any]) -> None:

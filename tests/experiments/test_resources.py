@@ -2,8 +2,11 @@
 
 import pytest
 
-from experiments.config import TrialResources
+from experiments.cli import few_per_worker
+from experiments.config import TrialConfig, TrialResources
 from experiments.resources import Ask, Resources, fit_together
+from experiments.trial import Trial
+from refavs.config import replace
 from refavs.errors import ConfigError
 
 
@@ -66,3 +69,16 @@ def test_shares_of_gpus_fit_together_where_each_finds_a_gpu() -> None:
     assert fit_together([most, most, some, some], two) and not fit_together([most, most, most], two)
     assert fit_together([most, some, whole], two) and not fit_together([some, whole, whole], two)
     assert fit_together([Ask(workers=1, cpus=1, gpus=2)], two) and not fit_together([some, whole, most, some], two)
+
+
+@pytest.mark.parametrize(
+    ("workers", "batch_size", "warned"), [(1, 1, False), (8, 8, True), (8, 4, True), (8, 16, False), (2, 8, False)]
+)
+def test_workers_without_enough_of_a_batch_are_warned_of(workers: int, batch_size: int, warned: bool) -> None:
+    changes = {"resources.workers": workers, "train.batch_size": batch_size}
+    trials = [Trial(name=name, config=replace(TrialConfig(), changes)) for name in ("full", "other")]
+    lines = few_per_worker(trials)
+    assert len(lines) == warned
+    if lines:
+        assert f"'full' and 1 more shares a batch of {batch_size} expressions among {workers} workers" in lines[0]
+        assert "--gpus-per-trial auto" in lines[0]

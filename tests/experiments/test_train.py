@@ -245,7 +245,7 @@ def test_train_again_returns_the_result_that_is_there(store: FeatureStore, tmp_p
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("epochs", 2), ("steps_per_epoch", 2), ("batch_size", 5), ("expressions_per_clip", 1), ("frames", 1),
+        ("epochs", 2), ("steps_per_epoch", 2), ("batch_size", 5), ("expressions_per_clip", 3), ("frames", 1),
         ("sampling", "dimension"), ("order_seed", 5), ("learning_rate", 0.001), ("weight_decay", 0.5),
         ("warmup_steps", 5), ("decay_start", 0.9), ("clip_norm", 0.01), ("precision", "bf16"), ("precision", "fp16"),
     ],

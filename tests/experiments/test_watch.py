@@ -104,8 +104,8 @@ def test_status_tells_failures_what_mlflow_lacks_and_what_to_do(
     assert main(["status", str(sweep)]) == 0
     printed = capsys.readouterr().out
     assert "1 failed, 1 stopped, 1 finished" in printed  # the one that ran was killed: nobody works here
-    assert "nothing is at work; the command that began it goes on where it was" in printed
-    assert "failed: case_failed, seed 0: loss nan [at] epoch 3\n--retry-failed tries" in printed
+    assert "no refavs-sweep is running; the command that started this sweep resumes it" in printed
+    assert "failed: case_failed, seed 0: loss nan [at] epoch 3\n--retry-failed runs" in printed
     assert "not in MLflow yet: 2 trials (" in printed and "case_failed, seed 0" in printed
     assert f"refavs-report {sweep}" in printed and folders["failed"].name in printed
 
@@ -113,7 +113,7 @@ def test_status_tells_failures_what_mlflow_lacks_and_what_to_do(
         fcntl.flock(file, fcntl.LOCK_EX)
         assert {trial.state for trial in read_sweep(sweep).trials} == {"finished", "failed", "running"}
         assert main(["status", str(sweep)]) == 0
-    assert "a refavs-sweep is at work" in capsys.readouterr().out
+    assert "refavs-sweep is running" in capsys.readouterr().out
 
 
 def test_status_on_a_file_system_without_locks_finds_nobody_at_work(
@@ -138,7 +138,7 @@ def test_status_of_no_sweep_is_refused_on_one_line(tmp_path: Path, capsys: pytes
     told = capsys.readouterr().err
     assert told.startswith(f"refavs-sweep status: {tmp_path} is not the folder of a sweep: it has no sweep.json; give")
     assert main(["--store", "s", "status"]) == 2
-    assert "no grid is named 'status': 'refavs-sweep status SWEEP' shows" in capsys.readouterr().err
+    assert "no grid is named 'status'; write 'refavs-sweep status SWEEP' to see" in capsys.readouterr().err
     assert not (ROOT / "experiments" / "grids" / "status.yaml").exists()
 
 

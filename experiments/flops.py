@@ -1,0 +1,109 @@
+"""Arithmetic of a model, counted with torch's own formulas and without doing most of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import flop_registry
+
+LARGE = 4096  # values; operations on smaller tensors are run, for some of them decide which others follow
+_COUNTED_AS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        torch.ops.aten._scaled_dot_product_flash_attention_backward,
+}  # fmt: skip
+
+
+class FlopCounter(TorchDispatchMode):
+    """Adds up the products of matrices and convolutions, a multiplication and an addition being two.
+
+    What would be computed from a large tensor of numbers is taken to be zero: shapes alone decide what is counted, and
+    a step of a large model costs no more than that of a small one. Whole numbers and truth values are computed, as
+    those that say which expressions belong to a clip. Use it on the CPU.
+
+    torch's FlopCounterMode computes everything, fails on parameters given to a module, and takes the fused attention of
+    a CPU for nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+        self._zeros = _Zeros()
+        self._shapes: dict[Any, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        found = self._result(func, args, kwargs)
+        packet = func.overloadpacket
+        formula = flop_registry.get(_COUNTED_AS.get(packet, packet))
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=found)
+        return found
+
+    def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What `func` returns, or zeros of the same shape."""
+        returned = [part.alias_info for part in func._schema.returns]
+        is_view = any(alias is not None and not alias.is_write for alias in returned)
+        if is_view or not _has_large((*args, *kwargs.values())):
+            return func(*args, **kwargs)
+        if func._schema.is_mutable:
+            return args[0] if returned else None  # as it was
+        known = func, _described(args), _described(tuple(kwargs.items()))
+        if known not in self._shapes:
+            try:
+                self._shapes[known] = func(*tree_map(_without_values, args), **tree_map(_without_values, kwargs))
+            except (NotImplementedError, RuntimeError):  # what comes out depends on values
+                return func(*args, **kwargs)
+        shapes = self._shapes[known]
+        return self._zeros(shapes) if isinstance(shapes, Tensor) else tree_map(self._zeros, shapes)
+
+
+class _Zeros:
+    """Makes tensors that are all zero and take no memory, for their memory is never touched."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def __call__(self, like: Any) -> Any:
+        """Zeros as a tensor without values has them; anything else as it is."""
+        if not isinstance(like, Tensor):
+            return like
+        num_bytes = like.untyped_storage().nbytes()
+        if like.numel() <= LARGE:
+            return torch.zeros_like(like, device="cpu")
+        if num_bytes > len(self._memory):
+            self._memory = torch.from_numpy(np.zeros(-(-num_bytes // 16) * 16, np.uint8))
+        return self._memory.view(like.dtype).as_strided(like.shape, like.stride())
+
+
+def _has_large(values: Sequence[Any]) -> bool:
+    """Whether a large tensor of numbers is among arguments, or in a list among them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            if value.numel() > LARGE and value.is_floating_point():
+                return True
+        elif isinstance(value, list | tuple) and _has_large(value):
+            return True
+    return False
+
+
+def _described(value: Any) -> Any:
+    """An argument as far as it decides the shape of a result."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(map(_described, value))
+    return type(value), value
+
+
+def _without_values(leaf: Any) -> Any:
+    """A tensor without values in the place of a tensor, and no device in that of a device."""
+    if isinstance(leaf, torch.device):
+        return torch.device("meta")
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
