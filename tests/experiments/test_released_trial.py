@@ -129,7 +129,7 @@ def test_cost_of_a_trial_without_an_epoch_is_that_of_its_evaluation(
 def test_what_cannot_be_evaluated_is_refused(stores: dict[str, FeatureStore], file: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"epochs is 0; .* or 0 to evaluate a given train\.init"):
         TrainConfig(epochs=0)
-    with pytest.raises(ConfigError, match=r"released is evaluated, not trained: give --set train\.epochs=0 and"):
+    with pytest.raises(ConfigError, match=r"released, which is evaluated, not trained: give --set train\.epochs=0 and"):
         grid_of(stores["released"], **{**RELEASED, "train.epochs": 1})
     with pytest.raises(WeightsError, match=r"none\.pth cannot be read .* accepted: ckpt_best_miou\.pth"):
         grid_of(stores["released"], **RELEASED, **{"train.init": str(tmp_path / "none.pth")})

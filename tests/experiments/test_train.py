@@ -316,7 +316,7 @@ def test_store_without_training_expressions_is_refused(tmp_path: Path) -> None:
      ("accumulate", 0, "a whole number from 1"), ("patience", -1, "0 or more")],
 )  # fmt: skip
 def test_setting_out_of_range_is_refused(name: str, value: float, accepted: str) -> None:
-    with pytest.raises(ConfigError, match=f"train.{name} is {value}; accepted: {accepted}"):
+    with pytest.raises(ConfigError, match=f"^{name} is {value}; accepted: {accepted}"):
         TrainConfig(**{name: value})
 
 
