@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from experiments.grid_file import shipped_grids
 from refavs.cli import Exit, run_command
 from refavs.errors import ConfigError
+from refavs.processors import share_processors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -109,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return settings(arguments[1:])
     args = build_parser().parse_args(arguments)
+    if args.dry_run:  # the only run that computes in this process
+        share_processors()
     return run_command("refavs-sweep", lambda: _sweep(args))
 
 

@@ -11,6 +11,7 @@ from extract.choices import LEVELS, PRESETS
 from refavs.choices import DEVICES, PRECISIONS, Precision
 from refavs.cli import run_command
 from refavs.errors import ConfigError
+from refavs.processors import share_processors
 
 if TYPE_CHECKING:
     from extract.extraction import Run
@@ -77,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_command(NAME, lambda: _check_weights(args))
     if args.store is None:
         parser.error("SOURCE and STORE are required, save with --check-weights DIR")
+    if args.dry_run:  # the only run that computes in this process
+        share_processors()
     return run_command(NAME, lambda: extract(args))
 
 
