@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .PHONY: demo proof proof-quick proof/store test test-slow test-faults bench-store bench-extract bench-remote bench-scheduler \
-	bench-metrics bench-train bench-sweep lint setup clean
+	bench-metrics bench-train bench-sweep check-gpu lint setup clean
 
 setup: $(STAMP)
 
@@ -73,6 +73,17 @@ bench-train: setup
 
 bench-sweep: setup
 	$(BIN)/python tests/benchmarks/bench_sweep.py
+
+# On a machine with a GPU, in under 8 minutes. Where there is no network: WHEELS=FOLDER, filled elsewhere by
+# infra/gpu-carry.sh, and PYTHON=one that has torch for CUDA.
+ifdef WHEELS
+check-gpu:
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target $(WHEELS)/site $(WHEELS)/*.whl
+	PYTHONPATH=.:$(WHEELS)/site $(PYTHON) tests/benchmarks/check_gpu.py
+else
+check-gpu: setup
+	$(BIN)/python tests/benchmarks/check_gpu.py
+endif
 
 lint: setup
 	$(BIN)/ruff check .
