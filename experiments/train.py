@@ -3,8 +3,9 @@
 A trial is a group of one. Trials of a larger group read the same batches and the same splits, each once for all, and
 are apart from that as they would be alone: each with its own weights, optimiser, random numbers, files and failures.
 
-On a processor a trial that was stopped, or that trained in a group, comes out equal to the bit. On a GPU two runs of
-one trial differ in their last bits anyway: the device chooses the order in which it adds (backward of `grid_sample`).
+With one thread on a processor, a trial that was stopped, or that trained in a group, comes out equal to the bit. With
+several, and on a GPU, two runs of one trial differ in their last bits anyway: the device chooses in which order it adds
+(as in the backward of `grid_sample`).
 """
 
 import contextlib

@@ -136,6 +136,15 @@ def test_slurm_script_gives_each_step_the_processors_of_its_task(command: str, t
     assert refused.returncode == 2 and "the first argument is 'beta'; accepted: refavs-sweep or" in refused.stderr
 
 
+def test_what_a_gpu_machine_lacks_is_pinned() -> None:
+    script = SCRIPT.with_name("gpu-carry.sh")
+    done = subprocess.run([str(script)], capture_output=True, text=True)
+    assert done.returncode == 2 and "infra/gpu-carry.sh FOLDER" in done.stderr
+    (names,) = re.findall(r"'\^\((.+)\)=='", script.read_text("utf-8"))
+    pins = {line.split("==")[0] for line in (script.parents[1] / "constraints.txt").read_text("utf-8").splitlines()}
+    assert {*names.split("|"), "torchvggish"} <= pins
+
+
 def test_kuberay_manifest_runs_a_command_that_is_one() -> None:
     manifest = yaml.safe_load(SCRIPT.with_name("kuberay.yaml").read_text("utf-8"))
     assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
