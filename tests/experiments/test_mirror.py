@@ -138,6 +138,7 @@ def wait_for(condition: Any) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_server_that_goes_away_and_comes_back_loses_nothing(sweep: Sweep) -> None:
     first, second = sweep.entries
     mirror = sweep.open()

@@ -91,6 +91,7 @@ def test_trained_head_is_evaluated_as_it_is(stores: dict[str, FeatureStore], tmp
     assert all(torch.equal(kept[name], value) for name, value in load_model(head).state_dict().items())
 
 
+@pytest.mark.long
 def test_release_is_evaluated_from_its_checkpoint(
     stores: dict[str, FeatureStore], file: Path, tmp_path: Path
 ) -> None:

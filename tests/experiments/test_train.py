@@ -64,6 +64,7 @@ def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_train_beats_the_best_constant(store: FeatureStore, tmp_path: Path) -> None:
     config = small(train__epochs=2, train__steps_per_epoch=80, train__learning_rate=0.005, train__decay_start=0.5)
     result = train(config, store, tmp_path)["metrics"]
@@ -89,6 +90,7 @@ def test_train_leaves_everything_a_run_needs(store: FeatureStore, tmp_path: Path
     assert (tmp_path / "checkpoint" / "model.safetensors").is_file()
 
 
+@pytest.mark.long
 def test_train_resumed_equals_undisturbed(store: FeatureStore, tmp_path: Path) -> None:
     config = small(
         train__frames=2, model__dropout=0.1, train__sampling="dimension", loss__num_points=16, train__accumulate=2,
@@ -255,6 +257,7 @@ def test_train_setting_changes_the_training(
     assert losses_of(store, tmp_path, **{f"train__{name}": value}) != losses
 
 
+@pytest.mark.long
 def test_eval_batch_size_changes_no_number(store: FeatureStore, tmp_path: Path) -> None:
     results = [
         train(small(train__eval_batch_size=size, train__epochs=1), store, tmp_path / str(size))["metrics"]

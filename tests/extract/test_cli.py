@@ -94,6 +94,7 @@ def test_store_that_is_something_else_is_refused(
     assert "holds files but no feature store" in line and len(list((tmp_path / "thesis").iterdir())) == 1
 
 
+@pytest.mark.long
 def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path) -> None:
     assert main([str(part) for part in tiny(bench / "videos", tmp_path / "store", "--dry-run")]) == 0
     out = " ".join(capsys.readouterr().out.split())  # a long path wraps the title
@@ -129,6 +130,7 @@ def test_complete_run_reports_and_the_next_has_nothing_to_do(
     assert FeatureStore(tmp_path / "store").fingerprint == first.fingerprint
 
 
+@pytest.mark.long
 def test_clip_that_fails_is_listed_with_status_3(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +219,7 @@ def test_benchmark_clip_with_another_sound_is_refused(
     assert f"for '{clips[1].name}'; name" in refusal(capsys, *arguments)
 
 
+@pytest.mark.long
 def test_second_run_at_a_time_is_refused_and_sweeps_nothing(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +273,7 @@ def test_too_few_gpus_are_refused(gpus_per_worker: float, gpus: list[float]) -> 
         limited_by_gpus(8, gpus_per_worker, gpus)
 
 
+@pytest.mark.long
 def test_videos_without_expressions_leave_those_of_the_store(
     bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def store(bench: Path) -> tuple[Source, FeatureStore]:
     return source, FeatureStore(bench.parent / "store")
 
 
+@pytest.mark.long
 def test_worker_stores_what_the_encoders_make(store: tuple[Source, FeatureStore]) -> None:
     source, features = store
     rows = {clip_id: row for row, clip_id in features.clips["id"].items()}

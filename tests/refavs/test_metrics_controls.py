@@ -118,6 +118,7 @@ def test_best_constants_count_their_best_masks_and_keep_their_curve() -> None:
     assert canonical(found["centred disc"])["J"] == pytest.approx(mean_jaccard(disc, masks))
 
 
+@pytest.mark.long
 def test_many_masks_are_scored_as_each_alone() -> None:
     masks = training_masks(20)
     constants = fitted(masks)

@@ -80,6 +80,7 @@ def test_released_masks_are_what_opencv_makes(size: tuple[int, int]) -> None:
         np.testing.assert_array_equal(result, grown)
 
 
+@pytest.mark.long
 @settings(max_examples=10, deadline=None, database=None)
 @given(order=st.permutations(range(len(TABLE))), sizes=st.lists(st.integers(1, 4), min_size=8, max_size=8),
        workers=st.integers(1, 3))  # fmt: skip

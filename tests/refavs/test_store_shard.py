@@ -90,6 +90,7 @@ def test_hole_reads_as_zeros_and_its_neighbours_are_whole(tmp_path: Path) -> Non
             np.testing.assert_array_equal(found[row], small.row_of(key, small.SPECS["clips"])[small.MAPS])
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_shape_type_and_shard_size_is_read_alike(

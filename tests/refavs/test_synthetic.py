@@ -118,6 +118,7 @@ def test_masks_lie_on_their_object(source: Source) -> None:
                 assert np.abs(found - item.centre(float(second))).max() < 3
 
 
+@pytest.mark.long
 def test_splits_hold_what_they_are_named_for(rows: list[Row]) -> None:
     settings = Settings(num_clips=240)
     clips = [draw_clip(settings, index) for index in range(240)]
@@ -175,6 +176,7 @@ def band_share(samples: np.ndarray, low_hz: float, high_hz: float) -> float:
     return float(power[(frequency > low_hz) & (frequency < high_hz)].sum() / power.sum())
 
 
+@pytest.mark.long
 def test_null_sound_is_silence_or_that_of_absent_categories() -> None:
     bands = {"disc": (200, 240), "square": (420, 460), "triangle": (840, 920), "star": (2500, 4200)}
     settings, checked = Settings(num_clips=30), 0
