@@ -3,6 +3,7 @@
 The store must end complete, verified, and with the bytes of one that nothing disturbed.
 """
 
+import contextlib
 import copy
 import json
 import logging
@@ -62,8 +63,10 @@ class Nodes:
         for node in self.cluster.list_all_nodes():
             raylet = self.process_of(node)
             children = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
-            titles = [Path(f"/proc/{child}/cmdline").read_bytes().rstrip(b"\0 ") for child in children]
-            found += sum(title in (b"ray::Worker", b"ray::Worker.run") for title in titles)
+            for child in children:
+                with contextlib.suppress(OSError):  # it has ended
+                    title = Path(f"/proc/{child}/cmdline").read_bytes().rstrip(b"\0 ")
+                    found += title in (b"ray::Worker", b"ray::Worker.run")
         return found
 
 
