@@ -43,7 +43,7 @@ proof/store: setup
 	$(BIN)/refavs-extract proof/bench proof/store --preset tiny
 
 # What to run after every change, 90 seconds on two processors: lint, types, and every test that starts no process and
-# takes less than a second of processor.
+# takes less than about half a second of processor.
 check: setup
 	$(MAKE) --no-print-directory lint & lint=$$!; \
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not process and not ray and not long and $(QUICK)' tests; tests=$$?; \

@@ -359,6 +359,7 @@ def test_details_are_of_frames_with_and_without_the_object_and_of_one_threshold(
     assert [column.name for column in table.columns if column.group == "Null"] == ["background"]
 
 
+@pytest.mark.long
 def test_unknown_reference_is_one_line(sweep: Path) -> None:
     with pytest.raises(ConfigError, match="--reference 'ful' is no row; did you mean 'full'"):
         build_report([sweep], Options(reference="ful"))

@@ -73,6 +73,7 @@ def test_train_beats_the_best_constant(store: FeatureStore, tmp_path: Path) -> N
     assert result["mix/J"] == pytest.approx((result["test_s/J"] + result["test_u/J"]) / 2)
 
 
+@pytest.mark.long
 def test_train_leaves_everything_a_run_needs(store: FeatureStore, tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
     result = train(small(), store, tmp_path, seen.extend)
@@ -115,6 +116,7 @@ def test_train_resumed_equals_undisturbed(store: FeatureStore, tmp_path: Path) -
         assert name == "seconds" or resumed["metrics"][name] == value, name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["trial", "sweep"])
 def test_trial_asked_to_stop_ends_after_its_epoch_and_goes_on_later(
     store: FeatureStore, tmp_path: Path, place: str
@@ -136,6 +138,7 @@ def test_trial_asked_to_stop_ends_after_its_epoch_and_goes_on_later(
     assert result["epoch"] == 3 and entry.result == result
 
 
+@pytest.mark.long
 def test_train_twice_is_equal_to_the_bit(store: FeatureStore, tmp_path: Path) -> None:
     config = small(model__dropout=0.1, loss__num_points=16, train__frames=2, train__epochs=1)
     first, second = (train(config, store, tmp_path / name)["metrics"] for name in ("a", "b"))
@@ -179,6 +182,7 @@ def test_early_stopping_without_validation_is_refused(tmp_path: Path) -> None:
         train(small(train__patience=1), bare, tmp_path / "trial")
 
 
+@pytest.mark.long
 def test_training_starts_from_a_trained_head(store: FeatureStore, tmp_path: Path) -> None:
     train(small(train__epochs=1), store, tmp_path / "first")
     head = tmp_path / "first" / "checkpoint"
@@ -243,6 +247,7 @@ def test_train_again_returns_the_result_that_is_there(store: FeatureStore, tmp_p
     assert train(small(train__epochs=1), store, tmp_path) == first
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -114,6 +114,7 @@ def test_cluster_that_does_not_answer_is_refused(
     assert "no Ray cluster answers at --address 10.0.0.1:6379" in line and "leave out --address" in line
 
 
+@pytest.mark.long
 def test_complete_run_reports_and_the_next_has_nothing_to_do(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +144,7 @@ def test_clip_that_fails_is_listed_with_status_3(
     assert len(FeatureStore(tmp_path / "store").clips) == 2
 
 
+@pytest.mark.long
 def test_long_expressions_are_named(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +207,7 @@ def test_clip_of_another_file_under_the_same_name_is_refused(
     assert main([str(part) for part in arguments]) == 0
 
 
+@pytest.mark.long
 def test_benchmark_clip_with_another_sound_is_refused(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

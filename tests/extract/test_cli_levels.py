@@ -108,6 +108,7 @@ def test_same_video_under_two_names_is_encoded_once(
     assert "nothing to do: all 3 clips" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_null_clip_shares_its_base_clips_frames_and_has_its_own_sound(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +215,7 @@ def test_precision_that_the_processor_lacks_is_refused(
     assert "--precision fp16 needs a GPU" in line and not (tmp_path / "store").exists()
 
 
+@pytest.mark.long
 def test_dry_run_says_what_a_thousand_and_a_million_clips_cost(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path
 ) -> None:

@@ -137,6 +137,7 @@ def test_visual_frames_of_all_clips_in_one_pass_are_dealt_back_to_their_clips(sh
             np.testing.assert_allclose(found[path], maps, atol=4e-3, rtol=2e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_clips_are_encoded_on_one_device(monkeypatch: pytest.MonkeyPatch, precision: Any) -> None:
     """As on a GPU: the device without memory stands for it, and refuses every tensor that stayed on the processor."""
@@ -171,6 +172,7 @@ def test_visual_bf16_is_close_to_fp32_and_has_its_own_fingerprint(weights: Any) 
     assert len(found) == 8 and min(found.values()) > 0.9995
 
 
+@pytest.mark.long
 def test_audio_bf16_is_close_to_fp32(shared: Encoders) -> None:
     low = build_encoders(TINY, WeightSource(kind="random"), ("pixel_decoder",), "bf16").audio
     one, other = (encoder.encode(sound()) for encoder in (low, shared.audio))

@@ -69,6 +69,7 @@ def test_repair_of_a_whole_store_does_nothing(root: Path, capsys: pytest.Capture
     assert content(root) == before and "0 damaged" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_repair_computes_what_is_lost_from_the_noted_source(
     built: Path, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

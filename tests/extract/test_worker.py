@@ -135,6 +135,7 @@ def test_worker_lists_what_it_cannot_read_and_does_the_rest(bench: Path, tmp_pat
     assert any(lost) and not all(lost) and len(features.expressions) == len(source.expressions) - sum(lost)
 
 
+@pytest.mark.long
 def test_worker_retries_what_failed_once_it_is_mended(bench: Path, tmp_path: Path) -> None:
     source = damaged(bench, tmp_path / "copy")
     extract(source, tmp_path / "store")

@@ -107,6 +107,7 @@ def test_expressions_refer_to_exactly_one_object() -> None:
     assert met == PATTERNS
 
 
+@pytest.mark.long
 def test_expressions_refer_to_several_objects_without_any_one_cue() -> None:
     for index in range(100):
         clip = draw_clip(SETTINGS, index)

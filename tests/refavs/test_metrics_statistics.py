@@ -187,6 +187,7 @@ def test_a_run_without_statistics_is_one_line(tmp_path: Path) -> None:
         read_statistics(tmp_path / "statistics.parquet")
 
 
+@pytest.mark.long
 def test_damaged_files_are_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     write_statistics(path, record([range(len(TABLE))]))

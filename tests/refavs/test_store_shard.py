@@ -140,6 +140,7 @@ def scattered(rows: np.ndarray, num_places: int, rng: np.random.Generator) -> by
     return data + crc32c(index).to_bytes(4, "little")
 
 
+@pytest.mark.long
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_shards_of_other_writers_are_read(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:

@@ -275,6 +275,7 @@ def test_command_writes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("videos", "count"), [("all", 3), ("none", 0), ("2", 2), ("9", 3)])
 def test_command_takes_a_number_of_videos(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, videos: str, count: int
