@@ -7,7 +7,9 @@ A test that starts a process is marked `process` or `ray`, as is one whose fixtu
 import multiprocessing.util
 import os
 import sys
+import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from jaxtyping import install_import_hook
 install_import_hook("refavs", "beartype.beartype")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+PATIENCE_S = 600
 MAY_START = ("process", "ray", "slow", "faults")
 HELPERS = ("git", "lscpu", "uname")  # asked for a line by what is tested and by libraries
 SPAWN = "multiprocessing.spawn"  # of our own: Python tells no hook of it
@@ -56,6 +59,26 @@ class _Guard:
 _guard = _Guard()
 
 
+@cache
+def _make_ray_patient() -> None:
+    """Ray gives a node that a test starts 30 s to come up, a number in its code that a busy machine exceeds."""
+    from ray._private import services
+
+    get_node = services.get_node
+
+    def patient(*arguments: Any) -> Any:
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    services.get_node = patient
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that start a Ray come first, so that none is left for the end, when the other process has nothing to do."""
     long = {item.path for item in items if item.get_closest_marker("ray")}
@@ -66,6 +89,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
     """Lets the test and its fixtures start processes where a mark says that they do."""
     _guard.active, _guard.tried = not any(map(item.get_closest_marker, MAY_START)), []
+    if item.get_closest_marker("ray"):
+        _make_ray_patient()
     return (yield)
 
 

@@ -31,6 +31,7 @@ def test_commands_of_the_readme_are_installed() -> None:
     assert named == set(scripts)
 
 
+@pytest.mark.long
 def test_grid_files_of_the_readme_expand() -> None:
     full, search = (
         expand("readme", parse_yaml(text, "README.md"), "README.md", {})

@@ -33,6 +33,7 @@ def grid_of(cases: dict) -> Grid:
     return expand("g", {"base": BASE, "cases": cases, "seeds": [0, 1]}, "g.yaml", {})
 
 
+@pytest.mark.long
 def test_arithmetic_is_counted_and_grows_with_the_batch_not_with_its_parts(store: FeatureStore) -> None:
     cases = {"full": {}, "parts": {"train.accumulate": 2}, "double": {"train.batch_size": 8}}
     trials = {trial.name: trial.config for trial in grid_of(cases).trials}
@@ -154,6 +155,7 @@ def test_trials_are_timed_on_the_gpu_that_they_would_get(
     assert "no time was measured: the GPU fails: CUDA out of memory." in text
 
 
+@pytest.mark.long
 def test_models_that_cost_the_same_are_measured_once(store: FeatureStore, tmp_path: Path) -> None:
     cases = {
         "full": {}, "beta": {"model.beta": 2.0}, "slow": {"train.learning_rate": 1e-5}, "no_text": {"model.text": False}

@@ -56,6 +56,7 @@ def require_equal(fused: Path, unfused: Path) -> None:
     assert {path.name for path in fused.iterdir()} == {path.name for path in unfused.iterdir()}
 
 
+@pytest.mark.long
 def test_fused_trials_equal_their_unfused_selves(
     store: FeatureStore, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +84,7 @@ def test_fused_trials_equal_their_unfused_selves(
     assert of_group < 3 * read  # a short trial's end, a longer one's, and two pictures each
 
 
+@pytest.mark.long
 def test_killed_group_goes_on_in_other_groups(store: FeatureStore, alone: Path, tmp_path: Path) -> None:
     names = ["plain", "seed", "beta", "no_memory"]
 
@@ -101,6 +103,7 @@ def test_killed_group_goes_on_in_other_groups(store: FeatureStore, alone: Path, 
             require_equal(tmp_path / name, alone / name)
 
 
+@pytest.mark.long
 def test_trial_of_a_group_is_stopped_alone(store: FeatureStore, alone: Path, tmp_path: Path) -> None:
     runs = [Run(config=CONFIGS[name], folder=tmp_path / name) for name in ("plain", "seed")]
     over: list[Path] = []
@@ -119,6 +122,7 @@ def test_trial_of_a_group_is_stopped_alone(store: FeatureStore, alone: Path, tmp
     require_equal(runs[0].folder, alone / "plain")
 
 
+@pytest.mark.long
 def test_parts_of_a_batch_are_not_kept_for_the_group(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +142,7 @@ def test_parts_of_a_batch_are_not_kept_for_the_group(
     assert kept == {False}
 
 
+@pytest.mark.long
 def test_trial_that_cannot_write_fails_alone(store: FeatureStore, alone: Path, tmp_path: Path) -> None:
     runs = [Run(config=CONFIGS[name], folder=tmp_path / name) for name in ("plain", "seed", "beta")]
     (tmp_path / "seed" / "statistics.parquet").mkdir(parents=True)

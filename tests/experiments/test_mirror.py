@@ -138,6 +138,7 @@ def wait_for(condition: Any) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_server_that_goes_away_and_comes_back_loses_nothing(sweep: Sweep) -> None:
     first, second = sweep.entries
     mirror = sweep.open()
@@ -169,6 +170,7 @@ def test_server_that_goes_away_and_comes_back_loses_nothing(sweep: Sweep) -> Non
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_what_is_left_at_the_end_is_sent_by_the_next_call(sweep: Sweep) -> None:
     first, second = sweep.entries
     mirror = sweep.open()

@@ -23,7 +23,8 @@ from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.store import FeatureStore, StoreWriter
 from tests.extract.make_videos import write_video
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of MLflow and what it imports
+# Warnings of MLflow and what it imports.
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 SENTENCES = ["the object on the left", "the sounding object"]
 HEAD = {"num_layers": 1, "num_queries": 4, "num_heads": 4, "feedforward_channels": 32, "decoder_layers": 1,
         "decoder_feedforward_channels": 32}  # fmt: skip

@@ -76,6 +76,7 @@ def grid_of(store: FeatureStore, **settings: Any) -> Grid:
     return with_checkpoints(expand("g", {"base": settings}, "g.yaml", {}), store.fingerprint)
 
 
+@pytest.mark.long
 def test_trained_head_is_evaluated_as_it_is(stores: dict[str, FeatureStore], tmp_path: Path) -> None:
     store = stores["paper"]
     base = {**PAPER, "train.epochs": 1, "train.steps_per_epoch": 2, "loss.num_points": 0}
@@ -91,6 +92,7 @@ def test_trained_head_is_evaluated_as_it_is(stores: dict[str, FeatureStore], tmp
     assert all(torch.equal(kept[name], value) for name, value in load_model(head).state_dict().items())
 
 
+@pytest.mark.long
 def test_release_is_evaluated_from_its_checkpoint(
     stores: dict[str, FeatureStore], file: Path, tmp_path: Path
 ) -> None:

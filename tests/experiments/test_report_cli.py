@@ -17,7 +17,7 @@ from tests.experiments.small_store import make_store
 from tests.experiments.small_sweep import write_facts, write_trial
 from tests.experiments.test_sweep import InProcess, grid_of
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow and what it imports
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # of MLflow and what it imports
 
 
 def test_report_of_a_sweep_lies_beside_it_and_in_mlflow(

@@ -12,6 +12,7 @@ from tests.experiments.test_report_tables import cell_of, table_of
 MASKS = make_masks()
 
 
+@pytest.mark.long
 def test_seeds_on_other_machines_are_one_row_and_digests_are_short(tmp_path: Path) -> None:
     write_trial(tmp_path, "full", 0)
     write_trial(tmp_path, "full", 1, resources__workers=2)

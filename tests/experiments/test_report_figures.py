@@ -56,6 +56,7 @@ def words(svg: str) -> str:
     return " | ".join("".join(text.itertext()) for text in ET.fromstring(svg).iter(f"{{{SVG}}}text"))
 
 
+@pytest.mark.long
 def test_same_numbers_give_the_same_bytes(drawings: list[Drawing]) -> None:
     for one, two in zip(drawings[:2], draw_all()[:2], strict=True):
         first = one.svg()

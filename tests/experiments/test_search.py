@@ -81,6 +81,7 @@ def test_search_suggests_its_budget_within_the_ranges_and_each_point_once(tmp_pa
     assert {entry.trial.config.train.epochs for entry in entries} == {9}
 
 
+@pytest.mark.long
 def test_tpe_finds_better_points_than_chance(tmp_path: Path) -> None:
     last = {
         method: [goodness(entry) for entry in run_all(search_in(tmp_path / method, text))[20:]]
@@ -89,6 +90,7 @@ def test_tpe_finds_better_points_than_chance(tmp_path: Path) -> None:
     assert np.mean(last["tpe"]) > np.mean(last["random"]) + 0.1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["random", "tpe"])
 def test_search_that_is_resumed_or_grown_suggests_what_it_would_have(tmp_path: Path, method: str) -> None:
     def text(budget: int) -> str:

@@ -19,7 +19,7 @@ from experiments.worker import train_share
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow and what it imports
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # of MLflow and what it imports
 
 BASE = """
 base:

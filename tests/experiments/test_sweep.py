@@ -28,7 +28,7 @@ from refavs.model.eemc import EEMC
 from refavs.store import FeatureStore, StoreWriter
 from tests.experiments.small_store import make_store
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow and what it imports
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # of MLflow and what it imports
 
 BASE = {
     "model": {"num_layers": 1, "num_queries": 2, "num_heads": 2, "visual_downsample": 2, "decoder_layers": 0},

@@ -53,6 +53,7 @@ def test_tracking_address_that_cannot_be_used_is_refused(uri: str, tmp_path: Pat
         Tracker(uri.format(tmp_path), "mine", "sweep-id", None).contact()
 
 
+@pytest.mark.long
 def test_deleted_experiment_is_refused(tracker: Tracker, tmp_path: Path) -> None:
     uri = tracker.client.tracking_uri
     gone = Tracker(uri, "gone", "sweep-id", tmp_path)

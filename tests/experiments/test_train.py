@@ -65,6 +65,7 @@ def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_train_beats_the_best_constant(store: FeatureStore, tmp_path: Path) -> None:
     config = small(train__epochs=2, train__steps_per_epoch=80, train__learning_rate=0.005, train__decay_start=0.5)
     result = train(config, store, tmp_path)["metrics"]
@@ -73,6 +74,7 @@ def test_train_beats_the_best_constant(store: FeatureStore, tmp_path: Path) -> N
     assert result["mix/J"] == pytest.approx((result["test_s/J"] + result["test_u/J"]) / 2)
 
 
+@pytest.mark.long
 def test_train_leaves_everything_a_run_needs(store: FeatureStore, tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
     result = train(small(), store, tmp_path, seen.extend)
@@ -90,6 +92,7 @@ def test_train_leaves_everything_a_run_needs(store: FeatureStore, tmp_path: Path
     assert (tmp_path / "checkpoint" / "model.safetensors").is_file()
 
 
+@pytest.mark.long
 def test_train_resumed_equals_undisturbed(store: FeatureStore, tmp_path: Path) -> None:
     config = small(
         train__frames=2, model__dropout=0.1, train__sampling="dimension", loss__num_points=16, train__accumulate=2,
@@ -114,6 +117,7 @@ def test_train_resumed_equals_undisturbed(store: FeatureStore, tmp_path: Path) -
         assert name == "seconds" or resumed["metrics"][name] == value, name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["trial", "sweep"])
 def test_trial_asked_to_stop_ends_after_its_epoch_and_goes_on_later(
     store: FeatureStore, tmp_path: Path, place: str
@@ -135,6 +139,7 @@ def test_trial_asked_to_stop_ends_after_its_epoch_and_goes_on_later(
     assert result["epoch"] == 3 and entry.result == result
 
 
+@pytest.mark.long
 def test_train_twice_is_equal_to_the_bit(store: FeatureStore, tmp_path: Path) -> None:
     config = small(model__dropout=0.1, loss__num_points=16, train__frames=2, train__epochs=1)
     first, second = (train(config, store, tmp_path / name)["metrics"] for name in ("a", "b"))
@@ -178,6 +183,7 @@ def test_early_stopping_without_validation_is_refused(tmp_path: Path) -> None:
         train(small(train__patience=1), bare, tmp_path / "trial")
 
 
+@pytest.mark.long
 def test_training_starts_from_a_trained_head(store: FeatureStore, tmp_path: Path) -> None:
     train(small(train__epochs=1), store, tmp_path / "first")
     head = tmp_path / "first" / "checkpoint"
@@ -242,6 +248,7 @@ def test_train_again_returns_the_result_that_is_there(store: FeatureStore, tmp_p
     assert train(small(train__epochs=1), store, tmp_path) == first
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -275,6 +282,7 @@ def test_auto_precision_is_that_of_the_device_and_stays_that_of_the_trial(
     assert kept["train"]["precision"] == ("bf16" if fast else "fp32")
 
 
+@pytest.mark.long
 def test_eval_batch_size_changes_no_number(store: FeatureStore, tmp_path: Path) -> None:
     results = [
         train(small(train__eval_batch_size=size, train__epochs=1), store, tmp_path / str(size))["metrics"]

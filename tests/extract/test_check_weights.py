@@ -65,6 +65,7 @@ def damaged(folder: Path, damage: str) -> None:
     torch.save({"a": Evil()}, folder / "vggish.pth")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("damage", "state"), [
     ("truncated", "truncated: "), ("cut header", "truncated: "), ("pickle", "pickle: "), ("other", "damaged: "),
     ("gone", "missing; fetch it by: hf download facebook/mask2former-swin-base-ade-semantic --local-dir"),

@@ -94,6 +94,7 @@ def test_store_that_is_something_else_is_refused(
     assert "holds files but no feature store" in line and len(list((tmp_path / "thesis").iterdir())) == 1
 
 
+@pytest.mark.long
 def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path) -> None:
     assert main([str(part) for part in tiny(bench / "videos", tmp_path / "store", "--dry-run")]) == 0
     out = " ".join(capsys.readouterr().out.split())  # a long path wraps the title
@@ -113,6 +114,7 @@ def test_cluster_that_does_not_answer_is_refused(
     assert "no Ray cluster answers at --address 10.0.0.1:6379" in line and "leave out --address" in line
 
 
+@pytest.mark.long
 def test_complete_run_reports_and_the_next_has_nothing_to_do(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +131,7 @@ def test_complete_run_reports_and_the_next_has_nothing_to_do(
     assert FeatureStore(tmp_path / "store").fingerprint == first.fingerprint
 
 
+@pytest.mark.long
 def test_clip_that_fails_is_listed_with_status_3(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +144,7 @@ def test_clip_that_fails_is_listed_with_status_3(
     assert len(FeatureStore(tmp_path / "store").clips) == 2
 
 
+@pytest.mark.long
 def test_long_expressions_are_named(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +207,7 @@ def test_clip_of_another_file_under_the_same_name_is_refused(
     assert main([str(part) for part in arguments]) == 0
 
 
+@pytest.mark.long
 def test_benchmark_clip_with_another_sound_is_refused(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +222,7 @@ def test_benchmark_clip_with_another_sound_is_refused(
     assert f"for '{clips[1].name}'; name" in refusal(capsys, *arguments)
 
 
+@pytest.mark.long
 def test_second_run_at_a_time_is_refused_and_sweeps_nothing(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +276,7 @@ def test_too_few_gpus_are_refused(gpus_per_worker: float, gpus: list[float]) -> 
         limited_by_gpus(8, gpus_per_worker, gpus)
 
 
+@pytest.mark.long
 def test_videos_without_expressions_leave_those_of_the_store(
     bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

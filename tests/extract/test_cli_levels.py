@@ -40,6 +40,7 @@ def tree(store: Path) -> dict[str, bytes]:
     return files
 
 
+@pytest.mark.long
 def test_level_added_later_gives_the_store_of_both_at_once(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,6 +67,7 @@ def test_level_added_later_gives_the_store_of_both_at_once(
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_level_of_clips_that_the_source_lacks_is_named(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +81,7 @@ def test_level_of_clips_that_the_source_lacks_is_named(
     assert f"1 shards of {tmp_path / 'store'} still lack clips/visual/backbone/res2" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_same_video_under_two_names_is_encoded_once(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +108,7 @@ def test_same_video_under_two_names_is_encoded_once(
     assert "nothing to do: all 3 clips" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_null_clip_shares_its_base_clips_frames_and_has_its_own_sound(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +126,7 @@ def test_null_clip_shares_its_base_clips_frames_and_has_its_own_sound(
     assert not torch.equal(store.read(audio, rows[one]), store.read(audio, rows[other]))
 
 
+@pytest.mark.long
 def test_clip_whose_twin_failed_is_named(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +146,7 @@ def test_clip_whose_twin_failed_is_named(
     assert other in set(FeatureStore(tmp_path / "store").clips["id"])
 
 
+@pytest.mark.long
 def test_clip_whose_failed_twin_left_the_source_is_computed_once_its_record_is_gone(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +168,7 @@ def test_clip_whose_failed_twin_left_the_source_is_computed_once_its_record_is_g
     assert list(FeatureStore(tmp_path / "store").clips["id"]) == [other.name]
 
 
+@pytest.mark.long
 def test_clip_never_gets_features_of_files_that_took_its_twins_place(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +245,7 @@ def test_precision_that_the_processor_lacks_is_refused(
     assert "--precision fp16 needs a GPU" in line and not (tmp_path / "store").exists()
 
 
+@pytest.mark.long
 def test_dry_run_says_what_a_thousand_and_a_million_clips_cost(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path
 ) -> None:
@@ -280,6 +288,7 @@ def test_dry_run_counts_every_processor_of_a_worker(
     assert f"{1_000_000 * 1.3 * 4 / 3600:,.2f}" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_run_leaves_a_log(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +313,7 @@ def test_run_leaves_a_log(
     assert (tmp_path / "third.extract.jsonl").read_text().count("\n") >= 2, "nobody watches: no terminal is there"
 
 
+@pytest.mark.long
 def test_store_may_be_a_url(
     capsys: pytest.CaptureFixture[str], bench: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def cosines(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[st
     return {path: float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for path, (a, b) in flat.items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", list(INPUTS))
 def test_encoder_keeps_its_contract(shared: Encoders, kind: str) -> None:
     encoder = getattr(shared, kind)
@@ -83,6 +84,7 @@ def test_encoder_keeps_its_contract(shared: Encoders, kind: str) -> None:
     assert any(not np.array_equal(changed[path], first[path]) for path in first)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", list(INPUTS))
 def test_fingerprints_and_features_change_with_the_seed(shared: Encoders, kind: str) -> None:
     one, other = getattr(shared, kind), getattr(encoders(seed=1), kind)
@@ -92,6 +94,7 @@ def test_fingerprints_and_features_change_with_the_seed(shared: Encoders, kind: 
     assert any(not np.array_equal(first[path], second[path]) for path in first)
 
 
+@pytest.mark.long
 def test_visual_levels_select_arrays_and_leave_values_alone(shared: Encoders) -> None:
     both = encode(shared.visual, frames())
     for level in LEVELS:
@@ -115,6 +118,7 @@ def test_visual_fingerprint_of_the_pixel_decoder_names_the_backbone(shared: Enco
     assert backbone.items() <= pixel_decoder.items() and set(pixel_decoder) - set(backbone) == {"pixel_decoder"}
 
 
+@pytest.mark.long
 def test_visual_clips_of_a_batch_have_the_bytes_they_have_alone(shared: Encoders) -> None:
     clips = [frames(seed) for seed in range(3)]
     for clip, found in zip(clips, shared.visual.encode(clips, LEVELS), strict=True):
@@ -122,6 +126,7 @@ def test_visual_clips_of_a_batch_have_the_bytes_they_have_alone(shared: Encoders
         assert list(found) == list(alone) and all(np.array_equal(found[path], alone[path]) for path in alone)
 
 
+@pytest.mark.long
 def test_visual_frames_of_all_clips_in_one_pass_are_dealt_back_to_their_clips(shared: Encoders) -> None:
     """As on a GPU, where the size of the batch may move the last bit."""
     clips = [frames(seed) for seed in range(2)]
@@ -132,6 +137,7 @@ def test_visual_frames_of_all_clips_in_one_pass_are_dealt_back_to_their_clips(sh
             np.testing.assert_allclose(found[path], maps, atol=4e-3, rtol=2e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_clips_are_encoded_on_one_device(monkeypatch: pytest.MonkeyPatch, precision: Any) -> None:
     """As on a GPU: the device without memory stands for it, and refuses every tensor that stayed on the processor."""
@@ -167,6 +173,7 @@ def test_visual_bf16_is_close_to_fp32_and_has_its_own_fingerprint(weights: Any) 
     assert len(found) == 8 and min(found.values()) > 0.9995
 
 
+@pytest.mark.long
 def test_audio_bf16_is_close_to_fp32(shared: Encoders) -> None:
     low = build_encoders(TINY, WeightSource(kind="random"), ("pixel_decoder",), "bf16").audio
     one, other = (encode(encoder, sound()) for encoder in (low, shared.audio))

@@ -61,6 +61,7 @@ def test_clips_that_share_cost_no_encoding(source: Source, tmp_path: Path) -> No
     assert (missing.num_visual, missing.num_audio, missing.num_sharing) == (2, 3, 2)
 
 
+@pytest.mark.long
 def test_level_that_a_store_lacks_is_all_that_is_missing(source: Source, tmp_path: Path) -> None:
     writer, wanted = writer_of(tmp_path / "store", ONE), wanted_items(source)
     worker = Worker(str(tmp_path / "store"), TINY, ONE)
@@ -74,6 +75,7 @@ def test_level_that_a_store_lacks_is_all_that_is_missing(source: Source, tmp_pat
     assert missing.num_bytes == 4 * sum(backbone)
 
 
+@pytest.mark.long
 def test_calibration_times_every_stage(source: Source) -> None:
     each = calibrate(TINY, BOTH, source.clips, ("backbone",), Resources())
     assert min(each.decode, each.visual, each.audio, each.write, each.text) > 0

@@ -25,6 +25,7 @@ from refavs.errors import ConfigError, StoreError
 from refavs.store.plan import ShardPlan
 from refavs.store.reader import FeatureStore
 from tests.extract.command import in_this_process, run_with
+from tests.faults.command import prepare
 
 _spec = importlib.util.spec_from_file_location("make_videos", Path(__file__).parent / "make_videos.py")
 assert _spec is not None and _spec.loader is not None
@@ -190,13 +191,10 @@ def test_workers_that_die_at_once_end_the_run(
         crew(("a",), ("b",), location="early")
 
 
-def test_killed_run_ends_as_an_undisturbed_one(cluster: None, tmp_path: Path) -> None:
+def test_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "bench"
     write_benchmark(source, num_clips=9, seed=2, size=96, videos=False)
-    with pytest.MonkeyPatch.context() as patch:
-        run_with(patch, in_this_process)
-        assert run(source, tmp_path / "undisturbed") == 0
-    store = tmp_path / "store"
+    store, undisturbed = (prepare(tmp_path / name) for name in ("store", "undisturbed"))  # with many shards to commit
     driver = subprocess.Popen(  # with a Ray of its own
         [sys.executable, "-m", "extract.cli", str(source), str(store), *OPTIONS],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -205,6 +203,8 @@ def test_killed_run_ends_as_an_undisturbed_one(cluster: None, tmp_path: Path) ->
         time.sleep(0.02)
     driver.send_signal(signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    assert 0 < len(list(store.glob("commits/*.json"))) < len(list((tmp_path / "undisturbed").glob("commits/*.json")))
-    assert run(source, store) == 0
-    assert files(store) == files(tmp_path / "undisturbed")
+    num_before = len(list(store.glob("commits/*.json")))
+    run_with(monkeypatch, in_this_process)
+    assert run(source, store) == run(source, undisturbed) == 0
+    assert 0 < num_before < len(list(undisturbed.glob("commits/*.json")))
+    assert files(store) == files(undisturbed)

@@ -140,6 +140,7 @@ def assert_equal(errors: dict[str, float]) -> None:
     assert {name: error for name, error in errors.items() if error > 5e-4 and "logits" not in name} == {}
 
 
+@pytest.mark.long
 def test_small_mask2former_gives_its_own_values_through_our_path(small: Case) -> None:
     assert_equal(errors_of(small))
 

@@ -102,6 +102,7 @@ def published_vggish(patches: np.ndarray, state: dict[str, np.ndarray]) -> np.nd
     return hidden
 
 
+@pytest.mark.long
 def test_sound_with_weights_of_a_folder_is_that_of_the_published_network(tmp_path: Path) -> None:
     network = build_vggish()
     randomise(network, seed=1, gain=1.4)

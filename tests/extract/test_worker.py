@@ -60,6 +60,7 @@ def store(bench: Path) -> tuple[Source, FeatureStore]:
     return source, FeatureStore(bench.parent / "store")
 
 
+@pytest.mark.long
 def test_worker_stores_what_the_encoders_make(store: tuple[Source, FeatureStore]) -> None:
     source, features = store
     rows = {clip_id: row for row, clip_id in features.clips["id"].items()}
@@ -136,6 +137,7 @@ def test_worker_lists_what_it_cannot_read_and_does_the_rest(bench: Path, tmp_pat
     assert any(lost) and not all(lost) and len(features.expressions) == len(source.expressions) - sum(lost)
 
 
+@pytest.mark.long
 def test_worker_retries_what_failed_once_it_is_mended(bench: Path, tmp_path: Path) -> None:
     source = damaged(bench, tmp_path / "copy")
     extract(source, tmp_path / "store")

@@ -234,6 +234,7 @@ def flips(root: Path, per_kind: int, seed: int) -> Counter[str]:
     return tried
 
 
+@pytest.mark.long
 def test_flipped_bits_are_found_and_raise(built: Path) -> None:
     assert flips(built, 4, seed=0).total() == 4 * len(KINDS)
 
@@ -319,6 +320,7 @@ def repair_rounds(extracted: Path, folder: Path, rounds: int, flips_each: int, s
     return flipped
 
 
+@pytest.mark.long
 def test_repair_mends_flipped_bits_and_nothing_else(
     extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 The store must end complete, verified, and with the bytes of one that nothing disturbed.
 """
 
+import contextlib
 import copy
 import json
 import logging
@@ -62,8 +63,10 @@ class Nodes:
         for node in self.cluster.list_all_nodes():
             raylet = self.process_of(node)
             children = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
-            titles = [Path(f"/proc/{child}/cmdline").read_bytes().rstrip(b"\0 ") for child in children]
-            found += sum(title in (b"ray::Worker", b"ray::Worker.run") for title in titles)
+            for child in children:
+                with contextlib.suppress(OSError):  # it has ended
+                    title = Path(f"/proc/{child}/cmdline").read_bytes().rstrip(b"\0 ")
+                    found += title in (b"ray::Worker", b"ray::Worker.run")
         return found
 
 
@@ -129,8 +132,7 @@ def extract(
     writer, jobs = planned(location, source)
     num_items = sum(len(job.items) for job in jobs)
     notes: list[str] = []
-    workers: set[str] = set()
-    num_done = 0
+    num_done, held = 0, False
     for result in run_jobs(jobs, str(location), TINY, ENCODERS, Resources(num_workers=2), notes.append):
         if result is None:
             continue
@@ -140,9 +142,9 @@ def extract(
             assert num_given_up >= 0 and all("died 3 times" in reason for reason in result.failures.values())
             continue
         num_done += result.num_done
-        workers.add(result.worker)
-        while len(workers) == 1 and nodes.num_workers() < 2:  # jobs are given out here: the first would do all
+        while not held and nodes.num_workers() < 2:  # jobs are given out here: a fast first worker would do all
             time.sleep(0.1)
+        held = True
         pid = int(result.worker.split(":")[-1])
         if Path(f"/proc/{pid}").exists():  # the result may come from one that is dead by now
             disturb(pid)

@@ -53,6 +53,7 @@ def test_parts_hold_every_parameter_once_and_those_named_are_trained(options: di
     assert sum(sizes["fusion"][1:]) == count(model) - count(decoder, model.visual.pixel_decoder)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [
     {"trained": "fusion", "decoder_weights": "mask2former"}, {}, {"trained": ALL, "sizes": BACKBONE},
     {"trained": "fusion", "decoder_weights": "mask2former", "sizes": BACKBONE},

@@ -95,6 +95,7 @@ class Oracle:
         return {i for i in everything if self.masks[i].any((1, 2)).all()}
 
 
+@pytest.mark.long
 def test_expressions_refer_to_exactly_one_object() -> None:
     met = set()
     for index in range(SETTINGS.num_clips):
@@ -106,6 +107,7 @@ def test_expressions_refer_to_exactly_one_object() -> None:
     assert met == PATTERNS
 
 
+@pytest.mark.long
 def test_expressions_refer_to_several_objects_without_any_one_cue() -> None:
     for index in range(100):
         clip = draw_clip(SETTINGS, index)
@@ -116,6 +118,7 @@ def test_expressions_refer_to_several_objects_without_any_one_cue() -> None:
                 assert expression.target in rest
 
 
+@pytest.mark.long
 def test_acoustic_expressions_follow_the_sound_not_the_pixels() -> None:
     """Dealing the same sounds to other objects moves the referent with them, though no pixel changes."""
     checked = set()
@@ -145,6 +148,7 @@ def test_other_expressions_do_not_depend_on_the_sound() -> None:
         assert [e.text for e in expressions(muted)] == kept
 
 
+@pytest.mark.long
 def test_sounding_object_cannot_be_told_by_its_looks() -> None:
     looks = {
         "largest": lambda objects: {max(range(len(objects)), key=lambda i: objects[i].radius_px)},

@@ -145,6 +145,7 @@ def test_jaccard_by_threshold_is_that_of_each_mask_cut_out() -> None:
             assert found[place].item() == pytest.approx(len(mask) * mean_jaccard(mean.numpy() >= threshold, [mask]))
 
 
+@pytest.mark.long
 def test_many_masks_are_scored_as_each_alone() -> None:
     masks = training_masks(20)
     constants = fitted(masks)

@@ -102,6 +102,7 @@ LITERAL = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("protocol", LITERAL)
 def test_protocol_equals_its_formulas_written_out(results: Results, protocol: str) -> None:
     scored = [LITERAL[protocol](prob.numpy(), mask.numpy()) for prob, mask in zip(PROBS, MASKS, strict=True)]

@@ -80,6 +80,7 @@ def test_released_masks_are_what_opencv_makes(size: tuple[int, int]) -> None:
         np.testing.assert_array_equal(result, grown)
 
 
+@pytest.mark.long
 @settings(max_examples=10, deadline=None, database=None)
 @given(order=st.permutations(range(len(TABLE))), sizes=st.lists(st.integers(1, 4), min_size=8, max_size=8),
        workers=st.integers(1, 3))  # fmt: skip
@@ -186,6 +187,7 @@ def test_a_run_without_statistics_is_one_line(tmp_path: Path) -> None:
         read_statistics(tmp_path / "statistics.parquet")
 
 
+@pytest.mark.long
 def test_damaged_files_are_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     write_statistics(path, record([range(len(TABLE))]))

@@ -60,6 +60,7 @@ def test_parse_agrees_with_a_reader(sample: str, texts: list[str]) -> None:
         assert sum(found == label for found, label in said) / len(said) >= 0.95, cue
 
 
+@pytest.mark.long
 def test_parse_covers_the_real_benchmark(texts: list[str]) -> None:
     dimensions, grades = zip(*map(cues_of, texts), strict=True)
     assert len(texts) == 20434

@@ -466,6 +466,7 @@ def test_forged_statistics_do_not_pass_for_the_store(file: Path, tmp_path: Path)
     assert "says that it holds store" in refused(file, tmp_path / "back")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_flips", [12, pytest.param(200, marks=pytest.mark.faults)])
 def test_flipped_bytes_are_one_line_or_harmless(built: Path, file: Path, tmp_path: Path, num_flips: int) -> None:
     whole, rng = file.read_bytes(), np.random.default_rng(0)

@@ -251,6 +251,7 @@ def test_zarr_python_and_tensorstore_read_the_store_on_s3(endpoint: str, remote:
             assert np.array_equal(array[row].read().result(), expected)
 
 
+@pytest.mark.long
 def test_store_behind_a_web_server_is_read_and_verified(
     local: LocalFolder, website: str, tmp_path: Path
 ) -> None:

@@ -209,6 +209,7 @@ def test_website_without_ranges_is_refused(website: str, tmp_path: Path) -> None
     check_error(caught.value, f"{website}/a")
 
 
+@pytest.mark.long
 def test_flipped_byte_on_s3_is_found_and_named(local: LocalFolder, bucket: str) -> None:
     folder = RemoteFolder(bucket)
     for name in local.names():

@@ -126,6 +126,7 @@ def test_rows_of_several_arrays_are_computed_together(built: Path, root: Path) -
     assert content(root) == content(built) and verify(root).damage == ()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("table", ["clips", "objects", "text"])
 def test_any_flipped_bit_is_mended(built: Path, root: Path, table: str) -> None:
     rng = np.random.default_rng(1)

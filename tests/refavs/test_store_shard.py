@@ -90,6 +90,7 @@ def test_hole_reads_as_zeros_and_its_neighbours_are_whole(tmp_path: Path) -> Non
             np.testing.assert_array_equal(found[row], small.row_of(key, small.SPECS["clips"])[small.MAPS])
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_shape_type_and_shard_size_is_read_alike(
@@ -139,6 +140,7 @@ def scattered(rows: np.ndarray, num_places: int, rng: np.random.Generator) -> by
     return data + crc32c(index).to_bytes(4, "little")
 
 
+@pytest.mark.long
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_shards_of_other_writers_are_read(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:

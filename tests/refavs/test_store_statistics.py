@@ -26,6 +26,7 @@ def plain(values: np.ndarray, channel_axis: int) -> tuple[np.ndarray, np.ndarray
     return rows.sum(1), np.square(rows).sum(1)
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(
     values=arrays.arrays(

@@ -68,6 +68,7 @@ def test_whole_store_has_no_damage(built: Path) -> None:
     assert verdict.num_bytes == sum(path.stat().st_size for array in arrays for path in (built / array).glob("c.*"))
 
 
+@pytest.mark.long
 def test_every_flipped_bit_is_found(root: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = [spec.path for specs in small.SPECS.values() for spec in specs]

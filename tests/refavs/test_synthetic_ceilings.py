@@ -7,7 +7,7 @@ from tests.refavs.ceilings import Question, accuracy, and_before, ask, now
 
 @pytest.fixture(scope="module")
 def questions() -> list[Question]:
-    return ask(num_clips=800)
+    return ask(num_clips=400)
 
 
 @pytest.mark.parametrize(("dimension", "without", "least"), [
