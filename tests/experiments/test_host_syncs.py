@@ -1,0 +1,55 @@
+"""A step hardly ever waits for the device: counted on a fake accelerator, in a process of its own that has one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+COUNTER = REPOSITORY / "tests" / "benchmarks" / "sync_counter.py"
+
+
+@pytest.fixture(scope="module")
+def counts() -> dict[str, dict]:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, str(COUNTER), "--json"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("what", ["training step", "chosen seconds", "accumulated parts", "scaled losses"])
+def test_training_step_waits_for_the_device_once(counts: dict[str, dict], what: str) -> None:
+    """To look whether loss and gradient are finite. Everything else that it must know, the host knows."""
+    (place,) = counts[what]["syncs"]
+    assert place.startswith("experiments/learner.py:") and counts[what]["syncs"][place] == 1
+    assert "DtoH" not in counts[what]["copies"], "nothing is fetched back"
+    assert counts[what]["kernels"] > 1000, "the step was counted, not left out"
+
+
+def test_evaluation_waits_for_no_batch(counts: dict[str, dict]) -> None:
+    """Only at its end, for the copies that were under way."""
+    syncs = counts["three batches of evaluation"]["syncs"]
+    assert sum(syncs.values()) <= 3 and all(place.startswith("refavs/data/ahead.py:") for place in syncs), syncs
+
+
+def test_counter_sees_what_waits() -> None:
+    program = (
+        "import torch; from sync_counter import FakeAccelerator, count\n"
+        "device = FakeAccelerator.start(); one = torch.ones(4, 4, device=device)\n"
+        "def found(call): counts = count(call, device); print(counts.kernels, counts.syncs.total(), *counts.copies)\n"
+        "found(lambda: one + one)\n"
+        "found(lambda: float(one.sum()))\n"
+        "found(lambda: one[one > 0])\n"
+        "found(lambda: one[torch.tensor([0, 1])])\n"
+        "found(lambda: one.cpu())\n"
+        "found(lambda: torch.ones(3).to(device))\n"
+        "found(lambda: torch.ones(3).to(device, non_blocking=True))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=COUNTER.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "1 0", "1 1", "2 1", "1 1", "0 1 DtoH", "0 1 HtoD", "0 0 HtoD",
+    ]  # fmt: skip
