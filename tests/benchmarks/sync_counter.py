@@ -76,7 +76,7 @@ def _count_on_gpu(call: Callable[[], Any]) -> Counts:
         call()
         torch.cuda.synchronize()
     for event in profile.events() or []:
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if str(event.device_type).endswith("CUDA"):
             copied = next((way for way in ("HtoD", "DtoH") if way in event.name), None)
             counts.copies.update([copied] if copied else [])
             counts.kernels += not copied
@@ -108,13 +108,13 @@ class FakeTensor(torch.Tensor):
     def __new__(cls, real: Tensor) -> "FakeTensor":
         made = torch.Tensor._make_wrapper_subclass(
             cls, real.size(), strides=real.stride(), storage_offset=real.storage_offset(), dtype=real.dtype,
-            device=f"{FakeAccelerator.NAME}:0",
+            device=torch.device(FakeAccelerator.NAME, 0),
         )  # fmt: skip
         made.held = real
         return made
 
-    def record_stream(self, stream: "Stream") -> None:
-        FakeAccelerator.log.append((stream.name, "uses", 0))
+    def record_stream(self, s: Any) -> None:
+        FakeAccelerator.log.append((s.name, "uses", 0))
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -154,11 +154,11 @@ class Module(_DummyBackendModule):
     def Stream(self, device: Any = None) -> Stream:
         return Stream(name="side")
 
-    def current_stream(self, device: Any = None) -> Stream:
+    def current_stream(self, device: Any = None) -> Any:
         return FakeAccelerator.stream
 
     @contextlib.contextmanager
-    def stream(self, stream: Stream) -> Iterator[None]:
+    def stream(self, stream: Any) -> Iterator[None]:
         before, FakeAccelerator.stream = FakeAccelerator.stream, stream
         try:
             yield

@@ -4,10 +4,11 @@ import contextlib
 import importlib.util
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ class Device:
         sent: the places in this machine's memory of each batch that was sent.
     """
 
-    log: list[tuple[object, ...]] = field(default_factory=list)
+    log: list[tuple[Any, ...]] = field(default_factory=list)
     events: list["Event"] = field(default_factory=list)
     sent: list[set[int]] = field(default_factory=list)
     current: str = "main"
@@ -130,6 +131,7 @@ def test_memory_of_a_batch_is_kept_until_it_has_arrived(store: FeatureStore, dev
     later = device.sent[3] | device.sent[4]
     assert first & later and not (second | third) & later
     device.log.clear()
+    assert isinstance(reading, Generator)
     reading.close()
     assert device.log == [("host", "waits for", number) for number in (1, 2, 3, 4)]
 
