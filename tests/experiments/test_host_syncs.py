@@ -53,3 +53,25 @@ def test_counter_sees_what_waits() -> None:
     assert done.stdout.splitlines() == [
         "1 0", "1 1", "2 1", "1 1", "0 1 DtoH", "0 1 HtoD", "0 0 HtoD",
     ]  # fmt: skip
+
+
+def test_forward_is_one_graph_to_compile(tmp_path: Path) -> None:
+    """Nothing in it asks a tensor for a number, whether all seconds are decoded or some."""
+    program = (
+        "import sys; from pathlib import Path; import torch._dynamo\n"
+        "from experiments.config import TrialConfig; from experiments.sampler import Sampler\n"
+        "from experiments.train import build_model; from refavs.config import replace\n"
+        "from refavs.model.eemc import Seconds; from tests.experiments.small_store import make_store\n"
+        "store = make_store(Path(sys.argv[1]))\n"
+        "sizes = {'model.visual_downsample': 2, 'model.num_layers': 1, 'model.decoder_layers': 1}\n"
+        "config = replace(TrialConfig(), sizes); model = build_model(config, store).train()\n"
+        "batch = next(Sampler(config, store).batches(0))[0][1]\n"
+        "for more in ((), (Seconds.of([0, 1]),)):\n"
+        "    torch._dynamo.reset(); found = torch._dynamo.explain(model)(batch, *more)\n"
+        "    print(found.graph_count, found.graph_break_count)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "store")]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["1 0", "1 0"]
