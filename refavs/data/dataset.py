@@ -63,7 +63,7 @@ class Batch:
         if self.mask is None:
             return None
         pixels = np.ascontiguousarray(self.mask.flatten(2).numpy(force=True))
-        return np.asarray(pixels.view(np.uint64 if pixels.shape[-1] % 8 == 0 else np.bool_).any(axis=-1))
+        return np.any(pixels.view(np.uint64 if pixels.shape[-1] % 8 == 0 else np.bool_), axis=-1)
 
     def known(self) -> "Batch":
         """This batch, which from now on knows what a step asks about it, so that no device has to be asked."""

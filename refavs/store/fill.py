@@ -53,7 +53,9 @@ def fill(store: "FeatureStore", targets: Sequence[Target], num_threads: int = 1)
 
 
 def _readers(store: "FeatureStore", target: Target) -> list[Callable[[], None]]:
-    """Calls that read the row from the disk; none where it is in memory."""
+    """Calls that read the row from the disk; none where it is in memory, or its target lies in pieces."""
+    if not target.out.flags.c_contiguous:
+        return []
     with store.shard_of(target.path, target.row) as (shard, place):
         calls = shard.readers(place, target.flat)
 

@@ -179,16 +179,16 @@ class FeatureStore:
         if not 0 <= index < len(self):
             raise IndexError(f"expression {index} of a store of {len(self)}")
         facts = self.facts[index]
-        visual, text = self.visual_paths(levels), self.text_path
+        visual, text, valid = self.visual_paths(levels), self.text_path, self.valid_path
         wanted = [*((path, facts["clip"]) for path in (*visual.values(), self.audio_path)),
-                  *((path, facts["text_row"]) for path in (text, _valid(text)))]  # fmt: skip
+                  *((path, facts["text_row"]) for path in (text, valid))]  # fmt: skip
         if facts["object"] >= 0:
             wanted.append((MASK, facts["object"]))
         rows = self.folder.together([partial(self.read, path, row) for path, row in wanted])
         found = {path: row for (path, _), row in zip(wanted, rows, strict=True)}
         return Sample(
             visual={name: found[path] for name, path in visual.items()}, audio=found[self.audio_path],
-            text=found[text], valid=found[_valid(text)], mask=self.unpacked(found[MASK]) if MASK in found else None,
+            text=found[text], valid=found[valid], mask=self.unpacked(found[MASK]) if MASK in found else None,
             uid=facts["uid"], clip_id=facts["clip_id"], text_string=facts["text"], split=facts["split"],
             dimension=facts["dimension"],
         )  # fmt: skip
@@ -320,11 +320,11 @@ class FeatureStore:
     @property
     def valid_path(self) -> str:
         """Path of the valid places of the text features."""
-        return _valid(self.text_path)
+        return self.text_path.replace("/features", "/valid")
 
     def text(self, row: int) -> tuple[Float[Tensor, "l _"], Bool[Tensor, "l"]]:
         """Features and valid places of a text."""
-        return self.read(self.text_path, row), self.read(_valid(self.text_path), row)
+        return self.read(self.text_path, row), self.read(self.valid_path, row)
 
     def mask(self, row: int) -> Bool[Tensor, "t h w"] | None:
         """Mask of an object; None for the row -1."""
@@ -383,11 +383,6 @@ class FeatureStore:
                     f"holds ({len(lost)} such rows); run the same refavs-extract command again, or remove "
                     f"{self.folder.where(EXPRESSIONS_RECORD)} to read what is there"
                 )
-
-
-def _valid(text_path: str) -> str:
-    """Path of the valid places of the text features at `text_path`."""
-    return text_path.replace("/features", "/valid")
 
 
 def _clip_and_fid(key: str) -> tuple[str, int]:

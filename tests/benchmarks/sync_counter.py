@@ -2,7 +2,7 @@
 
 On a GPU torch's own tools count. Without one, `FakeAccelerator` stands for it: a device of its own whose tensors lie in
 this machine's memory and whose operations are counted on their way there; what would wait on a GPU waits here as well.
-Usage: python tests/benchmarks/sync_counter.py [--json] (a training step and a batch of evaluation of all layers, small)
+Usage: python tests/benchmarks/sync_counter.py [--json] (small training steps and evaluation)
 """
 
 import argparse
@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -75,7 +76,7 @@ def _count_on_gpu(call: Callable[[], Any]) -> Counts:
         call()
         torch.cuda.synchronize()
     for event in profile.events() or []:
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if str(event.device_type).endswith("CUDA"):
             copied = next((way for way in ("HtoD", "DtoH") if way in event.name), None)
             counts.copies.update([copied] if copied else [])
             counts.kernels += not copied
@@ -107,13 +108,13 @@ class FakeTensor(torch.Tensor):
     def __new__(cls, real: Tensor) -> "FakeTensor":
         made = torch.Tensor._make_wrapper_subclass(
             cls, real.size(), strides=real.stride(), storage_offset=real.storage_offset(), dtype=real.dtype,
-            device=f"{FakeAccelerator.NAME}:0",
+            device=torch.device(FakeAccelerator.NAME, 0),
         )  # fmt: skip
         made.held = real
         return made
 
-    def record_stream(self, stream: "Stream") -> None:
-        FakeAccelerator.log.append((stream.name, "uses", 0))
+    def record_stream(self, s: Any) -> None:
+        FakeAccelerator.log.append((s.name, "uses", 0))
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -153,11 +154,11 @@ class Module(_DummyBackendModule):
     def Stream(self, device: Any = None) -> Stream:
         return Stream(name="side")
 
-    def current_stream(self, device: Any = None) -> Stream:
+    def current_stream(self, device: Any = None) -> Any:
         return FakeAccelerator.stream
 
     @contextlib.contextmanager
-    def stream(self, stream: Stream) -> Iterator[None]:
+    def stream(self, stream: Any) -> Iterator[None]:
         before, FakeAccelerator.stream = FakeAccelerator.stream, stream
         try:
             yield
@@ -291,9 +292,15 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tenso
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=attn_mask)[0]
 
 
-def count_small(precision: str = "fp32") -> dict[str, Counts]:
-    """A training step of 6 expressions and a batch of evaluation, with all layers of the default head, on features so
-    small that it takes seconds."""
+CASES = {
+    "training step": {}, "chosen seconds": {"train.frames": 2}, "accumulated parts": {"train.accumulate": 2},
+    "scaled losses": {"train.precision": "fp16"},
+}  # fmt: skip
+
+
+def count_small() -> dict[str, Counts]:
+    """Training steps of 6 expressions and three batches of evaluation, with all layers of the default head, on features
+    so small that it takes seconds."""
     from experiments.config import TrialConfig
     from experiments.evaluate import predictions, rows_of
     from experiments.learner import Learner
@@ -304,35 +311,33 @@ def count_small(precision: str = "fp32") -> dict[str, Counts]:
     sys.path.insert(0, str(REPOSITORY))
     from tests.experiments.small_store import make_store
 
-    device = FakeAccelerator.start()
+    device, found = FakeAccelerator.start(), {}
+    no_autocast = mock.patch("experiments.learner.autocast", lambda *_: contextlib.nullcontext())  # it has none
+    sizes = {"model.visual_downsample": 2, "loss.num_points": 32, "train.batch_size": 6, "train.steps_per_epoch": 3,
+             "train.eval_batch_size": 2}  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         store = make_store(Path(name) / "store")
-        changes = {"model.visual_downsample": 2, "loss.num_points": 32, "train.batch_size": 6,
-                   "train.precision": precision, "train.steps_per_epoch": 3}  # fmt: skip
-        config = replace(TrialConfig(), changes)
-        torch.manual_seed(0)
-        learner = Learner(config, build_model(config, store).to(device).train())
-        with FakeAccelerator.like_a_gpu():
-            steps = list(enumerate(Sampler(config, store, device).batches(0)))
-        rows = rows_of(store, ("val",))[:4]
-
-        def evaluate() -> None:
-            list(predictions(config.train, learner.model, store, rows, device))
-
-        learner.step(steps[0][1], 0, 9)
-        return {
-            "training step": count(lambda: learner.step(steps[1][1], 1, 9), device),
-            "batch of evaluation": count(evaluate, device),
-        }  # fmt: skip
+        for case, changes in CASES.items():
+            config = replace(TrialConfig(), sizes | changes)
+            torch.manual_seed(0)
+            learner = Learner(config, build_model(config, store).to(device).train())
+            with FakeAccelerator.like_a_gpu(), no_autocast:
+                steps = list(Sampler(config, store, device).batches(0))
+                learner.step(steps[0], 0, 9)
+                found[case] = count(partial(learner.step, steps[1], 1, 9), device)
+        config = replace(TrialConfig(), sizes)
+        model, rows = build_model(config, store).to(device), rows_of(store, ("val",))[:6]
+        evaluation = partial(predictions, config.train, model, store, rows, device)
+        found["three batches of evaluation"] = count(lambda: list(evaluation()), device)
+    return found
 
 
 def main() -> int:
     """Prints the counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--precision", default="fp32")
     args = parser.parse_args()
-    found = count_small(args.precision)
+    found = count_small()
     if args.json:
         print(json.dumps({name: vars(counts) for name, counts in found.items()}))
         return 0

@@ -2,9 +2,8 @@
 
 import importlib.util
 import os
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,6 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from refavs.data.ahead import Ahead
 from refavs.data.dataset import (
     Batch,
     Recycler,
@@ -196,78 +194,3 @@ def test_masks_for_some_expressions_only_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"1 of 2 expressions of a batch have no mask, e.g. 'a_1' of split"):
         collate(list(store))
     assert collate([store[1]]).mask is None
-
-
-def test_reading_ahead_keeps_the_order_and_counts_only_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    changed, calls, now = threading.Condition(), 0, 0  # calls of the clock: an odd number while the user waits
-
-    def clock() -> int:
-        nonlocal calls
-        with changed:
-            calls += 1
-            changed.notify_all()
-            return now
-
-    def items(waited_for: bool) -> Iterator[int]:
-        nonlocal now
-        for number in range(3):
-            with changed:
-                assert changed.wait_for(lambda: not waited_for or calls % 2, 600)
-                now += 1
-                changed.notify_all()
-            yield number
-
-    monkeypatch.setattr("refavs.data.dataset.time", SimpleNamespace(perf_counter=clock))
-    waited, hidden = Ahead(items(waited_for=True)), Ahead(items(waited_for=False))
-    assert list(waited) == [0, 1, 2] and waited.waited_s == 3
-    for number in hidden:
-        with changed:
-            assert changed.wait_for(lambda number=number: now >= 3 + min(number + 2, 3), 600)
-    assert hidden.waited_s <= 1  # for the first one at most
-
-
-def test_reading_ahead_passes_an_error_on_after_what_was_read_before_it() -> None:
-    def broken() -> Iterator[int]:
-        yield 1
-        raise DatasetError("damaged")
-
-    taken = []
-    with pytest.raises(DatasetError, match="damaged"):
-        for number in Ahead(broken()):
-            taken.append(number)
-    assert taken == [1]
-
-
-def test_reading_ahead_takes_as_many_as_it_is_told_and_no_more() -> None:
-    taken: list[int] = []
-
-    def items() -> Iterator[int]:
-        for number in range(9):
-            taken.append(number)
-            yield number
-
-    for depth in (1, 2, 3):
-        taken.clear()
-        for number in Ahead(items(), depth):
-            wait_for(lambda number=number, depth=depth: len(taken) == min(number + 1 + depth, 9))
-            if number == 4:
-                break
-        assert len(taken) <= 4 + 1 + depth
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.001)
-
-
-@pytest.mark.gpu
-def test_device_receives_what_was_read(store: FeatureStore) -> None:
-    device, order = torch.device("cuda"), list(range(10)) * 8
-    for one, sent in zip(batches(store, order, 4), Ahead(batches(store, order, 4, device=device), 2), strict=True):
-        found = sent.to(device)
-        assert one.mask is not None and found.mask is not None
-        assert torch.equal(found.mask.cpu(), one.mask) and torch.equal(found.text.cpu(), one.text)
-        for name, value in one.visual.items():
-            assert torch.equal(found.visual[name].cpu(), value)

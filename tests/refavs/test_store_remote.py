@@ -9,6 +9,7 @@ import pickle
 import secrets
 import shutil
 import tempfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,11 +17,12 @@ import numpy as np
 import pytest
 import torch
 
+from refavs.data.dataset import batches
 from refavs.errors import StoreError
 from refavs.store import FeatureStore
 from refavs.store.files import write_all
 from refavs.store.folder import Folder, LocalFolder, open_folder
-from refavs.store.remote import PART_BYTES, RemoteFolder
+from refavs.store.remote import PART_BYTES, RemoteFile, RemoteFolder
 from refavs.store.verify import verify
 
 _spec = importlib.util.spec_from_file_location("servers", Path(__file__).parent / "servers.py")
@@ -223,6 +225,31 @@ def test_samples_from_s3_are_those_of_the_disk(local: LocalFolder, remote: Remot
             assert torch.equal(getattr(one, name), getattr(other, name))
     theirs.sample(0).audio.zero_()
     assert torch.equal(theirs.sample(0).audio, ours.sample(0).audio)
+
+
+def test_batch_asks_the_server_once_for_each_clip_text_and_mask(
+    local: LocalFolder, remote: RemoteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not once for each expression."""
+    ours, theirs = FeatureStore(local.location), FeatureStore(remote.location)
+    order = [0, 1, 2, 3, 0, 1]
+    _ = theirs.statistics, list(theirs)  # every shard is open then
+    asked: Counter[tuple[str, int]] = Counter()
+    part = RemoteFile._part
+
+    def counted(file: RemoteFile, start: int, stop: int) -> np.ndarray:
+        asked[file._name, start] += 1
+        return part(file, start, stop)
+
+    monkeypatch.setattr(RemoteFile, "_part", counted)
+    (found,) = batches(theirs, order, len(order))
+    facts = [ours.facts[index] for index in order]
+    clips, texts, objects = (len({fact[name] for fact in facts}) for name in ("clip", "text_row", "object"))
+    assert (len(found.audio), clips) == (2, 2) and set(asked.values()) == {1}
+    assert asked.total() == clips * (len(found.visual) + 1) + 2 * texts + objects
+    (wanted,) = batches(ours, order, len(order))
+    assert found.mask is not None and wanted.mask is not None and torch.equal(found.mask, wanted.mask)
+    assert all(torch.equal(found.visual[name], wanted.visual[name]) for name in wanted.visual)
 
 
 def test_a_second_run_on_s3_has_nothing_to_do(remote: RemoteFolder) -> None:
