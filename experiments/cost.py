@@ -20,12 +20,12 @@ from rich.table import Table
 from experiments.evaluate import TEST_SPLITS, predictions, rows_of
 from experiments.flops import FlopCounter
 from experiments.fuse import groups_on
-from experiments.learner import Learner
+from experiments.learner import Learner, computed_as
 from experiments.ledger import Entry, read_metrics
 from experiments.resources import Ask, Resources, fit_together
 from experiments.sampler import Sampler, steps_per_epoch
 from experiments.stores import store_of
-from experiments.train import build_model, computed_as
+from experiments.train import build_model
 from refavs.config import replace
 from refavs.console import ProgressBar
 from refavs.data.dataset import batch_rows, read_batches

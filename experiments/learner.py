@@ -16,6 +16,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from experiments.config import TrainConfig, TrialConfig
 from experiments.evaluate import autocast
 from experiments.sampler import derived_seed
+from refavs.accelerator import resolved_precision
+from refavs.config import replace
 from refavs.data.dataset import Batch
 from refavs.errors import ConfigError
 from refavs.model.eemc import EEMC, Seconds
@@ -226,6 +228,14 @@ def _chosen(part: Batch, frames: list[int] | None) -> Bool[np.ndarray, "b t"]:
 def _places(shown: Bool[np.ndarray, "b t"]) -> Int[Tensor, "s"]:
     """The frames that show an object, counted expression after expression."""
     return torch.from_numpy(np.flatnonzero(shown))
+
+
+def computed_as(config: TrialConfig, before: str | None, device: torch.device) -> TrialConfig:
+    """The settings of a trial with its precision: as they name it, as it was `before` it was interrupted, or by the
+    device."""
+    asked = config.train.precision
+    precision = before if asked == "auto" and before is not None else resolved_precision(asked, device)
+    return replace(config, {"train.precision": precision})
 
 
 def learning_rate(config: TrainConfig, step: int, num_steps: int) -> float:

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from experiments.config import TrialConfig
 from experiments.evaluate import TEST_SPLITS, Head, all_levels, evaluate_together, record_together, rows_of
-from experiments.learner import Learner, Team
+from experiments.learner import Learner, Team, computed_as
 from experiments.overlays import write_overlays
 from experiments.sampler import Sampler
 from experiments.state import STOP_FILE, load_state, read_json, save_state, saved_precision, write_json
 from experiments.usage import Usage
-from refavs.accelerator import allow_tf32, resolved_precision
-from refavs.config import replace, to_dict
+from refavs.accelerator import allow_tf32
+from refavs.config import to_dict
 from refavs.data.ahead import Ahead, depth_for
 from refavs.data.dataset import Batch
 from refavs.errors import ConfigError
@@ -239,14 +239,6 @@ class Training:
         metrics["seconds"] = sum(record["seconds"] for record in self.history) + seconds
         run.result = {"epoch": len(self.history), "time_ms": int(time.time() * 1000), "metrics": metrics}
         write_json(run.folder / "result.json", run.result)
-
-
-def computed_as(config: TrialConfig, before: str | None, device: torch.device) -> TrialConfig:
-    """The settings of a trial with its precision: as they name it, as it was `before` it was interrupted, or by the
-    device."""
-    asked = config.train.precision
-    precision = before if asked == "auto" and before is not None else resolved_precision(asked, device)
-    return replace(config, {"train.precision": precision})
 
 
 def asked_to_stop(folder: Path, learner: Learner) -> bool:

@@ -16,6 +16,7 @@ COMMANDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help_needs_no_heavy_library(command: tuple[str, ...]) -> None:
     code = (
@@ -29,6 +30,7 @@ def test_help_needs_no_heavy_library(command: tuple[str, ...]) -> None:
     assert len(done.stdout.splitlines()) > 5
 
 
+@pytest.mark.process
 def test_state_of_a_sweep_needs_no_torch(tmp_path: Path) -> None:
     code = f"import sys\nfrom experiments.cli import main\nmain(['status', {str(tmp_path)!r}])\n" \
            f"print([name for name in {HEAVY} if name in sys.modules])"

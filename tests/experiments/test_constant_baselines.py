@@ -41,6 +41,7 @@ def test_constants_without_training_masks_are_none(tmp_path: Path) -> None:
     assert canonical_values(control_results_of(make_store(tmp_path / "store", {"test_s": 1}))) == {}
 
 
+@pytest.mark.process
 def test_processes_find_what_this_thread_finds_to_the_bit(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,6 +67,7 @@ def test_computation_that_is_to_stop_ends_after_a_part(store: FeatureStore, monk
     assert progress.done == 2
 
 
+@pytest.mark.process
 def test_process_that_is_killed_is_one_line(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constant_baselines, "_of_mean", _die)
     with pytest.raises(RefAVSError, match="a process that computes the constant predictions was killed"):
@@ -76,6 +78,7 @@ def _die(store: FeatureStore, part: object, mean: object) -> None:
     os._exit(9)
 
 
+@pytest.mark.process
 def test_process_ends_with_the_sweep_that_is_killed(store: FeatureStore) -> None:
     code = (
         "import sys; from experiments import constant_baselines as c; from refavs.store import FeatureStore\n"

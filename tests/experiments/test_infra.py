@@ -110,6 +110,7 @@ def test_slurm_script_outside_a_job_says_how_it_is_used() -> None:
     assert done.stderr.startswith("Runs refavs-sweep or refavs-extract on the nodes of a Slurm job")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", ["refavs-sweep", "refavs-extract"])
 def test_slurm_script_gives_each_step_the_processors_of_its_task(command: str, tmp_path: Path) -> None:
     """With commands that stand for Slurm's and Ray's; `tests/faults/test_slurm.py` has the real ones."""
@@ -136,6 +137,7 @@ def test_slurm_script_gives_each_step_the_processors_of_its_task(command: str, t
     assert refused.returncode == 2 and "the first argument is 'beta'; accepted: refavs-sweep or" in refused.stderr
 
 
+@pytest.mark.process
 def test_what_a_gpu_machine_lacks_is_pinned() -> None:
     script = SCRIPT.with_name("gpu-carry.sh")
     done = subprocess.run([str(script)], capture_output=True, text=True)

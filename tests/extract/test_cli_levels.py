@@ -213,7 +213,7 @@ def test_auto_is_the_precision_of_the_store_and_fp32_for_a_new_one(
 ) -> None:
     run_with(monkeypatch, lambda *_: iter(()))
     monkeypatch.setattr("refavs.accelerator.bf16_is_fast", lambda device: fast)
-    monkeypatch.setattr("extract.cli.slow_bf16", lambda device: None if fast else 7.6)
+    monkeypatch.setattr("refavs.accelerator.slow_bf16", lambda device: None if fast else 7.6)
 
     def precision(name: str, *arguments: str) -> str:
         assert main([str(part) for part in tiny(bench, tmp_path / name, *arguments)]) == 0

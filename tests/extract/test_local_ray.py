@@ -62,6 +62,7 @@ def test_variables_of_the_user_stay_and_ours_go(monkeypatch: pytest.MonkeyPatch)
     assert os.environ["MALLOC_ARENA_MAX"] == "7" and "OMP_WAIT_POLICY" not in os.environ
 
 
+@pytest.mark.process
 def test_start_that_a_busy_machine_delays_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,6 +82,7 @@ def test_start_that_a_busy_machine_delays_is_tried_again(
     assert said.startswith("Ray did not start on this machine (The current node timed out") and said.count("\n") == 1
 
 
+@pytest.mark.process
 def test_start_that_never_succeeds_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = Starts(failures=9, error=RuntimeError)
     monkeypatch.setattr("ray.init", starts)
@@ -93,6 +95,7 @@ def test_start_that_never_succeeds_is_an_error_of_one_line(monkeypatch: pytest.M
     assert [left.poll() is not None for left in starts.left] == [True, True]
 
 
+@pytest.mark.process
 def test_error_of_another_kind_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = Starts(failures=9, error=TypeError)
     monkeypatch.setattr("ray.init", starts)

@@ -100,6 +100,7 @@ def half_a_core() -> Iterator[Path]:
         group.rmdir()
 
 
+@pytest.mark.process
 def test_real_control_group_of_half_a_core_has_one_processor(half_a_core: Path) -> None:
     program = ("import os, sys; open(sys.argv[1], 'w').write(str(os.getpid()))\n"
                "os.sched_getaffinity = lambda process: set(range(16))\n"
@@ -111,6 +112,7 @@ def test_real_control_group_of_half_a_core_has_one_processor(half_a_core: Path) 
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
+@pytest.mark.process
 def test_torch_has_no_more_threads_than_the_control_group_gives_processors() -> None:
     program = ("import refavs.processors as processors; processors.num_processors = lambda: 1\n"
                "processors.share_processors(); import os, torch\n"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import google_crc32c
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +32,7 @@ def test_checksum_takes_any_array_and_goes_on() -> None:
     assert crc32c(values[1], crc32c(values[0])) == crc32c(values)
 
 
+@pytest.mark.process
 def test_checksums_by_python_are_right_and_said_to_be_slow_once() -> None:
     program = (
         "import sys; sys.modules['google_crc32c.cext'] = None\n"  # as where the wheel has no C extension
