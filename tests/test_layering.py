@@ -66,6 +66,7 @@ def test_top_level_holds_only_what_it_should() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_files_and_functions_stay_short() -> None:
     long = []
     for package in FORBIDDEN:

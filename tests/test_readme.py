@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.long
 def test_python_example_runs_on_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_store(tmp_path / "store", {"train": 2, "val": 1, "test_s": 1, "test_n": 1})
     (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

@@ -45,6 +45,7 @@ def cached(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_second_sweep_on_the_same_masks_computes_nothing(
     store: FeatureStore, tmp_path: Path, computed: list[str]
 ) -> None:
@@ -60,6 +61,7 @@ def test_second_sweep_on_the_same_masks_computes_nothing(
     assert len(computed) == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["truncated", "changed", "empty", "another's", "no seal"])
 def test_damaged_cache_is_computed_anew(
     store: FeatureStore, tmp_path: Path, computed: list[str], damage: str
@@ -107,6 +109,7 @@ def test_who_gives_up_has_none_and_leaves_nothing_half(
     assert not list(tmp_path.rglob("*.json"))
 
 
+@pytest.mark.long
 def test_bar_is_shown_to_who_waits(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

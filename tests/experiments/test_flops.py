@@ -50,6 +50,7 @@ def test_large_products_are_not_computed_and_whole_numbers_are() -> None:
     assert counter.total == 2 * (2 * LARGE * LARGE + 27)
 
 
+@pytest.mark.long
 def test_a_step_has_the_arithmetic_that_is_done(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", {"train": 2, "val": 1})
     model = {"model.num_layers": 1, "model.num_queries": 40, "model.num_heads": 2, "model.visual_downsample": 2,

@@ -154,6 +154,7 @@ def test_trial_that_cannot_write_fails_alone(store: FeatureStore, alone: Path, t
     require_equal(runs[0].folder, alone / "plain")
 
 
+@pytest.mark.long
 def test_lack_of_memory_is_blamed_on_a_trial_only_where_it_is_alone(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

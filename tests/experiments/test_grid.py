@@ -55,6 +55,7 @@ def test_grid_without_axes_is_one_trial_of_the_defaults() -> None:
     assert grid.trials[0].title == "one, seed 0"
 
 
+@pytest.mark.long
 def test_trial_key_depends_on_every_setting_the_seed_and_the_store(tmp_path: Path) -> None:
     trials = read_grid(grid_file(tmp_path, GRID)).trials
     keys = [trial.key(store) for trial in trials for store in ("a", "b")]
@@ -141,6 +142,7 @@ def test_yaml_keeps_names_anchors_and_merges(tmp_path: Path) -> None:
     assert {trial.config.train.epochs for trial in trials} == {2}
 
 
+@pytest.mark.long
 def test_yaml_bomb_is_refused(tmp_path: Path) -> None:
     lines = ["a0: &a0 [1, 1]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9))]
     assert "more than 100,000 values; write fewer aliases" in refused(tmp_path, "\n".join(lines))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
 REPOSITORY = Path(__file__).resolve().parents[2]
 COUNTER = REPOSITORY / "tests" / "benchmarks" / "sync_counter.py"
 

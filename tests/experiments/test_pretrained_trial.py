@@ -76,6 +76,7 @@ def grid(settings: dict) -> Grid:
     return expand("tried", {"cases": {"": settings}}, "tried", {})
 
 
+@pytest.mark.long
 def test_trial_starts_from_the_checkpoint_and_is_kept_without_it(
     store: FeatureStore, weights: Path, tmp_path: Path
 ) -> None:
@@ -110,6 +111,7 @@ def test_key_names_the_weights_and_not_their_place(store: FeatureStore, weights:
         "decoder_weights": Mask2Former.within(weights).stamp}
 
 
+@pytest.mark.long
 def test_sweep_says_what_starts_fresh(
     store: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], weights: Path
 ) -> None:

@@ -117,6 +117,7 @@ def test_release_is_evaluated_from_its_checkpoint(
     assert any(other[name] != value for name, value in result["metrics"].items() if name.startswith("test_s/"))
 
 
+@pytest.mark.long
 def test_cost_of_a_trial_without_an_epoch_is_that_of_its_evaluation(
     stores: dict[str, FeatureStore], file: Path, tmp_path: Path
 ) -> None:

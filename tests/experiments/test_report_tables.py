@@ -305,6 +305,7 @@ def test_masks_of_another_size_are_refused(tmp_path: Path, monkeypatch: pytest.M
         build_report([tmp_path / "s"], Options())
 
 
+@pytest.mark.long
 def test_same_name_with_other_settings_is_a_row_of_its_own(tmp_path: Path) -> None:
     for rate in (1e-4, 1e-3):
         write_trial(tmp_path, "full", train__learning_rate=rate, quality=0.4 + 100 * rate)

@@ -68,6 +68,7 @@ def run_all(search: Search) -> list[Entry]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["random", "tpe"])
 def test_search_suggests_its_budget_within_the_ranges_and_each_point_once(tmp_path: Path, method: str) -> None:
     search = search_in(tmp_path, f"\n  budget: 30\n  method: {method}{RANGES}")

@@ -31,6 +31,7 @@ def store(tmp_path: Path) -> FeatureStore:
     return make_store(tmp_path / "store", {"train": 2, "val": 1, "test_s": 1, "test_n": 1})
 
 
+@pytest.mark.long
 def test_first_trial_starts_before_the_constant_predictions_are_there(
     jobs: InProcess, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,6 +60,7 @@ def test_first_trial_starts_before_the_constant_predictions_are_there(
     assert "all foreground" in (tmp_path / "beside" / "table.csv").read_text()
 
 
+@pytest.mark.long
 def test_sweep_that_is_stopped_does_not_wait_for_the_constant_predictions(
     jobs: InProcess, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

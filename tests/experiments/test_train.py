@@ -151,6 +151,7 @@ def test_train_twice_is_equal_to_the_bit(store: FeatureStore, tmp_path: Path) ->
     assert saved[0] == saved[1]
 
 
+@pytest.mark.long
 def test_training_that_gets_no_better_ends_and_keeps_the_best_epoch(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +194,7 @@ def test_training_starts_from_a_trained_head(store: FeatureStore, tmp_path: Path
     assert all(torch.allclose(found[name], value, atol=1e-6) for name, value in wanted.items())
 
 
+@pytest.mark.long
 def test_head_of_another_store_or_size_is_refused(store: FeatureStore, tmp_path: Path) -> None:
     train(small(train__epochs=1, train__steps_per_epoch=1), store, tmp_path / "first")
     head = tmp_path / "first" / "checkpoint"
@@ -228,6 +230,7 @@ def test_trials_of_a_grid_may_differ_by_the_head_they_start_from(store: FeatureS
         grid_of("a", "copy")
 
 
+@pytest.mark.long
 def test_train_killed_after_its_last_state_keeps_that_epoch(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +246,7 @@ def test_train_killed_after_its_last_state_keeps_that_epoch(
     assert [record["epoch"] for record in read_metrics(tmp_path)] == [1]
 
 
+@pytest.mark.long
 def test_train_again_returns_the_result_that_is_there(store: FeatureStore, tmp_path: Path) -> None:
     first = train(small(train__epochs=1), store, tmp_path)
     assert train(small(train__epochs=1), store, tmp_path) == first
@@ -263,6 +267,7 @@ def test_train_setting_changes_the_training(
     assert losses_of(store, tmp_path, **{f"train__{name}": value}) != losses
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fast", [True, False])
 def test_auto_precision_is_that_of_the_device_and_stays_that_of_the_trial(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool

@@ -178,6 +178,7 @@ def test_full_disk_is_one_line(
     assert "cannot write" in line and "No space left on device; free space" in line
 
 
+@pytest.mark.long
 def test_error_of_ours_keeps_its_traceback(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +188,7 @@ def test_error_of_ours_keeps_its_traceback(
     assert "Traceback: line 7" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_clip_of_another_file_under_the_same_name_is_refused(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,6 +207,7 @@ def test_other_precision_and_preset_are_refused_with_both_fingerprints(
     assert "input_size=16" in line and "input_size=25" in line and line.count("@") == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fast", [True, False])
 def test_auto_is_the_precision_of_the_store_and_fp32_for_a_new_one(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool

@@ -107,6 +107,7 @@ def test_visual_levels_select_arrays_and_leave_values_alone(shared: Encoders) ->
     assert shared.visual.encode([frames()], []) == [{}] and shared.visual.encode([], LEVELS) == []
 
 
+@pytest.mark.long
 def test_visual_backbone_alone_runs_no_pixel_decoder(shared: Encoders, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FrozenPixelDecoder, "forward", lambda *_: pytest.fail("the pixel decoder ran"))
     assert len(encode(shared.visual, frames(), ("backbone",))) == 4
@@ -163,6 +164,7 @@ def test_visual_maps_are_those_of_the_networks(shared: Encoders) -> None:
         assert (stored - expected).abs().max() <= 1e-3 * expected.abs().max()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("weights", ["random", "pretrained"])
 def test_visual_bf16_is_close_to_fp32_and_has_its_own_fingerprint(weights: Any) -> None:
     low, high = (build_encoders(TINY, WeightSource(kind=weights), LEVELS, precision).visual
@@ -227,6 +229,7 @@ def test_unknown_level_is_refused() -> None:
         encoders(levels=())
 
 
+@pytest.mark.long
 def test_audio_second_is_independent_of_the_others(shared: Encoders) -> None:
     whole = sound()
     only_third = np.zeros_like(whole)
@@ -262,6 +265,7 @@ def test_audio_windows_of_the_release_follow_each_other() -> None:
     assert torch.allclose(ends_early[:9], expected[:9], atol=1e-6) and torch.isfinite(ends_early[9]).all()
 
 
+@pytest.mark.long
 def test_audio_is_signed_and_its_rectified_form_is_that_of_torchvggish(shared: Encoders) -> None:
     from torch import nn
 

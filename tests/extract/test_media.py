@@ -51,6 +51,7 @@ def tone_hz(media: Media, second: int = 0) -> float:
     return float(np.abs(np.fft.rfft(window)).argmax())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "settings"),
     [

@@ -171,6 +171,7 @@ def batch_of(case: Case) -> Batch:
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_head_with_its_own_pixel_decoder_begins_where_the_stored_maps_are(small: Case) -> None:
     """The tokens of the fusion too: their statistics are those of the mask features in the store."""
     stored = small.loaded("pixel_decoder")

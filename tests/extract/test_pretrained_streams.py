@@ -22,6 +22,7 @@ SMALL = RobertaSettings(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings", [SMALL, pytest.param(preset_named("base").text, marks=pytest.mark.slow)], ids=["small", "base"]
 )

@@ -23,6 +23,8 @@ from refavs.store.reader import FeatureStore
 from refavs.store.schema import object_key, text_key, unpack_mask
 from refavs.store.writer import StoreWriter
 
+pytestmark = pytest.mark.long  # what they read is made by encoders, or drawn
+
 TINY = preset_named("tiny")
 ENCODERS = build_encoders(TINY, WeightSource(kind="random"), ("pixel_decoder",), "fp32")
 TABLES = ("clips", "objects", "text")
@@ -120,6 +122,7 @@ def damaged(bench: Path, root: Path) -> Source:
     return source
 
 
+@pytest.mark.long
 def test_worker_lists_what_it_cannot_read_and_does_the_rest(bench: Path, tmp_path: Path) -> None:
     source = damaged(bench, tmp_path / "copy")
     results = extract(source, tmp_path / "store")
@@ -173,6 +176,7 @@ def test_expressions_without_an_object_keep_their_clip(bench: Path) -> None:
     assert table["object"].dtype == np.int64 and (table["object"][1:] >= 0).all()
 
 
+@pytest.mark.long
 def test_videos_without_expressions_are_stored_alone(tmp_path: Path) -> None:
     write_benchmark(tmp_path / "bench", num_clips=1, seed=3, size=96, videos=1)
     source = read_source(tmp_path / "bench" / "videos")

@@ -141,6 +141,7 @@ def grays(media: Media) -> list[int]:
     return [round(float(frame.mean())) for frame in media.frames]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [*BAD_VIDEOS, *NOT_FILES])
 def test_bad_video_is_one_line(tmp_path: Path, kind: str) -> None:
     build, text = (BAD_VIDEOS | NOT_FILES)[kind]
@@ -247,6 +248,7 @@ def test_hours_declared_beside_a_true_table_of_samples_are_not_believed(tmp_path
     assert media.repeated_from_s == 2 and all(abs(gray - bad.GRAY) <= 2 for gray in grays(media))
 
 
+@pytest.mark.long
 def test_endless_stream_is_read_no_further_than_needed(tmp_path: Path) -> None:
     clip = video_clip(tmp_path, bad.endless_stream)
     assert clip.video is not None and clip.video.stat().st_size > 5_000_000
@@ -388,6 +390,7 @@ def test_bad_media_take_little_time_and_memory(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------- the whole command
 
 
+@pytest.mark.long
 def test_extraction_lists_each_bad_video_and_keeps_the_good(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

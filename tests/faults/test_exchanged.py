@@ -144,6 +144,7 @@ def mend(root: Path, built: Path, files: list[str]) -> None:
     assert small.files_of(root) == small.files_of(built) and not verify(root).damage
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", SHARD_FAULTS)
 def test_shard_that_is_not_the_one_that_was_committed(
     built: Path, other: Path, tmp_path: Path, fault: str
@@ -158,6 +159,7 @@ def test_shard_that_is_not_the_one_that_was_committed(
     mend(root, built, files)
 
 
+@pytest.mark.long
 def test_shards_of_a_store_with_the_same_fingerprints_are_told_apart(built: Path, twin: Path, tmp_path: Path) -> None:
     for name in MAPS:
         root = Path(shutil.copytree(built, tmp_path / name.replace("/", "_")))

@@ -143,6 +143,7 @@ def test_processor_gets_its_batches_as_they_are_read(store: FeatureStore) -> Non
     assert batch.arrival is None and batch.to(cpu).text is batch.text
 
 
+@pytest.mark.long
 def test_reading_ahead_keeps_the_order_and_counts_only_the_waiting() -> None:
     def slow() -> Iterator[int]:
         for number in range(3):

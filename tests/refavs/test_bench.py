@@ -89,6 +89,7 @@ def test_real_metadata_rows_are_those_of_the_file(shared: Path) -> None:
     assert table.loc[0, "text"] == "The object having white and gray fur."
 
 
+@pytest.mark.long
 def test_real_metadata_report_reads_as_text(shared: Path) -> None:
     text = read_metadata(shared / "data" / "metadata.csv")[1].render()
     assert re.search(r"20,434 +rows_kept", text)

@@ -137,6 +137,7 @@ def test_batches_without_a_seed_keep_the_order(store: FeatureStore) -> None:
     assert [len(batch) for batch in found] == [2, 2, 1] and uids(found) == ["c_1", "a_0", "e_1", "b_1", "a_0"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("expressions_per_clip", [1, 2, 5])
 def test_batches_follow_from_seed_and_epoch(store: FeatureStore, expressions_per_clip: int) -> None:
     def order(seed: int, epoch: int) -> list[str]:

@@ -44,6 +44,7 @@ def test_boundary_counts_equal_the_definition_on_any_mask(masks: np.ndarray) -> 
     assert {name: int(value) for name, value in found.items()} == literal_counts(pred, target)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("height", "width", "radius"), [(60, 80, 1), (150, 200, 2)])
 def test_boundary_counts_equal_the_definition_on_discs(height: int, width: int, radius: int) -> None:
     assert boundary_radius(height, width) == radius and boundary_radius(384, 384) == 5

@@ -121,6 +121,7 @@ def test_best_constants_count_their_best_masks_and_keep_their_curve() -> None:
     assert canonical(found["centred disc"])["J"] == pytest.approx(mean_jaccard(disc, masks))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("size", "num_frames"), [(10, 3), (256, 2), (300, 4)])
 def test_constants_are_counted_as_a_models_predictions_are(size: int, num_frames: int) -> None:
     masks = [mask[:num_frames] for mask in training_masks(4, num_frames, size)]

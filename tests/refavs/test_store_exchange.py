@@ -155,6 +155,7 @@ def test_rows_in_another_order_stay_in_it(tmp_path: Path) -> None:
 SHAPES = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     shape=SHAPES, dtype=st.sampled_from(["bool", "uint8", "int64", "float16", "float32", "float64"]),
@@ -249,6 +250,7 @@ def test_damaged_row_is_not_exported(built: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "s.h5").exists() and not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("after", [1, 5, 6])
 def test_interrupted_export_and_import_go_on(
     built: Path, tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch

@@ -220,6 +220,7 @@ def test_process_of_the_same_number_is_not_the_owner(tmp_path: Path) -> None:
     assert not replace(later, machine="").gone()
 
 
+@pytest.mark.long
 def test_lease_of_another_machine_expires(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with lease(tmp_path):
         data = (tmp_path / NAME).read_bytes()

@@ -212,6 +212,7 @@ def test_flipped_bit_in_an_index_is_found(root: Path) -> None:
             FeatureStore(path).read(small.MAPS, 1)
 
 
+@pytest.mark.long
 def test_every_flipped_bit_of_a_record_is_found(root: Path) -> None:
     path = root / record_name("clips", 0)
     whole = path.read_bytes()

@@ -213,6 +213,7 @@ def test_store_on_s3_is_byte_for_byte_the_local_one(local: LocalFolder, remote: 
         assert without_seconds(name, remote.read(name)) == without_seconds(name, local.read(name)), name
 
 
+@pytest.mark.long
 def test_samples_from_s3_are_those_of_the_disk(local: LocalFolder, remote: RemoteFolder) -> None:
     ours, theirs = FeatureStore(local.location), FeatureStore(remote.location)
     assert theirs.finished and theirs.fingerprint == ours.fingerprint and len(theirs) == len(ours) > 0
@@ -252,6 +253,7 @@ def test_batch_asks_the_server_once_for_each_clip_text_and_mask(
     assert all(torch.equal(found.visual[name], wanted.visual[name]) for name in wanted.visual)
 
 
+@pytest.mark.long
 def test_a_second_run_on_s3_has_nothing_to_do(remote: RemoteFolder) -> None:
     before = {name: remote.read(name) for name in remote.names()}
     servers.write_small(remote.location)

@@ -128,6 +128,7 @@ def test_object_cut_short_after_it_was_opened_is_refused(bucket: str) -> None:
     check_error(caught.value, folder.where("a"))
 
 
+@pytest.mark.long
 def test_server_that_ended_is_a_connection_error(hasty: None, monkeypatch: pytest.MonkeyPatch) -> None:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -228,6 +229,7 @@ def test_flipped_byte_on_s3_is_found_and_named(local: LocalFolder, bucket: str) 
         FeatureStore(bucket).read(small.MAPS, 0)
 
 
+@pytest.mark.long
 def test_store_that_is_out_of_reach_is_no_damage(
     local: LocalFolder, hasty: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
