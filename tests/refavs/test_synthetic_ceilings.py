@@ -17,8 +17,6 @@ def questions() -> list[Question]:
 def test_what_needs_time_needs_memory(
     questions: list[Question], dimension: str, without: float, least: float
 ) -> None:
-
-pytestmark = pytest.mark.long  # what they read is made by encoders, or drawn
     present, causal = (accuracy(questions, dimension, look) for look in (now, and_before))
     assert causal >= least
     assert present >= without if dimension == "acoustic" else present <= without
