@@ -113,11 +113,16 @@ class Film:
 
     @property
     def declared_s(self) -> float:
-        """The length that the container declares of the film, other tracks left aside where it tells them apart."""
+        """The length that the container declares: of the film's picture where it says that, else of all tracks."""
         picture = self.tracks.picture
         if picture.duration is not None and picture.time_base is not None:
             return float(picture.duration * picture.time_base)
         return (self._container.duration or 0) / 1e6
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other track could have the length that is declared."""
+        return len(self._container.streams) == len(self.tracks.all)
 
     def notes(self) -> list[str]:
         """What is odd about the tracks and their time stamps."""
@@ -221,4 +226,4 @@ def _is_shorter_than_declared(film: Film, path: Path, num_seconds: int) -> bool:
         return False
     if is_cut_off(path):
         raise DatasetError(f"the file declares {declared_s:.1f} s and stops after {reached_s:.1f} s")
-    return True
+    return film.is_alone or film.tracks.picture.duration is not None
