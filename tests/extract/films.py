@@ -95,7 +95,7 @@ def write_film(
                 stream.disposition = Disposition[track.disposition] if track.disposition else Disposition(0)
         for track, stream in zip(tracks, streams, strict=True):
             if isinstance(track, Subtitles):
-                packet = av.Packet(b"once")
+                packet = av.Packet(b"\0\4once" if track.codec == "mov_text" else b"once")
                 packet.stream, packet.pts, packet.dts, packet.time_base = stream, 0, 0, Fraction(1, 1000)
                 packet.duration = round(1000 * track.duration_s)
                 packets.add([packet])
@@ -111,7 +111,7 @@ def write_film(
 
 def _stream(container, track):
     if isinstance(track, Subtitles):
-        return container.add_stream(track.codec)
+        return container.add_mux_stream(track.codec)
     if isinstance(track, Sound):
         return container.add_stream(track.codec, rate=track.rate_hz, layout=track.layout)
     stream = container.add_stream(track.codec, rate=track.rate)
