@@ -43,7 +43,7 @@ def write_overlay_video(
         track = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
         last = -1
         for time_s, pixels in _pictures(video, len(masks)):
-            number = round(time_s * rate)
+            number = min(round(time_s * rate), rate * (floor(time_s) + 1) - 1)  # within its own second
             if number <= last:  # a variable rate may put two pictures into one place
                 continue
             last = number
