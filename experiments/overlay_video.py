@@ -80,8 +80,9 @@ def _pictures(video: Path, num_seconds: int) -> Iterator[tuple[Fraction, UInt8[n
             if time_s >= 0:
                 second = floor(time_s)
                 yield time_s, pixels
-        for held in range(second + 1, num_seconds) if last is not None else ():
-            yield Fraction(held), last
+        if last is not None:
+            for held in range(second + 1, num_seconds):
+                yield Fraction(held), last
 
 
 def _rate(video: Path) -> int:

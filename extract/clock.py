@@ -1,8 +1,8 @@
 """The one clock of a file, for its picture and its sound: seconds of the container, as a reference decoder counts them.
 
-Second 0 begins with the earlier of the two tracks that are read, by the time stamps of the container with its edit lists
-applied. A track that begins later has nothing to show until then: the first picture stands in, or silence. Where time
-stamps begin anew or leap, as in recordings that were joined byte by byte, the clock goes on.
+Second 0 begins with the earlier of the two tracks that are read, by the container's time stamps and edit lists. A track
+that begins later has nothing to show until then: the first picture stands in, or silence. Where time stamps begin anew
+or leap, as in recordings that were joined byte by byte, the clock goes on.
 """
 
 from dataclasses import dataclass

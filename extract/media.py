@@ -72,9 +72,10 @@ def read_media(clip: Clip, num_frames: int, size: int) -> Media:
         raise DatasetError(f"clip {clip.id!r} has neither a video nor a folder of frames")
     paths = [clip.frames / f"{second}.jpg" for second in range(num_frames)]
     frames = [resized(read_picture(path, clip.root), size) for path in paths]
-    sound = None if clip.audio is None else read_wave(clip.audio, num_frames, clip.root)
+    wave = None if clip.audio is None else read_wave(clip.audio, num_frames, clip.root)
     return Media(
-        frames=np.stack(frames), sound=_of_length(sound, num_frames), silent=sound is None, repeated_from_s=None
+        frames=np.stack(frames), sound=_of_length(None if wave is None else wave.samples, num_frames),
+        silent=wave is None, repeated_from_s=None, notes=() if wave is None else wave.notes,
     )
 
 

@@ -1,6 +1,7 @@
-"""What is odd about a clip that was read all the same: a fixed vocabulary, kept in the store and counted by the command."""
+"""What is odd about a clip that was read all the same: a fixed vocabulary, kept in the store and counted at the end."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 # Facts of their own, which older stores have as well.
@@ -22,7 +23,12 @@ NOTES = {
 
 
 def oddities(facts: Mapping[str, Any]) -> list[str]:
-    """What is odd about a clip by its facts in the store."""
+    """What is odd about a clip by its facts in the store, those of older stores included."""
     flags = [SILENT] if facts.get(SILENT) else []
     flags += [REPEATED] if facts.get(REPEATED) is not None else []
-    return flags + [note for note in str(facts.get("notes") or "").split(",") if note]
+    return flags + [note for note in NOTES if note in str(facts.get("notes")).split(",")]
+
+
+def counted(facts_of_clips: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """How many clips are odd in which way."""
+    return Counter(name for facts in facts_of_clips for name in oddities(facts))

@@ -8,7 +8,7 @@ import numpy as np
 from einops import reduce
 from jaxtyping import Float
 
-from extract.sound import SAMPLE_RATE_HZ, at_sample_rate, refuse_rate
+from extract.sound import MISSING_SOUND_S, SAMPLE_RATE_HZ, at_sample_rate, refuse_rate
 
 if TYPE_CHECKING:
     import av
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 SEARCH_SOUND_S = 30.0
 # Time stamps are rounded to the container's clock; only a real gap moves the samples.
 _ROUNDING_S = 0.02
-# As much silence as nobody takes for the end of a sentence is noted.
-MISSING_SOUND_S = 0.5
 
 
 @dataclass

@@ -72,7 +72,9 @@ class _Survey:
         return self.of(track).num_packets < 2 or self.of(track).length_s < _PREVIEW_SHARE * longest_s
 
 
-def film_tracks(container: "InputContainer", again: "Callable[[], AbstractContextManager[InputContainer]]") -> FilmTracks:
+def film_tracks(
+    container: "InputContainer", again: "Callable[[], AbstractContextManager[InputContainer]]"
+) -> FilmTracks:
     """The picture and the sound of a film: the default ones, else the best that can be decoded.
 
     Args:
@@ -98,7 +100,8 @@ def film_tracks(container: "InputContainer", again: "Callable[[], AbstractContex
     def seen(track: "VideoStream") -> tuple:
         moving = len(fitting) == 1 or not survey.is_preview(track, fitting)
         size = track.codec_context.width * track.codec_context.height
-        return moving, _is_marked(track, _DEFAULT), not _is_marked(track, _ASIDE), size, round(survey.of(track).length_s)
+        length_s = round(survey.of(track).length_s)
+        return moving, _is_marked(track, _DEFAULT), not _is_marked(track, _ASIDE), size, length_s
 
     def heard(track: "AudioStream") -> tuple:
         held = len(hearing) == 1 or survey.of(track).num_packets > 0

@@ -1,4 +1,4 @@
-"""Films as people have them, with what each second of them must show: codec x container x offsets x matrix x tracks x cuts.
+"""Films as people have them, with what each second must show: codec x container x offsets x matrix x tracks x cuts.
 
 The truth follows from how a film is built, never from a decoder.
 """
@@ -147,7 +147,8 @@ def _add(name: str, suffix: str, build: Callable[[Path], object], shown: Shown =
 for _suffix, _codec, _sound, _hz in (
     (".mp4", "libx264", "aac", 44_100), (".mp4", "libx265", "aac", 48_000), (".mp4", "mpeg4", "libmp3lame", 16_000),
     (".mp4", "libvpx-vp9", "libopus", 48_000), (".mp4", "mjpeg", "alac", 44_100), (".mp4", "libx264", "flac", 16_000),
-    (".mov", "libx264", "pcm_s16le", 48_000), (".mov", "mjpeg", "pcm_s24le", 16_000), (".mov", "prores_ks", "aac", 32_000),
+    (".mov", "libx264", "pcm_s16le", 48_000), (".mov", "mjpeg", "pcm_s24le", 16_000),
+    (".mov", "prores_ks", "aac", 32_000),
     (".mkv", "libx264", "aac", 16_000), (".mkv", "libx265", "flac", 44_100), (".mkv", "ffv1", "flac", 16_000),
     (".mkv", "mpeg2video", "ac3", 48_000), (".mkv", "mjpeg", "pcm_s16le", 8_000), (".mkv", "libvpx", "libopus", 48_000),
     (".mkv", "mpeg4", "mp2", 32_000), (".mkv", "libx264", "pcm_f32le", 96_000),
@@ -171,8 +172,8 @@ _add("times of a screen recorder", ".mp4",
 # ------------------------------------------------------------------------------------------------------- offsets
 
 for _suffix in (".mp4", ".mov", ".mkv", ".ts"):
-    _sound = Sound(codec="ac3", rate_hz=48_000) if _suffix == ".ts" else Sound(codec="flac") if _suffix == ".mkv" else Sound()
-    _hz, _codec = _sound.rate_hz, _sound.codec
+    _codec, _hz = {".ts": ("ac3", 48_000), ".mkv": ("flac", 16_000)}.get(_suffix, ("aac", 16_000))
+    _sound = Sound(codec=_codec, rate_hz=_hz)
     _add(f"picture 2 s late{_suffix}", _suffix, of([Pictures(late_s=2), _sound]), truth(late_s=2),
          notes=["picture_late"])  # fmt: skip
     _add(f"sound 2 s late{_suffix}", _suffix, of([Pictures(), Sound(codec=_codec, rate_hz=_hz, late_s=2)]),
@@ -184,7 +185,8 @@ _add("both 5 s late.ts", ".ts", of([Pictures(late_s=5), Sound(codec="mp2", rate_
 _add("no sound, late.mkv", ".mkv", of([Pictures(late_s=5)]), truth(sound_late_s=None))
 _add("sound alone for 4 s, then both end early", ".mkv",
      of([Pictures(late_s=4, content=(0, 4)), Sound(codec="flac", content=(0, 8))]),
-     truth(late_s=4, length_s=4, sound_length_s=8), notes=["picture_late", "sound_short"], repeated_from_s=8)  # fmt: skip
+     truth(late_s=4, length_s=4, sound_length_s=8), notes=["picture_late", "sound_short"],
+     repeated_from_s=8)  # fmt: skip
 
 # -------------------------------------------------------------------------------------------------- display matrix
 
@@ -244,7 +246,8 @@ _add("two pictures, the larger is the film.mkv", ".mkv",
 _add("two pictures, the smaller is default.mkv", ".mkv",
      of([Pictures(size=(192, 192), strange=True, disposition=""), *_film]))  # fmt: skip
 _add("cover after the film.mp4", ".mp4",
-     of([Pictures(), Sound(), Pictures(codec="mjpeg", num_frames=1, strange=True, disposition="attached_pic")]))  # fmt: skip
+     of([Pictures(), Sound(),
+         Pictures(codec="mjpeg", num_frames=1, strange=True, disposition="attached_pic")]))  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------------- cuts
 
@@ -278,9 +281,11 @@ _add("three parts joined.ts", ".ts", joined(_part(0, 3), _part(3, 6), _part(6, 1
 _add("parts without sound joined.ts", ".ts", joined(_part(0, 5)[:1], _part(5, 12)[:1]), truth(sound_late_s=None),
      notes=["time_joined"])  # fmt: skip
 _add("time leaps an hour ahead.ts", ".ts",
-     joined(_part(0, 5), _part(5, 12), options=[None, {"output_ts_offset": "3600"}]), notes=["time_joined"])  # fmt: skip
+     joined(_part(0, 5), _part(5, 12), options=[None, {"output_ts_offset": "3600"}]),
+     notes=["time_joined"])  # fmt: skip
 _add("time leaps an hour back.ts", ".ts",
-     joined(_part(0, 5), _part(5, 12), options=[{"output_ts_offset": "3600"}, None]), notes=["time_joined"])  # fmt: skip
+     joined(_part(0, 5), _part(5, 12), options=[{"output_ts_offset": "3600"}, None]),
+     notes=["time_joined"])  # fmt: skip
 _add("three seconds were lost.ts", ".ts",
      joined(_part(0, 4), _part(7, 12), options=[None, {"output_ts_offset": "7.1"}]),
      Shown(pictures=(0, 1, 2, 3, 3, 3, 3, 7, 8, 9), tones=(0, 1, 2, 3, None, None, None, 7, 8, 9)),

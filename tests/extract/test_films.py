@@ -1,4 +1,4 @@
-"""Films of which every second is known, and the files of the cases folder, second by second against truth and ffmpeg."""
+"""Films of which every second is known, and the files of the cases, second by second against truth and ffmpeg."""
 
 import importlib.util
 from collections import Counter
