@@ -85,6 +85,7 @@ def joined(*parts: Sequence, options: Sequence[dict[str, str] | None] = ()) -> C
             part = path.with_name(f"part-{number}{path.suffix}")
             write_film(part, tracks, options=options[number] if options else None)
             content += part.read_bytes()
+            part.unlink()
         path.write_bytes(content)
 
     return build
