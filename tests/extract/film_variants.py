@@ -5,6 +5,7 @@ The truth follows from how a film is built, never from a decoder.
 
 import importlib.util
 import math
+import struct
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -320,3 +321,58 @@ _add("fragments.mp4", ".mp4", of([Pictures(), Sound()], options={"movflags": "fr
 _add("fragments with late sound.mp4", ".mp4",
      of([Pictures(), Sound(late_s=2)], options={"movflags": "frag_keyframe+empty_moov+delay_moov"}),
      truth(sound_late_s=2), notes=["sound_late"])  # fmt: skip
+
+# ---------------------------------------------------------------------------------- headers and stamps that say nothing
+
+
+def changed(tracks: Sequence, change: Callable[[bytearray], None], **settings: object) -> Callable[[Path], object]:
+    def build(path: Path) -> None:
+        write_film(path, tracks, **settings)
+        content = bytearray(path.read_bytes())
+        change(content)
+        path.write_bytes(content)
+
+    return build
+
+
+def _unstamped(content: bytearray) -> None:
+    """Takes the time stamps from all pictures of a transport stream but the first."""
+    pictures = 0
+    for start in range(0, len(content), 188):
+        filled = 1 + content[start + 4] if content[start + 3] & 0x20 else 0
+        place = start + 4 + filled
+        if content[start + 1] & 0x40 and content[place : place + 4] == b"\0\0\1\xe0":
+            pictures += 1
+            if pictures > 1:
+                content[place + 7] &= 0x3F
+
+
+def _avi_header(kind: bytes, offset: int, value: int) -> Callable[[bytearray], None]:
+    def change(content: bytearray) -> None:
+        place = content.index(kind) + offset
+        content[place : place + 4] = struct.pack("<I", value)
+
+    return change
+
+
+def _without_lengths(content: bytearray) -> None:
+    for kind, offset in ((b"mvhd", 20), (b"mdhd", 20), (b"tkhd", 24)):
+        place = 0
+        while (place := content.find(kind, place + 4)) > 0:
+            content[place + offset : place + offset + 4] = bytes(4)
+
+
+_avi = [Pictures(codec="mjpeg"), Sound(codec="pcm_s16le")]
+_START, _LENGTH = 28, 32
+_add("pictures without time stamps.ts", ".ts",
+     changed([Pictures(rate=25, b_frames=0), Sound(codec="mp2", rate_hz=48_000)], _unstamped),
+     notes=["time_guessed"])  # fmt: skip
+_add("header says no sound samples.avi", ".avi", changed(_avi, _avi_header(b"auds", _LENGTH, 0)))
+_add("header says no pictures.avi", ".avi", changed(_avi, _avi_header(b"vids", _LENGTH, 0)))
+_add("header says 2^31 pictures.avi", ".avi", changed(_avi, _avi_header(b"vids", _LENGTH, 2**31 - 1)))
+_add("sound 2 s late.avi", ".avi", changed(_avi, _avi_header(b"auds", _START, 32_000)), truth(sound_late_s=2),
+     notes=["sound_late"])  # fmt: skip
+_add("picture 2 s late.avi", ".avi", changed(_avi, _avi_header(b"vids", _START, 20)), truth(late_s=2),
+     notes=["picture_late"])  # fmt: skip
+_add("header says 0 s.mp4", ".mp4", changed([Pictures(), Sound()], _without_lengths))
+_add("one picture a second, reordered.mkv", ".mkv", of([Pictures(rate=1, b_frames=3), Sound(codec="flac")]))
