@@ -41,9 +41,11 @@ def write_overlay_video(
         picture = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "20"})
         picture.pix_fmt, picture.height, picture.width = "yuv420p", height, width
         track = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
-        last = -1
+        last, phase = -1, None
         for time_s, pixels in _pictures(video, len(masks)):
-            number = min(round(time_s * rate), rate * (floor(time_s) + 1) - 1)  # within its own second
+            phase = time_s * rate % 1 if phase is None else phase
+            first = rate * floor(time_s)
+            number = max(first, min(round(time_s * rate - phase), first + rate - 1))  # within its own second
             if number <= last:  # a variable rate may put two pictures into one place
                 continue
             last = number
