@@ -45,6 +45,7 @@ proof/store: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not faults' tests
 
+# With ffmpeg's command (apt-get install ffmpeg) every film of the tests is compared with what it shows, second by second.
 test-slow: setup
 	$(BIN)/python -m pytest -m slow tests
 
