@@ -57,6 +57,7 @@ lint: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m '$(QUICK)' tests
 
+# With ffmpeg's command (apt-get install ffmpeg) every film of the tests is compared with what it shows, second by second.
 test-slow: setup
 	$(BIN)/python -m pytest -m slow tests
 

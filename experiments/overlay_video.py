@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from fractions import Fraction
+from math import floor
 from pathlib import Path
 
 import av
@@ -10,7 +11,8 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from experiments.overlays import PREDICTION, outline
-from extract.container import open_container, picture_track, upright
+from extract.container import open_film
+from extract.display_matrix import upright
 from extract.sound import SAMPLE_RATE_HZ
 
 LARGEST_SIDE_PX = 1280
@@ -39,9 +41,11 @@ def write_overlay_video(
         picture = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "20"})
         picture.pix_fmt, picture.height, picture.width = "yuv420p", height, width
         track = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
-        last = -1
+        last, phase = -1, None
         for time_s, pixels in _pictures(video, len(masks)):
-            number = round(time_s * rate)
+            phase = time_s * rate % 1 if phase is None else phase
+            first = rate * floor(time_s)
+            number = max(first, min(round(time_s * rate - phase), first + rate - 1))  # within its own second
             if number <= last:  # a variable rate may put two pictures into one place
                 continue
             last = number
@@ -57,27 +61,27 @@ def write_overlay_video(
 
 
 def _pictures(video: Path, num_seconds: int) -> Iterator[tuple[Fraction, UInt8[np.ndarray, "h w 3"]]]:
-    """The pictures of the first seconds with their time from the first one on.
+    """The pictures of the first seconds with their time on the clock of the file, all of the size of the first one.
 
-    A second in which none begins starts with the one before it, as the encoders have it.
+    A second in which none begins starts with the one before it, as the encoders have it; those before the first picture
+    start with that one.
     """
-    with open_container(video) as container:
-        start_s: Fraction | None = None
-        second, last = 0, None
-        for frame in container.decode(picture_track(container)):
-            assert frame.pts is not None and frame.time_base is not None  # read_media refuses it
-            stamp = frame.pts * frame.time_base
-            start_s = stamp if start_s is None else start_s
-            if stamp < start_s:
-                continue
-            time_s = stamp - start_s
-            while last is not None and second + 1 < min(int(time_s), num_seconds):
-                second += 1
-                yield Fraction(second), last
+    with open_film(video) as film:
+        second, last = -1, None
+        for time_s, frame in film.pictures(num_seconds):
+            pixels = upright(frame)
+            if last is not None and pixels.shape != last.shape:
+                height, width = last.shape[:2]
+                pixels = np.asarray(Image.fromarray(pixels).resize((width, height)))
+            for held in range(second + 1, min(floor(time_s), num_seconds)):
+                second = held
+                yield Fraction(held), pixels if last is None else last
             if time_s >= num_seconds:
                 return
-            second, last = int(time_s), upright(frame)
-            yield time_s, last
+            last = pixels
+            if time_s >= 0:
+                second = floor(time_s)
+                yield time_s, pixels
         if last is not None:
             for held in range(second + 1, num_seconds):
                 yield Fraction(held), last
@@ -85,8 +89,8 @@ def _pictures(video: Path, num_seconds: int) -> Iterator[tuple[Fraction, UInt8[n
 
 def _rate(video: Path) -> int:
     """Pictures per second of the overlay: those of the video, at most 60."""
-    with open_container(video) as container:
-        average = picture_track(container).average_rate
+    with open_film(video) as film:
+        average = film.tracks.picture.average_rate
     return max(1, min(60, round(average or 25)))
 
 

@@ -1,4 +1,4 @@
-"""What an MP4 file declares about its samples, looked at before libav makes an index of as many entries."""
+"""What the bytes of a container declare: an MP4 its samples, looked at before libav indexes them; all their own end."""
 
 import os
 import struct
@@ -8,27 +8,37 @@ from typing import BinaryIO
 from refavs.errors import DatasetError
 
 # Boxes that hold boxes on the way to the sample tables, of whole files and of fragments.
-_FOLDERS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}
+_FOLDERS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"edts"}
 # A fragmented file of an hour has about this many; a table further back is not reached by the first seconds.
 _MOST_BOXES = 50_000
+# A film that was cut and mended has some dozens of edits; libav indexes the samples that each of them shows.
+_FEW_EDITS, _MOST_EDITED_SAMPLES = 4, 5_000_000
 _DEEPEST = 8
+_OUTERMOST = (
+    b"ftyp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"styp", b"sidx", b"uuid", b"mfra", b"meta",
+)
+_FAR = 1 << 63
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+# A download that was given its size beforehand ends in zeros.
+_EMPTY_TAIL_BYTES = 4096
 _REMEDY = "copy or encode it again"
 
 
 def refuse_declared_samples(path: Path) -> None:
     """Checks that an MP4 or MOV declares no more samples than it has bytes; other files pass.
 
-    libav takes 57 bytes for each declared sample, so that a file of 2 KB could ask for 100 GB.
+    libav takes 57 bytes for each declared sample, so that a file of 2 KB could ask for 100 GB, and again as many for
+    each edit that shows them.
 
     Raises:
-        DatasetError: more samples than bytes, or a compressed index, which could hold any number.
+        DatasetError: more samples than bytes, far too many edits, or a compressed index, which could hold any number.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
         if file.read(8)[4:] not in (b"ftyp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"styp"):
             return
-        pending, seen = [(0, size_bytes, 0)], 0
+        pending, seen, edits, samples = [(0, size_bytes, 0)], 0, 0, 0
         while pending and seen < _MOST_BOXES:
             position, end, depth = pending.pop()
             kind, body, stop = _box(file, position, end)
@@ -40,8 +50,53 @@ def refuse_declared_samples(path: Path) -> None:
             declared = _declared(file, kind, body)
             if declared > size_bytes:
                 raise DatasetError(f"video {path} declares {declared:,} samples in {size_bytes:,} bytes; {_REMEDY}")
+            edits = 0 if kind == b"trak" else _count(file, body + 4) if kind == b"elst" else edits
+            samples = 0 if kind == b"trak" else declared if kind == b"stsz" else samples
+            if edits > _FEW_EDITS and edits * samples > _MOST_EDITED_SAMPLES:
+                raise DatasetError(f"video {path} declares {edits:,} edits of {samples:,} samples; {_REMEDY}")
             if kind == b"cmov":
                 raise DatasetError(f"video {path} has a compressed index, whose size cannot be known; {_REMEDY}")
+
+
+def is_cut_off(path: Path) -> bool:
+    """Whether a file has fewer bytes than its outermost boxes declare, or ends in bytes that were never written.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        head = file.read(12)
+        file.seek(max(0, size_bytes - _EMPTY_TAIL_BYTES))
+        if size_bytes > _EMPTY_TAIL_BYTES and not any(file.read(_EMPTY_TAIL_BYTES)):
+            return True
+        if head[:4] == b"RIFF":
+            return struct.unpack("<I", head[4:8])[0] + 8 > size_bytes
+        if head[:4] == _EBML:
+            return _end_of_segment(file) > size_bytes
+        position, seen = 0, 0
+        while head[4:8] in _OUTERMOST and position < size_bytes and seen < _MOST_BOXES:
+            kind, _, stop = _box(file, position, _FAR)
+            if kind not in _OUTERMOST or stop == _FAR:  # the last one may say that it has all that is left
+                return False
+            position, seen = stop, seen + 1
+        return position > size_bytes
+
+
+def _end_of_segment(file: BinaryIO) -> int:
+    """Where the first segment of a Matroska file ends by its own word; 0 where it does not say."""
+    position = 0
+    for wanted in (_EBML, _SEGMENT):
+        file.seek(position)
+        head = file.read(12)
+        if head[:4] != wanted or len(head) < 5 or not head[4]:
+            return 0
+        width = 9 - head[4].bit_length()
+        value = int.from_bytes(head[4 : 4 + width], "big") & ((1 << 7 * width) - 1)
+        if value == (1 << 7 * width) - 1:  # as a live stream has it
+            return 0
+        position += 4 + width + value
+    return position
 
 
 def _box(file: BinaryIO, position: int, end: int) -> tuple[bytes, int, int]:
@@ -62,6 +117,10 @@ def _declared(file: BinaryIO, kind: bytes, body: int) -> int:
     """Samples that a table declares: `stsz` has their common size before their number, `trun` the number first."""
     if kind not in (b"stsz", b"trun"):
         return 0
-    file.seek(body + (8 if kind == b"stsz" else 4))
+    return _count(file, body + (8 if kind == b"stsz" else 4))
+
+
+def _count(file: BinaryIO, place: int) -> int:
+    file.seek(place)
     count = file.read(4)
     return struct.unpack(">I", count)[0] if len(count) == 4 else 0

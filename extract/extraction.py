@@ -15,6 +15,7 @@ from rich.table import Table
 
 from extract.job import Resources, run_jobs
 from extract.log import RunLog
+from extract.notes import counted
 from extract.plan import Job, array_specs, expressions_table, plan_jobs, refuse_replaced, shares_of, wanted_items
 from extract.presets import Encoders, Preset
 from extract.worker import JobResult
@@ -63,10 +64,12 @@ class Totals:
     failures: list[str] = field(default_factory=list)
     num_bytes: int = 0
     broken: Counter[str] = field(default_factory=Counter)
+    odd: Counter[str] = field(default_factory=Counter)
 
     def add(self, result: JobResult) -> None:
         self.done[result.table] += result.num_done
         self.num_bytes += result.num_bytes
+        self.odd.update(result.odd)
         self.failures += [f"{result.table} {key}: {reason}" for key, reason in result.failures.items()]
         if result.error is not None:
             self.broken[result.trace] += 1
@@ -154,6 +157,9 @@ def _summary(source: Source, writer: StoreWriter, totals: Totals, jobs: Sequence
     sharing = sum(len(job.shard.shares) for job in jobs if not job.shard.adds)
     table.add_row("sharing", str(sharing), str(len(writer.shared("clips"))))
     table.add_row("failures", str(len(totals.failures)), "")
+    in_store = counted(facts for record in writer.records("clips") for facts in record.meta.values())
+    for name in in_store:
+        table.add_row(f"noted {name}", str(totals.odd[name]), str(in_store[name]))
     table.add_row("bytes", f"{totals.num_bytes:,}", "")
     table.add_row("seconds", f"{seconds:.1f}", "")
     table.add_row("clips/s", f"{totals.done['clips'] / seconds:.2f}", "")

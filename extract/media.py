@@ -12,7 +12,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from extract.container import read_container, resized
+from extract.container import read_container
+from extract.placed_pictures import resized
 from extract.sound import SAMPLE_RATE_HZ, read_wave
 from refavs.data.bench import Clip
 from refavs.data.files import PICTURE_ERRORS, open_picture, reason_of
@@ -32,12 +33,14 @@ class Media:
         sound: mono at 16 kHz, full scale 1, exactly as many seconds as frames; zeros where the clip has none.
         silent: the clip has no sound track.
         repeated_from_s: first second that repeats the last frame because the picture had ended; None where none does.
+        notes: what else is odd, names of `extract.notes.NOTES`.
     """
 
     frames: UInt8[np.ndarray, "t h w 3"]
     sound: Float[np.ndarray, " s"]
     silent: bool
     repeated_from_s: int | None
+    notes: tuple[str, ...] = ()
 
 
 def normalised(frames: UInt8[Tensor, "f h w 3"]) -> Float[Tensor, "f 3 h w"]:
@@ -60,18 +63,19 @@ def read_media(clip: Clip, num_frames: int, size: int) -> Media:
         DatasetError: a file is missing, empty, cut off, damaged, or not what its name says.
     """
     if clip.video is not None:
-        tracks = read_container(clip.video, num_frames, size, clip.root)
+        film = read_container(clip.video, num_frames, size, clip.root)
         return Media(
-            frames=tracks.frames, sound=_of_length(tracks.sound, num_frames), silent=tracks.silent,
-            repeated_from_s=tracks.repeated_from_s,
+            frames=film.frames, sound=_of_length(film.sound, num_frames), silent=film.silent,
+            repeated_from_s=film.repeated_from_s, notes=film.notes,
         )
     if clip.frames is None:
         raise DatasetError(f"clip {clip.id!r} has neither a video nor a folder of frames")
     paths = [clip.frames / f"{second}.jpg" for second in range(num_frames)]
     frames = [resized(read_picture(path, clip.root), size) for path in paths]
-    sound = None if clip.audio is None else read_wave(clip.audio, num_frames, clip.root)
+    wave = None if clip.audio is None else read_wave(clip.audio, num_frames, clip.root)
     return Media(
-        frames=np.stack(frames), sound=_of_length(sound, num_frames), silent=sound is None, repeated_from_s=None
+        frames=np.stack(frames), sound=_of_length(None if wave is None else wave.samples, num_frames),
+        silent=wave is None, repeated_from_s=None, notes=() if wave is None else wave.notes,
     )
 
 

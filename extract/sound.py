@@ -1,24 +1,45 @@
 """Sound as the audio encoder takes it: mono at 16 kHz, finite, of a bounded loudness; from a WAV file or a track."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
+from extract.wave_length import by_its_samples
 from refavs.data.files import UnusableFileError, open_file, reason_of
 from refavs.errors import DatasetError
+
+if TYPE_CHECKING:
+    import soundfile
 
 SAMPLE_RATE_HZ = 16_000
 # Beyond these no recording is known, and a header's lie would fill the memory.
 RATES_HZ = (1_000, 192_000)
 # Full scale is 1; a float recording may exceed it, one of unscaled integers is no sound that the encoder knows.
 LOUDEST = 16.0
+# As much silence as nobody takes for the end of a sentence is noted.
+MISSING_SOUND_S = 0.5
 _BLOCK_VALUES = 1 << 20
 
 
-def read_wave(path: Path, num_seconds: int, within: Path | None = None) -> Float[np.ndarray, " s"] | None:
-    """The first seconds of a sound file, the mean of its channels; None where there is no such file.
+@dataclass(frozen=True, kw_only=True)
+class Wave:
+    """The first seconds of a sound file.
+
+    Attributes:
+        samples: the mean of its channels at 16 kHz.
+        notes: what is odd about it, names of `extract.notes.NOTES`.
+    """
+
+    samples: Float[np.ndarray, " s"]
+    notes: tuple[str, ...]
+
+
+def read_wave(path: Path, num_seconds: int, within: Path | None = None) -> Wave | None:
+    """Reads a sound file as far as it has samples, whatever length it declares; None where there is no such file.
 
     Raises:
         DatasetError: the file cannot be read, or not as sound.
@@ -26,17 +47,14 @@ def read_wave(path: Path, num_seconds: int, within: Path | None = None) -> Float
     import soundfile
 
     try:
-        with open_file(path, within) as raw, soundfile.SoundFile(raw) as file:
-            refuse_rate(file.samplerate)
-            # Block by block, so that many channels do not lie in memory at once.
-            blocks = file.blocks(
-                blocksize=max(1, _BLOCK_VALUES // file.channels), frames=num_seconds * file.samplerate,
-                dtype="float32", always_2d=True,
-            )
-            with np.errstate(invalid="ignore", over="ignore"):  # what is no number is found below
-                mono = [block.mean(axis=1) for block in blocks]
-            samples = np.concatenate(mono) if mono else np.zeros(0, np.float32)
-            return at_sample_rate(samples, file.samplerate)
+        with open_file(path, within) as raw:
+            whole, is_false = by_its_samples(raw)
+            with soundfile.SoundFile(whole) as file:
+                refuse_rate(file.samplerate)
+                samples = _mono(file, num_seconds * file.samplerate)
+                is_short = len(samples) < (num_seconds - MISSING_SOUND_S) * file.samplerate
+                notes = ["length_false"] * is_false + ["sound_short"] * is_short
+                return Wave(samples=at_sample_rate(samples, file.samplerate), notes=tuple(notes))
     except FileNotFoundError:
         return None
     except DatasetError as error:
@@ -45,6 +63,16 @@ def read_wave(path: Path, num_seconds: int, within: Path | None = None) -> Float
         reason = getattr(error, "error_string", "") or reason_of(error)  # libsndfile's own, without our file's repr
         raise DatasetError(f"sound {path} cannot be read ({reason}); accepted: a WAV file of any rate from "
                            f"{RATES_HZ[0]:,} to {RATES_HZ[1]:,} Hz") from error  # fmt: skip
+
+
+def _mono(file: "soundfile.SoundFile", num_samples: int) -> Float[np.ndarray, " s"]:
+    """The mean of the channels, block by block, so that many of them do not lie in memory at once."""
+    blocks = file.blocks(
+        blocksize=max(1, _BLOCK_VALUES // file.channels), frames=num_samples, dtype="float32", always_2d=True
+    )
+    with np.errstate(invalid="ignore", over="ignore"):  # what is no number is found afterwards
+        mono = [block.mean(axis=1) for block in blocks]
+    return np.concatenate(mono) if mono else np.zeros(0, np.float32)
 
 
 def refuse_rate(rate_hz: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from extract.notes import NOTES
 from refavs.cli import Exit, run_command
 from refavs.console import ProgressBar
 from refavs.errors import StoreError
@@ -131,6 +132,9 @@ def facts_of_rows(store: "FeatureStore") -> list[str]:
         flagged = sum(value is not None and value is not False and value == value for value in values)
         if flagged:
             lines.append(f"clips        {flagged} {name}")
+    noted = store.clips["notes"].tolist() if "notes" in store.clips else []
+    for name, count in Counter(name for names in noted if isinstance(names, str) for name in names.split(",")).items():
+        lines.append(f"clips        {count} {name}: {NOTES.get(name, 'noted')}")
     done = {(record.table, key) for record in store.records for key in record.rows}
     for record in store.records:
         for key, reason in record.failures.items():

@@ -28,6 +28,7 @@ from jaxtyping import UInt8
 from extract.encoders.visual import levels_of
 from extract.identity import input_digests
 from extract.media import frame_size, read_media
+from extract.notes import counted
 from extract.plan import Item, Job, Masks
 from extract.presets import Encoders, Preset
 from refavs.accelerator import require_usable
@@ -58,6 +59,7 @@ class JobResult:
         stages_s: by name in `STAGES`. Decoding is done by threads beside the job's own; encoding holds the reading of
             weights in a worker's first job; `waiting` is the time without media, or without the turn at the encoders.
         failures: keys that could not be computed, with the reason.
+        odd: clips by what is odd about them, names of `extract.notes`.
         error: what broke the whole shard; None where nothing did.
         trace: traceback of `error`.
         worker: node and process that did it.
@@ -69,6 +71,7 @@ class JobResult:
     seconds: float = 0.0
     stages_s: dict[str, float] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    odd: dict[str, int] = field(default_factory=dict)
     error: Exception | None = None
     trace: str = ""
     worker: str = ""
@@ -220,11 +223,12 @@ class Worker:
             return JobResult(table=job.shard.table, error=error.with_traceback(None), trace=trace, worker=self._name)
         ended = time.perf_counter()
         stages.seconds["commit"] = ended - filled
-        arrays = shard.record.arrays if shard.record else {}
+        arrays, meta = (shard.record.arrays, shard.record.meta) if shard.record else ({}, {})
         return JobResult(
             table=job.shard.table, failures=failures, seconds=ended - started, stages_s=stages.seconds,
             num_done=len(job.shard.keys) - len(failures) if arrays else 0, worker=self._name,
             num_bytes=sum(arrays[path].num_bytes for path in job.shard.arrays if path in arrays),
+            odd=counted(meta[key] for key in job.shard.keys if key in meta),
         )
 
     def probe(self, job: Job, key: str) -> None:
@@ -364,6 +368,7 @@ class Worker:
         media = read_media(clip, self._preset.num_frames, self._preset.input_size)
         facts = {"silent": media.silent, "repeated_from_s": media.repeated_from_s, "num_frames": len(media.frames),
                  "source": clip.video.name if clip.video else clip.id,
+                 **({"notes": ",".join(media.notes)} if media.notes else {}),
                  **input_digests(clip, self._preset.num_frames)}  # fmt: skip
         sees, hears = (any(path.startswith(start) for path in plan.paths_of(key)) for start in (VISUAL, AUDIO))
         return _Decoded(

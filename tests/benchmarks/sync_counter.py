@@ -314,7 +314,7 @@ def count_small() -> dict[str, Counts]:
     device, found = FakeAccelerator.start(), {}
     no_autocast = mock.patch("experiments.learner.autocast", lambda *_: contextlib.nullcontext())  # it has none
     sizes = {"model.visual_downsample": 2, "loss.num_points": 32, "train.batch_size": 6, "train.steps_per_epoch": 3,
-             "train.eval_batch_size": 2}  # fmt: skip
+             "train.eval_batch_size": 2, "train.precision": "fp32"}  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         store = make_store(Path(name) / "store")
         for case, changes in CASES.items():

@@ -211,6 +211,33 @@ def huge_frames_inside(path: Path) -> None:
     write_packets(path, [(0.1 * i, declaring(jpeg(), 10_000, 10_000)) for i in range(20)])
 
 
+def half_of_matroska(path: Path) -> None:
+    good(path, container_format="matroska")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty_end(path: Path) -> None:
+    """A download whose file was given its whole size beforehand."""
+    good(path, container_format="matroska")
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[: size // 2] + bytes(size - size // 2))
+
+
+def edits_declared(path: Path) -> None:
+    """An edit list that shows the whole track two million times, for each of which libav would index every sample."""
+    mp4(path)
+    content = path.read_bytes()
+    start = content.index(b"elst") - 4
+    size = struct.unpack(">I", content[start : start + 4])[0]
+    moov, trak, edts = (content.index(kind) - 4 for kind in (b"moov", b"trak", b"edts"))
+    entries = struct.pack(">II", 0, 2_000_000) + struct.pack(">IiI", 2000, 0, 1 << 16) * 2_000_000
+    grown = content[:start] + struct.pack(">I", len(entries) + 8) + b"elst" + entries + content[start + size :]
+    for box in (moov, trak, edts):
+        length = struct.unpack(">I", grown[box : box + 4])[0] + len(entries) + 8 - size
+        grown = grown[:box] + struct.pack(">I", length) + grown[box + 4 :]
+    path.write_bytes(grown)
+
+
 def sound_only(path: Path) -> None:
     import av
 
@@ -338,6 +365,17 @@ def wave_header(path: Path, *, channels: int = 1, rate_hz: int = RATE_HZ) -> Non
     head = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, channels, rate_hz, rate_hz * 2 % 2**32, 2, 16)
     body = b"WAVE" + head + b"data" + struct.pack("<I", len(data)) + data
     path.write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+
+
+def wave_length(path: Path, declared: int | None, tail: bytes = b"", seconds: float = 10) -> None:
+    """A WAV of 16 bits whose header declares that many bytes of samples; a recorder that streams cannot know them."""
+    wave(path, tone(seconds), subtype="PCM_16")
+    content = bytearray(path.read_bytes())
+    place = content.index(b"data") + 4
+    if declared is not None:
+        content[4:8] = struct.pack("<I", min(declared + place - 4, 2**32 - 1))
+        content[place : place + 4] = struct.pack("<I", declared)
+    path.write_bytes(bytes(content) + tail)
 
 
 def clip_files(root: Path) -> Path:

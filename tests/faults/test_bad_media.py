@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -42,7 +43,9 @@ BAD_VIDEOS: dict[str, tuple[Callable[[Path], object], str]] = {
     "HLS playlist naming other files": (bad.playlist, NO_VIDEO),
     "concat list naming other files": (bad.concatenation, NO_VIDEO),
     "JPEG picture named .mp4": (bad.picture_as_video, NO_VIDEO),
-    "header claims 100 hours": (bad.hours_declared, r"the file declares 360000\.0 s and stops after 2\.0 s"),
+    "download of half a Matroska": (bad.half_of_matroska, r"the file declares 10\.0 s and stops after [45]\.\d s"),
+    "download with an empty end": (bad.empty_end, r"the file declares 10\.0 s and stops after [45]\.\d s"),
+    "MP4 of two million edits": (bad.edits_declared, r"declares 2,000,000 edits of 20 samples"),
     "MP4 table of a billion samples": (bad.samples_declared, r"declares 1,000,000,000 samples in 2,\d{3} bytes"),
     "MP4 fragment of a billion samples": (bad.fragment_declared, r"declares 1,000,000,000 samples in 2,\d{3} bytes"),
     "frames of 10,000 x 10,000": (bad.huge_frames, TOO_LARGE),
@@ -248,6 +251,12 @@ def test_hours_declared_beside_a_true_table_of_samples_are_not_believed(tmp_path
     assert media.repeated_from_s == 2 and all(abs(gray - bad.GRAY) <= 2 for gray in grays(media))
 
 
+def test_hours_declared_by_a_header_are_not_believed(tmp_path: Path) -> None:
+    media = read_odd(tmp_path, bad.hours_declared)
+    assert grays(media) == [bad.GRAY, *[bad.GRAY + 10] * 9] and media.repeated_from_s == 2
+    assert media.notes == ("length_false",)
+
+
 @pytest.mark.long
 def test_endless_stream_is_read_no_further_than_needed(tmp_path: Path) -> None:
     clip = video_clip(tmp_path, bad.endless_stream)
@@ -263,12 +272,14 @@ def bytes_read() -> int:
     return int(path.read_text().split()[1]) if path.exists() else 0
 
 
-def test_picture_that_begins_late_takes_the_sound_of_its_own_seconds(tmp_path: Path) -> None:
+def test_picture_that_begins_late_stands_in_for_the_seconds_before_it(tmp_path: Path) -> None:
     sound = np.r_[np.zeros(2 * bad.RATE_HZ, np.float32), bad.tone(10)]
     media = read_odd(tmp_path, lambda path: bad.write_packets(
         path, bad.every(0.5, 10, start_s=2), sound=sound, container_format="matroska"))  # fmt: skip
-    assert grays(media) == [bad.GRAY + 10 * second for second in range(10)] and media.repeated_from_s is None
-    assert abs(media.sound[: SAMPLE_RATE_HZ // 10]).max() == pytest.approx(0.5, abs=0.02)
+    assert grays(media) == [bad.GRAY + 10 * max(0, second - 2) for second in range(10)]
+    assert media.repeated_from_s is None and media.notes == ("picture_late",)
+    began = np.flatnonzero(abs(media.sound) > 0.1)[0] / SAMPLE_RATE_HZ
+    assert began == pytest.approx(2, abs=0.01)
 
 
 def test_short_clip_that_begins_late_is_not_taken_for_cut_off(tmp_path: Path) -> None:
@@ -338,6 +349,23 @@ def test_odd_sounds_have_their_values(tmp_path: Path) -> None:
         assert abs(media.sound).max() == pytest.approx(loudest, rel=0.02), kind
         assert media.sound.shape == (10 * SAMPLE_RATE_HZ,) and not media.silent
         assert kind != "shorter than the picture" or not media.sound[int(3.1 * SAMPLE_RATE_HZ) :].any()
+        assert media.notes == (("sound_short",) if kind in ("shorter than the picture", "no samples") else ())
+
+
+@pytest.mark.parametrize("declared", [0, 1, 3200, 2**31, 2**32 - 1, 10**6])
+@pytest.mark.parametrize("tail", [b"", b"LIST" + struct.pack("<I", 4) + b"INFO"])
+def test_sound_is_as_long_as_its_samples(tmp_path: Path, declared: int, tail: bytes) -> None:
+    media = read_media(bench_clip(tmp_path, "audio.wav", lambda path: bad.wave_length(path, declared, tail)), 10, 32)
+    assert abs(media.sound[-SAMPLE_RATE_HZ // 2 :]).max() == pytest.approx(0.5, rel=0.02)
+    assert media.notes == ("length_false",) and not media.silent
+
+
+def test_what_lies_behind_the_samples_of_a_wave_is_no_sound(tmp_path: Path) -> None:
+    tail = b"LIST" + struct.pack("<I", 40_000) + bytes(range(200)) * 200
+    media = read_media(
+        bench_clip(tmp_path, "audio.wav", lambda path: bad.wave_length(path, None, tail, seconds=5)), 10, 32
+    )
+    assert not media.sound[int(5.1 * SAMPLE_RATE_HZ) :].any() and media.notes == ("sound_short",)
 
 
 # -------------------------------------------------------------------------------------------------------- resources

@@ -1,0 +1,42 @@
+"""Overlay videos of odd films: every second shows what the encoders were given of it."""
+
+import importlib.util
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from experiments.overlay_video import frame_size, write_overlay_video
+from extract.media import read_media
+from refavs.data.bench import Clip
+
+_spec = importlib.util.spec_from_file_location(
+    "film_variants", Path(__file__).parents[1] / "extract" / "film_variants.py"
+)
+assert _spec is not None and _spec.loader is not None
+film_variants = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(film_variants)
+oracle = film_variants.sibling("film_oracle")
+
+
+@pytest.mark.parametrize("name", [
+    "picture changes its size.ts", "two parts joined.ts", "picture 2 s late.mkv", "cut between key pictures.mp4",
+    "transposed.mp4", "preview of one larger picture first.mp4", "three seconds were lost.ts", "libx264 aac.avi",
+])  # fmt: skip
+def test_overlay_shows_what_the_encoders_were_given(tmp_path: Path, name: str) -> None:
+    variant = film_variants.VARIANTS[name]
+    path = tmp_path / f"film{variant.suffix}"
+    variant.build(path)
+    sound = read_media(Clip(id="film", video=path), 10, 96).sound
+    height, width = frame_size(path)
+    write_overlay_video(tmp_path / "overlay.mp4", path, np.zeros((10, height, width), bool), sound)
+    seconds: dict[int, int] = {}
+    with av.open(str(tmp_path / "overlay.mp4")) as container:
+        for frame in container.decode(video=0):
+            pixels = frame.to_ndarray(format="rgb24")
+            assert pixels.shape == (height, width, 3) and frame.time is not None
+            seconds.setdefault(int(frame.time + 1e-6), oracle.second_of_grey(oracle.centre(pixels)))
+            if len(seconds) == 1:
+                assert oracle.marked_corners(pixels) == variant.corners
+    assert tuple(seconds[second] for second in range(10)) == variant.truth.pictures
