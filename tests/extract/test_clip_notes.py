@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from extract.cli import Totals, _summary
+from extract.extraction import Totals, _summary
 from extract.notes import NOTES, counted, oddities
 from extract.plan import array_specs, expressions_table, plan_jobs, wanted_items
 from extract.presets import build_encoders, preset_named

@@ -35,6 +35,7 @@ def built(variant: Variant, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", VARIANTS)
 def test_film_is_read_as_it_was_built(tmp_path: Path, name: str) -> None:
     variant = VARIANTS[name]
