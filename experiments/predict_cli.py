@@ -85,6 +85,7 @@ def _write(out: Path, video: Path, run: str, media: "Media", predictions: "Seque
         write_overlay_video(folder / "overlay.mp4", video, masks, media.sound)
     write_json(out / "prediction.json", {
         "video": str(video), "run": run, "silent": media.silent, "repeated_from_s": media.repeated_from_s,
+        "notes": list(media.notes),
         "predictions": [{"expression": one.expression, "folder": str(number), "shares": one.shares}
                         for number, one in enumerate(predictions, start=1)],
     })  # fmt: skip
@@ -92,6 +93,8 @@ def _write(out: Path, video: Path, run: str, media: "Media", predictions: "Seque
 
 def _show(predictions: "Sequence[Prediction]", media: "Media", out: Path) -> None:
     """For each expression a line with the share of each second's frame, in percent."""
+    from extract.notes import NOTES
+
     for number, prediction in enumerate(predictions, start=1):
         shares = [f"{100 * share:.1f}" if share else "-" for share in prediction.shares]
         found = f"{' '.join(shares)} % of the frame, by second" if any(prediction.shares) else "nothing in the video"
@@ -100,4 +103,6 @@ def _show(predictions: "Sequence[Prediction]", media: "Media", out: Path) -> Non
         print("the video has no sound track and counts as silent")
     if media.repeated_from_s is not None:
         print(f"the picture ends early: from second {media.repeated_from_s} on its last frame is repeated")
+    for note in media.notes:
+        print(f"noted: {NOTES[note]}")
     print(f"masks and overlay videos: {out}")

@@ -28,6 +28,7 @@ FILMS = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 def test_odd_clips_are_noted_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     videos = tmp_path / "videos"
     videos.mkdir()
