@@ -104,6 +104,7 @@ def extract(args: argparse.Namespace) -> int:
     description = run.description()  # reads weights, so that nothing is made where there are none
     with Lease(run.folder, NAME) as lease:
         writer = StoreWriter.open(args.store, **description)
+        _warn_of_slow_bf16(run)
         # Videos without a CSV say nothing about expressions, so those the store has stay.
         keeps = run.source.kind == "videos" and args.expressions is None and writer.folder.exists(EXPRESSIONS_RECORD)
         return complete(run, writer, lease, keeps)
@@ -132,7 +133,7 @@ def prepared(args: argparse.Namespace) -> "Run":
     folder = open_folder(args.store)
     refuse_foreign(folder)
     kept = StoreWriter.attach(args.store).schema if folder.exists("zarr.json") else None
-    precision = _precision(args.precision, kept, resources.device)
+    precision = _precision(args.precision, kept)
     encoders = build_encoders(preset, weights, asked, precision, resources.device)
     has = () if kept is None else levels_of(kept.specs)
     if not set(has) <= set(asked):
@@ -171,20 +172,22 @@ def _gpus_per_worker(args: argparse.Namespace) -> float:
     return gpus_each(args.device, args.gpus_per_worker, seen, "--gpus-per-worker")
 
 
-def _precision(asked: str, store: "StoreSchema | None", device: str) -> Precision:
+def _precision(asked: str, store: "StoreSchema | None") -> Precision:
     """The precision to compute in: as asked; else that of the store; else fp32."""
-    from refavs.accelerator import slow_bf16
-
     known = "fp32" if store is None else store.extraction.get("precision", "fp32")
     wanted = known if asked == "auto" else asked
     if wanted not in PRECISIONS:
         raise ConfigError(f"the store says that it was made with precision {wanted!r}; give one of "
                           f"{', '.join(PRECISIONS)} by --precision")
-    precision: Precision = PRECISIONS[PRECISIONS.index(wanted)]
-    if precision == "bf16" and (factor := slow_bf16(device)) is not None:
+    return PRECISIONS[PRECISIONS.index(wanted)]
+
+
+def _warn_of_slow_bf16(run: "Run") -> None:
+    from refavs.accelerator import slow_bf16
+
+    if run.encoders.visual.precision == "bf16" and (factor := slow_bf16(run.resources.device)) is not None:
         _warn(f"bf16 takes {factor:.1f} times as long as fp32 on this processor (measured now on a convolution), which "
               "has no instructions for it; --precision fp32 is faster, in a store of its own")
-    return precision
 
 
 def _warn(line: str) -> None:

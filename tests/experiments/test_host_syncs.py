@@ -56,6 +56,7 @@ def test_counter_sees_what_waits() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_forward_is_one_graph_to_compile(tmp_path: Path) -> None:
     """Nothing in it asks a tensor for a number, whether all seconds are decoded or some."""
     program = (
