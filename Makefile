@@ -63,7 +63,7 @@ test-slow: setup
 
 # The full form of what `make test` does in small: kills, flipped bits, full disks, lost nodes, bad media.
 test-faults: setup
-	$(BIN)/python -m pytest -m faults tests/faults
+	$(BIN)/python -m pytest -m faults tests
 
 # Each prints tables of ratios from one run; leave the machine alone meanwhile.
 bench-store: setup

@@ -155,6 +155,7 @@ def test_group_whose_worker_dies_goes_on_in_halves_without_those_that_are_over()
     assert placed.reasons == {B.trial.title: "loss nan", A.trial.title: "", C.trial.title: ""}
 
 
+@pytest.mark.slow
 def test_killed_sweep_goes_on_and_equals_an_undisturbed_one(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", {"train": 2, "val": 1, "test_s": 1, "test_n": 1})
     (tmp_path / "g.yaml").write_text(GRID)
