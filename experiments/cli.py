@@ -124,7 +124,7 @@ def _sweep(args: argparse.Namespace) -> int:
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}; accepted: a number above 0")
     pack_gpus = args.gpus_per_trial == "auto"
-    gpus = _gpus_per_trial(args, 1.0 if pack_gpus else args.gpus_per_trial)
+    gpus = _gpus_per_trial(args)
     from experiments.grid import parse_overrides, read_grid
     from experiments.initial_weights import with_checkpoints, with_weights
     from experiments.resources import Resources
@@ -156,23 +156,14 @@ def _sweep(args: argparse.Namespace) -> int:
     return _show(grid, store, out, outcome)
 
 
-def _gpus_per_trial(args: argparse.Namespace, asked: float | None) -> float:
-    """GPUs of a trial, as the command line and what is there decide."""
-    from refavs.accelerator import gpus_each, local_gpus_seen
+def _gpus_per_trial(args: argparse.Namespace) -> float:
+    """How many GPUs a trial takes; `auto` begins with a whole one and is measured later."""
+    from extract.local_ray import chosen_gpus
 
+    asked = 1.0 if args.gpus_per_trial == "auto" else args.gpus_per_trial
     if asked is not None and not 0 <= asked < math.inf:
         raise ConfigError(f"--gpus-per-trial is {asked}; accepted: 0 or a number above it")
-
-    def seen() -> bool:
-        if args.address is None:
-            return local_gpus_seen(args.device, _warn)
-        from extract.local_ray import cluster_has_gpus
-
-        return cluster_has_gpus(args.address)
-
-    if args.address is None and args.device == "cuda":
-        local_gpus_seen(args.device, _warn)
-    return gpus_each(args.device, asked, seen, "--gpus-per-trial")
+    return chosen_gpus(args.device, asked, args.address, "--gpus-per-trial", _warn)
 
 
 def _warn_of_slow_bf16(grid: "Grid", gpus_per_trial: float) -> None:

@@ -115,6 +115,7 @@ def prepared(args: argparse.Namespace) -> "Run":
     from extract.encoders.visual import levels_of
     from extract.extraction import Run
     from extract.job import Resources
+    from extract.local_ray import chosen_gpus
     from extract.presets import build_encoders, preset_named
     from extract.weights import WeightSource
     from refavs.data.bench import read_source
@@ -123,8 +124,9 @@ def prepared(args: argparse.Namespace) -> "Run":
     from refavs.store.writer import StoreWriter
 
     preset = preset_named(args.preset)
+    gpus = chosen_gpus(args.device, args.gpus_per_worker, args.address, "--gpus-per-worker", _warn)
     resources = Resources(
-        address=args.address, num_workers=args.workers, gpus_per_worker=_gpus_per_worker(args),
+        address=args.address, num_workers=args.workers, gpus_per_worker=gpus,
         batch_clips=args.batch_clips,
     )
     weights = WeightSource(kind=args.weights, seed=args.seed, folder=args.weights_dir, fetch=not args.dry_run)
@@ -154,22 +156,6 @@ def prepared(args: argparse.Namespace) -> "Run":
     }  # fmt: skip
     return Run(folder=folder, source=source, preset=preset, encoders=encoders, resources=resources, log=log,
                extraction=extraction)  # fmt: skip
-
-
-def _gpus_per_worker(args: argparse.Namespace) -> float:
-    """GPUs of a worker, as the command line and what is there decide."""
-    from refavs.accelerator import gpus_each, local_gpus_seen
-
-    def seen() -> bool:
-        if args.address is None:
-            return local_gpus_seen(args.device, _warn)
-        from extract.local_ray import cluster_has_gpus
-
-        return cluster_has_gpus(args.address)
-
-    if args.address is None and args.device == "cuda":
-        local_gpus_seen(args.device, _warn)
-    return gpus_each(args.device, args.gpus_per_worker, seen, "--gpus-per-worker")
 
 
 def _precision(asked: str, store: "StoreSchema | None") -> Precision:

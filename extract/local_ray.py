@@ -6,11 +6,12 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from refavs.choices import Device
 from refavs.errors import ConfigError
 from refavs.processors import PASSIVE_WAITING
 
@@ -65,6 +66,29 @@ def ray_at(address: str | None, num_cpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def chosen_gpus(
+    device: Device, asked: float | None, address: str | None, option: str, warn: Callable[[str], None]
+) -> float:
+    """GPUs of each worker or trial, by the command line and by what this machine or the cluster has.
+
+    Args:
+        device: `--device`.
+        asked: the number given by `option`; None where it was left out.
+        address: `--address`; None is this machine.
+        warn: told in one line of a GPU here that torch cannot use.
+
+    Raises:
+        ConfigError: contradicting options, `--device cuda` without a GPU here, or no cluster at the address.
+    """
+    from refavs.accelerator import gpus_each, local_gpus_seen
+
+    if address is not None:
+        return gpus_each(device, asked, lambda: cluster_has_gpus(address), option)
+    if device == "cuda":
+        local_gpus_seen(device, warn)
+    return gpus_each(device, asked, lambda: local_gpus_seen(device, warn), option)
 
 
 def cluster_has_gpus(address: str) -> bool:
