@@ -17,7 +17,7 @@ class TrainConfig:
     """How a head is trained.
 
     Attributes:
-        epochs: epochs of training, each of which ends with a validation, a checkpoint and a line in the history; 0
+        epochs: training epochs; each ends with a validation, a checkpoint and a line in the history; 0
             evaluates the head that `init` names.
         steps_per_epoch: batches in an epoch; 0 shows each training expression once.
         batch_size: expressions in a batch, which is one step of the optimiser, over all workers and parts.

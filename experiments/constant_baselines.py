@@ -215,7 +215,7 @@ def _spread(store: FeatureStore, num_processes: int) -> Iterator[Spread]:
     except BrokenProcessPool as error:
         raise RefAVSError(
             "a process that computes the constant predictions was killed (out of memory, it may be); run the same "
-            "command again, which computes them anew"
+            "command again, which recomputes them"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

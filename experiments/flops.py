@@ -56,7 +56,7 @@ class FlopCounter(TorchDispatchMode):
         if known not in self._shapes:
             try:
                 self._shapes[known] = func(*tree_map(_without_values, args), **tree_map(_without_values, kwargs))
-            except (NotImplementedError, RuntimeError):  # what comes out depends on values
+            except (NotImplementedError, RuntimeError):  # the shape of the result depends on values, so it is computed
                 return func(*args, **kwargs)
         shapes = self._shapes[known]
         return self._zeros(shapes) if isinstance(shapes, Tensor) else tree_map(self._zeros, shapes)
@@ -101,7 +101,7 @@ def _described(value: Any) -> Any:
 
 
 def _without_values(leaf: Any) -> Any:
-    """A tensor without values in the place of a tensor, and no device in that of a device."""
+    """Moves a tensor, or a device, to the meta device, where tensors have shapes and no values."""
     if isinstance(leaf, torch.device):
         return torch.device("meta")
     if not isinstance(leaf, Tensor):

@@ -50,7 +50,7 @@ class Clock:
 
     @property
     def joined(self) -> bool:
-        """Whether time stamps began anew or leapt."""
+        """Whether time stamps restarted or jumped."""
         return len(self._shifts_s) > 1
 
     def set(self, packet: "av.Packet") -> Fraction | None:

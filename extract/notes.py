@@ -14,7 +14,7 @@ NOTES = {
     "sound_short": "the sound ends before the last second; silence from then on",
     "sound_varies": "the sound changes its layout, rate or sample format",
     "size_varies": "the picture changes its size",
-    "time_joined": "time stamps begin anew or leap; the clock goes on",
+    "time_joined": "time stamps restart or jump; the clock continues",
     "time_guessed": "pictures have no time stamps; their rate gives the time",
     "length_false": "the file declares another length than it has; what is there was read",
     "damage_skipped": "pieces that cannot be decoded were left out at the start of a transport stream",
