@@ -1,4 +1,4 @@
-"""The README's Python example runs as it stands, and every command it names exists."""
+"""The examples of the READMEs run as they stand, the commands they name exist, and their links lead somewhere."""
 
 import re
 import tomllib
@@ -13,6 +13,9 @@ from tests.experiments.small_store import make_store
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+EXPERIMENTS = (ROOT / "experiments" / "README.md").read_text()
+ALL = [path for top in ("", "refavs", "extract", "experiments", "infra", "tests")
+       for path in ((ROOT / top).rglob("*.md") if top else [ROOT / "README.md"])]
 
 
 @pytest.mark.long
@@ -36,16 +39,26 @@ def test_commands_of_the_readme_are_installed() -> None:
 def test_grid_files_of_the_readme_expand() -> None:
     full, search = (
         expand("readme", parse_yaml(text, "README.md"), "README.md", {})
-        for text in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+        for text in re.findall(r"```yaml\n(.*?)```", EXPERIMENTS, flags=re.DOTALL)
     )
     assert len(full.trials) == 2 * (4 + 2) * 3 and {t.config.resources.workers for t in full.trials} == {1, 2}
     assert search.search is not None and search.search.plan.asha is not None
-    part = README[README.index("## Grids") : README.index("## Reports")]
+    part = EXPERIMENTS[EXPERIMENTS.index("## Grids") : EXPERIMENTS.index("## Sweeps")]
     named = set(re.findall(r"^([a-z]+):", part, flags=re.MULTILINE))
     assert named == set(SECTIONS) - {"description"}
 
 
-def test_shipped_grids_are_those_of_the_readme() -> None:
-    shipped = {path.stem for path in (ROOT / "experiments" / "grids").glob("*.yaml")}
-    (line,) = re.findall(r"^Shipped: .*", README, flags=re.MULTILINE)
-    assert set(re.findall(r"`(\w+)`", line)) == shipped
+def test_shipped_grids_are_those_of_their_readme() -> None:
+    folder = ROOT / "experiments" / "grids"
+    table = re.findall(r"^\| (`.*?) \|", (folder / "README.md").read_text(), flags=re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", " ".join(table))) == {path.stem for path in folder.glob("*.yaml")}
+
+
+def test_readme_fits_the_first_reading() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)[^):]*\)", path.read_text())
+    assert not [link for link in links if not (path.parent / link).exists()]
