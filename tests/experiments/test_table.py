@@ -8,13 +8,13 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from rich.console import Console
 
 from experiments.grid import expand
 from experiments.ledger import Entry, Ledger
 from experiments.state import write_json
 from experiments.table import csv_text, dimension_table, main_table, rows_of
 from experiments.trial import TrialStore
+from refavs.console import PlainConsole
 from refavs.store import FeatureStore
 
 RANDOM, PRETRAINED = (
@@ -40,7 +40,7 @@ def entries_with(folder: Path, scores: dict[str, list[float]], extra: dict[str, 
 
 
 def rendered(table: object) -> str:
-    console = Console(width=200, file=io.StringIO())
+    console = PlainConsole(width=200, file=io.StringIO())
     console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
