@@ -51,6 +51,7 @@ def test_table_is_best_first_with_the_constants_among_the_trials(tmp_path: Path)
     text = rendered(main_table(rows, "title"))
     assert text.index("good") < text.index("all foreground") < text.index("poor")
     assert "60.0" in text and "0.012" in text and "1.5" in text and "dim rows are constant" in text
+    assert "\\n" not in text and sum("test_s" in line for line in text.splitlines()) == 1  # heads have two lines
 
 
 def test_table_takes_seeds_together_with_their_interval(tmp_path: Path) -> None:
