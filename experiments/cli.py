@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from experiments.grid_file import shipped_grids
-from refavs.cli import Exit, run_command
+from refavs.cli import CommandParser, Exit, run_command
 from refavs.errors import ConfigError
+from refavs.printing import warn
 from refavs.processors import share_processors
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from experiments.grid import Grid
     from experiments.resources import Resources
     from experiments.run import Outcome
@@ -38,9 +37,9 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
         return action.help if action.default in (None, []) else super()._get_help_string(action)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The command line of refavs-sweep."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="refavs-sweep", description=__doc__, epilog=EPILOG, formatter_class=_Formatter
     )
     parser.add_argument("grid", metavar="GRID",
@@ -148,7 +147,7 @@ def _sweep(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _dry_run(grid, store, out, resources, args.retry_failed, args.rerun)
     size = f"a search of {grid.search.plan.budget} points" if grid.search else f"{len(grid.trials)} trials"
-    print(f"sweep {grid.name}: {size} on {' and '.join(args.store)} into {out}", file=sys.stderr)
+    warn(f"sweep {grid.name}: {size} on {' and '.join(args.store)} into {out}")
     options = Options(
         retry_failed=args.retry_failed, rerun=tuple(args.rerun), register=args.register, grid_file=args.grid
     )
@@ -178,7 +177,7 @@ def _warn_of_slow_bf16(grid: "Grid", gpus_per_trial: float) -> None:
 
 
 def _warn(line: str) -> None:
-    print(f"refavs-sweep: {line}", file=sys.stderr)
+    warn(f"refavs-sweep: {line}")
 
 
 def few_per_worker(trials: "Sequence[Trial]") -> list[str]:
@@ -193,13 +192,6 @@ def few_per_worker(trials: "Sequence[Trial]") -> list[str]:
             "trials at once, on GPUs by --gpus-per-trial auto, or a larger train.batch_size"]  # fmt: skip
 
 
-def _console() -> "Console":
-    """Standard output: as wide as the terminal, and wide enough for a table where it is none."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=not sys.stdout.isatty())
-
-
 def _dry_run(
     grid: "Grid", store: "FeatureStore", out: Path, resources: "Resources", retry: bool, rerun: Sequence[str]
 ) -> int:  # fmt: skip
@@ -211,6 +203,7 @@ def _dry_run(
     from experiments.run import num_to_come, to_run
     from experiments.search import Search
     from experiments.sweep import check_models
+    from refavs.console import wide_console
 
     fresh = check_models(grid, store)
     ledger = Ledger(out)
@@ -228,18 +221,18 @@ def _dry_run(
     to_come = num_to_come(search, ledger)
     num_to_do = len(keys_to_do) + to_come
     num_failed = sum(entry.state == "failed" and entry.key not in keys_to_do for entry in entries)
-    console = _console()
+    console = wide_console()
     console.print(table)
     if to_run(entries) or to_come:
         kinds = ledger.entries(grid.kinds, store.fingerprint)
         suggested = [kinds[number % len(kinds)] for number in range(to_come)]
         show(console, [*entries, *suggested], store, resources)
     for line in search.described() if search else ():
-        console.print(line, markup=False)
+        console.print(line)
     if changes := ledger.changes(entries):
         console.print(changes)
     for part in fresh:
-        console.print(f"starts from random weights, not from the checkpoint: {part}", markup=False)
+        console.print(f"starts from random weights, not from the checkpoint: {part}")
     failed = f", {num_failed} failed ({RETRY})" if num_failed else ""
     num_trials = len(entries) + to_come
     num_done = num_trials - num_to_do - num_failed
@@ -264,9 +257,10 @@ def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") ->
     from experiments.search import Search
     from experiments.stores import stores_of
     from experiments.table import dimension_table, main_table, rows_of
+    from refavs.console import wide_console
 
     rows = rows_of(outcome.entries, outcome.controls)
-    console = _console()
+    console = wide_console()
     console.print(main_table(rows, f"sweep {grid.name}, best first by J on test_s"))
     by_dimension = dimension_table(rows)
     if by_dimension is not None:
@@ -279,21 +273,21 @@ def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") ->
     best = Search(grid, Ledger(out), store.fingerprint).best() if grid.search else None
     told = [f"best point: {best[0]}: {grid.search.plan.metric} {best[1]:.5g}"] if best and grid.search else []
     for line in [*told, *_summary(outcome)]:
-        console.print(line, markup=False)
+        console.print(line)
     console.print(f"pictures and checkpoints: {out}/trials")
     if any(entry.state == "finished" for entry in outcome.entries):
-        console.print(f"tables with intervals, and figures: refavs-report {shlex.quote(str(out))}", markup=False)
-    console.print(f"MLflow: {_where_to_look(outcome.tracking_uri, out)}", markup=False)
+        console.print(f"tables with intervals, and figures: refavs-report {shlex.quote(str(out))}")
+    console.print(f"MLflow: {_where_to_look(outcome.tracking_uri, out)}")
     failures = outcome.failures
     for title, reason in failures.items():
-        console.print(f"failed: {title}: {reason}", style="red", markup=False)
+        console.print(f"failed: {title}: {reason}", style="red")
     if failures:
         console.print(f"{len(failures)} of {len(outcome.entries)} trials failed; the same command leaves them so, and "
                       f"with {RETRY}")  # fmt: skip
     if outcome.unsent:
         why = f" ({outcome.unsent_reason})" if outcome.unsent_reason else ""
         console.print(f"NOT in MLflow yet{why}: {', '.join(outcome.unsent)}; it is kept in {out}, and the same command "
-                      "sends it", style="bold yellow", markup=False)  # fmt: skip
+                      "sends it", style="bold yellow")  # fmt: skip
     if outcome.interrupted:
         console.print("stopped as asked; run the same command again to go on")
         return Exit.INTERRUPTED

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from experiments.evaluate import TEST_SPLITS, predictions, rows_of
@@ -27,7 +26,7 @@ from experiments.sampler import Sampler, steps_per_epoch
 from experiments.stores import store_of
 from experiments.train import build_model
 from refavs.config import replace
-from refavs.console import ProgressBar
+from refavs.console import PlainConsole, ProgressBar
 from refavs.data.dataset import batch_rows, read_batches
 from refavs.errors import ConfigError
 from refavs.processors import num_processors
@@ -231,7 +230,7 @@ def alike(config: "TrialConfig") -> tuple[object, ...]:
     )
 
 
-def show(console: Console, entries: Sequence[Entry], store: "FeatureStore", resources: Resources) -> None:
+def show(console: PlainConsole, entries: Sequence[Entry], store: "FeatureStore", resources: Resources) -> None:
     """Prints the cost of each distinct model of a sweep and of all that is to do."""
     models: dict[tuple[object, ...], list[Entry]] = {}
     for entry in entries:
@@ -270,7 +269,7 @@ def show(console: Console, entries: Sequence[Entry], store: "FeatureStore", reso
     told = _time_of_all(entries, left, store, resources) if all_timed else f"no time was measured: {problem}"
     scaled = any(times is not None and not times.measured for _, times in measured)
     approximate = "; ~: not run, estimated from the arithmetic" if scaled else ""
-    console.print(f"what is to do: {_size(total_bytes)} on disk; {told}{approximate}", markup=False)
+    console.print(f"what is to do: {_size(total_bytes)} on disk; {told}{approximate}")
 
 
 def _measured(

@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refavs.cli import Exit, run_command
+from refavs.cli import CommandParser, Exit, run_command
 from refavs.errors import ConfigError
+from refavs.printing import say, warn
 from refavs.processors import share_processors
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ writes OUT/1/0.png .. 9.png (255 where the object is, at the size of the video),
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=NAME, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
@@ -51,7 +51,7 @@ def _predict(args: argparse.Namespace) -> int:
     from experiments.predict import Predictor, checkpoint_of
     from refavs.accelerator import local_gpus_seen
 
-    seen = local_gpus_seen(args.device, lambda line: print(f"{NAME}: {line}", file=sys.stderr))
+    seen = local_gpus_seen(args.device, lambda line: warn(f"{NAME}: {line}"))
     device = "cuda" if seen and args.device != "cpu" else "cpu"
     if not all(text.strip() for text in args.expressions):
         raise ConfigError("an EXPRESSION is empty; write each sentence in quotes, as \"the sounding object\"")
@@ -64,8 +64,8 @@ def _predict(args: argparse.Namespace) -> int:
     _write(out, args.video, args.run, media, predictions)
     _show(predictions, media, out)
     if predictor.random_features:
-        print("RANDOM FEATURES: at least one encoder of this run has random weights; what is shown says nothing about "
-              "the method", file=sys.stderr)  # fmt: skip
+        warn("RANDOM FEATURES: at least one encoder of this run has random weights; what is shown says nothing about "
+             "the method")  # fmt: skip
     return Exit.COMPLETE
 
 
@@ -98,11 +98,11 @@ def _show(predictions: "Sequence[Prediction]", media: "Media", out: Path) -> Non
     for number, prediction in enumerate(predictions, start=1):
         shares = [f"{100 * share:.1f}" if share else "-" for share in prediction.shares]
         found = f"{' '.join(shares)} % of the frame, by second" if any(prediction.shares) else "nothing in the video"
-        print(f"{number}  {json.dumps(prediction.expression, ensure_ascii=False)}: {found}")
+        say(f"{number}  {json.dumps(prediction.expression, ensure_ascii=False)}: {found}")
     if media.silent:
-        print("the video has no sound track and counts as silent")
+        say("the video has no sound track and counts as silent")
     if media.repeated_from_s is not None:
-        print(f"the picture ends early: from second {media.repeated_from_s} on its last frame is repeated")
+        say(f"the picture ends early: from second {media.repeated_from_s} on its last frame is repeated")
     for note in media.notes:
-        print(f"noted: {NOTES[note]}")
-    print(f"masks and overlay videos: {out}")
+        say(f"noted: {NOTES[note]}")
+    say(f"masks and overlay videos: {out}")

@@ -1,7 +1,6 @@
 """One call of a sweep with something to do: trials go to Ray, what they say to the ledger, and MLflow mirrors that."""
 
 import shutil
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from experiments.table import csv_text
 from experiments.tracking import Tracker, UnreachableError, without_password
 from experiments.watch import Watch, progress_of
 from refavs.config import digest
+from refavs.printing import warn
 from refavs.store import FeatureStore
 from refavs.store.files import write_atomically
 
@@ -351,4 +351,4 @@ class Run:
 
 
 def _tell(message: str) -> None:
-    print(f"refavs-sweep: {message}", file=sys.stderr)
+    warn(f"refavs-sweep: {message}")

@@ -3,7 +3,6 @@
 All of it is read from the dataclasses of the settings, whose docstrings hold the meanings.
 """
 
-import argparse
 import dataclasses
 import inspect
 import re
@@ -15,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from experiments.config import TrialConfig
-from refavs.cli import Exit, run_command
+from refavs.cli import CommandParser, Exit, run_command
 from refavs.config import nearest
 from refavs.errors import ConfigError
+from refavs.printing import say
 
 NAME = "settings"
 WIDEST = 110  # longer lines are hard to read
@@ -42,9 +42,9 @@ class Setting:
     meaning: str
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The command line of refavs-sweep settings."""
-    parser = argparse.ArgumentParser(prog=f"refavs-sweep {NAME}", description="Lists the settings of a trial, which a "
+    parser = CommandParser(prog=f"refavs-sweep {NAME}", description="Lists the settings of a trial, which a "
                                      "grid file or --set NAME=VALUE changes: default, accepted values, meaning.")
     parser.add_argument("head", metavar="HEAD", nargs="?", default="", help="only settings whose name begins so: "
                         f"{', '.join(_sections())}, or a longer beginning, as train.e")
@@ -63,7 +63,8 @@ def _show(head: str) -> int:
     if not chosen:
         known = [*_sections(), *(setting.name for setting in every)]
         raise ConfigError(f"no setting begins with {head!r}; {nearest(head, known)}")
-    print(described(chosen, min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)))
+    for line in described(chosen, min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)).splitlines():
+        say(line)
     return Exit.COMPLETE
 
 

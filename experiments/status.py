@@ -1,23 +1,20 @@
 """refavs-sweep status: how far a sweep is, from its folder alone, while it runs and after."""
 
-import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from experiments.progress import RUNNABLE, Sweep, counts, duration, read_sweep, seconds_left, typical_seconds
 from experiments.watch import progress_table
-from refavs.cli import Exit, run_command
+from refavs.cli import CommandParser, Exit, run_command
+from refavs.console import wide_console
 
 NAME = "status"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The command line of refavs-sweep status."""
-    parser = argparse.ArgumentParser(prog=f"refavs-sweep {NAME}", description=__doc__)
+    parser = CommandParser(prog=f"refavs-sweep {NAME}", description=__doc__)
     parser.add_argument("sweep", type=Path, metavar="SWEEP", help="the sweep's folder, as runs/smoke")
     return parser
 
@@ -30,13 +27,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _status(root: Path) -> int:
     sweep = read_sweep(root)
-    console = Console(
-        width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=not sys.stdout.isatty()
-    )
+    console = wide_console()
     title = f"sweep {sweep.facts.get('grid', root.name)} in {root}"
     console.print(progress_table(sweep.trials, title, typical_seconds(sweep.trials), keys=True))
     for line in describe(sweep, root):
-        console.print(line, markup=False)
+        console.print(line)
     return Exit.COMPLETE
 
 

@@ -1,7 +1,6 @@
 """A sweep: what of a grid is done, what is missing, and running that."""
 
 import contextlib
-import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -23,6 +22,7 @@ from refavs.errors import RefAVSError, StoreError
 from refavs.model.eemc import EEMCConfig
 from refavs.model.pretrained import Mask2Former, load_decoders
 from refavs.model.variants import build_head
+from refavs.printing import warn
 from refavs.store import FeatureStore
 
 
@@ -48,7 +48,7 @@ def run_sweep(
             "trials; run the same refavs-extract command again, then this one"
         )
     for part in check_models(grid, store):
-        print(f"refavs-sweep: starts from random weights, not from the checkpoint: {part}", file=sys.stderr)
+        warn(f"refavs-sweep: starts from random weights, not from the checkpoint: {part}")
     _planned(grid, store, ledger, options.rerun)  # a key that no trial has makes no folder
     with ledger.locked(), Baselines(out, store) as baselines:
         search, entries, anew = _planned(grid, store, ledger, options.rerun)
@@ -66,7 +66,7 @@ def run_sweep(
             outcome.controls = baselines.values()
             return outcome
         if changes := ledger.changes(entries):
-            print(f"refavs-sweep: {changes}", file=sys.stderr)
+            warn(f"refavs-sweep: {changes}")
         run = Run(grid, store, ledger, outcome, options, baselines, search)
         sweep_id = ledger.sweep.get("id") or uuid.uuid4().hex
         run.connect(sweep_id, known=before == uri and "run_id" in ledger.sweep)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from rich import box
 from rich.table import Table
+from rich.text import Text
 from scipy import stats
 
 from experiments.ledger import Entry
@@ -64,7 +65,7 @@ def main_table(rows: Sequence[Row], title: str) -> Table:
                   box=box.SIMPLE_HEAD)
     table.add_column("trial")
     for name in ("seeds", *(name for name, _ in COLUMNS), "minutes"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(Text(name), justify="right", no_wrap=True)
     for row in rows:
         seconds = row.mean("seconds")
         cells = [cell(row, metric) for _, metric in COLUMNS]

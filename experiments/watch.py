@@ -8,13 +8,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from experiments.progress import ORDER, Progress, counts, duration, seconds_left, typical_seconds
-from refavs.console import ProgressBar
+from refavs.console import PlainConsole, ProgressBar
 
 if TYPE_CHECKING:
     from experiments.ledger import Entry
@@ -37,7 +37,7 @@ class Watch:
         self.note = ""
         total = sum(trial.epochs for trial in trials.values()) + to_come * epochs
         self._terminal = sys.stderr.isatty()
-        self._console = Console(stderr=True)
+        self._console = PlainConsole(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._terminal else None
         self._bar = None if self._terminal else ProgressBar(title, total, "epochs")
         self._shown = -math.inf
@@ -103,7 +103,7 @@ class Watch:
         lines = [f"{counts(trials)}{f', {self.to_come} to come' if self.to_come else ''}"
                  f"{f'; about {left} left' if left else ''}", *([self.note] if self.note else [])]  # fmt: skip
         table = progress_table(shown, self.title, typical_seconds(trials))
-        return Group(table, *(Text(line) for line in lines))
+        return Group(table, *lines)
 
 
 def progress_of(entry: "Entry") -> Progress:
@@ -128,7 +128,7 @@ def progress_table(trials: Sequence[Progress], title: str, typical_s: float = ma
     for trial in trials:
         left = trial.seconds_left(typical_s) if trial.state == "running" else math.nan
         table.add_row(
-            Text(trial.name), str(trial.seed), *([trial.key] if keys else []), f"{trial.epoch}/{trial.epochs}",
+            trial.name, str(trial.seed), *([trial.key] if keys else []), f"{trial.epoch}/{trial.epochs}",
             *_cells(trial), duration(left), Text(trial.state, style=STYLES.get(trial.state, "")),
         )  # fmt: skip
     return table

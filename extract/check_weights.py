@@ -14,6 +14,7 @@ from refavs.errors import ConfigError, WeightsError
 from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.model.pretrained import FETCH, FOLDER, Mask2Former, load_decoders
 from refavs.model.sizes import FeatureSizes, MapSize, StreamSize
+from refavs.printing import say
 
 ZIP = b"PK\x03\x04"
 PICKLES = (b"\x80", ZIP)
@@ -39,9 +40,9 @@ def check_weights(preset: Preset, folder: Path) -> int:
     if preset.visual.shipped is None and "pixel_decoder" in levels:
         _good(_decoder_part(preset, encoders.visual, folder), folder)
     if lacking:
-        print(f"{folder} lacks {lacking} of {len(needed)} files that refavs-extract --preset {preset.name} reads")
+        say(f"{folder} lacks {lacking} of {len(needed)} files that refavs-extract --preset {preset.name} reads")
         return Exit.USAGE
-    print(f"{folder} has all that refavs-extract --preset {preset.name} reads")
+    say(f"{folder} has all that refavs-extract --preset {preset.name} reads")
     return Exit.COMPLETE
 
 
@@ -51,19 +52,19 @@ def _good(part: WeightPart, folder: Path) -> bool:
     try:
         path = part.find()
     except WeightsError:
-        print(f"{part.name:{NAME_WIDTH}} missing; {fetch}")
+        say(f"{part.name:{NAME_WIDTH}} missing; {fetch}")
         return False
     if path is None:
-        print(f"{part.name:{NAME_WIDTH}} not needed, comes with the package")
+        say(f"{part.name:{NAME_WIDTH}} not needed, comes with the package")
         return True
     with path.open("rb") as file:
         named = f"{path}, sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
     try:
         part.load()
     except WeightsError as error:
-        print(f"{part.name:{NAME_WIDTH}} {_problem(path, error)}: {named}; {error}; {fetch}")
+        say(f"{part.name:{NAME_WIDTH}} {_problem(path, error)}: {named}; {error}; {fetch}")
         return False
-    print(f"{part.name:{NAME_WIDTH}} found: {named}")
+    say(f"{part.name:{NAME_WIDTH}} found: {named}")
     return True
 
 
@@ -112,7 +113,7 @@ def _decoder_part(preset: Preset, visual: ClipEncoder, folder: Path) -> WeightPa
         checkpoint = Mask2Former.within(folder)
         same_maps = {"visual/pixel_decoder": {"weights": checkpoint.stamp}}
         for part in load_decoders(EEMC(EEMCConfig(sizes=sizes, decoder_weights="mask2former")), checkpoint, same_maps):
-            print(f"{'':{NAME_WIDTH}} the head starts from random weights: {part}")
+            say(f"{'':{NAME_WIDTH}} the head starts from random weights: {part}")
 
     return WeightPart(
         name="head, transformer decoder", find=lambda: Mask2Former.within(folder).path, load=load,

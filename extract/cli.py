@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from extract.choices import LEVELS, PRESETS
 from refavs.choices import DEVICES, PRECISIONS, Precision
-from refavs.cli import run_command
+from refavs.cli import CommandParser, run_command
 from refavs.errors import ConfigError
+from refavs.printing import say, warn
 from refavs.processors import share_processors
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 NAME = "refavs-extract"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=NAME, description="Extracts the frozen features of a source into a store; only what is missing there.",
         formatter_class=_Formatter,
         epilog="example:\n  refavs-extract videos/ features.zarr --preset tiny --expressions questions.csv\n\n"
@@ -141,7 +142,7 @@ def prepared(args: argparse.Namespace) -> "Run":
     if not set(has) <= set(asked):
         levels = tuple(level for level in LEVELS if level in (*has, *asked))
         encoders = build_encoders(preset, weights, levels, precision, resources.device)
-        print(f"{folder.location} has level {' and '.join(has)}; this run keeps it complete as well: "
+        say(f"{folder.location} has level {' and '.join(has)}; this run keeps it complete as well: "
               f"{', '.join(levels)}")  # fmt: skip
     log = args.log or _log_beside(folder)
     if log is not None and not log.absolute().parent.is_dir() and log.absolute().parent != Path(args.store).absolute():
@@ -177,7 +178,7 @@ def _warn_of_slow_bf16(run: "Run") -> None:
 
 
 def _warn(line: str) -> None:
-    print(f"{NAME}: {line}", file=sys.stderr)
+    warn(f"{NAME}: {line}")
 
 
 def _log_beside(folder: "Folder") -> Path | None:

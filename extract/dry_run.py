@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from extract.estimate import Missing, Seconds, calibrate, clip_bytes, missing_in
@@ -14,6 +13,7 @@ from extract.plan import refuse_replaced, shares_of, wanted_items
 from extract.presets import build_encoders
 from extract.weights import NotFetched, WeightSource
 from refavs.cli import Exit
+from refavs.console import PlainConsole
 from refavs.errors import WeightsError
 from refavs.processors import num_processors
 from refavs.store.writer import StoreWriter, planned_schema
@@ -30,13 +30,13 @@ def dry_run(run: Run) -> int:
     writer = StoreWriter(run.folder, schema)
     refuse_replaced(writer, run.source.clips)
     missing = missing_in(writer, wanted_items(run.source), shares_of(writer, run.source.clips))
-    console = Console()
+    console = PlainConsole()
     table = Table("", "missing", "shards", title=f"{writer.location} (nothing was written)")
     for name in TABLES:
         table.add_row(name, str(missing.keys[name]), str(missing.shards[name]))
     console.print(table)
     for line in [*to_fetch, *lacking]:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     if (to_fetch or lacking) and run.folder.exists("zarr.json"):
         console.print("whether the store holds features of these weights is seen when they are on this machine")
     _show_cost(console, run, writer, missing)
@@ -83,7 +83,7 @@ def _without_weights(run: Run, levels: tuple[str, ...]) -> Any:
     return build_encoders(run.preset, blank, levels, run.encoders.visual.precision, run.resources.device)
 
 
-def _show_cost(console: Console, run: Run, writer: StoreWriter, missing: Missing) -> None:
+def _show_cost(console: PlainConsole, run: Run, writer: StoreWriter, missing: Missing) -> None:
     """Prints bytes, and seconds where the device of the run is on this machine."""
     sizes, sharing = f"{missing.num_bytes:,} bytes", f"{missing.num_sharing} clips share another's features"
     on_gpu = run.resources.device == "cuda"

@@ -1,7 +1,6 @@
 """One run of refavs-extract: what is missing of a source, computed by workers and committed to the store."""
 
 import errno
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from extract.job import Resources, run_jobs
@@ -20,9 +18,10 @@ from extract.plan import Job, array_specs, expressions_table, plan_jobs, refuse_
 from extract.presets import Encoders, Preset
 from extract.worker import JobResult
 from refavs.cli import Exit
-from refavs.console import ProgressBar
+from refavs.console import PlainConsole, ProgressBar
 from refavs.data.bench import Source
 from refavs.errors import RefAVSError
+from refavs.printing import say, show_trace, warn
 from refavs.store.commits import REMEDY, lacking, record_name
 from refavs.store.folder import Folder
 from refavs.store.lease import Lease
@@ -134,22 +133,24 @@ def stop_at(error: Exception | None) -> None:
 
 def _report(source: Source, encoders: Encoders) -> None:
     if source.report.counts:
-        print(source.report.render())
+        for line in source.report.lines():
+            say(line)
     cut = encoders.text.overlong(dict.fromkeys(source.expressions["text"]))
     if cut:
         named = [f"  {length} tokens: {text!r}" for text, length in list(cut.items())[:MOST_NAMED]]
         more = [f"  and {len(cut) - MOST_NAMED} more"] if len(cut) > MOST_NAMED else []
         limit = encoders.text.settings.length
-        print("\n".join([f"{len(cut)} expressions have more than {limit} tokens and lose their end:", *named, *more]))
+        for line in [f"{len(cut)} expressions have more than {limit} tokens and lose their end:", *named, *more]:
+            say(line)
 
 
 def _summary(source: Source, writer: StoreWriter, totals: Totals, jobs: Sequence[Job], seconds: float) -> int:
     if incomplete := [record for record in writer.records() if lacking(record, writer.schema)]:
         paths = sorted({path for record in incomplete for path in lacking(record, writer.schema)})
-        print(f"{len(incomplete)} shards of {writer.location} still lack {', '.join(paths)}; run the command again "
+        say(f"{len(incomplete)} shards of {writer.location} still lack {', '.join(paths)}; run the command again "
               "with a SOURCE that has all of their clips")  # fmt: skip
     if not jobs and not totals.failures:
-        print(f"nothing to do: all {len(source.clips)} clips of {source.root} are in {writer.location}")
+        say(f"nothing to do: all {len(source.clips)} clips of {source.root} are in {writer.location}")
         return Exit.COMPLETE
     table = Table("", "now", "in the store", title=writer.location)
     for name in TABLES:
@@ -163,11 +164,12 @@ def _summary(source: Source, writer: StoreWriter, totals: Totals, jobs: Sequence
     table.add_row("bytes", f"{totals.num_bytes:,}", "")
     table.add_row("seconds", f"{seconds:.1f}", "")
     table.add_row("clips/s", f"{totals.done['clips'] / seconds:.2f}", "")
-    Console().print(table)
+    PlainConsole().print(table)
     for failure in totals.failures:
-        print(f"{NAME}: {failure}", file=sys.stderr)
+        warn(f"{NAME}: {failure}")
     for trace, count in totals.broken.items():
-        print(f"{trace}{NAME}: so {count} shards broke", file=sys.stderr)
+        show_trace(trace.rstrip("\n"))
+        warn(f"{NAME}: so {count} shards broke")
     if totals.broken:
         return Exit.ERROR
     return Exit.FAILURES if totals.failures else Exit.COMPLETE

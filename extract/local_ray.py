@@ -4,7 +4,6 @@ import logging
 import os
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,6 +12,7 @@ from typing import Any
 
 from refavs.choices import Device
 from refavs.errors import ConfigError
+from refavs.printing import warn
 from refavs.processors import PASSIVE_WAITING
 
 # Neither maps nor weights enter the object store, so it can be about as small as Ray allows.
@@ -138,7 +138,7 @@ def _start(num_cpus: int) -> None:
             reason = _first_line(error)
             _kill(_children() - before)
         if attempt < START_ATTEMPTS:
-            print(f"Ray did not start on this machine ({reason}); trying again", file=sys.stderr)
+            warn(f"Ray did not start on this machine ({reason}); trying again")
     raise ConfigError(
         f"Ray did not start on this machine in {START_ATTEMPTS} attempts ({reason}); look for other work, too little "
         f"memory or a full disk here, and into raylet.err in {_temporary() / 'ray/session_latest/logs'}, then run the "

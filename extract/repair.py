@@ -1,7 +1,6 @@
 """refavs-store repair: computes again what is damaged in a store, by the way in which it was extracted, and no more."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from extract.plan import Item, Job, expressions_table, refuse_replaced, wanted_i
 from extract.store_cli import NAME, report, verified
 from refavs.cli import Exit
 from refavs.errors import StoreError
+from refavs.printing import say, show_trace, warn
 from refavs.store.columns import EXPRESSIONS_RECORD
 from refavs.store.commits import record_name
 from refavs.store.folder import Folder, open_folder
@@ -31,7 +31,7 @@ def repair(args: argparse.Namespace) -> int:
         root_attributes(folder)  # there must be a store, before anything is made
     with Lease(folder, NAME) as lease:
         if restore_root(folder):
-            print(f"{folder.where('zarr.json')} was restored from its copy")
+            say(f"{folder.where('zarr.json')} was restored from its copy")
         folder.sweep()
         verdict = verified(args.store)
         report(args.store, verdict)
@@ -126,22 +126,22 @@ def _jobs(plans: Sequence[ShardPlan], wanted: dict[str, dict[str, Item]], totals
 
 def _tell_change(folder: Folder, before: str, after: str) -> None:
     if before != after:
-        print(f"the rows computed now differ from the lost ones (other hardware or software), so the fingerprint of "
+        say(f"the rows computed now differ from the lost ones (other hardware or software), so the fingerprint of "
               f"{folder.location} changed from {before} to {after}")
 
 
 def _end(args: argparse.Namespace, repairs: Repairs, totals: Totals) -> int:
     """Says what is left; returns the exit status."""
     for line in totals.failures:
-        print(f"{NAME}: {line}", file=sys.stderr)
+        warn(f"{NAME}: {line}")
     for trace in totals.broken:
-        print(trace, file=sys.stderr)
+        show_trace(trace)
     for name in repairs.unknown:
-        print(f"{name} was removed: nothing says what it held; run the same refavs-extract command again")
+        say(f"{name} was removed: nothing says what it held; run the same refavs-extract command again")
     verdict = verified(args.store)
     report(args.store, verdict)
     num_keys = sum(len(plan.keys) for plan in (*repairs.mends, *repairs.anew))
-    print(f"mended: {num_keys} keys of {len(repairs.mends) + len(repairs.anew)} shards were computed again"
+    say(f"mended: {num_keys} keys of {len(repairs.mends) + len(repairs.anew)} shards were computed again"
           if not (totals.failures or totals.broken) else "not everything could be computed again")
     if totals.broken:
         return Exit.ERROR

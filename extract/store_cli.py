@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extract.notes import NOTES
-from refavs.cli import Exit, run_command
-from refavs.console import ProgressBar
+from refavs.cli import CommandParser, Exit, run_command
+from refavs.console import PlainConsole, ProgressBar
 from refavs.errors import StoreError
+from refavs.printing import say
 
 if TYPE_CHECKING:
     from refavs.store.reader import FeatureStore
@@ -36,15 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(NAME, lambda: args.command(args))
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The commands and their arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=NAME, description="Looks after a feature store.", epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> CommandParser:
         one = commands.add_parser(name, help=text, description=f"{NAME} {name}: {text}.", epilog=EXAMPLE,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
         one.set_defaults(command=run)
@@ -68,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_extraction(parser: argparse.ArgumentParser) -> None:
+def _add_extraction(parser: CommandParser) -> None:
     """Where to find again what the store was made from; what is left out is as the extraction noted it."""
     group = parser.add_argument_group("extraction", "where to find what the store was made from; default: as the "
                                       "extraction noted it in the store")  # fmt: skip
@@ -89,14 +90,13 @@ def _add_extraction(parser: argparse.ArgumentParser) -> None:
 
 def info(location: str) -> int:
     """Prints a summary of the store."""
-    from rich.console import Console
     from rich.table import Table
 
     from refavs.store.commits import encoder_digests
     from refavs.store.reader import FeatureStore
 
     store = FeatureStore(location)
-    console = Console(markup=False, highlight=False, soft_wrap=True)
+    console = PlainConsole(soft_wrap=True)
     console.print(f"store        {store.location}")
     console.print(f"source       {store.schema.source}")
     console.print(f"fingerprint  {store.fingerprint}{'' if store.finished else ' (its extraction did not finish)'}")
@@ -154,7 +154,7 @@ def verify(location: str) -> int:
     report(location, verdict)
     if not verdict.damage:
         return Exit.COMPLETE
-    print(f"to mend it: {NAME} repair {location}")
+    say(f"to mend it: {NAME} repair {location}")
     return Exit.FAILURES
 
 
@@ -174,12 +174,12 @@ def verified(location: str) -> "Verdict":
 def report(location: str, verdict: "Verdict") -> None:
     """Prints what `verify` found."""
     for name in verdict.uncommitted:
-        print(f"uncommitted: {name} (left by an interrupted run; readers do not see it)")
+        say(f"uncommitted: {name} (left by an interrupted run; readers do not see it)")
     for damage in verdict.damage:
         keys = f" [{', '.join(damage.keys)}]" if damage.keys else ""
-        print(f"damaged: {damage.where}{keys}: {damage.problem}")
+        say(f"damaged: {damage.where}{keys}: {damage.problem}")
     size = readable(verdict.num_bytes)
-    print(f"{location}: {verdict.num_rows} rows, {size} hashed, {len(verdict.damage)} damaged")
+    say(f"{location}: {verdict.num_rows} rows, {size} hashed, {len(verdict.damage)} damaged")
 
 
 def export(location: str, file: Path) -> int:
@@ -188,7 +188,7 @@ def export(location: str, file: Path) -> int:
 
     with _Rows("export") as rows:
         fingerprint = export_store(location, file, rows)
-    print(f"{location} is in {file}: {readable(file.stat().st_size)}, fingerprint {fingerprint}")
+    say(f"{location} is in {file}: {readable(file.stat().st_size)}, fingerprint {fingerprint}")
     return Exit.COMPLETE
 
 
@@ -198,7 +198,7 @@ def import_(file: Path, location: str) -> int:
 
     with _Rows("import") as rows:
         fingerprint = import_store(file, location, rows)
-    print(f"{file} is in {location}: fingerprint {fingerprint}")
+    say(f"{file} is in {location}: fingerprint {fingerprint}")
     return Exit.COMPLETE
 
 

@@ -18,9 +18,10 @@ from torch.nn import functional
 from extract.encoders.visual import VisualNetworks
 from extract.media import normalised
 from extract.presets import SHIPPED, Preset, preset_named
-from refavs.cli import run_command
+from refavs.cli import CommandParser, run_command
 from refavs.console import ProgressBar
 from refavs.data.scene import CATEGORIES, COLOURS, make_scene, render
+from refavs.printing import say
 
 IGNORED = -100
 FOREGROUND, SHAPE, COLOUR = 2, len(CATEGORIES), len(COLOURS)
@@ -103,7 +104,7 @@ def pretrain(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `python -m extract.tiny`; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m extract.tiny", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=SHIPPED / "tiny" / "visual.safetensors", help="file to write")
@@ -118,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: value.half() for name, value in networks.state_dict().items()}, args.out)
         shares = dict(zip(("foreground", "shape", "colour"), right, strict=True))
-        print(f"wrote {args.out}; right pixels on new frames: " + ", ".join(f"{k} {v:.1%}" for k, v in shares.items()))
+        say(f"wrote {args.out}; right pixels on new frames: " + ", ".join(f"{k} {v:.1%}" for k, v in shares.items()))
         return 0
 
     return run_command("extract.tiny", command)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extract.presets import TOKENIZER, preset_named
-from refavs.cli import run_command
+from refavs.cli import CommandParser, run_command
 from refavs.data.expressions import TEMPLATES, sentences
 from refavs.data.scene import CATEGORIES
+from refavs.printing import say
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -49,7 +50,7 @@ def synthetic_sentences() -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `python -m extract.tokenizer`; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m extract.tokenizer", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=TOKENIZER, help="file to write")
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(str(args.out), pretty=False)
         longest = max(len(encoding.ids) for encoding in tokenizer.encode_batch(texts))
-        print(f"wrote {args.out}: {tokenizer.get_vocab_size()} tokens; {len(texts)} sentences of at most {longest}")
+        say(f"wrote {args.out}: {tokenizer.get_vocab_size()} tokens; {len(texts)} sentences of at most {longest}")
         return 0
 
     return run_command("extract.tokenizer", command)

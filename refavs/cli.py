@@ -1,11 +1,15 @@
 """What every command shares: one line for the user's mistakes, a traceback for ours, and the exit statuses."""
 
+import argparse
 import errno
 import sys
 from collections.abc import Callable
 from enum import IntEnum
+from types import TracebackType
+from typing import NoReturn
 
 from refavs.errors import RefAVSError
+from refavs.printing import printable, printable_streams, warn
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 WRONG_PATH = (errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
@@ -21,25 +25,48 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
+class CommandParser(argparse.ArgumentParser):
+    """A command line whose refusals name arguments as they are, and not as a terminal would obey them."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def run_command(name: str, command: Callable[[], int]) -> int:
-    """Runs `command` and turns the errors a user can meet into one line on stderr and an exit status."""
+    """Runs `command` and turns the errors a user can meet into one line on stderr and an exit status.
+
+    Nothing that is printed meanwhile has codes for the terminal, whoever prints it.
+    """
+    with printable_streams():
+        return _status_of(name, command)
+
+
+def _status_of(name: str, command: Callable[[], int]) -> int:
     try:
         return command()
     except RefAVSError as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        warn(f"{name}: {' '.join(str(error).split())}")
         return Exit.USAGE
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; run the same command again to go on", file=sys.stderr)
+        warn(f"{name}: interrupted; run the same command again to go on")
         return Exit.INTERRUPTED
     except OSError as error:
         if error.errno in FULL:
             where, remedy = error.filename or "the output folder", "free space or name another folder"
-            print(f"{name}: cannot write {where}: {error.strerror}; {remedy}, then run the same command again",
-                  file=sys.stderr)
+            warn(f"{name}: cannot write {where}: {error.strerror}; {remedy}, then run the same command again")
             return Exit.USAGE
         if error.errno in WRONG_PATH:
             where, remedy = error.filename or "a file or folder", "change its permissions or name another path"
-            print(f"{name}: cannot use {where}: {error.strerror}; {remedy}, then run the same command again",
-                  file=sys.stderr)
+            warn(f"{name}: cannot use {where}: {error.strerror}; {remedy}, then run the same command again")
             return Exit.USAGE
+        sys.excepthook = _show_bug
         raise
+    except Exception:
+        sys.excepthook = _show_bug
+        raise
+
+
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Python's own way to end with a traceback."""
+    with printable_streams():
+        sys.__excepthook__(kind, error, trace)

@@ -1,13 +1,40 @@
-"""Progress on a terminal as a live bar, elsewhere as a plain line every few seconds."""
+"""Tables of rich whose text is never markup; progress as a live bar on a terminal, else a line every few seconds."""
 
 import sys
 import time
+from collections.abc import Iterable
 from types import TracebackType
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.text import Text
+
+from refavs.printing import printable, printable_lines, warn
 
 LINE_INTERVAL_S = 5.0
+WIDE = 160
+
+
+class PlainConsole(Console):
+    """A console of rich that shows each string as it is: one line, no markup, no emoji by name, no terminal codes."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A string, wherever it is found: printed, in a cell, a title or a caption."""
+        options |= {"markup": False, "emoji": False, "highlight": False}
+        return super().render_str(printable(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The pieces of anything, of which only rich's own codes reach the terminal."""
+        for piece in super().render(renderable, options):
+            yield piece if piece.control else piece._replace(text=printable_lines(piece.text))
+
+
+def wide_console() -> PlainConsole:
+    """Standard output: as wide as the terminal, and wide enough for a table where it is none."""
+    terminal = sys.stdout.isatty()
+    return PlainConsole(width=None if terminal else WIDE, soft_wrap=not terminal)
 
 
 class ProgressBar:
@@ -18,7 +45,7 @@ class ProgressBar:
     """
 
     def __init__(self, title: str, total: int, unit: str) -> None:
-        self.title, self.total, self.unit = title, total, unit
+        self.title, self.total, self.unit = printable(title), total, unit
         self.done = 0
         self._note = ""
         self._started = self._last_line = time.monotonic()
@@ -27,9 +54,9 @@ class ProgressBar:
     def __enter__(self) -> "ProgressBar":
         if sys.stderr.isatty():
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(self.unit),
-                TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True),
+                TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+                TextColumn(self.unit, markup=False), TimeElapsedColumn(), TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}", markup=False), console=PlainConsole(stderr=True),
             )
             self._task = self._bar.add_task(self.title, total=self.total, note="")
             self._bar.start()
@@ -46,7 +73,7 @@ class ProgressBar:
     def advance(self, count: int = 1, note: str = "") -> None:
         """Adds `count` finished units; `note` is shown beside them until the next one."""
         self.done += count
-        self._note = note or self._note
+        self._note = printable(note) or self._note
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, note=self._note)
         elif time.monotonic() - self._last_line >= LINE_INTERVAL_S:
@@ -56,4 +83,4 @@ class ProgressBar:
         self._last_line = time.monotonic()
         elapsed = self._last_line - self._started
         note = f", {self._note}" if self._note else ""
-        print(f"{self.title}: {self.done}/{self.total} {self.unit}, {elapsed:.0f} s{note}", file=sys.stderr, flush=True)
+        warn(f"{self.title}: {self.done}/{self.total} {self.unit}, {elapsed:.0f} s{note}")

@@ -1,13 +1,13 @@
 """refavs-report: what a sweep reached, as the paper's tables show it, with intervals, figures and pictures."""
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refavs.cli import Exit, run_command
+from refavs.cli import CommandParser, Exit, run_command
 from refavs.errors import ConfigError, RefAVSError
+from refavs.printing import say, warn
 
 if TYPE_CHECKING:
     from experiments.report.contents import Options
@@ -26,9 +26,9 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
         return action.help if action.default in (None, False, []) else super()._get_help_string(action)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The command line of refavs-report."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="refavs-report", description=__doc__, epilog=EPILOG, formatter_class=_Formatter
     )
     parser.add_argument("sweeps", metavar="SWEEP", nargs="+", type=Path, help="a folder that refavs-sweep wrote")
@@ -70,11 +70,11 @@ def _report(args: argparse.Namespace) -> int:
         files[f"{FIGURES}/{drawing.name}.png"] = drawing.png()
     write(out, files)
     for warning in report.warnings:
-        print(warning)
+        say(warning)
     for name in files:
         if not name.startswith(FIGURES):
-            print(out / name)
-    print(f"{len(drawings)} figures as SVG and PNG: {out / FIGURES}")
+            say(str(out / name))
+    say(f"{len(drawings)} figures as SVG and PNG: {out / FIGURES}")
     return _upload(args.sweeps[0], args.tracking_uri, out, list(files))
 
 
@@ -116,7 +116,7 @@ def _upload(sweep: Path, tracking_uri: str | None, out: Path, names: Sequence[st
             raise ConfigError(f"{sweep} does not say which run of MLflow it is; run its refavs-sweep command again")
         upload(uri, run_id, out, names, ARTIFACTS)
     except RefAVSError as error:
-        print(f"refavs-report: the report is not in MLflow: {' '.join(str(error).split())}", file=sys.stderr)
+        warn(f"refavs-report: the report is not in MLflow: {' '.join(str(error).split())}")
         return Exit.FAILURES
-    print(f"MLflow: {without_password(uri)}, run {run_id}, artifacts {ARTIFACTS}/")
+    say(f"MLflow: {without_password(uri)}, run {run_id}, artifacts {ARTIFACTS}/")
     return Exit.COMPLETE

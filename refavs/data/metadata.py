@@ -97,8 +97,8 @@ class MetadataReport:
         self.names[kind] = sorted(names)
         self.counts[kind] = len(self.names[kind])
 
-    def render(self, num_examples: int = 3) -> str:
-        """The report as text: each kind that occurs, its count, meaning and first rows or names; then the splits."""
+    def lines(self, num_examples: int = 3) -> list[str]:
+        """The report: each kind that occurs, its count, meaning and first rows or names; then the splits."""
         lines = [self.source]
         for kind, meaning in _KINDS.items():
             if not self.counts.get(kind):
@@ -112,7 +112,7 @@ class MetadataReport:
             if any(found.values()):
                 numbers = ", ".join(f"{count:,} {_PER_SPLIT[kind]}" for kind, count in found.items() if count)
                 lines.append(f"{split}: {numbers}")
-        return "\n".join(lines)
+        return lines
 
 
 class _Row(NamedTuple):

@@ -25,14 +25,14 @@ than", for which Fig. 4 prints 1 but 4 and 5 for the same without the surface; n
 messages, other languages, and forms that none of the cue words explain.
 """
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from refavs.cli import Exit, run_command
+from refavs.cli import CommandParser, Exit, run_command
 from refavs.data.metadata import is_placeholder, read_metadata
+from refavs.printing import say
 
 DIMENSIONS = ("semantic", "spatial", "acoustic", "spatial+temporal", "acoustic+temporal")
 LENGTH_BINS = ("<=4", "5-8", "9-12", ">12")
@@ -311,13 +311,14 @@ def coverage(texts: Sequence[str], num_examples: int = 8) -> str:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m refavs.data.parse",
         description="Prints how many expressions of a metadata.csv are of each grade, dimension and length.",
     )
     parser.add_argument("csv", metavar="CSV", help="the benchmark's metadata.csv")
     table, _ = read_metadata(parser.parse_args(argv).csv)
-    print(coverage(table["text"].tolist()))
+    for line in coverage(table["text"].tolist()).splitlines():
+        say(line)
     return Exit.COMPLETE
 
 

@@ -5,10 +5,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from refavs.cli import Exit, run_command
+from refavs.cli import CommandParser, Exit, run_command
 from refavs.data.synthetic import write_benchmark
 from refavs.data.synthetic_plan import DEFAULT_VIDEOS
 from refavs.errors import ConfigError
+from refavs.printing import say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,9 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("refavs-synth", lambda: _run(build_parser().parse_args(argv)))
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The command line of refavs-synth."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="refavs-synth",
         description="Writes a synthetic benchmark in the layout of Ref-AVS Bench: clips of moving, sounding shapes, "
         "expressions that each need the cues they name, masks, and some clips as .mp4 with sound.",
@@ -49,10 +50,10 @@ def _run(args: argparse.Namespace) -> int:
         args.out, args.clips, seed=args.seed, size=args.size, videos=_num_videos(args.videos, args.clips)
     )
     if summary is None:
-        print(f"{args.out}: complete already, nothing to do")
+        say(f"{args.out}: complete already, nothing to do")
         return Exit.COMPLETE
     splits = ", ".join(f"{split} {count}" for split, count in summary.expressions.items())
-    print(
+    say(
         f"{args.out}: {summary.num_clips} clips and {summary.num_nulls} null copies, {summary.num_videos} videos, "
         f"{sum(summary.expressions.values())} expressions ({splits}) in {time.monotonic() - started:.1f} s"
     )

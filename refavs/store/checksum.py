@@ -1,10 +1,11 @@
 """crc32c of bytes, and of bytes that follow each other from the checksums of both."""
 
-import sys
 import warnings
 from functools import cache
 
 import numpy as np
+
+from refavs.printing import warn
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", RuntimeWarning)  # of a lacking C extension, of which `_warn_if_slow` says more
@@ -30,11 +31,9 @@ def joined(first: int, second: int, second_bytes: int) -> int:
 def _warn_if_slow() -> None:
     """Says once in each process where checksums are computed by Python: the work goes on, a thousand times slower."""
     if google_crc32c.implementation != "c":
-        print(
+        warn(
             "refavs: google-crc32c has no C extension here, so the checksum of each clip takes seconds (10 MB/s); "
-            "install a wheel that has it: pip install --force-reinstall --only-binary :all: google-crc32c",
-            file=sys.stderr,
-        )
+            "install a wheel that has it: pip install --force-reinstall --only-binary :all: google-crc32c")
 
 
 @cache

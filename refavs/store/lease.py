@@ -16,7 +16,6 @@ import json
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from types import TracebackType
 
 from refavs.errors import StoreError
 from refavs.locks import NO_LOCKS
+from refavs.printing import warn
 from refavs.store.folder import Folder
 from refavs.store.schema import LEASE
 
@@ -239,7 +239,7 @@ class Lease:
             return None
 
     def _tell(self, text: str) -> None:
-        print(f"{self._me.program}: {text}", file=sys.stderr, flush=True)
+        warn(f"{self._me.program}: {text}")
 
 
 def _token(data: bytes) -> str:

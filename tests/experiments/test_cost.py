@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 from experiments import cost
 from experiments.cost import alike, measure, seconds, show, side_by_side
@@ -14,6 +13,7 @@ from experiments.grid import Grid, expand
 from experiments.learner import Learner
 from experiments.ledger import Ledger
 from experiments.resources import Ask, Resources
+from refavs.console import PlainConsole
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 
@@ -111,7 +111,7 @@ def test_where_a_step_is_slow_a_part_of_the_batch_is_timed(
 
 
 def printed(store: FeatureStore, grid: Grid, tmp_path: Path, resources: Resources) -> str:
-    console = Console(width=160, record=True, file=io.StringIO())
+    console = PlainConsole(width=160, record=True, file=io.StringIO())
     show(console, Ledger(tmp_path / "g").entries(grid.trials, store.fingerprint), store, resources)
     return " ".join(console.export_text().split())
 
@@ -165,12 +165,12 @@ def test_models_that_cost_the_same_are_measured_once(store: FeatureStore, tmp_pa
     more = grid_of({"one": {}, "two": {"resources.cpus": 2, "model.beta": 2.0}})
     assert len({alike(trial.config) for trial in more.trials}) == 2
     entries = Ledger(tmp_path / "g").entries(grid.trials, store.fingerprint)
-    console = Console(width=160, record=True, file=io.StringIO())
+    console = PlainConsole(width=160, record=True, file=io.StringIO())
     show(console, entries, store, Resources(max_concurrent=1))
     text = " ".join(console.export_text().split())
     assert text.count("fusion") == 2 and text.count("GFLOP") == 4
     assert "full, beta and 1 more" in text and "no_text" in text and "on this machine, 1 at once" in text
     assert not (tmp_path / "g").exists()
-    fused = Console(width=160, record=True, file=io.StringIO())
+    fused = PlainConsole(width=160, record=True, file=io.StringIO())
     show(fused, entries, store, Resources(max_concurrent=1, fuse=3))
     assert "1 at once, up to 2 trials over one read" in " ".join(fused.export_text().split())

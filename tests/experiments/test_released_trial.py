@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 import tests.experiments.small_store as small_store
 import tests.refavs.test_released as release
@@ -22,6 +21,7 @@ from experiments.ledger import Ledger, read_metrics
 from experiments.resources import Resources
 from experiments.sweep import check_models
 from experiments.train import build_model, train
+from refavs.console import PlainConsole
 from refavs.errors import ConfigError, StoreError, WeightsError
 from refavs.metrics import STATISTICS_FILE
 from refavs.model.checkpoint import load_model, save_model
@@ -129,7 +129,7 @@ def test_cost_of_a_trial_without_an_epoch_is_that_of_its_evaluation(
     entries = Ledger(tmp_path).entries(
         grid_of(store, **RELEASED, **{"train.init": str(file)}).trials, store.fingerprint
     )
-    show(Console(file=shown, width=160), entries, store, Resources())
+    show(PlainConsole(file=shown, width=160), entries, store, Resources())
     assert "pixel decoder" in shown.getvalue() and "0 GFLOP" in shown.getvalue()
 
 

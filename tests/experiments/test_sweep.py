@@ -351,3 +351,18 @@ def test_store_whose_extraction_did_not_end_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"did not come to its end.*run the same refavs-extract command again"):
         run_sweep(grid_of("full"), FeatureStore(tmp_path / "store"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_names_with_markup_and_codes_are_shown_as_they_are(
+    jobs: InProcess, store: FeatureStore, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["run [/old]\x1b[2J\n\u202e", "lr[low]", "lr[high]"]
+    cases = dict(zip(names, [{"train.learning_rate": rate} for rate in (1e30, 1e-3, 2e-3)], strict=True))
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"base": BASE, "cases": cases}))
+    arguments = [str(tmp_path / "grid.yaml"), "--store", store.location, "--out", str(runs / "[low]\a\nrefavs-sweep: ")]
+    for command, status in (([*arguments, "--dry-run"], 0), (arguments, 3), (["status", arguments[-1]], 0)):
+        assert main(command) == status
+        out, err = capsys.readouterr()
+        for shown in ("lr[low] ", "lr[high] ", "run [/old]\\x1b[2J\\n\\u202e", "[low]\\x07\\nrefavs-sweep: "):
+            assert shown in out, out
+        assert not {"\x1b", "\a", "\u202e"} & set(out + err) and "\nrefavs-sweep: \n" not in out + err

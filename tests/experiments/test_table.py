@@ -8,13 +8,13 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from rich.console import Console
 
 from experiments.grid import expand
 from experiments.ledger import Entry, Ledger
 from experiments.state import write_json
 from experiments.table import csv_text, dimension_table, main_table, rows_of
 from experiments.trial import TrialStore
+from refavs.console import PlainConsole
 from refavs.store import FeatureStore
 
 RANDOM, PRETRAINED = (
@@ -40,7 +40,7 @@ def entries_with(folder: Path, scores: dict[str, list[float]], extra: dict[str, 
 
 
 def rendered(table: object) -> str:
-    console = Console(width=200, file=io.StringIO())
+    console = PlainConsole(width=200, file=io.StringIO())
     console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -51,6 +51,7 @@ def test_table_is_best_first_with_the_constants_among_the_trials(tmp_path: Path)
     text = rendered(main_table(rows, "title"))
     assert text.index("good") < text.index("all foreground") < text.index("poor")
     assert "60.0" in text and "0.012" in text and "1.5" in text and "dim rows are constant" in text
+    assert "\\n" not in text and sum("test_s" in line for line in text.splitlines()) == 1  # heads have two lines
 
 
 def test_table_takes_seeds_together_with_their_interval(tmp_path: Path) -> None:

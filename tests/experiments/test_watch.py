@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from experiments.cli import main
 from experiments.grid import expand
 from experiments.ledger import Entry, Ledger
 from experiments.progress import Progress, duration, is_held, read_sweep, seconds_left
 from experiments.watch import Watch, progress_of
+from refavs.console import PlainConsole
 from tests.experiments.small_sweep import write_facts, write_trial
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ def entries_of(folder: Path) -> list[Entry]:
 
 
 def text_of(renderable: Any) -> str:
-    console = Console(file=io.StringIO(), width=120)
+    console = PlainConsole(file=io.StringIO(), width=120)
     console.print(renderable)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()

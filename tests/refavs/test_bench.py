@@ -91,7 +91,7 @@ def test_real_metadata_rows_are_those_of_the_file(shared: Path) -> None:
 
 @pytest.mark.long
 def test_real_metadata_report_reads_as_text(shared: Path) -> None:
-    text = read_metadata(shared / "data" / "metadata.csv")[1].render()
+    text = "\n".join(read_metadata(shared / "data" / "metadata.csv")[1].lines())
     assert re.search(r"20,434 +rows_kept", text)
     assert re.search(r"25 +split_todo: rows left out: split TODO.*row 15999, row 16000, row 16001, \.\.\.", text)
     assert re.search(r"11 +repeated_uids", text)
@@ -194,7 +194,7 @@ def test_benchmark_names_missing_media_and_masks(tmp_path: Path) -> None:
     assert source.report.names["missing_masks"] == ["a_0_10/fid_3"]
     assert source.report.counts["missing_media"] == source.report.counts["missing_masks"] == 1
     assert source.expressions["fid"].tolist() == [0, -1, 1]
-    assert "1  missing_media: clips left out" in source.report.render()
+    assert "1  missing_media: clips left out" in "\n".join(source.report.lines())
 
 
 def test_benchmark_of_other_working_directory_has_absolute_paths(
@@ -273,7 +273,7 @@ def test_videos_take_expressions_by_stem_or_file_name(tmp_path: Path) -> None:
         "dimension": [""] * 3,
     }
     assert source.report.names["missing_media"] == ["z"] and source.report.rows["empty_text"] == [4]
-    assert "1  missing_media" in source.report.render()
+    assert "1  missing_media" in "\n".join(source.report.lines())
 
 
 def test_videos_errors_name_what_is_accepted(tmp_path: Path) -> None:
