@@ -9,7 +9,9 @@ import pandas as pd
 
 from extract.identity import AUDIO_INPUT, INPUTS, VISUAL_INPUT, digests_of, shared_inputs
 from extract.presets import Encoders, Preset
+from refavs.choices import MaskRule
 from refavs.data.bench import Clip, Source
+from refavs.data.metadata import NULL_PREFIX
 from refavs.errors import StoreError
 from refavs.store.commits import REMEDY, record_name
 from refavs.store.plan import ShardPlan, Shares
@@ -23,10 +25,21 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Masks:
-    """Where the masks of one object lie, and the clip whose frames they belong to."""
+    """Where the masks of one object lie, and the clip whose frames they belong to.
 
-    folder: Path
+    Attributes:
+        folder: None of a null without files.
+        rule: by which they are read.
+    """
+
+    folder: Path | None
     clip: Clip
+    rule: MaskRule = "auto"
+
+    @property
+    def null(self) -> bool:
+        """Whether there is no object, so that the masks are empty."""
+        return self.clip.id.startswith(NULL_PREFIX)
 
 
 Item = Clip | Masks | str
@@ -40,11 +53,12 @@ class Job:
     items: tuple[Item, ...]
 
 
-def wanted_items(source: Source) -> dict[str, dict[str, Item]]:
+def wanted_items(source: Source, mask_rule: MaskRule = "auto") -> dict[str, dict[str, Item]]:
     """Everything a source needs in a store, by table and key."""
     clips = {clip.id: clip for clip in source.clips}
     objects = {
-        object_key(row["clip_id"], row["fid"]): Masks(folder=row["folder"], clip=clips[row["clip_id"]])
+        object_key(row["clip_id"], row["fid"]): Masks(
+            folder=row["folder"], clip=clips[row["clip_id"]], rule=mask_rule)
         for row in source.objects.to_dict("records")
     }
     texts = {text_key(text): text for text in source.expressions["text"]}
