@@ -4,13 +4,13 @@ Masks of one source are of one kind, so some objects, evenly spread, tell. What 
 of that object, named like any other.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from extract.plan import Item, Masks
 from refavs.data.files import PICTURE_ERRORS
-from refavs.data.masks import MaskRuleError, is_plain_grey, read_masks
+from refavs.data.masks import MaskRuleError, is_plain_grey
 from refavs.errors import DatasetError, StoreError
 from refavs.processors import num_processors
 from refavs.store.folder import Folder
@@ -37,10 +37,11 @@ def check_masks(folder: Folder, objects: dict[str, Item], num_frames: int) -> No
     with ThreadPoolExecutor(min(num_processors(), MOST_THREADS), "masks") as pool:
         list(pool.map(lambda item: _check(item, num_frames), chosen))
     if older:
-        for path in (path for item in chosen for path in _paths(item, num_frames)):
+        paths = [item.folder / f"{second:05d}.png" for item in chosen if item.folder for second in range(num_frames)]
+        for path in paths:
             if not _was_grey(path):
-                raise StoreError(f"store {folder.location} was made before masks had a rule and does not say how its own "
-                                 f"were read, and {path} is no plain grey picture; {OTHER_STORE}")
+                raise StoreError(f"store {folder.location} was made before masks had a rule and does not say how it "
+                                 f"read its own, and {path} is no plain grey picture; {OTHER_STORE}")
 
 
 def evenly(items: Sequence[Masks], most: int) -> list[Masks]:
@@ -58,17 +59,10 @@ def _known(folder: Folder) -> tuple[Collection[str], bool]:
     return known, bool(known) and writer.schema.mask_rule is None
 
 
-def _paths(item: Masks, num_frames: int) -> Iterable[Path]:
-    paths = [] if item.folder is None else [item.folder / f"{second:05d}.png" for second in range(num_frames)]
-    return [path for path in paths if path.exists()]
-
-
 def _check(item: Masks, num_frames: int) -> None:
     """Masks that cannot be read for another reason are left to the worker, which names them."""
     try:
-        seconds = [int(path.stem) for path in _paths(item, num_frames)]
-        if item.folder is not None and seconds:
-            read_masks(item.folder, seconds, (1, 1), rule=item.rule)
+        item.read(num_frames, 1)
     except MaskRuleError:
         raise
     except DatasetError:
@@ -78,5 +72,5 @@ def _check(item: Masks, num_frames: int) -> None:
 def _was_grey(path: Path) -> bool:
     try:
         return is_plain_grey(path)
-    except PICTURE_ERRORS:
-        return True  # read by no rule; the worker names it
+    except PICTURE_ERRORS:  # missing or damaged: the worker names it
+        return True

@@ -27,14 +27,12 @@ from jaxtyping import UInt8
 
 from extract.encoders.visual import levels_of
 from extract.identity import input_digests
-from extract.media import frame_size, read_media
+from extract.media import read_media
 from extract.notes import counted
 from extract.plan import Item, Job, Masks
 from extract.presets import Encoders, Preset
 from refavs.accelerator import require_usable
 from refavs.data.bench import Clip
-from refavs.data.masks import read_masks
-from refavs.data.metadata import NULL_PREFIX
 from refavs.errors import ConfigError, DatasetError, StoreError, WeightsError
 from refavs.store.plan import ShardPlan
 from refavs.store.schema import pack_mask
@@ -379,15 +377,7 @@ class Worker:
         )
 
     def _masks(self, key: str, masks: Masks) -> _Decoded:
-        side, seconds = self._preset.input_size, list(range(self._preset.num_frames))
-        stack = np.zeros((len(seconds), side, side), np.bool_)
-        if masks.folder is not None:
-            files = [second for second in seconds if not masks.null or (masks.folder / f"{second:05d}.png").exists()]
-            if files:
-                stack[files] = read_masks(masks.folder, files, (side, side), frame_size(masks.clip), masks.rule)
-            if masks.null and stack.any():
-                raise DatasetError(f"{masks.folder} marks an object, but a clip named {NULL_PREFIX}* refers to nothing; "
-                                   "remove those masks, or rename the clip")
+        stack = masks.read(self._preset.num_frames, self._preset.input_size)
         return _Decoded(key=key, arrays={"objects/mask": pack_mask(stack)})
 
 

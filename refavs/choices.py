@@ -1,4 +1,4 @@
-"""Names of devices, precisions and mask rules, kept apart from what computes with them so that a help text needs no torch."""
+"""Names of devices, precisions and mask rules, apart from what computes with them, so that a help needs no torch."""
 
 from typing import Literal, get_args
 

@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import Image
+from PIL import Image, ImageFile
 
 from refavs.choices import MaskRule
 from refavs.data.files import PICTURE_ERRORS, open_picture, reason_of
@@ -89,8 +89,8 @@ def read_masks(
         name = rule
         bare = next((file for file in files if rule not in file.readings), None)
         if bare is not None:
-            raise MaskRuleError(f"{bare.path} has no transparency, by which --mask-rule {rule} would read it; leave out "
-                                f"the rule, give --mask-rule {NONZERO}, or draw it with an alpha channel.")
+            raise MaskRuleError(f"{bare.path} has no transparency, by which --mask-rule {rule} would read it; leave "
+                                f"the rule out, give --mask-rule {NONZERO}, or draw it with an alpha channel.")
     return np.stack([file.readings[name] if name in file.readings else np.ones_like(file.readings[INDEX])
                      for file in files])  # fmt: skip
 
@@ -158,16 +158,16 @@ def _file(path: Path, size: tuple[int, int] | None, expected_size: tuple[int, in
         ) from error
 
 
-def _read(path: Path, picture: Image.Image, size: tuple[int, int] | None) -> _File:
+def _read(path: Path, picture: ImageFile.ImageFile, size: tuple[int, int] | None) -> _File:
     rawmode = str(picture.tile[0][3])
-    transparent = picture.info.pop("transparency", None)
+    transparent: Any = picture.info.pop("transparency", None)
     numbers = _deep(picture) if rawmode.endswith(";16B") and picture.mode in ("RGB", "RGBA") else np.asarray(picture)
     lacks_colours = False
     if picture.mode == "P":
         readings, lacks_colours = _of_palette(numbers, picture.getpalette() or [], transparent)
     elif numbers.ndim == 2:
-        readings = _of_colours(numbers[..., None], None if transparent is None else
-                               np.array([transparent * _SPREAD.get(rawmode, 1)]))  # fmt: skip
+        value = None if transparent is None else np.array([transparent * _SPREAD.get(rawmode, 1)])
+        readings = _of_colours(numbers[..., None], value)
     elif numbers.shape[-1] in (2, 4):
         readings = {**_of_colours(numbers[..., :-1], None), ALPHA: numbers[..., -1] > 0}
     else:
@@ -184,12 +184,8 @@ def _read(path: Path, picture: Image.Image, size: tuple[int, int] | None) -> _Fi
 
 def _same(readings: Mapping[str, Any], one: str, other: str) -> bool:
     """Whether two readings mark the same pixels; without an alpha channel all pixels are opaque."""
-    first, second = (readings.get(name) for name in (one, other))
-    if first is second:
-        return True
-    if second is None:
-        return bool(first is not None and first.all())
-    return bool(np.array_equal(first, second))
+    first, second = readings[one], readings.get(other)  # `alpha`, the only one that a file may lack, comes second
+    return first is second or bool(first.all() if second is None else np.array_equal(first, second))
 
 
 def _of_colours(colours: Any, transparent: np.ndarray | None) -> dict[str, Bool[np.ndarray, "h w"]]:
@@ -224,15 +220,16 @@ def _deep(picture: Image.Image) -> Any:
         ValueError: the file is damaged.
     """
     import av
+    from av.container import InputContainer
 
     source: Any = getattr(picture, "fp", None)
     source.seek(0)
-    with av.open(source, format="png_pipe") as file:
-        frame = next(file.decode(video=0), None)
+    with cast(InputContainer, av.open(source, format="png_pipe")) as file:
+        frame = next(file.decode(file.streams.video[0]), None)
         if frame is None or frame.format.name not in _CHANNELS:
             raise ValueError("its pixels cannot be decoded")
         plane, num_channels = frame.planes[0], _CHANNELS[frame.format.name]
-        rows = np.frombuffer(plane, ">u2").reshape(frame.height, plane.line_size // 2)
+        rows = np.frombuffer(bytes(plane), ">u2").reshape(frame.height, plane.line_size // 2)
         pixels = rows[:, : frame.width * num_channels].reshape(frame.height, frame.width, num_channels)
         return pixels.astype(np.uint16)
 

@@ -10,15 +10,11 @@ from PIL import Image
 
 from extract.cli import main
 from extract.mask_check import check_masks
-from extract.plan import wanted_items
-from extract.presets import build_encoders, preset_named
-from extract.weights import WeightSource
-from extract.worker import Stages, Worker
+from extract.plan import Masks, wanted_items
 from refavs.data.bench import read_source
 from refavs.data.synthetic import write_wav
-from refavs.errors import StoreError
+from refavs.errors import DatasetError, StoreError
 from refavs.store.folder import open_folder
-from refavs.store.plan import ShardPlan
 from refavs.store.reader import FeatureStore
 from tests.extract.command import in_this_process, refusal, run_with, tiny
 from tests.refavs.png import GREY, PALETTE, write_png
@@ -102,17 +98,13 @@ def test_nulls_need_no_mask_files(tmp_path: Path) -> None:
 def test_masks_of_a_null_are_empty_or_refused(tmp_path: Path) -> None:
     """Files of it that are there are read all the same: a clip may have that name by accident."""
     root = write_bench(tmp_path / "bench", f"train {NULL}")
-    preset = preset_named("tiny")
-    encoders = build_encoders(preset, WeightSource(kind="random"), ("pixel_decoder",), "fp32")
-    worker = Worker(str(tmp_path), preset, encoders)
-    plan = ShardPlan(table="objects", index=0, keys=("key",), rows=(0,), arrays=("objects/mask",))
-    folder = root / "gt_mask" / NULL / "fid_0"
-    write_png(folder / "00004.png", 0 * QUARTER, GREY)
-    for expected in ("", f"{folder} marks an object, but a clip named null_* refers to nothing"):
-        (item,) = wanted_items(read_source(root))["objects"].values()
-        decoded = worker._decode(plan, "key", item, Stages())
-        assert expected in decoded.failure and bool(expected) == bool(decoded.failure)
-        write_png(folder / "00004.png", QUARTER, GREY)
+    path = root / "gt_mask" / NULL / "fid_0" / "00004.png"
+    write_png(path, 0 * QUARTER, GREY)
+    (item,) = wanted_items(read_source(root))["objects"].values()
+    assert isinstance(item, Masks) and not item.read(10, SIDE).any()
+    write_png(path, QUARTER, GREY)
+    with pytest.raises(DatasetError, match=r"fid_0 marks an object, but a clip named null_\* refers to nothing"):
+        item.read(10, SIDE)
 
 
 @pytest.mark.long
@@ -133,5 +125,5 @@ def test_store_without_a_rule_takes_plain_grey_masks_alone(
     check_masks(open_folder(store), wanted_items(read_source(source))["objects"], 10)
     shutil.rmtree(source / "gt_mask" / "b_0_10")
     draw(source, "b_0_10", PALETTE, bytes(3))
-    with pytest.raises(StoreError, match="made before masks had a rule .*b_0_10/fid_0/00000.png is no plain grey"):
+    with pytest.raises(StoreError, match=r"made before masks had a rule .*b_0_10/fid_0/00000\.png is no plain grey"):
         check_masks(open_folder(store), wanted_items(read_source(source))["objects"], 10)

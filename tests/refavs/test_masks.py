@@ -134,7 +134,7 @@ def test_mask_of_two_meanings_is_refused_until_a_rule_chooses(tmp_path: Path, na
 ], ids=["panoptic", "grey", "index"])  # fmt: skip
 def test_mask_whose_every_pixel_has_a_label_is_not_read_as_full(tmp_path: Path, case: tuple[Any, ...]) -> None:
     path = write(tmp_path / "fid_0", 0, case)
-    with pytest.raises(MaskRuleError, match="no pixel of value 0 and several other values.*--mask-rule nonzero"):
+    with pytest.raises(MaskRuleError, match=r"no pixel of value 0 and several other values.*--mask-rule nonzero"):
         read_mask(path.parent, 0)
     assert read_mask(path.parent, 0, rule="nonzero").all()
 
