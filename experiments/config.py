@@ -11,6 +11,7 @@ from typing import Literal
 from refavs.errors import SettingError
 from refavs.model.options import LossConfig, ModelOptions
 
+MOST_SEED = 2**64 - 1  # that torch takes
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -92,9 +93,9 @@ class TrainConfig:
                 f"acoustic_temporal_weight is {self.acoustic_temporal_weight} with train.sampling uniform, which has "
                 "no weights; set train.sampling to dimension", "acoustic_temporal_weight", "sampling",
             )  # fmt: skip
-        if self.order_seed is not None and self.order_seed < 0:
-            raise SettingError(f"order_seed is {self.order_seed}; accepted: a whole number from 0, or null",
-                               "order_seed")  # fmt: skip
+        if self.order_seed is not None and not 0 <= self.order_seed <= MOST_SEED:
+            raise SettingError(f"order_seed is {self.order_seed}; accepted: a whole number from 0 to {MOST_SEED}, or "
+                               "null", "order_seed")  # fmt: skip
         if not 0 <= self.decay_start <= 1:
             raise SettingError(f"decay_start is {self.decay_start}; accepted: a share of all steps from 0 to 1",
                                "decay_start")  # fmt: skip
@@ -149,6 +150,8 @@ class TrialConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed <= MOST_SEED:
+            raise SettingError(f"seed is {self.seed}; accepted: a whole number from 0 to {MOST_SEED}", "seed")
         if self.model.variant == "released" and self.train.epochs:
             raise SettingError(
                 "model.variant is released, which is evaluated, not trained: give --set train.epochs=0 and "

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from experiments.yaml_words import refuse_ambiguous
 from refavs.config import nearest
 from refavs.errors import ConfigError
 
@@ -85,6 +86,7 @@ class _Reader:
         if self.num_values > MAX_VALUES:
             raise ConfigError(f"{place}: more than {MAX_VALUES:,} values; write fewer aliases")
         if isinstance(node, yaml.ScalarNode):
+            refuse_ambiguous(node, self.loader, place)
             return Located(self.loader.construct_object(node), place)
         self.open.append(node)
         if isinstance(node, yaml.MappingNode):
@@ -133,7 +135,8 @@ def parse_yaml(text: str, where: str, lines: bool = True) -> Located:
         place = f"{where}:{mark.line + 1}" if mark is not None and lines else where
         told = ", ".join(part for part in (error.context, error.problem) if part)
         raise ConfigError(f"{place}: not valid YAML: {told}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # Of a value whose own tag does not fit it, PyYAML raises whatever its code meets.
         told = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise ConfigError(f"{where}: not valid YAML: {told}") from error
 

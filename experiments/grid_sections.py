@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.config import TrialConfig
+from experiments.config import MOST_SEED, TrialConfig
 from experiments.grid_file import Located, mapping, refuse_unknown, settings
 from experiments.grid_settings import Condition, Settings, typed_settings, typed_value
 from refavs.config import flat
@@ -108,6 +108,8 @@ def seeds(part: Located) -> list[int]:
     good = isinstance(value, list) and value and all(type(seed) is int and seed >= 0 for seed in value)
     if not good or len(set(value)) < len(value):
         raise ConfigError(f"{part.place}: seeds is {value!r}; accepted: a list of distinct whole numbers, as [0, 1, 2]")
+    if max(value) > MOST_SEED:
+        raise ConfigError(f"{part.place}: a seed is {max(value)}; accepted: up to {MOST_SEED}, the largest of torch")
     return value
 
 

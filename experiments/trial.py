@@ -57,11 +57,18 @@ class Trial:
         """
         known = flat(TrialConfig()) | dict(defaults or {})
         settings = {
-            name: value for name, value in flat(self.config).items()
+            name: _unsigned(value) for name, value in flat(self.config).items()
             if value != known.get(name, _UNKNOWN) and not name.startswith(NOT_IN_KEY)
         }
         store = self.store.fingerprint if self.store else fingerprint
         return digest({"settings": settings, "store": store, **({"files": self.digests} if self.digests else {})})
+
+
+def _unsigned(value: Any) -> Any:
+    """A value in which -0.0 is 0.0: the same number is the same setting."""
+    if isinstance(value, list):
+        return [_unsigned(item) for item in value]
+    return value + 0.0 if isinstance(value, float) else value
 
 
 def short_names(names: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extract.choices import LEVELS, PRESETS
-from refavs.choices import DEVICES, PRECISIONS, Precision
+from refavs.choices import DEVICES, MASK_RULES, PRECISIONS, MaskRule, Precision
 from refavs.cli import CommandParser, run_command
 from refavs.errors import ConfigError
 from refavs.printing import say, warn
@@ -48,6 +48,9 @@ def build_parser() -> CommandParser:
         "the preset's, backbone for imagenet and released, else pixel_decoder")  # fmt: skip
     add("--precision", choices=("auto", *PRECISIONS), default="auto", help="of Swin, pixel decoder and VGGish; auto: "
         "that of STORE, and fp32 for a new one, so that features are the same on every machine")  # fmt: skip
+    add("--mask-rule", choices=MASK_RULES[1:], help="what of a mask's PNG is the object: nonzero, every colour but "
+        "black; alpha, what is not transparent; index, every palette index, grey value or id but 0; default: that of "
+        "STORE, and for a new one what all of them agree on")  # fmt: skip
     add("--expressions", type=Path, metavar="CSV", help="columns video,exp: expressions about a folder of videos")
     add("--device", choices=DEVICES, default="auto",
         help="where the encoders run; auto takes GPUs where there are any, on this machine or the cluster")  # fmt: skip
@@ -95,11 +98,14 @@ def extract(args: argparse.Namespace) -> int:
     """Extracts what is missing; returns the exit status."""
     from extract.dry_run import dry_run
     from extract.extraction import complete
+    from extract.mask_check import check_masks
+    from extract.plan import wanted_items
     from refavs.store.columns import EXPRESSIONS_RECORD
     from refavs.store.lease import Lease
     from refavs.store.writer import StoreWriter
 
     run = prepared(args)
+    check_masks(run.folder, wanted_items(run.source, run.mask_rule)["objects"], run.preset.num_frames)
     if args.dry_run:
         return dry_run(run)
     description = run.description()  # reads weights, so that nothing is made where there are none
@@ -156,7 +162,13 @@ def prepared(args: argparse.Namespace) -> "Run":
         "batch_clips": resources.clips_per_pass,
     }  # fmt: skip
     return Run(folder=folder, source=source, preset=preset, encoders=encoders, resources=resources, log=log,
-               extraction=extraction)  # fmt: skip
+               mask_rule=_mask_rule(args.mask_rule, kept), extraction=extraction)  # fmt: skip
+
+
+def _mask_rule(asked: MaskRule | None, store: "StoreSchema | None") -> MaskRule:
+    """The rule by which to read masks: as asked; else that of the store."""
+    known = "auto" if store is None or store.mask_rule is None else store.mask_rule
+    return MASK_RULES[MASK_RULES.index(asked or known)]
 
 
 def _precision(asked: str, store: "StoreSchema | None") -> Precision:

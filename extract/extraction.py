@@ -17,6 +17,7 @@ from extract.notes import counted
 from extract.plan import Job, array_specs, expressions_table, plan_jobs, refuse_replaced, shares_of, wanted_items
 from extract.presets import Encoders, Preset
 from extract.worker import JobResult
+from refavs.choices import MaskRule
 from refavs.cli import Exit
 from refavs.console import PlainConsole, ProgressBar
 from refavs.data.bench import Source
@@ -43,6 +44,7 @@ class Run:
     encoders: Encoders
     resources: Resources
     log: Path | None
+    mask_rule: MaskRule
     extraction: dict[str, Any]
 
     def description(self) -> dict[str, Any]:
@@ -51,7 +53,7 @@ class Run:
             "encoders": self.encoders.fingerprints(), "source": f"{self.source.kind} {self.source.root}",
             "num_frames": self.preset.num_frames, "input_size": self.preset.input_size,
             "specs": array_specs(self.preset, self.encoders), "rows_per_shard": self.preset.rows_per_shard,
-            "extraction": self.extraction,
+            "mask_rule": self.mask_rule if len(self.source.objects) else None, "extraction": self.extraction,
         }  # fmt: skip
 
 
@@ -80,7 +82,7 @@ def complete(run: Run, writer: StoreWriter, lease: Lease, keeps: bool) -> int:
     source = run.source
     refuse_replaced(writer, source.clips)
     _report(source, run.encoders)
-    jobs = plan_jobs(writer, wanted_items(source), shares_of(writer, source.clips))
+    jobs = plan_jobs(writer, wanted_items(source, run.mask_rule), shares_of(writer, source.clips))
     totals = Totals()
     if jobs:
         work(run, writer, lease, jobs, totals)

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool
 
 from extract.identity import AUDIO_INPUT, INPUTS, VISUAL_INPUT, digests_of, shared_inputs
+from extract.media import frame_size
 from extract.presets import Encoders, Preset
+from refavs.choices import MaskRule
 from refavs.data.bench import Clip, Source
-from refavs.errors import StoreError
+from refavs.data.masks import read_masks
+from refavs.data.metadata import NULL_PREFIX
+from refavs.errors import DatasetError, StoreError
 from refavs.store.commits import REMEDY, record_name
 from refavs.store.plan import ShardPlan, Shares
 from refavs.store.schema import ArraySpec, object_key, text_key
@@ -23,10 +28,43 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Masks:
-    """Where the masks of one object lie, and the clip whose frames they belong to."""
+    """Where the masks of one object lie, and the clip whose frames they belong to.
 
-    folder: Path
+    Attributes:
+        folder: None of a null without files.
+        rule: by which they are read.
+    """
+
+    folder: Path | None
     clip: Clip
+    rule: MaskRule = "auto"
+
+    @property
+    def null(self) -> bool:
+        """Whether there is no object, so that the masks are empty."""
+        return self.clip.id.startswith(NULL_PREFIX)
+
+    def read(self, num_frames: int, size: int) -> Bool[np.ndarray, "t h w"]:
+        """The masks, `size` pixels high and wide; a null needs no files, and those that are there must be empty.
+
+        Raises:
+            DatasetError: a file is missing, cannot be read, or may be meant in two ways; or a null has an object.
+        """
+        found = np.zeros((num_frames, size, size), np.bool_)
+        seconds = self.seconds(num_frames)
+        if self.folder is not None and seconds:
+            found[seconds] = read_masks(self.folder, seconds, (size, size), frame_size(self.clip), self.rule)
+        if self.null and found.any():
+            raise DatasetError(f"{self.folder} marks an object, but a clip named {NULL_PREFIX}* refers to nothing; "
+                               "remove those masks, or rename the clip")
+        return found
+
+    def seconds(self, num_frames: int) -> list[int]:
+        """Seconds whose files are read: all, and of a null those that have one."""
+        folder = self.folder
+        if folder is None:
+            return []
+        return [second for second in range(num_frames) if not self.null or (folder / f"{second:05d}.png").exists()]
 
 
 Item = Clip | Masks | str
@@ -40,11 +78,12 @@ class Job:
     items: tuple[Item, ...]
 
 
-def wanted_items(source: Source) -> dict[str, dict[str, Item]]:
+def wanted_items(source: Source, mask_rule: MaskRule = "auto") -> dict[str, dict[str, Item]]:
     """Everything a source needs in a store, by table and key."""
     clips = {clip.id: clip for clip in source.clips}
     objects = {
-        object_key(row["clip_id"], row["fid"]): Masks(folder=row["folder"], clip=clips[row["clip_id"]])
+        object_key(row["clip_id"], row["fid"]): Masks(
+            folder=row["folder"], clip=clips[row["clip_id"]], rule=mask_rule)
         for row in source.objects.to_dict("records")
     }
     texts = {text_key(text): text for text in source.expressions["text"]}

@@ -74,7 +74,7 @@ def _compute(
         return
     folder = writer.folder
     run = _prepared(args, facts, writer)
-    wanted = wanted_items(run.source)
+    wanted = wanted_items(run.source, run.mask_rule)
     # Records that cannot be read hide what is beside them; what they held is known from the columns.
     for name in (*repairs.unknown, *(record_name(plan.table, plan.index) for plan in repairs.anew)):
         folder.remove(name)

@@ -101,6 +101,8 @@ def info(location: str) -> int:
     console.print(f"source       {store.schema.source}")
     console.print(f"fingerprint  {store.fingerprint}{'' if store.finished else ' (its extraction did not finish)'}")
     console.print(f"frames       {store.num_frames} per clip, {store.input_size} x {store.input_size} px")
+    if store.schema.mask_rule is not None:
+        console.print(f"masks        read by mask rule {store.schema.mask_rule}")
     for stream, short in encoder_digests(store.schema).items():
         fingerprint = store.encoders[stream]
         facts = ", ".join(f"{name} {value}" for name, value in fingerprint.items() if name != "name")

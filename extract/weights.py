@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from refavs.errors import WeightsError
+from refavs.errors import ConfigError, WeightsError
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _RANDOM = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
 TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
 CONNECT_TIMEOUT_S = 10.0
+LEAST_SEED, MOST_SEED = -(2**63), 2**64 - 1  # that torch takes
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -35,6 +36,10 @@ class WeightSource:
     seed: int | None = 0
     folder: Path | None = None
     fetch: bool = True
+
+    def __post_init__(self) -> None:
+        if self.seed is not None and not LEAST_SEED <= self.seed <= MOST_SEED:
+            raise ConfigError(f"--seed is {self.seed}; accepted: a whole number from {LEAST_SEED} to {MOST_SEED}")
 
 
 class NotFetched(WeightsError):

@@ -27,12 +27,12 @@ from jaxtyping import UInt8
 
 from extract.encoders.visual import levels_of
 from extract.identity import input_digests
-from extract.media import frame_size, read_media
+from extract.media import read_media
 from extract.notes import counted
 from extract.plan import Item, Job, Masks
 from extract.presets import Encoders, Preset
 from refavs.accelerator import require_usable
-from refavs.data.bench import Clip, read_mask
+from refavs.data.bench import Clip
 from refavs.errors import ConfigError, DatasetError, StoreError, WeightsError
 from refavs.store.plan import ShardPlan
 from refavs.store.schema import pack_mask
@@ -377,10 +377,7 @@ class Worker:
         )
 
     def _masks(self, key: str, masks: Masks) -> _Decoded:
-        size = (self._preset.input_size, self._preset.input_size)
-        expected = frame_size(masks.clip)
-        seconds = range(self._preset.num_frames)
-        stack = np.stack([read_mask(masks.folder, second, size, expected) for second in seconds])
+        stack = masks.read(self._preset.num_frames, self._preset.input_size)
         return _Decoded(key=key, arrays={"objects/mask": pack_mask(stack)})
 
 

@@ -1,4 +1,4 @@
-"""Names of devices and precisions, kept apart from what computes with them so that a help text needs no torch."""
+"""Names of devices, precisions and mask rules, apart from what computes with them, so that a help needs no torch."""
 
 from typing import Literal, get_args
 
@@ -6,3 +6,5 @@ Device = Literal["auto", "cpu", "cuda"]
 DEVICES: tuple[Device, ...] = get_args(Device)
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+MaskRule = Literal["auto", "nonzero", "alpha", "index"]
+MASK_RULES: tuple[MaskRule, ...] = get_args(MaskRule)

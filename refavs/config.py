@@ -80,8 +80,11 @@ def _checked(value: Any, kind: Any, key: str) -> Any:
         raise ConfigError(f"{key} is {value!r}; accepted: {', '.join(map(repr, arguments))}")
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_checked(item, arguments[0], key) for item in value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(value) + 0.0  # of -0.0 it makes 0.0, the same number
+        except OverflowError:
+            raise ConfigError(f"{key} is a whole number too large to compute with; accepted: up to 1.8e308") from None
     expected = origin or kind
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         raise ConfigError(f"{key} is {value!r} ({type(value).__name__}); accepted: a value of type {expected.__name__}")

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Bool
-from PIL import Image
 
-from refavs.data.files import PICTURE_ERRORS, open_picture, reason_of
-from refavs.data.metadata import MetadataReport, plain_name, read_metadata, read_rows
+from refavs.data.files import reason_of
+from refavs.data.masks import read_mask
+from refavs.data.metadata import NULL_PREFIX, MetadataReport, plain_name, read_metadata, read_rows
 from refavs.data.parse import parse
 from refavs.errors import DatasetError
 
@@ -46,7 +44,8 @@ class Source:
 
     Attributes:
         clips: sorted by id, each id once.
-        objects: `clip_id, fid, folder`, a row for each object that has masks.
+        objects: `clip_id, fid, folder`, a row for each object that has masks; those of a null are empty by definition
+            and need no folder, which is None where there is none.
         expressions: `uid, vid, clip_id, fid, split, text, grade, dimension`. `fid` is -1 where there are no masks;
             otherwise (clip_id, fid) is a row of `objects`. Grade and dimension are of a benchmark's expressions only,
             as its expressions.csv says or else as parsed from the text; empty where unknown.
@@ -155,47 +154,6 @@ def read_videos(folder: str | os.PathLike[str], expressions_csv: str | os.PathLi
     )
 
 
-def read_mask(
-    folder: Path, t: int, size: tuple[int, int] | None = None, expected_size: tuple[int, int] | None = None
-) -> Bool[np.ndarray, "h w"]:
-    """Reads an object's mask in second `t`: True where the picture's gray value is above zero.
-
-    Args:
-        folder: the object's `fid_<fid>` folder.
-        t: second, 0 to 9.
-        size: height and width to return, by nearest neighbour; the file's own where None.
-        expected_size: height and width the file must have, e.g. those of the frame it belongs to.
-
-    Raises:
-        DatasetError: the file is missing, is no picture, or has another size than `expected_size`.
-    """
-    folder = Path(folder)
-    path = folder / f"{t:05d}.png"
-    try:
-        # The folder of all masks: gt_mask in gt_mask/<id>/fid_<fid>.
-        with open_picture(path, folder.parent.parent, lossless=True) as picture:
-            found = (picture.height, picture.width)
-            if expected_size is not None and found != tuple(expected_size):
-                raise DatasetError(
-                    f"{path} is a mask of {found[0]}x{found[1]} pixels (height x width), its frame has "
-                    f"{expected_size[0]}x{expected_size[1]}; accepted: a mask of its frame's size. Unpack or draw it "
-                    "again."
-                )
-            picture.info.pop("transparency", None)  # written in bytes it makes Pillow warn; the colour alone counts
-            plain = picture if picture.mode in ("1", "L", "I", "I;16") else picture.convert("L")
-            mask = np.asarray(plain) > 0
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such mask; expected 00000.png to 00009.png, one for each second.") from None
-    except PICTURE_ERRORS as error:
-        raise DatasetError(
-            f"{path} cannot be read as a PNG mask ({reason_of(error)}); unpack that file again."
-        ) from error
-    if size is None or mask.shape == tuple(size):
-        return mask
-    height, width = size
-    return np.asarray(Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)) > 0
-
-
 _ACCEPTED = (
     "a benchmark folder (metadata.csv, media/<id>/frames/{0..9}.jpg, media/<id>/audio.wav, gt_mask/) or a folder of "
     f"videos (*{' *'.join(VIDEO_SUFFIXES)})"
@@ -247,13 +205,18 @@ def _folders(path: Path, required: bool = False) -> set[str]:
 
 def _mask_folders(
     root: Path, objects: set[tuple[str, int]], report: MetadataReport
-) -> dict[tuple[str, int], Path]:
+) -> dict[tuple[str, int], Path | None]:
+    """The folder of each object's masks; none of a null, which has no object, where there is no folder either."""
     present = {clip_id: _folders(root / clip_id) for clip_id, _ in objects}
-    report.note_names("missing_masks", (f"{c}/fid_{fid}" for c, fid in objects if f"fid_{fid}" not in present[c]))
-    return {(c, fid): root / c / f"fid_{fid}" for c, fid in sorted(objects) if f"fid_{fid}" in present[c]}
+    bare = {(c, fid) for c, fid in objects if f"fid_{fid}" not in present[c]}
+    nulls = {(c, fid) for c, fid in bare if c.startswith(NULL_PREFIX)}
+    report.note_names("missing_masks", (f"{c}/fid_{fid}" for c, fid in bare - nulls))
+    report.note_names("null_masks_not_shipped", (f"{c}/fid_{fid}" for c, fid in nulls))
+    return {(c, fid): None if (c, fid) in nulls else root / c / f"fid_{fid}"
+            for c, fid in sorted(objects - (bare - nulls))}  # fmt: skip
 
 
-def _object_table(folders: Mapping[tuple[str, int], Path]) -> pd.DataFrame:
+def _object_table(folders: Mapping[tuple[str, int], Path | None]) -> pd.DataFrame:
     return pd.DataFrame({
         "clip_id": pd.Series([clip_id for clip_id, _ in folders], dtype="str"),
         "fid": pd.Series([fid for _, fid in folders], dtype="int64"),

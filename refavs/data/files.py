@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ImageFile, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
@@ -73,7 +73,7 @@ def open_file(path: Path, within: Path | None = None) -> io.BufferedReader:
 
 
 @contextmanager
-def open_picture(path: Path, within: Path | None = None, *, lossless: bool = False) -> Iterator[Image.Image]:
+def open_picture(path: Path, within: Path | None = None, *, lossless: bool = False) -> Iterator[ImageFile.ImageFile]:
     """Opens a JPEG or PNG picture by its content, whatever its name; its pixels are decoded when first asked for.
 
     Other formats are not tried: Pillow would run a program for some of them.

@@ -55,6 +55,7 @@ _KINDS = {
     "unseen_objects_in_train": "object names of test_u that train has as well, so not unseen",
     "missing_media": "clips left out with their expressions: no media of theirs was found",
     "missing_masks": "objects left out: no mask folder; their expressions stay, with fid -1",
+    "null_masks_not_shipped": "nulls without a mask folder; their masks are empty by definition, so nothing is lost",
     "not_files": "entries with a video's name left out: folders, pipes, sockets or devices; no clip is lost",
     "unusable_names": "videos left out: their names cannot be ids; rename them (no '..', no control characters, UTF-8)",
 }

@@ -133,7 +133,7 @@ def _write_medium(
         Image.fromarray(frame).save(frames / f"{second}.jpg", quality=95, subsampling=0)
         for fid, folder in zip(fids, folders, strict=True):
             _write_mask(folder / f"{second:05d}.png", labels[fid] & (not medium.null))
-    _write_wav(frames.parent / "audio.wav", samples)
+    write_wav(frames.parent / "audio.wav", samples)
     if video:
         moments = (np.arange(round(DURATION_S * _VIDEO_FPS)) / _VIDEO_FPS).tolist()
         moving = np.stack([render(clip.scene, time_s)[0] for time_s in moments])
@@ -165,7 +165,8 @@ def _write_mask(path: Path, mask: Bool[np.ndarray, "h w"]) -> None:
     Image.fromarray(mask.astype(np.uint8) * 255).save(path)
 
 
-def _write_wav(path: Path, samples: Int16[np.ndarray, " n"]) -> None:
+def write_wav(path: Path, samples: Int16[np.ndarray, " n"]) -> None:
+    """Writes a 16 kHz mono track."""
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)

@@ -6,11 +6,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from refavs.choices import MaskRule
 from refavs.config import digest
 from refavs.errors import StoreError
 from refavs.store.files import LOCK, PARTIAL
@@ -90,6 +91,8 @@ class StoreSchema:
         source: where the clips came from, for people to read.
         num_frames: frames per clip.
         input_size: side of the frames the visual encoder saw and of the stored masks, in pixels.
+        mask_rule: by which all masks were read, of `refavs.choices`; None where there are none, or were read before
+            stores told it.
         extraction: how the last run made the rows, plain values, so that `refavs-store repair` can do it again; no part
             of what the store is.
     """
@@ -99,6 +102,7 @@ class StoreSchema:
     num_frames: int
     input_size: int
     tables: dict[str, TableSchema]
+    mask_rule: str | None = None
     extraction: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -106,6 +110,8 @@ class StoreSchema:
             if name not in TABLES or table.rows_per_shard < 1 or not table.arrays:
                 raise StoreError(f"table {name!r} with {table.rows_per_shard} rows per shard and {len(table.arrays)} "
                                  f"arrays; accepted: one of {', '.join(TABLES)}, at least one row and one array")
+        if self.mask_rule not in (None, *get_args(MaskRule)):
+            raise StoreError(f"mask rule {self.mask_rule!r}; accepted: one of {', '.join(get_args(MaskRule))}")
         specs = self.specs
         if len(specs) != sum(len(table.arrays) for table in self.tables.values()):
             raise StoreError("the schema names an array twice")
@@ -128,10 +134,11 @@ class StoreSchema:
             for name, table in self.tables.items()
         }
         extraction = {"extraction": self.extraction} if self.extraction else {}
+        mask_rule = {} if self.mask_rule is None else {"mask_rule": self.mask_rule}
         return json.loads(json.dumps({
             "refavs_schema": {"version": SCHEMA_VERSION, "tables": tables},
             "encoders": self.encoders, "source": self.source, "T": self.num_frames, "input_size": self.input_size,
-            **extraction,
+            **mask_rule, **extraction,
         }))  # fmt: skip
 
     @classmethod
@@ -160,7 +167,7 @@ class StoreSchema:
             }
             return cls(encoders=dict(attributes["encoders"]), source=str(attributes["source"]),
                        num_frames=int(attributes["T"]), input_size=int(attributes["input_size"]), tables=tables,
-                       extraction=dict(attributes.get("extraction", {})))
+                       mask_rule=attributes.get("mask_rule"), extraction=dict(attributes.get("extraction", {})))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"{where} has a damaged zarr.json ({error!r}); restore that file or extract into a new "
                              "store") from error
@@ -217,7 +224,7 @@ def extended(found: StoreSchema, wanted: StoreSchema, where: str) -> StoreSchema
     streams and arrays that it lacks (another level) are added.
 
     Raises:
-        StoreError: a stream has another encoder, or an array or a size differs; both are named.
+        StoreError: a stream has another encoder, or an array, a size or the mask rule differs; both are named.
     """
     for stream, old in found.encoders.items():
         new = wanted.encoders.get(stream)
@@ -229,11 +236,15 @@ def extended(found: StoreSchema, wanted: StoreSchema, where: str) -> StoreSchema
     if not same_arrays or not same_sizes:
         raise StoreError(f"store {where} has layout {_layout(found, wanted)}, this run makes {_layout(wanted, found)}; "
                          f"{OTHER_STORE}")
+    if None not in (found.mask_rule, wanted.mask_rule) and found.mask_rule != wanted.mask_rule:
+        raise StoreError(f"store {where} has masks read by mask rule {found.mask_rule}, this run reads them by "
+                         f"{wanted.mask_rule}; leave out --mask-rule, or {OTHER_STORE}")
     sizes = {name: found.tables.get(name, table).rows_per_shard for name, table in wanted.tables.items()}
     tables = {name: TableSchema(rows_per_shard=sizes[name], arrays=table.arrays)
               for name, table in wanted.tables.items()}  # fmt: skip
     extraction = wanted.extraction or found.extraction
-    return replace(found, encoders=wanted.encoders, tables=tables, extraction=extraction)
+    rule = found.mask_rule or wanted.mask_rule
+    return replace(found, encoders=wanted.encoders, tables=tables, mask_rule=rule, extraction=extraction)
 
 
 def _named(fingerprint: dict | None, other: dict | None) -> str:

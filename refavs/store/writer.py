@@ -1,6 +1,7 @@
 """Writing a store: plan the missing shards, write each whole, commit it, and finish the store."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class StoreWriter:
     def open(
         cls, location: str | Path, *, encoders: Mapping[str, dict], source: str, num_frames: int, input_size: int,
         specs: Mapping[str, Sequence[ArraySpec]], rows_per_shard: Mapping[str, int],
-        extraction: Mapping[str, Any] | None = None,
+        mask_rule: str | None = None, extraction: Mapping[str, Any] | None = None,
     ) -> "StoreWriter":  # fmt: skip
         """Creates the store, or opens the one that is there and removes what interrupted writers left.
 
@@ -60,7 +61,7 @@ class StoreWriter:
         refuse_foreign(folder)
         schema = planned_schema(
             folder, encoders=encoders, source=source, num_frames=num_frames, input_size=input_size, specs=specs,
-            rows_per_shard=rows_per_shard, extraction=extraction,
+            rows_per_shard=rows_per_shard, mask_rule=mask_rule, extraction=extraction,
         )  # fmt: skip
         folder.sweep()
         if not folder.exists("zarr.json") or schema != _schema_at(folder):
@@ -176,7 +177,7 @@ class StoreWriter:
 def planned_schema(
     folder: Folder, *, encoders: Mapping[str, dict], source: str, num_frames: int, input_size: int,
     specs: Mapping[str, Sequence[ArraySpec]], rows_per_shard: Mapping[str, int],
-    extraction: Mapping[str, Any] | None = None,
+    mask_rule: str | None = None, extraction: Mapping[str, Any] | None = None,
 ) -> StoreSchema:  # fmt: skip
     """The schema that a run makes of what is at `folder`, where nothing is changed; arguments as for `open`.
 
@@ -188,10 +189,15 @@ def planned_schema(
             encoders=dict(encoders), source=source, num_frames=num_frames, input_size=input_size,
             tables={name: TableSchema(rows_per_shard=rows_per_shard[name], arrays=tuple(arrays))
                     for name, arrays in specs.items()},
-            extraction=dict(extraction or {}),
+            mask_rule=mask_rule, extraction=dict(extraction or {}),
         ).to_attributes(), "the new store",
     )  # fmt: skip
-    return extended(_schema_at(folder), wanted, folder.location) if folder.exists("zarr.json") else wanted
+    if not folder.exists("zarr.json"):
+        return wanted
+    found = _schema_at(folder)
+    if found.mask_rule is None and record_files(folder, "objects"):
+        wanted = replace(wanted, mask_rule=None)  # no rule tells how those were read
+    return extended(found, wanted, folder.location)
 
 
 def _schema_at(folder: Folder) -> StoreSchema:

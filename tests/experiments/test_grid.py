@@ -134,7 +134,7 @@ def test_yaml_keeps_names_anchors_and_merges(tmp_path: Path) -> None:
     text = """
     base: &small {train: {epochs: 2, batch_size: 4}}
     cases:
-      no: {<<: *small, model.audio: off}
+      no: {<<: *small, model.audio: false}
       on: {}
     """
     trials = read_grid(grid_file(tmp_path, text)).trials
@@ -212,7 +212,7 @@ def test_proof_varies_one_thing_at_a_time_with_five_seeds() -> None:
         ("base: {model.text: 1}", "model.text is 1 (int); accepted: a value of type bool"),
         ("base: {train.precision: fp8}", "train.precision is 'fp8'; accepted: 'auto', 'fp32', "),
         ("base: {train.epochs: 0}", "mine.yaml:1, base: train.epochs is 0; accepted: a whole number from 1"),
-        ("base: {model.text: no}\ncases:\n  a:\n    model.num_layers: 0",
+        ("base: {model.text: false}\ncases:\n  a:\n    model.num_layers: 0",
          "mine.yaml:4, case 'a': model.num_layers is 0"),
         ("base:\n  model.beta: 2\n  model: {beta: 1}", ":3, base: model.beta is also set at mine.yaml:2, base; keep o"),
         ("base: [1]", "mine.yaml:1, base: is [1] (list); accepted: a mapping, `name: value` lines"),

@@ -1,0 +1,76 @@
+"""Looks at masks before a run begins: what may be meant in two ways is refused while nothing is written yet.
+
+Masks of one source are of one kind, so some objects, evenly spread, tell. What only a worker meets later is a failure
+of that object, named like any other.
+"""
+
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from extract.plan import Item, Masks
+from refavs.data.files import PICTURE_ERRORS
+from refavs.data.masks import MaskRuleError, is_plain_grey
+from refavs.errors import DatasetError, StoreError
+from refavs.processors import num_processors
+from refavs.store.folder import Folder
+from refavs.store.schema import OTHER_STORE
+from refavs.store.writer import StoreWriter
+
+MOST_CHECKED = 64  # objects; about 2 s
+MOST_THREADS = 16
+
+
+def check_masks(folder: Folder, objects: dict[str, Item], num_frames: int) -> None:
+    """Reads some of the masks that the store at `folder` lacks.
+
+    Args:
+        objects: those of the source, by key.
+
+    Raises:
+        MaskRuleError: masks that may be meant in two ways, or that their rule cannot read.
+        StoreError: the store does not say by which rule its masks were read, and there are several for these.
+    """
+    known, older = _known(folder)
+    missing = [item for key, item in objects.items() if isinstance(item, Masks) and key not in known]
+    chosen = [item for item in evenly(missing, MOST_CHECKED) if item.folder is not None]
+    with ThreadPoolExecutor(min(num_processors(), MOST_THREADS), "masks") as pool:
+        list(pool.map(lambda item: _check(item, num_frames), chosen))
+    if older:
+        paths = [item.folder / f"{second:05d}.png" for item in chosen if item.folder for second in range(num_frames)]
+        for path in paths:
+            if not _was_grey(path):
+                raise StoreError(f"store {folder.location} was made before masks had a rule and does not say how it "
+                                 f"read its own, and {path} is no plain grey picture; {OTHER_STORE}")
+
+
+def evenly(items: Sequence[Masks], most: int) -> list[Masks]:
+    """At most so many of the items, from the first to the last."""
+    step = max(1, -(-len(items) // most))
+    return list(items[::step])
+
+
+def _known(folder: Folder) -> tuple[Collection[str], bool]:
+    """The objects that the store has, and whether it says nothing of the rule by which they were read."""
+    if not folder.exists("zarr.json"):
+        return (), False
+    writer = StoreWriter.attach(folder.location)
+    known = writer.committed("objects")
+    return known, bool(known) and writer.schema.mask_rule is None
+
+
+def _check(item: Masks, num_frames: int) -> None:
+    """Masks that cannot be read for another reason are left to the worker, which names them."""
+    try:
+        item.read(num_frames, 1)
+    except MaskRuleError:
+        raise
+    except DatasetError:
+        pass
+
+
+def _was_grey(path: Path) -> bool:
+    try:
+        return is_plain_grey(path)
+    except PICTURE_ERRORS:  # missing or damaged: the worker names it
+        return True

@@ -1,0 +1,129 @@
+"""The rule by which masks are read, from the command line to the store; nulls without mask files."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from extract.cli import main
+from extract.mask_check import check_masks
+from extract.plan import Masks, wanted_items
+from refavs.data.bench import read_source
+from refavs.data.synthetic import write_wav
+from refavs.errors import DatasetError, StoreError
+from refavs.store.folder import open_folder
+from refavs.store.reader import FeatureStore
+from tests.extract.command import in_this_process, refusal, run_with, tiny
+from tests.refavs.png import GREY, PALETTE, write_png
+
+NULL = "null_m-a_0_10"
+TWO_WAYS = bytes([255, 255, 255, 0, 0, 0])  # index 1 is black, 0 is white
+SIDE = 16
+QUARTER = np.zeros((SIDE, SIDE), np.uint8)
+QUARTER[4:12, 4:12] = 1
+
+
+def write_bench(root: Path, *rows: str) -> Path:
+    """A benchmark of grey clips without masks; a row is its split and the name of its clip."""
+    lines = []
+    for split, clip in (row.split() for row in rows):
+        lines.append(f"{clip},{clip}_thing_1,{split},0,the thing of {clip}\n")
+        frames = root / "media" / clip / "frames"
+        if not frames.exists():
+            frames.mkdir(parents=True)
+            for second in range(10):
+                Image.new("RGB", (SIDE, SIDE), (len(lines) * 40,) * 3).save(frames / f"{second}.jpg")
+            write_wav(frames.parent / "audio.wav", np.zeros(160_000, np.int16))
+    (root / "metadata.csv").write_text("vid,uid,split,fid,exp\n" + "".join(lines))
+    return root
+
+
+def draw(root: Path, clip: str, colour_type: int, palette: bytes | None = None) -> None:
+    for second in range(10):
+        write_png(root / "gt_mask" / clip / "fid_0" / f"{second:05d}.png", QUARTER, colour_type, palette=palette)
+
+
+def masks_of(store: Path) -> dict[str, float]:
+    """By uid, the share of the picture that is the object in all seconds."""
+    samples = {sample.uid: sample.mask for sample in FeatureStore(store)}
+    assert all(mask is not None for mask in samples.values())
+    return {uid: float(mask.float().mean()) for uid, mask in samples.items() if mask is not None}
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)], ids=["run", "dry run"])
+def test_masks_of_two_meanings_are_refused_before_anything_is_made(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    source = write_bench(tmp_path / "bench", "train a_0_10")
+    draw(source, "a_0_10", PALETTE, TWO_WAYS)
+    line = refusal(capsys, *tiny(source, tmp_path / "store", *more))
+    assert "gt_mask/a_0_10/fid_0/00000.png may be meant in two ways" in line
+    assert "--mask-rule nonzero or --mask-rule index" in line and not (tmp_path / "store").exists()
+
+
+@pytest.mark.long
+def test_store_keeps_the_rule_and_refuses_another(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run_with(monkeypatch, in_this_process)
+    source, store = write_bench(tmp_path / "bench", "train a_0_10"), tmp_path / "store"
+    draw(source, "a_0_10", PALETTE, TWO_WAYS)
+    assert main([*map(str, tiny(source, store, "--mask-rule", "index"))]) == 0
+    assert masks_of(store) == {"a_0_10_thing_1": 0.25}
+    assert json.loads((store / "zarr.json").read_text())["attributes"]["mask_rule"] == "index"
+
+    write_bench(source, "train a_0_10", f"train {NULL}", "val b_0_10")
+    draw(source, "b_0_10", PALETTE, TWO_WAYS)
+    capsys.readouterr()
+    before = sorted((path, path.stat().st_mtime_ns) for path in store.rglob("*") if path.is_file())
+    line = refusal(capsys, *tiny(source, store, "--mask-rule", "nonzero"))
+    assert "has masks read by mask rule index, this run reads them by nonzero; leave out --mask-rule" in line
+    assert sorted((path, path.stat().st_mtime_ns) for path in store.rglob("*") if path.is_file()) == before
+    assert main([*map(str, tiny(source, store))]) == 0  # goes on by the store's rule
+    assert masks_of(store) == {"a_0_10_thing_1": 0.25, f"{NULL}_thing_1": 0.0, "b_0_10_thing_1": 0.25}
+
+
+def test_nulls_need_no_mask_files(tmp_path: Path) -> None:
+    root = write_bench(tmp_path / "bench", "train a_0_10", f"test_n {NULL}")
+    source = read_source(root)
+    assert source.report.names["null_masks_not_shipped"] == [f"{NULL}/fid_0"]
+    assert source.report.names["missing_masks"] == ["a_0_10/fid_0"]
+    assert list(source.expressions["fid"]) == [-1, 0]
+    assert list(wanted_items(source)["objects"]) == [f"{NULL}/0"]
+
+
+def test_masks_of_a_null_are_empty_or_refused(tmp_path: Path) -> None:
+    """Files of it that are there are read all the same: a clip may have that name by accident."""
+    root = write_bench(tmp_path / "bench", f"train {NULL}")
+    path = root / "gt_mask" / NULL / "fid_0" / "00004.png"
+    write_png(path, 0 * QUARTER, GREY)
+    (item,) = wanted_items(read_source(root))["objects"].values()
+    assert isinstance(item, Masks) and not item.read(10, SIDE).any()
+    write_png(path, QUARTER, GREY)
+    with pytest.raises(DatasetError, match=r"fid_0 marks an object, but a clip named null_\* refers to nothing"):
+        item.read(10, SIDE)
+
+
+@pytest.mark.long
+def test_store_without_a_rule_takes_plain_grey_masks_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Grey masks were always read as above zero; older versions read some others as empty."""
+    run_with(monkeypatch, in_this_process)
+    source, store = write_bench(tmp_path / "bench", "train a_0_10"), tmp_path / "store"
+    draw(source, "a_0_10", GREY)
+    assert main([*map(str, tiny(source, store))]) == 0
+    description = json.loads((store / "zarr.json").read_text())
+    del description["attributes"]["mask_rule"]
+    (store / "zarr.json").write_text(json.dumps(description))
+
+    write_bench(source, "train a_0_10", "val b_0_10")
+    draw(source, "b_0_10", GREY)
+    check_masks(open_folder(store), wanted_items(read_source(source))["objects"], 10)
+    shutil.rmtree(source / "gt_mask" / "b_0_10")
+    draw(source, "b_0_10", PALETTE, bytes(3))
+    with pytest.raises(StoreError, match=r"made before masks had a rule .*b_0_10/fid_0/00000\.png is no plain grey"):
+        check_masks(open_folder(store), wanted_items(read_source(source))["objects"], 10)
