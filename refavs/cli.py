@@ -8,7 +8,7 @@ from enum import IntEnum
 from refavs.errors import RefAVSError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-WRONG_PATH = (errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+WRONG_PATH = (errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class Exit(IntEnum):

@@ -1,9 +1,10 @@
 """Whether the store at a path is still the one that was opened there."""
 
 from refavs.errors import StoreError
-from refavs.store.commits import CommitRecord, read_records
+from refavs.store.commits import CommitRecord
 from refavs.store.reader import FeatureStore
-from refavs.store.schema import StoreSchema, root_attributes
+from refavs.store.schema import root_attributes
+from refavs.store.snapshot import read_snapshot
 
 _REMEDY = "put the store back, or run the same command again with the store that is meant"
 
@@ -26,8 +27,8 @@ def refuse_exchanged(store: FeatureStore, fingerprint: str | None = None) -> Non
     attributes = root_attributes(store.folder)
     if store.finished and attributes == store.attributes:
         return
-    schema = StoreSchema.from_attributes(attributes, f"store {store.location}")
-    now = {(record.table, record.index): record for record in read_records(store.folder, schema)}
+    found = read_snapshot(store.folder)
+    schema, now = found.schema, {(record.table, record.index): record for record in found.records}
     same_sizes = (schema.num_frames, schema.input_size) == (store.num_frames, store.input_size)
     if not same_sizes or not all(_holds(now.get((old.table, old.index)), old) for old in store.records):
         raise StoreError(f"the store at {store.location} is no longer the one that was opened there "
