@@ -176,7 +176,8 @@ def verified(location: str) -> "Verdict":
 def report(location: str, verdict: "Verdict") -> None:
     """Prints what `verify` found."""
     for name in verdict.uncommitted:
-        say(f"uncommitted: {name} (left by an interrupted run; readers do not see it)")
+        whose = f"of {verdict.writer}, which is at work" if verdict.writer else "left by an interrupted run"
+        say(f"uncommitted: {name} ({whose}; readers do not see it)")
     for damage in verdict.damage:
         keys = f" [{', '.join(damage.keys)}]" if damage.keys else ""
         say(f"damaged: {damage.where}{keys}: {damage.problem}")

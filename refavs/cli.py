@@ -12,7 +12,7 @@ from refavs.errors import RefAVSError
 from refavs.printing import printable, printable_streams, warn
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-WRONG_PATH = (errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+WRONG_PATH = (errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class Exit(IntEnum):

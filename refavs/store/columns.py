@@ -4,7 +4,8 @@ Strings are UTF-8 padded with zero bytes to the longest one, an encoding that ev
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ Columns = dict[str, np.ndarray]
 _FOLDER = "expressions"
 EXPRESSIONS_RECORD = "commits/expressions.json"  # its presence says that the table of expressions is whole
 _TEXT = {"encoding": "utf-8"}
+_NEXT = ".next"  # of a column that has not yet taken the place of another one
+_FILE = re.compile(rf"{_FOLDER}/(zarr\.json|([^/]+)/(zarr\.json|c(\.0){{1,2}}({re.escape(_NEXT)})?))")
 AGAIN = "run the same refavs-extract command again, which writes it anew"
 
 
@@ -95,8 +98,15 @@ def read_column(folder: Folder, group: str, name: str) -> np.ndarray | None:
     return column if not column.size or data == _chunk(column) else None
 
 
-def write_expressions(folder: Folder, frame: pd.DataFrame) -> None:
-    """Replaces the table of expressions; its record goes first and comes back last."""
+def write_expressions(folder: Folder, frame: pd.DataFrame, first: Callable[[], None] = lambda: None) -> None:
+    """Replaces the table of expressions; whoever reads meanwhile finds the old one or the new one.
+
+    New columns are written beside the old ones, the record is exchanged, then they take the old ones' place. Where this
+    was interrupted, the next call goes on with it.
+
+    Args:
+        first: called before another table is replaced, and only then.
+    """
     columns, kinds = from_frame(frame)
     facts = {
         "num_rows": len(frame),
@@ -106,14 +116,43 @@ def write_expressions(folder: Folder, frame: pd.DataFrame) -> None:
             for name, column in columns.items()
         ],
     }  # fmt: skip
-    if folder.exists(EXPRESSIONS_RECORD) and folder.read(EXPRESSIONS_RECORD) == seal(facts):
+    files = dict(column_files(_FOLDER, columns, kinds))
+    replaces = folder.exists(EXPRESSIONS_RECORD)
+    if not replaces or folder.read(EXPRESSIONS_RECORD) != seal(facts):
+        if replaces:
+            first()
+        for file in [_chunk_name(_FOLDER, name, column) for name, column in columns.items() if column.size]:
+            if not replaces:
+                write_if_changed(folder, file, files[file])
+            elif not folder.exists(file) or folder.read(file) != files[file]:
+                folder.write(f"{file}{_NEXT}", files[file])
+        folder.write(EXPRESSIONS_RECORD, seal(facts))
+    elif _files_there(folder).keys() == files.keys():
         return
-    folder.remove(EXPRESSIONS_RECORD)
-    for name in folder.names(_FOLDER):
-        folder.remove(name)
-    for name, data in column_files(_FOLDER, columns, kinds):
+    for name, data in files.items():
         write_if_changed(folder, name, data)
-    folder.write(EXPRESSIONS_RECORD, seal(facts))
+    for name, column in _files_there(folder).items():
+        if name not in files and (column in columns or _is_ours(folder, column)):
+            folder.remove(name)
+
+
+def _files_there(folder: Folder) -> dict[str, str]:
+    """Files of the names that a table has, each with its column; in an order in which a description goes last."""
+    found = [match for name in folder.names(_FOLDER) if (match := _FILE.fullmatch(name))]
+    return {match[0]: match[2] or "" for match in found}
+
+
+def _is_ours(folder: Folder, name: str) -> bool:
+    """Whether a column was described by this code, so that it is nobody else's."""
+    try:
+        data = folder.read(f"{_FOLDER}/{name}/zarr.json")
+        told = json.loads(data)
+        column = np.broadcast_to(np.zeros((), told["data_type"]), told["shape"])
+        return data == column_metadata(column, told["attributes"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if out_of_reach(error):
+            raise
+        return False
 
 
 def read_expressions(folder: Folder) -> tuple[pd.DataFrame, dict[str, Any]] | None:
@@ -144,7 +183,7 @@ def read_expressions(folder: Folder) -> tuple[pd.DataFrame, dict[str, Any]] | No
 
 
 def _read_column(folder: Folder, fact: dict[str, Any]) -> np.ndarray:
-    """One column, compared with the record."""
+    """One column, compared with the record; until it has taken its place, it lies beside that."""
     name = fact["name"]
     if not name.replace("_", "").isalnum():
         raise ValueError(f"column name {name!r}")
@@ -152,12 +191,24 @@ def _read_column(folder: Folder, fact: dict[str, Any]) -> np.ndarray:
     if not empty.size:
         return empty
     file = _chunk_name(_FOLDER, name, empty)
-    data = read_or_refuse(folder, file, f"column {name} of the expressions", AGAIN)
-    payload = data[:-CRC_BYTES]
-    if crc32c(payload) != fact["crc32c"] or data[-CRC_BYTES:] != fact["crc32c"].to_bytes(CRC_BYTES, "little"):
-        raise StoreError(f"column {folder.where(file)} is damaged: it does not match its checksum; remove "
-                         f"{folder.where(EXPRESSIONS_RECORD)}, then {AGAIN}")
-    return np.frombuffer(payload, fact["dtype"]).reshape(fact["shape"]).copy()
+    # Twice in its place, for a writer may bring it there between two looks.
+    for place in (file, f"{file}{_NEXT}", file):
+        data = _read_if_there(folder, place, name)
+        payload = data[:-CRC_BYTES]
+        if crc32c(payload) == fact["crc32c"] and data[-CRC_BYTES:] == fact["crc32c"].to_bytes(CRC_BYTES, "little"):
+            return np.frombuffer(payload, fact["dtype"]).reshape(fact["shape"]).copy()
+    read_or_refuse(folder, file, f"column {name} of the expressions", AGAIN)
+    raise StoreError(f"column {folder.where(file)} is damaged: it does not match its checksum; remove "
+                     f"{folder.where(EXPRESSIONS_RECORD)}, then {AGAIN}")
+
+
+def _read_if_there(folder: Folder, file: str, name: str) -> bytes:
+    try:
+        return read_or_refuse(folder, file, f"column {name} of the expressions", AGAIN)
+    except StoreError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return b""
+        raise
 
 
 def _chunk_name(group: str, name: str, column: np.ndarray) -> str:

@@ -18,10 +18,11 @@ import torch
 from jaxtyping import UInt8
 
 from refavs.errors import StoreError
-from refavs.store.files import LOCK, PARTIAL, partial_path, sync_folder, whole_file, write_atomically
+from refavs.store.files import LOCK, partial_path, sync_folder, whole_file, without_mark, write_atomically
 
 TRY_AGAIN = "nothing need be wrong with it: look at the connection and the permissions, then try again"
 _PROBE_BYTES = 2**21
+_FILES = re.compile(r"c(\.\d+)+(\.next)?|(zarr|lease|listing|expressions|(clips|objects|text)-\d+)\.json")
 _OURS = (errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # nothing that a file is to blame for
 T = TypeVar("T")
 
@@ -139,7 +140,8 @@ class MappedFile:
             return
         # torch keeps no file descriptor for a mapping; mmap.mmap would keep one for every shard.
         try:
-            self._bytes = torch.from_file(str(path), shared=False, size=self.num_bytes, dtype=torch.uint8).numpy()
+            with _name_for_torch(path) as name:
+                self._bytes = torch.from_file(name, shared=False, size=self.num_bytes, dtype=torch.uint8).numpy()
         except RuntimeError as error:  # what the system refuses, as a folder in the file's place
             number = re.search(r"\((\d+)\)", str(error))
             code = int(number[1]) if number else errno.EIO
@@ -193,6 +195,22 @@ class MappedFile:
             os.close(file)
 
 
+@contextlib.contextmanager
+def _name_for_torch(path: Path) -> Iterator[str]:
+    """A name of the file that is valid Unicode, which torch asks for and a Linux path need not be."""
+    name = str(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            yield f"/dev/fd/{file}"
+        finally:
+            os.close(file)
+    else:
+        yield name
+
+
 class LocalFolder:
     """A folder on a disk that this machine sees."""
 
@@ -221,20 +239,21 @@ class LocalFolder:
 
     def write(self, name: str, data: bytes) -> None:
         """Replaces the file: temporary name, flush to the disk, rename, flush of the folder."""
-        write_atomically(self.path / name, data)
+        write_atomically(self._own(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
         """Writes the file if there is none."""
-        with whole_file(self.path / name, data) as scratch:
+        path = self._own(name)
+        with whole_file(path, data) as scratch:
             try:
-                os.link(scratch, self.path / name)
+                os.link(scratch, path)
             except FileExistsError:
                 return False
         return True
 
     def swap(self, name: str, old: bytes, new: bytes) -> bool:
         """Replaces the file if it still holds `old`; a lock of the kernel keeps others out meanwhile."""
-        with (self.path / LOCK).open("a") as lock:
+        with open(self._own(LOCK), "a", opener=_without_link) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not self.exists(name) or self.read(name) != old:
                 return False
@@ -260,31 +279,60 @@ class LocalFolder:
 
     def remove(self, name: str) -> None:
         """Removes the file, if it is there."""
-        (self.path / name).unlink(missing_ok=True)
-        if (self.path / name).parent.is_dir():
-            sync_folder((self.path / name).parent)
+        path = self._own(name)
+        path.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            sync_folder(path.parent)
 
     def scratch(self, name: str) -> Path:
         """A temporary name beside the file's, on the same disk, that no other process uses and `sweep` removes."""
-        path = self.path / name
+        path = self._own(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         return partial_path(path)
 
     def publish(self, scratch: Path, name: str) -> None:
         """Renames the scratch file."""
-        os.rename(scratch, self.path / name)
-        sync_folder((self.path / name).parent)
+        path = self._own(name)
+        os.rename(scratch, path)
+        sync_folder(path.parent)
 
     def sweep(self) -> list[str]:
-        """Removes temporary files."""
-        strays = [name for name in self.names() if name.endswith(PARTIAL)]
+        """Removes the temporary files of such writers."""
+        strays = [name for name in self.names() if is_stray(name)]
         for stray in strays:
-            (self.path / stray).unlink(missing_ok=True)
+            self._own(stray).unlink(missing_ok=True)
         return strays
+
+    def _own(self, name: str) -> Path:
+        """Where a file is written or removed, which only happens in folders of the store's own.
+
+        Raises:
+            StoreError: one of its folders is a symbolic link, behind which there may be anything of anybody's.
+        """
+        path = self.path
+        for part in name.split("/")[:-1]:
+            path /= part
+            if path.is_symlink():
+                raise StoreError(
+                    f"{path} is a symbolic link (to {os.readlink(path)}), through which no file of a store is written "
+                    "or removed; put the folder itself in its place (by mv, or mount --bind for another disk), then "
+                    "run the same command again"
+                )
+        return self.path / name
 
     def together(self, calls: Sequence[Callable[[], T]]) -> list[T]:
         """Results of the calls, one after the other: reading what is mapped waits for nobody."""
         return [call() for call in calls]
+
+
+def is_stray(name: str) -> bool:
+    """Whether a file is a temporary one of a store's writer, by its name."""
+    found = without_mark(name.rpartition("/")[2])
+    return found is not None and _FILES.fullmatch(found) is not None
+
+
+def _without_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def write_if_changed(folder: Folder, name: str, data: bytes) -> None:

@@ -242,6 +242,19 @@ class Lease:
         warn(f"{self._me.program}: {text}")
 
 
+def writer_of(folder: Folder) -> str:
+    """Who holds the store, unless that is known to be gone or is this process; empty where nobody does."""
+    try:
+        found = folder.read(NAME)
+    except OSError:
+        return ""
+    owner = Owner.from_bytes(found)
+    if owner is None:
+        return ""
+    here = (owner.machine, owner.pid) == (_machine(), os.getpid())
+    return "" if here or owner.gone() else str(owner)
+
+
 def _token(data: bytes) -> str:
     owner = Owner.from_bytes(data)
     return owner.token if owner else ""

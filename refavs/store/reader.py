@@ -16,13 +16,13 @@ from torch import Tensor
 
 from refavs.config import nearest
 from refavs.errors import StoreError
-from refavs.store.columns import EXPRESSIONS_RECORD, read_expressions
-from refavs.store.commits import CommitRecord, read_records, record_name, store_fingerprint
+from refavs.store.commits import CommitRecord, record_name, store_fingerprint
 from refavs.store.fill import Target, fill
 from refavs.store.finished import merged_statistics
 from refavs.store.folder import TRY_AGAIN, open_folder, out_of_reach
-from refavs.store.schema import ArraySpec, StoreSchema, root_attributes, unpack_mask
+from refavs.store.schema import ArraySpec, unpack_mask
 from refavs.store.shard import ShardReader, shard_name
+from refavs.store.snapshot import read_snapshot
 
 POLICIES = ("first", "always", "never")
 MASK = "objects/mask"
@@ -73,18 +73,15 @@ class FeatureStore:
             raise StoreError(f"verify is {verify!r}; accepted: {', '.join(POLICIES)}")
         self.folder = open_folder(location)
         self.verify = verify
-        self.attributes: dict[str, Any] = root_attributes(self.folder)
-        self.schema = StoreSchema.from_attributes(self.attributes, f"store {self.location}")
-        self.records = read_records(self.folder, self.schema)
-        self._expressions = read_expressions(self.folder)
+        found = read_snapshot(self.folder)
+        self.attributes, self.schema, self.records = found.attributes, found.schema, found.records
+        self._expressions = found.expressions
         self._places = {
             (record.table, row): (record, key) for record in self.records for key, row in record.rows.items()
         }
         self._rows = {(table, key): row for (table, row), (_, key) in self._places.items()}
         self._shards: dict[tuple[str, int], ShardReader] = {}
         self._opening = threading.Lock()
-        if self._expressions is not None:
-            self._refuse_lost_rows(self._expressions[0])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FeatureStore, (self.location, self.verify)
@@ -373,16 +370,6 @@ class FeatureStore:
         order = sorted(rows)
         frame = pd.DataFrame([rows[row] for row in order], index=pd.Index(order, dtype="int64"))
         return frame.reindex(columns=[*names, *(name for name in frame.columns if name not in names)])
-
-    def _refuse_lost_rows(self, expressions: pd.DataFrame) -> None:
-        for column, table in (("clip", "clips"), ("object", "objects"), ("text", "text")):
-            lost = [row for row in expressions[column].unique() if row >= 0 and (table, row) not in self._places]
-            if lost:
-                raise StoreError(
-                    f"the expressions of store {self.location} need row {min(lost)} of {table}, which no commit record "
-                    f"holds ({len(lost)} such rows); run the same refavs-extract command again, or remove "
-                    f"{self.folder.where(EXPRESSIONS_RECORD)} to read what is there"
-                )
 
 
 def _clip_and_fid(key: str) -> tuple[str, int]:

@@ -14,8 +14,8 @@ from jaxtyping import Bool, UInt8
 from refavs.choices import MaskRule
 from refavs.config import digest
 from refavs.errors import StoreError
-from refavs.store.files import LOCK, PARTIAL
-from refavs.store.folder import Folder, LocalFolder, read_or_refuse
+from refavs.store.files import LOCK
+from refavs.store.folder import Folder, LocalFolder, is_stray, read_or_refuse
 
 SCHEMA_VERSION = 2
 TABLES = ("clips", "objects", "text")
@@ -213,8 +213,17 @@ def refuse_foreign(folder: Folder) -> None:
     else:
         names = ["zarr.json"] if folder.exists("zarr.json") else folder.names()
     ours = (LOCK, LEASE, LOG)
-    if "zarr.json" not in names and any(name not in ours and not name.endswith(PARTIAL) for name in names):
+    foreign = any(name not in ours and not is_stray(name) for name in names)
+    if "zarr.json" not in names and (foreign or (LEASE in names and not _is_lease(folder))):
         raise StoreError(f"{folder.location} holds files but no feature store; name an empty or a new folder")
+
+
+def _is_lease(folder: Folder) -> bool:
+    """Whether the file of that name is the lease of a store, and not something else that somebody calls so."""
+    try:
+        return {"token", "pid", "beat"} <= set(json.loads(folder.read(LEASE)))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def extended(found: StoreSchema, wanted: StoreSchema, where: str) -> StoreSchema:

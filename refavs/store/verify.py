@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from refavs.errors import StoreError
-from refavs.store.columns import AGAIN, EXPRESSIONS_RECORD, column_files, from_frame, read_expressions
+from refavs.store.columns import AGAIN, column_files, from_frame, read_expressions
 from refavs.store.commits import (
     LISTING,
     READERS,
@@ -22,11 +23,14 @@ from refavs.store.commits import (
     shard_of,
     unseal,
 )
-from refavs.store.files import PARTIAL
 from refavs.store.finished import finished_files, keys_of_rows
-from refavs.store.folder import Folder, open_folder, out_of_reach, refuse_out_of_reach
+from refavs.store.folder import Folder, is_stray, open_folder, out_of_reach, refuse_out_of_reach
+from refavs.store.lease import writer_of
 from refavs.store.schema import StoreSchema, array_metadata, root_attributes
 from refavs.store.shard import ShardReader, shard_name
+from refavs.store.snapshot import COLUMN_OF, described, lost_rows
+
+_MOST_LOOKS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +57,14 @@ class Verdict:
         num_bytes: bytes hashed.
         damage: empty where every byte is as it was written.
         uncommitted: shard files that no commit record names and temporary files; harmless, readers do not see them.
+        writer: the process that holds the store meanwhile; empty where none is known to.
     """
 
     num_rows: int
     num_bytes: int
     damage: tuple[Damage, ...]
     uncommitted: tuple[str, ...]
+    writer: str = ""
 
 
 def verify(location: str | Path, progress: Callable[[str], None] = lambda record: None) -> Verdict:
@@ -69,28 +75,59 @@ def verify(location: str | Path, progress: Callable[[str], None] = lambda record
             which says nothing about it.
     """
     folder = open_folder(location)
-    schema = StoreSchema.from_attributes(root_attributes(folder), f"store {folder.location}")
+    whole: dict[str, tuple[Any, ...]] = {}
+    for _ in range(_MOST_LOOKS):
+        before = described(folder)
+        verdict = _look(folder, whole, progress)
+        # Shards that are added meanwhile do no harm; what else a writer did may be taken for damage.
+        if not verdict.damage or described(folder) == before:
+            break
+    return verdict
+
+
+def _look(folder: Folder, whole: dict[str, tuple[Any, ...]], progress: Callable[[str], None]) -> Verdict:
+    """Looks at everything but the rows that were found `whole` before, by commit record, and adds to these."""
+    told = root_attributes(folder)
+    schema = StoreSchema.from_attributes(told, f"store {folder.location}")
+    try:
+        expressions, table_damage = read_expressions(folder), []
+    except StoreError as error:
+        refuse_out_of_reach(error)
+        expressions, table_damage = None, [Damage(where="commits", keys=(), problem=str(error))]
     records, damage = _read_records(folder, schema)
     sharers = _sharers(records)
+    unknown = [record for record in records if whole.get(record_name(record.table, record.index)) != _rows(record)]
     with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(lambda record: [*_shard_damage(folder, schema, record, sharers)], records)
-        for record, bad in zip(records, found, strict=True):
+        found = pool.map(lambda record: [*_shard_damage(folder, schema, record, sharers)], unknown)
+        for record, bad in zip(unknown, found, strict=True):
             damage += bad
-            progress(record_name(record.table, record.index))
-    table_damage = [*_table_damage(folder, schema, records)]
-    complete = not table_damage and len(records) == len(record_files(folder))
-    damage += [*table_damage, *_description_damage(folder, schema, records, complete)]
+            name = record_name(record.table, record.index)
+            if not bad:
+                whole[name] = _rows(record)
+            progress(name)
+    complete = len(records) == len(record_files(folder))
+    if complete:
+        table_damage += _double_keys(folder, records)
+    if expressions:
+        table_damage += _lost_rows(expressions[0], records)
+    damage += table_damage
+    damage += _description_damage(folder, told, schema, records, expressions, complete and not table_damage)
+    uncommitted, writer = _uncommitted(folder, schema, records)
     return Verdict(
         num_rows=sum(len(record.rows) for record in records), damage=tuple(damage),
         num_bytes=sum(facts.num_bytes for record in records for facts in record.arrays.values()),
-        uncommitted=tuple(_uncommitted(folder, schema, records)),
+        uncommitted=tuple(uncommitted), writer=writer,
     )  # fmt: skip
+
+
+def _rows(record: CommitRecord) -> tuple[Any, ...]:
+    return record.rows, record.shares, record.arrays
 
 
 def _read_records(folder: Folder, schema: StoreSchema) -> tuple[list[CommitRecord], list[Damage]]:
     """The whole records, and those that are damaged or gone with the keys that they held."""
+    listed = _listed(folder, "names")  # first, for a writer may add to both
     files = record_files(folder)
-    listed = _listed(folder, "names")
     records: list[CommitRecord] = []
     problems = {file: f"the commit record is gone; {AGAIN}" for file in listed if file not in files}
 
@@ -162,11 +199,11 @@ def _shard_damage(
 
 
 def _description_damage(
-    folder: Folder, schema: StoreSchema, records: list[CommitRecord], complete: bool
-) -> Iterator[Damage]:
+    folder: Folder, told: dict[str, Any], schema: StoreSchema, records: list[CommitRecord],
+    expressions: tuple[pd.DataFrame, dict[str, Any]] | None, complete: bool,
+) -> Iterator[Damage]:  # fmt: skip
     """What would mislead a reader without this code; of a finished store whose records are `complete`, every file."""
-    told, known = root_attributes(folder), schema.to_attributes()
-    finished = told.keys() != known.keys()
+    finished = told.keys() != schema.to_attributes().keys()
     if finished and _listed(folder, "zarr.json") not in ("", folder.read("zarr.json").decode(errors="replace")):
         yield Damage(where="zarr.json", keys=(), problem="is not what it was when the store was finished, of which "
                      f"{LISTING} has a copy")
@@ -174,7 +211,6 @@ def _description_damage(
     if not finished or not complete:
         yield from _array_damage(folder, schema, records)
         return
-    expressions = read_expressions(folder)
     expected = dict(finished_files(schema, records, expressions and expressions[1]))
     found = json.loads(expected["zarr.json"])["attributes"]["fingerprint"]
     if told.get("fingerprint") != found:
@@ -225,41 +261,41 @@ def _row_problem(shard: ShardReader, record: CommitRecord, key: str, size: int, 
     return None
 
 
-def _table_damage(folder: Folder, schema: StoreSchema, records: list[CommitRecord]) -> Iterator[Damage]:
-    """Damage of what lies beside the shards: double keys, the table of expressions and rows it needs."""
+def _double_keys(folder: Folder, records: list[CommitRecord]) -> Iterator[Damage]:
     try:
-        if len(records) == len(record_files(folder)):
-            refuse_doubles(folder, records)
-        expressions = read_expressions(folder)
+        refuse_doubles(folder, records)
     except StoreError as error:
-        refuse_out_of_reach(error)
-        yield Damage(where=EXPRESSIONS_RECORD.rsplit("/", 1)[0], keys=(), problem=str(error))
-        return
-    if expressions is None:
-        return
-    for column, table in (("clip", "clips"), ("object", "objects"), ("text", "text")):
-        known = [row for record in records if record.table == table for row in record.rows.values()]
-        values = expressions[0][column].to_numpy()
-        lost = np.unique(values[(values >= 0) & ~np.isin(values, known)])
-        if len(lost):
-            uids = expressions[0]["uid"][np.isin(values, lost)]
-            yield Damage(
-                where=table, keys=tuple(uids[:5]),
-                problem=f"{len(lost)} rows that {len(uids)} expressions need are in no whole commit record, e.g. row "
-                f"{lost[0]}",
-            )  # fmt: skip
+        yield Damage(where="commits", keys=(), problem=str(error))
 
 
-def _uncommitted(folder: Folder, schema: StoreSchema, records: list[CommitRecord]) -> Iterator[str]:
-    """Shard files that no commit record names, and temporary files; a damaged record may name what has its number."""
+def _lost_rows(expressions: pd.DataFrame, records: list[CommitRecord]) -> Iterator[Damage]:
+    """Rows that expressions need and no whole record holds."""
+    for table, rows in lost_rows(expressions, records).items():
+        uids = expressions["uid"][np.isin(expressions[COLUMN_OF[table]].to_numpy(), rows)]
+        yield Damage(
+            where=table, keys=tuple(uids[:5]),
+            problem=f"{len(rows)} rows that {len(uids)} expressions need are in no whole commit record, e.g. row "
+            f"{rows[0]}",
+        )  # fmt: skip
+
+
+def _uncommitted(folder: Folder, schema: StoreSchema, records: list[CommitRecord]) -> tuple[list[str], str]:
+    """Shard files that no commit record names, and temporary files; and the process that may be writing them.
+
+    A damaged record may name what has its number.
+    """
     tables = {spec.path: spec.table for spec in schema.specs.values()}
     named = {shard_name(schema.specs[path], record.index) for record in records for path in record.arrays}
-    damaged = {*record_files(folder)} - {record_name(record.table, record.index) for record in records}
+    known = {record_name(record.table, record.index) for record in records}
+    found = []
     for name in folder.names():
         parent, _, file = name.rpartition("/")
-        if name.endswith(PARTIAL):
-            yield name
+        if is_stray(name):
+            found.append((name, ""))
         elif parent in tables and file.startswith("c.") and name not in named:
             index = file.split(".")[1]
-            if not index.isdigit() or record_name(tables[parent], int(index)) not in damaged:
-                yield name
+            found.append((name, record_name(tables[parent], int(index)) if index.isdigit() else ""))
+    writer = writer_of(folder)
+    # Looked at once more, so that what a writer has committed or given its name since is not called left over.
+    damaged_or_new = {*record_files(folder)} - known
+    return [name for name, record in found if record not in damaged_or_new and folder.exists(name)], writer

@@ -127,8 +127,7 @@ class StoreWriter:
         records = self.records(table)
         plans = plan_shards(self.schema, table, records, keys, shares or {})
         if plans:
-            # Without a fingerprint until `finalise`, so that the store says it is not finished.
-            write_if_changed(self.folder, "zarr.json", group_metadata(self.schema.to_attributes()))
+            self._unfinish()
             rows = max(num_rows(records), *(plan.rows[-1] + 1 for plan in plans))
             for spec in self.schema.tables[table].arrays:
                 self._describe(spec, rows)
@@ -158,7 +157,7 @@ class StoreWriter:
             if unknown:
                 raise StoreError(f"the expressions name row {unknown[0]} of {name}, which is not committed; leave out "
                                  "the expressions of clips that failed")
-        columns.write_expressions(self.folder, table)
+        columns.write_expressions(self.folder, table, self._unfinish)
 
     def finalise(self) -> str:
         """Writes what readers without this code want (row names, statistics, lengths); returns the fingerprint."""
@@ -167,6 +166,10 @@ class StoreWriter:
         for name, data in finished_files(self.schema, self.records(), facts):
             write_if_changed(self.folder, name, data)
         return store_fingerprint(self.schema, self.records(), facts)
+
+    def _unfinish(self) -> None:
+        """Takes the fingerprint out of the description until `finalise`, so that the store says it is not finished."""
+        write_if_changed(self.folder, "zarr.json", group_metadata(self.schema.to_attributes()))
 
     def _describe(self, spec: ArraySpec, rows: int) -> None:
         size = self.schema.tables[spec.table].rows_per_shard

@@ -244,7 +244,8 @@ def test_folder_that_cannot_be_listed_is_not_empty(built: Path, monkeypatch: pyt
 
 
 def test_files_that_no_record_names_are_uncommitted(root: Path) -> None:
-    strays = [f"{small.MAPS}/c.7.0.0.0.0", "commits/clips-00007.json.1-a.partial", "zarr.json.1-b.partial"]
+    maps = f"{small.MAPS}/c.7.0.0.0.0"
+    strays = [maps, "commits/clips-00007.json.1-0a0a0a0a.partial", "zarr.json.1-0b0b0b0b.partial"]
     for stray in strays:
         (root / stray).write_bytes(b"x")
     verdict = verify(root)

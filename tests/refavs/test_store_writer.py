@@ -300,7 +300,7 @@ def test_expressions_of_missing_rows_or_columns_are_refused(tmp_path: Path) -> N
 
 def test_stray_temporary_files_are_swept_on_open(tmp_path: Path) -> None:
     small.write_store(tmp_path / "s")
-    stray = tmp_path / "s" / small.MAPS / "c.0.0.0.0.0.77-ab.partial"
+    stray = tmp_path / "s" / small.MAPS / "c.0.0.0.0.0.77-0badcafe.partial"
     stray.write_bytes(b"half")
     assert verify(tmp_path / "s").uncommitted == (f"{small.MAPS}/{stray.name}",)
     small.open_writer(tmp_path / "s")

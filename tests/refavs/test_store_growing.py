@@ -1,0 +1,213 @@
+"""A store that is added to stays readable and whole at every step of its writer, wherever a reader's looks fall."""
+
+import importlib.util
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from extract.store_cli import main
+from refavs.errors import StoreError
+from refavs.store import FeatureStore, StoreWriter
+from refavs.store.folder import LocalFolder
+from refavs.store.lease import Lease
+from refavs.store.verify import verify
+
+_spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
+assert _spec is not None and _spec.loader is not None
+small = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(small)
+OLD, NEW = small.CLIPS[:3], small.CLIPS
+CHANGES = ("write", "create", "remove", "publish")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_fsync() -> Iterator[None]:
+    """Nothing here loses power, and fsync is slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished store of some clips, with two columns that the next table lacks."""
+    root = tmp_path_factory.mktemp("built") / "s"
+    writer = small.write_store(root, OLD)
+    writer.write_expressions(small.expressions(writer, OLD).assign(note="old", count=1))
+    writer.finalise()
+    return root
+
+
+@pytest.fixture
+def root(built: Path, tmp_path: Path) -> Path:
+    """A store of the test's own."""
+    return Path(shutil.copytree(built, tmp_path / "s"))
+
+
+def grow(root: Path) -> None:
+    """Adds clips, and expressions about them."""
+    small.write_store(root, NEW)
+
+
+def grow_level(root: Path) -> None:
+    """Adds an array to every shard."""
+    spec = small.ArraySpec(path=small.BACKBONE, shape=(3, 1, 2, 2), dtype="float16", axes=("t", "c", "h", "w"))
+    writer = small.open_writer(root, specs=small.SPECS | {"clips": [spec, *small.SPECS["clips"]]})
+    for plan in writer.plan("clips", OLD):
+        with writer.shard(plan) as shard:
+            for key in plan.keys:
+                shard.write(key, small.row_of(key, [spec]))
+    writer.finalise()
+
+
+def reword(root: Path) -> None:
+    """Replaces the expressions and nothing else."""
+    writer = small.open_writer(root)
+    writer.write_expressions(small.expressions(writer, OLD).assign(grade="a longer word", note=7))
+    writer.finalise()
+
+
+JOBS = [grow, grow_level, reword]
+
+
+def look(root: Path) -> FeatureStore:
+    """What a reader does; every expression is one of the old table or of a new one, whole."""
+    store = FeatureStore(root)
+    clips = sorted(set(store.expressions["clip_id"]))
+    assert clips in (list(OLD), list(NEW)) and len(store) == 2 * len(clips)
+    assert len(set(store.expressions["grade"])) == 1 and store.sample(0, ["pixel_decoder"]).uid == "a_0"
+    return store
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("job", JOBS)
+def test_reader_and_verify_are_right_at_every_step(
+    root: Path, job: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    for name in CHANGES:
+        call = getattr(LocalFolder, name)
+
+        def step(folder: LocalFolder, *arguments: Any, call: Any = call, name: str = name) -> Any:
+            done = call(folder, *arguments)
+            steps.append(f"{name} {arguments[0]}")
+            if len(steps) % 2:
+                look(root)
+            else:
+                assert verify(root).damage == (), steps
+            return done
+
+        monkeypatch.setattr(LocalFolder, name, step)
+    job(root)
+    assert len(steps) > 10 and look(root).finished
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("reader", [look, verify])
+def test_writer_that_is_done_between_two_reads_is_no_damage(
+    built: Path, tmp_path: Path, job: Callable[[Path], None], reader: Callable[[Path], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    read = LocalFolder.read
+    for place in range(0, 300, 7):
+        root, count = Path(shutil.copytree(built, tmp_path / f"s{place}")), 0
+
+        def between(folder: LocalFolder, name: str, place: int = place, root: Path = root) -> bytes:
+            nonlocal count
+            data = read(folder, name)
+            if place == count:
+                monkeypatch.setattr(LocalFolder, "read", read)
+                job(root)
+            count += 1
+            return data
+
+        monkeypatch.setattr(LocalFolder, "read", between)
+        found = reader(root)
+        monkeypatch.setattr(LocalFolder, "read", read)
+        assert getattr(found, "damage", ()) == () and getattr(found, "uncommitted", ()) == (), place
+        if count <= place:  # the reader had done all its reading before
+            break
+    assert 10 < place < 290
+
+
+@pytest.mark.long
+def test_looks_beside_a_writer_that_never_rests(root: Path) -> None:
+    stop, rounds, switch = threading.Event(), 0, sys.getswitchinterval()
+
+    def write() -> None:
+        nonlocal rounds
+        while not stop.is_set():
+            writer = small.open_writer(root)
+            new = f"z{rounds:04d}"
+            small.write_rows(writer, "clips", [*OLD, new])
+            writer.write_expressions(small.expressions(writer, OLD).assign(grade=f"{rounds % 7}" * (1 + rounds % 5)))
+            writer.finalise()
+            rounds += 1
+
+    thread = threading.Thread(target=write, daemon=True)
+    sys.setswitchinterval(1e-4)
+    try:
+        thread.start()
+        for _ in range(25):
+            look(root)
+        for _ in range(8):
+            assert verify(root).damage == ()
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(switch)
+    assert rounds > 1
+
+
+def test_files_of_a_living_writer_are_told_from_those_of_a_dead_one(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = small.open_writer(root)
+    (plan,) = writer.plan("clips", ["x"])
+    with Lease(LocalFolder(root), "refavs-extract"), writer.shard(plan) as shard:
+        shard.write("x", small.row_of("x", small.SPECS["clips"]), small.facts_of("x"))
+        monkeypatch.setattr(os, "getpid", lambda: 1)  # verify as another process
+        assert main(["verify", str(root)]) == 0
+        monkeypatch.undo()
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("uncommitted")]
+        assert len(lines) == 3
+        assert all("(of refavs-extract (process " in line and "is at work; readers do" in line for line in lines)
+    (root / f"{small.MAPS}/c.0.0.0.0.0.7-0badcafe.partial").touch()
+    assert main(["verify", str(root)]) == 0
+    assert "partial (left by an interrupted run; readers do" in capsys.readouterr().out
+
+
+def test_shard_that_is_committed_while_verify_looks_is_not_left_over(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = LocalFolder.names
+
+    def late(folder: LocalFolder, under: str = "") -> list[str]:
+        found = names(folder, under)
+        if not under:
+            monkeypatch.setattr(LocalFolder, "names", names)
+            small.write_rows(StoreWriter.attach(root), "clips", ["x"])
+            found = names(folder, under)
+        return found
+
+    monkeypatch.setattr(LocalFolder, "names", late)
+    verdict = verify(root)
+    assert (verdict.damage, verdict.uncommitted) == ((), ())
+
+
+def test_real_damage_beside_a_writer_is_found(root: Path) -> None:
+    (root / small.MAPS / "c.0.0.0.0.0").write_bytes(b"x")
+    small.write_rows(small.open_writer(root), "clips", ["x"])
+    (damage,) = verify(root).damage
+    assert damage.keys == ("a", "b")
+    (root / "expressions/uid/c.0.0").write_bytes(b"x")
+    with pytest.raises(StoreError, match=r"uid/c\.0\.0 is damaged: it does not match"):
+        FeatureStore(root)
+    assert {damage.where for damage in verify(root).damage} == {f"{small.MAPS}/c.0.0.0.0.0", "commits"}
