@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from experiments.baseline_cache import Baselines
+from experiments.database import database_of
 from experiments.grid import Grid
 from experiments.ledger import Entry, Ledger
 from experiments.mirror import pending
@@ -96,8 +97,8 @@ def _nothing_to_do(ledger: Ledger, outcome: Outcome, options: Options) -> bool:
     entries, uri = outcome.entries, outcome.tracking_uri
     if to_run(entries, options.retry_failed) or ledger.sweep.get("closed") != closed_mark(entries, uri):
         return False
-    database = Path(uri.removeprefix("sqlite:///").split("?")[0])
-    if uri.startswith("sqlite:///") and not database.is_file():  # it was removed, and gets everything again
+    database = database_of(uri)
+    if database is not None and not database.is_file():  # it was removed, and gets everything again
         return False
     if any(pending(entry, uri) for entry in entries):
         return False

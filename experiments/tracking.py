@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from experiments.database import first_use, refuse_missing
 from experiments.ledger import Entry
 from experiments.trial import NOT_IN_KEY
 from refavs.config import flat
@@ -121,6 +122,7 @@ def _first_contact(uri: str) -> Iterator["MlflowClient"]:
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    from alembic.util import CommandError  # of a database that a newer MLflow made
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -129,8 +131,10 @@ def _first_contact(uri: str) -> Iterator["MlflowClient"]:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         with few_retries():
-            yield MlflowClient(tracking_uri=uri)
-    except (MlflowException, SQLAlchemyError, ImportError) as error:  # also a database whose driver is missing
+            with first_use(uri):
+                client = MlflowClient(tracking_uri=uri)
+            yield client
+    except (MlflowException, SQLAlchemyError, CommandError, ImportError) as error:  # also a driver that is missing
         reason = without_password(" ".join(str(error).split()))[:200]
         away = not lasts(error) and (not uri.startswith("sqlite:") or "database is locked" in str(error))
         raise (UnreachableError if away else ConfigError)(
@@ -145,7 +149,7 @@ def upload(uri: str, run_id: str, folder: Path, names: Sequence[str], below: str
     Raises:
         ConfigError: nothing that can be used answers at `uri`, it has no such run, or takes no files.
     """
-    _refuse_missing(uri)
+    refuse_missing(uri)
     with _first_contact(uri) as client:
         artifacts = client.get_run(run_id).info.artifact_uri
         try:
@@ -164,7 +168,7 @@ def download(uri: str, run_id: str, name: str) -> Path:
     """
     from mlflow.exceptions import MlflowException
 
-    _refuse_missing(uri)
+    refuse_missing(uri)
     with _first_contact(uri) as client:
         try:
             return Path(client.download_artifacts(run_id, name))
@@ -172,13 +176,6 @@ def download(uri: str, run_id: str, name: str) -> Path:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(f"MLflow at {without_password(uri)} has no {name} of run {run_id!r} ({reason}); give the "
                               "id of a finished trial") from error  # fmt: skip
-
-
-def _refuse_missing(uri: str) -> None:
-    """MLflow would make a database that is not there."""
-    database = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not database.is_file():
-        raise ConfigError(f"there is no MLflow database {database}; give by --tracking-uri where it is")
 
 
 class Tracker:
