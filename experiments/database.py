@@ -6,7 +6,7 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -61,6 +61,32 @@ def first_use(uri: str) -> Iterator[None]:
         if not database.exists() or (database.is_file() and not database.stat().st_size):
             _make(uri, database)
         yield
+
+
+def move_artifacts(database: Path, experiments: Sequence[str], before: str, now: str) -> None:
+    """Says in the database where the artifacts of these experiments lie since their folder was moved or copied with it.
+
+    MLflow keeps absolute addresses and has no request that changes them. A database that cannot be written stays as it
+    is.
+
+    Args:
+        before: the beginning of their addresses in the database, and `now` what takes its place.
+    """
+    names = ",".join("?" * len(experiments))
+    chosen = f"experiment_id in (select experiment_id from experiments where name in ({names}))"
+    columns = [
+        ("model_versions", "source", f"run_id in (select run_uuid from runs where {chosen})"),
+        ("runs", "artifact_uri", chosen),
+        ("experiments", "artifact_location", chosen),
+    ]
+    begins = len(f"{before}/")
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database, timeout=30)) as connection:
+        for table, column, those in columns:
+            connection.execute(
+                f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ? and {those}",
+                (f"{now}/", begins + 1, begins, f"{before}/", *experiments),
+            )
+        connection.commit()
 
 
 @contextlib.contextmanager

@@ -153,6 +153,6 @@ def checkpoint_of(run: str, tracking_uri: str | None) -> Path:
     if tracking_uri is None:
         raise ConfigError(f"--run {run} is no folder; give a trial's folder, SWEEP/trials/KEY, or for an MLflow run's "
                           "id also --tracking-uri")  # fmt: skip
-    from experiments.tracking import download
+    from experiments.artifacts import download
 
     return download(tracking_uri, run, "checkpoint")

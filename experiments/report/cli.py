@@ -43,8 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
                         "protocols in one more; each such row is marked")
     parser.add_argument("--reference", metavar="NAME", help="the row that others are compared with; `full`, or else "
                         "the first, where none is given")
-    parser.add_argument("--tracking-uri", help="MLflow server or database with the sweep's run; the sweep's own where "
-                        "none is given")
+    parser.add_argument("--store", metavar="STORE", help="the features whose pictures the gallery shows; where the "
+                        "sweep says, if that is a folder and not an address, where none is given")
+    parser.add_argument("--tracking-uri", help="MLflow server or database with the sweep's run; the database beside or "
+                        "in the sweep's folder where none is given")
     return parser
 
 
@@ -62,6 +64,9 @@ def _report(args: argparse.Namespace) -> int:
     out = args.out or args.sweeps[0] / "report"
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; name a folder, or one that does not exist")
+    if args.out is None and not out.resolve().is_relative_to(args.sweeps[0].resolve()):
+        raise ConfigError(f"{out} is a link to {out.resolve()}, outside of the sweep's folder; give the folder for the "
+                          "report by --out")
     report = build_report(args.sweeps, _options(args))
     drawings = report_figures(report)
     files = {"report.html": render(report, drawings).encode(), **written(report, args.latex)}
@@ -84,7 +89,8 @@ def _options(args: argparse.Namespace) -> "Options":
 
     protocols = tuple(dict.fromkeys(args.protocols or ["canonical"]))
     histograms_of(protocols)
-    return Options(protocols=protocols, published=args.published, mixed=args.mixed, reference=args.reference)
+    return Options(protocols=protocols, published=args.published, mixed=args.mixed, reference=args.reference,
+                   store=args.store)  # fmt: skip
 
 
 def written(report: "Report", with_latex: bool) -> dict[str, bytes]:
@@ -106,15 +112,19 @@ def write(out: Path, files: Mapping[str, bytes]) -> None:
 
 def _upload(sweep: Path, tracking_uri: str | None, out: Path, names: Sequence[str]) -> int:
     """Gives the files to the sweep's run in MLflow; what fails there is told, the report stands."""
+    from experiments.artifacts import upload
     from experiments.ledger import Ledger
-    from experiments.tracking import upload, without_password
+    from experiments.place import follow_move, guard_of, tracking_address
+    from experiments.tracking import without_password
 
     facts = Ledger(sweep).sweep
-    uri, run_id = tracking_uri or facts.get("tracking_uri"), facts.get("run_id")
+    run_id = facts.get("run_id")
     try:
-        if not uri or not run_id:
+        if not run_id:
             raise ConfigError(f"{sweep} does not say which run of MLflow it is; run its refavs-sweep command again")
-        upload(uri, run_id, out, names, ARTIFACTS)
+        uri = tracking_address(sweep, facts, tracking_uri)
+        follow_move(sweep, facts, uri)
+        upload(uri, str(run_id), out, names, ARTIFACTS, guard_of(sweep, uri, tracking_uri))
     except RefAVSError as error:
         print(f"refavs-report: the report is not in MLflow: {' '.join(str(error).split())}", file=sys.stderr)
         return Exit.FAILURES
