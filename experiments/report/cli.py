@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from experiments.report.contents import Options
     from experiments.report.tables import Report
 
-ARTIFACTS, FIGURES = "report", "figures"
+ARTIFACTS, FIGURES, PAGE = "report", "figures", "report.html"
 EPILOG = """examples:
   refavs-report runs/table4                                     into runs/table4/report, and to MLflow
   refavs-report runs/table4 --protocol released --published     by the authors' protocol, beside published numbers
@@ -69,7 +69,7 @@ def _report(args: argparse.Namespace) -> int:
                           "report by --out")
     report = build_report(args.sweeps, _options(args))
     drawings = report_figures(report)
-    files = {"report.html": render(report, drawings).encode(), **written(report, args.latex)}
+    files = {PAGE: render(report, drawings).encode(), **written(report, args.latex)}
     for drawing in drawings:
         files[f"{FIGURES}/{drawing.name}.svg"] = drawing.svg().encode()
         files[f"{FIGURES}/{drawing.name}.png"] = drawing.png()
@@ -103,11 +103,13 @@ def written(report: "Report", with_latex: bool) -> dict[str, bytes]:
 
 
 def write(out: Path, files: Mapping[str, bytes]) -> None:
-    """Writes each file, whole or not at all."""
+    """Writes all files, of which the page comes last, or none."""
+    from experiments.staged import staged
     from refavs.store.files import write_atomically
 
-    for name, content in files.items():
-        write_atomically(out / name, content)
+    with staged(out, PAGE) as folder:
+        for name, content in files.items():
+            write_atomically(folder / name, content)
 
 
 def _upload(sweep: Path, tracking_uri: str | None, out: Path, names: Sequence[str]) -> int:
