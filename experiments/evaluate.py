@@ -15,6 +15,7 @@ from refavs.accelerator import resolved_precision
 from refavs.data.ahead import Ahead, depth_for
 from refavs.data.dataset import Batch, batches
 from refavs.errors import RefAVSError
+from refavs.finite import require_finite_probs
 from refavs.metrics import (
     Recorder,
     SegmentationMetrics,
@@ -128,9 +129,14 @@ def record_together(
 def predictions(
     config: TrainConfig, model: EEMC, store: "FeatureStore", rows: Sequence[int], device: torch.device
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """The batches of `rows` with the probabilities of each pixel at the size of the masks."""
+    """The batches of `rows` with the probabilities of each pixel at the size of the masks.
+
+    Raises:
+        StatisticsError: the probabilities are not numbers.
+    """
     for batch, found in predictions_together([Head(config, model)], store, rows, device):
         for _, probs in found:
+            require_finite_probs(", ".join(batch.uid[:3]), probs)
             yield batch, probs
 
 

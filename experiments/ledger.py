@@ -133,15 +133,21 @@ class Ledger:
         """Throws a trial's result and epochs away, so that it runs anew, as a new run in MLflow.
 
         A kill at any point leaves the trial with its result, failed, or on its way to run anew.
+
+        Raises:
+            ConfigError: the trial's folder is a link.
         """
         if entry.state == "new":
             return
+        if entry.folder.is_symlink():
+            raise ConfigError(f"{entry.folder} is a link to {os.readlink(entry.folder)}, and what lies there is not "
+                              "thrown away; put the trial's folder in its place, or remove the link")  # fmt: skip
         sent = read_json(entry.folder / "mlflow.json") or {}
         write_json(entry.folder / "mlflow.json", {"attempt": sent.get("attempt", 0) + 1})
         shutil.rmtree(entry.folder / "state", ignore_errors=True)
         entry.set_status("new", passed=0, given_up="")
         for path in (entry.folder / "result.json", *entry.folder.iterdir()):
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path.name not in KEPT_BY_RERUN:
                 path.unlink(missing_ok=True)

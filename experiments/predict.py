@@ -1,7 +1,7 @@
 """A trained run on a video it has not seen: the run's own encoders, its head, and the probability of each pixel."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ from refavs.config import nearest
 from refavs.data.bench import VIDEO_SUFFIXES, Clip
 from refavs.data.dataset import Batch, collate
 from refavs.errors import ConfigError, DatasetError, WeightsError
+from refavs.finite import require_finite_features, require_finite_probs
 from refavs.model.checkpoint import CONFIG, load_model, read_config
 from refavs.model.decoder import predict
 from refavs.model.eemc import EEMC
 from refavs.store.reader import Sample, says_random
+
+AT_ONCE = 8  # expressions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +94,23 @@ class Predictor:
         clip = Clip(id=video.stem, video=video.absolute())
         return read_media(clip, self.preset.num_frames, self.preset.input_size)
 
-    @torch.no_grad()
-    def predict(self, media: Media, expressions: Sequence[str]) -> list[Prediction]:
-        """The prediction for each expression; frames and sound are encoded once."""
-        batch = self._batch(media, expressions).to(self.device)
-        probs = predict(self.model(batch), (self.preset.input_size, self.preset.input_size)).cpu()
-        return [Prediction(expression=text, probs=one) for text, one in zip(expressions, probs, strict=True)]
+    def predict(self, media: Media, expressions: Sequence[str]) -> Iterator[Prediction]:
+        """The prediction for each expression; frames and sound are encoded once, expressions by a few at a time.
+
+        Raises:
+            WeightsError: the encoders compute features that are not finite.
+            StatisticsError: so are the head's probabilities.
+        """
+        with torch.no_grad():
+            maps, audio = self._encoded(media)
+        for start in range(0, len(expressions), AT_ONCE):
+            texts = expressions[start : start + AT_ONCE]
+            with torch.no_grad():
+                batch = self._batch(maps, audio, texts).to(self.device)
+                probs = predict(self.model(batch), (self.preset.input_size, self.preset.input_size)).cpu()
+            require_finite_probs(repr(texts[0]), probs)
+            for text, one in zip(texts, probs, strict=True):
+                yield Prediction(expression=text, probs=one.clone())  # which alone stays in memory
 
     @property
     def _levels(self) -> tuple[str, ...]:
@@ -121,13 +135,19 @@ class Predictor:
                 "found here; give the folder of the weights that refavs-extract had by --weights-dir"
             )
 
-    def _batch(self, media: Media, expressions: Sequence[str]) -> Batch:
-        sizes = self.model.config.sizes
+    def _encoded(self, media: Media) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The features of frames, by their paths, and of sound."""
         maps = self.encoders.visual.encode([media.frames], self._levels)[0]
-        audio = self.encoders.audio.encode([self.encoders.audio.prepare(media.sound)])[0][sizes.audio.path]
+        sound = self.encoders.audio.encode([self.encoders.audio.prepare(media.sound)])[0]
+        require_finite_features("the video", {**maps, **sound})
+        return maps, sound[self.model.config.sizes.audio.path]
+
+    def _batch(self, maps: Mapping[str, np.ndarray], audio: np.ndarray, expressions: Sequence[str]) -> Batch:
+        sizes = self.model.config.sizes
         texts = self.encoders.text.encode([self.encoders.text.prepare(text) for text in expressions])
         samples = []
         for text, encoded in zip(expressions, texts, strict=True):
+            require_finite_features(repr(text), encoded)
             valid = next(array for path, array in encoded.items() if path != sizes.text.path)
             samples.append(Sample(
                 visual={size.name: torch.from_numpy(maps[size.path]) for size in sizes.maps},
@@ -153,6 +173,6 @@ def checkpoint_of(run: str, tracking_uri: str | None) -> Path:
     if tracking_uri is None:
         raise ConfigError(f"--run {run} is no folder; give a trial's folder, SWEEP/trials/KEY, or for an MLflow run's "
                           "id also --tracking-uri")  # fmt: skip
-    from experiments.tracking import download
+    from experiments.artifacts import download
 
     return download(tracking_uri, run, "checkpoint")

@@ -2,9 +2,9 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from refavs.cli import CommandParser, Exit, run_command
 from refavs.errors import ConfigError
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from extract.media import Media
 
 NAME = "refavs-predict"
+SEAL, OVERLAY = "prediction.json", "overlay.mp4"
 EPILOG = """example:
   refavs-predict guitar.mp4 "the object making a sound before the man" --run runs/smoke/trials/0123456789abcdef
 
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _predict(args: argparse.Namespace) -> int:
     share_processors()
     from experiments.predict import Predictor, checkpoint_of
+    from experiments.staged import is_half_written
     from refavs.accelerator import local_gpus_seen
 
     seen = local_gpus_seen(args.device, lambda line: warn(f"{NAME}: {line}"))
@@ -56,49 +58,65 @@ def _predict(args: argparse.Namespace) -> int:
     if not all(text.strip() for text in args.expressions):
         raise ConfigError("an EXPRESSION is empty; write each sentence in quotes, as \"the sounding object\"")
     out = args.out or Path(args.video.stem)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "prediction.json").is_file())):
+    ours = (out / SEAL).is_file() or is_half_written(out)
+    if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} holds other files; name a folder that does not exist yet by --out")
     predictor = Predictor(checkpoint_of(args.run, args.tracking_uri), args.weights_dir, device)
     media = predictor.read(args.video)
-    predictions = predictor.predict(media, args.expressions)
-    _write(out, args.video, args.run, media, predictions)
-    _show(predictions, media, out)
+    found = _write(out, args.video, args.run, media, predictor.predict(media, args.expressions))
+    _show(found, media, out)
     if predictor.random_features:
         warn("RANDOM FEATURES: at least one encoder of this run has random weights; what is shown says nothing about "
              "the method")  # fmt: skip
     return Exit.COMPLETE
 
 
-def _write(out: Path, video: Path, run: str, media: "Media", predictions: "Sequence[Prediction]") -> None:
+def _write(
+    out: Path, video: Path, run: str, media: "Media", predictions: "Iterable[Prediction]"
+) -> list[dict[str, Any]]:
+    """Writes each prediction as it comes, all of them into a folder that stands for all; returns what was found."""
     from PIL import Image
 
     from experiments.overlay_video import frame_size, write_overlay_video
+    from experiments.staged import staged
     from experiments.state import write_json
 
     height, width = frame_size(video)
-    for number, prediction in enumerate(predictions, start=1):
-        folder = out / str(number)
-        folder.mkdir(parents=True, exist_ok=True)
-        masks = prediction.masks(height, width)
-        for second, mask in enumerate(masks):
-            Image.fromarray(mask).convert("L").save(folder / f"{second}.png")
-        write_overlay_video(folder / "overlay.mp4", video, masks, media.sound)
-    write_json(out / "prediction.json", {
-        "video": str(video), "run": run, "silent": media.silent, "repeated_from_s": media.repeated_from_s,
-        "notes": list(media.notes),
-        "predictions": [{"expression": one.expression, "folder": str(number), "shares": one.shares}
-                        for number, one in enumerate(predictions, start=1)],
-    })  # fmt: skip
+    found: list[dict[str, Any]] = []
+    with staged(out, SEAL, _names_of) as folder:
+        for number, prediction in enumerate(predictions, start=1):
+            (folder / str(number)).mkdir()
+            masks = prediction.masks(height, width)
+            for second, mask in enumerate(masks):
+                Image.fromarray(mask).convert("L").save(folder / str(number) / f"{second}.png")
+            write_overlay_video(folder / str(number) / OVERLAY, video, masks, media.sound)
+            found.append({"expression": prediction.expression, "folder": str(number), "shares": prediction.shares})
+        write_json(folder / SEAL, {
+            "video": str(video), "run": run, "silent": media.silent, "repeated_from_s": media.repeated_from_s,
+            "notes": list(media.notes), "predictions": found,
+        })  # fmt: skip
+    return found
 
 
-def _show(predictions: "Sequence[Prediction]", media: "Media", out: Path) -> None:
+def _names_of(seal: Path) -> Iterator[str]:
+    """The files that a prediction.json speaks of; the file may be anyone's."""
+    try:
+        told = json.loads(seal.read_text("utf-8"))["predictions"]
+        places = [(str(int(one["folder"])), len(one["shares"])) for one in told]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for folder, num_seconds in places:
+        yield from (f"{folder}/{name}" for name in (OVERLAY, *(f"{second}.png" for second in range(num_seconds))))
+
+
+def _show(predictions: Sequence[Mapping[str, Any]], media: "Media", out: Path) -> None:
     """For each expression a line with the share of each second's frame, in percent."""
     from extract.notes import NOTES
 
     for number, prediction in enumerate(predictions, start=1):
-        shares = [f"{100 * share:.1f}" if share else "-" for share in prediction.shares]
-        found = f"{' '.join(shares)} % of the frame, by second" if any(prediction.shares) else "nothing in the video"
-        say(f"{number}  {json.dumps(prediction.expression, ensure_ascii=False)}: {found}")
+        shares = [f"{100 * share:.1f}" if share else "-" for share in prediction["shares"]]
+        found = f"{' '.join(shares)} % of the frame, by second" if any(prediction["shares"]) else "nothing in the video"
+        say(f"{number}  {json.dumps(prediction['expression'], ensure_ascii=False)}: {found}")
     if media.silent:
         say("the video has no sound track and counts as silent")
     if media.repeated_from_s is not None:

@@ -14,10 +14,11 @@ from experiments.grid import Grid
 from experiments.interrupt import Interrupts
 from experiments.ledger import Entry, Ledger, State
 from experiments.mirror import TABLE, WAIT_S, Mirror, pending
+from experiments.place import ARTIFACTS
 from experiments.resources import Resources
 from experiments.search import Search
 from experiments.table import csv_text
-from experiments.tracking import Tracker, UnreachableError, without_password
+from experiments.tracking import Guard, Tracker, UnreachableError, without_password
 from experiments.watch import Watch, progress_of
 from refavs.config import digest
 from refavs.printing import warn
@@ -133,11 +134,12 @@ class Run:
         """Whether no more trials start and those that run end after their epoch."""
         return self.interrupts.asked or self.ledger.asked_to_stop
 
-    def connect(self, sweep_id: str, known: bool) -> None:
+    def connect(self, sweep_id: str, known: bool, guard: Guard) -> None:
         """Meets MLflow for the first time in this call.
 
         Args:
             known: whether it has taken something of this sweep before; then it may be away now.
+            guard: as for `experiments.tracking.Tracker`.
 
         Raises:
             ConfigError: what is at the address cannot be used, or never was reached.
@@ -145,7 +147,7 @@ class Run:
         uri = self.outcome.tracking_uri
         local = uri.startswith("sqlite:")
         out = self.ledger.root.resolve()
-        tracker = Tracker(uri, out.name, sweep_id, out.parent / "mlartifacts" / out.name if local else None)
+        tracker = Tracker(uri, out.name, sweep_id, out.parent / ARTIFACTS / out.name if local else None, guard)
         facts = {"store": self.store.location, "out": out, "trials": len(self.outcome.entries)}
         grid = {"grid": self.grid.name, "grid_file": self.options.grid_file, "protocol": "canonical"}
         self.mirror = Mirror(

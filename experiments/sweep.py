@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 
 from experiments.baseline_cache import Baselines
+from experiments.database import database_of
 from experiments.grid import Grid
 from experiments.ledger import Entry, Ledger
 from experiments.mirror import pending
+from experiments.place import follow_move, guard_of, original_of, place_of, tracking_address
 from experiments.resources import Resources
 from experiments.run import Options, Outcome, Run, best_by_val, closed_mark, num_to_come, to_run
 from experiments.search import Search, refuse_unmeasured
 from experiments.stores import facts_of, store_facts, store_of, stores_of
-from experiments.tracking import default_tracking_uri
 from experiments.train import load_initial
 from refavs.errors import RefAVSError, StoreError
 from refavs.model.eemc import EEMCConfig
@@ -50,14 +51,16 @@ def run_sweep(
     for part in check_models(grid, store):
         warn(f"refavs-sweep: starts from random weights, not from the checkpoint: {part}")
     _planned(grid, store, ledger, options.rerun)  # a key that no trial has makes no folder
+    tracking_address(out, ledger.sweep, tracking_uri)  # nor does an address that is not obeyed
     with ledger.locked(), Baselines(out, store) as baselines:
+        before = ledger.sweep.get("tracking_uri")
+        uri = tracking_address(out, ledger.sweep, tracking_uri)
+        _settle(ledger, uri, given=tracking_uri is not None)
         search, entries, anew = _planned(grid, store, ledger, options.rerun)
         for entry in anew:
             ledger.discard(entry)
         if anew:  # what a search knows of them is void
             search, entries, _ = _planned(grid, store, ledger)
-        before = ledger.sweep.get("tracking_uri")
-        uri = tracking_uri or before or default_tracking_uri(out)
         outcome = Outcome(entries=entries, tracking_uri=uri)
         ledger.set_sweep(**facts_of(store))
         if several := store_facts(grid.kinds, store):
@@ -69,7 +72,8 @@ def run_sweep(
             warn(f"refavs-sweep: {changes}")
         run = Run(grid, store, ledger, outcome, options, baselines, search)
         sweep_id = ledger.sweep.get("id") or uuid.uuid4().hex
-        run.connect(sweep_id, known=before == uri and "run_id" in ledger.sweep)
+        known = before == uri and "run_id" in ledger.sweep
+        run.connect(sweep_id, known, guard_of(out, uri, tracking_uri))
         ledger.set_sweep(id=sweep_id, tracking_uri=uri, closed=None, defaults=ledger.defaults)
         resources = resources or Resources()
         if resources.pack_gpus:
@@ -80,6 +84,22 @@ def run_sweep(
             resources = packed(resources, to_do, store) if to_do else resources
         run.run(resources)
     return outcome
+
+
+def _settle(ledger: Ledger, uri: str, given: bool) -> None:
+    """Notes where the sweep lies; what is a copy of another becomes a sweep of its own in MLflow.
+
+    Args:
+        given: whether the user named MLflow's address; one that moved with the sweep is noted together with its place.
+    """
+    facts = ledger.sweep
+    if facts and (original := original_of(ledger.root, facts, uri)):
+        warn(f"refavs-sweep: {ledger.root} is a copy of the sweep {original}, which stays as it is; in MLflow this "
+             "one gets runs of its own")  # fmt: skip
+        ledger.set_sweep(id=uuid.uuid4().hex, closed=None)
+    follow_move(ledger.root, facts, uri)
+    moved = {} if given or "tracking_uri" not in facts else {"tracking_uri": uri}
+    ledger.set_sweep(place=place_of(ledger.root), **moved)
 
 
 def _planned(
@@ -96,8 +116,8 @@ def _nothing_to_do(ledger: Ledger, outcome: Outcome, options: Options) -> bool:
     entries, uri = outcome.entries, outcome.tracking_uri
     if to_run(entries, options.retry_failed) or ledger.sweep.get("closed") != closed_mark(entries, uri):
         return False
-    database = Path(uri.removeprefix("sqlite:///").split("?")[0])
-    if uri.startswith("sqlite:///") and not database.is_file():  # it was removed, and gets everything again
+    database = database_of(uri)
+    if database is not None and not database.is_file():  # it was removed, and gets everything again
         return False
     if any(pending(entry, uri) for entry in entries):
         return False

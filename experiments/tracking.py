@@ -11,14 +11,16 @@ import logging
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.database import first_use
 from experiments.ledger import Entry
 from experiments.trial import NOT_IN_KEY
 from refavs.config import flat
 from refavs.errors import ConfigError, RefAVSError
+from refavs.store.files import PARTIAL
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,6 +40,9 @@ LASTING = frozenset({
     "INVALID_PARAMETER_VALUE", "INVALID_STATE", "MALFORMED_REQUEST", "NOT_FOUND", "NOT_IMPLEMENTED",
     "PERMISSION_DENIED", "QUOTA_EXCEEDED", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "UNAUTHENTICATED",
 })  # fmt: skip
+
+
+Guard = Callable[[str, Iterable[str]], None]
 
 
 class UnreachableError(ConfigError):
@@ -113,7 +118,7 @@ def one_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _first_contact(uri: str) -> Iterator["MlflowClient"]:
+def first_contact(uri: str) -> Iterator["MlflowClient"]:
     """A quiet client; what its first requests meet is one clear error.
 
     Raises:
@@ -121,6 +126,7 @@ def _first_contact(uri: str) -> Iterator["MlflowClient"]:
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    from alembic.util import CommandError  # of a database that a newer MLflow made
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -129,56 +135,16 @@ def _first_contact(uri: str) -> Iterator["MlflowClient"]:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         with few_retries():
-            yield MlflowClient(tracking_uri=uri)
-    except (MlflowException, SQLAlchemyError, ImportError) as error:  # also a database whose driver is missing
+            with first_use(uri):
+                client = MlflowClient(tracking_uri=uri)
+            yield client
+    except (MlflowException, SQLAlchemyError, CommandError, ImportError) as error:  # also a driver that is missing
         reason = without_password(" ".join(str(error).split()))[:200]
         away = not lasts(error) and (not uri.startswith("sqlite:") or "database is locked" in str(error))
         raise (UnreachableError if away else ConfigError)(
             f"MLflow at {without_password(uri)} cannot be used ({reason}); give by --tracking-uri a running server, as "
             "http://HOST:5000, or a database, as sqlite:///PATH.db"
         ) from error
-
-
-def upload(uri: str, run_id: str, folder: Path, names: Sequence[str], below: str) -> None:
-    """Gives files of a folder to a run that is there already, with their paths in it, below a folder of its artifacts.
-
-    Raises:
-        ConfigError: nothing that can be used answers at `uri`, it has no such run, or takes no files.
-    """
-    _refuse_missing(uri)
-    with _first_contact(uri) as client:
-        artifacts = client.get_run(run_id).info.artifact_uri
-        try:
-            for name in names:
-                client.log_artifact(run_id, str(folder / name), str(PurePosixPath(below, name).parent))
-        except OSError as error:  # also what the network says
-            raise ConfigError(f"its artifacts at {without_password(str(artifacts))} cannot be written ("
-                              f"{' '.join(str(error).split())[:200]})") from error  # fmt: skip
-
-
-def download(uri: str, run_id: str, name: str) -> Path:
-    """Fetches a folder of a run's artifacts and returns where it lies now.
-
-    Raises:
-        ConfigError: nothing that can be used answers at `uri`, it has no such run, or the run no such folder.
-    """
-    from mlflow.exceptions import MlflowException
-
-    _refuse_missing(uri)
-    with _first_contact(uri) as client:
-        try:
-            return Path(client.download_artifacts(run_id, name))
-        except (MlflowException, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ConfigError(f"MLflow at {without_password(uri)} has no {name} of run {run_id!r} ({reason}); give the "
-                              "id of a finished trial") from error  # fmt: skip
-
-
-def _refuse_missing(uri: str) -> None:
-    """MLflow would make a database that is not there."""
-    database = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not database.is_file():
-        raise ConfigError(f"there is no MLflow database {database}; give by --tracking-uri where it is")
 
 
 class Tracker:
@@ -189,10 +155,15 @@ class Tracker:
         experiment: name of the MLflow experiment, the question the sweep asks.
         sweep_id: names the sweep among all on that server.
         artifacts: where a new local experiment keeps its artifacts; None leaves it to the server.
+        guard: refuses an address of artifacts, or names of files there, to which nothing may be written.
     """
 
-    def __init__(self, uri: str, experiment: str, sweep_id: str, artifacts: Path | None) -> None:
+    def __init__(
+        self, uri: str, experiment: str, sweep_id: str, artifacts: Path | None,
+        guard: Guard = lambda artifacts, names: None,
+    ) -> None:  # fmt: skip
         self.uri, self.experiment, self.sweep_id, self.artifacts = uri, experiment, sweep_id, artifacts
+        self.guard = guard
         self.git = git_facts(Path(__file__).parent)
         self.contacted = False
 
@@ -203,7 +174,7 @@ class Tracker:
             ConfigError: what is at the address cannot be used, or the experiment is deleted there; an
                 `UnreachableError` where nothing answers.
         """
-        with _first_contact(self.uri) as client:
+        with first_contact(self.uri) as client:
             self.client, self.experiment_id = client, self._experiment(client)
             self.contacted = True
 
@@ -226,6 +197,7 @@ class Tracker:
                 f"'MLFLOW_TRACKING_URI={shown} mlflow experiments restore --experiment-id {found.experiment_id}', or "
                 "give another --out"
             )
+        self.guard(str(found.artifact_location), ())
         return found.experiment_id
 
     def start_sweep(self, name: str, description: str, store: "FeatureStore", facts: Mapping[str, Any]) -> str:
@@ -284,13 +256,17 @@ class Tracker:
             self.client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
 
     def log_folder(self, run_id: str, folder: Path, names: Sequence[str]) -> None:
-        """Uploads files and folders of a trial under their own names."""
-        for name in names:
-            path = folder / name
-            if path.is_dir():
-                self.client.log_artifacts(run_id, str(path), artifact_path=name)
-            elif path.is_file():
-                self.client.log_artifact(run_id, str(path))
+        """Uploads files and folders of a trial under their own names, but not what a killed writer left in them."""
+        found = [
+            path.relative_to(folder) for name in names for path in (folder / name, *sorted((folder / name).rglob("*")))
+            if path.is_file() and not path.name.endswith(PARTIAL)
+        ]  # fmt: skip
+        if not found:
+            return
+        self.guard(str(self.client.get_run(run_id).info.artifact_uri), map(str, found))
+        for path in found:
+            below = path.parent.as_posix()
+            self.client.log_artifact(run_id, str(folder / path), None if below == "." else below)
 
     def end(self, run_id: str, status: str, reason: str = "", ended_ms: int | None = None) -> None:
         """Closes a run as FINISHED, FAILED or KILLED."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from refavs.errors import ConfigError, WeightsError
+from refavs.finite import require_finite_weights
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _RANDOM = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
@@ -98,20 +99,24 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Reads a file of weights; pickles only in the form that cannot run code.
 
     Raises:
-        WeightsError: the file is not one of weights.
+        WeightsError: the file is not one of weights, or they are not finite.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+            found = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError, _unpickling_error()) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
             f"weights {path} cannot be read ({reason}); accepted: safetensors, or a pickled state dict of plain tensors"
         ) from error
+    if isinstance(found, dict):
+        require_finite_weights(path, found)
+    return found
 
 
 def _unpickling_error() -> type[Exception]:

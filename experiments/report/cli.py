@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from experiments.report.contents import Options
     from experiments.report.tables import Report
 
-ARTIFACTS, FIGURES = "report", "figures"
+ARTIFACTS, FIGURES, PAGE = "report", "figures", "report.html"
 EPILOG = """examples:
   refavs-report runs/table4                                     into runs/table4/report, and to MLflow
   refavs-report runs/table4 --protocol released --published     by the authors' protocol, beside published numbers
@@ -43,8 +43,10 @@ def build_parser() -> CommandParser:
                         "protocols in one more; each such row is marked")
     parser.add_argument("--reference", metavar="NAME", help="the row that others are compared with; `full`, or else "
                         "the first, where none is given")
-    parser.add_argument("--tracking-uri", help="MLflow server or database with the sweep's run; the sweep's own where "
-                        "none is given")
+    parser.add_argument("--store", metavar="STORE", help="the features whose pictures the gallery shows; where the "
+                        "sweep says, if that is a folder and not an address, where none is given")
+    parser.add_argument("--tracking-uri", help="MLflow server or database with the sweep's run; the database beside or "
+                        "in the sweep's folder where none is given")
     return parser
 
 
@@ -62,9 +64,12 @@ def _report(args: argparse.Namespace) -> int:
     out = args.out or args.sweeps[0] / "report"
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; name a folder, or one that does not exist")
+    if args.out is None and not out.resolve().is_relative_to(args.sweeps[0].resolve()):
+        raise ConfigError(f"{out} is a link to {out.resolve()}, outside of the sweep's folder; give the folder for the "
+                          "report by --out")
     report = build_report(args.sweeps, _options(args))
     drawings = report_figures(report)
-    files = {"report.html": render(report, drawings).encode(), **written(report, args.latex)}
+    files = {PAGE: render(report, drawings).encode(), **written(report, args.latex)}
     for drawing in drawings:
         files[f"{FIGURES}/{drawing.name}.svg"] = drawing.svg().encode()
         files[f"{FIGURES}/{drawing.name}.png"] = drawing.png()
@@ -84,7 +89,8 @@ def _options(args: argparse.Namespace) -> "Options":
 
     protocols = tuple(dict.fromkeys(args.protocols or ["canonical"]))
     histograms_of(protocols)
-    return Options(protocols=protocols, published=args.published, mixed=args.mixed, reference=args.reference)
+    return Options(protocols=protocols, published=args.published, mixed=args.mixed, reference=args.reference,
+                   store=args.store)  # fmt: skip
 
 
 def written(report: "Report", with_latex: bool) -> dict[str, bytes]:
@@ -97,24 +103,30 @@ def written(report: "Report", with_latex: bool) -> dict[str, bytes]:
 
 
 def write(out: Path, files: Mapping[str, bytes]) -> None:
-    """Writes each file, whole or not at all."""
+    """Writes all files, of which the page comes last, or none."""
+    from experiments.staged import staged
     from refavs.store.files import write_atomically
 
-    for name, content in files.items():
-        write_atomically(out / name, content)
+    with staged(out, PAGE) as folder:
+        for name, content in files.items():
+            write_atomically(folder / name, content)
 
 
 def _upload(sweep: Path, tracking_uri: str | None, out: Path, names: Sequence[str]) -> int:
     """Gives the files to the sweep's run in MLflow; what fails there is told, the report stands."""
+    from experiments.artifacts import upload
     from experiments.ledger import Ledger
-    from experiments.tracking import upload, without_password
+    from experiments.place import follow_move, guard_of, tracking_address
+    from experiments.tracking import without_password
 
     facts = Ledger(sweep).sweep
-    uri, run_id = tracking_uri or facts.get("tracking_uri"), facts.get("run_id")
+    run_id = facts.get("run_id")
     try:
-        if not uri or not run_id:
+        if not run_id:
             raise ConfigError(f"{sweep} does not say which run of MLflow it is; run its refavs-sweep command again")
-        upload(uri, run_id, out, names, ARTIFACTS)
+        uri = tracking_address(sweep, facts, tracking_uri)
+        follow_move(sweep, facts, uri)
+        upload(uri, str(run_id), out, names, ARTIFACTS, guard_of(sweep, uri, tracking_uri))
     except RefAVSError as error:
         warn(f"refavs-report: the report is not in MLflow: {' '.join(str(error).split())}")
         return Exit.FAILURES

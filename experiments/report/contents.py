@@ -30,7 +30,7 @@ from experiments.report.tables import (
     Report,
     Table,
 )
-from experiments.tracking import without_password
+from experiments.tracking import default_tracking_uri, without_password
 from refavs.data.parse import DIMENSIONS
 from refavs.metrics.controls import MEAN_MASK_BEST
 
@@ -45,12 +45,14 @@ class Options:
     Attributes:
         mixed: whether runs of different stores, and several protocols, may share a table; such rows are marked.
         reference: label of the row that others are compared with; `full` or the first one where None.
+        store: location of the features whose pictures are shown; the one that the sweep names where None.
     """
 
     protocols: tuple[str, ...] = ("canonical",)
     published: bool = False
     mixed: bool = False
     reference: str | None = None
+    store: str | None = None
 
 
 def build_report(folders: Sequence[Path], options: Options) -> Report:
@@ -83,7 +85,7 @@ def build_report(folders: Sequence[Path], options: Options) -> Report:
         curves=tuple(_curves(ordered)), beta=_beta(ordered, first), ablations=_ablations(ordered, first),
         dimensions=_dimensions(setting, first), categories=_categories(reference, first),
         calibrations=tuple(_calibration(one) for one in ablated(ordered) or (reference,)),
-        gallery=_gallery(sweeps, reference),
+        gallery=_gallery(sweeps, reference, options.store),
     )  # fmt: skip
 
 
@@ -157,7 +159,8 @@ def _facts(
             dirty = " with changes" if git.get("mlflow.source.git.dirty") == "true" else ""
             facts.append(("commit", f"{git['mlflow.source.git.commit']}{dirty}"))
         if "run_id" in known:
-            facts.append(("MLflow", f"{without_password(known['tracking_uri'])}, run {known['run_id']}"))
+            address = without_password(str(known.get("tracking_uri") or default_tracking_uri(sweep.folder)))
+            facts.append(("MLflow", f"{address}, run {known['run_id']}"))
     facts += [
         ("protocols", ", ".join(protocols)),
         ("runs", f"{len(runs)} finished of {len(runs) + sum(len(sweep.unfinished) for sweep in sweeps)}"),
@@ -296,10 +299,10 @@ def _calibration(contender: Contender) -> Calibration:
     )  # fmt: skip
 
 
-def _gallery(sweeps: Sequence[Sweep], reference: Contender) -> GallerySource:
+def _gallery(sweeps: Sequence[Sweep], reference: Contender, given: str | None) -> GallerySource:
     run = reference.runs[0].run
     locations = {str(store.get("fingerprint")): str(store.get("store")) for sweep in sweeps for store in sweep.stores}
     return GallerySource(
         label=reference.label, statistics=run.statistics, checkpoint=run.checkpoint,
-        store=locations.get(run.store), fingerprint=run.store,
+        store=given or locations.get(run.store), given=given is not None, fingerprint=run.store,
     )  # fmt: skip

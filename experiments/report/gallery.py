@@ -16,6 +16,7 @@ from experiments.config import TrainConfig
 from experiments.evaluate import TEST_SPLITS, one_thread, predictions
 from experiments.report.seconds import Second, footage_of, seconds_of
 from experiments.report.tables import GallerySource
+from experiments.tracking import without_password
 from refavs.errors import RefAVSError
 from refavs.metrics import statistics_blocks
 from refavs.metrics.segmentation import FrameCounts, jaccard_per_frame
@@ -103,6 +104,10 @@ def make_gallery(source: GallerySource | None) -> Gallery:
     if source.store is None:
         reason = "the sweep does not say where its store lies; its refavs-sweep command, run again, notes it"
         return Gallery(label=source.label, reason=reason)
+    if "://" in source.store and not source.given:
+        place = without_password(source.store)
+        return Gallery(label=source.label, reason=f"the sweep says that its store is at {place}, an address that this "
+                       f"command was not given; give it by --store {place} where you trust it")  # fmt: skip
     try:
         store = FeatureStore(source.store)
         if store.fingerprint != source.fingerprint:

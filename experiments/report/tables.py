@@ -175,6 +175,7 @@ class GallerySource:
 
     Attributes:
         store: location of the features that it reads; None where the sweep does not say.
+        given: whether the user named that location, who may have another host asked for it.
         fingerprint: of that store, which the statistics are of.
     """
 
@@ -183,6 +184,7 @@ class GallerySource:
     checkpoint: Path
     store: str | None
     fingerprint: str
+    given: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save
 
 from refavs.config import digest, to_dict
 from refavs.errors import RefAVSError, WeightsError
+from refavs.finite import require_finite_weights
 from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.model.pretrained import mismatch
 from refavs.model.sizes import FeatureSizes, MapSize, StreamSize
 from refavs.model.variants import build_head
+from refavs.store.files import PARTIAL
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
@@ -39,7 +41,8 @@ def load_model(folder: Path) -> EEMC:
     """The model saved in `folder`, on the CPU and in evaluation mode.
 
     Raises:
-        WeightsError: a file is missing, truncated, of another format, or does not belong to the other.
+        WeightsError: a file is missing, truncated, of another format, does not belong to the other, or holds weights
+            that are not finite.
     """
     config = read_config(folder)
     try:
@@ -126,6 +129,7 @@ def _read_weights(path: Path, config_digest: str) -> dict[str, Any]:
         ) from error
     if not belongs:
         raise WeightsError(f"{path} was not written with the {CONFIG} beside it; copy both files of one checkpoint")
+    require_finite_weights(path, weights)
     return weights
 
 
@@ -137,8 +141,10 @@ def _check_names_and_shapes(path: Path, model: EEMC, weights: Mapping[str, Any])
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Writes beside `path`, flushes to the disk, then takes its name."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    """Writes beside `path`, flushes to the disk, then takes its name; what a killed writer left beside it goes."""
+    for left in path.parent.glob(f"{path.name}.*{PARTIAL}"):
+        left.unlink(missing_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with partial.open("wb") as file:
             file.write(content)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from refavs.config import file_stamp
 from refavs.errors import WeightsError
+from refavs.finite import require_finite_weights
 from refavs.model.eemc import EEMC
 
 FOLDER, WEIGHTS, CONFIG = "mask2former", "model.safetensors", "config.json"
@@ -97,16 +98,18 @@ class Mask2Former:
         """The tensors whose names begin with one of `prefixes`, in float32; no other is read.
 
         Raises:
-            WeightsError: the file is damaged, or no safetensors.
+            WeightsError: the file is damaged, no safetensors, or holds values that are not finite.
         """
         try:
             with safe_open(self.path, framework="pt") as file:
-                return {name: file.get_tensor(name).float() for name in file.keys() if name.startswith(prefixes)}  # noqa: SIM118
+                found = {name: file.get_tensor(name).float() for name in file.keys() if name.startswith(prefixes)}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise WeightsError(
                 f"{self.path} is not a whole safetensors file ({error}); truncated copies and pickles are refused: "
                 f"fetch it again by {FETCH} {self.folder}"
             ) from error
+        require_finite_weights(self.path, found)
+        return found
 
 
 def load_decoders(model: EEMC, checkpoint: Mask2Former, encoders: Mapping[str, Mapping[str, Any]]) -> list[str]:

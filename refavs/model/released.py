@@ -19,6 +19,7 @@ from refavs.config import file_stamp
 from refavs.data.clip_groups import ClipGroups
 from refavs.data.dataset import Batch
 from refavs.errors import ConfigError, StoreError, WeightsError
+from refavs.finite import require_finite_weights
 from refavs.model.attention import attend
 from refavs.model.decoder import EEMCOutput, MaskDecoder
 from refavs.model.eemc import EEMC, EEMCConfig, Seconds
@@ -285,6 +286,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise _unreadable(path, error) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path} holds no state dict of plain tensors; accepted: {FILE} as the release saves it")
+    require_finite_weights(path, state)
     return state
 
 

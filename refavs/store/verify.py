@@ -76,13 +76,14 @@ def verify(location: str | Path, progress: Callable[[str], None] = lambda record
     """
     folder = open_folder(location)
     whole: dict[str, tuple[Any, ...]] = {}
-    for _ in range(_MOST_LOOKS):
+    looks = 0
+    while True:
         before = described(folder)
         verdict = _look(folder, whole, progress)
         # Shards that are added meanwhile do no harm; what else a writer did may be taken for damage.
-        if not verdict.damage or described(folder) == before:
-            break
-    return verdict
+        looks += 1
+        if not verdict.damage or described(folder) == before or looks == _MOST_LOOKS:
+            return verdict
 
 
 def _look(folder: Folder, whole: dict[str, tuple[Any, ...]], progress: Callable[[str], None]) -> Verdict:

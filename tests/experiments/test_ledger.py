@@ -137,3 +137,17 @@ def test_facts_with_a_password_are_for_their_user_alone(tmp_path: Path) -> None:
     ledger.set_sweep(closed=None)
     assert not (tmp_path / "sweep.json").stat().st_mode & 0o077
     assert ledger.sweep == {"id": "a", "tracking_uri": "postgresql://me:secret@host/db", "closed": None}
+
+
+def test_trial_that_is_a_link_is_not_thrown_away(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "s")
+    entry = ledger.entries(TRIALS, "store")[0]
+    ledger.enter(entry, "store")
+    entry.set_status("finished")
+    entry.folder.rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "thesis.txt").touch()
+    entry.folder.symlink_to(tmp_path / "elsewhere")
+    before = sorted(path.name for path in (tmp_path / "elsewhere").iterdir())
+    with pytest.raises(ConfigError, match=r"is a link to .*elsewhere, and what lies there is not thrown away"):
+        ledger.discard(entry)
+    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == before

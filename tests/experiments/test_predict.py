@@ -17,7 +17,7 @@ from extract.plan import expressions_table, plan_jobs, shares_of, wanted_items
 from extract.worker import Worker
 from refavs.data.dataset import collate
 from refavs.errors import ConfigError, WeightsError
-from refavs.model.checkpoint import CONFIG, save_model
+from refavs.model.checkpoint import CONFIG, load_model, read_config, save_model
 from refavs.model.decoder import predict
 from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.store import FeatureStore, StoreWriter
@@ -70,7 +70,7 @@ def video_of(store: FeatureStore) -> Path:
 
 def test_prediction_equals_the_one_from_the_store(store: FeatureStore, trial: Path) -> None:
     predictor = Predictor(checkpoint_of(str(trial), None))
-    found = predictor.predict(predictor.read(video_of(store)), SENTENCES)
+    found = list(predictor.predict(predictor.read(video_of(store)), SENTENCES))
     with torch.no_grad():
         wanted = predict(predictor.model(collate([store[0], store[1]])), (96, 96))
     order = [SENTENCES.index(store[row].text_string) for row in (0, 1)]
@@ -98,7 +98,57 @@ def test_command_writes_masks_and_a_video_with_sound(
         with av.open(str(tmp_path / "out" / str(number) / "overlay.mp4")) as container:
             sound = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
             assert len(sound) == pytest.approx(160_000, rel=0.02) and np.abs(sound).max() > 0.1
-    assert main(command) == 0  # the same folder is written again
+    assert main([*command[:2], *command[3:]]) == 0  # the same folder is written again
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1", "prediction.json"]
+    staging = tmp_path / "killed" / ".refavs.partial"  # what a kill in the first call leaves
+    (staging / "1").mkdir(parents=True)
+    assert main([*command[:-1], str(tmp_path / "killed")]) == 0
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["1", "2", "prediction.json"]
+
+
+def test_hundreds_of_sentences_are_predicted_by_a_few_at_a_time(
+    store: FeatureStore, trial: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor, sizes = Predictor(checkpoint_of(str(trial), None)), []
+    forward = predictor.model.forward
+    monkeypatch.setattr(predictor.model, "forward", lambda batch: sizes.append(len(batch)) or forward(batch))
+    media = predictor.read(video_of(store))
+    wanted = {one.expression: one.probs for one in predictor.predict(media, SENTENCES)}
+    for number, one in enumerate(predictor.predict(media, [SENTENCES[number % 2] for number in range(21)])):
+        assert one.expression == SENTENCES[number % 2]
+        torch.testing.assert_close(one.probs, wanted[one.expression], rtol=1e-4, atol=1e-5)
+        assert one.probs.untyped_storage().nbytes() == 4 * one.probs.numel(), "nothing else is kept with it"
+    assert sizes == [2, 8, 8, 5]
+
+
+def test_values_that_are_not_finite_are_an_error_and_not_an_empty_video(
+    store: FeatureStore, trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    command = [str(video_of(store)), SENTENCES[0], "--out", str(tmp_path / "out")]
+    model = load_model(trial / "checkpoint")
+    with torch.no_grad():
+        model.decoder.class_head.bias[0] = float("nan")
+    save_model(tmp_path / "checkpoint", model, read_config(trial / "checkpoint")["facts"])
+    assert main([*command, "--run", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert "tensors in " in told and "hold values that are infinite or not a number (decoder.class_head.bias)" in told
+    with monkeypatch.context() as patch:
+        patch.setattr(EEMC, "forward", lambda model, batch: batch)
+        nan = torch.full((1, 10, 96, 96), float("nan"))
+        patch.setattr("experiments.predict.predict", lambda output, size: nan)
+        assert main([*command, "--run", str(trial)]) == 2
+        assert "the head predicts probabilities of 'the object on the left' that are not" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        predictor = Predictor(checkpoint_of(str(trial), None))
+        encode = predictor.encoders.text.encode
+        patch.setattr(predictor.encoders.text, "encode", lambda prepared: [
+            {path: array * np.nan if array.dtype.kind == "f" else array for path, array in one.items()}
+            for one in encode(prepared)
+        ])  # fmt: skip
+        with pytest.raises(WeightsError, match="compute values of 'the object on the left' that are infinite or not"):
+            next(predictor.predict(predictor.read(video_of(store)), SENTENCES[:1]))
+    assert not (tmp_path / "out").exists()
 
 
 def test_each_mask_is_shown_where_pictures_are_rare_or_end(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """refavs-report: what it writes and where, that MLflow has it, and what it says of input that it cannot use."""
 
 import csv
+import http.server
 import json
 import re
+import sqlite3
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -69,10 +72,55 @@ def test_report_is_written_where_mlflow_is_not_and_says_so(tmp_path: Path, capsy
     assert "the report is not in MLflow: " in printed.err and "does not say which run of MLflow it is" in printed.err
     assert (tmp_path / "out" / "report.html").is_file() and not (tmp_path / "out" / "report.tex").exists()
     assert not (tmp_path / "s" / "report").exists()
-    write_facts(tmp_path / "s", tracking_uri=f"sqlite:///{tmp_path}/gone.db", run_id="0")
+    write_facts(tmp_path / "s", run_id="0")
     assert main([str(tmp_path / "s")]) == 3
-    assert f"there is no MLflow database {tmp_path}/gone.db" in capsys.readouterr().err
-    assert not (tmp_path / "gone.db").exists() and (tmp_path / "s" / "report" / "report.csv").is_file()
+    assert f"there is no MLflow database {tmp_path}/mlflow.db" in capsys.readouterr().err
+    assert not (tmp_path / "mlflow.db").exists() and (tmp_path / "s" / "report" / "report.csv").is_file()
+
+
+def test_addresses_in_a_sweep_from_elsewhere_are_not_obeyed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard: list[str] = []
+
+    class Stranger(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append(self.path)
+            self.send_error(404)
+
+        do_POST = do_PUT = do_HEAD = do_GET
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stranger)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with sqlite3.connect(tmp_path / "photos.db") as connection:
+        connection.execute("create table photos (name text)")
+    before = (tmp_path / "photos.db").read_bytes()
+    address = f"http://127.0.0.1:{server.server_port}"
+    write_trial(tmp_path / "s" / "s", "full")
+    try:
+        for named in (address, f"sqlite:///{tmp_path}/photos.db"):
+            write_facts(tmp_path / "s" / "s", tracking_uri=named, run_id="0" * 32, store=f"{address}/store")
+            assert main([str(tmp_path / "s" / "s")]) == 3
+            (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("refavs-report: ")]
+            assert f"names the MLflow {named}, outside of that folder" in line and "give --tracking-uri" in line
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert not heard and (tmp_path / "photos.db").read_bytes() == before
+    page = (tmp_path / "s" / "s" / "report" / "report.html").read_text()
+    assert f"give it by --store {address}/store where you trust it" in page
+
+
+def test_report_in_a_sweep_from_elsewhere_that_leads_out_of_it_is_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_facts(tmp_path / "s")
+    write_trial(tmp_path / "s", "full")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "s" / "report").symlink_to(tmp_path / "home")
+    assert main([str(tmp_path / "s")]) == 2
+    assert "outside of the sweep's folder; give the folder for the report by --out" in capsys.readouterr().err
+    assert not list((tmp_path / "home").iterdir())
 
 
 def test_artifacts_that_cannot_be_written_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,9 +130,13 @@ def test_artifacts_that_cannot_be_written_are_one_line(tmp_path: Path, capsys: p
     experiment = client.create_experiment("e", artifact_location=(tmp_path / "gone" / "artifacts").as_uri())
     write_facts(tmp_path / "s", tracking_uri=uri, run_id=client.create_run(experiment).info.run_id)
     write_trial(tmp_path / "s", "full")
-    assert main([str(tmp_path / "s")]) == 3
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("refavs-report: ")]
-    assert len(lines) == 1 and f"its artifacts at file://{tmp_path}/gone/artifacts/" in lines[0]
+    for given, told in (
+        (["--tracking-uri", uri], f"its artifacts at file://{tmp_path}/gone/artifacts/"),
+        ([], f"its artifacts would go to file://{tmp_path}/gone/artifacts/"),
+    ):
+        assert main([str(tmp_path / "s"), *given]) == 3
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("refavs-report: ")]
+        assert len(lines) == 1 and told in lines[0]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from mlflow import MlflowClient
+from mlflow.tracking._tracking_service import utils
 
 from experiments import model_card
 from experiments.cli import _where_to_look, main
@@ -225,7 +226,43 @@ def test_finished_sweep_whose_database_was_removed_is_sent_again(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("experiments.sweep.Run", None)
         with pytest.raises(TypeError):  # it does not find that there is nothing to do
-            run_sweep(grid_of("full"), store, runs / "removed")
+            run_sweep(grid_of("full"), store, runs / "removed", tracking_uri=uri)
+    with pytest.raises(ConfigError, match=r"names the MLflow sqlite:.*removed\.db, outside of that folder"):
+        run_sweep(grid_of("full"), store, runs / "removed")
+
+
+def test_copied_and_moved_sweeps_leave_the_original_alone_and_go_on(
+    jobs: InProcess, store: FeatureStore, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    if (runs / "mlflow.db").exists():  # making one takes seconds
+        shutil.copy(runs / "mlflow.db", tmp_path / "mine")
+    mine = tmp_path / "mine" / "a"
+    (entry,) = run_sweep(grid_of("full"), store, mine).entries
+    before = {name: run.info.run_id for name, run in runs_of(mine).items()}
+    artifacts = {path: path.read_bytes() for path in (tmp_path / "mine" / "mlartifacts").rglob("*") if path.is_file()}
+    copy = shutil.copytree(tmp_path / "mine", tmp_path / "copy") / "a"
+    capsys.readouterr()
+    assert run_sweep(grid_of("full"), store, copy, options=Options(rerun=(entry.key,))).num_run == 1
+    told = capsys.readouterr().err
+    assert f"{copy} is a copy of the sweep {mine}, which stays as it is" in told
+    assert {name: run.info.run_id for name, run in runs_of(mine).items()} == before
+    assert {p: p.read_bytes() for p in (tmp_path / "mine" / "mlartifacts").rglob("*") if p.is_file()} == artifacts
+    own = Ledger(copy).sweep
+    assert own["id"] != Ledger(mine).sweep["id"] and own["tracking_uri"] == default_tracking_uri(copy)
+    at = MlflowClient(own["tracking_uri"]).get_run(own["run_id"]).info.artifact_uri
+    assert str(at).startswith((tmp_path / "copy" / "mlartifacts").as_uri())
+
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    utils._artifact_repos_cache.clear()  # of this process; another one begins without
+    moved = tmp_path / "moved" / "a"
+    assert run_sweep(grid_of("full", "no_text"), store, moved).num_run == 1
+    assert "is a copy" not in capsys.readouterr().err
+    found = runs_of(moved)
+    assert {name: found[name].info.run_id for name in before} == before and len(found) == 3
+    for run in found.values():
+        assert run.info.artifact_uri.startswith((tmp_path / "moved" / "mlartifacts").as_uri())
+    assert not (tmp_path / "mine").exists()
 
 
 def test_sweep_shows_that_it_is_alive_within_an_epoch(
