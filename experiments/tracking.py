@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.database import first_use
 from experiments.ledger import Entry
 from experiments.trial import NOT_IN_KEY
-from refavs.config import flat
+from refavs.config import digest, flat
 from refavs.errors import ConfigError, RefAVSError
 from refavs.store.files import PARTIAL
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 BATCH_METRICS = 1000
 BATCH_PARAMS = 100
 DIGEST_LENGTH = 36
+LONGEST_KEY = 250
 DELETED = "must be in the 'active' state"
 REASON = "refavs.reason"
 ATTEMPT = "refavs.attempt"
@@ -81,8 +82,10 @@ def without_password(uri: str) -> str:
 
 
 def metric_name(name: str) -> str:
-    """`name` with the characters that MLflow does not take replaced."""
-    return re.sub(r"[^\w\-./ :]", "_", name)
+    """`name` as MLflow takes it: other characters replaced, and a long one ending in what tells it from others."""
+    parts = re.sub(r"[^\w\-./ :]", "_", name).split("/")
+    plain = "/".join("_" if part in ("", ".", "..") else part for part in parts)
+    return plain if len(plain) <= LONGEST_KEY else f"{plain[: LONGEST_KEY - 9]}-{digest(name)[:8]}"
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.tracking._tracking_service import utils
 
 from experiments import model_card
@@ -344,6 +346,37 @@ def test_command_lists_failures_and_exits_with_3(
     assert main([*arguments, "--dry-run", "--retry-failed"]) == 0
     assert "1 of 2 trials done, 1 to do" in capsys.readouterr().out
     assert main([*arguments, "--retry-failed"]) == 3 and jobs.ran[2:] == ["bad, seed 0"]
+
+
+def test_first_run_in_which_every_trial_fails_did_something(
+    jobs: InProcess, store: FeatureStore, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(f"base: {BASE}\ncases: {{bad: {{train.learning_rate: 1e30}}}}\n")
+    arguments = [str(tmp_path / "mine.yaml"), "--store", store.location, "--out", str(runs / "all_bad")]
+    assert main(arguments) == 3
+    printed = capsys.readouterr().out
+    assert "0 trials finished now, 0 of 1 in all, 1 failed" in printed and "nothing to do" not in printed
+    assert main(arguments) == 3
+    assert "nothing to do: 0 of 1 trials were finished before, 1 failed" in capsys.readouterr().out
+
+
+def test_what_mlflow_refuses_is_not_promised_to_be_sent(
+    jobs: InProcess, store: FeatureStore, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def refuse(*arguments: object, **named: object) -> None:
+        raise MlflowException("a metric name of 300 letters", INVALID_PARAMETER_VALUE)
+
+    (tmp_path / "mine.yaml").write_text(f"base: {BASE}\ncases: {{full: {{}}}}\n")
+    arguments = [str(tmp_path / "mine.yaml"), "--store", store.location, "--out", str(runs / "refused")]
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", refuse)
+        assert main(arguments) == 3
+    printed = capsys.readouterr().out
+    assert "MLflow REFUSES full, seed 0: MlflowException: a metric name of 300 letters; it is kept in " in printed
+    assert "sending it again does not help" in printed and "the same command sends it" not in printed
+    assert main(arguments) == 0  # MLflow takes it now
+    assert "REFUSES" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
