@@ -161,7 +161,7 @@ def test_folder_is_uploaded_and_the_run_finished(tracker: Tracker, store: Featur
     tracker.end(run_id, "FINISHED")
     assert sorted(item.path for item in tracker.client.list_artifacts(run_id)) == ["config.json", "overlays"]
     assert [item.path for item in tracker.client.list_artifacts(run_id, "overlays")] == ["overlays/a.png"]
-    guarded = Tracker(tracker.uri, "mine", "sweep-id", None, functools.partial(refuse_elsewhere, out=tmp_path / "s"))
+    guarded = Tracker(tracker.uri, "mine", "sweep-id", None, guard=functools.partial(refuse_elsewhere, out=tmp_path))
     with pytest.raises(ConfigError, match=r"its artifacts would go to file:.*artifacts"):
         guarded.contact()
     assert tracker.client.get_run(run_id).info.status == "FINISHED"
