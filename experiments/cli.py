@@ -242,13 +242,14 @@ def _dry_run(
 
 def _where_to_look(uri: str, out: Path) -> str:
     """The tracking address, and for a database the command that opens it."""
+    from experiments.moved import database_at
     from experiments.tracking import default_tracking_uri, without_password
 
     uri = without_password(uri)
-    database = uri.removeprefix("sqlite:///")
-    if database == uri or not database.endswith(".db"):
+    database = database_at(uri)
+    if database is None or database.suffix != ".db":
         return uri
-    place = str(out) if uri == default_tracking_uri(out) else database
+    place = str(out if uri == default_tracking_uri(out) else database)
     return f"{uri}; to look at it: infra/mlflow-ui.sh {shlex.quote(place)}"
 
 
@@ -288,10 +289,13 @@ def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") ->
         why = f" ({outcome.unsent_reason})" if outcome.unsent_reason else ""
         console.print(f"NOT in MLflow yet{why}: {', '.join(outcome.unsent)}; it is kept in {out}, and the same command "
                       "sends it", style="bold yellow")  # fmt: skip
+    for title, why in outcome.refused.items():
+        console.print(f"MLflow REFUSES {title}: {why}; it is kept in {out}, and sending it again does not help before "
+                      "that has changed", style="bold yellow")  # fmt: skip
     if outcome.interrupted:
         console.print("stopped as asked; run the same command again to go on")
         return Exit.INTERRUPTED
-    return Exit.FAILURES if failures or outcome.unsent else Exit.COMPLETE
+    return Exit.FAILURES if failures or outcome.unsent or outcome.refused else Exit.COMPLETE
 
 
 def _summary(outcome: "Outcome") -> list[str]:
@@ -300,8 +304,8 @@ def _summary(outcome: "Outcome") -> list[str]:
     others = {"failed": "failed", "pruned": "pruned", "stopped": "stopped", "new": "not begun"}
     counts = [f"{states.count(state)} {told}" for state, told in others.items() if state in states]
     finished = f"{states.count('finished')} of {len(states)}"
-    if outcome.num_run == 0 and not outcome.interrupted and states.count("finished") == len(states):
+    if outcome.num_ended == 0 and not outcome.interrupted and states.count("finished") == len(states):
         return [f"nothing to do: all {len(states)} trials were finished before"]
-    if outcome.num_run == 0 and not outcome.interrupted and not {"new", "stopped", "running"} & set(states):
+    if outcome.num_ended == 0 and not outcome.interrupted and not {"new", "stopped", "running"} & set(states):
         return [f"nothing to do: {finished} trials were finished before, {', '.join(counts)}"]
     return [", ".join([f"{outcome.num_run} trials finished now, {finished} in all", *counts])]

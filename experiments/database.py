@@ -6,10 +6,11 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+from experiments.moved import database_at
 from refavs.errors import ConfigError
 from refavs.locks import NO_LOCKS
 from refavs.store.files import PARTIAL
@@ -18,27 +19,13 @@ WAIT_S = 300.0  # for another process that makes it, which takes seconds
 KNOWN = "experiments"  # a table that every database of MLflow has
 
 
-def database_of(uri: str) -> Path | None:
-    """The file of an SQLite database; None for everything else that MLflow can be reached at."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    from sqlalchemy import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        name = make_url(uri).database
-    except (ArgumentError, ValueError):
-        return None
-    return None if not name or name.startswith((":memory:", "file:")) else Path(name)
-
-
 def refuse_missing(uri: str) -> None:
     """Refuses a database that is not there, which MLflow would make.
 
     Raises:
         ConfigError: there is none.
     """
-    database = database_of(uri)
+    database = database_at(uri)
     if database is not None and not database.is_file():
         raise ConfigError(f"there is no MLflow database {database}; give by --tracking-uri where it is")
 
@@ -52,7 +39,7 @@ def first_use(uri: str) -> Iterator[None]:
     Raises:
         ConfigError: the file is a database of another program, or another process makes it for minutes.
     """
-    database = database_of(uri)
+    database = database_at(uri)
     if database is None:
         yield
         return
@@ -63,17 +50,17 @@ def first_use(uri: str) -> Iterator[None]:
         yield
 
 
-def move_artifacts(database: Path, experiments: Sequence[str], before: str, now: str) -> None:
-    """Says in the database where the artifacts of these experiments lie since their folder was moved or copied with it.
+def move_artifacts(database: Path, run_id: str, before: str, now: str) -> None:
+    """Says in the database where a sweep's artifacts lie since its folder was moved or copied with the database.
 
     MLflow keeps absolute addresses and has no request that changes them. A database that cannot be written stays as it
     is.
 
     Args:
+        run_id: of a run in the experiment whose addresses change.
         before: the beginning of their addresses in the database, and `now` what takes its place.
     """
-    names = ",".join("?" * len(experiments))
-    chosen = f"experiment_id in (select experiment_id from experiments where name in ({names}))"
+    chosen = "experiment_id in (select experiment_id from runs where run_uuid = ?)"
     columns = [
         ("model_versions", "source", f"run_id in (select run_uuid from runs where {chosen})"),
         ("runs", "artifact_uri", chosen),
@@ -84,7 +71,7 @@ def move_artifacts(database: Path, experiments: Sequence[str], before: str, now:
         for table, column, those in columns:
             connection.execute(
                 f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ? and {those}",
-                (f"{now}/", begins + 1, begins, f"{before}/", *experiments),
+                (f"{now}/", begins + 1, begins, f"{before}/", run_id),
             )
         connection.commit()
 

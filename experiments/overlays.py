@@ -1,6 +1,6 @@
 """Pictures of a trial: all frames of a clip side by side, the prediction filled in, the ground truth outlined."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,11 +9,15 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from experiments.evaluate import Head, predictions_together, rows_of
+from refavs.config import digest
 
 if TYPE_CHECKING:
     from refavs.store import FeatureStore
 
+OVERLAYS = "overlays"  # in a trial's folder
 NUM_PICTURES = 2
+LONGEST_CAPTION = 300  # characters, of which no more is to be seen
+LONGEST_NAME = 200  # bytes of a file's name; most file systems take 255
 FRAME_PX = 160
 CAPTION_PX = 44
 GAP_PX = 3
@@ -24,16 +28,41 @@ BACKDROP = 60
 
 def write_overlays(
     folders: Sequence[Path], heads: Sequence[Head], store: "FeatureStore", device: torch.device
-) -> list[list[Path] | Exception]:
+) -> list[list[Path] | str]:
     """Writes for each head, into a folder of its own, a picture of two expressions: the same for every trial.
 
+    Pictures decide over no result: what goes wrong with them is told and not raised.
+
     Returns:
-        For each head the pictures, or the error by which they could not be written.
+        For each head the pictures, or why they could not all be written.
+
+    Raises:
+        torch.OutOfMemoryError: several heads do not fit on the device together; each may do so alone.
     """
-    rows, backdrops = chosen_rows(store), {}
     written: list[list[Path]] = [[] for _ in heads]
-    errors: dict[int, Exception] = {}
-    for row in rows:
+    errors: dict[int, str] = {}
+    try:
+        for number, name, picture in _pictures(heads, store, device):
+            path = folders[number] / f"{len(written[number]) + 1}-{name}"
+            written[number].append(path)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture.save(path)
+            except (OSError, ValueError) as error:
+                errors[number] = _told(error)
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) and len(heads) > 1:
+            raise
+        errors = dict.fromkeys(range(len(heads)), _told(error)) | errors
+    return [errors.get(number, paths) for number, paths in enumerate(written)]
+
+
+def _pictures(
+    heads: Sequence[Head], store: "FeatureStore", device: torch.device
+) -> Iterator[tuple[int, str, Image.Image]]:
+    """Each picture with the number of its head and the end of its name."""
+    backdrops: dict[str, list[Image.Image]] = {}
+    for row in chosen_rows(store):
         clip_id = str(store.expressions["clip_id"].iloc[row])
         for batch, found in predictions_together(heads, store, [row], device):
             assert batch.mask is not None
@@ -44,14 +73,11 @@ def write_overlays(
                 pred = (probs[0] > 0.5).cpu().numpy()
                 origin = f"{batch.uid[0]} ({batch.split[0]})"
                 picture = draw(backdrops[clip_id], pred, target, batch.text_string[0], origin)
-                paths = written[number]
-                paths.append(folders[number] / f"{len(paths) + 1}-{safe_name(batch.uid[0])}.png")
-                try:
-                    paths[-1].parent.mkdir(parents=True, exist_ok=True)
-                    picture.save(paths[-1])
-                except OSError as error:
-                    errors[number] = error
-    return [errors.get(number, paths) for number, paths in enumerate(written)]
+                yield number, f"{safe_name(batch.uid[0])}.png", picture
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def chosen_rows(store: "FeatureStore") -> list[int]:
@@ -75,10 +101,12 @@ def frame_picture(store: "FeatureStore", clip_id: str, second: int) -> Image.Ima
     root = Path(str(store.attributes.get("source", "")).removeprefix("bench "))
     path = root / "media" / clip_id / "frames" / f"{second}.jpg"
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB").resize((FRAME_PX, FRAME_PX))
-    except OSError:
-        return Image.new("RGB", (FRAME_PX, FRAME_PX), (BACKDROP,) * 3)
+        if path.is_file():
+            with Image.open(path) as picture:
+                return picture.convert("RGB").resize((FRAME_PX, FRAME_PX))
+    except Exception:  # Pillow raises many kinds for a damaged or very large picture, and this one only decorates
+        pass
+    return Image.new("RGB", (FRAME_PX, FRAME_PX), (BACKDROP,) * 3)
 
 
 def draw(
@@ -88,8 +116,8 @@ def draw(
     step = FRAME_PX + GAP_PX
     strip = Image.new("RGB", (step * len(frames) - GAP_PX, FRAME_PX + CAPTION_PX), (20, 20, 20))
     pen = ImageDraw.Draw(strip)
-    pen.text((8, 4), sentence, fill=(255, 255, 255), font=ImageFont.load_default(size=16))
-    pen.text((8, 26), f"{origin}; red: prediction, green: ground truth", fill=(170, 170, 170))
+    pen.text((8, 4), sentence[:LONGEST_CAPTION], fill=(255, 255, 255), font=ImageFont.load_default(size=16))
+    pen.text((8, 26), f"{origin[:LONGEST_CAPTION]}; red: prediction, green: ground truth", fill=(170, 170, 170))
     for second, frame in enumerate(frames):
         pixels = np.asarray(frame, dtype=np.float32).copy()
         filled, wanted = enlarged(pred[second]), enlarged(target[second])
@@ -114,5 +142,8 @@ def outline(mask: np.ndarray) -> np.ndarray:
 
 
 def safe_name(uid: str) -> str:
-    """`uid` as a file name."""
-    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in uid)
+    """`uid` as a part of a file name; one that is long ends in what tells it from others."""
+    name = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in uid)
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    return f"{name.encode()[:LONGEST_NAME - 9].decode(errors='ignore')}-{digest(uid)[:8]}"

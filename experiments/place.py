@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from experiments.database import database_of, move_artifacts
+from experiments.database import move_artifacts
+from experiments.moved import database_at, moved_to, sqlite_uri
 from experiments.state import read_json
 from experiments.tracking import Guard, default_tracking_uri, without_password
 from refavs.errors import ConfigError
@@ -73,13 +74,13 @@ def tracking_address(out: Path, facts: Mapping[str, Any], given: str | None) -> 
         return named
     noted = facts.get("place")
     before = Path(str(noted["path"])) if isinstance(noted, dict) and noted.get("path") else out.resolve()
-    if named == default_tracking_uri(before):  # it was moved, with the database or without
+    if named == default_tracking_uri(before) or moved_to(facts, default):  # it was moved
         return default
-    database = database_of(str(named))
+    database = database_at(str(named))
     if database is not None and database.is_relative_to(before):
         within = out.resolve() / database.relative_to(before)
         if within.resolve().is_relative_to(out.resolve()):
-            return f"sqlite:///{within}"
+            return sqlite_uri(within)
     shown = without_password(str(named))
     raise ConfigError(
         f"{out / 'sweep.json'} names the MLflow {shown}, outside of that folder, and this command was not given that "
@@ -89,13 +90,13 @@ def tracking_address(out: Path, facts: Mapping[str, Any], given: str | None) -> 
 
 def follow_move(out: Path, facts: Mapping[str, Any], uri: str) -> None:
     """Artifacts lie beside a sweep that was moved or copied with its database, where MLflow's addresses are older."""
-    noted, database = facts.get("place"), database_of(uri)
-    if not isinstance(noted, dict) or not isinstance(noted.get("path"), str) or uri != default_tracking_uri(out):
+    noted, run_id, database = facts.get("place"), facts.get("run_id"), database_at(uri)
+    if not isinstance(noted, dict) or not isinstance(run_id, str) or uri != default_tracking_uri(out):
         return
-    before, here = Path(noted["path"]), out.resolve()
+    before, here = Path(str(noted.get("path"))), out.resolve()
     if before.is_absolute() and before.parent != here.parent and database is not None and database.is_file():
         old, new = ((path.parent / ARTIFACTS).as_uri() for path in (before, here))
-        move_artifacts(database, list({before.name, here.name}), old, new)
+        move_artifacts(database, run_id, old, new)
 
 
 def guard_of(out: Path, uri: str, given: str | None) -> Guard:

@@ -56,7 +56,9 @@ class Outcome:
 
     Attributes:
         num_run: trials that this call finished.
+        num_ended: trials that ended in this call, in whatever way.
         unsent: titles of trials of which MLflow lacks something; `unsent_reason` says why.
+        refused: why MLflow does not take something of these trials, by their titles; sending it again does not help.
         interrupted: the call was asked to stop before its end.
         controls: metrics of the constant predictions; none where the call ended before they were there.
     """
@@ -64,8 +66,10 @@ class Outcome:
     entries: list[Entry]
     tracking_uri: str
     num_run: int = 0
+    num_ended: int = 0
     unsent: list[str] = field(default_factory=list)
     unsent_reason: str = ""
+    refused: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
     controls: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -147,7 +151,8 @@ class Run:
         uri = self.outcome.tracking_uri
         local = uri.startswith("sqlite:")
         out = self.ledger.root.resolve()
-        tracker = Tracker(uri, out.name, sweep_id, out.parent / ARTIFACTS / out.name if local else None, guard)
+        tracker = Tracker(uri, out.name, sweep_id, out.parent / ARTIFACTS / out.name if local else None,
+                          self.ledger.sweep.get("run_id"), guard)  # fmt: skip
         facts = {"store": self.store.location, "out": out, "trials": len(self.outcome.entries)}
         grid = {"grid": self.grid.name, "grid_file": self.options.grid_file, "protocol": "canonical"}
         self.mirror = Mirror(
@@ -200,9 +205,11 @@ class Run:
             status, self.options.wait_s, self._give_up(),
             None if best is None or self.options.register is None else (self.options.register, best),
         )
-        self.outcome.unsent_reason = self.mirror.error or "; ".join(dict.fromkeys(self.mirror.refused.values()))
+        self.outcome.refused = dict(self.mirror.refused)
+        self.outcome.unsent = [title for title in self.outcome.unsent if title not in self.outcome.refused]
+        self.outcome.unsent_reason = self.mirror.error
         self._pass_on()
-        if self.outcome.unsent or not self.baselines.there:
+        if self.outcome.unsent or self.outcome.refused or not self.baselines.there:
             return
         if not to_run(self.outcome.entries) and not self._num_to_come:
             self.ledger.set_sweep(closed=closed_mark(self.outcome.entries, self.outcome.tracking_uri))
@@ -310,9 +317,12 @@ class Run:
             time.sleep(0.1)
             result = entry.result
         self.active.pop(entry.key, None)
+        self.outcome.num_ended += 1
         if result is not None and not reason:
             self._set(entry, "finished", seconds=result["metrics"]["seconds"])
             self.outcome.num_run += 1
+            if note := result.get("note"):
+                _tell(f"{entry.trial.title} is finished, but not all was drawn: {note}")
             shutil.rmtree(entry.folder / "state", ignore_errors=True)
         elif reason:
             self.failed_now.add(entry.key)

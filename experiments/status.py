@@ -48,8 +48,9 @@ def describe(sweep: Sweep, root: Path) -> list[str]:
     pending = [trial.title for trial in sweep.trials if trial.pending]
     if pending:
         told = ", ".join(pending[:5]) + " ..." * (len(pending) > 5)
-        lines.append(f"not in MLflow yet: {len(pending)} trials ({told}); "
-                     + ("sent as soon as it answers" if sweep.active else "the same command sends it"))  # fmt: skip
+        when = "the same command sends it, or says why MLflow refuses it"
+        when = "sent as soon as it answers" if sweep.active else when
+        lines.append(f"not in MLflow yet: {len(pending)} trials ({told}); {when}")
     lines += [f"{trial.state}: {trial.title}: {trial.reason}" for trial in sweep.trials if trial.reason]
     if any(trial.state == "failed" for trial in sweep.trials):
         lines.append("--retry-failed runs failed trials again, from their last epoch")

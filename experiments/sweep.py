@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from experiments.baseline_cache import Baselines
-from experiments.database import database_of
 from experiments.grid import Grid
 from experiments.ledger import Entry, Ledger
 from experiments.mirror import pending
+from experiments.moved import database_at, follow
 from experiments.place import follow_move, guard_of, original_of, place_of, tracking_address
 from experiments.resources import Resources
 from experiments.run import Options, Outcome, Run, best_by_val, closed_mark, num_to_come, to_run
@@ -53,14 +53,14 @@ def run_sweep(
     _planned(grid, store, ledger, options.rerun)  # a key that no trial has makes no folder
     tracking_address(out, ledger.sweep, tracking_uri)  # nor does an address that is not obeyed
     with ledger.locked(), Baselines(out, store) as baselines:
-        before = ledger.sweep.get("tracking_uri")
         uri = tracking_address(out, ledger.sweep, tracking_uri)
-        _settle(ledger, uri, given=tracking_uri is not None)
+        _own(ledger, uri, given=tracking_uri is not None)
         search, entries, anew = _planned(grid, store, ledger, options.rerun)
         for entry in anew:
             ledger.discard(entry)
         if anew:  # what a search knows of them is void
             search, entries, _ = _planned(grid, store, ledger)
+        before = _follow(ledger, uri, entries, given=tracking_uri is not None)
         outcome = Outcome(entries=entries, tracking_uri=uri)
         ledger.set_sweep(**facts_of(store))
         if several := store_facts(grid.kinds, store):
@@ -86,20 +86,30 @@ def run_sweep(
     return outcome
 
 
-def _settle(ledger: Ledger, uri: str, given: bool) -> None:
-    """Notes where the sweep lies; what is a copy of another becomes a sweep of its own in MLflow.
+def _own(ledger: Ledger, uri: str, given: bool) -> None:
+    """Makes what is a copy of another sweep one of its own in MLflow.
 
     Args:
-        given: whether the user named MLflow's address; one that moved with the sweep is noted together with its place.
+        given: whether the user named MLflow's address; one that changed with the folder is noted together with it.
     """
     facts = ledger.sweep
     if facts and (original := original_of(ledger.root, facts, uri)):
         warn(f"refavs-sweep: {ledger.root} is a copy of the sweep {original}, which stays as it is; in MLflow this "
              "one gets runs of its own")  # fmt: skip
-        ledger.set_sweep(id=uuid.uuid4().hex, closed=None)
+        follow_move(ledger.root, facts, uri)
+        noted = {} if given else {"tracking_uri": uri}
+        ledger.set_sweep(id=uuid.uuid4().hex, closed=None, place=place_of(ledger.root), **noted)
+
+
+def _follow(ledger: Ledger, uri: str, entries: Sequence[Entry], given: bool) -> str | None:
+    """Notes where the sweep lies now, and the database that moved with it; returns MLflow's address of before."""
+    facts = ledger.sweep
+    follow(ledger, uri, {each: closed_mark(entries, each) for each in (str(facts.get("tracking_uri")), uri)})
     follow_move(ledger.root, facts, uri)
-    moved = {} if given or "tracking_uri" not in facts else {"tracking_uri": uri}
-    ledger.set_sweep(place=place_of(ledger.root), **moved)
+    before = ledger.sweep.get("tracking_uri")
+    noted = {} if given or before is None else {"tracking_uri": uri}
+    ledger.set_sweep(place=place_of(ledger.root), **noted)
+    return before
 
 
 def _planned(
@@ -116,7 +126,7 @@ def _nothing_to_do(ledger: Ledger, outcome: Outcome, options: Options) -> bool:
     entries, uri = outcome.entries, outcome.tracking_uri
     if to_run(entries, options.retry_failed) or ledger.sweep.get("closed") != closed_mark(entries, uri):
         return False
-    database = database_of(uri)
+    database = database_at(uri)
     if database is not None and not database.is_file():  # it was removed, and gets everything again
         return False
     if any(pending(entry, uri) for entry in entries):

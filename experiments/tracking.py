@@ -17,20 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.database import first_use
 from experiments.ledger import Entry
+from experiments.moved import sqlite_uri
 from experiments.trial import NOT_IN_KEY
-from refavs.config import flat
+from refavs.config import digest, flat
 from refavs.errors import ConfigError, RefAVSError
 from refavs.store.files import PARTIAL
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
     from refavs.store import FeatureStore
 
 BATCH_METRICS = 1000
 BATCH_PARAMS = 100
 DIGEST_LENGTH = 36
+LONGEST_KEY = 250
 DELETED = "must be in the 'active' state"
 REASON = "refavs.reason"
 ATTEMPT = "refavs.attempt"
@@ -50,8 +52,8 @@ class UnreachableError(ConfigError):
 
 
 def default_tracking_uri(out: Path) -> str:
-    """The SQLite database beside the sweep's folder, shared by the sweeps that lie next to each other."""
-    return f"sqlite:///{out.resolve().parent / 'mlflow.db'}"
+    """The SQLite database beside the sweep's folder, shared by the sweeps next to each other."""
+    return sqlite_uri(out.resolve().parent / "mlflow.db")
 
 
 def git_facts(folder: Path) -> dict[str, str]:
@@ -81,8 +83,10 @@ def without_password(uri: str) -> str:
 
 
 def metric_name(name: str) -> str:
-    """`name` with the characters that MLflow does not take replaced."""
-    return re.sub(r"[^\w\-./ :]", "_", name)
+    """`name` as MLflow takes it: other characters replaced, and a long one ending in what tells it from others."""
+    parts = re.sub(r"[^\w\-./ :]", "_", name).split("/")
+    plain = "/".join("_" if part in ("", ".", "..") else part for part in parts)
+    return plain if len(plain) <= LONGEST_KEY else f"{plain[: LONGEST_KEY - 9]}-{digest(name)[:8]}"
 
 
 @contextlib.contextmanager
@@ -155,15 +159,16 @@ class Tracker:
         experiment: name of the MLflow experiment, the question the sweep asks.
         sweep_id: names the sweep among all on that server.
         artifacts: where a new local experiment keeps its artifacts; None leaves it to the server.
+        run_id: the sweep's run, if any, whose experiment is the sweep's whatever its folder is called by now.
         guard: refuses an address of artifacts, or names of files there, to which nothing may be written.
     """
 
     def __init__(
-        self, uri: str, experiment: str, sweep_id: str, artifacts: Path | None,
+        self, uri: str, experiment: str, sweep_id: str, artifacts: Path | None, run_id: str | None = None,
         guard: Guard = lambda artifacts, names: None,
     ) -> None:  # fmt: skip
-        self.uri, self.experiment, self.sweep_id, self.artifacts = uri, experiment, sweep_id, artifacts
-        self.guard = guard
+        self.uri, self.experiment, self.sweep_id = uri, experiment, sweep_id
+        self.artifacts, self.run_id, self.guard = artifacts, run_id, guard
         self.git = git_facts(Path(__file__).parent)
         self.contacted = False
 
@@ -181,7 +186,7 @@ class Tracker:
     def _experiment(self, client: "MlflowClient") -> str:
         from mlflow.exceptions import MlflowException
 
-        found = client.get_experiment_by_name(self.experiment)
+        found = self._known_experiment(client) or client.get_experiment_by_name(self.experiment)
         if found is None:
             location = None if self.artifacts is None else self.artifacts.resolve().as_uri()
             try:
@@ -199,6 +204,19 @@ class Tracker:
             )
         self.guard(str(found.artifact_location), ())
         return found.experiment_id
+
+    def _known_experiment(self, client: "MlflowClient") -> "Experiment | None":
+        """The experiment of the sweep's own run; None where MLflow does not have that run."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = client.get_run(self.run_id) if self.run_id else None
+        except MlflowException as error:
+            if not gone(error):
+                raise
+            return None
+        own = run and run.data.tags.get("refavs.sweep") == self.sweep_id
+        return client.get_experiment(run.info.experiment_id) if run and own else None
 
     def start_sweep(self, name: str, description: str, store: "FeatureStore", facts: Mapping[str, Any]) -> str:
         """Opens the parent run, or opens it again, and returns its id; a grown grid may change the `facts`."""

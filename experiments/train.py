@@ -9,7 +9,6 @@ several, and on a GPU, two runs of one trial differ in their last bits anyway: t
 """
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +21,9 @@ from torch import Tensor
 
 from experiments.config import TrialConfig
 from experiments.evaluate import TEST_SPLITS, Head, all_levels, evaluate_together, record_together, rows_of
+from experiments.history import best_epoch, stalled, write_history
 from experiments.learner import Learner, Team, computed_as
-from experiments.overlays import write_overlays
+from experiments.overlays import OVERLAYS, write_overlays
 from experiments.sampler import Sampler
 from experiments.state import STOP_FILE, load_state, read_json, save_state, saved_precision, write_json
 from experiments.usage import Usage
@@ -41,7 +41,7 @@ from refavs.model.pretrained import Mask2Former, load_decoders
 from refavs.model.released import ReleasedHead, load_released
 from refavs.model.sizes import FeatureSizes
 from refavs.model.variants import build_head
-from refavs.store.files import write_atomically
+from refavs.store.unchanged import refuse_exchanged
 
 if TYPE_CHECKING:
     from refavs.store import FeatureStore
@@ -60,8 +60,8 @@ class Run:
         report: called with the records of finished epochs, first with those of earlier calls.
         over: called when the trial ends, whether it failed or not.
         weights_dir: has the weights that the settings start from.
-        result: a record like an epoch's, whose `metrics` are the final ones by name, as `test_s/J`; empty on all
-            workers but the first, and where the trial was asked to stop.
+        result: a record like an epoch's, whose `metrics` are the final ones by name, as `test_s/J`, with a `note` where
+            a picture could not be drawn; empty on all workers but the first, and where the trial was asked to stop.
         error: why the trial failed.
     """
 
@@ -225,8 +225,13 @@ class Training:
             write_history(self.run.folder / "metrics.jsonl", self.history)
         self.run.report([record])
 
-    def keep(self, metrics: dict[str, float], seconds: float, store: "FeatureStore") -> None:
-        """Checkpoint and result; the result is written last, so that it stands for all that is kept."""
+    def keep(self, metrics: dict[str, float], seconds: float, store: "FeatureStore", note: str | None) -> None:
+        """Checkpoint and result; the result is written last, so that it stands for all that is kept.
+
+        Raises:
+            StoreError: another store took the place of the one that the trial read.
+        """
+        refuse_exchanged(store)
         run, model = self.run, self.learner.average
         metrics = {name: value for name, value in metrics.items() if not name.startswith("val/")}  # in the history
         facts = {"store": store.fingerprint, "encoders": store.encoders, "extraction": store.schema.extraction}
@@ -238,6 +243,7 @@ class Training:
         seconds += time.monotonic() - started
         metrics["seconds"] = sum(record["seconds"] for record in self.history) + seconds
         run.result = {"epoch": len(self.history), "time_ms": int(time.time() * 1000), "metrics": metrics}
+        run.result |= {"note": note} if note else {}
         write_json(run.folder / "result.json", run.result)
 
 
@@ -333,15 +339,13 @@ def finish(trainings: Sequence[Training], store: "FeatureStore", num_runs: int) 
     heads, paths = zip(*((each.head, each.run.folder / STATISTICS_FILE) for each in missing), strict=True)
     found = record_together(heads, store, ("val", *TEST_SPLITS), device, paths)
     good = [number for number, metrics in enumerate(found) if isinstance(metrics, dict)]
-    folders = [missing[number].run.folder / "overlays" for number in good]
+    folders = [missing[number].run.folder / OVERLAYS for number in good]
     pictures = write_overlays(folders, [heads[number] for number in good], store, device)
-    for number, paths_or_error in zip(good, pictures, strict=True):
-        if isinstance(paths_or_error, Exception):
-            found[number] = paths_or_error
+    notes = {number: f"{OVERLAYS}: {why}" for number, why in zip(good, pictures, strict=True) if isinstance(why, str)}
     seconds = (time.monotonic() - started) / len(missing)
-    for training, metrics in zip(missing, found, strict=True):
+    for number, (training, metrics) in enumerate(zip(missing, found, strict=True)):
         with isolated(training.run, num_runs):
-            training.keep(_good(metrics), seconds, store)
+            training.keep(_good(metrics), seconds, store, notes.get(number))
             training.run.end()
 
 
@@ -380,19 +384,3 @@ def load_initial(init: Path, model: EEMC, store: "FeatureStore") -> None:
         load_released(init, model, store.encoders)
     else:
         load_weights(init, model)
-
-
-def stalled(history: list[dict[str, Any]], patience: int) -> bool:
-    """Whether the last `patience` epochs brought no better val J; never for a patience of 0."""
-    return patience > 0 and len(history) >= best_epoch(history) + patience > patience
-
-
-def best_epoch(history: list[dict[str, Any]]) -> int:
-    """The number of the first epoch with the highest val J; 0 without any."""
-    scores = [record["metrics"].get("val/J", -math.inf) for record in history]
-    return scores.index(max(scores)) + 1 if scores else 0
-
-
-def write_history(path: Path, history: list[dict[str, Any]]) -> None:
-    """Writes a JSON line per epoch, whole or not at all."""
-    write_atomically(path, "".join(json.dumps(record) + "\n" for record in history).encode())

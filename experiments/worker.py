@@ -19,8 +19,9 @@ from experiments.learner import Team
 from experiments.train import Run, train_group
 from refavs.accelerator import require_usable
 from refavs.config import replace
-from refavs.errors import RefAVSError
+from refavs.errors import RefAVSError, StoreError
 from refavs.store import FeatureStore
+from refavs.store.unchanged import refuse_exchanged
 
 
 class WorkerDiedError(Exception):
@@ -109,9 +110,19 @@ def reason_of(error: Exception) -> str:
 
 
 def _store_of(settings: dict[str, Any]) -> FeatureStore:
-    """The store that all trials of these settings read; in a sweep over several each trial notes its own."""
+    """The store that all trials of these settings read; in a sweep over several each trial notes its own.
+
+    Raises:
+        StoreError: it cannot be used, or is not the one with which the trials were planned.
+    """
     facts = json.loads((Path(settings["folders"][0]) / "config.json").read_text("utf-8"))
-    return _store(facts.get("store_location") or settings["store"])
+    store = _store(facts.get("store_location") or settings["store"])
+    try:
+        refuse_exchanged(store, facts["store"])
+    except StoreError:
+        _store.cache_clear()  # the right one may be put back
+        raise
+    return store
 
 
 @functools.lru_cache(maxsize=4)

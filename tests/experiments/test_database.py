@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from experiments import database as module
-from experiments.database import database_of, first_use
+from experiments.database import first_use
+from experiments.moved import database_at
 from experiments.tracking import Tracker
 from refavs.errors import ConfigError
 
@@ -94,4 +95,4 @@ def test_database_that_another_process_makes_for_long_is_told(tmp_path: Path, mo
     ],
 )
 def test_file_of_an_address(uri: str, path: str | None) -> None:
-    assert database_of(uri) == (None if path is None else Path(path))
+    assert database_at(uri) == (None if path is None else Path(path))

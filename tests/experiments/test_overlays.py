@@ -1,5 +1,6 @@
 """Overlay pictures: which expressions, and what is drawn."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -65,5 +66,55 @@ def test_picture_shows_the_frame_where_the_source_is_there(
     assert overlays.frame_picture(store, "clip", 1).getpixel((5, 5)) == (overlays.BACKDROP,) * 3
 
 
+@pytest.mark.parametrize("content", ["text", "cut", "bomb", "broken chunk", "folder", "pipe", "long name"])
+def test_picture_that_cannot_be_read_is_a_plain_backdrop(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    clip = "c" * 250 if content == "long name" else "clip"
+    path = tmp_path / "media" / clip / "frames" / "0.jpg"
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (64, 64), (0, 0, 255)).save(path, format="PNG")
+    data = path.read_bytes()
+    if content in ("folder", "pipe"):
+        path.unlink()
+        path.mkdir() if content == "folder" else os.mkfifo(path)
+    elif content != "long name":
+        size = (200_000).to_bytes(4, "big")
+        path.write_bytes({
+            "text": b"no picture", "cut": data[:60], "bomb": data[:16] + size * 2 + data[24:],
+            "broken chunk": data[:33] + b"\xff" * 40,
+        }[content])  # fmt: skip
+    monkeypatch.setitem(store.attributes, "source", str(tmp_path))
+    read = overlays.frame_picture(store, clip + "c" * 20 if content == "long name" else clip, 0)
+    assert read.getpixel((5, 5)) == (overlays.BACKDROP,) * 3
+
+
 def test_file_name_keeps_to_the_folder() -> None:
     assert overlays.safe_name("../a b/ü_1") == "___a_b_ü_1"
+    for letter in "aü日":
+        names = {overlays.safe_name(letter * number) for number in range(60, 256)}
+        assert len(names) == 196 and max(len(name.encode()) for name in names) <= 200
+
+
+def test_what_goes_wrong_with_a_picture_is_told_and_not_raised(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = [Head(TrainConfig(), build_model(replace(TrialConfig(), SMALL), store)) for _ in range(2)]
+    folders, device = [tmp_path / "a", tmp_path / "b"], torch.device("cpu")
+    (tmp_path / "b").write_text("a file in the place of the folder")
+    first, second = overlays.write_overlays(folders, heads, store, device)
+    assert len(first) == 2 and isinstance(second, str) and second.startswith("FileExistsError: ")
+
+    def broken(*arguments: object) -> None:
+        raise UnicodeEncodeError("latin-1", "x", 0, 1, "no such letter")
+
+    monkeypatch.setattr(overlays, "draw", broken)
+    assert [isinstance(one, str) for one in overlays.write_overlays(folders, heads, store, device)] == [True, True]
+
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("no 90 GiB")
+
+    monkeypatch.setattr(overlays, "draw", full)
+    assert overlays.write_overlays(folders[:1], heads[:1], store, device) == ["OutOfMemoryError: no 90 GiB"]
+    with pytest.raises(torch.OutOfMemoryError):
+        overlays.write_overlays(folders, heads, store, device)

@@ -1,6 +1,7 @@
 """refavs-report: what it writes and where, that MLflow has it, and what it says of input that it cannot use."""
 
 import csv
+import errno
 import http.server
 import json
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from experiments.report.cli import main
+from experiments.report.cli import main, write
 from experiments.sweep import run_sweep
 from experiments.tracking import default_tracking_uri
 from tests.experiments.small_store import make_store
@@ -137,6 +138,32 @@ def test_artifacts_that_cannot_be_written_are_one_line(tmp_path: Path, capsys: p
         assert main([str(tmp_path / "s"), *given]) == 3
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("refavs-report: ")]
         assert len(lines) == 1 and told in lines[0]
+
+
+def test_report_that_cannot_be_written_to_its_end_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = {"report.html": b"A", "report.csv": b"A", "figures/a.svg": b"A"}
+    write(tmp_path / "out", first)
+    (tmp_path / "out" / "notes.txt").write_bytes(b"mine")
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name == "a.svg":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        path.write_bytes(data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("refavs.store.files.write_atomically", full)
+        with pytest.raises(OSError, match="No space"):
+            write(tmp_path / "out", dict.fromkeys(first, b"B"))
+    found = {path.relative_to(tmp_path / "out").as_posix(): path.read_bytes()
+             for path in (tmp_path / "out").rglob("*") if path.is_file()}  # fmt: skip
+    assert found == {**first, "notes.txt": b"mine"}
+    staging = tmp_path / "out" / ".refavs.partial"  # what a kill leaves
+    staging.mkdir()
+    (staging / "report.csv").write_bytes(b"half")
+    write(tmp_path / "out", dict.fromkeys(first, b"B"))
+    assert (tmp_path / "out" / "report.csv").read_bytes() == b"B" and not staging.exists()
 
 
 @pytest.mark.parametrize(

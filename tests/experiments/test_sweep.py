@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 from mlflow import MlflowClient
-from mlflow.tracking._tracking_service import utils
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from experiments import model_card
 from experiments.cli import _where_to_look, main
@@ -231,7 +232,7 @@ def test_finished_sweep_whose_database_was_removed_is_sent_again(
         run_sweep(grid_of("full"), store, runs / "removed")
 
 
-def test_copied_and_moved_sweeps_leave_the_original_alone_and_go_on(
+def test_copied_sweep_leaves_the_original_alone(
     jobs: InProcess, store: FeatureStore, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine").mkdir()
@@ -252,17 +253,6 @@ def test_copied_and_moved_sweeps_leave_the_original_alone_and_go_on(
     assert own["id"] != Ledger(mine).sweep["id"] and own["tracking_uri"] == default_tracking_uri(copy)
     at = MlflowClient(own["tracking_uri"]).get_run(own["run_id"]).info.artifact_uri
     assert str(at).startswith((tmp_path / "copy" / "mlartifacts").as_uri())
-
-    (tmp_path / "mine").rename(tmp_path / "moved")
-    utils._artifact_repos_cache.clear()  # of this process; another one begins without
-    moved = tmp_path / "moved" / "a"
-    assert run_sweep(grid_of("full", "no_text"), store, moved).num_run == 1
-    assert "is a copy" not in capsys.readouterr().err
-    found = runs_of(moved)
-    assert {name: found[name].info.run_id for name in before} == before and len(found) == 3
-    for run in found.values():
-        assert run.info.artifact_uri.startswith((tmp_path / "moved" / "mlartifacts").as_uri())
-    assert not (tmp_path / "mine").exists()
 
 
 def test_sweep_shows_that_it_is_alive_within_an_epoch(
@@ -344,6 +334,37 @@ def test_command_lists_failures_and_exits_with_3(
     assert main([*arguments, "--dry-run", "--retry-failed"]) == 0
     assert "1 of 2 trials done, 1 to do" in capsys.readouterr().out
     assert main([*arguments, "--retry-failed"]) == 3 and jobs.ran[2:] == ["bad, seed 0"]
+
+
+def test_first_run_in_which_every_trial_fails_did_something(
+    jobs: InProcess, store: FeatureStore, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(f"base: {BASE}\ncases: {{bad: {{train.learning_rate: 1e30}}}}\n")
+    arguments = [str(tmp_path / "mine.yaml"), "--store", store.location, "--out", str(runs / "all_bad")]
+    assert main(arguments) == 3
+    printed = capsys.readouterr().out
+    assert "0 trials finished now, 0 of 1 in all, 1 failed" in printed and "nothing to do" not in printed
+    assert main(arguments) == 3
+    assert "nothing to do: 0 of 1 trials were finished before, 1 failed" in capsys.readouterr().out
+
+
+def test_what_mlflow_refuses_is_not_promised_to_be_sent(
+    jobs: InProcess, store: FeatureStore, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def refuse(*arguments: object, **named: object) -> None:
+        raise MlflowException("a metric name of 300 letters", INVALID_PARAMETER_VALUE)
+
+    (tmp_path / "mine.yaml").write_text(f"base: {BASE}\ncases: {{full: {{}}}}\n")
+    arguments = [str(tmp_path / "mine.yaml"), "--store", store.location, "--out", str(runs / "refused")]
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", refuse)
+        assert main(arguments) == 3
+    printed = capsys.readouterr().out
+    assert "MLflow REFUSES full, seed 0: MlflowException: a metric name of 300 letters; it is kept in " in printed
+    assert "sending it again does not help" in printed and "the same command sends it" not in printed
+    assert main(arguments) == 0  # MLflow takes it now
+    assert "REFUSES" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

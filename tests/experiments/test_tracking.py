@@ -1,5 +1,6 @@
 """MLflow runs: parent and children, nothing doubled by a resume, statuses that are true."""
 
+import functools
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from experiments.grid import expand
 from experiments.ledger import Entry, Ledger
+from experiments.place import refuse_elsewhere
 from experiments.tracking import Tracker, default_tracking_uri, git_facts, metric_name, without_password
 from refavs.errors import ConfigError
 from refavs.store import FeatureStore
@@ -153,11 +155,15 @@ def test_folder_is_uploaded_and_the_run_finished(tracker: Tracker, store: Featur
     run_id = tracker.start_trial(entry_of(tmp_path, 1.25), parent, store)
     (tmp_path / "overlays").mkdir()
     (tmp_path / "overlays" / "a.png").write_bytes(b"x")
+    (tmp_path / "overlays" / "b.png.4711.partial").write_bytes(b"of a writer that was killed")
     (tmp_path / "config.json").write_text("{}")
     tracker.log_folder(run_id, tmp_path, ("overlays", "config.json", "absent"))
     tracker.end(run_id, "FINISHED")
     assert sorted(item.path for item in tracker.client.list_artifacts(run_id)) == ["config.json", "overlays"]
     assert [item.path for item in tracker.client.list_artifacts(run_id, "overlays")] == ["overlays/a.png"]
+    guarded = Tracker(tracker.uri, "mine", "sweep-id", None, guard=functools.partial(refuse_elsewhere, out=tmp_path))
+    with pytest.raises(ConfigError, match=r"its artifacts would go to file:.*artifacts"):
+        guarded.contact()
     assert tracker.client.get_run(run_id).info.status == "FINISHED"
 
 
@@ -172,6 +178,19 @@ def test_more_metrics_than_one_request_takes_are_all_logged(
 
 def test_metric_names_hold_only_what_mlflow_takes() -> None:
     assert metric_name("test_s/acoustic+temporal/J") == "test_s/acoustic_temporal/J"
+    long = [metric_name(f"test_s/{'long ' * 60}{end}/J") for end in "ab"]
+    assert len(set(long)) == 2 and all(len(name) == 250 for name in long)
+
+
+def test_names_of_any_length_and_kind_are_taken(tracker: Tracker, store: FeatureStore, tmp_path: Path) -> None:
+    parent = tracker.start_sweep("g" * 300, "w" * 30_000, store, {"grid_file": "f" * 9000})
+    (trial,) = expand("g", {"base": {"model.beta": 6.5}, "cases": {"c" * 300: {}}}, "g.yaml", {}).trials
+    run_id = tracker.start_trial(Ledger(tmp_path).entries((trial,), "store")[0], parent, store)
+    names = ["d" * 300, "..", ".", "", "a//b", "/a", "日本語", "a\nb", "[/red]", "🦆", "a" * 249 + "é"]
+    metrics = {f"val/{name}/J": 0.5 for name in names}
+    tracker.log_records(run_id, [{"epoch": 1, "time_ms": 1, "metrics": metrics}])
+    tracker.end(run_id, "FAILED", "r" * 9000)
+    assert len(tracker.client.get_run(run_id).data.metrics) >= len(names) - 3  # ".", ".." and "" are the same there
 
 
 def test_git_facts_tell_commit_and_dirtiness(tmp_path: Path) -> None:

@@ -315,6 +315,34 @@ def test_loss_that_is_not_finite_names_the_batch(store: FeatureStore, tmp_path: 
     assert not (tmp_path / "state").exists()
 
 
+@pytest.mark.long
+def test_picture_that_cannot_be_drawn_is_a_note_of_a_finished_trial(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise ValueError("image file is truncated")
+
+    monkeypatch.setattr("experiments.overlays.frame_picture", broken)
+    result = train(small(train__epochs=1), store, tmp_path)
+    assert result["note"] == "overlays: ValueError: image file is truncated" and "test_s/J" in result["metrics"]
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+
+
+@pytest.mark.long
+def test_trial_whose_store_was_exchanged_keeps_no_result(tmp_path: Path) -> None:
+    ours, other = make_store(tmp_path / "s"), make_store(tmp_path / "other", noise=1)
+
+    def exchange(records: list[dict[str, Any]]) -> None:
+        if (tmp_path / "other").exists():
+            (tmp_path / "s").rename(tmp_path / "away")
+            (tmp_path / "other").rename(tmp_path / "s")
+
+    with pytest.raises(StoreError):
+        train(small(train__epochs=1), ours, tmp_path / "trial", exchange)
+    assert not (tmp_path / "trial" / "result.json").exists()
+    assert not (tmp_path / "trial" / "checkpoint").exists() and other.fingerprint != ours.fingerprint
+
+
 def test_store_without_training_expressions_is_refused(tmp_path: Path) -> None:
     bare = make_store(tmp_path / "store", {"test_s": 1})
     with pytest.raises(StoreError, match=r"of split train with masks \(it has test_s 3\); extract a source"):

@@ -12,6 +12,7 @@ from experiments.config import TrialConfig
 from experiments.distributed import GLOO, backend_for
 from experiments.worker import WorkerDiedError, run_trial
 from refavs.config import flat
+from tests.experiments.small_store import make_store
 
 
 @pytest.fixture
@@ -34,6 +35,35 @@ def settings_of(*folders: Path) -> dict[str, Any]:
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps({"config": flat(TrialConfig())}))
     return {"folders": [str(folder) for folder in folders], "workers": 1, "resources": {"CPU": 1}, "store": "s"}
+
+
+def test_store_that_was_exchanged_fails_the_trial_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = make_store(tmp_path / "s", {"train": 1}).fingerprint
+    make_store(tmp_path / "other", {"train": 1}, noise=1)
+    found: list[dict[str, Any]] = []
+    monkeypatch.setattr(worker.ray, "get_gpu_ids", lambda: [])
+    monkeypatch.setattr(worker.ray.tune, "report", found.append)
+    trained: list[Any] = []
+    monkeypatch.setattr(worker, "train_group", lambda runs, store, device: trained.append(store.fingerprint))
+    settings = settings_of(tmp_path / "one") | {"store": str(tmp_path / "s")}
+    config = json.loads((tmp_path / "one" / "config.json").read_text()) | {"store": planned}
+    (tmp_path / "one" / "config.json").write_text(json.dumps(config))
+    worker._store.cache_clear()
+    run_trial(settings)
+    for place in ("s", "other"):  # the store is open already, then it is not
+        if place == "s":
+            (tmp_path / "s").rename(tmp_path / "away")
+            (tmp_path / "other").rename(tmp_path / "s")
+        run_trial(settings)
+    (tmp_path / "s").rename(tmp_path / "other")
+    (tmp_path / "away").rename(tmp_path / "s")
+    run_trial(settings)
+    worker._store.cache_clear()
+    assert trained == [planned, planned] and len(found) == 2
+    assert "is no longer the one that was opened there" in found[0]["over"]
+    assert f"this work was planned with {planned}" in found[1]["over"]
 
 
 def test_gpu_that_is_full_fails_a_lone_trial_and_parts_several(reports: list[dict[str, Any]], tmp_path: Path) -> None:
