@@ -249,13 +249,14 @@ def _dry_run(
 
 def _where_to_look(uri: str, out: Path) -> str:
     """The tracking address, and for a database the command that opens it."""
+    from experiments.moved import database_at
     from experiments.tracking import default_tracking_uri, without_password
 
     uri = without_password(uri)
-    database = uri.removeprefix("sqlite:///")
-    if database == uri or not database.endswith(".db"):
+    database = database_at(uri)
+    if database is None or database.suffix != ".db":
         return uri
-    place = str(out) if uri == default_tracking_uri(out) else database
+    place = str(out if uri == default_tracking_uri(out) else database)
     return f"{uri}; to look at it: infra/mlflow-ui.sh {shlex.quote(place)}"
 
 

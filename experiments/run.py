@@ -145,7 +145,8 @@ class Run:
         uri = self.outcome.tracking_uri
         local = uri.startswith("sqlite:")
         out = self.ledger.root.resolve()
-        tracker = Tracker(uri, out.name, sweep_id, out.parent / "mlartifacts" / out.name if local else None)
+        tracker = Tracker(uri, out.name, sweep_id, out.parent / "mlartifacts" / out.name if local else None,
+                          self.ledger.sweep.get("run_id"))  # fmt: skip
         facts = {"store": self.store.location, "out": out, "trials": len(self.outcome.entries)}
         grid = {"grid": self.grid.name, "grid_file": self.options.grid_file, "protocol": "canonical"}
         self.mirror = Mirror(

@@ -13,6 +13,7 @@ from experiments.baseline_cache import Baselines
 from experiments.grid import Grid
 from experiments.ledger import Entry, Ledger
 from experiments.mirror import pending
+from experiments.moved import database_at, follow, moved_to
 from experiments.resources import Resources
 from experiments.run import Options, Outcome, Run, best_by_val, closed_mark, num_to_come, to_run
 from experiments.search import Search, refuse_unmeasured
@@ -56,8 +57,10 @@ def run_sweep(
             ledger.discard(entry)
         if anew:  # what a search knows of them is void
             search, entries, _ = _planned(grid, store, ledger)
+        before, default = ledger.sweep.get("tracking_uri"), default_tracking_uri(out)
+        uri = tracking_uri or moved_to(ledger.sweep, default) or before or default
+        follow(ledger, uri, {each: closed_mark(entries, each) for each in (str(before), uri)})
         before = ledger.sweep.get("tracking_uri")
-        uri = tracking_uri or before or default_tracking_uri(out)
         outcome = Outcome(entries=entries, tracking_uri=uri)
         ledger.set_sweep(**facts_of(store))
         if several := store_facts(grid.kinds, store):
@@ -96,8 +99,8 @@ def _nothing_to_do(ledger: Ledger, outcome: Outcome, options: Options) -> bool:
     entries, uri = outcome.entries, outcome.tracking_uri
     if to_run(entries, options.retry_failed) or ledger.sweep.get("closed") != closed_mark(entries, uri):
         return False
-    database = Path(uri.removeprefix("sqlite:///").split("?")[0])
-    if uri.startswith("sqlite:///") and not database.is_file():  # it was removed, and gets everything again
+    database = database_at(uri)
+    if database is not None and not database.is_file():  # it was removed, and gets everything again
         return False
     if any(pending(entry, uri) for entry in entries):
         return False

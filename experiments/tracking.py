@@ -16,13 +16,14 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from experiments.ledger import Entry
+from experiments.moved import database_at, sqlite_uri
 from experiments.trial import NOT_IN_KEY
 from refavs.config import flat
 from refavs.errors import ConfigError, RefAVSError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
     from refavs.store import FeatureStore
 
@@ -45,8 +46,8 @@ class UnreachableError(ConfigError):
 
 
 def default_tracking_uri(out: Path) -> str:
-    """The SQLite database beside the sweep's folder, shared by the sweeps that lie next to each other."""
-    return f"sqlite:///{out.resolve().parent / 'mlflow.db'}"
+    """The SQLite database beside the sweep's folder, shared by the sweeps next to each other."""
+    return sqlite_uri(out.resolve().parent / "mlflow.db")
 
 
 def git_facts(folder: Path) -> dict[str, str]:
@@ -176,8 +177,8 @@ def download(uri: str, run_id: str, name: str) -> Path:
 
 def _refuse_missing(uri: str) -> None:
     """MLflow would make a database that is not there."""
-    database = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not database.is_file():
+    database = database_at(uri)
+    if database is not None and not database.is_file():
         raise ConfigError(f"there is no MLflow database {database}; give by --tracking-uri where it is")
 
 
@@ -189,10 +190,14 @@ class Tracker:
         experiment: name of the MLflow experiment, the question the sweep asks.
         sweep_id: names the sweep among all on that server.
         artifacts: where a new local experiment keeps its artifacts; None leaves it to the server.
+        run_id: the sweep's run, if any, whose experiment is the sweep's whatever its folder is called by now.
     """
 
-    def __init__(self, uri: str, experiment: str, sweep_id: str, artifacts: Path | None) -> None:
-        self.uri, self.experiment, self.sweep_id, self.artifacts = uri, experiment, sweep_id, artifacts
+    def __init__(
+        self, uri: str, experiment: str, sweep_id: str, artifacts: Path | None, run_id: str | None = None
+    ) -> None:
+        self.uri, self.experiment, self.sweep_id = uri, experiment, sweep_id
+        self.artifacts, self.run_id = artifacts, run_id
         self.git = git_facts(Path(__file__).parent)
         self.contacted = False
 
@@ -210,7 +215,7 @@ class Tracker:
     def _experiment(self, client: "MlflowClient") -> str:
         from mlflow.exceptions import MlflowException
 
-        found = client.get_experiment_by_name(self.experiment)
+        found = self._known_experiment(client) or client.get_experiment_by_name(self.experiment)
         if found is None:
             location = None if self.artifacts is None else self.artifacts.resolve().as_uri()
             try:
@@ -227,6 +232,19 @@ class Tracker:
                 "give another --out"
             )
         return found.experiment_id
+
+    def _known_experiment(self, client: "MlflowClient") -> "Experiment | None":
+        """The experiment of the sweep's own run; None where MLflow does not have that run."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = client.get_run(self.run_id) if self.run_id else None
+        except MlflowException as error:
+            if not gone(error):
+                raise
+            return None
+        own = run and run.data.tags.get("refavs.sweep") == self.sweep_id
+        return client.get_experiment(run.info.experiment_id) if run and own else None
 
     def start_sweep(self, name: str, description: str, store: "FeatureStore", facts: Mapping[str, Any]) -> str:
         """Opens the parent run, or opens it again, and returns its id; a grown grid may change the `facts`."""
