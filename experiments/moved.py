@@ -9,8 +9,9 @@ from urllib.parse import quote
 
 from experiments.ledger import Ledger
 from experiments.state import read_json, write_json
+from refavs.errors import ConfigError
 
-SQLITE = "sqlite:///"
+SQLITE, DRIVER = "sqlite:///", "sqlite+pysqlite:///"
 SENT = "mlflow.json"
 
 
@@ -21,19 +22,20 @@ def sqlite_uri(database: Path) -> str:
         return f"{SQLITE}{path}"
     from sqlalchemy import make_url
 
-    escaped = f"{SQLITE}{path.replace('%', '%25').replace('?', '%3F')}"
+    # With the driver's name, for MLflow makes a folder of what follows the shorter form, which is escaped here.
+    escaped = f"{DRIVER}{path.replace('%', '%25').replace('?', '%3F')}"
     if make_url(escaped).database == path:
         return escaped
     # SQLAlchemy before 2.1 takes every letter up to a `?` as it is; a `?` only SQLite itself can be told.
-    return f"{SQLITE}{path}" if "?" not in path else f"{SQLITE}file:{quote(path)}?uri=true"
+    return f"{DRIVER}{path}" if "?" not in path else f"{DRIVER}file:{quote(path)}?uri=true"
 
 
 def database_at(uri: str) -> Path | None:
     """The file of an SQLite database; None for any other address."""
-    if not uri.startswith(SQLITE):
+    if not uri.startswith((SQLITE, DRIVER)):
         return None
     if not {"?", "%"} & set(uri):
-        return Path(uri.removeprefix(SQLITE))
+        return Path(uri.removeprefix(SQLITE).removeprefix(DRIVER))
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -42,6 +44,17 @@ def database_at(uri: str) -> Path | None:
     except (ArgumentError, ValueError):
         return None
     return None if not name or name.startswith((":memory:", "file:")) else Path(name)
+
+
+def refuse_missing(uri: str) -> None:
+    """Refuses a database that is not there, which MLflow would make.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    database = database_at(uri)
+    if database is not None and not database.is_file():
+        raise ConfigError(f"there is no MLflow database {database}; give by --tracking-uri where it is")
 
 
 def moved_to(facts: Mapping[str, Any], default: str) -> str | None:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from experiments.ledger import Entry
-from experiments.moved import database_at, sqlite_uri
+from experiments.moved import refuse_missing, sqlite_uri
 from experiments.trial import NOT_IN_KEY
 from refavs.config import flat
 from refavs.errors import ConfigError, RefAVSError
@@ -133,7 +133,7 @@ def _first_contact(uri: str) -> Iterator["MlflowClient"]:
             yield MlflowClient(tracking_uri=uri)
     except (MlflowException, SQLAlchemyError, ImportError) as error:  # also a database whose driver is missing
         reason = without_password(" ".join(str(error).split()))[:200]
-        away = not lasts(error) and (not uri.startswith("sqlite:") or "database is locked" in str(error))
+        away = not lasts(error) and (not uri.startswith("sqlite") or "database is locked" in str(error))
         raise (UnreachableError if away else ConfigError)(
             f"MLflow at {without_password(uri)} cannot be used ({reason}); give by --tracking-uri a running server, as "
             "http://HOST:5000, or a database, as sqlite:///PATH.db"
@@ -146,15 +146,15 @@ def upload(uri: str, run_id: str, folder: Path, names: Sequence[str], below: str
     Raises:
         ConfigError: nothing that can be used answers at `uri`, it has no such run, or takes no files.
     """
-    _refuse_missing(uri)
+    refuse_missing(uri)
     with _first_contact(uri) as client:
-        artifacts = client.get_run(run_id).info.artifact_uri
+        artifacts = str(client.get_run(run_id).info.artifact_uri)
         try:
             for name in names:
                 client.log_artifact(run_id, str(folder / name), str(PurePosixPath(below, name).parent))
         except OSError as error:  # also what the network says
-            raise ConfigError(f"its artifacts at {without_password(str(artifacts))} cannot be written ("
-                              f"{' '.join(str(error).split())[:200]})") from error  # fmt: skip
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(f"its artifacts at {without_password(artifacts)} cannot be written ({reason})") from error
 
 
 def download(uri: str, run_id: str, name: str) -> Path:
@@ -165,7 +165,7 @@ def download(uri: str, run_id: str, name: str) -> Path:
     """
     from mlflow.exceptions import MlflowException
 
-    _refuse_missing(uri)
+    refuse_missing(uri)
     with _first_contact(uri) as client:
         try:
             return Path(client.download_artifacts(run_id, name))
@@ -173,13 +173,6 @@ def download(uri: str, run_id: str, name: str) -> Path:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(f"MLflow at {without_password(uri)} has no {name} of run {run_id!r} ({reason}); give the "
                               "id of a finished trial") from error  # fmt: skip
-
-
-def _refuse_missing(uri: str) -> None:
-    """MLflow would make a database that is not there."""
-    database = database_at(uri)
-    if database is not None and not database.is_file():
-        raise ConfigError(f"there is no MLflow database {database}; give by --tracking-uri where it is")
 
 
 class Tracker:
@@ -252,7 +245,7 @@ class Tracker:
 
         tags = {"mlflow.note.content": description, "refavs.kind": "sweep", "refavs.grid": name}
         run_id = self._find_or_create(f"sweep-{store.fingerprint}", name, tags, store)
-        self.client.log_batch(run_id, tags=[RunTag(f"refavs.{key}", str(value)) for key, value in facts.items()])
+        self.client.log_batch(run_id, tags=[RunTag(f"refavs.{key}", _utf8(value)) for key, value in facts.items()])
         self._log_store(run_id, store)
         return run_id
 
@@ -282,7 +275,7 @@ class Tracker:
         self._log_params(run_id, settings)
         # A parameter can never change, and these may when the trial goes on.
         loose |= facts or {}
-        changing = [RunTag(f"refavs.{name}", str(value)) for name, value in loose.items()]
+        changing = [RunTag(f"refavs.{name}", _utf8(value)) for name, value in loose.items()]
         self.client.log_batch(run_id, tags=[*changing, RunTag("mlflow.parentRunId", parent)])
         self._log_store(run_id, store)
         return run_id
@@ -383,7 +376,7 @@ class Tracker:
 
         profile = {"clips": len(store.clips), "expressions": len(store.expressions)}
         dataset = Dataset(
-            name=store.location.rstrip('/').rsplit('/', 1)[-1],
+            name=_utf8(store.location.rstrip('/').rsplit('/', 1)[-1]),
             digest=store.fingerprint[:DIGEST_LENGTH],
             source_type="local",
             source=json.dumps({"uri": store.location}),
@@ -392,6 +385,11 @@ class Tracker:
         self.client.log_inputs(
             run_id, [DatasetInput(dataset=dataset, tags=[InputTag(key="mlflow.data.context", value="training")])]
         )
+
+
+def _utf8(value: object) -> str:
+    """A value as MLflow can take it: a path may have bytes that are no UTF-8."""
+    return os.fsencode(str(value)).decode(errors="backslashreplace")
 
 
 def _user() -> str:
