@@ -10,7 +10,7 @@ from urllib.parse import quote
 from experiments.ledger import Ledger
 from experiments.state import read_json, write_json
 
-SQLITE = "sqlite:///"
+SQLITE, DRIVER = "sqlite:///", "sqlite+pysqlite:///"
 SENT = "mlflow.json"
 
 
@@ -21,18 +21,19 @@ def sqlite_uri(database: Path) -> str:
         return f"{SQLITE}{path}"
     from sqlalchemy import make_url
 
-    escaped = f"{SQLITE}{path.replace('%', '%25').replace('?', '%3F')}"
+    # With the driver's name, for MLflow makes a folder of what follows the shorter form, which is escaped here.
+    escaped = f"{DRIVER}{path.replace('%', '%25').replace('?', '%3F')}"
     if make_url(escaped).database == path:
         return escaped
     # SQLAlchemy before 2.1 takes every letter up to a `?` as it is; a `?` only SQLite itself can be told.
-    return f"{SQLITE}{path}" if "?" not in path else f"{SQLITE}file:{quote(path)}?uri=true"
+    return f"{DRIVER}{path}" if "?" not in path else f"{DRIVER}file:{quote(path)}?uri=true"
 
 
 def database_at(uri: str) -> Path | None:
     """The file of an SQLite database; None for any other address."""
-    if not uri.startswith(SQLITE):
+    if not uri.startswith((SQLITE, DRIVER)):
         return None
-    name: str | None = uri.removeprefix(SQLITE)
+    name: str | None = uri.removeprefix(SQLITE).removeprefix(DRIVER)
     if {"?", "%"} & set(uri):
         from sqlalchemy import make_url
         from sqlalchemy.exc import ArgumentError

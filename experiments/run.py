@@ -149,7 +149,7 @@ class Run:
             ConfigError: what is at the address cannot be used, or never was reached.
         """
         uri = self.outcome.tracking_uri
-        local = uri.startswith("sqlite:")
+        local = uri.startswith("sqlite")
         out = self.ledger.root.resolve()
         tracker = Tracker(uri, out.name, sweep_id, out.parent / ARTIFACTS / out.name if local else None,
                           self.ledger.sweep.get("run_id"), guard)  # fmt: skip

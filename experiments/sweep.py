@@ -19,7 +19,7 @@ from experiments.run import Options, Outcome, Run, best_by_val, closed_mark, num
 from experiments.search import Search, refuse_unmeasured
 from experiments.stores import facts_of, store_facts, store_of, stores_of
 from experiments.train import load_initial
-from refavs.errors import RefAVSError, StoreError
+from refavs.errors import ConfigError, RefAVSError, StoreError
 from refavs.model.eemc import EEMCConfig
 from refavs.model.pretrained import Mask2Former, load_decoders
 from refavs.model.variants import build_head
@@ -40,6 +40,7 @@ def run_sweep(
             cannot be used, or a key in the options that no trial has.
         StoreError: a store that is damaged, not extracted to its end, or has nothing to train on.
     """
+    refuse_unwritable(out)
     ledger, options = Ledger(out), options or Options()
     # Of several stores the first one names the sweep: that is the one it began with, in whatever order they are given.
     store = stores_of(grid.kinds, store).get(ledger.sweep.get("fingerprint", ""), store)
@@ -84,6 +85,18 @@ def run_sweep(
             resources = packed(resources, to_do, store) if to_do else resources
         run.run(resources)
     return outcome
+
+
+def refuse_unwritable(out: Path) -> None:
+    """Refuses a folder whose name MLflow cannot write down: artifacts would land in another one.
+
+    Raises:
+        ConfigError: its path has bytes that are no UTF-8.
+    """
+    path = str(out.resolve())
+    if not path.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in path):
+        raise ConfigError(f"the sweep's folder {path!a} has bytes in its name that are not UTF-8, which MLflow cannot "
+                          "write down; rename that folder, or give another one by --out")  # fmt: skip
 
 
 def _own(ledger: Ledger, uri: str, given: bool) -> None:

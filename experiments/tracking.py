@@ -144,7 +144,7 @@ def first_contact(uri: str) -> Iterator["MlflowClient"]:
             yield client
     except (MlflowException, SQLAlchemyError, CommandError, ImportError) as error:  # also a driver that is missing
         reason = without_password(" ".join(str(error).split()))[:200]
-        away = not lasts(error) and (not uri.startswith("sqlite:") or "database is locked" in str(error))
+        away = not lasts(error) and (not uri.startswith("sqlite") or "database is locked" in str(error))
         raise (UnreachableError if away else ConfigError)(
             f"MLflow at {without_password(uri)} cannot be used ({reason}); give by --tracking-uri a running server, as "
             "http://HOST:5000, or a database, as sqlite:///PATH.db"
@@ -224,7 +224,7 @@ class Tracker:
 
         tags = {"mlflow.note.content": description, "refavs.kind": "sweep", "refavs.grid": name}
         run_id = self._find_or_create(f"sweep-{store.fingerprint}", name, tags, store)
-        self.client.log_batch(run_id, tags=[RunTag(f"refavs.{key}", str(value)) for key, value in facts.items()])
+        self.client.log_batch(run_id, tags=[RunTag(f"refavs.{key}", _utf8(value)) for key, value in facts.items()])
         self._log_store(run_id, store)
         return run_id
 
@@ -254,7 +254,7 @@ class Tracker:
         self._log_params(run_id, settings)
         # A parameter can never change, and these may when the trial goes on.
         loose |= facts or {}
-        changing = [RunTag(f"refavs.{name}", str(value)) for name, value in loose.items()]
+        changing = [RunTag(f"refavs.{name}", _utf8(value)) for name, value in loose.items()]
         self.client.log_batch(run_id, tags=[*changing, RunTag("mlflow.parentRunId", parent)])
         self._log_store(run_id, store)
         return run_id
@@ -359,7 +359,7 @@ class Tracker:
 
         profile = {"clips": len(store.clips), "expressions": len(store.expressions)}
         dataset = Dataset(
-            name=store.location.rstrip('/').rsplit('/', 1)[-1],
+            name=_utf8(store.location.rstrip('/').rsplit('/', 1)[-1]),
             digest=store.fingerprint[:DIGEST_LENGTH],
             source_type="local",
             source=json.dumps({"uri": store.location}),
@@ -368,6 +368,11 @@ class Tracker:
         self.client.log_inputs(
             run_id, [DatasetInput(dataset=dataset, tags=[InputTag(key="mlflow.data.context", value="training")])]
         )
+
+
+def _utf8(value: object) -> str:
+    """A value as MLflow can take it: a path may have bytes that are no UTF-8."""
+    return os.fsencode(str(value)).decode(errors="backslashreplace")
 
 
 def _user() -> str:

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def _connect(address: str) -> None:
     import ray
 
     try:
-        ray.init(address=address, **QUIET)
+        ray.init(address=address, job_config=own_modules(), **QUIET)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise ConfigError(
             f"no Ray cluster answers at --address {address} ({_first_line(error)}); start one with 'ray start --head', "
@@ -128,7 +128,7 @@ def _start(num_cpus: int) -> None:
         before = _children()
         try:
             with environment_of(LOCAL_ENVIRONMENT):
-                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False,
+                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, job_config=own_modules(),
                          object_store_memory=OBJECT_STORE_BYTES, **settings, **QUIET)  # fmt: skip
             return
         except Exception as error:
@@ -144,6 +144,27 @@ def _start(num_cpus: int) -> None:
         f"memory or a full disk here, and into raylet.err in {_temporary() / 'ray/session_latest/logs'}, then run the "
         "same command again"
     )
+
+
+class _Kept(list[str]):
+    """Folders to which Ray, which would have the current one come first, adds none."""
+
+    def extend(self, folders: Iterable[str], /) -> None:
+        """Leaves the list as it is."""
+
+
+def own_modules() -> Any:
+    """Has workers find the modules that this process has found, whatever files lie in the current folder.
+
+    A user's own `extract.py` there would otherwise take the place of our package.
+    """
+    from ray.job_config import JobConfig
+
+    root = Path(__file__).resolve().parents[1]
+    installed = root.name in ("site-packages", "dist-packages")  # where workers look anyway
+    job = JobConfig()
+    job._py_driver_sys_path = _Kept([] if installed else [str(root)])
+    return job
 
 
 @contextmanager

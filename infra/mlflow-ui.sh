@@ -17,6 +17,10 @@ database=$(cd "$(dirname "$database")" && pwd)/$(basename "$database")
 here=$(cd "$(dirname "$0")/.." && pwd)
 mlflow=$here/.venv/bin/mlflow
 [ -x "$mlflow" ] || mlflow=mlflow
+address=sqlite:///$database
+case $database in
+    *[?%]*) cd "$(dirname "$database")" && address=sqlite:///$(basename "$database") ;;  # letters of their own in a URL
+esac
 export MLFLOW_DISABLE_TELEMETRY=true
 echo "http://127.0.0.1:$port  (Ctrl-C ends it)"
-exec "$mlflow" ui --backend-store-uri "sqlite:///$database" --host 127.0.0.1 --port "$port" --workers 1
+exec "$mlflow" ui --backend-store-uri "$address" --host 127.0.0.1 --port "$port" --workers 1

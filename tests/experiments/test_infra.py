@@ -32,10 +32,12 @@ def test_script_without_a_database_says_what_to_do(tmp_path: Path) -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("place", "port"), [("runs/smoke", "5000"), ("runs/smoke/", "5000"), ("runs/mlflow.db", "5001")]
-)
-def test_script_opens_the_database_beside_the_sweep(tmp_path: Path, place: str, port: str) -> None:
-    root = tmp_path / "a root"
+    ("folder", "place", "port"),
+    [("a root", "runs/smoke", "5000"), ("a root", "runs/smoke/", "5000"), ("a root", "runs/mlflow.db", "5001"),
+     ("50%20off?", "runs/smoke", "5000")],
+)  # fmt: skip
+def test_script_opens_the_database_beside_the_sweep(tmp_path: Path, folder: str, place: str, port: str) -> None:
+    root = tmp_path / folder
     for name in ("infra", "bin", "runs/smoke"):
         (root / name).mkdir(parents=True)
     (root / "runs" / "mlflow.db").touch()
@@ -49,8 +51,9 @@ def test_script_opens_the_database_beside_the_sweep(tmp_path: Path, place: str, 
     )
     first, *given = done.stdout.splitlines()
     assert first.startswith(f"http://127.0.0.1:{port} ")
+    address = "sqlite:///mlflow.db" if "%" in folder else f"sqlite:///{root}/runs/mlflow.db"  # beside it
     assert given == [
-        "ui", "--backend-store-uri", f"sqlite:///{root}/runs/mlflow.db", "--host", "127.0.0.1", "--port", port,
+        "ui", "--backend-store-uri", address, "--host", "127.0.0.1", "--port", port,
         "--workers", "1",
     ]  # fmt: skip
 

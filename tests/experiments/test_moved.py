@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sqlite3
 import sys
 import types
@@ -14,8 +15,9 @@ from experiments.ledger import Ledger
 from experiments.mirror import pending
 from experiments.moved import database_at, follow, moved_to, sqlite_uri
 from experiments.run import Options
-from experiments.sweep import run_sweep
+from experiments.sweep import refuse_unwritable, run_sweep
 from experiments.tracking import default_tracking_uri
+from refavs.errors import ConfigError
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 from tests.experiments.test_sweep import InProcess, grid_of
@@ -79,6 +81,12 @@ def test_what_was_sent_to_a_database_that_moved_is_sent(tmp_path: Path) -> None:
     assert ledger.sweep["tracking_uri"] == now and ledger.sweep["closed"] == "mark of now"
     found = {name: json.loads((ledger.root / name / "mlflow.json").read_text()) for name in sent}
     assert found == {"trials/a": {"uri": now, "epochs": 3}, "trials/b": sent["trials/b"]}
+
+
+def test_sweep_in_a_folder_whose_name_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    refuse_unwritable(tmp_path / "é")
+    with pytest.raises(ConfigError, match=r"caf\\udce9/s' has bytes in its name that are not UTF-8, .* by --out"):
+        refuse_unwritable(tmp_path / os.fsdecode(b"caf\xe9") / "s")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A Ray of one's own on this machine: what its workers get, starts that fail, and room without /dev/shm."""
 
+import importlib
 import os
 import subprocess
 from pathlib import Path
@@ -40,17 +41,23 @@ def test_workers_are_as_nice_as_the_driver_and_share_processors_and_memory_well(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")  # the user's own
     monkeypatch.setattr(local_ray, "SHARED_MEMORY", tmp_path / "absent")
+    ours = ("extract", "experiments", "refavs")
+    for name in ours:  # the user's own, in the current folder, which Ray would put first
+        (tmp_path / f"{name}.py").write_text("raise SystemError('not ours')\n")
+    monkeypatch.chdir(tmp_path)
+    roots = [Path(module.__path__[0]) for module in map(importlib.import_module, ours)]
 
-    def look(data: bytes) -> tuple[int, dict[str, str], int]:
-        return os.nice(0), dict(os.environ), len(data)
+    def look(data: bytes) -> tuple[int, dict[str, str], int, list[Path]]:
+        found = [Path(module.__path__[0]) for module in map(importlib.import_module, ours)]
+        return os.nice(0), dict(os.environ), len(data), found
 
     with ray_at(None, num_cpus=1):
         assert not set(local_ray.LOCAL_ENVIRONMENT) - {"MALLOC_ARENA_MAX"} & set(os.environ)
-        nice, environment, num_bytes = ray.get(ray.remote(look).remote(ray.put(bytes(2**20))))
+        nice, environment, num_bytes, found = ray.get(ray.remote(look).remote(ray.put(bytes(2**20))))
     assert not ray.is_initialized()
-    assert nice == os.nice(0) and num_bytes == 2**20
-    found = {name: environment[name] for name in (*local_ray.PASSIVE_WAITING, *local_ray.KEPT_BLOCKS)}
-    assert found == local_ray.PASSIVE_WAITING | local_ray.KEPT_BLOCKS | {"MALLOC_ARENA_MAX": "2"}
+    assert nice == os.nice(0) and num_bytes == 2**20 and found == roots
+    own = {name: environment[name] for name in (*local_ray.PASSIVE_WAITING, *local_ray.KEPT_BLOCKS)}
+    assert own == local_ray.PASSIVE_WAITING | local_ray.KEPT_BLOCKS | {"MALLOC_ARENA_MAX": "2"}
 
 
 def test_variables_of_the_user_stay_and_ours_go(monkeypatch: pytest.MonkeyPatch) -> None:
