@@ -25,7 +25,8 @@ EXAMPLE = """example:
   refavs-store export features/ features.h5   everything in one HDF5 file, which h5py reads without refavs
   refavs-store import features.h5 features/   the same store again, byte for byte
 
-exit status: 0 complete, 1 a bug or an error, 2 bad input, 3 damage found or left (listed), 130 interrupted
+exit status: 0 complete, 1 a bug or an error, 2 bad input, 3 damage found or left, or an export of an unfinished store
+(listed), 130 interrupted
 """
 
 FLAGS = ("silent", "repeated_from_s")  # facts of a clip that say what is odd about it
@@ -188,11 +189,20 @@ def report(location: str, verdict: "Verdict") -> None:
 def export(location: str, file: Path) -> int:
     """Writes the store to an HDF5 file."""
     from refavs.store.exchange import export as export_store
+    from refavs.store.exchange import is_finished
+    from refavs.store.folder import open_folder
+    from refavs.store.lease import writer_of
 
     with _Rows("export") as rows:
         fingerprint = export_store(location, file, rows)
     say(f"{location} is in {file}: {readable(file.stat().st_size)}, fingerprint {fingerprint}")
-    return Exit.COMPLETE
+    if is_finished(file):
+        return Exit.COMPLETE
+    writer = writer_of(open_folder(location))
+    goes_on = f"goes on: {writer} is at work" if writer else "did not finish: run the same refavs-extract command again"
+    warn(f"{file} has only what was committed by then: the extraction of {location} {goes_on}; then export it to "
+         "another file")  # fmt: skip
+    return Exit.FAILURES
 
 
 def import_(file: Path, location: str) -> int:

@@ -9,11 +9,14 @@
 """
 
 import csv
+import errno
+import io
 import json
-import shutil
+import os
 import wave
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +30,7 @@ from refavs.data.scene import DURATION_S, SEEN_CATEGORIES, render
 from refavs.data.sound import SAMPLE_RATE_HZ, synthesise
 from refavs.data.synthetic_plan import DEFAULT_VIDEOS, Clip, Medium, Row, Settings, draw_clip, generator, plan
 from refavs.errors import DatasetError
+from refavs.partials import lock_partial, partial_path, remove_left, remove_partial
 
 _NUM_FRAMES = 10
 _VIDEO_FPS = 10
@@ -64,18 +68,21 @@ def write_benchmark(
     wanted = DEFAULT_VIDEOS if videos is True else int(videos)
     settings = Settings(num_clips=num_clips, seed=seed, size=size, num_videos=min(wanted, num_clips))
     out = Path(out).resolve()
-    if _already_there(out, settings):
-        return None
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    hidden = out.with_name(f".{out.name}")
+    remove_left(hidden)
     media, rows = plan(settings)
-    try:
+    if _already_there(out, settings, media, rows):
+        return None
+    with _new_folder(hidden) as partial:
         _write_all(partial, settings, media, rows)
-        if out.is_dir():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            os.rename(partial, out)  # which takes the place of an empty folder as well
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if _already_there(out, settings, media, rows):  # another process came first
+                return None
+            raise
     return Summary(
         num_clips=num_clips,
         num_nulls=len(media) - num_clips,
@@ -84,28 +91,56 @@ def write_benchmark(
     )
 
 
-def _write_all(root: Path, settings: Settings, media: Sequence[Medium], rows: Sequence[Row]) -> None:
-    fids: dict[str, list[int]] = defaultdict(list)
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """A folder that no other process uses, for as long as it has no other name; what is then left of it is removed."""
+    partial = partial_path(path)
+    partial.mkdir(parents=True)
+    lock = None
+    try:
+        with suppress(OSError):  # without locks, what is left of a killed process stays
+            lock = lock_partial(partial)
+        yield partial
+    finally:
+        with suppress(OSError):  # as on a disk that has become read-only
+            remove_partial(partial)
+        if lock is not None:
+            os.close(lock)
+
+
+def _fids(rows: Sequence[Row]) -> dict[str, list[int]]:
+    """The objects that have masks, by the folder of their clip."""
+    fids: dict[str, set[int]] = defaultdict(set)
     for row in rows:
-        folder = row.uid.rsplit("_", 2)[0]
-        if row.fid not in fids[folder]:
-            fids[folder].append(row.fid)
+        fids[row.uid.rsplit("_", 2)[0]].add(row.fid)
+    return {folder: sorted(found) for folder, found in fids.items()}
+
+
+def _write_all(root: Path, settings: Settings, media: Sequence[Medium], rows: Sequence[Row]) -> None:
+    fids = _fids(rows)
     with ProgressBar("refavs-synth", len(media), "clips") as progress:
         for medium in media:
             clip = draw_clip(settings, medium.clip)
             samples = track(settings, clip, medium.null)
-            video = not medium.null and medium.clip < settings.num_videos
-            _write_medium(root, medium, clip, samples, sorted(fids[medium.id]), video)
+            _write_medium(root, medium, clip, samples, fids.get(medium.id, []), _has_video(medium, settings))
             progress.advance()
-    _write_csv(
-        root / "expressions.csv", ("uid", "grade", "dimension", "template"),
-        ((row.uid, row.template.grade, row.template.dimension, row.template.pattern) for row in rows),
-    )
+    for name, data in _tables(rows).items():
+        (root / name).write_bytes(data)
     (root / "synthetic.json").write_text(json.dumps(asdict(settings), indent=1) + "\n", encoding="utf-8")
-    _write_csv(
-        root / "metadata.csv", ("vid", "uid", "split", "fid", "exp"),
-        ((row.vid, row.uid, row.split, row.fid, row.text) for row in rows),
-    )
+
+
+def _tables(rows: Sequence[Row]) -> dict[str, bytes]:
+    """The tables by their file."""
+    of_expressions = ((row.uid, row.template.grade, row.template.dimension, row.template.pattern) for row in rows)
+    metadata = ((row.vid, row.uid, row.split, row.fid, row.text) for row in rows)
+    return {
+        "expressions.csv": _csv(("uid", "grade", "dimension", "template"), of_expressions),
+        "metadata.csv": _csv(("vid", "uid", "split", "fid", "exp"), metadata),
+    }
+
+
+def _has_video(medium: Medium, settings: Settings) -> bool:
+    return not medium.null and medium.clip < settings.num_videos
 
 
 def track(settings: Settings, clip: Clip, null: str = "") -> Int16[np.ndarray, " n"]:
@@ -174,14 +209,15 @@ def write_wav(path: Path, samples: Int16[np.ndarray, " n"]) -> None:
         file.writeframes(samples.astype("<i2").tobytes())
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return file.getvalue().encode()
 
 
-def _already_there(out: Path, settings: Settings) -> bool:
+def _already_there(out: Path, settings: Settings, media: Sequence[Medium], rows: Sequence[Row]) -> bool:
     """Whether the folder holds this benchmark; DatasetError where it holds anything else."""
     for path in (out, *out.parents):
         if path.exists() and not path.is_dir():
@@ -200,4 +236,31 @@ def _already_there(out: Path, settings: Settings) -> bool:
             f"{out} holds a synthetic benchmark made with {found}, this run asks for {asdict(settings)}; "
             "name another folder or delete that one."
         )
+    for name in _wrong(out, settings, media, rows):
+        raise DatasetError(
+            f"{out} was a synthetic benchmark and is no more: {name} is missing, empty or changed; move what you want "
+            f"to keep out of it and delete it, then run the same command again, or name another folder."
+        )
     return True
+
+
+def _wrong(out: Path, settings: Settings, media: Sequence[Medium], rows: Sequence[Row]) -> Iterator[str]:
+    """Files that are not there, are empty or, where it takes no drawing to know, have changed."""
+    for name, data in _tables(rows).items():
+        if not (out / name).is_file() or (out / name).read_bytes() != data:
+            yield name
+    fids = _fids(rows)
+    for medium in media:
+        names = [f"media/{medium.id}/audio.wav"]
+        names += [f"media/{medium.id}/frames/{second}.jpg" for second in range(_NUM_FRAMES)]
+        names += [f"gt_mask/{medium.id}/fid_{fid}/{second:05d}.png"
+                  for fid in fids.get(medium.id, []) for second in range(_NUM_FRAMES)]  # fmt: skip
+        names += [f"videos/{medium.id}.mp4"] * _has_video(medium, settings)
+        yield from (name for name in names if not _holds_something(out / name))
+
+
+def _holds_something(path: Path) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size > 0
+    except OSError:
+        return False

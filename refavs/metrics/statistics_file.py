@@ -27,7 +27,8 @@ from refavs.metrics.statistics import (
     Statistics,
     concat,
 )
-from refavs.store.files import partial_path, sync_folder
+from refavs.partials import partial_path
+from refavs.store.files import sync_folder
 
 STATISTICS_FILE = "statistics.parquet"
 EXPRESSIONS_PER_GROUP = 256

@@ -19,6 +19,7 @@ from refavs.store.shard import CRC_BYTES, crc32c
 
 Columns = dict[str, np.ndarray]
 _FOLDER = "expressions"
+GROUP = f"{_FOLDER}/zarr.json"
 EXPRESSIONS_RECORD = "commits/expressions.json"  # its presence says that the table of expressions is whole
 _TEXT = {"encoding": "utf-8"}
 _NEXT = ".next"  # of a column that has not yet taken the place of another one
@@ -163,7 +164,7 @@ def read_expressions(folder: Folder) -> tuple[pd.DataFrame, dict[str, Any]] | No
     """
     record = folder.where(EXPRESSIONS_RECORD)
     if not folder.exists(EXPRESSIONS_RECORD):
-        if folder.exists(f"{_FOLDER}/zarr.json"):
+        if folder.exists(GROUP):
             raise StoreError(f"the table of expressions of {folder.location} is half-written (there is no {record}); "
                              f"{AGAIN}")
         return None

@@ -15,8 +15,9 @@ import h5py
 import numpy as np
 
 from refavs.errors import StoreError
+from refavs.partials import remove_left
 from refavs.store.checksum import crc32c
-from refavs.store.columns import encode_strings
+from refavs.store.columns import GROUP, encode_strings
 from refavs.store.commits import CommitRecord
 from refavs.store.folder import Folder, open_folder, write_if_changed
 from refavs.store.hdf5 import NewFile, strings
@@ -55,6 +56,7 @@ def export(location: str | Path, file: str | Path, progress: Progress = silent) 
         if KeptStore.fingerprint_of(target) != store.fingerprint:
             raise StoreError(f"{target} is there already and is no export of what {store.location} holds now; name "
                              "another file")
+        remove_left(target)
         return store.fingerprint
     small = _small_files(folder, store.schema)
     with NewFile(target) as new:
@@ -103,8 +105,9 @@ def import_(file: str | Path, location: str | Path, progress: Progress = silent)
                 if not there:
                     folder.write(name, kept.read(name))
             lease.check()
-            # The records last: that of the expressions says that their columns are whole.
-            for name in sorted(kept.names, key=lambda name: name.startswith("commits/")):
+            # The records late: that of the expressions says that their columns are whole. Without the description of
+            # their group, they are not there for a reader.
+            for name in sorted(kept.names, key=lambda name: (name == GROUP, name.startswith("commits/"))):
                 if name not in kept.records and name != ROOT:
                     write_if_changed(folder, name, kept.read(name))
             found = FeatureStore(folder.location).fingerprint
@@ -114,6 +117,16 @@ def import_(file: str | Path, location: str | Path, progress: Progress = silent)
             lease.check()
             write_if_changed(folder, ROOT, kept.read(ROOT))
     return found
+
+
+def is_finished(file: Path) -> bool:
+    """Whether the extraction of the store in an export had come to its end.
+
+    Raises:
+        StoreError: the file is damaged or no export.
+    """
+    with KeptStore(file.absolute()) as kept:
+        return kept.attributes.get("fingerprint") == kept.fingerprint
 
 
 def _small_files(folder: Folder, schema: StoreSchema) -> list[str]:

@@ -2,49 +2,12 @@
 
 import contextlib
 import os
-import re
-import secrets
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-PARTIAL = ".partial"
+from refavs.partials import partial_path
+
 LOCK = ".lock"
-_MARK = re.compile(rf"\.\d+-[0-9a-f]{{8}}{re.escape(PARTIAL)}")
-_MOST_MARK_BYTES = 40
-_MOST_NAME_BYTES = 255
-
-
-def partial_path(path: Path) -> Path:
-    """A name beside `path` that no other process uses; a name near the limit of the file system is shortened in it."""
-    return path.with_name(f"{_start(path)}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
-
-
-def without_mark(name: str) -> str | None:
-    """What a temporary file becomes, by its name; None for a name that `partial_path` does not give."""
-    mark = _MARK.search(name, max(0, len(name) - _MOST_MARK_BYTES))
-    return name[: mark.start()] if mark is not None and mark.end() == len(name) else None
-
-
-def partials_of(path: Path) -> list[Path]:
-    """What `partial_path` named for `path` and is still there; links are none of it."""
-    start = _start(path)
-    try:
-        found = list(path.parent.iterdir())
-    except FileNotFoundError:
-        return []
-    return sorted(one for one in found if without_mark(one.name) == start and not one.is_symlink())
-
-
-def _start(path: Path) -> str:
-    """The name of `path`, with a checksum in the place of its end where nothing could be added to it."""
-    name = path.name
-    if len(os.fsencode(name)) <= _MOST_NAME_BYTES - _MOST_MARK_BYTES:
-        return name
-    short = f"~{zlib.crc32(os.fsencode(name)):08x}"
-    while len(os.fsencode(name + short)) > _MOST_NAME_BYTES - _MOST_MARK_BYTES:
-        name = name[:-1]
-    return name + short
 
 
 def write_all(file: int, data: memoryview) -> None:

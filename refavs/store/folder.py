@@ -18,7 +18,8 @@ import torch
 from jaxtyping import UInt8
 
 from refavs.errors import StoreError
-from refavs.store.files import LOCK, partial_path, sync_folder, whole_file, without_mark, write_atomically
+from refavs.partials import partial_path, without_mark
+from refavs.store.files import LOCK, sync_folder, whole_file, write_atomically
 
 TRY_AGAIN = "nothing need be wrong with it: look at the connection and the permissions, then try again"
 _PROBE_BYTES = 2**21

@@ -6,7 +6,6 @@ refused, and whatever the library says of a damaged file becomes one line. Nothi
 """
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,8 @@ from jaxtyping import UInt8
 
 from refavs.errors import StoreError
 from refavs.locks import NO_LOCKS
-from refavs.store.files import PARTIAL, sync_folder
+from refavs.partials import give_name, lock_partial, partial_path, remove_left
+from refavs.store.files import sync_folder
 
 AGAIN = "export the store again, or copy the file again"
 _MOST_CHUNK_BYTES = 2**24
@@ -137,7 +137,7 @@ class NewFile:
 
     The library does not survive a write that fails (it ends in a segmentation fault later on), so it never learns of
     one: the first failure is kept for `check`, and what would be written after it is dropped. What an interrupted
-    process left under the temporary name is written over.
+    process left of the same target is removed first.
 
     Raises:
         StoreError: there is a file `target` at the end, or another process is writing it.
@@ -145,31 +145,32 @@ class NewFile:
 
     def __init__(self, target: Path) -> None:
         self._target = target
-        self._partial = target.with_name(f"{target.name}{PARTIAL}")
+        self._partial = partial_path(target)
         self._at = 0
         self._failure: OSError | None = None
 
     def __enter__(self) -> "NewFile":
         self._target.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            busy = not os.fstat(self._file).st_nlink  # it had its end just now
-        except BlockingIOError:
-            busy = True
-        except OSError as error:
-            os.close(self._file)
-            if error.errno not in NO_LOCKS:
-                raise
-            raise StoreError(
-                f"{self._target} would lie on a file system without locks ({error.strerror}), which keep two writers "
-                "apart; mount it with them (Lustre: -o flock) or name a file elsewhere"
-            ) from error
-        if busy:
-            os.close(self._file)
+        if remove_left(self._target):
             raise StoreError(f"another process is writing {self._target}; wait for its end or name another file")
-        os.ftruncate(self._file, 0)
-        return self
+        while True:
+            os.close(os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+            try:
+                file = lock_partial(self._partial)
+            except FileNotFoundError:
+                file = None
+            except OSError as error:
+                self._partial.unlink(missing_ok=True)
+                if error.errno not in NO_LOCKS:
+                    raise
+                raise StoreError(
+                    f"{self._target} would lie on a file system without locks ({error.strerror}), which keep two "
+                    "writers apart; mount it with them (Lustre: -o flock) or name a file elsewhere"
+                ) from error
+            if file is not None:
+                self._file = file
+                return self
+            self._partial = partial_path(self._target)  # another process took it for one that was left
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -178,16 +179,12 @@ class NewFile:
             self.check()
             if error is None:
                 os.fsync(self._file)
-                # Claimed first, because renaming would replace a file that has come meanwhile.
-                os.close(os.open(self._target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-                os.rename(self._partial, self._target)
+                give_name(self._partial, self._target)
                 sync_folder(self._target.parent)
         except FileExistsError as found:
             raise StoreError(f"{self._target} has come into being meanwhile; name another file") from found
         finally:
-            # Before the lock goes, so that what is removed is this process's.
-            if not self._target.exists() or not os.path.samestat(os.fstat(self._file), self._target.stat()):
-                self._partial.unlink(missing_ok=True)
+            self._partial.unlink(missing_ok=True)
             os.close(self._file)
 
     def check(self) -> None:

@@ -76,14 +76,13 @@ def verify(location: str | Path, progress: Callable[[str], None] = lambda record
     """
     folder = open_folder(location)
     whole: dict[str, tuple[Any, ...]] = {}
-    looks = 0
-    while True:
+    for look in range(_MOST_LOOKS):
         before = described(folder)
         verdict = _look(folder, whole, progress)
         # Shards that are added meanwhile do no harm; what else a writer did may be taken for damage.
-        looks += 1
-        if not verdict.damage or described(folder) == before or looks == _MOST_LOOKS:
+        if not verdict.damage or described(folder) == before or look == _MOST_LOOKS - 1:
             return verdict
+    raise AssertionError("at least one look")
 
 
 def _look(folder: Folder, whole: dict[str, tuple[Any, ...]], progress: Callable[[str], None]) -> Verdict:

@@ -25,7 +25,7 @@ from extract.weights import WeightSource
 from extract.worker import Worker
 from refavs.data.bench import Source, read_source
 from refavs.data.synthetic import write_benchmark
-from refavs.store.files import PARTIAL
+from refavs.partials import PARTIAL
 from refavs.store.verify import verify
 from refavs.store.writer import StoreWriter
 

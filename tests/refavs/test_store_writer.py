@@ -414,11 +414,7 @@ def test_killed_run_finishes_to_the_same_bytes(tmp_path: Path) -> None:
         if root.name.startswith("rename"):  # those killed at some moment may have been done by then
             unfinished += 1
             assert found != expected, root.name
-        half_written = "expressions/zarr.json" in found and "commits/expressions.json" not in found
-        if half_written:
-            with pytest.raises(StoreError, match="half-written"):
-                FeatureStore(root)
-        elif "zarr.json" in found:
+        if "zarr.json" in found:
             assert_whole(root)
         small.write_store(root)
         assert small.files_of(root) == expected, root.name

@@ -244,7 +244,7 @@ def test_interrupted_write_leaves_nothing(
     def fail(*_: object) -> None:
         raise fault
 
-    monkeypatch.setattr(synthetic, "_write_csv", fail)
+    monkeypatch.setattr(synthetic, "_tables", fail)
     with pytest.raises(type(fault)):
         write_benchmark(tmp_path / "out", 1, size=48, videos=False)
     assert list(tmp_path.iterdir()) == []
