@@ -11,7 +11,7 @@ from extract.notes import NOTES
 from refavs.cli import CommandParser, Exit, run_command
 from refavs.console import PlainConsole, ProgressBar
 from refavs.errors import StoreError
-from refavs.printing import say
+from refavs.printing import say, warn
 
 if TYPE_CHECKING:
     from refavs.store.reader import FeatureStore
