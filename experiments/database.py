@@ -13,7 +13,7 @@ from urllib.parse import quote
 from experiments.moved import database_at
 from refavs.errors import ConfigError
 from refavs.locks import NO_LOCKS
-from refavs.store.files import PARTIAL
+from refavs.partials import PARTIAL
 
 WAIT_S = 300.0  # for another process that makes it, which takes seconds
 KNOWN = "experiments"  # a table that every database of MLflow has

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from refavs.errors import ConfigError
-from refavs.store.files import PARTIAL, sync_folder
+from refavs.partials import PARTIAL
+from refavs.store.files import sync_folder
 
 STAGING, BEFORE = f".refavs{PARTIAL}", "before"
 

@@ -21,7 +21,7 @@ from experiments.moved import sqlite_uri
 from experiments.trial import NOT_IN_KEY
 from refavs.config import digest, flat
 from refavs.errors import ConfigError, RefAVSError
-from refavs.store.files import PARTIAL
+from refavs.partials import PARTIAL
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

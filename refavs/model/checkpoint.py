@@ -17,7 +17,7 @@ from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.model.pretrained import mismatch
 from refavs.model.sizes import FeatureSizes, MapSize, StreamSize
 from refavs.model.variants import build_head
-from refavs.store.files import PARTIAL
+from refavs.partials import PARTIAL
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
