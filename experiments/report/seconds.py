@@ -70,8 +70,7 @@ def find_clip(source: str, clip_id: str) -> Clip | None:
     if not place or clip_id in ("", "..") or Path(clip_id).name != clip_id:
         return None
     media = root / "media"
-    if kind == "bench" and os.path.isdir(media / clip_id):
-        clip = named_on_disk(media, clip_id)
+    if kind == "bench" and os.path.isdir(clip := named_on_disk(media, clip_id)):
         return Clip(id=clip_id, frames=clip / "frames", audio=clip / "audio.wav", root=media)
     if kind == "videos" and os.access(root, os.R_OK | os.X_OK) and os.path.isdir(root):
         videos = [path for path in root.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES]

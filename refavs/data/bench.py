@@ -194,7 +194,7 @@ def _listed(folder: Path) -> list[Path]:
 def named_on_disk(folder: Path, name: str) -> Path:
     """The entry of a folder with that name, in whichever form of Unicode the disk writes it."""
     path = folder / name
-    if name.isascii() or path.exists() or not folder.is_dir():
+    if name.isascii() or os.path.exists(path) or not os.access(folder, os.R_OK | os.X_OK):
         return path
     return next((entry for entry in sorted(folder.iterdir()) if composed(entry.name) == composed(name)), path)
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from extract.cli import main
-from extract.mask_check import check_masks
+from extract.input_check import check_masks
 from extract.plan import Masks, wanted_items
 from refavs.data.bench import read_source
 from refavs.data.synthetic import write_wav

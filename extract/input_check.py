@@ -1,18 +1,22 @@
-"""Looks at masks before a run begins: what may be meant in two ways is refused while nothing is written yet.
+"""Looks at a source before a run begins, while nothing is written yet.
 
-Masks of one source are of one kind, so some objects, evenly spread, tell. What only a worker meets later is a failure
-of that object, named like any other.
+Masks that may be meant in two ways are refused. Those of one source are of one kind, so some objects, evenly spread,
+tell; what only a worker meets later is a failure of that object, named like any other. And no films are added to a
+store whose own were read by other rules.
 """
 
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from extract.media import FILM_RULES
 from extract.plan import Item, Masks
+from refavs.data.bench import Source
 from refavs.data.files import PICTURE_ERRORS
 from refavs.data.masks import MaskRuleError, is_plain_grey
 from refavs.errors import DatasetError, StoreError
 from refavs.processors import num_processors
+from refavs.store.commits import record_files
 from refavs.store.folder import Folder
 from refavs.store.schema import OTHER_STORE
 from refavs.store.writer import StoreWriter
@@ -42,6 +46,32 @@ def check_masks(folder: Folder, objects: dict[str, Item], num_frames: int) -> No
             if not _was_grey(path):
                 raise StoreError(f"store {folder.location} was made before masks had a rule and does not say how it "
                                  f"read its own, and {path} is no plain grey picture; {OTHER_STORE}")
+
+
+def check_films(folder: Folder, source: Source) -> None:
+    """Compares the rules by which films are read with those of the store at `folder`, where clips are to be added.
+
+    Raises:
+        StoreError: its films were read by other rules.
+    """
+    rules = film_rules(folder, source)
+    if source.kind != "videos" or rules == FILM_RULES:
+        return
+    known = StoreWriter.attach(folder.location).committed("clips")
+    if missing := [clip.id for clip in source.clips if clip.id not in known]:
+        raise StoreError(f"store {folder.location} was made by a version that read films by other rules (time stamps, "
+                         f"mirrored pictures, choice of tracks), so that {missing[0]!r} and its own films would not be "
+                         f"comparable; {OTHER_STORE}")  # fmt: skip
+
+
+def film_rules(folder: Folder, source: Source) -> int:
+    """The rules by which the films of the store were read; those of now where it has none."""
+    if source.kind != "videos" or not folder.exists("zarr.json"):
+        return FILM_RULES
+    writer = StoreWriter.attach(folder.location)
+    if not writer.schema.source.startswith("videos ") or not record_files(folder, "clips"):
+        return FILM_RULES
+    return int(writer.schema.extraction.get("film_rules", 1))
 
 
 def evenly(items: Sequence[Masks], most: int) -> list[Masks]:
