@@ -5,15 +5,18 @@ tell; what only a worker meets later is a failure of that object, named like any
 store whose own were read by other rules.
 """
 
+import hashlib
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from extract.media import FILM_RULES
 from extract.plan import Item, Masks
 from refavs.data.bench import Source
-from refavs.data.files import PICTURE_ERRORS
-from refavs.data.masks import MaskRuleError, is_plain_grey
+from refavs.data.files import PICTURE_ERRORS, open_file
+from refavs.data.masks import MaskRuleError, is_plain_grey, num_labels
 from refavs.errors import DatasetError, StoreError
 from refavs.processors import num_processors
 from refavs.store.commits import record_files
@@ -23,6 +26,7 @@ from refavs.store.writer import StoreWriter
 
 MOST_CHECKED = 64  # objects; about 2 s
 MOST_THREADS = 16
+Each = TypeVar("Each")
 
 
 def check_masks(folder: Folder, objects: dict[str, Item], num_frames: int) -> None:
@@ -40,6 +44,7 @@ def check_masks(folder: Folder, objects: dict[str, Item], num_frames: int) -> No
     chosen = [item for item in evenly(missing, MOST_CHECKED) if item.folder is not None]
     with ThreadPoolExecutor(min(num_processors(), MOST_THREADS), "masks") as pool:
         list(pool.map(lambda item: _check(item, num_frames), chosen))
+    _refuse_shared(missing, num_frames)
     if older:
         paths = [item.folder / f"{second:05d}.png" for item in chosen if item.folder for second in range(num_frames)]
         for path in paths:
@@ -74,10 +79,40 @@ def film_rules(folder: Folder, source: Source) -> int:
     return int(writer.schema.extraction.get("film_rules", 1))
 
 
-def evenly(items: Sequence[Masks], most: int) -> list[Masks]:
+def evenly(items: Sequence[Each], most: int) -> list[Each]:
     """At most so many of the items, from the first to the last."""
     step = max(1, -(-len(items) // most))
     return list(items[::step])
+
+
+def _refuse_shared(missing: Sequence[Masks], num_frames: int) -> None:
+    """Refuses one label image of several objects in the folder of each, where all would be read as one object.
+
+    Raises:
+        MaskRuleError: two objects of a clip have the same files with several labels, and no rule is given.
+    """
+    by_clip: dict[str, list[Path]] = {}
+    for item in missing:
+        if item.folder is not None and item.rule == "auto" and not item.null:
+            by_clip.setdefault(item.clip.id, []).append(item.folder)
+    for folders in evenly([folders for folders in by_clip.values() if len(folders) > 1], MOST_CHECKED):
+        known: dict[bytes, Path] = {}
+        for folder in folders:
+            paths = [folder / f"{second:05d}.png" for second in range(num_frames)]
+            with suppress(*PICTURE_ERRORS):  # missing or damaged: the worker names it
+                other = known.setdefault(_digest(paths, folder.parent.parent), folder)
+                if other != folder and (path := next((path for path in paths if num_labels(path) > 1), None)):
+                    raise MaskRuleError(f"{path} has several labels, and {other} has the same files, so that both "
+                                        "objects would be one; draw each object's own masks, 0 where it is not, or give "
+                                        "--mask-rule nonzero if every label is the object")  # fmt: skip
+
+
+def _digest(paths: Sequence[Path], within: Path) -> bytes:
+    whole = hashlib.sha256()
+    for path in paths:
+        with open_file(path, within) as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.digest()
 
 
 def _known(folder: Folder) -> tuple[Collection[str], bool]:

@@ -95,6 +95,20 @@ def read_masks(
                      for file in files])  # fmt: skip
 
 
+def num_labels(path: Path) -> int:
+    """How many numbers but 0 a mask's pixels have, an alpha channel apart.
+
+    Raises:
+        OSError, SyntaxError, ValueError: it cannot be read (`PICTURE_ERRORS`).
+    """
+    with open_picture(path, path.parent.parent.parent, lossless=True) as picture:
+        numbers = _numbers(picture)
+    if numbers.ndim == 3:
+        channels = numbers[..., : {2: 1, 4: 3}.get(numbers.shape[-1])].astype(np.int64)
+        numbers = (channels << 16 * np.arange(channels.shape[-1])).sum(axis=-1)
+    return int(np.count_nonzero(np.unique(numbers)))
+
+
 def is_plain_grey(path: Path) -> bool:
     """Whether a mask is grey without transparency, which was never read in another way than as above zero.
 
@@ -161,7 +175,7 @@ def _file(path: Path, size: tuple[int, int] | None, expected_size: tuple[int, in
 def _read(path: Path, picture: ImageFile.ImageFile, size: tuple[int, int] | None) -> _File:
     rawmode = str(picture.tile[0][3])
     transparent: Any = picture.info.pop("transparency", None)
-    numbers = _deep(picture) if rawmode.endswith(";16B") and picture.mode in ("RGB", "RGBA") else np.asarray(picture)
+    numbers = _numbers(picture)
     lacks_colours = False
     if picture.mode == "P":
         readings, lacks_colours = _of_palette(numbers, picture.getpalette() or [], transparent)
@@ -211,6 +225,12 @@ def _of_palette(
             opacity[transparent] = 0
         readings[ALPHA] = opacity[numbers] > 0
     return readings, bool(numbers.max() >= num_colours)
+
+
+def _numbers(picture: ImageFile.ImageFile) -> Any:
+    """What the file has for each pixel: a number, or several channels."""
+    deep = str(picture.tile[0][3]).endswith(";16B") and picture.mode in ("RGB", "RGBA")
+    return _deep(picture) if deep else np.asarray(picture)
 
 
 def _deep(picture: Image.Image) -> Any:

@@ -64,6 +64,24 @@ def test_masks_of_two_meanings_are_refused_before_anything_is_made(
     assert "--mask-rule nonzero or --mask-rule index" in line and not (tmp_path / "store").exists()
 
 
+def test_label_image_of_several_objects_is_not_read_as_each_of_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    source, labels = write_bench(tmp_path / "bench", "train a_0_10"), QUARTER.copy()
+    labels[4:8] *= 2
+    with (source / "metadata.csv").open("a") as file:
+        file.write("a_0_10,a_0_10_other_1,train,1,the other\n")
+    for fid, second in ((fid, second) for fid in (0, 1) for second in range(10)):
+        write_png(source / "gt_mask" / "a_0_10" / f"fid_{fid}" / f"{second:05d}.png", labels, GREY)
+    line = refusal(capsys, *tiny(source, tmp_path / "store"))
+    assert "fid_1/00000.png has several labels, and " in line and "fid_0 has the same files" in line
+    objects = [wanted_items(read_source(source), rule)["objects"] for rule in ("auto", "nonzero")]
+    check_masks(open_folder(tmp_path / "store"), objects[1], 10)  # they were told to be one object
+    for second in range(10):  # each object's own
+        write_png(source / "gt_mask" / "a_0_10" / "fid_1" / f"{second:05d}.png", labels * (labels == 2), GREY)
+    check_masks(open_folder(tmp_path / "store"), objects[0], 10)
+
+
 @pytest.mark.long
 def test_store_keeps_the_rule_and_refuses_another(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
