@@ -103,9 +103,9 @@ def _refuse_shared(missing: Sequence[Masks], num_frames: int) -> None:
                 other = known.setdefault(_digest(paths, folder.parent.parent), folder)
                 if other != folder and (path := next((path for path in paths if num_labels(path) > 1), None)):
                     raise MaskRuleError(
-                        f"{path} has several labels, and {other} has the same files, so that both objects would be one; "
-                        "draw each object's own masks, 0 where it is not, or give --mask-rule nonzero if every label is "
-                        "the object"
+                        f"{path} has several labels, and {other} the same files, so that both objects would be one; "
+                        "draw each object's own masks, 0 where it is not, or give --mask-rule nonzero if every label "
+                        "is the object"
                     )
 
 

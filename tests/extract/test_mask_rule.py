@@ -74,7 +74,7 @@ def test_label_image_of_several_objects_is_not_read_as_each_of_them(
     for fid, second in ((fid, second) for fid in (0, 1) for second in range(10)):
         write_png(source / "gt_mask" / "a_0_10" / f"fid_{fid}" / f"{second:05d}.png", labels, GREY)
     line = refusal(capsys, *tiny(source, tmp_path / "store"))
-    assert "fid_1/00000.png has several labels, and " in line and "fid_0 has the same files" in line
+    assert "fid_1/00000.png has several labels, and " in line and "fid_0 the same files" in line
     objects = [wanted_items(read_source(source), rule)["objects"] for rule in ("auto", "nonzero")]
     check_masks(open_folder(tmp_path / "store"), objects[1], 10)  # they were told to be one object
     for second in range(10):  # each object's own
