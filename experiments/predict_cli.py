@@ -30,7 +30,8 @@ def build_parser() -> CommandParser:
         prog=NAME, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("video", type=Path, metavar="VIDEO", help="an .mp4, .mkv, .webm, .mov or .avi file; its first 10 s are taken")
+    add("video", type=Path, metavar="VIDEO", help="a film (.mp4, .m4v, .mkv, .webm, .mov, .avi, .ts, .m2ts, .mts); "
+        "its first 10 s are taken")  # fmt: skip
     add("expressions", nargs="+", metavar="EXPRESSION", help="one or more sentences in quotes")
     add("--run", required=True, help="a trial's folder, SWEEP/trials/KEY, or an MLflow run's id with --tracking-uri")
     add("--out", type=Path, metavar="DIR", help="where to write; VIDEO's name without its ending where none is given")

@@ -98,13 +98,14 @@ def extract(args: argparse.Namespace) -> int:
     """Extracts what is missing; returns the exit status."""
     from extract.dry_run import dry_run
     from extract.extraction import complete
-    from extract.mask_check import check_masks
+    from extract.input_check import check_films, check_masks
     from extract.plan import wanted_items
     from refavs.store.columns import EXPRESSIONS_RECORD
     from refavs.store.lease import Lease
     from refavs.store.writer import StoreWriter
 
     run = prepared(args)
+    check_films(run.folder, run.source)
     check_masks(run.folder, wanted_items(run.source, run.mask_rule)["objects"], run.preset.num_frames)
     if args.dry_run:
         return dry_run(run)
@@ -121,6 +122,7 @@ def prepared(args: argparse.Namespace) -> "Run":
     """Checks the arguments against each other, the source and the store; changes nothing."""
     from extract.encoders.visual import levels_of
     from extract.extraction import Run
+    from extract.input_check import film_rules
     from extract.job import Resources
     from extract.local_ray import chosen_gpus
     from extract.presets import build_encoders, preset_named
@@ -154,12 +156,13 @@ def prepared(args: argparse.Namespace) -> "Run":
     if log is not None and not log.absolute().parent.is_dir() and log.absolute().parent != Path(args.store).absolute():
         raise ConfigError(f"--log {log} cannot be written: there is no folder {log.absolute().parent}; make it first")
     source = read_source(args.source, args.expressions)
+    films = {"film_rules": film_rules(folder, source)} if source.kind == "videos" else {}
     extraction = {
         "source": str(args.source.absolute()), "preset": args.preset, "weights": args.weights, "seed": args.seed,
         "levels": ",".join(level for level in LEVELS if level in encoders.visual.levels),
         "precision": encoders.visual.precision,
         "expressions": None if args.expressions is None else str(args.expressions.absolute()),
-        "batch_clips": resources.clips_per_pass,
+        "batch_clips": resources.clips_per_pass, **films,
     }  # fmt: skip
     return Run(folder=folder, source=source, preset=preset, encoders=encoders, resources=resources, log=log,
                mask_rule=_mask_rule(args.mask_rule, kept), extraction=extraction)  # fmt: skip

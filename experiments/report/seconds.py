@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from extract.media import Media, frame_size, read_media
-from refavs.data.bench import VIDEO_SUFFIXES, Clip
+from refavs.data.bench import VIDEO_SUFFIXES, Clip, named_on_disk
+from refavs.data.metadata import composed
 from refavs.errors import DatasetError
 from refavs.store import FeatureStore
 
@@ -69,10 +70,11 @@ def find_clip(source: str, clip_id: str) -> Clip | None:
     if not place or clip_id in ("", "..") or Path(clip_id).name != clip_id:
         return None
     media = root / "media"
-    if kind == "bench" and os.path.isdir(media / clip_id):
-        return Clip(id=clip_id, frames=media / clip_id / "frames", audio=media / clip_id / "audio.wav", root=media)
+    if kind == "bench" and os.path.isdir(clip := named_on_disk(media, clip_id)):
+        return Clip(id=clip_id, frames=clip / "frames", audio=clip / "audio.wav", root=media)
     if kind == "videos" and os.access(root, os.R_OK | os.X_OK) and os.path.isdir(root):
-        found = [path for path in root.iterdir() if path.stem == clip_id and path.suffix.lower() in VIDEO_SUFFIXES]
+        videos = [path for path in root.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES]
+        found = [path for path in videos if composed(path.stem) == composed(clip_id)]
         return Clip(id=clip_id, video=found[0], root=root) if len(found) == 1 else None
     return None
 

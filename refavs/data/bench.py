@@ -10,7 +10,7 @@ import pandas as pd
 
 from refavs.data.files import reason_of
 from refavs.data.masks import read_mask
-from refavs.data.metadata import NULL_PREFIX, MetadataReport, plain_name, read_metadata, read_rows
+from refavs.data.metadata import NULL_PREFIX, MetadataReport, composed, plain_name, read_metadata, read_rows
 from refavs.data.parse import parse
 from refavs.errors import DatasetError
 
@@ -18,7 +18,7 @@ __all__ = [
     "Clip", "MetadataReport", "Source", "read_benchmark", "read_mask", "read_metadata", "read_source", "read_videos",
 ]
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi")
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".ts", ".m2ts", ".mts")
 EXPRESSION_COLUMNS = ("uid", "vid", "clip_id", "fid", "split", "text", "grade", "dimension")
 PREDICT_SPLIT = "predict"
 
@@ -93,7 +93,8 @@ def read_benchmark(root: str | os.PathLike[str]) -> Source:
     table, report = read_metadata(root / "metadata.csv")
     media = root / "media"
     wanted = sorted(set(table["media_id"]))
-    present = _folders(media, required=True).intersection(wanted)
+    on_disk = _folders(media, required=True)
+    present = on_disk.keys() & set(wanted)
     report.note_names("missing_media", set(wanted) - present)
     if not present:
         raise DatasetError(
@@ -113,8 +114,8 @@ def read_benchmark(root: str | os.PathLike[str]) -> Source:
         kind="bench",
         root=root,
         clips=tuple(
-            Clip(id=name, frames=media / name / "frames", audio=media / name / "audio.wav", root=media)
-            for name in sorted(present)
+            Clip(id=name, frames=folder / "frames", audio=folder / "audio.wav", root=media)
+            for name, folder in sorted((name, media / on_disk[name]) for name in present)
         ),
         objects=_object_table(folders),
         expressions=_expression_table({name: expressions[name].tolist() for name in EXPRESSION_COLUMNS}),
@@ -170,7 +171,7 @@ def _video_clips(root: Path, report: MetadataReport) -> dict[str, Clip]:
             not_files.append(path.name)
             continue
         try:
-            name = plain_name(path.stem, str(path))
+            name = composed(plain_name(path.stem, str(path)))
         except DatasetError:
             unusable_names.append(path.name)
             continue
@@ -190,29 +191,49 @@ def _listed(folder: Path) -> list[Path]:
         raise DatasetError(f"{folder} cannot be read ({reason_of(error)}); give yourself access to it.") from error
 
 
-def _folders(path: Path, required: bool = False) -> set[str]:
-    """Names of the folders in `path`; none where it cannot be listed, unless it is required and there."""
+def named_on_disk(folder: Path, name: str) -> Path:
+    """The entry of a folder with that name, in whichever form of Unicode the disk writes it."""
+    path = folder / name
+    if name.isascii() or os.path.exists(path) or not os.access(folder, os.R_OK | os.X_OK):
+        return path
+    return next((entry for entry in sorted(folder.iterdir()) if composed(entry.name) == composed(name)), path)
+
+
+def _folders(path: Path, required: bool = False) -> dict[str, str]:
+    """The folders in `path`, as the disk writes their names, by the composed form of these.
+
+    None where it cannot be listed, unless it is required and there.
+    """
     try:
         with os.scandir(path) as entries:
-            return {entry.name for entry in entries if os.path.isdir(entry)}
+            names = sorted(entry.name for entry in entries if os.path.isdir(entry))
     except (FileNotFoundError, NotADirectoryError):
-        return set()
+        return {}
     except OSError as error:
         if not required:
-            return set()
+            return {}
         raise DatasetError(f"{path} cannot be read ({reason_of(error)}); give yourself access to it.") from error
+    found: dict[str, str] = {}
+    for name in names:
+        if composed(name) in found:
+            raise DatasetError(f"{path} has two folders {composed(name)!r}, in the composed and the decomposed form of "
+                               "Unicode; rename one of them, or merge them.")
+        found[composed(name)] = name
+    return found
 
 
 def _mask_folders(
     root: Path, objects: set[tuple[str, int]], report: MetadataReport
 ) -> dict[tuple[str, int], Path | None]:
     """The folder of each object's masks; none of a null, which has no object, where there is no folder either."""
-    present = {clip_id: _folders(root / clip_id) for clip_id, _ in objects}
+    on_disk = _folders(root)
+    folder_of = {clip_id: root / on_disk.get(clip_id, clip_id) for clip_id, _ in objects}
+    present = {clip_id: _folders(folder) for clip_id, folder in folder_of.items()}
     bare = {(c, fid) for c, fid in objects if f"fid_{fid}" not in present[c]}
     nulls = {(c, fid) for c, fid in bare if c.startswith(NULL_PREFIX)}
     report.note_names("missing_masks", (f"{c}/fid_{fid}" for c, fid in bare - nulls))
     report.note_names("null_masks_not_shipped", (f"{c}/fid_{fid}" for c, fid in nulls))
-    return {(c, fid): None if (c, fid) in nulls else root / c / f"fid_{fid}"
+    return {(c, fid): None if (c, fid) in nulls else folder_of[c] / f"fid_{fid}"
             for c, fid in sorted(objects - (bare - nulls))}  # fmt: skip
 
 
@@ -232,8 +253,9 @@ def _expression_table(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
 def _cues(path: Path, table: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Grade and dimension of each row, empty where unknown: from the file where there is one, else from the text."""
     if os.path.lexists(path):
-        by_uid = {uid: (grade, dim) for uid, grade, dim in read_rows(path, ("uid", "grade", "dimension"))}
-        found = [by_uid.get(uid, ("", "")) for uid in table["uid"]]
+        rows = read_rows(path, ("uid", "grade", "dimension"))
+        by_uid = {composed(uid): (grade, dimension) for uid, grade, dimension in rows}
+        found = [by_uid.get(composed(uid), ("", "")) for uid in table["uid"]]
     else:
         parsed = {text: parse(text) for text in set(table["text"])}
         cues = {text: (str(found.grade or ""), found.dimension or "") for text, found in parsed.items()}
@@ -242,7 +264,7 @@ def _cues(path: Path, table: pd.DataFrame) -> tuple[list[str], list[str]]:
 
 
 def _video_expressions(path: Path, clips: dict[str, Clip], report: MetadataReport) -> list[dict[str, Any]]:
-    by_name = {clip.video.name: name for name, clip in clips.items() if clip.video is not None}
+    by_name = {composed(clip.video.name): name for name, clip in clips.items() if clip.video is not None}
     by_name.update({name: name for name in clips})
     rows: list[dict[str, Any]] = []
     empty: list[int] = []
@@ -251,7 +273,7 @@ def _video_expressions(path: Path, clips: dict[str, Clip], report: MetadataRepor
     num_given = 0
     for number, (video, text) in enumerate(read_rows(path, ("video", "exp"))):
         num_given += 1
-        clip_id = by_name.get(video)
+        clip_id = by_name.get(composed(video))
         if clip_id is None:
             missing.add(video)
         elif not text.strip():

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -190,6 +191,11 @@ def plain_name(name: str, where: str) -> str:
     return name
 
 
+def composed(name: str) -> str:
+    """A name in Unicode's composed form: a table and a disk, of a Mac say, may write one letter in two ways."""
+    return unicodedata.normalize("NFC", name)
+
+
 def is_placeholder(text: str) -> bool:
     """Whether an expression is none: letters such as "NO." where a sentence should be."""
     return re.sub(r"[\W_]+", "", text.lower()) in _PLACEHOLDERS
@@ -267,7 +273,7 @@ def _parsed(path: Path) -> list[_Row]:
         name = uid.rsplit("_", 2)[0]
         media_id = plain.get(name) if uid.count("_") > 1 else None
         if media_id is None:
-            media_id = plain[name] = media_id_of(uid, where)
+            media_id = plain[name] = composed(media_id_of(uid, where))
         if _CONTROL.search(uid) or _CONTROL.search(vid):
             raise DatasetError(f"{where}: a control character in uid {uid!r} or vid {vid!r}; correct that row.")
         rows.append(_Row(

@@ -160,6 +160,11 @@ for _suffix, _codec, _sound, _hz in (
     _rate = 25 if "mpeg2video" in _codec else 10
     _tracks = [Pictures(codec=_codec, rate=_rate), Sound(codec=_sound, rate_hz=_hz)]
     _add(f"{_codec} {_sound} {_hz}{_suffix}", _suffix, of(_tracks))
+_add("MP4 by another name.m4v", ".m4v", of([Pictures(), Sound(rate_hz=48_000)], container_format="mp4"))
+# Camcorders and discs: each packet of the transport stream has a time stamp of four bytes before it.
+for _suffix in (".m2ts", ".mts"):
+    _add(f"packets of 192 bytes{_suffix}", _suffix, of([Pictures(), Sound(codec="ac3", rate_hz=48_000)],
+                                                       options={"mpegts_m2ts_mode": "1"}))  # fmt: skip
 # AVI counts its pictures in the order of decoding, so those of a codec that reorders come two places late.
 for _codec, _sound, _late_s in (("mjpeg", "pcm_s16le", 0), ("ffv1", "pcm_s16le", 0), ("libx264", "aac", 0.2),
                                 ("mpeg4", "libmp3lame", 0.1), ("mpeg4", "ac3", 0.1)):  # fmt: skip

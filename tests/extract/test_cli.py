@@ -1,6 +1,7 @@
 """The command's answers to bad input, and what it says when there is nothing to do."""
 
 import errno
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -207,6 +208,16 @@ def test_clip_of_another_file_under_the_same_name_is_refused(
         assert f"holds features of other files under the same id for '{first.stem}'; name another STORE" in line
     first.write_bytes(whole)
     assert main([str(part) for part in arguments]) == 0
+
+    # A store that an older version made: it stays complete, and takes no films that would be read by other rules.
+    description = json.loads((tmp_path / "store" / "zarr.json").read_text())
+    del description["attributes"]["extraction"]["film_rules"]
+    (tmp_path / "store" / "zarr.json").write_text(json.dumps(description))
+    assert main([str(part) for part in arguments]) == 0
+    shutil.copy(tmp_path / "second.mp4", videos)
+    capsys.readouterr()
+    assert "was made by a version that read films by other rules (time stamps" in refusal(capsys, *arguments)
+    assert len(FeatureStore(tmp_path / "store").clips) == 1
 
 
 @pytest.mark.long

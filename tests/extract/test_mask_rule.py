@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from extract.cli import main
-from extract.mask_check import check_masks
+from extract.input_check import check_masks
 from extract.plan import Masks, wanted_items
 from refavs.data.bench import read_source
 from refavs.data.synthetic import write_wav
@@ -62,6 +62,24 @@ def test_masks_of_two_meanings_are_refused_before_anything_is_made(
     line = refusal(capsys, *tiny(source, tmp_path / "store", *more))
     assert "gt_mask/a_0_10/fid_0/00000.png may be meant in two ways" in line
     assert "--mask-rule nonzero or --mask-rule index" in line and not (tmp_path / "store").exists()
+
+
+def test_label_image_of_several_objects_is_not_read_as_each_of_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    source, labels = write_bench(tmp_path / "bench", "train a_0_10"), QUARTER.copy()
+    labels[4:8] *= 2
+    with (source / "metadata.csv").open("a") as file:
+        file.write("a_0_10,a_0_10_other_1,train,1,the other\n")
+    for fid, second in ((fid, second) for fid in (0, 1) for second in range(10)):
+        write_png(source / "gt_mask" / "a_0_10" / f"fid_{fid}" / f"{second:05d}.png", labels, GREY)
+    line = refusal(capsys, *tiny(source, tmp_path / "store"))
+    assert "fid_1/00000.png has several labels, and " in line and "fid_0 the same files" in line
+    objects = [wanted_items(read_source(source), rule)["objects"] for rule in ("auto", "nonzero")]
+    check_masks(open_folder(tmp_path / "store"), objects[1], 10)  # they were told to be one object
+    for second in range(10):  # each object's own
+        write_png(source / "gt_mask" / "a_0_10" / "fid_1" / f"{second:05d}.png", labels * (labels == 2), GREY)
+    check_masks(open_folder(tmp_path / "store"), objects[0], 10)
 
 
 @pytest.mark.long

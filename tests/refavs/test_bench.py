@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refavs.data.bench import read_benchmark, read_mask, read_metadata, read_source, read_videos
+from refavs.data.bench import named_on_disk, read_benchmark, read_mask, read_metadata, read_source, read_videos
 from refavs.errors import DatasetError
 
 HEADER = "vid,uid,split,fid,exp\n"
@@ -244,16 +244,58 @@ def test_benchmark_without_any_media_is_refused(tmp_path: Path) -> None:
 
 
 def test_videos_lists_files_by_suffix(tmp_path: Path) -> None:
-    for name in ("b.MP4", "a.webm", "c.avi", "d.mov", "e.mkv", "notes.txt", "._a.mp4", "f.wav"):
+    films = ("b.MP4", "a.webm", "c.avi", "d.mov", "e.mkv", "h.m4v", "i.ts", "j.m2ts", "k.MTS")
+    for name in (*films, "notes.txt", "._a.mp4", "f.wav"):
         (tmp_path / name).touch()
     (tmp_path / "g.mp4").mkdir()
     source = read_videos(tmp_path)
     assert source.kind == "videos"
-    assert [clip.id for clip in source.clips] == ["a", "b", "c", "d", "e"]
+    assert [clip.id for clip in source.clips] == ["a", "b", "c", "d", "e", "h", "i", "j", "k"]
     assert source.clips[1].video == tmp_path / "b.MP4" and source.clips[1].frames is None
     assert source.report.names == {"not_files": ["g.mp4"]}
     assert len(source.objects) == len(source.expressions) == 0
     assert list(source.objects.columns) == ["clip_id", "fid", "folder"]
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize(("written", "stored"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_names_meet_however_unicode_writes_them(tmp_path: Path, written: str, stored: str) -> None:
+    """A table from one machine and files from another, as of a Mac."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    (videos / f"{stored}.mp4").touch()
+    (tmp_path / "say.csv").write_text(f"video,exp\n{written}.mp4,One\n{written},Two\n")
+    source = read_videos(videos, tmp_path / "say.csv")
+    assert [clip.id for clip in source.clips] == [COMPOSED] and source.clips[0].video == videos / f"{stored}.mp4"
+    assert list(source.expressions["clip_id"]) == [COMPOSED] * 2 and not source.report.counts["missing_media"]
+
+    root = tmp_path / "bench"
+    (root / "media" / f"{stored}_0_10" / "frames").mkdir(parents=True)
+    (root / "gt_mask" / f"{written}_0_10" / "fid_0").mkdir(parents=True)
+    write_csv(root, f"{written}_0_10,{written}_0_10_cat_1,train,0,The cat.")
+    (root / "expressions.csv").write_text(f"uid,grade,dimension\n{stored}_0_10_cat_1,2,spatial\n")
+    source = read_benchmark(root)
+    assert [clip.id for clip in source.clips] == [f"{COMPOSED}_0_10"]
+    assert source.clips[0].frames == root / "media" / f"{stored}_0_10" / "frames"
+    assert list(source.objects["folder"]) == [root / "gt_mask" / f"{written}_0_10" / "fid_0"]
+    for name in (written, stored, "gone"):
+        found = name if name == "gone" else stored
+        assert named_on_disk(root / "media", f"{name}_0_10") == root / "media" / f"{found}_0_10"
+    assert list(source.expressions["dimension"]) == ["spatial"]
+
+
+def test_names_that_differ_in_their_form_alone_are_refused(tmp_path: Path) -> None:
+    for name in (COMPOSED, DECOMPOSED):
+        (tmp_path / f"{name}.mp4").touch()
+        (tmp_path / "bench" / "media" / f"{name}_0_10" / "frames").mkdir(parents=True)
+    if len(list(tmp_path.glob("*.mp4"))) == 2:  # a disk may see one name in both
+        with pytest.raises(DatasetError, match="have the same id 'caf\u00e9'; rename one of them"):
+            read_videos(tmp_path)
+        write_csv(tmp_path / "bench", f"x,{COMPOSED}_0_10_cat_1,train,0,The cat.")
+        with pytest.raises(DatasetError, match="has two folders 'caf\u00e9_0_10', in the composed and the decomposed"):
+            read_benchmark(tmp_path / "bench")
 
 
 def test_videos_take_expressions_by_stem_or_file_name(tmp_path: Path) -> None:
