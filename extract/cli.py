@@ -198,13 +198,15 @@ def _warn(line: str) -> None:
 
 def _log_beside(folder: "Folder") -> Path | None:
     """Where a run that nobody watches is logged: outside the store, whose bytes it does not change."""
+    from refavs.partials import MOST_NAME_BYTES
     from refavs.store.folder import LocalFolder
     from refavs.store.schema import LOG
 
     if sys.stderr.isatty() or not isinstance(folder, LocalFolder):
         return None
     path = folder.path.with_name(f"{folder.path.name}.{LOG}")
-    return path if os.access(path.parent, os.W_OK) else None
+    fits = len(os.fsencode(path.name)) <= MOST_NAME_BYTES
+    return path if fits and os.access(path.parent, os.W_OK) else None
 
 
 if __name__ == "__main__":

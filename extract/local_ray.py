@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from extract.entrypoint import note_any_command_line
 from refavs.choices import Device
 from refavs.errors import ConfigError
 from refavs.printing import warn
@@ -108,6 +109,7 @@ def cluster_has_gpus(address: str) -> bool:
 def _connect(address: str) -> None:
     import ray
 
+    note_any_command_line()
     try:
         ray.init(address=address, job_config=own_modules(), **QUIET)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
@@ -125,6 +127,7 @@ def _start(num_cpus: int) -> None:
     settings: dict[str, Any] = {} if store is None else {"_plasma_directory": str(store)}
     reason = ""
     for attempt in range(1, START_ATTEMPTS + 1):
+        note_any_command_line()
         before = _children()
         try:
             with environment_of(LOCAL_ENVIRONMENT):

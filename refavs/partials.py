@@ -17,9 +17,9 @@ from pathlib import Path
 from refavs.locks import NO_LOCKS
 
 PARTIAL = ".partial"
+MOST_NAME_BYTES = 255  # of the usual file systems
 _MARK = re.compile(rf"\.\d+-[0-9a-f]{{8}}{re.escape(PARTIAL)}")
 _MOST_MARK_BYTES = 40
-_MOST_NAME_BYTES = 255
 
 
 def partial_path(path: Path) -> Path:
@@ -120,9 +120,9 @@ def _mark() -> str:
 def _start(path: Path) -> str:
     """The name of `path`, with a checksum in the place of its end where nothing could be added to it."""
     name = path.name
-    if len(os.fsencode(name)) <= _MOST_NAME_BYTES - _MOST_MARK_BYTES:
+    if len(os.fsencode(name)) <= MOST_NAME_BYTES - _MOST_MARK_BYTES:
         return name
     short = f"~{zlib.crc32(os.fsencode(name)):08x}"
-    while len(os.fsencode(name + short)) > _MOST_NAME_BYTES - _MOST_MARK_BYTES:
+    while len(os.fsencode(name + short)) > MOST_NAME_BYTES - _MOST_MARK_BYTES:
         name = name[:-1]
     return name + short

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import functools
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -42,7 +43,8 @@ WRITING = {"connect_timeout": "4s", "timeout": "120s"}
 RETRIES = {"max_retries": 5, "retry_timeout": timedelta(seconds=8)}
 
 _WRITER = "refavs-writer"
-_SCRATCH = f"refavs-{os.getuid()}-"
+_SCRATCH = f"refavs-scratch-{os.getuid()}-"
+_SCRATCH_FILE = re.compile(r".+\.[0-9a-f]{8}")
 _MAX_PARTS = 9_000  # S3 takes 10,000
 _memories: dict[str, MemoryStore] = {}
 _used_by: set[int] = set()
@@ -346,10 +348,13 @@ def _sweep_scratch() -> list[str]:
             continue  # gone meanwhile, or not ours
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            removed += [str(path) for path in folder.iterdir()]
-            shutil.rmtree(folder)
-        except BlockingIOError:
-            pass  # its writer lives
+            for path in folder.iterdir():
+                if _SCRATCH_FILE.fullmatch(path.name):
+                    path.unlink()
+                    removed.append(str(path))
+            folder.rmdir()
+        except OSError:
+            pass  # its writer lives, or there is something of somebody else's in it
         finally:
             os.close(lock)
     return removed

@@ -108,6 +108,27 @@ def test_reader_and_verify_are_right_at_every_step(
     assert len(steps) > 10 and look(root).finished
 
 
+def test_expressions_on_a_server_are_readable_at_every_step(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from refavs.store.remote import RemoteFolder
+
+    location, local = "memory://growing", LocalFolder(built)
+    for name in local.names():
+        RemoteFolder(location).write(name, local.read(name))
+    grades = []
+    for name in ("write", "remove"):
+        call = getattr(RemoteFolder, name)
+
+        def step(folder: RemoteFolder, *arguments: Any, call: Any = call) -> None:
+            call(folder, *arguments)
+            grades.append(FeatureStore(location).expressions["grade"][0])
+
+        monkeypatch.setattr(RemoteFolder, name, step)
+    writer = StoreWriter.attach(location)
+    writer.write_expressions(small.expressions(writer, OLD).assign(grade="a longer word"))
+    assert sorted(set(grades)) == ["a longer word", "easy"] and grades == sorted(grades, reverse=True)
+    assert "expressions/note/zarr.json" not in RemoteFolder(location).names()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("reader", [look, verify])

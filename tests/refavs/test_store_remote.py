@@ -147,14 +147,16 @@ def test_sweep_removes_scratch_files_of_writers_that_are_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    dead, living = (Path(tempfile.mkdtemp(prefix=f"refavs-{os.getuid()}-")) for _ in range(2))
+    dead, living = (Path(tempfile.mkdtemp(prefix=f"refavs-scratch-{os.getuid()}-")) for _ in range(2))
     for folder in (dead, living):
-        (folder / "c.0").write_bytes(b"half")
+        (folder / "c.0.0badcafe").write_bytes(b"half")
+    others = Path(tempfile.mkdtemp(prefix=f"refavs-scratch-{os.getuid()}-")) / "film.mkv"
+    others.write_bytes(b"mine")
     lock = os.open(living, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    assert RemoteFolder("memory://swept").sweep() == [str(dead / "c.0")]
+    assert RemoteFolder("memory://swept").sweep() == [str(dead / "c.0.0badcafe")]
     os.close(lock)
-    assert not dead.exists() and (living / "c.0").exists()
+    assert not dead.exists() and (living / "c.0.0badcafe").exists() and others.exists()
 
 
 def test_memory_is_shared_by_name() -> None:
