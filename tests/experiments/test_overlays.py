@@ -32,8 +32,10 @@ def test_pictures_are_of_the_same_two_expressions_of_test_s(store: FeatureStore,
         heads.append(Head(TrainConfig(), build_model(replace(TrialConfig(), SMALL), store)))
     alone = overlays.write_overlays([tmp_path / "alone"], heads[1:], store, torch.device("cpu"))[0]
     written = overlays.write_overlays(folders, heads, store, torch.device("cpu"))
+    assert not isinstance(alone, str) and not isinstance(written[1], str)
     assert [path.read_bytes() for path in alone] == [path.read_bytes() for path in written[1]]
     for folder, files in zip(folders, written, strict=True):
+        assert not isinstance(files, str)
         assert sorted(folder.iterdir()) == files
         names.append([file.name for file in files])
         width = NUM_FRAMES * (overlays.FRAME_PX + overlays.GAP_PX) - overlays.GAP_PX
