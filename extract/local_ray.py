@@ -1,12 +1,13 @@
-"""Ray for the time of a run: the cluster at an address, or one on this machine that is a good neighbour."""
+"""Ray for the time of a run: the cluster at an address, or one on this machine that others cannot use."""
 
 import logging
 import os
+import secrets
 import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,20 @@ PATIENCE = {
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_worker_register_timeout_seconds": "300",
 }
+# What each worker has, on this machine and on a cluster's nodes: infra/ gives the same there.
+WORKER_ENVIRONMENT = {**PASSIVE_WAITING, **KEPT_BLOCKS}
 LOCAL_ENVIRONMENT = {
     # Ray starts its workers at nice 15: beside any other work they get a thirtieth of a processor.
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    **PATIENCE, **PASSIVE_WAITING, **KEPT_BLOCKS,
+    **PATIENCE, **WORKER_ENVIRONMENT,
 }  # fmt: skip
+LOOPBACK = "127.0.0.1"
+LOOPBACK_DEVICE = Path("/sys/class/net/lo")
+# Below Ray's folder, with the longest number of a process; the system's limit; and what the logs of a run take.
+SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+MAX_SOCKET_BYTES = 107
+LOG_BYTES = 32 * 2**20
 
 
 @contextmanager
@@ -59,14 +68,15 @@ def ray_at(address: str | None, num_cpus: int) -> Iterator[None]:
     """
     import ray
 
-    try:
-        if address is None:
-            _start(num_cpus)
-        else:
-            _connect(address)
-        yield
-    finally:
-        ray.shutdown()
+    with own_token() if address is None else nullcontext():
+        try:
+            if address is None:
+                _start(num_cpus)
+            else:
+                _connect(address)
+            yield
+        finally:
+            ray.shutdown()
 
 
 def chosen_gpus(
@@ -124,13 +134,15 @@ def _start(num_cpus: int) -> None:
     import ray
 
     store = plasma_directory()
-    settings: dict[str, Any] = {} if store is None else {"_plasma_directory": str(store)}
+    folder = checked_folder(LOG_BYTES + (0 if store is None else OBJECT_STORE_BYTES))
+    settings: dict[str, Any] = {"_temp_dir": str(folder), "_node_ip_address": LOOPBACK}
+    settings |= {} if store is None else {"_plasma_directory": str(store)}
     reason = ""
     for attempt in range(1, START_ATTEMPTS + 1):
         note_any_command_line()
         before = _children()
         try:
-            with environment_of(LOCAL_ENVIRONMENT):
+            with environment_of(LOCAL_ENVIRONMENT | _loopback_device()), _loopback():
                 ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, job_config=own_modules(),
                          object_store_memory=OBJECT_STORE_BYTES, **settings, **QUIET)  # fmt: skip
             return
@@ -144,7 +156,7 @@ def _start(num_cpus: int) -> None:
             warn(f"Ray did not start on this machine ({reason}); trying again")
     raise ConfigError(
         f"Ray did not start on this machine in {START_ATTEMPTS} attempts ({reason}); look for other work, too little "
-        f"memory or a full disk here, and into raylet.err in {_temporary() / 'ray/session_latest/logs'}, then run the "
+        f"memory or a full disk here, and into raylet.err in {folder / 'session_latest/logs'}, then run the "
         "same command again"
     )
 
@@ -182,6 +194,82 @@ def environment_of(variables: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
+@contextmanager
+def own_token() -> Iterator[None]:
+    """A token that only the Ray of this run and its workers know; without it no other process can run code there.
+
+    It holds whatever the user's environment says of tokens, which is about clusters. All is as before afterwards.
+    """
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    before = {name: os.environ.get(name) for name in token}
+    os.environ.update(token)
+    _read_token_anew()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
+        _read_token_anew()
+
+
+def _read_token_anew() -> None:
+    """Ray reads the environment once in a process, and keeps what it says of tokens."""
+    from ray import _raylet
+
+    compiled: Any = _raylet
+    compiled.Config.initialize("")
+    compiled.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Lets Ray take the loopback address, at which no other machine reaches it.
+
+    On Linux it exchanges that for an address that others reach, and then listens on every interface.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _loopback_device() -> dict[str, str]:
+    """The interface by which the workers of one trial talk to each other; gloo would take the host name's."""
+    return {"GLOO_SOCKET_IFNAME": LOOPBACK_DEVICE.name} if LOOPBACK_DEVICE.exists() else {}
+
+
+def checked_folder(num_bytes: int) -> Path:
+    """The folder for Ray's sockets and logs.
+
+    Raises:
+        ConfigError: it cannot be written, has no room for so many bytes, or too long a name for a socket below it.
+    """
+    above = _temporary()
+    folder = above / "ray"
+    told, remedy = f"Ray keeps its sockets and logs in {folder}", "name another folder, as RAY_TMPDIR=/tmp"
+    longest = MAX_SOCKET_BYTES - len(f"/ray{SOCKET}")
+    if (length := len(os.fsencode(above))) > longest:
+        raise ConfigError(f"{told}, and a socket's name has at most {MAX_SOCKET_BYTES} bytes; {above} has {length}, "
+                          f"accepted are {longest}; {remedy}")  # fmt: skip
+    try:
+        above.mkdir(parents=True, exist_ok=True)
+        there = folder if folder.exists() else above
+        free = shutil.disk_usage(there).free
+    except OSError as error:
+        raise ConfigError(f"{told}, which cannot be made ({error.strerror}); {remedy}") from error
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{told}, where this user may not write; {remedy}")
+    if free < num_bytes:
+        raise ConfigError(f"{told}, where {free / 1e6:.0f} MB are free and {num_bytes / 1e6:.0f} MB are needed; free "
+                          f"space, or {remedy}")  # fmt: skip
+    return folder
+
+
 def plasma_directory() -> Path | None:
     """Where the object store lies if not in shared memory, which a container may lack or have too little of."""
     with suppress(OSError):
@@ -191,7 +279,7 @@ def plasma_directory() -> Path | None:
 
 
 def _temporary() -> Path:
-    return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
 
 
 def _children() -> set[int]:

@@ -1,8 +1,9 @@
-"""A Ray of one's own on this machine: what its workers get, starts that fail, and room without /dev/shm."""
+"""A Ray of one's own on this machine: what its workers get, who cannot use it, starts that fail, and its folder."""
 
 import importlib
 import os
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from extract import local_ray
 from extract.local_ray import environment_of, ray_at
 from refavs.errors import ConfigError
+from tests.extract.listening import listening
 
 TIMED_OUT = "The current node timed out during startup. This could happen because some of the raylet failed to startup"
 
@@ -31,6 +33,15 @@ class Starts:
             raise self.error(f"{TIMED_OUT}\nand more")
 
 
+def stranger(address: str, **variables: str) -> str:
+    """What another process on this machine prints that tries to run code in a Ray."""
+    code = "import ray, sys; ray.init(address=sys.argv[1]); print(ray.get(ray.remote(lambda: 'ran code').remote()))"
+    near = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_NUM_REDIS_GET_RETRIES": "1"}  # loopback; one attempt
+    done = subprocess.run([sys.executable, "-c", code, address], env={**os.environ, **near, **variables}, timeout=300,
+                          capture_output=True, text=True)  # fmt: skip
+    return done.stdout + done.stderr
+
+
 @pytest.mark.ray
 def test_workers_are_as_nice_as_the_driver_and_share_processors_and_memory_well(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -46,6 +57,8 @@ def test_workers_are_as_nice_as_the_driver_and_share_processors_and_memory_well(
         (tmp_path / f"{name}.py").write_text("raise SystemError('not ours')\n")
     monkeypatch.chdir(tmp_path)
     roots = [Path(module.__path__[0]) for module in map(importlib.import_module, ours)]
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("HOME", "/dev/null/none")  # which Ray's own tokens would be written to
 
     def look(data: bytes) -> tuple[int, dict[str, str], int, list[Path]]:
         found = [Path(module.__path__[0]) for module in map(importlib.import_module, ours)]
@@ -54,6 +67,12 @@ def test_workers_are_as_nice_as_the_driver_and_share_processors_and_memory_well(
     with ray_at(None, num_cpus=1):
         assert not set(local_ray.LOCAL_ENVIRONMENT) - {"MALLOC_ARENA_MAX"} & set(os.environ)
         nice, environment, num_bytes, found = ray.get(ray.remote(look).remote(ray.put(bytes(2**20))))
+        address, places = ray.get_runtime_context().gcs_address, listening(os.getpid())
+        known = stranger(address)
+        refused = stranger(address, RAY_AUTH_MODE="disabled"), stranger(address, RAY_AUTH_TOKEN="0" * 64)
+    assert len(places) >= 5 and all(place.is_loopback for place, _ in places), places
+    assert "ran code" in known and all("AuthenticationError" in told for told in refused), (known, refused)
+    assert os.environ["RAY_AUTH_MODE"] == "disabled" and "RAY_AUTH_TOKEN" not in os.environ
     assert not ray.is_initialized()
     assert nice == os.nice(0) and num_bytes == 2**20 and found == roots
     own = {name: environment[name] for name in (*local_ray.PASSIVE_WAITING, *local_ray.KEPT_BLOCKS)}
@@ -93,7 +112,7 @@ def test_start_that_a_busy_machine_delays_is_tried_again(
 def test_start_that_never_succeeds_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = Starts(failures=9, error=RuntimeError)
     monkeypatch.setattr("ray.init", starts)
-    monkeypatch.setenv("RAY_TMPDIR", "/scratch")
+    monkeypatch.setattr(local_ray, "checked_folder", lambda _: Path("/scratch/ray"))
     with pytest.raises(ConfigError) as caught, ray_at(None, num_cpus=1):
         pass
     message = str(caught.value)
@@ -124,3 +143,36 @@ def test_object_store_lies_elsewhere_where_shared_memory_is_small_or_closed(
     monkeypatch.setattr(local_ray.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     monkeypatch.setattr(local_ray.os, "access", lambda path, mode: writable)
     assert local_ray.plasma_directory() == found
+
+
+def refused_folder(num_bytes: int = 1) -> str:
+    with pytest.raises(ConfigError) as caught:
+        local_ray.checked_folder(num_bytes)
+    assert "as RAY_TMPDIR=/tmp" in str(caught.value)
+    return str(caught.value)
+
+
+def test_folder_that_ray_cannot_use_is_named_before_it_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(local_ray, "MAX_SOCKET_BYTES", 300)  # the folders of tests have long names
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "new" / "folder"))
+    assert local_ray.checked_folder(1) == tmp_path / "new" / "folder" / "ray"
+    assert "MB are free and 1000000000000000 MB are needed" in refused_folder(10**21)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file" / "below"))
+    assert f"in {tmp_path}/file/below/ray, which cannot be made (Not a directory)" in refused_folder()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_TMPDIR", "near")
+    assert local_ray.checked_folder(1) == tmp_path / "near" / "ray"
+    monkeypatch.setattr(local_ray.os, "access", lambda path, mode: False)
+    assert "where this user may not write" in refused_folder()
+
+
+def test_name_too_long_for_a_socket_is_told_with_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: None)
+    monkeypatch.setattr(local_ray.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**30))
+    monkeypatch.setattr(local_ray.os, "access", lambda path, mode: True)
+    for length in (39, 40):
+        monkeypatch.setenv("RAY_TMPDIR", f"/{'é' * 5}{'x' * (length - 11)}")
+        folder = local_ray.checked_folder(1) if length == 39 else None
+        assert folder is None or len(os.fsencode(f"{folder}{local_ray.SOCKET}")) == 107
+    assert "has 40, accepted are 39; name another folder" in refused_folder()
