@@ -3,16 +3,17 @@
 Strings are UTF-8 padded with zero bytes to the longest one, an encoding that every Zarr reader has.
 """
 
-import json
+import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pandas as pd
 
 from refavs.errors import StoreError
-from refavs.store.commits import seal, unseal
-from refavs.store.folder import Folder, out_of_reach, read_or_refuse, write_if_changed
+from refavs.records import Count, read_json, shaped
+from refavs.store.commits import Crc, seal, unseal
+from refavs.store.folder import Folder, holds, out_of_reach, read_or_refuse, write_if_changed
 from refavs.store.schema import column_metadata, group_metadata
 from refavs.store.shard import CRC_BYTES, crc32c
 
@@ -21,6 +22,30 @@ _FOLDER = "expressions"
 EXPRESSIONS_RECORD = "commits/expressions.json"  # its presence says that the table of expressions is whole
 _TEXT = {"encoding": "utf-8"}
 AGAIN = "run the same refavs-extract command again, which writes it anew"
+MOST_BYTES = 2**28  # of a column
+NEEDED = ("uid", "vid", "clip", "object", "text", "split", "fid", "grade", "dimension")  # of the expressions
+_DTYPES = {"str": "uint8", "int": "int64", "float": "float64", "bool": "bool"}
+
+
+class ColumnFacts(TypedDict):
+    """The description of a column, as far as it is read."""
+
+    shape: list[Count]
+    data_type: Literal["uint8", "int64", "float64", "bool"]
+    attributes: dict[str, Any]
+
+
+class _Column(TypedDict):
+    name: str
+    kind: Literal["str", "int", "float", "bool"]
+    dtype: str
+    shape: list[Count]
+    crc32c: Crc
+
+
+class _Expressions(TypedDict):
+    num_rows: Count
+    columns: list[_Column]
 
 
 def encode_strings(values: list[str], where: str) -> np.ndarray:
@@ -84,11 +109,11 @@ def read_column(folder: Folder, group: str, name: str) -> np.ndarray | None:
         OSError: its files are out of reach.
     """
     try:
-        told = json.loads(folder.read(f"{group}/{name}/zarr.json"))
-        empty = np.empty(told["shape"], told["data_type"])
-        data = folder.read(_chunk_name(group, name, empty)) if empty.size else b""
+        told: ColumnFacts = shaped(read_json(folder.read(f"{group}/{name}/zarr.json")), ColumnFacts, name)
+        empty = _described(told["shape"], told["data_type"])
+        data = folder.read(_chunk_name(group, name, empty), empty.nbytes + CRC_BYTES) if empty.size else b""
         column = np.frombuffer(data[:-CRC_BYTES], empty.dtype).reshape(empty.shape)
-    except (OSError, ValueError, KeyError, TypeError, MemoryError) as error:
+    except (OSError, ValueError) as error:
         if out_of_reach(error):
             raise
         return None
@@ -106,7 +131,7 @@ def write_expressions(folder: Folder, frame: pd.DataFrame) -> None:
             for name, column in columns.items()
         ],
     }  # fmt: skip
-    if folder.exists(EXPRESSIONS_RECORD) and folder.read(EXPRESSIONS_RECORD) == seal(facts):
+    if holds(folder, EXPRESSIONS_RECORD, seal(facts)):
         return
     folder.remove(EXPRESSIONS_RECORD)
     for name in folder.names(_FOLDER):
@@ -131,14 +156,12 @@ def read_expressions(folder: Folder) -> tuple[pd.DataFrame, dict[str, Any]] | No
     facts = unseal(folder, EXPRESSIONS_RECORD)
     frame = {}
     try:
+        _refuse_odd(facts)
         for fact in facts["columns"]:
             column = _read_column(folder, fact)
             frame[fact["name"]] = decode_strings(column) if fact["kind"] == "str" else column
-        for name in ("clip", "object", "text"):
-            if len(frame[name]) and getattr(frame[name], "dtype", None) != "int64":
-                raise ValueError(f"column {name} holds no rows")
         return pd.DataFrame(frame, index=pd.RangeIndex(facts["num_rows"])), facts
-    except (KeyError, TypeError, ValueError, AttributeError, MemoryError) as error:
+    except ValueError as error:
         raise StoreError(f"the table of expressions of {folder.location} cannot be used ({error}); remove {record}, "
                          f"then {AGAIN}") from error
 
@@ -148,16 +171,49 @@ def _read_column(folder: Folder, fact: dict[str, Any]) -> np.ndarray:
     name = fact["name"]
     if not name.replace("_", "").isalnum():
         raise ValueError(f"column name {name!r}")
-    empty = np.empty(fact["shape"], fact["dtype"])
+    empty = _described(fact["shape"], fact["dtype"])
     if not empty.size:
         return empty
     file = _chunk_name(_FOLDER, name, empty)
-    data = read_or_refuse(folder, file, f"column {name} of the expressions", AGAIN)
+    data = read_or_refuse(folder, file, f"column {name} of the expressions", AGAIN, empty.nbytes + CRC_BYTES)
     payload = data[:-CRC_BYTES]
     if crc32c(payload) != fact["crc32c"] or data[-CRC_BYTES:] != fact["crc32c"].to_bytes(CRC_BYTES, "little"):
         raise StoreError(f"column {folder.where(file)} is damaged: it does not match its checksum; remove "
                          f"{folder.where(EXPRESSIONS_RECORD)}, then {AGAIN}")
     return np.frombuffer(payload, fact["dtype"]).reshape(fact["shape"]).copy()
+
+
+def _refuse_odd(facts: dict[str, Any]) -> None:
+    """Checks what the record says before anything of that size is asked for.
+
+    Raises:
+        ValueError: columns are missing, of another type, or of other numbers of rows.
+    """
+    known: _Expressions = shaped(facts, _Expressions, "the record")
+    columns = {fact["name"]: fact for fact in known["columns"]}
+    missing = [name for name in NEEDED if name not in columns]
+    if missing or len(columns) < len(known["columns"]) or columns.keys() & {"clip_id", "text_row"}:
+        raise ValueError(f"it has the columns {', '.join(columns)[:200]}; needed: {', '.join(NEEDED)}, each once")
+    for name, fact in columns.items():
+        rows, *width = fact["shape"] or [-1]
+        right = len(width) == (fact["kind"] == "str") and fact["dtype"] == _DTYPES[fact["kind"]]
+        if not right or rows != known["num_rows"] or 0 in width:
+            raise ValueError(f"column {name} is {fact['kind']} of {fact['dtype']} {fact['shape']}, in a table of "
+                             f"{known['num_rows']} rows")
+        wanted = {"clip": "int", "object": "int", "text": "int", "uid": "str", "split": "str", "dimension": "str"}
+        if rows and fact["kind"] != wanted.get(name, fact["kind"]):
+            raise ValueError(f"column {name} holds {fact['kind']}; accepted: {wanted[name]}")
+
+
+def _described(shape: list[int], dtype: str) -> np.ndarray:
+    """An array of that shape and type that takes no memory.
+
+    Raises:
+        ValueError: a column of that size is longer than any can be.
+    """
+    if len(shape) > 2 or math.prod(shape) * np.dtype(dtype).itemsize > MOST_BYTES:
+        raise ValueError(f"a column of {dtype} {shape}; accepted: up to {MOST_BYTES:,} bytes")
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def _chunk_name(group: str, name: str, column: np.ndarray) -> str:

@@ -21,11 +21,10 @@ from refavs.store.commits import CommitRecord, read_records, record_name, store_
 from refavs.store.fill import Target, fill
 from refavs.store.finished import merged_statistics
 from refavs.store.folder import TRY_AGAIN, open_folder, out_of_reach
-from refavs.store.schema import ArraySpec, StoreSchema, root_attributes, unpack_mask
+from refavs.store.schema import MASK, ArraySpec, StoreSchema, root_attributes, unpack_mask
 from refavs.store.shard import ShardReader, shard_name
 
 POLICIES = ("first", "always", "never")
-MASK = "objects/mask"
 MOST_OPEN = 2**14  # shards; Linux gives a process 65,530 mappings
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
 _THREAD_BYTES = 2**21  # less than this to copy is not worth a thread
