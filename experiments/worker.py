@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import platform
 import traceback
 from collections.abc import Callable
@@ -16,10 +15,11 @@ import torch
 
 from experiments.config import TrialConfig
 from experiments.learner import Team
+from experiments.records import Settings, read_record
 from experiments.train import Run, train_group
 from refavs.accelerator import require_usable
 from refavs.config import replace
-from refavs.errors import RefAVSError
+from refavs.errors import ConfigError, RefAVSError
 from refavs.store import FeatureStore
 
 
@@ -86,13 +86,20 @@ def _take_processors(settings: dict[str, Any]) -> None:
 
 def _run_of(folder: Path, report: Callable[[dict[str, Any]], None]) -> Run:
     """The trial whose settings are in `folder`."""
-    facts = json.loads((folder / "config.json").read_text("utf-8"))
+    facts = _settings(folder)
     weights = facts.get("weights_dir")
     return Run(
         config=replace(TrialConfig(), facts["config"]), folder=folder,
         report=lambda records: report({"folder": str(folder), "records": records}),
         weights_dir=None if weights is None else Path(weights),
     )  # fmt: skip
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    facts = read_record(folder / "config.json", Settings)
+    if facts is None:
+        raise ConfigError(f"{folder} has no config.json; run the same command again")
+    return facts
 
 
 def _report_end(folder: Path, error: Exception | None) -> None:
@@ -110,7 +117,7 @@ def reason_of(error: Exception) -> str:
 
 def _store_of(settings: dict[str, Any]) -> FeatureStore:
     """The store that all trials of these settings read; in a sweep over several each trial notes its own."""
-    facts = json.loads((Path(settings["folders"][0]) / "config.json").read_text("utf-8"))
+    facts = _settings(Path(settings["folders"][0]))
     return _store(facts.get("store_location") or settings["store"])
 
 

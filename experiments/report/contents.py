@@ -156,7 +156,7 @@ def _facts(
         if "mlflow.source.git.commit" in git:
             dirty = " with changes" if git.get("mlflow.source.git.dirty") == "true" else ""
             facts.append(("commit", f"{git['mlflow.source.git.commit']}{dirty}"))
-        if "run_id" in known:
+        if {"run_id", "tracking_uri"} <= set(known):
             facts.append(("MLflow", f"{without_password(known['tracking_uri'])}, run {known['run_id']}"))
     facts += [
         ("protocols", ", ".join(protocols)),
@@ -210,7 +210,8 @@ def _curves(contenders: Sequence[Contender]) -> list[Curve]:
 
 
 def _points(run: Run, measure: str) -> list[tuple[int, float]]:
-    return [(record["epoch"], record["metrics"][measure]) for record in run.history if measure in record["metrics"]]
+    return [(record["epoch"], record["metrics"][measure]) for record in run.history
+            if math.isfinite(record["metrics"].get(measure, math.nan))]  # fmt: skip
 
 
 def _beta(contenders: Sequence[Contender], protocol: str) -> tuple[Line, ...]:

@@ -41,7 +41,7 @@ TEXTS = {
     "bytes": b"\xff\xfe\0", "deep list": b"[" * 100_000, "deep object": b'{"a":' * 100_000, "long number": b"1" * 5000,
 }  # fmt: skip
 PLACES = {"a pipe": os.mkfifo, "an endless device": lambda path: os.symlink("/dev/zero", path),
-          "a folder": os.mkdir, "a huge file": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), 2**40)}  # fmt: skip
+          "a folder": os.mkdir, "a huge file": lambda path: path.touch() or os.truncate(path, 2**40)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,9 @@ def targets(work: Path) -> list[Target]:
 def _store(root: Path) -> Target:
     from extract.store_cli import main
     from refavs.cli import run_command
+    from refavs.store.folder import LocalFolder
     from refavs.store.lease import Lease
     from refavs.store.schema import object_key, text_key
-    from refavs.store.folder import LocalFolder
     from tests.refavs import small_store
 
     small_store.write_store(root)
@@ -207,7 +207,7 @@ def _sweep(root: Path) -> Target:
     names = ("config.json", "status.json", "mlflow.json", "result.json", "metrics.jsonl")
     return Target(root, ("sweep.json", "controls.json", *(f"trials/{trial.name}/{name}" for name in names)), {
         "status": lambda folder: main([str(folder)]),
-        "report": lambda folder: run_command("report", lambda: report(folder)),
+        "report": lambda folder: run_command("refavs-report", lambda: report(folder)),
     })  # fmt: skip
 
 
@@ -278,6 +278,11 @@ def try_all(target: Target, chosen: Sequence[Case], outcome: Outcome) -> None:
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name) / target.folder.name
         shutil.copytree(target.folder, copy)
+        for command, run in target.commands.items():
+            if fault := _fault(run, copy):
+                outcome.faults.append(f"{command}: unchanged: {fault}")
+        shutil.rmtree(copy)
+        shutil.copytree(target.folder, copy)
         for case in chosen:
             if case.file == "lease.json":
                 commands = {"lease": target.commands["lease"], "verify": target.commands["verify"]}
@@ -320,8 +325,8 @@ def _fault(run: Command, folder: Path) -> str:
     except BaseException as error:
         signal.setitimer(signal.ITIMER_REAL, 0)
         where = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in where if any(f"/{part}/" in frame.filename for part in ("refavs", "experiments", "extract"))]
-        return f"{type(error).__name__}: {str(error)[:80]} in {Path(own[-1].filename).name}:{own[-1].lineno}" if own else repr(error)
+        last = [frame for frame in where if "site-packages" not in frame.filename][-1]
+        return f"{type(error).__name__}: {str(error)[:80]} in {Path(last.filename).name}:{last.lineno}"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     if (seconds := time.monotonic() - started) > LIMIT_S:

@@ -223,8 +223,8 @@ def test_other_schema_is_refused_with_both_named(tmp_path: Path) -> None:
     both = r"objects/mask uint8 \(3, 11, 2\).*this run makes .*objects/mask uint8 \(3, 12, 2\)"
     with pytest.raises(StoreError, match=both):
         small.open_writer(tmp_path / "s", specs=small.SPECS | {"objects": [wider]})
-    with pytest.raises(StoreError, match=r"3 frames of 11 px.*this run makes .*3 frames of 384 px"):
-        small.open_writer(tmp_path / "s", input_size=384)
+    with pytest.raises(StoreError, match=r"3 frames of 11 px.*this run makes .*3 frames of 13 px"):
+        small.open_writer(tmp_path / "s", input_size=13)
 
 
 def test_existing_store_keeps_its_own_shard_size_and_source(tmp_path: Path) -> None:
