@@ -6,6 +6,7 @@ from collections.abc import Callable
 from enum import IntEnum
 
 from refavs.errors import RefAVSError
+from refavs.plain_file import UnusableFileError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 WRONG_PATH = (errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
@@ -27,6 +28,10 @@ def run_command(name: str, command: Callable[[], int]) -> int:
         return command()
     except RefAVSError as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return Exit.USAGE
+    except UnusableFileError as error:
+        print(f"{name}: cannot use {error.filename or 'a file'}: {error}; remove it or name another path, then run the "
+              "same command again", file=sys.stderr)
         return Exit.USAGE
     except KeyboardInterrupt:
         print(f"{name}: interrupted; run the same command again to go on", file=sys.stderr)
