@@ -6,7 +6,6 @@ are computed from, else they are computed.
 
 import contextlib
 import inspect
-import json
 import signal
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -20,11 +19,15 @@ import torch
 import refavs.metrics
 from experiments import constant_baselines
 from experiments.constant_baselines import Progress, canonical_values, control_results_of
+from experiments.records import Controls
 from experiments.report import scores
 from experiments.state import write_json
 from experiments.stores import contents_rows
 from refavs.config import digest, file_stamp
 from refavs.console import ProgressBar
+from refavs.plain_file import read_plain
+from refavs.records import OddRecord, shaped
+from refavs.records import read_json as parsed
 from refavs.store import FeatureStore
 from refavs.user_cache import user_cache
 
@@ -116,16 +119,16 @@ def cache_key(store: FeatureStore) -> str:
 def _read(path: Path) -> dict[str, Any] | None:
     """What a file has of constant predictions; None where there is none, or one that is damaged or of an older form."""
     try:
-        known = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        known = shaped(parsed(read_plain(path)), Controls)
+    except (OSError, OddRecord):
         return None
-    return known if isinstance(known, dict) and {"store", "controls", "protocols"} <= set(known) else None
+    return known if {"controls", "protocols"} <= set(known) else None
 
 
 def _read_sealed(path: Path, key: str) -> dict[str, Any] | None:
     """As `_read`, for a file that a hash of its content protects."""
     try:
-        known = json.loads(path.read_text("utf-8"))
+        known = parsed(read_plain(path))
         return known["values"] if known["seal"] == _seal(key, known["values"]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -12,8 +12,12 @@ import yaml
 from experiments.yaml_words import refuse_ambiguous
 from refavs.config import nearest
 from refavs.errors import ConfigError
+from refavs.plain_file import UnusableFileError, read_plain
 
 MAX_VALUES = 100_000
+MAX_CHARACTERS = 200_000  # of a file, which takes seconds to read
+MAX_NUMBER_CHARACTERS = 100
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class _Reader:
     def __init__(self, loader: _Loader, where: str, lines: bool) -> None:
         self.loader, self.where, self.lines = loader, where, lines
         self.open: list[yaml.Node] = []
+        self.merging: list[yaml.Node] = []
+        self.flat: dict[int, list[tuple[yaml.Node, yaml.Node]]] = {}
         self.merged: set[int] = set()
         self.num_values = 0
 
@@ -83,9 +89,11 @@ class _Reader:
         self.num_values += 1
         if any(node is outer for outer in self.open):
             raise ConfigError(f"{place}: an alias stands for a value that contains it; write it out")
-        if self.num_values > MAX_VALUES:
-            raise ConfigError(f"{place}: more than {MAX_VALUES:,} values; write fewer aliases")
+        self.refuse_many(place)
         if isinstance(node, yaml.ScalarNode):
+            if node.tag != "tag:yaml.org,2002:str" and len(node.value) > MAX_NUMBER_CHARACTERS:
+                raise ConfigError(f"{place}: a value of {len(node.value):,} characters that is no text; write a number "
+                                  "of fewer digits, or quote a text")
             refuse_ambiguous(node, self.loader, place)
             return Located(self.loader.construct_object(node), place)
         self.open.append(node)
@@ -111,9 +119,35 @@ class _Reader:
                     first = f" (first at {self.place(seen[key.value])})" if self.lines else ""
                     raise ConfigError(f"{self.place(key)}: key {key.value!r} is written twice{first}; keep one")
                 seen[key.value] = key
-            self.loader.flatten_mapping(node)
+            node.value = self.flattened(node)
             self.merged.add(id(node))
-        return {key.value: self.read(value, self.place(key)) for key, value in node.value}
+        return {str(key.value): self.read(value, self.place(key)) for key, value in node.value}
+
+
+    def flattened(self, node: yaml.MappingNode) -> list[tuple[yaml.Node, yaml.Node]]:
+        """The entries of a mapping with those that it merges: of two of one name its own one, then the earlier."""
+        if id(node) in self.flat:
+            return self.flat[id(node)]
+        if any(node is outer for outer in self.merging):
+            raise ConfigError(f"{self.place(node)}: a mapping is merged into itself; write it out")
+        self.merging.append(node)
+        found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for merged in [value for key, value in node.value if key.tag == _MERGE]:
+            for source in merged.value if isinstance(merged, yaml.SequenceNode) else [merged]:
+                if not isinstance(source, yaml.MappingNode):
+                    raise ConfigError(f"{self.place(source)}: << merges no mapping; accepted: << with an alias of one")
+                for key, value in self.flattened(source):
+                    self.num_values += 1
+                    self.refuse_many(self.place(node))
+                    found.setdefault(str(key.value), (key, value))
+        self.merging.pop()
+        found |= {str(key.value): (key, value) for key, value in node.value if key.tag != _MERGE}
+        self.flat[id(node)] = [*found.values()]
+        return self.flat[id(node)]
+
+    def refuse_many(self, place: str) -> None:
+        if self.num_values > MAX_VALUES:
+            raise ConfigError(f"{place}: more than {MAX_VALUES:,} values; write fewer aliases")
 
 
 def parse_yaml(text: str, where: str, lines: bool = True) -> Located:
@@ -126,6 +160,8 @@ def parse_yaml(text: str, where: str, lines: bool = True) -> Located:
     Raises:
         ConfigError: text that is not YAML, a mapping with a repeated key, or a tag, which would make an object.
     """
+    if len(text) > MAX_CHARACTERS:
+        raise ConfigError(f"{where}: {len(text):,} characters; accepted: up to {MAX_CHARACTERS:,}. Split the grid")
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -161,10 +197,14 @@ def grid_text(grid: str) -> tuple[str, str, str]:
             near = nearest(grid, shipped)
             raise ConfigError(f"no grid named {grid!r}; {near} (shipped: {', '.join(shipped)}), or give a .yaml file")
         return grid, shipped[grid], f"shipped grid {grid}"
-    if not path.is_file():
-        raise ConfigError(f"no grid file {grid}; give an existing .yaml file or one of {', '.join(shipped_grids())}")
     try:
-        return path.stem, path.read_text("utf-8"), grid
+        return path.stem, read_plain(path, 4 * MAX_CHARACTERS).decode(), grid
+    except FileNotFoundError:
+        raise ConfigError(
+            f"no grid file {grid}; give an existing .yaml file or one of {', '.join(shipped_grids())}"
+        ) from None
+    except UnusableFileError as error:
+        raise ConfigError(f"the grid {grid} cannot be read ({error}); give a .yaml file") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{grid} is not UTF-8 text ({error}); save it as UTF-8") from error
 

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.config import TrialConfig
+from experiments.records import Epoch, Sent, Status, SweepFacts, read_lines
 from experiments.state import STOP_FILE, read_json, write_json
 from experiments.trial import Trial
 from refavs.config import flat
 from refavs.errors import ConfigError
 from refavs.locks import NO_LOCKS
+from refavs.plain_file import open_lock
 
 State = Literal["new", "running", "finished", "failed", "stopped", "pruned"]
 KEY_LENGTH = 16
@@ -42,7 +44,7 @@ class Entry:
     def status(self) -> dict[str, Any]:
         """What is known: `state` and since when (`time_s`); where they apply `started_s`, `reason`, `seconds`,
         and in a search the last epoch after which it was let go on (`passed`), or why it was not (`given_up`)."""
-        return read_json(self.folder / "status.json") or {"state": "new"}
+        return read_json(self.folder / "status.json", Status) or {"state": "new"}
 
     @property
     def state(self) -> State:
@@ -52,7 +54,7 @@ class Entry:
     @property
     def result(self) -> dict[str, Any] | None:
         """The record with the final metrics, once the trial has them."""
-        return read_json(self.folder / "result.json")
+        return read_json(self.folder / "result.json", Epoch)
 
     def score(self, metric: str) -> float | None:
         """An epoch's metric of the weights that the trial kept: the best epoch's with early stopping, else the last."""
@@ -142,7 +144,7 @@ class Ledger:
         if entry.folder.is_symlink():
             raise ConfigError(f"{entry.folder} is a link to {os.readlink(entry.folder)}, and what lies there is not "
                               "thrown away; put the trial's folder in its place, or remove the link")  # fmt: skip
-        sent = read_json(entry.folder / "mlflow.json") or {}
+        sent = read_json(entry.folder / "mlflow.json", Sent) or {}
         write_json(entry.folder / "mlflow.json", {"attempt": sent.get("attempt", 0) + 1})
         shutil.rmtree(entry.folder / "state", ignore_errors=True)
         entry.set_status("new", passed=0, given_up="")
@@ -185,7 +187,7 @@ class Ledger:
     @property
     def sweep(self) -> dict[str, Any]:
         """Facts of the sweep itself: its id, its MLflow run and whether that is closed."""
-        return read_json(self.root / "sweep.json") or {}
+        return read_json(self.root / "sweep.json", SweepFacts) or {}
 
     def set_sweep(self, **facts: Any) -> None:
         """Adds `facts` to those of the sweep; threads may do so at the same time."""
@@ -210,7 +212,7 @@ class Ledger:
             ConfigError: another process holds it, or the file system has no locks.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("a+") as file:
+        with open_lock(self.root / ".lock") as file:
             for attempt in range(LOCK_ATTEMPTS):
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -256,5 +258,4 @@ def _store_facts(trial: Trial, fingerprint: str) -> dict[str, Any]:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The per-epoch records of a trial's folder, oldest first."""
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+    return read_lines(folder / "metrics.jsonl", Epoch)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.ledger import Entry, Ledger, read_metrics
 from experiments.model_card import write_card
+from experiments.records import Sent
 from experiments.state import read_json, write_json
 from experiments.stores import store_of
 from experiments.tracking import Tracker, few_retries, gone, lasts, one_line, without_password
@@ -40,7 +41,7 @@ def sent_of(folder: Path, uri: str) -> dict[str, Any]:
 
     Another address has nothing, so that a finished sweep can be sent to a second server.
     """
-    known = read_json(folder / FILE) or {}
+    known = read_json(folder / FILE, Sent) or {}
     same = known.get("uri") == without_password(uri)
     return known if same else {"attempt": known.get("attempt", 0), "uri": without_password(uri)}
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from extract.media import Media, read_media
+from extract.plan import array_specs
 from extract.presets import Encoders, build_encoders, preset_named
 from extract.weights import WeightSource
 from refavs.accelerator import compute_fp32_exactly, require_usable
@@ -23,6 +24,7 @@ from refavs.finite import require_finite_features, require_finite_probs
 from refavs.model.checkpoint import CONFIG, load_model, read_config
 from refavs.model.decoder import predict
 from refavs.model.eemc import EEMC
+from refavs.records import OddRecord, shaped
 from refavs.store.reader import Sample, says_random
 
 AT_ONCE = 8  # expressions
@@ -50,6 +52,20 @@ class Prediction:
         return (self.probs > 0.5).float().mean(dim=(1, 2)).tolist()
 
 
+class _Extraction(TypedDict):
+    preset: str
+    weights: Literal["pretrained", "random"]
+    seed: int
+    precision: str
+
+
+class _Facts(TypedDict):
+    """What a checkpoint must tell of the features that it was trained on."""
+
+    encoders: dict[str, dict[str, Any]]
+    extraction: _Extraction
+
+
 class Predictor:
     """A trained head with the encoders whose features it was trained on.
 
@@ -70,15 +86,19 @@ class Predictor:
         require_usable(device, "this machine")
         self.model: EEMC = load_model(folder).to(device)
         facts = read_config(folder)["facts"]
-        extraction = facts.get("extraction")
-        if not isinstance(extraction, dict) or not isinstance(facts.get("encoders"), dict):
+        try:
+            shaped(facts, _Facts, "facts")
+        except OddRecord as error:
             raise WeightsError(
-                f"{folder / CONFIG} does not say which encoders its features came from; train again with this version"
-            )
+                f"{folder / CONFIG} does not say which encoders its features came from ({error}); train again with "
+                "this version"
+            ) from error
+        extraction = facts["extraction"]
         self.random_features = says_random(facts["encoders"])
         self.preset = preset_named(str(extraction.get("preset")))
         self.encoders = self._encoders(extraction, weights_folder)
         self._refuse_others(facts["encoders"], folder)
+        self._refuse_other_sizes(folder)
 
     def read(self, video: Path) -> Media:
         """The frames and the sound that the encoders take of a video.
@@ -134,6 +154,17 @@ class Predictor:
                 f"the head in {folder} was trained on features of {', '.join(other)} from other weights than those "
                 "found here; give the folder of the weights that refavs-extract had by --weights-dir"
             )
+
+    def _refuse_other_sizes(self, folder: Path) -> None:
+        specs = {spec.path: spec for table in array_specs(self.preset, self.encoders).values() for spec in table}
+        sizes = self.model.config.sizes
+        wanted = {sizes.audio.path: [sizes.audio.channels], sizes.text.path: [sizes.text.channels],
+                  **{size.path: [size.channels, size.height, size.width] for size in sizes.maps}}  # fmt: skip
+        for path, size in wanted.items():
+            made = specs[path].shape[-len(size):] if path in specs else ()
+            if list(made) != size:
+                raise WeightsError(f"{folder / CONFIG} names {path} of {size}, its encoders make {list(made)}; copy "
+                                   "the checkpoint again or train again")
 
     def _encoded(self, media: Media) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The features of frames, by their paths, and of sound."""

@@ -1,15 +1,16 @@
 """How far the trials of a sweep are, as its folder tells: of plain files, so that it is known without torch or Ray."""
 
 import fcntl
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.records import Epoch, Sent, ShownSettings, Status, SweepFacts, read_lines, read_record
 from refavs.errors import ConfigError
 from refavs.locks import NO_LOCKS
+from refavs.plain_file import UnusableFileError, open_plain
 
 LOSS, SCORE = "train/loss", "val/J"
 RUNNABLE = ("running", "stopped", "new")
@@ -100,7 +101,7 @@ def read_sweep(root: Path) -> Sweep:
     Raises:
         ConfigError: it is not the folder of a sweep.
     """
-    facts = _json(root / "sweep.json")
+    facts = read_record(root / "sweep.json", SweepFacts)
     if facts is None:
         raise ConfigError(
             f"{root} is not the folder of a sweep: it has no sweep.json; give the --out of a refavs-sweep command, "
@@ -109,7 +110,8 @@ def read_sweep(root: Path) -> Sweep:
     folders = sorted(path for path in (root / "trials").glob("*") if (path / "config.json").is_file())
     current = facts.get("current")  # of the last command; an older grid may have had others
     if current is not None:
-        folders = sorted((path for path in folders if path.name in current), key=lambda path: current.index(path.name))
+        places = {name: place for place, name in enumerate(current)}
+        folders = sorted((path for path in folders if path.name in places), key=lambda path: places[path.name])
     active = is_held(root)
     trials = tuple(map(read_progress, folders))
     for trial in trials:
@@ -120,13 +122,16 @@ def read_sweep(root: Path) -> Sweep:
 
 def read_progress(folder: Path) -> Progress:
     """Reads a trial's folder."""
-    settings, sent = _json(folder / "config.json") or {}, _json(folder / "mlflow.json") or {}
-    status: Mapping[str, Any] = _json(folder / "status.json") or {"state": "new"}
+    settings = read_record(folder / "config.json", ShownSettings)
+    if settings is None:
+        raise ConfigError(f"{folder} has no config.json any more; run the same command again")
+    sent: Mapping[str, Any] = read_record(folder / "mlflow.json", Sent) or {}
+    status: Mapping[str, Any] = read_record(folder / "status.json", Status) or {"state": "new"}
     found = Progress(
         key=folder.name, name=settings["name"], seed=settings["seed"], epochs=settings["config"]["train.epochs"],
         state=status["state"], started_s=status.get("started_s", math.nan), reason=status.get("reason", ""),
     )  # fmt: skip
-    records = [json.loads(line) for line in _text(folder / "metrics.jsonl").splitlines()]
+    records = read_lines(folder / "metrics.jsonl", Epoch)
     found.see(records)
     older = "run_id" in status and not sent  # of a version that noted the run here once MLflow had all of it
     found.pending = found.state != "new" and not older and (
@@ -174,34 +179,15 @@ def duration(seconds: float) -> str:
 def is_held(root: Path) -> bool:
     """Whether a refavs-sweep holds the folder."""
     try:
-        with (root / ".lock").open("rb") as file:
+        with open(open_plain(root / ".lock"), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except BlockingIOError:
         return True
+    except UnusableFileError:
+        return False
     except OSError as error:
         if error.errno not in NO_LOCKS:  # without locks no refavs-sweep begins
             raise
     return False
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except FileNotFoundError:
-        return ""
-
-
-def _json(path: Path) -> Any | None:
-    """The value in a file; None where it is absent.
-
-    Raises:
-        ConfigError: a file that is not JSON.
-    """
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error}); remove it and run the refavs-sweep command again") from error

@@ -6,7 +6,7 @@ so that a search that was killed goes on with the same points, and a larger budg
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from experiments.evaluate import rows_of
 from experiments.fuse import MOST
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 ATTEMPTS = 200
 
 
+class _Search(TypedDict):
+    points: list[dict[str, Any]]
+
+
 class Search:
     """The points of one search in a sweep's folder.
 
@@ -40,7 +44,7 @@ class Search:
         self.grid, self.plan, self.ledger, self.fingerprint = grid.search, grid.search.plan, ledger, fingerprint
         self.identity = self.grid.identity(self.grid.examples[0].key(fingerprint, ledger.defaults))
         self.path = ledger.root / "search" / f"{self.identity[:KEY_LENGTH]}.json"
-        self.points: list[dict[str, Any]] = (read_json(self.path) or {"points": []})["points"]
+        self.points: list[dict[str, Any]] = (read_json(self.path, _Search) or {"points": []})["points"]
         self._of_points: list[list[Entry]] = []
         self._rungs: dict[int, dict[str, float]] = {}
         self._values: dict[str, float | None] = {}

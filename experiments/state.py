@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from experiments.records import read_record
 from refavs.errors import ConfigError
 from refavs.store.files import sync_folder, write_atomically
 
@@ -23,18 +24,13 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
-def read_json(path: Path) -> Any | None:
-    """The value in `path`, or None where the file is absent.
+def read_json(path: Path, kind: Any = dict[str, Any]) -> Any | None:
+    """The value in `path`, of the shape `kind`, or None where the file is absent.
 
     Raises:
-        ConfigError: a file that is not JSON.
+        ConfigError: a file of another shape, or one that is not JSON.
     """
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error}); remove it and run the same command again") from error
+    return read_record(path, kind)
 
 
 class Stateful(Protocol):
@@ -90,9 +86,9 @@ def load_state(folder: Path, subject: Stateful) -> tuple[int, list[dict[str, Any
         return 0, []
     newest = saved[-1]
     try:
-        facts = json.loads((newest / "state.json").read_text("utf-8"))
+        facts = read_record(newest / "state.json", dict[str, Any]) or {}
         subject.load_state({name: load_file(newest / f"{name}.safetensors") for name in facts["parts"]}, facts["facts"])
         return facts["epoch"], facts["history"]
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ConfigError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{newest} cannot be read ({reason}); remove {folder} to start this trial again") from error

@@ -24,6 +24,7 @@ from experiments.evaluate import TEST_SPLITS, Head, all_levels, evaluate_togethe
 from experiments.history import best_epoch, stalled, write_history
 from experiments.learner import Learner, Team, computed_as
 from experiments.overlays import OVERLAYS, write_overlays
+from experiments.records import Epoch
 from experiments.sampler import Sampler
 from experiments.state import STOP_FILE, load_state, read_json, save_state, saved_precision, write_json
 from experiments.usage import Usage
@@ -326,7 +327,7 @@ def finish(trainings: Sequence[Training], store: "FeatureStore", num_runs: int) 
     """
     missing: list[Training] = []
     for training in trainings:
-        known = read_json(training.run.folder / "result.json")
+        known = read_json(training.run.folder / "result.json", Epoch)
         if training.team.rank == 0 and known is None:
             training.learner.use_best()
             missing.append(training)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import platform
 import traceback
 from collections.abc import Callable
@@ -16,10 +15,11 @@ import torch
 
 from experiments.config import TrialConfig
 from experiments.learner import Team
+from experiments.records import Settings, read_record
 from experiments.train import Run, train_group
 from refavs.accelerator import require_usable
 from refavs.config import replace
-from refavs.errors import RefAVSError, StoreError
+from refavs.errors import ConfigError, RefAVSError, StoreError
 from refavs.store import FeatureStore
 from refavs.store.unchanged import refuse_exchanged
 
@@ -87,13 +87,20 @@ def _take_processors(settings: dict[str, Any]) -> None:
 
 def _run_of(folder: Path, report: Callable[[dict[str, Any]], None]) -> Run:
     """The trial whose settings are in `folder`."""
-    facts = json.loads((folder / "config.json").read_text("utf-8"))
+    facts = _settings(folder)
     weights = facts.get("weights_dir")
     return Run(
         config=replace(TrialConfig(), facts["config"]), folder=folder,
         report=lambda records: report({"folder": str(folder), "records": records}),
         weights_dir=None if weights is None else Path(weights),
     )  # fmt: skip
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    facts = read_record(folder / "config.json", Settings)
+    if facts is None:
+        raise ConfigError(f"{folder} has no config.json; run the same command again")
+    return facts
 
 
 def _report_end(folder: Path, error: Exception | None) -> None:
@@ -115,7 +122,7 @@ def _store_of(settings: dict[str, Any]) -> FeatureStore:
     Raises:
         StoreError: it cannot be used, or is not the one with which the trials were planned.
     """
-    facts = json.loads((Path(settings["folders"][0]) / "config.json").read_text("utf-8"))
+    facts = _settings(Path(settings["folders"][0]))
     store = _store(facts.get("store_location") or settings["store"])
     try:
         refuse_exchanged(store, facts["store"])

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from extract.wave_length import by_its_samples
-from refavs.data.files import UnusableFileError, open_file, reason_of
+from refavs.data.files import open_file, reason_of
 from refavs.errors import DatasetError
+from refavs.plain_file import UnusableFileError
 
 if TYPE_CHECKING:
     import soundfile

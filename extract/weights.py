@@ -1,5 +1,6 @@
 """Where encoder weights come from: a folder, the package, the hub's cache or a download; or a random generator."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from refavs.errors import ConfigError, WeightsError
 from refavs.finite import require_finite_weights
+from refavs.model.pickled import load_pickled
+from refavs.plain_file import open_plain
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _RANDOM = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
@@ -106,9 +109,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
     try:
         if path.suffix == ".safetensors":
+            os.close(open_plain(path))
             found = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            found = load_pickled(path)
     except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError, _unpickling_error()) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from refavs.errors import RefAVSError
+from refavs.plain_file import UnusableFileError
 from refavs.printing import printable, printable_streams, warn
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -46,6 +47,10 @@ def _status_of(name: str, command: Callable[[], int]) -> int:
         return command()
     except RefAVSError as error:
         warn(f"{name}: {' '.join(str(error).split())}")
+        return Exit.USAGE
+    except UnusableFileError as error:
+        warn(f"{name}: cannot use {error.filename or 'a file'}: {error}; remove it or name another path, then run the "
+             "same command again")
         return Exit.USAGE
     except KeyboardInterrupt:
         warn(f"{name}: interrupted; run the same command again to go on")

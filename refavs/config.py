@@ -31,6 +31,16 @@ def leaves(config: Any) -> list[str]:
     return names
 
 
+def kinds(config: Any) -> dict[str, Any]:
+    """The type of each setting by its dotted name."""
+    hints, found = get_type_hints(type(config)), {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        inner = kinds(value) if dataclasses.is_dataclass(value) else {"": hints[field.name]}
+        found |= {f"{field.name}.{leaf}".rstrip("."): kind for leaf, kind in inner.items()}
+    return found
+
+
 def replace(config: Config, overrides: Mapping[str, Any]) -> Config:
     """Returns `config` with dotted leaves replaced, all at once: e.g. `{"model.beta": 0.5}`; their order is free.
 

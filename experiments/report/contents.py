@@ -213,7 +213,8 @@ def _curves(contenders: Sequence[Contender]) -> list[Curve]:
 
 
 def _points(run: Run, measure: str) -> list[tuple[int, float]]:
-    return [(record["epoch"], record["metrics"][measure]) for record in run.history if measure in record["metrics"]]
+    return [(record["epoch"], record["metrics"][measure]) for record in run.history
+            if math.isfinite(record["metrics"].get(measure, math.nan))]  # fmt: skip
 
 
 def _beta(contenders: Sequence[Contender], protocol: str) -> tuple[Line, ...]:

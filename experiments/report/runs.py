@@ -3,15 +3,17 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from experiments.config import TrialConfig
 from experiments.ledger import Ledger, read_metrics
-from experiments.state import read_json
-from refavs.config import flat
+from experiments.records import Controls, Epoch, Settings, Status, read_record
+from refavs.config import flat, kinds
 from refavs.errors import ConfigError
 from refavs.metrics import STATISTICS_FILE
+from refavs.records import shaped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,7 @@ def read_sweep(folder: Path) -> Sweep:
     return Sweep(
         folder=folder, grid=str(facts.get("grid") or folder.name), unfinished=unfinished,
         runs=tuple(sorted(runs, key=lambda run: (natural(run.name), run.seed, run.key))),
-        controls=read_json(folder / "controls.json") or {}, facts=facts,
+        controls=read_record(folder / "controls.json", Controls) or {}, facts=facts,
     )  # fmt: skip
 
 
@@ -128,6 +130,11 @@ def natural(text: str) -> list[tuple[float, str]]:
     return [(float(part), "") if place % 2 else (-1.0, part) for place, part in enumerate(parts)]
 
 
+@cache
+def _kinds() -> dict[str, Any]:
+    return kinds(TrialConfig())
+
+
 def _read_run(folder: Path, facts: Mapping[str, Any]) -> tuple[Run, str]:
     """A trial with its state in the ledger; one that was killed may be `running`.
 
@@ -136,9 +143,11 @@ def _read_run(folder: Path, facts: Mapping[str, Any]) -> tuple[Run, str]:
     """
     defaults = facts.get("defaults", {})
     contents = {fingerprint: store["contents"] for fingerprint, store in facts.get("stores", {}).items()}
-    settings = read_json(folder / "config.json") or {}
-    status, result = (read_json(folder / name) for name in ("status.json", "result.json"))
-    known = flat(TrialConfig())
+    settings = read_record(folder / "config.json", Settings) or {}
+    status, result = read_record(folder / "status.json", Status), read_record(folder / "result.json", Epoch)
+    known, of = flat(TrialConfig()), _kinds()
+    for name in settings["config"].keys() & of.keys():
+        shaped(settings["config"][name], of[name], name)
     own = {
         name: value for name, value in settings["config"].items()
         if name in known or name not in defaults or value != defaults[name]

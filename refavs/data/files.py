@@ -6,7 +6,6 @@ another place, a picture that would fill the memory.
 
 import io
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,18 +14,12 @@ from PIL import ImageFile, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
+from refavs.plain_file import UnusableFileError, open_plain, refuse_special
+
 # A frame of 8K video has 33 million pixels.
 MOST_PIXELS = 40_000_000
 PICTURE_ERRORS = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError)
-_KINDS = {
-    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 _PLUGINS = {b"\xff\xd8\xff": JpegImageFile, b"\x89PN": PngImageFile}
-
-
-class UnusableFileError(OSError):
-    """A file that is not what its name says; the text completes "cannot be read (...)", the caller names the file."""
 
 
 def reason_of(error: BaseException) -> str:
@@ -52,8 +45,7 @@ def check_file(path: Path, within: Path | None = None) -> None:
         if path.is_symlink():
             raise UnusableFileError(f"it is a symbolic link to nothing: {os.readlink(path)}") from None
         raise
-    if not stat.S_ISREG(facts.st_mode):
-        raise UnusableFileError(f"it is {_KINDS.get(stat.S_IFMT(facts.st_mode), 'something else')}, not a file")
+    refuse_special(facts)
     if within is not None:
         place = path.resolve()
         if not place.is_relative_to(within.resolve()):
@@ -69,7 +61,7 @@ def open_file(path: Path, within: Path | None = None) -> io.BufferedReader:
         FileNotFoundError, UnusableFileError, OSError: as of `check_file`.
     """
     check_file(path, within)
-    return path.open("rb")
+    return open(open_plain(path), "rb")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The benchmark's metadata.csv: a table of its good rows and a report that names every odd one by kind."""
 
 import csv
+import io
 import os
 import re
 import unicodedata
@@ -11,11 +12,15 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from refavs.data.files import UnusableFileError, check_file, reason_of
+from refavs.data.files import open_file, reason_of
 from refavs.errors import DatasetError
+from refavs.plain_file import UnusableFileError
 
 SPLITS = ("train", "val", "test_s", "test_u", "test_n")
 UNFINISHED_SPLIT = "TODO"
+# A store pads its texts to the longest one; an expression has some ten words, and a page of text is an open quote.
+MOST_CHARACTERS = 2_000
+_LINE_CHARACTERS = 2**20
 COLUMNS = ("vid", "uid", "split", "fid", "exp")
 NULL_PREFIX = "null_"
 
@@ -211,9 +216,8 @@ def read_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, ...]]:
     columns = tuple(columns)
     expected = f"expected a CSV file with columns {','.join(columns)}"
     try:
-        check_file(path)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(_without_nul(file, path), strict=True)
+        with open_file(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
+            reader = csv.reader(_lines(file, path), strict=True)
             header = next(reader, [])
             places = _places(path, header, columns)
             for fields in reader:
@@ -223,7 +227,9 @@ def read_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, ...]]:
                         "put an expression with a comma in double quotes."
                     )
                 if fields:
-                    yield tuple(fields[place] for place in places)
+                    values = tuple(fields[place] for place in places)
+                    _refuse_long(values, columns, f"{path}, line {reader.line_num}")
+                    yield values
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file; {expected}.") from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -234,12 +240,26 @@ def read_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, ...]]:
         raise DatasetError(f"{path} cannot be read ({reason_of(error)}); copy it again.") from error
 
 
-def _without_nul(lines: Iterable[str], path: Path) -> Iterator[str]:
-    for number, line in enumerate(lines, start=1):
+def _lines(file: io.TextIOWrapper, path: Path) -> Iterator[str]:
+    number = 0
+    while line := file.readline(_LINE_CHARACTERS):
+        number += 1
         if "\0" in line:
             raise DatasetError(f"{path}, line {number} holds a NUL byte, as UTF-16 or a damaged file does; save it as "
                                "CSV in UTF-8.")  # fmt: skip
+        if len(line) == _LINE_CHARACTERS:
+            raise DatasetError(f"{path}, line {number} is longer than {_LINE_CHARACTERS:,} characters; save the file "
+                               "as CSV with one row to a line.")  # fmt: skip
         yield line
+
+
+def _refuse_long(values: tuple[str, ...], columns: tuple[str, ...], where: str) -> None:
+    for name, value in zip(columns, values, strict=True):
+        if len(value) > MOST_CHARACTERS:
+            raise DatasetError(
+                f"{where}: {name} has {len(value):,} characters; accepted: up to {MOST_CHARACTERS:,}. Shorten it, or "
+                "close the double quote that is open there."
+            )
 
 
 def _places(path: Path, header: list[str], columns: tuple[str, ...]) -> list[int]:

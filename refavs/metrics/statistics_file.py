@@ -28,10 +28,12 @@ from refavs.metrics.statistics import (
     concat,
 )
 from refavs.partials import partial_path
+from refavs.records import read_json
 from refavs.store.files import sync_folder
 
 STATISTICS_FILE = "statistics.parquet"
 EXPRESSIONS_PER_GROUP = 256
+_MOST_GROUP_BYTES = 2**28
 _KEY = b"refavs.statistics"
 _AGAIN = "evaluate the run again, which writes them anew"
 _STRING = pa.dictionary(pa.int32(), pa.string())
@@ -61,13 +63,20 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
             partial, schema, compression="zstd", write_page_checksum=True,
             use_dictionary=_REPETITIVE,  # pyright: ignore[reportArgumentType]
         ) as writer:  # fmt: skip
-            for start in range(0, len(ordered), EXPRESSIONS_PER_GROUP):
-                part = ordered.select(np.arange(start, min(start + EXPRESSIONS_PER_GROUP, len(ordered))))
+            step = _most_expressions(ordered.facts["num_frames"])
+            for start in range(0, len(ordered), step):
+                part = ordered.select(np.arange(start, min(start + step, len(ordered))))
                 writer.write_table(_table(part, schema), row_group_size=len(part) * ordered.facts["num_frames"])
         partial.rename(path)
         sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _most_expressions(num_frames: int) -> int:
+    """In a row group, whose histograms are in memory at once."""
+    line_bytes = 4 * NUM_CELLS * len(HISTOGRAMS)
+    return max(1, min(EXPRESSIONS_PER_GROUP, _MOST_GROUP_BYTES // (line_bytes * num_frames)))
 
 
 def _table(part: Statistics, schema: pa.Schema) -> pa.Table:
@@ -126,6 +135,7 @@ def statistics_blocks(
         facts = _facts(file, path)
         names = [*EXPRESSION_COLUMNS, "frame", *COUNTS, PEAK, *histograms]
         for group in range(file.num_row_groups):
+            _refuse_long(file, group, facts["num_frames"], path)
             try:
                 if splits is not None:
                     found = file.read_row_group(group, columns=["split"], use_threads=False)["split"]
@@ -135,6 +145,17 @@ def statistics_blocks(
             except (pa.ArrowException, OSError) as error:
                 raise _damaged(path, error) from error
             yield _statistics(table, facts, path, group)
+
+
+def _refuse_long(file: pq.ParquetFile, group: int, num_frames: int, path: Path) -> None:
+    """Checks that a row group is not longer than `write_statistics` makes it, before it is read."""
+    told = file.metadata.row_group(group)
+    most = _most_expressions(num_frames)
+    if told.num_rows > most * num_frames or told.total_byte_size > 2 * _MOST_GROUP_BYTES:
+        raise StatisticsError(
+            f"{path} holds {told.num_rows:,} lines ({told.total_byte_size:,} bytes) in its row group {group}; "
+            f"accepted: up to {most} expressions, as refavs writes them; {_AGAIN}"
+        )
 
 
 def _open(path: Path) -> pq.ParquetFile:
@@ -148,14 +169,15 @@ def _open(path: Path) -> pq.ParquetFile:
 
 def _facts(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads((file.schema_arrow.metadata or {})[_KEY])
+        facts = read_json((file.schema_arrow.metadata or {})[_KEY])
         version = facts["version"]
     except (KeyError, ValueError, TypeError) as error:
         raise StatisticsError(f"{path} is no file of statistics: it does not say what it is of; {_AGAIN}") from error
     if version != VERSION:
         raise StatisticsError(f"{path} holds statistics of version {version!r}, this program reads {VERSION}; {_AGAIN}")
     numbers = [facts.get(name) for name in ("height", "width", "num_frames")]
-    if set(facts) < set(FACTS) or not all(isinstance(number, int) and 0 < number < 2**16 for number in numbers):
+    known = set(FACTS) <= set(facts) and isinstance(facts.get("store"), str)
+    if not known or not all(type(number) is int and 0 < number < 2**16 for number in numbers):
         raise StatisticsError(f"{path} has facts {facts}; accepted: {', '.join(FACTS)}; {_AGAIN}")
     expected = statistics_schema(facts)
     for field in expected:

@@ -1,12 +1,15 @@
 """A trained model as a folder: `model.safetensors` and `config.json`, written whole or not at all, never a pickle."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict, get_type_hints
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
@@ -18,9 +21,46 @@ from refavs.model.pretrained import mismatch
 from refavs.model.sizes import FeatureSizes, MapSize, StreamSize
 from refavs.model.variants import build_head
 from refavs.partials import PARTIAL
+from refavs.plain_file import open_plain, read_plain
+from refavs.records import OddRecord, read_json, shaped
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
+_Size = Annotated[int, range(1, 2**31)]
+
+
+class _Stream(TypedDict):
+    path: str
+    channels: _Size
+
+
+class _Map(_Stream):
+    name: str
+    height: _Size
+    width: _Size
+
+
+class _Sizes(TypedDict):
+    audio: _Stream
+    text: _Stream
+    maps: list[_Map]
+
+
+class _Train(TypedDict, total=False):
+    precision: str
+
+
+class _Trial(TypedDict, total=False):
+    train: _Train
+
+
+class Facts(TypedDict, total=False):
+    """What is read of the facts that are kept with a model."""
+
+    store: str
+    encoders: dict[str, dict[str, Any]]
+    extraction: dict[str, str | int | float | bool | None]
+    trial: _Trial
 
 
 def save_model(folder: Path, model: EEMC, facts: Mapping[str, Any] | None = None) -> None:
@@ -45,9 +85,16 @@ def load_model(folder: Path) -> EEMC:
             that are not finite.
     """
     config = read_config(folder)
+    found = _shapes(folder / WEIGHTS)
     try:
-        model = build_head(_config_of(config["model"]))
-    except (KeyError, TypeError, RuntimeError, RefAVSError) as error:  # torch's refusal of a size is a RuntimeError
+        described = _config_of(config["model"])
+        _refuse_deeper(described, len(found))
+        with torch.device("meta"):  # which takes no memory, whatever the sizes are
+            _refuse_other_shapes(folder / WEIGHTS, build_head(described), found)
+        model = build_head(described)
+    except WeightsError:
+        raise
+    except (TypeError, ValueError, RuntimeError, RefAVSError) as error:  # torch's refusal of a size is a RuntimeError
         raise WeightsError(
             f"{folder / CONFIG} does not describe an EEMC of this version ({error}); train again or use the version "
             "that wrote it"
@@ -70,7 +117,7 @@ def load_weights(folder: Path, model: EEMC) -> None:
             f"{folder / CONFIG} says num_heads={heads}, the model has {model.config.num_heads}; take --set "
             f"model.num_heads={heads}"
         )
-    _check_names_and_shapes(folder / WEIGHTS, model, weights)
+    _refuse_other_shapes(folder / WEIGHTS, model, {name: tuple(tensor.shape) for name, tensor in weights.items()})
     model.load_state_dict(weights)
 
 
@@ -82,7 +129,7 @@ def checkpoint_digest(folder: Path) -> str:
     """
     read_config(folder)
     try:
-        with (folder / WEIGHTS).open("rb") as file:
+        with open(open_plain(folder / WEIGHTS), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise WeightsError(f"no weights at {folder / WEIGHTS}; copy the checkpoint again or train again") from error
@@ -92,7 +139,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The checkpoint's description: `model`, its configuration, and `facts`, what was kept with it."""
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text())
+        config = read_json(read_plain(path))
     except FileNotFoundError as error:
         raise WeightsError(
             f"no checkpoint in {folder}: {CONFIG} is missing; a checkpoint is a folder with {WEIGHTS} and {CONFIG}, "
@@ -103,10 +150,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     good = isinstance(config, dict) and config.get("format") == FORMAT
     if not good or not all(isinstance(config.get(part), dict) for part in ("model", "facts")):
         raise WeightsError(f"{path} is not a description of format {FORMAT}; use the version of refavs that wrote it")
+    try:
+        shaped(config["facts"], Facts, "facts")
+    except OddRecord as error:
+        raise WeightsError(f"{path} cannot be used ({error}); copy the checkpoint again or train again") from error
     return config
 
 
 def _config_of(facts: Mapping[str, Any]) -> EEMCConfig:
+    kinds = {**get_type_hints(EEMCConfig), "sizes": _Sizes}
+    for name in ({field.name for field in fields(EEMCConfig)} & facts.keys()) | {"sizes"}:
+        shaped(facts.get(name), kinds[name], name)
     sizes = facts["sizes"]
     known = FeatureSizes(
         audio=StreamSize(**sizes["audio"]), text=StreamSize(**sizes["text"]),
@@ -115,27 +169,52 @@ def _config_of(facts: Mapping[str, Any]) -> EEMCConfig:
     return EEMCConfig(**{**facts, "sizes": known})
 
 
-def _read_weights(path: Path, config_digest: str) -> dict[str, Any]:
+def _refuse_deeper(config: EEMCConfig, num_tensors: int) -> None:
+    """Checks that so many tensors can be those of so many layers, before any layer is built."""
+    parts = {"num_layers": config.num_layers, "decoder_layers": config.decoder_layers, "maps": len(config.sizes.maps)}
+    for name, number in parts.items():
+        if number > num_tensors:
+            raise ValueError(f"{name} is {number}, the weights beside it are {num_tensors} tensors")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file of weights.
+
+    Raises:
+        WeightsError: it is missing, truncated, or no safetensors file.
+    """
     try:
+        os.close(open_plain(path))
         with safe_open(path, framework="pt") as file:
-            belongs = (file.metadata() or {}).get("config") == config_digest
-        weights = load_file(path)
+            yield file
     except FileNotFoundError as error:
         raise WeightsError(f"no weights at {path}; copy the checkpoint again or train again") from error
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise WeightsError(
             f"{path} is not a whole safetensors file ({error}); truncated copies and pickles are refused: copy the "
             "checkpoint again or train again"
         ) from error
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of the file, of which no tensor is read."""
+    with _opened(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def _read_weights(path: Path, config_digest: str) -> dict[str, Any]:
+    with _opened(path) as file:
+        belongs = (file.metadata() or {}).get("config") == config_digest
+        weights = load_file(path)
     if not belongs:
         raise WeightsError(f"{path} was not written with the {CONFIG} beside it; copy both files of one checkpoint")
     require_finite_weights(path, weights)
     return weights
 
 
-def _check_names_and_shapes(path: Path, model: EEMC, weights: Mapping[str, Any]) -> None:
+def _refuse_other_shapes(path: Path, model: EEMC, found: Mapping[str, tuple[int, ...]]) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if wrong := mismatch(expected, found):
         raise WeightsError(f"{path} {wrong}; use the checkpoint as refavs wrote it, or train again")
 

@@ -25,6 +25,7 @@ from refavs.model.decoder import EEMCOutput, MaskDecoder
 from refavs.model.eemc import EEMC, EEMCConfig, Seconds
 from refavs.model.once import Once
 from refavs.model.options import ModelOptions
+from refavs.model.pickled import load_pickled
 from refavs.model.pixel_decoder import PixelDecoder, PixelDecoderSettings
 from refavs.model.pretrained import CLASSES, DECODER, PIXEL_DECODER, below, decoder_state, mismatch
 from refavs.model.sizes import LEVELS, MASKS
@@ -281,7 +282,7 @@ def _against_memory(tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_pickled(path)
     except (RuntimeError, OSError, ValueError, EOFError, KeyError, AttributeError, pickle.UnpicklingError) as error:
         raise _unreadable(path, error) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -3,17 +3,19 @@
 Strings are UTF-8 padded with zero bytes to the longest one, an encoding that every Zarr reader has.
 """
 
-import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pandas as pd
 
 from refavs.errors import StoreError
-from refavs.store.commits import seal, unseal
-from refavs.store.folder import Folder, out_of_reach, read_or_refuse, write_if_changed
+from refavs.plain_file import UnusableFileError
+from refavs.records import Count, read_json, shaped
+from refavs.store.commits import Crc, seal, unseal
+from refavs.store.folder import Folder, holds, out_of_reach, read_or_refuse, write_if_changed
 from refavs.store.schema import column_metadata, group_metadata
 from refavs.store.shard import CRC_BYTES, crc32c
 
@@ -25,6 +27,30 @@ _TEXT = {"encoding": "utf-8"}
 _NEXT = ".next"  # of a column that has not yet taken the place of another one
 _FILE = re.compile(rf"{_FOLDER}/(zarr\.json|([^/]+)/(zarr\.json|c(\.0){{1,2}}({re.escape(_NEXT)})?))")
 AGAIN = "run the same refavs-extract command again, which writes it anew"
+MOST_BYTES = 2**28  # of a column
+NEEDED = ("uid", "vid", "clip", "object", "text", "split", "fid", "grade", "dimension")  # of the expressions
+_DTYPES = {"str": "uint8", "int": "int64", "float": "float64", "bool": "bool"}
+
+
+class ColumnFacts(TypedDict):
+    """The description of a column, as far as it is read."""
+
+    shape: list[Count]
+    data_type: Literal["uint8", "int64", "float64", "bool"]
+    attributes: dict[str, Any]
+
+
+class _Column(TypedDict):
+    name: str
+    kind: Literal["str", "int", "float", "bool"]
+    dtype: str
+    shape: list[Count]
+    crc32c: Crc
+
+
+class _Expressions(TypedDict):
+    num_rows: Count
+    columns: list[_Column]
 
 
 def encode_strings(values: list[str], where: str) -> np.ndarray:
@@ -88,11 +114,11 @@ def read_column(folder: Folder, group: str, name: str) -> np.ndarray | None:
         OSError: its files are out of reach.
     """
     try:
-        told = json.loads(folder.read(f"{group}/{name}/zarr.json"))
-        empty = np.empty(told["shape"], told["data_type"])
-        data = folder.read(_chunk_name(group, name, empty)) if empty.size else b""
+        told: ColumnFacts = shaped(read_json(folder.read(f"{group}/{name}/zarr.json")), ColumnFacts, name)
+        empty = _described(told["shape"], told["data_type"])
+        data = folder.read(_chunk_name(group, name, empty), empty.nbytes + CRC_BYTES) if empty.size else b""
         column = np.frombuffer(data[:-CRC_BYTES], empty.dtype).reshape(empty.shape)
-    except (OSError, ValueError, KeyError, TypeError, MemoryError) as error:
+    except (OSError, ValueError) as error:
         if out_of_reach(error):
             raise
         return None
@@ -119,13 +145,13 @@ def write_expressions(folder: Folder, frame: pd.DataFrame, first: Callable[[], N
     }  # fmt: skip
     files = dict(column_files(_FOLDER, columns, kinds))
     replaces = folder.exists(EXPRESSIONS_RECORD)
-    if not replaces or folder.read(EXPRESSIONS_RECORD) != seal(facts):
+    if not holds(folder, EXPRESSIONS_RECORD, seal(facts)):
         if replaces:
             first()
         for file in [_chunk_name(_FOLDER, name, column) for name, column in columns.items() if column.size]:
             if not replaces:
                 write_if_changed(folder, file, files[file])
-            elif not folder.exists(file) or folder.read(file) != files[file]:
+            elif not holds(folder, file, files[file]):
                 folder.write(f"{file}{_NEXT}", files[file])
         folder.write(EXPRESSIONS_RECORD, seal(facts))
     elif _files_there(folder).keys() == files.keys():
@@ -147,10 +173,9 @@ def _is_ours(folder: Folder, name: str) -> bool:
     """Whether a column was described by this code, so that it is nobody else's."""
     try:
         data = folder.read(f"{_FOLDER}/{name}/zarr.json")
-        told = json.loads(data)
-        column = np.broadcast_to(np.zeros((), told["data_type"]), told["shape"])
-        return data == column_metadata(column, told["attributes"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        told: ColumnFacts = shaped(read_json(data), ColumnFacts, name)
+        return data == column_metadata(_described(told["shape"], told["data_type"]), told["attributes"])
+    except (OSError, ValueError) as error:
         if out_of_reach(error):
             raise
         return False
@@ -171,14 +196,12 @@ def read_expressions(folder: Folder) -> tuple[pd.DataFrame, dict[str, Any]] | No
     facts = unseal(folder, EXPRESSIONS_RECORD)
     frame = {}
     try:
+        _refuse_odd(facts)
         for fact in facts["columns"]:
             column = _read_column(folder, fact)
             frame[fact["name"]] = decode_strings(column) if fact["kind"] == "str" else column
-        for name in ("clip", "object", "text"):
-            if len(frame[name]) and getattr(frame[name], "dtype", None) != "int64":
-                raise ValueError(f"column {name} holds no rows")
         return pd.DataFrame(frame, index=pd.RangeIndex(facts["num_rows"])), facts
-    except (KeyError, TypeError, ValueError, AttributeError, MemoryError) as error:
+    except ValueError as error:
         raise StoreError(f"the table of expressions of {folder.location} cannot be used ({error}); remove {record}, "
                          f"then {AGAIN}") from error
 
@@ -188,28 +211,62 @@ def _read_column(folder: Folder, fact: dict[str, Any]) -> np.ndarray:
     name = fact["name"]
     if not name.replace("_", "").isalnum():
         raise ValueError(f"column name {name!r}")
-    empty = np.empty(fact["shape"], fact["dtype"])
+    empty = _described(fact["shape"], fact["dtype"])
     if not empty.size:
         return empty
     file = _chunk_name(_FOLDER, name, empty)
+    most = empty.nbytes + CRC_BYTES
     # Twice in its place, for a writer may bring it there between two looks.
     for place in (file, f"{file}{_NEXT}", file):
-        data = _read_if_there(folder, place, name)
+        data = _read_if_there(folder, place, name, most)
         payload = data[:-CRC_BYTES]
         if crc32c(payload) == fact["crc32c"] and data[-CRC_BYTES:] == fact["crc32c"].to_bytes(CRC_BYTES, "little"):
             return np.frombuffer(payload, fact["dtype"]).reshape(fact["shape"]).copy()
-    read_or_refuse(folder, file, f"column {name} of the expressions", AGAIN)
+    read_or_refuse(folder, file, f"column {name} of the expressions", AGAIN, most)
     raise StoreError(f"column {folder.where(file)} is damaged: it does not match its checksum; remove "
                      f"{folder.where(EXPRESSIONS_RECORD)}, then {AGAIN}")
 
 
-def _read_if_there(folder: Folder, file: str, name: str) -> bytes:
+def _read_if_there(folder: Folder, file: str, name: str, most: int) -> bytes:
     try:
-        return read_or_refuse(folder, file, f"column {name} of the expressions", AGAIN)
+        return read_or_refuse(folder, file, f"column {name} of the expressions", AGAIN, most)
     except StoreError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
+        if isinstance(error.__cause__, FileNotFoundError | UnusableFileError):  # or of the table before
             return b""
         raise
+
+
+def _refuse_odd(facts: dict[str, Any]) -> None:
+    """Checks what the record says before anything of that size is asked for.
+
+    Raises:
+        ValueError: columns are missing, of another type, or of other numbers of rows.
+    """
+    known: _Expressions = shaped(facts, _Expressions, "the record")
+    columns = {fact["name"]: fact for fact in known["columns"]}
+    missing = [name for name in NEEDED if name not in columns]
+    if missing or len(columns) < len(known["columns"]) or columns.keys() & {"clip_id", "text_row"}:
+        raise ValueError(f"it has the columns {', '.join(columns)[:200]}; needed: {', '.join(NEEDED)}, each once")
+    for name, fact in columns.items():
+        rows, *width = fact["shape"] or [-1]
+        right = len(width) == (fact["kind"] == "str") and fact["dtype"] == _DTYPES[fact["kind"]]
+        if not right or rows != known["num_rows"] or 0 in width:
+            raise ValueError(f"column {name} is {fact['kind']} of {fact['dtype']} {fact['shape']}, in a table of "
+                             f"{known['num_rows']} rows")
+        wanted = {"clip": "int", "object": "int", "text": "int", "uid": "str", "split": "str", "dimension": "str"}
+        if rows and fact["kind"] != wanted.get(name, fact["kind"]):
+            raise ValueError(f"column {name} holds {fact['kind']}; accepted: {wanted[name]}")
+
+
+def _described(shape: list[int], dtype: str) -> np.ndarray:
+    """An array of that shape and type that takes no memory.
+
+    Raises:
+        ValueError: a column of that size is longer than any can be.
+    """
+    if len(shape) > 2 or math.prod(shape) * np.dtype(dtype).itemsize > MOST_BYTES:
+        raise ValueError(f"a column of {dtype} {shape}; accepted: up to {MOST_BYTES:,} bytes")
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def _chunk_name(group: str, name: str, column: np.ndarray) -> str:

@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from refavs.config import digest
 from refavs.errors import StoreError
+from refavs.records import Count, OddRecord, read_json, shaped
 from refavs.store.folder import Folder, read_or_refuse
 from refavs.store.schema import SCHEMA_VERSION, StoreSchema
 from refavs.store.shard import ShardFacts, crc32c
@@ -22,6 +23,37 @@ REMEDY = "remove it and run the same refavs-extract command again, which compute
 _NAME = re.compile(r"commits/(clips|objects|text)-(\d{5,9})\.json")
 LISTING = "commits/listing.json"  # the names of all records, for places that cannot list their files
 READERS = 16
+MOST_ROWS = 2**22  # of a table; names of all rows, holes too, are in memory when a store is finished
+_OBJECT = re.compile(r"(?s).+/\d{1,9}")
+Crc = Annotated[int, range(2**32)]
+
+
+class _Shard(TypedDict):
+    bytes: Count
+    crc32c: Crc
+    rows: dict[str, Crc]
+
+
+class _Sums(TypedDict):
+    count: Count
+    sum: str
+    sumsq: str
+
+
+class _Record(TypedDict):
+    table: str
+    index: Count
+    rows: dict[str, Annotated[int, range(MOST_ROWS)]]
+    meta: dict[str, dict[str, str | int | float | bool | None]]
+    arrays: dict[str, _Shard]
+    encoders: dict[str, str]
+    statistics: dict[str, _Sums]
+    failures: dict[str, str]
+    shares: dict[str, dict[str, str]]
+    seconds: float
+
+
+_Listing = TypedDict("_Listing", {"names": list[str], "zarr.json": NotRequired[str]})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +136,9 @@ def read_record(folder: Folder, file: str, schema: StoreSchema) -> CommitRecord:
 
 def parse_record(data: bytes, file: str, schema: StoreSchema, where: str) -> CommitRecord:
     """The record in the bytes of `file`, as `read_record` does; `where` names their place for people."""
-    facts = _opened(data, where)
+    found = _opened(data, where)
     try:
+        facts: _Record = shaped(found, _Record, "the record")
         name = _NAME.fullmatch(file)
         record = CommitRecord(
             table=facts["table"], index=facts["index"], rows=facts["rows"], meta=facts["meta"],
@@ -120,7 +153,7 @@ def parse_record(data: bytes, file: str, schema: StoreSchema, where: str) -> Com
         if name is None or (record.table, record.index) != (name[1], int(name[2])):
             raise ValueError(f"it speaks of shard {record.index} of table {record.table}")
         _check(record, schema)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, ValueError) as error:
         raise StoreError(f"commit record {where} cannot be used: {error}; {REMEDY}") from error
     return record
 
@@ -128,17 +161,14 @@ def parse_record(data: bytes, file: str, schema: StoreSchema, where: str) -> Com
 def _check(record: CommitRecord, schema: StoreSchema) -> None:
     table = schema.tables[record.table]
     size = table.rows_per_shard
-    places = {row - record.index * size for row in record.rows.values() if type(row) is int}
+    places = {row - record.index * size for row in record.rows.values()}
     inside = all(0 <= place < size for place in places)
     if len(places) != len(record.rows) or not places or not inside or set(record.meta) != set(record.rows):
         raise ValueError(f"its rows {sorted(record.rows.values())} are not those of shard {record.index}")
-    numbers = [number for facts in record.arrays.values()
-               for number in (facts.num_bytes, facts.crc32c, *facts.rows.values())]  # fmt: skip
-    texts = [*record.failures.values(), *(owner for owners in record.shares.values() for owner in owners.values())]
-    if not all(type(number) is int for number in numbers) or not all(isinstance(text, str) for text in texts):
-        raise ValueError("its numbers or texts are of another type than those of such records")
-    if not all(isinstance(facts, dict) for facts in record.meta.values()):
-        raise ValueError("what it notes of its keys is of another type than in such records")
+    if record.table == "objects" and (odd := [key for key in record.rows if not _OBJECT.fullmatch(key)]):
+        raise ValueError(f"{odd[0]!r} is no key of an object")
+    if record.table == "text" and not all(isinstance(facts.get("text"), str) for facts in record.meta.values()):
+        raise ValueError("it does not say the texts of its keys")
     if not set(record.shares) <= set(record.rows):
         raise ValueError("it shares rows of keys that it does not hold")
     paths = {spec.path for spec in table.arrays}
@@ -146,6 +176,11 @@ def _check(record: CommitRecord, schema: StoreSchema) -> None:
         own = {row - record.index * size for row in record.own_rows(path).values()}
         if path not in paths or set(facts.rows) != own:
             raise ValueError(f"array {path} or its rows are not those of the store's schema")
+    for path, sums in record.statistics.items():
+        spec = schema.specs.get(path)
+        if path not in record.arrays or spec is None or not spec.statistics:
+            raise ValueError(f"it has statistics of {path}, which keeps none")
+        sums.refuse_odd(spec.shape[spec.axes.index("c")])
     if record.encoders != (known := encoder_digests(schema, record.arrays)):
         raise ValueError(f"its encoders {record.encoders} are not the store's {known}")
 
@@ -227,11 +262,29 @@ def unseal(folder: Folder, file: str) -> dict[str, Any]:
     return _opened(read_or_refuse(folder, file, "commit record", REMEDY), folder.where(file))
 
 
+def read_listing(folder: Folder) -> dict[str, Any]:
+    """The names of all commit records, and a copy of the store's description, as of when the store was last finished.
+
+    Raises:
+        StoreError: a byte of it has changed, or it is something else.
+    """
+    facts = unseal(folder, LISTING)
+    try:
+        known: _Listing = shaped(facts, _Listing, "the list")
+        odd = [name for name in known["names"] if not _NAME.fullmatch(name)]
+        if odd:
+            raise OddRecord(f"{odd[0]!r} is no commit record")
+    except OddRecord as error:
+        raise StoreError(f"{folder.where(LISTING)} cannot be used ({error}); remove it and run the same refavs-extract "
+                         "command again, which writes it anew") from error
+    return facts
+
+
 def _opened(data: bytes, where: str) -> dict[str, Any]:
     body = data[len(_head(b"")) : -1]
     try:
-        facts = json.loads(body) if data == _head(body) + body + b"}" else None
-    except ValueError:
+        facts = read_json(body) if data == _head(body) + body + b"}" else None
+    except OddRecord:
         facts = None
     if not isinstance(facts, dict):
         raise StoreError(f"commit record {where} is damaged: it does not match its own checksum; {REMEDY}")

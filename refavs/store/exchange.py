@@ -17,7 +17,7 @@ import numpy as np
 from refavs.errors import StoreError
 from refavs.partials import remove_left
 from refavs.store.checksum import crc32c
-from refavs.store.columns import GROUP, encode_strings
+from refavs.store.columns import GROUP, MOST_BYTES, encode_strings, read_column
 from refavs.store.commits import CommitRecord
 from refavs.store.folder import Folder, open_folder, write_if_changed
 from refavs.store.hdf5 import NewFile, strings
@@ -30,6 +30,7 @@ from refavs.store.shard import CRC_BYTES, ShardFile, ShardReader, shard_name
 PROGRAM = "refavs-store"
 Progress = Callable[[int, int, str], None]
 _BLOCK_BYTES = 2**20
+MOST_SMALL = MOST_BYTES + CRC_BYTES
 
 
 def silent(done: int, total: int, note: str) -> None:
@@ -66,7 +67,8 @@ def export(location: str | Path, file: str | Path, progress: Progress = silent) 
             _write_columns(out, folder, store, small)
             _write_rows(out, folder, store, new.check, progress)
         new.check()
-        if _small_files(folder, store.schema) != small or crcs != [crc32c(folder.read(name)) for name in small]:
+        now = [crc32c(folder.read(name, MOST_SMALL)) for name in small]
+        if crcs != now or _small_files(folder, store.schema) != small:
             raise StoreError(f"{store.location} has changed while it was exported; run the same command again when "
                              "nothing writes it")
     return store.fingerprint
@@ -144,7 +146,7 @@ def _write_small(out: h5py.File, folder: Folder, names: list[str]) -> list[int]:
     data = out.create_dataset("refavs/files/data", (0,), "uint8", chunks=(_BLOCK_BYTES,), maxshape=(None,))
     ends, crcs, block = [0], [], b""
     for name in names:
-        one = folder.read(name)
+        one = folder.read(name, MOST_SMALL)
         ends.append(ends[-1] + len(one))
         crcs.append(crc32c(one))
         block += one
@@ -178,20 +180,14 @@ def _write_columns(out: h5py.File, folder: Folder, store: FeatureStore, names: l
         rows = {row: key for record in store.records if record.table == table for key, row in record.rows.items()}
         keys = [rows.get(row, "") for row in range(max(rows, default=-1) + 1)]
         out[f"{table}/key"] = strings(encode_strings(keys, f"keys of {table}"))
-    for name in names:
-        column = name.removesuffix(f"/{ROOT}")
-        if column.count("/") != 1 or column in store.specs or column.split("/")[1] == "key":
+    for column in [name.removesuffix(f"/{ROOT}") for name in names if name.endswith(f"/{ROOT}")]:
+        holds_arrays = any(f"{path}/".startswith(f"{column}/") for path in store.specs)
+        if column.count("/") != 1 or holds_arrays or column.split("/")[1] == "key":
             continue
-        facts = json.loads(folder.read(name))
-        if facts.get("node_type") != "array":
-            continue
-        values = np.zeros(facts["shape"], facts["data_type"])
-        if values.size:
-            data = folder.read(f"{column}/{'.'.join(['c', *('0' for _ in facts['shape'])])}")
-            values = np.frombuffer(data[:-CRC_BYTES], values.dtype).reshape(values.shape)
-            if crc32c(data[:-CRC_BYTES]) != int.from_bytes(data[-CRC_BYTES:], "little"):
-                raise StoreError(f"column {folder.where(column)} is damaged; run the same refavs-extract command again")
-        out[column] = strings(values) if facts["attributes"].get("encoding") == "utf-8" else values
+        values = read_column(folder, *column.split("/"))
+        if values is None:
+            raise StoreError(f"column {folder.where(column)} is damaged; run the same refavs-extract command again")
+        out[column] = strings(values) if values.dtype == np.uint8 else values
 
 
 def _write_rows(

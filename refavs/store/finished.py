@@ -81,7 +81,7 @@ def keys_of_rows(folder: Folder, table: str) -> dict[int, str]:
     """
     names = {"clips": ("id",), "objects": ("clip", "fid"), "text": ("string",)}[table]
     columns = [column for name in names if (column := read_column(folder, table, name)) is not None]
-    if len(columns) < len(names):
+    if len(columns) < len(names) or any(column.ndim != (2 if table != "objects" else 1) for column in columns):
         return {}
     if table == "objects":
         clips = keys_of_rows(folder, "clips")

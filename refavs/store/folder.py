@@ -19,6 +19,7 @@ from jaxtyping import UInt8
 
 from refavs.errors import StoreError
 from refavs.partials import partial_path, without_mark
+from refavs.plain_file import MOST_BYTES, UnusableFileError, open_lock, open_plain, read_plain, refuse_special
 from refavs.store.files import LOCK, sync_folder, whole_file, write_atomically
 
 TRY_AGAIN = "nothing need be wrong with it: look at the connection and the permissions, then try again"
@@ -58,11 +59,12 @@ class Folder(Protocol):
         """Full name of a file, for people."""
         ...
 
-    def read(self, name: str) -> bytes:
-        """The whole file.
+    def read(self, name: str, most: int = MOST_BYTES) -> bytes:
+        """The whole file, of up to `most` bytes.
 
         Raises:
             FileNotFoundError: there is none.
+            UnusableFileError: it is longer, or a pipe or device.
         """
         ...
 
@@ -135,6 +137,7 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         facts = path.stat()
+        refuse_special(facts)
         self.num_bytes, self._path, self._file = facts.st_size, path, (facts.st_dev, facts.st_ino)
         if not self.num_bytes:
             self._bytes = np.zeros(0, np.uint8)
@@ -185,8 +188,8 @@ class MappedFile:
     def _opened(self) -> Iterator[int | None]:
         """The file to read from, unless another one has its name now."""
         try:
-            file = os.open(self._path, os.O_RDONLY)
-        except FileNotFoundError:
+            file = open_plain(self._path)
+        except (FileNotFoundError, UnusableFileError):
             yield None
             return
         try:
@@ -230,9 +233,9 @@ class LocalFolder:
         """Full path of a file."""
         return str(self.path / name) if name else str(self.path)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int = MOST_BYTES) -> bytes:
         """The whole file."""
-        return (self.path / name).read_bytes()
+        return read_plain(self.path / name, most)
 
     def open(self, name: str) -> MappedFile:
         """The file, mapped."""
@@ -254,7 +257,7 @@ class LocalFolder:
 
     def swap(self, name: str, old: bytes, new: bytes) -> bool:
         """Replaces the file if it still holds `old`; a lock of the kernel keeps others out meanwhile."""
-        with open(self._own(LOCK), "a", opener=_without_link) as lock:
+        with open_lock(self._own(LOCK)) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not self.exists(name) or self.read(name) != old:
                 return False
@@ -332,24 +335,28 @@ def is_stray(name: str) -> bool:
     return found is not None and _FILES.fullmatch(found) is not None
 
 
-def _without_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+def holds(folder: Folder, name: str, data: bytes) -> bool:
+    """Whether the file is there and is `data`."""
+    try:
+        return folder.exists(name) and folder.read(name, len(data)) == data
+    except UnusableFileError:  # a longer one
+        return False
 
 
 def write_if_changed(folder: Folder, name: str, data: bytes) -> None:
     """Writes `data` unless the file holds it already."""
-    if not folder.exists(name) or folder.read(name) != data:
+    if not holds(folder, name, data):
         folder.write(name, data)
 
 
-def read_or_refuse(folder: Folder, name: str, what: str, remedy: str) -> bytes:
+def read_or_refuse(folder: Folder, name: str, what: str, remedy: str, most: int = MOST_BYTES) -> bytes:
     """The bytes of a file.
 
     Raises:
         StoreError: it is missing or cannot be read; the message names `what` it is and the `remedy`.
     """
     try:
-        return folder.read(name)
+        return folder.read(name, most)
     except OSError as error:
         remedy = TRY_AGAIN if out_of_reach(error) else remedy
         raise StoreError(f"{what} {folder.where(name)} cannot be read ({error.strerror or error}); {remedy}") from error

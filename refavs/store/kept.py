@@ -1,6 +1,5 @@
 """The store that an HDF5 file keeps, read without trust: nothing of it is used before it was compared."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from refavs.errors import StoreError
+from refavs.records import read_json
 from refavs.store.checksum import crc32c
 from refavs.store.commits import CommitRecord, parse_record
 from refavs.store.hdf5 import AGAIN, ForeignFile
@@ -20,7 +20,6 @@ _SMALL = re.compile(
     rf"(({_TABLES})/([^/\0]+/)*)?zarr\.json|({_TABLES})/[^/\0]+/c(\.0){{1,2}}|commits/[a-z]+(-\d+)?\.json"
 )
 _RECORD = re.compile(r"commits/(clips|objects|text)-\d+\.json")
-_MOST_PLACES = 10**6  # of a shard; its index is in memory
 
 
 class KeptStore:
@@ -110,7 +109,7 @@ class KeptStore:
     def _about(self) -> str:
         data = self._file.small("refavs/about", "uint8").tobytes()
         with self._file.refusing():
-            about = json.loads(data)
+            about = read_json(data)
             version, fingerprint = about["version"], str(about["fingerprint"])
         if version != VERSION:
             raise StoreError(f"{self.path} has exchange version {version!r}, this refavs reads {VERSION}; use the "
@@ -131,14 +130,10 @@ class KeptStore:
     def _attributes(self) -> dict[str, Any]:
         data = self.read(ROOT)
         with self._file.refusing():
-            return dict(json.loads(data)["attributes"])
+            return dict(read_json(data)["attributes"])
 
     def _refuse_names(self) -> None:
-        """Checks that shards are of a sane size, the small files such as a store has, and that none leads out of it."""
-        for table, schema in self.schema.tables.items():
-            if schema.rows_per_shard > _MOST_PLACES:
-                raise StoreError(f"{self.path} keeps a store with {schema.rows_per_shard} rows per shard of {table}; "
-                                 f"accepted: up to {_MOST_PLACES}")
+        """Checks that the small files are such as a store has, and that none leads out of it."""
         for name in self.names:
             inside = not {"", ".", ".."} & set(name.split("/")) and "\\" not in name
             if not (inside and is_small(name, self.schema)):

@@ -20,12 +20,11 @@ from refavs.store.commits import CommitRecord, record_name, store_fingerprint
 from refavs.store.fill import Target, fill
 from refavs.store.finished import merged_statistics
 from refavs.store.folder import TRY_AGAIN, open_folder, out_of_reach
-from refavs.store.schema import ArraySpec, unpack_mask
+from refavs.store.schema import MASK, ArraySpec, unpack_mask
 from refavs.store.shard import ShardReader, shard_name
 from refavs.store.snapshot import read_snapshot
 
 POLICIES = ("first", "always", "never")
-MASK = "objects/mask"
 MOST_OPEN = 2**14  # shards; Linux gives a process 65,530 mappings
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
 _THREAD_BYTES = 2**21  # less than this to copy is not worth a thread

@@ -31,6 +31,7 @@ from jaxtyping import UInt8
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import GCSStore, HTTPStore, MemoryStore, S3Store
 
+from refavs.plain_file import MOST_BYTES, refuse_long
 from refavs.store.remote_errors import RemoteError, RemoteMissing, os_error, refuse_url
 
 PART_BYTES = 8 << 20
@@ -144,10 +145,14 @@ class RemoteFolder:
         """URL of a file."""
         return f"{self._location}/{name}" if name else self._location
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int = MOST_BYTES) -> bytes:
         """The whole file."""
         with self.errors(name):
-            return obstore.get(self.reading, self.key(name)).bytes().to_bytes()
+            found = obstore.get(self.reading, self.key(name))
+            num_bytes = found.meta["size"]
+            content = found.bytes().to_bytes() if num_bytes <= most else b""
+        refuse_long(num_bytes, most)
+        return content
 
     def open(self, name: str) -> RemoteFile:
         """The file, to read ranges of it."""
@@ -285,12 +290,12 @@ class RemoteFolder:
 
     def _listed(self, under: str) -> list[str]:
         """Names of the commit records of a store that cannot be listed; `StoreWriter.finalise` wrote them."""
-        from refavs.store.commits import LISTING, unseal
+        from refavs.store.commits import LISTING, read_listing
 
         if not self.exists(LISTING):
             raise RemoteMissing(errno.ENOENT, "there is no list of commit records, which a store behind a web server "
                                 "needs and the end of an extraction writes", self.where(LISTING))  # fmt: skip
-        return sorted(name for name in unseal(self, LISTING)["names"] if name.startswith(f"{under}/") or not under)
+        return sorted(name for name in read_listing(self)["names"] if name.startswith(f"{under}/") or not under)
 
     def _store(self, host: str, options: dict[str, Any]) -> Any:
         if self._scheme == "memory":

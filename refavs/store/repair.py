@@ -1,16 +1,16 @@
 """What mends a damaged store: which rows to compute again, which shards, and what follows from the rest."""
 
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from refavs.errors import StoreError
+from refavs.records import read_json
 from refavs.store.columns import read_column
-from refavs.store.commits import LISTING, CommitRecord, read_record, record_files, record_name, shard_of, unseal
+from refavs.store.commits import CommitRecord, read_listing, read_record, record_files, record_name, shard_of
 from refavs.store.finished import SHARED, keys_of_rows
-from refavs.store.folder import Folder, refuse_out_of_reach
+from refavs.store.folder import Folder, holds, refuse_out_of_reach
 from refavs.store.mender import mending_plan
 from refavs.store.plan import ShardPlan
 from refavs.store.schema import StoreSchema, root_attributes
@@ -115,7 +115,7 @@ def restore_root(folder: Folder) -> bool:
         if copy is None:
             raise
         finished = True
-    if copy is None or not finished or (folder.exists(ROOT) and folder.read(ROOT) == copy):
+    if copy is None or not finished or holds(folder, ROOT, copy):
         return False
     folder.write(ROOT, copy)
     return True
@@ -123,9 +123,9 @@ def restore_root(folder: Folder) -> bool:
 
 def root_copy(folder: Folder) -> bytes | None:
     """The store's description when it was last finished; None where there is no whole copy."""
-    with contextlib.suppress(StoreError, KeyError, ValueError, AttributeError):
-        copy = unseal(folder, LISTING)["zarr.json"].encode()
-        StoreSchema.from_attributes(json.loads(copy)["attributes"], "")
+    with contextlib.suppress(StoreError, KeyError, ValueError, TypeError, AttributeError):
+        copy = read_listing(folder)["zarr.json"].encode()
+        StoreSchema.from_attributes(read_json(copy)["attributes"], "")
         return copy
     return None
 

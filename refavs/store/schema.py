@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, get_args
+from typing import Annotated, Any, NotRequired, TypedDict, get_args
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -14,6 +14,7 @@ from jaxtyping import Bool, UInt8
 from refavs.choices import MaskRule
 from refavs.config import digest
 from refavs.errors import StoreError
+from refavs.records import read_json, shaped
 from refavs.store.files import LOCK
 from refavs.store.folder import Folder, LocalFolder, is_stray, read_or_refuse
 
@@ -23,8 +24,39 @@ LEASE = "lease.json"
 LOG = "extract.jsonl"
 OTHER_STORE = "name another store, or remove this one and extract anew"
 DTYPES = ("bool", "uint8", "int16", "int32", "int64", "float16", "float32", "float64")
+MASK = "objects/mask"
+MOST_PLACES = 10**6  # of a shard; its index is in memory
+_MOST_ROW_BYTES = 2**31
 _ROW_AXIS = {"clips": "clip", "objects": "object", "text": "text"}
 _PATH = re.compile(rf"({'|'.join(TABLES)})(/[A-Za-z0-9_][A-Za-z0-9_-]*)+")
+
+
+class _Array(TypedDict):
+    path: str
+    shape: list[Annotated[int, range(1, 2**31)]]
+    dtype: str
+    axes: list[str]
+    statistics: NotRequired[bool]
+    valid: NotRequired[str | None]
+
+
+class _Table(TypedDict):
+    rows_per_shard: Annotated[int, range(1, MOST_PLACES + 1)]
+    arrays: list[_Array]
+
+
+class _Tables(TypedDict):
+    tables: dict[str, _Table]
+
+
+class _Attributes(TypedDict):
+    refavs_schema: _Tables
+    encoders: dict[str, dict[str, Any]]
+    source: str
+    T: Annotated[int, range(1, 2**15)]
+    input_size: Annotated[int, range(1, 2**15)]
+    mask_rule: NotRequired[str | None]
+    extraction: NotRequired[dict[str, str | int | float | bool | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +91,9 @@ class ArraySpec:
         if not self.shape or min(self.shape) < 1 or len(self.shape) != len(self.axes):
             raise StoreError(f"array {self.path} has row shape {self.shape} and axes {self.axes}; accepted: positive "
                              "sizes and one name for each")
+        if self.row_bytes > _MOST_ROW_BYTES:
+            raise StoreError(f"array {self.path} has rows of {self.row_bytes:,} bytes; accepted: up to "
+                             f"{_MOST_ROW_BYTES:,}")
         if self.statistics and self.axes.count("c") != 1:
             raise StoreError(f"array {self.path} keeps statistics, so one of its axes {self.axes} must be called 'c'")
 
@@ -119,6 +154,9 @@ class StoreSchema:
             inside = [other for other in specs if other.startswith(f"{path}/")]
             if inside or spec.table not in self.tables or spec not in self.tables[spec.table].arrays:
                 raise StoreError(f"array {path} lies in another table or holds another array {inside}")
+            if path == MASK and spec.shape[-1] != -(-self.input_size // 8):
+                raise StoreError(f"array {path} has rows of {spec.shape}, which are no masks of {self.input_size} px "
+                                 "with eight pixels to a byte")
             if spec.valid is not None and (spec.valid not in specs or specs[spec.valid].dtype != "bool"):
                 raise StoreError(f"array {path} names {spec.valid!r} as its valid places, which is no boolean array")
 
@@ -155,21 +193,22 @@ class StoreSchema:
             raise StoreError(f"{where} has schema version {version!r}, this refavs reads {SCHEMA_VERSION}; extract "
                              "into a new store or use the refavs that wrote it")
         try:
+            told: _Attributes = shaped(dict(attributes), _Attributes, "attributes")
             tables = {
                 name: TableSchema(
-                    rows_per_shard=int(table["rows_per_shard"]),
+                    rows_per_shard=table["rows_per_shard"],
                     arrays=tuple(
                         ArraySpec(**{**spec, "shape": tuple(spec["shape"]), "axes": tuple(spec["axes"])})
                         for spec in table["arrays"]
                     ),
                 )
-                for name, table in found["tables"].items()
+                for name, table in told["refavs_schema"]["tables"].items()
             }
-            return cls(encoders=dict(attributes["encoders"]), source=str(attributes["source"]),
-                       num_frames=int(attributes["T"]), input_size=int(attributes["input_size"]), tables=tables,
-                       mask_rule=attributes.get("mask_rule"), extraction=dict(attributes.get("extraction", {})))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StoreError(f"{where} has a damaged zarr.json ({error!r}); restore that file or extract into a new "
+            return cls(encoders=dict(told["encoders"]), source=told["source"], num_frames=told["T"],
+                       input_size=told["input_size"], tables=tables, mask_rule=told.get("mask_rule"),
+                       extraction=dict(told.get("extraction", {})))  # fmt: skip
+        except (TypeError, ValueError) as error:
+            raise StoreError(f"{where} has a damaged zarr.json ({error}); restore that file or extract into a new "
                              "store") from error
         except StoreError as error:
             raise StoreError(f"{where} has a damaged zarr.json: {error}") from error
@@ -190,7 +229,7 @@ def root_attributes(folder: Folder) -> dict[str, Any]:
         raise StoreError(f"no feature store at {folder.location} (it has no zarr.json); name a folder that "
                          "refavs-extract wrote")
     try:
-        attributes = json.loads(read_or_refuse(folder, "zarr.json", "the store's description", "check its permissions"))
+        attributes = read_json(read_or_refuse(folder, "zarr.json", "the store's description", "check its permissions"))
         attributes = attributes["attributes"]
     except (ValueError, KeyError, TypeError):
         attributes = None

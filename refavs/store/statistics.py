@@ -2,6 +2,7 @@
 
 import base64
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,16 @@ class ChannelSums:
         std[std <= 1e-6 * np.maximum(np.abs(mean), 1e-6)] = 1
         return mean.astype(np.float32), std.astype(np.float32)
 
+    def refuse_odd(self, channels: int) -> None:
+        """Checks sums that come from a file.
+
+        Raises:
+            ValueError: they are not of that many channels, or no number.
+        """
+        finite = self.finite and np.isfinite(self.squares).all()
+        if not finite or not len(self.total) == len(self.squares) == channels:
+            raise ValueError(f"statistics of {len(self.total)} channels, or of infinite values; accepted: {channels}")
+
     @property
     def finite(self) -> bool:
         """Whether no value was infinite or not a number."""
@@ -63,7 +74,7 @@ class ChannelSums:
         return {"count": self.count, "sum": _text(self.total), "sumsq": _text(self.squares)}
 
     @classmethod
-    def from_json(cls, facts: dict[str, Any]) -> "ChannelSums":
+    def from_json(cls, facts: Mapping[str, Any]) -> "ChannelSums":
         """Reads what `to_json` wrote."""
         return cls(count=int(facts["count"]), total=_values(facts["sum"]), squares=_values(facts["sumsq"]))
 

@@ -11,20 +11,21 @@ import numpy as np
 import pandas as pd
 
 from refavs.errors import StoreError
+from refavs.records import read_json
 from refavs.store.columns import AGAIN, column_files, from_frame, read_expressions
 from refavs.store.commits import (
     LISTING,
     READERS,
     CommitRecord,
+    read_listing,
     read_record,
     record_files,
     record_name,
     refuse_doubles,
     shard_of,
-    unseal,
 )
 from refavs.store.finished import finished_files, keys_of_rows
-from refavs.store.folder import Folder, is_stray, open_folder, out_of_reach, refuse_out_of_reach
+from refavs.store.folder import Folder, holds, is_stray, open_folder, out_of_reach, refuse_out_of_reach
 from refavs.store.lease import writer_of
 from refavs.store.schema import StoreSchema, array_metadata, root_attributes
 from refavs.store.shard import ShardReader, shard_name
@@ -220,14 +221,14 @@ def _description_damage(
     if expressions:
         expected |= dict(column_files("expressions", *from_frame(expressions[0])))
     for file, data in expected.items():
-        if not folder.exists(file) or folder.read(file) != data:
+        if not holds(folder, file, data):
             yield Damage(where=file, keys=(), problem=f"is not what the commit records say; {AGAIN}")
 
 
 def _listed(folder: Folder, name: str) -> Any:
     """What the list of records says; empty where there is none, or a damaged one."""
     try:
-        return unseal(folder, LISTING).get(name, "") if folder.exists(LISTING) else ""
+        return read_listing(folder).get(name, "") if folder.exists(LISTING) else ""
     except StoreError as error:
         refuse_out_of_reach(error)
         return ""
@@ -241,7 +242,7 @@ def _array_damage(folder: Folder, schema: StoreSchema, records: list[CommitRecor
         path = f"{spec.path}/zarr.json"
         expected = json.loads(array_metadata(spec, schema.tables[spec.table].rows_per_shard, 0))
         try:
-            found = json.loads(folder.read(path))
+            found = read_json(folder.read(path))
             told = {**found, "shape": [0, *found["shape"][1:]], "attributes": {}}
         except (OSError, ValueError, KeyError, TypeError) as error:
             if out_of_reach(error):

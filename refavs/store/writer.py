@@ -32,7 +32,7 @@ from refavs.store.schema import (
 )
 from refavs.store.shard_writer import ShardWriter
 
-EXPRESSION_COLUMNS = ("uid", "vid", "clip", "object", "text", "split", "fid", "grade", "dimension")
+EXPRESSION_COLUMNS = columns.NEEDED
 
 
 class StoreWriter:

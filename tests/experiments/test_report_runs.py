@@ -76,9 +76,9 @@ def test_sweep_without_a_finished_run_is_one_line(tmp_path: Path) -> None:
 def test_damaged_trial_is_one_line(tmp_path: Path) -> None:
     folder = write_trial(tmp_path, "full", quality=None)
     (folder / "metrics.jsonl").write_text("{")
-    with pytest.raises(ConfigError, match=r"cannot be read .*; remove that folder and run"):
+    with pytest.raises(ConfigError, match=r"metrics.jsonl is not JSON of a sweep \(line 1: .*; remove it and"):
         read_sweep(tmp_path)
     (folder / "metrics.jsonl").write_text("")
     (folder / "config.json").write_text('{"name": "full"}')
-    with pytest.raises(ConfigError, match=r"cannot be read \(KeyError: 'config'\)"):
+    with pytest.raises(ConfigError, match=r"config.json is not JSON of a sweep \(it has no '"):
         read_sweep(tmp_path)

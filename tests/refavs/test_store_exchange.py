@@ -450,10 +450,10 @@ def forge(file: Path, name: str, old: bytes, new: bytes) -> None:
         ("commits/clips-00002.json", b'"e"', b'"a"', "hold the same key twice"),
         ("commits/clips-00002.json", b'"rows":{"e":4}', b'"rows":{"e":5}', "cannot be used"),
         ("commits/text-00000.json", b'"bytes":', b'"bytes":1', "does not make the shard"),
-        ("zarr.json", b'"rows_per_shard": 2', b'"rows_per_shard": 200000000', "of clips; accepted: up to"),
+        ("zarr.json", b'"rows_per_shard": 2', b'"rows_per_shard": 200000000', "rows_per_shard is '200000000'"),
         ("zarr.json", b'"float32"', b'"object"', "is of type 'object'"),
         ("zarr.json", small.AUDIO.encode(), b"clips/../../x", "cannot be used"),
-        ("zarr.json", b"      7\n", b"      7000000000\n", "cannot be used|no whole row|the file has|bytes of rows"),
+        ("zarr.json", b"      7\n", b"      7000000000\n", "cannot be used|no whole row|the file has|bytes of|'7"),
         ("zarr.json", b'"version": 2', b'"version": 3', "schema version 3"),
     ],
 )

@@ -330,10 +330,14 @@ def test_commit_record_cannot_point_out_of_the_store(root: Path) -> None:
         "not the store's": lambda facts: facts["encoders"].update(visual="0" * 16),
         "speaks of shard": lambda facts: facts.update(index=5),
         "table": lambda facts: facts.update(table="../x"),
-        "of another type|Type-check": lambda facts: facts["arrays"][small.MAPS].update(crc32c="many"),
-        "numbers or texts|Type-check": lambda facts: facts["failures"].update(q=3),
-        "what it notes|Type-check": lambda facts: facts["meta"].update(a=[]),
-        "KeyError|'meta'": lambda facts: facts.pop("meta"),
+        "crc32c is 'many'; accepted: a whole number": lambda facts: facts["arrays"][small.MAPS].update(crc32c="many"),
+        "failures.q is '3'; accepted: a text": lambda facts: facts["failures"].update(q=3),
+        "meta.a is a list; accepted: an object": lambda facts: facts["meta"].update(a=[]),
+        "has no 'meta'": lambda facts: facts.pop("meta"),
+        "rows.a is '400000000'; accepted: a whole number from 0 to 4194303":
+            lambda facts: facts["rows"].update(a=400_000_000),
+        "statistics of 7 channels.*; accepted: 4":
+            lambda facts: facts["statistics"].update({small.MAPS: facts["statistics"][small.AUDIO]}),
     }
     whole = (root / record_name("clips", 0)).read_bytes()
     for text, change in changes.items():
@@ -353,7 +357,8 @@ def test_expressions_record_cannot_point_out_of_the_store(root: Path) -> None:
         with pytest.raises(StoreError, match=r"the table of expressions of .* cannot be used"):
             FeatureStore(root)
         (root / EXPRESSIONS_RECORD).write_bytes(whole)
-    rewrite(root, "expressions.json", lambda facts: facts["columns"][0].update(name="../../secret"))
+    rewrite(root, "expressions.json", lambda facts: facts["columns"].append(
+        {**facts["columns"][0], "name": "../../secret"}))  # fmt: skip
     with pytest.raises(StoreError, match=r"cannot be used \(column name '../../secret'\)"):
         FeatureStore(root)
 

@@ -98,7 +98,9 @@ def test_folder_publishes_a_file_whole(folder: Folder) -> None:
         found = blob.read(start, stop)
         assert found.dtype == np.uint8 and found.flags.writeable and np.array_equal(found, data[start:stop])
     blob.read(0, 100)[:] = 0
-    assert folder.read("clips/c.0") == data.tobytes()
+    assert folder.read("clips/c.0", data.size) == data.tobytes()
+    with pytest.raises(OSError, match=r"it has 16,777,233 bytes; a file of this kind has 16,777,216 at most"):
+        folder.read("clips/c.0")
 
 
 def test_folder_sweeps_only_what_nobody_writes(folder: Folder) -> None:

@@ -217,7 +217,7 @@ def test_what_is_out_of_reach_is_not_damage(
         if name == out:
             raise error
 
-    monkeypatch.setattr(LocalFolder, "read", lambda self, name: refuse(name) or read(self, name))
+    monkeypatch.setattr(LocalFolder, "read", lambda self, name, *most: refuse(name) or read(self, name, *most))
     monkeypatch.setattr(LocalFolder, "open", lambda self, name: refuse(name) or opened(self, name))
     if out == "row":
         cut = StoreError("it cannot be read")

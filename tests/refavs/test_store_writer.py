@@ -219,12 +219,12 @@ def test_other_encoder_is_refused_with_both_named(tmp_path: Path) -> None:
 
 def test_other_schema_is_refused_with_both_named(tmp_path: Path) -> None:
     small.write_store(tmp_path / "s")
-    wider = ArraySpec(path="objects/mask", shape=(3, 11, 3), dtype="uint8", axes=("t", "h", "w"))
-    both = r"objects/mask uint8 \(3, 11, 2\).*this run makes .*objects/mask uint8 \(3, 11, 3\)"
+    wider = ArraySpec(path="objects/mask", shape=(3, 12, 2), dtype="uint8", axes=("t", "h", "w"))
+    both = r"objects/mask uint8 \(3, 11, 2\).*this run makes .*objects/mask uint8 \(3, 12, 2\)"
     with pytest.raises(StoreError, match=both):
         small.open_writer(tmp_path / "s", specs=small.SPECS | {"objects": [wider]})
-    with pytest.raises(StoreError, match=r"3 frames of 11 px.*this run makes .*3 frames of 384 px"):
-        small.open_writer(tmp_path / "s", input_size=384)
+    with pytest.raises(StoreError, match=r"3 frames of 11 px.*this run makes .*3 frames of 13 px"):
+        small.open_writer(tmp_path / "s", input_size=13)
 
 
 def test_existing_store_keeps_its_own_shard_size_and_source(tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""Files opened as what they must be: plain, and no larger than a file of their kind is.
+
+Folders come from downloads and archives, so a name may be anything: a pipe that nobody writes to, a device that never
+ends, a file that says it is larger than the memory.
+"""
+
+import io
+import os
+import stat
+from pathlib import Path
+
+MOST_BYTES = 2**24  # of a record: parsed it takes up to twenty times as much
+_KINDS = {
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+class UnusableFileError(OSError):
+    """A file that is not what its name says; the text completes "cannot be read (...)", the caller names the file."""
+
+    def __init__(self, reason: str, path: str | Path | None = None) -> None:
+        super().__init__(reason)
+        self.filename = None if path is None else str(path)
+
+
+def refuse_special(facts: os.stat_result, path: str | Path | None = None) -> None:
+    """Accepts plain files only.
+
+    Raises:
+        UnusableFileError: a folder, pipe, socket or device.
+    """
+    if not stat.S_ISREG(facts.st_mode):
+        raise UnusableFileError(f"it is {_KINDS.get(stat.S_IFMT(facts.st_mode), 'something else')}, not a file", path)
+
+
+def open_plain(path: str | Path) -> int:
+    """Opens a plain file for reading, and waits for nobody; returns its descriptor, for the caller to close.
+
+    Raises:
+        UnusableFileError: a folder, pipe, socket or device.
+        OSError: the file is missing or may not be read.
+    """
+    refuse_special(os.stat(path), path)
+    # What has taken the file's place since is looked at as well; a pipe without a writer would make `open` wait.
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        refuse_special(os.fstat(file), path)
+    except UnusableFileError:
+        os.close(file)
+        raise
+    return file
+
+
+def read_plain(path: str | Path, most: int = MOST_BYTES) -> bytes:
+    """The whole content of a plain file.
+
+    Raises:
+        UnusableFileError: a folder, pipe, socket or device, or a file of more than `most` bytes.
+        OSError: the file is missing or may not be read.
+    """
+    with open(open_plain(path), "rb", buffering=0) as file:
+        refuse_long(os.fstat(file.fileno()).st_size, most, path)
+        return file.readall()
+
+
+def open_lock(path: str | Path) -> io.FileIO:
+    """Opens a file for the kernel's locks, made where there is none; a link, a pipe or a device is none.
+
+    Raises:
+        UnusableFileError: something else has the name.
+        OSError: the file cannot be made or opened.
+    """
+    # A pipe that nobody reads makes this fail with ENXIO, one that somebody reads is looked at below.
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW, 0o666)
+    try:
+        refuse_special(os.fstat(file), path)
+    except UnusableFileError:
+        os.close(file)
+        raise
+    return io.FileIO(file, "a")
+
+
+def refuse_long(num_bytes: int, most: int, path: str | Path | None = None) -> None:
+    """Accepts up to `most` bytes.
+
+    Raises:
+        UnusableFileError: there are more.
+    """
+    if num_bytes > most:
+        raise UnusableFileError(f"it has {num_bytes:,} bytes; a file of this kind has {most:,} at most", path)

@@ -1,0 +1,377 @@
+"""JSON of another shape in every record that a command reads: each case is one line, or harmless.
+
+    python -m tests.faults.mutated_records [--all]
+
+tries the cases in this process and prints how each command took them. A case may take `LIMIT_S` and `LIMIT_BYTES`.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+LIMIT_S, LIMIT_BYTES = 5.0, 2**30
+REMOVED = object()
+NESTED: list[Any] = []
+for _ in range(600):
+    NESTED = [NESTED]
+VALUES: dict[str, Any] = {
+    "missing": REMOVED, "null": None, "true": True, "-1": -1, "4.5": 4.5, "10^12": 10**12, "a word": "word",
+    "an empty word": "", "[]": [], "{}": {}, "[[]]": [[]], "{'a': {}}": {"a": {}}, "infinite": math.inf,
+    "not a number": math.nan, "nested": NESTED, "NUL": "\0", "half a letter": "\ud800",
+}  # fmt: skip
+TEXTS = {
+    "empty": b"", "cut": b'{"a', "null": b"null", "[]": b"[]", "a number": b"3", "a word": b'"word"',
+    "bytes": b"\xff\xfe\0", "deep list": b"[" * 100_000, "deep object": b'{"a":' * 100_000, "long number": b"1" * 5000,
+}  # fmt: skip
+PLACES = {"a pipe": os.mkfifo, "an endless device": lambda path: os.symlink("/dev/zero", path),
+          "a folder": os.mkdir, "a huge file": lambda path: path.touch() or os.truncate(path, 2**40)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A file of a folder that is replaced, and what is in its place."""
+
+    file: str
+    what: str
+    replace: Callable[[Path], None]
+
+
+@dataclass
+class Outcome:
+    """How the commands took the cases.
+
+    Attributes:
+        counts: of each command by `ok`, `refused` and `fault`.
+        faults: command, file, what was in it, and what went wrong.
+    """
+
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+def cases_of(folder: Path, file: str) -> Iterator[Case]:
+    """Every case of a JSON file; a record with a checksum gets the one of its new content."""
+    lines = file.endswith(".jsonl")
+    data = (folder / file).read_bytes()
+    whole = [json.loads(line) for line in data.splitlines()] if lines else json.loads(data)
+    sealed = isinstance(whole, dict) and whole.keys() == {"crc32c", "record"}
+    for what, text in TEXTS.items():
+        yield Case(file, what, _writer(text))
+        if sealed:
+            yield Case(file, f"{what} within its checksum", _writer(_sealed(text)))
+    for what, make in PLACES.items():
+        yield Case(file, what, lambda path, make=make: make(path))
+    value = whole["record"] if sealed else whole
+    for place in _places(value):
+        for what, replacement in VALUES.items():
+            changed = _changed(value, place, replacement)
+            text = b"".join(json.dumps(line).encode() + b"\n" for line in changed) if lines and isinstance(
+                changed, list) else json.dumps(changed, sort_keys=True, separators=(",", ":")).encode()
+            name = "/".join(map(str, place)) or "all of it"
+            yield Case(file, f"{name}: {what}", _writer(_sealed(text) if sealed else text))
+
+
+def _writer(data: bytes) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(data) and None
+
+
+def _sealed(body: bytes) -> bytes:
+    from refavs.store.checksum import crc32c
+
+    return f'{{"crc32c":"{crc32c(body):08x}","record":'.encode() + body + b"}"
+
+
+def _places(value: Any, most: int = 40) -> Iterator[tuple[Any, ...]]:
+    """The value itself and what is in it; of many alike the first ones."""
+    yield ()
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for number, (name, one) in enumerate(inner):
+        if number < (2 if isinstance(value, list) else most):
+            yield from ((name, *rest) for rest in _places(one, most))
+
+
+def _changed(value: Any, place: Sequence[Any], replacement: Any) -> Any:
+    if not place:
+        return None if replacement is REMOVED else replacement
+    copy = value.copy()
+    changed = _changed(value[place[0]], place[1:], replacement)
+    if len(place) == 1 and replacement is REMOVED:
+        del copy[place[0]]
+    else:
+        copy[place[0]] = changed
+    return copy
+
+
+Command = Callable[[Path], int]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A folder, the JSON files in it, and the commands that read them."""
+
+    folder: Path
+    files: tuple[str, ...]
+    commands: dict[str, Command]
+
+
+def targets(work: Path) -> list[Target]:
+    """A store, a sweep and a trained trial, each made small."""
+    return [_store(work / "store"), _sweep(work / "sweep"), _trial(work / "trial")]
+
+
+def _store(root: Path) -> Target:
+    from extract.store_cli import main
+    from refavs.cli import run_command
+    from refavs.store.folder import LocalFolder
+    from refavs.store.lease import Lease
+    from refavs.store.schema import object_key, text_key
+    from tests.refavs import small_store
+
+    small_store.write_store(root)
+    (root / "lease.json").write_bytes(Lease(small_store.open_writer(root).folder, "refavs-extract")._data)
+
+    def extract(folder: Path) -> int:
+        writer = small_store.open_writer(folder)
+        writer.plan("text", map(text_key, small_store.TEXTS))
+        writer.plan("clips", small_store.CLIPS)
+        writer.plan("objects", [object_key(clip, 1) for clip in small_store.CLIPS])
+        writer.noted("clips"), writer.shared("clips")
+        writer.write_expressions(small_store.expressions(writer))
+        writer.finalise()
+        return 0
+
+    def lease(folder: Path) -> int:
+        with Lease(LocalFolder(folder), "refavs-extract", beat_s=0.04, expires_s=0.1):
+            return 0
+
+    records = [f"commits/{path.name}" for path in sorted((root / "commits").iterdir()) if "-00000" in path.name]
+    files = ("zarr.json", "lease.json", *records, "commits/expressions.json", "commits/listing.json",
+             "clips/audio/vggish/zarr.json", "clips/id/zarr.json", "expressions/uid/zarr.json")  # fmt: skip
+    return Target(root, files, {
+        "info": lambda folder: main(["info", str(folder)]), "verify": lambda folder: main(["verify", str(folder)]),
+        "extract": lambda folder: run_command("extract", lambda: extract(folder)),
+        "lease": lambda folder: run_command("extract", lambda: lease(folder)),
+    })  # fmt: skip
+
+
+def _sweep(root: Path) -> Target:
+    from experiments.report.contents import Options, build_report
+    from experiments.report.figures import report_figures
+    from experiments.status import main
+    from refavs.cli import run_command
+    from tests.experiments import small_sweep
+
+    trial = small_sweep.write_trial(root, "full")
+    facts = json.loads((trial / "config.json").read_text())
+    facts |= {"digests": {"decoder_weights": "sha"}, "weights_dir": None}
+    (trial / "config.json").write_text(json.dumps(facts))
+    status = {"state": "finished", "time_s": 3.0, "started_s": 1.0, "reason": "none"}
+    (trial / "status.json").write_text(json.dumps(status))
+    (trial / "mlflow.json").write_text(json.dumps({"attempt": 1, "uri": "x", "epochs": 2, "time_s": 3.0}))
+    records = [{"epoch": n, "seconds": 1.0, "time_ms": 1000 * n, "metrics": {"train/loss": 1 / n, "val/J": n / 10}}
+               for n in (1, 2)]  # fmt: skip
+    (trial / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    several = {"name": "a", "store": "/a", "fingerprint": small_sweep.STORE, "random_features": True,
+               "encoders": {"text": "roberta"}, "contents": "c"}  # fmt: skip
+    small_sweep.write_facts(
+        root, stores={small_sweep.STORE: several}, current=[trial.name], to_come=1, run_id="r", tracking_uri="x",
+        git={"mlflow.source.git.commit": "c", "mlflow.source.git.dirty": "true"}, defaults={"train.epochs": 1},
+    )  # fmt: skip
+    controls = {"all background": {"test_s": {"J": 0.1, "F": 0.0}, "dimension/spatial": {"J": 0.1}}}
+    controls |= {"mean mask, best": controls["all background"]}
+    (root / "controls.json").write_text(json.dumps(
+        {"store": small_sweep.STORE, "controls": {}, "protocols": {"canonical": controls}}
+    ))  # fmt: skip
+
+    def report(folder: Path) -> int:
+        report_figures(build_report([folder], Options()))
+        return 0
+
+    names = ("config.json", "status.json", "mlflow.json", "result.json", "metrics.jsonl")
+    return Target(root, ("sweep.json", "controls.json", *(f"trials/{trial.name}/{name}" for name in names)), {
+        "status": lambda folder: main([str(folder)]),
+        "report": lambda folder: run_command("refavs-report", lambda: report(folder)),
+    })  # fmt: skip
+
+
+def _trial(root: Path) -> Target:
+    import torch
+
+    from experiments import predict
+    from extract.plan import array_specs
+    from extract.presets import build_encoders, preset_named
+    from extract.weights import WeightSource
+    from refavs.cli import run_command
+    from refavs.model.checkpoint import save_model
+    from refavs.model.eemc import EEMC, EEMCConfig
+    from refavs.model.sizes import FeatureSizes, MapSize, StreamSize
+
+    preset, known = preset_named("tiny"), {}
+    built = build_encoders(preset, WeightSource(kind="random"), ("pixel_decoder",), "fp32", "cpu")
+
+    def remembered(*arguments: Any) -> Any:
+        """Encoders take longest to build; those of other arguments are built, or refused, all the same."""
+        key = repr(arguments)
+        if key not in known:
+            known[key] = build_encoders(*arguments)
+        return known[key]
+
+    predict.build_encoders = remembered
+    specs = {spec.path: spec for table in array_specs(preset, built).values() for spec in table}
+
+    def size(path: str) -> dict[str, int]:
+        return dict(zip(specs[path].axes, specs[path].shape, strict=True))
+
+    paths = {path.rsplit("/", 1)[1]: path for path in specs if path.startswith("clips/visual/")}
+    maps = tuple(MapSize(name=name, path=paths[name], channels=(one := size(paths[name]))["c"], height=one["h"],
+                         width=one["w"]) for name in ("mask_features", "s8", "s16", "s32"))  # fmt: skip
+    audio, text = (next(path for path in specs if path.startswith(start) and "valid" not in path)
+                   for start in ("clips/audio", "text/"))  # fmt: skip
+    torch.manual_seed(0)
+    model = EEMC(EEMCConfig(
+        sizes=FeatureSizes(audio=StreamSize(path=audio, channels=size(audio)["c"]),
+                           text=StreamSize(path=text, channels=size(text)["c"]), maps=maps),
+        num_layers=1, num_queries=4, num_heads=4, feedforward_channels=32, decoder_layers=1,
+        decoder_feedforward_channels=32,
+    ))  # fmt: skip
+    extraction = {"preset": "tiny", "weights": "random", "seed": 0, "precision": "fp32"}
+    facts = {"store": "s", "encoders": json.loads(json.dumps(built.fingerprints())), "extraction": extraction,
+             "trial": {"train": {"precision": "fp32"}}}  # fmt: skip
+    save_model(root / "checkpoint", model, facts)
+
+    def predicted(folder: Path) -> int:
+        predictor = predict.Predictor(predict.checkpoint_of(str(folder), None))
+        predictor.predict(SILENT, ["a word"])
+        return 0
+
+    import numpy as np
+
+    from extract.media import Media
+
+    side = preset.input_size
+    SILENT = Media(frames=np.zeros((preset.num_frames, side, side, 3), np.uint8), silent=True, repeated_from_s=None,
+                   sound=np.zeros(16000 * preset.num_frames, np.float32))  # fmt: skip
+    return Target(root, ("checkpoint/config.json",), {
+        "predict": lambda folder: run_command("predict", lambda: predicted(folder)),
+    })  # fmt: skip
+
+
+def try_all(target: Target, chosen: Sequence[Case], outcome: Outcome) -> None:
+    """Tries each case by each command that reads its file, on a fresh copy where the command writes."""
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name) / target.folder.name
+        shutil.copytree(target.folder, copy)
+        for command, run in target.commands.items():
+            if fault := _fault(run, copy):
+                outcome.faults.append(f"{command}: unchanged: {fault}")
+        shutil.rmtree(copy)
+        shutil.copytree(target.folder, copy)
+        for case in chosen:
+            if case.file == "lease.json":
+                commands = {"lease": target.commands["lease"], "verify": target.commands["verify"]}
+            else:
+                commands = {name: run for name, run in target.commands.items() if name != "lease"}
+            for command, run in commands.items():
+                _put(case, copy)
+                fault = _fault(run, copy)
+                counts = outcome.counts.setdefault(command, Counter())
+                counts["fault" if fault not in ("", "refused") else fault or "ok"] += 1
+                if fault not in ("", "refused"):
+                    outcome.faults.append(f"{command}: {case.file}: {case.what}: {fault}")
+                if command in ("extract", "lease"):
+                    shutil.rmtree(copy)
+                    shutil.copytree(target.folder, copy)
+            _clear(copy / case.file)
+            (copy / case.file).write_bytes((target.folder / case.file).read_bytes())
+
+
+def _put(case: Case, copy: Path) -> None:
+    _clear(copy / case.file)
+    case.replace(copy / case.file)
+
+
+def _clear(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def _fault(run: Command, folder: Path) -> str:
+    """What went wrong: nothing where the case is harmless, `refused` where it is one line."""
+    signal.signal(signal.SIGALRM, _too_long)
+    told, started = io.StringIO(), time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+    try:
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+            status = run(folder)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except BaseException as error:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        where = traceback.extract_tb(error.__traceback__)
+        last = [frame for frame in where if "site-packages" not in frame.filename][-1]
+        return f"{type(error).__name__}: {str(error)[:80]} in {Path(last.filename).name}:{last.lineno}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    if (seconds := time.monotonic() - started) > LIMIT_S:
+        return f"{seconds:.1f} s"
+    lines = [line for line in told.getvalue().splitlines() if not line.startswith(("verify:", "report:"))]
+    if status == 2 and len(lines) != 1:
+        return f"{len(lines)} lines: {lines[:3]}"
+    return {0: "", 2: "refused", 3: ""}.get(status, f"status {status}")
+
+
+def _too_long(*_: object) -> None:
+    raise TimeoutError(f"more than {LIMIT_S:g} s")
+
+
+def limit_memory() -> None:
+    """From here on this process may ask for `LIMIT_BYTES` more than it has."""
+    facts = Path("/proc/self/status").read_text()
+    now = next(int(line.split()[1]) * 1024 for line in facts.splitlines() if line.startswith("VmData"))
+    resource.setrlimit(resource.RLIMIT_DATA, (now + LIMIT_BYTES, resource.RLIM_INFINITY))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the counts as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--all", action="store_true", help="every case, not a sample")
+    parser.add_argument("--most", type=int, default=40, help="cases of one file in the sample")
+    parser.add_argument("--file", default="", help="only files whose names hold this")
+    args = parser.parse_args(argv)
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    outcome, rng = Outcome(), random.Random(0)
+    with tempfile.TemporaryDirectory() as work:
+        found = targets(Path(work))
+        limit_memory()
+        for target in found:
+            for file in target.files:
+                if args.file not in file:
+                    continue
+                cases = [*cases_of(target.folder, file)]
+                if not args.all and len(cases) > args.most:
+                    cases = rng.sample(cases, args.most)
+                try_all(target, cases, outcome)
+    print(json.dumps(vars(outcome), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
