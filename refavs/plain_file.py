@@ -4,6 +4,7 @@ Folders come from downloads and archives, so a name may be anything: a pipe that
 ends, a file that says it is larger than the memory.
 """
 
+import contextlib
 import io
 import os
 import stat
@@ -12,7 +13,7 @@ from pathlib import Path
 MOST_BYTES = 2**24  # of a record: parsed it takes up to twenty times as much
 _KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
+    stat.S_IFBLK: "a device", stat.S_IFLNK: "a symbolic link",
 }
 
 
@@ -22,6 +23,9 @@ class UnusableFileError(OSError):
     def __init__(self, reason: str, path: str | Path | None = None) -> None:
         super().__init__(reason)
         self.filename = None if path is None else str(path)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def refuse_special(facts: os.stat_result, path: str | Path | None = None) -> None:
@@ -71,7 +75,8 @@ def open_lock(path: str | Path) -> io.FileIO:
         UnusableFileError: something else has the name.
         OSError: the file cannot be made or opened.
     """
-    # A pipe that nobody reads makes this fail with ENXIO, one that somebody reads is looked at below.
+    with contextlib.suppress(FileNotFoundError):
+        refuse_special(os.lstat(path), path)
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW, 0o666)
     try:
         refuse_special(os.fstat(file), path)
