@@ -17,7 +17,7 @@ from refavs.partials import give_name, lock_partial, partial_path, remove_left
 from refavs.store import FeatureStore
 from refavs.store.exchange import export, import_
 from refavs.store.folder import LocalFolder
-from refavs.store.kept import KeptStore
+from refavs.store.kept import KeptStore  # noqa: F401 (the killer below uses it)
 from refavs.store.lease import Lease
 
 HERE = Path(__file__).parent
@@ -70,7 +70,6 @@ def reword_job(folder: Path) -> None:
     writer.finalise()
 
 
-assert KeptStore  # used by the killer below
 JOBS: list[Callable[[Path], None]] = [export_job, import_job, synth_job, reword_job]
 
 # Runs each job in a process that is killed before or after a call that changes a file, then lets it run again.

@@ -136,7 +136,7 @@ def test_writer_that_is_done_between_two_reads_is_no_damage(
     built: Path, tmp_path: Path, job: Callable[[Path], None], reader: Callable[[Path], Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    read = LocalFolder.read
+    read, place = LocalFolder.read, 0
     for place in range(0, 300, 7):
         root, count = Path(shutil.copytree(built, tmp_path / f"s{place}")), 0
 
