@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from refavs.data.bench import named_on_disk, read_benchmark, read_mask, read_metadata, read_source, read_videos
+from refavs.data.bench import named_on_disk, read_benchmark, read_metadata, read_source, read_videos
 from refavs.errors import DatasetError
 
 HEADER = "vid,uid,split,fid,exp\n"
@@ -355,56 +354,3 @@ def test_source_refuses_expressions_for_a_benchmark(tmp_path: Path) -> None:
     assert read_source(tmp_path).kind == "bench"
     with pytest.raises(DatasetError, match=r"is a benchmark, its expressions are in metadata.csv; leave out the CSV"):
         read_source(tmp_path, "say.csv")
-
-
-# ------------------------------------------------------------------------------------------------------- masks
-
-
-def write_mask(folder: Path, gray: np.ndarray, t: int = 0, mode: str = "L") -> None:
-    Image.fromarray(gray).convert(mode).save(folder / f"0000{t}.png")
-
-
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1"])
-def test_mask_is_true_where_gray_is_above_zero(tmp_path: Path, mode: str) -> None:
-    gray = np.zeros((4, 6), np.uint8)
-    gray[1:3, 2] = 255 if mode == "1" else 1
-    write_mask(tmp_path, gray, t=7, mode=mode)
-    np.testing.assert_array_equal(read_mask(tmp_path, 7), gray > 0)
-
-
-def test_mask_of_sixteen_bits_keeps_its_pixels(tmp_path: Path) -> None:
-    gray = np.zeros((3, 3), np.uint16)
-    gray[0, 0], gray[2, 1] = 1, 65280
-    Image.fromarray(gray).save(tmp_path / "00000.png")
-    np.testing.assert_array_equal(read_mask(tmp_path, 0), gray > 0)
-
-
-def test_mask_resize_takes_the_nearest_pixel(tmp_path: Path) -> None:
-    gray = (np.random.default_rng(0).random((4, 6)) > 0.5).astype(np.uint8) * 255
-    write_mask(tmp_path, gray)
-    np.testing.assert_array_equal(read_mask(tmp_path, 0, size=(8, 12)), gray.repeat(2, 0).repeat(2, 1) > 0)
-    shrunk = read_mask(tmp_path, 0, size=(2, 3))
-    assert shrunk.shape == (2, 3) and shrunk.dtype == np.bool_
-
-
-def test_mask_resize_does_not_grow_the_object(tmp_path: Path) -> None:
-    gray = np.zeros((64, 64), np.uint8)
-    gray[16:32, 16:32] = 1
-    write_mask(tmp_path, gray)
-    assert read_mask(tmp_path, 0, size=(16, 16)).sum() == 16
-
-
-def test_mask_errors_name_the_file_and_its_size(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"00003.png: no such mask; expected 00000.png to 00009.png"):
-        read_mask(tmp_path, 3)
-    write_mask(tmp_path, np.zeros((4, 6), np.uint8))
-    assert read_mask(tmp_path, 0, size=(2, 2), expected_size=(4, 6)).shape == (2, 2)
-    with pytest.raises(DatasetError, match=r"mask of 4x6 pixels \(height x width\), its frame has 6x4; accepted"):
-        read_mask(tmp_path, 0, expected_size=(6, 4))
-    (tmp_path / "00001.png").write_bytes(b"no picture")
-    with pytest.raises(DatasetError, match=r"00001.png cannot be read as a PNG mask .*unpack that file again"):
-        read_mask(tmp_path, 1)
-    whole = (tmp_path / "00000.png").read_bytes()
-    (tmp_path / "00002.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DatasetError, match=r"00002.png cannot be read as a PNG mask"):
-        read_mask(tmp_path, 2)
