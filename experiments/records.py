@@ -46,17 +46,22 @@ class SweepFacts(StoreFacts, total=False):
 _Epochs = TypedDict("_Epochs", {"train.epochs": Annotated[int, range(2**31)]})
 
 
-class Settings(TypedDict):
+class WorkerSettings(TypedDict):
+    """What of `config.json` a trial's process reads."""
+
+    config: dict[str, Any]
+    weights_dir: NotRequired[str | None]
+    store_location: NotRequired[str]
+
+
+class Settings(WorkerSettings):
     """`config.json` of a trial."""
 
     key: str
     name: str
     seed: int
     store: str
-    config: dict[str, Any]
     digests: NotRequired[dict[str, str]]
-    weights_dir: NotRequired[str | None]
-    store_location: NotRequired[str]
 
 
 class ShownSettings(TypedDict):

@@ -15,7 +15,7 @@ import torch
 
 from experiments.config import TrialConfig
 from experiments.learner import Team
-from experiments.records import Settings, read_record
+from experiments.records import WorkerSettings, read_record
 from experiments.train import Run, train_group
 from refavs.accelerator import require_usable
 from refavs.config import replace
@@ -97,7 +97,7 @@ def _run_of(folder: Path, report: Callable[[dict[str, Any]], None]) -> Run:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    facts = read_record(folder / "config.json", Settings)
+    facts = read_record(folder / "config.json", WorkerSettings)
     if facts is None:
         raise ConfigError(f"{folder} has no config.json; run the same command again")
     return facts

@@ -50,7 +50,7 @@ class Case:
 
     file: str
     what: str
-    replace: Callable[[Path], None]
+    replace: Callable[[Path], object]
 
 
 @dataclass
@@ -71,7 +71,7 @@ def cases_of(folder: Path, file: str) -> Iterator[Case]:
     """Every case of a JSON file; a record with a checksum gets the one of its new content."""
     lines = file.endswith(".jsonl")
     data = (folder / file).read_bytes()
-    whole = [json.loads(line) for line in data.splitlines()] if lines else json.loads(data)
+    whole: Any = [json.loads(line) for line in data.splitlines()] if lines else json.loads(data)
     sealed = isinstance(whole, dict) and whole.keys() == {"crc32c", "record"}
     for what, text in TEXTS.items():
         yield Case(file, what, _writer(text))
@@ -89,8 +89,8 @@ def cases_of(folder: Path, file: str) -> Iterator[Case]:
             yield Case(file, f"{name}: {what}", _writer(_sealed(text) if sealed else text))
 
 
-def _writer(data: bytes) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(data) and None
+def _writer(data: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(data)
 
 
 def _sealed(body: bytes) -> bytes:
@@ -153,7 +153,8 @@ def _store(root: Path) -> Target:
         writer.plan("text", map(text_key, small_store.TEXTS))
         writer.plan("clips", small_store.CLIPS)
         writer.plan("objects", [object_key(clip, 1) for clip in small_store.CLIPS])
-        writer.noted("clips"), writer.shared("clips")
+        writer.noted("clips")
+        writer.shared("clips")
         writer.write_expressions(small_store.expressions(writer))
         writer.finalise()
         return 0
