@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from experiments.batch_size import bytes_of_batch
 from experiments.config import TrialConfig, TrialResources
 from experiments.ledger import Entry
 from experiments.resources import Resources
 from refavs.errors import RefAVSError
 from refavs.model.eemc import EEMCConfig
-from refavs.model.footprint import memory_bytes, training_bytes
+from refavs.model.footprint import batches_held, memory_bytes, training_bytes
 from refavs.model.options import ModelOptions
 from refavs.model.variants import build_head
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from refavs.store import FeatureStore
 
 MOST = 8  # trials in a group that is chosen here; with more of them a failure costs more than the read that is saved
-MEMORY_SHARE = 0.5  # of what a process may use; the rest is for the batch and for one trial's step
+MEMORY_SHARE = 0.5  # of what a process may use; beside its batches; the rest is for one trial's step
 
 
 def reading(config: TrialConfig) -> Hashable:
@@ -92,7 +93,8 @@ def memory_limit(
             return MOST
         gpus = resources.ask(config.resources).gpus
         device = torch.device("cuda" if gpus and torch.cuda.is_available() else "cpu")
-        return max(1, min(MOST, int(MEMORY_SHARE * memory_bytes(device) / max(1, num_places) / taken)))
+        of_place = memory_bytes(device) / max(1, num_places) - batches_held(device) * bytes_of_batch(config, store)
+        return max(1, min(MOST, int(MEMORY_SHARE * of_place / taken)))
 
     return limit
 

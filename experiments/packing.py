@@ -11,19 +11,22 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from experiments.batch_size import bytes_of_batch
 from experiments.config import TrialConfig
 from experiments.resources import Resources
 from experiments.stores import store_of
 from experiments.trial import Trial
+from refavs.data.ahead import depth_for
 from refavs.errors import ConfigError
 from refavs.model.eemc import EEMCConfig
-from refavs.model.footprint import least_bytes, training_bytes
+from refavs.model.footprint import batches_held, least_bytes, training_bytes
 from refavs.model.sizes import FeatureSizes
 from refavs.model.variants import build_head
 
 if TYPE_CHECKING:
     from refavs.store import FeatureStore
 
+GPU = torch.device("cuda")
 MARGIN = 0.15  # batches differ in what they need, and free memory in pieces is of no use
 CONTEXT_BYTES = 600 * 2**20  # of CUDA and its libraries in each process, which the allocator does not count
 PRECISION = 10_000  # Ray's shares of a GPU have four decimals
@@ -81,12 +84,8 @@ def expected_bytes(config: TrialConfig, store: "FeatureStore") -> int:
     trained, every = (sum(p.numel() for p in some) for some in (model.trained_parameters(), model.parameters()))
     copies = int(train.ema_decay > 0) + int(train.patience > 0)
     at_once = math.ceil(train.batch_size / train.accumulate / config.resources.workers)
-    maps = sum(size.channels * size.height * size.width for size in sizes.maps)
-    num_frames = train.frames or store.num_frames
-    return (
-        least_bytes(config.model, sizes, at_once, num_frames) + training_bytes(trained, every, copies)
-        + 4 * maps * num_frames * math.ceil(at_once / train.expressions_per_clip)
-    )  # fmt: skip
+    least = least_bytes(config.model, sizes, at_once, train.frames or store.num_frames)
+    return least + training_bytes(trained, every, copies) + batches_held(GPU) * bytes_of_batch(config, store)
 
 
 def share_of(config: TrialConfig) -> TrialConfig:
@@ -97,14 +96,16 @@ def share_of(config: TrialConfig) -> TrialConfig:
 
 
 def probe(config: TrialConfig, location: str, weights_dir: Path | None) -> tuple[int, int]:
-    """A few real steps and batches of evaluation on a GPU: most bytes that were reserved, and those of the GPU.
+    """A few real steps and batches of evaluation on a GPU: most bytes that a trial reserves, and those of the GPU.
 
-    Of a trial with several workers it is what one of them takes with its share of the batch.
+    The steps read one batch after another; those that a trial has on the device ahead of its step are added. Of a trial
+    with several workers it is what one of them takes with its share of the batch.
     """
     from experiments.cost import measure
     from refavs.store import FeatureStore
 
-    device = torch.device("cuda")
-    torch.cuda.reset_peak_memory_stats(device)
-    measure(share_of(config), FeatureStore(location), device, weights_dir)
-    return torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
+    store = FeatureStore(location)
+    torch.cuda.reset_peak_memory_stats(GPU)
+    measure(share_of(config), store, GPU, weights_dir)
+    reserved = torch.cuda.max_memory_reserved(GPU) + depth_for(GPU) * bytes_of_batch(config, store)
+    return reserved, torch.cuda.get_device_properties(GPU).total_memory

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from experiments.batch_size import bytes_of_batch
 from experiments.config import TrialConfig
 from experiments.evaluate import TEST_SPLITS, Head, all_levels, evaluate_together, record_together, rows_of
 from experiments.history import best_epoch, stalled, write_history
@@ -171,7 +172,8 @@ class Training:
         torch.manual_seed(config.seed)
         at_once = math.ceil(settings.batch_size / settings.accumulate / team.size)
         sizes = FeatureSizes.from_store(store, config.model.trains_pixel_decoder)
-        require_memory(config.model, sizes, device, at_once, settings.frames or store.num_frames)
+        num_frames, batch = settings.frames or store.num_frames, bytes_of_batch(config, store)
+        require_memory(config.model, sizes, device, at_once, num_frames, batch)
         self.run, self.team = run, team
         self.learner = Learner(config, build_model(config, store, run.weights_dir).to(device), team)
         self.epoch, self.history = load_state(run.folder / "state", self.learner)

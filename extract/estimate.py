@@ -19,6 +19,7 @@ from refavs.errors import DatasetError
 from refavs.store.plan import ShardPlan, Shares, plan_shards
 from refavs.store.schema import ArraySpec
 from refavs.store.writer import StoreWriter
+from refavs.temporary import temporary_folder
 
 START_S = 12.0  # Ray, and imports and weights in each worker
 ONCE_S = 0.5  # beside so much the warming up of a call does not count
@@ -180,7 +181,7 @@ def _write_s(preset: Preset, encoders: Encoders, specs: Sequence[ArraySpec]) -> 
     """Seconds to write and commit the arrays of one clip, in the folder of temporary files."""
     rng = np.random.default_rng(0)
     arrays = {spec.path: rng.standard_normal(spec.shape, np.float32).astype(spec.dtype) for spec in specs}
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(dir=temporary_folder()) as folder:
         writer = StoreWriter.open(
             folder, encoders=encoders.fingerprints(), source="calibration", num_frames=preset.num_frames,
             input_size=preset.input_size, specs={"clips": specs}, rows_per_shard={"clips": 1},

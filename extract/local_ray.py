@@ -5,7 +5,6 @@ import os
 import secrets
 import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from refavs.choices import Device
 from refavs.errors import ConfigError
 from refavs.printing import warn
 from refavs.processors import PASSIVE_WAITING
+from refavs.temporary import temporary_folder
 
 # Neither maps nor weights enter the object store, so it can be about as small as Ray allows.
 OBJECT_STORE_BYTES = 100 * 2**20
@@ -279,7 +279,7 @@ def plasma_directory() -> Path | None:
 
 
 def _temporary() -> Path:
-    return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
+    return Path(os.environ.get("RAY_TMPDIR") or temporary_folder()).absolute()
 
 
 def _children() -> set[int]:

@@ -8,12 +8,13 @@ from enum import IntEnum
 from types import TracebackType
 from typing import NoReturn
 
-from refavs.errors import RefAVSError
+from refavs.errors import ConfigError, RefAVSError
 from refavs.plain_file import UnusableFileError
 from refavs.printing import printable, printable_streams, warn
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-WRONG_PATH = (errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+WRONG_PATH = (errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+STRIPPED = 2  # by which Python drops docstrings
 
 
 class Exit(IntEnum):
@@ -44,6 +45,9 @@ def run_command(name: str, command: Callable[[], int]) -> int:
 
 def _status_of(name: str, command: Callable[[], int]) -> int:
     try:
+        if sys.flags.optimize >= STRIPPED:
+            raise ConfigError("python -OO and PYTHONOPTIMIZE=2 drop the docstrings, without which Ray does not run and "
+                              "settings have no meaning; run Python with -O or without it")  # fmt: skip
         return command()
     except RefAVSError as error:
         warn(f"{name}: {' '.join(str(error).split())}")

@@ -31,8 +31,10 @@ from jaxtyping import UInt8
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import GCSStore, HTTPStore, MemoryStore, S3Store
 
+from refavs.locks import NO_LOCKS
 from refavs.plain_file import MOST_BYTES, refuse_long
 from refavs.store.remote_errors import RemoteError, RemoteMissing, os_error, refuse_url
+from refavs.temporary import temporary_folder
 
 PART_BYTES = 8 << 20
 NUM_PARTS = 8  # of one file at once
@@ -329,11 +331,18 @@ def _threads(_purpose: str, number: int, _process: int) -> ThreadPoolExecutor:
 
 @functools.cache
 def _scratch_folder(process: int) -> Path:
-    """A private folder, locked for as long as this process lives, so that `sweep` of another one leaves it."""
+    """A private folder, locked for as long as this process lives, so that `sweep` of another one leaves it.
+
+    Where the file system has no locks, `sweep` leaves every such folder.
+    """
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
+        folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=temporary_folder()))
         lock = os.open(folder, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         if folder.is_dir():  # nobody swept it before it was locked
             break
         os.close(lock)
@@ -344,7 +353,7 @@ def _scratch_folder(process: int) -> Path:
 
 def _sweep_scratch() -> list[str]:
     removed = []
-    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+    for folder in temporary_folder().glob(f"{_SCRATCH}*"):
         if folder.is_symlink():
             continue
         try:
@@ -358,8 +367,10 @@ def _sweep_scratch() -> list[str]:
                     path.unlink()
                     removed.append(str(path))
             folder.rmdir()
-        except OSError:
-            pass  # its writer lives, or there is something of somebody else's in it
+        except OSError as error:
+            if not isinstance(error, BlockingIOError) and error.errno not in (*NO_LOCKS, errno.ENOTEMPTY):
+                raise
+            # Its writer lives, nobody knows, or there is something of somebody else's in it.
         finally:
             os.close(lock)
     return removed

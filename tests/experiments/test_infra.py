@@ -15,6 +15,7 @@ import yaml
 from experiments.cli import build_parser
 from experiments.grid import read_grid
 from extract.cli import build_parser as build_extract_parser
+from extract.local_ray import LOCAL_ENVIRONMENT, PATIENCE, WORKER_ENVIRONMENT
 
 SCRIPT = Path(__file__).resolve().parents[2] / "infra" / "mlflow-ui.sh"
 JOB = SCRIPT.with_name("ray-job.sh")
@@ -82,6 +83,7 @@ esac
     assert given[:6] == ["-m", "ray.scripts.scripts", "job", "submit", "--address", "http://head:8265"]
     environment = json.loads(given[given.index("--runtime-env-json") + 1])
     assert environment["working_dir"] == str(root) and environment["pip"] == ["torch==2.13.0"]
+    assert environment["env_vars"].items() >= WORKER_ENVIRONMENT.items()
     code = given[given.index("--") + 1 :][2]
     assert code == "import sys; from experiments.cli import main; sys.exit(main(sys.argv[1:]))"
     assert given[given.index("--") + 1 :][-7:] == ["beta", "--store", "/a b/store", "--out", "/runs/b", "--address",
@@ -111,6 +113,19 @@ def test_slurm_script_outside_a_job_says_how_it_is_used() -> None:
     done = subprocess.run([str(script)], capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("Runs refavs-sweep or refavs-extract on the nodes of a Slurm job")
+
+
+def test_clusters_give_workers_what_a_ray_of_our_own_does() -> None:
+    """With the job script's, which `test_job_carries_the_code_and_joins_the_cluster` sees as it is sent."""
+    wanted = {name: value for name, value in LOCAL_ENVIRONMENT.items() if name not in PATIENCE}
+    script = SCRIPT.with_name("slurm.sh").read_text("utf-8").replace("\\\n", "")
+    exports = " ".join(re.findall(r"^export (.+)$", script, re.MULTILINE))
+    found = [dict(pair.split("=", 1) for pair in exports.split() if "=" in pair)]
+    cluster = yaml.safe_load(SCRIPT.with_name("kuberay.yaml").read_text("utf-8"))["spec"]["rayClusterSpec"]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        (container,) = group["template"]["spec"]["containers"]
+        found.append({variable["name"]: variable["value"] for variable in container["env"]})
+    assert len(found) == 3 and all(one.items() >= {**wanted, "OMP_NUM_THREADS": "1"}.items() for one in found), found
 
 
 @pytest.mark.process

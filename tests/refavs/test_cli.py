@@ -2,10 +2,17 @@
 
 import errno
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from refavs.cli import run_command
+from refavs.errors import ConfigError
+from refavs.temporary import temporary_folder
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def failing(number: int) -> int:
@@ -20,6 +27,9 @@ def failing(number: int) -> int:
         (errno.EEXIST, "cannot use some/place: File exists; change"),
         (errno.ENOTDIR, "cannot use some/place: Not a directory; change"),
         (errno.EISDIR, "cannot use some/place: Is a directory; change"),
+        (errno.EPERM, "cannot use some/place: Operation not permitted; change"),
+        (errno.ENAMETOOLONG, "cannot use some/place: File name too long; change"),
+        (errno.ELOOP, "cannot use some/place: Too many levels of symbolic links; change"),
     ],
 )
 def test_place_that_cannot_be_used_is_one_line(
@@ -28,6 +38,24 @@ def test_place_that_cannot_be_used_is_one_line(
     assert run_command("refavs-x", lambda: failing(number)) == 2
     printed = capsys.readouterr().err
     assert printed.startswith(f"refavs-x: {line}") and printed.count("\n") == 1
+
+
+@pytest.mark.process
+def test_python_without_docstrings_is_refused_in_a_line() -> None:
+    code = "import sys; from refavs.cli import run_command; sys.exit(run_command('refavs-x', lambda: 0))"
+    for option, status in (("-OO", 2), ("-O", 0)):
+        done = subprocess.run([sys.executable, option, "-c", code], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == status and done.stderr.count("\n") == (status == 2)
+        assert status == 0 or done.stderr.startswith("refavs-x: python -OO and PYTHONOPTIMIZE=2 drop")
+
+
+def test_machine_without_room_for_temporary_files_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gettempdir() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("tempfile.gettempdir", gettempdir)
+    with pytest.raises(ConfigError, match=r"\(No usable temporary .*\); free space, or name a folder by TMPDIR"):
+        temporary_folder()
 
 
 def test_other_system_errors_keep_their_traceback() -> None:

@@ -32,7 +32,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, name: str) -> None:
     make(tmp_path / "x")
     for call in (open_plain, read_plain, open_lock):
         with pytest.raises(UnusableFileError, match=f"{text}|it is a symbolic link, not a file"):
-            call(tmp_path / "x")
+            call(str(tmp_path / "x"))
     with pytest.raises(UnusableFileError, match=text):
         LocalFolder(tmp_path).open("x")
     assert not holds(LocalFolder(tmp_path), "x", b"")

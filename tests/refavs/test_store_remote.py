@@ -1,5 +1,6 @@
 """Folders keep one contract wherever they lie; a store written to S3 is the one written locally, and read as such."""
 
+import errno
 import fcntl
 import importlib.util
 import json
@@ -22,7 +23,7 @@ from refavs.errors import StoreError
 from refavs.store import FeatureStore
 from refavs.store.files import write_all
 from refavs.store.folder import Folder, LocalFolder, open_folder
-from refavs.store.remote import PART_BYTES, RemoteFile, RemoteFolder
+from refavs.store.remote import PART_BYTES, RemoteFile, RemoteFolder, _scratch_folder
 from refavs.store.verify import verify
 
 _spec = importlib.util.spec_from_file_location("servers", Path(__file__).parent / "servers.py")
@@ -159,6 +160,19 @@ def test_sweep_removes_scratch_files_of_writers_that_are_no_more(
     assert RemoteFolder("memory://swept").sweep() == [str(dead / "c.0.0badcafe")]
     os.close(lock)
     assert not dead.exists() and (living / "c.0.0badcafe").exists() and others.exists()
+
+
+def test_temporary_folder_without_locks_is_written_and_never_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("fcntl.flock", flock)
+    folder = _scratch_folder(-1)  # of no process, so that it is made anew
+    (folder / "c.0").write_bytes(b"half")
+    assert RemoteFolder("memory://swept").sweep() == [] and (folder / "c.0").exists()
 
 
 def test_memory_is_shared_by_name() -> None:
