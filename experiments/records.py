@@ -38,6 +38,7 @@ class SweepFacts(StoreFacts, total=False):
     stores: dict[str, StoreOfSeveral]
     defaults: dict[str, Any]
     git: dict[str, str] | None
+    place: dict[str, Any]  # `experiments.place.place_of`
     current: list[str] | None
     to_come: Count
     registered: dict[str, list[Any]]
@@ -50,6 +51,7 @@ class WorkerSettings(TypedDict):
     """What of `config.json` a trial's process reads."""
 
     config: dict[str, Any]
+    store: str  # the fingerprint
     weights_dir: NotRequired[str | None]
     store_location: NotRequired[str]
 
@@ -60,7 +62,6 @@ class Settings(WorkerSettings):
     key: str
     name: str
     seed: int
-    store: str
     digests: NotRequired[dict[str, str]]
 
 

@@ -33,7 +33,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def settings_of(*folders: Path) -> dict[str, Any]:
     for folder in folders:
         folder.mkdir()
-        (folder / "config.json").write_text(json.dumps({"config": flat(TrialConfig())}))
+        (folder / "config.json").write_text(json.dumps({"config": flat(TrialConfig()), "store": "s"}))
     return {"folders": [str(folder) for folder in folders], "workers": 1, "resources": {"CPU": 1}, "store": "s"}
 
 
