@@ -18,7 +18,7 @@ from refavs.errors import RefAVSError, WeightsError
 from refavs.finite import require_finite_weights
 from refavs.model.eemc import EEMC, EEMCConfig
 from refavs.model.pretrained import mismatch
-from refavs.model.sizes import FeatureSizes, MapSize, StreamSize
+from refavs.model.sizes import LEVELS, MASKS, STAGES, FeatureSizes, MapSize, StreamSize
 from refavs.model.variants import build_head
 from refavs.partials import PARTIAL
 from refavs.plain_file import open_plain, read_plain
@@ -162,6 +162,9 @@ def _config_of(facts: Mapping[str, Any]) -> EEMCConfig:
     for name in ({field.name for field in fields(EEMCConfig)} & facts.keys()) | {"sizes"}:
         shaped(facts.get(name), kinds[name], name)
     sizes = facts["sizes"]
+    names = tuple(size["name"] for size in sizes["maps"])
+    if names not in ((MASKS, *reversed(LEVELS)), STAGES):
+        raise ValueError(f"its maps are {', '.join(names)[:80] or 'none'}")
     known = FeatureSizes(
         audio=StreamSize(**sizes["audio"]), text=StreamSize(**sizes["text"]),
         maps=tuple(MapSize(**size) for size in sizes["maps"]),

@@ -138,6 +138,16 @@ def test_weights_of_another_number_of_heads_are_refused(folder: Path) -> None:
         load_weights(folder, other)
 
 
+@pytest.mark.parametrize("names", [[], ["mask_features"], ["", "s8", "s16", "s32"]])
+def test_checkpoint_of_unknown_maps_is_refused(folder: Path, names: list[str]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    maps = config["model"]["sizes"]["maps"]
+    config["model"]["sizes"]["maps"] = [{**one, "name": name} for one, name in zip(maps, names, strict=False)]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=r"does not describe an EEMC of this version \(its maps are "):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("channels", [-1, 10**12])
 def test_checkpoint_of_an_impossible_size_is_refused(folder: Path, channels: int) -> None:
     config = json.loads((folder / "config.json").read_text())
