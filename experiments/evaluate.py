@@ -132,12 +132,15 @@ def predictions(
     """The batches of `rows` with the probabilities of each pixel at the size of the masks.
 
     Raises:
-        StatisticsError: the probabilities are not numbers.
+        StatisticsError: some probabilities were not numbers; raised after the last batch.
     """
+    finite = []
     for batch, found in predictions_together([Head(config, model)], store, rows, device):
         for _, probs in found:
-            require_finite_probs(", ".join(batch.uid[:3]), probs)
+            finite.append(probs.isfinite().all())
             yield batch, probs
+    if finite:
+        require_finite_probs(f"{len(rows)} expressions", torch.stack(finite).all())
 
 
 @torch.no_grad()

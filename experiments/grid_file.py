@@ -91,10 +91,10 @@ class _Reader:
             raise ConfigError(f"{place}: an alias stands for a value that contains it; write it out")
         self.refuse_many(place)
         if isinstance(node, yaml.ScalarNode):
+            refuse_ambiguous(node, self.loader, place)
             if node.tag != "tag:yaml.org,2002:str" and len(node.value) > MAX_NUMBER_CHARACTERS:
                 raise ConfigError(f"{place}: a value of {len(node.value):,} characters that is no text; write a number "
                                   "of fewer digits, or quote a text")
-            refuse_ambiguous(node, self.loader, place)
             return Located(self.loader.construct_object(node), place)
         self.open.append(node)
         if isinstance(node, yaml.MappingNode):

@@ -128,7 +128,7 @@ class Predictor:
             with torch.no_grad():
                 batch = self._batch(maps, audio, texts).to(self.device)
                 probs = predict(self.model(batch), (self.preset.input_size, self.preset.input_size)).cpu()
-            require_finite_probs(repr(texts[0]), probs)
+            require_finite_probs(repr(texts[0]), probs.isfinite().all())
             for text, one in zip(texts, probs, strict=True):
                 yield Prediction(expression=text, probs=one.clone())  # which alone stays in memory
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from refavs.errors import StatisticsError, WeightsError
@@ -41,16 +42,17 @@ def require_finite_features(of: str, arrays: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def require_finite_probs(of: str, probs: Tensor) -> None:
+def require_finite_probs(of: str, finite: Bool[Tensor, ""]) -> None:
     """Refuses probabilities that are not a number, which no threshold would show: each comparison with NaN is false.
 
     Args:
         of: what is predicted.
+        finite: whether all probabilities are finite; of several batches asked once, for the device is waited for.
 
     Raises:
         StatisticsError: they are none.
     """
-    if not is_finite(probs):
+    if not finite:
         raise StatisticsError(f"the head predicts probabilities of {of} that are not a number; its weights do not fit "
                               "these features, or it diverged: train it again")  # fmt: skip
 

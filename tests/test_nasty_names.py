@@ -42,8 +42,10 @@ def store(folder: Path) -> FeatureStore:
 
 
 @pytest.fixture
-def shown(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Runs a command, whose output must name things without a code or a line of their own."""
+
+    monkeypatch.setenv("COLUMNS", "500")
 
     def run(command: Callable[..., int], *arguments: object, status: int = 0) -> str:
         assert command([str(argument) for argument in arguments]) == status
@@ -98,5 +100,6 @@ def test_commands_that_make_and_read_sources(
     run_with(monkeypatch, in_this_process)
     assert SHOWN in shown(extract, folder / "videos", folder / "fresh", *tiny, status=3)
     assert SHOWN in shown(extract, "--check-weights", folder, status=2)
-    assert "lr[low][/old]" in shown(extract, folder / "bench", folder / "new", *tiny, "--dry-run")
+    titles = shown(extract, folder / "bench", folder / "new", *tiny, "--dry-run")  # as wide as their tables
+    assert "lr[low][/old]" in "".join(titles.split())
     assert SHOWN.split("\\n")[0] in shown(predict, folder / "none.mp4", NASTY, "--run", folder / "none", status=2)

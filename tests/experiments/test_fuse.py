@@ -149,8 +149,8 @@ def test_trial_that_cannot_write_fails_alone(store: FeatureStore, alone: Path, t
     (tmp_path / "beta").mkdir()
     (tmp_path / "beta" / "overlays").touch()
     train_group(runs, store)
-    assert [type(run.error) for run in runs] == [type(None), IsADirectoryError, FileExistsError]
-    assert [bool(run.result) for run in runs] == [True, False, False]
+    assert [type(run.error) for run in runs] == [type(None), IsADirectoryError, type(None)]
+    assert [bool(run.result) for run in runs] == [True, False, True]
     require_equal(runs[0].folder, alone / "plain")
 
 

@@ -147,13 +147,13 @@ def truncated(path: Path) -> None:
 
 def playlist(path: Path) -> None:
     """HLS that names a whole video beside it and a file of the system."""
-    good(path.with_suffix(".ts"), codec="mjpeg", container_format="matroska")
+    good(path.with_suffix(".mpg"), codec="mjpeg", container_format="matroska")
     names = f"#EXTINF:10,\n{path.with_suffix('.ts')}\n#EXTINF:10,\nfile:///etc/passwd\n"
     path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n{names}#EXT-X-ENDLIST\n")
 
 
 def concatenation(path: Path) -> None:
-    good(path.with_suffix(".ts"), container_format="matroska")
+    good(path.with_suffix(".mpg"), container_format="matroska")
     path.write_text(f"ffconcat version 1.0\nfile '{path.with_suffix('.ts').name}'\nfile '/etc/passwd'\n")
 
 

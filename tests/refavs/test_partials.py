@@ -66,7 +66,7 @@ def reword_job(folder: Path) -> None:
         small.write_store(folder / "s", small.CLIPS[:2])
     writer = small.open_writer(folder / "s")
     frame = small.expressions(writer)
-    writer.write_expressions(frame.assign(grade="a longer word", fid=3.5).drop(columns="dimension").assign(dimension=1))
+    writer.write_expressions(frame.assign(dimension="a longer word", fid=3.5).drop(columns="grade").assign(grade=1))
     writer.finalise()
 
 
