@@ -55,9 +55,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-# Three processes: much of the suite waits for other processes to start, die or time out.
+# Four processes: much of the suite waits for other processes to start, die or time out.
 test: setup
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m '$(QUICK)' tests
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m '$(QUICK)' tests
 
 # With ffmpeg's command (apt-get install ffmpeg) every film of the tests is compared with what it shows, second by second.
 test-slow: setup

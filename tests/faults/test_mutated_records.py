@@ -19,7 +19,7 @@ def outcome(*arguments: str) -> dict:
 @pytest.mark.process
 @pytest.mark.long
 def test_sample_of_odd_records_and_sizes_is_refused_in_one_line() -> None:
-    found = outcome("--most", "5")
+    found = outcome("--most", "2")
     assert found["faults"] == []
     assert found["counts"]["declared sizes"]["refused"] > 25
     refused = {command for command, counts in found["counts"].items() if counts.get("refused")}
