@@ -80,6 +80,7 @@ def test_damaged_cache_is_computed_anew(
     assert values_in(tmp_path / "one", store) == first and len(computed) == 2
 
 
+@pytest.mark.long
 def test_cache_that_cannot_be_written_is_done_without(
     store: FeatureStore, tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     return make_store(tmp_path_factory.mktemp("small") / "store")
 
 
+@pytest.mark.long
 def test_evaluation_equals_the_mean_of_single_expressions(store: FeatureStore) -> None:
     torch.manual_seed(0)
     model = build_model(replace(TrialConfig(), SMALL), store)
@@ -47,6 +48,7 @@ def test_evaluation_equals_the_mean_of_single_expressions(store: FeatureStore) -
     assert found["mix/J"] == pytest.approx((found["test_s/J"] + found["test_u/J"]) / 2)
 
 
+@pytest.mark.long
 def test_statistics_come_from_the_same_inference(store: FeatureStore, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build_model(replace(TrialConfig(), SMALL), store)

@@ -11,6 +11,8 @@ from experiments.overlay_video import frame_size, write_overlay_video
 from extract.media import read_media
 from refavs.data.bench import Clip
 
+pytestmark = pytest.mark.long  # for what its fixtures make
+
 _spec = importlib.util.spec_from_file_location(
     "film_variants", Path(__file__).parents[1] / "extract" / "film_variants.py"
 )

@@ -12,6 +12,8 @@ from experiments.report.drawing import COLOURS, STYLE, Drawing
 from experiments.report.svg import SVG, printable, themed
 from experiments.report.tables import Bars, BarSeries, Calibration, Curve, Estimate, Line
 
+pytestmark = pytest.mark.long  # for what its fixtures make
+
 HOSTILE = (
     "<script>1</script>", "</style><b>", "_hidden", "$x_{1$ \\frac", "a\"b'c&amp;", "javascript:1", "--> ]]>",
     "\x00\x1b\ud800名前",
@@ -56,7 +58,6 @@ def words(svg: str) -> str:
     return " | ".join("".join(text.itertext()) for text in ET.fromstring(svg).iter(f"{{{SVG}}}text"))
 
 
-@pytest.mark.long
 def test_same_numbers_give_the_same_bytes(drawings: list[Drawing]) -> None:
     for one, two in zip(drawings[:2], draw_all()[:2], strict=True):
         first = one.svg()

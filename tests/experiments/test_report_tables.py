@@ -15,6 +15,8 @@ from refavs.errors import ConfigError, StatisticsError
 from tests.experiments.small_sweep import CLIPS, TABLE, make_masks, make_probs, make_table, write_facts, write_trial
 from tests.refavs.test_metrics import f_scores_numpy
 
+pytestmark = pytest.mark.long  # for what its fixtures make
+
 QUALITY = {"full": 0.46, "no_audio": 0.45, "no_text": 0.38}
 SEEDS = (0, 1, 2)
 MASKS = make_masks()
@@ -68,7 +70,6 @@ def literal(name: str, seed: int, measure: str, chosen: np.ndarray) -> float:
     return float(np.mean(found))
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", QUALITY)
 @pytest.mark.parametrize(("group", "measure"), [("Seen", "J"), ("Seen", "F"), ("Unseen", "J"), ("Mix", "J"),
                                                 ("Mix", "F"), ("Null", "S")])  # fmt: skip
@@ -161,7 +162,6 @@ def test_intervals_over_clips_hold_the_mean(report: Report) -> None:
             assert cell.low < cell.value < cell.high and cell.text.startswith("[")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("batches", [(1,) * 35, (7, 11)])
 def test_no_number_depends_on_the_order_of_runs_or_on_batches(
     sweep: Path, report: Report, tmp_path: Path, batches: tuple[int, ...]
@@ -199,7 +199,6 @@ def test_calibration_counts_each_frame_of_the_test_splits(report: Report) -> Non
             assert (mean, share) == pytest.approx((peaks[inside].mean(), present[inside].mean()))
 
 
-@pytest.mark.long
 def test_beta_lines_take_what_differs_in_nothing_else(tmp_path: Path) -> None:
     write_facts(tmp_path / "beta")
     for beta in (2.0, 0.5, 1.0):
@@ -305,7 +304,6 @@ def test_masks_of_another_size_are_refused(tmp_path: Path, monkeypatch: pytest.M
         build_report([tmp_path / "s"], Options())
 
 
-@pytest.mark.long
 def test_same_name_with_other_settings_is_a_row_of_its_own(tmp_path: Path) -> None:
     for rate in (1e-4, 1e-3):
         write_trial(tmp_path, "full", train__learning_rate=rate, quality=0.4 + 100 * rate)
@@ -360,7 +358,6 @@ def test_details_are_of_frames_with_and_without_the_object_and_of_one_threshold(
     assert [column.name for column in table.columns if column.group == "Null"] == ["background"]
 
 
-@pytest.mark.long
 def test_unknown_reference_is_one_line(sweep: Path) -> None:
     with pytest.raises(ConfigError, match="--reference 'ful' is no row; did you mean 'full'"):
         build_report([sweep], Options(reference="ful"))

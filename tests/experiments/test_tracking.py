@@ -48,6 +48,7 @@ def test_database_lies_beside_the_sweep(tmp_path: Path) -> None:
     assert default_tracking_uri(tmp_path / "runs" / "smoke") == f"sqlite:///{tmp_path}/runs/mlflow.db"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "foo://x", "sqlite:///{}/not.db"])
 def test_tracking_address_that_cannot_be_used_is_refused(uri: str, tmp_path: Path) -> None:
     (tmp_path / "not.db").write_text("no database\n" * 100)

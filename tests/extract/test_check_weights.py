@@ -38,6 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_each_file_is_found_with_its_hash_or_what_to_fetch(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check_weights(PRESET, whole) == 2
     lines = lines_of(capsys)

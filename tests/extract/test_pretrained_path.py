@@ -30,6 +30,8 @@ from refavs.model.pretrained import Mask2Former, load_decoders
 from refavs.model.sizes import LEVELS, MASKS, FeatureSizes, MapSize, StreamSize
 from tests.extract.hf_weights import write_mask2former
 
+pytestmark = pytest.mark.long  # for what its fixtures make
+
 SMALL = VisualSettings(
     name="small",
     swin=SwinSettings(input_size=128, window=4, channels=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8)),
@@ -140,7 +142,6 @@ def assert_equal(errors: dict[str, float]) -> None:
     assert {name: error for name, error in errors.items() if error > 5e-4 and "logits" not in name} == {}
 
 
-@pytest.mark.long
 def test_small_mask2former_gives_its_own_values_through_our_path(small: Case) -> None:
     assert_equal(errors_of(small))
 
@@ -171,7 +172,6 @@ def batch_of(case: Case) -> Batch:
     )  # fmt: skip
 
 
-@pytest.mark.long
 def test_head_with_its_own_pixel_decoder_begins_where_the_stored_maps_are(small: Case) -> None:
     """The tokens of the fusion too: their statistics are those of the mask features in the store."""
     stored = small.loaded("pixel_decoder")

@@ -14,6 +14,8 @@ from refavs.store.reader import FeatureStore
 from refavs.store.verify import verify
 from tests.extract.command import in_this_process, run_with, tiny
 
+pytestmark = pytest.mark.long  # for what its fixtures make
+
 MAPS = "clips/visual/pixel_decoder/mask_features/c.0.0.0.0.0"
 
 
@@ -56,7 +58,6 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.long
 def test_store_says_how_it_was_extracted(built: Path, bench: Path) -> None:
     facts = FeatureStore(built).attributes["extraction"]
     assert facts["source"] == str(bench) and facts["preset"] == "tiny" and facts["batch_clips"] == 1
@@ -69,7 +70,6 @@ def test_repair_of_a_whole_store_does_nothing(root: Path, capsys: pytest.Capture
     assert content(root) == before and "0 damaged" in capsys.readouterr().out
 
 
-@pytest.mark.long
 def test_repair_computes_what_is_lost_from_the_noted_source(
     built: Path, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,7 +85,6 @@ def test_repair_computes_what_is_lost_from_the_noted_source(
     assert not list(root.rglob("*.partial")) and not (root / "lease.json").exists()
 
 
-@pytest.mark.long
 def test_repair_brings_lost_records_shards_and_expressions_back(built: Path, root: Path) -> None:
     (root / "commits/clips-00000.json").unlink()
     (root / MAPS).unlink()

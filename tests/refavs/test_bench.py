@@ -63,6 +63,7 @@ def write_benchmark(root: Path) -> Path:
 # ---------------------------------------------------------------------------------------------------- metadata
 
 
+@pytest.mark.long
 def test_real_metadata_report_names_every_odd_kind(shared: Path) -> None:
     table, report = read_metadata(shared / "data" / "metadata.csv")
     assert {kind: report.counts[kind] for kind in REAL_COUNTS} == REAL_COUNTS
@@ -78,6 +79,7 @@ def test_real_metadata_report_names_every_odd_kind(shared: Path) -> None:
     assert "The sounding object" in report.names["null_texts"]
 
 
+@pytest.mark.long
 def test_real_metadata_rows_are_those_of_the_file(shared: Path) -> None:
     table, report = read_metadata(shared / "data" / "metadata.csv")
     assert table.index.is_unique and not set(report.rows["split_todo"]) & set(table.index)

@@ -41,6 +41,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "checkpoint"
 
 
+@pytest.mark.long
 def test_checkpoint_restores_every_tensor_and_the_configuration(folder: Path) -> None:
     known, loaded = make_model(), load_model(folder)
     assert loaded.config == known.config and not loaded.training

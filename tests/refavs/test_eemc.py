@@ -113,6 +113,7 @@ def test_eemc_without_memory_sees_one_second_only(ablation: dict) -> None:
     assert changed[:, 2].all() and not changed[:, [0, 1, 3, 4]].any()
 
 
+@pytest.mark.long
 def test_eemc_without_memory_equals_beta_zero() -> None:
     batch = make_batch()
     torch.testing.assert_close(

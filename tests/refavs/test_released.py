@@ -19,6 +19,8 @@ from refavs.model.sizes import STAGES, FeatureSizes, MapSize, StreamSize
 from refavs.model.variants import build_head
 from refavs.torchvision_shim import ensure_torchvision
 
+pytestmark = pytest.mark.long  # for what its fixtures make
+
 WIDE, WIDTH, QUERIES, LAYERS, FEEDFORWARD = 64, 32, 5, 4, 24
 NUM_FRAMES, LENGTH, HEIGHT, PLACES = 3, 6, 16, (2, 3)  # maps that are not square, so that no axis passes for another
 AUDIO, TEXT = 7, 9

@@ -122,6 +122,7 @@ def test_random_weights_are_told(tmp_path: Path, weights: str, expected: bool) -
     assert FeatureStore(tmp_path / "s").random_weights is expected
 
 
+@pytest.mark.long
 def test_fingerprint_follows_content_and_nothing_else(built: Path, tmp_path: Path) -> None:
     fingerprint = FeatureStore(built).fingerprint
     small.write_store(tmp_path / "again", source="somewhere else")

@@ -24,6 +24,8 @@ from refavs.data.synthetic import track, write_benchmark
 from refavs.data.synthetic_plan import Row, Settings, draw_clip, plan
 from refavs.errors import ConfigError, DatasetError
 
+pytestmark = pytest.mark.long  # for what its fixtures make
+
 SMALL = 12
 
 
@@ -118,7 +120,6 @@ def test_masks_lie_on_their_object(source: Source) -> None:
                 assert np.abs(found - item.centre(float(second))).max() < 3
 
 
-@pytest.mark.long
 def test_splits_hold_what_they_are_named_for(rows: list[Row]) -> None:
     settings = Settings(num_clips=240)
     clips = [draw_clip(settings, index) for index in range(240)]
@@ -176,7 +177,6 @@ def band_share(samples: np.ndarray, low_hz: float, high_hz: float) -> float:
     return float(power[(frequency > low_hz) & (frequency < high_hz)].sum() / power.sum())
 
 
-@pytest.mark.long
 def test_null_sound_is_silence_or_that_of_absent_categories() -> None:
     bands = {"disc": (200, 240), "square": (420, 460), "triangle": (840, 920), "star": (2500, 4200)}
     settings, checked = Settings(num_clips=30), 0
@@ -275,7 +275,6 @@ def test_command_writes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "nothing to do" in capsys.readouterr().out
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("videos", "count"), [("all", 3), ("none", 0), ("2", 2), ("9", 3)])
 def test_command_takes_a_number_of_videos(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, videos: str, count: int
