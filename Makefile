@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 QUICK := not slow and not gpu and not faults
-# Where this is set, each of the hundreds of processes of the tests and of Ray compiles every module anew.
+# If this is set, hundreds of processes of the tests and of Ray each compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo proof proof-quick proof/store check test test-slow test-faults bench-store bench-extract bench-remote \

@@ -1,5 +1,6 @@
 """Pictures of a trial: all frames of a clip side by side, the prediction filled in, the ground truth outlined."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +11,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from experiments.evaluate import Head, predictions_together, rows_of
 from refavs.config import digest
+from refavs.data.files import PICTURE_ERRORS, open_picture
 
 if TYPE_CHECKING:
     from refavs.store import FeatureStore
 
 OVERLAYS = "overlays"  # in a trial's folder
 NUM_PICTURES = 2
-LONGEST_CAPTION = 300  # characters, of which no more is to be seen
+LONGEST_CAPTION = 300  # characters; more do not fit the picture
 LONGEST_NAME = 200  # bytes of a file's name; most file systems take 255
 FRAME_PX = 160
 CAPTION_PX = 44
@@ -100,12 +102,8 @@ def frame_picture(store: "FeatureStore", clip_id: str, second: int) -> Image.Ima
     """The clip's frame where the source still lies where it was extracted from, else a plain backdrop."""
     root = Path(str(store.attributes.get("source", "")).removeprefix("bench "))
     path = root / "media" / clip_id / "frames" / f"{second}.jpg"
-    try:
-        if path.is_file():
-            with Image.open(path) as picture:
-                return picture.convert("RGB").resize((FRAME_PX, FRAME_PX))
-    except Exception:  # Pillow raises many kinds for a damaged or very large picture, and this one only decorates
-        pass
+    with contextlib.suppress(*PICTURE_ERRORS), open_picture(path, root) as picture:  # it only decorates
+        return picture.convert("RGB").resize((FRAME_PX, FRAME_PX))
     return Image.new("RGB", (FRAME_PX, FRAME_PX), (BACKDROP,) * 3)
 
 

@@ -28,7 +28,7 @@ def place_of(out: Path) -> dict[str, Any]:
 
 
 def original_of(out: Path, facts: Mapping[str, Any], uri: str) -> str | None:
-    """The place of the sweep of which `out` is a copy; None for a sweep that is itself, wherever it was moved to.
+    """The folder of the original if `out` is a copy of a sweep; None for an original, even if it was moved.
 
     A folder that came from another disk or machine is itself or a copy, which cannot be told there. It counts as a copy
     unless MLflow's database lies beside it, which then came with it: two sweeps of one name in one MLflow would delete

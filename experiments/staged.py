@@ -1,7 +1,7 @@
 """A folder of results that is whole or says that it is not: written inside it under another name, then renamed.
 
-One file, the seal, names what is there. It goes first and comes last, so that a folder with a seal holds what the seal
-says, and one that a kill left without is finished by the same command. What others put into the folder stays.
+One file, the seal, lists the others. It is removed first and written last, so a folder that has a seal is whole, and a
+folder that a kill left without one is finished by the same command. Other people's files in the folder stay.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from refavs.errors import ConfigError
+from refavs.locks import NO_LOCKS
 from refavs.partials import PARTIAL
 from refavs.store.files import sync_folder
 
@@ -29,7 +30,7 @@ def staged(out: Path, seal: str, names_of: Callable[[Path], Iterable[str]] = lam
 
     Args:
         seal: the name of the file that comes last.
-        names_of: the files of which a seal speaks; those that the new one does not have are removed.
+        names_of: the files that a seal lists; those that the new seal does not list are removed.
 
     Raises:
         ConfigError: another process writes into `out`, or a folder in it is a link.
@@ -60,8 +61,9 @@ def _alone(out: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"another command is writing into {out}; wait for it, or name another --out") from error
-        except OSError:  # a file system without locks
-            pass
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         yield
     finally:
         os.close(file)

@@ -26,7 +26,7 @@ class PlainConsole(Console):
         return super().render_str(printable(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """The pieces of anything, of which only rich's own codes reach the terminal."""
+        """The segments to print; of all escape codes only rich's own reach the terminal."""
         for piece in super().render(renderable, options):
             yield piece if piece.control else piece._replace(text=printable_lines(piece.text))
 

@@ -103,7 +103,7 @@ def written(report: "Report", with_latex: bool) -> dict[str, bytes]:
 
 
 def write(out: Path, files: Mapping[str, bytes]) -> None:
-    """Writes all files, of which the page comes last, or none."""
+    """Writes all files or none; the page is written last."""
     from experiments.staged import staged
     from refavs.store.files import write_atomically
 
