@@ -172,7 +172,7 @@ def parse_yaml(text: str, where: str, lines: bool = True) -> Located:
         told = ", ".join(part for part in (error.context, error.problem) if part)
         raise ConfigError(f"{place}: not valid YAML: {told}") from error
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        # Of a value whose own tag does not fit it, PyYAML raises whatever its code meets.
+        # PyYAML raises various errors for a value that does not fit its tag.
         told = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise ConfigError(f"{where}: not valid YAML: {told}") from error
 

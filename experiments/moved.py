@@ -15,7 +15,7 @@ SENT = "mlflow.json"
 
 
 def sqlite_uri(database: Path) -> str:
-    """The address of a database, whatever its path: of `?` and `%` SQLAlchemy would make something else."""
+    """The address of a database; `?` and `%` in its path are escaped, which SQLAlchemy would interpret."""
     path = str(database)
     if not {"?", "%"} & set(path):
         return f"{SQLITE}{path}"

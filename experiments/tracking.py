@@ -159,7 +159,7 @@ class Tracker:
         experiment: name of the MLflow experiment, the question the sweep asks.
         sweep_id: names the sweep among all on that server.
         artifacts: where a new local experiment keeps its artifacts; None leaves it to the server.
-        run_id: the sweep's run, if any, whose experiment is the sweep's whatever its folder is called by now.
+        run_id: the sweep's run, if any; its experiment stays the sweep's if the folder is renamed.
         guard: refuses an address of artifacts, or names of files there, to which nothing may be written.
     """
 

@@ -203,17 +203,17 @@ def own_token() -> Iterator[None]:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     before = {name: os.environ.get(name) for name in token}
     os.environ.update(token)
-    _read_token_anew()
+    _read_token_again()
     try:
         yield
     finally:
         for name, value in before.items():
             os.environ.pop(name, None)
             os.environ.update({} if value is None else {name: value})
-        _read_token_anew()
+        _read_token_again()
 
 
-def _read_token_anew() -> None:
+def _read_token_again() -> None:
     """Ray reads the environment once in a process, and keeps what it says of tokens."""
     from ray import _raylet
 

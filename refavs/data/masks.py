@@ -204,7 +204,7 @@ def _same(readings: Mapping[str, Any], one: str, other: str) -> bool:
 
 
 def _of_colours(colours: Any, transparent: np.ndarray | None) -> dict[str, Bool[np.ndarray, "h w"]]:
-    """The readings of grey values or colours, of which one may be transparent."""
+    """The readings of grey values or colours; one value may be transparent."""
     shown = _any_channel(colours > 0)
     readings = {NONZERO: shown, INDEX: shown}
     return readings if transparent is None else {**readings, ALPHA: _any_channel(colours != transparent)}

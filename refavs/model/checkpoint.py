@@ -201,7 +201,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of the file, of which no tensor is read."""
+    """The shape of each tensor in the file; no tensor is read."""
     with _opened(path) as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 

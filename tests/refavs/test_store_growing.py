@@ -1,6 +1,5 @@
 """A store that is added to stays readable and whole at every step of its writer, wherever a reader's looks fall."""
 
-import importlib.util
 import os
 import shutil
 import sys
@@ -17,11 +16,8 @@ from refavs.store import FeatureStore, StoreWriter
 from refavs.store.folder import LocalFolder
 from refavs.store.lease import Lease
 from refavs.store.verify import verify
+from tests.refavs import small_store as small
 
-_spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
-assert _spec is not None and _spec.loader is not None
-small = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small)
 OLD, NEW = small.CLIPS[:3], small.CLIPS
 CHANGES = ("write", "create", "remove", "publish")
 

@@ -1,6 +1,5 @@
 """What lies in or beside a store and is not of it stays as it is: no link is followed in writing, none removed."""
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,11 +15,7 @@ from refavs.store.exchange import export, import_
 from refavs.store.files import write_atomically
 from refavs.store.folder import LocalFolder, is_stray
 from refavs.store.verify import verify
-
-_spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
-assert _spec is not None and _spec.loader is not None
-small = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small)
+from tests.refavs import small_store as small
 
 
 @pytest.fixture(scope="module", autouse=True)

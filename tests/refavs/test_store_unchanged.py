@@ -1,6 +1,5 @@
 """Whoever reads a store finds out that another one has taken its place; a store that grows stays the same one."""
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,11 +10,7 @@ import pytest
 from refavs.errors import StoreError
 from refavs.store import FeatureStore, object_key
 from refavs.store.unchanged import refuse_exchanged
-
-_spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
-assert _spec is not None and _spec.loader is not None
-small = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small)
+from tests.refavs import small_store as small
 
 
 @pytest.fixture(scope="module", autouse=True)
