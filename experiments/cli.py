@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from experiments.grid_file import shipped_grids
-from refavs.cli import CommandParser, Exit, run_command
+from experiments.grid.file import shipped_grids
 from refavs.errors import ConfigError
-from refavs.printing import warn
-from refavs.processors import share_processors
+from refavs.machine.processors import share_processors
+from refavs.terminal.command import CommandParser, Exit, run_command
+from refavs.terminal.printing import warn
 
 if TYPE_CHECKING:
-    from experiments.grid import Grid
-    from experiments.resources import Resources
-    from experiments.run import Outcome
-    from experiments.trial import Trial
+    from experiments.cluster.resources import Resources
+    from experiments.grid.expand import Grid
+    from experiments.grid.trial import Trial
+    from experiments.sweep.execution import Outcome
     from refavs.store import FeatureStore
 
 RETRY = "--retry-failed tries them again from their last epoch"
@@ -101,11 +101,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of refavs-sweep; returns the exit status."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:1] == [STATUS]:
-        from experiments.status import main as status
+        from experiments.sweep.status import main as status
 
         return status(arguments[1:])
     if arguments[:1] == [SETTINGS]:
-        from experiments.settings import main as settings
+        from experiments.grid.listing import main as settings
 
         return settings(arguments[1:])
     args = build_parser().parse_args(arguments)
@@ -124,12 +124,12 @@ def _sweep(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}; accepted: a number above 0")
     pack_gpus = args.gpus_per_trial == "auto"
     gpus = _gpus_per_trial(args)
-    from experiments.grid import parse_overrides, read_grid
-    from experiments.initial_weights import with_checkpoints, with_weights
-    from experiments.resources import Resources
-    from experiments.run import Options
-    from experiments.stores import named_locations, with_stores
-    from experiments.sweep import run_sweep
+    from experiments.cluster.resources import Resources
+    from experiments.grid.expand import parse_overrides, read_grid
+    from experiments.sweep.driver import run_sweep
+    from experiments.sweep.execution import Options
+    from experiments.sweep.stores import named_locations, with_stores
+    from experiments.training.initial_weights import with_checkpoints, with_weights
     from refavs.store import FeatureStore
 
     grid = with_weights(read_grid(args.grid, parse_overrides(args.set)), args.weights_dir)
@@ -157,7 +157,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
 def _gpus_per_trial(args: argparse.Namespace) -> float:
     """How many GPUs a trial takes; `auto` begins with a whole one and is measured later."""
-    from extract.local_ray import chosen_gpus
+    from extract.pipeline.local_ray import chosen_gpus
 
     asked = 1.0 if args.gpus_per_trial == "auto" else args.gpus_per_trial
     if asked is not None and not 0 <= asked < math.inf:
@@ -167,7 +167,7 @@ def _gpus_per_trial(args: argparse.Namespace) -> float:
 
 def _warn_of_slow_bf16(grid: "Grid", gpus_per_trial: float) -> None:
     """Says what bf16 costs on a processor without instructions for it, where the grid names it."""
-    from refavs.accelerator import slow_bf16
+    from refavs.machine.accelerator import slow_bf16
 
     trials = [trial.config for trial in grid.kinds]
     named = any(config.train.precision == "bf16" and not (config.resources.gpus or gpus_per_trial) for config in trials)
@@ -198,12 +198,12 @@ def _dry_run(
     from rich import box
     from rich.table import Table
 
-    from experiments.cost import show
-    from experiments.ledger import KEY_LENGTH, Ledger
-    from experiments.run import num_to_come, to_run
-    from experiments.search import Search
-    from experiments.sweep import check_models
-    from refavs.console import wide_console
+    from experiments.sweep.driver import check_models
+    from experiments.sweep.execution import num_to_come, to_run
+    from experiments.sweep.ledger import KEY_LENGTH, Ledger
+    from experiments.sweep.search import Search
+    from experiments.training.cost import show
+    from refavs.terminal.console import wide_console
 
     fresh = check_models(grid, store)
     ledger = Ledger(out)
@@ -242,8 +242,8 @@ def _dry_run(
 
 def _where_to_look(uri: str, out: Path) -> str:
     """The tracking address, and for a database the command that opens it."""
-    from experiments.moved import database_at
-    from experiments.tracking import default_tracking_uri, without_password
+    from experiments.tracking.client import default_tracking_uri, without_password
+    from experiments.tracking.moved import database_at
 
     uri = without_password(uri)
     database = database_at(uri)
@@ -254,11 +254,11 @@ def _where_to_look(uri: str, out: Path) -> str:
 
 
 def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") -> int:
-    from experiments.ledger import Ledger
-    from experiments.search import Search
-    from experiments.stores import stores_of
-    from experiments.table import dimension_table, main_table, rows_of
-    from refavs.console import wide_console
+    from experiments.sweep.ledger import Ledger
+    from experiments.sweep.search import Search
+    from experiments.sweep.stores import stores_of
+    from experiments.sweep.summary import dimension_table, main_table, rows_of
+    from refavs.terminal.console import wide_console
 
     rows = rows_of(outcome.entries, outcome.controls)
     console = wide_console()

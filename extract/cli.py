@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from extract.choices import LEVELS, PRESETS
 from refavs.choices import DEVICES, MASK_RULES, PRECISIONS, MaskRule, Precision
-from refavs.cli import CommandParser, run_command
 from refavs.errors import ConfigError
-from refavs.printing import say, warn
-from refavs.processors import share_processors
+from refavs.machine.processors import share_processors
+from refavs.terminal.command import CommandParser, run_command
+from refavs.terminal.printing import say, warn
 
 if TYPE_CHECKING:
-    from extract.extraction import Run
-    from refavs.store.folder import Folder
-    from refavs.store.schema import StoreSchema
+    from extract.pipeline.extraction import Run
+    from refavs.store.backends.base import Folder
+    from refavs.store.format.schema import StoreSchema
 
 NAME = "refavs-extract"
 
@@ -88,18 +88,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_weights(args: argparse.Namespace) -> int:
-    from extract.check_weights import check_weights
-    from extract.presets import preset_named
+    from extract.encoders.check_weights import check_weights
+    from extract.encoders.presets import preset_named
 
     return check_weights(preset_named(args.preset), args.check_weights)
 
 
 def extract(args: argparse.Namespace) -> int:
     """Extracts what is missing; returns the exit status."""
-    from extract.dry_run import dry_run
-    from extract.extraction import complete
-    from extract.input_check import check_films, check_masks
-    from extract.plan import wanted_items
+    from extract.pipeline.dry_run import dry_run
+    from extract.pipeline.extraction import complete
+    from extract.pipeline.input_check import check_films, check_masks
+    from extract.pipeline.plan import wanted_items
     from refavs.store.columns import EXPRESSIONS_RECORD
     from refavs.store.lease import Lease
     from refavs.store.writer import StoreWriter
@@ -120,16 +120,16 @@ def extract(args: argparse.Namespace) -> int:
 
 def prepared(args: argparse.Namespace) -> "Run":
     """Checks the arguments against each other, the source and the store; changes nothing."""
+    from extract.encoders.presets import build_encoders, preset_named
     from extract.encoders.visual import levels_of
-    from extract.extraction import Run
-    from extract.input_check import film_rules
-    from extract.job import Resources
-    from extract.local_ray import chosen_gpus
-    from extract.presets import build_encoders, preset_named
-    from extract.weights import WeightSource
-    from refavs.data.bench import read_source
-    from refavs.store.folder import open_folder
-    from refavs.store.schema import refuse_foreign
+    from extract.encoders.weights import WeightSource
+    from extract.pipeline.extraction import Run
+    from extract.pipeline.input_check import film_rules
+    from extract.pipeline.local_ray import chosen_gpus
+    from extract.pipeline.ray_pool import Resources
+    from refavs.data.layouts import read_source
+    from refavs.store.backends.base import open_folder
+    from refavs.store.format.schema import refuse_foreign
     from refavs.store.writer import StoreWriter
 
     preset = preset_named(args.preset)
@@ -185,7 +185,7 @@ def _precision(asked: str, store: "StoreSchema | None") -> Precision:
 
 
 def _warn_of_slow_bf16(run: "Run") -> None:
-    from refavs.accelerator import slow_bf16
+    from refavs.machine.accelerator import slow_bf16
 
     if run.encoders.visual.precision == "bf16" and (factor := slow_bf16(run.resources.device)) is not None:
         _warn(f"bf16 takes {factor:.1f} times as long as fp32 on this processor (measured now on a convolution), which "
@@ -198,9 +198,9 @@ def _warn(line: str) -> None:
 
 def _log_beside(folder: "Folder") -> Path | None:
     """Where a run that nobody watches is logged: outside the store, whose bytes it does not change."""
-    from refavs.partials import MOST_NAME_BYTES
-    from refavs.store.folder import LocalFolder
-    from refavs.store.schema import LOG
+    from refavs.files.partials import MOST_NAME_BYTES
+    from refavs.store.backends.base import LocalFolder
+    from refavs.store.format.schema import LOG
 
     if sys.stderr.isatty() or not isinstance(folder, LocalFolder):
         return None

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extract.notes import NOTES
-from refavs.cli import CommandParser, Exit, run_command
-from refavs.console import PlainConsole, ProgressBar
+from extract.media.notes import NOTES
 from refavs.errors import StoreError
-from refavs.printing import say, warn
+from refavs.terminal.command import CommandParser, Exit, run_command
+from refavs.terminal.console import PlainConsole, ProgressBar
+from refavs.terminal.printing import say, warn
 
 if TYPE_CHECKING:
     from refavs.store.reader import FeatureStore
@@ -93,7 +93,7 @@ def info(location: str) -> int:
     """Prints a summary of the store."""
     from rich.table import Table
 
-    from refavs.store.commits import encoder_digests
+    from refavs.store.format.commits import encoder_digests
     from refavs.store.reader import FeatureStore
 
     store = FeatureStore(location)
@@ -163,9 +163,9 @@ def verify(location: str) -> int:
 
 def verified(location: str) -> "Verdict":
     """What `verify` finds in a store; shows how far it is."""
-    from refavs.store.commits import record_files
-    from refavs.store.folder import open_folder
-    from refavs.store.schema import root_attributes
+    from refavs.store.backends.base import open_folder
+    from refavs.store.format.commits import record_files
+    from refavs.store.format.schema import root_attributes
     from refavs.store.verify import verify as verify_store
 
     folder = open_folder(location)
@@ -188,9 +188,9 @@ def report(location: str, verdict: "Verdict") -> None:
 
 def export(location: str, file: Path) -> int:
     """Writes the store to an HDF5 file."""
-    from refavs.store.exchange import export as export_store
-    from refavs.store.exchange import is_finished
-    from refavs.store.folder import open_folder
+    from refavs.store.backends.base import open_folder
+    from refavs.store.hdf5.exchange import export as export_store
+    from refavs.store.hdf5.exchange import is_finished
     from refavs.store.lease import writer_of
 
     with _Rows("export") as rows:
@@ -207,7 +207,7 @@ def export(location: str, file: Path) -> int:
 
 def import_(file: Path, location: str) -> int:
     """Makes the store again that is in an HDF5 file."""
-    from refavs.store.exchange import import_ as import_store
+    from refavs.store.hdf5.exchange import import_ as import_store
 
     with _Rows("import") as rows:
         fingerprint = import_store(file, location, rows)
@@ -236,7 +236,7 @@ class _Rows:
 
 
 def _repair(args: argparse.Namespace) -> int:
-    from extract.repair import repair  # brings Ray, which the other commands do without
+    from extract.pipeline.repair import repair  # brings Ray, which the other commands do without
 
     return repair(args)
 

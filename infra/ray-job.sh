@@ -55,7 +55,7 @@ def git(*arguments):
     done = subprocess.run(["git", "-C", os.environ["HERE"], *arguments], capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else ""
 environment = {"working_dir": os.environ["HERE"], "excludes": [".git", "/tests", "*.png"]}
-# What the commands give the workers of a Ray that they start themselves, see extract/local_ray.py.
+# What the commands give the workers of a Ray that they start themselves, see extract/pipeline/local_ray.py.
 kept = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 environment["env_vars"] = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **kept,
                            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}

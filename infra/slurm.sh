@@ -33,7 +33,7 @@ head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 head_address=$(getent ahostsv4 "$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')" | awk 'NR == 1 {print $1}')
 port=$((20000 + SLURM_JOB_ID % 20000))
 cpus=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}
-# The last line is what the commands set where they start Ray themselves, see extract/local_ray.py.
+# The last line is what the commands set where they start Ray themselves, see extract/pipeline/local_ray.py.
 export OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
 export RAY_worker_niceness=0 OMP_WAIT_POLICY=PASSIVE \
     MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296

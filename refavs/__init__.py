@@ -4,10 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refavs.model.eemc import EEMC, EEMCConfig
+    from refavs.model.heads.eemc import EEMC, EEMCConfig
     from refavs.store.reader import FeatureStore
 
-_HOMES = {"EEMC": "refavs.model.eemc", "EEMCConfig": "refavs.model.eemc", "FeatureStore": "refavs.store.reader"}
+_HOMES = {
+    "EEMC": "refavs.model.heads.eemc", "EEMCConfig": "refavs.model.heads.eemc", "FeatureStore": "refavs.store.reader",
+}
 
 __all__ = ["EEMC", "EEMCConfig", "FeatureStore"]
 

@@ -9,10 +9,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "ray", "mlflow", "transformers", "pandas", "timm", "optuna", "matplotlib")
 COMMANDS = [
-    ("refavs.data.synth_cli", "--help"), ("extract.cli", "--help"), ("extract.store_cli", "--help"),
+    ("refavs.synthetic.cli", "--help"), ("extract.cli", "--help"), ("extract.store_cli", "--help"),
     ("extract.store_cli", "repair", "--help"), ("experiments.cli", "--help"), ("experiments.cli", "status", "--help"),
     ("experiments.cli", "settings", "--help"), ("experiments.cli", "settings"), ("experiments.report.cli", "--help"),
-    ("experiments.predict_cli", "--help"),
+    ("experiments.predict.cli", "--help"),
 ]  # fmt: skip
 
 

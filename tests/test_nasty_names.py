@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main as sweep
-from experiments.predict_cli import main as predict
+from experiments.predict.cli import main as predict
 from experiments.report.cli import main as report
 from extract.cli import main as extract
 from extract.store_cli import main as store_command
-from refavs.data.synth_cli import main as synth
 from refavs.store import FeatureStore
+from refavs.synthetic.cli import main as synth
 from tests.experiments.small_store import ENCODERS, make_store
 from tests.experiments.small_sweep import write_facts, write_trial
 from tests.extract.command import in_this_process, run_with

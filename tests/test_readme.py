@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.grid import SECTIONS, expand
-from experiments.grid_file import parse_yaml
+from experiments.grid.expand import SECTIONS, expand
+from experiments.grid.file import parse_yaml
 from tests.experiments.small_store import make_store
 
 ROOT = Path(__file__).resolve().parents[1]

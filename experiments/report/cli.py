@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refavs.cli import CommandParser, Exit, run_command
 from refavs.errors import ConfigError, RefAVSError
-from refavs.printing import say, warn
+from refavs.terminal.command import CommandParser, Exit, run_command
+from refavs.terminal.printing import say, warn
 
 if TYPE_CHECKING:
     from experiments.report.contents import Options
@@ -104,8 +104,8 @@ def written(report: "Report", with_latex: bool) -> dict[str, bytes]:
 
 def write(out: Path, files: Mapping[str, bytes]) -> None:
     """Writes all files or none; the page is written last."""
-    from experiments.staged import staged
-    from refavs.store.files import write_atomically
+    from refavs.files.atomic import write_atomically
+    from refavs.files.staged import staged
 
     with staged(out, PAGE) as folder:
         for name, content in files.items():
@@ -114,10 +114,10 @@ def write(out: Path, files: Mapping[str, bytes]) -> None:
 
 def _upload(sweep: Path, tracking_uri: str | None, out: Path, names: Sequence[str]) -> int:
     """Gives the files to the sweep's run in MLflow; what fails there is told, the report stands."""
-    from experiments.artifacts import upload
-    from experiments.ledger import Ledger
-    from experiments.place import follow_move, guard_of, tracking_address
-    from experiments.tracking import without_password
+    from experiments.sweep.ledger import Ledger
+    from experiments.sweep.place import follow_move, guard_of, tracking_address
+    from experiments.tracking.artifacts import upload
+    from experiments.tracking.client import without_password
 
     facts = Ledger(sweep).sweep
     run_id = facts.get("run_id")

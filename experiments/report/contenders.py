@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from experiments.grid.trial import NOT_IN_KEY
 from experiments.report.runs import natural
 from experiments.report.scores import RunScores
-from experiments.trial import NOT_IN_KEY
 from refavs.config import digest, nearest
 from refavs.errors import ConfigError, StatisticsError
 from refavs.metrics import Difference, Interval, bootstrap_interval, paired_difference, scores_of, seed_interval
-from refavs.metrics.uncertainty import ONE_SEED, SeedScores
+from refavs.metrics.intervals import ONE_SEED, SeedScores
 
 REFERENCE = "full"
 SPLITS_OF = {"test_s": ("test_s",), "test_u": ("test_u",), "mix": ("test_s", "test_u"), "test_n": ("test_n",)}

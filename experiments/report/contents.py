@@ -30,9 +30,9 @@ from experiments.report.tables import (
     Report,
     Table,
 )
-from experiments.tracking import default_tracking_uri, without_password
-from refavs.data.parse import DIMENSIONS
-from refavs.metrics.controls import MEAN_MASK_BEST
+from experiments.tracking.client import default_tracking_uri, without_password
+from refavs.data.cues import DIMENSIONS
+from refavs.metrics.constant_baselines import MEAN_MASK_BEST
 
 BETA = "model.beta"
 CURVES = ("train/loss", "val/J")

@@ -12,11 +12,11 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 
-from experiments.config import TrainConfig
-from experiments.evaluate import TEST_SPLITS, one_thread, predictions
+from experiments.grid.config import TrainConfig
 from experiments.report.seconds import Second, footage_of, seconds_of
 from experiments.report.tables import GallerySource
-from experiments.tracking import without_password
+from experiments.tracking.client import without_password
+from experiments.training.evaluate import TEST_SPLITS, one_thread, predictions
 from refavs.errors import RefAVSError
 from refavs.metrics import statistics_blocks
 from refavs.metrics.segmentation import FrameCounts, jaccard_per_frame

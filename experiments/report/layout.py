@@ -11,7 +11,7 @@ from experiments.report import published
 from experiments.report.contenders import SPLITS_OF, Contender, few_seeds
 from experiments.report.scores import Values
 from experiments.report.tables import Cell, Column, Row, Table
-from refavs.data.parse import DIMENSIONS, LENGTH_BINS
+from refavs.data.cues import DIMENSIONS, LENGTH_BINS
 from refavs.metrics import Difference, Interval
 
 NAMES = {"test_s": "Seen", "test_u": "Unseen", "mix": "Mix", "test_n": "Null"}

@@ -16,7 +16,7 @@ from experiments.report.layout import ABOUT
 from experiments.report.seconds import HEIGHT, WAVE_HEIGHT, WAVE_WIDTH
 from experiments.report.svg import printable
 from experiments.report.tables import Cell, Column, Report, Table, column_groups, origin
-from refavs.metrics.uncertainty import NOT_SHOWN
+from refavs.metrics.intervals import NOT_SHOWN
 
 TEMPLATE, STYLE = "page.html.jinja", "page.css"
 # The last line of defence, should a text ever get by the escaping: nothing is loaded and no script runs.

@@ -7,13 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from experiments.config import TrialConfig
-from experiments.ledger import Ledger, read_metrics
-from experiments.records import Controls, Epoch, Settings, Status, read_record
+from experiments.grid.config import TrialConfig
+from experiments.sweep.ledger import Ledger, read_metrics
+from experiments.sweep.record_types import Controls, Epoch, Settings, Status, read_record
 from refavs.config import flat, kinds
 from refavs.errors import ConfigError
+from refavs.files.typed_json import shaped
 from refavs.metrics import STATISTICS_FILE
-from refavs.records import shaped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,11 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
-from experiments.evaluate import MIX, TEST_SPLITS
 from experiments.report.runs import Run
-from refavs.console import ProgressBar
-from refavs.data.parse import length_bin
+from experiments.training.evaluate import MIX, TEST_SPLITS
+from refavs.data.cues import length_bin
 from refavs.errors import StatisticsError
+from refavs.machine.processors import num_processors
 from refavs.metrics import (
     PROTOCOLS,
     Results,
@@ -30,8 +30,8 @@ from refavs.metrics import (
     read_facts,
     statistics_blocks,
 )
-from refavs.metrics.statistics import PEAK
-from refavs.processors import num_processors
+from refavs.metrics.frame_counts import PEAK
+from refavs.terminal.console import ProgressBar
 
 Values = dict[str, dict[str, float]]  # by group and measure, as fractions
 

@@ -13,8 +13,8 @@ from einops import rearrange, reduce
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from extract.media import Media, frame_size, read_media
-from refavs.data.bench import VIDEO_SUFFIXES, Clip, named_on_disk
+from extract.media.clip import Media, frame_size, read_media
+from refavs.data.layouts import VIDEO_SUFFIXES, Clip, named_on_disk
 from refavs.data.metadata import composed
 from refavs.errors import DatasetError
 from refavs.store import FeatureStore

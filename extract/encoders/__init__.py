@@ -8,11 +8,11 @@ import torch
 from jaxtyping import UInt8
 from torch import nn
 
-from extract.weights import WeightPart
-from refavs.accelerator import compute_fp32_exactly
+from extract.encoders.weights import WeightPart
 from refavs.choices import Precision
 from refavs.errors import ConfigError
-from refavs.store.schema import ArraySpec
+from refavs.machine.accelerator import compute_fp32_exactly
+from refavs.store.format.schema import ArraySpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Input_contra = TypeVar("Input_contra", contravariant=True)

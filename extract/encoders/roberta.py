@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import nn
 
 from extract.encoders import frozen
-from extract.weights import (
+from extract.encoders.weights import (
     TENSOR_FILES,
     WeightPart,
     WeightSource,
@@ -25,8 +25,8 @@ from extract.weights import (
 )
 from refavs.config import file_stamp
 from refavs.errors import WeightsError
-from refavs.store.schema import ArraySpec
-from refavs.torchvision_shim import ensure_torchvision
+from refavs.machine.torchvision_shim import ensure_torchvision
+from refavs.store.format.schema import ArraySpec
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

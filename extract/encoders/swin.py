@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from refavs.errors import ConfigError, WeightsError
-from refavs.torchvision_shim import ensure_torchvision
+from refavs.machine.torchvision_shim import ensure_torchvision
 
 
 @dataclass(frozen=True, kw_only=True)

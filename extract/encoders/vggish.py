@@ -13,11 +13,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from extract.encoders import DTYPES, frozen
-from extract.media import SAMPLE_RATE_HZ
-from extract.weights import WeightPart, WeightSource, fill, from_url, in_folder, load_tensors, random_stamp, randomly
+from extract.encoders.weights import (
+    WeightPart,
+    WeightSource,
+    fill,
+    from_url,
+    in_folder,
+    load_tensors,
+    random_stamp,
+    randomly,
+)
+from extract.media.clip import SAMPLE_RATE_HZ
 from refavs.choices import Precision
 from refavs.config import file_stamp
-from refavs.store.schema import ArraySpec
+from refavs.store.format.schema import ArraySpec
 
 PATH = "clips/audio/vggish"
 CHANNELS = 128

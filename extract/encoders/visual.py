@@ -15,8 +15,7 @@ from extract.choices import LEVELS
 from extract.encoders import DTYPES, frozen, to_host
 from extract.encoders.pixel_decoder import FrozenPixelDecoder, PixelDecoderSettings, build_pixel_decoder
 from extract.encoders.swin import Swin, SwinSettings, build_swin, from_mask2former, from_timm
-from extract.media import PREPROCESSING, normalised
-from extract.weights import (
+from extract.encoders.weights import (
     TENSOR_FILES,
     WeightPart,
     WeightSource,
@@ -27,9 +26,10 @@ from extract.weights import (
     random_stamp,
     randomly,
 )
+from extract.media.clip import PREPROCESSING, normalised
 from refavs.choices import Precision
 from refavs.config import file_stamp, to_dict
-from refavs.store.schema import ArraySpec
+from refavs.store.format.schema import ArraySpec
 
 PREFIX = "clips/visual"
 HUB_REPOSITORY = "facebook/mask2former-swin-base-ade-semantic"

@@ -25,8 +25,8 @@ from jaxtyping import Bool
 from PIL import Image, ImageFile
 
 from refavs.choices import MaskRule
-from refavs.data.files import PICTURE_ERRORS, open_picture, reason_of
 from refavs.errors import DatasetError
+from refavs.files.source_files import PICTURE_ERRORS, open_picture, reason_of
 
 ALPHA, INDEX, NONZERO = "alpha", "index", "nonzero"
 # Grey values of less than a byte, which Pillow spreads over 0 to 255.

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from refavs.data.files import open_file, reason_of
 from refavs.errors import DatasetError
-from refavs.plain_file import UnusableFileError
+from refavs.files.plain_file import UnusableFileError
+from refavs.files.source_files import open_file, reason_of
 
 SPLITS = ("train", "val", "test_s", "test_u", "test_n")
 UNFINISHED_SPLIT = "TODO"

@@ -1,8 +1,26 @@
 """J, F and S of segmentation masks: streaming sums, statistics for every protocol, and what constants reach."""
 
-from refavs.metrics.controls import Constants, best_threshold, control_results, mean_mask, text_only
+from refavs.metrics.constant_baselines import Constants, best_threshold, control_results, mean_mask, text_only
+from refavs.metrics.frame_counts import Recorder, Statistics, concat
+from refavs.metrics.intervals import (
+    Difference,
+    Interval,
+    SeedScores,
+    bootstrap_interval,
+    paired_difference,
+    scores_of,
+    seed_interval,
+)
+from refavs.metrics.parquet import (
+    STATISTICS_FILE,
+    merge_files,
+    read_facts,
+    read_statistics,
+    statistics_blocks,
+    write_statistics,
+)
 from refavs.metrics.protocols import Scores, canonical, released
-from refavs.metrics.recompute import (
+from refavs.metrics.reference import (
     PROTOCOLS,
     Results,
     all_protocols,
@@ -20,25 +38,7 @@ from refavs.metrics.segmentation import (
     score_expressions,
     update_groups,
 )
-from refavs.metrics.statistics import Recorder, Statistics, concat
-from refavs.metrics.statistics_file import (
-    STATISTICS_FILE,
-    merge_files,
-    read_facts,
-    read_statistics,
-    statistics_blocks,
-    write_statistics,
-)
-from refavs.metrics.text_control import TextControl
-from refavs.metrics.uncertainty import (
-    Difference,
-    Interval,
-    SeedScores,
-    bootstrap_interval,
-    paired_difference,
-    scores_of,
-    seed_interval,
-)
+from refavs.metrics.text_baseline import TextControl
 
 __all__ = [
     "PROTOCOLS",

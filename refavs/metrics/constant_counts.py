@@ -10,13 +10,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from refavs.metrics.boundary import Contours, contour_counts
+from refavs.metrics.frame_counts import COUNTS, released_view
 from refavs.metrics.segmentation import (
     NUM_CELLS,
     above,
     frame_counts,
     threshold_bins,
 )
-from refavs.metrics.statistics import COUNTS, released_view
 
 THRESHOLDS = {"50": 0.5, "40": 0.4}
 

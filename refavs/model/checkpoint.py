@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save
 
 from refavs.config import digest, to_dict
 from refavs.errors import RefAVSError, WeightsError
+from refavs.files.partials import PARTIAL
+from refavs.files.plain_file import open_plain, read_plain
+from refavs.files.typed_json import OddRecord, read_json, shaped
 from refavs.finite import require_finite_weights
-from refavs.model.eemc import EEMC, EEMCConfig
+from refavs.model.feature_sizes import LEVELS, MASKS, STAGES, FeatureSizes, MapSize, StreamSize
+from refavs.model.heads.eemc import EEMC, EEMCConfig
+from refavs.model.heads.registry import build_head
 from refavs.model.pretrained import mismatch
-from refavs.model.sizes import LEVELS, MASKS, STAGES, FeatureSizes, MapSize, StreamSize
-from refavs.model.variants import build_head
-from refavs.partials import PARTIAL
-from refavs.plain_file import open_plain, read_plain
-from refavs.records import OddRecord, read_json, shaped
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1

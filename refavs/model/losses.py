@@ -8,8 +8,8 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from refavs.model.batch_cache import Once
 from refavs.model.decoder import NO_OBJECT, OBJECT, EEMCOutput
-from refavs.model.once import Once
 from refavs.model.options import LossConfig
 
 CACHED = 2**20  # values of masks that are looked at together

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refavs.plain_file import open_plain
+from refavs.files.plain_file import open_plain
 
 
 def load_pickled(path: Path) -> Any:

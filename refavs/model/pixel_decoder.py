@@ -11,7 +11,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from refavs.torchvision_shim import ensure_torchvision
+from refavs.machine.torchvision_shim import ensure_torchvision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from refavs.config import file_stamp
 from refavs.errors import WeightsError
 from refavs.finite import require_finite_weights
-from refavs.model.eemc import EEMC
+from refavs.model.heads.eemc import EEMC
 
 FOLDER, WEIGHTS, CONFIG = "mask2former", "model.safetensors", "config.json"
 REPOSITORY = "facebook/mask2former-swin-base-ade-semantic"

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from refavs.errors import ConfigError
 from refavs.model.attention import sine_positions
-from refavs.model.once import Once
+from refavs.model.batch_cache import Once
+from refavs.model.feature_sizes import LEVELS, MASKS, FeatureSizes
 from refavs.model.pixel_decoder import PixelDecoder, PixelDecoderSettings
-from refavs.model.sizes import LEVELS, MASKS, FeatureSizes
 
 Moments = Float[Tensor, "c"] | Float[np.ndarray, "c"]
 Statistics = Mapping[str, tuple[Moments, Moments]]

@@ -1,8 +1,8 @@
 """The feature store: a Zarr v3 group of whole, checksummed, committed shards."""
 
+from refavs.store.format.schema import ArraySpec, object_key, pack_mask, text_key, unpack_mask
 from refavs.store.plan import ShardPlan
 from refavs.store.reader import FeatureStore, Sample
-from refavs.store.schema import ArraySpec, object_key, pack_mask, text_key, unpack_mask
 from refavs.store.shard_writer import ShardWriter
 from refavs.store.writer import StoreWriter
 

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from refavs.errors import StoreError
-from refavs.plain_file import UnusableFileError
-from refavs.records import Count, read_json, shaped
-from refavs.store.commits import Crc, seal, unseal
-from refavs.store.folder import Folder, holds, out_of_reach, read_or_refuse, write_if_changed
-from refavs.store.schema import column_metadata, group_metadata
-from refavs.store.shard import CRC_BYTES, crc32c
+from refavs.files.plain_file import UnusableFileError
+from refavs.files.typed_json import Count, read_json, shaped
+from refavs.store.backends.base import Folder, holds, out_of_reach, read_or_refuse, write_if_changed
+from refavs.store.format.commits import Crc, seal, unseal
+from refavs.store.format.schema import column_metadata, group_metadata
+from refavs.store.format.shard import CRC_BYTES, crc32c
 
 Columns = dict[str, np.ndarray]
 _FOLDER = "expressions"

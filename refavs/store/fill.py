@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from refavs.store.folder import LocalFolder
+from refavs.store.backends.base import LocalFolder
 
 if TYPE_CHECKING:
     from refavs.store.reader import FeatureStore

@@ -23,10 +23,10 @@ from pathlib import Path
 from types import TracebackType
 
 from refavs.errors import StoreError
-from refavs.locks import NO_LOCKS
-from refavs.printing import warn
-from refavs.store.folder import Folder
-from refavs.store.schema import LEASE
+from refavs.files.locks import NO_LOCKS
+from refavs.store.backends.base import Folder
+from refavs.store.format.schema import LEASE
+from refavs.terminal.printing import warn
 
 NAME = LEASE
 BEAT_S = 4.0

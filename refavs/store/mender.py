@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from refavs.errors import StoreError
-from refavs.store.checksum import crc32c
-from refavs.store.commits import CommitRecord, read_record, record_name, write_record
-from refavs.store.folder import Folder
+from refavs.store.backends.base import Folder
+from refavs.store.format.channel_stats import ChannelSums
+from refavs.store.format.checksum import crc32c
+from refavs.store.format.commits import CommitRecord, read_record, record_name, write_record
+from refavs.store.format.schema import ArraySpec, StoreSchema
+from refavs.store.format.shard import ALIGNMENT_BYTES, CRC_BYTES, ShardFile, ShardReader, shard_name
 from refavs.store.plan import ShardPlan
-from refavs.store.schema import ArraySpec, StoreSchema
-from refavs.store.shard import ALIGNMENT_BYTES, CRC_BYTES, ShardFile, ShardReader, shard_name
 from refavs.store.shard_writer import ShardWriter
-from refavs.store.statistics import ChannelSums
 
 
 class Remains:

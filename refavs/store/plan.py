@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from refavs.store.columns import encode_strings
-from refavs.store.commits import CommitRecord, lacking
-from refavs.store.schema import StoreSchema
+from refavs.store.format.commits import CommitRecord, lacking
+from refavs.store.format.schema import StoreSchema
 
 Shares = Mapping[str, Mapping[str, str]]
 

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from refavs.config import nearest
 from refavs.errors import StoreError
-from refavs.store.commits import CommitRecord, record_name, store_fingerprint
+from refavs.store.backends.base import TRY_AGAIN, open_folder, out_of_reach
+from refavs.store.derived_files import merged_statistics
 from refavs.store.fill import Target, fill
-from refavs.store.finished import merged_statistics
-from refavs.store.folder import TRY_AGAIN, open_folder, out_of_reach
-from refavs.store.schema import MASK, ArraySpec, unpack_mask
-from refavs.store.shard import ShardReader, shard_name
+from refavs.store.format.commits import CommitRecord, record_name, store_fingerprint
+from refavs.store.format.schema import MASK, ArraySpec, unpack_mask
+from refavs.store.format.shard import ShardReader, shard_name
 from refavs.store.snapshot import read_snapshot
 
 POLICIES = ("first", "always", "never")

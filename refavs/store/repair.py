@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from refavs.errors import StoreError
-from refavs.records import read_json
+from refavs.files.typed_json import read_json
+from refavs.store.backends.base import Folder, holds, refuse_out_of_reach
 from refavs.store.columns import read_column
-from refavs.store.commits import CommitRecord, read_listing, read_record, record_files, record_name, shard_of
-from refavs.store.finished import SHARED, keys_of_rows
-from refavs.store.folder import Folder, holds, refuse_out_of_reach
+from refavs.store.derived_files import SHARED, keys_of_rows
+from refavs.store.format.commits import CommitRecord, read_listing, read_record, record_files, record_name, shard_of
+from refavs.store.format.schema import StoreSchema, root_attributes
 from refavs.store.mender import mending_plan
 from refavs.store.plan import ShardPlan
-from refavs.store.schema import StoreSchema, root_attributes
 from refavs.store.verify import Damage
 
 ROOT = "zarr.json"

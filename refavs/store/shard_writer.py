@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from refavs.errors import StoreError
-from refavs.store.commits import CommitRecord, encoder_digests, read_record, record_name, write_record
-from refavs.store.folder import Folder
+from refavs.store.backends.base import Folder
+from refavs.store.format.channel_stats import ChannelSums
+from refavs.store.format.commits import CommitRecord, encoder_digests, read_record, record_name, write_record
+from refavs.store.format.schema import StoreSchema, text_key
+from refavs.store.format.shard import ShardFile, shard_name
 from refavs.store.plan import ShardPlan
-from refavs.store.schema import StoreSchema, text_key
-from refavs.store.shard import ShardFile, shard_name
-from refavs.store.statistics import ChannelSums
 
 
 class ShardWriter:

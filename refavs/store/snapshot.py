@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from refavs.errors import StoreError
+from refavs.store.backends.base import Folder, out_of_reach
 from refavs.store.columns import EXPRESSIONS_RECORD, read_expressions
-from refavs.store.commits import CommitRecord, read_records, record_files
-from refavs.store.folder import Folder, out_of_reach
-from refavs.store.schema import StoreSchema, root_attributes
+from refavs.store.format.commits import CommitRecord, read_records, record_files
+from refavs.store.format.schema import StoreSchema, root_attributes
 
 T = TypeVar("T")
 COLUMN_OF = {"clips": "clip", "objects": "object", "text": "text"}  # of the expressions, by the table of its rows

@@ -1,9 +1,9 @@
 """Whether the store at a path is still the one that was opened there."""
 
 from refavs.errors import StoreError
-from refavs.store.commits import CommitRecord
+from refavs.store.format.commits import CommitRecord
+from refavs.store.format.schema import root_attributes
 from refavs.store.reader import FeatureStore
-from refavs.store.schema import root_attributes
 from refavs.store.snapshot import read_snapshot
 
 _REMEDY = "put the store back, or run the same command again with the store that is meant"

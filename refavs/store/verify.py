@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 
 from refavs.errors import StoreError
-from refavs.records import read_json
+from refavs.files.typed_json import read_json
+from refavs.store.backends.base import Folder, holds, is_stray, open_folder, out_of_reach, refuse_out_of_reach
 from refavs.store.columns import AGAIN, column_files, from_frame, read_expressions
-from refavs.store.commits import (
+from refavs.store.derived_files import finished_files, keys_of_rows
+from refavs.store.format.commits import (
     LISTING,
     READERS,
     CommitRecord,
@@ -24,11 +26,9 @@ from refavs.store.commits import (
     refuse_doubles,
     shard_of,
 )
-from refavs.store.finished import finished_files, keys_of_rows
-from refavs.store.folder import Folder, holds, is_stray, open_folder, out_of_reach, refuse_out_of_reach
+from refavs.store.format.schema import StoreSchema, array_metadata, root_attributes
+from refavs.store.format.shard import ShardReader, shard_name
 from refavs.store.lease import writer_of
-from refavs.store.schema import StoreSchema, array_metadata, root_attributes
-from refavs.store.shard import ShardReader, shard_name
 from refavs.store.snapshot import COLUMN_OF, described, lost_rows
 
 _MOST_LOOKS = 100

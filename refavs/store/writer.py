@@ -9,7 +9,9 @@ import pandas as pd
 
 from refavs.errors import StoreError
 from refavs.store import columns
-from refavs.store.commits import (
+from refavs.store.backends.base import Folder, open_folder, write_if_changed
+from refavs.store.derived_files import array_files, committed_rows, finished_files, num_rows
+from refavs.store.format.commits import (
     CommitRecord,
     read_each,
     record_files,
@@ -17,11 +19,7 @@ from refavs.store.commits import (
     refuse_doubles,
     store_fingerprint,
 )
-from refavs.store.finished import array_files, committed_rows, finished_files, num_rows
-from refavs.store.folder import Folder, open_folder, write_if_changed
-from refavs.store.mender import ShardMender
-from refavs.store.plan import ShardPlan, Shares, plan_shards
-from refavs.store.schema import (
+from refavs.store.format.schema import (
     ArraySpec,
     StoreSchema,
     TableSchema,
@@ -30,6 +28,8 @@ from refavs.store.schema import (
     refuse_foreign,
     root_attributes,
 )
+from refavs.store.mender import ShardMender
+from refavs.store.plan import ShardPlan, Shares, plan_shards
 from refavs.store.shard_writer import ShardWriter
 
 EXPRESSION_COLUMNS = columns.NEEDED

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from refavs.data.synthetic import write_benchmark
-from refavs.processors import num_processors
+from refavs.machine.processors import num_processors
+from refavs.synthetic.write import write_benchmark
 
 sys.path.insert(0, str(Path(__file__).parent))
 from machine import GrowingTable, describe

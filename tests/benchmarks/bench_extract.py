@@ -20,18 +20,18 @@ import numpy as np
 import torch
 
 from extract.encoders import Precision
+from extract.encoders.presets import Encoders, Preset, build_encoders, preset_named
 from extract.encoders.visual import LEVELS
-from extract.identity import input_digests
-from extract.job import JOBS_PER_WORKER
-from extract.media import Media, read_media
-from extract.plan import Job, array_specs, plan_jobs, wanted_items
-from extract.presets import Encoders, Preset, build_encoders, preset_named
-from extract.weights import WeightSource
-from extract.worker import Worker
-from refavs.data.bench import Source, read_source
-from refavs.data.synthetic import write_benchmark
-from refavs.processors import num_processors
+from extract.encoders.weights import WeightSource
+from extract.media.clip import Media, read_media
+from extract.pipeline.dedup import input_digests
+from extract.pipeline.plan import Job, array_specs, plan_jobs, wanted_items
+from extract.pipeline.ray_pool import JOBS_PER_WORKER
+from extract.pipeline.worker import Worker
+from refavs.data.layouts import Source, read_source
+from refavs.machine.processors import num_processors
 from refavs.store.writer import StoreWriter
+from refavs.synthetic.write import write_benchmark
 
 sys.path.insert(0, str(Path(__file__).parent))
 from machine import describe, table
@@ -158,7 +158,7 @@ def measure_rerun(root: Path, source: Source, num_clips: int, num_runs: int) -> 
         seconds.append(time.perf_counter() - started)
         assert done.returncode == 0 and "nothing to do" in done.stdout, done.stderr
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import extract.extraction"], check=True, env=environment)
+    subprocess.run([sys.executable, "-c", "import extract.pipeline.extraction"], check=True, env=environment)
     imports_s = time.perf_counter() - started
     print(f"\n### Nothing to do: {num_clips} clips, {num_clips * num_bytes / 1e6:.0f} MB of videos looked at\n")
     print(table(

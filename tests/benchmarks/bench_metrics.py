@@ -21,18 +21,18 @@ from machine import describe, table
 from torch import Tensor
 from torch.nn import functional
 
-from experiments.config import TrialConfig
-from experiments.state import write_json
-from experiments.train import write_history
+from experiments.grid.config import TrialConfig
+from experiments.training.loop import write_history
+from experiments.training.resume import write_json
 from refavs.config import flat
-from refavs.data.dataset import Batch
-from refavs.data.parse import DIMENSIONS
+from refavs.data.batches import Batch
+from refavs.data.cues import DIMENSIONS
 from refavs.metrics import PROTOCOLS, Recorder, Statistics, concat, read_facts, released, write_statistics
-from refavs.metrics.statistics import HISTOGRAMS, frame_statistics
-from refavs.metrics.statistics import describe as expressions_of
+from refavs.metrics.frame_counts import HISTOGRAMS, frame_statistics
+from refavs.metrics.frame_counts import describe as expressions_of
 from refavs.model.decoder import predict
-from refavs.model.eemc import EEMC, EEMCConfig
-from refavs.model.sizes import FeatureSizes, MapSize, StreamSize
+from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
+from refavs.model.heads.eemc import EEMC, EEMCConfig
 
 NUM_EXPRESSIONS, NUM_FRAMES, DISTINCT = 20_434, 10, 64
 SPLITS = {"train": 14_113, "val": 1_349, "test_s": 2_288, "test_u": 1_656, "test_n": 1_028}

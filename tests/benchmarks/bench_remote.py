@@ -26,8 +26,8 @@ from bench_store import seconds, turn
 from machine import describe, ratio, speed, table
 
 from refavs.store import ArraySpec, FeatureStore, StoreWriter, text_key
-from refavs.store.folder import LocalFolder
-from refavs.store.remote import RemoteFolder
+from refavs.store.backends.base import LocalFolder
+from refavs.store.backends.object_store import RemoteFolder
 
 PACKAGES = ("obstore", "tensorstore", "moto", "numpy")
 OURS = "refavs (obstore, parts)"

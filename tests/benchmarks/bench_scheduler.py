@@ -23,22 +23,22 @@ from unittest import mock
 import numpy as np
 from machine import describe, table
 
-from extract.job import Resources, run_jobs
-from extract.log import RunLog
-from extract.plan import Job, array_specs
-from extract.presets import Encoders, build_encoders, preset_named
-from extract.schedule import Schedule
-from extract.weights import WeightSource
-from extract.worker import STAGES, JobResult
-from refavs.data.bench import Clip
-from refavs.processors import num_processors
-from refavs.store.commits import CommitRecord, encoder_digests, read_record, record_name, write_record
-from refavs.store.folder import open_folder
+from extract.encoders.presets import Encoders, build_encoders, preset_named
+from extract.encoders.weights import WeightSource
+from extract.pipeline.log import RunLog
+from extract.pipeline.plan import Job, array_specs
+from extract.pipeline.ray_pool import Resources, run_jobs
+from extract.pipeline.schedule import Schedule
+from extract.pipeline.worker import STAGES, JobResult
+from refavs.data.layouts import Clip
+from refavs.machine.processors import num_processors
+from refavs.store.backends.base import open_folder
+from refavs.store.format.channel_stats import ChannelSums
+from refavs.store.format.commits import CommitRecord, encoder_digests, read_record, record_name, write_record
+from refavs.store.format.schema import ArraySpec, StoreSchema, TableSchema, text_key
+from refavs.store.format.shard import ShardFacts
 from refavs.store.plan import plan_shards
 from refavs.store.reader import FeatureStore
-from refavs.store.schema import ArraySpec, StoreSchema, TableSchema, text_key
-from refavs.store.shard import ShardFacts
-from refavs.store.statistics import ChannelSums
 from refavs.store.writer import StoreWriter
 
 PACKAGES = ("ray", "torch", "numpy")
@@ -173,7 +173,7 @@ def on_ray(num_shards: int, num_workers: int) -> str:
     schema, _ = base_schema(ROWS)
     jobs = planned(schema, num_shards)
     encoders = build_encoders(BASE, WeightSource(kind="random"), ("pixel_decoder",), "fp32")
-    with mock.patch("extract.job.Worker", Sleeper), RunLog(None, {"clips": num_shards * ROWS}) as log:
+    with mock.patch("extract.pipeline.ray_pool.Worker", Sleeper), RunLog(None, {"clips": num_shards * ROWS}) as log:
         results = (result for result in run_jobs(jobs, "/nowhere", BASE, encoders, Resources(num_workers=num_workers))
                    if result is not None)  # fmt: skip
         next(results)

@@ -34,10 +34,10 @@ from contenders import (
 from machine import describe, ratio, speed, table
 
 from refavs.store import FeatureStore
-from refavs.store.checksum import crc32c
-from refavs.store.folder import LocalFolder
-from refavs.store.shard import ShardFile
-from refavs.store.statistics import ChannelSums
+from refavs.store.backends.base import LocalFolder
+from refavs.store.format.channel_stats import ChannelSums
+from refavs.store.format.checksum import crc32c
+from refavs.store.format.shard import ShardFile
 
 PACKAGES = ("torch", "numpy", "tensorstore", "zarr", "h5py", "google-crc32c")
 OURS, VERIFIED = "refavs, never", "refavs, always"

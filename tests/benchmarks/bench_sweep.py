@@ -20,15 +20,15 @@ from typing import Any
 
 import torch
 
-from experiments.config import TrialConfig
-from experiments.grid import Grid, expand
-from experiments.ledger import Ledger, read_metrics
-from experiments.mirror import Mirror
-from experiments.resources import Resources
-from experiments.run import Outcome
-from experiments.sweep import run_sweep
-from experiments.tracking import Tracker
-from experiments.train import Run, train, train_group, write_history
+from experiments.cluster.resources import Resources
+from experiments.grid.config import TrialConfig
+from experiments.grid.expand import Grid, expand
+from experiments.sweep.driver import run_sweep
+from experiments.sweep.execution import Outcome
+from experiments.sweep.ledger import Ledger, read_metrics
+from experiments.tracking.client import Tracker
+from experiments.tracking.sync import Mirror
+from experiments.training.loop import Run, train, train_group, write_history
 from refavs.store import FeatureStore
 
 sys.path.insert(0, str(Path(__file__).parents[2]))

@@ -25,15 +25,15 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.config import TrialConfig
-from experiments.learner import Learner
-from experiments.train import build_model
-from extract.presets import Encoders, build_encoders, preset_named
-from extract.weights import WeightSource
+from experiments.grid.config import TrialConfig
+from experiments.training.learner import Learner
+from experiments.training.loop import build_model
+from extract.encoders.presets import Encoders, build_encoders, preset_named
+from extract.encoders.weights import WeightSource
 from refavs import config as settings
-from refavs.data.ahead import Ahead
-from refavs.data.dataset import Batch, batches
-from refavs.processors import num_processors
+from refavs.data.batches import Batch, batches
+from refavs.data.prefetch import Ahead
+from refavs.machine.processors import num_processors
 from refavs.store import FeatureStore
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from extract.presets import preset_named
-from refavs.accelerator import PRECISIONS
+from extract.encoders.presets import preset_named
+from refavs.machine.accelerator import PRECISIONS
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gpu_checks import CHECKS

@@ -15,24 +15,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.config import TrialConfig
-from experiments.evaluate import predictions
-from experiments.learner import Learner
-from experiments.sampler import Sampler
-from experiments.state import STOP_FILE
-from experiments.train import train
+from experiments.grid.config import TrialConfig
+from experiments.training.evaluate import predictions
+from experiments.training.learner import Learner
+from experiments.training.loop import train
+from experiments.training.resume import STOP_FILE
+from experiments.training.sampler import Sampler
+from extract.encoders.presets import Encoders
 from extract.encoders.visual import LEVELS
-from extract.job import JOBS_PER_WORKER
-from extract.plan import Job
-from extract.presets import Encoders
-from extract.worker import JobResult, Worker
+from extract.pipeline.plan import Job
+from extract.pipeline.ray_pool import JOBS_PER_WORKER
+from extract.pipeline.worker import JobResult, Worker
 from refavs import config as settings
-from refavs.accelerator import Precision, allow_tf32
-from refavs.data.ahead import Ahead, depth_for
-from refavs.data.bench import Source, read_source
-from refavs.data.synthetic import write_benchmark
+from refavs.data.layouts import Source, read_source
+from refavs.data.prefetch import Ahead, depth_for
+from refavs.machine.accelerator import Precision, allow_tf32
 from refavs.metrics import score_expressions
 from refavs.model.checkpoint import load_model
+from refavs.synthetic.write import write_benchmark
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_extract import open_store

@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-from experiments.config import TrialConfig
-from experiments.learner import Learner
-from experiments.sampler import Sampler
-from experiments.train import build_model
+from experiments.grid.config import TrialConfig
+from experiments.training.learner import Learner
+from experiments.training.loop import build_model
+from experiments.training.sampler import Sampler
+from extract.encoders.presets import Encoders, Preset, build_encoders
 from extract.encoders.visual import LEVELS
-from extract.presets import Encoders, Preset, build_encoders
-from extract.weights import WeightSource
+from extract.encoders.weights import WeightSource
 from refavs import config as settings
-from refavs.accelerator import PRECISIONS, Precision, compute_fp32_exactly
-from refavs.data.dataset import Batch
+from refavs.data.batches import Batch
+from refavs.machine.accelerator import PRECISIONS, Precision, compute_fp32_exactly
 from refavs.store import FeatureStore
 
 sys.path.insert(0, str(Path(__file__).parent))

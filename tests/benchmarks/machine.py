@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from refavs.processors import num_processors
+from refavs.machine.processors import num_processors
 
 
 def describe(folder: Path, packages: Sequence[str]) -> str:

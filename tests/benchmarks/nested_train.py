@@ -12,9 +12,9 @@ import ray.tune
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from experiments.config import TrialConfig
-from experiments.train import train
-from extract.local_ray import ray_at
+from experiments.grid.config import TrialConfig
+from experiments.training.loop import train
+from extract.pipeline.local_ray import ray_at
 from refavs.store import FeatureStore
 
 QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_AIR_NEW_OUTPUT": "0",

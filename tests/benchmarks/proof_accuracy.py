@@ -16,8 +16,8 @@ from machine import table
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from experiments.report.runs import read_sweep
 from refavs.metrics import Statistics
-from refavs.metrics.statistics_file import statistics_blocks
-from refavs.metrics.uncertainty import seed_interval
+from refavs.metrics.intervals import seed_interval
+from refavs.metrics.parquet import statistics_blocks
 from tests.refavs.ceilings import SECONDS, accuracy, and_before, ask, now
 
 DIMENSIONS = ("acoustic", "acoustic+temporal", "spatial+temporal")

@@ -15,7 +15,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from refavs.torchvision_shim import ensure_torchvision
+from refavs.machine.torchvision_shim import ensure_torchvision
 
 WIDTH, HEADS, HIDDEN = 1024, 8, 2048
 ADAPTER, PROMPT_HEADS = 4, 4  # the adapters are that many times as narrow as what they adapt

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from machine import table
 
-from extract.plan import array_specs
-from extract.presets import build_encoders, preset_named
-from extract.weights import WeightSource
+from extract.encoders.presets import build_encoders, preset_named
+from extract.encoders.weights import WeightSource
+from extract.pipeline.plan import array_specs
 
 # Bytes of a record on disk, of a record in memory and of a job in memory: so many, and so many more for each clip.
 RECORD = {"pixel_decoder": (25_600, 390), "backbone": (41_900, 390), "both": (67_100, 450)}

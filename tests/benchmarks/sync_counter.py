@@ -210,7 +210,7 @@ class FakeAccelerator:
     @contextlib.contextmanager
     def like_a_gpu() -> Iterator[None]:
         """Attention is fused, and memory that ought to be pinned is plain."""
-        from refavs.data.dataset import Recycler
+        from refavs.data.batches import Recycler
 
         with (
             mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", _fused_attention),
@@ -301,18 +301,18 @@ CASES = {
 def count_small() -> dict[str, Counts]:
     """Training steps of 6 expressions and three batches of evaluation, with all layers of the default head, on features
     so small that it takes seconds."""
-    from experiments.config import TrialConfig
-    from experiments.evaluate import predictions, rows_of
-    from experiments.learner import Learner
-    from experiments.sampler import Sampler
-    from experiments.train import build_model
+    from experiments.grid.config import TrialConfig
+    from experiments.training.evaluate import predictions, rows_of
+    from experiments.training.learner import Learner
+    from experiments.training.loop import build_model
+    from experiments.training.sampler import Sampler
     from refavs.config import replace
 
     sys.path.insert(0, str(REPOSITORY))
     from tests.experiments.small_store import make_store
 
     device, found = FakeAccelerator.start(), {}
-    no_autocast = mock.patch("experiments.learner.autocast", lambda *_: contextlib.nullcontext())  # it has none
+    no_autocast = mock.patch("experiments.training.learner.autocast", lambda *_: contextlib.nullcontext())
     sizes = {"model.visual_downsample": 2, "loss.num_points": 32, "train.batch_size": 6, "train.steps_per_epoch": 3,
              "train.eval_batch_size": 2, "train.precision": "fp32"}  # fmt: skip
     with tempfile.TemporaryDirectory() as name:

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from extract.plan import array_specs
-from extract.presets import Encoders, Preset
+from extract.encoders.presets import Encoders, Preset
+from extract.pipeline.plan import array_specs
 from refavs.store import FeatureStore, StoreWriter, object_key, text_key
 
 SENTENCE = "the object making a sound before the man sings"

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments.config import TrialResources
-from experiments.ledger import Entry
+from experiments.grid.config import TrialResources
+from experiments.sweep.ledger import Entry
 
 
 class Listed:

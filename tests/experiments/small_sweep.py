@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from experiments.config import TrialConfig
+from experiments.grid.config import TrialConfig
 from refavs.config import digest, flat
 from refavs.metrics import Recorder, write_statistics
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from experiments import baseline_cache
-from experiments.baseline_cache import Baselines, cache_key
+from experiments.baselines import cache as baseline_cache
+from experiments.baselines.cache import Baselines, cache_key
 from refavs.errors import StoreError
+from refavs.files.user_cache import user_cache
 from refavs.store import FeatureStore
-from refavs.user_cache import user_cache
 from tests.experiments.small_store import make_store
 
 

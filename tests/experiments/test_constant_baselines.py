@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import constant_baselines
-from experiments.constant_baselines import Progress, StoppedError, canonical_values, control_results_of, worth
-from experiments.evaluate import rows_of
+from experiments.baselines import compute as constant_baselines
+from experiments.baselines.compute import Progress, StoppedError, canonical_values, control_results_of, worth
+from experiments.training.evaluate import rows_of
 from refavs.errors import RefAVSError
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import cost
-from experiments.cost import alike, measure, seconds, show, side_by_side
-from experiments.grid import Grid, expand
-from experiments.learner import Learner
-from experiments.ledger import Ledger
-from experiments.resources import Ask, Resources
-from refavs.console import PlainConsole
+from experiments.cluster.resources import Ask, Resources
+from experiments.grid.expand import Grid, expand
+from experiments.sweep.ledger import Ledger
+from experiments.training import cost
+from experiments.training.cost import alike, measure, seconds, show, side_by_side
+from experiments.training.learner import Learner
 from refavs.store import FeatureStore
+from refavs.terminal.console import PlainConsole
 from tests.experiments.small_store import make_store
 
 BASE = {

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import database as module
-from experiments.database import first_use
-from experiments.moved import database_at
-from experiments.tracking import Tracker
+from experiments.tracking import database as module
+from experiments.tracking.client import Tracker
+from experiments.tracking.database import first_use
+from experiments.tracking.moved import database_at
 from refavs.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow and what it imports

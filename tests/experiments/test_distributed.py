@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from experiments.grid import expand
-from experiments.jobs import run_trials
-from experiments.ledger import Entry, Ledger, read_metrics
-from experiments.resources import Resources
-from experiments.train import train
+from experiments.cluster.resources import Resources
+from experiments.cluster.tune_runner import run_trials
+from experiments.grid.expand import expand
+from experiments.sweep.ledger import Entry, Ledger, read_metrics
+from experiments.training.loop import train
 from refavs.store import FeatureStore
 from tests.experiments.listed import Listed
 from tests.experiments.small_store import make_store
@@ -42,7 +42,7 @@ def run(folder: Path, cases: dict[str, Any]) -> tuple[list[Entry], dict[str, str
 
 @pytest.fixture(autouse=True)
 def two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.jobs.num_processors", lambda: 2)
+    monkeypatch.setattr("experiments.cluster.tune_runner.num_processors", lambda: 2)
 
 
 def test_two_workers_train_as_one(tmp_path: Path) -> None:

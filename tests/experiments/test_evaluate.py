@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.config import TrainConfig, TrialConfig
-from experiments.evaluate import (
+from experiments.grid.config import TrainConfig, TrialConfig
+from experiments.training.evaluate import (
     evaluate_splits,
     named_values,
     predictions,
     record_splits,
     rows_of,
 )
-from experiments.train import build_model
+from experiments.training.loop import build_model
 from refavs.config import replace
 from refavs.metrics import canonical, expression_results, grouped, protocol_values, statistics_blocks
 from refavs.store import FeatureStore

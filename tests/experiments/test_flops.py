@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.config import TrialConfig
-from experiments.flops import LARGE, FlopCounter
-from experiments.learner import Learner
-from experiments.sampler import Sampler
-from experiments.train import build_model
+from experiments.grid.config import TrialConfig
+from experiments.training.flops import LARGE, FlopCounter
+from experiments.training.learner import Learner
+from experiments.training.loop import build_model
+from experiments.training.sampler import Sampler
 from refavs.config import replace
 from tests.experiments.small_store import make_store
 
@@ -62,6 +62,6 @@ def test_a_step_has_the_arithmetic_that_is_done(tmp_path: Path) -> None:
         learner.model.train()
         parts = next(sampler.batches(0))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("experiments.flops.LARGE", large)
+            patch.setattr("experiments.training.flops.LARGE", large)
             totals.append(counted(lambda: learner.step(parts, 0, 10)))  # noqa: B023
     assert totals[0] == totals[1] > 0

@@ -8,14 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from experiments import fuse, learner
-from experiments.config import TrialConfig
-from experiments.grid import expand
-from experiments.learner import NonFiniteError
-from experiments.ledger import Entry, Ledger, read_metrics
-from experiments.resources import Resources
-from experiments.sampler import Sampler
-from experiments.train import Run, train, train_group
+from experiments.cluster import grouping as fuse
+from experiments.cluster.resources import Resources
+from experiments.grid.config import TrialConfig
+from experiments.grid.expand import expand
+from experiments.sweep.ledger import Entry, Ledger, read_metrics
+from experiments.training import learner
+from experiments.training.learner import NonFiniteError
+from experiments.training.loop import Run, train, train_group
+from experiments.training.sampler import Sampler
 from refavs.config import replace
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
@@ -171,7 +172,7 @@ def test_lack_of_memory_is_blamed_on_a_trial_only_where_it_is_alone(
         train_group(group, store)
     assert [run.error for run in group] == [None, None]
     monkeypatch.undo()
-    monkeypatch.setattr("experiments.train.evaluate_together", full)
+    monkeypatch.setattr("experiments.training.loop.evaluate_together", full)
     train_group([last := Run(config=CONFIGS["seed"], folder=tmp_path / "seed")], store)
     assert isinstance(last.error, torch.OutOfMemoryError)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import TrialConfig
-from experiments.grid import expand, parse_overrides, read_grid
-from experiments.grid_file import shipped_grids
+from experiments.grid.config import TrialConfig
+from experiments.grid.expand import expand, parse_overrides, read_grid
+from experiments.grid.file import shipped_grids
 from refavs.config import flat, replace
 from refavs.errors import ConfigError
 

@@ -25,7 +25,7 @@ def counts() -> dict[str, dict]:
 def test_training_step_waits_for_the_device_once(counts: dict[str, dict], what: str) -> None:
     """To look whether loss and gradient are finite. Everything else that it must know, the host knows."""
     (place,) = counts[what]["syncs"]
-    assert place.startswith("experiments/learner.py:") and counts[what]["syncs"][place] == 1
+    assert place.startswith("experiments/training/learner.py:") and counts[what]["syncs"][place] == 1
     assert "DtoH" not in counts[what]["copies"], "nothing is fetched back"
     assert counts[what]["kernels"] > 1000, "the step was counted, not left out"
 
@@ -35,7 +35,7 @@ def test_evaluation_waits_for_no_batch(counts: dict[str, dict]) -> None:
     syncs = dict(counts["three batches of evaluation"]["syncs"])
     looks = [syncs.pop(place) for place in list(syncs) if place.startswith("refavs/finite.py:")]
     assert looks == [1]
-    assert sum(syncs.values()) <= 3 and all(place.startswith("refavs/data/ahead.py:") for place in syncs), syncs
+    assert sum(syncs.values()) <= 3 and all(place.startswith("refavs/data/prefetch.py:") for place in syncs), syncs
 
 
 def test_counter_sees_what_waits() -> None:
@@ -63,9 +63,9 @@ def test_forward_is_one_graph_to_compile(tmp_path: Path) -> None:
     """Nothing in it asks a tensor for a number, whether all seconds are decoded or some."""
     program = (
         "import sys; from pathlib import Path; import torch._dynamo\n"
-        "from experiments.config import TrialConfig; from experiments.sampler import Sampler\n"
-        "from experiments.train import build_model; from refavs.config import replace\n"
-        "from refavs.model.eemc import Seconds; from tests.experiments.small_store import make_store\n"
+        "from experiments.grid.config import TrialConfig; from experiments.training.sampler import Sampler\n"
+        "from experiments.training.loop import build_model; from refavs.config import replace\n"
+        "from refavs.model.heads.eemc import Seconds; from tests.experiments.small_store import make_store\n"
         "store = make_store(Path(sys.argv[1]))\n"
         "sizes = {'model.visual_downsample': 2, 'model.num_layers': 1, 'model.decoder_layers': 1}\n"
         "config = replace(TrialConfig(), sizes); model = build_model(config, store).train()\n"

@@ -13,9 +13,9 @@ import ray
 import yaml
 
 from experiments.cli import build_parser
-from experiments.grid import read_grid
+from experiments.grid.expand import read_grid
 from extract.cli import build_parser as build_extract_parser
-from extract.local_ray import LOCAL_ENVIRONMENT, PATIENCE, WORKER_ENVIRONMENT
+from extract.pipeline.local_ray import LOCAL_ENVIRONMENT, PATIENCE, WORKER_ENVIRONMENT
 
 SCRIPT = Path(__file__).resolve().parents[2] / "infra" / "mlflow-ui.sh"
 JOB = SCRIPT.with_name("ray-job.sh")

@@ -12,12 +12,12 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from experiments import jobs
-from experiments.config import TrialResources
-from experiments.grid import expand, read_grid
-from experiments.ledger import Entry, Ledger, read_metrics
-from experiments.resources import Resources
-from experiments.train import train
+from experiments.cluster import tune_runner as jobs
+from experiments.cluster.resources import Resources
+from experiments.grid.config import TrialResources
+from experiments.grid.expand import expand, read_grid
+from experiments.sweep.ledger import Entry, Ledger, read_metrics
+from experiments.training.loop import train
 from refavs.errors import ConfigError
 from tests.experiments.listed import Listed
 from tests.experiments.small_store import make_store

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.config import TrialConfig
-from experiments.learner import Learner, NonFiniteError, Team
-from experiments.sampler import Sampler
-from experiments.state import load_state, save_state
-from experiments.train import build_model
+from experiments.grid.config import TrialConfig
+from experiments.training.learner import Learner, NonFiniteError, Team
+from experiments.training.loop import build_model
+from experiments.training.resume import load_state, save_state
+from experiments.training.sampler import Sampler
 from refavs.config import replace
 from refavs.errors import ConfigError
 from refavs.store import FeatureStore

@@ -12,11 +12,11 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
 
-from experiments import mirror as module
-from experiments.grid import expand
-from experiments.ledger import Entry, Ledger
-from experiments.mirror import Mirror, pending
-from experiments.tracking import Tracker, UnreachableError, default_tracking_uri, lasts
+from experiments.grid.expand import expand
+from experiments.sweep.ledger import Entry, Ledger
+from experiments.tracking import sync as module
+from experiments.tracking.client import Tracker, UnreachableError, default_tracking_uri, lasts
+from experiments.tracking.sync import Mirror, pending
 from refavs.errors import WeightsError
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from experiments.ledger import Ledger
-from experiments.mirror import pending
-from experiments.moved import database_at, follow, moved_to, sqlite_uri
-from experiments.run import Options
-from experiments.sweep import refuse_unwritable, run_sweep
-from experiments.tracking import default_tracking_uri
+from experiments.sweep.driver import refuse_unwritable, run_sweep
+from experiments.sweep.execution import Options
+from experiments.sweep.ledger import Ledger
+from experiments.tracking.client import default_tracking_uri
+from experiments.tracking.moved import database_at, follow, moved_to, sqlite_uri
+from experiments.tracking.sync import pending
 from refavs.errors import ConfigError
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
@@ -92,7 +92,8 @@ def test_sweep_in_a_folder_whose_name_is_no_utf8_is_refused(tmp_path: Path) -> N
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> InProcess:
     jobs = InProcess()
-    monkeypatch.setitem(sys.modules, "experiments.jobs", types.SimpleNamespace(run_trials=jobs.run_trials))
+    runner = types.SimpleNamespace(run_trials=jobs.run_trials)
+    monkeypatch.setitem(sys.modules, "experiments.cluster.tune_runner", runner)
     return jobs
 
 

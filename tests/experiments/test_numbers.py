@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from experiments.config import MOST_SEED, TrainConfig, TrialConfig
-from experiments.grid import expand, parse_overrides, read_grid
-from experiments.grid_file import parse_yaml
-from experiments.trial import Trial
-from extract.weights import WeightSource
+from experiments.grid.config import MOST_SEED, TrainConfig, TrialConfig
+from experiments.grid.expand import expand, parse_overrides, read_grid
+from experiments.grid.file import parse_yaml
+from experiments.grid.trial import Trial
+from extract.encoders.weights import WeightSource
 from refavs.config import replace
 from refavs.errors import ConfigError
 

@@ -7,9 +7,9 @@ import av
 import numpy as np
 import pytest
 
-from experiments.overlay_video import frame_size, write_overlay_video
-from extract.media import read_media
-from refavs.data.bench import Clip
+from experiments.predict.overlay_video import frame_size, write_overlay_video
+from extract.media.clip import read_media
+from refavs.data.layouts import Clip
 
 pytestmark = pytest.mark.long  # for what its fixtures make
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import overlays
-from experiments.config import TrainConfig, TrialConfig
-from experiments.evaluate import Head
-from experiments.train import build_model
+from experiments.grid.config import TrainConfig, TrialConfig
+from experiments.training import overlays
+from experiments.training.evaluate import Head
+from experiments.training.loop import build_model
 from refavs.config import replace
 from refavs.store import FeatureStore
 from tests.experiments.small_store import NUM_FRAMES, make_store

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from experiments import packing
 from experiments.cli import main
-from experiments.grid import expand
-from experiments.packing import CONTEXT_BYTES, MARGIN, expected_bytes, packed, share
-from experiments.resources import Resources
+from experiments.cluster import packing
+from experiments.cluster.packing import CONTEXT_BYTES, MARGIN, expected_bytes, packed, share
+from experiments.cluster.resources import Resources
+from experiments.grid.expand import expand
 from refavs.errors import ConfigError
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
@@ -79,7 +79,7 @@ def ray_with(monkeypatch: pytest.MonkeyPatch) -> Any:
         found = FakeRay(gpus)
         monkeypatch.setitem(sys.modules, "ray", found)
         monkeypatch.setitem(sys.modules, "ray.exceptions", found.exceptions)
-        monkeypatch.setitem(sys.modules, "experiments.jobs", types.SimpleNamespace(ray_for=ray_for))
+        monkeypatch.setitem(sys.modules, "experiments.cluster.tune_runner", types.SimpleNamespace(ray_for=ray_for))
         return found
 
     return install

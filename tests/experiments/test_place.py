@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from experiments.place import guard_of, original_of, place_of, refuse_elsewhere, tracking_address
-from experiments.tracking import default_tracking_uri
+from experiments.sweep.place import guard_of, original_of, place_of, refuse_elsewhere, tracking_address
+from experiments.tracking.client import default_tracking_uri
 from refavs.errors import ConfigError
 
 

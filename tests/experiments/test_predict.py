@@ -9,17 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.overlay_video import write_overlay_video
-from experiments.predict import Predictor, checkpoint_of
-from experiments.predict_cli import main
+from experiments.predict.cli import main
+from experiments.predict.overlay_video import write_overlay_video
+from experiments.predict.segment import Predictor, checkpoint_of
 from extract.cli import build_parser, prepared
-from extract.plan import expressions_table, plan_jobs, shares_of, wanted_items
-from extract.worker import Worker
-from refavs.data.dataset import collate
+from extract.pipeline.plan import expressions_table, plan_jobs, shares_of, wanted_items
+from extract.pipeline.worker import Worker
+from refavs.data.batches import collate
 from refavs.errors import ConfigError, WeightsError
 from refavs.model.checkpoint import CONFIG, load_model, read_config, save_model
 from refavs.model.decoder import predict
-from refavs.model.eemc import EEMC, EEMCConfig
+from refavs.model.heads.eemc import EEMC, EEMCConfig
 from refavs.store import FeatureStore, StoreWriter
 from tests.extract.make_videos import write_video
 
@@ -136,7 +136,7 @@ def test_values_that_are_not_finite_are_an_error_and_not_an_empty_video(
     with monkeypatch.context() as patch:
         patch.setattr(EEMC, "forward", lambda model, batch: batch)
         nan = torch.full((1, 10, 96, 96), float("nan"))
-        patch.setattr("experiments.predict.predict", lambda output, size: nan)
+        patch.setattr("experiments.predict.segment.predict", lambda output, size: nan)
         assert main([*command, "--run", str(trial)]) == 2
         assert "the head predicts probabilities of 'the object on the left' that are not" in capsys.readouterr().err
     with monkeypatch.context() as patch:

@@ -10,18 +10,18 @@ from safetensors.torch import save_file
 
 import tests.experiments.small_store as small_store
 from experiments.cli import main
-from experiments.config import TrialConfig
-from experiments.grid import Grid, expand
-from experiments.initial_weights import with_weights
-from experiments.ledger import Ledger
-from experiments.sweep import check_models
-from experiments.train import build_model, train
+from experiments.grid.config import TrialConfig
+from experiments.grid.expand import Grid, expand
+from experiments.sweep.driver import check_models
+from experiments.sweep.ledger import Ledger
+from experiments.training.initial_weights import with_weights
+from experiments.training.loop import build_model, train
 from refavs.config import replace
 from refavs.errors import ConfigError, WeightsError
+from refavs.machine.torchvision_shim import ensure_torchvision
 from refavs.model.checkpoint import load_model
 from refavs.model.pretrained import Mask2Former
 from refavs.store import FeatureStore
-from refavs.torchvision_shim import ensure_torchvision
 from tests.experiments.small_store import CHANNELS, make_store
 
 SETTINGS = {

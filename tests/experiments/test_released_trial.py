@@ -13,19 +13,19 @@ import torch
 
 import tests.experiments.small_store as small_store
 import tests.refavs.test_released as release
-from experiments.config import TrainConfig
-from experiments.cost import show
-from experiments.grid import Grid, expand
-from experiments.initial_weights import with_checkpoints
-from experiments.ledger import Ledger, read_metrics
-from experiments.resources import Resources
-from experiments.sweep import check_models
-from experiments.train import build_model, train
-from refavs.console import PlainConsole
+from experiments.cluster.resources import Resources
+from experiments.grid.config import TrainConfig
+from experiments.grid.expand import Grid, expand
+from experiments.sweep.driver import check_models
+from experiments.sweep.ledger import Ledger, read_metrics
+from experiments.training.cost import show
+from experiments.training.initial_weights import with_checkpoints
+from experiments.training.loop import build_model, train
 from refavs.errors import ConfigError, StoreError, WeightsError
 from refavs.metrics import STATISTICS_FILE
 from refavs.model.checkpoint import load_model, save_model
 from refavs.store import ArraySpec, FeatureStore
+from refavs.terminal.console import PlainConsole
 
 FILE = "ckpt_best_miou.pth"
 SIDES = {"res2": 8, "res3": 4, "res4": 2, "res5": 1}

@@ -15,8 +15,8 @@ import pytest
 from mlflow import MlflowClient
 
 from experiments.report.cli import main, write
-from experiments.sweep import run_sweep
-from experiments.tracking import default_tracking_uri
+from experiments.sweep.driver import run_sweep
+from experiments.tracking.client import default_tracking_uri
 from tests.experiments.small_store import make_store
 from tests.experiments.small_sweep import write_facts, write_trial
 from tests.experiments.test_sweep import InProcess, grid_of
@@ -28,7 +28,8 @@ def test_report_of_a_sweep_lies_beside_it_and_in_mlflow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = make_store(tmp_path / "store", {"train": 2, "val": 1, "test_s": 1, "test_u": 1, "test_n": 1})
-    monkeypatch.setitem(sys.modules, "experiments.jobs", types.SimpleNamespace(run_trials=InProcess().run_trials))
+    runner = types.SimpleNamespace(run_trials=InProcess().run_trials)
+    monkeypatch.setitem(sys.modules, "experiments.cluster.tune_runner", runner)
     out = tmp_path / "tiny"
     run_sweep(grid_of("full", "no_text"), store, out)
     arguments = [str(out), "--latex", "--protocol", "released", "--protocol", "canonical", "--published"]
@@ -153,7 +154,7 @@ def test_report_that_cannot_be_written_to_its_end_leaves_the_one_before(
         path.write_bytes(data)
 
     with monkeypatch.context() as patch:
-        patch.setattr("refavs.store.files.write_atomically", full)
+        patch.setattr("refavs.files.atomic.write_atomically", full)
         with pytest.raises(OSError, match="No space"):
             write(tmp_path / "out", dict.fromkeys(first, b"B"))
     found = {path.relative_to(tmp_path / "out").as_posix(): path.read_bytes()

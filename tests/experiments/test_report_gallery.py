@@ -12,8 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.config import TrainConfig, TrialConfig
-from experiments.evaluate import TEST_SPLITS, record_splits
+from experiments.grid.config import TrainConfig, TrialConfig
 from experiments.report.gallery import Scored, choose, make_gallery, read_scores
 from experiments.report.seconds import (
     HEIGHT,
@@ -26,7 +25,8 @@ from experiments.report.seconds import (
     wave_path,
 )
 from experiments.report.tables import GallerySource
-from experiments.train import build_model
+from experiments.training.evaluate import TEST_SPLITS, record_splits
+from experiments.training.loop import build_model
 from refavs.config import replace, to_dict
 from refavs.metrics import expression_results, statistics_blocks
 from refavs.model.checkpoint import save_model

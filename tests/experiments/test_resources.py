@@ -3,9 +3,9 @@
 import pytest
 
 from experiments.cli import few_per_worker
-from experiments.config import TrialConfig, TrialResources
-from experiments.resources import Ask, Resources, fit_together
-from experiments.trial import Trial
+from experiments.cluster.resources import Ask, Resources, fit_together
+from experiments.grid.config import TrialConfig, TrialResources
+from experiments.grid.trial import Trial
 from refavs.config import replace
 from refavs.errors import ConfigError
 

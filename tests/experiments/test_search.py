@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.grid import Grid, expand
-from experiments.grid_file import parse_yaml
-from experiments.ledger import Entry, Ledger
-from experiments.search import Search, refuse_unmeasured
-from experiments.search_space import SearchPlan
-from experiments.state import write_json
+from experiments.grid.expand import Grid, expand
+from experiments.grid.file import parse_yaml
+from experiments.grid.search_space import SearchPlan
+from experiments.sweep.ledger import Entry, Ledger
+from experiments.sweep.search import Search, refuse_unmeasured
+from experiments.training.resume import write_json
 from refavs.errors import ConfigError
 from tests.experiments.small_store import make_store
 

@@ -11,11 +11,11 @@ import torch
 from mlflow import MlflowClient
 
 from experiments.cli import main
-from experiments.learner import Team
-from experiments.ledger import Entry, read_metrics
+from experiments.cluster.worker import train_share
 from experiments.report.contents import Options, build_report
-from experiments.tracking import default_tracking_uri
-from experiments.worker import train_share
+from experiments.sweep.ledger import Entry, read_metrics
+from experiments.tracking.client import default_tracking_uri
+from experiments.training.learner import Team
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 
@@ -39,7 +39,7 @@ search:
 
 
 class InProcess:
-    """Stands for `experiments.jobs`: what a worker does, one trial after another in this process."""
+    """Stands for `experiments.cluster.tune_runner`: what a worker does, one trial after another in this process."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []
@@ -70,7 +70,8 @@ class InProcess:
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> InProcess:
     jobs = InProcess()
-    monkeypatch.setitem(sys.modules, "experiments.jobs", types.SimpleNamespace(run_trials=jobs.run_trials))
+    runner = types.SimpleNamespace(run_trials=jobs.run_trials)
+    monkeypatch.setitem(sys.modules, "experiments.cluster.tune_runner", runner)
     return jobs
 
 
@@ -141,7 +142,7 @@ def test_search_without_new_points_is_done(
     assert main(command) == 0 and len(jobs.ran) == 2
     assert main(["status", str(out)]) == 0 and "still to suggest" not in capsys.readouterr().out
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.sweep.Run", None)
+        patch.setattr("experiments.sweep.driver.Run", None)
         assert main(command) == 0
     assert main([*command, "--dry-run"]) == 0 and "2 of 2 trials done, 0 to do" in capsys.readouterr().out
 

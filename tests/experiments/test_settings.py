@@ -3,10 +3,10 @@
 import pytest
 import yaml
 
-from experiments import settings as listing
 from experiments.cli import main
-from experiments.config import TrainConfig, TrialConfig
-from experiments.settings import described, meanings_of, settings
+from experiments.grid import listing
+from experiments.grid.config import TrainConfig, TrialConfig
+from experiments.grid.listing import described, meanings_of, settings
 from refavs.config import flat
 
 EVERY = settings()

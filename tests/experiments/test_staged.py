@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import staged as module
-from experiments.predict_cli import SEAL, _names_of
-from experiments.staged import BEFORE, STAGING, is_half_written, staged
+from experiments.predict.cli import SEAL, _names_of
 from refavs.errors import ConfigError
+from refavs.files import staged as module
+from refavs.files.staged import BEFORE, STAGING, is_half_written, staged
 
 FORK = multiprocessing.get_context("fork")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.state import load_state, read_json, save_state, write_json
+from experiments.training.resume import load_state, read_json, save_state, write_json
 from refavs.errors import ConfigError
 
 

@@ -14,19 +14,19 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
-from experiments import model_card
 from experiments.cli import _where_to_look, main
-from experiments.config import TrialConfig
-from experiments.grid import Grid, expand
-from experiments.ledger import Entry, Ledger
-from experiments.run import Options, Run
-from experiments.sweep import run_sweep
-from experiments.tracking import default_tracking_uri
-from experiments.train import train
+from experiments.grid.config import TrialConfig
+from experiments.grid.expand import Grid, expand
+from experiments.sweep.driver import run_sweep
+from experiments.sweep.execution import Options, Run
+from experiments.sweep.ledger import Entry, Ledger
+from experiments.tracking import model_card
+from experiments.tracking.client import default_tracking_uri
+from experiments.training.loop import train
 from refavs.config import flat
 from refavs.errors import ConfigError, StoreError
 from refavs.model.checkpoint import load_model
-from refavs.model.eemc import EEMC
+from refavs.model.heads.eemc import EEMC
 from refavs.store import FeatureStore, StoreWriter
 from tests.experiments.small_store import make_store
 
@@ -41,7 +41,7 @@ CASES = {"full": {}, "no_text": {"model.text": False}, "diverges": {"train.learn
 
 
 class InProcess:
-    """Stands for `experiments.jobs`: trials one after another in this process."""
+    """Stands for `experiments.cluster.tune_runner`: trials one after another in this process."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []
@@ -74,7 +74,8 @@ class InProcess:
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> InProcess:
     jobs = InProcess()
-    monkeypatch.setitem(sys.modules, "experiments.jobs", types.SimpleNamespace(run_trials=jobs.run_trials))
+    runner = types.SimpleNamespace(run_trials=jobs.run_trials)
+    monkeypatch.setitem(sys.modules, "experiments.cluster.tune_runner", runner)
     return jobs
 
 
@@ -149,8 +150,8 @@ def test_sweep_that_is_done_touches_neither_ray_nor_mlflow(
     jobs: InProcess, store: FeatureStore, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run_sweep(grid_of("full"), store, runs / "done")
-    monkeypatch.setattr("experiments.sweep.Run", None)
-    monkeypatch.setitem(sys.modules, "experiments.jobs", None)
+    monkeypatch.setattr("experiments.sweep.driver.Run", None)
+    monkeypatch.setitem(sys.modules, "experiments.cluster.tune_runner", None)
     again = run_sweep(grid_of("full"), store, runs / "done")
     assert again.num_run == 0 and again.controls == first.controls
     assert [entry.state for entry in again.entries] == ["finished"]
@@ -225,7 +226,7 @@ def test_finished_sweep_whose_database_was_removed_is_sent_again(
     run_sweep(grid_of("full"), store, runs / "removed", tracking_uri=uri)
     database.rename(tmp_path / "away.db")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.sweep.Run", None)
+        patch.setattr("experiments.sweep.driver.Run", None)
         with pytest.raises(TypeError):  # it does not find that there is nothing to do
             run_sweep(grid_of("full"), store, runs / "removed", tracking_uri=uri)
     with pytest.raises(ConfigError, match=r"names the MLflow sqlite:.*removed\.db, outside of that folder"):
@@ -262,7 +263,7 @@ def test_sweep_shows_that_it_is_alive_within_an_epoch(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("refavs.console.LINE_INTERVAL_S", 0)
+    monkeypatch.setattr("refavs.terminal.console.LINE_INTERVAL_S", 0)
     run_sweep(grid_of("full"), store, runs / "alive")
     assert "sweep g: 0/2 epochs, " in capsys.readouterr().err
 
@@ -389,7 +390,7 @@ def test_command_refuses_bad_input_on_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("refavs.accelerator.gpu_files", lambda: [])
+    monkeypatch.setattr("refavs.machine.accelerator.gpu_files", lambda: [])
     assert main(arguments) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("refavs-sweep: ") and message in printed and printed.count("\n") == 1

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from experiments import baseline_cache, constant_baselines
-from experiments.ledger import Entry
-from experiments.run import Run
-from experiments.sweep import run_sweep
+from experiments.baselines import cache as baseline_cache
+from experiments.baselines import compute as constant_baselines
+from experiments.sweep.driver import run_sweep
+from experiments.sweep.execution import Run
+from experiments.sweep.ledger import Entry
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 from tests.experiments.test_sweep import InProcess, grid_of
@@ -22,7 +23,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow and what it impor
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> InProcess:
     jobs = InProcess()
-    monkeypatch.setitem(sys.modules, "experiments.jobs", types.SimpleNamespace(run_trials=jobs.run_trials))
+    runner = types.SimpleNamespace(run_trials=jobs.run_trials)
+    monkeypatch.setitem(sys.modules, "experiments.cluster.tune_runner", runner)
     return jobs
 
 

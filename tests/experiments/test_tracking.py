@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from experiments.grid import expand
-from experiments.ledger import Entry, Ledger
-from experiments.place import refuse_elsewhere
-from experiments.tracking import Tracker, default_tracking_uri, git_facts, metric_name, without_password
+from experiments.grid.expand import expand
+from experiments.sweep.ledger import Entry, Ledger
+from experiments.sweep.place import refuse_elsewhere
+from experiments.tracking.client import Tracker, default_tracking_uri, git_facts, metric_name, without_password
 from refavs.errors import ConfigError
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.config import TrainConfig, TrialConfig
-from experiments.constant_baselines import canonical_values, control_results_of
-from experiments.evaluate import Head
-from experiments.grid import Grid, Trial, expand
-from experiments.initial_weights import with_checkpoints
-from experiments.learner import NonFiniteError, learning_rate
-from experiments.ledger import Ledger, read_metrics
-from experiments.sampler import Sampler
-from experiments.sweep import check_models
-from experiments.train import build_model, train
+from experiments.baselines.compute import canonical_values, control_results_of
+from experiments.grid.config import TrainConfig, TrialConfig
+from experiments.grid.expand import Grid, Trial, expand
+from experiments.sweep.driver import check_models
+from experiments.sweep.ledger import Ledger, read_metrics
+from experiments.training.evaluate import Head
+from experiments.training.initial_weights import with_checkpoints
+from experiments.training.learner import NonFiniteError, learning_rate
+from experiments.training.loop import build_model, train
+from experiments.training.sampler import Sampler
 from refavs.config import leaves, replace
 from refavs.errors import ConfigError, StoreError, WeightsError
 from refavs.model.checkpoint import load_model, save_model
@@ -162,7 +162,7 @@ def test_training_that_gets_no_better_ends_and_keeps_the_best_epoch(
         weights.extend({name: value.clone() for name, value in model.state_dict().items()} for _, model in heads)
         return [{"val/J": next(scores)}]
 
-    monkeypatch.setattr("experiments.train.evaluate_together", scored)
+    monkeypatch.setattr("experiments.training.loop.evaluate_together", scored)
     config = small(train__epochs=5, train__patience=2, train__steps_per_epoch=1)
 
     def kill_at_three(records: list[dict[str, Any]]) -> None:
@@ -240,7 +240,7 @@ def test_train_killed_after_its_last_state_keeps_that_epoch(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("experiments.train.write_history", killed)
+        patch.setattr("experiments.training.loop.write_history", killed)
         train(config, store, tmp_path)
     train(config, store, tmp_path)
     assert [record["epoch"] for record in read_metrics(tmp_path)] == [1]
@@ -272,7 +272,7 @@ def test_train_setting_changes_the_training(
 def test_auto_precision_is_that_of_the_device_and_stays_that_of_the_trial(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
 ) -> None:
-    monkeypatch.setattr("refavs.accelerator.bf16_is_fast", lambda device: fast)
+    monkeypatch.setattr("refavs.machine.accelerator.bf16_is_fast", lambda device: fast)
 
     def trained(name: str, folder: Path, epochs: int) -> list[dict[str, Any]]:
         train(small(train__precision=name, train__epochs=epochs, train__decay_start=1.0), store, folder)
@@ -280,7 +280,7 @@ def test_auto_precision_is_that_of_the_device_and_stays_that_of_the_trial(
 
     expected = trained("bf16" if fast else "fp32", tmp_path / "named", 2)
     assert trained("auto", tmp_path / "auto", 1) == expected[:1]
-    monkeypatch.setattr("refavs.accelerator.bf16_is_fast", lambda device: not fast)  # it goes on on another machine
+    monkeypatch.setattr("refavs.machine.accelerator.bf16_is_fast", lambda device: not fast)  # as elsewhere
     (tmp_path / "auto" / "result.json").unlink()
     assert trained("auto", tmp_path / "auto", 2) == expected
     kept = json.loads((tmp_path / "auto" / "checkpoint" / "config.json").read_text())["facts"]["trial"]
@@ -322,7 +322,7 @@ def test_picture_that_cannot_be_drawn_is_a_note_of_a_finished_trial(
     def broken(*arguments: object) -> None:
         raise ValueError("image file is truncated")
 
-    monkeypatch.setattr("experiments.overlays.frame_picture", broken)
+    monkeypatch.setattr("experiments.training.overlays.frame_picture", broken)
     result = train(small(train__epochs=1), store, tmp_path)
     assert result["note"] == "overlays: ValueError: image file is truncated" and "test_s/J" in result["metrics"]
     assert json.loads((tmp_path / "result.json").read_text()) == result
@@ -399,7 +399,7 @@ def test_sampler_balances_dimensions(store: FeatureStore) -> None:
 
 def test_sampler_draws_the_hardest_dimension_more_often(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(train__sampling="dimension", train__steps_per_epoch=10, train__acoustic_temporal_weight=2.0)
-    monkeypatch.setattr("experiments.sampler.HARDEST", "acoustic")
+    monkeypatch.setattr("experiments.training.sampler.HARDEST", "acoustic")
     counts = store.expressions["dimension"].iloc[Sampler(config, store).rows(0)].value_counts()
     assert counts.to_dict() == {"acoustic": 40, "spatial": 20}
     with pytest.raises(ConfigError, match=r"acoustic_temporal_weight is 2\.0 with train\.sampling uniform"):

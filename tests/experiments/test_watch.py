@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from experiments.cli import main
-from experiments.grid import expand
-from experiments.ledger import Entry, Ledger
-from experiments.progress import Progress, duration, is_held, read_sweep, seconds_left
-from experiments.watch import Watch, progress_of
-from refavs.console import PlainConsole
+from experiments.grid.expand import expand
+from experiments.sweep.ledger import Entry, Ledger
+from experiments.sweep.live_table import Watch, progress_of
+from experiments.sweep.progress import Progress, duration, is_held, read_sweep, seconds_left
+from refavs.terminal.console import PlainConsole
 from tests.experiments.small_sweep import write_facts, write_trial
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +56,7 @@ def test_table_shows_what_runs_first_with_its_numbers_and_the_time_left(tmp_path
 def test_plain_lines_count_epochs_once_and_tell_the_time_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refavs.console.LINE_INTERVAL_S", 0)
+    monkeypatch.setattr("refavs.terminal.console.LINE_INTERVAL_S", 0)
     (entry, _) = entries_of(tmp_path)
     with Watch("sweep g", {entry.key: progress_of(entry)}) as watch:
         watch.state(entry, "running")

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from experiments import worker
-from experiments.config import TrialConfig
-from experiments.distributed import GLOO, backend_for
-from experiments.worker import WorkerDiedError, run_trial
+from experiments.cluster import worker
+from experiments.cluster.distributed import GLOO, backend_for
+from experiments.cluster.worker import WorkerDiedError, run_trial
+from experiments.grid.config import TrialConfig
 from refavs.config import flat
 from tests.experiments.small_store import make_store
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from extract.cli import main
-from extract.worker import JobResult, Worker
+from extract.pipeline.worker import JobResult, Worker
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -28,7 +28,7 @@ def run_with(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Iterator[JobRes
         yield None
         yield from run(*arguments)
 
-    monkeypatch.setattr("extract.extraction.run_jobs", run_jobs)
+    monkeypatch.setattr("extract.pipeline.extraction.run_jobs", run_jobs)
 
 
 def in_this_process(jobs, store, preset, encoders, resources, note) -> Iterator[JobResult]:

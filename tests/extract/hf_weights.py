@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from extract.encoders.roberta import RobertaSettings
+from extract.encoders.tokenizer import train_tokenizer
 from extract.encoders.visual import VisualSettings
-from extract.tokenizer import train_tokenizer
-from refavs.torchvision_shim import ensure_torchvision
+from refavs.machine.torchvision_shim import ensure_torchvision
 
 
 def randomise(module: nn.Module, seed: int, gain: float = 1.0) -> None:

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from extract.encoders.presets import build_encoders, preset_named
 from extract.encoders.roberta import FEATURES
-from extract.media import normalised, read_media
-from extract.plan import array_specs, expressions_table, plan_jobs, wanted_items
-from extract.presets import build_encoders, preset_named
-from extract.weights import WeightSource
-from extract.worker import Worker
-from refavs.data.bench import read_source
-from refavs.data.synthetic import write_benchmark
+from extract.encoders.weights import WeightSource
+from extract.media.clip import normalised, read_media
+from extract.pipeline.plan import array_specs, expressions_table, plan_jobs, wanted_items
+from extract.pipeline.worker import Worker
+from refavs.data.layouts import read_source
 from refavs.store.reader import FeatureStore
 from refavs.store.writer import StoreWriter
+from refavs.synthetic.write import write_benchmark
 
 BASE = preset_named("base")
 TABLES = ("clips", "objects", "text")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from extract.check_weights import check_weights
 from extract.cli import main
-from extract.presets import SHIPPED, preset_named
+from extract.encoders.check_weights import check_weights
+from extract.encoders.presets import SHIPPED, preset_named
 from tests.extract.hf_weights import write_mask2former, write_roberta
 from tests.extract.test_pretrained_path import SMALL
 from tests.extract.test_pretrained_streams import SMALL as SMALL_TEXT

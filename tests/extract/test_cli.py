@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from extract.cli import main
-from extract.job import Resources, _room, limited_by_gpus
-from extract.worker import JobResult
-from refavs.data.synthetic import write_benchmark
+from extract.pipeline.ray_pool import Resources, _room, limited_by_gpus
+from extract.pipeline.worker import JobResult
 from refavs.errors import ConfigError
 from refavs.store.reader import FeatureStore
+from refavs.synthetic.write import write_benchmark
 from tests.extract.command import in_this_process, refusal, run_with, tiny
 
 

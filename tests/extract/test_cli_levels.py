@@ -10,13 +10,13 @@ import torch
 
 from extract.cli import main
 from extract.encoders.pixel_decoder import FrozenPixelDecoder
+from extract.encoders.presets import build_encoders, preset_named
 from extract.encoders.visual import VisualEncoder
-from extract.estimate import Seconds
-from extract.presets import build_encoders, preset_named
-from extract.weights import WeightSource
-from refavs.data.synthetic import write_benchmark
+from extract.encoders.weights import WeightSource
+from extract.pipeline.estimate import Seconds
 from refavs.store.reader import FeatureStore
 from refavs.store.writer import StoreWriter
+from refavs.synthetic.write import write_benchmark
 from tests.extract.command import in_this_process, refusal, run_with, tiny
 
 
@@ -213,8 +213,8 @@ def test_auto_is_the_precision_of_the_store_and_fp32_for_a_new_one(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
 ) -> None:
     run_with(monkeypatch, lambda *_: iter(()))
-    monkeypatch.setattr("refavs.accelerator.bf16_is_fast", lambda device: fast)
-    monkeypatch.setattr("refavs.accelerator.slow_bf16", lambda device: None if fast else 7.6)
+    monkeypatch.setattr("refavs.machine.accelerator.bf16_is_fast", lambda device: fast)
+    monkeypatch.setattr("refavs.machine.accelerator.slow_bf16", lambda device: None if fast else 7.6)
 
     def precision(name: str, *arguments: str) -> str:
         assert main([str(part) for part in tiny(bench, tmp_path / name, *arguments)]) == 0
@@ -231,7 +231,7 @@ def test_devices_that_are_not_there_are_refused(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("refavs.accelerator.gpu_files", lambda: [])
+    monkeypatch.setattr("refavs.machine.accelerator.gpu_files", lambda: [])
     line = refusal(capsys, *tiny(bench, tmp_path / "store", "--device", "cuda"))
     assert "--device cuda: there is no NVIDIA GPU on this machine" in line and not (tmp_path / "store").exists()
     line = refusal(capsys, *tiny(bench, tmp_path / "store", "--device", "cpu", "--gpus-per-worker", "1"))
@@ -270,7 +270,7 @@ def test_dry_run_counts_only_workers_that_find_a_gpu(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     each = Seconds(decode=0.1, visual=1.0, audio=0.1, write=0.1, text=0.1)
-    monkeypatch.setattr("extract.dry_run.calibrate", lambda *_: each)
+    monkeypatch.setattr("extract.pipeline.dry_run.calibrate", lambda *_: each)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     arguments = tiny(bench, tmp_path / "store", "--dry-run", "--gpus-per-worker", "0.5", "--workers", "8")
@@ -282,8 +282,8 @@ def test_dry_run_counts_every_processor_of_a_worker(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     each = Seconds(decode=0.1, visual=1.0, audio=0.1, write=0.1, text=0.1)
-    monkeypatch.setattr("extract.dry_run.calibrate", lambda *_: each)
-    monkeypatch.setattr("extract.dry_run.num_processors", lambda: 8)
+    monkeypatch.setattr("extract.pipeline.dry_run.calibrate", lambda *_: each)
+    monkeypatch.setattr("extract.pipeline.dry_run.num_processors", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     assert main([str(part) for part in tiny(bench, tmp_path / "store", "--dry-run", "--workers", "2")]) == 0
     assert f"{1_000_000 * 1.3 * 4 / 3600:,.2f}" in capsys.readouterr().out

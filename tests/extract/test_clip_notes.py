@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from extract.extraction import Totals, _summary
-from extract.notes import NOTES, counted, oddities
-from extract.plan import array_specs, expressions_table, plan_jobs, wanted_items
-from extract.presets import build_encoders, preset_named
+from extract.encoders.presets import build_encoders, preset_named
+from extract.encoders.weights import WeightSource
+from extract.media.notes import NOTES, counted, oddities
+from extract.pipeline.extraction import Totals, _summary
+from extract.pipeline.plan import array_specs, expressions_table, plan_jobs, wanted_items
+from extract.pipeline.worker import Worker
 from extract.store_cli import main as store_main
-from extract.weights import WeightSource
-from extract.worker import Worker
-from refavs.data.bench import read_source
+from refavs.data.layouts import read_source
+from refavs.store.format.schema import TABLES
 from refavs.store.reader import FeatureStore
-from refavs.store.schema import TABLES
 from refavs.store.writer import StoreWriter
 
 _spec = importlib.util.spec_from_file_location("film_variants", Path(__file__).parent / "film_variants.py")

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from extract.display_matrix import shown
+from extract.media.display_matrix import shown
 
 ONE = 1 << 16
 # All turns and mirrors that keep the axes: signs and places of two numbers.

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from extract import dry_run
 from extract.choices import PRESETS as NAMES
 from extract.cli import build_parser, main, prepared
-from extract.estimate import Seconds
-from extract.presets import PRESETS
-from extract.weights import randomly
+from extract.encoders.presets import PRESETS
+from extract.encoders.weights import randomly
+from extract.pipeline import dry_run
+from extract.pipeline.estimate import Seconds
 from refavs.store.writer import StoreWriter
 from tests.extract.command import refusal
 
@@ -26,8 +26,9 @@ def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "torch"))
-    for name in ("extract.weights._reachable", "huggingface_hub.hf_hub_download", "torch.hub.download_url_to_file",
-                 "extract.weights.load_tensors", "extract.encoders.visual.file_stamp",
+    for name in ("extract.encoders.weights._reachable", "huggingface_hub.hf_hub_download",
+                 "torch.hub.download_url_to_file",
+                 "extract.encoders.weights.load_tensors", "extract.encoders.visual.file_stamp",
                  "extract.encoders.vggish.file_stamp"):
         monkeypatch.setattr(name, refuse)
     monkeypatch.setattr(

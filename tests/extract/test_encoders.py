@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 
 from extract.encoders import Encoder
 from extract.encoders.pixel_decoder import FrozenPixelDecoder
+from extract.encoders.presets import Encoders, build_encoders, preset_named
 from extract.encoders.roberta import FEATURES, VALID
 from extract.encoders.vggish import PATCH_SAMPLES, log_mel_patches
 from extract.encoders.visual import VisualEncoder, levels_of
-from extract.media import SAMPLE_RATE_HZ, normalised
-from extract.presets import Encoders, build_encoders, preset_named
-from extract.weights import WeightSource
+from extract.encoders.weights import WeightSource
+from extract.media.clip import SAMPLE_RATE_HZ, normalised
 from refavs.errors import ConfigError, WeightsError
 
 TINY = preset_named("tiny")

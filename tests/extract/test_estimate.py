@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract import estimate
-from extract.estimate import Missing, Seconds, calibrate, clip_bytes, missing_in
-from extract.job import Resources
-from extract.plan import array_specs, plan_jobs, wanted_items
-from extract.presets import build_encoders, preset_named
-from extract.weights import WeightSource
-from extract.worker import Worker
-from refavs.data.bench import Source, read_source
-from refavs.data.synthetic import write_benchmark
+from extract.encoders.presets import build_encoders, preset_named
+from extract.encoders.weights import WeightSource
+from extract.pipeline import estimate
+from extract.pipeline.estimate import Missing, Seconds, calibrate, clip_bytes, missing_in
+from extract.pipeline.plan import array_specs, plan_jobs, wanted_items
+from extract.pipeline.ray_pool import Resources
+from extract.pipeline.worker import Worker
+from refavs.data.layouts import Source, read_source
 from refavs.store.writer import StoreWriter
+from refavs.synthetic.write import write_benchmark
 
 TINY = preset_named("tiny")
 BOTH, ONE = (build_encoders(TINY, WeightSource(kind="random"), levels, "fp32")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from extract import identity
-from extract.identity import AUDIO, VISUAL, digests_of, input_digests, shared_inputs
-from refavs.data.bench import Clip
+from extract.pipeline import dedup as identity
+from extract.pipeline.dedup import AUDIO, VISUAL, digests_of, input_digests, shared_inputs
+from refavs.data.layouts import Clip
 from refavs.errors import DatasetError
 
 

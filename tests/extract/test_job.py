@@ -15,15 +15,15 @@ import pytest
 from torch import AcceleratorError
 
 from extract.cli import main
-from extract.job import Resources, run_jobs
-from extract.plan import Job
-from extract.presets import build_encoders, preset_named
-from extract.weights import WeightSource
-from extract.worker import JobResult
-from refavs.data.synthetic import write_benchmark
+from extract.encoders.presets import build_encoders, preset_named
+from extract.encoders.weights import WeightSource
+from extract.pipeline.plan import Job
+from extract.pipeline.ray_pool import Resources, run_jobs
+from extract.pipeline.worker import JobResult
 from refavs.errors import ConfigError, StoreError
 from refavs.store.plan import ShardPlan
 from refavs.store.reader import FeatureStore
+from refavs.synthetic.write import write_benchmark
 from tests.extract.command import in_this_process, run_with
 from tests.faults.command import prepare
 
@@ -127,7 +127,7 @@ class Mortal:
 @pytest.fixture
 def crew(cluster: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[JobResult]]:
     """Runs jobs of the keys given with workers that stand for real ones."""
-    monkeypatch.setattr("extract.job.Worker", Mortal)
+    monkeypatch.setattr("extract.pipeline.ray_pool.Worker", Mortal)
     encoders = build_encoders(TINY, WeightSource(kind="random"), ("pixel_decoder",), "fp32")
 
     def run_keys(
@@ -169,8 +169,8 @@ def test_cluster_without_room_is_refused_after_a_while(
 ) -> None:
     import ray
 
-    monkeypatch.setattr("extract.job.WAIT_FOR_ROOM_S", 2.0)
-    monkeypatch.setattr("extract.job.POLL_S", 0.2)
+    monkeypatch.setattr("extract.pipeline.ray_pool.WAIT_FOR_ROOM_S", 2.0)
+    monkeypatch.setattr("extract.pipeline.ray_pool.POLL_S", 0.2)
     hog = ray.remote(Mortal).options(num_cpus=2).remote("store")
     ray.get(hog.ready.remote())
     with pytest.raises(ConfigError, match=r"no worker found room .* in 2 s: it has 1 nodes with 0 free CPUs .* or add"):
@@ -186,7 +186,7 @@ def test_worker_that_finds_no_store_ends_the_run(crew: Callable[..., list[JobRes
 def test_workers_that_die_at_once_end_the_run(
     crew: Callable[..., list[JobResult]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("extract.job.MOST_STILLBORN", 2)
+    monkeypatch.setattr("extract.pipeline.ray_pool.MOST_STILLBORN", 2)
     with pytest.raises(ConfigError, match="2 workers died before they were ready"):
         crew(("a",), ("b",), location="early")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from extract import local_ray
-from extract.local_ray import environment_of, ray_at
+from extract.pipeline import local_ray
+from extract.pipeline.local_ray import environment_of, ray_at
 from refavs.errors import ConfigError
 from tests.extract.listening import listening
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from extract.log import RunLog
-from extract.worker import STAGES, JobResult
+from extract.pipeline.log import RunLog
+from extract.pipeline.worker import STAGES, JobResult
 
 
 def lines(path: Path) -> list[dict]:
@@ -21,7 +21,7 @@ def result(**facts: object) -> JobResult:
 
 def test_log_tells_what_was_done_and_where_the_time_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr("extract.log.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("extract.pipeline.log.time.monotonic", lambda: clock[0])
     path = tmp_path / "extract.jsonl"
     with RunLog(path, {"clips": 9, "text": 3}) as log:
         clock[0] += 4

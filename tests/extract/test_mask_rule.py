@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from extract.cli import main
-from extract.input_check import check_masks
-from extract.plan import Masks, wanted_items
-from refavs.data.bench import read_source
-from refavs.data.synthetic import write_wav
+from extract.pipeline.input_check import check_masks
+from extract.pipeline.plan import Masks, wanted_items
+from refavs.data.layouts import read_source
 from refavs.errors import DatasetError, StoreError
-from refavs.store.folder import open_folder
+from refavs.store.backends.base import open_folder
 from refavs.store.reader import FeatureStore
+from refavs.synthetic.write import write_wav
 from tests.extract.command import in_this_process, refusal, run_with, tiny
 from tests.refavs.png import GREY, PALETTE, write_png
 

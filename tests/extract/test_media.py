@@ -10,8 +10,8 @@ import soundfile
 import torch
 from PIL import Image
 
-from extract.media import IMAGENET_MEAN, IMAGENET_STD, SAMPLE_RATE_HZ, Media, normalised, read_media
-from refavs.data.bench import Clip
+from extract.media.clip import IMAGENET_MEAN, IMAGENET_STD, SAMPLE_RATE_HZ, Media, normalised, read_media
+from refavs.data.layouts import Clip
 from refavs.errors import DatasetError
 
 _spec = importlib.util.spec_from_file_location("make_videos", Path(__file__).parent / "make_videos.py")
@@ -189,7 +189,7 @@ def test_odd_container_is_refused_by_name(
         raise error
 
     make_videos.write_video(tmp_path / "odd.mp4")
-    monkeypatch.setattr("extract.container._decode", decode)
+    monkeypatch.setattr("extract.media.video._decode", decode)
     with pytest.raises(DatasetError, match=r"odd\.mp4 is cut off, damaged or not a video \(an odd packet\)"):
         read(tmp_path / "odd.mp4")
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from extract.media import Media
-from extract.plan import Job
-from extract.presets import Encoders, preset_named
-from extract.worker import SPARE_CLIPS, STAGES, JobResult, Stages, Turns, Worker, ahead
-from refavs.data.bench import Clip
+from extract.encoders.presets import Encoders, preset_named
+from extract.media.clip import Media
+from extract.pipeline.plan import Job
+from extract.pipeline.worker import SPARE_CLIPS, STAGES, JobResult, Stages, Turns, Worker, ahead
+from refavs.data.layouts import Clip
 from refavs.errors import ConfigError, DatasetError
+from refavs.store.format.schema import ArraySpec
 from refavs.store.reader import FeatureStore
-from refavs.store.schema import ArraySpec
 from refavs.store.writer import StoreWriter
 
 TINY = preset_named("tiny")
@@ -95,7 +95,7 @@ def decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
             raise DatasetError("clip 13 is damaged")
         return media_of(int(clip.id))
 
-    monkeypatch.setattr("extract.worker.read_media", read_media)
+    monkeypatch.setattr("extract.pipeline.worker.read_media", read_media)
     return begun
 
 
@@ -254,7 +254,7 @@ def test_memory_is_flat_over_a_long_run(tmp_path: Path, decoded: list[int], monk
 
     # A quarter of a MB of pictures per clip, which would be 500 MB over the run.
     big = np.zeros((1, 300, 300, 3), np.uint8)
-    monkeypatch.setattr("extract.worker.read_media", lambda clip, *_: replace(media_of(1), frames=big + 1))
+    monkeypatch.setattr("extract.pipeline.worker.read_media", lambda clip, *_: replace(media_of(1), frames=big + 1))
     busy = worker(tmp_path, Visual(), 4)
     jobs = jobs_of(tmp_path, 2000, size=8)
     for job in jobs[:30]:

@@ -6,8 +6,8 @@ import av
 import numpy as np
 import pytest
 
-from extract.placed_sound import PlacedSound
-from extract.sound import SAMPLE_RATE_HZ
+from extract.media.sound import PlacedSound
+from extract.media.wav import SAMPLE_RATE_HZ
 from refavs.errors import DatasetError
 
 

@@ -15,19 +15,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from extract.encoders.pixel_decoder import PixelDecoderSettings
+from extract.encoders.presets import preset_named
 from extract.encoders.swin import SwinSettings
 from extract.encoders.visual import PREFIX, VisualEncoder, VisualSettings
-from extract.media import normalised
-from extract.presets import preset_named
-from extract.weights import WeightSource
+from extract.encoders.weights import WeightSource
+from extract.media.clip import normalised
+from refavs.data.batches import Batch
 from refavs.data.clip_groups import ClipGroups
-from refavs.data.dataset import Batch
 from refavs.errors import WeightsError
 from refavs.model.checkpoint import load_model, save_model
 from refavs.model.decoder import EEMCOutput
-from refavs.model.eemc import EEMC, EEMCConfig
+from refavs.model.feature_sizes import LEVELS, MASKS, FeatureSizes, MapSize, StreamSize
+from refavs.model.heads.eemc import EEMC, EEMCConfig
 from refavs.model.pretrained import Mask2Former, load_decoders
-from refavs.model.sizes import LEVELS, MASKS, FeatureSizes, MapSize, StreamSize
 from tests.extract.hf_weights import write_mask2former
 
 pytestmark = pytest.mark.long  # for what its fixtures make

@@ -9,11 +9,11 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.torch import save_file
 
+from extract.encoders.presets import TOKENIZER, preset_named
 from extract.encoders.roberta import FEATURES, VALID, RobertaEncoder, RobertaSettings
 from extract.encoders.vggish import VGGishEncoder, VGGishSettings, build_vggish, log_mel_patches
-from extract.media import SAMPLE_RATE_HZ
-from extract.presets import TOKENIZER, preset_named
-from extract.weights import WeightSource
+from extract.encoders.weights import WeightSource
+from extract.media.clip import SAMPLE_RATE_HZ
 from tests.extract.hf_weights import randomise, write_roberta
 
 TEXTS = ["The object that sounds before the star.", "The loudest one, is it?", "It"]

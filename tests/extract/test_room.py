@@ -2,7 +2,7 @@
 
 import pytest
 
-from extract.job import threads_per_worker
+from extract.pipeline.ray_pool import threads_per_worker
 
 NODE = {"CPU": 16.0}
 GPU_NODE = {"CPU": 64.0, "GPU": 4.0}

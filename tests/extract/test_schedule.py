@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from extract.schedule import FRUITLESS_DEATHS, GivenUp, Schedule, Task
+from extract.pipeline.schedule import FRUITLESS_DEATHS, GivenUp, Schedule, Task
 
 
 def given(schedule: Schedule, worker: str, num_expected: int = 0) -> list[Task]:

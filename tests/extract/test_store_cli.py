@@ -8,10 +8,10 @@ import pytest
 
 from extract.cli import main as extract
 from extract.store_cli import main
-from refavs.data.synthetic import write_benchmark
 from refavs.store.mender import ShardMender
 from refavs.store.reader import FeatureStore
 from refavs.store.verify import verify
+from refavs.synthetic.write import write_benchmark
 from tests.extract.command import in_this_process, run_with, tiny
 
 pytestmark = pytest.mark.long  # for what its fixtures make

@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from extract.encoders.pixel_decoder import FrozenPixelDecoder, PixelDecoderSettings, build_pixel_decoder
+from extract.encoders.presets import PRESETS, build_encoders
 from extract.encoders.swin import SwinSettings, build_swin, from_mask2former, from_timm
 from extract.encoders.visual import VisualEncoder, VisualSettings
-from extract.media import normalised
-from extract.presets import PRESETS, build_encoders
-from extract.weights import WeightSource
+from extract.encoders.weights import WeightSource
+from extract.media.clip import normalised
 from refavs.errors import ConfigError, WeightsError
-from refavs.torchvision_shim import ensure_torchvision
+from refavs.machine.torchvision_shim import ensure_torchvision
 from tests.extract.hf_weights import randomise
 
 # As in preset base, the last map is exactly one window: the case in which timm by itself would not shift.

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from extract.presets import build_encoders, preset_named
-from extract.weights import WeightSource, fill, from_hub, from_url, in_folder, load_tensors, randomly
+from extract.encoders.presets import build_encoders, preset_named
+from extract.encoders.weights import WeightSource, fill, from_hub, from_url, in_folder, load_tensors, randomly
 from refavs.config import file_stamp
 from refavs.errors import WeightsError
 

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from extract.encoders.presets import SHIPPED, build_encoders, preset_named
 from extract.encoders.roberta import read_tokenizer
-from extract.media import frame_size, read_media
-from extract.plan import array_specs, expressions_table, plan_jobs, wanted_items
-from extract.presets import SHIPPED, build_encoders, preset_named
-from extract.weights import WeightSource
-from extract.worker import JobResult, Worker
-from refavs.data.bench import Clip, Source, read_mask, read_source
-from refavs.data.synthetic import write_benchmark
+from extract.encoders.weights import WeightSource
+from extract.media.clip import frame_size, read_media
+from extract.pipeline.plan import array_specs, expressions_table, plan_jobs, wanted_items
+from extract.pipeline.worker import JobResult, Worker
+from refavs.data.layouts import Clip, Source, read_mask, read_source
 from refavs.errors import DatasetError, WeightsError
+from refavs.store.format.schema import object_key, text_key, unpack_mask
 from refavs.store.reader import FeatureStore
-from refavs.store.schema import object_key, text_key, unpack_mask
 from refavs.store.writer import StoreWriter
+from refavs.synthetic.write import write_benchmark
 
 pytestmark = pytest.mark.long  # what they read is made by encoders, or drawn
 

@@ -44,7 +44,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 def benchmark(root: Path, num_clips: int) -> Path:
     """A small synthetic benchmark."""
-    from refavs.data.synthetic import write_benchmark
+    from refavs.synthetic.write import write_benchmark
 
     write_benchmark(root, num_clips=num_clips, seed=2, size=96, videos=False)
     return root
@@ -52,9 +52,9 @@ def benchmark(root: Path, num_clips: int) -> Path:
 
 def prepare(store: Path, rows_per_shard: dict[str, int] | None = None) -> Path:
     """An empty store with small shards, so that a short run has many commits; a store keeps its own shard sizes."""
-    from extract.plan import array_specs  # what imports an encoder takes seconds
-    from extract.presets import build_encoders, preset_named
-    from extract.weights import WeightSource
+    from extract.encoders.presets import build_encoders, preset_named
+    from extract.encoders.weights import WeightSource
+    from extract.pipeline.plan import array_specs  # what imports an encoder takes seconds
 
     preset = preset_named("tiny")
     encoders = build_encoders(preset, WeightSource(kind="random"), ("pixel_decoder",), "fp32")
@@ -98,7 +98,7 @@ def assert_whole(store: Path, before: dict[str, bytes] | None = None) -> None:
 NURSERY = """
 import json, os, signal, sys
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-import extract.cli, extract.dry_run, extract.extraction, extract.worker, ray
+import extract.cli, extract.pipeline.dry_run, extract.pipeline.extraction, extract.pipeline.worker, ray
 print("ready", flush=True)
 for line in sys.stdin:
     call = json.loads(line)

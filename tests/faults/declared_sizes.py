@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from experiments.grid_file import grid_text, parse_yaml
-from extract.weights import load_tensors
+from experiments.grid.file import grid_text, parse_yaml
+from extract.encoders.weights import load_tensors
 from refavs.data.metadata import read_rows
-from refavs.metrics.statistics_file import STATISTICS_FILE, read_statistics
+from refavs.metrics.parquet import STATISTICS_FILE, read_statistics
 from refavs.model.checkpoint import CONFIG, load_model
-from refavs.model.released import FILE, _read
+from refavs.model.heads.released import FILE, _read
 from refavs.store.columns import EXPRESSIONS_RECORD
-from refavs.store.commits import seal
+from refavs.store.format.commits import seal
 from refavs.store.reader import FeatureStore
 from refavs.store.verify import verify
 from tests.experiments import small_sweep

@@ -8,8 +8,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from extract.media import read_media
-from refavs.data.bench import Clip
+from extract.media.clip import read_media
+from refavs.data.layouts import Clip
 from refavs.errors import DatasetError
 
 _spec = importlib.util.spec_from_file_location(

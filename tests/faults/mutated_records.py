@@ -94,7 +94,7 @@ def _writer(data: bytes) -> Callable[[Path], object]:
 
 
 def _sealed(body: bytes) -> bytes:
-    from refavs.store.checksum import crc32c
+    from refavs.store.format.checksum import crc32c
 
     return f'{{"crc32c":"{crc32c(body):08x}","record":'.encode() + body + b"}"
 
@@ -139,10 +139,10 @@ def targets(work: Path) -> list[Target]:
 
 def _store(root: Path) -> Target:
     from extract.store_cli import main
-    from refavs.cli import run_command
-    from refavs.store.folder import LocalFolder
+    from refavs.store.backends.base import LocalFolder
+    from refavs.store.format.schema import object_key, text_key
     from refavs.store.lease import Lease
-    from refavs.store.schema import object_key, text_key
+    from refavs.terminal.command import run_command
     from tests.refavs import small_store
 
     small_store.write_store(root)
@@ -177,8 +177,8 @@ def _store(root: Path) -> Target:
 def _sweep(root: Path) -> Target:
     from experiments.report.contents import Options, build_report
     from experiments.report.figures import report_figures
-    from experiments.status import main
-    from refavs.cli import run_command
+    from experiments.sweep.status import main
+    from refavs.terminal.command import run_command
     from tests.experiments import small_sweep
 
     trial = small_sweep.write_trial(root, "full")
@@ -217,14 +217,14 @@ def _sweep(root: Path) -> Target:
 def _trial(root: Path) -> Target:
     import torch
 
-    from experiments import predict
-    from extract.plan import array_specs
-    from extract.presets import build_encoders, preset_named
-    from extract.weights import WeightSource
-    from refavs.cli import run_command
+    from experiments.predict import segment as predict
+    from extract.encoders.presets import build_encoders, preset_named
+    from extract.encoders.weights import WeightSource
+    from extract.pipeline.plan import array_specs
     from refavs.model.checkpoint import save_model
-    from refavs.model.eemc import EEMC, EEMCConfig
-    from refavs.model.sizes import FeatureSizes, MapSize, StreamSize
+    from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
+    from refavs.model.heads.eemc import EEMC, EEMCConfig
+    from refavs.terminal.command import run_command
 
     preset, known = preset_named("tiny"), {}
     built = build_encoders(preset, WeightSource(kind="random"), ("pixel_decoder",), "fp32", "cpu")
@@ -266,7 +266,7 @@ def _trial(root: Path) -> Target:
 
     import numpy as np
 
-    from extract.media import Media
+    from extract.media.clip import Media
 
     side = preset.input_size
     SILENT = Media(frames=np.zeros((preset.num_frames, side, side, 3), np.uint8), silent=True, repeated_from_s=None,
@@ -307,7 +307,7 @@ def try_all(target: Target, chosen: Sequence[Case], outcome: Outcome) -> None:
 
 def try_declared(work: Path, store: Path, checkpoint: Path, outcome: Outcome) -> None:
     """Tries each file whose declared numbers would take memory or time."""
-    from refavs.cli import run_command
+    from refavs.terminal.command import run_command
     from tests.faults.declared_sizes import refusals
 
     def run(read: Callable[[], object]) -> int:

@@ -14,8 +14,8 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from experiments.grid import read_grid
-from experiments.ledger import Entry, Ledger, read_metrics
+from experiments.grid.expand import read_grid
+from experiments.sweep.ledger import Entry, Ledger, read_metrics
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 from tests.faults.command import PATIENCE_S, Python

@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 
 from extract.cli import main
-from extract.identity import input_digests
-from extract.media import SAMPLE_RATE_HZ, Media, read_media
-from refavs.data.bench import Clip, read_source
+from extract.media.clip import SAMPLE_RATE_HZ, Media, read_media
+from extract.pipeline.dedup import input_digests
+from refavs.data.layouts import Clip, read_source
 from refavs.errors import DatasetError
 from refavs.store.reader import FeatureStore
 from tests.extract.command import in_this_process, run_with, tiny
@@ -374,7 +374,7 @@ def test_what_lies_behind_the_samples_of_a_wave_is_no_sound(tmp_path: Path) -> N
 MOST_SECONDS, MOST_GROWTH_MB = 4.0, 50
 MEASURE = bad.PEAK_MB + """
 import json, pickle, sys, time
-from extract.media import read_media
+from extract.media.clip import read_media
 from refavs.errors import DatasetError
 from refavs.store.reader import FeatureStore
 with open(sys.argv[1], "rb") as file:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refavs.data.bench import read_mask, read_metadata, read_source
+from refavs.data.layouts import read_mask, read_metadata, read_source
 from refavs.errors import DatasetError
 
 _spec = importlib.util.spec_from_file_location("bad_media", Path(__file__).parent / "bad_media.py")
@@ -141,7 +141,7 @@ def test_videos_that_cannot_be_clips_are_named_and_the_rest_kept(tmp_path: Path)
 SECONDS_PER_ROW, BYTES_PER_ROW, START_MB = 100e-6, 900, 60
 MEASURE = bad.PEAK_MB + """
 import sys, time
-from refavs.data.bench import read_source
+from refavs.data.layouts import read_source
 before, started = peak_mb(since_now=True), time.process_time()
 source = read_source(sys.argv[1])
 print(len(source.expressions), time.process_time() - started, peak_mb() - before)

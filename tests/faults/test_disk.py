@@ -65,14 +65,14 @@ def ray_here() -> Iterator[None]:
 
 def in_this_process(patch: pytest.MonkeyPatch) -> None:
     """Jobs are run here and not on Ray, whose start takes most of a short run."""
-    from extract.worker import Worker
+    from extract.pipeline.worker import Worker
 
     def run_jobs(jobs: Any, location: str, preset: Any, encoders: Any, *more: object) -> Iterator[Any]:
         worker = Worker(location, preset, encoders, 1)
         yield None
         yield from (worker.run(job) for job in jobs)
 
-    patch.setattr("extract.extraction.run_jobs", run_jobs)
+    patch.setattr("extract.pipeline.extraction.run_jobs", run_jobs)
 
 
 @pytest.mark.process

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from refavs.errors import StoreError
+from refavs.store.format.shard import shard_name
 from refavs.store.reader import FeatureStore
-from refavs.store.shard import shard_name
 from refavs.store.verify import verify
 
 SMALL = Path(__file__).parents[1] / "refavs" / "small_store.py"

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from refavs.errors import StoreError
-from refavs.store.commits import CommitRecord, read_records
-from refavs.store.folder import LocalFolder
+from refavs.store.backends.base import LocalFolder
+from refavs.store.format.commits import CommitRecord, read_records
+from refavs.store.format.schema import StoreSchema, root_attributes
+from refavs.store.format.shard import CRC_BYTES, shard_name
 from refavs.store.reader import FeatureStore
-from refavs.store.schema import StoreSchema, root_attributes
-from refavs.store.shard import CRC_BYTES, shard_name
 from refavs.store.verify import verify
 
 HERE = Path(__file__).parent
@@ -268,14 +268,14 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:
     """Jobs are run in this process."""
-    from extract.worker import Worker
+    from extract.pipeline.worker import Worker
 
     def run_jobs(jobs, location, preset, encoders, *more):  # type: ignore[no-untyped-def]
         worker = Worker(location, preset, encoders, 1)
         yield None
         yield from (worker.run(job) for job in jobs)
 
-    patch.setattr("extract.extraction.run_jobs", run_jobs)
+    patch.setattr("extract.pipeline.extraction.run_jobs", run_jobs)
 
 
 def may_change(file: str, kind: str) -> tuple[str, ...]:

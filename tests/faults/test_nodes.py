@@ -18,16 +18,16 @@ from typing import Any
 
 import pytest
 
-from extract.job import Resources, run_jobs
-from extract.plan import Job, array_specs, expressions_table, plan_jobs, wanted_items
-from extract.presets import build_encoders, preset_named
-from extract.weights import WeightSource
-from extract.worker import Worker
-from refavs.data.bench import Source, read_source
-from refavs.data.synthetic import write_benchmark
-from refavs.partials import PARTIAL
+from extract.encoders.presets import build_encoders, preset_named
+from extract.encoders.weights import WeightSource
+from extract.pipeline.plan import Job, array_specs, expressions_table, plan_jobs, wanted_items
+from extract.pipeline.ray_pool import Resources, run_jobs
+from extract.pipeline.worker import Worker
+from refavs.data.layouts import Source, read_source
+from refavs.files.partials import PARTIAL
 from refavs.store.verify import verify
 from refavs.store.writer import StoreWriter
+from refavs.synthetic.write import write_benchmark
 
 pytestmark = pytest.mark.ray
 TINY = preset_named("tiny")

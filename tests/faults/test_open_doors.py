@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE, THERE = "198.51.100.1", "198.51.100.2"  # of the range for documentation
 RUN = """
 import json, os, socket, sys
-from extract.local_ray import ray_at
+from extract.pipeline.local_ray import ray_at
 from tests.extract.listening import listening
 control = socket.create_server(("", 0))
 with ray_at(None, num_cpus=1):

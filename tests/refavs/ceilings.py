@@ -4,7 +4,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable
 
-from refavs.data.synthetic_plan import Clip, Settings, choose, draw_clip, generator
+from refavs.synthetic.plan import Clip, Settings, choose, draw_clip, generator
 
 SECONDS = (4, 7, 9)  # all that decides has happened by then
 Question = tuple[Clip, str, str, int, int | None]  # its dimension, its sentence without the noun, target, what is named

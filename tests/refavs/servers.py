@@ -16,7 +16,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from refavs.store import object_key, text_key
-from refavs.store.folder import LocalFolder
+from refavs.store.backends.base import LocalFolder
 
 _spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
 assert _spec is not None and _spec.loader is not None

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from refavs import accelerator
-from refavs.accelerator import (
+from refavs.errors import ConfigError
+from refavs.machine import accelerator
+from refavs.machine.accelerator import (
     allow_tf32,
     bf16_is_fast,
     compute_fp32_exactly,
@@ -16,7 +17,6 @@ from refavs.accelerator import (
     resolved_precision,
     slow_bf16,
 )
-from refavs.errors import ConfigError
 
 NEW_DRIVER = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\nGCC version: 12.3.0\n"
 OLD_DRIVER = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n"

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from refavs.data.ahead import Ahead, Sender, depth_for
-from refavs.data.dataset import Batch, Recycler, batches
+from refavs.data.batches import Batch, Recycler, batches
+from refavs.data.prefetch import Ahead, Sender, depth_for
 from refavs.errors import DatasetError
 from refavs.store import FeatureStore
 

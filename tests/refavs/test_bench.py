@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refavs.data.bench import named_on_disk, read_benchmark, read_metadata, read_source, read_videos
+from refavs.data.layouts import named_on_disk, read_benchmark, read_metadata, read_source, read_videos
 from refavs.errors import DatasetError
 
 HEADER = "vid,uid,split,fid,exp\n"

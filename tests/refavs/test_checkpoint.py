@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from refavs.errors import WeightsError
 from refavs.model import checkpoint
 from refavs.model.checkpoint import load_model, load_weights, read_config, save_model
-from refavs.model.eemc import EEMC, EEMCConfig
-from refavs.model.sizes import FeatureSizes, MapSize, StreamSize
+from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
+from refavs.model.heads.eemc import EEMC, EEMCConfig
 
 SIZES = FeatureSizes(
     audio=StreamSize(path="clips/audio/vggish", channels=3), text=StreamSize(path="text/roberta/features", channels=5),

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from refavs.cli import run_command
 from refavs.errors import ConfigError
-from refavs.temporary import temporary_folder
+from refavs.files.temporary import temporary_folder
+from refavs.terminal.command import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +42,7 @@ def test_place_that_cannot_be_used_is_one_line(
 
 @pytest.mark.process
 def test_python_without_docstrings_is_refused_in_a_line() -> None:
-    code = "import sys; from refavs.cli import run_command; sys.exit(run_command('refavs-x', lambda: 0))"
+    code = "import sys; from refavs.terminal.command import run_command; sys.exit(run_command('refavs-x', lambda: 0))"
     for option, status in (("-OO", 2), ("-O", 0)):
         done = subprocess.run([sys.executable, option, "-c", code], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == status and done.stderr.count("\n") == (status == 2)

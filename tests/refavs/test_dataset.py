@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from refavs.data.dataset import (
+from refavs.data.batches import (
     Batch,
     Recycler,
     StoreDataset,

@@ -8,8 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from refavs.data.clip_groups import ClipGroups
+from refavs.machine.torchvision_shim import ensure_torchvision
 from refavs.model.decoder import EEMCOutput, MaskDecoder, _smaller, predict
-from refavs.torchvision_shim import ensure_torchvision
 
 CHANNELS, HEADS, LAYERS, HIDDEN, QUERIES = 32, 4, 4, 48, 5
 CLIP = [1, 0, 1]

@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from refavs.data.dataset import Batch
+from refavs.data.batches import Batch
 from refavs.errors import ConfigError, StoreError
 from refavs.model.decoder import EEMCOutput, predict
-from refavs.model.eemc import EEMC, EEMCConfig, Seconds
+from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
+from refavs.model.heads.eemc import EEMC, EEMCConfig, Seconds
 from refavs.model.losses import LossConfig, eemc_loss
 from refavs.model.options import ModelOptions
-from refavs.model.sizes import FeatureSizes, MapSize, StreamSize
 from refavs.model.visual import Standardisation
+from refavs.store.format.schema import ArraySpec
 from refavs.store.reader import FeatureStore
-from refavs.store.schema import ArraySpec
 
 NUM_CLIPS, NUM_FRAMES, LENGTH = 2, 5, 6
 SIZES = FeatureSizes(

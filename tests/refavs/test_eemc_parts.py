@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from refavs.errors import ConfigError, StoreError
-from refavs.model.eemc import EEMC, EEMCConfig, Seconds
-from refavs.model.sizes import LEVELS, MASKS, FeatureSizes, MapSize
+from refavs.model.feature_sizes import LEVELS, MASKS, FeatureSizes, MapSize
+from refavs.model.heads.eemc import EEMC, EEMCConfig, Seconds
+from refavs.store.format.schema import ArraySpec
 from refavs.store.reader import FeatureStore
-from refavs.store.schema import ArraySpec
 from tests.refavs.test_eemc import NUM_FRAMES, OPTIONS, SIZES, make_batch, outputs_differ, run
 
 ALL = "fusion+transformer_decoder+pixel_decoder"

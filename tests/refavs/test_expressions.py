@@ -7,10 +7,10 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from refavs.data.expressions import TEMPLATES, Situation, expressions, sentences
-from refavs.data.scene import COLOURS, SEEN_CATEGORIES, SceneObject, make_scene, render
-from refavs.data.sound import SAMPLE_RATE_HZ, Schedule, synthesise
-from refavs.data.synthetic_plan import Clip, Settings, draw_clip
+from refavs.synthetic.plan import Clip, Settings, draw_clip
+from refavs.synthetic.scene import COLOURS, SEEN_CATEGORIES, SceneObject, make_scene, render
+from refavs.synthetic.templates import TEMPLATES, Situation, expressions, sentences
+from refavs.synthetic.voices import SAMPLE_RATE_HZ, Schedule, synthesise
 
 SETTINGS = Settings(num_clips=50)
 PATTERNS = {template.pattern for template in TEMPLATES}

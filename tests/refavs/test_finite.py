@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from extract.weights import load_tensors
+from extract.encoders.weights import load_tensors
 from refavs.errors import StatisticsError, WeightsError
 from refavs.finite import is_finite, require_finite_features, require_finite_probs
 from refavs.model.checkpoint import WEIGHTS, _write
+from refavs.model.heads.released import _read
 from refavs.model.pretrained import Mask2Former
-from refavs.model.released import _read
 
 NAN, INFINITE = float("nan"), float("inf")
 

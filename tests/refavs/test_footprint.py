@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from refavs.errors import ConfigError
-from refavs.model import footprint
-from refavs.model.eemc import EEMCConfig
-from refavs.model.footprint import batch_bytes, batches_held, memory_bytes, require_memory
-from refavs.model.sizes import FeatureSizes
+from refavs.model import memory_budget as footprint
+from refavs.model.feature_sizes import FeatureSizes
+from refavs.model.heads.eemc import EEMCConfig
+from refavs.model.memory_budget import batch_bytes, batches_held, memory_bytes, require_memory
 from refavs.store import FeatureStore
 from tests.experiments.small_store import CHANNELS, MAPS, make_store
 from tests.refavs.test_processors import V2, process, write

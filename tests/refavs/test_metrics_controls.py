@@ -20,11 +20,11 @@ from refavs.metrics import (
     protocol_values,
     text_only,
 )
+from refavs.metrics.constant_baselines import centredness
 from refavs.metrics.constant_counts import ConstantPrediction, Levels, constant_statistics, threshold_jaccard
-from refavs.metrics.controls import centredness
-from refavs.metrics.recompute import spread
+from refavs.metrics.frame_counts import HISTOGRAMS, PEAK, frame_statistics
+from refavs.metrics.reference import spread
 from refavs.metrics.segmentation import curve_thresholds
-from refavs.metrics.statistics import HISTOGRAMS, PEAK, frame_statistics
 
 
 def training_masks(num_expressions: int = 5, num_frames: int = 3, size: int = 10) -> list[torch.Tensor]:

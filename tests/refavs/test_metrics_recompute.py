@@ -22,7 +22,7 @@ from refavs.metrics import (
     protocol_values,
     released,
 )
-from refavs.metrics.statistics import HISTOGRAMS, released_view
+from refavs.metrics.frame_counts import HISTOGRAMS, released_view
 from tests.refavs.small_predictions import MASKS, PROBS, TABLE, make_predictions, record
 from tests.refavs.test_metrics import f_scores_numpy
 from tests.refavs.test_metrics_boundary import literal_counts

@@ -25,8 +25,8 @@ from refavs.metrics import (
     statistics_blocks,
     write_statistics,
 )
+from refavs.metrics.frame_counts import frame_statistics, released_view
 from refavs.metrics.segmentation import threshold_bins
-from refavs.metrics.statistics import frame_statistics, released_view
 from tests.refavs.small_predictions import TABLE, make_predictions, record
 
 
@@ -142,7 +142,7 @@ def test_blocks_without_histograms_hold_the_counts(tmp_path: Path) -> None:
 
 
 def test_blocks_without_a_wanted_split_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refavs.metrics.statistics_file.EXPRESSIONS_PER_GROUP", 3)
+    monkeypatch.setattr("refavs.metrics.parquet.EXPRESSIONS_PER_GROUP", 3)
     write_statistics(tmp_path / "a.parquet", record([range(len(TABLE))]))
     blocks = list(statistics_blocks(tmp_path / "a.parquet", (), ["test_n"]))
     assert [block.expressions["split"].tolist() for block in blocks] == [["test_n", "test_n"]]

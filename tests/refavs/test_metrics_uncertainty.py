@@ -6,8 +6,7 @@ import pytest
 from scipy import stats
 
 from refavs.errors import StatisticsError
-from refavs.metrics.recompute import Results
-from refavs.metrics.uncertainty import (
+from refavs.metrics.intervals import (
     NOT_SHOWN,
     ONE_SEED,
     SeedScores,
@@ -16,6 +15,7 @@ from refavs.metrics.uncertainty import (
     scores_of,
     seed_interval,
 )
+from refavs.metrics.reference import Results
 
 
 def make_scores(rng: np.random.Generator, num_seeds: int = 3, num_clips: int = 60, shift: float = 0.0,

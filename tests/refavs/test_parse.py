@@ -24,10 +24,10 @@ from pathlib import Path
 
 import pytest
 
-from refavs.data.expressions import TEMPLATES, sentences
+from refavs.data.cues import DIMENSIONS, LENGTH_BINS, coverage, length_bin, main, parse
 from refavs.data.metadata import read_metadata
-from refavs.data.parse import DIMENSIONS, LENGTH_BINS, coverage, length_bin, main, parse
-from refavs.data.scene import CATEGORIES
+from refavs.synthetic.scene import CATEGORIES
+from refavs.synthetic.templates import TEMPLATES, sentences
 
 LABELS = Path(__file__).with_name("expression_labels.csv")
 

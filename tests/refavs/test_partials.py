@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from extract.store_cli import main
-from refavs.data import synthetic
-from refavs.data.synthetic import write_benchmark
 from refavs.errors import DatasetError, StoreError
-from refavs.partials import give_name, lock_partial, partial_path, remove_left
+from refavs.files.partials import give_name, lock_partial, partial_path, remove_left
 from refavs.store import FeatureStore
-from refavs.store.exchange import export, import_
-from refavs.store.folder import LocalFolder
-from refavs.store.kept import KeptStore  # noqa: F401 (the killer below uses it)
+from refavs.store.backends.base import LocalFolder
+from refavs.store.hdf5.exchange import export, import_
+from refavs.store.hdf5.kept import KeptStore  # noqa: F401 (the killer below uses it)
 from refavs.store.lease import Lease
+from refavs.synthetic import write as synthetic
+from refavs.synthetic.write import write_benchmark
 
 HERE = Path(__file__).parent
 _spec = importlib.util.spec_from_file_location("small_store", HERE / "small_store.py")

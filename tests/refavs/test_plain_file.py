@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from refavs.cli import Exit, run_command
-from refavs.plain_file import UnusableFileError, open_lock, open_plain, read_plain
-from refavs.store.folder import LocalFolder, holds
+from refavs.files.plain_file import UnusableFileError, open_lock, open_plain, read_plain
+from refavs.store.backends.base import LocalFolder, holds
 from refavs.store.lease import Lease
+from refavs.terminal.command import Exit, run_command
 
 KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "pipe": (os.mkfifo, "it is a named pipe, not a file"), "folder": (Path.mkdir, "it is a folder, not a file"),

@@ -9,9 +9,9 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from refavs.cli import CommandParser, run_command
-from refavs.console import PlainConsole, ProgressBar
-from refavs.printing import printable, printable_streams, say, warn
+from refavs.terminal.command import CommandParser, run_command
+from refavs.terminal.console import PlainConsole, ProgressBar
+from refavs.terminal.printing import printable, printable_streams, say, warn
 
 NASTY = "lr[low] [/old] :smile: \x1b[2J\r\a\n\u202ename\x9b1m"
 SHOWN = "lr[low] [/old] :smile: \\x1b[2J\\r\\x07\\n\\u202ename\\x9b1m"

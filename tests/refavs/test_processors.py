@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from refavs.processors import num_processors
+from refavs.machine.processors import num_processors
 
 ROOT = Path(__file__).resolve().parents[2]
 V2 = "41 31 0:38 {root} {mount} rw,relatime - cgroup2 cgroup2 rw\n"
@@ -104,7 +104,7 @@ def half_a_core() -> Iterator[Path]:
 def test_real_control_group_of_half_a_core_has_one_processor(half_a_core: Path) -> None:
     program = ("import os, sys; open(sys.argv[1], 'w').write(str(os.getpid()))\n"
                "os.sched_getaffinity = lambda process: set(range(16))\n"
-               "from refavs.processors import num_processors; print(num_processors())")  # fmt: skip
+               "from refavs.machine.processors import num_processors; print(num_processors())")  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", program, str(half_a_core)], capture_output=True, text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -114,7 +114,7 @@ def test_real_control_group_of_half_a_core_has_one_processor(half_a_core: Path) 
 
 @pytest.mark.process
 def test_torch_has_no_more_threads_than_the_control_group_gives_processors() -> None:
-    program = ("import refavs.processors as processors; processors.num_processors = lambda: 1\n"
+    program = ("import refavs.machine.processors as processors; processors.num_processors = lambda: 1\n"
                "processors.share_processors(); import os, torch\n"
                "print(torch.get_num_threads(), os.environ['OMP_WAIT_POLICY'])")  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}

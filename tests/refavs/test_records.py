@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import pytest
 
-from refavs.records import MOST_DEPTH, Count, Measured, OddRecord, read_json, shaped
+from refavs.files.typed_json import MOST_DEPTH, Count, Measured, OddRecord, read_json, shaped
 
 
 class Inner(TypedDict):

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from refavs.data.dataset import Batch
+from refavs.data.batches import Batch
 from refavs.errors import ConfigError, StoreError, WeightsError
+from refavs.machine.torchvision_shim import ensure_torchvision
 from refavs.model.checkpoint import load_model, save_model
 from refavs.model.decoder import predict
-from refavs.model.eemc import EEMC, EEMCConfig, Seconds
-from refavs.model.released import ReleasedHead, load_released, released_stamp
-from refavs.model.sizes import STAGES, FeatureSizes, MapSize, StreamSize
-from refavs.model.variants import build_head
-from refavs.torchvision_shim import ensure_torchvision
+from refavs.model.feature_sizes import STAGES, FeatureSizes, MapSize, StreamSize
+from refavs.model.heads.eemc import EEMC, EEMCConfig, Seconds
+from refavs.model.heads.registry import build_head
+from refavs.model.heads.released import ReleasedHead, load_released, released_stamp
 
 pytestmark = pytest.mark.long  # for what its fixtures make
 

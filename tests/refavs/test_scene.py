@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refavs.data.scene import CATEGORIES, COLOURS, SEEN_CATEGORIES, UNSEEN_CATEGORIES, make_scene, render
+from refavs.synthetic.scene import CATEGORIES, COLOURS, SEEN_CATEGORIES, UNSEEN_CATEGORIES, make_scene, render
 
 
 def test_make_scene_is_decided_by_its_generator() -> None:

@@ -3,8 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from refavs.data.scene import CATEGORIES
-from refavs.data.sound import (
+from refavs.synthetic.scene import CATEGORIES
+from refavs.synthetic.voices import (
     SAMPLE_RATE_HZ,
     SCENARIOS,
     VOICES,

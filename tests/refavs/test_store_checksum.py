@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refavs.store.checksum import crc32c, joined
+from refavs.store.format.checksum import crc32c, joined
 
 
 @given(first=st.binary(max_size=300), second=st.binary(max_size=300))
@@ -36,7 +36,7 @@ def test_checksum_takes_any_array_and_goes_on() -> None:
 def test_checksums_by_python_are_right_and_said_to_be_slow_once() -> None:
     program = (
         "import sys; sys.modules['google_crc32c.cext'] = None\n"  # as where the wheel has no C extension
-        "import numpy as np; from refavs.store.checksum import crc32c\n"
+        "import numpy as np; from refavs.store.format.checksum import crc32c\n"
         "print(crc32c(np.arange(10, dtype=np.uint8)), crc32c(b'123456789'))"
     )
     root = Path(__file__).resolve().parents[2]

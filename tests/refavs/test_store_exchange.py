@@ -23,10 +23,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from refavs.errors import StoreError
-from refavs.store import ArraySpec, FeatureStore, StoreWriter, exchange, hdf5
-from refavs.store.checksum import crc32c
-from refavs.store.exchange import export, import_
-from refavs.store.shard import shard_name
+from refavs.store import ArraySpec, FeatureStore, StoreWriter
+from refavs.store.format.checksum import crc32c
+from refavs.store.format.shard import shard_name
+from refavs.store.hdf5 import exchange
+from refavs.store.hdf5 import guarded_file as hdf5
+from refavs.store.hdf5.exchange import export, import_
 from refavs.store.verify import verify
 
 _spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
@@ -427,7 +429,7 @@ def test_harmful_file_is_one_line(file: Path, tmp_path: Path, harm: Callable[[h5
 
 def forge(file: Path, name: str, old: bytes, new: bytes) -> None:
     """Changes a small file inside, with its checksums, as somebody with bad intentions does."""
-    from refavs.store.commits import seal
+    from refavs.store.format.commits import seal
 
     with h5py.File(file, "r+") as out:
         known = [one.decode() for one in out["refavs/files/name"][:]]

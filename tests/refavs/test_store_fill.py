@@ -12,7 +12,7 @@ import torch
 
 from refavs.errors import StoreError
 from refavs.store import FeatureStore
-from refavs.store.folder import MappedFile
+from refavs.store.backends.base import MappedFile
 
 _spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
 assert _spec is not None and _spec.loader is not None
@@ -40,8 +40,8 @@ def cold(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         pieces.append(len(out))
         copy(file, start, out)
 
-    monkeypatch.setattr("refavs.store.shard.SMALL_BYTES", 1)
-    monkeypatch.setattr("refavs.store.shard.READ_BYTES", 77)
+    monkeypatch.setattr("refavs.store.format.shard.SMALL_BYTES", 1)
+    monkeypatch.setattr("refavs.store.format.shard.READ_BYTES", 77)
     monkeypatch.setattr(MappedFile, "is_cold", lambda file, start, stop: True)
     monkeypatch.setattr(MappedFile, "copy", noted)
     return pieces

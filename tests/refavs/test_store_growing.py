@@ -13,7 +13,7 @@ import pytest
 from extract.store_cli import main
 from refavs.errors import StoreError
 from refavs.store import FeatureStore, StoreWriter
-from refavs.store.folder import LocalFolder
+from refavs.store.backends.base import LocalFolder
 from refavs.store.lease import Lease
 from refavs.store.verify import verify
 from tests.refavs import small_store as small
@@ -105,7 +105,7 @@ def test_reader_and_verify_are_right_at_every_step(
 
 
 def test_expressions_on_a_server_are_readable_at_every_step(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from refavs.store.remote import RemoteFolder
+    from refavs.store.backends.object_store import RemoteFolder
 
     location, local = "memory://growing", LocalFolder(built)
     for name in local.names():

@@ -16,7 +16,7 @@ import pytest
 
 from refavs.errors import StoreError
 from refavs.store import lease as lease_module
-from refavs.store.folder import LocalFolder
+from refavs.store.backends.base import LocalFolder
 from refavs.store.lease import NAME, Lease, Owner
 
 BEAT_S, EXPIRES_S = 0.1, 1.0
@@ -28,7 +28,7 @@ NURSERY = """
 import json, os, sys
 from pathlib import Path
 from refavs.errors import StoreError
-from refavs.store.folder import LocalFolder
+from refavs.store.backends.base import LocalFolder
 from refavs.store.lease import Lease
 
 def hold(call):

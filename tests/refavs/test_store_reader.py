@@ -15,10 +15,10 @@ import torch
 
 from refavs.errors import StoreError
 from refavs.store import FeatureStore, object_key, text_key
+from refavs.store.backends.base import LocalFolder
 from refavs.store.columns import EXPRESSIONS_RECORD
-from refavs.store.commits import record_name, seal, unseal
-from refavs.store.folder import LocalFolder
-from refavs.store.shard import crc32c
+from refavs.store.format.commits import record_name, seal, unseal
+from refavs.store.format.shard import crc32c
 
 _spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
 assert _spec is not None and _spec.loader is not None

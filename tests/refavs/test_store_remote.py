@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from refavs.data.dataset import batches
+from refavs.data.batches import batches
 from refavs.errors import StoreError
+from refavs.files.atomic import write_all
 from refavs.store import FeatureStore
-from refavs.store.files import write_all
-from refavs.store.folder import Folder, LocalFolder, open_folder
-from refavs.store.remote import PART_BYTES, RemoteFile, RemoteFolder, _scratch_folder
+from refavs.store.backends.base import Folder, LocalFolder, open_folder
+from refavs.store.backends.object_store import PART_BYTES, RemoteFile, RemoteFolder, _scratch_folder
 from refavs.store.verify import verify
 
 _spec = importlib.util.spec_from_file_location("servers", Path(__file__).parent / "servers.py")

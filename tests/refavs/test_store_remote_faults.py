@@ -12,9 +12,9 @@ from moto.server import ThreadedMotoServer
 
 from refavs.errors import StoreError
 from refavs.store import FeatureStore
-from refavs.store.folder import LocalFolder, open_folder
-from refavs.store.remote import NUM_PARTS, PART_BYTES, RETRIES, RemoteFolder
-from refavs.store.remote_errors import os_error
+from refavs.store.backends.base import LocalFolder, open_folder
+from refavs.store.backends.object_store import NUM_PARTS, PART_BYTES, RETRIES, RemoteFolder
+from refavs.store.backends.remote_errors import os_error
 from refavs.store.verify import verify
 
 _spec = importlib.util.spec_from_file_location("servers", Path(__file__).parent / "servers.py")

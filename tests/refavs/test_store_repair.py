@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from refavs.store import ArraySpec, FeatureStore, StoreWriter
+from refavs.store.backends.base import LocalFolder
 from refavs.store.columns import EXPRESSIONS_RECORD
-from refavs.store.commits import record_name
-from refavs.store.folder import LocalFolder
+from refavs.store.format.commits import record_name
+from refavs.store.format.shard import shard_name
 from refavs.store.repair import plan_repairs, restore_root, with_failed
-from refavs.store.shard import shard_name
 from refavs.store.verify import verify
 
 _spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")

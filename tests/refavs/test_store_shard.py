@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from refavs.errors import StoreError
 from refavs.store import ArraySpec, FeatureStore, StoreWriter, pack_mask, unpack_mask
-from refavs.store.checksum import crc32c
-from refavs.store.folder import LocalFolder
-from refavs.store.schema import DTYPES, array_metadata
-from refavs.store.shard import ALIGNMENT_BYTES, ShardFacts, ShardFile, ShardReader, shard_name
+from refavs.store.backends.base import LocalFolder
+from refavs.store.format.checksum import crc32c
+from refavs.store.format.schema import DTYPES, array_metadata
+from refavs.store.format.shard import ALIGNMENT_BYTES, ShardFacts, ShardFile, ShardReader, shard_name
 
 _spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
 assert _spec is not None and _spec.loader is not None

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from refavs.store.statistics import ChannelSums
+from refavs.store.format.channel_stats import ChannelSums
 
 
 @pytest.fixture

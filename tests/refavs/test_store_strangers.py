@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from refavs.errors import StoreError
-from refavs.partials import partial_path, partials_of, without_mark
+from refavs.files.atomic import write_atomically
+from refavs.files.partials import partial_path, partials_of, without_mark
 from refavs.store import FeatureStore, StoreWriter
+from refavs.store.backends.base import LocalFolder, is_stray
 from refavs.store.columns import EXPRESSIONS_RECORD
-from refavs.store.exchange import export, import_
-from refavs.store.files import write_atomically
-from refavs.store.folder import LocalFolder, is_stray
+from refavs.store.hdf5.exchange import export, import_
 from refavs.store.verify import verify
 from tests.refavs import small_store as small
 

@@ -15,11 +15,11 @@ import pytest
 from extract.store_cli import main, readable
 from refavs.errors import StoreError
 from refavs.store import verify as verify_module
-from refavs.store.commits import CommitRecord
-from refavs.store.folder import Folder, LocalFolder
+from refavs.store.backends.base import Folder, LocalFolder
+from refavs.store.format.commits import CommitRecord
+from refavs.store.format.schema import StoreSchema
+from refavs.store.format.shard import ShardReader
 from refavs.store.reader import FeatureStore
-from refavs.store.schema import StoreSchema
-from refavs.store.shard import ShardReader
 from refavs.store.verify import Damage, verify
 
 _spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")

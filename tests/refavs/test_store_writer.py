@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refavs.cli import run_command
 from refavs.errors import StoreError
 from refavs.store import ArraySpec, FeatureStore, ShardPlan, StoreWriter, object_key, text_key
-from refavs.store.commits import read_records
+from refavs.store.format.commits import read_records
 from refavs.store.verify import verify
+from refavs.terminal.command import run_command
 
 HERE = Path(__file__).parent
 _spec = importlib.util.spec_from_file_location("small_store", HERE / "small_store.py")

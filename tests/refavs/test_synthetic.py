@@ -15,14 +15,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from refavs.data import synthetic
-from refavs.data.bench import Source, read_benchmark, read_mask, read_source
-from refavs.data.scene import SEEN_CATEGORIES, UNSEEN_CATEGORIES
-from refavs.data.sound import SAMPLE_RATE_HZ
-from refavs.data.synth_cli import main
-from refavs.data.synthetic import track, write_benchmark
-from refavs.data.synthetic_plan import Row, Settings, draw_clip, plan
+from refavs.data.layouts import Source, read_benchmark, read_mask, read_source
 from refavs.errors import ConfigError, DatasetError
+from refavs.synthetic import write as synthetic
+from refavs.synthetic.cli import main
+from refavs.synthetic.plan import Row, Settings, draw_clip, plan
+from refavs.synthetic.scene import SEEN_CATEGORIES, UNSEEN_CATEGORIES
+from refavs.synthetic.voices import SAMPLE_RATE_HZ
+from refavs.synthetic.write import track, write_benchmark
 
 pytestmark = pytest.mark.long  # for what its fixtures make
 
@@ -58,7 +58,7 @@ def files_of(folder: Path) -> list[str]:
 def test_write_benchmark_is_byte_for_byte_the_same_in_any_process(root: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     code = (
-        "from refavs.data.synthetic import write_benchmark\n"
+        "from refavs.synthetic.write import write_benchmark\n"
         f"write_benchmark({str(again)!r}, {SMALL}, seed=5, size=64, videos=2)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": "4711"})

@@ -1,0 +1,138 @@
+"""The constant predictions of a sweep: computed beside its trials, and once for all sweeps on the same masks.
+
+They are found in the sweep's folder, where a report reads them, else in the user's cache under the hash of what they
+are computed from, else they are computed.
+"""
+
+import contextlib
+import inspect
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+import refavs.metrics
+from experiments.baselines import compute as constant_baselines
+from experiments.baselines.compute import Progress, canonical_values, control_results_of
+from experiments.report import scores
+from experiments.sweep.record_types import Controls
+from experiments.sweep.stores import contents_rows
+from experiments.training.resume import write_json
+from refavs.config import digest, file_stamp
+from refavs.files.plain_file import read_plain
+from refavs.files.typed_json import OddRecord, shaped
+from refavs.files.typed_json import read_json as parsed
+from refavs.files.user_cache import user_cache
+from refavs.store import FeatureStore
+from refavs.terminal.console import ProgressBar
+
+FILE = "controls.json"
+LOOK_S = 0.2
+QUIET_S = 1.0  # who waits for less sees no bar
+Values = dict[str, dict[str, float]]
+
+
+class Baselines:
+    """The constant predictions on a sweep's store; use it as a context manager, which starts and ends the work.
+
+    Args:
+        out: the sweep's folder.
+    """
+
+    def __init__(self, out: Path, store: FeatureStore) -> None:
+        self.path, self.store, self.progress = out / FILE, store, Progress()
+
+    def __enter__(self) -> "Baselines":
+        # Ctrl-C is the driver's affair: the processes that this thread starts inherit that they do not hear it.
+        self._pool = ThreadPoolExecutor(1, "baselines", signal.pthread_sigmask, (signal.SIG_BLOCK, {signal.SIGINT}))
+        self._found: Future[Values] = self._pool.submit(self._find)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop.set()
+        self._pool.shutdown()
+
+    @property
+    def there(self) -> bool:
+        """Whether they are known, so that nobody waits for them."""
+        return self._found.done() and self._found.exception() is None
+
+    def values(self, give_up: Callable[[], bool] = lambda: False) -> Values:
+        """Metrics as fractions by the names of prediction and metric, once they are there; none for who gives up.
+
+        Raises:
+            RefAVSError: masks that are damaged or out of reach.
+        """
+        with contextlib.ExitStack() as shown:
+            bar: ProgressBar | None = None
+            wait([self._found], QUIET_S * (not give_up()))
+            while not self._found.done():
+                if give_up():
+                    return {}
+                if bar is None and self.progress.total:
+                    bar = shown.enter_context(ProgressBar("constant predictions", self.progress.total, "masks"))
+                if bar is not None:
+                    bar.advance(self.progress.done - bar.done)
+                wait([self._found], LOOK_S)
+            return self._found.result()
+
+    def _find(self) -> Values:
+        known = _read(self.path)
+        if known is None or known["store"] != self.store.fingerprint:
+            known = {"store": self.store.fingerprint, **self._cached()}
+            write_json(self.path, known)
+        return known["controls"]
+
+    def _cached(self) -> dict[str, Any]:
+        folder, key = user_cache(), cache_key(self.store)
+        place = None if folder is None else folder / "constant_baselines" / f"{key}.json"
+        known = None if place is None else _read_sealed(place, key)
+        if known is not None:
+            return known
+        results = control_results_of(self.store, self.progress)
+        known = {"controls": canonical_values(results), "protocols": scores.control_values(results)}
+        if place is not None:
+            with contextlib.suppress(OSError):  # a home that is full or not to be written to: it is only a cache
+                write_json(place, {"seal": _seal(key, known), "values": known})
+        return known
+
+
+def cache_key(store: FeatureStore) -> str:
+    """Names all that the constant predictions are computed from: expressions, splits and masks in their order, and the
+    code."""
+    code = [Path(inspect.getfile(module)) for module in (constant_baselines, scores)]
+    metrics = Path(refavs.metrics.__file__).parent.glob("*.py")
+    return digest({
+        "code": file_stamp(*code, *sorted(metrics)), "torch": torch.__version__, "numpy": np.__version__,
+        "frames": store.num_frames, "size": store.input_size, "rows": contents_rows(store),
+        "objects": store.expressions["object"].tolist(), "clips": store.expressions["clip"].tolist(),
+    })  # fmt: skip
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What a file has of constant predictions; None where there is none, or one that is damaged or of an older form."""
+    try:
+        known = shaped(parsed(read_plain(path)), Controls)
+    except (OSError, OddRecord):
+        return None
+    return known if {"controls", "protocols"} <= set(known) else None
+
+
+def _read_sealed(path: Path, key: str) -> dict[str, Any] | None:
+    """As `_read`, for a file that a hash of its content protects."""
+    try:
+        known = parsed(read_plain(path))
+        return known["values"] if known["seal"] == _seal(key, known["values"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _seal(key: str, values: dict[str, Any]) -> str:
+    return digest([key, values])

@@ -1,0 +1,244 @@
+"""What constant predictions and the text alone reach on a store's test splits, found by several processes."""
+
+import functools
+import multiprocessing
+import operator
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from experiments.training.evaluate import TEST_SPLITS, named_values, rows_of
+from refavs.errors import RefAVSError
+from refavs.metrics import Results, grouped, protocol_values
+from refavs.metrics.constant_baselines import (
+    Constants,
+    MaskSum,
+    best_of,
+    centredness,
+    control_results,
+    text_only,
+)
+from refavs.metrics.constant_counts import Levels, threshold_jaccard
+from refavs.metrics.frame_counts import describe
+from refavs.metrics.reference import joined, spread
+from refavs.metrics.text_baseline import TEXT_ONLY, TextControl
+from refavs.store import FeatureStore
+
+TRAINING_S_PER_PIXEL, TEST_S_PER_PIXEL = 3e-9, 25e-9  # on one core, measured at 10 x 384 x 384
+WORTH_A_PROCESS_S = 5.0  # which takes two or three to start
+MOST_PROCESSES = 8  # each has an interpreter and torch in memory
+NICENESS = 10  # trials on the same processors come first
+TRAINING_AT_ONCE, TEST_AT_ONCE = 64, 16
+
+Part = TypeVar("Part")
+Found = TypeVar("Found")
+# Does a piece of work on the store for each part, in any process; the results come in the order of the parts.
+Spread = Callable[[Callable[[FeatureStore, Part], Found], Iterable[Part]], Iterator[Found]]
+
+
+class StoppedError(Exception):
+    """The computation was asked to stop."""
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a computation is, for another thread, which may stop it."""
+
+    done: int = 0
+    total: int = 0
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def advance(self, count: int) -> None:
+        """Adds `count` finished masks.
+
+        Raises:
+            StoppedError: it is to stop.
+        """
+        self.done += count
+        if self.stop.is_set():
+            raise StoppedError
+
+
+class Trained(NamedTuple):
+    """What some training masks say: their sum, which are empty, and J of the disc in the middle."""
+
+    total: MaskSum
+    empty: list[bool]
+    jaccard: Float[np.ndarray, "n k"]
+
+
+class Fitted(NamedTuple):
+    """`Constants` as another process gets them: torch would share a tensor's memory, not send it."""
+
+    mean: Float[np.ndarray, "h w"]
+    mean_threshold: float
+    centre_threshold: float
+
+
+def canonical_values(of_controls: Mapping[str, Results]) -> dict[str, dict[str, float]]:
+    """What predictions reach on the test splits that never look or listen, by their name and the metric's."""
+    found = {}
+    for name, results in of_controls.items():
+        groups = grouped(results.expressions, ["split"]) | grouped(results.expressions, ["split", "dimension"])
+        scores = {group: protocol_values(results, "canonical", rows) for group, rows in groups.items()}
+        found[name] = named_values(scores)
+    return found
+
+
+def control_results_of(
+    store: FeatureStore, progress: Progress | None = None, num_processes: int | None = None
+) -> dict[str, Results]:
+    """Constant predictions and the text-only control on the test splits, for any protocol; none without training.
+
+    Each distinct mask is scored once. The number of processes changes no bit of the result.
+
+    Args:
+        num_processes: 0 computes in this thread; by default as many as are worth their start.
+
+    Raises:
+        StoppedError: by `progress`.
+    """
+    table, progress = store.expressions, progress or Progress()
+    training = Counter(int(table["object"].iloc[row]) for row in rows_of(store, ("train",)))
+    tested = sorted(rows_of(store, TEST_SPLITS))
+    objects = sorted({int(index) for index in table["object"].iloc[tested]})
+    if not training or not tested:
+        return {}
+    progress.total = 2 * len(training) + len(objects)
+    processes = worth(store, len(training), len(objects)) if num_processes is None else num_processes
+    with _spread(store, processes) as work:
+        fitted, empty = _fitted(store, training, work, progress)
+        of_tests = functools.partial(_of_tests, fitted=fitted)
+        blocks = list(_counted(work, of_tests, _parts(objects, TEST_AT_ONCE), progress))
+    of_objects = {name: joined([block[name] for block in blocks]) for name in blocks[0]}
+    place = {index: number for number, index in enumerate(objects)}
+    places = np.array([place[int(index)] for index in table["object"].iloc[tested]])
+    expressions = describe(table, tested)
+    found = {name: spread(results, places, expressions) for name, results in of_objects.items()}
+    learned = rows_of(store, ("train",))
+    nothing = [empty[int(index)] for index in table["object"].iloc[learned]]
+    control = TextControl.fit(table["text"].iloc[learned].tolist(), nothing)
+    return {**found, TEXT_ONLY: text_only(control, found)}
+
+
+def worth(store: FeatureStore, num_training: int, num_tested: int) -> int:
+    """How many processes are worth their start; 0 where this thread has done it soon."""
+    pixels = store.num_frames * store.input_size**2
+    seconds = pixels * (num_training * TRAINING_S_PER_PIXEL + num_tested * TEST_S_PER_PIXEL)
+    return min(len(os.sched_getaffinity(0)), MOST_PROCESSES, int(seconds / WORTH_A_PROCESS_S))
+
+
+def _fitted(
+    store: FeatureStore, training: Mapping[int, int], work: Spread, progress: Progress
+) -> tuple[Fitted, dict[int, bool]]:
+    """The constants of the training masks, and which of those are empty."""
+    parts = _parts(list(training.items()), TRAINING_AT_ONCE)
+    centre = Levels(centredness(store.input_size, store.input_size))
+    first = list(_counted(work, functools.partial(_of_training, centre=centre), parts, progress))
+    mean = functools.reduce(operator.add, (part.total for part in first)).mean()
+    second = _counted(work, functools.partial(_of_mean, mean=Levels(mean)), parts, progress)
+    fitted = Fitted(
+        mean=mean.numpy(), mean_threshold=_best(second, training.values()),
+        centre_threshold=_best((part.jaccard for part in first), training.values()),
+    )  # fmt: skip
+    return fitted, dict(zip(training, (empty for part in first for empty in part.empty), strict=True))
+
+
+def _best(jaccard: Iterable[Float[np.ndarray, "n k"]], counts: Iterable[int]) -> float:
+    return best_of((torch.from_numpy(line) for part in jaccard for line in part), counts)
+
+
+def _of_training(store: FeatureStore, part: Sequence[tuple[int, int]], centre: Levels) -> Trained:
+    masks = [_mask(store, index) for index, _ in part]
+    sums = (MaskSum.of(mask, count) for mask, (_, count) in zip(masks, part, strict=True))
+    jaccard = np.stack([threshold_jaccard(centre, mask).numpy() for mask in masks])
+    return Trained(functools.reduce(operator.add, sums), [not bool(mask.any()) for mask in masks], jaccard)
+
+
+def _of_mean(store: FeatureStore, part: Sequence[tuple[int, int]], mean: Levels) -> Float[np.ndarray, "n k"]:
+    return np.stack([threshold_jaccard(mean, _mask(store, index)).numpy() for index, _ in part])
+
+
+def _of_tests(store: FeatureStore, part: Sequence[int], fitted: Fitted) -> dict[str, Results]:
+    constants = Constants(
+        mean=torch.from_numpy(fitted.mean), mean_threshold=fitted.mean_threshold,
+        centre_threshold=fitted.centre_threshold,
+    )  # fmt: skip
+    return control_results(constants, (_mask(store, index) for index in part), store.fingerprint)
+
+
+def _mask(store: FeatureStore, index: int) -> Bool[Tensor, "t h w"]:
+    mask = store.mask(index)
+    assert mask is not None  # `rows_of` gives only expressions that have one
+    return mask
+
+
+def _parts(items: Sequence[Part], size: int) -> list[Sequence[Part]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _counted(
+    work: Spread, each: Callable[[FeatureStore, Any], Found], parts: Sequence[Sequence[Any]], progress: Progress
+) -> Iterator[Found]:
+    """The results in the order of the parts, whose masks are counted as they come."""
+    for part, found in zip(parts, work(each, parts), strict=True):
+        progress.advance(len(part))
+        yield found
+
+
+@contextmanager
+def _spread(store: FeatureStore, num_processes: int) -> Iterator[Spread]:
+    """Lets work be done by processes of their own, or with none in this thread."""
+    if not num_processes:
+        yield lambda work, parts: (work(store, part) for part in parts)
+        return
+    pool = ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), initializer=_begin)
+    place = store.location, store.verify
+
+    def run(work: Callable[[FeatureStore, Any], Found], parts: Iterable[Any]) -> Iterator[Found]:
+        futures = [pool.submit(_in_worker, place, work, part) for part in parts]
+        return (future.result() for future in futures)
+
+    try:
+        yield run
+    except BrokenProcessPool as error:
+        raise RefAVSError(
+            "a process that computes the constant predictions was killed (out of memory, it may be); run the same "
+            "command again, which recomputes them"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    """What a process of its own does first: one thread, behind the trials, and ended with the one that started it."""
+    torch.set_num_threads(1)
+    os.nice(NICENESS)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _in_worker(place: tuple[str, str], work: Callable[[FeatureStore, Any], Found], part: Any) -> Found:
+    return work(_opened(*place), part)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(location: str, verify: str) -> FeatureStore:
+    return FeatureStore(location, verify)

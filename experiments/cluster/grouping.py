@@ -1,0 +1,122 @@
+"""Which trials train together in one process, over one read of the store."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from experiments.cluster.resources import Resources
+from experiments.grid.config import TrialConfig, TrialResources
+from experiments.sweep.ledger import Entry
+from experiments.training.batch_size import bytes_of_batch
+from refavs.errors import RefAVSError
+from refavs.model.heads.eemc import EEMCConfig
+from refavs.model.heads.registry import build_head
+from refavs.model.memory_budget import batches_held, memory_bytes, training_bytes
+from refavs.model.options import ModelOptions
+
+if TYPE_CHECKING:
+    from refavs.store import FeatureStore
+
+MOST = 8  # trials in a group that is chosen here; with more of them a failure costs more than the read that is saved
+MEMORY_SHARE = 0.5  # of what a process may use; beside its batches; the rest is for one trial's step
+
+
+def reading(config: TrialConfig) -> Hashable:
+    """What trials have in common that read the same batches, in the same order, in training and in evaluation."""
+    train = config.train
+    return (
+        config.order_seed, config.model.trains_pixel_decoder, train.steps_per_epoch, train.batch_size, train.accumulate,
+        train.expressions_per_clip, train.frames, train.sampling, train.acoustic_temporal_weight,
+        train.eval_batch_size, config.resources,
+    )  # fmt: skip
+
+
+def groups(
+    entries: Sequence[Entry],
+    fuse: int | Literal["auto"],
+    places: Callable[[TrialResources], int],
+    limit: Callable[[TrialConfig], int] = lambda config: MOST,
+) -> list[list[Entry]]:
+    """Trials in groups that run together, in the order of their first ones; a trial of several workers is alone.
+
+    Args:
+        fuse: the largest number in a group; `auto` puts together as many as `limit` lets, but no more than leaves every
+            place with something to run.
+        places: how many trials of such resources run at the same time.
+        limit: how many trials like this one may be together.
+    """
+    alike: dict[Hashable, list[Entry]] = {}
+    for entry in entries:
+        alone = fuse == 1 or entry.trial.config.resources.workers > 1
+        alike.setdefault(entry.key if alone else (entry.trial.store, reading(entry.trial.config)), []).append(entry)
+    least = {key: math.ceil(len(like) / _largest(like, fuse, limit)) for key, like in alike.items()}
+    counts = dict(least)
+    if fuse == "auto":
+        wanted = max((places(like[0].trial.config.resources) for like in alike.values()), default=0)
+        while sum(counts.values()) < wanted and (wide := [key for key in counts if counts[key] < len(alike[key])]):
+            counts[max(wide, key=lambda key: len(alike[key]) / counts[key])] += 1
+    order = {entry.key: index for index, entry in enumerate(entries)}
+    found = [group for key, like in alike.items() for group in _split(like, counts[key])]
+    return sorted(found, key=lambda group: order[group[0].key])
+
+
+def groups_on(
+    store: "FeatureStore", entries: Sequence[Entry], resources: Resources, places: Callable[[TrialResources], int]
+) -> list[list[Entry]]:
+    """As `groups`, with the limit that the memory sets."""
+    if not entries:
+        return []
+    num_places = max(places(entry.trial.config.resources) for entry in entries)
+    return groups(entries, resources.fuse, places, memory_limit(store, num_places, resources))
+
+
+def memory_limit(
+    store: "FeatureStore", num_places: int, resources: Resources | None = None
+) -> Callable[[TrialConfig], int]:
+    """How many trials like one fit into the memory of a machine like this, which `num_places` processes share.
+
+    Args:
+        resources: what trials take that do not ask for it themselves.
+    """
+    resources = resources or Resources()
+
+    def limit(config: TrialConfig) -> int:
+        copies = int(config.train.ema_decay > 0) + int(config.train.patience > 0)
+        try:
+            taken = _bytes_of_trial(store, config.model, copies)
+        except RefAVSError:  # such a head fails in its own process, where the sweep hears of it
+            return MOST
+        gpus = resources.ask(config.resources).gpus
+        device = torch.device("cuda" if gpus and torch.cuda.is_available() else "cpu")
+        of_place = memory_bytes(device) / max(1, num_places) - batches_held(device) * bytes_of_batch(config, store)
+        return max(1, min(MOST, int(MEMORY_SHARE * of_place / taken)))
+
+    return limit
+
+
+@functools.lru_cache(maxsize=256)
+def _bytes_of_trial(store: "FeatureStore", options: ModelOptions, copies: int) -> int:
+    """What a trial keeps in memory, by a head without weights."""
+    with torch.device("meta"):
+        model = build_head(EEMCConfig.from_store(store, **dataclasses.asdict(options)))
+    trained = sum(p.numel() for p in model.trained_parameters())
+    return training_bytes(trained, sum(p.numel() for p in model.parameters()), copies)
+
+
+def _largest(like: Sequence[Entry], fuse: int | Literal["auto"], limit: Callable[[TrialConfig], int]) -> int:
+    return min(limit(entry.trial.config) for entry in like) if fuse == "auto" and len(like) > 1 else _number(fuse)
+
+
+def _number(fuse: int | Literal["auto"]) -> int:
+    return MOST if fuse == "auto" else fuse
+
+
+def _split(entries: Sequence[Entry], count: int) -> list[list[Entry]]:
+    """Parts of about the same size."""
+    bounds = [len(entries) * part // count for part in range(count + 1)]
+    return [list(entries[start:end]) for start, end in itertools.pairwise(bounds)]

@@ -1,0 +1,111 @@
+"""How many trials share a GPU: the largest one is tried on an empty GPU, and what it took there decides.
+
+The arithmetic is tested; no machine with a GPU has tried the rest yet.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from experiments.cluster.resources import Resources
+from experiments.grid.config import TrialConfig
+from experiments.grid.trial import Trial
+from experiments.sweep.stores import store_of
+from experiments.training.batch_size import bytes_of_batch
+from refavs.data.prefetch import depth_for
+from refavs.errors import ConfigError
+from refavs.model.feature_sizes import FeatureSizes
+from refavs.model.heads.eemc import EEMCConfig
+from refavs.model.heads.registry import build_head
+from refavs.model.memory_budget import batches_held, least_bytes, training_bytes
+
+if TYPE_CHECKING:
+    from refavs.store import FeatureStore
+
+GPU = torch.device("cuda")
+MARGIN = 0.15  # batches differ in what they need, and free memory in pieces is of no use
+CONTEXT_BYTES = 600 * 2**20  # of CUDA and its libraries in each process, which the allocator does not count
+PRECISION = 10_000  # Ray's shares of a GPU have four decimals
+
+
+def share(reserved_bytes: int, total_bytes: int) -> float:
+    """The share of a GPU that a trial asks for, so that as many run on one as fit: 1, 0.5, 0.3333, ...
+
+    Args:
+        reserved_bytes: most that the allocator held while the trial ran alone.
+        total_bytes: memory of the GPU.
+    """
+    needed = reserved_bytes * (1 + MARGIN) + CONTEXT_BYTES
+    at_once = max(1, int(total_bytes // needed))
+    return math.floor(PRECISION / at_once) / PRECISION  # rounded down: the last of them must still find its share
+
+
+def packed(resources: Resources, trials: Sequence[Trial], store: "FeatureStore") -> Resources:
+    """The resources with the share of a GPU that the largest of the trials needs; starts Ray for the time of the trial.
+
+    Raises:
+        ConfigError: no node has a GPU, the trial does not fit on one, or trials are fused, whose number in a process
+            is not known yet.
+    """
+    if resources.fuse != 1:
+        raise ConfigError("--gpus-per-trial auto measures one trial, and --fuse puts several into a process; give "
+                          "--gpus-per-trial a number, or leave --fuse out")  # fmt: skip
+    import ray
+    from ray.exceptions import RayTaskError
+
+    from experiments.cluster.tune_runner import ray_for
+
+    trial = max(trials, key=lambda trial: expected_bytes(trial.config, store_of(trial, store)))
+    with ray_for(resources, []):
+        if not ray.cluster_resources().get("GPU"):
+            raise ConfigError("--gpus-per-trial auto: Ray found no GPU on any node; leave it out to train on "
+                              "processors, or name a cluster that has GPUs by --address")  # fmt: skip
+        task = ray.remote(num_gpus=1, max_retries=0, max_calls=1)(probe)
+        location = store_of(trial, store).location
+        try:
+            reserved, total = ray.get(task.remote(trial.config, location, trial.weights_dir))
+        except RayTaskError as error:
+            if not isinstance(error.cause, torch.OutOfMemoryError):
+                raise
+            raise ConfigError(f"trial {trial.title!r} does not fit on a GPU ({error.cause}); lower train.batch_size or "
+                              "train.frames, or raise train.accumulate") from error  # fmt: skip
+    return dataclasses.replace(resources, gpus_per_trial=share(reserved, total), pack_gpus=False)
+
+
+def expected_bytes(config: TrialConfig, store: "FeatureStore") -> int:
+    """What a trial needs at the least, by which trials are compared; not what it takes."""
+    train, sizes = config.train, FeatureSizes.from_store(store, config.model.trains_pixel_decoder)
+    with torch.device("meta"):
+        model = build_head(EEMCConfig.from_store(store, **dataclasses.asdict(config.model)))
+    trained, every = (sum(p.numel() for p in some) for some in (model.trained_parameters(), model.parameters()))
+    copies = int(train.ema_decay > 0) + int(train.patience > 0)
+    at_once = math.ceil(train.batch_size / train.accumulate / config.resources.workers)
+    least = least_bytes(config.model, sizes, at_once, train.frames or store.num_frames)
+    return least + training_bytes(trained, every, copies) + batches_held(GPU) * bytes_of_batch(config, store)
+
+
+def share_of(config: TrialConfig) -> TrialConfig:
+    """The settings with which one worker alone does what each of several does, rounded up."""
+    num_parts = config.resources.workers * config.train.accumulate
+    batch_size = math.ceil(config.train.batch_size / num_parts) * config.train.accumulate
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=batch_size))
+
+
+def probe(config: TrialConfig, location: str, weights_dir: Path | None) -> tuple[int, int]:
+    """A few real steps and batches of evaluation on a GPU: most bytes that a trial reserves, and those of the GPU.
+
+    The steps read one batch after another; those that a trial has on the device ahead of its step are added. Of a trial
+    with several workers it is what one of them takes with its share of the batch.
+    """
+    from experiments.training.cost import measure
+    from refavs.store import FeatureStore
+
+    store = FeatureStore(location)
+    torch.cuda.reset_peak_memory_stats(GPU)
+    measure(share_of(config), store, GPU, weights_dir)
+    reserved = torch.cuda.max_memory_reserved(GPU) + depth_for(GPU) * bytes_of_batch(config, store)
+    return reserved, torch.cuda.get_device_properties(GPU).total_memory

@@ -1,0 +1,138 @@
+"""What happens in the processes of trials: settings are read, the store is opened, and they train."""
+
+import contextlib
+import dataclasses
+import functools
+import platform
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.tune
+import torch
+
+from experiments.grid.config import TrialConfig
+from experiments.sweep.record_types import WorkerSettings, read_record
+from experiments.training.learner import Team
+from experiments.training.loop import Run, train_group
+from refavs.config import replace
+from refavs.errors import ConfigError, RefAVSError, StoreError
+from refavs.machine.accelerator import require_usable
+from refavs.store import FeatureStore
+from refavs.store.unchanged import refuse_exchanged
+
+
+class WorkerDiedError(Exception):
+    """A process that worked for the trial, or its node, is gone by no error of the trial's own: it can go on."""
+
+
+def run_trial(settings: dict[str, Any]) -> None:
+    """The trials of one process, for Tune; a trial's folder holds its settings. A failure is reported, not raised.
+
+    Every report names the `folder` of a trial and has its new `records`, or `over` with why it failed; an empty reason
+    says that it did not.
+    """
+    if settings["workers"] == 1:
+        _train_here(settings)
+        return
+    from experiments.cluster.distributed import run_workers
+
+    (folder,) = settings["folders"]
+    try:
+        run_workers(train_share, settings, Path(folder), settings["workers"], settings["resources"])
+    except WorkerDiedError:
+        raise
+    except Exception as error:
+        _report_end(Path(folder), error)
+
+
+def _train_here(settings: dict[str, Any]) -> None:
+    """One trial, or several over one read of the store."""
+    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    _take_processors(settings)
+    missing = [Path(folder) for folder in settings["folders"]]
+
+    def over(run: Run) -> None:
+        missing.remove(run.folder)
+        _report_end(run.folder, run.error)
+        run.error = None  # it holds all that the trial had in memory
+
+    try:
+        require_usable(device, f"node {platform.node()}")
+        runs = [dataclasses.replace(_run_of(folder, ray.tune.report), over=over) for folder in missing]
+        train_group(runs, _store_of(settings), device)
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) and len(settings["folders"]) > 1:
+            raise WorkerDiedError(f"the GPU has no memory for {len(missing)} trials together") from error
+        for folder in missing:
+            _report_end(folder, error)
+
+
+def train_share(
+    settings: dict[str, Any], team: Team, device: torch.device, report: Callable[[dict[str, Any]], None]
+) -> None:
+    """What each worker of a trial with several does."""
+    _take_processors(settings)
+    run = _run_of(Path(settings["folders"][0]), report)
+    train_group([run], _store_of(settings), device, team)
+    if run.error is not None:
+        raise run.error
+
+
+def _take_processors(settings: dict[str, Any]) -> None:
+    torch.set_num_threads(max(1, int(settings["resources"]["CPU"])))
+
+
+def _run_of(folder: Path, report: Callable[[dict[str, Any]], None]) -> Run:
+    """The trial whose settings are in `folder`."""
+    facts = _settings(folder)
+    weights = facts.get("weights_dir")
+    return Run(
+        config=replace(TrialConfig(), facts["config"]), folder=folder,
+        report=lambda records: report({"folder": str(folder), "records": records}),
+        weights_dir=None if weights is None else Path(weights),
+    )  # fmt: skip
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    facts = read_record(folder / "config.json", WorkerSettings)
+    if facts is None:
+        raise ConfigError(f"{folder} has no config.json; run the same command again")
+    return facts
+
+
+def _report_end(folder: Path, error: Exception | None) -> None:
+    if error is not None:
+        with contextlib.suppress(OSError):  # as on a full disk; the reason itself is reported
+            (folder / "error.txt").write_text("".join(traceback.format_exception(error)), "utf-8")
+    reason = "" if error is None else reason_of(error)
+    ray.tune.report({"folder": str(folder), "records": [], "over": reason})
+
+
+def reason_of(error: Exception) -> str:
+    """Why a trial failed, as its user reads it."""
+    return (str(error) if isinstance(error, RefAVSError) else f"{type(error).__name__}: {error}") or "unknown"
+
+
+def _store_of(settings: dict[str, Any]) -> FeatureStore:
+    """The store that all trials of these settings read; in a sweep over several each trial notes its own.
+
+    Raises:
+        StoreError: it cannot be used, or is not the one with which the trials were planned.
+    """
+    facts = _settings(Path(settings["folders"][0]))
+    store = _store(facts.get("store_location") or settings["store"])
+    try:
+        refuse_exchanged(store, facts["store"])
+    except StoreError:
+        _store.cache_clear()  # the right one may be put back
+        raise
+    return store
+
+
+@functools.lru_cache(maxsize=4)
+def _store(location: str) -> FeatureStore:
+    """A store, opened once by each worker."""
+    return FeatureStore(location)

@@ -1,0 +1,217 @@
+"""The section `search` of a grid file: ranges of settings, how points are chosen, and when one is given up."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from experiments.grid.config import TrialConfig
+from experiments.grid.file import Located, mapping, refuse_unknown
+from experiments.grid.settings import typed_value
+from experiments.training.evaluate import MEASURES
+from refavs.config import flat, nearest
+from refavs.data.cues import DIMENSIONS
+from refavs.errors import ConfigError
+
+KINDS = ("uniform", "loguniform", "int", "choice")
+METHODS = ("tpe", "random")
+PARTS = ("ranges", "budget", "method", "metric", "seed", "asha")
+METRICS = tuple(f"val/{group}{measure}" for group in ("", *(f"{name}/" for name in DIMENSIONS)) for measure in MEASURES)
+LOWER_IS_BETTER = ("S", "false_empty")
+DIGITS = 5
+# These decide what a trial starts from or runs on, which is looked at once, before anything starts.
+NOT_SEARCHED = ("seed", "train.init", "model.decoder_weights", "resources.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """The values that a search may give a setting.
+
+    Attributes:
+        kind: one of `KINDS`; both ends of an `int` belong to it.
+        ends: lowest and highest value; of a choice all values.
+        place: of the setting in the grid file.
+        places: of its ends there.
+    """
+
+    kind: str
+    ends: tuple[Any, ...]
+    place: str = field(default="", compare=False)
+    places: tuple[str, ...] = field(default=(), compare=False)
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        """A value at random."""
+        if self.kind == "choice":
+            return self.ends[int(rng.integers(len(self.ends)))]
+        low, high = self.ends
+        if self.kind == "int":
+            return int(rng.integers(low, high, endpoint=True))
+        return self.rounded(math.exp(rng.uniform(math.log(low), math.log(high))) if self.kind == "loguniform"
+                            else rng.uniform(low, high))  # fmt: skip
+
+    def rounded(self, value: float) -> float:
+        """A value as it is written and compared: with a few digits, within the range."""
+        return min(max(float(f"{value:.{DIGITS}g}"), self.ends[0]), self.ends[1])
+
+    def located(self, value: Any) -> Located:
+        """An end with its place."""
+        return Located(value, self.places[self.ends.index(value)])
+
+    def __str__(self) -> str:
+        return f"{self.kind} [{', '.join(map(str, self.ends))}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asha:
+    """Early stopping by asynchronous successive halving: after 1, r, r^2, ... times `min_epochs` only the best go on.
+
+    Attributes:
+        reduction: r; of the trials that have come so far, one in r goes on.
+    """
+
+    min_epochs: int = 1
+    reduction: int = 3
+
+    def rung(self, epoch: int) -> bool:
+        """Whether trials are compared after this epoch."""
+        rung = self.min_epochs
+        while rung < epoch:
+            rung *= self.reduction
+        return rung == epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """What a search looks for, and where.
+
+    Attributes:
+        ranges: by the dotted name of the setting.
+        budget: points that are tried; each seed of a point is a trial.
+        metric: of the validation, by which points are compared; of several seeds the mean.
+        seed: of the choice of points, none of a trial's.
+    """
+
+    ranges: Mapping[str, Range]
+    budget: int
+    method: str = "tpe"
+    metric: str = "val/J"
+    seed: int = 0
+    asha: Asha | None = None
+
+    @property
+    def maximize(self) -> bool:
+        """Whether more of the metric is better."""
+        return self.metric.rpartition("/")[2] not in LOWER_IS_BETTER
+
+    def draw(self, index: int, attempt: int) -> dict[str, Any]:
+        """The point of this number at random, whatever was found before."""
+        rng = np.random.default_rng([self.seed, index, attempt])
+        return {name: self.ranges[name].draw(rng) for name in sorted(self.ranges)}
+
+    def extremes(self) -> list[dict[str, Any]]:
+        """Points that have each end and each choice once, others at their first; the first one has all firsts."""
+        first = {name: part.ends[0] for name, part in self.ranges.items()}
+        return [first, *(first | {name: end} for name, part in self.ranges.items() for end in part.ends[1:])]
+
+
+def search_plan(part: Located, num_seeds: int) -> SearchPlan:
+    """The section as it is checked by itself; whether its ends can be used is seen when trials are made of them.
+
+    Raises:
+        ConfigError: a part that is missing, unknown or of another form; a setting that cannot be searched.
+    """
+    parts = mapping(part, "a mapping with ranges and budget")
+    refuse_unknown(part, PARTS, "part of search")
+    for name in ("ranges", "budget"):
+        if name not in parts:
+            raise ConfigError(f"{part.place}: has no {name}; write for example budget: 20 and ranges: "
+                              "{train.learning_rate: {loguniform: [1e-5, 1e-3]}}")  # fmt: skip
+    ranges = dict(_ranges(parts["ranges"], ""))
+    if not ranges:
+        raise ConfigError(f"{parts['ranges'].place}: ranges names no setting; write for example model.beta: "
+                          "{uniform: [0, 2]}")  # fmt: skip
+    asha = _asha(parts["asha"]) if "asha" in parts else None
+    if asha and num_seeds > 1:
+        raise ConfigError(
+            f"{parts['asha'].place}: asha compares single trials, and a point has {num_seeds} seeds; keep one, and "
+            "try the best points with more of them afterwards, or leave asha out"
+        )
+    return SearchPlan(
+        ranges=ranges, asha=asha,
+        budget=_number(parts["budget"], "budget", 1),
+        seed=_number(parts["seed"], "seed", 0) if "seed" in parts else 0,
+        method=_one_of(parts["method"], "method", METHODS) if "method" in parts else "tpe",
+        metric=_one_of(parts["metric"], "metric", METRICS) if "metric" in parts else "val/J",
+    )  # fmt: skip
+
+
+def _ranges(part: Located, prefix: str) -> list[tuple[str, Range]]:
+    """Ranges of nested or dotted settings by their dotted names."""
+    found: dict[str, tuple[Range, str]] = {}
+    for name, inner in mapping(part).items():
+        dotted = f"{prefix}{name}"
+        is_range = dotted in flat(TrialConfig()) or not inner.is_mapping or any(kind in inner.value for kind in KINDS)
+        below = [(dotted, _range(dotted, inner))] if is_range else _ranges(inner, f"{dotted}.")
+        for key, value in below:
+            if key in found:
+                raise ConfigError(f"{inner.place}: {key} is also set at {found[key][1]}; keep one of them")
+            found[key] = value, inner.place
+    return [(name, value) for name, (value, _) in found.items()]
+
+
+def _range(name: str, part: Located) -> Range:
+    typed_value(name, Located(flat(TrialConfig()).get(name), part.place))  # an unknown name is told first
+    if name.startswith(NOT_SEARCHED):
+        raise ConfigError(f"{part.place}: {name} cannot be searched; set it in base, or list seeds under seeds")
+    content = mapping(part, "one of uniform, loguniform, int and choice, as {uniform: [0, 2]}")
+    refuse_unknown(part, KINDS, f"kind of range for {name}")
+    if len(content) != 1:
+        raise ConfigError(f"{part.place}: {name} has {' and '.join(content) or 'no range'}; accepted: one of "
+                          f"{', '.join(KINDS)}, as {{uniform: [0, 2]}}")  # fmt: skip
+    ((kind, values),) = content.items()
+    if kind == "choice":
+        if not isinstance(values.value, list) or len(values.value) < 2:
+            raise ConfigError(f"{values.place}: {name} is {values.plain!r}; accepted: a list of two values or more")
+        ends = [typed_value(name, value).value for value in values.value]
+        for number, end in enumerate(ends):
+            if end in ends[:number]:
+                raise ConfigError(f"{values.value[number].place}: {name} lists {end!r} twice; keep one")
+        places = tuple(value.place for value in values.value)
+        return Range(kind=kind, ends=tuple(ends), place=part.place, places=places)
+    places = tuple(end.place for end in values.value) if isinstance(values.value, list) else ()
+    ends = [typed_value(name, Located(end, place)).value
+            for end, place in zip(_interval(name, kind, values), places, strict=True)]  # fmt: skip
+    return Range(kind=kind, ends=tuple(ends), place=part.place, places=places)
+
+
+def _interval(name: str, kind: str, values: Located) -> tuple[float, float]:
+    plain, types = values.plain, (int,) if kind == "int" else (int, float)
+    good = isinstance(plain, list) and len(plain) == 2 and all(type(end) in types for end in plain)
+    good = good and plain[0] < plain[1]
+    if not good or not math.isfinite(plain[1] - plain[0]) or (kind == "loguniform" and plain[0] <= 0):
+        accepted = {"int": "two whole numbers, as [1, 6]", "loguniform": "two numbers above 0, as [1e-5, 1e-3]"}
+        raise ConfigError(f"{values.place}: {name} is {kind} {plain!r}; accepted: the lowest and the highest value, "
+                          f"{accepted.get(kind, 'two numbers, as [0, 2]')}")  # fmt: skip
+    low, high = plain if kind == "int" else map(float, plain)
+    return low, high
+
+
+def _asha(part: Located) -> Asha:
+    parts = mapping(part, "a mapping, as {min_epochs: 1, reduction: 3}")
+    refuse_unknown(part, ("min_epochs", "reduction"), "part of asha")
+    least = {"min_epochs": 1, "reduction": 2}
+    return Asha(**{name: _number(value, f"asha.{name}", least[name]) for name, value in parts.items()})
+
+
+def _number(part: Located, name: str, least: int) -> int:
+    if type(part.value) is not int or part.value < least:
+        raise ConfigError(f"{part.place}: {name} is {part.plain!r}; accepted: a whole number from {least}")
+    return part.value
+
+
+def _one_of(part: Located, name: str, known: tuple[str, ...]) -> str:
+    if part.value not in known:
+        raise ConfigError(f"{part.place}: {name} is {part.plain!r}; {nearest(str(part.plain), known)}")
+    return part.value

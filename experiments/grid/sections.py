@@ -1,0 +1,140 @@
+"""The sections of a grid file, each checked by itself: axes, cases, conditions, seeds; and that no two contradict."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.grid.config import MOST_SEED, TrialConfig
+from experiments.grid.file import Located, mapping, refuse_unknown, settings
+from experiments.grid.settings import Condition, Settings, typed_settings, typed_value
+from refavs.config import flat
+from refavs.errors import ConfigError
+
+
+def axes(part: Located) -> dict[str, list[Located]]:
+    """The values of each axis of `grid` or `zip`, as they are written.
+
+    Raises:
+        ConfigError: an unknown setting, no list, or a value of another type.
+    """
+    found: dict[str, list[Located]] = {}
+    for name, values in settings(part).items():
+        if not isinstance(values.value, list) or not values.value:
+            typed_value(name, Located(flat(TrialConfig()).get(name), values.place))  # an unknown name is told first
+            raise ConfigError(f"{values.place}: {name} is {values.plain!r}; accepted: a list of values, as [0.5, 1.0]")
+        for value in values.value:
+            typed_value(name, value)
+        found[name] = values.value
+    return found
+
+
+def paired_axes(part: Located) -> dict[str, list[Located]]:
+    """The axes of `zip`, of which the first values belong together, then the second ones, and so on.
+
+    Raises:
+        ConfigError: as `axes`; one axis alone, or axes of different lengths.
+    """
+    found = axes(part)
+    lengths = {name: len(values) for name, values in found.items()}
+    if len(found) == 1:
+        raise ConfigError(f"{part.place}: {next(iter(found))} has no partner; name two or more, or write it under grid")
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        places = {name: values.place for name, values in settings(part).items()}
+        odd = next(name for name, length in lengths.items() if length != next(iter(lengths.values())))
+        raise ConfigError(f"{places[odd]}: {told} values; accepted: lists of equal length, which are read in step")
+    return found
+
+
+def conditions(part: Located) -> tuple[Condition, ...]:
+    """The entries of `when`.
+
+    Raises:
+        ConfigError: an entry that is no condition; a setting or a value that no trial could have.
+    """
+    if part.value is None:
+        return ()
+    if not isinstance(part.value, list):
+        raise ConfigError(
+            f"{part.place}: is {part.plain!r}; accepted: a list of conditions, as "
+            "- {if: {model.num_layers: 4}, set: {train.batch_size: 4}}"
+        )
+    return tuple(_condition(entry) for entry in part.value)
+
+
+def _condition(entry: Located) -> Condition:
+    parts = mapping(entry, "a condition, as {if: {model.beta: 0}, skip: true}")
+    refuse_unknown(entry, ("if", "set", "skip"), "part of a condition")
+    if "if" not in parts or ("set" in parts) == ("skip" in parts):
+        raise ConfigError(
+            f"{entry.place}: has {', '.join(parts) or 'nothing'}; accepted: if with set, or if with skip: true"
+        )
+    wanted = {name: _accepted(name, value) for name, value in settings(parts["if"]).items()}
+    changes = typed_settings(parts["set"]) if "set" in parts else {}
+    if not wanted or ("set" in parts and not changes):
+        raise ConfigError(f"{entry.place}: if and set name no setting; write for example if: {{model.num_layers: 4}}")
+    if "skip" in parts and parts["skip"].value is not True:
+        raise ConfigError(f"{parts['skip'].place}: skip is {parts['skip'].plain!r}; accepted: true, or leave it out")
+    if "seed" in wanted and changes:
+        raise ConfigError(
+            f"{entry.place}: a condition on seed sets other settings, and seeds of a trial differ in nothing else; "
+            "accepted: if: {seed: ...} with skip: true"
+        )
+    return Condition(place=entry.place, wanted=wanted, changes=changes, skip="skip" in parts)
+
+
+def _accepted(name: str, value: Located) -> tuple[Any, ...]:
+    """A list is one of several values."""
+    several = value.value if isinstance(value.value, list) else [value]
+    return tuple(typed_value(name, one).value for one in several)
+
+
+def cases(part: Located) -> dict[str, dict[str, Located]]:
+    """The settings of each named case; one without a name where there are none.
+
+    Raises:
+        ConfigError: an unknown setting, or a value of another type.
+    """
+    named = mapping(part)
+    return {name: typed_settings(case.labelled(f"case {name!r}")) for name, case in named.items()} or {"": {}}
+
+
+def seeds(part: Located) -> list[int]:
+    """The seeds of every trial.
+
+    Raises:
+        ConfigError: no list of distinct whole numbers.
+    """
+    value = part.plain
+    good = isinstance(value, list) and value and all(type(seed) is int and seed >= 0 for seed in value)
+    if not good or len(set(value)) < len(value):
+        raise ConfigError(f"{part.place}: seeds is {value!r}; accepted: a list of distinct whole numbers, as [0, 1, 2]")
+    if max(value) > MOST_SEED:
+        raise ConfigError(f"{part.place}: a seed is {max(value)}; accepted: up to {MOST_SEED}, the largest of torch")
+    return value
+
+
+def refuse_clashes(
+    sources: Sequence[tuple[str, Settings]], base: Settings, overrides: Mapping[str, Any], where: str
+) -> None:
+    """One setting has one place beside base: else a value would be overruled without a word.
+
+    Args:
+        sources: what varies settings, as `an axis of grid`, with these.
+
+    Raises:
+        ConfigError: a setting that two sources claim, one of them and --set, or a seed among the settings.
+    """
+    claims: dict[str, str] = {}
+    given = dict.fromkeys(overrides, Located(None, "--set"))
+    for claimed in (base, given, *(claimed for _, claimed in sources)):
+        if "seed" in claimed:
+            place = claimed["seed"].place
+            raise ConfigError(f"{place}: 'seed' is not set directly; list the seeds under seeds, as seeds: [0, 1]")
+    for source, claimed in sources:
+        for name, value in claimed.items():
+            if name in claims:
+                raise ConfigError(f"{value.place}: {name} is {claims[name]} and {source}; keep one of them")
+        claims |= dict.fromkeys(claimed, source)
+    for name in overrides:
+        if name in claims:
+            raise ConfigError(f"--set {name}: {where} varies it; change the grid file, or set another name")

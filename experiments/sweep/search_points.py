@@ -1,0 +1,90 @@
+"""How the points of a search become trials."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.grid.file import Located, mapping
+from experiments.grid.search_space import SearchPlan
+from experiments.grid.settings import Template
+from experiments.grid.trial import MAX_TRIALS, Trial, short_names
+from refavs.config import digest
+from refavs.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchGrid:
+    """What makes trials of the points that a search suggests.
+
+    Attributes:
+        examples: a trial at each end of each range, of which none runs.
+    """
+
+    plan: SearchPlan
+    template: Template
+    seeds: Sequence[int]
+    examples: tuple[Trial, ...]
+
+    def trials(self, index: int, point: Mapping[str, Any]) -> tuple[Trial, ...]:
+        """A trial for each seed of the point with this number; none where a condition leaves it out.
+
+        Raises:
+            ConfigError: values that do not agree.
+        """
+        example = self.examples[0]
+        own = {name: Located(value, "search") for name, value in point.items()}
+        init = {"train.init": Located(example.config.train.init, "search")}
+        ordered = {setting: point[setting] for setting in self.plan.ranges}
+        shown = zip(short_names(list(ordered)), ordered.values(), strict=True)
+        name = ", ".join([f"point {index}", *(f"{axis} {value}" for axis, value in shown)])
+        configs = [self.template.config({**own, **init}, seed) for seed in self.seeds]
+        return tuple(
+            dataclasses.replace(example, name=name, config=config) for config in configs if config is not None
+        )
+
+    def identity(self, key: str) -> str:
+        """Names the search among all of a sweep: its ranges and all else that decides what a point is.
+
+        Args:
+            key: of the first example.
+        """
+        ranges = {name: [part.kind, list(part.ends)] for name, part in self.plan.ranges.items()}
+        whens = [
+            [when.wanted, {name: value.value for name, value in when.changes.items()}, when.skip]
+            for when in self.template.conditions
+        ]
+        return digest({"example": key, "ranges": ranges, "seed": self.plan.seed, "when": whens})
+
+
+def search_grid(plan: SearchPlan, template: Template, seeds: Sequence[int], section: Located) -> SearchGrid:
+    """The trials of a search, with its ends tried.
+
+    Args:
+        section: of the grid file, from which `plan` was read.
+
+    Raises:
+        ConfigError: an end that cannot be used, conditions that leave nothing, or a budget that is too large.
+    """
+    parts = mapping(section)
+    for when in template.conditions:
+        if name := next((name for name in ("train.init", "model.decoder_weights") if name in when.changes), None):
+            place = when.changes[name].place
+            raise ConfigError(f"{place}: {name} cannot depend on what is searched; set it in base")
+    examples = []
+    for point in plan.extremes():
+        config = template.config({name: plan.ranges[name].located(value) for name, value in point.items()}, 0)
+        if config is not None:
+            label = ", ".join(f"{name} {value}" for name, value in point.items())
+            examples.append(Trial(name=f"a point with {label}", config=config))
+    if not examples:
+        place = parts["ranges"].place
+        raise ConfigError(f"{place}: the conditions skip every end of these ranges; take one of them out")
+    if plan.asha and plan.asha.min_epochs >= (longest := max(trial.config.train.epochs for trial in examples)):
+        place = mapping(parts["asha"]).get("min_epochs", parts["asha"]).place
+        raise ConfigError(
+            f"{place}: asha.min_epochs is {plan.asha.min_epochs}, and trials have {longest} epochs; accepted: fewer"
+        )
+    if plan.budget * len(seeds) > MAX_TRIALS:
+        raise ConfigError(f"{parts['budget'].place}: more than {MAX_TRIALS:,} trials; lower the budget")
+    return SearchGrid(plan=plan, template=template, seeds=seeds, examples=tuple(examples))

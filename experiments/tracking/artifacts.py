@@ -1,0 +1,49 @@
+"""Files of a run that MLflow has already: given to it, and fetched from it."""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from experiments.tracking.client import Guard, first_contact, without_password
+from experiments.tracking.database import refuse_missing
+from refavs.errors import ConfigError
+
+
+def upload(
+    uri: str, run_id: str, folder: Path, names: Sequence[str], below: str, guard: Guard = lambda artifacts, names: None
+) -> None:
+    """Gives files of a folder to a run that is there already, with their paths in it, below a folder of its artifacts.
+
+    Args:
+        guard: as for `Tracker`.
+
+    Raises:
+        ConfigError: nothing that can be used answers at `uri`, it has no such run, or takes no files.
+    """
+    refuse_missing(uri)
+    with first_contact(uri) as client:
+        artifacts = client.get_run(run_id).info.artifact_uri
+        guard(str(artifacts), [f"{below}/{name}" for name in names])
+        try:
+            for name in names:
+                client.log_artifact(run_id, str(folder / name), str(PurePosixPath(below, name).parent))
+        except OSError as error:  # also what the network says
+            raise ConfigError(f"its artifacts at {without_password(str(artifacts))} cannot be written ("
+                              f"{' '.join(str(error).split())[:200]})") from error  # fmt: skip
+
+
+def download(uri: str, run_id: str, name: str) -> Path:
+    """Fetches a folder of a run's artifacts and returns where it lies now.
+
+    Raises:
+        ConfigError: nothing that can be used answers at `uri`, it has no such run, or the run no such folder.
+    """
+    from mlflow.exceptions import MlflowException
+
+    refuse_missing(uri)
+    with first_contact(uri) as client:
+        try:
+            return Path(client.download_artifacts(run_id, name))
+        except (MlflowException, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(f"MLflow at {without_password(uri)} has no {name} of run {run_id!r} ({reason}); give the "
+                              "id of a finished trial") from error  # fmt: skip

@@ -1,0 +1,382 @@
+"""MLflow: the sweep is a parent run, each trial a child. Only the driver writes, and only through the client.
+
+Every request may be repeated: runs are found again by their tags, and a metric point keeps the time stamp its trial
+gave it, so that sending it again leaves one point. When to send what is the affair of `experiments.tracking.sync`.
+"""
+
+import contextlib
+import getpass
+import json
+import logging
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.grid.trial import NOT_IN_KEY
+from experiments.sweep.ledger import Entry
+from experiments.tracking.database import first_use
+from experiments.tracking.moved import sqlite_uri
+from refavs.config import digest, flat
+from refavs.errors import ConfigError, RefAVSError
+from refavs.files.partials import PARTIAL
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment, Run
+
+    from refavs.store import FeatureStore
+
+BATCH_METRICS = 1000
+BATCH_PARAMS = 100
+DIGEST_LENGTH = 36
+LONGEST_KEY = 250
+DELETED = "must be in the 'active' state"
+REASON = "refavs.reason"
+ATTEMPT = "refavs.attempt"
+# What trying again does not mend; everything else may be a server that is away, or a database that another holds.
+LASTING = frozenset({
+    "ALREADY_EXISTS", "BAD_REQUEST", "CUSTOMER_UNAUTHORIZED", "ENDPOINT_NOT_FOUND", "FEATURE_DISABLED",
+    "INVALID_PARAMETER_VALUE", "INVALID_STATE", "MALFORMED_REQUEST", "NOT_FOUND", "NOT_IMPLEMENTED",
+    "PERMISSION_DENIED", "QUOTA_EXCEEDED", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "UNAUTHENTICATED",
+})  # fmt: skip
+
+
+Guard = Callable[[str, Iterable[str]], None]
+
+
+class UnreachableError(ConfigError):
+    """MLflow does not answer at an address; it may do so later."""
+
+
+def default_tracking_uri(out: Path) -> str:
+    """The SQLite database beside the sweep's folder, shared by the sweeps next to each other."""
+    return sqlite_uri(out.resolve().parent / "mlflow.db")
+
+
+def git_facts(folder: Path) -> dict[str, str]:
+    """Commit and dirtiness of the code in `folder`; empty where it is not under git.
+
+    What a job of a cluster was started with, whose code travels without its history, is in the environment.
+    """
+    if commit := os.environ.get("REFAVS_GIT_COMMIT"):
+        dirty = os.environ.get("REFAVS_GIT_DIRTY", "true")
+        return {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": dirty}
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": str(bool(changes)).lower()}
+
+
+def without_password(uri: str) -> str:
+    """An address as it may be shown: without the user and the password that it may name."""
+    return re.sub(r"(?<=://)[^/\s]+@", "", uri)
+
+
+def metric_name(name: str) -> str:
+    """`name` as MLflow takes it: other characters replaced, and a long one ending in what tells it from others."""
+    parts = re.sub(r"[^\w\-./ :]", "_", name).split("/")
+    plain = "/".join("_" if part in ("", ".", "..") else part for part in parts)
+    return plain if len(plain) <= LONGEST_KEY else f"{plain[: LONGEST_KEY - 9]}-{digest(name)[:8]}"
+
+
+@contextlib.contextmanager
+def few_retries() -> Iterator[None]:
+    """A server that does not answer is noticed in seconds, not after the many minutes that MLflow's client tries."""
+    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+    own = [name for name in limits if name not in os.environ]
+    os.environ.update({name: limits[name] for name in own})
+    try:
+        yield
+    finally:
+        for name in own:
+            os.environ.pop(name, None)
+
+
+def lasts(error: BaseException) -> bool:
+    """Whether trying again would meet the same error."""
+    if isinstance(error, UnreachableError):
+        return False
+    ours = (RefAVSError, ImportError, AssertionError, AttributeError, KeyError, NameError, TypeError)
+    return getattr(error, "error_code", "") in LASTING or isinstance(error, ours)
+
+
+def gone(error: BaseException) -> bool:
+    """Whether MLflow no longer has the run that a request named, or has it among the deleted ones."""
+    code = getattr(error, "error_code", "")
+    return code == "RESOURCE_DOES_NOT_EXIST" or (code == "INVALID_PARAMETER_VALUE" and DELETED in str(error))
+
+
+def one_line(error: BaseException) -> str:
+    """An error for a message: its kind and the beginning of its text, without passwords."""
+    return f"{type(error).__name__}: {without_password(' '.join(str(error).split()))[:200]}"
+
+
+@contextlib.contextmanager
+def first_contact(uri: str) -> Iterator["MlflowClient"]:
+    """A quiet client; what its first requests meet is one clear error.
+
+    Raises:
+        ConfigError: what is at `uri` cannot be used; an `UnreachableError` where nothing answers.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from alembic.util import CommandError  # of a database that a newer MLflow made
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        with few_retries():
+            with first_use(uri):
+                client = MlflowClient(tracking_uri=uri)
+            yield client
+    except (MlflowException, SQLAlchemyError, CommandError, ImportError) as error:  # also a driver that is missing
+        reason = without_password(" ".join(str(error).split()))[:200]
+        away = not lasts(error) and (not uri.startswith("sqlite") or "database is locked" in str(error))
+        raise (UnreachableError if away else ConfigError)(
+            f"MLflow at {without_password(uri)} cannot be used ({reason}); give by --tracking-uri a running server, as "
+            "http://HOST:5000, or a database, as sqlite:///PATH.db"
+        ) from error
+
+
+class Tracker:
+    """Writes one sweep into MLflow.
+
+    Args:
+        uri: tracking server or database.
+        experiment: name of the MLflow experiment, the question the sweep asks.
+        sweep_id: names the sweep among all on that server.
+        artifacts: where a new local experiment keeps its artifacts; None leaves it to the server.
+        run_id: the sweep's run, if any; its experiment stays the sweep's if the folder is renamed.
+        guard: refuses an address of artifacts, or names of files there, to which nothing may be written.
+    """
+
+    def __init__(
+        self, uri: str, experiment: str, sweep_id: str, artifacts: Path | None, run_id: str | None = None,
+        guard: Guard = lambda artifacts, names: None,
+    ) -> None:  # fmt: skip
+        self.uri, self.experiment, self.sweep_id = uri, experiment, sweep_id
+        self.artifacts, self.run_id, self.guard = artifacts, run_id, guard
+        self.git = git_facts(Path(__file__).parent)
+        self.contacted = False
+
+    def contact(self) -> None:
+        """Finds or makes the experiment, which what is sent needs.
+
+        Raises:
+            ConfigError: what is at the address cannot be used, or the experiment is deleted there; an
+                `UnreachableError` where nothing answers.
+        """
+        with first_contact(self.uri) as client:
+            self.client, self.experiment_id = client, self._experiment(client)
+            self.contacted = True
+
+    def _experiment(self, client: "MlflowClient") -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self._known_experiment(client) or client.get_experiment_by_name(self.experiment)
+        if found is None:
+            location = None if self.artifacts is None else self.artifacts.resolve().as_uri()
+            try:
+                return client.create_experiment(self.experiment, artifact_location=location)
+            except MlflowException:  # another sweep may have made it in between, or the first answer was lost
+                found = client.get_experiment_by_name(self.experiment)
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            shown = without_password(self.uri)
+            raise ConfigError(
+                f"the MLflow experiment {self.experiment!r} at {shown} is deleted; bring it back with "
+                f"'MLFLOW_TRACKING_URI={shown} mlflow experiments restore --experiment-id {found.experiment_id}', or "
+                "give another --out"
+            )
+        self.guard(str(found.artifact_location), ())
+        return found.experiment_id
+
+    def _known_experiment(self, client: "MlflowClient") -> "Experiment | None":
+        """The experiment of the sweep's own run; None where MLflow does not have that run."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = client.get_run(self.run_id) if self.run_id else None
+        except MlflowException as error:
+            if not gone(error):
+                raise
+            return None
+        own = run and run.data.tags.get("refavs.sweep") == self.sweep_id
+        return client.get_experiment(run.info.experiment_id) if run and own else None
+
+    def start_sweep(self, name: str, description: str, store: "FeatureStore", facts: Mapping[str, Any]) -> str:
+        """Opens the parent run, or opens it again, and returns its id; a grown grid may change the `facts`."""
+        from mlflow.entities import RunTag
+
+        tags = {"mlflow.note.content": description, "refavs.kind": "sweep", "refavs.grid": name}
+        run_id = self._find_or_create(f"sweep-{store.fingerprint}", name, tags, store)
+        self.client.log_batch(run_id, tags=[RunTag(f"refavs.{key}", _utf8(value)) for key, value in facts.items()])
+        self._log_store(run_id, store)
+        return run_id
+
+    def start_trial(
+        self, entry: Entry, parent: str, store: "FeatureStore", attempt: int = 0, started_ms: int | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> str:  # fmt: skip
+        """Opens a trial's run, or opens it again, and returns its id.
+
+        Args:
+            attempt: how often the trial was begun anew; runs of earlier attempts are deleted.
+            started_ms: when the trial began.
+            facts: become tags of the run.
+        """
+        from mlflow.entities import RunTag
+
+        tags = {
+            "mlflow.parentRunId": parent,
+            "refavs.kind": "trial",
+            "refavs.case": entry.trial.name,
+            "refavs.seed": str(entry.trial.config.seed),
+            ATTEMPT: str(attempt),
+        }
+        run_id = self._find_or_create(entry.key, entry.trial.title, tags, store, started_ms)
+        settings = flat(entry.trial.config)
+        loose = {name: settings.pop(name) for name in list(settings) if name.startswith(NOT_IN_KEY)}
+        self._log_params(run_id, settings)
+        # A parameter can never change, and these may when the trial goes on.
+        loose |= facts or {}
+        changing = [RunTag(f"refavs.{name}", _utf8(value)) for name, value in loose.items()]
+        self.client.log_batch(run_id, tags=[*changing, RunTag("mlflow.parentRunId", parent)])
+        self._log_store(run_id, store)
+        return run_id
+
+    def log_records(self, run_id: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Sends the records of finished epochs with what the process took, all in one request where they are few."""
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(key=metric_name(name), value=value, timestamp=record["time_ms"], step=record["epoch"])
+            for record in records
+            for name, value in {
+                **record["metrics"], **{f"system/{name}": value for name, value in record.get("system", {}).items()}
+            }.items()
+        ]  # fmt: skip
+        for start in range(0, len(metrics), BATCH_METRICS):
+            self.client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
+
+    def log_folder(self, run_id: str, folder: Path, names: Sequence[str]) -> None:
+        """Uploads files and folders of a trial under their own names, but not what a killed writer left in them."""
+        found = [
+            path.relative_to(folder) for name in names for path in (folder / name, *sorted((folder / name).rglob("*")))
+            if path.is_file() and not path.name.endswith(PARTIAL)
+        ]  # fmt: skip
+        if not found:
+            return
+        self.guard(str(self.client.get_run(run_id).info.artifact_uri), map(str, found))
+        for path in found:
+            below = path.parent.as_posix()
+            self.client.log_artifact(run_id, str(folder / path), None if below == "." else below)
+
+    def end(self, run_id: str, status: str, reason: str = "", ended_ms: int | None = None) -> None:
+        """Closes a run as FINISHED, FAILED or KILLED."""
+        if reason:
+            self.client.set_tag(run_id, REASON, reason[:5000])
+        self.client.set_terminated(run_id, status=status, end_time=ended_ms)
+
+    def keep_only(self, key: str, run_id: str | None) -> None:
+        """Deletes the other runs of a trial: of an earlier attempt, or made by a request whose answer was lost."""
+        for run in self._runs(key):
+            if run.info.run_id != run_id:
+                self.client.delete_run(run.info.run_id)
+
+    def register(self, name: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> str:
+        """Makes a version of the model `name` in the registry from a run's artifact, once; returns its number."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        found = self.client.search_model_versions(f"run_id='{run_id}'")
+        known = [version for version in found if version.name == name]
+        if known:
+            return str(min(int(version.version) for version in known))
+        source = f"{self.client.get_run(run_id).info.artifact_uri}/{artifact}"
+        return str(self.client.create_model_version(name, source, run_id, tags=dict(tags)).version)
+
+    def _runs(self, key: str) -> "list[Run]":
+        """The runs of this sweep with this key that are not deleted, oldest first."""
+        own = f"tags.`refavs.sweep` = '{self.sweep_id}' and tags.`refavs.key` = '{key}'"
+        return list(self.client.search_runs([self.experiment_id], own, order_by=["attributes.start_time ASC"]))
+
+    def _find_or_create(
+        self, key: str, name: str, tags: dict[str, str], store: "FeatureStore", started_ms: int | None = None
+    ) -> str:
+        """The run of this sweep with this key; one that was made just before a kill is found by its tags."""
+        wanted = tags.get(ATTEMPT, "0")
+        same = [run for run in self._runs(key) if run.data.tags.get(ATTEMPT, "0") == wanted]
+        if same:
+            run_id = same[0].info.run_id
+            if same[0].info.status != "RUNNING":
+                self.client.update_run(run_id, status="RUNNING")
+            if REASON in same[0].data.tags:
+                self.client.delete_tag(run_id, REASON)
+        else:
+            own = {
+                "refavs.sweep": self.sweep_id,
+                "refavs.key": key,
+                "refavs.store": store.fingerprint,
+                "refavs.features": "random weights" if store.random_weights else "pretrained weights",
+                "mlflow.user": _user(),
+                "mlflow.source.name": "refavs-sweep",
+            }
+            run = self.client.create_run(
+                self.experiment_id, start_time=started_ms, run_name=name, tags={**own, **self.git, **tags}
+            )
+            run_id = run.info.run_id
+        self.keep_only(key, run_id)
+        return run_id
+
+    def _log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(key=name, value=str(value)) for name, value in values.items()]
+        for start in range(0, len(params), BATCH_PARAMS):
+            self.client.log_batch(run_id, params=params[start : start + BATCH_PARAMS])
+
+    def _log_store(self, run_id: str, store: "FeatureStore") -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        profile = {"clips": len(store.clips), "expressions": len(store.expressions)}
+        dataset = Dataset(
+            name=_utf8(store.location.rstrip('/').rsplit('/', 1)[-1]),
+            digest=store.fingerprint[:DIGEST_LENGTH],
+            source_type="local",
+            source=json.dumps({"uri": store.location}),
+            profile=json.dumps(profile),
+        )
+        self.client.log_inputs(
+            run_id, [DatasetInput(dataset=dataset, tags=[InputTag(key="mlflow.data.context", value="training")])]
+        )
+
+
+def _utf8(value: object) -> str:
+    """A value as MLflow can take it: a path may have bytes that are no UTF-8."""
+    return os.fsencode(str(value)).decode(errors="backslashreplace")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"

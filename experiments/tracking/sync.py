@@ -1,0 +1,307 @@
+"""MLflow as a mirror of the ledger: a thread sends what is on disk and not there yet, and tries again where it fails.
+
+Nothing waits for MLflow. A trial's folder holds all that is to be sent (records, result, files, state) before anyone
+asks for it, and `mlflow.json` beside it says how much of that MLflow has; the difference is what is pending, whatever
+was killed when. A request that was sent and not noted is sent again, which changes nothing (see `client.py`).
+"""
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.sweep.ledger import Entry, Ledger, read_metrics
+from experiments.sweep.record_types import Sent
+from experiments.sweep.stores import store_of
+from experiments.tracking.client import Tracker, few_retries, gone, lasts, one_line, without_password
+from experiments.tracking.model_card import write_card
+from experiments.training.resume import read_json, write_json
+
+if TYPE_CHECKING:
+    from refavs.store import FeatureStore
+
+FILE = "mlflow.json"
+ARTIFACTS = ("checkpoint", "statistics.parquet", "overlays", "config.json", "metrics.jsonl")
+TABLE = "table.csv"
+RUN_STATUS = {
+    "running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "pruned": "KILLED",
+}  # fmt: skip
+WAIT_S = 60.0  # without an answer, after the last trial
+IN_FLIGHT = 10  # times as long for a request that is on its way
+LONGEST_PAUSE_S = 10.0
+FIRST_PAUSE_S = 0.5
+SWEEP = ""  # the key of the parent run in the queue
+SWEEP_TITLE = "the sweep's own run"
+
+
+def sent_of(folder: Path, uri: str) -> dict[str, Any]:
+    """What MLflow at `uri` has of the run of this folder; `attempt` counts how often the trial was begun anew.
+
+    Another address has nothing, so that a finished sweep can be sent to a second server.
+    """
+    known = read_json(folder / FILE, Sent) or {}
+    same = known.get("uri") == without_password(uri)
+    return known if same else {"attempt": known.get("attempt", 0), "uri": without_password(uri)}
+
+
+def pending(entry: Entry, uri: str) -> bool:
+    """Whether the ledger holds something of a trial, that is not running, which MLflow at `uri` has not."""
+    status, sent = entry.status, sent_of(entry.folder, uri)
+    if status["state"] == "new":
+        return bool(sent["attempt"]) and not sent.get("cleared")
+    return sent.get("time_s") != status.get("time_s") or "run_id" not in sent
+
+
+class Mirror:
+    """Sends a sweep's ledger to MLflow from a thread of its own.
+
+    Args:
+        facts: of the sweep, become tags of its run; a grown grid may change them.
+        trial_facts: become tags of every trial's run.
+        entries: all trials, which are sent again where MLflow has lost the sweep.
+
+    Attributes:
+        refused: what MLflow does not take, by the trial's title; trying again does not help.
+        messages: what the user should be told, to be taken out by the driver.
+    """
+
+    def __init__(
+        self, tracker: Tracker, ledger: Ledger, store: "FeatureStore", name: str, description: str,
+        facts: Mapping[str, Any], trial_facts: Mapping[str, Any], entries: Sequence[Entry] = (),
+    ) -> None:  # fmt: skip
+        self.entries = entries
+        self.tracker, self.ledger, self.store = tracker, ledger, store
+        self.name, self.description, self.facts, self.trial_facts = name, description, facts, trial_facts
+        self.refused: dict[str, str] = {}
+        self.messages: deque[str] = deque()
+        self._queue: OrderedDict[str, Entry | None] = OrderedDict()
+        self._current: list[Entry | None] = []
+        self._changed = threading.Condition()
+        self._hurry = threading.Event()
+        self._closing = self._left = False
+        self._parent: str | None = None
+        self._end: str | None = None
+        self._best: tuple[str, Entry] | None = None
+        self._error = ""
+        self._last_success = time.monotonic()
+        self._thread = threading.Thread(target=self._loop, name="mlflow", daemon=True)
+
+    def start(self) -> None:
+        """Begins to send."""
+        self._put(SWEEP, None)
+        self._thread.start()
+
+    def note(self, entry: Entry) -> None:
+        """Says that the folder of a trial has something new."""
+        self._put(entry.key, entry)
+
+    def close(
+        self, status: str, wait_s: float = WAIT_S, stop: Callable[[], bool] = lambda: False,
+        best: tuple[str, Entry] | None = None,
+    ) -> list[str]:  # fmt: skip
+        """Ends the sweep's run with `status` and waits until all is sent; returns the titles of what is not.
+
+        Args:
+            wait_s: how long to wait while MLflow does not answer; while it takes things, it is waited for.
+            stop: asked now and then whether not to wait any longer.
+            best: a name in the model registry and the trial whose model is to be registered under it.
+        """
+        self._end, self._best = status, best
+        with self._changed:
+            self._queue[SWEEP] = None
+            self._closing = True
+            self._changed.notify()
+        self._hurry.set()
+        self._last_success = time.monotonic()
+        while self._thread.is_alive() and not stop():
+            self._thread.join(0.1)
+            # One request may take long where it sends a large file; one that failed shows a server that is away.
+            limit = wait_s if self._error else IN_FLIGHT * wait_s
+            if time.monotonic() > self._last_success + limit:
+                break
+        self._left = True
+        with self._changed:
+            left = [*self._current, *self._queue.values()]
+        titles = [SWEEP_TITLE if entry is None else entry.trial.title for entry in left]
+        return list(dict.fromkeys([*titles, *self.refused]))
+
+    @property
+    def error(self) -> str:
+        """Why the last request failed; empty where it did not."""
+        return self._error
+
+    @property
+    def away(self) -> bool:
+        """Whether MLflow does not take what is sent."""
+        return bool(self._error)
+
+    def _put(self, key: str, entry: Entry | None) -> None:
+        with self._changed:
+            self._queue[key] = entry
+            self._changed.notify()
+
+    def _loop(self) -> None:
+        pause = FIRST_PAUSE_S
+        with few_retries():
+            while True:
+                with self._changed:
+                    self._current.clear()
+                    while not self._queue and not self._closing:
+                        self._changed.wait()
+                    if not self._queue or self._left:
+                        return
+                    key, entry = self._queue.popitem(last=False)
+                    self._current.append(entry)
+                try:
+                    self._send_sweep() if entry is None else self._send_trial(entry)
+                except Exception as error:  # nothing that happens here may stop the training
+                    if lasts(error):
+                        self._refuse(entry, error)
+                        continue
+                    self._tell(error)
+                    with self._changed:
+                        self._queue.setdefault(key, entry)
+                        self._current.clear()
+                    self._hurry.wait(pause)
+                    self._hurry.clear()
+                    pause = min(2 * pause, LONGEST_PAUSE_S)
+                else:
+                    self._tell(None)
+                    self._last_success, pause = time.monotonic(), FIRST_PAUSE_S
+
+    def _tell(self, error: Exception | None) -> None:
+        if error is not None and not self._error:
+            self.messages.append(
+                f"MLflow at {without_password(self.tracker.uri)} does not take what is sent ({one_line(error)}); the "
+                "trials go on, and what they log stays on disk until it does"
+            )
+        if error is None and self._error:
+            self.messages.append("MLflow answers again")
+        self._error = "" if error is None else one_line(error)
+
+    def _refuse(self, entry: Entry | None, error: Exception) -> None:
+        title = SWEEP_TITLE if entry is None else entry.trial.title
+        if title not in self.refused:
+            self.messages.append(f"MLflow refuses {title}: {one_line(error)}")
+        self.refused[title] = one_line(error)
+
+    def _open_sweep(self) -> str:
+        """The id of the parent run, which is opened once in each call."""
+        if self._parent is None:
+            if not self.tracker.contacted:
+                self.tracker.contact()
+            parent = self.tracker.start_sweep(self.name, self.description, self.store, self.facts)
+            self._send_again_under(parent)
+            known = {**self.ledger.sweep.get("run_ids", {}), self.store.fingerprint: parent}
+            self.ledger.set_sweep(run_id=parent, run_ids=known)
+            self._parent = parent
+        return self._parent
+
+    def _send_again_under(self, parent: str) -> None:
+        """Forgets what was sent where the sweep's run is another than before: its database was removed, or it was."""
+        before = self.ledger.sweep
+        known = before.get("run_ids", {}).get(self.store.fingerprint, before.get("run_id"))
+        if known is None or known == parent:
+            return
+        for entry in list(self.entries):
+            if entry.state != "new":
+                self._forget(entry)
+                self.note(entry)
+
+    def _forget(self, entry: Entry) -> None:
+        """MLflow gets everything of a trial again."""
+        attempt = sent_of(entry.folder, self.tracker.uri)["attempt"]
+        write_json(entry.folder / FILE, {"attempt": attempt, "uri": without_password(self.tracker.uri)})
+
+    def _send_sweep(self) -> None:
+        try:
+            self._send_sweep_state()
+        except Exception as error:
+            if not gone(error):
+                raise
+            self._parent = None  # it was deleted while the sweep ran
+            self._send_sweep_state()
+        self.refused.pop(SWEEP_TITLE, None)
+
+    def _send_sweep_state(self) -> None:
+        parent, status = self._open_sweep(), self._end
+        if status is None:
+            return
+        if self._best is not None:
+            self._register(*self._best)
+        self.tracker.log_folder(parent, self.ledger.root, (TABLE,))
+        self.tracker.end(parent, status)
+
+    def _register(self, name: str, entry: Entry) -> None:
+        run_id = sent_of(entry.folder, self.tracker.uri).get("run_id")
+        if run_id is None:
+            raise ConnectionError(f"{entry.trial.title} is not in MLflow yet")
+        version = self.tracker.register(
+            name, run_id, "checkpoint", {"refavs.key": entry.key, "refavs.sweep": self.tracker.sweep_id}
+        )
+        self.ledger.set_sweep(registered={**self.ledger.sweep.get("registered", {}), name: [entry.key, version]})
+        self.messages.append(f"the model of {entry.trial.title} is version {version} of {name!r} in MLflow's registry")
+
+    def _send_trial(self, entry: Entry) -> None:
+        from mlflow.exceptions import MlflowException
+
+        parent = self._open_sweep()
+        known = "run_id" in sent_of(entry.folder, self.tracker.uri)
+        try:
+            self._send_state(entry, parent)
+        except MlflowException as error:
+            if not known or not gone(error):
+                raise
+            # The run was deleted, the database thrown away, or another one stands at the same address.
+            self._forget(entry)
+            self._send_state(entry, parent)
+        self.refused.pop(entry.trial.title, None)
+
+    def _send_state(self, entry: Entry, parent: str) -> None:
+        """Sends what the ledger has of a trial and MLflow has not."""
+        status = entry.status  # read first: what was written before it is then found below
+        sent, state = sent_of(entry.folder, self.tracker.uri), status["state"]
+
+        def note(**facts: Any) -> None:
+            sent.update(facts)
+            write_json(entry.folder / FILE, sent)
+
+        if state == "new":
+            if sent["attempt"] and not sent.get("cleared"):
+                self.tracker.keep_only(entry.key, None)
+                note(cleared=True)
+            return
+        records = read_metrics(entry.folder)
+        result = entry.result if state == "finished" else None
+        if state == "finished" and (result is None or len(records) < result["epoch"]):
+            raise ConnectionError(f"the records of {entry.trial.title} cannot be seen yet")  # as on NFS
+        num_sent = sent.get("epochs", 0)
+        if num_sent and (len(records) < num_sent or records[num_sent - 1]["time_ms"] != sent["time_ms"]):
+            # The trial was begun anew, so the points of these epochs are others, and MLflow never forgets a point.
+            sent, num_sent = {"attempt": sent["attempt"] + 1, "uri": sent["uri"]}, 0
+        if "run_id" not in sent or sent.get("started_s") != status.get("started_s"):
+            run_id = self.tracker.start_trial(
+                entry, parent, store_of(entry.trial, self.store), sent["attempt"],
+                int(1000 * status.get("started_s", time.time())), self.trial_facts,
+            )
+            sent.pop("time_s", None)
+            if run_id != sent.get("run_id"):  # the one before was deleted
+                num_sent = 0
+                sent = {"attempt": sent["attempt"], "uri": sent["uri"]}
+            note(run_id=run_id, started_s=status.get("started_s"), cleared=True)
+        run_id = sent["run_id"]
+        if records[num_sent:]:
+            self.tracker.log_records(run_id, records[num_sent:])
+            note(epochs=len(records), time_ms=records[-1]["time_ms"])
+        if state == "running" or sent.get("time_s") == status["time_s"]:
+            return
+        if state == "finished":
+            assert result is not None
+            self.tracker.log_records(run_id, [result])
+            write_card(entry.folder / "checkpoint", store_of(entry.trial, self.store))
+            self.tracker.log_folder(run_id, entry.folder, ARTIFACTS)
+        self.tracker.keep_only(entry.key, run_id)
+        self.tracker.end(run_id, RUN_STATUS[state], status.get("reason", ""), int(1000 * status["time_s"]))
+        note(time_s=status["time_s"])

@@ -1,0 +1,227 @@
+"""J, F and S of a head on the splits of a store, as a whole and by dimension."""
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.grid.config import TrainConfig
+from refavs.data.batches import Batch, batches
+from refavs.data.prefetch import Ahead, depth_for
+from refavs.errors import RefAVSError
+from refavs.finite import require_finite_probs
+from refavs.machine.accelerator import resolved_precision
+from refavs.metrics import (
+    Recorder,
+    SegmentationMetrics,
+    add_to_groups,
+    expression_scores,
+    score_expressions,
+    write_statistics,
+)
+from refavs.model.batch_cache import Once
+from refavs.model.decoder import predict
+from refavs.model.heads.eemc import EEMC, EEMCConfig
+
+if TYPE_CHECKING:
+    from refavs.store import FeatureStore
+
+MEASURES = ("J", "F", "S", "false_empty")
+TEST_SPLITS = ("test_s", "test_u", "test_n")
+MIX = ("test_s", "test_u")
+
+
+class Head(NamedTuple):
+    """A head to evaluate, and how it was trained."""
+
+    config: TrainConfig
+    model: EEMC
+
+
+def evaluate_splits(
+    config: TrainConfig, model: EEMC, store: "FeatureStore", splits: Sequence[str], device: torch.device,
+    recorder: Recorder | None = None,
+) -> dict[str, float]:
+    """Metrics as fractions by name: `test_s/J`, `test_s/acoustic/J`, and where both are there `mix/J`.
+
+    A split without expressions, and a measure that says nothing on a split, is left out.
+
+    Args:
+        recorder: receives the statistics of each expression and frame, from which all other protocols follow.
+    """  # fmt: skip
+    (found,) = evaluate_together([Head(config, model)], store, splits, device, [recorder])
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def evaluate_together(
+    heads: Sequence[Head], store: "FeatureStore", splits: Sequence[str], device: torch.device,
+    recorders: Sequence[Recorder | None],
+) -> list[dict[str, float] | Exception]:
+    """As `evaluate_splits` for several heads, with one recorder or None for each; every batch is read once.
+
+    Returns:
+        For each head its metrics, or the error that its predictions gave.
+    """  # fmt: skip
+    groups: list[dict[str, SegmentationMetrics]] = [{} for _ in heads]
+    errors: dict[int, Exception] = {}
+    rows = rows_of(store, splits)
+    place = 0
+    for batch, found in predictions_together(heads, store, rows, device):
+        assert batch.mask is not None
+        names = [group_names(*places) for places in zip(batch.split, batch.dimension, strict=True)]
+        for number, probs in found:
+            if number in errors:
+                continue
+            recorder = recorders[number]
+            try:
+                if recorder is None:
+                    scores = score_expressions(probs, batch.mask)
+                else:
+                    scores = expression_scores(recorder.add(rows[place : place + len(batch)], probs, batch.mask))
+            except (RefAVSError, ValueError) as error:  # probabilities that are no numbers
+                errors[number] = error
+                continue
+            add_to_groups(groups[number], scores, names)
+        place += len(batch)
+    values = [named_values({name: metrics.compute() for name, metrics in group.items()}) for group in groups]
+    return [errors.get(number, value) for number, value in enumerate(values)]
+
+
+def record_splits(
+    config: TrainConfig, model: EEMC, store: "FeatureStore", splits: Sequence[str], device: torch.device, path: Path
+) -> dict[str, float]:
+    """As `evaluate_splits`, and writes the statistics of the same inference to `path`; none for splits without masks.
+
+    Raises:
+        StatisticsError: the probabilities are not numbers; names the expressions.
+    """
+    (found,) = record_together([Head(config, model)], store, splits, device, [path])
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def record_together(
+    heads: Sequence[Head], store: "FeatureStore", splits: Sequence[str], device: torch.device, paths: Sequence[Path]
+) -> list[dict[str, float] | Exception]:
+    """As `record_splits` for several heads, each with a path of its own, and `evaluate_together`.
+
+    What cannot be written is the error of that head.
+    """
+    recorders = [Recorder(table=store.expressions, store=store.fingerprint) for _ in heads]
+    found = evaluate_together(heads, store, splits, device, recorders)
+    for number, (recorder, path) in enumerate(zip(recorders, paths, strict=True)):
+        if found[number] and not isinstance(found[number], Exception):
+            try:
+                write_statistics(path, recorder.statistics())
+            except Exception as error:
+                found[number] = error
+    return found
+
+
+def predictions(
+    config: TrainConfig, model: EEMC, store: "FeatureStore", rows: Sequence[int], device: torch.device
+) -> Iterator[tuple[Batch, Tensor]]:
+    """The batches of `rows` with the probabilities of each pixel at the size of the masks.
+
+    Raises:
+        StatisticsError: some probabilities were not numbers; raised after the last batch.
+    """
+    finite = []
+    for batch, found in predictions_together([Head(config, model)], store, rows, device):
+        for _, probs in found:
+            finite.append(probs.isfinite().all())
+            yield batch, probs
+    if finite:
+        require_finite_probs(f"{len(rows)} expressions", torch.stack(finite).all())
+
+
+@torch.no_grad()
+def predictions_together(
+    heads: Sequence[Head], store: "FeatureStore", rows: Sequence[int], device: torch.device
+) -> Iterator[tuple[Batch, Iterator[tuple[int, Tensor]]]]:
+    """As `predictions` for heads that read the same maps: with each batch, the number of a head and what it predicts.
+
+    The probabilities of a head are computed when they are asked for, so that only those of one take memory.
+    """
+    if not heads:
+        return
+    modes = [model.training for _, model in heads]
+    for _, model in heads:
+        model.eval()
+    levels = all_levels(model.config for _, model in heads)
+    read = batches(store, rows, heads[0].config.eval_batch_size, levels=levels, device=device)
+    for on_its_way in Ahead(read, depth_for(device)):
+        yield (batch := on_its_way.to(device)), _predicted(heads, batch)
+    for mode, (_, model) in zip(modes, heads, strict=True):
+        model.train(mode)
+
+
+def all_levels(models: Iterable[EEMCConfig]) -> list[str]:
+    """What models read that read the same batches: what one of them needs."""
+    return list(dict.fromkeys(level for model in models for level in model.levels))
+
+
+@torch.no_grad()
+def _predicted(heads: Sequence[Head], batch: Batch) -> Iterator[tuple[int, Tensor]]:
+    once = Once(keep=len(heads) > 1)
+    assert batch.mask is not None
+    height, width = batch.mask.shape[-2:]
+    for number, (config, model) in enumerate(heads):
+        with autocast(config, batch.audio.device):
+            output = model(batch, once=once)
+        yield number, predict(output, (height, width))
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """The context in which the model runs at the precision of `config`."""
+    precision = resolved_precision(config.precision, device)
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def rows_of(store: "FeatureStore", splits: Sequence[str]) -> list[int]:
+    """The expressions of `splits` that have masks, clip by clip so that each clip's maps are read once."""
+    table = store.expressions
+    rows = np.flatnonzero((table["split"].isin(list(splits)) & (table["object"] >= 0)).to_numpy())
+    clips = table["clip"].to_numpy()[rows]
+    return [int(row) for row in rows[np.argsort(clips, kind="stable")]]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """For many small operations: threads that wait for each other at each of them gain nothing, and on a busy machine
+    take 35 times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def group_names(split: str, dimension: str) -> list[str]:
+    """The groups in which an expression is counted."""
+    return [split, f"{split}/{dimension}"] if dimension else [split]
+
+
+def named_values(groups: dict[str, dict[str, float]]) -> dict[str, float]:
+    """One level of names, without the values that are not numbers; Mix is the mean of seen and unseen."""
+    values = {
+        f"{group}/{measure}": scores[measure]
+        for group, scores in sorted(groups.items())
+        for measure in MEASURES
+        if math.isfinite(scores[measure])
+    }
+    for measure in MEASURES[:2]:
+        parts = [values[f"{split}/{measure}"] for split in MIX if f"{split}/{measure}" in values]
+        if len(parts) == len(MIX):
+            values[f"mix/{measure}"] = sum(parts) / len(parts)
+    return values

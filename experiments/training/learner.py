@@ -1,0 +1,249 @@
+"""A head in training: weights, their average, optimiser and the step that changes them, on one worker or on several."""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from experiments.grid.config import TrainConfig, TrialConfig
+from experiments.training.evaluate import autocast
+from experiments.training.sampler import derived_seed
+from refavs.config import replace
+from refavs.data.batches import Batch
+from refavs.errors import ConfigError
+from refavs.machine.accelerator import resolved_precision
+from refavs.model.batch_cache import Once
+from refavs.model.heads.eemc import EEMC, Seconds
+from refavs.model.losses import FrameCounts, eemc_loss
+
+
+class NonFiniteError(ConfigError):
+    """A loss or gradient that is not a number: the trial stops before the weights are lost."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """The workers that train one head together; their process group exists already where they are several."""
+
+    rank: int = 0
+    size: int = 1
+
+    def add(self, values: Tensor) -> Tensor:
+        """The sum of `values` over all workers, in place."""
+        if self.size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+
+class Learner:
+    """Trains `model` as `config` says.
+
+    Attributes:
+        model: the weights in training.
+        average: a head with the weights to evaluate and keep: their running mean, or `model` itself without one.
+        best: those weights as they were after the best epoch, once there is one and the settings ask for it.
+    """
+
+    def __init__(self, config: TrialConfig, model: EEMC, team: Team | None = None) -> None:
+        self.config, self.model, self.team = config, model, team or Team()
+        settings = config.train
+        self.device = next(model.parameters()).device
+        self.trained = model.trained_parameters()
+        self.average = copy.deepcopy(model) if settings.ema_decay else model
+        self.averaged = [
+            own for own, p in zip(self.average.parameters(), model.parameters(), strict=True) if p.requires_grad
+        ]
+        self.best: dict[str, Tensor] | None = None
+        self.forward = torch.compile(model) if settings.compile else model
+        self.optimizer = torch.optim.AdamW(
+            self.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
+        self.scaler.scale(torch.zeros((), device=self.device))  # its scale is there for workers without a part as well
+
+    def step(
+        self, parts: Sequence[tuple[int, Batch]], step: int, num_steps: int, once: Once | None = None
+    ) -> dict[str, Tensor]:
+        """One step of the optimiser on a batch of which this worker has `parts`; returns the losses of the whole batch.
+
+        The gradient is that of the whole batch, however many parts and workers share it: a part draws from a seed of
+        its own and its losses are divided by the frames of all.
+
+        Args:
+            parts: pieces of the batch on the CPU, with their number among all of them.
+            once: shares what is frozen with the other learners that take this step on the same parts; of a batch in
+                several parts only what is counted, for parts are there so that less lies in memory at once.
+
+        Raises:
+            NonFiniteError: a loss or gradient is not finite; names the step and the expressions.
+        """
+        rate = learning_rate(self.config.train, step, num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        shared = once or Once()
+        frames = shared("frames", lambda: self._frames(parts, step))
+        whole = shared("whole", lambda: self._count(parts, frames))
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for number, part in parts:
+            torch.manual_seed(derived_seed(self.config.seed, "part", step, number))
+            of_part = shared.of(number) if len(parts) == 1 else Once()  # no part's tensors outlast it
+            losses = self._losses(part, frames, whole, of_part)
+            self.scaler.scale(losses["total"]).backward()
+            for name, value in losses.items():
+                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        sums = self._share(sums)
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.config.train.clip_norm)
+        skipped = torch.zeros_like(norm)
+        if not bool(torch.isfinite(sums["total"]) & torch.isfinite(norm)):
+            # fp16 overflows now and then: the scaler then skips the step and lowers its scale.
+            if not bool(torch.isfinite(sums["total"])) or not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
+                raise NonFiniteError(self._refusal(sums["total"], norm, step, num_steps, parts))
+            skipped, norm = torch.ones_like(norm), torch.zeros_like(norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._take_average(step)
+        return {**sums, "grad_norm": norm, **({"skipped_steps": skipped} if self.scaler.is_enabled() else {})}
+
+    def _frames(self, parts: Sequence[tuple[int, Batch]], step: int) -> list[int] | None:
+        """The seconds of this step, the same for all its parts; None for all."""
+        wanted = self.config.train.frames
+        masks = [part.mask for _, part in parts if part.mask is not None]
+        if not wanted or not masks or wanted >= masks[0].shape[1]:
+            return None
+        rng = np.random.default_rng(derived_seed(self.config.order_seed, "frames", step))
+        return sorted(rng.permutation(masks[0].shape[1])[:wanted].tolist())
+
+    def _count(self, parts: Sequence[tuple[int, Batch]], frames: list[int] | None) -> FrameCounts:
+        """The frames of the whole batch; no device is asked unless several workers have to tell each other."""
+        shown = [_chosen(part, frames) for _, part in parts]
+        found = sum(int(one.sum()) for one in shown), sum(int((~one).sum()) for one in shown)
+        if self.team.size > 1:
+            num_shown, num_null = self.team.add(torch.tensor(found).to(self.device, non_blocking=True)).tolist()
+            found = num_shown, num_null
+        return FrameCounts(shown=found[0], null=found[1])
+
+    def _losses(self, part: Batch, frames: list[int] | None, whole: FrameCounts, once: Once) -> dict[str, Tensor]:
+        part = once("on the device", lambda: part.to(self.device))
+        assert part.mask is not None
+        mask = part.mask
+        seconds = once("seconds", lambda: None if frames is None else Seconds.of(frames, self.device))
+        with autocast(self.config.train, self.device):
+            # A compiled model is compiled for tensors alone.
+            output = self.forward(part, seconds) if self.config.train.compile else self.forward(part, seconds, once)
+        mask = once("mask", lambda: mask if seconds is None else mask[:, seconds.index])
+        shown = once("shown", lambda: _places(_chosen(part, frames)).to(self.device, non_blocking=True))
+        return eemc_loss(output, mask, self.config.loss, whole, once, shown)
+
+    def _share(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Adds up gradients and losses over the workers, in one message."""
+        if self.team.size == 1:
+            return sums
+        names = ("total", "bce", "dice", "classification")
+        losses = torch.stack([sums.get(name, torch.zeros((), device=self.device)).float() for name in names])
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.trained]
+        message = self.team.add(torch.cat([losses, *(grad.flatten() for grad in grads)]))
+        sizes = [len(names), *(p.numel() for p in self.trained)]
+        values, *shared = message.split(sizes)
+        for p, grad in zip(self.trained, shared, strict=True):
+            p.grad = grad.reshape(p.shape)
+        return dict(zip(names, values, strict=True))
+
+    @torch.no_grad()
+    def _take_average(self, step: int) -> None:
+        """Moves the average towards the weights; in the first steps faster, so that it does not remember the start."""
+        if self.average is self.model:
+            return
+        decay = min(self.config.train.ema_decay, (1 + step) / (10 + step))
+        get_ema_multi_avg_fn(decay)(tuple(self.averaged), tuple(self.trained), step)
+
+    def _refusal(
+        self, loss: Tensor, norm: Tensor, step: int, num_steps: int, parts: Sequence[tuple[int, Batch]]
+    ) -> str:
+        epoch, index = divmod(step, num_steps // self.config.train.epochs)
+        rate, uids = self.optimizer.param_groups[0]["lr"], ", ".join(uid for _, part in parts for uid in part.uid)
+        return (
+            f"loss {float(loss)}, gradient norm {float(norm)} at epoch {epoch + 1}, step {index + 1}, learning rate "
+            f"{rate:.3g}; expressions of the batch: {uids}; lower train.learning_rate or raise train.warmup_steps, or "
+            "look for damaged features with refavs-store verify"
+        )
+
+    def keep_as_best(self) -> None:
+        """Keeps the weights that were just evaluated."""
+        self.best = {name: value.detach().clone() for name, value in self.average.state_dict().items()}
+
+    def use_best(self) -> None:
+        """Puts the best epoch's weights back, where they were kept."""
+        if self.best is not None:
+            self.average.load_state_dict(self.best)
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Everything that a resume needs: tensors by part and name, and plain facts."""
+        state = self.optimizer.state_dict()
+        moments = {
+            f"{index}.{name}": value for index, values in state["state"].items() for name, value in values.items()
+        }
+        tensors = {"model": self.model.state_dict(), "optimizer": moments}
+        if self.average is not self.model:
+            tensors["average"] = self.average.state_dict()
+        if self.best is not None:
+            tensors["best"] = self.best
+        facts = {"groups": state["param_groups"], "scaler": self.scaler.state_dict()}
+        return tensors, facts | {"precision": self.config.train.precision}
+
+    def load_state(self, tensors: Mapping[str, dict[str, Tensor]], facts: Mapping[str, Any]) -> None:
+        """Puts back what `state` gave.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: a state of other settings.
+        """
+        self.model.load_state_dict(tensors["model"])
+        if self.average is not self.model:
+            self.average.load_state_dict(tensors["average"])
+        self.best = tensors.get("best")
+        values: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors["optimizer"].items():
+            index, name = key.split(".", 1)
+            values.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": values, "param_groups": facts["groups"]})
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(facts["scaler"])
+
+
+def _chosen(part: Batch, frames: list[int] | None) -> Bool[np.ndarray, "b t"]:
+    """Which of the chosen seconds show each expression's object."""
+    assert part.shown is not None
+    return part.shown if frames is None else part.shown[:, frames]
+
+
+def _places(shown: Bool[np.ndarray, "b t"]) -> Int[Tensor, "s"]:
+    """The frames that show an object, counted expression after expression."""
+    return torch.from_numpy(np.flatnonzero(shown))
+
+
+def computed_as(config: TrialConfig, before: str | None, device: torch.device) -> TrialConfig:
+    """The settings of a trial with its precision: as they name it, as it was `before` it was interrupted, or by the
+    device."""
+    asked = config.train.precision
+    precision = before if asked == "auto" and before is not None else resolved_precision(asked, device)
+    return replace(config, {"train.precision": precision})
+
+
+def learning_rate(config: TrainConfig, step: int, num_steps: int) -> float:
+    """Linear warm-up, constant, then a cosine to zero."""
+    rate = config.learning_rate
+    if step < config.warmup_steps:
+        return rate * (step + 1) / config.warmup_steps
+    decay = config.decay_start * num_steps
+    if step < decay:
+        return rate
+    return rate * 0.5 * (1 + math.cos(math.pi * (step - decay) / max(num_steps - decay, 1)))

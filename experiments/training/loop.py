@@ -1,0 +1,389 @@
+"""Trials as a plain loop: no Ray and no MLflow in it. A trial goes on from its last finished epoch.
+
+A trial is a group of one. Trials of a larger group read the same batches and the same splits, each once for all, and
+are apart from that as they would be alone: each with its own weights, optimiser, random numbers, files and failures.
+
+With one thread on a processor, a trial that was stopped, or that trained in a group, comes out equal to the bit. With
+several, and on a GPU, two runs of one trial differ in their last bits anyway: the device chooses in which order it adds
+(as in the backward of `grid_sample`).
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from experiments.cluster.usage import Usage
+from experiments.grid.config import TrialConfig
+from experiments.sweep.record_types import Epoch
+from experiments.training.batch_size import bytes_of_batch
+from experiments.training.evaluate import TEST_SPLITS, Head, all_levels, evaluate_together, record_together, rows_of
+from experiments.training.history import best_epoch, stalled, write_history
+from experiments.training.learner import Learner, Team, computed_as
+from experiments.training.overlays import OVERLAYS, write_overlays
+from experiments.training.resume import STOP_FILE, load_state, read_json, save_state, saved_precision, write_json
+from experiments.training.sampler import Sampler
+from refavs.config import to_dict
+from refavs.data.batches import Batch
+from refavs.data.prefetch import Ahead, depth_for
+from refavs.errors import ConfigError
+from refavs.machine.accelerator import allow_tf32
+from refavs.metrics import STATISTICS_FILE
+from refavs.model.batch_cache import Once
+from refavs.model.checkpoint import load_weights, save_model
+from refavs.model.feature_sizes import FeatureSizes
+from refavs.model.heads.eemc import EEMC, EEMCConfig
+from refavs.model.heads.registry import build_head
+from refavs.model.heads.released import ReleasedHead, load_released
+from refavs.model.memory_budget import require_memory
+from refavs.model.pretrained import Mask2Former, load_decoders
+from refavs.store.unchanged import refuse_exchanged
+
+if TYPE_CHECKING:
+    from refavs.store import FeatureStore
+
+Report = Callable[[list[dict[str, Any]]], None]
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A trial to train, and what becomes of it.
+
+    Attributes:
+        folder: receives `state/` (the last epoch's checkpoint while training), `metrics.jsonl` (a record per epoch),
+            `checkpoint/` (the trained head), `statistics.parquet` (from which every protocol is computed), `overlays/`
+            and at last `result.json`. What is there of an earlier call is gone on from.
+        report: called with the records of finished epochs, first with those of earlier calls.
+        over: called when the trial ends, whether it failed or not.
+        weights_dir: has the weights that the settings start from.
+        result: a record like an epoch's, whose `metrics` are the final ones by name, as `test_s/J`, with a `note` where
+            a picture could not be drawn; empty on all workers but the first, and where the trial was asked to stop.
+        error: why the trial failed.
+    """
+
+    config: TrialConfig
+    folder: Path
+    report: Report = lambda records: None
+    over: Callable[["Run"], None] = lambda run: None
+    weights_dir: Path | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+    error: Exception | None = None
+    ended: bool = False
+
+    def end(self, error: Exception | None = None) -> None:
+        """The trial is over: finished, asked to stop, or failed by `error`."""
+        self.error, self.ended = error, True
+        self.over(self)
+
+
+def train(
+    config: TrialConfig,
+    store: "FeatureStore",
+    folder: Path,
+    report: Report = lambda records: None,
+    device: torch.device | None = None,
+    team: Team | None = None,
+    weights_dir: Path | None = None,
+) -> dict[str, Any]:
+    """Trains and evaluates one head, or goes on where an earlier call with this folder stopped; see `Run`.
+
+    Args:
+        team: the workers of which this is one. All of them train, the first one evaluates and writes.
+
+    Returns:
+        The result of the run.
+
+    Raises:
+        ConfigError: early stopping on a store that has no validation.
+        NonFiniteError: a loss or gradient is not finite; names the epoch, the step and the batch's expressions.
+        StoreError: the store has no training expressions.
+    """
+    run = Run(config=config, folder=folder, report=report, weights_dir=weights_dir)
+    train_group([run], store, device, team)
+    if run.error is not None:
+        raise run.error
+    return run.result
+
+
+def train_group(
+    runs: Sequence[Run], store: "FeatureStore", device: torch.device | None = None, team: Team | None = None
+) -> None:
+    """Trains trials that read the same batches (see `fuse.reading`), each of which is read once for all of them.
+
+    They may stand at different epochs, as after a kill: those that are behind catch up first. One that fails leaves
+    the group with its error, and the others go on.
+
+    Args:
+        team: for a group of one; see `train`.
+
+    Raises:
+        torch.OutOfMemoryError: several trials do not fit on the device together; each may go on alone.
+    """
+    device, team = device or torch.device("cpu"), team or Team()
+    group: list[Training] = []
+    for run in runs:
+        with isolated(run, len(runs)):
+            group.append(Training(run, store, device, team))
+    while True:
+        for training in group:
+            if asked_to_stop(training.run.folder, training.learner):
+                training.run.end()
+        group = [training for training in group if not training.run.ended]
+        if not group:
+            return
+        complete = [training for training in group if training.complete]
+        epoch = min(training.epoch for training in group)
+        alone = isolated(group[0].run, 1) if len(group) == 1 else contextlib.nullcontext()
+        with alone:  # what is shared fails for all of a group, which then try apart
+            if complete:
+                finish(complete, store, len(group))
+            else:
+                advance([training for training in group if training.epoch == epoch], store, len(group))
+
+
+@contextlib.contextmanager
+def isolated(run: Run, num_runs: int) -> Iterator[None]:
+    """What fails in here ends this run alone; a lack of memory may come from the others."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) and num_runs > 1:
+            raise
+        run.end(error)
+
+
+class Training:
+    """A trial on its way: its learner, its finished epochs and their history."""
+
+    def __init__(self, run: Run, store: "FeatureStore", device: torch.device, team: Team) -> None:
+        config = computed_as(run.config, saved_precision(run.folder / "state"), device)
+        settings = config.train
+        if settings.patience and not rows_of(store, ("val",)):
+            raise ConfigError(
+                f"train.patience is {settings.patience}, and {store.location} has no split val; set it to 0"
+            )
+        allow_tf32(device)
+        torch.manual_seed(config.seed)
+        at_once = math.ceil(settings.batch_size / settings.accumulate / team.size)
+        sizes = FeatureSizes.from_store(store, config.model.trains_pixel_decoder)
+        num_frames, batch = settings.frames or store.num_frames, bytes_of_batch(config, store)
+        require_memory(config.model, sizes, device, at_once, num_frames, batch)
+        self.run, self.team = run, team
+        self.learner = Learner(config, build_model(config, store, run.weights_dir).to(device), team)
+        self.epoch, self.history = load_state(run.folder / "state", self.learner)
+        if self.history:
+            if team.rank == 0:  # a kill may have come between the state and this file
+                write_history(run.folder / "metrics.jsonl", self.history)
+            run.report(self.history)
+        self.sampler = Sampler(config, store, device)
+        self.usage = Usage(device)
+        self.sums: dict[str, Tensor] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether no epoch is left to train."""
+        settings = self.run.config.train
+        return self.epoch >= settings.epochs or stalled(self.history, settings.patience)
+
+    @property
+    def head(self) -> Head:
+        """What is evaluated."""
+        return Head(self.learner.config.train, self.learner.average)
+
+    def step(self, parts: Sequence[tuple[int, Batch]], index: int, once: Once) -> None:
+        """One step of the epoch; `index` counts from its start."""
+        num_steps = self.sampler.num_steps
+        losses = self.learner.step(
+            parts, self.epoch * num_steps + index, self.run.config.train.epochs * num_steps, once
+        )
+        for name, value in losses.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def losses(self) -> dict[str, float]:
+        """Means over the epoch's steps, which begin anew then."""
+        metrics = {f"train/{name}": float(value) / self.sampler.num_steps for name, value in self.sums.items()}
+        metrics["train/loss"] = metrics.pop("train/total")
+        metrics["train/learning_rate"] = self.learner.optimizer.param_groups[0]["lr"]
+        self.sums = {}
+        return metrics
+
+    def close_epoch(self, metrics: dict[str, float], seconds: float) -> None:
+        """Keeps the epoch and reports it."""
+        self.epoch += 1
+        record = {
+            "step": self.epoch * self.sampler.num_steps, "metrics": metrics, "epoch": self.epoch,
+            "time_ms": int(time.time() * 1000), "seconds": seconds, "system": self.usage.take(),
+        }  # fmt: skip
+        self.history.append(record)
+        if self.run.config.train.patience and best_epoch(self.history) == self.epoch:
+            self.learner.keep_as_best()
+        if self.team.rank == 0:
+            save_state(self.run.folder / "state", self.learner, self.epoch, self.history)
+            write_history(self.run.folder / "metrics.jsonl", self.history)
+        self.run.report([record])
+
+    def keep(self, metrics: dict[str, float], seconds: float, store: "FeatureStore", note: str | None) -> None:
+        """Checkpoint and result; the result is written last, so that it stands for all that is kept.
+
+        Raises:
+            StoreError: another store took the place of the one that the trial read.
+        """
+        refuse_exchanged(store)
+        run, model = self.run, self.learner.average
+        metrics = {name: value for name, value in metrics.items() if not name.startswith("val/")}  # in the history
+        facts = {"store": store.fingerprint, "encoders": store.encoders, "extraction": store.schema.extraction}
+        started = time.monotonic()
+        save_model(run.folder / "checkpoint", model, {**facts, "trial": to_dict(self.learner.config)})
+        if run.config.train.patience:
+            metrics["best_epoch"] = float(best_epoch(self.history))
+        metrics["parameters"] = float(sum(p.numel() for p in self.learner.trained))
+        seconds += time.monotonic() - started
+        metrics["seconds"] = sum(record["seconds"] for record in self.history) + seconds
+        run.result = {"epoch": len(self.history), "time_ms": int(time.time() * 1000), "metrics": metrics}
+        run.result |= {"note": note} if note else {}
+        write_json(run.folder / "result.json", run.result)
+
+
+def asked_to_stop(folder: Path, learner: Learner) -> bool:
+    """Whether the trial in `folder`, or its whole sweep, is to end now, as the first worker sees it."""
+    asked = any((place / STOP_FILE).exists() for place in (folder, folder.parent.parent))
+    if learner.team.size == 1:
+        return asked
+    shared = torch.tensor(float(asked and learner.team.rank == 0), device=learner.device)
+    return bool(learner.team.add(shared))
+
+
+def advance(trainings: Sequence[Training], store: "FeatureStore", num_runs: int) -> None:
+    """Trains one epoch of trials that stand at the same one, and evaluates them.
+
+    Every random choice follows from the seed and the epoch. Of the time each trial is given its share.
+
+    Args:
+        num_runs: trials of the whole group, which lie in the same memory.
+    """
+    started = time.monotonic()
+    running, waited_s = take_steps(trainings, num_runs)
+    if not running:
+        return
+    steps_s = time.monotonic() - started
+    times = {
+        "train/seconds_per_step": steps_s / running[0].sampler.num_steps / len(running),
+        "train/wait_share": waited_s / steps_s,
+    }
+    found = validate(running, store)
+    seconds = (time.monotonic() - started) / len(running)
+    for training, metrics in zip(running, found, strict=True):
+        with isolated(training.run, num_runs):
+            training.close_epoch({**training.losses(), **times, **_good(metrics)}, seconds)
+
+
+def take_steps(trainings: Sequence[Training], num_runs: int) -> tuple[list[Training], float]:
+    """The steps of one epoch; returns the trials that did not fail, and the seconds in which they waited for data.
+
+    The last batch and what is shared of it are let go with it.
+    """
+    for training in trainings:
+        training.learner.model.train()
+    lead, running = trainings[0], list(trainings)
+    levels = all_levels(training.learner.model.config for training in trainings)
+    read = lead.sampler.batches(lead.epoch, lead.team.rank, lead.team.size, levels)
+    ahead = Ahead(read, depth_for(lead.sampler.device))
+    for index, parts in enumerate(ahead):
+        once = Once(keep=len(running) > 1)
+        for training in running:
+            with isolated(training.run, num_runs):
+                training.step(parts, index, once)
+        running = [training for training in running if not training.run.ended]
+        if not running:
+            break
+    return running, ahead.waited_s
+
+
+def validate(trainings: Sequence[Training], store: "FeatureStore") -> list[dict[str, float] | Exception]:
+    """Metrics on val, or why there are none. The first worker finds them; the others learn J, on which early stopping
+    hangs."""
+    learner, team = trainings[0].learner, trainings[0].team
+    found: list[dict[str, float] | Exception] = [{} for _ in trainings]
+    if team.rank == 0:
+        heads = [training.head for training in trainings]
+        found = evaluate_together(heads, store, ("val",), learner.device, [None] * len(heads))
+    if team.size > 1:
+        known = _good(found[0])
+        values = [known.get("val/J", 0.0), float("val/J" in known)]
+        shared = team.add(torch.tensor(values, dtype=torch.float64, device=learner.device))
+        found = [known or ({"val/J": float(shared[0])} if shared[1] else {})]
+    return found
+
+
+def finish(trainings: Sequence[Training], store: "FeatureStore", num_runs: int) -> None:
+    """Final metrics and what is kept of trials whose epochs are done.
+
+    Args:
+        num_runs: as for `advance`.
+    """
+    missing: list[Training] = []
+    for training in trainings:
+        known = read_json(training.run.folder / "result.json", Epoch)
+        if training.team.rank == 0 and known is None:
+            training.learner.use_best()
+            missing.append(training)
+        else:
+            training.run.result = (known or {}) if training.team.rank == 0 else {}
+            training.run.end()
+    if not missing:
+        return
+    started, device = time.monotonic(), missing[0].learner.device
+    heads, paths = zip(*((each.head, each.run.folder / STATISTICS_FILE) for each in missing), strict=True)
+    found = record_together(heads, store, ("val", *TEST_SPLITS), device, paths)
+    good = [number for number, metrics in enumerate(found) if isinstance(metrics, dict)]
+    folders = [missing[number].run.folder / OVERLAYS for number in good]
+    pictures = write_overlays(folders, [heads[number] for number in good], store, device)
+    notes = {number: f"{OVERLAYS}: {why}" for number, why in zip(good, pictures, strict=True) if isinstance(why, str)}
+    seconds = (time.monotonic() - started) / len(missing)
+    for number, (training, metrics) in enumerate(zip(missing, found, strict=True)):
+        with isolated(training.run, num_runs):
+            training.keep(_good(metrics), seconds, store, notes.get(number))
+            training.run.end()
+
+
+def _good(metrics: dict[str, float] | Exception) -> dict[str, float]:
+    if isinstance(metrics, Exception):
+        raise metrics
+    return metrics
+
+
+def build_model(config: TrialConfig, store: "FeatureStore", weights_dir: Path | None = None) -> EEMC:
+    """A new head for the features of `store`, which are standardised inside it.
+
+    Raises:
+        ConfigError: settings that do not fit the store.
+        WeightsError: weights to start from that are missing, damaged, of another size, or not those of the store.
+    """
+    model = build_head(EEMCConfig.from_store(store, **asdict(config.model)))
+    if config.train.init is not None:
+        load_initial(Path(config.train.init), model, store)
+    model.set_statistics(store.statistics)
+    if config.model.decoder_weights != "random" and config.train.init is None:
+        if weights_dir is None:
+            raise ConfigError("model.decoder_weights is not random; give the folder that has them by --weights-dir")
+        load_decoders(model, Mask2Former.within(weights_dir), store.encoders)
+    return model
+
+
+def load_initial(init: Path, model: EEMC, store: "FeatureStore") -> None:
+    """Puts into a new head for `store` what `train.init` names: a checkpoint's folder, or the file of the release.
+
+    Raises:
+        WeightsError: as `load_weights` and `load_released`.
+        StoreError: the release did not read such text features.
+    """
+    if isinstance(model, ReleasedHead):
+        load_released(init, model, store.encoders)
+    else:
+        load_weights(init, model)

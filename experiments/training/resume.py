@@ -1,0 +1,94 @@
+"""What a trial leaves on disk so that it can go on after a kill: model, optimiser and history, whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from experiments.sweep.record_types import read_record
+from refavs.errors import ConfigError
+from refavs.files.atomic import sync_folder, write_atomically
+
+PREFIX = "epoch-"
+STOP_FILE = ".stop"  # in a trial's folder or its sweep's: trials end after the epoch they are in
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as JSON, whole or not at all."""
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def read_json(path: Path, kind: Any = dict[str, Any]) -> Any | None:
+    """The value in `path`, of the shape `kind`, or None where the file is absent.
+
+    Raises:
+        ConfigError: a file of another shape, or one that is not JSON.
+    """
+    return read_record(path, kind)
+
+
+class Stateful(Protocol):
+    """What a trial changes while it runs, as tensors by part and name and as facts that JSON can hold."""
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]: ...
+
+    def load_state(self, tensors: Mapping[str, dict[str, Tensor]], facts: Mapping[str, Any]) -> None: ...
+
+
+def save_state(folder: Path, subject: Stateful, epoch: int, history: list[dict[str, Any]]) -> None:
+    """Writes the state after `epoch` finished epochs, then removes the older ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{PREFIX}{epoch:06d}.{os.getpid()}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    tensors, facts = subject.state()
+    try:
+        for name, part in tensors.items():
+            plain = {key: value.detach().contiguous() for key, value in part.items()}
+            write_atomically(partial / f"{name}.safetensors", save(plain))
+        facts = {"epoch": epoch, "parts": sorted(tensors), "facts": facts, "history": history}
+        write_json(partial / "state.json", facts)
+    except OSError:  # on a disk that is full others need the place
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    whole = folder / f"{PREFIX}{epoch:06d}"
+    if whole.is_dir():
+        shutil.rmtree(partial)
+    else:
+        partial.rename(whole)
+    sync_folder(folder)
+    for other in [*folder.glob(".*.partial"), *(path for path in folder.glob(f"{PREFIX}*") if path.name < whole.name)]:
+        shutil.rmtree(other, ignore_errors=True)
+
+
+def saved_precision(folder: Path) -> str | None:
+    """The precision in which the trial whose states are in `folder` has computed so far; None for a new one."""
+    for newest in sorted(folder.glob(f"{PREFIX}*"))[-1:]:
+        facts = (read_json(newest / "state.json") or {}).get("facts")
+        return facts.get("precision") if isinstance(facts, dict) else None
+    return None
+
+
+def load_state(folder: Path, subject: Stateful) -> tuple[int, list[dict[str, Any]]]:
+    """Puts the newest state back; returns the number of finished epochs and their history (0 and none without one).
+
+    Raises:
+        ConfigError: a state that cannot be read or is of another model.
+    """
+    saved = sorted(folder.glob(f"{PREFIX}*"))
+    if not saved:
+        return 0, []
+    newest = saved[-1]
+    try:
+        facts = read_record(newest / "state.json", dict[str, Any]) or {}
+        subject.load_state({name: load_file(newest / f"{name}.safetensors") for name in facts["parts"]}, facts["facts"])
+        return facts["epoch"], facts["history"]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ConfigError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{newest} cannot be read ({reason}); remove {folder} to start this trial again") from error

@@ -1,0 +1,104 @@
+"""Which expressions a trial trains on in each epoch; every choice follows from the seed and the epoch."""
+
+import math
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from experiments.grid.config import TrainConfig, TrialConfig
+from experiments.training.evaluate import rows_of
+from refavs.data.batches import Batch, batch_rows, read_batches
+from refavs.errors import StoreError
+from refavs.model.heads.eemc import EEMCConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from refavs.store import FeatureStore
+
+
+HARDEST = "acoustic+temporal"
+
+
+def derived_seed(seed: int, *parts: object) -> int:
+    """A seed of its own for each use, the same on every machine."""
+    return zlib.crc32(repr((seed, *parts)).encode())
+
+
+class Sampler:
+    """Chooses the training expressions of each epoch; the choice follows from the seed and the epoch alone."""
+
+    def __init__(self, config: TrialConfig, store: "FeatureStore", device: torch.device | None = None) -> None:
+        self.config, self.store, self.device = config, store, device or torch.device("cpu")
+        self.levels = EEMCConfig.from_store(store, **asdict(config.model)).levels
+        table = store.expressions
+        rows = rows_of(store, ("train",))
+        if not rows:
+            counts = ", ".join(f"{name} {count}" for name, count in table["split"].value_counts().items())
+            raise StoreError(
+                f"{store.location} has no expressions of split train with masks (it has {counts or 'none at all'}); "
+                "extract a source that has them, as refavs-synth writes it"
+            )
+        groups: dict[str, list[int]] = defaultdict(list)
+        for row in rows:
+            groups["" if config.train.sampling == "uniform" else kind_of(table, row)].append(row)
+        self.groups = [np.array(groups[name]) for name in sorted(groups)]
+        weights = [config.train.acoustic_temporal_weight if name == HARDEST else 1.0 for name in sorted(groups)]
+        self.shares = [weight / sum(weights) for weight in weights]
+        self.num_steps = steps_per_epoch(config.train, len(rows))
+
+    def rows(self, epoch: int) -> list[int]:
+        """The expressions of an epoch: each group shuffled, and again when it is used up."""
+        wanted = self.num_steps * self.config.train.batch_size
+        if not self.config.train.steps_per_epoch and len(self.groups) == 1:
+            wanted = len(self.groups[0])
+        rng = np.random.default_rng(derived_seed(self.config.order_seed, "rows", epoch))
+        drawn = []
+        for group, share in zip(self.groups, self.shares, strict=True):
+            count = math.ceil(wanted * share)
+            rounds = [rng.permutation(group) for _ in range(math.ceil(count / len(group)))]
+            drawn.append(np.concatenate(rounds)[:count])
+        return [int(row) for row in rng.permutation(np.concatenate(drawn))[:wanted]]
+
+    def batches(
+        self, epoch: int, rank: int = 0, num_workers: int = 1, levels: Sequence[str] | None = None
+    ) -> Iterator[list[tuple[int, Batch]]]:
+        """The batches of an epoch, in numbered parts of about the same size: those that fall to worker `rank`.
+
+        Args:
+            levels: visual levels to read; None reads what the trial's model reads.
+        """
+        train = self.config.train
+        whole = batch_rows(
+            self.store, self.rows(epoch), train.batch_size, seed=self.config.order_seed, epoch=epoch,
+            expressions_per_clip=train.expressions_per_clip,
+        )
+        mine = [list(self._parts(rows, num_workers * train.accumulate))[rank :: num_workers] for rows in whole]
+        wanted = ([rows for _, rows in parts] for parts in mine)
+        read = read_batches(self.store, wanted, levels or self.levels, self.device)
+        for parts, found in zip(mine, read, strict=True):
+            yield [(number, batch) for (number, _), batch in zip(parts, found, strict=True)]
+
+    def _parts(self, rows: list[int], num_parts: int) -> Iterator[tuple[int, list[int]]]:
+        """Neighbouring expressions, which often share a clip, stay together; a part that would be empty is left out."""
+        for number in range(num_parts):
+            part = rows[number * len(rows) // num_parts : (number + 1) * len(rows) // num_parts]
+            if part:
+                yield number, part
+
+
+def steps_per_epoch(train: TrainConfig, num_rows: int) -> int:
+    """The steps of an epoch over a split of so many expressions."""
+    return train.steps_per_epoch or math.ceil(num_rows / train.batch_size)
+
+
+def kind_of(table: "pd.DataFrame", row: int) -> str:
+    """The dimension of an expression, or `null` where it refers to nothing."""
+    if str(table["clip_id"].iloc[row]).startswith("null_"):
+        return "null"
+    return str(table["dimension"].iloc[row])

@@ -1,0 +1,106 @@
+"""The picture of each second of a track on the clock of its file, while it is decoded."""
+
+import math
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from extract.media.display_matrix import upright
+from refavs.errors import DatasetError
+
+if TYPE_CHECKING:
+    import av
+
+# Where time stamps stand still, the work ends here: 1,000 frames for each second wanted, or 8K at 120 frames/s.
+MOST_FRAMES_PER_S = 1000
+MOST_PIXELS_PER_S = 4_000_000_000
+
+
+def resized(picture: Image.Image, size: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture as a square RGB array, smoothed by the reduction factor as Mask2Former's own preprocessing does."""
+    rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
+    return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR))
+
+
+@dataclass
+class PlacedPictures:
+    """The first picture that begins in each second; in a second without one that before it, as a player shows.
+
+    Attributes:
+        num_frames: seconds wanted.
+        size: height and width of the pictures kept, px.
+        time_s: of the latest picture, on the clock.
+        last: the latest picture; None before the first.
+        held: seconds in which no picture begins, although one of a later second follows.
+        late: the first picture begins in a later second than the first.
+        varies: pictures had more than one size.
+    """
+
+    num_frames: int
+    size: int
+    chosen: dict[int, UInt8[np.ndarray, "h w 3"]] = field(default_factory=dict)
+    last: "av.VideoFrame | None" = None
+    time_s: Fraction = Fraction(0)
+    num_decoded: int = 0
+    held: bool = False
+    late: bool = False
+    varies: bool = False
+
+    @property
+    def done(self) -> bool:
+        """Pictures come in the order of their time, so the first one beyond the last second ends the work."""
+        return self.time_s >= self.num_frames
+
+    def add(self, frame: "av.VideoFrame", time_s: Fraction) -> None:
+        """Takes the next picture; one that goes back in time is not shown."""
+        self._refuse_flood(frame)
+        if self.last is None:
+            self.late = time_s >= 1
+        elif time_s < self.time_s:
+            return
+        else:
+            self.varies |= (self.last.width, self.last.height) != (frame.width, frame.height)
+        second = math.floor(time_s)
+        # Before the first picture of a track that begins late, that one is shown.
+        num_missing = self._hold(self.last or frame, min(second, self.num_frames))
+        self.held |= self.last is not None and num_missing > 0
+        self.time_s = time_s
+        if 0 <= second < self.num_frames and second not in self.chosen:
+            self.chosen[second] = self._pixels(frame)
+        self.last = frame
+
+    def finish(self, end_s: float) -> int | None:
+        """Fills the seconds after the last picture; returns the first of them that lies beyond the track's end."""
+        if self.last is not None:
+            self._hold(self.last, self.num_frames)
+        first_beyond = max(math.floor(self.time_s) + 1, math.ceil(end_s - 1e-3))
+        return first_beyond if first_beyond < self.num_frames else None
+
+    def notes(self) -> list[str]:
+        """What is odd about the pictures."""
+        return [name for name, is_so in (("picture_late", self.late), ("picture_held", self.held),
+                                         ("size_varies", self.varies)) if is_so]  # fmt: skip
+
+    def _hold(self, frame: "av.VideoFrame", second: int) -> int:
+        missing = [earlier for earlier in range(second) if earlier not in self.chosen]
+        if missing:
+            self.chosen.update(dict.fromkeys(missing, self._pixels(frame)))
+        return len(missing)
+
+    def _refuse_flood(self, frame: "av.VideoFrame") -> None:
+        self.num_decoded += 1
+        per_second = min(MOST_FRAMES_PER_S, MOST_PIXELS_PER_S // (frame.width * frame.height))
+        if self.num_decoded > per_second * self.num_frames:
+            raise DatasetError(
+                f"{self.num_decoded:,} frames and still at {float(self.time_s):.2f} s; accepted: up to {per_second:,} "
+                "frames of this size per second"
+            )
+
+    def _pixels(self, frame: "av.VideoFrame") -> UInt8[np.ndarray, "h w 3"]:
+        if frame.is_corrupt:
+            raise DatasetError(f"the frame at {float(self.time_s):.2f} s is damaged")
+        return resized(Image.fromarray(upright(frame)), self.size)

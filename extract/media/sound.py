@@ -1,0 +1,124 @@
+"""The sound of a track on the clock of its file, while it is decoded."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from einops import reduce
+from jaxtyping import Float
+
+from extract.media.wav import MISSING_SOUND_S, SAMPLE_RATE_HZ, at_sample_rate, refuse_rate
+from refavs.errors import DatasetError
+
+if TYPE_CHECKING:
+    import av
+    from av.audio.resampler import AudioResampler
+
+# A sound track this far behind the picture has ended; the rest of a long video need not be read to learn that.
+SEARCH_SOUND_S = 30.0
+# A splice changes the rate once; each change takes a filter of its own.
+_MOST_RATES = 16
+# Time stamps are rounded to the container's clock; only a real gap moves the samples.
+_ROUNDING_S = 0.02
+
+
+@dataclass
+class _Piece:
+    """Blocks of one rate, each with the second in which it begins."""
+
+    rate_hz: int
+    blocks: list[tuple[float, Float[np.ndarray, " s"]]] = field(default_factory=list)
+
+    def at_16_khz(self, last_s: float) -> tuple[float, Float[np.ndarray, " s"]]:
+        """Where the piece begins, and its samples up to `last_s`, silence where its blocks leave some out."""
+        start_s = min(start_s for start_s, _ in self.blocks)
+        end_s = min(last_s, max(start_s + len(mono) / self.rate_hz for start_s, mono in self.blocks))
+        samples = np.zeros(max(0, math.ceil((end_s - start_s) * self.rate_hz)), np.float32)
+        for block_s, mono in self.blocks:
+            place = round((block_s - start_s) * self.rate_hz)
+            samples[place : place + len(mono)] = mono[: max(0, len(samples) - place)]
+        return start_s, at_sample_rate(samples, self.rate_hz)
+
+
+class PlacedSound:
+    """Collects the frames of a sound track; layout, rate and sample format may change from one to the next.
+
+    Args:
+        num_seconds: to be kept from the start of the clock on.
+    """
+
+    def __init__(self, num_seconds: int) -> None:
+        self._num_seconds = num_seconds
+        self._pieces: list[_Piece] = []
+        self._end_s = 0.0
+        self._reached_s = 0.0
+        self._held_s = 0.0
+        self._form: tuple[str, str, int] | None = None
+        self._to_float: AudioResampler | None = None
+        self._notes: list[str] = []
+
+    def add(self, frame: "av.AudioFrame") -> None:
+        """Takes a decoded frame, whose time stamp is on the clock; without one it follows the frame before it.
+
+        Raises:
+            DatasetError: its rate is none of sound, or the rate changed too often.
+        """
+        refuse_rate(frame.sample_rate)
+        mono = self._mono(frame)
+        stamp = frame.pts if frame.pts is not None else frame.dts
+        start_s = self._end_s if stamp is None or frame.time_base is None else float(stamp * frame.time_base)
+        if abs(start_s - self._end_s) <= _ROUNDING_S and self._pieces:
+            start_s = self._end_s
+        length_s = len(mono) / frame.sample_rate
+        self._end_s, self._held_s = start_s + length_s, self._held_s + length_s
+        if self._end_s <= 0 or start_s >= self._num_seconds + 1:  # a second more, for the resampler's filter
+            return
+        if start_s - self._reached_s > MISSING_SOUND_S and self._reached_s < self._num_seconds:
+            self._notes.append("sound_gap" if self._pieces else "sound_late")
+        self._reached_s = max(self._reached_s, self._end_s)
+        if not self._pieces or self._pieces[-1].rate_hz != frame.sample_rate:
+            self._pieces.append(_Piece(frame.sample_rate))
+            if len(self._pieces) > _MOST_RATES:
+                raise DatasetError(f"its sound changes its rate more than {_MOST_RATES} times")
+        self._pieces[-1].blocks.append((start_s, mono))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every second that is asked for has its samples, or more are held than can belong to them."""
+        return self._end_s >= self._num_seconds or self._held_s > self._num_seconds + SEARCH_SOUND_S
+
+    def finish(self) -> Float[np.ndarray, " s"]:
+        """The seconds asked for, mono at 16 kHz."""
+        placed = np.zeros(self._num_seconds * SAMPLE_RATE_HZ, np.float32)
+        for piece in self._pieces:
+            start_s, samples = piece.at_16_khz(self._num_seconds + 1)
+            start = round(start_s * SAMPLE_RATE_HZ)
+            first, stop = max(start, 0), min(start + len(samples), len(placed))
+            if first < stop:
+                placed[first:stop] = samples[first - start : stop - start]
+        return placed
+
+    def notes(self) -> list[str]:
+        """Where silence stands in for sound, and whether the sound changed its form."""
+        is_short = self._num_seconds - self._reached_s > MISSING_SOUND_S
+        return list(dict.fromkeys(self._notes + ["sound_short"] * is_short))
+
+    def _mono(self, frame: "av.AudioFrame") -> Float[np.ndarray, " s"]:
+        from av.audio.resampler import AudioResampler
+
+        form = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if form != self._form or self._to_float is None:
+            if self._form is not None:
+                self._notes.append("sound_varies")
+            # Packed, for PyAV reads beyond the end of a planar frame of eight channels or more and brings the process
+            # down.
+            self._form, self._to_float = form, AudioResampler(format="flt")
+        return _mean(self._to_float.resample(frame))
+
+
+def _mean(frames: "Sequence[av.AudioFrame]") -> Float[np.ndarray, " s"]:
+    with np.errstate(invalid="ignore", over="ignore"):  # what is no number is found when the sound is complete
+        parts = [reduce(frame.to_ndarray(), "1 (s c) -> s", "mean", c=frame.layout.nb_channels) for frame in frames]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)

@@ -1,0 +1,229 @@
+"""The first frame of each second and the sound of a video, decoded in bounded time and memory whatever it declares."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from extract.media.clock import Clock, PictureTimes
+from extract.media.mp4_guard import is_cut_off, refuse_declared_samples
+from extract.media.pictures import PlacedPictures
+from extract.media.sound import SEARCH_SOUND_S, PlacedSound
+from extract.media.tracks import FilmTracks, film_tracks
+from refavs.errors import DatasetError
+from refavs.files.source_files import MOST_PIXELS, check_file, reason_of
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+
+# Self-contained containers alone: a playlist would have libav open what it names, other files or the network.
+FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts")
+ACCEPTED = "an MP4, MOV, Matroska, WebM, AVI or MPEG-TS file"
+# A container may declare a little more than its last packet shows.
+MISSING_TAIL_S = 0.5
+MOST_PACKETS_PER_S = 4000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """What a container holds of the seconds wanted, counted on its clock (`extract.media.clock`).
+
+    Attributes:
+        frames: RGB, one for each second.
+        sound: mono at 16 kHz; None where there is none.
+        silent: there is no sound track.
+        repeated_from_s: first second that repeats the last frame because the picture had ended; None where none does.
+        notes: what else is odd, names of `extract.media.notes.NOTES`.
+    """
+
+    frames: UInt8[np.ndarray, "t h w 3"]
+    sound: Float[np.ndarray, " s"] | None
+    silent: bool
+    repeated_from_s: int | None
+    notes: tuple[str, ...]
+
+
+class Film:
+    """The film in an open container: its tracks and its clock."""
+
+    def __init__(self, container: "InputContainer", tracks: FilmTracks) -> None:
+        self.tracks, self.clock = tracks, Clock(container, tracks.all)
+        self.ends_s = dict.fromkeys((track.index for track in tracks.all), 0.0)
+        self.damage_skipped = False
+        self._container = container
+        tracks.picture.codec_context.thread_count = 1
+        tracks.picture.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
+        self._times = PictureTimes(tracks.picture)
+        self._begun: set[int] = set()
+
+    def packets(self, num_seconds: int) -> "Iterator[av.Packet]":
+        """The packets of the film's tracks with their time stamps on its clock.
+
+        Raises:
+            DatasetError: there are more of them than belong to so many seconds.
+        """
+        most = round(MOST_PACKETS_PER_S * (num_seconds + SEARCH_SOUND_S))
+        for number, packet in enumerate(self._container.demux(*self.tracks.all)):
+            if number > most:
+                raise DatasetError(f"its first {most:,} packets do not come to {num_seconds} s")
+            end_s = self.clock.set(packet)
+            if end_s is not None:
+                index = packet.stream.index
+                self.ends_s[index] = max(self.ends_s[index], float(end_s))
+            yield packet
+
+    def decoded(self, packet: "av.Packet") -> "list[av.VideoFrame | av.AudioFrame]":
+        """The frames that a packet completes.
+
+        A transport stream is cut anywhere, so there the pieces before the first whole one are left out.
+        """
+        from av.error import InvalidDataError
+
+        try:
+            frames = packet.decode()
+        except InvalidDataError:
+            if self._container.format.name != "mpegts" or packet.stream.index in self._begun:
+                raise
+            self.damage_skipped = True
+            return []
+        if frames:
+            self._begun.add(packet.stream.index)
+        return frames  # type: ignore[return-value]
+
+    def time_of(self, frame: "av.VideoFrame") -> Fraction:
+        """When a picture is shown, in seconds of the clock; asked for each picture once, in the order of decoding."""
+        return self._times.of(frame)
+
+    def pictures(self, num_seconds: int) -> "Iterator[tuple[Fraction, av.VideoFrame]]":
+        """The pictures of the first seconds, each with its time; what goes back in time is left out."""
+        latest_s: Fraction | None = None
+        for packet in self.packets(num_seconds):
+            for frame in self.decoded(packet) if packet.stream is self.tracks.picture else ():
+                time_s = self.time_of(frame)  # type: ignore[arg-type]
+                if latest_s is not None and time_s < latest_s:
+                    continue
+                latest_s = time_s
+                yield time_s, frame  # type: ignore[misc]
+
+    @property
+    def declared_s(self) -> float:
+        """The length that the container declares: of the film's picture where it says that, else of all tracks."""
+        picture = self.tracks.picture
+        if picture.duration is not None and picture.time_base is not None:
+            return float(picture.duration * picture.time_base)
+        return (self._container.duration or 0) / 1e6
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other track could have the length that is declared."""
+        return len(self._container.streams) == len(self.tracks.all)
+
+    def notes(self) -> list[str]:
+        """What is odd about the tracks and their time stamps."""
+        return [name for name, is_so in (
+            ("time_joined", self.clock.joined), ("time_guessed", self._times.num_guessed > 0),
+            ("track_guessed", self.tracks.guessed), ("damage_skipped", self.damage_skipped),
+        ) if is_so]  # fmt: skip
+
+
+def read_container(path: Path, num_frames: int, size: int, within: Path | None = None) -> Decoded:
+    """Decodes the first seconds of a video file.
+
+    Args:
+        path: the file.
+        num_frames: seconds to take.
+        size: height and width of the frames returned, px.
+        within: folder that the file may not lie outside of.
+
+    Raises:
+        DatasetError: the file is missing, empty, cut off, damaged, no video, or beyond the limits of this module.
+    """
+    from av.error import FFmpegError
+
+    pictures, sound = PlacedPictures(num_frames, size), PlacedSound(num_frames)
+    try:
+        check_file(path, within)
+        refuse_declared_samples(path)
+    except OSError as error:
+        raise DatasetError(f"video {path} cannot be read ({reason_of(error)}); copy or encode it again") from error
+    try:
+        with open_film(path) as film:
+            ended = _decode(film, pictures, sound, num_frames)
+            silent = film.tracks.sound is None
+            is_short = ended and _is_shorter_than_declared(film, path, num_frames)
+            repeated_from_s = pictures.finish(film.ends_s[film.tracks.picture.index])
+            notes = film.notes() + ["length_false"] * is_short
+        if pictures.last is None:
+            raise DatasetError("it holds no picture")
+        heard = None if silent else sound.finish()
+    except DatasetError as error:
+        raise DatasetError(f"video {path}: {error}; copy or encode it again") from error
+    except (FFmpegError, OSError, ValueError, EOFError, ArithmeticError) as error:
+        raise DatasetError(
+            f"video {path} is cut off, damaged or not a video ({reason_of(error)}); accepted: {ACCEPTED}. Copy or "
+            "encode it again"
+        ) from error
+    frames = np.stack([pictures.chosen[second] for second in range(num_frames)])
+    notes += pictures.notes() + ([] if silent else sound.notes())
+    return Decoded(frames=frames, sound=heard, silent=silent, repeated_from_s=repeated_from_s, notes=tuple(notes))
+
+
+@contextmanager
+def open_film(path: Path) -> Iterator[Film]:
+    """Opens a video and finds its film.
+
+    Raises:
+        DatasetError: as `extract.media.tracks.film_tracks` does.
+    """
+    with open_container(path) as container:
+        yield Film(container, film_tracks(container, lambda: open_container(path)))
+
+
+def open_container(path: Path) -> "InputContainer":
+    """Opens a video by libav, which is kept from anything but self-contained files."""
+    import av
+
+    options = {
+        "format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file", "max_pixels": str(MOST_PIXELS),
+    }
+    # The prefix keeps libav from taking a name with a colon for an address.
+    return av.open(f"file:{path}", options=options)
+
+
+def _decode(film: Film, pictures: PlacedPictures, sound: PlacedSound, num_seconds: int) -> bool:
+    """Decodes picture and sound until both reach `num_seconds`; returns whether the file ended before."""
+    from av import AudioFrame, VideoFrame
+
+    picture = film.tracks.picture
+    silent = film.tracks.sound is None
+    for packet in film.packets(num_seconds):
+        wanted = not pictures.done if packet.stream is picture else not sound.complete
+        for frame in film.decoded(packet) if wanted else ():
+            if isinstance(frame, VideoFrame):
+                pictures.add(frame, film.time_of(frame))
+            elif isinstance(frame, AudioFrame):
+                sound.add(frame)
+        searched = film.ends_s[picture.index] > num_seconds + SEARCH_SOUND_S
+        if pictures.done and (silent or searched or sound.complete):
+            return False
+    return True
+
+
+def _is_shorter_than_declared(film: Film, path: Path, num_seconds: int) -> bool:
+    """Whether a file that has ended declares more seconds; all of its bytes are there.
+
+    Raises:
+        DatasetError: bytes are missing.
+    """
+    reached_s, declared_s = max(film.ends_s.values()), film.declared_s
+    if reached_s >= min(declared_s, num_seconds) - MISSING_TAIL_S:
+        return False
+    if is_cut_off(path):
+        raise DatasetError(f"the file declares {declared_s:.1f} s and stops after {reached_s:.1f} s")
+    return film.is_alone or film.tracks.picture.duration is not None

@@ -1,0 +1,143 @@
+"""Looks at a source before a run begins, while nothing is written yet.
+
+Masks that may be meant in two ways are refused. Those of one source are of one kind, so some objects, evenly spread,
+tell; what only a worker meets later is a failure of that object, named like any other. And no films are added to a
+store whose own were read by other rules.
+"""
+
+import hashlib
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from extract.media.clip import FILM_RULES
+from extract.pipeline.plan import Item, Masks
+from refavs.data.layouts import Source
+from refavs.data.masks import MaskRuleError, is_plain_grey, num_labels
+from refavs.errors import DatasetError, StoreError
+from refavs.files.source_files import PICTURE_ERRORS, open_file
+from refavs.machine.processors import num_processors
+from refavs.store.backends.base import Folder
+from refavs.store.format.commits import record_files
+from refavs.store.format.schema import OTHER_STORE
+from refavs.store.writer import StoreWriter
+
+MOST_CHECKED = 64  # objects; about 2 s
+MOST_THREADS = 16
+Each = TypeVar("Each")
+
+
+def check_masks(folder: Folder, objects: dict[str, Item], num_frames: int) -> None:
+    """Reads some of the masks that the store at `folder` lacks.
+
+    Args:
+        objects: those of the source, by key.
+
+    Raises:
+        MaskRuleError: masks that may be meant in two ways, or that their rule cannot read.
+        StoreError: the store does not say by which rule its masks were read, and there are several for these.
+    """
+    known, older = _known(folder)
+    missing = [item for key, item in objects.items() if isinstance(item, Masks) and key not in known]
+    chosen = [item for item in evenly(missing, MOST_CHECKED) if item.folder is not None]
+    with ThreadPoolExecutor(min(num_processors(), MOST_THREADS), "masks") as pool:
+        list(pool.map(lambda item: _check(item, num_frames), chosen))
+    _refuse_shared(missing, num_frames)
+    if older:
+        paths = [item.folder / f"{second:05d}.png" for item in chosen if item.folder for second in range(num_frames)]
+        for path in paths:
+            if not _was_grey(path):
+                raise StoreError(f"store {folder.location} was made before masks had a rule and does not say how it "
+                                 f"read its own, and {path} is no plain grey picture; {OTHER_STORE}")
+
+
+def check_films(folder: Folder, source: Source) -> None:
+    """Compares the rules by which films are read with those of the store at `folder`, where clips are to be added.
+
+    Raises:
+        StoreError: its films were read by other rules.
+    """
+    rules = film_rules(folder, source)
+    if source.kind != "videos" or rules == FILM_RULES:
+        return
+    known = StoreWriter.attach(folder.location).committed("clips")
+    if missing := [clip.id for clip in source.clips if clip.id not in known]:
+        raise StoreError(f"store {folder.location} was made by a version that read films by other rules (time stamps, "
+                         f"mirrored pictures, choice of tracks), so that {missing[0]!r} and its own films would not be "
+                         f"comparable; {OTHER_STORE}")  # fmt: skip
+
+
+def film_rules(folder: Folder, source: Source) -> int:
+    """The rules by which the films of the store were read; those of now where it has none."""
+    if source.kind != "videos" or not folder.exists("zarr.json"):
+        return FILM_RULES
+    writer = StoreWriter.attach(folder.location)
+    if not writer.schema.source.startswith("videos ") or not record_files(folder, "clips"):
+        return FILM_RULES
+    return int(writer.schema.extraction.get("film_rules", 1))
+
+
+def evenly(items: Sequence[Each], most: int) -> list[Each]:
+    """At most so many of the items, from the first to the last."""
+    step = max(1, -(-len(items) // most))
+    return list(items[::step])
+
+
+def _refuse_shared(missing: Sequence[Masks], num_frames: int) -> None:
+    """Refuses one label image of several objects in the folder of each, where all would be read as one object.
+
+    Raises:
+        MaskRuleError: two objects of a clip have the same files with several labels, and no rule is given.
+    """
+    by_clip: dict[str, list[Path]] = {}
+    for item in missing:
+        if item.folder is not None and item.rule == "auto" and not item.null:
+            by_clip.setdefault(item.clip.id, []).append(item.folder)
+    for folders in evenly([folders for folders in by_clip.values() if len(folders) > 1], MOST_CHECKED):
+        known: dict[bytes, Path] = {}
+        for folder in folders:
+            paths = [folder / f"{second:05d}.png" for second in range(num_frames)]
+            with suppress(*PICTURE_ERRORS):  # missing or damaged: the worker names it
+                other = known.setdefault(_digest(paths, folder.parent.parent), folder)
+                if other != folder and (path := next((path for path in paths if num_labels(path) > 1), None)):
+                    raise MaskRuleError(
+                        f"{path} has several labels, and {other} the same files, so that both objects would be one; "
+                        "draw each object's own masks, 0 where it is not, or give --mask-rule nonzero if every label "
+                        "is the object"
+                    )
+
+
+def _digest(paths: Sequence[Path], within: Path) -> bytes:
+    whole = hashlib.sha256()
+    for path in paths:
+        with open_file(path, within) as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.digest()
+
+
+def _known(folder: Folder) -> tuple[Collection[str], bool]:
+    """The objects that the store has, and whether it says nothing of the rule by which they were read."""
+    if not folder.exists("zarr.json"):
+        return (), False
+    writer = StoreWriter.attach(folder.location)
+    known = writer.committed("objects")
+    return known, bool(known) and writer.schema.mask_rule is None
+
+
+def _check(item: Masks, num_frames: int) -> None:
+    """Masks that cannot be read for another reason are left to the worker, which names them."""
+    try:
+        item.read(num_frames, 1)
+    except MaskRuleError:
+        raise
+    except DatasetError:
+        pass
+
+
+def _was_grey(path: Path) -> bool:
+    try:
+        return is_plain_grey(path)
+    except PICTURE_ERRORS:  # missing or damaged: the worker names it
+        return True

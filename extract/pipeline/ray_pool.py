@@ -1,0 +1,332 @@
+"""Runs jobs on Ray: one actor per worker, which keeps its encoders and writes its features straight to the store."""
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import AcceleratorError
+
+from extract.encoders.presets import Encoders, Preset
+from extract.pipeline.local_ray import ray_at
+from extract.pipeline.plan import Job
+from extract.pipeline.schedule import GivenUp, Schedule, Task
+from extract.pipeline.worker import JobResult, Worker
+from refavs.errors import ConfigError, RefAVSError
+from refavs.machine.processors import num_processors
+
+POLL_S = 1.0
+# Autoscalers take minutes to bring a node.
+WAIT_FOR_ROOM_S = 300.0
+# So long a worker that was hired is taken for one that is about to be ready, and jobs are kept for it at the end.
+SOON_READY_S = 60.0
+JOBS_PER_WORKER = 2
+MOST_STILLBORN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Where and how widely to run.
+
+    Attributes:
+        address: of a running Ray cluster; None starts one on this machine for the time of the run.
+        num_workers: worker processes; None takes one per processor.
+        gpus_per_worker: share of a GPU that each worker takes; 0 runs on processors.
+        batch_clips: clips in one pass through the visual encoder; None takes 4 on a GPU, else 1.
+    """
+
+    address: str | None = None
+    num_workers: int | None = None
+    gpus_per_worker: float = 0.0
+    batch_clips: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_workers is not None and self.num_workers < 1:
+            raise ConfigError(f"--workers is {self.num_workers}; accepted: 1 or more")
+        if self.gpus_per_worker < 0:
+            raise ConfigError(f"--gpus-per-worker is {self.gpus_per_worker}; accepted: 0 or more")
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise ConfigError(f"--gpus-per-worker is {self.gpus_per_worker}; accepted: up to 1, or a whole number")
+        if self.batch_clips is not None and self.batch_clips < 1:
+            raise ConfigError(f"--batch-clips is {self.batch_clips}; accepted: 1 or more")
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """The device of the encoders."""
+        return "cuda" if self.gpus_per_worker else "cpu"
+
+    @property
+    def clips_per_pass(self) -> int:
+        """Clips in one pass through the visual encoder."""
+        return self.batch_clips or (4 if self.gpus_per_worker else 1)
+
+    def local_workers(self) -> int:
+        """Workers where no cluster says how many processors there are."""
+        return self.num_workers or num_processors()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Room:
+    """What a cluster offers to a run."""
+
+    num_workers: int
+    threads_per_worker: int
+
+
+def run_jobs(
+    jobs: Sequence[Job], location: str, preset: Preset, encoders: Encoders, resources: Resources,
+    note: Callable[[str], None] | None = None,
+) -> Generator[JobResult | None, None, None]:  # fmt: skip
+    """Yields None when the work has begun, then the result of each job as it ends, and None once a second in between.
+
+    Args:
+        jobs: in the order in which to start them.
+        location: path or URL of the store, the same for every worker.
+        preset: sizes of frames and sounds.
+        encoders: sent to each worker.
+        resources: where to run.
+        note: told in one line of every worker that is lost.
+
+    Raises:
+        ConfigError: no cluster answers at the address given; it has less GPU than one worker takes, or no room for any
+            worker; workers die whatever they are given.
+        StoreError: a worker does not find the store.
+    """
+    with _cluster(resources, len(jobs)) as room:
+        import ray
+
+        # Spread, so that a node's disk and network are shared by few; Ray packs nodes otherwise.
+        actor = ray.remote(Worker).options(
+            num_cpus=1, num_gpus=resources.gpus_per_worker, max_restarts=0, max_concurrency=JOBS_PER_WORKER,
+            scheduling_strategy="SPREAD",
+        )
+
+        def hire() -> Any:
+            return actor.remote(location, preset, encoders, room.threads_per_worker, resources.clips_per_pass)
+
+        crew = _Crew(jobs, hire, room.num_workers, note or (lambda line: None))
+        try:
+            yield None
+            yield from crew.results()
+        finally:
+            crew.dismiss()
+
+
+@dataclass(frozen=True, eq=False)
+class _Member:
+    """One worker process."""
+
+    handle: Any
+
+
+class _Crew:
+    """The worker processes of one run: hires them, asks the schedule what they do, and replaces those that die."""
+
+    def __init__(
+        self, jobs: Sequence[Job], hire: Callable[[], Any], num_workers: int, note: Callable[[str], None]
+    ) -> None:
+        self._jobs, self._hire, self._note = jobs, hire, note
+        self._num_wanted = num_workers
+        self._schedule = Schedule([job.shard.keys for job in jobs], JOBS_PER_WORKER)
+        self._ready: dict[_Member, str] = {}
+        self._coming: set[_Member] = set()
+        self._calls: dict[Any, tuple[_Member, Task | None]] = {}
+        self._stillborn = 0
+        self._nobody_since = self._last_hired = time.monotonic()
+
+    def results(self) -> Iterator[JobResult | None]:
+        """Works until every job is done or given up."""
+        import ray
+
+        while self._schedule.num_left:
+            self._fill_up()
+            calls = list(self._calls)
+            done, _ = ray.wait(calls, timeout=POLL_S)
+            if not done:
+                self._refuse_no_room()
+                yield None
+                continue
+            # All that have ended, for one look at a thousand calls costs as much as at one.
+            done, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
+            for reference in done:
+                if reference in self._calls:
+                    yield from self._answer(reference)
+
+    def dismiss(self) -> None:
+        """Ends every process, also those that still wait for room."""
+        import ray
+
+        for member in (*self._ready, *self._coming):
+            ray.kill(member.handle)
+        self._calls.clear()
+
+    def _fill_up(self) -> None:
+        """Hires as many workers as are wanted and still have something to do."""
+        while len(self._ready) + len(self._coming) < min(self._num_wanted, self._schedule.num_left):
+            self._last_hired = time.monotonic()
+            member = _Member(self._hire())
+            self._coming.add(member)
+            self._calls[member.handle.ready.remote()] = member, None
+
+    def _answer(self, reference: Any) -> Iterator[JobResult]:
+        """Takes up the end of one call."""
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        member, task = self._calls.pop(reference)
+        answer: Any
+        try:
+            answer: Any = ray.get(reference)
+        except RayTaskError as error:
+            if isinstance(error.cause, AcceleratorError):  # else it would break one job after the other
+                yield from self._lost(member, error.cause)
+                return
+            raise error.cause if isinstance(error.cause, RefAVSError) else error from None
+        except RayError as error:  # the process or its node is gone, or its answer was lost with it
+            yield from self._lost(member, error)
+            return
+        if task is None:
+            self._stillborn = 0
+            self._coming.discard(member)
+            self._ready[member] = answer
+            self._schedule.enlist(member)
+        else:
+            given_up = self._schedule.done(member, task)
+            if task.probe is None:
+                yield answer
+            if given_up is not None:
+                yield self._failed(given_up)
+        self._give_work(member)
+
+    def _give_work(self, member: _Member) -> None:
+        soon = time.monotonic() - self._last_hired < SOON_READY_S
+        for task in self._schedule.assign(member, len(self._coming) if soon else 0):
+            job = self._jobs[task.job]
+            call = (member.handle.run.remote(job, dict(task.condemned)) if task.probe is None
+                    else member.handle.probe.remote(job, task.probe))  # fmt: skip
+            self._calls[call] = member, task
+
+    def _lost(self, member: _Member, error: Exception) -> Iterator[JobResult]:
+        """Puts the jobs of a lost worker back, and gives them to whoever is free."""
+        import ray
+
+        ray.kill(member.handle)  # one that is only out of reach must not go on beside its replacement
+        lost = [call for call, (other, _) in self._calls.items() if other is member]
+        for call in lost:
+            del self._calls[call]
+        reason = type(error).__name__
+        if member in self._coming:
+            self._coming.discard(member)
+            self._count_stillborn(error)
+            return
+        self._note(f"worker {self._ready.pop(member)} is lost ({reason}); its jobs go back into the queue")
+        if not self._ready:
+            self._nobody_since = time.monotonic()
+        for given_up in self._schedule.lost(member, reason):
+            yield self._failed(given_up)
+        if self._schedule.hopeless:
+            raise ConfigError(f"{self._schedule.fruitless} workers died one after the other without finishing "
+                              f"anything (the last: {_gist(error)}); look at memory and drivers of the nodes, "
+                              "then run the same command again, perhaps with fewer --workers")
+        for other in self._ready:
+            self._give_work(other)
+
+    def _failed(self, given_up: GivenUp) -> JobResult:
+        return JobResult(table=self._jobs[given_up.job].shard.table, failures=given_up.failures)
+
+    def _count_stillborn(self, error: Exception) -> None:
+        self._stillborn += 1
+        if self._stillborn < MOST_STILLBORN:
+            return
+        if not self._ready:
+            raise ConfigError(f"{self._stillborn} workers died before they were ready ({_gist(error)}); look at "
+                              "memory and installation of the nodes, then run the same command again")
+        self._num_wanted = len(self._ready) + len(self._coming)
+        self._stillborn = 0
+
+    def _refuse_no_room(self) -> None:
+        import ray
+
+        if self._ready or time.monotonic() - self._nobody_since < WAIT_FOR_ROOM_S:
+            return
+        free = {name: ray.available_resources().get(name, 0) for name in ("CPU", "GPU")}
+        num_nodes = sum(node["Alive"] for node in ray.nodes())
+        raise ConfigError(f"no worker found room on the Ray cluster in {WAIT_FOR_ROOM_S:.0f} s: it has {num_nodes} "
+                          f"nodes with {free['CPU']:g} free CPUs and {free['GPU']:g} free GPUs, and a worker takes 1 "
+                          "CPU and the GPUs of --gpus-per-worker; end what else runs there or add nodes, then run the "
+                          "same command again")
+
+
+def _gist(error: Exception) -> str:
+    """One line of an error of Ray: the last of a traceback that it carries, else its first."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[-1] if 'creation task' in lines[0] else lines[0]}"
+
+
+def limited_by_gpus(num_workers: int, gpus_per_worker: float, gpus_of_nodes: Iterable[float]) -> int:
+    """Workers that find their share of a GPU; one more would wait for it until the others end.
+
+    Raises:
+        ConfigError: none finds it.
+    """
+    if not gpus_per_worker:
+        return num_workers
+    gpus = list(gpus_of_nodes)
+    fitting = sum(_shares(count, gpus_per_worker) for count in gpus)
+    if not fitting:
+        raise ConfigError(f"--gpus-per-worker is {gpus_per_worker:g}, but Ray finds {sum(gpus):g} GPUs on {len(gpus)} "
+                          "nodes, too few for one worker; leave it out to run on processors, or give --address of a "
+                          "cluster with GPUs")
+    return min(num_workers, fitting)
+
+
+def _shares(num_gpus: float, gpus_per_worker: float) -> int:
+    """Workers that find their share among the GPUs of one node."""
+    return int(num_gpus) * int(1 / gpus_per_worker) if gpus_per_worker <= 1 else int(num_gpus / gpus_per_worker)
+
+
+def threads_per_worker(num_workers: int, gpus_per_worker: float, nodes: Iterable[Mapping[str, float]]) -> int:
+    """Threads that each worker may have where the workers are spread over the nodes, by the node that has the fewest.
+
+    Args:
+        nodes: amounts of each by Ray's names, as `{"CPU": 16.0, "GPU": 2.0}`.
+    """
+    places = []
+    for node in nodes:
+        cpus = int(node.get("CPU", 0))
+        places.append((cpus, min(cpus, _shares(node.get("GPU", 0), gpus_per_worker)) if gpus_per_worker else cpus))
+    taken = [0] * len(places)
+    for _ in range(min(num_workers, sum(most for _, most in places))):
+        free = [index for index, (_, most) in enumerate(places) if taken[index] < most]
+        taken[min(free, key=taken.__getitem__)] += 1
+    return max(1, min((cpus // count for (cpus, _), count in zip(places, taken, strict=True) if count), default=1))
+
+
+def _room(resources: Resources, processors: int | None = None) -> _Room:
+    """What the cluster that is connected offers; its processors are counted, unless their number is given."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    wanted = resources.num_workers or processors or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    num_workers = limited_by_gpus(wanted, resources.gpus_per_worker, (node.get("GPU", 0) for node in nodes))
+    threads = (max(1, processors // num_workers) if processors
+               else threads_per_worker(num_workers, resources.gpus_per_worker, nodes))  # fmt: skip
+    return _Room(num_workers=num_workers, threads_per_worker=threads)
+
+
+@contextmanager
+def _cluster(resources: Resources, num_jobs: int) -> Iterator[_Room]:
+    """Connects to Ray, or starts it for the time of the run; gives what there is for workers."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield _room(resources)
+        return
+    # Threads by this number, not by that of jobs, as a resumed run has fewer: the last bits of a sum may depend on the
+    # threads.
+    processors = num_processors() if resources.address is None else None
+    with ray_at(resources.address, num_cpus=min(resources.local_workers(), num_jobs)):
+        yield _room(resources, processors)

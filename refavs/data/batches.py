@@ -1,0 +1,302 @@
+"""Batches of stored expressions, in which each clip's maps occur once."""
+
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from refavs.config import nearest
+from refavs.data.clip_groups import ClipGroups
+from refavs.data.prefetch import Arrival, Sender
+from refavs.errors import DatasetError
+from refavs.store.reader import MASK, FeatureStore, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Expressions and the distinct clips they speak of; features are as stored, not standardised.
+
+    Attributes:
+        visual: maps of the distinct clips by their name, e.g. `mask_features`.
+        valid: True where a text has a token.
+        clip: which of the distinct clips each expression speaks of.
+        mask: the referred object, all False where there is none; None where the store holds no masks.
+        arrival: of a batch that was sent to a device, which has to wait for it; `to` sees to that.
+    """
+
+    visual: dict[str, Float[Tensor, "u t _ _ _"]]
+    audio: Float[Tensor, "u t _"]
+    text: Float[Tensor, "b l _"]
+    valid: Bool[Tensor, "b l"]
+    clip: Int[Tensor, "b"]
+    mask: Bool[Tensor, "b t h w"] | None
+    uid: list[str]
+    split: list[str]
+    dimension: list[str]
+    text_string: list[str]
+    arrival: Arrival | None = None
+
+    def __len__(self) -> int:
+        return len(self.uid)
+
+    @cached_property
+    def groups(self) -> ClipGroups:
+        """Which expressions share a clip."""
+        return ClipGroups.of(self.clip.tolist(), len(self.audio))
+
+    @cached_property
+    def text_length(self) -> int:
+        """Places up to the last token of any text."""
+        places = np.flatnonzero(self.valid.numpy(force=True).any(axis=0))
+        return int(places[-1]) + 1 if len(places) else 0
+
+    @cached_property
+    def shown(self) -> Bool[np.ndarray, "b t"] | None:
+        """In which seconds each object is to be seen."""
+        if self.mask is None:
+            return None
+        pixels = np.ascontiguousarray(self.mask.flatten(2).numpy(force=True))
+        return np.any(pixels.view(np.uint64 if pixels.shape[-1] % 8 == 0 else np.bool_), axis=-1)
+
+    def known(self) -> "Batch":
+        """This batch, which from now on knows what a step asks about it, so that no device has to be asked."""
+        _ = self.groups, self.text_length, self.shown
+        return self
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch with its tensors on `device`, whose current stream may use them."""
+        self.known()
+        names = [field.name for field in fields(self) if isinstance(getattr(self, field.name), Tensor)]
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        visual = {name: value.to(device, non_blocking=True) for name, value in self.visual.items()}
+        groups = self.groups.to(device)
+        if self.arrival is not None:
+            self.arrival.wait([*visual.values(), *moved.values(), groups.slot])
+        return self.same(groups, visual=visual, **moved)
+
+    def same(self, groups: ClipGroups, **changes: Any) -> "Batch":
+        """The batch with its values in other places; what is known of them stays known."""
+        batch = replace(self, **changes)
+        vars(batch).update(groups=groups, text_length=self.text_length, shown=self.shown)
+        return batch
+
+
+class StoreDataset(Dataset[Sample]):
+    """Some expressions of a store, for `torch.utils.data.DataLoader(..., collate_fn=collate)`.
+
+    Args:
+        store: where the features lie.
+        splits: which expressions; None takes all.
+        levels: visual levels to read; None reads what the model reads.
+
+    Raises:
+        DatasetError: the store has no expressions of a split.
+    """
+
+    def __init__(
+        self, store: FeatureStore, splits: Sequence[str] | None = None, levels: Sequence[str] | None = None
+    ) -> None:
+        self.store = store
+        self.levels = default_levels(store) if levels is None else list(levels)
+        self.indices = split_indices(store, splits)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.store.sample(self.indices[index], self.levels)
+
+
+def split_indices(store: FeatureStore, splits: Sequence[str] | None) -> list[int]:
+    """Expressions of `splits` in the store's order; all of them for None.
+
+    Raises:
+        DatasetError: the store has no expressions of a split.
+    """
+    found = store.expressions["split"].tolist()
+    for split in splits or ():
+        if split not in found:
+            raise DatasetError(
+                f"store {store.location} has no expressions of split {split!r}; {nearest(split, {*found})}"
+            )
+    return [row for row, split in enumerate(found) if splits is None or split in splits]
+
+
+def default_levels(store: FeatureStore) -> list[str]:
+    """The visual level that the model reads: the pixel decoder's where the store has it, else all there are."""
+    levels = {path.split("/")[2] for path in store.visual_paths().values()}
+    return ["pixel_decoder"] if "pixel_decoder" in levels else sorted(levels)
+
+
+class Recycler:
+    """Gives memory that is used again once nobody holds what was made of it.
+
+    Pages that are new to a process cost several times what copying a batch of maps into old ones does.
+
+    Args:
+        pinned: take memory that a GPU reads without a copy in between. Who sends it there without waiting keeps the
+            tensors until the copy is done.
+    """
+
+    def __init__(self, pinned: bool = False) -> None:
+        self.pinned = pinned
+        self._free: dict[tuple[tuple[int, ...], torch.dtype], list[np.ndarray]] = {}
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor of any content."""
+        num_rows, of_row = shape[0], tuple(shape[1:])
+        free = self._free.setdefault((of_row, dtype), [])
+        memory = free.pop() if free else np.empty(0)
+        if len(memory) < num_rows:
+            memory = self._new((num_rows, *of_row), dtype).numpy()
+        lent = memory[:num_rows]  # lives for as long as a tensor that shares its bytes
+        weakref.finalize(lent, free.append, memory).atexit = False
+        return torch.from_numpy(lent)
+
+    def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, pin_memory=self.pinned)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stacks samples; expressions of the same clip share its row.
+
+    Raises:
+        DatasetError: some of the samples have a mask and some have none.
+    """
+    place: dict[str, int] = {}
+    distinct: list[Sample] = []
+    for sample in samples:
+        if sample.clip_id not in place:
+            place[sample.clip_id] = len(distinct)
+            distinct.append(sample)
+    masks = [sample.mask for sample in samples if sample.mask is not None]
+    _refuse_bare([(sample.uid, sample.split) for sample in samples if sample.mask is None], len(samples))
+    return Batch(
+        visual={name: torch.stack([sample.visual[name] for sample in distinct]) for name in distinct[0].visual},
+        audio=torch.stack([sample.audio for sample in distinct]),
+        text=torch.stack([sample.text for sample in samples]),
+        valid=torch.stack([sample.valid for sample in samples]),
+        clip=torch.tensor([place[sample.clip_id] for sample in samples]),
+        mask=torch.stack(masks) if masks else None,
+        uid=[sample.uid for sample in samples], split=[sample.split for sample in samples],
+        dimension=[sample.dimension for sample in samples], text_string=[sample.text_string for sample in samples],
+    ).known()  # fmt: skip
+
+
+def read_batch(store: FeatureStore, indices: Sequence[int], levels: Sequence[str], memory: Recycler) -> Batch:
+    """As `collate` of the expressions' samples; each clip, text and mask is read once, straight into its place.
+
+    Raises:
+        DatasetError: some of the expressions have a mask and some have none.
+        StoreError: as for `FeatureStore.read`.
+    """
+    facts = [store.facts[index] for index in indices]
+    _refuse_bare([(fact["uid"], fact["split"]) for fact in facts if fact["object"] < 0], len(facts))
+    clips, texts, objects = ([fact[name] for fact in facts] for name in ("clip", "text_row", "object"))
+    visual = store.visual_paths(levels)
+    rows = dict.fromkeys([*visual.values(), store.audio_path], clips)
+    rows |= dict.fromkeys([store.text_path, store.valid_path], texts)
+    if objects[0] >= 0:
+        rows[MASK] = objects
+    places = {path: {row: place for place, row in enumerate(dict.fromkeys(own))} for path, own in rows.items()}
+    found = store.read_rows({path: list(own) for path, own in places.items()}, memory.empty)
+
+    def each(path: str, distinct: Sequence[Tensor]) -> Tensor:
+        """The row of each expression."""
+        own = [distinct[places[path][row]] for row in rows[path]]
+        return torch.stack(own, out=memory.empty((len(own), *own[0].shape), own[0].dtype))
+
+    return Batch(
+        visual={name: found[path] for name, path in visual.items()}, audio=found[store.audio_path],
+        text=each(store.text_path, list(found[store.text_path])),
+        valid=each(store.valid_path, list(found[store.valid_path])),
+        clip=torch.tensor([places[store.audio_path][row] for row in clips]),
+        mask=each(MASK, [store.unpacked(mask) for mask in found[MASK]]) if MASK in found else None,
+        uid=[fact["uid"] for fact in facts], split=[fact["split"] for fact in facts],
+        dimension=[fact["dimension"] for fact in facts], text_string=[fact["text"] for fact in facts],
+    ).known()  # fmt: skip
+
+
+def _refuse_bare(bare: Sequence[tuple[str, str]], num_expressions: int) -> None:
+    """Refuses expressions without a mask, by name and split, beside others that have one."""
+    if 0 < len(bare) < num_expressions:
+        uid, split = bare[0]
+        raise DatasetError(f"{len(bare)} of {num_expressions} expressions of a batch have no mask, e.g. {uid!r} of "
+                           f"split {split!r}; choose splits that have masks, or only such as have none")
+
+
+def batches(
+    store: FeatureStore, indices: Sequence[int], batch_size: int, *, seed: int | None = None, epoch: int = 0,
+    expressions_per_clip: int = 1, levels: Sequence[str] | None = None, device: torch.device | None = None,
+) -> Iterator[Batch]:  # fmt: skip
+    """Batches of the expressions `indices`, each taken as often as it is named; the last one may be smaller.
+
+    The memory of a batch's maps serves a later batch as soon as nothing refers to it.
+
+    Args:
+        seed: together with `epoch` it decides the order; None keeps the order given.
+        expressions_per_clip: shuffle groups of up to so many expressions of one clip instead of single ones, so that
+            a batch reads fewer clips.
+        levels: visual levels to read; None reads what the model reads.
+        device: see `read_batches`.
+    """
+    rows = batch_rows(store, indices, batch_size, seed=seed, epoch=epoch, expressions_per_clip=expressions_per_clip)
+    for (batch,) in read_batches(store, ([part] for part in rows), levels, device):
+        yield batch
+
+
+def batch_rows(
+    store: FeatureStore, indices: Sequence[int], batch_size: int, *, seed: int | None = None, epoch: int = 0,
+    expressions_per_clip: int = 1,
+) -> list[list[int]]:  # fmt: skip
+    """The expressions of each of the `batches` of `indices`."""
+    order = list(indices)
+    if seed is not None:
+        clips = store.expressions["clip"].to_numpy()[np.array(order, int)]
+        order = shuffled(order, clips, expressions_per_clip, np.random.default_rng([seed, epoch]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def read_batches(
+    store: FeatureStore, wanted: Iterable[Sequence[Sequence[int]]], levels: Sequence[str] | None = None,
+    device: torch.device | None = None,
+) -> Iterator[list[Batch]]:  # fmt: skip
+    """Batches in pieces, each piece read from the store straight into its place in memory that is used again.
+
+    Args:
+        wanted: for each batch, the expressions of each of its pieces.
+        device: where the batches will be used. One with streams gets them sent on a stream of its own; `Batch.to` has
+            the stream that uses them wait for that.
+    """
+    levels = default_levels(store) if levels is None else levels
+    sender = None if device is None else Sender.to(device)
+    memory = Recycler(pinned=sender is not None)
+    try:
+        for pieces in wanted:
+            found = (read_batch(store, piece, levels, memory) for piece in pieces)
+            yield [*found] if sender is None else [sender.send(batch) for batch in found]
+    finally:
+        if sender is not None:
+            sender.finish()
+
+
+def shuffled(
+    indices: Sequence[int], clips: Int[np.ndarray, "b"], expressions_per_clip: int, rng: np.random.Generator
+) -> list[int]:
+    """A random order of `indices` in which up to `expressions_per_clip` of one clip stand together."""
+    by_clip: dict[int, list[int]] = {}
+    for place in rng.permutation(len(indices)):
+        by_clip.setdefault(int(clips[place]), []).append(int(indices[place]))
+    groups = [
+        rows[start : start + expressions_per_clip]
+        for _, rows in sorted(by_clip.items())
+        for start in range(0, len(rows), expressions_per_clip)
+    ]
+    return [index for group in rng.permutation(len(groups)) for index in groups[group]]

@@ -1,0 +1,167 @@
+"""What predictions reach that never look at their input: the floor that a trained model has to beat."""
+
+import functools
+import itertools
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from refavs.metrics.constant_counts import ConstantPrediction, Levels, constant_statistics, threshold_jaccard
+from refavs.metrics.frame_counts import VERSION, Statistics
+from refavs.metrics.reference import Results, expression_results, joined, spread
+from refavs.metrics.segmentation import NUM_THRESHOLDS, curve_thresholds
+from refavs.metrics.text_baseline import TextControl
+
+BACKGROUND = "all background"
+FOREGROUND = "all foreground"
+MEAN_MASK = "mean training mask"
+MEAN_MASK_BEST = "mean training mask, best threshold"
+CENTRED_DISC = "centred disc"
+MASKS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSum:
+    """Frames in which each pixel is the object's, over expressions; sums of parts are exact in any order.
+
+    Attributes:
+        frames: whole numbers.
+        num_frames: of all masks together.
+    """
+
+    frames: Float[np.ndarray, "h w"]
+    num_frames: int
+
+    @classmethod
+    def of(cls, mask: Bool[Tensor, "t h w"], count: int = 1) -> "MaskSum":
+        """A mask of `count` expressions."""
+        return cls(frames=count * np.count_nonzero(mask.numpy(), axis=0).astype(np.float64),
+                   num_frames=count * len(mask))  # fmt: skip
+
+    def __add__(self, other: "MaskSum") -> "MaskSum":
+        return MaskSum(frames=self.frames + other.frames, num_frames=self.num_frames + other.num_frames)
+
+    def mean(self) -> Float[Tensor, "h w"]:
+        """Share of frames in which each pixel is the object's."""
+        return torch.from_numpy(self.frames / self.num_frames).float()
+
+
+def mean_mask(
+    masks: Iterable[Bool[Tensor, "t h w"]], counts: Iterable[int] | None = None
+) -> Float[Tensor, "h w"]:
+    """Share of frames in which each pixel is the object's, over the masks of all training expressions.
+
+    Args:
+        counts: how many expressions have each mask; one each where none are given.
+
+    Raises:
+        ValueError: there is no mask.
+    """
+    parts = map(MaskSum.of, masks, counts or itertools.repeat(1))
+    first = next(parts, None)
+    if first is None:
+        raise ValueError("the mean of no masks; expected at least one training expression with masks")
+    return functools.reduce(operator.add, parts, first).mean()
+
+
+def best_threshold(
+    mean: Float[Tensor, "h w"], masks: Iterable[Bool[Tensor, "t h w"]], counts: Iterable[int] | None = None
+) -> float:
+    """The threshold of `mean` (a pixel is predicted at or above it) with the best J on `masks`.
+
+    Args:
+        mean: from `mean_mask`, or another map of scores in [0, 1].
+        masks: the training expressions' masks; J is the mean over all their frames.
+        counts: how many expressions have each mask; one each where none are given.
+    """
+    levels = Levels(mean)
+    return best_of((threshold_jaccard(levels, mask) for mask in masks), counts)
+
+
+def best_of(jaccard: Iterable[Float[Tensor, " k"]], counts: Iterable[int] | None = None) -> float:
+    """The threshold with the largest sum of `threshold_jaccard` over masks, each as often as `counts` says."""
+    total = torch.zeros(NUM_THRESHOLDS, dtype=torch.float64)
+    for part, count in zip(jaccard, counts or itertools.repeat(1), strict=False):
+        total += count * part
+    return float(curve_thresholds()[int(total.argmax())])
+
+
+def centredness(height: int, width: int) -> Float[Tensor, "h w"]:
+    """1 in the middle of a frame, 0 in its corners; what lies at or above a threshold is a disc in the middle."""
+    rows, columns = (torch.arange(length, dtype=torch.float64) - (length - 1) / 2 for length in (height, width))
+    distance = (rows[:, None] ** 2 + columns**2).sqrt()
+    return (1 - distance / distance.max().clamp_min(1)).clamp(0, 1).float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constants:
+    """Predictions that never look at their input, fitted on the training masks.
+
+    Attributes:
+        mean: from `mean_mask`.
+        mean_threshold: the threshold of `mean` with the best J in training, from `best_threshold`.
+        centre_threshold: the same for `centredness`.
+    """
+
+    mean: Float[Tensor, "h w"]
+    mean_threshold: float
+    centre_threshold: float
+
+    def predictions(self) -> dict[str, tuple[Float[Tensor, "h w"], Float[Tensor, "h w"]]]:
+        """By name: the scores that F's thresholds cut, and the prediction whose masks are counted."""
+        mean, centre = self.mean, centredness(*self.mean.shape)
+        zeros, ones = torch.zeros_like(mean), torch.ones_like(mean)
+        return {
+            BACKGROUND: (zeros, zeros),
+            FOREGROUND: (ones, ones),
+            MEAN_MASK: (mean, mean),
+            MEAN_MASK_BEST: (mean, (mean >= self.mean_threshold).float()),
+            CENTRED_DISC: (centre, (centre >= self.centre_threshold).float()),
+        }
+
+
+def control_results(
+    constants: Constants, masks: Iterable[Bool[Tensor, "t h w"]], store: str
+) -> dict[str, Results]:
+    """What constant predictions reach on each of some distinct masks, through the statistics of a model's predictions.
+
+    Args:
+        masks: each mask once; `row` of the results is its place.
+        store: the fingerprint of the store they are of.
+
+    Returns:
+        By the name of the constant; `spread` gives them to the expressions. F is the largest over thresholds, and
+        threshold 0 predicts every pixel; so every constant has at least the F of all foreground.
+    """
+    predictions = {name: ConstantPrediction(*maps) for name, maps in constants.predictions().items()}
+    blocks: dict[str, list[Results]] = {name: [] for name in predictions}
+    remaining, start = iter(masks), 0
+    while together := list(itertools.islice(remaining, MASKS_AT_ONCE)):
+        target = torch.stack(together)
+        count, num_frames, height, width = target.shape
+        facts = {"version": VERSION, "height": height, "width": width, "num_frames": num_frames, "store": store}
+        table = pd.DataFrame({"row": range(start, start + count)})
+        for name, frames in constant_statistics(predictions, target).items():
+            blocks[name].append(expression_results([Statistics(expressions=table, frames=frames, facts=facts)]))
+        start += count
+    return {name: joined(parts) for name, parts in blocks.items() if parts}
+
+
+def text_only(control: TextControl, results: Mapping[str, Results]) -> Results:
+    """Nothing where the sentence says so, else the mean training mask at its best threshold.
+
+    Args:
+        control: fitted on the training expressions.
+        results: of the constants, of the same expressions, in whose table the texts are.
+    """
+    nothing, something = results[BACKGROUND], results[MEAN_MASK_BEST]
+    empty = control.predict(something.expressions["text"].tolist())
+    both = joined([nothing, something])
+    places = np.where(empty, 0, len(nothing)) + np.arange(len(something))
+    return spread(both, places, something.expressions)

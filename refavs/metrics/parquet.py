@@ -1,0 +1,249 @@
+"""Statistics of a run as one Parquet file: a line per expression and frame, readable by any Parquet reader.
+
+A row group holds whole expressions, in the order of the metadata file, so that a run is read in bounded memory. Parquet
+stores every unsigned integer of up to 32 bits alike; zstd takes the empty cells of the histograms away.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refavs.errors import StatisticsError
+from refavs.files.atomic import sync_folder
+from refavs.files.partials import partial_path
+from refavs.files.typed_json import read_json
+from refavs.metrics.frame_counts import (
+    COUNTS,
+    EXPRESSION_COLUMNS,
+    FACTS,
+    HISTOGRAMS,
+    PEAK,
+    RELEASED_SIZE,
+    VERSION,
+    Statistics,
+    concat,
+)
+from refavs.metrics.segmentation import NUM_CELLS
+
+STATISTICS_FILE = "statistics.parquet"
+EXPRESSIONS_PER_GROUP = 256
+_MOST_GROUP_BYTES = 2**28
+_KEY = b"refavs.statistics"
+_AGAIN = "evaluate the run again, which writes them anew"
+_STRING = pa.dictionary(pa.int32(), pa.string())
+_REPETITIVE = [*EXPRESSION_COLUMNS, "frame"]
+_TYPES = {"int32": pa.int32(), "int16": pa.int16(), "str": _STRING}
+
+
+def statistics_schema(facts: dict[str, Any]) -> pa.Schema:
+    """The columns of the file; `facts` lie in its metadata as JSON under `refavs.statistics`."""
+    fields = [pa.field(name, _TYPES[kind], nullable=False) for name, kind in EXPRESSION_COLUMNS.items()]
+    fields.append(pa.field("frame", pa.int16(), nullable=False))
+    fields += [pa.field(name, pa.uint32(), nullable=False) for name in COUNTS]
+    fields.append(pa.field(PEAK, pa.float32(), nullable=False))
+    cells = pa.list_(pa.field("element", pa.uint32(), nullable=False), NUM_CELLS)
+    fields += [pa.field(name, cells, nullable=False) for name in HISTOGRAMS]
+    return pa.schema(fields, metadata={_KEY: json.dumps(facts, sort_keys=True).encode()})
+
+
+def write_statistics(path: Path, statistics: Statistics) -> None:
+    """Replaces `path`, which appears whole or not at all; the same statistics give the same bytes."""
+    ordered = concat([statistics])
+    schema = statistics_schema(ordered.facts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path)
+    try:
+        with pq.ParquetWriter(
+            partial, schema, compression="zstd", write_page_checksum=True,
+            use_dictionary=_REPETITIVE,  # pyright: ignore[reportArgumentType]
+        ) as writer:  # fmt: skip
+            step = _most_expressions(ordered.facts["num_frames"])
+            for start in range(0, len(ordered), step):
+                part = ordered.select(np.arange(start, min(start + step, len(ordered))))
+                writer.write_table(_table(part, schema), row_group_size=len(part) * ordered.facts["num_frames"])
+        partial.rename(path)
+        sync_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _most_expressions(num_frames: int) -> int:
+    """In a row group, whose histograms are in memory at once."""
+    line_bytes = 4 * NUM_CELLS * len(HISTOGRAMS)
+    return max(1, min(EXPRESSIONS_PER_GROUP, _MOST_GROUP_BYTES // (line_bytes * num_frames)))
+
+
+def _table(part: Statistics, schema: pa.Schema) -> pa.Table:
+    num_frames = part.facts["num_frames"]
+    columns: dict[str, pa.Array] = {}
+    for name in EXPRESSION_COLUMNS:
+        values = part.expressions[name].to_numpy()
+        field = schema.field(name)
+        if pa.types.is_dictionary(field.type):
+            encoded = pa.array(values.tolist(), pa.string()).dictionary_encode()
+            places = np.repeat(encoded.indices.to_numpy(), num_frames)
+            columns[name] = pa.DictionaryArray.from_arrays(pa.array(places), encoded.dictionary)
+        else:
+            columns[name] = pa.array(np.repeat(values, num_frames), field.type)
+    columns["frame"] = pa.array(np.tile(np.arange(num_frames, dtype=np.int16), len(part)))
+    for name in (*COUNTS, PEAK):
+        columns[name] = pa.array(part.frames[name].reshape(-1))
+    for name in HISTOGRAMS:
+        values = pa.array(np.ascontiguousarray(part.frames[name]).reshape(-1))
+        columns[name] = pa.FixedSizeListArray.from_arrays(values, type=schema.field(name).type)
+    return pa.Table.from_arrays([columns[field.name] for field in schema], schema=schema)
+
+
+def read_statistics(path: Path) -> Statistics:
+    """All statistics of a run.
+
+    Raises:
+        StatisticsError: as `statistics_blocks`.
+    """
+    return concat(statistics_blocks(path))
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What the statistics are of: size and number of frames, the store's fingerprint.
+
+    Raises:
+        StatisticsError: as `statistics_blocks`.
+    """
+    with _open(path) as file:
+        return _facts(file, path)
+
+
+def statistics_blocks(
+    path: Path, histograms: Sequence[str] = HISTOGRAMS, splits: Sequence[str] | None = None
+) -> Iterator[Statistics]:
+    """The statistics of a run in parts of up to 256 expressions.
+
+    Args:
+        splits: parts without any expression of these are not read; others may be among what is.
+        histograms: the wanted ones, as `histograms_of` names them; without any, reading is several times faster.
+
+    Raises:
+        StatisticsError: there is no such file, it is damaged, or not one that `write_statistics` wrote.
+    """
+    with _open(path) as file:
+        facts = _facts(file, path)
+        names = [*EXPRESSION_COLUMNS, "frame", *COUNTS, PEAK, *histograms]
+        for group in range(file.num_row_groups):
+            _refuse_long(file, group, facts["num_frames"], path)
+            try:
+                if splits is not None:
+                    found = file.read_row_group(group, columns=["split"], use_threads=False)["split"]
+                    if not set(found.unique().to_pylist()) & set(splits):
+                        continue
+                table = file.read_row_group(group, columns=names, use_threads=False)
+            except (pa.ArrowException, OSError) as error:
+                raise _damaged(path, error) from error
+            yield _statistics(table, facts, path, group)
+
+
+def _refuse_long(file: pq.ParquetFile, group: int, num_frames: int, path: Path) -> None:
+    """Checks that a row group is not longer than `write_statistics` makes it, before it is read."""
+    told = file.metadata.row_group(group)
+    most = _most_expressions(num_frames)
+    if told.num_rows > most * num_frames or told.total_byte_size > 2 * _MOST_GROUP_BYTES:
+        raise StatisticsError(
+            f"{path} holds {told.num_rows:,} lines ({told.total_byte_size:,} bytes) in its row group {group}; "
+            f"accepted: up to {most} expressions, as refavs writes them; {_AGAIN}"
+        )
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    if not path.is_file():
+        raise StatisticsError(f"run {path.parent} has no statistics (there is no {path.name}); {_AGAIN}")
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _facts(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
+    try:
+        facts = read_json((file.schema_arrow.metadata or {})[_KEY])
+        version = facts["version"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise StatisticsError(f"{path} is no file of statistics: it does not say what it is of; {_AGAIN}") from error
+    if version != VERSION:
+        raise StatisticsError(f"{path} holds statistics of version {version!r}, this program reads {VERSION}; {_AGAIN}")
+    numbers = [facts.get(name) for name in ("height", "width", "num_frames")]
+    known = set(FACTS) <= set(facts) and isinstance(facts.get("store"), str)
+    if not known or not all(type(number) is int and 0 < number < 2**16 for number in numbers):
+        raise StatisticsError(f"{path} has facts {facts}; accepted: {', '.join(FACTS)}; {_AGAIN}")
+    expected = statistics_schema(facts)
+    for field in expected:
+        place = file.schema_arrow.get_field_index(field.name)
+        kind = None if place < 0 else file.schema_arrow.field(place).type
+        if kind is None or not _alike(kind, field.type):
+            raise StatisticsError(f"{path} has column {field.name} of type {kind}; accepted: {field.type}; {_AGAIN}")
+    return facts
+
+
+def _alike(found: pa.DataType, expected: pa.DataType) -> bool:
+    if pa.types.is_dictionary(expected):
+        return pa.types.is_string(found) or (pa.types.is_dictionary(found) and pa.types.is_string(found.value_type))
+    if pa.types.is_fixed_size_list(expected):
+        return pa.types.is_fixed_size_list(found) and found.list_size == NUM_CELLS and pa.types.is_uint32(
+            found.value_type
+        )
+    return found == expected
+
+
+def _statistics(table: pa.Table, facts: dict[str, Any], path: Path, group: int) -> Statistics:
+    where, num_frames = f"{path}, row group {group}", facts["num_frames"]
+    if table.num_rows % num_frames or any(column.null_count for column in table.columns):
+        raise _damaged(where, "lines are missing or empty")
+    frame, row = (table[name].to_numpy().reshape(-1, num_frames) for name in ("frame", "row"))
+    if (frame != np.arange(num_frames)).any() or (row != row[:, :1]).any():
+        raise _damaged(where, "its lines are not whole expressions")
+    first = pa.array(np.arange(0, table.num_rows, num_frames))
+    columns = table.select(list(EXPRESSION_COLUMNS)).take(first)
+    expressions = pd.DataFrame({
+        name: pd.Series(columns[name].to_pylist(), dtype="str") if kind == "str" else columns[name].to_numpy()
+        for name, kind in EXPRESSION_COLUMNS.items()
+    })  # fmt: skip
+    frames = {name: table[name].to_numpy().reshape(-1, num_frames) for name in (*COUNTS, PEAK)}
+    for name in HISTOGRAMS:
+        if name in table.column_names:
+            cells = table[name].combine_chunks().flatten().to_numpy()
+            frames[name] = cells.reshape(-1, num_frames, NUM_CELLS)
+    part = Statistics(expressions=expressions, frames=frames, facts=facts)
+    _check_numbers(part, where)
+    return part
+
+
+def _check_numbers(part: Statistics, where: str) -> None:
+    """What cannot be true of any prediction."""
+    frames, sizes = part.frames, (part.facts["height"] * part.facts["width"], RELEASED_SIZE**2)
+    if not ((frames[PEAK] >= 0) & (frames[PEAK] <= 1)).all():
+        raise _damaged(where, "a probability is not a number in [0, 1]")
+    for prefix, size in zip(("", "released_"), sizes, strict=True):
+        if f"{prefix}object" not in frames:
+            continue
+        objects = frames[f"{prefix}object"].sum(-1, dtype=np.int64)
+        total = objects + frames[f"{prefix}background"].sum(-1, dtype=np.int64)
+        if (total != size).any() or (objects != frames[f"{prefix}target"]).any():
+            raise _damaged(where, f"a histogram does not count the {size} pixels of a frame")
+
+
+def _damaged(where: Path | str, reason: object) -> StatisticsError:
+    text = " ".join(str(reason).split())[:200]
+    return StatisticsError(f"the statistics {where} cannot be used ({text}); {_AGAIN}")
+
+
+def merge_files(paths: Iterable[Path], path: Path) -> None:
+    """Writes the statistics of all files, each a worker's part of one run, as one file.
+
+    Raises:
+        StatisticsError: a part cannot be used, or they do not belong together.
+    """
+    write_statistics(path, concat(block for part in paths for block in statistics_blocks(part)))

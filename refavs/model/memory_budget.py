@@ -1,0 +1,91 @@
+"""What a head needs of memory at the least, so that one that cannot fit is refused before anything is allocated."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from refavs.data.prefetch import depth_for
+from refavs.errors import ConfigError
+from refavs.machine.control_groups import PROC, groups_of, words_of
+from refavs.model.feature_sizes import FeatureSizes
+
+if TYPE_CHECKING:
+    from refavs.model.options import ModelOptions
+    from refavs.store.reader import FeatureStore
+
+FLOAT_BYTES = 4
+
+
+def least_bytes(options: "ModelOptions", sizes: FeatureSizes, num_expressions: int = 1, num_frames: int = 1) -> int:
+    """Bytes of a training step's mask logits and their gradients: those of every query before each decoder layer and
+    after the last one, at stride 4. Everything else comes on top of that."""
+    finest = sizes.maps[0]
+    logits = options.num_queries * finest.height * finest.width * (options.decoder_layers + 1)
+    return 2 * FLOAT_BYTES * logits * num_expressions * num_frames
+
+
+def training_bytes(num_trained: int, num_parameters: int, num_copies: int = 0) -> int:
+    """Bytes that a head in training occupies between its steps: weights, gradients, two moments, and further copies."""
+    return FLOAT_BYTES * (num_parameters * (1 + num_copies) + 3 * num_trained)
+
+
+def batch_bytes(store: "FeatureStore", sizes: FeatureSizes, num_clips: int, num_frames: int) -> int:
+    """Bytes of the visual maps of a batch, which are nearly all of it."""
+    of_frame = sum(size.channels * size.height * size.width * np.dtype(store.specs[size.path].dtype).itemsize
+                   for size in sizes.maps)  # fmt: skip
+    return of_frame * num_frames * num_clips
+
+
+def batches_held(device: torch.device) -> int:
+    """How many batches the device holds at once: the one in use, and those that are read ahead of it."""
+    return 1 + depth_for(device)
+
+
+def memory_bytes(device: torch.device, proc: Path = PROC) -> int:
+    """Memory of the device; of a processor what the machine has, or less where a control group of the process has less.
+
+    Args:
+        proc: what the kernel says of the process.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([physical, *_limits(proc)])
+
+
+def _limits(proc: Path) -> Iterator[int]:
+    """Bytes that the process's control groups allow, of those that have a limit."""
+    for folder in groups_of("memory", proc):
+        # Version 2 has "max" for no limit; version 1 a number that no machine reaches.
+        for word in words_of(folder / "memory.max") or words_of(folder / "memory.limit_in_bytes"):
+            if word.isdigit():
+                yield int(word)
+
+
+def require_memory(
+    options: "ModelOptions", sizes: FeatureSizes, device: torch.device, num_expressions: int = 1, num_frames: int = 1,
+    bytes_of_batch: int = 0,
+) -> None:  # fmt: skip
+    """Refuses what needs more memory than there is.
+
+    Args:
+        num_expressions: that go through the model at once.
+        num_frames: that are decoded of each.
+        bytes_of_batch: of which the device holds several.
+
+    Raises:
+        ConfigError: with both numbers.
+    """
+    held = batches_held(device) * bytes_of_batch
+    needed, there = held + least_bytes(options, sizes, num_expressions, num_frames), memory_bytes(device)
+    if needed > there:
+        raise ConfigError(
+            f"num_queries={options.num_queries} with decoder_layers={options.decoder_layers}, {num_expressions} "
+            f"expressions and {num_frames} frames at once needs at least {needed / 1e9:,.1f} GB for "
+            f"its masks{' and batches' if held else ''}, and {device} has {there / 1e9:,.1f}; the paper has "
+            "num_queries=100: lower it, or train.batch_size, or train.frames"
+        )

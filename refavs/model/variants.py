@@ -1,9 +1,0 @@
-"""The head that a configuration names: the paper's, or the release's."""
-
-from refavs.model.eemc import EEMC, EEMCConfig
-from refavs.model.released import ReleasedHead
-
-
-def build_head(config: EEMCConfig) -> EEMC:
-    """A new head of the variant that `config` names."""
-    return ReleasedHead(config) if config.variant == "released" else EEMC(config)

@@ -1,0 +1,381 @@
+"""Where the files of a store lie: a folder of this machine or network disk, or a prefix of an object store.
+
+Files are named by their place below the store, with `/`, and appear whole or not at all. What goes wrong is an OSError
+whose `filename` is the full name, whatever the place is.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from refavs.errors import StoreError
+from refavs.files.atomic import LOCK, sync_folder, whole_file, write_atomically
+from refavs.files.partials import partial_path, without_mark
+from refavs.files.plain_file import MOST_BYTES, UnusableFileError, open_lock, open_plain, read_plain, refuse_special
+
+TRY_AGAIN = "nothing need be wrong with it: look at the connection and the permissions, then try again"
+_PROBE_BYTES = 2**21
+_FILES = re.compile(r"c(\.\d+)+(\.next)?|(zarr|lease|listing|expressions|(clips|objects|text)-\d+)\.json")
+_OURS = (errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # nothing that a file is to blame for
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Blob(Protocol):
+    """A file opened for reading.
+
+    Attributes:
+        num_bytes: its length.
+        mapped: bytes that `read` returns are pages of the file, which cost nothing to read again.
+    """
+
+    num_bytes: int
+    mapped: bool
+
+    def read(self, start: int, stop: int) -> UInt8[np.ndarray, " b"]:
+        """Bytes from `start` up to `stop`."""
+        ...
+
+
+@runtime_checkable
+class Folder(Protocol):
+    """The files of one store."""
+
+    @property
+    def location(self) -> str:
+        """The absolute path or the URL; `open_folder` of it gives this folder again."""
+        ...
+
+    def where(self, name: str) -> str:
+        """Full name of a file, for people."""
+        ...
+
+    def read(self, name: str, most: int = MOST_BYTES) -> bytes:
+        """The whole file, of up to `most` bytes.
+
+        Raises:
+            FileNotFoundError: there is none.
+            UnusableFileError: it is longer, or a pipe or device.
+        """
+        ...
+
+    def open(self, name: str) -> Blob:
+        """The file, to read parts of it.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        ...
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replaces the file by `data`, durably; whoever reads it sees the old bytes or the new ones."""
+        ...
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Writes the file if there is none; says whether it did. Of several who try at once, one succeeds."""
+        ...
+
+    def swap(self, name: str, old: bytes, new: bytes) -> bool:
+        """Replaces the file if it still holds `old`; says whether it did. Of several who try at once, one succeeds."""
+        ...
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+        ...
+
+    def names(self, under: str = "") -> list[str]:
+        """All files whose name starts with the folder `under`, at any depth, sorted."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Removes the file, if it is there, durably."""
+        ...
+
+    def scratch(self, name: str) -> Path:
+        """A local file, which does not exist yet, to write what `publish` will call `name`."""
+        ...
+
+    def publish(self, scratch: Path, name: str) -> None:
+        """Gives a scratch file, whose bytes are on the disk, its name; the scratch file is gone afterwards."""
+        ...
+
+    def sweep(self) -> list[str]:
+        """Removes what interrupted writers left; returns the names removed."""
+        ...
+
+    def together(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """Results of calls that read, made at once where each is a request to a server."""
+        ...
+
+
+def open_folder(location: str | Path) -> Folder:
+    """The folder at a path or a URL (`s3://bucket/prefix`, `gs://`, `http(s)://`, `memory://`).
+
+    Raises:
+        StoreError: the URL's scheme is not known.
+    """
+    if isinstance(location, str) and "://" in location:
+        from refavs.store.backends.object_store import RemoteFolder
+
+        return RemoteFolder(location)
+    return LocalFolder(Path(location))
+
+
+class MappedFile:
+    """A local file, mapped privately: writing into its bytes changes this process's copy and never the file."""
+
+    mapped = True
+
+    def __init__(self, path: Path) -> None:
+        facts = path.stat()
+        refuse_special(facts)
+        self.num_bytes, self._path, self._file = facts.st_size, path, (facts.st_dev, facts.st_ino)
+        if not self.num_bytes:
+            self._bytes = np.zeros(0, np.uint8)
+            return
+        # torch keeps no file descriptor for a mapping; mmap.mmap would keep one for every shard.
+        try:
+            with _name_for_torch(path) as name:
+                self._bytes = torch.from_file(name, shared=False, size=self.num_bytes, dtype=torch.uint8).numpy()
+        except RuntimeError as error:  # what the system refuses, as a folder in the file's place
+            number = re.search(r"\((\d+)\)", str(error))
+            code = int(number[1]) if number else errno.EIO
+            raise OSError(code, os.strerror(code), str(path)) from error
+
+    def read(self, start: int, stop: int) -> UInt8[np.ndarray, " b"]:
+        """A view of the bytes."""
+        return self._bytes[start:stop]
+
+    def is_cold(self, start: int, stop: int) -> bool:
+        """Whether some of the bytes are not in memory, or the system does not tell.
+
+        A file that has taken this one's place counts as none.
+        """
+        with self._opened() as file:
+            if file is None:
+                return False
+            try:
+                for place in range(start, stop, _PROBE_BYTES):
+                    os.preadv(file, [bytearray(1)], place, os.RWF_NOWAIT)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+                    raise
+                return True
+            return False
+
+    def copy(self, start: int, out: UInt8[np.ndarray, " b"]) -> None:
+        """Copies bytes from `start` on, as `read` gives them, without mapping what is not in memory."""
+        with self._opened() as file:
+            place = 0
+            while place < len(out):
+                rest = memoryview(out[place:])  # pyright: ignore[reportArgumentType] (NumPy's stubs lack __buffer__)
+                done = 0 if file is None else os.preadv(file, [rest], start + place)
+                if not done:  # of another length than it was, or another file
+                    out[place:] = self._bytes[start + place : start + len(out)]
+                    return
+                place += done
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int | None]:
+        """The file to read from, unless another one has its name now."""
+        try:
+            file = open_plain(self._path)
+        except (FileNotFoundError, UnusableFileError):
+            yield None
+            return
+        try:
+            facts = os.fstat(file)
+            yield file if (facts.st_dev, facts.st_ino) == self._file else None
+        finally:
+            os.close(file)
+
+
+@contextlib.contextmanager
+def _name_for_torch(path: Path) -> Iterator[str]:
+    """A name of the file that is valid Unicode, which torch asks for and a Linux path need not be."""
+    name = str(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            yield f"/dev/fd/{file}"
+        finally:
+            os.close(file)
+    else:
+        yield name
+
+
+class LocalFolder:
+    """A folder on a disk that this machine sees."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return LocalFolder, (self.path,)
+
+    @property
+    def location(self) -> str:
+        """The absolute path."""
+        return str(self.path)
+
+    def where(self, name: str) -> str:
+        """Full path of a file."""
+        return str(self.path / name) if name else str(self.path)
+
+    def read(self, name: str, most: int = MOST_BYTES) -> bytes:
+        """The whole file."""
+        return read_plain(self.path / name, most)
+
+    def open(self, name: str) -> MappedFile:
+        """The file, mapped."""
+        return MappedFile(self.path / name)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replaces the file: temporary name, flush to the disk, rename, flush of the folder."""
+        write_atomically(self._own(name), data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Writes the file if there is none."""
+        path = self._own(name)
+        with whole_file(path, data) as scratch:
+            try:
+                os.link(scratch, path)
+            except FileExistsError:
+                return False
+        return True
+
+    def swap(self, name: str, old: bytes, new: bytes) -> bool:
+        """Replaces the file if it still holds `old`; a lock of the kernel keeps others out meanwhile."""
+        with open_lock(self._own(LOCK)) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self.exists(name) or self.read(name) != old:
+                return False
+            self.write(name, new)
+        return True
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+        return (self.path / name).is_file()
+
+    def names(self, under: str = "") -> list[str]:
+        """All files below the folder `under`, sorted."""
+
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):
+                raise error  # a folder that cannot be listed is not empty
+
+        found = []
+        for folder, _, files in os.walk(self.path / under, onerror=refuse):
+            start = os.path.relpath(folder, self.path)
+            found += files if start == "." else [f"{start}/{file}" for file in files]
+        return sorted(name.replace(os.sep, "/") for name in found)
+
+    def remove(self, name: str) -> None:
+        """Removes the file, if it is there."""
+        path = self._own(name)
+        path.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            sync_folder(path.parent)
+
+    def scratch(self, name: str) -> Path:
+        """A temporary name beside the file's, on the same disk, that no other process uses and `sweep` removes."""
+        path = self._own(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return partial_path(path)
+
+    def publish(self, scratch: Path, name: str) -> None:
+        """Renames the scratch file."""
+        path = self._own(name)
+        os.rename(scratch, path)
+        sync_folder(path.parent)
+
+    def sweep(self) -> list[str]:
+        """Removes the temporary files of such writers."""
+        strays = [name for name in self.names() if is_stray(name)]
+        for stray in strays:
+            self._own(stray).unlink(missing_ok=True)
+        return strays
+
+    def _own(self, name: str) -> Path:
+        """Where a file is written or removed, which only happens in folders of the store's own.
+
+        Raises:
+            StoreError: one of its folders is a symbolic link, behind which there may be anything of anybody's.
+        """
+        path = self.path
+        for part in name.split("/")[:-1]:
+            path /= part
+            if path.is_symlink():
+                raise StoreError(
+                    f"{path} is a symbolic link (to {os.readlink(path)}), through which no file of a store is written "
+                    "or removed; put the folder itself in its place (by mv, or mount --bind for another disk), then "
+                    "run the same command again"
+                )
+        return self.path / name
+
+    def together(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """Results of the calls, one after the other: reading what is mapped waits for nobody."""
+        return [call() for call in calls]
+
+
+def is_stray(name: str) -> bool:
+    """Whether a file is a temporary one of a store's writer, by its name."""
+    found = without_mark(name.rpartition("/")[2])
+    return found is not None and _FILES.fullmatch(found) is not None
+
+
+def holds(folder: Folder, name: str, data: bytes) -> bool:
+    """Whether the file is there and is `data`."""
+    try:
+        return folder.exists(name) and folder.read(name, len(data)) == data
+    except UnusableFileError:  # a longer one
+        return False
+
+
+def write_if_changed(folder: Folder, name: str, data: bytes) -> None:
+    """Writes `data` unless the file holds it already."""
+    if not holds(folder, name, data):
+        folder.write(name, data)
+
+
+def read_or_refuse(folder: Folder, name: str, what: str, remedy: str, most: int = MOST_BYTES) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        StoreError: it is missing or cannot be read; the message names `what` it is and the `remedy`.
+    """
+    try:
+        return folder.read(name, most)
+    except OSError as error:
+        remedy = TRY_AGAIN if out_of_reach(error) else remedy
+        raise StoreError(f"{what} {folder.where(name)} cannot be read ({error.strerror or error}); {remedy}") from error
+
+
+def out_of_reach(error: BaseException | None) -> bool:
+    """Whether only the way to a file failed (server, network, permission), which says nothing about the file."""
+    if isinstance(error, OSError) and isinstance(error, StoreError):  # what a server said
+        return not isinstance(error, FileNotFoundError)
+    ours = isinstance(error, OSError) and error.errno in _OURS
+    return ours or isinstance(error, ConnectionError | TimeoutError | PermissionError)
+
+
+def refuse_out_of_reach(error: StoreError, where: str = "") -> None:
+    """Goes on if the error speaks of damage; called where an error is taken for that.
+
+    Raises:
+        StoreError: only the way to the file failed; `where` names the file if the error does not.
+    """
+    if out_of_reach(error) or out_of_reach(error.__cause__):
+        text = f"{where}: {error}" if where else str(error)
+        raise StoreError(text if TRY_AGAIN in text else f"{text}; {TRY_AGAIN}") from error

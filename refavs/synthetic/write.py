@@ -1,0 +1,266 @@
+"""The synthetic benchmark, written in the layout of the real one, byte for byte the same from one seed.
+
+    OUT/metadata.csv                             vid,uid,split,fid,exp
+    OUT/expressions.csv                          uid,grade,dimension,template
+    OUT/media/<id>/{frames/{0..9}.jpg,audio.wav}
+    OUT/gt_mask/<id>/fid_<fid>/0000{0..9}.png
+    OUT/videos/<id>.mp4                          some of the clips once more, as real containers
+    OUT/synthetic.json                           the settings it was made with
+"""
+
+import csv
+import errno
+import io
+import json
+import os
+import wave
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from jaxtyping import Bool, Int16, UInt8
+from PIL import Image
+
+from refavs.errors import DatasetError
+from refavs.files.partials import lock_partial, partial_path, remove_left, remove_partial
+from refavs.synthetic.plan import DEFAULT_VIDEOS, Clip, Medium, Row, Settings, draw_clip, generator, plan
+from refavs.synthetic.scene import DURATION_S, SEEN_CATEGORIES, render
+from refavs.synthetic.voices import SAMPLE_RATE_HZ, synthesise
+from refavs.terminal.console import ProgressBar
+
+_NUM_FRAMES = 10
+_VIDEO_FPS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What was written: clips of their own, null copies, videos, and expressions of each split."""
+
+    num_clips: int
+    num_nulls: int
+    num_videos: int
+    expressions: dict[str, int]
+
+
+def write_benchmark(
+    out: Path | str, num_clips: int, seed: int = 0, size: int = 96, videos: bool | int = True
+) -> Summary | None:
+    """Writes the synthetic benchmark to a folder that does not exist yet, or is empty.
+
+    Args:
+        out: the folder; it appears only when it is complete.
+        num_clips: clips of their own; null references add copies of some of them with another sound.
+        seed: two runs with the same settings write the same bytes (videos excepted).
+        size: side of the square frames in pixels.
+        videos: how many clips also become an .mp4 (True: the first 16; False: none).
+
+    Returns:
+        What was written, or None when the folder already holds exactly this benchmark and nothing was done.
+
+    Raises:
+        ConfigError: a setting out of range.
+        DatasetError: the folder holds something else.
+    """
+    wanted = DEFAULT_VIDEOS if videos is True else int(videos)
+    settings = Settings(num_clips=num_clips, seed=seed, size=size, num_videos=min(wanted, num_clips))
+    out = Path(out).resolve()
+    hidden = out.with_name(f".{out.name}")
+    remove_left(hidden)
+    media, rows = plan(settings)
+    if _already_there(out, settings, media, rows):
+        return None
+    with _new_folder(hidden) as partial:
+        _write_all(partial, settings, media, rows)
+        try:
+            os.rename(partial, out)  # which takes the place of an empty folder as well
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if _already_there(out, settings, media, rows):  # another process came first
+                return None
+            raise
+    return Summary(
+        num_clips=num_clips,
+        num_nulls=len(media) - num_clips,
+        num_videos=settings.num_videos,
+        expressions=dict(Counter(row.split for row in rows)),
+    )
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """A folder that no other process uses, for as long as it has no other name; what is then left of it is removed."""
+    partial = partial_path(path)
+    partial.mkdir(parents=True)
+    lock = None
+    try:
+        with suppress(OSError):  # without locks, what is left of a killed process stays
+            lock = lock_partial(partial)
+        yield partial
+    finally:
+        with suppress(OSError):  # as on a disk that has become read-only
+            remove_partial(partial)
+        if lock is not None:
+            os.close(lock)
+
+
+def _fids(rows: Sequence[Row]) -> dict[str, list[int]]:
+    """The objects that have masks, by the folder of their clip."""
+    fids: dict[str, set[int]] = defaultdict(set)
+    for row in rows:
+        fids[row.uid.rsplit("_", 2)[0]].add(row.fid)
+    return {folder: sorted(found) for folder, found in fids.items()}
+
+
+def _write_all(root: Path, settings: Settings, media: Sequence[Medium], rows: Sequence[Row]) -> None:
+    fids = _fids(rows)
+    with ProgressBar("refavs-synth", len(media), "clips") as progress:
+        for medium in media:
+            clip = draw_clip(settings, medium.clip)
+            samples = track(settings, clip, medium.null)
+            _write_medium(root, medium, clip, samples, fids.get(medium.id, []), _has_video(medium, settings))
+            progress.advance()
+    for name, data in _tables(rows).items():
+        (root / name).write_bytes(data)
+    (root / "synthetic.json").write_text(json.dumps(asdict(settings), indent=1) + "\n", encoding="utf-8")
+
+
+def _tables(rows: Sequence[Row]) -> dict[str, bytes]:
+    """The tables by their file."""
+    of_expressions = ((row.uid, row.template.grade, row.template.dimension, row.template.pattern) for row in rows)
+    metadata = ((row.vid, row.uid, row.split, row.fid, row.text) for row in rows)
+    return {
+        "expressions.csv": _csv(("uid", "grade", "dimension", "template"), of_expressions),
+        "metadata.csv": _csv(("vid", "uid", "split", "fid", "exp"), metadata),
+    }
+
+
+def _has_video(medium: Medium, settings: Settings) -> bool:
+    return not medium.null and medium.clip < settings.num_videos
+
+
+def track(settings: Settings, clip: Clip, null: str = "") -> Int16[np.ndarray, " n"]:
+    """The sound of a clip, or of its null copy: nothing ("m"), or voices of categories that are not in it ("c")."""
+    sounding = [(name, found) for name, found in zip(clip.categories, clip.schedules, strict=True) if found is not None]
+    if null == "m":
+        sounding = []
+    elif null == "c":
+        absent = [category for category in SEEN_CATEGORIES if category not in clip.categories]
+        names = generator(settings, clip.index, 3).permutation(absent).tolist()
+        sounding = [(name, found) for name, (_, found) in zip(names, sounding, strict=False)]
+    return synthesise(sounding, generator(settings, clip.index, 4))
+
+
+def _write_medium(
+    root: Path, medium: Medium, clip: Clip, samples: Int16[np.ndarray, " n"], fids: Sequence[int], video: bool
+) -> None:
+    frames = root / "media" / medium.id / "frames"
+    frames.mkdir(parents=True)
+    folders = [root / "gt_mask" / medium.id / f"fid_{fid}" for fid in fids]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for second in range(_NUM_FRAMES):
+        frame, labels = render(clip.scene, float(second))
+        Image.fromarray(frame).save(frames / f"{second}.jpg", quality=95, subsampling=0)
+        for fid, folder in zip(fids, folders, strict=True):
+            _write_mask(folder / f"{second:05d}.png", labels[fid] & (not medium.null))
+    write_wav(frames.parent / "audio.wav", samples)
+    if video:
+        moments = (np.arange(round(DURATION_S * _VIDEO_FPS)) / _VIDEO_FPS).tolist()
+        moving = np.stack([render(clip.scene, time_s)[0] for time_s in moments])
+        (root / "videos").mkdir(exist_ok=True)
+        write_video(root / "videos" / f"{medium.id}.mp4", moving, samples)
+
+
+def write_video(path: Path, frames: UInt8[np.ndarray, "f h w 3"], samples: Int16[np.ndarray, " n"]) -> None:
+    """Writes an .mp4 with H.264 at 10 frames per second and the 16 kHz track as AAC."""
+    with av.open(str(path), "w") as container:
+        options = {"preset": "veryfast", "crf": "14", "threads": "1"}
+        picture = container.add_stream("libx264", rate=_VIDEO_FPS, options=options)
+        sound = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono", options={"aac_coder": "fast"})
+        picture.pix_fmt = "yuv420p"
+        picture.height, picture.width = frames.shape[1:3]
+        for number, frame in enumerate(frames):
+            image = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            image.pts = number
+            container.mux(picture.encode(image))
+        block = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+        block.sample_rate = SAMPLE_RATE_HZ
+        block.pts = 0  # else the encoder's start-up samples are taken for sound, and delay it
+        container.mux(sound.encode(block))
+        container.mux(picture.encode())
+        container.mux(sound.encode())
+
+
+def _write_mask(path: Path, mask: Bool[np.ndarray, "h w"]) -> None:
+    Image.fromarray(mask.astype(np.uint8) * 255).save(path)
+
+
+def write_wav(path: Path, samples: Int16[np.ndarray, " n"]) -> None:
+    """Writes a 16 kHz mono track."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE_HZ)
+        file.writeframes(samples.astype("<i2").tobytes())
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return file.getvalue().encode()
+
+
+def _already_there(out: Path, settings: Settings, media: Sequence[Medium], rows: Sequence[Row]) -> bool:
+    """Whether the folder holds this benchmark; DatasetError where it holds anything else."""
+    for path in (out, *out.parents):
+        if path.exists() and not path.is_dir():
+            raise DatasetError(f"{path} is a file; name a folder that does not exist yet.")
+    if not out.is_dir() or not any(out.iterdir()):
+        return False
+    record = out / "synthetic.json"
+    if not record.is_file():
+        raise DatasetError(f"{out} holds other files; name a folder that does not exist yet, or is empty.")
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DatasetError(f"{record} is damaged ({error}); name another folder or delete {out}.") from error
+    if found != asdict(settings):
+        raise DatasetError(
+            f"{out} holds a synthetic benchmark made with {found}, this run asks for {asdict(settings)}; "
+            "name another folder or delete that one."
+        )
+    for name in _wrong(out, settings, media, rows):
+        raise DatasetError(
+            f"{out} was a synthetic benchmark and is no more: {name} is missing, empty or changed; move what you want "
+            f"to keep out of it and delete it, then run the same command again, or name another folder."
+        )
+    return True
+
+
+def _wrong(out: Path, settings: Settings, media: Sequence[Medium], rows: Sequence[Row]) -> Iterator[str]:
+    """Files that are not there, are empty or, where it takes no drawing to know, have changed."""
+    for name, data in _tables(rows).items():
+        if not (out / name).is_file() or (out / name).read_bytes() != data:
+            yield name
+    fids = _fids(rows)
+    for medium in media:
+        names = [f"media/{medium.id}/audio.wav"]
+        names += [f"media/{medium.id}/frames/{second}.jpg" for second in range(_NUM_FRAMES)]
+        names += [f"gt_mask/{medium.id}/fid_{fid}/{second:05d}.png"
+                  for fid in fids.get(medium.id, []) for second in range(_NUM_FRAMES)]  # fmt: skip
+        names += [f"videos/{medium.id}.mp4"] * _has_video(medium, settings)
+        yield from (name for name in names if not _holds_something(out / name))
+
+
+def _holds_something(path: Path) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size > 0
+    except OSError:
+        return False

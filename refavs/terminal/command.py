@@ -1,0 +1,81 @@
+"""What every command shares: one line for the user's mistakes, a traceback for ours, and the exit statuses."""
+
+import argparse
+import errno
+import sys
+from collections.abc import Callable
+from enum import IntEnum
+from types import TracebackType
+from typing import NoReturn
+
+from refavs.errors import ConfigError, RefAVSError
+from refavs.files.plain_file import UnusableFileError
+from refavs.terminal.printing import printable, printable_streams, warn
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+WRONG_PATH = (errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+STRIPPED = 2  # by which Python drops docstrings
+
+
+class Exit(IntEnum):
+    """Exit statuses of every command."""
+
+    COMPLETE = 0
+    ERROR = 1
+    USAGE = 2
+    FAILURES = 3
+    INTERRUPTED = 130
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A command line whose refusals name arguments as they are, and not as a terminal would obey them."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
+def run_command(name: str, command: Callable[[], int]) -> int:
+    """Runs `command` and turns the errors a user can meet into one line on stderr and an exit status.
+
+    Nothing that is printed meanwhile has codes for the terminal, whoever prints it.
+    """
+    with printable_streams():
+        return _status_of(name, command)
+
+
+def _status_of(name: str, command: Callable[[], int]) -> int:
+    try:
+        if sys.flags.optimize >= STRIPPED:
+            raise ConfigError("python -OO and PYTHONOPTIMIZE=2 drop the docstrings, without which Ray does not run and "
+                              "settings have no meaning; run Python with -O or without it")  # fmt: skip
+        return command()
+    except RefAVSError as error:
+        warn(f"{name}: {' '.join(str(error).split())}")
+        return Exit.USAGE
+    except UnusableFileError as error:
+        warn(f"{name}: cannot use {error.filename or 'a file'}: {error}; remove it or name another path, then run the "
+             "same command again")
+        return Exit.USAGE
+    except KeyboardInterrupt:
+        warn(f"{name}: interrupted; run the same command again to go on")
+        return Exit.INTERRUPTED
+    except OSError as error:
+        if error.errno in FULL:
+            where, remedy = error.filename or "the output folder", "free space or name another folder"
+            warn(f"{name}: cannot write {where}: {error.strerror}; {remedy}, then run the same command again")
+            return Exit.USAGE
+        if error.errno in WRONG_PATH:
+            where, remedy = error.filename or "a file or folder", "change its permissions or name another path"
+            warn(f"{name}: cannot use {where}: {error.strerror}; {remedy}, then run the same command again")
+            return Exit.USAGE
+        sys.excepthook = _show_bug
+        raise
+    except Exception:
+        sys.excepthook = _show_bug
+        raise
+
+
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Python's own way to end with a traceback."""
+    with printable_streams():
+        sys.__excepthook__(kind, error, trace)
