@@ -221,7 +221,7 @@ def test_clock_that_is_set_back(source: Path, undisturbed: Path, tmp_path: Path)
 @pytest.mark.ray
 def test_two_drivers_on_one_store(cluster: Any, source: Path, undisturbed: Path, tmp_path: Path) -> None:
     store = command.prepare(tmp_path / "s", ROWS)
-    drivers = [cluster.start(source, store, "--workers", "1") for _ in range(2)]
+    drivers = [cluster.start(source, store) for _ in range(2)]
     statuses = [driver.wait() for driver in drivers]
     assert sorted(statuses) == [0, 2], [driver.err for driver in drivers]
     text = drivers[statuses.index(2)].err

@@ -34,6 +34,7 @@ TINY = preset_named("tiny")
 ENCODERS = build_encoders(TINY, WeightSource(kind="random"), ("pixel_decoder",), "fp32")  # without weights, to be sent
 TABLES = ("clips", "objects", "text")
 ROWS = {"clips": 1, "objects": 4, "text": 4}
+SECOND_WORKER_S = 60
 OBJECT_STORE_BYTES = 100 * 2**20
 
 
@@ -142,7 +143,10 @@ def extract(
             assert num_given_up >= 0 and all("died 3 times" in reason for reason in result.failures.values())
             continue
         num_done += result.num_done
-        while not held and nodes.num_workers() < 2:  # jobs are given out here: a fast first worker would do all
+        # Jobs are given out here, so a fast first worker would do all of them. A second one that died while it started
+        # is replaced from here too: waiting for it without an end would never end.
+        patience = time.monotonic() + SECOND_WORKER_S
+        while not held and nodes.num_workers() < 2 and time.monotonic() < patience:
             time.sleep(0.1)
         held = True
         pid = int(result.worker.split(":")[-1])
