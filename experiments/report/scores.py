@@ -26,6 +26,7 @@ from refavs.metrics import (
     expression_results,
     grouped,
     histograms_of,
+    metrics,
     protocol_values,
     read_facts,
     statistics_blocks,
@@ -151,7 +152,8 @@ def scores_of_run(run: Run, protocols: Sequence[str], known: KnownParts) -> RunS
     results = expression_results(_tested(run, histograms_of(protocols), peaks), protocols)
     parts = known.of(results.expressions)
     groups = parts.groups
-    kept = {name for name in results.values if name.split("/")[1] in ("J", "F", "S") and name != "released/J"}
+    paired = [protocol for protocol in protocols if not PROTOCOLS[protocol].of_batches]
+    kept = {f"{protocol}/{name}" for protocol in paired for name in metrics()} & results.values.keys()
     return RunScores(
         run=run, facts={name: facts[name] for name in _SAME}, counts={name: len(rows) for name, rows in groups.items()},
         values={protocol: values_of(results, protocol, groups) for protocol in protocols},

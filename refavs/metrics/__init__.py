@@ -13,9 +13,7 @@ from refavs.metrics.intervals import (
 )
 from refavs.metrics.parquet import (
     STATISTICS_FILE,
-    merge_files,
     read_facts,
-    read_statistics,
     statistics_blocks,
     write_statistics,
 )
@@ -23,30 +21,23 @@ from refavs.metrics.protocols import Scores, canonical, released
 from refavs.metrics.reference import (
     PROTOCOLS,
     Results,
-    all_protocols,
     expression_results,
     grouped,
     histograms_of,
     protocol_values,
 )
-from refavs.metrics.segmentation import (
-    ExpressionScores,
-    SegmentationMetrics,
-    add_to_groups,
-    expression_scores,
-    merge_groups,
-    score_expressions,
-    update_groups,
-)
+from refavs.metrics.registry import PRIMARY, Metric, metrics
+from refavs.metrics.sums import SegmentationMetrics, add_to_groups, batch_counts
 from refavs.metrics.text_baseline import TextControl
 
 __all__ = [
+    "PRIMARY",
     "PROTOCOLS",
     "STATISTICS_FILE",
     "Constants",
     "Difference",
-    "ExpressionScores",
     "Interval",
+    "Metric",
     "Recorder",
     "Results",
     "Scores",
@@ -55,29 +46,24 @@ __all__ = [
     "Statistics",
     "TextControl",
     "add_to_groups",
-    "all_protocols",
+    "batch_counts",
     "best_threshold",
     "bootstrap_interval",
     "canonical",
     "concat",
     "control_results",
     "expression_results",
-    "expression_scores",
     "grouped",
     "histograms_of",
     "mean_mask",
-    "merge_files",
-    "merge_groups",
+    "metrics",
     "paired_difference",
     "protocol_values",
     "read_facts",
-    "read_statistics",
     "released",
-    "score_expressions",
     "scores_of",
     "seed_interval",
     "statistics_blocks",
     "text_only",
-    "update_groups",
     "write_statistics",
 ]
