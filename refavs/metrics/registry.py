@@ -36,7 +36,8 @@ A package adds a metric by an entry point, whose name is the metric's:
         check_metric(CENTRE_MISS)
 """
 
-from collections.abc import Callable, Container, Mapping
+import math
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -138,27 +139,28 @@ def _accepted(name: str, found: Any) -> Metric:
     return found
 
 
-def own_counts(probs: Float[Tensor, "*frames h w"], masks: Bool[Tensor, "*frames h w"]) -> dict[str, Tensor]:
-    """What the metrics count that have counts of their own, by column.
+def own_counts(
+    probs: Float[Tensor, "*frames h w"], masks: Bool[Tensor, "*frames h w"], of: Iterable[Metric] | None = None
+) -> dict[str, Tensor]:
+    """What metrics count themselves, by column; those of all metrics where none are given.
 
     Raises:
         ValueError: a metric does not return its columns, with a number of each frame.
     """
     found: dict[str, Tensor] = {}
-    for metric in metrics().values():
+    *frames, height, width = masks.shape
+    for metric in metrics().values() if of is None else of:
         if metric.counts is None:
             continue
-        counted = metric.counts(probs.detach().float().flatten(0, -3), masks.flatten(0, -3))
+        counted = metric.counts(probs.detach().float().reshape(-1, height, width), masks.reshape(-1, height, width))
         shapes = {column: tuple(values.shape) for column, values in counted.items()}
-        if shapes != dict.fromkeys(metric.columns, (masks[..., 0, 0].numel(),)):
+        if shapes != dict.fromkeys(metric.columns, (math.prod(frames),)):
             raise ValueError(f"the metric {metric.name!r} counts {shapes}; accepted: a number of each of "
-                             f"{masks[..., 0, 0].numel()} frames for {', '.join(metric.columns)}")
-        found |= {f"{metric.name}/{column}": values.reshape(masks.shape[:-2]) for column, values in counted.items()}
+                             f"{math.prod(frames)} frames for {', '.join(metric.columns)}")
+        found |= {f"{metric.name}/{column}": values.reshape(frames) for column, values in counted.items()}
     return found
 
 
 def sums_of(found: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """What a group adds up: numerators and denominators of expressions; a group's value is the ratio of their sums."""
-    if isinstance(found, tuple):
-        return found
-    return found, torch.isfinite(found)
+    return found if isinstance(found, tuple) else (found, ~torch.isnan(found))
