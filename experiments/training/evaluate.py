@@ -1,7 +1,6 @@
 """Every metric of a head on the splits of a store, as a whole and by dimension."""
 
 import contextlib
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,16 +15,14 @@ from refavs.data.prefetch import Ahead, depth_for
 from refavs.errors import RefAVSError
 from refavs.finite import require_finite_probs
 from refavs.machine.accelerator import resolved_precision
-from refavs.metrics import Recorder, SegmentationMetrics, add_to_groups, batch_counts, metrics, write_statistics
+from refavs.metrics import Recorder, SegmentationMetrics, add_to_groups, batch_counts, write_statistics
+from refavs.metrics.groups import group_names, named_values
 from refavs.model.batch_cache import Once
 from refavs.model.decoder import predict
 from refavs.model.heads.eemc import EEMC, EEMCConfig
 
 if TYPE_CHECKING:
     from refavs.store import FeatureStore
-
-TEST_SPLITS = ("test_s", "test_u", "test_n")
-MIX = ("test_s", "test_u")
 
 
 class Head(NamedTuple):
@@ -198,23 +195,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def group_names(split: str, dimension: str) -> list[str]:
-    """The groups in which an expression is counted."""
-    return [split, f"{split}/{dimension}"] if dimension else [split]
-
-
-def named_values(groups: dict[str, dict[str, float]]) -> dict[str, float]:
-    """One level of names, without the values that are not numbers; Mix is the mean of seen and unseen."""
-    values = {
-        f"{group}/{name}": scores[name]
-        for group, scores in sorted(groups.items())
-        for name in metrics()
-        if math.isfinite(scores.get(name, math.nan))
-    }
-    for name in (name for name, metric in metrics().items() if metric.on == "objects"):
-        parts = [values[f"{split}/{name}"] for split in MIX if f"{split}/{name}" in values]
-        if len(parts) == len(MIX):
-            values[f"mix/{name}"] = sum(parts) / len(parts)
-    return values

@@ -239,13 +239,6 @@ def _mean(values: np.ndarray) -> float:
     return float(math.fsum(known) / len(known)) if len(known) else math.nan
 
 
-def _means(protocol: str, *measures: str) -> Callable[[Results, np.ndarray], dict[str, float]]:
-    def mean(results: Results, rows: np.ndarray) -> dict[str, float]:
-        return {measure: _mean(results.values[f"{protocol}/{measure}"][rows]) for measure in measures}
-
-    return mean
-
-
 def _canonical_values(results: Results, rows: Int[np.ndarray, " m"]) -> dict[str, float]:
     """Also `F_split`: the maximum over thresholds of the mean curve, one threshold for all rows."""
     values = {name.removeprefix("canonical/"): each[rows] for name, each in results.values.items()
@@ -284,7 +277,8 @@ class Protocol:
 
     Attributes:
         scores: of each expression of some statistics, by measure, from its counts.
-        values: of a group of expressions, by measure.
+        measures: what the publication prints; none of `canonical`, which has every metric.
+        values: of a group of expressions, by measure; the means of `measures` where None.
         about: what a reader has to know of it.
         reads: the counts that it needs beyond those that every file has.
         view: prefix and threshold of its counts, as `Statistics.counts` takes them.
@@ -294,8 +288,9 @@ class Protocol:
     """
 
     scores: Callable[[Statistics, FrameCounts], dict[str, Tensor]]
-    values: Callable[[Results, np.ndarray], dict[str, float]]
     about: str
+    measures: tuple[str, ...] = ()
+    values: Callable[[Results, np.ndarray], dict[str, float]] | None = None
     reads: tuple[str, ...] = HISTOGRAMS[:2]
     view: tuple[str, str] = ("", "50")
     partly: bool = False
@@ -310,22 +305,22 @@ PROTOCOLS = {
         "expression; a frame without object counts 1 in J if nothing is predicted in it, else 0",
     ),
     "released": Protocol(
-        scores=_released, values=_released_values, keeps_curves=True, of_batches=True, view=("released_", "40"),
+        scores=_released, values=_released_values, measures=("J", "F", "S"), keeps_curves=True,
+        of_batches=True, view=("released_", "40"),
         reads=tuple(name for name in (*COUNTS, *HISTOGRAMS) if name.startswith("released_")),
         about="the authors' code: 256 x 256, J at 0.4, F at the best threshold of each batch of 4 clips in the order "
         "of the file, S pooled over such a batch",
     ),
     "per_frame": Protocol(
-        scores=_per_frame, values=_means("per_frame", "J", "F", "S"),
+        scores=_per_frame, measures=("J", "F", "S"),
         about="as Crab: J at 0.5, F at the best threshold of each frame, S per frame",
     ),
     "per_expression": Protocol(
-        scores=_per_expression, values=_means("per_expression", "J", "F", "S"),
-        reads=("pred_40", "hits_40", *HISTOGRAMS[:2]),
+        scores=_per_expression, measures=("J", "F", "S"), reads=("pred_40", "hits_40", *HISTOGRAMS[:2]),
         about="as SimToken: J at 0.4, F at the best threshold of each expression",
     ),
     "davis": Protocol(
-        scores=_davis, values=_means("davis", "J", "F"), reads=BOUNDARY,
+        scores=_davis, measures=("J", "F"), reads=BOUNDARY,
         about="as OmniAVS: region J at 0.5 and F of the contours; no S",
     ),
 }  # fmt: skip
@@ -341,6 +336,8 @@ def protocol_values(results: Results, protocol: str, rows: Int[np.ndarray, " m"]
     histograms_of([protocol])
     if not len(rows):
         raise StatisticsError("a group without expressions has no scores; leave it out")
+    if PROTOCOLS[protocol].values is None:
+        return {name: _mean(results.values[f"{protocol}/{name}"][rows]) for name in PROTOCOLS[protocol].measures}
     return PROTOCOLS[protocol].values(results, rows)
 
 
