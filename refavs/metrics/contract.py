@@ -76,7 +76,8 @@ def _scored(metric: Metric, probs: Tensor, masks: Tensor, labelled: Tensor | Non
 
 def _ratio(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     """The value of a group that comes in parts."""
-    return sum(over.nansum() for over, _ in parts) / sum(under.sum() for _, under in parts)
+    over, under = (torch.stack([part[side].nansum() for part in parts]).sum() for side in (0, 1))
+    return over / under
 
 
 def _same(metric: Metric, what: str, found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:

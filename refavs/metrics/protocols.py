@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refavs.metrics.registry import metrics
+from refavs.metrics.registry import metrics, sums_of
 from refavs.metrics.segmentation import THRESHOLD, above, count_true, counts_at, jaccard_per_frame
 
 RELEASED_J_THRESHOLD = 0.4
@@ -45,7 +45,7 @@ def canonical(logits: Tensor | np.ndarray, masks: Tensor | np.ndarray) -> Scores
     """
     probs, target = _frames(logits, masks)
     counts = counts_at(probs.unsqueeze(0), target.unsqueeze(0), THRESHOLD)
-    scores = {name: float(metrics()[name].per_expression(counts)) for name in ("J", "F", "S")}
+    scores = {name: float(sums_of(metrics()[name].per_expression(counts))[0]) for name in ("J", "F", "S")}
     return Scores(**scores, J_per_frame=tuple(jaccard_per_frame(counts)[0].tolist()))
 
 

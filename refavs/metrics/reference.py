@@ -90,7 +90,7 @@ def expression_results(blocks: Iterable[Statistics], protocols: Sequence[str] | 
 
 def _with_label(block: Statistics) -> Statistics:
     """The expressions of which some frame takes part."""
-    return block.select(block.frames[LABELLED].any(1)) if LABELLED in block.frames else block
+    return block.select(np.flatnonzero(block.frames[LABELLED].any(1))) if LABELLED in block.frames else block
 
 
 def joined(parts: Sequence[Results]) -> Results:
@@ -336,9 +336,10 @@ def protocol_values(results: Results, protocol: str, rows: Int[np.ndarray, " m"]
     histograms_of([protocol])
     if not len(rows):
         raise StatisticsError("a group without expressions has no scores; leave it out")
-    if PROTOCOLS[protocol].values is None:
-        return {name: _mean(results.values[f"{protocol}/{name}"][rows]) for name in PROTOCOLS[protocol].measures}
-    return PROTOCOLS[protocol].values(results, rows)
+    values = PROTOCOLS[protocol].values
+    if values is not None:
+        return values(results, rows)
+    return {name: _mean(results.values[f"{protocol}/{name}"][rows]) for name in PROTOCOLS[protocol].measures}
 
 
 def grouped(expressions: pd.DataFrame, by: Sequence[str]) -> dict[str, Int[np.ndarray, " m"]]:

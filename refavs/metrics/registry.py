@@ -40,14 +40,15 @@ import math
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from refavs.metrics.segmentation import FrameCounts, jaccard_per_frame
-from refavs.plugins import with_plugins
+from refavs.plugins import all_entries
+from refavs.terminal.printing import warn
 
 GROUP = "refavs.metrics"
 HISTOGRAMS = ("background", "object")
@@ -107,36 +108,34 @@ def _false_empty(counts: FrameCounts) -> tuple[Tensor, Tensor]:
     return (counts.present & (counts.pred == 0)).sum(1), counts.present.sum(1)
 
 
-BUILT_IN = (
-    # J: mean over the frames; a frame without object counts 1 if nothing is predicted in it, else 0.
-    Metric(name=PRIMARY, unit="%", better="higher",
-           per_expression=lambda counts: counts.over_frames(jaccard_per_frame(counts))),
-    # F: the largest, over 255 thresholds, of the mean F over the frames with an object; NaN where none has one.
-    Metric(name="F", unit="%", better="higher", reads=HISTOGRAMS, per_expression=_f_score),
-    # S: sqrt(predicted area / frame area); says something on null expressions alone.
-    Metric(name="S", unit="", better="lower", on="nulls", per_expression=_empty_score),
-    # Share of the frames with an object in which nothing is predicted; a head that predicts nothing has S = 0.
-    Metric(name="false_empty", unit="%", better="lower", on="rate", heading="falsely empty",
-           per_expression=_false_empty),
-)  # fmt: skip
+# J: mean over the frames; a frame without object counts 1 if nothing is predicted in it, else 0.
+JACCARD = Metric(name=PRIMARY, unit="%", better="higher",
+                 per_expression=lambda counts: counts.over_frames(jaccard_per_frame(counts)))  # fmt: skip
+# F: the largest, over 255 thresholds, of the mean F over the frames with an object; NaN where none has one.
+F_SCORE = Metric(name="F", unit="%", better="higher", reads=HISTOGRAMS, per_expression=_f_score)
+# S: sqrt(predicted area / frame area); says something on null expressions alone.
+EMPTY_SCORE = Metric(name="S", unit="", better="lower", on="nulls", per_expression=_empty_score)
+# Share of the frames with an object in which nothing is predicted; a head that never predicts anything has S = 0.
+FALSE_EMPTY = Metric(name="false_empty", unit="%", better="lower", on="rate", heading="falsely empty",
+                     per_expression=_false_empty)  # fmt: skip
+BUILT_IN = {
+    metric.name: f"{__name__}:{place}" for place, metric in tuple(globals().items()) if isinstance(metric, Metric)
+}  # in the order of tables
 
 
 @cache
 def metrics() -> dict[str, Metric]:
-    """Every metric by its name: the built-in ones in the order of tables, then those of installed packages.
+    """Every metric by its name: the built-in ones, then those of installed packages; a warning names what is none.
 
     Raises:
         ConfigError: two packages have a metric of one name.
     """
-    return with_plugins(GROUP, {metric.name: metric for metric in BUILT_IN}, _accepted)
-
-
-def _accepted(name: str, found: Any) -> Metric:
-    if not isinstance(found, Metric):
-        raise TypeError(f"a {type(found).__name__}; accepted: a refavs.metrics.registry.Metric")
-    if found.name != name or "/" in name:
-        raise ValueError(f"its metric is named {found.name!r}; accepted: the entry point's name, without a slash")
-    return found
+    found = sorted(all_entries(GROUP, BUILT_IN).items(), key=lambda item: "" if item[0] in BUILT_IN else item[0])
+    good = {name: each for name, each in found if isinstance(each, Metric) and each.name == name and "/" not in name}
+    for name, each in found:
+        if name not in good:
+            warn(f"{name!r} of {GROUP} is {str(each)[:99]}; accepted: a Metric of that name, without /; it is left out")
+    return good
 
 
 def own_counts(

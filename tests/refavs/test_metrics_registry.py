@@ -66,10 +66,10 @@ def area_error_numpy(probs: np.ndarray, masks: np.ndarray) -> float:
     return float(np.abs(areas[0] - areas[1]).mean())
 
 
-@pytest.mark.parametrize("metric", BUILT_IN, ids=lambda metric: metric.name)
-def test_built_in_metric_keeps_the_contract(metric: Metric) -> None:
-    twin = (lambda probs, masks: canonical_numpy(probs, masks)[metric.name]) if metric.name in "JFS" else None
-    check_metric(metric, twin)
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_metric_keeps_the_contract(name: str) -> None:
+    twin = (lambda probs, masks: canonical_numpy(probs, masks)[name]) if name in "JFS" else None
+    check_metric(metrics()[name], twin)
 
 
 def test_contract_takes_metrics_with_and_without_counts_of_their_own() -> None:
@@ -141,10 +141,10 @@ def test_missing_counts_leave_out_what_is_made_of_them(tmp_path: Path) -> None:
 
 def test_two_metrics_of_one_name_are_one_line_that_names_both_packages(install: Install) -> None:
     install(("area_error", "second", f"{HERE}:AREA_ERROR"), ("area_error", "first", f"{HERE}:AREA_ERROR"))
-    with pytest.raises(ConfigError, match=r"first and second both have 'area_error' under refavs\.metrics; uninstall"):
+    with pytest.raises(ConfigError, match=r"two packages add 'area_error' to refavs\.metrics: (first|second) "):
         metrics()
     install(("J", "another", f"{HERE}:AREA_ERROR"))
-    with pytest.raises(ConfigError, match=r"refavs and another both have 'J' under refavs\.metrics"):
+    with pytest.raises(ConfigError, match=r"'J' to refavs\.metrics: refavs .* and another "):
         metrics()
 
 
@@ -152,18 +152,18 @@ def test_two_metrics_of_one_name_are_one_line_that_names_both_packages(install: 
     ("loaded", "reason"),
     [
         ("no_such_module:METRIC", "ModuleNotFoundError: No module named 'no_such_module'"),
-        ("math:pi", "TypeError: a float; accepted"),
-        (f"{HERE}:CENTRE_MISS", "ValueError: its metric is named 'centre_miss'; accepted"),
+        ("math:pi", "is 3.14"),
+        (f"{HERE}:CENTRE_MISS", "name='centre_miss'"),
     ],
 )
 def test_bad_plugin_is_named_and_the_rest_works(
     install: Install, capsys: pytest.CaptureFixture[str], loaded: str, reason: str
 ) -> None:
     install(("area_error", "good", f"{HERE}:AREA_ERROR"), ("broken", "bad", loaded))
-    assert list(metrics()) == [*(metric.name for metric in BUILT_IN), "area_error"]
+    assert list(metrics()) == [*BUILT_IN, "area_error"]
     assert list(metrics()), "asked again, it is not told again"
     (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith(f"refavs: the plug-in 'broken' of bad under refavs.metrics is left out ({reason}")
+    assert told.startswith("'broken' of refavs.metrics ") and reason in told
 
 
 def test_metric_that_counts_something_else_is_named(install: Install) -> None:
