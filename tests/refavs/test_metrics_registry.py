@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,42 +23,12 @@ from refavs.metrics import (
     write_statistics,
 )
 from refavs.metrics.contract import check_metric
-from refavs.metrics.registry import BUILT_IN, Metric
+from refavs.metrics.registry import BUILT_IN
+from tests.refavs.small_metrics import AREA_ERROR, CENTRE_MISS
 from tests.refavs.small_predictions import MASKS, PROBS, TABLE, make_predictions, record
 from tests.refavs.test_metrics import canonical_numpy
 
-AREA_ERROR = Metric(
-    name="area_error", unit="%", better="lower", heading="area error",
-    per_expression=lambda counts: counts.over_frames((counts.pred - counts.target).abs() / counts.num_pixels),
-)  # fmt: skip
-CENTRE_MISS = Metric(
-    name="centre_miss", unit="%", better="lower", columns=("wrong",),
-    counts=lambda probs, masks: {"wrong": (probs[:, 12, 16] > 0.5) != masks[:, 12, 16]},
-    per_expression=lambda counts: (
-        (counts.own["centre_miss/wrong"] & counts.present).sum(1), counts.present.sum(1),
-    ),
-)  # fmt: skip
-OTHER_COUNT = dataclasses.replace(CENTRE_MISS, columns=("right",))
-HERE = "tests.refavs.test_metrics_registry"
-Install = Callable[..., None]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Installs packages, each with one metric: its name, the package's, and where the object is."""
-
-    def installed(*found: tuple[str, str, str]) -> None:
-        for name, package, place in found:
-            folder = tmp_path / "site" / f"{package}-1.0.dist-info"
-            folder.mkdir(parents=True)
-            (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-            (folder / "entry_points.txt").write_text(f"[refavs.metrics]\n{name} = {place}\n")
-        monkeypatch.syspath_prepend(tmp_path / "site")
-        metrics.cache_clear()
-
-    yield installed
-    monkeypatch.undo()
-    metrics.cache_clear()
+HERE = "tests.refavs.small_metrics"
 
 
 def area_error_numpy(probs: np.ndarray, masks: np.ndarray) -> float:
@@ -92,7 +62,7 @@ def test_contract_says_what_a_metric_breaks(message: str, changes: dict[str, Any
         check_metric(dataclasses.replace(AREA_ERROR, **changes), area_error_numpy)
 
 
-def test_installed_metric_is_counted_kept_and_grouped(install: Install, tmp_path: Path) -> None:
+def test_installed_metric_is_counted_kept_and_grouped(install: Callable[..., None], tmp_path: Path) -> None:
     install(("centre_miss", "b", f"{HERE}:CENTRE_MISS"), ("area_error", "a", f"{HERE}:AREA_ERROR"))
     assert list(metrics()) == ["J", "F", "S", "false_empty", "area_error", "centre_miss"]
     write_statistics(tmp_path / "a.parquet", record([[0, 1, 2], [3, 4, 5, 6, 7]]))
@@ -113,7 +83,7 @@ def test_installed_metric_is_counted_kept_and_grouped(install: Install, tmp_path
     assert "area_error" not in protocol_values(results, "released", np.arange(4))
 
 
-def test_file_with_other_columns_stays_readable(install: Install, tmp_path: Path) -> None:
+def test_file_with_other_columns_stays_readable(install: Callable[..., None], tmp_path: Path) -> None:
     old, new = tmp_path / "old.parquet", tmp_path / "new.parquet"
     write_statistics(old, record([range(8)]))
     before = protocol_values(expression_results(statistics_blocks(old)), "canonical", np.arange(8))
@@ -122,7 +92,7 @@ def test_file_with_other_columns_stays_readable(install: Install, tmp_path: Path
     found = protocol_values(expression_results(statistics_blocks(old)), "canonical", np.arange(8))
     assert found == before and "centre_miss" not in found
     shutil.rmtree(tmp_path / "site")
-    metrics.cache_clear()
+    install()
     assert protocol_values(expression_results(statistics_blocks(new)), "canonical", np.arange(8)) == before
 
 
@@ -139,7 +109,7 @@ def test_missing_counts_leave_out_what_is_made_of_them(tmp_path: Path) -> None:
             expression_results(blocks, [protocol])
 
 
-def test_two_metrics_of_one_name_are_one_line_that_names_both_packages(install: Install) -> None:
+def test_two_metrics_of_one_name_are_one_line_that_names_both_packages(install: Callable[..., None]) -> None:
     install(("area_error", "second", f"{HERE}:AREA_ERROR"), ("area_error", "first", f"{HERE}:AREA_ERROR"))
     with pytest.raises(ConfigError, match=r"two packages add 'area_error' to refavs\.metrics: (first|second) "):
         metrics()
@@ -157,7 +127,7 @@ def test_two_metrics_of_one_name_are_one_line_that_names_both_packages(install: 
     ],
 )
 def test_bad_plugin_is_named_and_the_rest_works(
-    install: Install, capsys: pytest.CaptureFixture[str], loaded: str, reason: str
+    install: Callable[..., None], capsys: pytest.CaptureFixture[str], loaded: str, reason: str
 ) -> None:
     install(("area_error", "good", f"{HERE}:AREA_ERROR"), ("broken", "bad", loaded))
     assert list(metrics()) == [*BUILT_IN, "area_error"]
@@ -166,7 +136,7 @@ def test_bad_plugin_is_named_and_the_rest_works(
     assert told.startswith("'broken' of refavs.metrics ") and reason in told
 
 
-def test_metric_that_counts_something_else_is_named(install: Install) -> None:
+def test_metric_that_counts_something_else_is_named(install: Callable[..., None]) -> None:
     install(("centre_miss", "a", f"{HERE}:OTHER_COUNT"))
     with pytest.raises(ValueError, match=r"metric 'centre_miss' counts {'wrong': \(8,\)}; accepted: .* for right"):
         record([[0, 1]])
