@@ -254,18 +254,16 @@ def _where_to_look(uri: str, out: Path) -> str:
 
 
 def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") -> int:
+    from experiments.report.summary import summary_tables
+    from experiments.report.text import terminal
     from experiments.sweep.ledger import Ledger
     from experiments.sweep.search import Search
     from experiments.sweep.stores import stores_of
-    from experiments.sweep.summary import dimension_table, main_table, rows_of
     from refavs.terminal.console import wide_console
 
-    rows = rows_of(outcome.entries, outcome.controls)
     console = wide_console()
-    console.print(main_table(rows, f"sweep {grid.name}, best first by J on test_s"))
-    by_dimension = dimension_table(rows)
-    if by_dimension is not None:
-        console.print(by_dimension)
+    for table in summary_tables(grid.name, outcome.entries, outcome.controls):
+        console.print(terminal(table))
     if any(known.random_weights for known in stores_of(grid.kinds, store).values()):
         console.print(
             "RANDOM FEATURES: at least one encoder of this store has random weights; compare rows with each other, not "

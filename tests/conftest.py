@@ -8,7 +8,7 @@ import multiprocessing.util
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -122,3 +122,22 @@ def shared() -> Path:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests and the commands that they start keep out of the user's cache."""
     os.environ["REFAVS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Installs packages, each with one metric: its name, the package's, and where the object is."""
+    from refavs.metrics import metrics
+
+    def installed(*found: tuple[str, str, str]) -> None:
+        for name, package, place in found:
+            folder = tmp_path / "site" / f"{package}-1.0.dist-info"
+            folder.mkdir(parents=True)
+            (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+            (folder / "entry_points.txt").write_text(f"[refavs.metrics]\n{name} = {place}\n")
+        monkeypatch.syspath_prepend(tmp_path / "site")
+        metrics.cache_clear()
+
+    yield installed
+    monkeypatch.undo()
+    metrics.cache_clear()

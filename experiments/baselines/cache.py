@@ -16,10 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-import refavs.metrics
 from experiments.baselines import compute as constant_baselines
-from experiments.baselines.compute import Progress, canonical_values, control_results_of
-from experiments.report import scores
+from experiments.baselines.compute import Progress, control_results_of
 from experiments.sweep.record_types import Controls
 from experiments.sweep.stores import contents_rows
 from experiments.training.resume import write_json
@@ -28,6 +26,7 @@ from refavs.files.plain_file import read_plain
 from refavs.files.typed_json import OddRecord, shaped
 from refavs.files.typed_json import read_json as parsed
 from refavs.files.user_cache import user_cache
+from refavs.metrics import groups, metrics
 from refavs.store import FeatureStore
 from refavs.terminal.console import ProgressBar
 
@@ -97,7 +96,7 @@ class Baselines:
         if known is not None:
             return known
         results = control_results_of(self.store, self.progress)
-        known = {"controls": canonical_values(results), "protocols": scores.control_values(results)}
+        known = {"controls": groups.canonical_values(results), "protocols": groups.control_values(results)}
         if place is not None:
             with contextlib.suppress(OSError):  # a home that is full or not to be written to: it is only a cache
                 write_json(place, {"seal": _seal(key, known), "values": known})
@@ -107,10 +106,11 @@ class Baselines:
 def cache_key(store: FeatureStore) -> str:
     """Names all that the constant predictions are computed from: expressions, splits and masks in their order, and the
     code."""
-    code = [Path(inspect.getfile(module)) for module in (constant_baselines, scores)]
-    metrics = Path(refavs.metrics.__file__).parent.glob("*.py")
+    of_metrics = {inspect.getfile(metric.per_expression) for metric in metrics().values()}
+    code = {inspect.getfile(constant_baselines), *of_metrics, *map(str, Path(groups.__file__).parent.glob("*.py"))}
     return digest({
-        "code": file_stamp(*code, *sorted(metrics)), "torch": torch.__version__, "numpy": np.__version__,
+        "code": file_stamp(*map(Path, sorted(code))), "metrics": list(metrics()),
+        "torch": torch.__version__, "numpy": np.__version__,
         "frames": store.num_frames, "size": store.input_size, "rows": contents_rows(store),
         "objects": store.expressions["object"].tolist(), "clips": store.expressions["clip"].tolist(),
     })  # fmt: skip

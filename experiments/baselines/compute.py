@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from experiments.training.evaluate import TEST_SPLITS, named_values, rows_of
+from experiments.training.evaluate import rows_of
 from refavs.errors import RefAVSError
-from refavs.metrics import Results, grouped, protocol_values
+from refavs.metrics import Results
 from refavs.metrics.constant_baselines import (
     Constants,
     MaskSum,
@@ -31,6 +31,7 @@ from refavs.metrics.constant_baselines import (
 )
 from refavs.metrics.constant_counts import Levels, threshold_jaccard
 from refavs.metrics.frame_counts import describe
+from refavs.metrics.groups import TEST_SPLITS
 from refavs.metrics.reference import joined, spread
 from refavs.metrics.text_baseline import TEXT_ONLY, TextControl
 from refavs.store import FeatureStore
@@ -84,16 +85,6 @@ class Fitted(NamedTuple):
     mean: Float[np.ndarray, "h w"]
     mean_threshold: float
     centre_threshold: float
-
-
-def canonical_values(of_controls: Mapping[str, Results]) -> dict[str, dict[str, float]]:
-    """What predictions reach on the test splits that never look or listen, by their name and the metric's."""
-    found = {}
-    for name, results in of_controls.items():
-        groups = grouped(results.expressions, ["split"]) | grouped(results.expressions, ["split", "dimension"])
-        scores = {group: protocol_values(results, "canonical", rows) for group, rows in groups.items()}
-        found[name] = named_values(scores)
-    return found
 
 
 def control_results_of(

@@ -10,16 +10,13 @@ import numpy as np
 from experiments.grid.config import TrialConfig
 from experiments.grid.file import Located, mapping, refuse_unknown
 from experiments.grid.settings import typed_value
-from experiments.training.evaluate import MEASURES
 from refavs.config import flat, nearest
-from refavs.data.cues import DIMENSIONS
 from refavs.errors import ConfigError
+from refavs.metrics import PRIMARY, metrics
 
 KINDS = ("uniform", "loguniform", "int", "choice")
 METHODS = ("tpe", "random")
 PARTS = ("ranges", "budget", "method", "metric", "seed", "asha")
-METRICS = tuple(f"val/{group}{measure}" for group in ("", *(f"{name}/" for name in DIMENSIONS)) for measure in MEASURES)
-LOWER_IS_BETTER = ("S", "false_empty")
 DIGITS = 5
 # These decide what a trial starts from or runs on, which is looked at once, before anything starts.
 NOT_SEARCHED = ("seed", "train.init", "model.decoder_weights", "resources.")
@@ -89,21 +86,22 @@ class SearchPlan:
     Attributes:
         ranges: by the dotted name of the setting.
         budget: points that are tried; each seed of a point is a trial.
-        metric: of the validation, by which points are compared; of several seeds the mean.
+        metric: of the validation, by which points are compared, as `val/J` or `val/acoustic/J`; of several seeds the
+            mean.
         seed: of the choice of points, none of a trial's.
     """
 
     ranges: Mapping[str, Range]
     budget: int
     method: str = "tpe"
-    metric: str = "val/J"
+    metric: str = f"val/{PRIMARY}"
     seed: int = 0
     asha: Asha | None = None
 
     @property
     def maximize(self) -> bool:
         """Whether more of the metric is better."""
-        return self.metric.rpartition("/")[2] not in LOWER_IS_BETTER
+        return metrics()[self.metric.rpartition("/")[2]].better == "higher"
 
     def draw(self, index: int, attempt: int) -> dict[str, Any]:
         """The point of this number at random, whatever was found before."""
@@ -143,7 +141,7 @@ def search_plan(part: Located, num_seeds: int) -> SearchPlan:
         budget=_number(parts["budget"], "budget", 1),
         seed=_number(parts["seed"], "seed", 0) if "seed" in parts else 0,
         method=_one_of(parts["method"], "method", METHODS) if "method" in parts else "tpe",
-        metric=_one_of(parts["metric"], "metric", METRICS) if "metric" in parts else "val/J",
+        metric=_metric(parts["metric"]) if "metric" in parts else f"val/{PRIMARY}",
     )  # fmt: skip
 
 
@@ -209,6 +207,13 @@ def _number(part: Located, name: str, least: int) -> int:
     if type(part.value) is not int or part.value < least:
         raise ConfigError(f"{part.place}: {name} is {part.plain!r}; accepted: a whole number from {least}")
     return part.value
+
+
+def _metric(part: Located) -> str:
+    """`val/METRIC`, or `val/DIMENSION/METRIC` of a dimension that the store will have to have."""
+    parts = str(part.plain).split("/")
+    groups = ["val", f"val/{parts[1]}"] if len(parts) == 3 and parts[1] else ["val"]
+    return _one_of(part, "metric", tuple(f"{group}/{name}" for group in groups for name in metrics()))
 
 
 def _one_of(part: Located, name: str, known: tuple[str, ...]) -> str:

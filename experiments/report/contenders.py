@@ -15,10 +15,10 @@ from experiments.report.scores import RunScores
 from refavs.config import digest, nearest
 from refavs.errors import ConfigError, StatisticsError
 from refavs.metrics import Difference, Interval, bootstrap_interval, paired_difference, scores_of, seed_interval
+from refavs.metrics.groups import SPLITS_OF
 from refavs.metrics.intervals import ONE_SEED, SeedScores
 
 REFERENCE = "full"
-SPLITS_OF = {"test_s": ("test_s",), "test_u": ("test_u",), "mix": ("test_s", "test_u"), "test_n": ("test_n",)}
 ABLATIONS = {"model.text": "text", "model.audio": "audio", "model.memory": "cached memory",
              "model.modality_tokens": "modality encoding"}  # fmt: skip
 

@@ -7,18 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report import layout
-from experiments.report.contenders import (
-    SPLITS_OF,
-    Contender,
-    contenders_of,
-    differing,
-    few_seeds,
-    marked,
-    reference_of,
-)
-from experiments.report.layout import NAMES, Setting, ablated
+from experiments.report.cells import NAMES
+from experiments.report.contenders import Contender, contenders_of, differing, few_seeds, marked, reference_of
+from experiments.report.layout import Setting, ablated
 from experiments.report.runs import Run, Sweep, read_sweeps
-from experiments.report.scores import Values, read_scores
+from experiments.report.scores import read_scores
 from experiments.report.tables import (
     Bars,
     BarSeries,
@@ -32,10 +25,12 @@ from experiments.report.tables import (
 )
 from experiments.tracking.client import default_tracking_uri, without_password
 from refavs.data.cues import DIMENSIONS
+from refavs.metrics import PRIMARY, metrics
 from refavs.metrics.constant_baselines import MEAN_MASK_BEST
+from refavs.metrics.groups import MIX, SPLITS_OF, Values
 
 BETA = "model.beta"
-CURVES = ("train/loss", "val/J")
+CURVES = ("train/loss", f"val/{PRIMARY}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +176,12 @@ def _warnings(
     if missing:
         found.append(f"Constant predictions are not known by {', '.join(missing)}; the refavs-sweep command, run "
                      "again, computes them (its store needs training expressions).")  # fmt: skip
+    for name in metrics():
+        runs = [run for one in contenders for run in one.runs if "canonical" in run.values]
+        without = [run.run.title for run in runs if name not in run.measures("canonical")]
+        if without:
+            named = f"{', '.join(without[:3])}{', ...' * (len(without) > 3)}"
+            found.append(f"{name} is left out for {named}: the statistics lack its counts.")
     for sweep in sweeps:
         if sweep.unfinished:
             shown = ", ".join(f"{title} ({state})" for title, state in list(sweep.unfinished.items())[:5])
@@ -189,7 +190,7 @@ def _warnings(
     return [*found, *filter(None, [few_seeds(contenders)])]
 
 
-def _estimate(contender: Contender, protocol: str, group: str, measure: str = "J") -> Estimate:
+def _estimate(contender: Contender, protocol: str, group: str, measure: str = PRIMARY) -> Estimate:
     """In %."""
     found = contender.interval(protocol, group, measure)
     if found is None:
@@ -227,7 +228,7 @@ def _beta(contenders: Sequence[Contender], protocol: str) -> tuple[Line, ...]:
     if len(differing(family)) != 1:
         return ()
     found = []
-    for group in ("test_s", "test_u", "mix"):
+    for group in (*MIX, "mix"):
         estimates = tuple(_estimate(one, protocol, group) for one in family)
         if any(estimate.value is not None for estimate in estimates):
             found.append(Line(label=NAMES[group], x=tuple(float(one.config[BETA]) for one in family),
@@ -239,14 +240,14 @@ def _ablations(contenders: Sequence[Contender], protocol: str) -> Bars | None:
     chosen = ablated(contenders)
     if not chosen:
         return None
-    groups = [group for group in ("test_s", "test_u", "mix") if all(map(chosen[0].count, SPLITS_OF[group]))]
+    groups = [group for group in (*MIX, "mix") if all(map(chosen[0].count, SPLITS_OF[group]))]
     if not groups:
         return None
     series = tuple(
         BarSeries(label=one.label, estimates=tuple(_estimate(one, protocol, group) for group in groups))
         for one in chosen
     )
-    return Bars(title="Ablations", measure="J (%)", protocol=protocol, groups=tuple(NAMES[g] for g in groups),
+    return Bars(title="Ablations", measure=f"{PRIMARY} (%)", protocol=protocol, groups=tuple(NAMES[g] for g in groups),
                 series=series)  # fmt: skip
 
 
@@ -263,12 +264,12 @@ def _dimensions(setting: Setting, protocol: str) -> Bars | None:
     ]
     constant = setting.controls.get(protocol, {}).get(MEAN_MASK_BEST)
     if constant:
-        values = [constant.get(f"dimension/{name}", {}).get("J", math.nan) for name in groups]
+        values = [constant.get(f"dimension/{name}", {}).get(PRIMARY, math.nan) for name in groups]
         estimates = tuple(Estimate(value=None if math.isnan(value) else 100 * value) for value in values)
         series.append(BarSeries(label=MEAN_MASK_BEST, estimates=estimates, kind="control"))
     return Bars(
-        title="J by dimension", measure="J (%)", protocol=protocol, groups=groups, series=tuple(series),
-        counts=tuple(reference.count(f"dimension/{name}") for name in groups),
+        title=f"{PRIMARY} by dimension", measure=f"{PRIMARY} (%)", protocol=protocol, groups=groups,
+        series=tuple(series), counts=tuple(reference.count(f"dimension/{name}") for name in groups),
     )  # fmt: skip
 
 
@@ -281,7 +282,7 @@ def _categories(reference: Contender, protocol: str) -> Bars | None:
     groups = tuple(sorted(names, key=lambda name: (-(of[name].value or 0.0), name)))
     series = BarSeries(label=reference.label, estimates=tuple(of[name] for name in groups))
     return Bars(
-        title="J by category", measure="J (%)", protocol=protocol, groups=groups, series=(series,),
+        title=f"{PRIMARY} by category", measure=f"{PRIMARY} (%)", protocol=protocol, groups=groups, series=(series,),
         counts=tuple(reference.count(f"category/{name}") for name in groups),
     )  # fmt: skip
 

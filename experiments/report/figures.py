@@ -28,6 +28,7 @@ from experiments.report.drawing import (
 )
 from experiments.report.svg import printable
 from experiments.report.tables import Bars, Calibration, Curve, Estimate, Line, Report
+from refavs.metrics import PRIMARY
 
 LABEL_WIDTH = 24
 
@@ -48,14 +49,15 @@ def report_figures(report: Report) -> tuple[Drawing, ...]:
 
 
 def draw_beta(lines: Sequence[Line], protocol: str) -> Drawing | None:
-    """J in % along beta, a line for each split, with its intervals; None without lines."""
+    """The primary metric in % along beta, a line for each split, with its intervals; None without lines."""
     if not lines:
         return None
+    measure = f"{PRIMARY} (%)"
     lines = [
-        dataclasses.replace(line, estimates=tuple(_cut(point, "J (%)") for point in line.estimates))
+        dataclasses.replace(line, estimates=tuple(_cut(point, measure) for point in line.estimates))
         for line in lines[:MOST_SERIES]
     ]
-    title = f"J against β, {protocol} protocol"
+    title = f"{PRIMARY} against β, {protocol} protocol"
     with style("beta"):
         figure, axes = new_figure(3.0, title)
         handles = []
@@ -73,7 +75,7 @@ def draw_beta(lines: Sequence[Line], protocol: str) -> Drawing | None:
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         low, high = _limits(point for line in lines for point in line.estimates)
         axes.set_ylim(max(low - 0.05 * (high - low), 0.0), high + 0.05 * (high - low))
-        axes.set(xlabel="β, sensitivity to change against the cached memory (Eq. 2)", ylabel="J (%)")
+        axes.set(xlabel="β, sensitivity to change against the cached memory (Eq. 2)", ylabel=measure)
         add_legend(figure, handles, [line.label for line in lines])
         settle(figure)
     values = "; ".join(
@@ -82,8 +84,8 @@ def draw_beta(lines: Sequence[Line], protocol: str) -> Drawing | None:
     )
     return Drawing(
         name="beta", title=title, figure=figure, alt=printable(f"{title}. {values}"),
-        caption=f"J by β, mean over seeds; {_bars_mean(p for line in lines for p in line.estimates)}. β = 0 is a model "
-        f"without cached memory. Protocol: {protocol}.",
+        caption=f"{PRIMARY} by β, mean over seeds; {_bars_mean(p for line in lines for p in line.estimates)}. "
+        f"β = 0 is a model without cached memory. Protocol: {protocol}.",
     )  # fmt: skip
 
 
@@ -144,13 +146,14 @@ def draw_curves(curves: Sequence[Curve], order: Sequence[str] = ()) -> Drawing |
     Args:
         order: labels in the order of their colours; the first are shown where there are too many.
     """
-    panels = {"train/loss": ("training loss", 1.0), "val/J": ("J on val (%)", 100.0)}
+    score = f"val/{PRIMARY}"
+    panels = {"train/loss": ("training loss", 1.0), score: (f"{PRIMARY} on val (%)", 100.0)}
     wanted = [measure for measure in panels if any(curve.measure == measure for curve in curves)]
     if not wanted:
         return None
     labels = _first([curve.label for curve in curves], order)
     styles = dict(zip(labels, _styles(labels, order), strict=True))
-    title = "Learning curves" + (", J of the canonical protocol" if "val/J" in wanted else "")
+    title = "Learning curves" + (f", {PRIMARY} of the canonical protocol" if score in wanted else "")
     with style("curves"):
         figure = Figure(figsize=(WIDTH_IN, 0.9 + 1.9 * len(wanted)), layout="constrained")
         every = figure.subplots(len(wanted), 1, sharex=True, squeeze=False)[:, 0]
@@ -167,8 +170,8 @@ def draw_curves(curves: Sequence[Curve], order: Sequence[str] = ()) -> Drawing |
         add_legend(figure, list(handles.values()), list(handles))
         settle(figure)
     left_out = len({curve.label for curve in curves}) - len(labels)
-    caption = "Each seed thin, the mean over seeds thick. The loss is the mean over the batches of an epoch, J that of "
-    caption += "the split val after it. Protocol: canonical."
+    caption = "Each seed thin, the mean over seeds thick. The loss is the mean over the batches of an epoch, "
+    caption += f"{PRIMARY} that of the split val after it. Protocol: canonical."
     caption += f" {left_out} more trials are not drawn." if left_out else ""
     ends = "; ".join(
         f"{curve.label}, seed {curve.seed}: {curve.measure} {curve.values[-1]:.3g} after {curve.epochs[-1]} epochs"

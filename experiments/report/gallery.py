@@ -16,10 +16,11 @@ from experiments.grid.config import TrainConfig
 from experiments.report.seconds import Second, footage_of, seconds_of
 from experiments.report.tables import GallerySource
 from experiments.tracking.client import without_password
-from experiments.training.evaluate import TEST_SPLITS, one_thread, predictions
+from experiments.training.evaluate import one_thread, predictions
 from refavs.errors import RefAVSError
 from refavs.metrics import statistics_blocks
-from refavs.metrics.segmentation import FrameCounts, jaccard_per_frame
+from refavs.metrics.groups import TEST_SPLITS
+from refavs.metrics.segmentation import jaccard_per_frame
 from refavs.model.checkpoint import load_model, read_config
 from refavs.store import FeatureStore
 
@@ -134,27 +135,17 @@ def read_scores(source: GallerySource) -> Scored:
     Raises:
         StatisticsError: the file is missing or damaged.
     """
-    tables, jaccard, empty, area = [], [], [], []
+    found: dict[str, list[np.ndarray]] = {"jaccard": [], "empty": [], "area": []}
+    tables: list[pd.DataFrame] = []
     for block in statistics_blocks(source.statistics, histograms=()):
-        target, pred, hits = (
-            torch.from_numpy(block.frames[name].astype(np.int64)) for name in ("target", "pred_50", "hits_50")
-        )
-        nothing = torch.zeros(*target.shape, 0, dtype=torch.int64)
-        counts = FrameCounts(
-            num_pixels=block.frame_size(), target=target, pred=pred, hits=hits, curve_pred=nothing, curve_hits=nothing
-        )
-        tables.append(block.expressions)
-        jaccard.append(jaccard_per_frame(counts).mean(1).numpy())
-        empty.append((target == 0).all(1).numpy())
-        area.append((pred.double() / block.frame_size()).mean(1).numpy())
-    table = pd.concat(tables, ignore_index=True)
-    wanted = np.flatnonzero(table["split"].isin(TEST_SPLITS).to_numpy())
+        tested = block.select(block.expressions["split"].isin(TEST_SPLITS).to_numpy())
+        counts = tested.counts()
+        tables.append(tested.expressions)
+        found["jaccard"].append(counts.over_frames(jaccard_per_frame(counts)).numpy())
+        found["empty"].append((~counts.present.any(1)).numpy())
+        found["area"].append(counts.over_frames(counts.pred.double() / counts.num_pixels).numpy())
     return Scored(
-        table=table.iloc[wanted].reset_index(drop=True),
-        **{
-            name: np.concatenate(parts)[wanted]
-            for name, parts in (("jaccard", jaccard), ("empty", empty), ("area", area))
-        },
+        table=pd.concat(tables, ignore_index=True), **{name: np.concatenate(parts) for name, parts in found.items()}
     )
 
 

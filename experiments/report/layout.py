@@ -3,33 +3,33 @@
 Every table is of one protocol, but for the one that shows protocols side by side and says so in each row.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from experiments.report import published
-from experiments.report.contenders import SPLITS_OF, Contender, few_seeds
-from experiments.report.scores import Values
+from experiments.report.cells import (
+    NAMES,
+    Number,
+    bounds_cell,
+    column_of,
+    difference_cell,
+    main_numbers,
+    mean_cell,
+    printed_cell,
+    value_cell,
+)
+from experiments.report.contenders import Contender, few_seeds
 from experiments.report.tables import Cell, Column, Row, Table
 from refavs.data.cues import DIMENSIONS, LENGTH_BINS
-from refavs.metrics import Difference, Interval
+from refavs.metrics import PRIMARY, PROTOCOLS, metrics
+from refavs.metrics.groups import SPLITS_OF, Values
 
-NAMES = {"test_s": "Seen", "test_u": "Unseen", "mix": "Mix", "test_n": "Null"}
-ABOUT = {
-    "canonical": "ours: per expression at the size of the masks, J and S at 0.5, F at the best threshold of each "
-    "expression; a frame without object counts 1 in J if nothing is predicted in it, else 0",
-    "released": "the authors' code: 256 x 256, J at 0.4, F at the best threshold of each batch of 4 clips in the order "
-    "of the file, S pooled over such a batch",
-    "per_frame": "as Crab: J at 0.5, F at the best threshold of each frame, S per frame",
-    "per_expression": "as SimToken: J at 0.4, F at the best threshold of each expression",
-    "davis": "as OmniAVS: region J at 0.5 and F of the contours; no S",
-}
 DIFFERENCES = (
     "Mean difference and its 95 % interval when clips, and seeds where there are several, are drawn anew, the same "
     "clips for both rows. Not shown: the interval contains 0."
 )
-POINTS = "J and F in percent points, S as a fraction."
-UNITS = "J and F in %, S as a fraction (0 is best); mean over seeds ± 95 % t interval."
+POINTS = "In percent points under a heading with %, else fractions."
+UNITS = "In the unit of the heading, else fractions; mean over seeds ± 95 % t interval."
 PARTS = {
     "grade": ("by grade", ("1+2", "3", "4", "5")),
     "length": ("by number of words", LENGTH_BINS),
@@ -37,16 +37,6 @@ PARTS = {
 }
 DETAILS = "In %; mean over seeds ± 95 % t interval."
 RANDOM = "RANDOM FEATURES: an encoder has random weights; compare rows with each other, not with published numbers."
-DASH = Cell(value=None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Number:
-    """What a column shows: a measure of a group of expressions."""
-
-    column: Column
-    group: str
-    measure: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,34 +60,24 @@ class Setting:
         """The row that others are compared with."""
         return self.contenders[0]
 
-
-def main_numbers(protocol: str) -> tuple[Number, ...]:
-    """The columns of the paper's Tables 3 and 4, and canonically how often an object is missed altogether."""
-    found = [
-        Number(column=Column(group=NAMES[split], name=measure, unit="%"), group=split, measure=measure)
-        for split in ("test_s", "test_u", "mix") for measure in "JF"
-    ]
-    found.append(
-        Number(column=Column(group=NAMES["test_n"], name="S", lower_is_better=True), group="test_n", measure="S")
-    )
-    if protocol == "canonical":
-        empty = Column(group=NAMES["test_s"], name="falsely empty", unit="%", lower_is_better=True)
-        found.append(Number(column=empty, group="test_s", measure="false_empty"))
-    return tuple(found)
+    def numbers(self, protocol: str) -> tuple[Number, ...]:
+        """As `main_numbers`, of the metrics that some run has."""
+        runs = (run for one in self.contenders for run in one.runs)
+        return main_numbers(protocol, {name for run in runs for name in run.measures(protocol)})
 
 
 def main_table(setting: Setting, protocol: str) -> Table:
     """Table 3: every row of the sweep, the constant predictions, and where wanted the published methods."""
-    numbers = main_numbers(protocol)
+    numbers = setting.numbers(protocol)
     rows = [*_run_rows(setting.contenders, protocol, numbers), *_control_rows(setting, protocol, numbers)]
-    rows += _published_rows(setting, published.MAIN, len(numbers))
+    rows += _published_rows(setting, published.MAIN, numbers)
     title = "Results on the test splits (layout of Table 3)"
-    notes = [f"Protocol {protocol}: {ABOUT[protocol]}."]
+    notes = [f"Protocol {protocol}: {PROTOCOLS[protocol].about}."]
     if any(row.kind == "control" for row in rows):
         notes.append("Controls never look or listen: constant predictions, and what the sentence alone gives.")
     if setting.published:
         notes.append("Published rows are by the protocol that each names; numbers of two protocols do not compare.")
-    if protocol == "released":
+    if PROTOCOLS[protocol].of_batches:
         notes.append("Its F and S are of batches, so there are no intervals over clips and no paired differences.")
     return _table(setting, protocol, "table3", title, "method", numbers, rows, notes)
 
@@ -107,8 +87,8 @@ def ablation_table(setting: Setting, protocol: str) -> Table | None:
     chosen = ablated(setting.contenders)
     if not chosen:
         return None
-    numbers = main_numbers(protocol)
-    rows = _run_rows(chosen, protocol, numbers) + _published_rows(setting, published.ABLATIONS, len(numbers))
+    numbers = setting.numbers(protocol)
+    rows = _run_rows(chosen, protocol, numbers) + _published_rows(setting, published.ABLATIONS, numbers)
     return _table(setting, protocol, "table4", "Ablations (layout of Table 4)", "setting", numbers, rows)
 
 
@@ -138,7 +118,8 @@ def ablated(contenders: Sequence[Contender]) -> tuple[Contender, ...]:
 def difference_table(setting: Setting, protocol: str) -> Table | None:
     """Each row minus the reference by paired bootstrap over clips; None where there is nothing to compare."""
     reference, others = setting.reference, setting.contenders[1:]
-    numbers = tuple(n for n in main_numbers(protocol) if f"{protocol}/{n.measure}" in reference.runs[0].results.values)
+    known = reference.runs[0].results.values
+    numbers = tuple(n for n in setting.numbers(protocol) if f"{protocol}/{n.measure}" in known)
     if not others or not numbers:
         return None
     found = {
@@ -147,7 +128,7 @@ def difference_table(setting: Setting, protocol: str) -> Table | None:
     rows = [
         Row(
             label=one.label, protocol=protocol, num_seeds=len(one.runs), mark=one.mark,
-            cells=tuple(_difference_cell(each, number) for each, number in zip(differences, numbers, strict=True)),
+            cells=tuple(difference_cell(each, n.column.unit) for each, n in zip(differences, numbers, strict=True)),
         ) for one, differences in found.items()
     ]  # fmt: skip
     single = {each.note for differences in found.values() for each in differences if each and each.note}
@@ -161,8 +142,9 @@ def difference_table(setting: Setting, protocol: str) -> Table | None:
 def interval_table(setting: Setting, protocol: str) -> Table | None:
     """How far each mean can be trusted: over seeds, and over seeds and clips; None with one seed a row."""
     several = [one for one in setting.contenders if len(one.runs) > 1]
-    numbers = [n for n in main_numbers(protocol) if n.measure in "JS"]
-    numbers = [n for n in numbers if f"{protocol}/{n.measure}" in setting.reference.runs[0].results.values]
+    known = setting.reference.runs[0].results.values
+    numbers = [n for n in setting.numbers(protocol) if f"{protocol}/{n.measure}" in known]
+    numbers = [n for n in numbers if n.measure == PRIMARY or metrics()[n.measure].on == "nulls"]
     if not several or not numbers:
         return None
     columns = tuple(
@@ -175,7 +157,7 @@ def interval_table(setting: Setting, protocol: str) -> Table | None:
         for number in numbers:
             over_seeds = one.interval(protocol, number.group, number.measure)
             sampled = one.sampled(protocol, number.group, number.measure)
-            cells += [_bounds_cell(found, number.column.unit) for found in (over_seeds, sampled)]
+            cells += [bounds_cell(found, number.column.unit) for found in (over_seeds, sampled)]
         rows.append(Row(label=one.label, cells=tuple(cells), protocol=protocol, num_seeds=len(one.runs), mark=one.mark))
     notes = ("95 % intervals of the means: the t interval over seeds, and the bootstrap that draws seeds and clips "
              "anew. With few seeds the first is the cautious one.",)  # fmt: skip
@@ -193,17 +175,18 @@ def part_table(setting: Setting, protocol: str, part: str) -> Table | None:
         return None
     names = (*known, *sorted(set(found) - set(known)))
     numbers = tuple(
-        Number(column=Column(group=part, name=name, unit="%"), group=f"{part}/{name}", measure="J") for name in names
+        Number(column=column_of(metrics()[PRIMARY], part, name), group=f"{part}/{name}", measure=PRIMARY)
+        for name in names
     )
     rows = [*_run_rows(setting.contenders, protocol, numbers), *_control_rows(setting, protocol, numbers)]
     if setting.published:
         printed = published.PARTS[part]
-        cells = tuple(_as_printed(printed.get(name)) for name in names)
+        cells = tuple(printed_cell(printed.get(name)) for name in names)
         rows.append(_published_row(published.EEMC.label, cells, published.EEMC.protocol))
     counts = ", ".join(f"{name}: {setting.reference.count(f'{part}/{name}')}" for name in names)
-    units = "J in %, over the expressions of Seen and Unseen together; mean over seeds ± 95 % t interval."
+    units = f"{PRIMARY} in %, over the expressions of Seen and Unseen together; mean over seeds ± 95 % t interval."
     notes = [f"Expressions: {counts}."]
-    title = f"J {title} (layout of supplement Table 2)"
+    title = f"{PRIMARY} {title} (layout of supplement Table 2)"
     return _table(setting, protocol, f"supplement2-{part}", title, "row", numbers, rows, notes, units)
 
 
@@ -217,17 +200,17 @@ def encoder_table(setting: Setting, protocol: str, encoders: Mapping[str, str]) 
     stores = {one.store: one for one in reversed(alike)}
     if len(stores) < 2:
         return None
-    numbers = tuple(n for n in main_numbers(protocol) if n.group == "mix")
+    numbers = tuple(n for n in setting.numbers(protocol) if n.group == "mix")
     rows = [
         Row(
             label=f"{encoders.get(one.store, 'unknown encoders')}: {one.label}", num_seeds=len(one.runs), mark=one.mark,
-            cells=tuple(_cell(one.interval(protocol, n.group, n.measure), n.column.unit) for n in numbers),
+            cells=tuple(mean_cell(one.interval(protocol, n.group, n.measure), n.column.unit) for n in numbers),
             protocol=protocol,
         ) for one in reversed(stores.values())
     ]  # fmt: skip
     if setting.published:
         for label, jaccard, f_score in published.ENCODERS:
-            cells = (_as_printed(jaccard), _as_printed(f_score))
+            cells = (printed_cell(jaccard), printed_cell(f_score))
             rows.append(_published_row(label, cells, published.EEMC.protocol))
     title = "Encoders (layout of supplement Table 3)"
     return _table(setting, protocol, "supplement3", title, "encoders", numbers, rows)
@@ -235,11 +218,11 @@ def encoder_table(setting: Setting, protocol: str, encoders: Mapping[str, str]) 
 
 def protocol_table(setting: Setting, protocols: Sequence[str]) -> Table:
     """The same predictions by several protocols; each row names its own."""
-    numbers = main_numbers("")
+    numbers = setting.numbers("")
     rows = [
         row for protocol in protocols for row in _run_rows(setting.contenders, protocol, numbers)
     ]  # fmt: skip
-    notes = [f"Protocol {protocol}: {ABOUT[protocol]}." for protocol in protocols]
+    notes = [f"Protocol {protocol}: {PROTOCOLS[protocol].about}." for protocol in protocols]
     return _table(
         setting, " and ".join(protocols), "mixed", "One inference by several protocols", "row", numbers, rows, notes
     )
@@ -250,10 +233,12 @@ def _table(
     rows: Iterable[Row], notes: Sequence[str] = (), units: str = UNITS,
 ) -> Table:  # fmt: skip
     single = few_seeds(setting.contenders) if units != POINTS else ""
+    lower = dict.fromkeys(number.column.name for number in numbers if number.column.lower_is_better)
+    best = f"Lower is better: {', '.join(lower)}." if lower else ""
     return Table(
         name=f"{name}-{protocol}", title=title, protocol=protocol, row_heading=row_heading, rows=tuple(rows),
         columns=tuple(number.column for number in numbers),
-        notes=(units, *filter(None, [single]), *notes, *_absent(setting, numbers), *_stamp(setting)),
+        notes=(units, *filter(None, [best, single]), *notes, *_absent(setting, numbers), *_stamp(setting)),
     )  # fmt: skip
 
 
@@ -274,7 +259,7 @@ def _run_rows(contenders: Sequence[Contender], protocol: str, numbers: Sequence[
     return [
         Row(
             label=one.label, protocol=protocol, num_seeds=len(one.runs), mark=one.mark,
-            cells=tuple(_cell(one.interval(protocol, n.group, n.measure), n.column.unit) for n in numbers),
+            cells=tuple(mean_cell(one.interval(protocol, n.group, n.measure), n.column.unit) for n in numbers),
         ) for one in contenders
     ]  # fmt: skip
 
@@ -283,65 +268,17 @@ def _control_rows(setting: Setting, protocol: str, numbers: Sequence[Number]) ->
     return [
         Row(
             label=label, kind="control", protocol=protocol,
-            cells=tuple(_printed(_scaled(values.get(n.group, {}).get(n.measure), n.column.unit), n.column.unit)
-                        for n in numbers),
+            cells=tuple(value_cell(values.get(n.group, {}).get(n.measure), n.column.unit) for n in numbers),
         ) for label, values in setting.controls.get(protocol, {}).items()
     ]  # fmt: skip
 
 
-def _published_rows(setting: Setting, rows: Sequence[published.Published], num_columns: int) -> list[Row]:
+def _published_rows(setting: Setting, rows: Sequence[published.Published], numbers: Sequence[Number]) -> list[Row]:
     if not setting.published:
         return []
-    found = []
-    for row in rows:
-        cells = [_as_printed(value) for value in row.values]
-        found.append(_published_row(row.label, (*cells, *[DASH] * (num_columns - len(cells))), row.protocol))
-    return found
-
-
-def _as_printed(value: float | None) -> Cell:
-    """With all digits of the publication, but for zeros at the end."""
-    return Cell(value=value, text="-" if value is None else repr(value))
+    cells = [tuple(printed_cell(row.values.get((n.group, n.measure))) for n in numbers) for row in rows]
+    return [_published_row(row.label, each, row.protocol) for row, each in zip(rows, cells, strict=True)]
 
 
 def _published_row(label: str, cells: tuple[Cell, ...], protocol: str) -> Row:
     return Row(label=label, cells=cells, kind="published", protocol=protocol)
-
-
-def _scaled(value: float | None, unit: str) -> float | None:
-    if value is None or math.isnan(value):
-        return None
-    return 100 * value if unit == "%" else value
-
-
-def _shown(value: float | None, unit: str, sign: str = "") -> str:
-    return "-" if value is None else f"{value:{sign}.{1 if unit == '%' else 3}f}"
-
-
-def _printed(value: float | None, unit: str) -> Cell:
-    return Cell(value=value, text=_shown(value, unit))
-
-
-def _cell(interval: Interval | None, unit: str) -> Cell:
-    if interval is None:
-        return DASH
-    mean, low, high = (_scaled(value, unit) for value in (interval.mean, interval.low, interval.high))
-    half = "" if low is None or high is None else f" ± {_shown((high - low) / 2, unit)}"
-    return Cell(value=mean, low=low, high=high, text=f"{_shown(mean, unit)}{half}", note=interval.note)
-
-
-def _bounds_cell(interval: Interval | None, unit: str) -> Cell:
-    if interval is None:
-        return DASH
-    mean, low, high = (_scaled(value, unit) for value in (interval.mean, interval.low, interval.high))
-    return Cell(value=mean, low=low, high=high, text=f"[{_shown(low, unit)}, {_shown(high, unit)}]", note=interval.note)
-
-
-def _difference_cell(difference: Difference | None, number: Number) -> Cell:
-    if difference is None:
-        return DASH
-    unit = number.column.unit
-    mean, low, high = (_scaled(value, unit) for value in (difference.mean, difference.low, difference.high))
-    text = f"{_shown(mean, unit, '+')} [{_shown(low, unit, '+')}, {_shown(high, unit, '+')}]"
-    verdict = "" if difference.shown else f", {difference.verdict}"
-    return Cell(value=mean, low=low, high=high, text=f"{text}{verdict}", note=difference.verdict)

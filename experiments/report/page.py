@@ -12,10 +12,10 @@ from markupsafe import Markup
 from experiments.report.drawing import Drawing
 from experiments.report.figures import report_figures
 from experiments.report.gallery import Gallery, make_gallery
-from experiments.report.layout import ABOUT
 from experiments.report.seconds import HEIGHT, WAVE_HEIGHT, WAVE_WIDTH
 from experiments.report.svg import printable
 from experiments.report.tables import Cell, Column, Report, Table, column_groups, origin
+from refavs.metrics import PROTOCOLS
 from refavs.metrics.intervals import NOT_SHOWN
 
 TEMPLATE, STYLE = "page.html.jinja", "page.css"
@@ -54,7 +54,7 @@ def render(report: Report, drawings: Sequence[Drawing] | None = None, gallery: G
         sections=[Section(protocol=name, tables=tuple(t for t in others if t.protocol == name)) for name in names],
         drawings=drawings,
         gallery=gallery,
-        protocols={name: ABOUT[name] for name in report.protocols if name in ABOUT},
+        protocols={name: PROTOCOLS[name].about for name in report.protocols if name in PROTOCOLS},
     )
 
 

@@ -4,6 +4,7 @@ J and F in %, S as a fraction, as printed: Mix is not always the mean of the two
 (arXiv 2407.10957v1), Tables 3 and 4, supplement Tables 2 and 3; others as each row names them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 # How the numbers were computed: by the protocol of that name where the authors' code shows it.
@@ -15,13 +16,13 @@ class Published:
     """A row of the paper's Tables 3 or 4; None where nothing is printed.
 
     Attributes:
-        values: J, F of Seen, of Unseen, of Mix, and S of Null.
+        values: by split, or `mix`, and measure.
         protocol: one of `refavs.metrics.PROTOCOLS`, or that it is not stated.
         removed: for Table 4, what is left out of the model.
     """
 
     label: str
-    values: tuple[float | None, ...]
+    values: Mapping[tuple[str, str], float]
     protocol: str = "released"
     removed: tuple[str, ...] = ()
 
@@ -30,10 +31,12 @@ def _row(
     label: str, seen: tuple[float, float] | None, unseen: tuple[float, float] | None,
     mix: tuple[float, float] | None, null: float | None, protocol: str = "released", removed: tuple[str, ...] = (),
 ) -> Published:  # fmt: skip
-    parts = [pair or (None, None) for pair in (seen, unseen, mix)]
-    return Published(
-        label=label, values=(*parts[0], *parts[1], *parts[2], null), protocol=protocol, removed=removed
-    )
+    known = {"test_s": seen, "test_u": unseen, "mix": mix, "test_n": null and (null,)}
+    values = {
+        (group, measure): value for group, found in known.items() if found
+        for measure, value in zip("S" if group == "test_n" else "JF", found, strict=True)
+    }  # fmt: skip
+    return Published(label=label, values=values, protocol=protocol, removed=removed)
 
 
 EEMC = _row("EEMC (Ref-AVS, ECCV 2024)", (34.20, 51.3), (49.54, 64.8), (41.87, 58.1), 0.007)

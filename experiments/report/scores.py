@@ -3,8 +3,7 @@
 Only the numbers that tables and figures need are kept, so that the memory of a report does not grow with histograms.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock
@@ -15,8 +14,6 @@ import torch
 from jaxtyping import Float, Int
 
 from experiments.report.runs import Run
-from experiments.training.evaluate import MIX, TEST_SPLITS
-from refavs.data.cues import length_bin
 from refavs.errors import StatisticsError
 from refavs.machine.processors import num_processors
 from refavs.metrics import (
@@ -24,19 +21,15 @@ from refavs.metrics import (
     Results,
     Statistics,
     expression_results,
-    grouped,
     histograms_of,
-    protocol_values,
+    metrics,
     read_facts,
     statistics_blocks,
 )
-from refavs.metrics.frame_counts import PEAK
+from refavs.metrics.frame_counts import LABELLED, PEAK
+from refavs.metrics.groups import PARTS, TEST_SPLITS, Values, report_groups, values_of
 from refavs.terminal.console import ProgressBar
 
-Values = dict[str, dict[str, float]]  # by group and measure, as fractions
-
-GRADES = {"1": "1+2", "2": "1+2"}  # as the supplement's Table 2 takes them together
-PARTS = ("grade", "length", "dimension", "category")
 NUM_BINS = 10
 _SAME = ("version", "height", "width", "num_frames", "store")
 _COMPARED = ("row", "clip_id", "split")  # of each expression, what comparing two runs needs
@@ -110,6 +103,10 @@ class RunScores:
     results: Results
     peaks: Peaks
 
+    def measures(self, protocol: str) -> set[str]:
+        """What is known by a protocol."""
+        return {name for scores in self.values.get(protocol, {}).values() for name in scores}
+
 
 def read_scores(runs: Sequence[Run], protocols: Sequence[str]) -> list[RunScores]:
     """Reads the statistics of all runs, several at once, with a progress bar; the order of `runs` changes no number.
@@ -151,7 +148,8 @@ def scores_of_run(run: Run, protocols: Sequence[str], known: KnownParts) -> RunS
     results = expression_results(_tested(run, histograms_of(protocols), peaks), protocols)
     parts = known.of(results.expressions)
     groups = parts.groups
-    kept = {name for name in results.values if name.split("/")[1] in ("J", "F", "S") and name != "released/J"}
+    paired = [protocol for protocol in protocols if not PROTOCOLS[protocol].of_batches]
+    kept = {f"{protocol}/{name}" for protocol in paired for name in metrics()} & results.values.keys()
     return RunScores(
         run=run, facts={name: facts[name] for name in _SAME}, counts={name: len(rows) for name, rows in groups.items()},
         values={protocol: values_of(results, protocol, groups) for protocol in protocols},
@@ -161,48 +159,6 @@ def scores_of_run(run: Run, protocols: Sequence[str], known: KnownParts) -> RunS
         ),
         peaks=sum(peaks[1:], start=peaks[0]),
     )  # fmt: skip
-
-
-def report_groups(expressions: pd.DataFrame) -> dict[str, Int[np.ndarray, " m"]]:
-    """Rows of each test split by its name, and of parts of `test_s` and `test_u` together.
-
-    Parts are `grade/1+2`, `length/5-8`, `dimension/spatial`, `category/dog`: the columns' values, grades and lengths
-    in the bins of the paper's supplement, Table 2. Expressions without a value are in no part.
-    """
-    found = {name: rows for name, rows in grouped(expressions, ["split"]).items() if name in TEST_SPLITS}
-    objects = np.flatnonzero(expressions["split"].isin(MIX).to_numpy())
-    table = expressions.iloc[objects]
-    table = table.assign(
-        grade=table["grade"].replace(GRADES), length=[length_bin(int(number)) for number in table["length"]]
-    )
-    for part in PARTS:
-        found |= {f"{part}/{name}": objects[rows] for name, rows in grouped(table, [part]).items()}
-    return found
-
-
-def values_of(results: Results, protocol: str, groups: Mapping[str, Int[np.ndarray, " m"]]) -> Values:
-    """The protocol's values of each group, and where both of its parts are there `mix`, their unweighted mean."""
-    values = {name: protocol_values(results, protocol, rows) for name, rows in groups.items()}
-    if all(split in values for split in MIX):
-        parts = [values[split] for split in MIX]
-        values["mix"] = {measure: float(np.mean([part[measure] for part in parts])) for measure in parts[0]}
-    return values
-
-
-def control_values(controls: Mapping[str, Results]) -> dict[str, dict[str, Values]]:
-    """Values of the constant predictions by protocol and name; what is not a number is left out, for JSON."""
-    groups = {name: report_groups(results.expressions) for name, results in controls.items()}
-    return {
-        protocol: {name: _finite(values_of(results, protocol, groups[name])) for name, results in controls.items()}
-        for protocol in PROTOCOLS
-    }
-
-
-def _finite(values: Values) -> Values:
-    return {
-        group: {measure: value for measure, value in scores.items() if math.isfinite(value)}
-        for group, scores in values.items()
-    }
 
 
 def _tested(run: Run, histograms: Sequence[str], peaks: list[Peaks]) -> Iterator[Statistics]:
@@ -219,8 +175,12 @@ def _tested(run: Run, histograms: Sequence[str], peaks: list[Peaks]) -> Iterator
 
 
 def _peaks(block: Statistics) -> Peaks:
-    prob = block.frames[PEAK].astype(float).reshape(-1)
-    present = block.frames["target"].reshape(-1) > 0
+    if PEAK not in block.frames:
+        nothing = np.zeros(NUM_BINS, np.int64)
+        return Peaks(num_frames=nothing, num_object=nothing, sum_prob=nothing.astype(float))
+    chosen = block.frames.get(LABELLED, ...)
+    prob = block.frames[PEAK][chosen].astype(float).reshape(-1)
+    present = block.frames["target"][chosen].reshape(-1) > 0
     places = np.minimum((prob * NUM_BINS).astype(int), NUM_BINS - 1)
-    count = [np.bincount(places[chosen], minlength=NUM_BINS) for chosen in (slice(None), present)]
+    count = [np.bincount(places[which], minlength=NUM_BINS) for which in (slice(None), present)]
     return Peaks(num_frames=count[0], num_object=count[1], sum_prob=np.bincount(places, prob, minlength=NUM_BINS))

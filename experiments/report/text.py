@@ -4,6 +4,10 @@ import csv
 import io
 import re
 
+import rich.box
+import rich.table
+import rich.text
+
 from experiments.report.tables import Column, Report, Row, Table, column_groups, origin
 
 CSV_COLUMNS = (
@@ -65,6 +69,20 @@ def escape_markdown(text: str) -> str:
 def escape_latex(text: str) -> str:
     """`text` on one line, set as it is."""
     return "".join(_LATEX.get(character, character) for character in _one_line(text))
+
+
+def terminal(table: Table) -> rich.table.Table:
+    """A table for a terminal, with headings of two lines; rows of constant predictions are dim."""
+    found = rich.table.Table(title=table.title, caption=" ".join(table.notes), box=rich.box.SIMPLE_HEAD,
+                             title_justify="left", caption_justify="left")
+    found.add_column(table.row_heading)
+    groups = [name if place == 0 else "" for name, count in column_groups(table.columns) for place in range(count)]
+    for group, name in [("", "seeds"), *((g, column.name) for g, column in zip(groups, table.columns, strict=True))]:
+        found.add_column(rich.text.Text(f"{group}\n{name}"), justify="right", no_wrap=True)
+    for row in table.rows:
+        cells = (cell.text for cell in row.cells)
+        found.add_row(_label(row, table), _seeds(row), *cells, style="dim" if row.kind == "control" else "")
+    return found
 
 
 def _plain(value: object) -> object:

@@ -20,7 +20,7 @@ from experiments.cluster.grouping import groups_on
 from experiments.cluster.resources import Ask, Resources, fit_together
 from experiments.sweep.ledger import Entry, read_metrics
 from experiments.sweep.stores import store_of
-from experiments.training.evaluate import TEST_SPLITS, predictions, rows_of
+from experiments.training.evaluate import predictions, rows_of
 from experiments.training.flops import FlopCounter
 from experiments.training.learner import Learner, computed_as
 from experiments.training.loop import build_model
@@ -29,6 +29,7 @@ from refavs.config import replace
 from refavs.data.batches import batch_rows, read_batches
 from refavs.errors import ConfigError
 from refavs.machine.processors import num_processors
+from refavs.metrics.groups import TEST_SPLITS
 from refavs.terminal.console import PlainConsole, ProgressBar
 
 if TYPE_CHECKING:

@@ -1,7 +1,6 @@
-"""J, F and S of a head on the splits of a store, as a whole and by dimension."""
+"""Every metric of a head on the splits of a store, as a whole and by dimension."""
 
 import contextlib
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,24 +15,14 @@ from refavs.data.prefetch import Ahead, depth_for
 from refavs.errors import RefAVSError
 from refavs.finite import require_finite_probs
 from refavs.machine.accelerator import resolved_precision
-from refavs.metrics import (
-    Recorder,
-    SegmentationMetrics,
-    add_to_groups,
-    expression_scores,
-    score_expressions,
-    write_statistics,
-)
+from refavs.metrics import Recorder, SegmentationMetrics, add_to_groups, batch_counts, write_statistics
+from refavs.metrics.groups import group_names, named_values
 from refavs.model.batch_cache import Once
 from refavs.model.decoder import predict
 from refavs.model.heads.eemc import EEMC, EEMCConfig
 
 if TYPE_CHECKING:
     from refavs.store import FeatureStore
-
-MEASURES = ("J", "F", "S", "false_empty")
-TEST_SPLITS = ("test_s", "test_u", "test_n")
-MIX = ("test_s", "test_u")
 
 
 class Head(NamedTuple):
@@ -49,7 +38,7 @@ def evaluate_splits(
 ) -> dict[str, float]:
     """Metrics as fractions by name: `test_s/J`, `test_s/acoustic/J`, and where both are there `mix/J`.
 
-    A split without expressions, and a measure that says nothing on a split, is left out.
+    A split without expressions, and a metric that says nothing on a split, is left out.
 
     Args:
         recorder: receives the statistics of each expression and frame, from which all other protocols follow.
@@ -76,21 +65,22 @@ def evaluate_together(
     for batch, found in predictions_together(heads, store, rows, device):
         assert batch.mask is not None
         names = [group_names(*places) for places in zip(batch.split, batch.dimension, strict=True)]
+        labelled: Tensor | None = getattr(batch, "labelled", None)
         for number, probs in found:
             if number in errors:
                 continue
             recorder = recorders[number]
             try:
                 if recorder is None:
-                    scores = score_expressions(probs, batch.mask)
+                    counts = batch_counts(probs, batch.mask, labelled)
                 else:
-                    scores = expression_scores(recorder.add(rows[place : place + len(batch)], probs, batch.mask))
+                    counts = recorder.add(rows[place : place + len(batch)], probs, batch.mask, labelled)
             except (RefAVSError, ValueError) as error:  # probabilities that are no numbers
                 errors[number] = error
                 continue
-            add_to_groups(groups[number], scores, names)
+            add_to_groups(groups[number], counts, names)
         place += len(batch)
-    values = [named_values({name: metrics.compute() for name, metrics in group.items()}) for group in groups]
+    values = [named_values({name: sums.compute() for name, sums in group.items()}) for group in groups]
     return [errors.get(number, value) for number, value in enumerate(values)]
 
 
@@ -205,23 +195,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def group_names(split: str, dimension: str) -> list[str]:
-    """The groups in which an expression is counted."""
-    return [split, f"{split}/{dimension}"] if dimension else [split]
-
-
-def named_values(groups: dict[str, dict[str, float]]) -> dict[str, float]:
-    """One level of names, without the values that are not numbers; Mix is the mean of seen and unseen."""
-    values = {
-        f"{group}/{measure}": scores[measure]
-        for group, scores in sorted(groups.items())
-        for measure in MEASURES
-        if math.isfinite(scores[measure])
-    }
-    for measure in MEASURES[:2]:
-        parts = [values[f"{split}/{measure}"] for split in MIX if f"{split}/{measure}" in values]
-        if len(parts) == len(MIX):
-            values[f"mix/{measure}"] = sum(parts) / len(parts)
-    return values

@@ -23,7 +23,7 @@ from experiments.cluster.usage import Usage
 from experiments.grid.config import TrialConfig
 from experiments.sweep.record_types import Epoch
 from experiments.training.batch_size import bytes_of_batch
-from experiments.training.evaluate import TEST_SPLITS, Head, all_levels, evaluate_together, record_together, rows_of
+from experiments.training.evaluate import Head, all_levels, evaluate_together, record_together, rows_of
 from experiments.training.history import best_epoch, stalled, write_history
 from experiments.training.learner import Learner, Team, computed_as
 from experiments.training.overlays import OVERLAYS, write_overlays
@@ -35,6 +35,7 @@ from refavs.data.prefetch import Ahead, depth_for
 from refavs.errors import ConfigError
 from refavs.machine.accelerator import allow_tf32
 from refavs.metrics import STATISTICS_FILE
+from refavs.metrics.groups import TEST_SPLITS
 from refavs.model.batch_cache import Once
 from refavs.model.checkpoint import load_weights, save_model
 from refavs.model.feature_sizes import FeatureSizes

@@ -1,8 +1,6 @@
 """What predictions reach that never look at their input: the floor that a trained model has to beat."""
 
-import functools
 import itertools
-import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -12,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refavs.metrics.constant_counts import ConstantPrediction, Levels, constant_statistics, threshold_jaccard
+from refavs.metrics.constant_counts import ConstantPrediction, constant_statistics
 from refavs.metrics.frame_counts import VERSION, Statistics
 from refavs.metrics.reference import Results, expression_results, joined, spread
 from refavs.metrics.segmentation import NUM_THRESHOLDS, curve_thresholds
@@ -52,38 +50,6 @@ class MaskSum:
         return torch.from_numpy(self.frames / self.num_frames).float()
 
 
-def mean_mask(
-    masks: Iterable[Bool[Tensor, "t h w"]], counts: Iterable[int] | None = None
-) -> Float[Tensor, "h w"]:
-    """Share of frames in which each pixel is the object's, over the masks of all training expressions.
-
-    Args:
-        counts: how many expressions have each mask; one each where none are given.
-
-    Raises:
-        ValueError: there is no mask.
-    """
-    parts = map(MaskSum.of, masks, counts or itertools.repeat(1))
-    first = next(parts, None)
-    if first is None:
-        raise ValueError("the mean of no masks; expected at least one training expression with masks")
-    return functools.reduce(operator.add, parts, first).mean()
-
-
-def best_threshold(
-    mean: Float[Tensor, "h w"], masks: Iterable[Bool[Tensor, "t h w"]], counts: Iterable[int] | None = None
-) -> float:
-    """The threshold of `mean` (a pixel is predicted at or above it) with the best J on `masks`.
-
-    Args:
-        mean: from `mean_mask`, or another map of scores in [0, 1].
-        masks: the training expressions' masks; J is the mean over all their frames.
-        counts: how many expressions have each mask; one each where none are given.
-    """
-    levels = Levels(mean)
-    return best_of((threshold_jaccard(levels, mask) for mask in masks), counts)
-
-
 def best_of(jaccard: Iterable[Float[Tensor, " k"]], counts: Iterable[int] | None = None) -> float:
     """The threshold with the largest sum of `threshold_jaccard` over masks, each as often as `counts` says."""
     total = torch.zeros(NUM_THRESHOLDS, dtype=torch.float64)
@@ -104,8 +70,8 @@ class Constants:
     """Predictions that never look at their input, fitted on the training masks.
 
     Attributes:
-        mean: from `mean_mask`.
-        mean_threshold: the threshold of `mean` with the best J in training, from `best_threshold`.
+        mean: from `MaskSum`.
+        mean_threshold: the threshold of `mean` with the best J in training, from `best_of`.
         centre_threshold: the same for `centredness`.
     """
 

@@ -11,12 +11,8 @@ from torch import Tensor
 
 from refavs.metrics.boundary import Contours, contour_counts
 from refavs.metrics.frame_counts import COUNTS, released_view
-from refavs.metrics.segmentation import (
-    NUM_CELLS,
-    above,
-    frame_counts,
-    threshold_bins,
-)
+from refavs.metrics.registry import own_counts
+from refavs.metrics.segmentation import NUM_CELLS, FrameCounts, above, threshold_bins
 
 THRESHOLDS = {"50": 0.5, "40": 0.4}
 
@@ -38,9 +34,10 @@ def threshold_jaccard(levels: Levels, mask: Bool[Tensor, "t h w"]) -> Float[Tens
     """J of the frames of a mask, summed, where a pixel is predicted at or above each threshold of the curve."""
     inside = torch.from_numpy(levels.inside(mask.numpy()))
     histogram = torch.stack([torch.from_numpy(levels.whole) - inside, inside], dim=1)
-    none = torch.zeros(len(mask), dtype=torch.int64)
-    counts = frame_counts(histogram, none, none, mask.shape[-2] * mask.shape[-1])
-    target, pred, hits = rearrange(counts.target, "t -> t 1"), counts.curve_pred, counts.curve_hits
+    target = inside.sum(1)
+    num_pixels = mask.shape[-2] * mask.shape[-1]
+    counts = FrameCounts(num_pixels=num_pixels, target=target, pred=target, hits=target, histogram=histogram)
+    (pred, hits), target = counts.curve, rearrange(target, "t -> t 1")
     union = (pred + target - hits).clamp_min(1)
     return torch.where(target > 0, hits.double() / union, (pred == 0).double()).sum(0)
 
@@ -71,6 +68,7 @@ class ConstantPrediction:
         small_scores, small_pred = (_small(part) for part in (scores, pred))
         self._levels = {"": Levels(scores), "released_": Levels(small_scores)}
         self._above = {"": _masks_above(pred), "released_": _masks_above(small_pred)}
+        self._pred = pred
         self._contours = Contours.of(above(pred, THRESHOLDS["50"]).unsqueeze(0))
 
     def counts(self, targets: Targets) -> dict[str, np.ndarray]:
@@ -88,7 +86,10 @@ class ConstantPrediction:
                     found[f"{prefix}hits_{name}"] = np.array([np.count_nonzero(pred & mask) for mask in masks])
         same = {name for name, value in found.items() if len(value) < len(targets.masks)}
         found |= {name: np.repeat(found[name], len(targets.masks)) for name in same}
-        return {name: value.astype(np.uint32) for name, value in found.items()}
+        own = own_counts(self._pred.expand_as(targets.masks), targets.masks)
+        return {name: value.astype(np.uint32) for name, value in found.items()} | {
+            name: value.numpy() for name, value in own.items()
+        }
 
 
 def constant_statistics(

@@ -17,15 +17,8 @@ from torch.nn import functional
 
 from refavs.errors import StatisticsError
 from refavs.metrics.boundary import boundary_counts
-from refavs.metrics.segmentation import (
-    FrameCounts,
-    above,
-    count_true,
-    frame_counts,
-    frames_at_once,
-    pixel_histogram,
-    predicted,
-)
+from refavs.metrics.registry import metrics, own_counts
+from refavs.metrics.segmentation import FrameCounts, above, count_true, frames_at_once, pixel_histogram, predicted
 
 RELEASED_SIZE = 256
 VERSION = 1
@@ -39,6 +32,8 @@ COUNTS = (
 )  # fmt: skip
 HISTOGRAMS = ("background", "object", "released_background", "released_object")
 PEAK = "max_prob"
+LABELLED = "labelled"  # only where some frame has no label
+ALWAYS = ("target", "pred_50", "hits_50")  # other counts may be missing in a file
 FACTS = ("version", "height", "width", "num_frames", "store")
 
 
@@ -50,7 +45,8 @@ def frame_statistics(
     At the size of the masks: `target`, `pred_50` and `hits_50` (predicted pixels and those of the object among them,
     probability above 0.5), the same at 0.4, `background` and `object` (pixels by the number of thresholds their
     probability reaches), `max_prob` (the largest probability, how sure the model is that there is an object), and
-    `boundary_*` (see `boundary_counts`, at 0.5). At 256 x 256, from `released_view`: `released_*`.
+    `boundary_*` (see `boundary_counts`, at 0.5). At 256 x 256, from `released_view`: `released_*`. And what metrics
+    count themselves, as `METRIC/COLUMN`.
 
     Raises:
         StatisticsError: probs hold NaN or values outside [0, 1], or the masks have another size.
@@ -66,14 +62,15 @@ def frame_statistics(
     shape = masks.shape[:2]
     found = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
     return {
-        name: values.astype(np.float32 if name == PEAK else np.uint32).reshape(*shape, *values.shape[1:])
-        for name, values in found.items()
-    }
+        name: (values if "/" in name else values.astype(np.float32 if name == PEAK else np.uint32))
+        .reshape(*shape, *values.shape[1:]) for name, values in found.items()
+    }  # fmt: skip
 
 
 def _counted(probs: Float[Tensor, "n h w"], masks: Bool[Tensor, "n h w"]) -> dict[str, Tensor]:
     histogram = pixel_histogram(probs, masks)
     found = {f"boundary_{name}": value for name, value in boundary_counts(above(probs, 0.5), masks).items()}
+    found |= own_counts(probs, masks)
     found |= {"target": histogram[:, 1].sum(-1), "background": histogram[:, 0], "object": histogram[:, 1],
               PEAK: probs.amax((-2, -1))}
     for name, threshold in (("50", 0.5), ("40", 0.4)):
@@ -115,7 +112,8 @@ class Statistics:
     Attributes:
         expressions: a line per expression with `EXPRESSION_COLUMNS`; `row` is its place in the store's table, which
             names it (uids repeat), `length` its number of words.
-        frames: by name, the arrays of `frame_statistics`.
+        frames: by name, the arrays of `frame_statistics`, as far as they are known; and `labelled`, frames that take
+            part, unless all do.
         facts: `height`, `width`, `num_frames` of the masks, the fingerprint of the `store`, `version`.
     """
 
@@ -152,13 +150,29 @@ def counts_of(
     frames: Mapping[str, np.ndarray], num_pixels: int, prefix: str = "", threshold: str = "50"
 ) -> FrameCounts:
     """As `Statistics.counts`, from the arrays of `frame_statistics`."""
-    histogram = np.stack([frames[f"{prefix}background"], frames[f"{prefix}object"]], axis=2)
-    pred, hits = (torch.from_numpy(frames[f"{prefix}{name}_{threshold}"].astype(np.int64)) for name in ("pred", "hits"))
-    return frame_counts(torch.from_numpy(histogram.astype(np.int64)), pred, hits, num_pixels)
+    def tensor(name: str) -> Tensor:
+        return torch.from_numpy(frames[name].astype(np.int64))
+
+    sides = [f"{prefix}{name}" for name in ("background", "object")]
+    labelled = frames.get(LABELLED)
+    return FrameCounts(
+        num_pixels=num_pixels, target=tensor(f"{prefix}target"), pred=tensor(f"{prefix}pred_{threshold}"),
+        hits=tensor(f"{prefix}hits_{threshold}"),
+        histogram=torch.stack([*map(tensor, sides)], dim=2) if set(sides) <= set(frames) else None,
+        labelled=None if labelled is None else torch.from_numpy(labelled),
+        own={name: torch.from_numpy(values) for name, values in frames.items() if "/" in name},
+    )  # fmt: skip
+
+
+def own_columns() -> tuple[str, ...]:
+    """The columns that installed metrics count themselves."""
+    return tuple(column for metric in metrics().values() for column in metric.own)
 
 
 def concat(parts: Iterable[Statistics]) -> Statistics:
     """The statistics of all parts, as if one process had counted them; their order changes nothing.
+
+    A count that one of the parts lacks is left out.
 
     Raises:
         StatisticsError: there is no part, the parts are of different stores or sizes, or share an expression.
@@ -178,8 +192,16 @@ def concat(parts: Iterable[Statistics]) -> Statistics:
     if twice.any():
         uid = expressions["uid"][twice.idxmax()]
         raise StatisticsError(f"{int(twice.sum())} expressions occur in two parts, e.g. {uid!r}; give each part once")
-    frames = {name: np.concatenate([part.frames[name] for part in found])[order] for name in found[0].frames}
+    frames = {name: values[order] for name, values in _joined([part.frames for part in found]).items()}
     return Statistics(expressions=expressions, frames=frames, facts=found[0].facts)
+
+
+def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays that all parts have, one part after the other; `labelled` is True where a part does not have it."""
+    if any(LABELLED in part for part in parts):
+        parts = [{LABELLED: np.ones(part["target"].shape, bool), **part} for part in parts]
+    shared = [name for name in parts[0] if all(name in part for part in parts)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in shared}
 
 
 @dataclass(kw_only=True)
@@ -198,9 +220,13 @@ class Recorder:
     _size: tuple[int, ...] = ()
 
     def add(
-        self, rows: Sequence[int], probs: Float[Tensor, "b t h w"], masks: Bool[Tensor, "b t mh mw"]
+        self, rows: Sequence[int], probs: Float[Tensor, "b t h w"], masks: Bool[Tensor, "b t mh mw"],
+        labelled: Bool[Tensor, "b t"] | None = None,
     ) -> FrameCounts:
         """Counts a batch, the expressions `rows` of the table, and returns its counts at the threshold 0.5.
+
+        Args:
+            labelled: frames that take part; all where None.
 
         Raises:
             StatisticsError: probs hold NaN, or the masks have another size; names the expression.
@@ -212,6 +238,8 @@ class Recorder:
             right = ((probs >= 0) & (probs <= 1)).flatten(1).all(1).tolist()
             wrong = [uid for uid, fine in zip(uids, right, strict=True) if not fine] or uids
             raise StatisticsError(f"predictions of {', '.join(wrong)}: {error}") from error
+        if labelled is not None and not labelled.all():
+            part[LABELLED] = labelled.cpu().numpy()
         size = tuple(masks.shape[1:])
         if self._size and size != self._size:
             raise StatisticsError(f"masks of {uids[0]!r} are {size}, those before "
@@ -229,13 +257,10 @@ class Recorder:
         """
         if not self._parts:
             raise StatisticsError("no expression was evaluated; choose splits that the store has with masks")
-        frames = {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
-        return concat([self._statistics(self._rows, frames)])
-
-    def _statistics(self, rows: list[int], frames: dict[str, np.ndarray]) -> Statistics:
         num_frames, height, width = self._size
         facts = {"version": VERSION, "height": height, "width": width, "num_frames": num_frames, "store": self.store}
-        return Statistics(expressions=describe(self.table, rows), frames=frames, facts=facts)
+        expressions = describe(self.table, self._rows)
+        return concat([Statistics(expressions=expressions, frames=_joined(self._parts), facts=facts)])
 
 
 def describe(table: pd.DataFrame, rows: Sequence[int]) -> pd.DataFrame:

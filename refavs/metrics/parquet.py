@@ -5,7 +5,7 @@ stores every unsigned integer of up to 32 bits alike; zstd takes the empty cells
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,18 @@ from refavs.files.atomic import sync_folder
 from refavs.files.partials import partial_path
 from refavs.files.typed_json import read_json
 from refavs.metrics.frame_counts import (
+    ALWAYS,
     COUNTS,
     EXPRESSION_COLUMNS,
     FACTS,
     HISTOGRAMS,
+    LABELLED,
     PEAK,
     RELEASED_SIZE,
     VERSION,
     Statistics,
     concat,
+    own_columns,
 )
 from refavs.metrics.segmentation import NUM_CELLS
 
@@ -39,23 +42,36 @@ _AGAIN = "evaluate the run again, which writes them anew"
 _STRING = pa.dictionary(pa.int32(), pa.string())
 _REPETITIVE = [*EXPRESSION_COLUMNS, "frame"]
 _TYPES = {"int32": pa.int32(), "int16": pa.int16(), "str": _STRING}
+_CELLS = pa.list_(pa.field("element", pa.uint32(), nullable=False), NUM_CELLS)
 
 
-def statistics_schema(facts: dict[str, Any]) -> pa.Schema:
-    """The columns of the file; `facts` lie in its metadata as JSON under `refavs.statistics`."""
-    fields = [pa.field(name, _TYPES[kind], nullable=False) for name, kind in EXPRESSION_COLUMNS.items()]
-    fields.append(pa.field("frame", pa.int16(), nullable=False))
-    fields += [pa.field(name, pa.uint32(), nullable=False) for name in COUNTS]
-    fields.append(pa.field(PEAK, pa.float32(), nullable=False))
-    cells = pa.list_(pa.field("element", pa.uint32(), nullable=False), NUM_CELLS)
-    fields += [pa.field(name, cells, nullable=False) for name in HISTOGRAMS]
-    return pa.schema(fields, metadata={_KEY: json.dumps(facts, sort_keys=True).encode()})
+_FIELDS = {
+    **{name: pa.field(name, _TYPES[kind], nullable=False) for name, kind in EXPRESSION_COLUMNS.items()},
+    "frame": pa.field("frame", pa.int16(), nullable=False),
+    **{name: pa.field(name, pa.uint32(), nullable=False) for name in COUNTS},
+    PEAK: pa.field(PEAK, pa.float32(), nullable=False),
+    **{name: pa.field(name, _CELLS, nullable=False) for name in HISTOGRAMS},
+    LABELLED: pa.field(LABELLED, pa.bool_(), nullable=False),
+}
+
+
+def statistics_schema(statistics: Statistics) -> pa.Schema:
+    """The columns of the file; the facts lie in its metadata as JSON under `refavs.statistics`.
+
+    Only what says which frame of which expression a line is of, and `target`, `pred_50` and `hits_50`, is in every
+    file. What metrics of plug-ins count has columns of their own, `METRIC/COLUMN`, of any type of numbers.
+    """
+    frames = statistics.frames
+    others = {name: pa.from_numpy_dtype(frames[name].dtype) for name in sorted({*frames} - {*_FIELDS})}
+    own = [pa.field(name, kind, nullable=False) for name, kind in others.items()]
+    known = [field for name, field in _FIELDS.items() if name in frames or name in _REPETITIVE]
+    return pa.schema([*known, *own], metadata={_KEY: json.dumps(statistics.facts, sort_keys=True).encode()})
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
     """Replaces `path`, which appears whole or not at all; the same statistics give the same bytes."""
     ordered = concat([statistics])
-    schema = statistics_schema(ordered.facts)
+    schema = statistics_schema(ordered)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
     try:
@@ -92,21 +108,11 @@ def _table(part: Statistics, schema: pa.Schema) -> pa.Table:
         else:
             columns[name] = pa.array(np.repeat(values, num_frames), field.type)
     columns["frame"] = pa.array(np.tile(np.arange(num_frames, dtype=np.int16), len(part)))
-    for name in (*COUNTS, PEAK):
-        columns[name] = pa.array(part.frames[name].reshape(-1))
-    for name in HISTOGRAMS:
-        values = pa.array(np.ascontiguousarray(part.frames[name]).reshape(-1))
-        columns[name] = pa.FixedSizeListArray.from_arrays(values, type=schema.field(name).type)
+    for name, frames in part.frames.items():
+        values = pa.array(np.ascontiguousarray(frames).reshape(-1))
+        cells = pa.types.is_fixed_size_list(schema.field(name).type)
+        columns[name] = pa.FixedSizeListArray.from_arrays(values, type=schema.field(name).type) if cells else values
     return pa.Table.from_arrays([columns[field.name] for field in schema], schema=schema)
-
-
-def read_statistics(path: Path) -> Statistics:
-    """All statistics of a run.
-
-    Raises:
-        StatisticsError: as `statistics_blocks`.
-    """
-    return concat(statistics_blocks(path))
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -122,7 +128,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 def statistics_blocks(
     path: Path, histograms: Sequence[str] = HISTOGRAMS, splits: Sequence[str] | None = None
 ) -> Iterator[Statistics]:
-    """The statistics of a run in parts of up to 256 expressions.
+    """The statistics of a run in parts of up to 256 expressions, with the counts that the file has.
 
     Args:
         splits: parts without any expression of these are not read; others may be among what is.
@@ -133,7 +139,8 @@ def statistics_blocks(
     """
     with _open(path) as file:
         facts = _facts(file, path)
-        names = [*EXPRESSION_COLUMNS, "frame", *COUNTS, PEAK, *histograms]
+        wanted = (*_REPETITIVE, *COUNTS, PEAK, *histograms, LABELLED, *own_columns())
+        names = [name for name in wanted if file.schema_arrow.get_field_index(name) >= 0]
         for group in range(file.num_row_groups):
             _refuse_long(file, group, facts["num_frames"], path)
             try:
@@ -179,12 +186,16 @@ def _facts(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
     known = set(FACTS) <= set(facts) and isinstance(facts.get("store"), str)
     if not known or not all(type(number) is int and 0 < number < 2**16 for number in numbers):
         raise StatisticsError(f"{path} has facts {facts}; accepted: {', '.join(FACTS)}; {_AGAIN}")
-    expected = statistics_schema(facts)
-    for field in expected:
-        place = file.schema_arrow.get_field_index(field.name)
-        kind = None if place < 0 else file.schema_arrow.field(place).type
+    kinds = {field.name: field.type for field in file.schema_arrow if file.schema_arrow.names.count(field.name) == 1}
+    for name, field in _FIELDS.items():
+        kind = kinds.get(name)
+        if kind is None and name not in (*_REPETITIVE, *ALWAYS):
+            continue
         if kind is None or not _alike(kind, field.type):
-            raise StatisticsError(f"{path} has column {field.name} of type {kind}; accepted: {field.type}; {_AGAIN}")
+            raise StatisticsError(f"{path} has column {name} of type {kind}; accepted: {field.type}; {_AGAIN}")
+    for name in kinds.keys() & set(own_columns()):
+        if not (pa.types.is_integer(kinds[name]) or pa.types.is_floating(kinds[name]) or kinds[name] == pa.bool_()):
+            raise StatisticsError(f"{path} has column {name} of type {kinds[name]}; accepted: numbers; {_AGAIN}")
     return facts
 
 
@@ -211,11 +222,13 @@ def _statistics(table: pa.Table, facts: dict[str, Any], path: Path, group: int) 
         name: pd.Series(columns[name].to_pylist(), dtype="str") if kind == "str" else columns[name].to_numpy()
         for name, kind in EXPRESSION_COLUMNS.items()
     })  # fmt: skip
-    frames = {name: table[name].to_numpy().reshape(-1, num_frames) for name in (*COUNTS, PEAK)}
-    for name in HISTOGRAMS:
-        if name in table.column_names:
+    frames: dict[str, np.ndarray] = {}
+    for name in table.column_names[len(_REPETITIVE) :]:
+        if name in HISTOGRAMS:
             cells = table[name].combine_chunks().flatten().to_numpy()
             frames[name] = cells.reshape(-1, num_frames, NUM_CELLS)
+        else:
+            frames[name] = table[name].to_numpy().reshape(-1, num_frames)
     part = Statistics(expressions=expressions, frames=frames, facts=facts)
     _check_numbers(part, where)
     return part
@@ -224,10 +237,10 @@ def _statistics(table: pa.Table, facts: dict[str, Any], path: Path, group: int) 
 def _check_numbers(part: Statistics, where: str) -> None:
     """What cannot be true of any prediction."""
     frames, sizes = part.frames, (part.facts["height"] * part.facts["width"], RELEASED_SIZE**2)
-    if not ((frames[PEAK] >= 0) & (frames[PEAK] <= 1)).all():
+    if PEAK in frames and not ((frames[PEAK] >= 0) & (frames[PEAK] <= 1)).all():
         raise _damaged(where, "a probability is not a number in [0, 1]")
     for prefix, size in zip(("", "released_"), sizes, strict=True):
-        if f"{prefix}object" not in frames:
+        if not {f"{prefix}{name}" for name in ("object", "background", "target")} <= set(frames):
             continue
         objects = frames[f"{prefix}object"].sum(-1, dtype=np.int64)
         total = objects + frames[f"{prefix}background"].sum(-1, dtype=np.int64)
@@ -238,12 +251,3 @@ def _check_numbers(part: Statistics, where: str) -> None:
 def _damaged(where: Path | str, reason: object) -> StatisticsError:
     text = " ".join(str(reason).split())[:200]
     return StatisticsError(f"the statistics {where} cannot be used ({text}); {_AGAIN}")
-
-
-def merge_files(paths: Iterable[Path], path: Path) -> None:
-    """Writes the statistics of all files, each a worker's part of one run, as one file.
-
-    Raises:
-        StatisticsError: a part cannot be used, or they do not belong together.
-    """
-    write_statistics(path, concat(block for part in paths for block in statistics_blocks(part)))

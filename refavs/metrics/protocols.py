@@ -7,16 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refavs.metrics.segmentation import (
-    THRESHOLD,
-    FrameCounts,
-    above,
-    count_true,
-    counts_at,
-    expression_scores,
-    f_curve,
-    jaccard_per_frame,
-)
+from refavs.metrics.registry import metrics, sums_of
+from refavs.metrics.segmentation import THRESHOLD, above, count_true, counts_at, jaccard_per_frame
 
 RELEASED_J_THRESHOLD = 0.4
 
@@ -51,14 +43,10 @@ def canonical(logits: Tensor | np.ndarray, masks: Tensor | np.ndarray) -> Scores
     Raises:
         ValueError: the shapes are not (N, H, W) or differ, or masks hold other values than 0 and 1.
     """
-    counts = counts_at(*_frames(logits, masks), THRESHOLD)
-    scores = expression_scores(_as_expression(counts))
-    return Scores(
-        J=float(scores.jaccard[0]),
-        F=float(scores.f_score[0]),
-        S=float(scores.empty_score[0]),
-        J_per_frame=tuple(jaccard_per_frame(counts).tolist()),
-    )
+    probs, target = _frames(logits, masks)
+    counts = counts_at(probs.unsqueeze(0), target.unsqueeze(0), THRESHOLD)
+    scores = {name: float(sums_of(metrics()[name].per_expression(counts))[0]) for name in ("J", "F", "S")}
+    return Scores(**scores, J_per_frame=tuple(jaccard_per_frame(counts)[0].tolist()))
 
 
 def released(logits: Tensor | np.ndarray, masks: Tensor | np.ndarray) -> Scores:
@@ -84,7 +72,7 @@ def released(logits: Tensor | np.ndarray, masks: Tensor | np.ndarray) -> Scores:
     background = (counts.num_pixels - counts.pred).double() / counts.num_pixels
     per_frame = torch.where(counts.target > 0, counts.hits.double() / (union + 1e-7), background)
     present = counts.target > 0
-    curve = f_curve(counts)[present]
+    curve = counts.f_curve[present]
     return Scores(
         J=float(per_frame.mean()),
         F=float(curve.mean(0).max()) if len(curve) else 0.0,
@@ -106,8 +94,3 @@ def _frames(
         raise ValueError(f"masks hold values from {target.min()} to {target.max()}; expected booleans or 0 and 1")
     target = target.to(scores.device)
     return scores.float().sigmoid(), target if target.dtype == torch.bool else target > 0
-
-
-def _as_expression(counts: FrameCounts) -> FrameCounts:
-    one = {name: value.unsqueeze(0) for name, value in vars(counts).items() if isinstance(value, Tensor)}
-    return FrameCounts(num_pixels=counts.num_pixels, **one)

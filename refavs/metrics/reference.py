@@ -1,5 +1,7 @@
 """Every published protocol from the statistics of one inference. Their numbers differ and never mix: name them.
 
+`canonical` has every metric of the table in `registry`, the others have the formulas of publications for J, F and S.
+
 | protocol         | size      | J at | F                                  | S                 | mean over        |
 |------------------|-----------|------|------------------------------------|-------------------|------------------|
 | `canonical`      | masks     | 0.5  | maximum of an expression           | of an expression  | expressions      |
@@ -10,7 +12,7 @@
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +24,13 @@ from torch import Tensor
 
 from refavs.config import nearest
 from refavs.errors import ConfigError, StatisticsError
-from refavs.metrics.frame_counts import HISTOGRAMS, Statistics
-from refavs.metrics.segmentation import FrameCounts, f_curve, jaccard_per_frame
+from refavs.metrics.frame_counts import COUNTS, HISTOGRAMS, LABELLED, Statistics
+from refavs.metrics.registry import metrics
+from refavs.metrics.segmentation import FrameCounts, jaccard_per_frame
 
 BATCH_CLIPS = 4
 EPSILON = 1e-7  # of the authors' J
+BOUNDARY = tuple(f"boundary_{name}" for name in ("pred", "target", "pred_met", "target_met"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,8 @@ class Results:
 
     Attributes:
         expressions: as `Statistics.expressions`.
-        values: a number for each expression by `PROTOCOL/MEASURE`; NaN where it says nothing.
+        values: a number for each expression by `PROTOCOL/MEASURE`; NaN where it says nothing. Of a metric that is a
+            ratio of sums, `PROTOCOL/MEASURE/over` and `.../under`.
         curves: sums over the frames with an object of F at the 255 thresholds, of `canonical` and `released`.
         facts: as `Statistics.facts`.
     """
@@ -75,12 +80,17 @@ def expression_results(blocks: Iterable[Statistics], protocols: Sequence[str] | 
     """
     wanted = set(PROTOCOLS if protocols is None else protocols)
     histograms_of(wanted)
-    parts = [_block(block, wanted) for block in blocks if len(block)]
+    parts = [_block(block, wanted) for block in map(_with_label, blocks) if len(block)]
     if not parts:
         raise StatisticsError("no statistics of any expression; evaluate a split that the store has")
     whole = joined(parts)
     order = np.argsort(whole.expressions["row"].to_numpy(), kind="stable")
     return spread(whole, order, whole.expressions.iloc[order])
+
+
+def _with_label(block: Statistics) -> Statistics:
+    """The expressions of which some frame takes part."""
+    return block.select(np.flatnonzero(block.frames[LABELLED].any(1))) if LABELLED in block.frames else block
 
 
 def joined(parts: Sequence[Results]) -> Results:
@@ -106,18 +116,17 @@ def spread(results: Results, places: Int[np.ndarray, " n"], expressions: pd.Data
 def _block(block: Statistics, protocols: set[str]) -> Results:
     values: dict[str, Tensor] = {}
     curves: dict[str, np.ndarray] = {}
-    if protocols & NATIVE:
-        counts = block.counts()
-        curve = f_curve(counts)
-        values |= _canonical(counts, curve) if "canonical" in protocols else {}
-        values |= _per_frame(counts, curve) if "per_frame" in protocols else {}
-        values |= _per_expression(block, counts, curve) if "per_expression" in protocols else {}
-        values |= _davis(block, counts) if "davis" in protocols else {}
-        curves |= {"canonical": curve.sum(1).numpy()} if "canonical" in protocols else {}
-    if "released" in protocols:
-        small = block.counts("released_", "40")
-        values |= _released(block, small)
-        curves["released"] = f_curve(small).sum(1).numpy()
+    counts = {prefix: block.counts(prefix, level) for prefix, level in {PROTOCOLS[name].view for name in protocols}}
+    for name in (name for name in PROTOCOLS if name in protocols):
+        protocol = PROTOCOLS[name]
+        lacking = [count for count in protocol.reads if count not in block.frames]
+        if lacking and not protocol.partly:
+            raise StatisticsError(f"the statistics lack {', '.join(lacking)}, of which the protocol {name} is made; "
+                                  "evaluate the run again")
+        found = protocol.scores(block, counts[protocol.view[0]])
+        values |= {f"{name}/{measure}": value for measure, value in found.items()}
+        if protocol.keeps_curves and not lacking:
+            curves[name] = counts[protocol.view[0]].f_sum.numpy()
     return Results(
         expressions=block.expressions,
         values={name: value.double().numpy() for name, value in values.items()},
@@ -136,55 +145,57 @@ def histograms_of(protocols: Iterable[str]) -> tuple[str, ...]:
     unknown = sorted(wanted - set(PROTOCOLS))
     if unknown:
         raise ConfigError(f"no protocol {unknown[0]!r}; {nearest(unknown[0], PROTOCOLS)}")
-    return tuple(name for name in HISTOGRAMS if wanted & ({"released"} if name.startswith("released_") else NATIVE))
+    return tuple(name for name in HISTOGRAMS if any(name in PROTOCOLS[protocol].reads for protocol in wanted))
 
 
 def _released(block: Statistics, counts: FrameCounts) -> dict[str, Tensor]:
     """What `_released_values` averages over batches."""
-    area = torch.from_numpy(block.frames["released_pred_50"].astype(np.int64)).double().mean(1)
+    area = counts.over_frames(torch.from_numpy(block.frames["released_pred_50"].astype(np.int64)).double())
     return {
-        "released/J": _jaccard_or_background(counts).mean(1),
-        "released/area": area / counts.num_pixels,
-        "released/num_object_frames": (counts.target > 0).sum(1),
+        "J": counts.over_frames(_jaccard_or_background(counts)),
+        "area": area / counts.num_pixels,
+        "num_object_frames": counts.present.sum(1),
     }
 
 
-def _canonical(counts: FrameCounts, curve: Float[Tensor, "b t k"]) -> dict[str, Tensor]:
-    """Ours. A frame without object counts 1 in J if nothing is predicted in it, else 0, and not at all in J_object;
-    `background` is its share of pixels that are rightly left out. F is NaN where no frame has an object."""
-    present = counts.target > 0
-    jaccard = jaccard_per_frame(counts)
-    return {
-        "canonical/J": jaccard.mean(1),
-        "canonical/J_object": _mean_where(jaccard, present),
-        "canonical/background": _mean_where(_background(counts), ~present),
-        "canonical/F": curve.sum(1).amax(-1) / present.sum(1),
-        "canonical/S": (counts.pred.double() / counts.num_pixels).mean(1).sqrt(),
-        "canonical/num_object_frames": present.sum(1),
-        "canonical/num_false_empty": (present & (counts.pred == 0)).sum(1),
+def _canonical(block: Statistics, counts: FrameCounts) -> dict[str, Tensor]:
+    """Every metric whose counts are there; and `J_object`, J over the frames with an object, and `background`, the
+    share of pixels that are rightly left out of the others."""
+    found = {
+        "J_object": _mean_where(jaccard_per_frame(counts), counts.present),
+        "background": _mean_where(_background(counts), counts.absent),
+        "num_object_frames": counts.present.sum(1),
     }
+    for name, metric in metrics().items():
+        if metric.known(block.frames):
+            value = metric.per_expression(counts)
+            if isinstance(value, Tensor):
+                found[name] = value
+            else:
+                found[f"{name}/over"], found[f"{name}/under"] = value
+    return found
 
 
-def _per_frame(counts: FrameCounts, curve: Float[Tensor, "b t k"]) -> dict[str, Tensor]:
+def _per_frame(block: Statistics, counts: FrameCounts) -> dict[str, Tensor]:
     """Crab's (GeWu-Lab/Crab 9dd8bc7): each frame is scored alone. A frame without object counts its background in J
     and 0 in F. Differs: at the size of the store's masks, not 224; and Crab leaves out frames for which its language
     model names no mask, which this model has not."""
     return {
-        "per_frame/J": _jaccard_or_background(counts).mean(1),
-        "per_frame/F": curve.amax(-1).mean(1),
-        "per_frame/S": (counts.pred.double() / counts.num_pixels).sqrt().mean(1),
+        "J": counts.over_frames(_jaccard_or_background(counts)),
+        "F": counts.over_frames(counts.f_curve.amax(-1)),
+        "S": counts.over_frames((counts.pred.double() / counts.num_pixels).sqrt()),
     }
 
 
-def _per_expression(block: Statistics, counts: FrameCounts, curve: Float[Tensor, "b t k"]) -> dict[str, Tensor]:
+def _per_expression(block: Statistics, counts: FrameCounts) -> dict[str, Tensor]:
     """SimToken's (DianJin-HFUT/SimToken 6975001): the authors' formulas with each expression as a batch. Where no frame
     has an object, F counts 0. Differs: at the size of the store's masks, not of the video."""
     pred, hits = (torch.from_numpy(block.frames[f"{name}_40"].astype(np.int64)) for name in ("pred", "hits"))
-    present = counts.target > 0
+    jaccard = _score_or_background(counts.target, pred, hits, counts.num_pixels)
     return {
-        "per_expression/J": _score_or_background(counts.target, pred, hits, counts.num_pixels).mean(1),
-        "per_expression/F": curve.sum(1).amax(-1) / present.sum(1).clamp_min(1),
-        "per_expression/S": (counts.pred.double() / counts.num_pixels).mean(1).sqrt(),
+        "J": counts.over_frames(jaccard),
+        "F": counts.f_sum.amax(-1) / counts.present.sum(1).clamp_min(1),
+        "S": counts.over_frames(counts.pred.double() / counts.num_pixels).sqrt(),
     }
 
 
@@ -193,17 +204,16 @@ def _davis(block: Statistics, counts: FrameCounts) -> dict[str, Tensor]:
     neither object nor prediction counts 1; so does an expression without any object if nothing is predicted in any of
     its frames, and it counts 0 otherwise. Differs: masks are compared at the size of the store's, not of the video."""
     union = (counts.pred + counts.target - counts.hits).double()
-    jaccard = ((counts.hits + EPSILON) / (union + EPSILON)).mean(1)
-    names = ("pred", "target", "pred_met", "target_met")
+    jaccard = counts.over_frames((counts.hits + EPSILON) / (union + EPSILON))
     pred, target, pred_met, target_met = (
-        torch.from_numpy(block.frames[f"boundary_{name}"].astype(np.int64)).double() for name in names
+        torch.from_numpy(block.frames[name].astype(np.int64)).double() for name in BOUNDARY
     )
     precision, recall = pred_met / pred, target_met / target
     contour = (2 * precision * recall / (precision + recall)).nan_to_num(0.0)
-    contour = torch.where((pred == 0) & (target == 0), 1.0, contour).mean(1)
-    null = (counts.target == 0).all(1)
-    right = (counts.pred == 0).all(1).double()
-    return {"davis/J": torch.where(null, right, jaccard), "davis/F": torch.where(null, right, contour)}
+    contour = counts.over_frames(torch.where((pred == 0) & (target == 0), 1.0, contour))
+    null = ~counts.present.any(1)
+    right = ((counts.pred == 0) | ~(counts.present | counts.absent)).all(1).double()
+    return {"J": torch.where(null, right, jaccard), "F": torch.where(null, right, contour)}
 
 
 def _jaccard_or_background(counts: FrameCounts) -> Float[Tensor, "b t"]:
@@ -229,21 +239,19 @@ def _mean(values: np.ndarray) -> float:
     return float(math.fsum(known) / len(known)) if len(known) else math.nan
 
 
-def _means(protocol: str, *measures: str) -> Callable[[Results, np.ndarray], dict[str, float]]:
-    def mean(results: Results, rows: np.ndarray) -> dict[str, float]:
-        return {measure: _mean(results.values[f"{protocol}/{measure}"][rows]) for measure in measures}
-
-    return mean
-
-
 def _canonical_values(results: Results, rows: Int[np.ndarray, " m"]) -> dict[str, float]:
     """Also `F_split`: the maximum over thresholds of the mean curve, one threshold for all rows."""
-    found = _means("canonical", "J", "F", "S", "J_object", "background")(results, rows)
-    num_frames = results.values["canonical/num_object_frames"][rows]
-    empty = results.values["canonical/num_false_empty"][rows].sum()
-    found["false_empty"] = float(empty / num_frames.sum()) if num_frames.any() else math.nan
-    curves = results.curves["canonical"][rows][num_frames > 0] / num_frames[num_frames > 0, None]
-    found["F_split"] = float(curves.mean(0).max()) if len(curves) else math.nan
+    values = {name.removeprefix("canonical/"): each[rows] for name, each in results.values.items()
+              if name.startswith("canonical/")}  # fmt: skip
+    found = {name: _mean(values[name]) for name in (*metrics(), "J_object", "background") if name in values}
+    for name in metrics():
+        if f"{name}/over" in values:
+            over, under = values[f"{name}/over"], values[f"{name}/under"]
+            found[name] = float(over.sum() / under.sum()) if under.any() else math.nan
+    if "canonical" in results.curves:
+        num_frames = values["num_object_frames"]
+        curves = results.curves["canonical"][rows][num_frames > 0] / num_frames[num_frames > 0, None]
+        found["F_split"] = float(curves.mean(0).max()) if len(curves) else math.nan
     return found
 
 
@@ -263,18 +271,63 @@ def _released_values(results: Results, rows: Int[np.ndarray, " m"]) -> dict[str,
     }
 
 
-PROTOCOLS: dict[str, Callable[[Results, np.ndarray], dict[str, float]]] = {
-    "canonical": _canonical_values,
-    "released": _released_values,
-    "per_frame": _means("per_frame", "J", "F", "S"),
-    "per_expression": _means("per_expression", "J", "F", "S"),
-    "davis": _means("davis", "J", "F"),
-}  # the only place a protocol is listed
-NATIVE = set(PROTOCOLS) - {"released"}  # those at the size of the masks
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a publication, or `canonical`, computes its numbers.
+
+    Attributes:
+        scores: of each expression of some statistics, by measure, from its counts.
+        measures: what the publication prints; none of `canonical`, which has every metric.
+        values: of a group of expressions, by measure; the means of `measures` where None.
+        about: what a reader has to know of it.
+        reads: the counts that it needs beyond those that every file has.
+        view: prefix and threshold of its counts, as `Statistics.counts` takes them.
+        partly: whether a measure whose counts are missing is left out, and the others are computed.
+        keeps_curves: whether `values` needs the curves of F.
+        of_batches: whether its numbers are of batches, so that those of single expressions say nothing.
+    """
+
+    scores: Callable[[Statistics, FrameCounts], dict[str, Tensor]]
+    about: str
+    measures: tuple[str, ...] = ()
+    values: Callable[[Results, np.ndarray], dict[str, float]] | None = None
+    reads: tuple[str, ...] = HISTOGRAMS[:2]
+    view: tuple[str, str] = ("", "50")
+    partly: bool = False
+    keeps_curves: bool = False
+    of_batches: bool = False
+
+
+PROTOCOLS = {
+    "canonical": Protocol(
+        scores=_canonical, values=_canonical_values, partly=True, keeps_curves=True,
+        about="ours: per expression at the size of the masks, J and S at 0.5, F at the best threshold of each "
+        "expression; a frame without object counts 1 in J if nothing is predicted in it, else 0",
+    ),
+    "released": Protocol(
+        scores=_released, values=_released_values, measures=("J", "F", "S"), keeps_curves=True,
+        of_batches=True, view=("released_", "40"),
+        reads=tuple(name for name in (*COUNTS, *HISTOGRAMS) if name.startswith("released_")),
+        about="the authors' code: 256 x 256, J at 0.4, F at the best threshold of each batch of 4 clips in the order "
+        "of the file, S pooled over such a batch",
+    ),
+    "per_frame": Protocol(
+        scores=_per_frame, measures=("J", "F", "S"),
+        about="as Crab: J at 0.5, F at the best threshold of each frame, S per frame",
+    ),
+    "per_expression": Protocol(
+        scores=_per_expression, measures=("J", "F", "S"), reads=("pred_40", "hits_40", *HISTOGRAMS[:2]),
+        about="as SimToken: J at 0.4, F at the best threshold of each expression",
+    ),
+    "davis": Protocol(
+        scores=_davis, measures=("J", "F"), reads=BOUNDARY,
+        about="as OmniAVS: region J at 0.5 and F of the contours; no S",
+    ),
+}  # fmt: skip
 
 
 def protocol_values(results: Results, protocol: str, rows: Int[np.ndarray, " m"]) -> dict[str, float]:
-    """J, F, S (where the protocol has them) of a group of expressions, as fractions; a mean over nothing is NaN.
+    """The measures of a group of expressions, as fractions; a mean over nothing is NaN.
 
     Raises:
         ConfigError: there is no such protocol.
@@ -283,7 +336,10 @@ def protocol_values(results: Results, protocol: str, rows: Int[np.ndarray, " m"]
     histograms_of([protocol])
     if not len(rows):
         raise StatisticsError("a group without expressions has no scores; leave it out")
-    return PROTOCOLS[protocol](results, rows)
+    values = PROTOCOLS[protocol].values
+    if values is not None:
+        return values(results, rows)
+    return {name: _mean(results.values[f"{protocol}/{name}"][rows]) for name in PROTOCOLS[protocol].measures}
 
 
 def grouped(expressions: pd.DataFrame, by: Sequence[str]) -> dict[str, Int[np.ndarray, " m"]]:
@@ -293,13 +349,3 @@ def grouped(expressions: pd.DataFrame, by: Sequence[str]) -> dict[str, Int[np.nd
         if all(values):
             places.setdefault("/".join(values), []).append(place)
     return {name: np.array(rows) for name, rows in sorted(places.items())}
-
-
-def all_protocols(
-    results: Results, groups: Mapping[str, Int[np.ndarray, " m"]]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """The values of every protocol by its name, the group's and the measure's."""
-    return {
-        protocol: {name: protocol_values(results, protocol, rows) for name, rows in groups.items()}
-        for protocol in PROTOCOLS
-    }

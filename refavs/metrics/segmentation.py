@@ -1,11 +1,8 @@
-"""J, F and S as mergeable sums over expressions, from per-frame counts of pixels.
+"""Counts of pixels per frame, from which every metric follows; none depends on how frames are batched."""
 
-Every number of this module is a mean over expressions, so it depends neither on the size nor the order of batches.
-"""
-
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,23 +24,67 @@ def curve_thresholds() -> Float[Tensor, " k"]:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameCounts:
-    """Numbers of pixels per frame; every metric is a function of them.
+    """Numbers of pixels per frame, with the axes `b t` where expressions are scored.
 
     Attributes:
         num_pixels: of a frame.
         target: pixels of the object.
         pred: predicted pixels at one threshold.
         hits: predicted pixels of the object at that threshold.
-        curve_pred: predicted pixels at each threshold of `curve_thresholds`.
-        curve_hits: predicted pixels of the object at each of them.
+        histogram: from `pixel_histogram`; None where only the counts at one threshold are known.
+        labelled: frames that take part; None where all do.
+        own: what metrics count themselves, as `METRIC/COLUMN`.
     """
 
     num_pixels: int
     target: Int[Tensor, "*frames"]
     pred: Int[Tensor, "*frames"]
     hits: Int[Tensor, "*frames"]
-    curve_pred: Int[Tensor, "*frames k"]
-    curve_hits: Int[Tensor, "*frames k"]
+    histogram: Int[Tensor, "*frames 2 k"] | None = None
+    labelled: Bool[Tensor, "*frames"] | None = None
+    own: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def present(self) -> Bool[Tensor, "*frames"]:
+        """Frames with an object."""
+        return self._labelled(self.target > 0)
+
+    @property
+    def absent(self) -> Bool[Tensor, "*frames"]:
+        """Frames without an object."""
+        return self._labelled(self.target == 0)
+
+    @cached_property
+    def curve(self) -> tuple[Int[Tensor, "*frames k"], Int[Tensor, "*frames k"]]:
+        """At each of `curve_thresholds`: predicted pixels, and those of the object among them."""
+        assert self.histogram is not None
+        at_least = self.histogram.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+        return at_least.sum(-2), at_least[..., 1, :]
+
+    @cached_property
+    def f_curve(self) -> Float[Tensor, "*frames k"]:
+        """F of each frame at each threshold, beta^2 = 0.3; 0 where nothing is hit or there is no object."""
+        pred, hits = self.curve
+        hits = hits.double()
+        precision = hits / (pred + 1e-20)
+        recall = hits / (self.target.unsqueeze(-1) + 1e-20)
+        score = (1 + BETA_SQUARED) * precision * recall / (BETA_SQUARED * precision + recall)
+        return score.nan_to_num(0.0)
+
+    @cached_property
+    def f_sum(self) -> Float[Tensor, "b k"]:
+        """`f_curve`, summed over the frames of each expression."""
+        curve = self.f_curve
+        return (curve if self.labelled is None else curve * self.labelled.unsqueeze(-1)).sum(1)
+
+    def over_frames(self, values: Float[Tensor, "b t"]) -> Float[Tensor, " b"]:
+        """The mean over the labelled frames of each expression; NaN where none has a label."""
+        if self.labelled is None:
+            return values.mean(1)
+        return torch.where(self.labelled, values, 0).sum(1) / self.labelled.sum(1)
+
+    def _labelled(self, chosen: Bool[Tensor, "*frames"]) -> Bool[Tensor, "*frames"]:
+        return chosen if self.labelled is None else chosen & self.labelled
 
 
 def threshold_bins(probs: Float[Tensor, "*frames h w"]) -> Int[Tensor, "*frames h w"]:
@@ -117,93 +158,23 @@ def _histogram(bins: Int[Tensor, "n p"], masks: Bool[Tensor, "n p"]) -> Int[Tens
     return rearrange(counts, "(n side k) -> n side k", side=2, k=NUM_CELLS)
 
 
-def count_pixels(
-    bins: Int[Tensor, "*frames h w"], pred: Bool[Tensor, "*frames h w"], masks: Bool[Tensor, "*frames h w"]
-) -> FrameCounts:
-    """Counts from `threshold_bins`, a prediction and the object's masks; one histogram, no loop over thresholds."""
-    *frames, height, width = masks.shape
-    histogram = _histogram(
-        rearrange(bins, "... h w -> (...) (h w)"), rearrange(masks, "... h w -> (...) (h w)")
-    ).reshape(*frames, 2, NUM_CELLS)
-    return frame_counts(histogram, count_true(pred), count_true(pred & masks), height * width)
-
-
-def frame_counts(
-    histogram: Int[Tensor, "*frames 2 k"], pred: Int[Tensor, "*frames"], hits: Int[Tensor, "*frames"], num_pixels: int
-) -> FrameCounts:
-    """Counts from `pixel_histogram`, and from the predicted pixels and the hits among them at one threshold."""
-    at_least = histogram.flip(-1).cumsum(-1).flip(-1)[..., 1:]
-    return FrameCounts(
-        num_pixels=num_pixels,
-        target=histogram[..., 1, :].sum(-1),
-        pred=pred,
-        hits=hits,
-        curve_pred=at_least.sum(-2),
-        curve_hits=at_least[..., 1, :],
-    )
-
-
-def f_curve(counts: FrameCounts) -> Float[Tensor, "*frames k"]:
-    """F of each frame at each threshold, beta^2 = 0.3; 0 where nothing is hit or there is no object."""
-    hits = counts.curve_hits.double()
-    precision = hits / (counts.curve_pred + 1e-20)
-    recall = hits / (counts.target.unsqueeze(-1) + 1e-20)
-    score = (1 + BETA_SQUARED) * precision * recall / (BETA_SQUARED * precision + recall)
-    return score.nan_to_num(0.0)
-
-
 def jaccard_per_frame(counts: FrameCounts) -> Float[Tensor, "*frames"]:
     """Intersection over union; 1 where there is neither object nor prediction, 0 where there is only a prediction."""
     union = (counts.pred + counts.target - counts.hits).clamp_min(1)
     return torch.where(counts.target > 0, counts.hits.double() / union, (counts.pred == 0).double())
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExpressionScores:
-    """Scores of each expression, from its own frames alone.
-
-    Attributes:
-        jaccard: mean over the frames of intersection over union; a frame without object counts 1 if nothing is
-            predicted in it, else 0.
-        f_score: the largest, over 255 thresholds, of the mean F over the frames with an object; NaN where none has.
-        empty_score: sqrt(predicted area / frame area) over all frames, the S of null expressions: 0 is best.
-        num_object_frames: frames with an object.
-        num_false_empty: frames with an object in which nothing is predicted.
-    """
-
-    jaccard: Float[Tensor, " b"]
-    f_score: Float[Tensor, " b"]
-    empty_score: Float[Tensor, " b"]
-    num_object_frames: Int[Tensor, " b"]
-    num_false_empty: Int[Tensor, " b"]
-
-
-def expression_scores(counts: FrameCounts) -> ExpressionScores:
-    """Scores of expressions whose counts have the axes `b t`."""
-    present, predicted = counts.target > 0, counts.pred > 0
-    num_present = present.sum(1)
-    f_sum = (f_curve(counts) * present.unsqueeze(-1)).sum(1)
-    f_score = f_sum.amax(-1) / num_present
-    return ExpressionScores(
-        jaccard=jaccard_per_frame(counts).mean(1),
-        f_score=f_score,
-        empty_score=(counts.pred.double() / counts.num_pixels).mean(1).sqrt(),
-        num_object_frames=num_present,
-        num_false_empty=(present & ~predicted).sum(1),
-    )
-
-
-def score_expressions(
-    probs: Float[Tensor, "b t h w"], masks: Bool[Tensor, "b t h w"], threshold: float = THRESHOLD
-) -> ExpressionScores:
-    """Scores of `b` expressions; a pixel is predicted where its probability is above `threshold`."""
-    return expression_scores(counts_at(probs, masks, threshold))
-
-
-def counts_at(probs: Float[Tensor, "*frames h w"], masks: Bool[Tensor, "*frames h w"], threshold: float) -> FrameCounts:
+def counts_at(
+    probs: Float[Tensor, "*frames h w"], masks: Bool[Tensor, "*frames h w"], threshold: float,
+    labelled: Bool[Tensor, "*frames"] | None = None, own: Mapping[str, Tensor] | None = None,
+) -> FrameCounts:
     """Counts of frames; a pixel is predicted where its probability is above `threshold`."""
-    height, width = masks.shape[-2:]
-    return frame_counts(pixel_histogram(probs, masks), *predicted(probs, masks, threshold), height * width)
+    histogram = pixel_histogram(probs, masks)
+    pred, hits = predicted(probs, masks, threshold)
+    return FrameCounts(
+        num_pixels=masks.shape[-2] * masks.shape[-1], target=histogram[..., 1, :].sum(-1), pred=pred, hits=hits,
+        histogram=histogram, labelled=labelled, own=own or {},
+    )  # fmt: skip
 
 
 def predicted(
@@ -235,94 +206,3 @@ def count_true(masks: Bool[Tensor, "*frames h w"]) -> Int[Tensor, "*frames"]:
         return masks.count_nonzero(dim=(-2, -1))
     frames = rearrange(masks, "... h w -> (...) h w").numpy()
     return torch.tensor([np.count_nonzero(frame) for frame in frames]).to(torch.int64).reshape(masks.shape[:-2])
-
-
-@dataclass(kw_only=True)
-class SegmentationMetrics:
-    """Running sums of expression scores; `update` with batches of any size, `merge` across workers, then `compute`."""
-
-    num_expressions: int = 0
-    num_with_object: int = 0
-    num_object_frames: int = 0
-    num_false_empty: int = 0
-    jaccard_sum: float = 0.0
-    f_sum: float = 0.0
-    empty_sum: float = 0.0
-
-    def update(self, probs: Float[Tensor, "b t h w"], masks: Bool[Tensor, "b t h w"]) -> None:
-        """Adds `b` expressions: probabilities after the sigmoid, and the object's masks (all False: no object)."""
-        self.add(score_expressions(probs, masks))
-
-    def add(self, scores: ExpressionScores, rows: Sequence[int] | None = None) -> None:
-        """Adds expressions that are scored already: all of them, or `rows`."""
-        chosen = slice(None) if rows is None else list(rows)
-        present = scores.num_object_frames[chosen]
-        self.num_expressions += len(present)
-        self.num_with_object += int((present > 0).sum())
-        self.num_object_frames += int(present.sum())
-        self.num_false_empty += int(scores.num_false_empty[chosen].sum())
-        self.jaccard_sum += float(scores.jaccard[chosen].sum())
-        self.f_sum += float(scores.f_score[chosen].nansum())
-        self.empty_sum += float(scores.empty_score[chosen].sum())
-
-    def merge(self, other: "SegmentationMetrics") -> "SegmentationMetrics":
-        """The metrics of both parts; neither is changed."""
-        mine, theirs = vars(self), vars(other)
-        return SegmentationMetrics(**{name: mine[name] + theirs[name] for name in mine})
-
-    def compute(self) -> dict[str, float]:
-        """Means over expressions as fractions: `J`, `F`, `S`, `false_empty`, and `num_expressions`.
-
-        A mean over nothing is NaN: F and false_empty where no expression has an object, everything before the first
-        update. J, F: 1 is best. S: 0 is best, and says something on null expressions alone. false_empty: share of the
-        frames with an object in which nothing is predicted.
-        """
-        return {
-            "J": _mean(self.jaccard_sum, self.num_expressions),
-            "F": _mean(self.f_sum, self.num_with_object),
-            "S": _mean(self.empty_sum, self.num_expressions),
-            "false_empty": _mean(self.num_false_empty, self.num_object_frames),
-            "num_expressions": float(self.num_expressions),
-        }
-
-
-def update_groups(
-    groups: dict[str, SegmentationMetrics],
-    probs: Float[Tensor, "b t h w"],
-    masks: Bool[Tensor, "b t h w"],
-    names: Sequence[Sequence[str]],
-) -> None:
-    """Scores a batch once and adds each expression to every group that is named for it; new groups are made.
-
-    Args:
-        groups: changed in place, e.g. `{"test_s": ..., "test_s/spatial": ...}`.
-        probs: probabilities after the sigmoid.
-        masks: the object's masks.
-        names: for each of the `b` expressions, the groups it belongs to.
-    """
-    add_to_groups(groups, score_expressions(probs, masks), names)
-
-
-def add_to_groups(
-    groups: dict[str, SegmentationMetrics], scores: ExpressionScores, names: Sequence[Sequence[str]]
-) -> None:
-    """As `update_groups`, with expressions that are scored already."""
-    rows: dict[str, list[int]] = {}
-    for row, chosen in zip(range(len(scores.jaccard)), names, strict=True):
-        for name in chosen:
-            rows.setdefault(name, []).append(row)
-    for name, members in rows.items():
-        groups.setdefault(name, SegmentationMetrics()).add(scores, members)
-
-
-def merge_groups(
-    first: Mapping[str, SegmentationMetrics], second: Mapping[str, SegmentationMetrics]
-) -> dict[str, SegmentationMetrics]:
-    """The metrics of both parts, group by group."""
-    names = sorted({*first, *second})
-    empty = SegmentationMetrics()
-    return {name: first.get(name, empty).merge(second.get(name, empty)) for name in names}
-
-
-def _mean(total: float | int, count: int) -> float:
-    return total / count if count else math.nan

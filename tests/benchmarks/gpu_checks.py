@@ -30,7 +30,7 @@ from refavs import config as settings
 from refavs.data.layouts import Source, read_source
 from refavs.data.prefetch import Ahead, depth_for
 from refavs.machine.accelerator import Precision, allow_tf32
-from refavs.metrics import score_expressions
+from refavs.metrics.sums import batch_counts, expression_sums
 from refavs.model.checkpoint import load_model
 from refavs.synthetic.write import write_benchmark
 
@@ -172,15 +172,15 @@ def _losses_and_gradient(at: Place, config: TrialConfig, device: torch.device) -
 
 
 def scores(at: Place) -> Iterator[Row]:
-    """J, F and S of an untrained head; the two devices count pixels by different code."""
-    row, found = Row(check="J, F, S against the processor's, largest difference"), []
+    """Every metric of an untrained head; the two devices count pixels by different code."""
+    row, found = Row(check="metrics against the processor's, largest difference"), []
     config = at.config(train__precision="fp32")
     for device in (torch.device("cpu"), at.device):
         model = at.learner(config, device).model
         ((batch, probs),) = predictions(config.train, model, at.store, range(4), device)
         assert batch.mask is not None
-        score = score_expressions(probs, batch.mask)
-        found.append(torch.stack([score.jaccard, score.f_score, score.empty_score]).double().cpu())
+        sums = expression_sums(batch_counts(probs, batch.mask))
+        found.append(torch.stack([total.double().cpu() for total, _ in sums.values()]))
     row.bound("fp32", float((found[0] - found[1]).abs().max()), SCORE_ERROR)
     if not at.cuda:
         row.cells["fp32"] = NOTHING

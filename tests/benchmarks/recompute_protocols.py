@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from refavs.metrics import all_protocols, expression_results, grouped, statistics_blocks
+from refavs.metrics import PROTOCOLS, expression_results, grouped, protocol_values, statistics_blocks
 
 
 def main(path: str) -> None:
@@ -15,7 +15,10 @@ def main(path: str) -> None:
     started = time.perf_counter()
     results = expression_results(statistics_blocks(Path(path)))
     groups = grouped(results.expressions, ["split"]) | grouped(results.expressions, ["split", "dimension"])
-    found = all_protocols(results, groups)
+    found = {
+        protocol: {name: protocol_values(results, protocol, rows) for name, rows in groups.items()}
+        for protocol in PROTOCOLS
+    }
     seconds = time.perf_counter() - started
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     values = {name: values["test_s"] for name, values in found.items() if "test_s" in values}

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from experiments.baselines import compute as constant_baselines
-from experiments.baselines.compute import Progress, StoppedError, canonical_values, control_results_of, worth
+from experiments.baselines.compute import Progress, StoppedError, control_results_of, worth
 from experiments.training.evaluate import rows_of
 from refavs.errors import RefAVSError
+from refavs.metrics.groups import canonical_values
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 
@@ -81,7 +82,7 @@ def _die(store: FeatureStore, part: object, mean: object) -> None:
 @pytest.mark.process
 def test_process_ends_with_the_sweep_that_is_killed(store: FeatureStore) -> None:
     code = (
-        "import sys; from experiments import constant_baselines as c; from refavs.store import FeatureStore\n"
+        "import sys; from experiments.baselines import compute as c; from refavs.store import FeatureStore\n"
         "from tests.experiments import test_constant_baselines as t; c._of_mean = t._sleep\n"
         "c.control_results_of(FeatureStore(sys.argv[1]), num_processes=1)"
     )

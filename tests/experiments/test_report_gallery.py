@@ -25,10 +25,11 @@ from experiments.report.seconds import (
     wave_path,
 )
 from experiments.report.tables import GallerySource
-from experiments.training.evaluate import TEST_SPLITS, record_splits
+from experiments.training.evaluate import record_splits
 from experiments.training.loop import build_model
 from refavs.config import replace, to_dict
 from refavs.metrics import expression_results, statistics_blocks
+from refavs.metrics.groups import TEST_SPLITS
 from refavs.model.checkpoint import save_model
 from refavs.store import FeatureStore
 from tests.experiments.small_store import NUM_FRAMES, make_store

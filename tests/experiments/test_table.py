@@ -11,8 +11,10 @@ import pytest
 
 from experiments.grid.expand import expand
 from experiments.grid.trial import TrialStore
+from experiments.report.summary import summary_tables
+from experiments.report.text import terminal
 from experiments.sweep.ledger import Entry, Ledger
-from experiments.sweep.summary import csv_text, dimension_table, main_table, rows_of
+from experiments.sweep.summary import csv_text
 from experiments.training.resume import write_json
 from refavs.store import FeatureStore
 from refavs.terminal.console import PlainConsole
@@ -39,41 +41,47 @@ def entries_with(folder: Path, scores: dict[str, list[float]], extra: dict[str, 
     return entries
 
 
-def rendered(table: object) -> str:
+def rendered(entries: list[Entry], controls: dict[str, dict[str, float]] = CONTROLS) -> list[str]:
     console = PlainConsole(width=200, file=io.StringIO())
-    console.print(table)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    tables = summary_tables("g", entries, controls)
+    for table in tables:
+        console.print(terminal(table))
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
 def test_table_is_best_first_with_the_constants_among_the_trials(tmp_path: Path) -> None:
-    rows = rows_of(entries_with(tmp_path, {"poor": [0.2], "good": [0.6]}), CONTROLS)
-    assert [row.name for row in rows] == ["good", "all foreground", "poor", "all background"]
-    text = rendered(main_table(rows, "title"))
-    assert text.index("good") < text.index("all foreground") < text.index("poor")
+    lines = rendered(entries_with(tmp_path, {"poor": [0.2], "good": [0.6]}))
+    assert lines[0].strip() == "sweep g, best first by J on test_s"
+    assert [line.split()[:2] for line in lines if "." in line][:4] == [
+        ["good", "1"], ["all", "foreground"], ["poor", "1"], ["all", "background"],
+    ]  # fmt: skip
+    text = "\n".join(lines)
     assert "60.0" in text and "0.012" in text and "1.5" in text and "dim rows are constant" in text
-    assert "\\n" not in text and sum("test_s" in line for line in text.splitlines()) == 1  # heads have two lines
+    assert "\\n" not in text and sum("Seen" in line for line in lines) == 1, "heads have two lines"
 
 
 def test_table_takes_seeds_together_with_their_interval(tmp_path: Path) -> None:
-    row = rows_of(entries_with(tmp_path, {"a": [0.5, 0.6, 0.7]}), {})[0]
-    assert row.mean("test_s/J") == pytest.approx(0.6)
-    assert row.interval("test_s/J") == pytest.approx(4.302653 * 0.1 / 3**0.5, abs=1e-5)
-    assert "60.0 ± 24.8" in rendered(main_table([row], "t"))
+    entries = entries_with(tmp_path, {"a": [0.5, 0.6, 0.7]})
+    cell = summary_tables("g", entries, {})[0].rows[0].cells[0]
+    assert cell.value == pytest.approx(60.0) and cell.high is not None
+    assert cell.high - 60.0 == pytest.approx(100 * 4.302653 * 0.1 / 3**0.5, abs=1e-3)
+    assert any("60.0 ± 24.8" in line for line in rendered(entries))
 
 
 def test_table_leaves_out_what_is_not_finished(tmp_path: Path) -> None:
     entries = entries_with(tmp_path, {"a": [0.5], "b": []})
-    assert [row.name for row in rows_of(entries, {})] == ["a"]
+    assert [row.label for row in summary_tables("g", entries, {})[0].rows] == ["a"]
     entries[0].set_status("failed", reason="x")
-    assert rows_of(entries, {}) == []
+    assert summary_tables("g", entries, {})[0].rows == ()
 
 
 def test_dimension_table_needs_two_dimensions(tmp_path: Path) -> None:
     extra = {"test_s/spatial/J": 0.25, "test_s/acoustic+temporal/J": 0.75, "test_u/other/J": 1.0}
-    rows = rows_of(entries_with(tmp_path, {"a": [0.5]}, extra), CONTROLS)
-    text = rendered(dimension_table(rows))
-    assert "25.0" in text and "75.0" in text and "acoustic+temporal" in text and "other" not in text and "-" in text
-    assert dimension_table(rows_of(entries_with(tmp_path / "b", {"a": [0.5]}), CONTROLS)) is None
+    _, table = summary_tables("g", entries_with(tmp_path, {"a": [0.5]}, extra), CONTROLS)
+    assert [column.name for column in table.columns] == ["acoustic+temporal", "spatial"]
+    assert {row.label: [cell.text for cell in row.cells] for row in table.rows}["a"] == ["75.0", "25.0"]
+    assert table.rows[-1].cells[0].text == "-"
+    assert len(summary_tables("g", entries_with(tmp_path / "b", {"a": [0.5]}), CONTROLS)) == 1
 
 
 def test_csv_has_a_line_for_each_trial_and_constant(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.baselines.compute import canonical_values, control_results_of
+from experiments.baselines.compute import control_results_of
 from experiments.grid.config import TrainConfig, TrialConfig
 from experiments.grid.expand import Grid, Trial, expand
 from experiments.sweep.driver import check_models
@@ -24,6 +24,7 @@ from experiments.training.loop import build_model, train
 from experiments.training.sampler import Sampler
 from refavs.config import leaves, replace
 from refavs.errors import ConfigError, StoreError, WeightsError
+from refavs.metrics.groups import canonical_values
 from refavs.model.checkpoint import load_model, save_model
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store

@@ -14,7 +14,7 @@ import torch
 from experiments.grid.file import grid_text, parse_yaml
 from extract.encoders.weights import load_tensors
 from refavs.data.metadata import read_rows
-from refavs.metrics.parquet import STATISTICS_FILE, read_statistics
+from refavs.metrics.parquet import STATISTICS_FILE, statistics_blocks
 from refavs.model.checkpoint import CONFIG, load_model
 from refavs.model.heads.released import FILE, _read
 from refavs.store.columns import EXPRESSIONS_RECORD
@@ -116,7 +116,7 @@ def _of_a_sweep(work: Path) -> Iterator[Refusal]:
     table = pq.read_table(trial / STATISTICS_FILE)
     many = pa.concat_tables([table] * 8)
     pq.write_table(many, trial / STATISTICS_FILE, compression="zstd", row_group_size=many.num_rows)
-    yield "one row group", lambda: read_statistics(trial / STATISTICS_FILE)
+    yield "one row group", lambda: list(statistics_blocks(trial / STATISTICS_FILE))
 
 
 def _of_grids(work: Path) -> Iterator[Refusal]:

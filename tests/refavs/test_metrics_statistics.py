@@ -19,9 +19,7 @@ from refavs.metrics import (
     Recorder,
     Statistics,
     concat,
-    merge_files,
     read_facts,
-    read_statistics,
     statistics_blocks,
     write_statistics,
 )
@@ -115,22 +113,12 @@ def test_descriptions_come_from_the_table() -> None:
 def test_statistics_survive_a_file_and_give_the_same_bytes(tmp_path: Path) -> None:
     whole = record([range(len(TABLE))])
     write_statistics(tmp_path / "a.parquet", whole)
-    same(read_statistics(tmp_path / "a.parquet"), whole)
+    same(concat(statistics_blocks(tmp_path / "a.parquet")), whole)
     reversed_order = np.arange(len(whole))[::-1].copy()
     write_statistics(tmp_path / "b.parquet", whole.select(reversed_order))
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "b.parquet"]
     assert read_facts(tmp_path / "a.parquet")["height"] == 40
-
-
-def test_files_of_workers_merge_to_the_file_of_one(tmp_path: Path) -> None:
-    whole = record([range(len(TABLE))])
-    write_statistics(tmp_path / "one.parquet", whole)
-    even = np.arange(len(whole)) % 2 == 0
-    for name, chosen in (("x", even), ("y", ~even)):
-        write_statistics(tmp_path / name, whole.select(chosen))
-    merge_files([tmp_path / "y", tmp_path / "x"], tmp_path / "merged.parquet")
-    assert (tmp_path / "merged.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
 
 
 def test_blocks_without_histograms_hold_the_counts(tmp_path: Path) -> None:
@@ -184,7 +172,7 @@ def test_parts_that_do_not_belong_together_are_refused() -> None:
 
 def test_a_run_without_statistics_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(StatisticsError, match=r"has no statistics .*statistics.parquet.*evaluate the run again"):
-        read_statistics(tmp_path / "statistics.parquet")
+        concat(statistics_blocks(tmp_path / "statistics.parquet"))
 
 
 @pytest.mark.long
@@ -197,7 +185,7 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
         broken[place] ^= 16
         path.write_bytes(broken)
         try:
-            found = read_statistics(path)
+            found = concat(statistics_blocks(path))
         except StatisticsError as error:
             assert "\n" not in str(error)
         else:
@@ -205,7 +193,7 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
     for text in (b"", b"PAR1", bytes(data[: len(data) // 2])):
         path.write_bytes(text)
         with pytest.raises(StatisticsError, match=r"cannot be used .*evaluate the run again"):
-            read_statistics(path)
+            concat(statistics_blocks(path))
 
 
 def rewritten(path: Path, change) -> Path:
@@ -241,5 +229,5 @@ CHANGES = {
 def test_files_of_another_kind_are_one_line(tmp_path: Path, message: str) -> None:
     path = rewritten(tmp_path / "a.parquet", CHANGES[message])
     with pytest.raises(StatisticsError, match=message) as caught:
-        read_statistics(path)
+        concat(statistics_blocks(path))
     assert "\n" not in str(caught.value)
