@@ -4,6 +4,7 @@ A test that starts a process is marked `process` or `ray`, as is one whose fixtu
 `make check` can leave out what is marked, and nobody has to keep the marks up to date.
 """
 
+import gc
 import multiprocessing.util
 import os
 import sys
@@ -77,6 +78,17 @@ def _make_ray_patient() -> None:
                 time.sleep(0.5)
 
     services.get_node = patient
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[object]:
+    """What the imports make stays: the garbage collector would look through it again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

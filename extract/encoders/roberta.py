@@ -194,7 +194,8 @@ def _present_name(key: str) -> str:
 def build_roberta(settings: RobertaSettings) -> nn.Module:
     """A RoBERTa with fresh weights from torch's global generator."""
     ensure_torchvision()
-    from transformers import RobertaConfig, RobertaModel
+    from transformers.models.roberta.configuration_roberta import RobertaConfig
+    from transformers.models.roberta.modeling_roberta import RobertaModel
 
     config = RobertaConfig(
         vocab_size=settings.vocabulary, hidden_size=settings.channels, num_hidden_layers=settings.num_layers,

@@ -33,7 +33,7 @@ class PixelDecoder(nn.Module):
     def __init__(self, settings: PixelDecoderSettings) -> None:
         super().__init__()
         ensure_torchvision()
-        from transformers import Mask2FormerConfig
+        from transformers.models.mask2former.configuration_mask2former import Mask2FormerConfig
         from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixelDecoder
 
         self.settings = settings

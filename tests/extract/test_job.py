@@ -1,39 +1,30 @@
 """The whole command under Ray: what is missing, failures, and a kill in the middle."""
 
-import importlib.util
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from torch import AcceleratorError
 
 from extract.cli import main
-from extract.encoders.presets import build_encoders, preset_named
-from extract.encoders.weights import WeightSource
-from extract.pipeline.plan import Job
 from extract.pipeline.ray_pool import Resources, run_jobs
 from extract.pipeline.worker import JobResult
 from refavs.errors import ConfigError, StoreError
-from refavs.store.plan import ShardPlan
 from refavs.store.reader import FeatureStore
 from refavs.synthetic.write import write_benchmark
 from tests.extract.command import in_this_process, run_with
+from tests.extract.make_videos import write_video
+from tests.extract.mortal import Mortal
 from tests.faults.command import prepare
 
-_spec = importlib.util.spec_from_file_location("make_videos", Path(__file__).parent / "make_videos.py")
-assert _spec is not None and _spec.loader is not None
-make_videos = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(make_videos)
-
 pytestmark = pytest.mark.ray
-TINY = preset_named("tiny")
 OPTIONS = ("--preset", "tiny", "--weights", "random", "--workers", "2")
 
 
@@ -73,7 +64,7 @@ def test_videos_are_extracted_once_each(
     videos = tmp_path / "videos"
     videos.mkdir()
     for name in ("b.mp4", "c.mp4", "d.mp4"):
-        make_videos.write_video(videos / name)
+        write_video(videos / name)
     (tmp_path / "questions.csv").write_text("video,exp\nb,The loudest object.\nd.mp4,The star.\n")
     expressions = ("--expressions", str(tmp_path / "questions.csv"))
     store = tmp_path / "store"
@@ -85,7 +76,7 @@ def test_videos_are_extracted_once_each(
     assert f"nothing to do: all 3 clips of {videos} are in {store}" in capsys.readouterr().out
     assert files(store) == before
 
-    make_videos.write_video(videos / "a.webm", codec="libvpx-vp9", sound_codec=None, duration_s=6)
+    write_video(videos / "a.webm", codec="libvpx-vp9", sound_codec=None, duration_s=6)
     (videos / "empty.mp4").touch()
     assert run(videos, store, *expressions, "--workers", "1") == 3
     assert "clips empty: video" in capsys.readouterr().err
@@ -97,45 +88,17 @@ def test_videos_are_extracted_once_each(
     assert len(shards) == 5 and all(files(store)[name] == before[name] for name in shards)
 
 
-class Mortal:
-    """Stands for a worker: `poison` kills it, `burnt` its GPU, and `early` as an argument before it is ready."""
-
-    def __init__(self, location: str, *_: object) -> None:
-        self.location = location
-
-    def ready(self) -> str:
-        if self.location == "early":
-            os._exit(1)
-        if self.location == "nowhere":
-            raise StoreError("no store here")
-        return f"{os.uname().nodename}:{os.getpid()}"
-
-    def run(self, job: Job, condemned: dict[str, str]) -> JobResult:
-        for key in job.shard.keys:
-            if key not in condemned:
-                self.probe(job, key)
-        return JobResult(table=job.shard.table, num_done=len(job.shard.keys) - len(condemned), failures=condemned)
-
-    def probe(self, job: Job, key: str) -> None:
-        if key == "poison":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if key == "burnt" or self.location == "burnt":
-            self.location = "burnt"
-            raise AcceleratorError("CUDA error: unspecified launch failure")
-
-
 @pytest.fixture
 def crew(cluster: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[JobResult]]:
     """Runs jobs of the keys given with workers that stand for real ones."""
     monkeypatch.setattr("extract.pipeline.ray_pool.Worker", Mortal)
-    encoders = build_encoders(TINY, WeightSource(kind="random"), ("pixel_decoder",), "fp32")
 
     def run_keys(
         *keys: tuple[str, ...], location: str = "store", num_workers: int = 2, note: Callable[[str], None] | None = None
     ) -> list[JobResult]:
-        jobs = [Job(shard=ShardPlan(table="text", index=index, keys=part, rows=tuple(range(len(part))), arrays=()),
-                    items=part) for index, part in enumerate(keys)]  # fmt: skip
-        results = run_jobs(jobs, location, TINY, encoders, Resources(num_workers=num_workers), note)
+        jobs: list[Any] = [SimpleNamespace(shard=SimpleNamespace(table="text", keys=part)) for part in keys]
+        nothing: Any = None
+        results = run_jobs(jobs, location, nothing, nothing, Resources(num_workers=num_workers), note)
         return [result for result in results if result is not None]
 
     return run_keys
@@ -193,7 +156,7 @@ def test_workers_that_die_at_once_end_the_run(
 
 def test_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "bench"
-    write_benchmark(source, num_clips=9, seed=2, size=96, videos=False)
+    write_benchmark(source, num_clips=4, seed=2, size=96, videos=False)
     store, undisturbed = (prepare(tmp_path / name) for name in ("store", "undisturbed"))  # with many shards to commit
     driver = subprocess.Popen(  # with a Ray of its own
         [sys.executable, "-m", "extract.cli", str(source), str(store), *OPTIONS],

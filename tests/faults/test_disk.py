@@ -3,7 +3,6 @@
 What was committed stays whole, and the store that is finished later is byte for byte an undisturbed one.
 """
 
-import importlib.util
 import logging
 import os
 import re
@@ -18,11 +17,7 @@ import pytest
 
 from refavs.store.reader import FeatureStore
 from refavs.store.verify import verify
-
-_spec = importlib.util.spec_from_file_location("command", Path(__file__).parent / "command.py")
-assert _spec is not None and _spec.loader is not None
-command = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(command)
+from tests.faults import command
 
 ROWS = {"clips": 1, "objects": 8, "text": 64}
 BACK_S = 3600.0
@@ -31,13 +26,13 @@ BACK_S = 3600.0
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A benchmark of a few clips."""
-    return command.benchmark(tmp_path_factory.mktemp("source") / "bench", 9)
+    return command.benchmark(tmp_path_factory.mktemp("source") / "bench", 5)
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 6 MB, room for some clips and not for all."""
-    with command.small_disk(tmp_path / "disk", "6m") as folder:
+    """A disk of 3 MB, room for some clips and not for all."""
+    with command.small_disk(tmp_path / "disk", "3m") as folder:
         yield folder
 
 

@@ -301,7 +301,7 @@ def _unreadable(path: Path, error: Exception) -> WeightsError:
 
 def _released_shapes(model: ReleasedHead) -> dict[str, tuple[int, ...]]:
     """Every tensor of the release's checkpoint but those of Swin, by its name there."""
-    from transformers import Mask2FormerConfig
+    from transformers.models.mask2former.configuration_mask2former import Mask2FormerConfig
     from transformers.models.mask2former.modeling_mask2former import Mask2FormerTransformerModule
 
     config, width = model.config, model.config.width
