@@ -45,7 +45,7 @@ def test_new_setting_keeps_the_keys_and_a_changed_default_changes_them_and_is_to
     ledger.set_sweep(defaults=ledger.defaults | {"train.epochs": 9, "gone": 1})
     after = ledger.entries(TRIALS, "store")
     assert not {entry.key for entry in before} & {entry.key for entry in after}
-    told = f"defaults have changed since {tmp_path} began: train.epochs from 9 to 50; 2 trials that take them are new"
+    told = f"defaults have changed since {tmp_path} began: train.epochs from 9 to 50; 2 trials that use them are new"
     assert told in ledger.changes(after)
     stated = expand("g", {"base": {"train.epochs": 9}, "grid": {"model.beta": [0, 1]}}, "g.yaml", {}).trials
     assert [entry.key for entry in ledger.entries(stated, "store")] == [entry.key for entry in before]
@@ -88,7 +88,7 @@ def test_sweep_on_a_file_system_without_locks_is_refused_on_one_line(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", without_locks)
-    told = rf"without locks \({os.strerror(number)}\), .*; mount it with them \(Lustre: -o flock\) or give another"
+    told = rf"without locks \({os.strerror(number)}\), .*; mount it with locks \(Lustre: -o flock\) or give another"
     with pytest.raises(ConfigError, match=told), Ledger(tmp_path).locked():
         pass
 
@@ -148,6 +148,6 @@ def test_trial_that_is_a_link_is_not_thrown_away(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "thesis.txt").touch()
     entry.folder.symlink_to(tmp_path / "elsewhere")
     before = sorted(path.name for path in (tmp_path / "elsewhere").iterdir())
-    with pytest.raises(ConfigError, match=r"is a link to .*elsewhere, and what lies there is not thrown away"):
+    with pytest.raises(ConfigError, match=r"is a link to .*elsewhere, whose content is not deleted"):
         ledger.discard(entry)
     assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == before
