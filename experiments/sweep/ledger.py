@@ -164,12 +164,12 @@ class Ledger:
 
     @property
     def changed_defaults(self) -> dict[str, tuple[Any, Any]]:
-        """Old and new default of each setting whose default has changed since the sweep began."""
+        """Defaults then and now, of settings whose default in the code is another than when the sweep began."""
         now = flat(TrialConfig())
         return {name: (then, now[name]) for name, then in self.defaults.items() if then != now[name]}
 
     def changes(self, entries: list[Entry]) -> str:
-        """A message about changed defaults that turn finished trials into new ones; empty if there are none."""
+        """Says which changed defaults made new trials of some that may have been finished; empty where none did."""
         changed = self.changed_defaults
         new = [
             entry for entry in entries if entry.state == "new"
@@ -177,10 +177,10 @@ class Ledger:
         ]
         if not new:
             return ""
-        shown = ", ".join(f"{name} from {then} to {now}" for name, (then, now) in sorted(changed.items()))
+        told = ", ".join(f"{name} from {then} to {now}" for name, (then, now) in sorted(changed.items()))
         return (
-            f"defaults have changed since {self.root} began: {shown}; {len(new)} trials that use them are new, and "
-            "trials finished with the old values stay (to continue with those, set them in the grid's base)"
+            f"defaults have changed since {self.root} began: {told}; {len(new)} trials that take them are new, and "
+            "what was finished with the former values stays (to go on with those, set them in the grid's base)"
         )
 
     @property

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -36,26 +36,21 @@ class Watch:
         self.title, self.trials, self.to_come = title, dict(trials), to_come
         self.note = ""
         total = sum(trial.epochs for trial in trials.values()) + to_come * epochs
-        self._terminal = sys.stderr.isatty()
         self._console = PlainConsole(stderr=True)
-        self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._terminal else None
-        self._bar = None if self._terminal else ProgressBar(title, total, "epochs")
+        self._display = (
+            Live(console=self._console, auto_refresh=False, transient=True) if sys.stderr.isatty()
+            else ProgressBar(title, total, "epochs")
+        )  # fmt: skip
         self._shown = -math.inf
 
     def __enter__(self) -> "Watch":
-        if self._live is not None:
-            self._live.start()
-        if self._bar is not None:
-            self._bar.__enter__()
+        self._display.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
-        if self._bar is not None:
-            self._bar.__exit__(kind, error, trace)
+        self._display.__exit__(kind, error, trace)
 
     def add(self, entry: "Entry") -> None:
         """Adds a trial that a search suggested."""
@@ -67,11 +62,11 @@ class Watch:
         trial = self.trials[entry.key]
         before = trial.epoch
         trial.see(records)
-        if self._bar is not None:
+        if isinstance(self._display, ProgressBar):
             score = "" if math.isnan(trial.score) else f" val J {100 * trial.score:.1f}"
             left = duration(seconds_left(list(self.trials.values()), self.to_come))
             note = f"{trial.title}: epoch {trial.epoch}{score}{f', about {left} left' if left else ''}"
-            self._bar.advance(trial.epoch - before, note)
+            self._display.advance(trial.epoch - before, note)
 
     def state(self, entry: "Entry", state: str, reason: str = "") -> None:
         """Takes a trial's new state."""
@@ -88,11 +83,11 @@ class Watch:
             note: replaces the line below the table.
         """
         self.note = self.note if note is None else note
-        if self._bar is not None:
-            self._bar.advance(0)
-        if self._live is not None and time.monotonic() - self._shown >= INTERVAL_S:
+        if isinstance(self._display, ProgressBar):
+            self._display.advance(0)
+        elif time.monotonic() - self._shown >= INTERVAL_S:
             self._shown = time.monotonic()
-            self._live.update(self.view(), refresh=True)
+            self._display.update(self.view(), refresh=True)
 
     def view(self) -> Group:
         """The present table: running trials first, as many as the terminal has lines for."""
@@ -129,12 +124,9 @@ def progress_table(trials: Sequence[Progress], title: str, typical_s: float = ma
         left = trial.seconds_left(typical_s) if trial.state == "running" else math.nan
         table.add_row(
             trial.name, str(trial.seed), *([trial.key] if keys else []), f"{trial.epoch}/{trial.epochs}",
-            *_cells(trial), duration(left), Text(trial.state, style=STYLES.get(trial.state, "")),
+            "" if math.isnan(trial.loss) else f"{trial.loss:.3f}",
+            "" if math.isnan(trial.score) else f"{100 * trial.score:.1f}",
+            "" if math.isnan(trial.seconds_per_epoch) else f"{trial.seconds_per_epoch:.3g}",
+            duration(left), Text(trial.state, style=STYLES.get(trial.state, "")),
         )  # fmt: skip
     return table
-
-
-def _cells(trial: Progress) -> Iterator[str]:
-    yield "" if math.isnan(trial.loss) else f"{trial.loss:.3f}"
-    yield "" if math.isnan(trial.score) else f"{100 * trial.score:.1f}"
-    yield "" if math.isnan(trial.seconds_per_epoch) else f"{trial.seconds_per_epoch:.3g}"

@@ -58,7 +58,7 @@ class SearchGrid:
 
 
 def search_grid(plan: SearchPlan, template: Template, seeds: Sequence[int], section: Located) -> SearchGrid:
-    """Builds a search, and checks a trial at each end of its ranges.
+    """The trials of a search, with its ends tried.
 
     Args:
         section: the section of the grid file from which `plan` was read.

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from jaxtyping import Bool, Int16, UInt8
+from jaxtyping import Int16, UInt8
 from PIL import Image
 
 from refavs.errors import DatasetError
@@ -167,7 +167,8 @@ def _write_medium(
         frame, labels = render(clip.scene, float(second))
         Image.fromarray(frame).save(frames / f"{second}.jpg", quality=95, subsampling=0)
         for fid, folder in zip(fids, folders, strict=True):
-            _write_mask(folder / f"{second:05d}.png", labels[fid] & (not medium.null))
+            mask = labels[fid] & (not medium.null)
+            Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{second:05d}.png")
     write_wav(frames.parent / "audio.wav", samples)
     if video:
         moments = (np.arange(round(DURATION_S * _VIDEO_FPS)) / _VIDEO_FPS).tolist()
@@ -194,10 +195,6 @@ def write_video(path: Path, frames: UInt8[np.ndarray, "f h w 3"], samples: Int16
         container.mux(sound.encode(block))
         container.mux(picture.encode())
         container.mux(sound.encode())
-
-
-def _write_mask(path: Path, mask: Bool[np.ndarray, "h w"]) -> None:
-    Image.fromarray(mask.astype(np.uint8) * 255).save(path)
 
 
 def write_wav(path: Path, samples: Int16[np.ndarray, " n"]) -> None:

@@ -58,7 +58,7 @@ class ProgressBar:
                 TextColumn(self.unit, markup=False), TimeElapsedColumn(), TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}", markup=False), console=PlainConsole(stderr=True),
             )
-            self._task = self._bar.add_task(self.title, total=self.total, note="")
+            self._bar.add_task(self.title, total=self.total, note="")
             self._bar.start()
         return self
 
@@ -75,7 +75,7 @@ class ProgressBar:
         self.done += count
         self._note = printable(note) or self._note
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, note=self._note)
+            self._bar.update(self._bar.task_ids[0], completed=self.done, note=self._note)
         elif time.monotonic() - self._last_line >= LINE_INTERVAL_S:
             self._print_line()
 

@@ -45,7 +45,7 @@ def test_new_setting_keeps_the_keys_and_a_changed_default_changes_them_and_is_to
     ledger.set_sweep(defaults=ledger.defaults | {"train.epochs": 9, "gone": 1})
     after = ledger.entries(TRIALS, "store")
     assert not {entry.key for entry in before} & {entry.key for entry in after}
-    told = f"defaults have changed since {tmp_path} began: train.epochs from 9 to 50; 2 trials that use them are new"
+    told = f"defaults have changed since {tmp_path} began: train.epochs from 9 to 50; 2 trials that take them are new"
     assert told in ledger.changes(after)
     stated = expand("g", {"base": {"train.epochs": 9}, "grid": {"model.beta": [0, 1]}}, "g.yaml", {}).trials
     assert [entry.key for entry in ledger.entries(stated, "store")] == [entry.key for entry in before]
