@@ -67,7 +67,7 @@ def refuse_missing(uri: str) -> None:
     """
     database = database_at(uri)
     if database is not None and not database.is_file():
-        raise ConfigError(f"there is no MLflow database {database}; give by --tracking-uri where it is")
+        raise ConfigError(f"there is no MLflow database {database}; give its address by --tracking-uri")
 
 
 @contextlib.contextmanager

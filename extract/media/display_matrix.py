@@ -11,7 +11,7 @@ from PIL import Image
 if TYPE_CHECKING:
     import av
 
-# Angles this close to a right angle are rounding errors of a camera; players treat them alike.
+# Angles this close to a right angle come from a camera's rounding; players treat them as right angles.
 _NEAR_DEGREES = 1.0
 
 
