@@ -21,6 +21,7 @@ from experiments.tracking.database import first_use, sqlite_uri
 from refavs.config import digest, flat
 from refavs.errors import ConfigError, RefAVSError
 from refavs.files.partials import PARTIAL
+from refavs.machine.environment import environment_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,6 +34,8 @@ BATCH_PARAMS = 100
 DIGEST_LENGTH = 36
 LONGEST_KEY = 250
 DELETED = "must be in the 'active' state"
+# MLflow's client would retry for many minutes.
+FEW_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 REASON = "refavs.reason"
 ATTEMPT = "refavs.attempt"
 # Errors that a retry does not fix; any other may be an unreachable server or a locked database.
@@ -88,19 +91,6 @@ def metric_name(name: str) -> str:
     return plain if len(plain) <= LONGEST_KEY else f"{plain[: LONGEST_KEY - 9]}-{digest(name)[:8]}"
 
 
-@contextlib.contextmanager
-def few_retries() -> Iterator[None]:
-    """Notices an unreachable server in seconds instead of the many minutes for which MLflow's client retries."""
-    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-    own = [name for name in limits if name not in os.environ]
-    os.environ.update({name: limits[name] for name in own})
-    try:
-        yield
-    finally:
-        for name in own:
-            os.environ.pop(name, None)
-
-
 def lasts(error: BaseException) -> bool:
     """Whether a retry would meet the same error."""
     if isinstance(error, UnreachableError):
@@ -137,7 +127,7 @@ def first_contact(uri: str) -> Iterator["MlflowClient"]:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        with few_retries():
+        with environment_of(FEW_RETRIES):
             with first_use(uri):
                 client = MlflowClient(tracking_uri=uri)
             yield client

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from experiments.sweep.ledger import Entry, Ledger, read_metrics
 from experiments.sweep.record_types import Sent
 from experiments.sweep.stores import store_of
-from experiments.tracking.client import Tracker, few_retries, gone, lasts, one_line, without_password
+from experiments.tracking.client import FEW_RETRIES, Tracker, gone, lasts, one_line, without_password
 from experiments.tracking.model_card import write_card
 from experiments.training.resume import read_json, write_json
+from refavs.machine.environment import environment_of
 
 if TYPE_CHECKING:
     from refavs.store import FeatureStore
@@ -135,7 +136,7 @@ class Mirror:
 
     def _loop(self) -> None:
         pause = FIRST_PAUSE_S
-        with few_retries():
+        with environment_of(FEW_RETRIES):
             while True:
                 with self._changed:
                     self._current.clear()

@@ -13,6 +13,7 @@ from typing import Any
 from refavs.choices import Device
 from refavs.errors import ConfigError
 from refavs.files.temporary import temporary_folder
+from refavs.machine.environment import environment_of
 from refavs.machine.processors import PASSIVE_WAITING
 from refavs.terminal.printing import warn
 
@@ -192,33 +193,16 @@ def own_modules() -> Any:
 
 
 @contextmanager
-def environment_of(variables: Mapping[str, str]) -> Iterator[None]:
-    """Sets variables for processes started inside, except those that the user has set; restores them afterwards."""
-    new = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(new)
-    try:
-        yield
-    finally:
-        for name in new:
-            os.environ.pop(name, None)
-
-
-@contextmanager
 def own_token() -> Iterator[None]:
     """Sets a random token for this run's Ray, without which no other process can run code there.
 
     Overrides tokens in the user's environment, which are for clusters, and restores them afterwards.
     """
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    before = {name: os.environ.get(name) for name in token}
-    os.environ.update(token)
-    _reload_token()
     try:
-        yield
+        with environment_of({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}, override=True):
+            _reload_token()
+            yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            os.environ.update({} if value is None else {name: value})
         _reload_token()
 
 

@@ -61,7 +61,7 @@ Reading = Callable[[Situation, str, str], Meaning | None]  # (situation, word, n
 Relation = Callable[[Situation, int, int], bool | None]  # of the first to the second object; None if unclear
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Template:
     """A sentence with placeholders.
 
@@ -275,48 +275,44 @@ def _entire(situation: Situation, word: str, noun: str) -> Meaning | None:
     return Meaning(referents=situation.where(lambda item: item.visible(0.0)), without={"time": situation.everything})
 
 
-def _template(pattern: str, grade: int, dimension: str, reading: Reading, words: Sequence[str] = ("",)) -> Template:
-    return Template(pattern=pattern, grade=grade, dimension=dimension, reading=reading, words=tuple(words))
-
-
 # Differs from Fig. 4: the subject is "object" wherever its category would identify it (categories do not repeat).
 # "The object [spatial] the sounding object" is left out: if unique, it is always the outermost object.
 TEMPLATES: tuple[Template, ...] = (
-    _template("The [object].", 1, "semantic", _noun),
-    _template("The [color] object.", 1, "semantic", _colour, tuple(COLOURS)),
-    _template("The object [spatial] the [object].", 1, "spatial", _spatial, tuple(SPATIAL)),
-    _template("The sounding object.", 2, "acoustic", _sounding),
-    _template(
+    Template("The [object].", 1, "semantic", _noun),
+    Template("The [color] object.", 1, "semantic", _colour, tuple(COLOURS)),
+    Template("The object [spatial] the [object].", 1, "spatial", _spatial, tuple(SPATIAL)),
+    Template("The sounding object.", 2, "acoustic", _sounding),
+    Template(
         "The object making the [volume sup] sound.", 4, "acoustic", _extreme(_VOLUME_SUP, True), tuple(_VOLUME_SUP)
     ),
-    _template(
+    Template(
         "The object making [volume] sound than the [object].", 4, "acoustic", _compared(_VOLUME, True), tuple(_VOLUME)
     ),
-    _template(
+    Template(
         "The object volume is [volume] over the time.", 5, "acoustic+temporal", _changing, ("louder", "lower")
     ),
-    _template(
+    Template(
         "The [time] object to make a sound.", 5, "acoustic+temporal", _extreme(_SOUND_TIME, True), tuple(_SOUND_TIME)
     ),
-    _template(
+    Template(
         "The object making a sound [sequence] the [object].", 5, "acoustic+temporal",
         _compared(_SOUND_SEQUENCE, True), tuple(_SOUND_SEQUENCE),
     ),
-    _template("The object that keeps making sound at all times.", 5, "acoustic+temporal", _always),
-    _template(
+    Template("The object that keeps making sound at all times.", 5, "acoustic+temporal", _always),
+    Template(
         "The object making [duration] sound duration than the [object].", 5, "acoustic+temporal",
         _compared(_DURATION, True), tuple(_DURATION),
     ),
-    _template(
+    Template(
         "The object making the [duration sup] sound duration.", 5, "acoustic+temporal",
         _extreme(_DURATION_SUP, True), tuple(_DURATION_SUP),
     ),
-    _template("The object appearing through the entire video.", 1, "spatial+temporal", _entire),
-    _template(
+    Template("The object appearing through the entire video.", 1, "spatial+temporal", _entire),
+    Template(
         "The [time] object appearing in the video.", 1, "spatial+temporal",
         _extreme(_SIGHT_TIME, False), tuple(_SIGHT_TIME),
     ),
-    _template(
+    Template(
         "The object appearing [sequence] the [object].", 2, "spatial+temporal",
         _compared(_SIGHT_SEQUENCE, False), tuple(_SIGHT_SEQUENCE),
     ),

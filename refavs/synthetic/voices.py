@@ -74,43 +74,19 @@ def _noise(time_s: Wave, low_hz: float, high_hz: float, rng: np.random.Generator
     return np.fft.irfft(spectrum * ((frequency > low_hz) & (frequency < high_hz)), len(time_s))
 
 
-def _hum(time_s: Wave, tuning: float, rng: np.random.Generator) -> Wave:
-    return _harmonics(time_s, 220 * tuning, {1: 1.0, 2: 0.1})
-
-
-def _reed(time_s: Wave, tuning: float, rng: np.random.Generator) -> Wave:
-    return _harmonics(time_s, 440 * tuning, {order: 1 / order for order in range(1, 16, 2)})
-
-
-def _string(time_s: Wave, tuning: float, rng: np.random.Generator) -> Wave:
-    return _harmonics(time_s, 880 * tuning, {order: 1 / order for order in range(1, 8)})
-
-
-def _hiss(time_s: Wave, tuning: float, rng: np.random.Generator) -> Wave:
-    return _noise(time_s, 2_600 * tuning, 4_000 * tuning, rng)
-
-
-def _beat(time_s: Wave, tuning: float, rng: np.random.Generator) -> Wave:
-    return _harmonics(time_s, 620 * tuning, {1: 1.0}) + _harmonics(time_s, 626 * tuning, {1: 1.0})
-
-
-def _warble(time_s: Wave, tuning: float, rng: np.random.Generator) -> Wave:
-    return np.sin(2 * math.pi * 1_500 * tuning * time_s + 12 * np.sin(2 * math.pi * 5 * time_s))
-
-
-def _rumble(time_s: Wave, tuning: float, rng: np.random.Generator) -> Wave:
-    return _noise(time_s, 90 * tuning, 170 * tuning, rng)
-
-
 # All objects of a category sound alike, so a voice identifies its object.
 VOICES: dict[str, Callable[[Wave, float, np.random.Generator], Wave]] = {
-    "disc": _hum,
-    "square": _reed,
-    "triangle": _string,
-    "star": _hiss,
-    "ring": _beat,
-    "diamond": _warble,
-    "cross": _rumble,
+    "disc": lambda time_s, tuning, rng: _harmonics(time_s, 220 * tuning, {1: 1.0, 2: 0.1}),  # hum
+    "square": lambda time_s, tuning, rng: _harmonics(time_s, 440 * tuning, {n: 1 / n for n in range(1, 16, 2)}),  # reed
+    "triangle": lambda time_s, tuning, rng: _harmonics(time_s, 880 * tuning, {n: 1 / n for n in range(1, 8)}),  # string
+    "star": lambda time_s, tuning, rng: _noise(time_s, 2_600 * tuning, 4_000 * tuning, rng),  # hiss
+    "ring": lambda time_s, tuning, rng: (  # beat
+        _harmonics(time_s, 620 * tuning, {1: 1.0}) + _harmonics(time_s, 626 * tuning, {1: 1.0})
+    ),
+    "diamond": lambda time_s, tuning, rng: (  # warble
+        np.sin(2 * math.pi * 1_500 * tuning * time_s + 12 * np.sin(2 * math.pi * 5 * time_s))
+    ),
+    "cross": lambda time_s, tuning, rng: _noise(time_s, 90 * tuning, 170 * tuning, rng),  # rumble
 }
 
 

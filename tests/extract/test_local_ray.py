@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from extract.pipeline import local_ray
-from extract.pipeline.local_ray import environment_of, ray_at
+from extract.pipeline.local_ray import ray_at
 from refavs.errors import ConfigError
+from refavs.machine.environment import environment_of
 from tests.extract.listening import listening
 
 TIMED_OUT = "The current node timed out during startup. This could happen because some of the raylet failed to startup"
