@@ -171,7 +171,7 @@ def check_models(grid: Grid, store: FeatureStore) -> list[str]:
     known, fresh = set(), {}
     for trial in grid.kinds:
         init, own = trial.config.train.init, store_of(trial, store)
-        kind = (replace(trial.config.model, beta=0 * trial.config.model.beta), init, own.fingerprint)  # NaN stays NaN
+        kind = (replace(trial.config.model, beta=0 * trial.config.model.beta), init, own.fingerprint)  # or NaN: refused
         if kind in known:
             continue
         known.add(kind)

@@ -102,7 +102,7 @@ def contents_rows(store: FeatureStore) -> list[list[str | int | None]]:
 
 
 def _mask_checksums(store: FeatureStore) -> dict[int, int]:
-    """CRC-32C of each object's masks, from the store's commit records."""
+    """CRC-32C of each object's masks, as the store's commit records have them."""
     table = store.specs[MASK].table
     size = store.schema.tables[table].rows_per_shard
     return {

@@ -1,4 +1,4 @@
-"""The final tables of a sweep: trials and constant predictions, best first, and a breakdown by dimension."""
+"""The table that a sweep ends with: trials best first, the constant predictions among them, and a break-down."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Row:
         return float(np.mean(values)) if values else None
 
     def interval(self, metric: str) -> float | None:
-        """Half-width of the 95 % t interval of the mean; None with fewer than two seeds."""
+        """Half the 95 % t interval of the mean; None with fewer than two seeds."""
         values = [run[metric] for run in self.runs if metric in run]
         if len(values) < 2:
             return None
@@ -43,7 +43,7 @@ class Row:
 
 
 def rows_of(entries: Sequence[Entry], controls: dict[str, dict[str, float]]) -> list[Row]:
-    """Finished trials, seeds pooled, and constant predictions; best first by J on test_s."""
+    """Finished trials, seeds taken together, and constants; best first by J on test_s."""
     runs: dict[str, list[dict[str, float]]] = {}
     for entry in entries:
         result = entry.result
@@ -60,7 +60,7 @@ def rows_of(entries: Sequence[Entry], controls: dict[str, dict[str, float]]) -> 
 
 
 def main_table(rows: Sequence[Row], title: str) -> Table:
-    """J, F and falsely empty frames in percent, S as a fraction; means over seeds with 95 % intervals."""
+    """J, F and the share of falsely empty frames in percent, S as it is; means over seeds with 95 % intervals."""
     table = Table(title=title, title_justify="left", caption=_caption(rows), caption_justify="left",
                   box=box.SIMPLE_HEAD)
     table.add_column("trial")
@@ -77,7 +77,7 @@ def main_table(rows: Sequence[Row], title: str) -> Table:
 
 
 def dimension_table(rows: Sequence[Row]) -> Table | None:
-    """J on test_s by the dimension of the expression; None if the store has fewer than two."""
+    """J on test_s by the dimension of the expression; None where the store names fewer than two."""
     names = sorted(
         {key.split("/")[1] for row in rows for run in row.runs for key in run if key.startswith("test_s/")
          and key.count("/") == 2}
@@ -114,7 +114,7 @@ def csv_text(entries: Sequence[Entry], controls: dict[str, dict[str, float]], st
 
 
 def cell(row: Row, metric: str) -> str:
-    """A mean, with its interval if there are several seeds; a dash if there is no value."""
+    """A mean, with its interval where there are several seeds; a dash where there is nothing."""
     mean, interval = row.mean(metric), row.interval(metric)
     if mean is None:
         return "-"
