@@ -1,9 +1,9 @@
-# For a fresh machine with Python >= 3.11 and make: `make demo` and `make test`; while working, `make check`.
+# Needs Python >= 3.11 and make. First `make demo` and `make test`; while working, `make check`.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 QUICK := not slow and not gpu and not faults
-# If this is set, hundreds of processes of the tests and of Ray each compile every module again.
+# Otherwise hundreds of processes of the tests and of Ray would each compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo proof proof-quick proof/store check test test-slow test-faults bench-store bench-extract bench-remote \
@@ -11,8 +11,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 setup: $(STAMP)
 
-# torch first and by its exact version: torchvision would bring the newest one, with several GB of CUDA libraries. To choose
-# a build (CPU or CUDA) yourself, put it into .venv before: it is kept.
+# torch first and in its exact version: torchvision would install the newest, with several GB of CUDA libraries. A build (CPU or
+# CUDA) that is already in .venv is kept.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "refavs needs Python >= 3.11, found " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -20,8 +20,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# The main job on the embedded default: videos and sound -> features in a Zarr store -> a sweep under Ray -> MLflow.
-# Every step resumes, and says so where nothing is left to do.
+# The whole chain on synthetic clips: videos and sound -> features in a Zarr store -> a sweep under Ray -> MLflow.
+# Every step resumes, and says so if nothing is left to do.
 demo: setup
 	$(BIN)/refavs-synth demo/bench --clips 240 --seed 0
 	$(BIN)/refavs-extract demo/bench demo/store --preset tiny
@@ -29,8 +29,8 @@ demo: setup
 	$(BIN)/refavs-sweep smoke --store demo/store --out demo/smoke
 	$(BIN)/refavs-report demo/smoke
 
-# The paper's claims on a benchmark of which it is known what each expression needs: 50 trials, 2.5 hours on two processors.
-# The same command goes on where it was stopped. The quick form has 4 trials, 8 minutes.
+# The paper's claims on synthetic clips, where the cue each expression needs is known: 50 trials, 2.5 hours on two processors.
+# The same command resumes. The quick form has 4 trials, 8 minutes.
 proof: proof/store
 	$(BIN)/refavs-sweep proof --store proof/store --out proof/sweep --fuse 4
 	$(BIN)/refavs-report proof/sweep
@@ -44,8 +44,8 @@ proof/store: setup
 	$(BIN)/refavs-synth proof/bench --clips 1200 --seed 0 --no-videos
 	$(BIN)/refavs-extract proof/bench proof/store --preset tiny
 
-# What to run after every change, about 100 seconds on two processors: lint, types, and every test that starts no process and
-# takes less than about half a second of processor.
+# Run it after every change, about 100 seconds on two processors: lint, types, and every test that starts no process and takes
+# less than about half a second of processor time.
 check: setup
 	$(MAKE) --no-print-directory lint & lint=$$!; \
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not process and not ray and not long and $(QUICK)' tests; tests=$$?; \
@@ -55,19 +55,19 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-# Four processes: much of the suite waits for other processes to start, die or time out.
+# Four processes, as many tests wait for other processes to start, die or time out.
 test: setup
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m '$(QUICK)' tests
 
-# With ffmpeg's command (apt-get install ffmpeg) every film of the tests is compared with what it shows, second by second.
+# If ffmpeg is installed (apt-get install ffmpeg), every film of the tests is compared with its output, second by second.
 test-slow: setup
 	$(BIN)/python -m pytest -m slow tests
 
-# The full form of what `make test` does in small: kills, flipped bits, full disks, lost nodes, bad media.
+# The full fault tests, of which `make test` has a small form: kills, flipped bits, full disks, lost nodes, bad media.
 test-faults: setup
 	$(BIN)/python -m pytest -m faults tests
 
-# Each prints tables of ratios from one run; leave the machine alone meanwhile.
+# Each prints tables of ratios from one run; run nothing else meanwhile.
 bench-store: setup
 	$(BIN)/python tests/benchmarks/bench_store.py
 
@@ -93,8 +93,8 @@ bench-sweep: setup
 	$(BIN)/python tests/benchmarks/bench_sweep.py
 
 
-# On a machine with a GPU, in under 8 minutes. Where there is no network: WHEELS=FOLDER, filled elsewhere by
-# infra/gpu-carry.sh, and PYTHON=one that has torch for CUDA.
+# On a machine with a GPU, in under 8 minutes. Without network: WHEELS=FOLDER, filled elsewhere by infra/gpu-carry.sh, and
+# PYTHON=an interpreter with torch for CUDA.
 ifdef WHEELS
 check-gpu:
 	$(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target $(WHEELS)/site $(WHEELS)/*.whl

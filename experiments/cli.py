@@ -1,4 +1,4 @@
-"""refavs-sweep: runs what is missing of a grid and compares its trials."""
+"""refavs-sweep: runs the unfinished trials of a grid and compares all of them."""
 
 import argparse
 import math
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from refavs.store import FeatureStore
 
 RETRY = "--retry-failed tries them again from their last epoch"
-STATUS, SETTINGS = "status", "settings"  # no grid has these names
+STATUS, SETTINGS = "status", "settings"  # reserved names
 EPILOG = """examples:
   refavs-sweep smoke --store demo/store                     the shipped grid `smoke`, into runs/smoke
   refavs-sweep beta --store store --dry-run                 what is done and what is missing
   refavs-sweep my.yaml --store store --set train.epochs=3   a grid file, with a setting replaced
-  refavs-sweep status runs/smoke                            how far it is, from any other terminal
+  refavs-sweep status runs/smoke                            its progress, from any other terminal
   refavs-sweep settings                                     every setting of a trial: default, accepted values, meaning
 """
 
@@ -48,33 +48,33 @@ def build_parser() -> CommandParser:
                         "or a URL; given several times as NAME=STORE, each trial runs on each of them")
     parser.add_argument("--out", type=Path, help="the sweep's folder; default: runs/NAME")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                        help="replace a setting of the grid's base, one that 'refavs-sweep settings' lists; may be "
+                        help="replace a setting of the grid's base; 'refavs-sweep settings' lists all settings; may be "
                         "given several times")
-    parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="has mask2former/ for trials with "
-                        "model.decoder_weights=mask2former, as refavs-extract takes it")
+    parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="same folder as for refavs-extract; has "
+                        "mask2former/ for trials with model.decoder_weights=mask2former")
     parser.add_argument("--any-store", action="store_true",
-                        help="train a head from train.init that was trained on other features")
+                        help="accept a train.init checkpoint that was trained on other features")
     parser.add_argument("--dry-run", action="store_true",
-                        help="list the trials, done and to do, with what they cost; takes seconds and writes nothing")
+                        help="list the trials, done and to do, and their cost; takes seconds and writes nothing")
     parser.add_argument("--retry-failed", action="store_true",
-                        help="run failed trials again, from their last epoch; without it they stay failed")
+                        help="run failed trials again, from their last epoch; by default they stay failed")
     parser.add_argument("--rerun", action="append", default=[], metavar="KEY", help="discard the result of the "
                         "trial whose key begins with KEY and run it again; may be given several times")
     parser.add_argument("--register", metavar="NAME",
                         help="register the model of the best trial by J on val under this name in MLflow")
     parser.add_argument("--address", help="a running Ray cluster; default: one on this machine for this sweep")
     parser.add_argument("--max-concurrent", type=int, metavar="N",
-                        help="trials at once; default: as many as the processors allow")
+                        help="largest number of trials at once; default: as many as the processors allow")
     parser.add_argument("--cpus-per-trial", type=float, default=1.0, metavar="N",
                         help="processors of a trial, or of each of its workers")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
-                        help="where trials run; auto takes GPUs where there are any, on this machine or the cluster")
+                        help="where trials run; auto takes the GPUs of this machine or cluster, if any")
     parser.add_argument("--gpus-per-trial", type=_gpus, metavar="N|auto", help="GPUs of a trial, or a share of one; "
-                        "default: 1 on a GPU; auto packs as many trials on each as fit by the memory of the largest, "
-                        "which uses GPUs better than several workers a trial (not tried on one yet)")
+                        "default: 1 on a GPU; auto puts as many trials on each GPU as its memory allows for the "
+                        "largest, which uses GPUs better than several workers per trial (not tried on a GPU yet)")
     parser.add_argument("--fuse", type=_fuse, default=1, metavar="K|auto",
-                        help="train up to K trials that read the same batches in one process, over one read; auto: the "
-                        "largest K that keeps every slot busy")
+                        help="train up to K trials that read the same batches in one process, reading each batch once; "
+                        "auto: the largest K that keeps every slot busy")
     parser.add_argument("--tracking-uri", help="MLflow server or database; default: mlflow.db beside the "
                         "sweep's folder")
     return parser
@@ -109,15 +109,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return settings(arguments[1:])
     args = build_parser().parse_args(arguments)
-    if args.dry_run:  # the only run that computes in this process
+    if args.dry_run:  # the only case that computes in this process
         share_processors()
     return run_command("refavs-sweep", lambda: _sweep(args))
 
 
 def _sweep(args: argparse.Namespace) -> int:
     if args.grid in (STATUS, SETTINGS):
-        raise ConfigError(f"no grid is named {args.grid!r}; write 'refavs-sweep {STATUS} SWEEP' to see how far a sweep "
-                          f"is, and 'refavs-sweep {SETTINGS}' to see the settings of a trial")  # fmt: skip
+        raise ConfigError(f"no grid is named {args.grid!r}; write 'refavs-sweep {STATUS} SWEEP' to see the progress of "
+                          f"a sweep, and 'refavs-sweep {SETTINGS}' to see the settings of a trial")  # fmt: skip
     for name in ("max_concurrent", "cpus_per_trial"):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
@@ -156,7 +156,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _gpus_per_trial(args: argparse.Namespace) -> float:
-    """How many GPUs a trial takes; `auto` begins with a whole one and is measured later."""
+    """GPUs of a trial; `auto` starts with a whole one and is measured later."""
     from extract.pipeline.local_ray import chosen_gpus
 
     asked = 1.0 if args.gpus_per_trial == "auto" else args.gpus_per_trial
@@ -166,14 +166,14 @@ def _gpus_per_trial(args: argparse.Namespace) -> float:
 
 
 def _warn_of_slow_bf16(grid: "Grid", gpus_per_trial: float) -> None:
-    """Says what bf16 costs on a processor without instructions for it, where the grid names it."""
+    """Warns about the cost of bf16 on a processor without instructions for it, if the grid asks for bf16."""
     from refavs.machine.accelerator import slow_bf16
 
     trials = [trial.config for trial in grid.kinds]
     named = any(config.train.precision == "bf16" and not (config.resources.gpus or gpus_per_trial) for config in trials)
     if named and (factor := slow_bf16("cpu")) is not None:
-        _warn(f"bf16 takes {factor:.1f} times as long as fp32 on this processor (measured now on a convolution), which "
-              "has no instructions for it; leave out train.precision, or set it to fp32")  # fmt: skip
+        _warn(f"bf16 takes {factor:.1f} times as long as fp32 (measured now on a convolution), as this processor has "
+              "no instructions for it; leave out train.precision, or set it to fp32")  # fmt: skip
 
 
 def _warn(line: str) -> None:
@@ -181,15 +181,15 @@ def _warn(line: str) -> None:
 
 
 def few_per_worker(trials: "Sequence[Trial]") -> list[str]:
-    """A line about trials whose workers have an expression of each batch or less, and so gain nothing."""
+    """A line about trials that gain nothing from several workers, as each gets at most one expression of a batch."""
     few = [trial for trial in trials if 1 < trial.config.resources.workers >= trial.config.train.batch_size]
     if not few:
         return []
     name, config = few[0].name, few[0].config
     more = f" and {len(few) - 1} more" if len(few) > 1 else ""
     return [f"warning: trial {name!r}{more} shares a batch of {config.train.batch_size} expressions among "
-            f"{config.resources.workers} workers, which gains nothing; take --set resources.workers=1 and run more "
-            "trials at once, on GPUs by --gpus-per-trial auto, or a larger train.batch_size"]  # fmt: skip
+            f"{config.resources.workers} workers, which gains nothing; use --set resources.workers=1 and run more "
+            "trials at once (on GPUs: --gpus-per-trial auto), or a larger train.batch_size"]  # fmt: skip
 
 
 def _dry_run(
@@ -241,16 +241,16 @@ def _dry_run(
 
 
 def _where_to_look(uri: str, out: Path) -> str:
-    """The tracking address, and for a database the command that opens it."""
+    """The tracking address, and for a database the command that shows it."""
     from experiments.tracking.client import default_tracking_uri, without_password
-    from experiments.tracking.moved import database_at
+    from experiments.tracking.database import database_at
 
     uri = without_password(uri)
     database = database_at(uri)
     if database is None or database.suffix != ".db":
         return uri
     place = str(out if uri == default_tracking_uri(out) else database)
-    return f"{uri}; to look at it: infra/mlflow-ui.sh {shlex.quote(place)}"
+    return f"{uri}; to view it: infra/mlflow-ui.sh {shlex.quote(place)}"
 
 
 def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") -> int:
@@ -270,8 +270,8 @@ def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") ->
             "with published numbers", style="bold yellow",
         )
     best = Search(grid, Ledger(out), store.fingerprint).best() if grid.search else None
-    told = [f"best point: {best[0]}: {grid.search.plan.metric} {best[1]:.5g}"] if best and grid.search else []
-    for line in [*told, *_summary(outcome)]:
+    best_line = [f"best point: {best[0]}: {grid.search.plan.metric} {best[1]:.5g}"] if best and grid.search else []
+    for line in [*best_line, *_summary(outcome)]:
         console.print(line)
     console.print(f"pictures and checkpoints: {out}/trials")
     if any(entry.state == "finished" for entry in outcome.entries):
@@ -281,26 +281,26 @@ def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") ->
     for title, reason in failures.items():
         console.print(f"failed: {title}: {reason}", style="red")
     if failures:
-        console.print(f"{len(failures)} of {len(outcome.entries)} trials failed; the same command leaves them so, and "
-                      f"with {RETRY}")  # fmt: skip
+        console.print(f"{len(failures)} of {len(outcome.entries)} trials failed; the same command leaves them failed; "
+                      f"{RETRY}")  # fmt: skip
     if outcome.unsent:
         why = f" ({outcome.unsent_reason})" if outcome.unsent_reason else ""
-        console.print(f"NOT in MLflow yet{why}: {', '.join(outcome.unsent)}; it is kept in {out}, and the same command "
-                      "sends it", style="bold yellow")  # fmt: skip
+        console.print(f"NOT in MLflow yet{why}: {', '.join(outcome.unsent)}; all data is kept in {out}, and the same "
+                      "command sends it", style="bold yellow")  # fmt: skip
     for title, why in outcome.refused.items():
-        console.print(f"MLflow REFUSES {title}: {why}; it is kept in {out}, and sending it again does not help before "
-                      "that has changed", style="bold yellow")  # fmt: skip
+        console.print(f"MLflow REFUSES {title}: {why}; all data is kept in {out}; remove the reason before you run the "
+                      "same command again", style="bold yellow")  # fmt: skip
     if outcome.interrupted:
-        console.print("stopped as asked; run the same command again to go on")
+        console.print("stopped as asked; run the same command again to resume")
         return Exit.INTERRUPTED
     return Exit.FAILURES if failures or outcome.unsent or outcome.refused else Exit.COMPLETE
 
 
 def _summary(outcome: "Outcome") -> list[str]:
-    """How far the sweep is, on one line."""
+    """The sweep's progress, on one line."""
     states = [entry.state for entry in outcome.entries]
-    others = {"failed": "failed", "pruned": "pruned", "stopped": "stopped", "new": "not begun"}
-    counts = [f"{states.count(state)} {told}" for state, told in others.items() if state in states]
+    others = {"failed": "failed", "pruned": "pruned", "stopped": "stopped", "new": "not started"}
+    counts = [f"{states.count(state)} {label}" for state, label in others.items() if state in states]
     finished = f"{states.count('finished')} of {len(states)}"
     if outcome.num_ended == 0 and not outcome.interrupted and states.count("finished") == len(states):
         return [f"nothing to do: all {len(states)} trials were finished before"]

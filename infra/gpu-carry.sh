@@ -1,9 +1,9 @@
 #!/bin/sh
-# Gathers what `make check-gpu` needs on a machine that has torch for CUDA and no network, as wheels:
+# Collects the wheels that `make check-gpu` needs on a machine with torch for CUDA but without network:
 #   infra/gpu-carry.sh FOLDER [PYTHON_VERSION]     default: 3.12
 # There: make check-gpu WHEELS=FOLDER PYTHON=python3
-# Taken for granted there: torch, timm, transformers, safetensors, jaxtyping, numpy, pandas, pyarrow, scipy, pillow, numba
-# and what these need.
+# That machine must have torch, timm, transformers, safetensors, jaxtyping, numpy, pandas, pyarrow, scipy, pillow, numba
+# and their dependencies.
 set -eu
 
 if [ $# -lt 1 ]; then

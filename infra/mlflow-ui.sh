@@ -19,7 +19,7 @@ mlflow=$here/.venv/bin/mlflow
 [ -x "$mlflow" ] || mlflow=mlflow
 address=sqlite:///$database
 case $database in
-    *[?%]*) cd "$(dirname "$database")" && address=sqlite:///$(basename "$database") ;;  # letters of their own in a URL
+    *[?%]*) cd "$(dirname "$database")" && address=sqlite:///$(basename "$database") ;;  # special characters in a URL
 esac
 export MLFLOW_DISABLE_TELEMETRY=true
 echo "http://127.0.0.1:$port  (Ctrl-C ends it)"

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Runs refavs-sweep or refavs-extract as a job of a running Ray cluster; this checkout's code travels with it, and the
-# job outlives this shell:
+# Runs refavs-sweep or refavs-extract as a job of a running Ray cluster, with this checkout's code; the job outlives this
+# shell:
 #   infra/ray-job.sh http://HEAD:8265 refavs-sweep GRID --store STORE --out OUT [other options]
 #   infra/ray-job.sh http://HEAD:8265 refavs-extract SOURCE STORE --weights-dir WEIGHTS [other options]
-# GRID is a shipped grid or a file below this checkout; the others are full paths on every node, or URLs of stores.
-# Without --weights-dir each node looks for weights in its own cache, and downloads what it lacks. The nodes have the
-# packages of constraints.txt, and this machine and the head have ray[default]. To let Ray install packages on the nodes
-# instead (minutes, once for each node), name a requirements file: REFAVS_PIP=constraints.txt infra/ray-job.sh ...
-# A cluster that asks for a token (as Ray's own do from 2.59 on) gets that of RAY_AUTH_TOKEN.
+# GRID is a shipped grid or a file in this checkout; the others are full paths on every node, or URLs of stores. Without
+# --weights-dir each node uses weights from its own cache, and downloads missing ones. The nodes must have the packages of
+# constraints.txt, and this machine and the head ray[default]. To let Ray install packages on the nodes instead (takes
+# minutes, once per node), name a requirements file: REFAVS_PIP=constraints.txt infra/ray-job.sh ...
+# A cluster that requires a token (Ray's default since 2.59) gets that of RAY_AUTH_TOKEN.
 set -eu
 
 if [ $# -lt 4 ]; then
@@ -16,7 +16,7 @@ if [ $# -lt 4 ]; then
 fi
 address=$1 command=$2
 shift 2
-# The folder that the code travels to is not one that all nodes see, and goes away with the job.
+# Relative paths would lie in the job's own copy of the code, which is deleted with the job.
 seen_by_all() {
     case $2 in
         /* | *://*) ;;
@@ -44,10 +44,10 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-$here/.venv/bin/python}
 [ -x "$python" ] || python=python3
 if ! "$python" -c 'import aiohttp_cors, opencensus, prometheus_client' 2>/dev/null; then
-    echo "ray-job: jobs take Ray's dashboard, which is not installed; $python -m pip install 'ray[default]'" >&2
+    echo "ray-job: jobs need Ray's dashboard, which is not installed; run $python -m pip install 'ray[default]'" >&2
     exit 2
 fi
-# What git ignores (.venv, stores, runs) does not travel; the history is only large.
+# Ray leaves out what git ignores (.venv, stores, runs); .git is left out for its size.
 environment=$(HERE=$here "$python" -c '
 import json, os, subprocess
 from pathlib import Path
@@ -55,7 +55,7 @@ def git(*arguments):
     done = subprocess.run(["git", "-C", os.environ["HERE"], *arguments], capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else ""
 environment = {"working_dir": os.environ["HERE"], "excludes": [".git", "/tests", "*.png"]}
-# What the commands give the workers of a Ray that they start themselves, see extract/pipeline/local_ray.py.
+# The same as the commands set for the workers of a local Ray, see extract/pipeline/local_ray.py.
 kept = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 environment["env_vars"] = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **kept,
                            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}

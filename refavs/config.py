@@ -15,7 +15,7 @@ Config = TypeVar("Config")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: the nearest known name, or all of them where none is near."""
+    """The end of an error message: the closest known name, or all of them if none is close."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
@@ -42,20 +42,20 @@ def kinds(config: Any) -> dict[str, Any]:
 
 
 def replace(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """Returns `config` with dotted leaves replaced, all at once: e.g. `{"model.beta": 0.5}`; their order is free.
+    """Returns `config` with dotted settings replaced, e.g. `{"model.beta": 0.5}`, all at once and in any order.
 
     Raises:
-        ConfigError: a name that does not exist, or a value of another type than the field's.
-        SettingError: values out of range or that do not agree, with the dotted names of their settings.
+        ConfigError: an unknown name, or a value of the wrong type.
+        SettingError: values out of range or in conflict, with the dotted names of their settings.
     """
     return _replaced(config, {name: typed(config, name, value) for name, value in overrides.items()})
 
 
 def typed(config: Any, name: str, value: Any) -> Any:
-    """`value` as the setting `name` of `config` takes it; an int is accepted as a float, a list as a tuple.
+    """Converts `value` to the type of the setting `name`: an int to a float, a list to a tuple, nothing else.
 
     Raises:
-        ConfigError: a name that does not exist, or a value of another type than the field's.
+        ConfigError: an unknown name, or a value of the wrong type.
     """
     known = leaves(config)
     if name not in known:
@@ -78,7 +78,6 @@ def _replaced(config: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _checked(value: Any, kind: Any, key: str) -> Any:
-    """`value` as `kind`; nothing but an int to a float and a list to a tuple is converted."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -92,7 +91,7 @@ def _checked(value: Any, kind: Any, key: str) -> Any:
         return tuple(_checked(item, arguments[0], key) for item in value)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         try:
-            return float(value) + 0.0  # of -0.0 it makes 0.0, the same number
+            return float(value) + 0.0  # turns -0.0 into 0.0
         except OverflowError:
             raise ConfigError(f"{key} is a whole number too large to compute with; accepted: up to 1.8e308") from None
     expected = origin or kind
@@ -102,12 +101,12 @@ def _checked(value: Any, kind: Any, key: str) -> Any:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """`config` as nested plain values that JSON can hold."""
+    """`config` as nested JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """`config` as one level of dotted names, the form that grids and MLflow parameters use."""
+    """`config` as one level of dotted names, as in grids and MLflow parameters."""
 
     def walk(prefix: str, value: Any) -> dict[str, Any]:
         if isinstance(value, dict):
@@ -118,12 +117,12 @@ def flat(config: Any) -> dict[str, Any]:
 
 
 def digest(facts: Any) -> str:
-    """Hex sha256 of plain values, independent of the order of keys."""
+    """Hex sha256 of JSON values, independent of the order of keys."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def file_stamp(*paths: Path) -> str:
-    """How a fingerprint names weights from files: the sha256 of their bytes."""
+    """Identifies weight files in a fingerprint by the sha256 of their bytes."""
     whole = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:

@@ -1,8 +1,8 @@
-"""The errors a user can meet. Each says what was found and where, what would be accepted, and what to run next."""
+"""Errors shown to users. Each says what was found and where, what is accepted, and what to do next."""
 
 
 class RefAVSError(Exception):
-    """Base of every error that is the input's fault; commands print it on one line and exit with status 2."""
+    """Base of every error caused by the input; commands print it on one line and exit with status 2."""
 
 
 class ConfigError(RefAVSError):
@@ -10,12 +10,12 @@ class ConfigError(RefAVSError):
 
 
 class SettingError(ConfigError):
-    """A setting whose value cannot be used, or several that do not agree.
+    """A setting with an unusable value, or several in conflict.
 
-    The message begins with the name of the first setting, as its dataclass knows it.
+    The message begins with the name of the first setting.
 
     Attributes:
-        settings: their names, the one to change first.
+        settings: the names of these settings; the first is the one to change.
     """
 
     def __init__(self, message: str, *settings: str) -> None:
@@ -26,7 +26,7 @@ class SettingError(ConfigError):
         return self.message
 
     def within(self, section: str) -> "SettingError":
-        """The same error about settings that are part of a larger configuration."""
+        """The same error with the settings' names prefixed by the section that holds them."""
         return SettingError(f"{section}.{self.message}", *(f"{section}.{name}" for name in self.settings))
 
 
@@ -35,12 +35,12 @@ class DatasetError(RefAVSError):
 
 
 class StoreError(RefAVSError):
-    """A feature store that is missing, damaged, half-written or made by other encoders."""
+    """A feature store that is missing, damaged, incomplete or made by other encoders."""
 
 
 class WeightsError(RefAVSError):
-    """Encoder weights that are missing or of another architecture."""
+    """Weights that are missing, damaged or of another architecture."""
 
 
 class StatisticsError(RefAVSError):
-    """Statistics of a run's predictions that are missing, damaged, or of something else than is asked for."""
+    """Statistics of a run's predictions that are missing, damaged, or of another run."""

@@ -92,7 +92,7 @@ def test_commands_that_make_and_read_sources(
     folder: Path, shown: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = (synth, folder / "bench", "--clips", 8, "--size", 64, "--videos", "none")
-    assert SHOWN in shown(*made) and "complete already" in shown(*made)
+    assert SHOWN in shown(*made) and "already complete" in shown(*made)
     (folder / "videos").mkdir()
     tiny = ("--preset", "tiny", "--weights", "random")
     shown(extract, folder / "videos", folder / "fresh", *tiny, status=2)

@@ -1,7 +1,7 @@
-"""Trials under Ray Tune: each a plain function, on workers that are used again.
+"""Runs trials under Ray Tune: each is a plain function on a reused worker.
 
-Tune only keeps workers and passes on what they report. What is done is the ledger's affair, so Tune's own records are
-thrown away; what runs next is the sweep's, which is asked for it as soon as there is a place.
+Tune only manages workers and passes on their reports. The ledger knows what is done, so Tune's own records are
+deleted; the sweep decides what runs next, and is asked as soon as a place is free.
 """
 
 import contextlib
@@ -23,62 +23,63 @@ from experiments.cluster.resources import Ask, Resources, fit_together
 from experiments.cluster.worker import run_trial
 from experiments.grid.config import TrialResources
 from experiments.sweep.ledger import Entry
-from extract.pipeline.local_ray import environment_of, ray_at
+from extract.pipeline.local_ray import ray_at
 from refavs.errors import ConfigError
+from refavs.machine.environment import environment_of
 from refavs.machine.processors import num_processors
 
 TUNE_PREFIX = ".tune-"
 MAX_DEATHS = 3  # of a trial's worker, without a finished epoch in between
 NODES_INTERVAL_S = 1.0
-NO_PLACE_S = 60.0  # how long a trial waits for a node that has what it asks for; a lost one may come back
+NO_PLACE_S = 60.0  # how long a trial waits for a node with its resources; a lost node may come back
 Parameters = ParamSpec("Parameters")
 Value = TypeVar("Value")
 
 
 class Trials(Protocol):
-    """A sweep as the placement of trials sees it; all of it is called in the driver."""
+    """The interface of a sweep to the placement of its trials; all methods are called in the driver."""
 
     def ready(self, places: Callable[[TrialResources], int]) -> None:
-        """Ray is there: `places` says how many trials of such resources find a place at the same time."""
+        """Called once Ray runs; `places` says how many trials with given resources run at once."""
         ...
 
     def next(self) -> list[Entry] | None:
-        """The trials to run together in one process next; one of several workers is alone.
+        """The next trials, to run together in one process; a trial with several workers comes alone.
 
-        Asked when there is a place. None, or an empty list: there is nothing now; asked again when a trial has ended.
+        Called when a place is free. If there is none (None or empty), called again after a trial has ended.
         """
         ...
 
     def started(self, entry: Entry) -> None:
-        """A worker takes the trial; again after its worker died."""
+        """Called when a worker takes the trial, also after the death of its previous worker."""
         ...
 
     def progressed(self, entry: Entry, records: list[dict[str, Any]]) -> None:
-        """Records of epochs, some of which may have been there before. May call `entry.ask_to_stop()`."""
+        """Called with records of epochs, new or repeated. May call `entry.ask_to_stop()`."""
         ...
 
     def ended(self, entry: Entry, reason: str) -> None:
-        """The trial ended: with why it failed, or an empty reason. One asked to stop has an empty one and no result."""
+        """Called at a trial's end, with the reason if it failed; a trial asked to stop has no reason and no result."""
         ...
 
     def waited(self) -> None:
-        """Several times a second, whatever the trials do."""
+        """Called several times a second, whatever the trials do."""
         ...
 
 
 def run_trials(
     trials: Trials, store: str, resources: Resources, root: Path, asked: Collection[TrialResources]
 ) -> None:
-    """Runs what `trials` gives and returns when nothing more comes and everything has ended.
+    """Runs `trials` until none is left.
 
-    A trial whose worker or node dies goes on from its last epoch by itself, and fails after several deaths in a row.
+    A trial whose worker or node dies resumes from its last epoch, and fails after several deaths in a row.
 
     Args:
-        root: the sweep's folder, which all nodes see.
-        asked: the resources that occur among the trials.
+        root: the sweep's folder, visible to all nodes.
+        asked: all resources that the trials ask for.
 
     Raises:
-        ConfigError: no cluster answers, or one of the `asked` finds no place on it at all.
+        ConfigError: no cluster answers, or none of its nodes has the resources that some trial asks for.
     """
     for stale in root.glob(f"{TUNE_PREFIX}*"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -93,7 +94,7 @@ def run_trials(
                 _tune(placement, records)
             except Exception:
                 if placement.error is not None:
-                    raise placement.error from None  # Tune would give its text only
+                    raise placement.error from None  # Tune's own error has only its text
                 raise
     finally:
         shutil.rmtree(records, ignore_errors=True)
@@ -113,13 +114,13 @@ def _tune(placement: "_Placement", records: Path) -> None:
 
 
 def _bundle(settings: dict[str, Any]) -> ray.tune.PlacementGroupFactory:
-    """What the process of a trial takes. The processors of several workers are asked for by Ray Train."""
+    """Resources of a trial's process; for several workers Ray Train requests the processors."""
     amounts: dict[str, float] = settings["resources"] if settings["workers"] == 1 else {"CPU": 0, "memory": 1}
     return ray.tune.PlacementGroupFactory([amounts])
 
 
-def _kept(call: Callable[Parameters, Value]) -> Callable[Parameters, Value]:
-    """Keeps the error of a call by Tune, which turns it into text."""
+def _keeps_error(call: Callable[Parameters, Value]) -> Callable[Parameters, Value]:
+    """Keeps the error of a callback, which Tune would turn into text."""
 
     @functools.wraps(call)
     def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Value:
@@ -133,17 +134,17 @@ def _kept(call: Callable[Parameters, Value]) -> Callable[Parameters, Value]:
 
 
 class _Placement:
-    """Which trials run where there is a place, and which have to run again.
+    """Decides which trials run when a place is free, and which run again.
 
-    Trials start in the order in which they come: one that waits for more room than is free holds the next ones back, so
-    that it is not overtaken for ever. Workers of a trial with several are placed by Ray Train after the trial itself;
-    as no more is started than fits on the nodes together, none waits for what another one holds.
+    Trials start in order: one that needs more room than is free holds back the next ones, so that small trials cannot
+    overtake it forever. Ray Train places the workers of a trial after the trial itself; since never more is started
+    than fits on the nodes together, no trial waits for resources that another one holds.
     """
 
     def __init__(self, trials: Trials, store: str, resources: Resources, asks: Sequence[Ask]) -> None:
         self.trials, self.store, self.resources, self.asks = trials, store, resources, asks
         self.error: Exception | None = None
-        self.idle = False  # there was nothing to run when it was last asked for, and no trial has ended since
+        self.idle = False  # the sweep had no trial when last asked, and no trial has ended since
         self.waiting: deque[list[Entry]] = deque()
         self.running: dict[str, tuple[list[Entry], Ask]] = {}
         self.last_epoch: dict[str, int] = {}
@@ -153,27 +154,27 @@ class _Placement:
 
     @property
     def nodes(self) -> list[dict[str, float]]:
-        """Resources of the living nodes, looked up once a second."""
+        """Resources of the live nodes, updated once a second."""
         if time.monotonic() - self._nodes_at > NODES_INTERVAL_S:
             self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             self._nodes_at = time.monotonic()
         return self._nodes
 
     def places(self, asked: TrialResources) -> int:
-        """How many trials of such resources run at the same time.
+        """How many trials with these resources run at once.
 
         Raises:
-            ConfigError: not a single one.
+            ConfigError: not even one.
         """
         return self.resources.of(asked).places(self.nodes, asked.workers)
 
     def next(self, tune_id: str) -> dict[str, Any] | None:
-        """Settings of what runs next, under Tune's name for it; None while there is no place or nothing to run."""
+        """Settings of the next trials, registered under Tune's id; None without a free place or a trial."""
         limit = self.resources.max_concurrent
         if (self.idle and not self.waiting) or (limit is not None and len(self.running) >= limit):
             return None
         if not self.waiting:
-            # What comes next may hang on the outcome of what runs: it is asked for when there is a place, not before.
+            # A search's next trial depends on those that run: ask for it only when a place is free.
             if self.running and not any(self._fits(ask) for ask in self.asks):
                 return None
             found = self.trials.next()
@@ -196,14 +197,14 @@ class _Placement:
 
     @property
     def over(self) -> bool:
-        """Whether nothing runs and nothing comes."""
+        """Whether no trial runs and none is left."""
         return not self.running and not self.waiting and self.idle
 
     def _fits(self, ask: Ask) -> bool:
         return fit_together([*(taken for _, taken in self.running.values()), ask], self.nodes)
 
     def _give_up_without_nodes(self, entries: list[Entry]) -> None:
-        """Ends trials for which there has been no node for a while, not even with nothing else running."""
+        """Ends trials that have found no node for a while although nothing else runs."""
         if self.running:
             self._placeless_since = -float("inf")
             return
@@ -223,7 +224,7 @@ class _Placement:
             self.trials.started(entry)
 
     def reported(self, tune_id: str, result: dict[str, Any]) -> None:
-        """News of one of the trials in a worker."""
+        """Takes a report of one of the trials in a worker."""
         if "folder" not in result or tune_id not in self.running:
             return
         entries, ask = self.running[tune_id]
@@ -244,9 +245,9 @@ class _Placement:
             self._end(entry, "")
 
     def died(self, tune_id: str, reason: str) -> None:
-        """The worker died, by no error of a trial's own: they go on from their last epochs.
+        """The process or node died; its trials are resumed from their last epochs.
 
-        Several in one process go on as two halves, until a trial that takes the others with it is alone.
+        Several trials of one process are resumed as two halves, until a trial that kills its process is alone.
         """
         entries = self.running.pop(tune_id, ([], None))[0]
         if len(entries) > 1:
@@ -258,8 +259,8 @@ class _Placement:
             if self.deaths[entry.key] < MAX_DEATHS:
                 self.waiting.appendleft([entry])
             else:
-                again = f"{MAX_DEATHS} times without an epoch in between, the last time: "
-                self._end(entry, f"the worker died {again}{reason}")
+                count = f"{MAX_DEATHS} times without an epoch in between, the last time: "
+                self._end(entry, f"the worker died {count}{reason}")
 
     def _end(self, entry: Entry, reason: str) -> None:
         self.trials.ended(entry, reason)
@@ -267,86 +268,86 @@ class _Placement:
 
 
 class _Next(Searcher):
-    """Gives Tune a trial when there is a place for it."""
+    """Gives Tune a trial whenever a place is free."""
 
     def __init__(self, placement: _Placement) -> None:
         super().__init__()
         self.placement = placement
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it for a resume of its own, which is never used.
+        return {}  # pickled for Tune's own resume, which is never used
 
-    @_kept
+    @_keeps_error
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         placement = self.placement
-        finished: Any = Searcher.FINISHED  # a text, which the annotation of Ray's own method leaves out
-        if not placement.running:  # Tune then waits here and takes no step
+        finished: Any = Searcher.FINISHED  # a string, which the return annotation of Ray's method lacks
+        if not placement.running:  # Tune waits here then and takes no step
             placement.trials.waited()
         settings = placement.next(trial_id)
         return finished if settings is None and placement.over else settings
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The driver is told."""
+        """`_Driver` handles it."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing of it is kept."""
+        """Has no state to save."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing of it is kept."""
+        """Has no state to restore."""
 
 
 class _Driver(ray.tune.Callback):
-    """Hands on what Tune reports."""
+    """Passes Tune's reports on."""
 
     def __init__(self, placement: _Placement) -> None:
         self.placement = placement
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # as above
+        return {}  # see _Next
 
-    @_kept
+    @_keeps_error
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.placement.trials.waited()
 
-    @_kept
+    @_keeps_error
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.placement.started(trial.trial_id)
 
-    @_kept
+    @_keeps_error
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         self.placement.reported(trial.trial_id, result)
 
-    @_kept
+    @_keeps_error
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.placement.completed(trial.trial_id)
 
-    @_kept
+    @_keeps_error
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.placement.died(trial.trial_id, _reason(trial))
 
 
 def _reason(trial: Any) -> str:
-    """Why a worker died that could not say so itself, on one line."""
+    """Ray's reason for the death of a worker, on one line."""
     try:
         text = Path(trial.error_file).read_text("utf-8", "replace")
     except (OSError, TypeError):
         text = ""
     lines = [line.strip() for line in text.splitlines() if not line.startswith("Failure #")]
-    sentences = [line for line in lines if " " in line.split(":")[0]]  # not the list of Ray's own ids
+    sentences = [line for line in lines if " " in line.split(":")[0]]  # without Ray's list of ids
     return " ".join(sentences)[:400] or "Ray gives no reason"
 
 
 @contextlib.contextmanager
 def ray_for(resources: Resources, asked: Collection[TrialResources]) -> Iterator[None]:
-    """A quiet Ray for the time of the sweep: the cluster at the address, or one of its own on this machine."""
+    """Connects to the cluster at the address, or starts a local Ray, for the time of the sweep."""
     quiet = {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard copies of the metrics
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches the sweep, which closes its runs
-        "TUNE_MAX_PENDING_TRIALS_PG": "16",  # how many are asked for before the first of them has its worker
+        "TUNE_MAX_PENDING_TRIALS_PG": "16",  # trials requested before the first of them has a worker
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "RAY_AIR_NEW_OUTPUT": "0",  # without it a box is printed at any verbosity
+        "RAY_AIR_NEW_OUTPUT": "0",  # else a box is printed at any verbosity
     }
     available = num_processors()
     num_cpus = max((resources.of(each).local_cpus(available, each.workers) for each in asked), default=available)

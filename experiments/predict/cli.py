@@ -1,4 +1,4 @@
-"""refavs-predict: the object that an expression refers to in a video, by a trained run."""
+"""refavs-predict: segments the object that an expression refers to in a video, with a trained run."""
 
 import argparse
 import json
@@ -30,15 +30,15 @@ def build_parser() -> CommandParser:
         prog=NAME, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("video", type=Path, metavar="VIDEO", help="a film (.mp4, .m4v, .mkv, .webm, .mov, .avi, .ts, .m2ts, .mts); "
-        "its first 10 s are taken")  # fmt: skip
+    add("video", type=Path, metavar="VIDEO", help="a video (.mp4, .m4v, .mkv, .webm, .mov, .avi, .ts, .m2ts, .mts); "
+        "only its first 10 s are used")  # fmt: skip
     add("expressions", nargs="+", metavar="EXPRESSION", help="one or more sentences in quotes")
     add("--run", required=True, help="a trial's folder, SWEEP/trials/KEY, or an MLflow run's id with --tracking-uri")
-    add("--out", type=Path, metavar="DIR", help="where to write; VIDEO's name without its ending where none is given")
+    add("--out", type=Path, metavar="DIR", help="where to write (default: VIDEO's name without its ending)")
     add("--tracking-uri", help="the MLflow server or database that has the run")
     add("--weights-dir", type=Path, metavar="DIR", help="the encoders' weights, as for refavs-extract")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto",
-        help="where encoders and head run; auto takes a GPU where there is one (default: auto)")  # fmt: skip
+        help="where encoders and head run; auto takes a GPU if there is one (default: auto)")  # fmt: skip
     return parser
 
 
@@ -57,25 +57,25 @@ def _predict(args: argparse.Namespace) -> int:
     seen = local_gpus_seen(args.device, lambda line: warn(f"{NAME}: {line}"))
     device = "cuda" if seen and args.device != "cpu" else "cpu"
     if not all(text.strip() for text in args.expressions):
-        raise ConfigError("an EXPRESSION is empty; write each sentence in quotes, as \"the sounding object\"")
+        raise ConfigError("an EXPRESSION is empty; write each sentence in quotes, for example \"the sounding object\"")
     out = args.out or Path(args.video.stem)
     ours = (out / SEAL).is_file() or is_half_written(out)
     if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} holds other files; name a folder that does not exist yet by --out")
+        raise ConfigError(f"{out} holds other files; name a new folder by --out")
     predictor = Predictor(checkpoint_of(args.run, args.tracking_uri), args.weights_dir, device)
     media = predictor.read(args.video)
     found = _write(out, args.video, args.run, media, predictor.predict(media, args.expressions))
     _show(found, media, out)
     if predictor.random_features:
-        warn("RANDOM FEATURES: at least one encoder of this run has random weights; what is shown says nothing about "
-             "the method")  # fmt: skip
+        warn("RANDOM FEATURES: at least one encoder of this run has random weights; the result says nothing about the "
+             "method")  # fmt: skip
     return Exit.COMPLETE
 
 
 def _write(
     out: Path, video: Path, run: str, media: "Media", predictions: "Iterable[Prediction]"
 ) -> list[dict[str, Any]]:
-    """Writes each prediction as it comes, all of them into a folder that stands for all; returns what was found."""
+    """Writes the predictions, all or none; returns their entries in prediction.json."""
     from PIL import Image
 
     from experiments.predict.overlay_video import frame_size, write_overlay_video
@@ -100,10 +100,10 @@ def _write(
 
 
 def _names_of(seal: Path) -> Iterator[str]:
-    """The files that a prediction.json speaks of; the file may be anyone's."""
+    """The files that a prediction.json lists; none if it is not one of ours."""
     try:
-        told = json.loads(seal.read_text("utf-8"))["predictions"]
-        places = [(str(int(one["folder"])), len(one["shares"])) for one in told]
+        predictions = json.loads(seal.read_text("utf-8"))["predictions"]
+        places = [(str(int(one["folder"])), len(one["shares"])) for one in predictions]
     except (OSError, ValueError, KeyError, TypeError):
         return
     for folder, num_seconds in places:
@@ -111,7 +111,7 @@ def _names_of(seal: Path) -> Iterator[str]:
 
 
 def _show(predictions: Sequence[Mapping[str, Any]], media: "Media", out: Path) -> None:
-    """For each expression a line with the share of each second's frame, in percent."""
+    """Prints for each expression the mask's share of each second's frame, in percent."""
     from extract.media.notes import NOTES
 
     for number, prediction in enumerate(predictions, start=1):
@@ -121,7 +121,7 @@ def _show(predictions: Sequence[Mapping[str, Any]], media: "Media", out: Path) -
     if media.silent:
         say("the video has no sound track and counts as silent")
     if media.repeated_from_s is not None:
-        say(f"the picture ends early: from second {media.repeated_from_s} on its last frame is repeated")
+        say(f"the picture ends early: its last frame is repeated from second {media.repeated_from_s} on")
     for note in media.notes:
         say(f"noted: {NOTES[note]}")
     say(f"masks and overlay videos: {out}")

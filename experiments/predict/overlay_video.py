@@ -1,4 +1,4 @@
-"""A video with the predicted object filled in and outlined, and its sound."""
+"""Writes a video with the predicted object filled and outlined, and with its sound."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -20,7 +20,7 @@ FILL = 0.45
 
 
 def frame_size(video: Path) -> tuple[int, int]:
-    """Height and width of the pictures of a video as they are shown, px."""
+    """Height and width of a video as shown, px."""
     first = next(_pictures(video, 1))[1]
     return first.shape[0], first.shape[1]
 
@@ -31,12 +31,12 @@ def write_overlay_video(
     """Writes an .mp4 (H.264, AAC) of the seconds that have a mask; each mask is shown for its whole second.
 
     Args:
-        video: has been read before by `extract.media.clip.read_media`, which refuses what is damaged or endless.
+        video: checked before by `extract.media.clip.read_media`, which refuses damaged and endless files.
         masks: at the size of the pictures.
         sound: mono, 16 kHz.
     """
     height, width = _even(masks.shape[1:])
-    with av.open(f"file:{path}", "w", format="mp4") as container:  # the prefix, for a name may hold a colon
+    with av.open(f"file:{path}", "w", format="mp4") as container:  # prefixed, as a name may contain a colon
         rate = _rate(video)
         picture = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "20"})
         picture.pix_fmt, picture.height, picture.width = "yuv420p", height, width
@@ -46,7 +46,7 @@ def write_overlay_video(
             phase = time_s * rate % 1 if phase is None else phase
             first = rate * floor(time_s)
             number = max(first, min(round(time_s * rate - phase), first + rate - 1))  # within its own second
-            if number <= last:  # a variable rate may put two pictures into one place
+            if number <= last:  # with a variable rate, two pictures may share a place
                 continue
             last = number
             drawn = Image.fromarray(_drawn(pixels, masks[int(time_s)])).resize((width, height))
@@ -61,10 +61,10 @@ def write_overlay_video(
 
 
 def _pictures(video: Path, num_seconds: int) -> Iterator[tuple[Fraction, UInt8[np.ndarray, "h w 3"]]]:
-    """The pictures of the first seconds with their time on the clock of the file, all of the size of the first one.
+    """The pictures of the first seconds with their times on the file's clock, resized to the first one.
 
-    A second in which none begins starts with the one before it, as the encoders have it; those before the first picture
-    start with that one.
+    As for the encoders, a second in which no picture begins starts with the previous one, and seconds before the first
+    picture start with that one.
     """
     with open_film(video) as film:
         second, last = -1, None
@@ -88,14 +88,14 @@ def _pictures(video: Path, num_seconds: int) -> Iterator[tuple[Fraction, UInt8[n
 
 
 def _rate(video: Path) -> int:
-    """Pictures per second of the overlay: those of the video, at most 60."""
+    """Pictures per second of the overlay: the video's rate, at most 60."""
     with open_film(video) as film:
         average = film.tracks.picture.average_rate
     return max(1, min(60, round(average or 25)))
 
 
 def _even(size: tuple[int, ...]) -> tuple[int, int]:
-    """The size of the overlay: that of the video, reduced where it is very large; H.264 wants even numbers."""
+    """The size of the overlay: the video's, reduced if very large, and even as H.264 requires."""
     scale = min(1.0, LARGEST_SIDE_PX / max(size))
     return max(2, round(size[0] * scale) // 2 * 2), max(2, round(size[1] * scale) // 2 * 2)
 

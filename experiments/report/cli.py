@@ -115,7 +115,7 @@ def write(out: Path, files: Mapping[str, bytes]) -> None:
 def _upload(sweep: Path, tracking_uri: str | None, out: Path, names: Sequence[str]) -> int:
     """Gives the files to the sweep's run in MLflow; what fails there is told, the report stands."""
     from experiments.sweep.ledger import Ledger
-    from experiments.sweep.place import follow_move, guard_of, tracking_address
+    from experiments.sweep.place import follow_artifacts, guard_of, tracking_address
     from experiments.tracking.artifacts import upload
     from experiments.tracking.client import without_password
 
@@ -125,7 +125,7 @@ def _upload(sweep: Path, tracking_uri: str | None, out: Path, names: Sequence[st
         if not run_id:
             raise ConfigError(f"{sweep} does not say which run of MLflow it is; run its refavs-sweep command again")
         uri = tracking_address(sweep, facts, tracking_uri)
-        follow_move(sweep, facts, uri)
+        follow_artifacts(sweep, facts, uri)
         upload(uri, str(run_id), out, names, ARTIFACTS, guard_of(sweep, uri, tracking_uri))
     except RefAVSError as error:
         warn(f"refavs-report: the report is not in MLflow: {' '.join(str(error).split())}")

@@ -1,4 +1,4 @@
-"""One call of a sweep with something to do: trials go to Ray, what they say to the ledger, and MLflow mirrors that."""
+"""One call of a sweep with work to do: trials run under Ray, the ledger records them, and MLflow mirrors the ledger."""
 
 import shutil
 import time
@@ -26,20 +26,20 @@ from refavs.store import FeatureStore
 from refavs.terminal.printing import warn
 
 TOLD_AFTER_S = 3.0
-STOPPED_WAIT_S = 5.0  # for MLflow, of one who pressed Ctrl-C twice
-RESULT_WAIT_S = 5.0  # for a result that another node wrote, as NFS shows it
+STOPPED_WAIT_S = 5.0  # for MLflow, after a second Ctrl-C
+RESULT_WAIT_S = 5.0  # until NFS shows a result that another node wrote
 RANKED_BY = "val/J"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a call of a sweep is asked for beside its grid.
+    """Options of one call of a sweep.
 
     Attributes:
         retry_failed: run failed trials again, from their last epoch.
-        rerun: beginnings of keys of trials whose results are thrown away and which run anew.
+        rerun: beginnings of keys; the results of these trials are discarded, and they run again from the start.
         register: a name in MLflow's model registry for the model of the best trial by J on val.
-        grid_file: where the grid was read, a tag in MLflow.
+        grid_file: path of the grid, a tag in MLflow.
         wait_s: how long to wait at the end for an MLflow that does not answer.
     """
 
@@ -56,11 +56,11 @@ class Outcome:
 
     Attributes:
         num_run: trials that this call finished.
-        num_ended: trials that ended in this call, in whatever way.
-        unsent: titles of trials of which MLflow lacks something; `unsent_reason` says why.
-        refused: why MLflow does not take something of these trials, by their titles; sending it again does not help.
+        num_ended: trials that ended in this call in any state.
+        unsent: titles of trials that MLflow does not have in full; `unsent_reason` says why.
+        refused: by title, why MLflow refuses data of a trial; sending it again does not help.
         interrupted: the call was asked to stop before its end.
-        controls: metrics of the constant predictions; none where the call ended before they were there.
+        controls: metrics of the constant predictions; empty if the call ended before they were computed.
     """
 
     entries: list[Entry]
@@ -75,34 +75,34 @@ class Outcome:
 
     @property
     def failures(self) -> dict[str, str]:
-        """Reason by title of the trials that failed, now or before."""
+        """Reason by title of all failed trials."""
         failed = [entry for entry in self.entries if entry.state == "failed"]
         return {entry.trial.title: entry.status.get("reason", "unknown") for entry in failed}
 
 
 def to_run(entries: Sequence[Entry], retry_failed: bool = False) -> list[Entry]:
-    """The trials that are missing or were stopped, and those that failed where they are to be tried again."""
-    again = ("new", "running", "stopped", *(["failed"] if retry_failed else []))
+    """The unfinished trials, with the failed ones if `retry_failed`."""
+    states = ("new", "running", "stopped", *(["failed"] if retry_failed else []))
     return [
         entry for entry in entries
-        if (state := entry.state) in again or (state == "finished" and entry.result is None)
+        if (state := entry.state) in states or (state == "finished" and entry.result is None)
     ]  # fmt: skip
 
 
 def num_to_come(search: Search | None, ledger: Ledger) -> int:
-    """Trials that a search has still to suggest; none where it found no new point after those it has."""
+    """Trials that a search has yet to suggest; 0 if it could not find another new point."""
     if search is None or ledger.sweep.get("exhausted") == exhausted_mark(search):
         return 0
     return search.num_to_come
 
 
 def exhausted_mark(search: Search) -> str:
-    """Names a search after which no new point was found."""
+    """Identifies the state of a search in which no new point was found."""
     return digest([search.identity, search.points])
 
 
 def best_by_val(entries: Sequence[Entry]) -> Entry | None:
-    """The finished trial whose kept model has the highest J on val; the first of equals."""
+    """The finished trial whose saved model has the highest J on val; the first in a tie."""
     scores: dict[str, float] = {}
     for entry in entries:
         if entry.state == "finished" and (score := entry.score(RANKED_BY)) is not None:
@@ -111,16 +111,21 @@ def best_by_val(entries: Sequence[Entry]) -> Entry | None:
 
 
 def closed_mark(entries: Sequence[Entry], uri: str) -> str:
-    """Names a set of trials that MLflow at `uri` has to their end."""
+    """Identifies a set of trials that MLflow at `uri` has completely."""
     return digest([sorted(entry.key for entry in entries), without_password(uri)])
 
 
 class Run:
-    """The trials of one call, as `experiments.cluster.tune_runner.Trials` wants them."""
+    """The trials of one call; implements `experiments.cluster.tune_runner.Trials`.
+
+    Args:
+        sweep_id: identifies the sweep in MLflow.
+        guard: see `experiments.tracking.client.Tracker`.
+    """
 
     def __init__(
         self, grid: Grid, store: FeatureStore, ledger: Ledger, outcome: Outcome, options: Options,
-        baselines: Baselines, search: Search | None = None,
+        baselines: Baselines, search: Search | None, sweep_id: str, guard: Guard,
     ) -> None:  # fmt: skip
         self.grid, self.store, self.ledger, self.outcome, self.options = grid, store, ledger, outcome, options
         self.baselines, self.search = baselines, search
@@ -128,46 +133,49 @@ class Run:
         self.given_up: dict[str, str] = {}
         self.queue: deque[list[Entry]] = deque()
         self.to_train: Sequence[Entry] = ()
+        self.resources = Resources()
+        self.places: Callable[[TrialResources], int] = lambda asked: 0
         self.active: dict[str, Entry] = {}
         self.failed_now: set[str] = set()
         self.watch: Watch | None = None
         self.interrupts = Interrupts(ledger.ask_to_stop)
+        self.mirror = self._new_mirror(sweep_id, guard)
 
     @property
     def stopping(self) -> bool:
-        """Whether no more trials start and those that run end after their epoch."""
+        """Whether no more trials start and running ones end after their present epoch."""
         return self.interrupts.asked or self.ledger.asked_to_stop
 
-    def connect(self, sweep_id: str, known: bool, guard: Guard) -> None:
-        """Meets MLflow for the first time in this call.
-
-        Args:
-            known: whether it has taken something of this sweep before; then it may be away now.
-            guard: as for `experiments.tracking.client.Tracker`.
-
-        Raises:
-            ConfigError: what is at the address cannot be used, or never was reached.
-        """
-        uri = self.outcome.tracking_uri
-        local = uri.startswith("sqlite")
-        out = self.ledger.root.resolve()
-        tracker = Tracker(uri, out.name, sweep_id, out.parent / ARTIFACTS / out.name if local else None,
-                          self.ledger.sweep.get("run_id"), guard)  # fmt: skip
+    def _new_mirror(self, sweep_id: str, guard: Guard) -> Mirror:
+        uri, out = self.outcome.tracking_uri, self.ledger.root.resolve()
+        artifacts = out.parent / ARTIFACTS / out.name if uri.startswith("sqlite") else None
+        tracker = Tracker(uri, out.name, sweep_id, artifacts, self.ledger.sweep.get("run_id"), guard)
         facts = {"store": self.store.location, "out": out, "trials": len(self.outcome.entries)}
         grid = {"grid": self.grid.name, "grid_file": self.options.grid_file, "protocol": "canonical"}
-        self.mirror = Mirror(
+        return Mirror(
             tracker, self.ledger, self.store, self.grid.name, self.grid.description, {**facts, **grid}, grid,
             self.outcome.entries,
-        )
+        )  # fmt: skip
+
+    def connect(self, known: bool) -> None:
+        """Contacts MLflow for the first time in this call.
+
+        Args:
+            known: whether it has received data of this sweep before; then it may be unreachable now.
+
+        Raises:
+            ConfigError: MLflow at this address cannot be used, or has never been reached.
+        """
         try:
-            tracker.contact()
+            self.mirror.tracker.contact()
         except UnreachableError as error:
             if not known:
                 raise
-            _tell(f"{error}; it had been there before, so the trials run, and what they log stays on disk until then")
+            _warn(f"{error}; it answered before, so the trials run now, and what they log stays on disk until it "
+                  "answers again")  # fmt: skip
 
     def run(self, resources: Resources) -> None:
-        """Runs what is missing, and waits for MLflow to have everything."""
+        """Runs the unfinished trials, and waits until MLflow has everything."""
         self.ledger.set_sweep(grid=self.grid.name, git=self.mirror.tracker.git)
         self.mirror.start()
         with self.interrupts:
@@ -176,23 +184,21 @@ class Run:
                     if pending(entry, self.outcome.tracking_uri):
                         self.mirror.note(entry)
                 self._run_missing(to_run(self.outcome.entries, self.options.retry_failed), resources)
-                self.outcome.interrupted = self.stopping and self._is_something_left()
+                missing = to_run(self.outcome.entries, self.options.retry_failed)
+                unfinished = self._num_to_come > 0 or any(entry.key not in self.failed_now for entry in missing)
+                self.outcome.interrupted = self.stopping and unfinished
                 self.outcome.controls = self._controls()
             except BaseException as error:
                 self._close_early("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
                 raise
             self._close()
 
-    def _is_something_left(self) -> bool:
-        missing = to_run(self.outcome.entries, self.options.retry_failed)
-        return any(entry.key not in self.failed_now for entry in missing) or self._num_to_come > 0
-
     @property
     def _num_to_come(self) -> int:
         return num_to_come(self.search, self.ledger)
 
     def _controls(self) -> dict[str, dict[str, float]]:
-        """The constant predictions; a sweep that was asked to stop does not wait for them."""
+        """Metrics of the constant predictions; an interrupted sweep does not wait for them."""
         count = self.interrupts.count
         return self.baselines.values(lambda: self.outcome.interrupted or self.interrupts.count > count)
 
@@ -208,29 +214,29 @@ class Run:
         self.outcome.refused = dict(self.mirror.refused)
         self.outcome.unsent = [title for title in self.outcome.unsent if title not in self.outcome.refused]
         self.outcome.unsent_reason = self.mirror.error
-        self._pass_on()
+        self._show_messages()
         if self.outcome.unsent or self.outcome.refused or not self.baselines.there:
             return
         if not to_run(self.outcome.entries) and not self._num_to_come:
             self.ledger.set_sweep(closed=closed_mark(self.outcome.entries, self.outcome.tracking_uri))
 
     def _give_up(self) -> Callable[[], bool]:
-        """Whether not to wait for MLflow any longer; says after a moment that it is waited for."""
-        began, count, told = time.monotonic(), self.interrupts.count, False
+        """A function that says whether to stop waiting for MLflow; after a moment it tells the user about the wait."""
+        began, count, announced = time.monotonic(), self.interrupts.count, False
 
         def give_up() -> bool:
-            nonlocal told
-            self._pass_on()
-            if not told and time.monotonic() - began > TOLD_AFTER_S:
-                told = True
-                _tell(f"sending to MLflow what it lacks; without an answer for {self.options.wait_s:.0f} s it stays on "
-                      "disk, and Ctrl-C leaves it there now")  # fmt: skip
+            nonlocal announced
+            self._show_messages()
+            if not announced and time.monotonic() - began > TOLD_AFTER_S:
+                announced = True
+                _warn(f"sending to MLflow what it lacks; after {self.options.wait_s:.0f} s without an answer, or on "
+                      "Ctrl-C, the rest stays on disk")  # fmt: skip
             return self.interrupts.count > count
 
         return give_up
 
     def _close_early(self, status: str) -> None:
-        """Ends the open runs; what fails here is only told, so that the error that ended the sweep is seen."""
+        """Ends the open runs; an error here is only reported, so that it does not hide the one that ended the sweep."""
         try:
             for entry in self.active.values():
                 entry.set_status("stopped")
@@ -238,16 +244,17 @@ class Run:
             unsent = self.mirror.close(status, STOPPED_WAIT_S)
             if unsent:
                 why = f" ({self.mirror.error})" if self.mirror.error else ""
-                _tell(f"MLflow could not be told that the sweep ended{why}; its runs stay open there until the same "
-                      "command goes on")  # fmt: skip
+                _warn(f"MLflow could not be told that the sweep ended{why}; its runs stay open there until you run the "
+                      "same command again")  # fmt: skip
         except Exception as error:
-            _tell(f"the trials could not be closed ({type(error).__name__}: {error}); the same command goes on")
+            _warn(f"the runs could not be closed ({type(error).__name__}: {error}); run the same command again to "
+                  "resume")  # fmt: skip
 
     def _run_missing(self, missing: Sequence[Entry], resources: Resources) -> None:
         self._note_trials()
         for entry in missing:
             self.ledger.enter(entry, self.store.fingerprint)
-            if entry.result is not None:  # a kill came after its end
+            if entry.result is not None:  # the sweep was killed after the trial's end
                 self.ended(entry, "")
         to_train = [entry for entry in missing if entry.result is None]
         to_come = self._num_to_come
@@ -255,7 +262,7 @@ class Run:
             return
         from experiments.cluster.tune_runner import run_trials
 
-        self.to_train, self.resources = to_train, resources  # grouped once the places are known
+        self.to_train, self.resources = to_train, resources  # grouped by `ready`, which knows the free places
         kinds = [entry.trial for entry in to_train] + (list(self.grid.kinds) if to_come else [])
         asked = {trial.config.resources for trial in kinds}
         epochs = max(trial.config.train.epochs for trial in kinds)
@@ -264,16 +271,16 @@ class Run:
             run_trials(self, self.store.location, resources, self.ledger.root, asked)
         for entry in to_train:
             if not self.stopping and entry.state in ("new", "running"):
-                self.ended(entry, "the trial never ran; Ray found no place for what it asks for")
+                self.ended(entry, "the trial never ran; Ray found no room for the resources it asks for")
 
     def ready(self, places: Callable[[TrialResources], int]) -> None:
-        """See `experiments.cluster.tune_runner.Trials`, as for the methods below."""
+        """See `experiments.cluster.tune_runner.Trials`, also for the methods below."""
         self.interrupts.install()
         self.places = places
         self.queue = deque(groups_on(self.store, self.to_train, self.resources, places))
 
     def next(self) -> list[Entry] | None:
-        """The next trials; none once the sweep is asked to stop."""
+        """The next trials; None once the sweep is asked to stop."""
         if self.stopping:
             return None
         if self.queue:
@@ -294,13 +301,13 @@ class Run:
         return self.queue.popleft() if self.queue else None
 
     def started(self, entry: Entry) -> None:
-        """Notes the start; a second one in the same call, after the death of a worker, is the same start."""
+        """Records the start, but not a restart after the death of a worker."""
         if entry.key not in self.active:
             self.active[entry.key] = entry
             self._set(entry, "running", started_s=round(time.time(), 3))
 
     def progressed(self, entry: Entry, records: Sequence[Mapping[str, Any]]) -> None:
-        """Lets MLflow have the new records, which lie in the trial's folder already."""
+        """Queues the new records, already in the trial's folder, for MLflow."""
         self.mirror.note(entry)
         if self.search and (reason := self.search.report(entry, records)):
             self.given_up[entry.key] = reason
@@ -309,7 +316,7 @@ class Run:
             self.watch.see(entry, records)
 
     def ended(self, entry: Entry, reason: str) -> None:
-        """Notes how a trial ended."""
+        """Records how a trial ended."""
         result = entry.result
         asked = entry.key in self.given_up or self.stopping or entry.asked_to_stop
         deadline = time.monotonic() + RESULT_WAIT_S
@@ -322,7 +329,7 @@ class Run:
             self._set(entry, "finished", seconds=result["metrics"]["seconds"])
             self.outcome.num_run += 1
             if note := result.get("note"):
-                _tell(f"{entry.trial.title} is finished, but not all was drawn: {note}")
+                _warn(f"{entry.trial.title} is finished, but some pictures are missing: {note}")
             shutil.rmtree(entry.folder / "state", ignore_errors=True)
         elif reason:
             self.failed_now.add(entry.key)
@@ -343,24 +350,23 @@ class Run:
             self.watch.state(entry, state, facts.get("reason", ""))
 
     def waited(self) -> None:
-        """Shows that the sweep is alive."""
-        self._pass_on()
+        """Updates the progress display."""
+        self._show_messages()
         if self.watch is not None:
             stopping = "stops after the running epochs" if self.stopping else ""
-            away = f"MLflow does not answer ({self.mirror.error[:80]}): kept on disk" if self.mirror.away else ""
+            away = f"MLflow does not answer ({self.mirror.error[:80]}): kept on disk" if self.mirror.error else ""
             self.watch.tick("; ".join(filter(None, (stopping, away))))
 
     def _note_trials(self) -> None:
-        """Which trials are those of this command, for who looks at the folder."""
+        """Records which trials belong to this command, for `refavs-sweep status` and reports."""
         self.ledger.set_sweep(
-            current=[entry.folder.name for entry in self.outcome.entries],
-            to_come=self._num_to_come,
+            current=[entry.folder.name for entry in self.outcome.entries], to_come=self._num_to_come
         )
 
-    def _pass_on(self) -> None:
+    def _show_messages(self) -> None:
         while self.mirror.messages:
-            _tell(self.mirror.messages.popleft())
+            _warn(self.mirror.messages.popleft())
 
 
-def _tell(message: str) -> None:
+def _warn(message: str) -> None:
     warn(f"refavs-sweep: {message}")

@@ -1,8 +1,7 @@
-"""The ledger: what is done of a sweep, kept in its folder, one folder per trial named by the trial's key."""
+"""The ledger: the state of a sweep on disk, with one folder per trial, named by the trial's key."""
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import threading
@@ -23,17 +22,17 @@ from refavs.files.plain_file import open_lock
 
 State = Literal["new", "running", "finished", "failed", "stopped", "pruned"]
 KEY_LENGTH = 16
-LOCK_ATTEMPTS = 5  # refavs-sweep status holds the lock for the moment in which it looks whether anyone does
+LOCK_ATTEMPTS = 5  # refavs-sweep status holds the lock for a moment to see whether anyone else does
 KEPT_BY_RERUN = ("config.json", "status.json", "mlflow.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One trial's place in the ledger.
+    """One trial in the ledger.
 
-    States: `new`; `running`, which a driver that was killed leaves behind; `stopped` by its user, goes on from its last
-    epoch; `finished`, its results are here (what MLflow lacks of them, `mlflow.json` tells); `failed`; and `pruned`,
-    which a search gave up and which is as done as a finished one.
+    States: `new`; `running`, also after its driver was killed; `stopped` by the user, resumes from its last epoch;
+    `finished`, with its results on disk (`mlflow.json` tells how much MLflow has of them); `failed`; and `pruned`,
+    given up by a search and as complete as a finished one.
     """
 
     trial: Trial
@@ -42,22 +41,22 @@ class Entry:
 
     @property
     def status(self) -> dict[str, Any]:
-        """What is known: `state` and since when (`time_s`); where they apply `started_s`, `reason`, `seconds`,
-        and in a search the last epoch after which it was let go on (`passed`), or why it was not (`given_up`)."""
+        """`state` and since when (`time_s`); optionally `started_s`, `reason` and `seconds`, and in a search the last
+        epoch after which the trial was allowed to continue (`passed`), or why it was not (`given_up`)."""
         return read_json(self.folder / "status.json", Status) or {"state": "new"}
 
     @property
     def state(self) -> State:
-        """The trial's state; a driver that was killed leaves `running` behind."""
+        """The trial's state; `running` also after its driver was killed."""
         return self.status["state"]
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The record with the final metrics, once the trial has them."""
+        """The record with the final metrics; None before the trial has finished."""
         return read_json(self.folder / "result.json", Epoch)
 
     def score(self, metric: str) -> float | None:
-        """An epoch's metric of the weights that the trial kept: the best epoch's with early stopping, else the last."""
+        """A metric of the weights that the trial kept: of the best epoch with early stopping, else of the last."""
         values = [record["metrics"].get(metric) for record in read_metrics(self.folder)]
         known = [value for value in values if value is not None]
         if not known:
@@ -65,29 +64,29 @@ class Entry:
         return max(known) if self.trial.config.train.patience else known[-1]
 
     def set_status(self, state: State, **facts: Any) -> None:
-        """Writes `state` and adds `facts` to what was known."""
+        """Writes `state` and adds `facts` to the status."""
         known = {name: value for name, value in self.status.items() if name != "reason"}
         write_json(self.folder / "status.json", {**known, **facts, "state": state, "time_s": round(time.time(), 3)})
 
     def ask_to_stop(self) -> None:
-        """The trial ends after the epoch it is in, whose state is kept, and has no result then."""
+        """Makes the trial end after its present epoch, with its state saved and without a result."""
         (self.folder / STOP_FILE).touch()
 
     @property
     def asked_to_stop(self) -> bool:
-        """Whether it was asked to, since its sweep started."""
+        """Whether the trial was asked to stop since its sweep started."""
         return (self.folder / STOP_FILE).exists()
 
 
 class Ledger:
-    """The folder of a sweep. What is finished in it never runs again; what MLflow lacks of it is sent without that."""
+    """The folder of a sweep. A finished trial never runs again; what MLflow lacks of it is sent from here."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._writing = threading.Lock()
 
     def entries(self, trials: tuple[Trial, ...], fingerprint: str) -> list[Entry]:
-        """The places of `trials` on features of this fingerprint; writes nothing."""
+        """The entries of `trials` on features of this fingerprint; writes nothing."""
         defaults = self.defaults
         keys = [trial.key(fingerprint, defaults) for trial in trials]
         return [
@@ -96,7 +95,7 @@ class Ledger:
         ]
 
     def enter(self, entry: Entry, fingerprint: str) -> None:
-        """Makes a trial's folder with its resolved settings; that it was once asked to stop is forgotten."""
+        """Creates a trial's folder with its resolved settings, and forgets earlier requests to stop."""
         entry.folder.mkdir(parents=True, exist_ok=True)
         (entry.folder / STOP_FILE).unlink(missing_ok=True)
         write_json(
@@ -116,25 +115,25 @@ class Ledger:
         """The trials whose keys begin with one of `prefixes`.
 
         Raises:
-            ConfigError: a prefix that no trial has, or that several have.
+            ConfigError: a prefix matches no trial, or several.
         """
         found: dict[str, Entry] = {}
         for prefix in prefixes:
             same = [entry for entry in entries if prefix and entry.key.startswith(prefix)]
             if len(same) != 1:
-                told = ", ".join(f"{e.key[:KEY_LENGTH]} ({e.trial.title})" for e in (same or entries)[:8])
+                shown = ", ".join(f"{e.key[:KEY_LENGTH]} ({e.trial.title})" for e in (same or entries)[:8])
                 problem = f"{len(same)} trials have" if same else "no trial of the grid has"
                 raise ConfigError(
                     f"{problem} a key that begins with {prefix!r}; accepted: the beginning of one key, as --dry-run "
-                    f"shows them: {told}{' ...' * (len(same or entries) > 8)}"
+                    f"shows them: {shown}{' ...' * (len(same or entries) > 8)}"
                 )
             found[same[0].key] = same[0]
         return list(found.values())
 
     def discard(self, entry: Entry) -> None:
-        """Throws a trial's result and epochs away, so that it runs anew, as a new run in MLflow.
+        """Deletes a trial's result and epochs, so that it runs again from the start, as a new run in MLflow.
 
-        A kill at any point leaves the trial with its result, failed, or on its way to run anew.
+        A kill at any point leaves the trial finished, failed or ready to run again.
 
         Raises:
             ConfigError: the trial's folder is a link.
@@ -142,8 +141,8 @@ class Ledger:
         if entry.state == "new":
             return
         if entry.folder.is_symlink():
-            raise ConfigError(f"{entry.folder} is a link to {os.readlink(entry.folder)}, and what lies there is not "
-                              "thrown away; put the trial's folder in its place, or remove the link")  # fmt: skip
+            raise ConfigError(f"{entry.folder} is a link to {os.readlink(entry.folder)}, whose content is not deleted; "
+                              "put the trial's folder in its place, or remove the link")  # fmt: skip
         sent = read_json(entry.folder / "mlflow.json", Sent) or {}
         write_json(entry.folder / "mlflow.json", {"attempt": sent.get("attempt", 0) + 1})
         shutil.rmtree(entry.folder / "state", ignore_errors=True)
@@ -156,9 +155,9 @@ class Ledger:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Every setting's default when the sweep began, against which the keys of its trials are formed.
+        """Every setting's default when the sweep began; the keys of its trials are formed relative to these.
 
-        A setting that the code got since then counts with the default it came with; one that it lost no longer counts.
+        A setting added to the code since then counts with its first default; a removed one no longer counts.
         """
         now = flat(TrialConfig())
         return now | {name: value for name, value in self.sweep.get("defaults", {}).items() if name in now}
@@ -186,27 +185,29 @@ class Ledger:
 
     @property
     def sweep(self) -> dict[str, Any]:
-        """Facts of the sweep itself: its id, its MLflow run and whether that is closed."""
+        """Facts of the sweep itself, such as its id and its MLflow run."""
         return read_json(self.root / "sweep.json", SweepFacts) or {}
 
     def set_sweep(self, **facts: Any) -> None:
-        """Adds `facts` to those of the sweep; threads may do so at the same time."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        """Adds `facts` to those of the sweep; safe to call from several threads."""
         with self._writing:
-            _write_facts(self.root / "sweep.json", {**self.sweep, **facts})
+            facts = {**self.sweep, **facts}
+            # The tracking address may contain a password: then the file is for its owner only.
+            mode = 0o600 if "@" in str(facts.get("tracking_uri")) else 0o644
+            write_json(self.root / "sweep.json", facts, mode)
 
     def ask_to_stop(self) -> None:
-        """All trials end after the epochs they are in."""
+        """Makes all trials end after their present epochs."""
         (self.root / STOP_FILE).touch()
 
     @property
     def asked_to_stop(self) -> bool:
-        """Whether they were asked to, since the sweep started."""
+        """Whether the sweep was asked to stop since it started."""
         return (self.root / STOP_FILE).exists()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the sweep for this process; the kernel lets go when the process ends, however it ends.
+        """Locks the sweep for this process; the kernel releases the lock however the process ends.
 
         Raises:
             ConfigError: another process holds it, or the file system has no locks.
@@ -227,29 +228,15 @@ class Ledger:
                     if error.errno not in NO_LOCKS:
                         raise
                     raise ConfigError(
-                        f"{self.root} lies on a file system without locks ({error.strerror}), which keep two sweeps "
-                        "apart; mount it with them (Lustre: -o flock) or give another --out"
+                        f"{self.root} lies on a file system without locks ({error.strerror}), so that two sweeps could "
+                        "write there at once; mount it with locks (Lustre: -o flock) or give another --out"
                     ) from error
             (self.root / STOP_FILE).unlink(missing_ok=True)
             yield
 
 
-def _write_facts(path: Path, facts: dict[str, Any]) -> None:
-    """Facts for all to read, or for the user alone where the tracking address may name a password."""
-    if "@" not in str(facts.get("tracking_uri")):
-        write_json(path, facts)
-        return
-    partial = path.with_name(f".{path.name}.private")
-    partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(json.dumps(facts, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def _store_facts(trial: Trial, fingerprint: str) -> dict[str, Any]:
-    """What names the features of a trial; in a sweep over several stores also where they are."""
+    """Identifies a trial's features; in a sweep over several stores also by name and location."""
     own = trial.store
     if own is None:
         return {"store": fingerprint}

@@ -1,9 +1,9 @@
-"""A sweep while it runs: a table that changes on a terminal, a line every few seconds elsewhere."""
+"""Progress of a running sweep: a live table on a terminal, a line every few seconds elsewhere."""
 
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from experiments.sweep.ledger import Entry
 
 INTERVAL_S = 0.5
-LINES_AROUND = 8  # of a terminal, which the table leaves to what is above and below it
+LINES_AROUND = 8  # of a terminal, left free above and below the table
 STYLES = {"running": "bold", "failed": "red", "stopped": "yellow", "finished": "green", "new": "dim", "pruned": "dim"}
 
 
@@ -28,53 +28,48 @@ class Watch:
     """Shows the trials of one call; use it as a context manager.
 
     Args:
-        trials: those that are to run, by key; more may come by `add`.
-        to_come: trials that a search has still to suggest, each of as many `epochs`.
+        trials: the trials to run, by key; `add` adds more.
+        to_come: trials that a search has yet to suggest, each with this number of `epochs`.
     """
 
     def __init__(self, title: str, trials: Mapping[str, Progress], to_come: int = 0, epochs: int = 0) -> None:
         self.title, self.trials, self.to_come = title, dict(trials), to_come
         self.note = ""
         total = sum(trial.epochs for trial in trials.values()) + to_come * epochs
-        self._terminal = sys.stderr.isatty()
         self._console = PlainConsole(stderr=True)
-        self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._terminal else None
-        self._bar = None if self._terminal else ProgressBar(title, total, "epochs")
+        self._display = (
+            Live(console=self._console, auto_refresh=False, transient=True) if sys.stderr.isatty()
+            else ProgressBar(title, total, "epochs")
+        )  # fmt: skip
         self._shown = -math.inf
 
     def __enter__(self) -> "Watch":
-        if self._live is not None:
-            self._live.start()
-        if self._bar is not None:
-            self._bar.__enter__()
+        self._display.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
-        if self._bar is not None:
-            self._bar.__exit__(kind, error, trace)
+        self._display.__exit__(kind, error, trace)
 
     def add(self, entry: "Entry") -> None:
-        """A trial that a search suggested."""
+        """Adds a trial that a search suggested."""
         self.trials[entry.key] = progress_of(entry)
         self.to_come = max(0, self.to_come - 1)
 
     def see(self, entry: "Entry", records: Sequence[Mapping[str, Any]]) -> None:
-        """Records of epochs, some of which may have been there before."""
+        """Takes records of epochs, new or repeated."""
         trial = self.trials[entry.key]
         before = trial.epoch
         trial.see(records)
-        if self._bar is not None:
+        if isinstance(self._display, ProgressBar):
             score = "" if math.isnan(trial.score) else f" val J {100 * trial.score:.1f}"
             left = duration(seconds_left(list(self.trials.values()), self.to_come))
             note = f"{trial.title}: epoch {trial.epoch}{score}{f', about {left} left' if left else ''}"
-            self._bar.advance(trial.epoch - before, note)
+            self._display.advance(trial.epoch - before, note)
 
     def state(self, entry: "Entry", state: str, reason: str = "") -> None:
-        """What has become of a trial."""
+        """Takes a trial's new state."""
         trial = self.trials[entry.key]
         trial.state, trial.reason = state, reason
         if state == "running":
@@ -82,20 +77,20 @@ class Watch:
         self.tick()
 
     def tick(self, note: str | None = None) -> None:
-        """Shows that the sweep is alive; called several times a second.
+        """Refreshes the display; called several times a second.
 
         Args:
-            note: what is shown below the table from now on.
+            note: replaces the line below the table.
         """
         self.note = self.note if note is None else note
-        if self._bar is not None:
-            self._bar.advance(0)
-        if self._live is not None and time.monotonic() - self._shown >= INTERVAL_S:
+        if isinstance(self._display, ProgressBar):
+            self._display.advance(0)
+        elif time.monotonic() - self._shown >= INTERVAL_S:
             self._shown = time.monotonic()
-            self._live.update(self.view(), refresh=True)
+            self._display.update(self.view(), refresh=True)
 
     def view(self) -> Group:
-        """The table as it stands: what runs first, as many trials as the terminal has lines for."""
+        """The present table: running trials first, as many as the terminal has lines for."""
         trials = list(self.trials.values())
         shown = sorted(trials, key=lambda trial: ORDER.index(trial.state))
         shown = shown[: max(3, self._console.height - LINES_AROUND)]
@@ -115,11 +110,11 @@ def progress_of(entry: "Entry") -> Progress:
 
 
 def progress_table(trials: Sequence[Progress], title: str, typical_s: float = math.nan, keys: bool = False) -> Table:
-    """A line for each trial.
+    """A table with a line for each trial.
 
     Args:
-        typical_s: an epoch of a trial that has none yet.
-        keys: with a column for the keys.
+        typical_s: seconds of an epoch, for trials without a finished one.
+        keys: add a column for the keys.
     """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("trial", overflow="fold")
@@ -129,12 +124,9 @@ def progress_table(trials: Sequence[Progress], title: str, typical_s: float = ma
         left = trial.seconds_left(typical_s) if trial.state == "running" else math.nan
         table.add_row(
             trial.name, str(trial.seed), *([trial.key] if keys else []), f"{trial.epoch}/{trial.epochs}",
-            *_cells(trial), duration(left), Text(trial.state, style=STYLES.get(trial.state, "")),
+            "" if math.isnan(trial.loss) else f"{trial.loss:.3f}",
+            "" if math.isnan(trial.score) else f"{100 * trial.score:.1f}",
+            "" if math.isnan(trial.seconds_per_epoch) else f"{trial.seconds_per_epoch:.3g}",
+            duration(left), Text(trial.state, style=STYLES.get(trial.state, "")),
         )  # fmt: skip
     return table
-
-
-def _cells(trial: Progress) -> Iterator[str]:
-    yield "" if math.isnan(trial.loss) else f"{trial.loss:.3f}"
-    yield "" if math.isnan(trial.score) else f"{100 * trial.score:.1f}"
-    yield "" if math.isnan(trial.seconds_per_epoch) else f"{trial.seconds_per_epoch:.3g}"

@@ -1,7 +1,7 @@
-"""Where a sweep's folder is and was, and which addresses that are written in it hold.
+"""Where a sweep's folder is and was, and which of the addresses written in it are obeyed.
 
-A folder may come from anywhere: a colleague, a download, a copy. What it names is obeyed where the user gave the same
-address, or where it lies with the sweep; everything else is named and refused.
+A folder may come from a colleague, a download or a copy. An address that it names is obeyed if the user gave the same
+one, or if it lies within the folder or beside it; any other is shown and refused.
 """
 
 import functools
@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from experiments.sweep.ledger import Ledger
 from experiments.tracking.client import Guard, default_tracking_uri, without_password
-from experiments.tracking.database import move_artifacts
-from experiments.tracking.moved import database_at, moved_to, sqlite_uri
-from experiments.training.resume import read_json
+from experiments.tracking.database import database_at, has_run, move_artifacts, sqlite_uri
+from experiments.training.resume import read_json, write_json
 from refavs.errors import ConfigError
 
 ARTIFACTS = "mlartifacts"  # beside a sweep's folder
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
+SENT = "mlflow.json"
 
 
 def place_of(out: Path) -> dict[str, Any]:
-    """What a sweep notes of its folder: a copy has another one, and so has a folder that was moved to another disk."""
+    """What a sweep records about its folder; a copy differs, and so does a folder moved to another disk."""
     found = out.resolve()
     return {"path": str(found), "inode": found.stat().st_ino}
 
@@ -30,12 +31,11 @@ def place_of(out: Path) -> dict[str, Any]:
 def original_of(out: Path, facts: Mapping[str, Any], uri: str) -> str | None:
     """The folder of the original if `out` is a copy of a sweep; None for an original, even if it was moved.
 
-    A folder that came from another disk or machine is itself or a copy, which cannot be told there. It counts as a copy
-    unless MLflow's database lies beside it, which then came with it: two sweeps of one name in one MLflow would delete
-    each other's runs.
+    A folder from another disk or machine may be either. It counts as a copy unless MLflow's database lies beside it:
+    two sweeps with one id in one MLflow would delete each other's runs.
 
     Args:
-        facts: as `sweep.json` has them.
+        facts: content of `sweep.json`.
         uri: MLflow's address.
     """
     noted = facts.get("place")
@@ -57,13 +57,13 @@ def original_of(out: Path, facts: Mapping[str, Any], uri: str) -> str | None:
 
 
 def tracking_address(out: Path, facts: Mapping[str, Any], given: str | None) -> str:
-    """Where MLflow is for the sweep in `out`: as given, else as the sweep notes it, else in the database beside it.
+    """MLflow's address for the sweep in `out`: the one given, else the recorded one, else the database beside it.
 
     Args:
-        facts: as `sweep.json` has them.
+        facts: content of `sweep.json`.
 
     Raises:
-        ConfigError: the sweep names another address than the user, outside of its own folder.
+        ConfigError: the recorded address lies outside of the sweep's folder and was not given by the user.
     """
     default, named = default_tracking_uri(out), facts.get("tracking_uri")
     if given:
@@ -74,7 +74,7 @@ def tracking_address(out: Path, facts: Mapping[str, Any], given: str | None) -> 
         return named
     noted = facts.get("place")
     before = Path(str(noted["path"])) if isinstance(noted, dict) and noted.get("path") else out.resolve()
-    if named == default_tracking_uri(before) or moved_to(facts, default):  # it was moved
+    if named == default_tracking_uri(before) or moved_to(facts, default):
         return default
     database = database_at(str(named))
     if database is not None and database.is_relative_to(before):
@@ -84,12 +84,39 @@ def tracking_address(out: Path, facts: Mapping[str, Any], given: str | None) -> 
     shown = without_password(str(named))
     raise ConfigError(
         f"{out / 'sweep.json'} names the MLflow {shown}, outside of that folder, and this command was not given that "
-        f"address; give --tracking-uri {shown} where you trust it, or another one"
+        f"address; give --tracking-uri {shown} if you trust it, or another one"
     )
 
 
-def follow_move(out: Path, facts: Mapping[str, Any], uri: str) -> None:
-    """Artifacts lie beside a sweep that was moved or copied with its database, where MLflow's addresses are older."""
+def moved_to(facts: Mapping[str, Any], uri: str) -> str | None:
+    """`uri` if its database has the sweep's run and the recorded database is gone, hence was moved; else None."""
+    before = database_at(str(facts.get("tracking_uri")))
+    moved = before is not None and not before.exists() and has_run(database_at(uri), facts.get("run_id"))
+    return uri if moved else None
+
+
+def follow_database(ledger: Ledger, uri: str, closed: Mapping[str, str]) -> None:
+    """Records the new address of a sweep's moved database: what was sent to it counts as sent.
+
+    Any other new address changes nothing, as a second server has none of the runs.
+
+    Args:
+        closed: the marks (`experiments.sweep.execution.closed_mark`) of a complete sweep for both addresses.
+    """
+    facts = ledger.sweep
+    before = str(facts.get("tracking_uri"))
+    if before == uri or database_at(before) is None or not has_run(database_at(uri), facts.get("run_id")):
+        return
+    for path in ledger.root.glob(f"trials/*/{SENT}"):
+        sent = read_json(path)
+        if isinstance(sent, dict) and sent.get("uri") == before:
+            write_json(path, {**sent, "uri": uri})
+    known = {"closed": closed[uri]} if facts.get("closed") == closed[before] else {}
+    ledger.set_sweep(tracking_uri=uri, **known)
+
+
+def follow_artifacts(out: Path, facts: Mapping[str, Any], uri: str) -> None:
+    """Updates the addresses of artifacts in a database that was moved or copied together with the sweep."""
     noted, run_id, database = facts.get("place"), facts.get("run_id"), database_at(uri)
     if not isinstance(noted, dict) or not isinstance(run_id, str) or uri != default_tracking_uri(out):
         return
@@ -100,18 +127,18 @@ def follow_move(out: Path, facts: Mapping[str, Any], uri: str) -> None:
 
 
 def guard_of(out: Path, uri: str, given: str | None) -> Guard:
-    """What refuses artifacts elsewhere than with the sweep in `out`, unless the user named the MLflow at `uri`."""
+    """A guard that refuses artifacts outside the sweep in `out`, unless the user named the MLflow at `uri`."""
     if uri in (given, os.environ.get(ENVIRONMENT)):
         return lambda artifacts, names: None
     return functools.partial(refuse_elsewhere, out=out)
 
 
 def refuse_elsewhere(artifacts: str, names: Iterable[str], out: Path) -> None:
-    """Refuses artifacts that would not be written beside the sweep or in it, where the user gave no address.
+    """Refuses to write artifacts anywhere but in the sweep's folder or beside it.
 
     Args:
-        artifacts: the address of a run's or an experiment's artifacts, as MLflow's database has it.
-        names: of the files, with their folders.
+        artifacts: address of the artifacts of a run or an experiment in MLflow's database.
+        names: paths of the files below it.
 
     Raises:
         ConfigError: they would be written elsewhere; names the address.
@@ -124,6 +151,6 @@ def refuse_elsewhere(artifacts: str, names: Iterable[str], out: Path) -> None:
     if local and all(any(path.resolve().is_relative_to(one) for one in allowed) for path in paths):
         return
     raise ConfigError(
-        f"its artifacts would go to {without_password(artifacts)}, outside of {allowed[1]} and the sweep's folder, by "
-        "the word of a database that this command was not given; give by --tracking-uri the MLflow that you trust"
+        f"its artifacts would go to {without_password(artifacts)}, outside of {allowed[1]} and the sweep's folder, "
+        "because a database says so that this command was not given; give by --tracking-uri the MLflow that you trust"
     )

@@ -1,4 +1,4 @@
-"""How far the trials of a sweep are, as its folder tells: of plain files, so that it is known without torch or Ray."""
+"""Progress of a sweep's trials, read from its folder without torch or Ray."""
 
 import fcntl
 import math
@@ -22,11 +22,11 @@ class Progress:
     """One trial.
 
     Attributes:
-        key: the name of its folder, the beginning of its key.
-        epoch: how many are finished, of `epochs`.
-        started_s: when it was last started, in seconds since 1970; NaN where it was not.
+        key: name of its folder, the beginning of its key.
+        epoch: number of finished epochs, of `epochs`.
+        started_s: time of its last start, in seconds since 1970; NaN before the first.
         reason: why it failed or was given up.
-        pending: whether MLflow lacks something of it.
+        pending: whether MLflow lacks some of its data.
     """
 
     key: str
@@ -41,7 +41,7 @@ class Progress:
     started_s: float = math.nan
     reason: str = ""
     pending: bool = False
-    _ends: dict[int, tuple[float, float]] = field(default_factory=dict, repr=False)  # by epoch: when, seconds
+    _ends: dict[int, tuple[float, float]] = field(default_factory=dict, repr=False)  # epoch: (time of end, seconds)
 
     @property
     def title(self) -> str:
@@ -49,7 +49,7 @@ class Progress:
         return f"{self.name}, seed {self.seed}"
 
     def see(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Takes the records of all its epochs, or of new ones."""
+        """Takes the records of all its epochs, or only of new ones."""
         if not records:
             return
         last = records[-1]
@@ -61,19 +61,19 @@ class Progress:
             for record in records if "seconds" in record
         }  # fmt: skip
         if times := sorted(map(self._seconds_of, sorted(self._ends)[-5:])):
-            self.seconds_per_epoch = times[(len(times) - 1) // 2]  # one may have a pause of the sweep in it
+            self.seconds_per_epoch = times[(len(times) - 1) // 2]  # the median, as one may include a pause
 
     def _seconds_of(self, epoch: int) -> float:
-        """From one epoch's end to the next; the seconds in a record are one trial's share of a process of several."""
+        """Time since the end of the epoch before; a record's own seconds are only its share of a fused process."""
         end, seconds = self._ends[epoch]
         before = [moment for moment in (self._ends.get(epoch - 1, (math.nan, 0.0))[0], self.started_s) if moment < end]
         return max(seconds, end - max(before)) if before else seconds
 
     def seconds_left(self, typical_s: float = math.nan) -> float:
-        """Of its epochs; NaN while nothing is known.
+        """Expected seconds of its remaining epochs; NaN if unknown.
 
         Args:
-            typical_s: an epoch of another trial, for one that has none yet.
+            typical_s: seconds of another trial's epoch, used before the first one ends.
         """
         if self.state not in RUNNABLE:
             return 0.0
@@ -83,11 +83,11 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What the folder of a sweep tells.
+    """State of a sweep's folder.
 
     Attributes:
-        facts: as `sweep.json` has them.
-        active: whether a refavs-sweep works on it now.
+        facts: content of `sweep.json`.
+        active: whether a refavs-sweep is running on it.
     """
 
     facts: dict[str, Any]
@@ -105,10 +105,10 @@ def read_sweep(root: Path) -> Sweep:
     if facts is None:
         raise ConfigError(
             f"{root} is not the folder of a sweep: it has no sweep.json; give the --out of a refavs-sweep command, "
-            "as runs/smoke"
+            "for example runs/smoke"
         )
     folders = sorted(path for path in (root / "trials").glob("*") if (path / "config.json").is_file())
-    current = facts.get("current")  # of the last command; an older grid may have had others
+    current = facts.get("current")  # the trials of the last command; earlier grids may have had others
     if current is not None:
         places = {name: place for place, name in enumerate(current)}
         folders = sorted((path for path in folders if path.name in places), key=lambda path: places[path.name])
@@ -133,7 +133,7 @@ def read_progress(folder: Path) -> Progress:
     )  # fmt: skip
     records = read_lines(folder / "metrics.jsonl", Epoch)
     found.see(records)
-    older = "run_id" in status and not sent  # of a version that noted the run here once MLflow had all of it
+    older = "run_id" in status and not sent  # written by a version that recorded a completely sent run here
     found.pending = found.state != "new" and not older and (
         sent.get("epochs", 0) < len(records) if found.state == "running" else sent.get("time_s") != status.get("time_s")
     )
@@ -141,16 +141,16 @@ def read_progress(folder: Path) -> Progress:
 
 
 def typical_seconds(trials: Sequence[Progress]) -> float:
-    """The mean of an epoch over the trials that have one; NaN where none has."""
+    """Mean seconds of an epoch over the trials with a finished one; NaN without any."""
     known = [trial.seconds_per_epoch for trial in trials if not math.isnan(trial.seconds_per_epoch)]
     return sum(known) / len(known) if known else math.nan
 
 
 def seconds_left(trials: Sequence[Progress], to_come: int = 0) -> float:
-    """Until all have run as many at once as do now; NaN while nothing is known.
+    """Expected seconds until all trials end, with as many at once as now; NaN if unknown.
 
     Args:
-        to_come: trials that a search has still to suggest.
+        to_come: trials that a search has yet to suggest.
     """
     typical = typical_seconds(trials)
     at_once = max(1, sum(trial.state == "running" for trial in trials))
@@ -161,13 +161,13 @@ def seconds_left(trials: Sequence[Progress], to_come: int = 0) -> float:
 
 
 def counts(trials: Sequence[Progress]) -> str:
-    """How many trials are in which state, on one line."""
+    """Number of trials in each state, on one line."""
     states = [trial.state for trial in trials]
     return ", ".join(f"{states.count(state)} {state}" for state in ORDER if state in states) or "no trials"
 
 
 def duration(seconds: float) -> str:
-    """A time for people: 40 s, 12 min, 3.4 h, 2.1 days; empty where it is not known."""
+    """A readable time such as 40 s, 12 min, 3.4 h or 2.1 days; empty if unknown."""
     if math.isnan(seconds):
         return ""
     for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (86400, 3600, "h")):
@@ -177,17 +177,15 @@ def duration(seconds: float) -> str:
 
 
 def is_held(root: Path) -> bool:
-    """Whether a refavs-sweep holds the folder."""
+    """Whether a refavs-sweep is running on the folder."""
     try:
         with open(open_plain(root / ".lock"), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
-    except UnusableFileError:
+    except (FileNotFoundError, UnusableFileError):
         return False
     except OSError as error:
-        if error.errno not in NO_LOCKS:  # without locks no refavs-sweep begins
+        if error.errno not in NO_LOCKS:  # without locks no refavs-sweep starts
             raise
     return False

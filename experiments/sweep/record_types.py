@@ -1,4 +1,4 @@
-"""The JSON files of a sweep's folder, read without trust: each has the shape that is declared here, or is refused."""
+"""Shapes of the JSON files in a sweep's folder; a file of another shape is refused."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
@@ -12,7 +12,7 @@ Values = dict[str, Measured | None]
 
 
 class StoreFacts(TypedDict, total=False):
-    """What a sweep notes of a store."""
+    """Facts about a store that a sweep records."""
 
     name: str
     store: str
@@ -22,7 +22,7 @@ class StoreFacts(TypedDict, total=False):
 
 
 class StoreOfSeveral(StoreFacts):
-    """One of a sweep over several stores."""
+    """One store of a sweep over several."""
 
     contents: str
 
@@ -48,7 +48,7 @@ _Epochs = TypedDict("_Epochs", {"train.epochs": Annotated[int, range(2**31)]})
 
 
 class WorkerSettings(TypedDict):
-    """What of `config.json` a trial's process reads."""
+    """The part of `config.json` that a trial's process reads."""
 
     config: dict[str, Any]
     store: str  # the fingerprint
@@ -66,7 +66,7 @@ class Settings(WorkerSettings):
 
 
 class ShownSettings(TypedDict):
-    """What of `config.json` a table of trials shows."""
+    """The part of `config.json` that a table of trials shows."""
 
     name: str
     seed: int
@@ -106,7 +106,7 @@ class Epoch(TypedDict):
 
 
 class Controls(TypedDict):
-    """`controls.json`: of the constant predictions, values by protocol, prediction, group and measure."""
+    """`controls.json`: metrics of the constant predictions, by protocol, prediction, group and measure."""
 
     store: str
     controls: NotRequired[dict[str, Values]]
@@ -114,10 +114,10 @@ class Controls(TypedDict):
 
 
 def read_record(path: Path, kind: Any) -> Any | None:
-    """The value in `path`, of the shape `kind`; None where the file is absent.
+    """Reads JSON of the shape `kind`; None if the file is absent.
 
     Raises:
-        ConfigError: a file of another shape, or one that is not JSON.
+        ConfigError: the file is not JSON, or has another shape.
     """
     try:
         return shaped(read_json(read_plain(path)), kind)
@@ -128,10 +128,10 @@ def read_record(path: Path, kind: Any) -> Any | None:
 
 
 def read_lines(path: Path, kind: Any) -> list[Any]:
-    """The value in each line of `path`, of the shape `kind`; none where the file is absent.
+    """Reads JSON lines of the shape `kind`; none if the file is absent.
 
     Raises:
-        ConfigError: as for `read_record`.
+        ConfigError: see `read_record`.
     """
     found: list[Any] = []
     try:

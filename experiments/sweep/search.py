@@ -1,7 +1,7 @@
-"""A search: which point comes next and which trial is given up, by what the ledger knows and by nothing else.
+"""A search: decides from the ledger alone which point comes next and which trial is given up.
 
-What is kept of a search is the list of its points, beside the trials. The next point follows from them and the trials,
-so that a search that was killed goes on with the same points, and a larger budget adds to those that are there.
+Only the list of points is stored, beside the trials. The next point follows from both, so that a killed search
+continues with the same points, and a larger budget adds points to them.
 """
 
 import math
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from refavs.store import FeatureStore
 
-# A point that is there already, or that a condition leaves out, is suggested again; from half of these on at random.
+# Attempts to find a point that is new and not skipped by a condition; TPE makes the first half, random draws the rest.
 ATTEMPTS = 200
 
 
@@ -35,8 +35,7 @@ class Search:
     """The points of one search in a sweep's folder.
 
     Attributes:
-        points: values by setting, in the order in which they were suggested; not more than the budget.
-        entries: of the points' trials, those of a point together.
+        points: values by setting, in the order of their suggestion, within the budget.
     """
 
     def __init__(self, grid: Grid, ledger: Ledger, fingerprint: str) -> None:
@@ -57,19 +56,19 @@ class Search:
 
     @property
     def entries(self) -> list[Entry]:
-        """Trials of the points that the budget reaches."""
+        """Trials of the points within the budget, point by point."""
         return [entry for entries in self._of_points[: self.plan.budget] for entry in entries]
 
     @property
     def num_to_come(self) -> int:
-        """Trials of points that are not suggested yet."""
+        """Trials of points yet to be suggested."""
         left = 0 if self._exhausted else max(0, self.plan.budget - len(self.points))
         return left * len(self.grid.seeds)
 
     def suggest(self) -> Entry | None:
-        """The next trial of a new point, which is noted before it is returned; None once the budget is used up.
+        """The next trial of a new point, stored before it is returned; None once the budget is used up.
 
-        The trials of points that were noted before are `entries`, and are not suggested again.
+        Trials of stored points are `entries` and are not suggested again.
         """
         if not self._waiting and self.num_to_come:
             found = self._new_point()
@@ -83,18 +82,18 @@ class Search:
         return self._waiting.pop(0) if self._waiting else None
 
     def suggest_some(self, fuse: int | Literal["auto"]) -> list[Entry]:
-        """The next trials that may run together; TPE suggests several at once only where their number is given."""
+        """The next trials to run together; TPE suggests several at once only if their number is given."""
         number = fuse if fuse != "auto" else MOST if self.plan.method == "random" else 1
         found = (self.suggest() for _ in range(number))
         return [entry for entry in found if entry is not None]
 
     def report(self, entry: Entry, records: Sequence[Mapping[str, Any]]) -> str:
-        """Takes note of a trial's epochs; says why it is to be given up now, or nothing.
+        """Takes a trial's epochs; returns why to give the trial up now, or an empty text.
 
-        What is decided stays with the trial: one that goes on after a kill is not judged again by what came since.
+        The decision is stored with the trial, so that resuming it after a kill does not judge it again.
 
         Args:
-            records: of finished epochs; only of the last one it is decided, the others were decided on before.
+            records: finished epochs; only the last one is judged.
         """
         self._note(entry, records)
         asha = self.plan.asha
@@ -109,21 +108,21 @@ class Search:
             return ""
         value = here[entry.key]
         num_better = sum(other > value if self.plan.maximize else other < value for other in here.values())
-        num_going_on = max(1, len(here) // asha.reduction)
-        if num_better < num_going_on:
+        num_continued = max(1, len(here) // asha.reduction)
+        if num_better < num_continued:
             entry.set_status(entry.state, passed=epoch)
             return ""
         reason = (
             f"given up after epoch {epoch}: its {self.plan.metric} of {value:.{DIGITS}g} is number {num_better + 1} of "
-            f"{len(here)} so far, and one in {asha.reduction} goes on"
+            f"{len(here)} so far, and one in {asha.reduction} continues"
         )
         entry.set_status(entry.state, given_up=reason)
         return reason
 
     def described(self) -> list[str]:
-        """What is looked for and how far it is."""
+        """The search's goal, its progress and its best point."""
         plan, asha, found = self.plan, self.plan.asha, self.best()
-        stopping = f", one trial in {asha.reduction} going on from epoch {asha.min_epochs}" if asha else ""
+        stopping = f", one trial in {asha.reduction} continues after epoch {asha.min_epochs}" if asha else ""
         lines = [
             f"search by {plan.method} for the {'highest' if plan.maximize else 'lowest'} {plan.metric}{stopping}: "
             f"{min(len(self.points), plan.budget)} of {plan.budget} points suggested",
@@ -160,20 +159,20 @@ class Search:
                 point = _asked(study, self.plan, index, attempt)
             try:
                 entries = [] if point in self.points else self._entries(index, point)
-            except ConfigError:  # values that do not agree are no point
+            except ConfigError:  # conflicting values
                 continue
             if entries and not known & {entry.key for entry in entries}:
                 return point, entries
         return None
 
     def _value(self, entries: Sequence[Entry]) -> float | None:
-        """A point's mean over its seeds; None until all are finished, or where one has no such metric."""
-        values = [self._values[entry.key] if entry.key in self._values else self._found(entry) for entry in entries]
+        """A point's mean over its seeds; None until all are finished, or if one lacks the metric."""
+        values = [self._values[entry.key] if entry.key in self._values else self._read(entry) for entry in entries]
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if len(known) == len(values) > 0 else None
 
-    def _found(self, entry: Entry) -> float | None:
-        """The metric of the weights that a finished trial keeps."""
+    def _read(self, entry: Entry) -> float | None:
+        """The metric of the weights that a finished trial kept."""
         if entry.state != "finished":
             return None
         records = read_metrics(entry.folder)
@@ -187,7 +186,7 @@ def refuse_unmeasured(plan: SearchPlan, store: "FeatureStore") -> None:
     """Refuses a search by a metric that no trial on this store will have.
 
     Raises:
-        ConfigError: there is no validation, or none of the dimension that the metric is of.
+        ConfigError: the store has no split val with masks, or not the metric's dimension in it.
     """
     table = store.expressions
     known = {str(kind) for kind in table["dimension"].iloc[rows_of(store, ("val",))]}
@@ -202,7 +201,7 @@ def refuse_unmeasured(plan: SearchPlan, store: "FeatureStore") -> None:
 
 def _study(plan: SearchPlan, points: Sequence[Mapping[str, Any]], of_points: Sequence[Sequence[Entry]], value_of: Any
            ) -> "optuna.Study":  # fmt: skip
-    """What is known, as Optuna takes it: points that run count as no better than others, those that failed do not."""
+    """The points so far as an Optuna study: running points get a pessimistic value; failed ones are ignored."""
     import optuna
     from optuna.trial import TrialState, create_trial
 
@@ -227,14 +226,14 @@ def _study(plan: SearchPlan, points: Sequence[Mapping[str, Any]], of_points: Seq
 
 
 def _asked(study: "optuna.Study", plan: SearchPlan, index: int, attempt: int) -> dict[str, Any]:
-    """A suggestion that follows from what is known and from the number of the point."""
+    """A suggestion that depends only on the study and the number of the point."""
     import optuna
     from optuna.trial import TrialState
 
     seed = int(digest([plan.seed, index, attempt])[:8], 16)
     study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
     asked = study.ask({name: _distribution(plan.ranges[name]) for name in sorted(plan.ranges)})
-    study.tell(asked, state=TrialState.FAIL)  # it is known by its point, once that is one
+    study.tell(asked, state=TrialState.FAIL)  # if accepted, the point enters the next study
     return {name: _of_index(plan.ranges[name], value) for name, value in asked.params.items()}
 
 
@@ -248,7 +247,7 @@ def _distribution(part: Range) -> Any:
 
 
 def _index(part: Range, value: Any) -> Any:
-    """A choice is known to Optuna by its place, as it may be a list."""
+    """The value for Optuna, which takes a choice by its index, as it may be a list."""
     return part.ends.index(value) if part.kind == "choice" else value
 
 

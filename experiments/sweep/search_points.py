@@ -1,4 +1,4 @@
-"""How the points of a search become trials."""
+"""Turns the points of a search into trials."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ from refavs.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class SearchGrid:
-    """What makes trials of the points that a search suggests.
+    """A search as declared by a grid file.
 
     Attributes:
-        examples: a trial at each end of each range, of which none runs.
+        examples: a trial at each end of each range, for checks; none of them runs.
     """
 
     plan: SearchPlan
@@ -27,10 +27,10 @@ class SearchGrid:
     examples: tuple[Trial, ...]
 
     def trials(self, index: int, point: Mapping[str, Any]) -> tuple[Trial, ...]:
-        """A trial for each seed of the point with this number; none where a condition leaves it out.
+        """A trial for each seed at a point; none if a condition skips it.
 
         Raises:
-            ConfigError: values that do not agree.
+            ConfigError: conflicting values.
         """
         example = self.examples[0]
         own = {name: Located(value, "search") for name, value in point.items()}
@@ -44,10 +44,10 @@ class SearchGrid:
         )
 
     def identity(self, key: str) -> str:
-        """Names the search among all of a sweep: its ranges and all else that decides what a point is.
+        """Identifies the search within its sweep, by its ranges, seed and conditions.
 
         Args:
-            key: of the first example.
+            key: key of the first example.
         """
         ranges = {name: [part.kind, list(part.ends)] for name, part in self.plan.ranges.items()}
         whens = [
@@ -61,16 +61,16 @@ def search_grid(plan: SearchPlan, template: Template, seeds: Sequence[int], sect
     """The trials of a search, with its ends tried.
 
     Args:
-        section: of the grid file, from which `plan` was read.
+        section: the section of the grid file from which `plan` was read.
 
     Raises:
-        ConfigError: an end that cannot be used, conditions that leave nothing, or a budget that is too large.
+        ConfigError: an unusable end, conditions that skip everything, or a budget that is too large.
     """
     parts = mapping(section)
     for when in template.conditions:
         if name := next((name for name in ("train.init", "model.decoder_weights") if name in when.changes), None):
             place = when.changes[name].place
-            raise ConfigError(f"{place}: {name} cannot depend on what is searched; set it in base")
+            raise ConfigError(f"{place}: {name} cannot depend on a searched setting; set it in base")
     examples = []
     for point in plan.extremes():
         config = template.config({name: plan.ranges[name].located(value) for name, value in point.items()}, 0)
@@ -79,11 +79,11 @@ def search_grid(plan: SearchPlan, template: Template, seeds: Sequence[int], sect
             examples.append(Trial(name=f"a point with {label}", config=config))
     if not examples:
         place = parts["ranges"].place
-        raise ConfigError(f"{place}: the conditions skip every end of these ranges; take one of them out")
+        raise ConfigError(f"{place}: the conditions skip every end of these ranges; remove one of the conditions")
     if plan.asha and plan.asha.min_epochs >= (longest := max(trial.config.train.epochs for trial in examples)):
         place = mapping(parts["asha"]).get("min_epochs", parts["asha"]).place
         raise ConfigError(
-            f"{place}: asha.min_epochs is {plan.asha.min_epochs}, and trials have {longest} epochs; accepted: fewer"
+            f"{place}: asha.min_epochs is {plan.asha.min_epochs}, but trials have {longest} epochs; accepted: fewer"
         )
     if plan.budget * len(seeds) > MAX_TRIALS:
         raise ConfigError(f"{parts['budget'].place}: more than {MAX_TRIALS:,} trials; lower the budget")

@@ -1,4 +1,4 @@
-"""Ctrl-C once finishes the running epochs, twice stops at once; SIGTERM, by which Slurm announces the end, as once."""
+"""Signals: the first Ctrl-C or SIGTERM (sent by Slurm before the end) finishes the running epochs, a second stops."""
 
 import os
 import signal
@@ -8,17 +8,17 @@ from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-TOLD = (
+MESSAGE = (
     "\nrefavs-sweep: {name}: finishing the running epochs, then stopping; once more stops at once and "
-    "loses the epochs that are not finished\n"
+    "loses the unfinished epochs\n"
 )
 
 
 class Interrupts:
-    """Counts the signals that ask the process to stop, in the main thread; elsewhere it does nothing.
+    """Counts signals that ask the process to stop; does nothing outside the main thread.
 
     Args:
-        ask: called at the first one, within a signal handler: it may only do what is safe there.
+        ask: called at the first signal, within the signal handler.
     """
 
     def __init__(self, ask: Callable[[], None]) -> None:
@@ -42,7 +42,7 @@ class Interrupts:
             signal.signal(number, handler)
 
     def install(self) -> None:
-        """Takes the signals; again after `ray.init`, which takes SIGTERM for itself."""
+        """Installs the handlers; call it again after `ray.init`, which takes SIGTERM for itself."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in SIGNALS:
@@ -55,4 +55,4 @@ class Interrupts:
             raise KeyboardInterrupt
         self.ask()
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        os.write(2, TOLD.format(name=name).encode())  # print could meet itself here
+        os.write(2, MESSAGE.format(name=name).encode())  # print is not reentrant

@@ -1,4 +1,4 @@
-"""refavs-sweep status: how far a sweep is, from its folder alone, while it runs and after."""
+"""refavs-sweep status: shows the progress of a sweep, running or not, from its folder."""
 
 import shlex
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ NAME = "status"
 def build_parser() -> CommandParser:
     """The command line of refavs-sweep status."""
     parser = CommandParser(prog=f"refavs-sweep {NAME}", description=__doc__)
-    parser.add_argument("sweep", type=Path, metavar="SWEEP", help="the sweep's folder, as runs/smoke")
+    parser.add_argument("sweep", type=Path, metavar="SWEEP", help="the sweep's folder, for example runs/smoke")
     return parser
 
 
@@ -36,9 +36,9 @@ def _status(root: Path) -> int:
 
 
 def describe(sweep: Sweep, root: Path) -> list[str]:
-    """What the table does not say, and what to do next."""
+    """The lines below the table: totals, reasons, and what to do next."""
     to_come = sweep.facts.get("to_come", 0)
-    lines = [counts(sweep.trials) + (f", {to_come} still to be suggested by the search" if to_come else "")]
+    lines = [counts(sweep.trials) + (f", {to_come} yet to be suggested by the search" if to_come else "")]
     unfinished = to_come or any(trial.state in RUNNABLE for trial in sweep.trials)
     if sweep.active:
         left = duration(seconds_left(sweep.trials, to_come)) if unfinished else ""
@@ -47,10 +47,10 @@ def describe(sweep: Sweep, root: Path) -> list[str]:
         lines.append("no refavs-sweep is running; the command that started this sweep resumes it")
     pending = [trial.title for trial in sweep.trials if trial.pending]
     if pending:
-        told = ", ".join(pending[:5]) + " ..." * (len(pending) > 5)
+        shown = ", ".join(pending[:5]) + " ..." * (len(pending) > 5)
         when = "the same command sends it, or says why MLflow refuses it"
         when = "sent as soon as it answers" if sweep.active else when
-        lines.append(f"not in MLflow yet: {len(pending)} trials ({told}); {when}")
+        lines.append(f"not in MLflow yet: {len(pending)} trials ({shown}); {when}")
     lines += [f"{trial.state}: {trial.title}: {trial.reason}" for trial in sweep.trials if trial.reason]
     if any(trial.state == "failed" for trial in sweep.trials):
         lines.append("--retry-failed runs failed trials again, from their last epoch")

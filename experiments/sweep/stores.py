@@ -1,4 +1,4 @@
-"""Sweeps over several stores: the same expressions and masks, with the features of different encoders."""
+"""Sweeps over several stores, which have the same expressions and masks but features of different encoders."""
 
 import dataclasses
 import functools
@@ -19,10 +19,10 @@ COLUMNS = ("uid", "clip_id", "fid", "split", "dimension", "grade", "text")
 
 
 def named_locations(given: Sequence[str]) -> dict[str, str]:
-    """Locations by name, as `--store` gives them; a single one may have no name, which is empty then.
+    """Locations by name, from the values of `--store`; a single one may lack a name, which is empty then.
 
     Raises:
-        ConfigError: several without names, a name given twice, or two names of one place.
+        ConfigError: several without names, a repeated name, or two names for one location.
     """
     found: dict[str, str] = {}
     for text in given:
@@ -39,17 +39,17 @@ def named_locations(given: Sequence[str]) -> dict[str, str]:
 
 
 def with_stores(grid: Grid, stores: Mapping[str, FeatureStore]) -> Grid:
-    """The grid with each trial on each of the stores; on one without a name it stays as it is.
+    """Puts each trial of the grid on each store; leaves the grid alone if its only store has no name.
 
     Raises:
-        ConfigError: several stores for a search, or stores that do not hold the same expressions and masks.
+        ConfigError: several stores for a search, or stores with different expressions or masks.
     """
     if list(stores) == [""]:
         return grid
     if grid.search and len(stores) > 1:
-        raise ConfigError(f"grid {grid.name} is a search, which reads one store, and --store names {len(stores)}; "
+        raise ConfigError(f"grid {grid.name} is a search, which reads one store, but --store names {len(stores)}; "
                           "search on one and compare the best settings on all")  # fmt: skip
-    refuse_others(stores)
+    refuse_incomparable(stores)
     known = {name: TrialStore(name=name, location=s.location, fingerprint=s.fingerprint) for name, s in stores.items()}
     if grid.search:
         (store,) = known.values()
@@ -65,11 +65,11 @@ def _name(trial: Trial, grid: Grid, store: str) -> str:
     return f"encoders {store}" if trial.name == grid.name else f"{trial.name}, encoders {store}"
 
 
-def refuse_others(stores: Mapping[str, FeatureStore]) -> None:
-    """Refuses stores whose trials could not be compared.
+def refuse_incomparable(stores: Mapping[str, FeatureStore]) -> None:
+    """Refuses stores whose trials cannot be compared.
 
     Raises:
-        ConfigError: stores of other expressions, splits or masks, or of the same features.
+        ConfigError: stores with different expressions, splits or masks, or with the same features.
     """
     (first, reference), *others = stores.items()
     prints = {reference.fingerprint: first}
@@ -81,13 +81,13 @@ def refuse_others(stores: Mapping[str, FeatureStore]) -> None:
         prints[store.fingerprint] = name
         if contents_digest(store) != contents_digest(reference):
             raise ConfigError(
-                f"the stores {first} and {name} are not to be compared: {_difference(reference, store)}; extract both "
-                "from the same source, with the same size of the frames"
+                f"the stores {first} and {name} cannot be compared: {_difference(reference, store)}; extract both from "
+                "the same source, with frames of the same size"
             )
 
 
 def contents_digest(store: FeatureStore) -> str:
-    """Names what a store asks and what is right: its expressions with their splits, and its masks to the bit."""
+    """Identifies a store's task: its expressions with their splits, and every bit of its masks."""
     rows = sorted(contents_rows(store), key=str)
     return digest({"frames": store.num_frames, "size": store.input_size, "rows": rows})
 
@@ -119,17 +119,17 @@ def _difference(one: FeatureStore, other: FeatureStore) -> str:
     sizes = [f"{store.num_frames} x {store.input_size} x {store.input_size}" for store in (one, other)]
     if sizes[0] != sizes[1]:
         return f"their masks are of {sizes[0]} and of {sizes[1]}"
-    return "their expressions have other splits, words or masks under the same uids"
+    return "expressions with the same uids have different splits, words or masks"
 
 
 def stores_of(trials: Sequence[Trial], default: FeatureStore) -> dict[str, FeatureStore]:
-    """The stores that trials read, by their fingerprints."""
+    """The stores that trials read, by fingerprint."""
     found = [store_of(trial, default) for trial in trials]
     return {store.fingerprint: store for store in found or [default]}
 
 
 def store_facts(trials: Sequence[Trial], default: FeatureStore) -> dict[str, dict[str, Any]]:
-    """What a sweep's folder notes of each of several stores, by its fingerprint, so that a report can compare them."""
+    """What a sweep records about each of several stores, by fingerprint, for the report's comparison."""
     named = {trial.store.fingerprint: trial.store.name for trial in trials if trial.store}
     return {
         fingerprint: {"name": named[fingerprint], **facts_of(store), "contents": contents_digest(store)}
@@ -138,7 +138,7 @@ def store_facts(trials: Sequence[Trial], default: FeatureStore) -> dict[str, dic
 
 
 def facts_of(store: FeatureStore) -> dict[str, Any]:
-    """Where a store is, what it has, and whether its features are of random weights."""
+    """A store's location, fingerprint and encoders, and whether their weights are random."""
     return {
         "store": store.location, "fingerprint": store.fingerprint, "random_features": store.random_weights,
         "encoders": {stream: str(encoder.get("name")) for stream, encoder in store.encoders.items()},
@@ -146,7 +146,7 @@ def facts_of(store: FeatureStore) -> dict[str, Any]:
 
 
 def store_of(trial: Trial, default: FeatureStore) -> FeatureStore:
-    """The store that a trial reads: its own, or the only one that a sweep has."""
+    """The store that a trial reads: its own, or the sweep's only one."""
     if trial.store is None or trial.store.fingerprint == default.fingerprint:
         return default
     return _opened(trial.store.location)

@@ -10,11 +10,10 @@ from refavs.store import FeatureStore
 
 
 def csv_text(entries: Sequence[Entry], controls: dict[str, dict[str, float]], store: FeatureStore) -> str:
-    """Every finished trial and constant with all its metrics, as fractions, one line each and seeds apart.
+    """All metrics, as fractions, of every finished trial (a line per seed) and constant prediction.
 
     Args:
-        store: of trials that name none of their own; each line says whether an encoder of its features has random
-            weights.
+        store: the store of trials without one of their own; a column says whether its encoders have random weights.
     """
     def features(trained_on: FeatureStore) -> dict[str, str]:
         return {"features": "random weights" if trained_on.random_weights else "pretrained"}

@@ -1,4 +1,4 @@
-"""Files of a run that MLflow has already: given to it, and fetched from it."""
+"""Uploads files to an existing MLflow run, and downloads its files."""
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -11,13 +11,13 @@ from refavs.errors import ConfigError
 def upload(
     uri: str, run_id: str, folder: Path, names: Sequence[str], below: str, guard: Guard = lambda artifacts, names: None
 ) -> None:
-    """Gives files of a folder to a run that is there already, with their paths in it, below a folder of its artifacts.
+    """Uploads files of a folder to an existing run, with their relative paths, below a folder of its artifacts.
 
     Args:
-        guard: as for `Tracker`.
+        guard: see `Tracker`.
 
     Raises:
-        ConfigError: nothing that can be used answers at `uri`, it has no such run, or takes no files.
+        ConfigError: MLflow at `uri` cannot be used, has no such run, or accepts no files.
     """
     refuse_missing(uri)
     with first_contact(uri) as client:
@@ -26,16 +26,16 @@ def upload(
         try:
             for name in names:
                 client.log_artifact(run_id, str(folder / name), str(PurePosixPath(below, name).parent))
-        except OSError as error:  # also what the network says
+        except OSError as error:  # including network errors
             raise ConfigError(f"its artifacts at {without_password(str(artifacts))} cannot be written ("
                               f"{' '.join(str(error).split())[:200]})") from error  # fmt: skip
 
 
 def download(uri: str, run_id: str, name: str) -> Path:
-    """Fetches a folder of a run's artifacts and returns where it lies now.
+    """Downloads a folder of a run's artifacts and returns its local path.
 
     Raises:
-        ConfigError: nothing that can be used answers at `uri`, it has no such run, or the run no such folder.
+        ConfigError: MLflow at `uri` cannot be used, has no such run, or the run has no such folder.
     """
     from mlflow.exceptions import MlflowException
 

@@ -1,7 +1,7 @@
-"""MLflow: the sweep is a parent run, each trial a child. Only the driver writes, and only through the client.
+"""Writes a sweep into MLflow: a parent run with a child run per trial, written by the driver only.
 
-Every request may be repeated: runs are found again by their tags, and a metric point keeps the time stamp its trial
-gave it, so that sending it again leaves one point. When to send what is the affair of `experiments.tracking.sync`.
+Every request may be repeated: runs are found by their tags, and a metric point keeps its trial's time stamp, so that
+sending it twice leaves one point. `experiments.tracking.sync` decides what to send when.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.grid.trial import NOT_IN_KEY
 from experiments.sweep.ledger import Entry
-from experiments.tracking.database import first_use
-from experiments.tracking.moved import sqlite_uri
+from experiments.tracking.database import first_use, sqlite_uri
 from refavs.config import digest, flat
 from refavs.errors import ConfigError, RefAVSError
 from refavs.files.partials import PARTIAL
+from refavs.machine.environment import environment_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,9 +34,11 @@ BATCH_PARAMS = 100
 DIGEST_LENGTH = 36
 LONGEST_KEY = 250
 DELETED = "must be in the 'active' state"
+# MLflow's client would retry for many minutes.
+FEW_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 REASON = "refavs.reason"
 ATTEMPT = "refavs.attempt"
-# What trying again does not mend; everything else may be a server that is away, or a database that another holds.
+# Errors that a retry does not fix; any other may be an unreachable server or a locked database.
 LASTING = frozenset({
     "ALREADY_EXISTS", "BAD_REQUEST", "CUSTOMER_UNAUTHORIZED", "ENDPOINT_NOT_FOUND", "FEATURE_DISABLED",
     "INVALID_PARAMETER_VALUE", "INVALID_STATE", "MALFORMED_REQUEST", "NOT_FOUND", "NOT_IMPLEMENTED",
@@ -48,18 +50,18 @@ Guard = Callable[[str, Iterable[str]], None]
 
 
 class UnreachableError(ConfigError):
-    """MLflow does not answer at an address; it may do so later."""
+    """MLflow does not answer at an address, but may do so later."""
 
 
 def default_tracking_uri(out: Path) -> str:
-    """The SQLite database beside the sweep's folder, shared by the sweeps next to each other."""
+    """The SQLite database beside the sweep's folder, shared by all sweeps there."""
     return sqlite_uri(out.resolve().parent / "mlflow.db")
 
 
 def git_facts(folder: Path) -> dict[str, str]:
-    """Commit and dirtiness of the code in `folder`; empty where it is not under git.
+    """Git commit of the code in `folder`, and whether it has changes; empty outside of git.
 
-    What a job of a cluster was started with, whose code travels without its history, is in the environment.
+    A cluster job, whose code is shipped without its history, gets them in its environment.
     """
     if commit := os.environ.get("REFAVS_GIT_COMMIT"):
         dirty = os.environ.get("REFAVS_GIT_DIRTY", "true")
@@ -78,32 +80,19 @@ def git_facts(folder: Path) -> dict[str, str]:
 
 
 def without_password(uri: str) -> str:
-    """An address as it may be shown: without the user and the password that it may name."""
+    """An address without user name and password."""
     return re.sub(r"(?<=://)[^/\s]+@", "", uri)
 
 
 def metric_name(name: str) -> str:
-    """`name` as MLflow takes it: other characters replaced, and a long one ending in what tells it from others."""
+    """`name` in the form that MLflow accepts: other characters replaced, and a long name cut and made unique."""
     parts = re.sub(r"[^\w\-./ :]", "_", name).split("/")
     plain = "/".join("_" if part in ("", ".", "..") else part for part in parts)
     return plain if len(plain) <= LONGEST_KEY else f"{plain[: LONGEST_KEY - 9]}-{digest(name)[:8]}"
 
 
-@contextlib.contextmanager
-def few_retries() -> Iterator[None]:
-    """A server that does not answer is noticed in seconds, not after the many minutes that MLflow's client tries."""
-    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-    own = [name for name in limits if name not in os.environ]
-    os.environ.update({name: limits[name] for name in own})
-    try:
-        yield
-    finally:
-        for name in own:
-            os.environ.pop(name, None)
-
-
 def lasts(error: BaseException) -> bool:
-    """Whether trying again would meet the same error."""
+    """Whether a retry would meet the same error."""
     if isinstance(error, UnreachableError):
         return False
     ours = (RefAVSError, ImportError, AssertionError, AttributeError, KeyError, NameError, TypeError)
@@ -111,26 +100,26 @@ def lasts(error: BaseException) -> bool:
 
 
 def gone(error: BaseException) -> bool:
-    """Whether MLflow no longer has the run that a request named, or has it among the deleted ones."""
+    """Whether the run of the failed request is missing or deleted in MLflow."""
     code = getattr(error, "error_code", "")
     return code == "RESOURCE_DOES_NOT_EXIST" or (code == "INVALID_PARAMETER_VALUE" and DELETED in str(error))
 
 
 def one_line(error: BaseException) -> str:
-    """An error for a message: its kind and the beginning of its text, without passwords."""
+    """The kind of an error and the beginning of its text, without passwords."""
     return f"{type(error).__name__}: {without_password(' '.join(str(error).split()))[:200]}"
 
 
 @contextlib.contextmanager
 def first_contact(uri: str) -> Iterator["MlflowClient"]:
-    """A quiet client; what its first requests meet is one clear error.
+    """Yields a quiet client, and turns errors of its first requests into one clear error.
 
     Raises:
-        ConfigError: what is at `uri` cannot be used; an `UnreachableError` where nothing answers.
+        ConfigError: MLflow at `uri` cannot be used; an `UnreachableError` if nothing answers.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    from alembic.util import CommandError  # of a database that a newer MLflow made
+    from alembic.util import CommandError  # for a database of a newer MLflow
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -138,16 +127,16 @@ def first_contact(uri: str) -> Iterator["MlflowClient"]:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        with few_retries():
+        with environment_of(FEW_RETRIES):
             with first_use(uri):
                 client = MlflowClient(tracking_uri=uri)
             yield client
-    except (MlflowException, SQLAlchemyError, CommandError, ImportError) as error:  # also a driver that is missing
+    except (MlflowException, SQLAlchemyError, CommandError, ImportError) as error:  # ImportError: a missing driver
         reason = without_password(" ".join(str(error).split()))[:200]
         away = not lasts(error) and (not uri.startswith("sqlite") or "database is locked" in str(error))
         raise (UnreachableError if away else ConfigError)(
-            f"MLflow at {without_password(uri)} cannot be used ({reason}); give by --tracking-uri a running server, as "
-            "http://HOST:5000, or a database, as sqlite:///PATH.db"
+            f"MLflow at {without_password(uri)} cannot be used ({reason}); give by --tracking-uri a running server, "
+            "such as http://HOST:5000, or a database, such as sqlite:///PATH.db"
         ) from error
 
 
@@ -156,12 +145,15 @@ class Tracker:
 
     Args:
         uri: tracking server or database.
-        experiment: name of the MLflow experiment, the question the sweep asks.
-        sweep_id: names the sweep among all on that server.
+        experiment: name of the MLflow experiment.
+        sweep_id: identifies the sweep on that server.
         artifacts: where a new local experiment keeps its artifacts; None leaves it to the server.
-        run_id: the sweep's run, if any; its experiment stays the sweep's if the folder is renamed.
-        guard: refuses an address of artifacts, or names of files there, to which nothing may be written.
+        run_id: the sweep's run, if any; even after the folder is renamed, its experiment stays the sweep's.
+        guard: refuses addresses of artifacts, and names of files there, that must not be written.
     """
+
+    client: "MlflowClient"  # from `contact` on
+    experiment_id: str
 
     def __init__(
         self, uri: str, experiment: str, sweep_id: str, artifacts: Path | None, run_id: str | None = None,
@@ -173,11 +165,11 @@ class Tracker:
         self.contacted = False
 
     def contact(self) -> None:
-        """Finds or makes the experiment, which what is sent needs.
+        """Finds or creates the experiment; required before anything is sent.
 
         Raises:
-            ConfigError: what is at the address cannot be used, or the experiment is deleted there; an
-                `UnreachableError` where nothing answers.
+            ConfigError: MLflow at the address cannot be used, or the experiment is deleted there; an
+                `UnreachableError` if nothing answers.
         """
         with first_contact(self.uri) as client:
             self.client, self.experiment_id = client, self._experiment(client)
@@ -191,7 +183,7 @@ class Tracker:
             location = None if self.artifacts is None else self.artifacts.resolve().as_uri()
             try:
                 return client.create_experiment(self.experiment, artifact_location=location)
-            except MlflowException:  # another sweep may have made it in between, or the first answer was lost
+            except MlflowException:  # created by another sweep meanwhile, or by a request whose answer was lost
                 found = client.get_experiment_by_name(self.experiment)
                 if found is None:
                     raise
@@ -206,7 +198,7 @@ class Tracker:
         return found.experiment_id
 
     def _known_experiment(self, client: "MlflowClient") -> "Experiment | None":
-        """The experiment of the sweep's own run; None where MLflow does not have that run."""
+        """The experiment of the sweep's own run; None if MLflow does not have that run."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -219,7 +211,7 @@ class Tracker:
         return client.get_experiment(run.info.experiment_id) if run and own else None
 
     def start_sweep(self, name: str, description: str, store: "FeatureStore", facts: Mapping[str, Any]) -> str:
-        """Opens the parent run, or opens it again, and returns its id; a grown grid may change the `facts`."""
+        """Opens or reopens the parent run and returns its id; `facts` may change when the grid grows."""
         from mlflow.entities import RunTag
 
         tags = {"mlflow.note.content": description, "refavs.kind": "sweep", "refavs.grid": name}
@@ -232,11 +224,11 @@ class Tracker:
         self, entry: Entry, parent: str, store: "FeatureStore", attempt: int = 0, started_ms: int | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> str:  # fmt: skip
-        """Opens a trial's run, or opens it again, and returns its id.
+        """Opens or reopens a trial's run and returns its id.
 
         Args:
-            attempt: how often the trial was begun anew; runs of earlier attempts are deleted.
-            started_ms: when the trial began.
+            attempt: how often the trial was restarted; runs of earlier attempts are deleted.
+            started_ms: when the trial started.
             facts: become tags of the run.
         """
         from mlflow.entities import RunTag
@@ -252,7 +244,7 @@ class Tracker:
         settings = flat(entry.trial.config)
         loose = {name: settings.pop(name) for name in list(settings) if name.startswith(NOT_IN_KEY)}
         self._log_params(run_id, settings)
-        # A parameter can never change, and these may when the trial goes on.
+        # As tags, since MLflow's parameters never change and these may when a trial resumes.
         loose |= facts or {}
         changing = [RunTag(f"refavs.{name}", _utf8(value)) for name, value in loose.items()]
         self.client.log_batch(run_id, tags=[*changing, RunTag("mlflow.parentRunId", parent)])
@@ -260,7 +252,7 @@ class Tracker:
         return run_id
 
     def log_records(self, run_id: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """Sends the records of finished epochs with what the process took, all in one request where they are few."""
+        """Sends records of finished epochs, with the use of resources, in as few requests as possible."""
         from mlflow.entities import Metric
 
         metrics = [
@@ -274,7 +266,7 @@ class Tracker:
             self.client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
 
     def log_folder(self, run_id: str, folder: Path, names: Sequence[str]) -> None:
-        """Uploads files and folders of a trial under their own names, but not what a killed writer left in them."""
+        """Uploads files and folders of a trial under their own names, without partial files of killed writers."""
         found = [
             path.relative_to(folder) for name in names for path in (folder / name, *sorted((folder / name).rglob("*")))
             if path.is_file() and not path.name.endswith(PARTIAL)
@@ -293,13 +285,13 @@ class Tracker:
         self.client.set_terminated(run_id, status=status, end_time=ended_ms)
 
     def keep_only(self, key: str, run_id: str | None) -> None:
-        """Deletes the other runs of a trial: of an earlier attempt, or made by a request whose answer was lost."""
+        """Deletes other runs of a trial: of earlier attempts, or created by a request whose answer was lost."""
         for run in self._runs(key):
             if run.info.run_id != run_id:
                 self.client.delete_run(run.info.run_id)
 
     def register(self, name: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> str:
-        """Makes a version of the model `name` in the registry from a run's artifact, once; returns its number."""
+        """Registers a run's artifact as a version of the model `name`, once; returns the version's number."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -315,14 +307,14 @@ class Tracker:
         return str(self.client.create_model_version(name, source, run_id, tags=dict(tags)).version)
 
     def _runs(self, key: str) -> "list[Run]":
-        """The runs of this sweep with this key that are not deleted, oldest first."""
+        """The undeleted runs of this sweep with this key, oldest first."""
         own = f"tags.`refavs.sweep` = '{self.sweep_id}' and tags.`refavs.key` = '{key}'"
         return list(self.client.search_runs([self.experiment_id], own, order_by=["attributes.start_time ASC"]))
 
     def _find_or_create(
         self, key: str, name: str, tags: dict[str, str], store: "FeatureStore", started_ms: int | None = None
     ) -> str:
-        """The run of this sweep with this key; one that was made just before a kill is found by its tags."""
+        """The run of this sweep with this key; the tags also find one created just before a kill."""
         wanted = tags.get(ATTEMPT, "0")
         same = [run for run in self._runs(key) if run.data.tags.get(ATTEMPT, "0") == wanted]
         if same:
@@ -371,7 +363,7 @@ class Tracker:
 
 
 def _utf8(value: object) -> str:
-    """A value as MLflow can take it: a path may have bytes that are no UTF-8."""
+    """A value as text for MLflow, which refuses paths that are not UTF-8."""
     return os.fsencode(str(value)).decode(errors="backslashreplace")
 
 

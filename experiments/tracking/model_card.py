@@ -1,4 +1,4 @@
-"""A trained head described for MLflow: what goes in, what comes out and how to load it, in the form of its models."""
+"""Describes a trained head as an MLflow model: its inputs, its outputs and how to load it."""
 
 import json
 from importlib import metadata
@@ -13,16 +13,17 @@ from refavs.model.checkpoint import CONFIG, WEIGHTS, read_config
 if TYPE_CHECKING:
     from refavs.store import FeatureStore
 
-CARD = "MLmodel"  # the name by which MLflow knows a model
-ANY = -1  # MLflow's mark of an axis of any length
+CARD = "MLmodel"  # the file by which MLflow recognises a model
+ANY = -1  # an axis of any length, in MLflow's notation
 
 
 def write_card(folder: Path, store: "FeatureStore") -> None:
-    """Writes the description of the checkpoint in `folder` beside it; inputs are as `refavs.data.batches.collate` gives
-    them: clips u, frames t, expressions b, tokens l.
+    """Writes the description of the checkpoint in `folder`.
+
+    Inputs are those of `refavs.data.batches.collate`, with axes clips u, frames t, expressions b, tokens l.
 
     Raises:
-        WeightsError: the checkpoint has no description of its own.
+        WeightsError: the checkpoint's own configuration is missing.
     """
     write_atomically(folder / CARD, yaml.safe_dump(card_of(read_config(folder), store), sort_keys=False).encode())
 
@@ -60,7 +61,7 @@ def card_of(config: dict[str, Any], store: "FeatureStore") -> dict[str, Any]:
 def _version() -> str:
     try:
         return metadata.version("refavs")
-    except metadata.PackageNotFoundError:  # code that travels with a job of Ray is not installed
+    except metadata.PackageNotFoundError:  # code shipped with a Ray job is not installed
         return "unknown"
 
 

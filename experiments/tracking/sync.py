@@ -1,8 +1,8 @@
-"""MLflow as a mirror of the ledger: a thread sends what is on disk and not there yet, and tries again where it fails.
+"""Mirrors the ledger to MLflow: a thread sends what MLflow lacks, and retries.
 
-Nothing waits for MLflow. A trial's folder holds all that is to be sent (records, result, files, state) before anyone
-asks for it, and `mlflow.json` beside it says how much of that MLflow has; the difference is what is pending, whatever
-was killed when. A request that was sent and not noted is sent again, which changes nothing (see `client.py`).
+No trial waits for MLflow. A trial's folder holds everything to be sent (records, result, files, state), and its
+`mlflow.json` says how much of that MLflow has; the difference is pending, whatever was killed when. A request that was
+sent but not recorded is sent again, which changes nothing (see `client.py`).
 """
 
 import threading
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from experiments.sweep.ledger import Entry, Ledger, read_metrics
 from experiments.sweep.record_types import Sent
 from experiments.sweep.stores import store_of
-from experiments.tracking.client import Tracker, few_retries, gone, lasts, one_line, without_password
+from experiments.tracking.client import FEW_RETRIES, Tracker, gone, lasts, one_line, without_password
 from experiments.tracking.model_card import write_card
 from experiments.training.resume import read_json, write_json
+from refavs.machine.environment import environment_of
 
 if TYPE_CHECKING:
     from refavs.store import FeatureStore
@@ -28,8 +29,8 @@ TABLE = "table.csv"
 RUN_STATUS = {
     "running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "pruned": "KILLED",
 }  # fmt: skip
-WAIT_S = 60.0  # without an answer, after the last trial
-IN_FLIGHT = 10  # times as long for a request that is on its way
+WAIT_S = 60.0  # for an answer, after the last trial
+IN_FLIGHT = 10  # times as long while a request is being sent
 LONGEST_PAUSE_S = 10.0
 FIRST_PAUSE_S = 0.5
 SWEEP = ""  # the key of the parent run in the queue
@@ -37,7 +38,7 @@ SWEEP_TITLE = "the sweep's own run"
 
 
 def sent_of(folder: Path, uri: str) -> dict[str, Any]:
-    """What MLflow at `uri` has of the run of this folder; `attempt` counts how often the trial was begun anew.
+    """What MLflow at `uri` has of the trial in this folder; `attempt` counts how often the trial was restarted.
 
     Another address has nothing, so that a finished sweep can be sent to a second server.
     """
@@ -47,7 +48,7 @@ def sent_of(folder: Path, uri: str) -> dict[str, Any]:
 
 
 def pending(entry: Entry, uri: str) -> bool:
-    """Whether the ledger holds something of a trial, that is not running, which MLflow at `uri` has not."""
+    """Whether MLflow at `uri` lacks something of a trial that is not running."""
     status, sent = entry.status, sent_of(entry.folder, uri)
     if status["state"] == "new":
         return bool(sent["attempt"]) and not sent.get("cleared")
@@ -58,13 +59,14 @@ class Mirror:
     """Sends a sweep's ledger to MLflow from a thread of its own.
 
     Args:
-        facts: of the sweep, become tags of its run; a grown grid may change them.
+        facts: become tags of the sweep's run; they may change when the grid grows.
         trial_facts: become tags of every trial's run.
-        entries: all trials, which are sent again where MLflow has lost the sweep.
+        entries: all trials; sent again if MLflow has lost the sweep.
 
     Attributes:
-        refused: what MLflow does not take, by the trial's title; trying again does not help.
-        messages: what the user should be told, to be taken out by the driver.
+        refused: by the trial's title, why MLflow refuses data; a retry does not help.
+        messages: for the user; the driver removes and shows them.
+        error: why the last request failed; empty if it succeeded.
     """
 
     def __init__(
@@ -84,29 +86,29 @@ class Mirror:
         self._parent: str | None = None
         self._end: str | None = None
         self._best: tuple[str, Entry] | None = None
-        self._error = ""
+        self.error = ""
         self._last_success = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name="mlflow", daemon=True)
 
     def start(self) -> None:
-        """Begins to send."""
+        """Starts sending."""
         self._put(SWEEP, None)
         self._thread.start()
 
     def note(self, entry: Entry) -> None:
-        """Says that the folder of a trial has something new."""
+        """Queues a trial whose folder has something new."""
         self._put(entry.key, entry)
 
     def close(
         self, status: str, wait_s: float = WAIT_S, stop: Callable[[], bool] = lambda: False,
         best: tuple[str, Entry] | None = None,
     ) -> list[str]:  # fmt: skip
-        """Ends the sweep's run with `status` and waits until all is sent; returns the titles of what is not.
+        """Ends the sweep's run with `status` and waits until everything is sent; returns the titles of the rest.
 
         Args:
-            wait_s: how long to wait while MLflow does not answer; while it takes things, it is waited for.
-            stop: asked now and then whether not to wait any longer.
-            best: a name in the model registry and the trial whose model is to be registered under it.
+            wait_s: how long to wait for an answer; as long as MLflow answers, there is no limit.
+            stop: called now and then; True ends the wait.
+            best: a name in the model registry, and the trial whose model is registered under it.
         """
         self._end, self._best = status, best
         with self._changed:
@@ -117,8 +119,8 @@ class Mirror:
         self._last_success = time.monotonic()
         while self._thread.is_alive() and not stop():
             self._thread.join(0.1)
-            # One request may take long where it sends a large file; one that failed shows a server that is away.
-            limit = wait_s if self._error else IN_FLIGHT * wait_s
+            # A request with a large file may take long; after a failed one the server is probably unreachable.
+            limit = wait_s if self.error else IN_FLIGHT * wait_s
             if time.monotonic() > self._last_success + limit:
                 break
         self._left = True
@@ -127,16 +129,6 @@ class Mirror:
         titles = [SWEEP_TITLE if entry is None else entry.trial.title for entry in left]
         return list(dict.fromkeys([*titles, *self.refused]))
 
-    @property
-    def error(self) -> str:
-        """Why the last request failed; empty where it did not."""
-        return self._error
-
-    @property
-    def away(self) -> bool:
-        """Whether MLflow does not take what is sent."""
-        return bool(self._error)
-
     def _put(self, key: str, entry: Entry | None) -> None:
         with self._changed:
             self._queue[key] = entry
@@ -144,7 +136,7 @@ class Mirror:
 
     def _loop(self) -> None:
         pause = FIRST_PAUSE_S
-        with few_retries():
+        with environment_of(FEW_RETRIES):
             while True:
                 with self._changed:
                     self._current.clear()
@@ -156,11 +148,11 @@ class Mirror:
                     self._current.append(entry)
                 try:
                     self._send_sweep() if entry is None else self._send_trial(entry)
-                except Exception as error:  # nothing that happens here may stop the training
+                except Exception as error:  # no error here may stop the training
                     if lasts(error):
                         self._refuse(entry, error)
                         continue
-                    self._tell(error)
+                    self._note_outage(error)
                     with self._changed:
                         self._queue.setdefault(key, entry)
                         self._current.clear()
@@ -168,18 +160,18 @@ class Mirror:
                     self._hurry.clear()
                     pause = min(2 * pause, LONGEST_PAUSE_S)
                 else:
-                    self._tell(None)
+                    if self.error:
+                        self.messages.append("MLflow answers again")
+                    self.error = ""
                     self._last_success, pause = time.monotonic(), FIRST_PAUSE_S
 
-    def _tell(self, error: Exception | None) -> None:
-        if error is not None and not self._error:
+    def _note_outage(self, error: Exception) -> None:
+        if not self.error:
             self.messages.append(
-                f"MLflow at {without_password(self.tracker.uri)} does not take what is sent ({one_line(error)}); the "
-                "trials go on, and what they log stays on disk until it does"
+                f"MLflow at {without_password(self.tracker.uri)} does not accept data ({one_line(error)}); the trials "
+                "go on, and what they log stays on disk until it does"
             )
-        if error is None and self._error:
-            self.messages.append("MLflow answers again")
-        self._error = "" if error is None else one_line(error)
+        self.error = one_line(error)
 
     def _refuse(self, entry: Entry | None, error: Exception) -> None:
         title = SWEEP_TITLE if entry is None else entry.trial.title
@@ -188,7 +180,7 @@ class Mirror:
         self.refused[title] = one_line(error)
 
     def _open_sweep(self) -> str:
-        """The id of the parent run, which is opened once in each call."""
+        """The id of the parent run, which is opened once per call."""
         if self._parent is None:
             if not self.tracker.contacted:
                 self.tracker.contact()
@@ -200,18 +192,18 @@ class Mirror:
         return self._parent
 
     def _send_again_under(self, parent: str) -> None:
-        """Forgets what was sent where the sweep's run is another than before: its database was removed, or it was."""
+        """Sends all trials again if the sweep has a new run, because the old one or its database was removed."""
         before = self.ledger.sweep
         known = before.get("run_ids", {}).get(self.store.fingerprint, before.get("run_id"))
         if known is None or known == parent:
             return
         for entry in list(self.entries):
             if entry.state != "new":
-                self._forget(entry)
+                self._reset_sent(entry)
                 self.note(entry)
 
-    def _forget(self, entry: Entry) -> None:
-        """MLflow gets everything of a trial again."""
+    def _reset_sent(self, entry: Entry) -> None:
+        """Records that MLflow has nothing of a trial."""
         attempt = sent_of(entry.folder, self.tracker.uri)["attempt"]
         write_json(entry.folder / FILE, {"attempt": attempt, "uri": without_password(self.tracker.uri)})
 
@@ -221,7 +213,7 @@ class Mirror:
         except Exception as error:
             if not gone(error):
                 raise
-            self._parent = None  # it was deleted while the sweep ran
+            self._parent = None  # deleted while the sweep ran
             self._send_sweep_state()
         self.refused.pop(SWEEP_TITLE, None)
 
@@ -254,14 +246,14 @@ class Mirror:
         except MlflowException as error:
             if not known or not gone(error):
                 raise
-            # The run was deleted, the database thrown away, or another one stands at the same address.
-            self._forget(entry)
+            # The run or the database was deleted, or another MLflow took over the address.
+            self._reset_sent(entry)
             self._send_state(entry, parent)
         self.refused.pop(entry.trial.title, None)
 
     def _send_state(self, entry: Entry, parent: str) -> None:
-        """Sends what the ledger has of a trial and MLflow has not."""
-        status = entry.status  # read first: what was written before it is then found below
+        """Sends what MLflow lacks of a trial."""
+        status = entry.status  # read first, so that everything written before it is found below
         sent, state = sent_of(entry.folder, self.tracker.uri), status["state"]
 
         def note(**facts: Any) -> None:
@@ -276,10 +268,10 @@ class Mirror:
         records = read_metrics(entry.folder)
         result = entry.result if state == "finished" else None
         if state == "finished" and (result is None or len(records) < result["epoch"]):
-            raise ConnectionError(f"the records of {entry.trial.title} cannot be seen yet")  # as on NFS
+            raise ConnectionError(f"the records of {entry.trial.title} are not visible yet")  # delayed by NFS
         num_sent = sent.get("epochs", 0)
         if num_sent and (len(records) < num_sent or records[num_sent - 1]["time_ms"] != sent["time_ms"]):
-            # The trial was begun anew, so the points of these epochs are others, and MLflow never forgets a point.
+            # The trial was restarted: its epochs have new points, and MLflow never deletes old ones.
             sent, num_sent = {"attempt": sent["attempt"] + 1, "uri": sent["uri"]}, 0
         if "run_id" not in sent or sent.get("started_s") != status.get("started_s"):
             run_id = self.tracker.start_trial(
@@ -287,7 +279,7 @@ class Mirror:
                 int(1000 * status.get("started_s", time.time())), self.trial_facts,
             )
             sent.pop("time_s", None)
-            if run_id != sent.get("run_id"):  # the one before was deleted
+            if run_id != sent.get("run_id"):  # the previous run was deleted
                 num_sent = 0
                 sent = {"attempt": sent["attempt"], "uri": sent["uri"]}
             note(run_id=run_id, started_s=status.get("started_s"), cleared=True)

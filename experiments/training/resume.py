@@ -19,9 +19,9 @@ PREFIX = "epoch-"
 STOP_FILE = ".stop"  # in a trial's folder or its sweep's: trials end after the epoch they are in
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, mode: int = 0o644) -> None:
     """Writes `value` as JSON, whole or not at all."""
-    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode(), mode)
 
 
 def read_json(path: Path, kind: Any = dict[str, Any]) -> Any | None:

@@ -1,8 +1,8 @@
-"""The one clock of a file, for its picture and its sound: seconds of the container, as a reference decoder counts them.
+"""One clock for a file's picture and sound: seconds of the container, counted as a reference decoder does.
 
-Second 0 begins with the earlier of the two tracks that are read, by the container's time stamps and edit lists. A track
-that begins later has nothing to show until then: the first picture stands in, or silence. Where time stamps begin anew
-or leap, as in recordings that were joined byte by byte, the clock goes on.
+Second 0 begins with the earlier of the two tracks, by the container's time stamps and edit lists. Until a track begins,
+its first picture, or silence, stands in. If time stamps restart or jump, as in recordings joined byte by byte, the
+clock continues.
 """
 
 from dataclasses import dataclass
@@ -14,19 +14,18 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.stream import Stream
 
-# A leap of the time stamps that is none of the recording's: in a transport stream, whose clock may be set at any time,
-# and in other files, in which a long still is more likely.
+# A jump of the time stamps by more than this is a break. The clock of a transport stream may be reset at any time; in
+# other files a long still is more likely.
 _LEAP_S = {"mpegts": Fraction(10)}
 _OTHER_LEAP_S = Fraction(30 * 3600)
-# So far may a time stamp go back and belong to the same recording. Sound is cut in frames of its own and spliced with
-# some overlap; the picture tells how long a recording was.
+# Time stamps may go back this far within one recording, since sound is spliced with some overlap.
 _BACK_S = Fraction(1, 2)
 _ASSUMED_RATE = Fraction(25)
 
 
 @dataclass
 class _Place:
-    """Where a track is: how many breaks it has met, its first and last time, and where the next one is expected."""
+    """Position of a track: the breaks it has passed, its first and last time, and when its next packet is expected."""
 
     num_breaks: int = 0
     first_s: Fraction = Fraction(0)
@@ -35,10 +34,10 @@ class _Place:
 
 
 class Clock:
-    """Turns the time stamps of the packets of some tracks, the picture first, into seconds from the start of the file.
+    """Turns packets' time stamps into seconds from the start of the file; the picture is the first of the tracks.
 
-    A break in one track is one in the others, which meet it some packets later: all take the same correction, so that
-    picture and sound stay together.
+    All tracks share each break, although they reach it some packets apart. All take the same correction, so that
+    picture and sound stay in sync.
     """
 
     def __init__(self, container: "InputContainer", tracks: "tuple[Stream, ...]") -> None:
@@ -54,9 +53,9 @@ class Clock:
         return len(self._shifts_s) > 1
 
     def set(self, packet: "av.Packet") -> Fraction | None:
-        """Puts a packet on the clock, and with it what is decoded from it; returns where it ends, in seconds.
+        """Shifts a packet's time stamps, and so those of its frames, to the clock; returns its end in seconds.
 
-        None for packets without a time stamp, and for those that an edit list hides.
+        None for packets without a time stamp, and for packets hidden by an edit list.
         """
         stamp = packet.pts if packet.dts is None else packet.dts
         if stamp is None or packet.time_base is None:
@@ -64,7 +63,7 @@ class Clock:
         place, at_s = self._places[packet.stream.index], stamp * packet.time_base
         if not self._shifts_s:
             self._shifts_s.append(-at_s)
-        # Hidden packets go back to the picture that others depend on; the times of showing go to and fro.
+        # Hidden packets go back to an earlier key frame, and presentation times are not in order: neither is a break.
         counts = packet.dts is not None and not packet.is_discard
         if counts and place.last_s is not None and self._breaks(place, at_s):
             self._enter(place, at_s)
@@ -89,7 +88,7 @@ class Clock:
         return now_s > place.expected_s + self._leap_s or now_s < place.last_s - _BACK_S
 
     def _enter(self, place: _Place, at_s: Fraction) -> None:
-        """Moves a track beyond a break: one that another track has met already, or a new one."""
+        """Moves a track past a break that another track has already passed, or past a new one."""
         for number in range(place.num_breaks + 1, len(self._shifts_s)):
             late_s = at_s + self._shifts_s[number] - place.expected_s
             if abs(late_s) <= _LEAP_S["mpegts"]:
@@ -106,10 +105,10 @@ class Clock:
 
 
 class PictureTimes:
-    """When each decoded picture is shown.
+    """The time at which each decoded picture is shown.
 
-    Containers that count pictures in the order of decoding give times that go to and fro; whichever of a picture's two
-    time stamps went backwards less often is believed.
+    Some containers store one of the two time stamps in the wrong order. The one that went backwards less often so far
+    is used.
     """
 
     def __init__(self, track: "av.VideoStream") -> None:
@@ -121,7 +120,7 @@ class PictureTimes:
         self.num_guessed = 0
 
     def of(self, frame: "av.VideoFrame") -> Fraction:
-        """Seconds on the file's clock; the place after the last picture where it has no time stamp."""
+        """Seconds on the file's clock; without a time stamp, one step after the last picture."""
         stamps: dict[str, Fraction] = {}
         for name, ticks in (("pts", frame.pts), ("dts", frame.dts)):
             if ticks is not None and frame.time_base is not None:

@@ -1,4 +1,4 @@
-"""What the bytes of a container declare: an MP4 its samples, looked at before libav indexes them; all their own end."""
+"""Checks what a container declares, before libav trusts it: an MP4's number of samples, and any file's end."""
 
 import os
 import struct
@@ -7,11 +7,11 @@ from typing import BinaryIO
 
 from refavs.errors import DatasetError
 
-# Boxes that hold boxes on the way to the sample tables, of whole files and of fragments.
+# Boxes that contain the sample tables of whole and of fragmented files.
 _FOLDERS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"edts"}
-# A fragmented file of an hour has about this many; a table further back is not reached by the first seconds.
+# A fragmented hour has about this many; tables further back do not matter for the first seconds.
 _MOST_BOXES = 50_000
-# A film that was cut and mended has some dozens of edits; libav indexes the samples that each of them shows.
+# A film that was cut has some dozens of edits; libav indexes the samples of each.
 _FEW_EDITS, _MOST_EDITED_SAMPLES = 4, 5_000_000
 _DEEPEST = 8
 _OUTERMOST = (
@@ -19,19 +19,19 @@ _OUTERMOST = (
 )
 _FAR = 1 << 63
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
-# A download that was given its size beforehand ends in zeros.
+# An incomplete download with preallocated size ends in zeros.
 _EMPTY_TAIL_BYTES = 4096
 _REMEDY = "copy or encode it again"
 
 
 def refuse_declared_samples(path: Path) -> None:
-    """Checks that an MP4 or MOV declares no more samples than it has bytes; other files pass.
+    """Refuses an MP4 or MOV that declares more samples than it has bytes; other files pass.
 
-    libav takes 57 bytes for each declared sample, so that a file of 2 KB could ask for 100 GB, and again as many for
-    each edit that shows them.
+    libav allocates 57 bytes per declared sample, and again for each edit that shows it: a file of 2 KB could take
+    100 GB.
 
     Raises:
-        DatasetError: more samples than bytes, far too many edits, or a compressed index, which could hold any number.
+        DatasetError: more samples than bytes, far too many edits, or a compressed index, whose size is unknown.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
@@ -55,11 +55,11 @@ def refuse_declared_samples(path: Path) -> None:
             if edits > _FEW_EDITS and edits * samples > _MOST_EDITED_SAMPLES:
                 raise DatasetError(f"video {path} declares {edits:,} edits of {samples:,} samples; {_REMEDY}")
             if kind == b"cmov":
-                raise DatasetError(f"video {path} has a compressed index, whose size cannot be known; {_REMEDY}")
+                raise DatasetError(f"video {path} has a compressed index of unknown size; {_REMEDY}")
 
 
 def is_cut_off(path: Path) -> bool:
-    """Whether a file has fewer bytes than its outermost boxes declare, or ends in bytes that were never written.
+    """Whether a file is shorter than its outermost boxes declare, or ends in unwritten bytes.
 
     Raises:
         OSError: the file cannot be read.
@@ -77,14 +77,14 @@ def is_cut_off(path: Path) -> bool:
         position, seen = 0, 0
         while head[4:8] in _OUTERMOST and position < size_bytes and seen < _MOST_BOXES:
             kind, _, stop = _box(file, position, _FAR)
-            if kind not in _OUTERMOST or stop == _FAR:  # the last one may say that it has all that is left
+            if kind not in _OUTERMOST or stop == _FAR:  # the last box may extend to the end of the file
                 return False
             position, seen = stop, seen + 1
         return position > size_bytes
 
 
 def _end_of_segment(file: BinaryIO) -> int:
-    """Where the first segment of a Matroska file ends by its own word; 0 where it does not say."""
+    """Declared end of the first segment of a Matroska file; 0 if it declares none."""
     position = 0
     for wanted in (_EBML, _SEGMENT):
         file.seek(position)
@@ -93,14 +93,14 @@ def _end_of_segment(file: BinaryIO) -> int:
             return 0
         width = 9 - head[4].bit_length()
         value = int.from_bytes(head[4 : 4 + width], "big") & ((1 << 7 * width) - 1)
-        if value == (1 << 7 * width) - 1:  # as a live stream has it
+        if value == (1 << 7 * width) - 1:  # unknown size, as in a live stream
             return 0
         position += 4 + width + value
     return position
 
 
 def _box(file: BinaryIO, position: int, end: int) -> tuple[bytes, int, int]:
-    """Kind of the box at `position`, where its content begins and where it ends; a broken one ends all."""
+    """Kind, start of content and end of the box at `position`; an incomplete box extends to `end`."""
     file.seek(position)
     head = file.read(16)
     if len(head) < 8:
@@ -108,13 +108,13 @@ def _box(file: BinaryIO, position: int, end: int) -> tuple[bytes, int, int]:
     size, kind, header = struct.unpack(">I", head[:4])[0], head[4:8], 8
     if size == 1 and len(head) == 16:
         size, header = struct.unpack(">Q", head[8:])[0], 16
-    if size < header:  # 0 stands for all that is left
+    if size < header:  # 0 means up to the end
         size = end - position
     return kind, position + header, min(position + size, end)
 
 
 def _declared(file: BinaryIO, kind: bytes, body: int) -> int:
-    """Samples that a table declares: `stsz` has their common size before their number, `trun` the number first."""
+    """Number of samples that a table declares; `stsz` stores it after their common size, `trun` first."""
     if kind not in (b"stsz", b"trun"):
         return 0
     return _count(file, body + (8 if kind == b"stsz" else 4))

@@ -1,4 +1,4 @@
-"""The picture of each second of a track on the clock of its file, while it is decoded."""
+"""Picks the picture of each second while a track is decoded."""
 
 import math
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from refavs.errors import DatasetError
 if TYPE_CHECKING:
     import av
 
-# Where time stamps stand still, the work ends here: 1,000 frames for each second wanted, or 8K at 120 frames/s.
+# Limits for tracks whose time stamps stand still: 1,000 frames for each second wanted, or 8K at 120 frames/s.
 MOST_FRAMES_PER_S = 1000
 MOST_PIXELS_PER_S = 4_000_000_000
 
@@ -28,16 +28,16 @@ def resized(picture: Image.Image, size: int) -> UInt8[np.ndarray, "h w 3"]:
 
 @dataclass
 class PlacedPictures:
-    """The first picture that begins in each second; in a second without one that before it, as a player shows.
+    """The first picture of each second; a second without one repeats the previous picture, as a player does.
 
     Attributes:
         num_frames: seconds wanted.
         size: height and width of the pictures kept, px.
         time_s: of the latest picture, on the clock.
         last: the latest picture; None before the first.
-        held: seconds in which no picture begins, although one of a later second follows.
-        late: the first picture begins in a later second than the first.
-        varies: pictures had more than one size.
+        held: whether a picture was repeated before a later one came.
+        late: whether the first picture begins after the first second.
+        varies: whether pictures differ in size.
     """
 
     num_frames: int
@@ -52,11 +52,11 @@ class PlacedPictures:
 
     @property
     def done(self) -> bool:
-        """Pictures come in the order of their time, so the first one beyond the last second ends the work."""
+        """Whether a picture lies beyond the last second; pictures come in the order of time."""
         return self.time_s >= self.num_frames
 
     def add(self, frame: "av.VideoFrame", time_s: Fraction) -> None:
-        """Takes the next picture; one that goes back in time is not shown."""
+        """Takes the next picture; ignores one that goes back in time."""
         self._refuse_flood(frame)
         if self.last is None:
             self.late = time_s >= 1
@@ -65,7 +65,7 @@ class PlacedPictures:
         else:
             self.varies |= (self.last.width, self.last.height) != (frame.width, frame.height)
         second = math.floor(time_s)
-        # Before the first picture of a track that begins late, that one is shown.
+        # If the track begins late, its first picture also fills the seconds before.
         num_missing = self._hold(self.last or frame, min(second, self.num_frames))
         self.held |= self.last is not None and num_missing > 0
         self.time_s = time_s
@@ -74,14 +74,14 @@ class PlacedPictures:
         self.last = frame
 
     def finish(self, end_s: float) -> int | None:
-        """Fills the seconds after the last picture; returns the first of them that lies beyond the track's end."""
+        """Fills the seconds after the last picture; returns the first second beyond the track's end, if any."""
         if self.last is not None:
             self._hold(self.last, self.num_frames)
         first_beyond = max(math.floor(self.time_s) + 1, math.ceil(end_s - 1e-3))
         return first_beyond if first_beyond < self.num_frames else None
 
     def notes(self) -> list[str]:
-        """What is odd about the pictures."""
+        """Oddities of the pictures, as keys of `extract.media.notes.NOTES`."""
         return [name for name, is_so in (("picture_late", self.late), ("picture_held", self.held),
                                          ("size_varies", self.varies)) if is_so]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The sound of a track on the clock of its file, while it is decoded."""
+"""Places the sound of a track on its file's clock while it is decoded."""
 
 import math
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     import av
     from av.audio.resampler import AudioResampler
 
-# A sound track this far behind the picture has ended; the rest of a long video need not be read to learn that.
+# Without sound for this long, the track counts as ended, and the rest of a long video is not read.
 SEARCH_SOUND_S = 30.0
-# A splice changes the rate once; each change takes a filter of its own.
+# Every change of rate takes a filter of its own; a splice makes one change.
 _MOST_RATES = 16
-# Time stamps are rounded to the container's clock; only a real gap moves the samples.
+# Smaller differences come from time stamps rounded to the container's clock, and move no samples.
 _ROUNDING_S = 0.02
 
 
 @dataclass
 class _Piece:
-    """Blocks of one rate, each with the second in which it begins."""
+    """Blocks of one rate, each with its start in seconds."""
 
     rate_hz: int
     blocks: list[tuple[float, Float[np.ndarray, " s"]]] = field(default_factory=list)
@@ -43,10 +43,10 @@ class _Piece:
 
 
 class PlacedSound:
-    """Collects the frames of a sound track; layout, rate and sample format may change from one to the next.
+    """Collects the frames of a sound track; layout, rate and sample format may change between frames.
 
     Args:
-        num_seconds: to be kept from the start of the clock on.
+        num_seconds: seconds to keep from the start of the clock.
     """
 
     def __init__(self, num_seconds: int) -> None:
@@ -60,10 +60,10 @@ class PlacedSound:
         self._notes: list[str] = []
 
     def add(self, frame: "av.AudioFrame") -> None:
-        """Takes a decoded frame, whose time stamp is on the clock; without one it follows the frame before it.
+        """Takes a decoded frame with its time stamp on the clock; without one it follows the previous frame.
 
         Raises:
-            DatasetError: its rate is none of sound, or the rate changed too often.
+            DatasetError: its rate is not plausible for sound, or the rate changed too often.
         """
         refuse_rate(frame.sample_rate)
         mono = self._mono(frame)
@@ -86,7 +86,7 @@ class PlacedSound:
 
     @property
     def complete(self) -> bool:
-        """Whether every second that is asked for has its samples, or more are held than can belong to them."""
+        """Whether the wanted seconds have ended, or more samples came than can belong to them."""
         return self._end_s >= self._num_seconds or self._held_s > self._num_seconds + SEARCH_SOUND_S
 
     def finish(self) -> Float[np.ndarray, " s"]:
@@ -101,7 +101,7 @@ class PlacedSound:
         return placed
 
     def notes(self) -> list[str]:
-        """Where silence stands in for sound, and whether the sound changed its form."""
+        """Oddities of the sound, as keys of `extract.media.notes.NOTES`."""
         is_short = self._num_seconds - self._reached_s > MISSING_SOUND_S
         return list(dict.fromkeys(self._notes + ["sound_short"] * is_short))
 
@@ -112,13 +112,12 @@ class PlacedSound:
         if form != self._form or self._to_float is None:
             if self._form is not None:
                 self._notes.append("sound_varies")
-            # Packed, for PyAV reads beyond the end of a planar frame of eight channels or more and brings the process
-            # down.
+            # Packed: for planar frames of eight or more channels PyAV reads beyond the end and crashes the process.
             self._form, self._to_float = form, AudioResampler(format="flt")
         return _mean(self._to_float.resample(frame))
 
 
 def _mean(frames: "Sequence[av.AudioFrame]") -> Float[np.ndarray, " s"]:
-    with np.errstate(invalid="ignore", over="ignore"):  # what is no number is found when the sound is complete
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN is refused once the sound is complete
         parts = [reduce(frame.to_ndarray(), "1 (s c) -> s", "mean", c=frame.layout.nb_channels) for frame in frames]
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)

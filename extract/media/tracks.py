@@ -1,4 +1,4 @@
-"""Which tracks of a container are the film: its picture and its sound, and no cover, still, preview or commentary."""
+"""Selects a film's picture and sound track, and not a cover, still, preview or commentary."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 _DEFAULT = ("default",)
 _NO_FILM = ("attached_pic", "timed_thumbnails", "still_image")
-# Tracks beside the film: told by a commentator, or made for some of its viewers.
+# Additional tracks: commentaries, or versions for some viewers.
 _ASIDE = ("comment", "lyrics", "karaoke", "hearing_impaired", "visual_impaired", "clean_effects", "descriptions")
-# Several tracks of one kind are looked at for so long, to tell a film from a preview.
+# Extent of the survey that tells a film from a preview if there are several tracks of a kind.
 _SURVEY_S = 10.0
 _SURVEY_PACKETS = 20_000
 _PREVIEW_SHARE = 0.1
@@ -31,8 +31,8 @@ class FilmTracks:
 
     Attributes:
         picture: the moving pictures.
-        sound: None where there is none.
-        guessed: several could be the film's and none is marked as the one, so the best was taken.
+        sound: None if there is none.
+        guessed: several tracks could be the film's and none is marked, so the best was taken.
     """
 
     picture: "VideoStream"
@@ -41,13 +41,13 @@ class FilmTracks:
 
     @property
     def all(self) -> "tuple[Stream, ...]":
-        """Those that are read."""
+        """The tracks that are read."""
         return (self.picture,) if self.sound is None else (self.picture, self.sound)
 
 
 @dataclass
 class _Seen:
-    """What a survey met of one track."""
+    """What a survey found of one track."""
 
     num_packets: int = 0
     first_s: float | None = None
@@ -60,7 +60,7 @@ class _Seen:
 
 @dataclass
 class _Survey:
-    """The first seconds of the packets of all tracks, read where several are of one kind."""
+    """Facts about the packets of the first seconds, by track; empty without several tracks of a kind."""
 
     seen: dict[int, _Seen] = field(default_factory=dict)
 
@@ -75,22 +75,22 @@ class _Survey:
 def film_tracks(
     container: "InputContainer", again: "Callable[[], AbstractContextManager[InputContainer]]"
 ) -> FilmTracks:
-    """The picture and the sound of a film: the default ones, else the best that can be decoded.
+    """The picture and the sound of a film: the default tracks, else the best that can be decoded.
 
     Args:
-        container: as it was opened, nothing read yet.
-        again: opens the same file once more, for a look at the tracks.
+        container: freshly opened, nothing read yet.
+        again: opens the same file once more, for the survey of its tracks.
 
     Raises:
-        DatasetError: no picture track, none whose codec is known, frames too large, a sound of no known rate, or sound
-            tracks none of which can be decoded.
+        DatasetError: no picture track, none with a known codec, frames too large, a sound of unusable rate, or no sound
+            track with a known codec among several.
     """
     pictures = [track for track in container.streams.video if not _is_marked(track, _NO_FILM)]
     if not pictures:
-        raise DatasetError("it has no picture track, which is the one that a clip cannot do without")
+        raise DatasetError("it has no picture track, which every clip needs")
     seeing, hearing = _decodable(pictures), _decodable(container.streams.audio)
     fitting = [track for track in seeing if track.codec_context.width * track.codec_context.height]
-    if not fitting:  # libav keeps back a size beyond `max_pixels`
+    if not fitting:  # libav reports no size above `max_pixels`
         raise DatasetError(f"its frames have more than {MOST_PIXELS:,} pixels (8K has 33 million) or no size at all")
     survey = _Survey()
     if len(fitting) > 1 or len(hearing) > 1:
@@ -120,22 +120,22 @@ def film_tracks(
 
 
 def _decodable(tracks: "Sequence[Stream]") -> list:
-    """Those whose codec libav knows, unless it knows none of them."""
+    """The tracks with a codec that libav knows; raises DatasetError if it knows none of them."""
     known = [track for track in tracks if track.codec_context is not None]
     if tracks and not known:
-        raise DatasetError(f"the codec of its {tracks[0].type} track is one that libav does not know")
+        raise DatasetError(f"libav does not know the codec of its {tracks[0].type} track")
     return known
 
 
 def _is_marked(track: "Stream", names: Sequence[str]) -> bool:
-    """Whether the container says one of these things about a track."""
+    """Whether the container marks a track with one of these dispositions."""
     from av.stream import Disposition
 
     return any(track.disposition & Disposition[name] for name in names)
 
 
 def _is_guess(ranks: list[tuple], best: tuple) -> bool:
-    """Whether no mark, but the size or the place of a track alone, set it before another."""
+    """Whether only its size or position put the best track before another."""
     return ranks.count(best) > 1
 
 

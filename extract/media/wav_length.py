@@ -1,16 +1,16 @@
-"""WAV files by the samples that are there: recorders that stream, or die, leave a length in the header that is none."""
+"""Corrects the length in the header of a WAV file, which recorders leave wrong when they stream or die."""
 
 import struct
 from io import SEEK_END, SEEK_SET, BufferedReader, RawIOBase
 from typing import Any, BinaryIO
 
 _MOST_CHUNKS = 1000
-# What is left behind the samples and is no chunk counts as samples from this length on.
+# Bytes after the declared samples that are no chunk count as samples if they last at least this long.
 _SHORTEST_REST_S = 0.05
 
 
 class _Corrected(RawIOBase):
-    """A file some bytes of which are read as others."""
+    """A file with some of its bytes replaced on reading."""
 
     def __init__(self, raw: BinaryIO, bytes_at: dict[int, bytes]) -> None:
         super().__init__()
@@ -37,9 +37,9 @@ class _Corrected(RawIOBase):
 
 
 def by_its_samples(raw: BinaryIO) -> tuple[BinaryIO, bool]:
-    """The file with the length of its samples put right, and whether that was another than declared.
+    """The file with the true length of its samples, and whether the declared one was wrong.
 
-    Only RIFF files are looked at; whatever else is wrong with one is left to libsndfile.
+    Only RIFF files are examined; libsndfile reports any other error in them.
     """
     size = raw.seek(0, SEEK_END)
     raw.seek(0)
@@ -51,7 +51,7 @@ def by_its_samples(raw: BinaryIO) -> tuple[BinaryIO, bool]:
     place, declared, bytes_per_s = found
     rest = size - place - 8
     if declared > rest:
-        return raw, True  # libsndfile reads what is there
+        return raw, True  # libsndfile reads the existing samples
     behind = place + 8 + declared + declared % 2
     if behind >= size or _is_chunk(raw, behind, size) or size - behind < _SHORTEST_REST_S * bytes_per_s:
         raw.seek(0)
@@ -62,7 +62,7 @@ def by_its_samples(raw: BinaryIO) -> tuple[BinaryIO, bool]:
 
 
 def _samples(raw: BinaryIO, size: int) -> tuple[int, int, int] | None:
-    """Where the chunk of samples begins, its declared length, and the bytes of a second of sound."""
+    """Start of the chunk of samples, its declared length, and the bytes of a second of sound."""
     place, bytes_per_s = 12, 0
     for _ in range(_MOST_CHUNKS):
         raw.seek(place)
@@ -79,7 +79,7 @@ def _samples(raw: BinaryIO, size: int) -> tuple[int, int, int] | None:
 
 
 def _is_chunk(raw: BinaryIO, place: int, size: int) -> bool:
-    """Whether a chunk seems to begin there: four letters and a length that the file has."""
+    """Whether a chunk seems to begin there: four printable letters, and a length within the file."""
     raw.seek(place)
     head = raw.read(8)
     letters = head[:4].isascii() and all(32 <= value < 127 for value in head[:4])

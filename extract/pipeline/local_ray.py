@@ -1,4 +1,4 @@
-"""Ray for the time of a run: the cluster at an address, or one on this machine that others cannot use."""
+"""Ray for the time of a run: the cluster at an address, or a local one that nobody else can use."""
 
 import logging
 import os
@@ -10,27 +10,27 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from extract.pipeline.entrypoint import note_any_command_line
 from refavs.choices import Device
 from refavs.errors import ConfigError
 from refavs.files.temporary import temporary_folder
+from refavs.machine.environment import environment_of
 from refavs.machine.processors import PASSIVE_WAITING
 from refavs.terminal.printing import warn
 
-# Neither maps nor weights enter the object store, so it can be about as small as Ray allows.
+# About the minimum that Ray accepts; neither maps nor weights enter the object store.
 OBJECT_STORE_BYTES = 100 * 2**20
 START_ATTEMPTS = 2
 SHARED_MEMORY = Path("/dev/shm")
 QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
-# The C library gives each block above 32 MB back to the kernel, which clears it page by page when it is next asked for:
-# a quarter of preset base's processor time. Here blocks up to 4 GiB are kept, all in one heap, for those of further
-# threads hold no more than 64 MB. A process then keeps the most that it once took, at most a tenth more than without,
-# which does not grow with the number of clips or epochs.
+# By default the C library returns each block above 32 MB to the kernel, which clears it page by page at the next
+# allocation: a quarter of the processor time with preset base. These settings keep blocks up to 4 GiB, in one heap, as
+# the heaps of further threads are limited to 64 MB. A process then keeps its peak memory, at most a tenth more than
+# without, which does not grow with the number of clips or epochs.
 KEPT_BLOCKS = {
     "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30), "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
 }  # fmt: skip
-# Of Ray's own time limits those that a busy machine passes, 5 to 60 s each.
+# Ray's defaults for these limits, 5 to 60 s, are too short on a busy machine.
 PATIENCE = {
     "RAY_gcs_server_port_wait_time_s": "90",
     "RAY_raylet_start_wait_time_s": "90",
@@ -39,17 +39,17 @@ PATIENCE = {
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_worker_register_timeout_seconds": "300",
 }
-# What each worker has, on this machine and on a cluster's nodes: infra/ gives the same there.
+# For each worker, here and on a cluster; the scripts in infra/ set the same there.
 WORKER_ENVIRONMENT = {**PASSIVE_WAITING, **KEPT_BLOCKS}
 LOCAL_ENVIRONMENT = {
-    # Ray starts its workers at nice 15: beside any other work they get a thirtieth of a processor.
+    # Ray starts workers at nice 15, with which they get a thirtieth of a processor beside any other work.
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     **PATIENCE, **WORKER_ENVIRONMENT,
 }  # fmt: skip
 LOOPBACK = "127.0.0.1"
 LOOPBACK_DEVICE = Path("/sys/class/net/lo")
-# Below Ray's folder, with the longest number of a process; the system's limit; and what the logs of a run take.
+# Path of a socket below Ray's folder, with the longest process id; the system's limit; and the size of a run's logs.
 SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 MAX_SOCKET_BYTES = 107
 LOG_BYTES = 32 * 2**20
@@ -57,11 +57,11 @@ LOG_BYTES = 32 * 2**20
 
 @contextmanager
 def ray_at(address: str | None, num_cpus: int) -> Iterator[None]:
-    """Ray for the time of a run: the cluster at the address, or one of its own on this machine.
+    """Connects to the cluster at the address, or starts a local one, for the time of a run.
 
     Args:
-        address: of a running cluster; None starts one here.
-        num_cpus: of the one that is started here.
+        address: address of a running cluster; None starts one on this machine.
+        num_cpus: processors of the local one.
 
     Raises:
         ConfigError: no cluster answers at the address, or Ray does not start here.
@@ -82,13 +82,13 @@ def ray_at(address: str | None, num_cpus: int) -> Iterator[None]:
 def chosen_gpus(
     device: Device, asked: float | None, address: str | None, option: str, warn: Callable[[str], None]
 ) -> float:
-    """GPUs of each worker or trial, by the command line and by what this machine or the cluster has.
+    """GPUs of each worker or trial, from the command line and the hardware of this machine or the cluster.
 
     Args:
-        device: `--device`.
-        asked: the number given by `option`; None where it was left out.
-        address: `--address`; None is this machine.
-        warn: told in one line of a GPU here that torch cannot use.
+        device: value of `--device`.
+        asked: value of `option`; None if it was left out.
+        address: value of `--address`; None means this machine.
+        warn: called with one line about a local GPU that torch cannot use.
 
     Raises:
         ConfigError: contradicting options, `--device cuda` without a GPU here, or no cluster at the address.
@@ -106,7 +106,7 @@ def cluster_has_gpus(address: str) -> bool:
     """Whether the Ray cluster at an address has a GPU.
 
     Raises:
-        ConfigError: no cluster answers there.
+        ConfigError: no cluster answers at the address.
     """
     import ray
 
@@ -129,8 +129,18 @@ def _connect(address: str) -> None:
         ) from error
 
 
+def note_any_command_line() -> None:
+    """Makes Ray record this process's command line even if a path in it is not valid Unicode."""
+    from ray._private import utils
+
+    found = utils.get_entrypoint_name()
+    escaped = found.encode("utf-8", "backslashreplace").decode()
+    if escaped != found:
+        utils.get_entrypoint_name = lambda: escaped
+
+
 def _start(num_cpus: int) -> None:
-    """Starts Ray here, a second time where the machine was too busy for it."""
+    """Starts Ray here, with a second attempt if the machine was too busy."""
     import ray
 
     store = plasma_directory()
@@ -147,7 +157,7 @@ def _start(num_cpus: int) -> None:
                          object_store_memory=OBJECT_STORE_BYTES, **settings, **QUIET)  # fmt: skip
             return
         except Exception as error:
-            # What Ray raises where a process of its does not answer in time; its other errors are of other kinds.
+            # The kinds that Ray raises when one of its processes does not answer in time.
             if type(error) is not Exception and not isinstance(error, (RuntimeError, ConnectionError, TimeoutError)):
                 raise
             reason = _first_line(error)
@@ -156,65 +166,48 @@ def _start(num_cpus: int) -> None:
             warn(f"Ray did not start on this machine ({reason}); trying again")
     raise ConfigError(
         f"Ray did not start on this machine in {START_ATTEMPTS} attempts ({reason}); look for other work, too little "
-        f"memory or a full disk here, and into raylet.err in {folder / 'session_latest/logs'}, then run the "
-        "same command again"
+        f"memory or a full disk, and read raylet.err in {folder / 'session_latest/logs'}, then run the same command "
+        "again"
     )
 
 
-class _Kept(list[str]):
-    """Folders to which Ray, which would have the current one come first, adds none."""
+class _FixedList(list[str]):
+    """A list of folders to which Ray cannot add the current one."""
 
     def extend(self, folders: Iterable[str], /) -> None:
         """Leaves the list as it is."""
 
 
 def own_modules() -> Any:
-    """Has workers find the modules that this process has found, whatever files lie in the current folder.
+    """A job configuration in which workers do not import from the current folder.
 
-    A user's own `extract.py` there would otherwise take the place of our package.
+    Otherwise a user's own `extract.py` there would shadow our package.
     """
     from ray.job_config import JobConfig
 
     root = Path(__file__).resolve().parents[2]
-    installed = root.name in ("site-packages", "dist-packages")  # where workers look anyway
+    installed = root.name in ("site-packages", "dist-packages")  # already on the workers' path
     job = JobConfig()
-    job._py_driver_sys_path = _Kept([] if installed else [str(root)])
+    job._py_driver_sys_path = _FixedList([] if installed else [str(root)])
     return job
 
 
 @contextmanager
-def environment_of(variables: Mapping[str, str]) -> Iterator[None]:
-    """The variables for what is started inside; those that the user has set stay, and all is as before afterwards."""
-    new = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(new)
-    try:
-        yield
-    finally:
-        for name in new:
-            os.environ.pop(name, None)
-
-
-@contextmanager
 def own_token() -> Iterator[None]:
-    """A token that only the Ray of this run and its workers know; without it no other process can run code there.
+    """Sets a random token for this run's Ray, without which no other process can run code there.
 
-    It holds whatever the user's environment says of tokens, which is about clusters. All is as before afterwards.
+    Overrides tokens in the user's environment, which are for clusters, and restores them afterwards.
     """
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    before = {name: os.environ.get(name) for name in token}
-    os.environ.update(token)
-    _read_token_again()
     try:
-        yield
+        with environment_of({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}, override=True):
+            _reload_token()
+            yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            os.environ.update({} if value is None else {name: value})
-        _read_token_again()
+        _reload_token()
 
 
-def _read_token_again() -> None:
-    """Ray reads the environment once in a process, and keeps what it says of tokens."""
+def _reload_token() -> None:
+    """Makes Ray read the token from the environment again, which it does only once per process."""
     from ray import _raylet
 
     compiled: Any = _raylet
@@ -224,9 +217,9 @@ def _read_token_again() -> None:
 
 @contextmanager
 def _loopback() -> Iterator[None]:
-    """Lets Ray take the loopback address, at which no other machine reaches it.
+    """Lets Ray use the loopback address, which no other machine reaches.
 
-    On Linux it exchanges that for an address that others reach, and then listens on every interface.
+    On Linux it would replace that by an external address, and listen on every interface.
     """
     from ray._private import ray_constants
 
@@ -239,7 +232,7 @@ def _loopback() -> Iterator[None]:
 
 
 def _loopback_device() -> dict[str, str]:
-    """The interface by which the workers of one trial talk to each other; gloo would take the host name's."""
+    """Lets the workers of one trial communicate over the loopback interface instead of the host name's."""
     return {"GLOO_SOCKET_IFNAME": LOOPBACK_DEVICE.name} if LOOPBACK_DEVICE.exists() else {}
 
 
@@ -247,31 +240,31 @@ def checked_folder(num_bytes: int) -> Path:
     """The folder for Ray's sockets and logs.
 
     Raises:
-        ConfigError: it cannot be written, has no room for so many bytes, or too long a name for a socket below it.
+        ConfigError: it cannot be written, has less free space than `num_bytes`, or too long a path for a socket in it.
     """
     above = _temporary()
     folder = above / "ray"
-    told, remedy = f"Ray keeps its sockets and logs in {folder}", "name another folder, as RAY_TMPDIR=/tmp"
+    fact, remedy = f"Ray keeps its sockets and logs in {folder}", "name another folder, such as RAY_TMPDIR=/tmp"
     longest = MAX_SOCKET_BYTES - len(f"/ray{SOCKET}")
     if (length := len(os.fsencode(above))) > longest:
-        raise ConfigError(f"{told}, and a socket's name has at most {MAX_SOCKET_BYTES} bytes; {above} has {length}, "
-                          f"accepted are {longest}; {remedy}")  # fmt: skip
+        raise ConfigError(f"{fact}, and the path of a socket has at most {MAX_SOCKET_BYTES} bytes; {above} has "
+                          f"{length} bytes, accepted: up to {longest}; {remedy}")  # fmt: skip
     try:
         above.mkdir(parents=True, exist_ok=True)
         there = folder if folder.exists() else above
         free = shutil.disk_usage(there).free
     except OSError as error:
-        raise ConfigError(f"{told}, which cannot be made ({error.strerror}); {remedy}") from error
+        raise ConfigError(f"{fact}, which cannot be created ({error.strerror}); {remedy}") from error
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{told}, where this user may not write; {remedy}")
+        raise ConfigError(f"{fact}, where this user may not write; {remedy}")
     if free < num_bytes:
-        raise ConfigError(f"{told}, where {free / 1e6:.0f} MB are free and {num_bytes / 1e6:.0f} MB are needed; free "
+        raise ConfigError(f"{fact}, where {free / 1e6:.0f} MB are free and {num_bytes / 1e6:.0f} MB are needed; free "
                           f"space, or {remedy}")  # fmt: skip
     return folder
 
 
 def plasma_directory() -> Path | None:
-    """Where the object store lies if not in shared memory, which a container may lack or have too little of."""
+    """A folder for the object store if shared memory is too small, as in some containers; else None."""
     with suppress(OSError):
         if shutil.disk_usage(SHARED_MEMORY).free > OBJECT_STORE_BYTES and os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
             return None
@@ -283,12 +276,12 @@ def _temporary() -> Path:
 
 
 def _children() -> set[int]:
-    """Processes that this one has started."""
+    """Child processes of this one."""
     return {int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()}
 
 
 def _kill(pids: set[int]) -> None:
-    """Ends what a failed start left; what these processes have started ends with them."""
+    """Kills processes of a failed start; their own children end with them."""
     for pid in pids:
         with suppress(ProcessLookupError, ChildProcessError):
             os.kill(pid, signal.SIGKILL)

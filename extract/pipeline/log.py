@@ -1,4 +1,4 @@
-"""What a run did and how fast, as JSON lines beside the store and as one short note for the progress bar."""
+"""Logs the progress and speed of a run: JSON lines beside the store, and a short note for the progress bar."""
 
 import json
 import time
@@ -16,7 +16,7 @@ INTERVAL_S = 5.0
 
 @dataclass
 class _Span:
-    """The time in which one worker was seen at work, on the driver's clock."""
+    """Time from one worker's first to its last job, on the driver's clock."""
 
     start_s: float
     end_s: float = 0.0
@@ -33,7 +33,7 @@ class _Counts:
 
 
 class RunLog:
-    """Adds up the results of a run; every few seconds and at the end it appends a line to a file.
+    """Adds up the results of a run, and appends a line to a file every few seconds and at the end.
 
     A line is one JSON object. `event` is `start`, `progress`, `failure` (with table, key and reason), `note` (with
     text), or `end`; start, progress and end carry what `summary` returns. Lines of earlier runs stay, and a run that
@@ -68,7 +68,7 @@ class RunLog:
                 self._file.close()
 
     def add(self, result: JobResult | None) -> None:
-        """Takes in the result of one job; None only lets time pass."""
+        """Adds the result of one job; None only updates the time."""
         now = time.monotonic()
         if result is not None:
             self._count(result, now)
@@ -81,15 +81,15 @@ class RunLog:
             self._write("progress", self.summary())
 
     def note(self, text: str) -> None:
-        """Keeps one line about the run, such as the loss of a worker."""
+        """Logs one line about the run, such as the loss of a worker."""
         self._write("note", {"text": text})
 
     def brief(self) -> str:
-        """Speed and utilisation in a few words."""
+        """Speed and utilisation, for the progress bar."""
         return f"{self.clips_per_s:.2f} clips/s, encoders {self.encoder_utilisation:.0%} busy"
 
     def summary(self) -> dict[str, Any]:
-        """Everything known so far, as plain values; seconds are summed over all workers but for `elapsed_s`."""
+        """All counts so far; seconds except `elapsed_s` are summed over the workers."""
         counts = self._counts
         return {
             "elapsed_s": round(self._elapsed_s, 3), "done": dict(counts.done), "total": dict(self._totals),
@@ -106,7 +106,7 @@ class RunLog:
 
     @property
     def encoder_utilisation(self) -> float:
-        """Share of the time since each worker's first job in which its encoders computed."""
+        """Share of the workers' time, from first to last job, in which their encoders computed."""
         seconds = sum(span.end_s - span.start_s for span in self._workers.values())
         return self._counts.stages_s["encode"] / seconds if seconds else 0.0
 

@@ -1,4 +1,4 @@
-"""Runs jobs on Ray: one actor per worker, which keeps its encoders and writes its features straight to the store."""
+"""Runs jobs on Ray: each worker is an actor that keeps its encoders and writes features directly to the store."""
 
 import os
 import time
@@ -18,9 +18,9 @@ from refavs.errors import ConfigError, RefAVSError
 from refavs.machine.processors import num_processors
 
 POLL_S = 1.0
-# Autoscalers take minutes to bring a node.
+# An autoscaler takes minutes to add a node.
 WAIT_FOR_ROOM_S = 300.0
-# So long a worker that was hired is taken for one that is about to be ready, and jobs are kept for it at the end.
+# For this long a new worker is expected to become ready, and near the end of the run a job is reserved for it.
 SOON_READY_S = 60.0
 JOBS_PER_WORKER = 2
 MOST_STILLBORN = 5
@@ -28,10 +28,10 @@ MOST_STILLBORN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """Where and how widely to run.
+    """Where to run, and with how many workers.
 
     Attributes:
-        address: of a running Ray cluster; None starts one on this machine for the time of the run.
+        address: address of a running Ray cluster; None starts one on this machine for the time of the run.
         num_workers: worker processes; None takes one per processor.
         gpus_per_worker: share of a GPU that each worker takes; 0 runs on processors.
         batch_clips: clips in one pass through the visual encoder; None takes 4 on a GPU, else 1.
@@ -63,13 +63,13 @@ class Resources:
         return self.batch_clips or (4 if self.gpus_per_worker else 1)
 
     def local_workers(self) -> int:
-        """Workers where no cluster says how many processors there are."""
+        """Workers on this machine."""
         return self.num_workers or num_processors()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Room:
-    """What a cluster offers to a run."""
+    """Workers that a cluster has room for, and their threads."""
 
     num_workers: int
     threads_per_worker: int
@@ -79,7 +79,7 @@ def run_jobs(
     jobs: Sequence[Job], location: str, preset: Preset, encoders: Encoders, resources: Resources,
     note: Callable[[str], None] | None = None,
 ) -> Generator[JobResult | None, None, None]:  # fmt: skip
-    """Yields None when the work has begun, then the result of each job as it ends, and None once a second in between.
+    """Yields None when work has begun, then each job's result as it ends, and None once a second in between.
 
     Args:
         jobs: in the order in which to start them.
@@ -87,17 +87,17 @@ def run_jobs(
         preset: sizes of frames and sounds.
         encoders: sent to each worker.
         resources: where to run.
-        note: told in one line of every worker that is lost.
+        note: called with one line about each lost worker.
 
     Raises:
-        ConfigError: no cluster answers at the address given; it has less GPU than one worker takes, or no room for any
-            worker; workers die whatever they are given.
+        ConfigError: no cluster answers at the address; it has too few GPUs or no room for any worker; or workers die
+            whatever they do.
         StoreError: a worker does not find the store.
     """
     with _cluster(resources, len(jobs)) as room:
         import ray
 
-        # Spread, so that a node's disk and network are shared by few; Ray packs nodes otherwise.
+        # Spread over the nodes, so that few workers share a node's disk and network; by default Ray packs nodes.
         actor = ray.remote(Worker).options(
             num_cpus=1, num_gpus=resources.gpus_per_worker, max_restarts=0, max_concurrency=JOBS_PER_WORKER,
             scheduling_strategy="SPREAD",
@@ -122,7 +122,7 @@ class _Member:
 
 
 class _Crew:
-    """The worker processes of one run: hires them, asks the schedule what they do, and replaces those that die."""
+    """The worker processes of one run: starts them, gives them tasks of the schedule, and replaces those that die."""
 
     def __init__(
         self, jobs: Sequence[Job], hire: Callable[[], Any], num_workers: int, note: Callable[[str], None]
@@ -137,7 +137,7 @@ class _Crew:
         self._nobody_since = self._last_hired = time.monotonic()
 
     def results(self) -> Iterator[JobResult | None]:
-        """Works until every job is done or given up."""
+        """Runs until every job is done or given up."""
         import ray
 
         while self._schedule.num_left:
@@ -148,14 +148,14 @@ class _Crew:
                 self._refuse_no_room()
                 yield None
                 continue
-            # All that have ended, for one look at a thousand calls costs as much as at one.
+            # Take all that have ended: waiting on a thousand calls costs the same for one result as for all.
             done, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
             for reference in done:
                 if reference in self._calls:
                     yield from self._answer(reference)
 
     def dismiss(self) -> None:
-        """Ends every process, also those that still wait for room."""
+        """Ends every process, including those that still wait for room."""
         import ray
 
         for member in (*self._ready, *self._coming):
@@ -163,7 +163,7 @@ class _Crew:
         self._calls.clear()
 
     def _fill_up(self) -> None:
-        """Hires as many workers as are wanted and still have something to do."""
+        """Starts the wanted number of workers, but no more than jobs are left."""
         while len(self._ready) + len(self._coming) < min(self._num_wanted, self._schedule.num_left):
             self._last_hired = time.monotonic()
             member = _Member(self._hire())
@@ -171,20 +171,20 @@ class _Crew:
             self._calls[member.handle.ready.remote()] = member, None
 
     def _answer(self, reference: Any) -> Iterator[JobResult]:
-        """Takes up the end of one call."""
+        """Handles the end of one call."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 
         member, task = self._calls.pop(reference)
         answer: Any
         try:
-            answer: Any = ray.get(reference)
+            answer = ray.get(reference)
         except RayTaskError as error:
-            if isinstance(error.cause, AcceleratorError):  # else it would break one job after the other
+            if isinstance(error.cause, AcceleratorError):  # a broken GPU would fail one job after the other
                 yield from self._lost(member, error.cause)
                 return
             raise error.cause if isinstance(error.cause, RefAVSError) else error from None
-        except RayError as error:  # the process or its node is gone, or its answer was lost with it
+        except RayError as error:  # the process or its node died, perhaps with the answer
             yield from self._lost(member, error)
             return
         if task is None:
@@ -209,10 +209,10 @@ class _Crew:
             self._calls[call] = member, task
 
     def _lost(self, member: _Member, error: Exception) -> Iterator[JobResult]:
-        """Puts the jobs of a lost worker back, and gives them to whoever is free."""
+        """Puts the jobs of a lost worker back, and gives them to free workers."""
         import ray
 
-        ray.kill(member.handle)  # one that is only out of reach must not go on beside its replacement
+        ray.kill(member.handle)  # an unreachable worker must not continue beside its replacement
         lost = [call for call, (other, _) in self._calls.items() if other is member]
         for call in lost:
             del self._calls[call]
@@ -228,7 +228,7 @@ class _Crew:
             yield self._failed(given_up)
         if self._schedule.hopeless:
             raise ConfigError(f"{self._schedule.fruitless} workers died one after the other without finishing "
-                              f"anything (the last: {_gist(error)}); look at memory and drivers of the nodes, "
+                              f"anything (the last: {_gist(error)}); check memory and drivers of the nodes, "
                               "then run the same command again, perhaps with fewer --workers")
         for other in self._ready:
             self._give_work(other)
@@ -241,7 +241,7 @@ class _Crew:
         if self._stillborn < MOST_STILLBORN:
             return
         if not self._ready:
-            raise ConfigError(f"{self._stillborn} workers died before they were ready ({_gist(error)}); look at "
+            raise ConfigError(f"{self._stillborn} workers died before they were ready ({_gist(error)}); check "
                               "memory and installation of the nodes, then run the same command again")
         self._num_wanted = len(self._ready) + len(self._coming)
         self._stillborn = 0
@@ -255,21 +255,21 @@ class _Crew:
         num_nodes = sum(node["Alive"] for node in ray.nodes())
         raise ConfigError(f"no worker found room on the Ray cluster in {WAIT_FOR_ROOM_S:.0f} s: it has {num_nodes} "
                           f"nodes with {free['CPU']:g} free CPUs and {free['GPU']:g} free GPUs, and a worker takes 1 "
-                          "CPU and the GPUs of --gpus-per-worker; end what else runs there or add nodes, then run the "
+                          "CPU and the GPUs of --gpus-per-worker; end other jobs there or add nodes, then run the "
                           "same command again")
 
 
 def _gist(error: Exception) -> str:
-    """One line of an error of Ray: the last of a traceback that it carries, else its first."""
+    """One line of a Ray error: the last of a traceback in it, else the first."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[-1] if 'creation task' in lines[0] else lines[0]}"
 
 
 def limited_by_gpus(num_workers: int, gpus_per_worker: float, gpus_of_nodes: Iterable[float]) -> int:
-    """Workers that find their share of a GPU; one more would wait for it until the others end.
+    """`num_workers`, or fewer if the GPUs do not suffice for all of them.
 
     Raises:
-        ConfigError: none finds it.
+        ConfigError: they do not suffice for one.
     """
     if not gpus_per_worker:
         return num_workers
@@ -283,15 +283,15 @@ def limited_by_gpus(num_workers: int, gpus_per_worker: float, gpus_of_nodes: Ite
 
 
 def _shares(num_gpus: float, gpus_per_worker: float) -> int:
-    """Workers that find their share among the GPUs of one node."""
+    """Workers for which the GPUs of one node suffice."""
     return int(num_gpus) * int(1 / gpus_per_worker) if gpus_per_worker <= 1 else int(num_gpus / gpus_per_worker)
 
 
 def threads_per_worker(num_workers: int, gpus_per_worker: float, nodes: Iterable[Mapping[str, float]]) -> int:
-    """Threads that each worker may have where the workers are spread over the nodes, by the node that has the fewest.
+    """Threads of each worker when workers are spread over the nodes; the node with the fewest per worker decides.
 
     Args:
-        nodes: amounts of each by Ray's names, as `{"CPU": 16.0, "GPU": 2.0}`.
+        nodes: resources of each node by Ray's names, such as `{"CPU": 16.0, "GPU": 2.0}`.
     """
     places = []
     for node in nodes:
@@ -305,7 +305,7 @@ def threads_per_worker(num_workers: int, gpus_per_worker: float, nodes: Iterable
 
 
 def _room(resources: Resources, processors: int | None = None) -> _Room:
-    """What the cluster that is connected offers; its processors are counted, unless their number is given."""
+    """Room on the connected cluster; `processors` replaces the number of its processors."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -318,15 +318,14 @@ def _room(resources: Resources, processors: int | None = None) -> _Room:
 
 @contextmanager
 def _cluster(resources: Resources, num_jobs: int) -> Iterator[_Room]:
-    """Connects to Ray, or starts it for the time of the run; gives what there is for workers."""
+    """Connects to Ray, or starts it for the time of the run; yields the room for workers."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
     if ray.is_initialized():
         yield _room(resources)
         return
-    # Threads by this number, not by that of jobs, as a resumed run has fewer: the last bits of a sum may depend on the
-    # threads.
+    # Not the number of jobs, which is smaller in a resumed run: the last bits of a sum may depend on the threads.
     processors = num_processors() if resources.address is None else None
     with ray_at(resources.address, num_cpus=min(resources.local_workers(), num_jobs)):
         yield _room(resources, processors)

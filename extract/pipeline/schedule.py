@@ -1,12 +1,12 @@
-"""Which job goes to which worker, and what becomes of the jobs of a worker that dies; knows nothing of Ray.
+"""Assigns jobs to workers, and handles the jobs of workers that die; independent of Ray.
 
-Jobs are handed out in their order, two to a worker so that one is written while the other is encoded. A worker gets
-nothing before it has reported ready, so one that finds no room on the cluster holds no job.
+Jobs are assigned in order, two per worker, so that one is written while the other is encoded. A worker gets its first
+job once it is ready, so that one without room on the cluster holds no job.
 
-A job whose worker died is run again by itself, after all others: whoever dies then is not the victim of a neighbour.
-If its worker dies again, each of its keys is probed: computed alone, and thrown away. A key whose probe kills two
-workers is condemned, and the job is run once more without it, so that the others are computed. A job that has killed
-three workers although each key alone passes is given up.
+A job whose worker died runs again alone, after all others, so that another job cannot be the cause of a second death.
+If its worker dies again, each of its keys is probed: computed alone, and the result discarded. A key whose probe kills
+two workers is condemned, and the job runs once more without it. A job that has killed three workers although every
+single key passes is given up.
 """
 
 from collections import deque
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 MOST_RUNS = 3
 MOST_PROBES = 2
-# So many deaths without one piece of work done between them are no longer the fault of one job or one machine.
+# So many deaths without any finished task in between are not the fault of one job or one machine.
 FRUITLESS_DEATHS = 20
 
 
@@ -25,9 +25,9 @@ class Task:
 
     Attributes:
         job: number of the job.
-        condemned: keys of the job that are not to be computed, with the reason.
-        probe: the one key to try, without writing anything; None runs the job.
-        alone: nothing else may run in the worker beside it.
+        condemned: keys of the job to skip, with the reason.
+        probe: the single key to compute without writing it; None runs the job.
+        alone: the worker may run nothing else at the same time.
     """
 
     job: int
@@ -38,7 +38,7 @@ class Task:
 
 @dataclass(kw_only=True)
 class _Suspect:
-    """What is known of a job that a worker died of."""
+    """State of a job whose worker died."""
 
     deaths: int = 0
     to_probe: deque[str] = field(default_factory=deque)
@@ -48,18 +48,18 @@ class _Suspect:
 
 @dataclass(frozen=True)
 class GivenUp:
-    """A job that is not tried again, and why."""
+    """A job that is not tried again, and the reason for each of its keys."""
 
     job: int
     failures: dict[str, str]
 
 
 class Schedule:
-    """Hands out jobs to workers; every method takes time that does not grow with the number of jobs.
+    """Assigns jobs to workers; every method takes constant time.
 
     Attributes:
         num_left: jobs that are neither done nor given up.
-        fruitless: deaths since a worker last brought something to its end.
+        fruitless: deaths since a worker last finished a task.
     """
 
     def __init__(self, keys: Sequence[Sequence[str]], depth: int = 2) -> None:
@@ -74,17 +74,17 @@ class Schedule:
 
     @property
     def hopeless(self) -> bool:
-        """Whether workers die whatever they are given."""
+        """Whether workers die whatever they do."""
         return self.fruitless >= FRUITLESS_DEATHS + 2 * self._most_workers
 
     def enlist(self, worker: Hashable) -> None:
-        """A worker has reported ready."""
+        """Adds a worker that is ready."""
         self._running[worker] = set()
         self._most_workers = max(self._most_workers, len(self._running))
         self._num_idle += 1
 
     def assign(self, worker: Hashable, num_expected: int = 0) -> Iterator[Task]:
-        """What to give to a worker now; `num_expected` workers are on their way and will have no job."""
+        """The tasks for a worker now; leaves a job each for `num_expected` workers that are about to be ready."""
         running = self._running.get(worker)
         if running is None:
             return
@@ -94,20 +94,20 @@ class Schedule:
             yield task
 
     def done(self, worker: Hashable, task: Task) -> GivenUp | None:
-        """A worker has brought a task to its end."""
+        """Takes note that a worker finished a task."""
         self.fruitless = 0
         running = self._running.get(worker)
         if running is not None:
             running.discard(task)
             self._num_idle += not running
         if task.probe is not None:
-            return self._go_on(task.job)
+            return self._retry(task.job)
         self._suspects.pop(task.job, None)
         self.num_left -= 1
         return None
 
     def lost(self, worker: Hashable, reason: str) -> list[GivenUp]:
-        """A worker is dead or out of reach: what it had goes back into the queue; returns what is given up."""
+        """Puts the tasks of a dead or unreachable worker back; returns the jobs that are given up."""
         running = self._running.pop(worker, set())
         self._num_idle -= not running
         self.fruitless += 1
@@ -119,7 +119,7 @@ class Schedule:
             return None
         left = len(self._keys) - self._next
         if left:
-            # A second job only while every worker without one finds its own.
+            # A second job only while enough are left for every idle worker.
             if running and (len(running) >= self._depth or left <= self._num_idle + num_expected):
                 return None
             self._next += 1
@@ -134,7 +134,7 @@ class Schedule:
                 suspect.to_probe.appendleft(task.probe)
             else:
                 suspect.condemned[task.probe] = f"its worker process died each time it was computed ({reason})"
-            return self._go_on(task.job)
+            return self._retry(task.job)
         suspect.deaths += 1
         keys = self._keys[task.job]
         if suspect.deaths >= MOST_RUNS:
@@ -142,10 +142,10 @@ class Schedule:
             return self._give_up(task.job, f"its worker process died {suspect.deaths} times ({reason}){alone}")
         if suspect.deaths == MOST_RUNS - 1 and len(keys) > 1:
             suspect.to_probe.extend(keys)
-        return self._go_on(task.job)
+        return self._retry(task.job)
 
-    def _go_on(self, job: int) -> GivenUp | None:
-        """Queues the next thing to do about a job that killed a worker."""
+    def _retry(self, job: int) -> GivenUp | None:
+        """Queues the next task for a job that killed a worker."""
         suspect = self._suspects[job]
         if len(suspect.condemned) == len(self._keys[job]):
             return self._give_up(job, "")

@@ -1,4 +1,4 @@
-"""Local files that appear whole or not at all: written under a temporary name, flushed to the disk, then renamed."""
+"""Local files that appear whole or not at all: written under a temporary name, flushed to disk, then renamed."""
 
 import contextlib
 import os
@@ -11,19 +11,19 @@ LOCK = ".lock"
 
 
 def write_all(file: int, data: memoryview) -> None:
-    """Writes every byte of `data`; a system call may take fewer than it is given."""
+    """Writes every byte of `data`; a single system call may write fewer."""
     while data:
         data = data[os.write(file, data) :]
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, data: bytes) -> Iterator[Path]:
-    """A temporary file beside `path` that holds `data` durably, to be given its name; the folder is flushed after."""
+def whole_file(path: Path, data: bytes, mode: int = 0o644) -> Iterator[Path]:
+    """Yields a temporary file beside `path` with `data` on disk, for the caller to rename; then flushes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
     try:
         try:
-            file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             try:
                 write_all(file, memoryview(data))
                 os.fsync(file)
@@ -31,21 +31,21 @@ def whole_file(path: Path, data: bytes) -> Iterator[Path]:
                 os.close(file)
             yield partial
         finally:
-            partial.unlink(missing_ok=True)  # which a disk that has become read-only refuses as well
+            partial.unlink(missing_ok=True)  # fails too if the disk has become read-only
     except OSError as error:
         error.filename = str(path)
         raise
     sync_folder(path.parent)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces `path` by `data`, durably; whoever reads it sees the old bytes or the new ones."""
-    with whole_file(path, data) as partial:
+def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replaces the content of `path` durably; a reader sees the old bytes or the new ones."""
+    with whole_file(path, data, mode) as partial:
         os.rename(partial, path)
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in `folder` durable, as fsync does for bytes."""
+    """Flushes the names in `folder` to disk."""
     file = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(file)

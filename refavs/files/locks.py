@@ -1,5 +1,5 @@
-"""What a file system says that has no locks, by which two writers could be kept apart."""
+"""How a file system without locks answers a request for one."""
 
 import errno
 
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EPERM)  # of an OSError
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EPERM)  # values of OSError.errno

@@ -1,7 +1,7 @@
-"""Temporary files and folders: their names say what they become, and a lock says that somebody writes them.
+"""Temporary files and folders: the name tells the final name, and a lock tells that a process is still writing.
 
-What becomes a file or a folder is first written under a name of its own beside it. A process that is killed leaves
-that; the next one that writes the same removes it, and nothing that anybody else has given a name.
+A file or folder is first written beside its final place, under a unique temporary name. A killed process leaves that
+behind; the next writer of the same file removes it and touches nothing else.
 """
 
 import contextlib
@@ -17,24 +17,24 @@ from pathlib import Path
 from refavs.files.locks import NO_LOCKS
 
 PARTIAL = ".partial"
-MOST_NAME_BYTES = 255  # of the usual file systems
+MOST_NAME_BYTES = 255  # limit of common file systems
 _MARK = re.compile(rf"\.\d+-[0-9a-f]{{8}}{re.escape(PARTIAL)}")
 _MOST_MARK_BYTES = 40
 
 
 def partial_path(path: Path) -> Path:
-    """A name beside `path` that no other process uses; a name near the limit of the file system is shortened in it."""
+    """A unique temporary name beside `path`; a name near the file system's limit is shortened."""
     return path.with_name(f"{_start(path)}{_mark()}")
 
 
 def without_mark(name: str) -> str | None:
-    """What a temporary file becomes, by its name; None for a name that `partial_path` does not give."""
+    """The final name of a temporary file; None unless `partial_path` made the name."""
     mark = _MARK.search(name, max(0, len(name) - _MOST_MARK_BYTES))
     return name[: mark.start()] if mark is not None and mark.end() == len(name) else None
 
 
 def partials_of(path: Path) -> list[Path]:
-    """Files and folders that `partial_path` named for `path` and that are still there."""
+    """Existing temporary files and folders of `path`."""
     start = _start(path)
     try:
         found = list(path.parent.iterdir())
@@ -44,10 +44,10 @@ def partials_of(path: Path) -> list[Path]:
 
 
 def lock_partial(partial: Path) -> int | None:
-    """A descriptor that holds the lock of a temporary file or folder while it is open; None where another one does.
+    """Locks a temporary file or folder until the returned descriptor is closed; None if another process holds it.
 
     Raises:
-        FileNotFoundError: it has its final name, or was removed.
+        FileNotFoundError: it was renamed or removed.
         OSError: the file system has no locks.
     """
     kind = os.O_RDONLY if partial.is_dir() else os.O_RDWR
@@ -55,7 +55,7 @@ def lock_partial(partial: Path) -> int | None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(file), os.lstat(partial)):
-            raise FileNotFoundError(f"{partial} is another one now")
+            raise FileNotFoundError(f"{partial} was replaced")
     except BlockingIOError:
         os.close(file)
         return None
@@ -66,13 +66,13 @@ def lock_partial(partial: Path) -> int | None:
 
 
 def remove_left(path: Path) -> bool:
-    """Removes what writers of `path` that are no more have left; says whether one is alive."""
+    """Removes what dead writers of `path` left; returns whether a live one exists."""
     alive = False
     for left in partials_of(path):
         try:
             file = lock_partial(left)
         except OSError:
-            continue  # gone just now, somebody else's, or without locks, where nobody knows who lives
+            continue  # just removed, another user's, or without locks, where nobody can tell whether its writer lives
         if file is None:
             alive = True
             continue
@@ -83,7 +83,7 @@ def remove_left(path: Path) -> bool:
 
 
 def remove_partial(partial: Path) -> None:
-    """Removes a temporary file or folder; from the first moment on, nobody can give it its final name."""
+    """Removes a temporary file or folder; renamed first, so that its writer can no longer publish it half-removed."""
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.lstat(partial).st_mode):
             away = partial.with_name(f"{without_mark(partial.name)}{_mark()}")
@@ -94,10 +94,10 @@ def remove_partial(partial: Path) -> None:
 
 
 def give_name(partial: Path, path: Path) -> None:
-    """Gives a temporary file its name, unless that is taken.
+    """Gives a temporary file its final name.
 
     Raises:
-        FileExistsError: it is.
+        FileExistsError: the name is taken.
     """
     try:
         os.link(partial, path)
@@ -107,7 +107,7 @@ def give_name(partial: Path, path: Path) -> None:
     else:
         os.unlink(partial)
         return
-    # On a disk without hard links, a file that comes at this very moment is lost.
+    # Without hard links, a file that another process creates right here is overwritten.
     if os.path.lexists(path):
         raise FileExistsError(f"{path} exists")
     os.rename(partial, path)
@@ -118,7 +118,7 @@ def _mark() -> str:
 
 
 def _start(path: Path) -> str:
-    """The name of `path`, with a checksum in the place of its end where nothing could be added to it."""
+    """The name of `path`; if too long for a mark, its end is replaced by a checksum."""
     name = path.name
     if len(os.fsencode(name)) <= MOST_NAME_BYTES - _MOST_MARK_BYTES:
         return name

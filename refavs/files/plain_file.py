@@ -1,7 +1,7 @@
-"""Files opened as what they must be: plain, and no larger than a file of their kind is.
+"""Opens regular files only, up to a size limit.
 
-Folders come from downloads and archives, so a name may be anything: a pipe that nobody writes to, a device that never
-ends, a file that says it is larger than the memory.
+Folders come from downloads and archives, so any name may turn out to be a pipe without a writer, an endless device or
+a file larger than memory.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import os
 import stat
 from pathlib import Path
 
-MOST_BYTES = 2**24  # of a record: parsed it takes up to twenty times as much
+MOST_BYTES = 2**24  # of a record, which takes up to twenty times as much memory once parsed
 _KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device", stat.S_IFLNK: "a symbolic link",
@@ -18,7 +18,7 @@ _KINDS = {
 
 
 class UnusableFileError(OSError):
-    """A file that is not what its name says; the text completes "cannot be read (...)", the caller names the file."""
+    """A file that cannot be used; the text fits into "cannot be read (...)", and the caller names the file."""
 
     def __init__(self, reason: str, path: str | Path | None = None) -> None:
         super().__init__(reason)
@@ -29,24 +29,20 @@ class UnusableFileError(OSError):
 
 
 def refuse_special(facts: os.stat_result, path: str | Path | None = None) -> None:
-    """Accepts plain files only.
-
-    Raises:
-        UnusableFileError: a folder, pipe, socket or device.
-    """
+    """Raises `UnusableFileError` for a folder, pipe, socket or device."""
     if not stat.S_ISREG(facts.st_mode):
         raise UnusableFileError(f"it is {_KINDS.get(stat.S_IFMT(facts.st_mode), 'something else')}, not a file", path)
 
 
 def open_plain(path: str | Path) -> int:
-    """Opens a plain file for reading, and waits for nobody; returns its descriptor, for the caller to close.
+    """Opens a plain file for reading without ever blocking; the caller closes the returned descriptor.
 
     Raises:
         UnusableFileError: a folder, pipe, socket or device.
         OSError: the file is missing or may not be read.
     """
     refuse_special(os.stat(path), path)
-    # What has taken the file's place since is looked at as well; a pipe without a writer would make `open` wait.
+    # Checked again once open, as the file may have been replaced; O_NONBLOCK, as a pipe without a writer would block.
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         refuse_special(os.fstat(file), path)
@@ -57,7 +53,7 @@ def open_plain(path: str | Path) -> int:
 
 
 def read_plain(path: str | Path, most: int = MOST_BYTES) -> bytes:
-    """The whole content of a plain file.
+    """Reads a whole plain file.
 
     Raises:
         UnusableFileError: a folder, pipe, socket or device, or a file of more than `most` bytes.
@@ -69,11 +65,11 @@ def read_plain(path: str | Path, most: int = MOST_BYTES) -> bytes:
 
 
 def open_lock(path: str | Path) -> io.FileIO:
-    """Opens a file for the kernel's locks, made where there is none; a link, a pipe or a device is none.
+    """Opens a lock file, and creates it if missing.
 
     Raises:
-        UnusableFileError: something else has the name.
-        OSError: the file cannot be made or opened.
+        UnusableFileError: the name belongs to a link, pipe or device.
+        OSError: the file cannot be created or opened.
     """
     with contextlib.suppress(FileNotFoundError):
         refuse_special(os.lstat(path), path)
@@ -87,10 +83,6 @@ def open_lock(path: str | Path) -> io.FileIO:
 
 
 def refuse_long(num_bytes: int, most: int, path: str | Path | None = None) -> None:
-    """Accepts up to `most` bytes.
-
-    Raises:
-        UnusableFileError: there are more.
-    """
+    """Raises `UnusableFileError` for more than `most` bytes."""
     if num_bytes > most:
         raise UnusableFileError(f"it has {num_bytes:,} bytes; a file of this kind has {most:,} at most", path)

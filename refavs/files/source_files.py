@@ -1,7 +1,7 @@
-"""Files of a source opened as what they must be: plain, inside their folder, pictures of a bounded size.
+"""Opens files of a source: plain files inside its folder, and pictures of bounded size.
 
-A source comes from a download or an archive, so a name in it may be anything: a pipe that never answers, a link to
-another place, a picture that would fill the memory.
+A source comes from a download or an archive, so any name may turn out to be a pipe that blocks, a link out of the
+folder or a picture that fills the memory.
 """
 
 import io
@@ -23,21 +23,21 @@ _PLUGINS = {b"\xff\xd8\xff": JpegImageFile, b"\x89PN": PngImageFile}
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a file could not be read, on one line and without its name where the system gave the reason."""
+    """Why a file could not be read, on one line; the system's own reason comes without the file's name."""
     return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
 
 
 def check_file(path: Path, within: Path | None = None) -> None:
-    """Looks at what a name stands for, without opening it: opening a pipe waits for someone to write.
+    """Checks a file without opening it, since opening a pipe would block.
 
     Args:
         path: the file.
-        within: folder that the file may not lie outside of, symbolic links followed; None where it may lie anywhere.
+        within: folder that must contain the file once symbolic links are followed; None accepts any place.
 
     Raises:
-        FileNotFoundError: there is nothing of that name.
-        UnusableFileError: a folder, pipe, socket, device, empty file, or a symbolic link that leads nowhere or out.
-        OSError: the system does not let us look.
+        FileNotFoundError: there is no such file.
+        UnusableFileError: a folder, pipe, socket, device, empty file, or a symbolic link that is broken or leads out.
+        OSError: the file cannot be examined.
     """
     try:
         facts = os.stat(path)
@@ -55,29 +55,25 @@ def check_file(path: Path, within: Path | None = None) -> None:
 
 
 def open_file(path: Path, within: Path | None = None) -> io.BufferedReader:
-    """Opens a plain file for reading, as `check_file` demands.
-
-    Raises:
-        FileNotFoundError, UnusableFileError, OSError: as of `check_file`.
-    """
+    """Opens a file for reading after `check_file`, and raises what that raises."""
     check_file(path, within)
     return open(open_plain(path), "rb")
 
 
 @contextmanager
 def open_picture(path: Path, within: Path | None = None, *, lossless: bool = False) -> Iterator[ImageFile.ImageFile]:
-    """Opens a JPEG or PNG picture by its content, whatever its name; its pixels are decoded when first asked for.
+    """Opens a JPEG or PNG picture, recognised by its content; pixels are decoded on first use.
 
-    Other formats are not tried: Pillow would run a program for some of them.
+    Other formats are not tried, as Pillow runs external programs for some of them.
 
     Args:
         path: the picture.
-        within: as of `check_file`.
+        within: see `check_file`.
         lossless: accept PNG only.
 
     Raises:
-        FileNotFoundError: there is nothing of that name.
-        UnusableFileError: no such picture, or one of more than `MOST_PIXELS`, found before its pixels take memory.
+        FileNotFoundError: there is no such file.
+        UnusableFileError: another format, or more than `MOST_PIXELS` pixels; found before any pixel takes memory.
         UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError: it cannot be read (`PICTURE_ERRORS`).
     """
     with open_file(path, within) as file:
@@ -88,7 +84,7 @@ def open_picture(path: Path, within: Path | None = None, *, lossless: bool = Fal
             raise UnusableFileError("its content is neither JPEG nor PNG")
         if lossless and plugin is JpegImageFile:
             raise UnusableFileError("its content is JPEG, which blurs edges")
-        # Not Image.open, which warns of sizes between one and two of its own limits and so prints a line of its own.
+        # Image.open would print a warning of its own for large pictures.
         with plugin(file) as picture:
             width, height = picture.size
             if width * height > MOST_PIXELS:

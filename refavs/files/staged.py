@@ -1,7 +1,7 @@
-"""A folder of results that is whole or says that it is not: written inside it under another name, then renamed.
+"""A folder of results that is complete or recognisably incomplete: files are staged inside it, then renamed.
 
-One file, the seal, lists the others. It is removed first and written last, so a folder that has a seal is whole, and a
-folder that a kill left without one is finished by the same command. Other people's files in the folder stay.
+One file, the seal, lists the others. It is removed first and written last, so a folder with a seal is complete, and the
+same command finishes a folder that a kill left without one. Foreign files in the folder stay.
 """
 
 import contextlib
@@ -20,20 +20,20 @@ STAGING, BEFORE = f".refavs{PARTIAL}", "before"
 
 
 def is_half_written(out: Path) -> bool:
-    """Whether a writer of this kind was killed in the folder."""
+    """Whether `staged` was killed while it wrote into the folder."""
     return (out / STAGING).is_dir() and not (out / STAGING).is_symlink()
 
 
 @contextlib.contextmanager
 def staged(out: Path, seal: str, names_of: Callable[[Path], Iterable[str]] = lambda seal: ()) -> Iterator[Path]:
-    """A folder to write into, whose files take their places in `out` at the end; after an error none does.
+    """Yields a folder to write into; its files move to `out` at the end, or not at all after an error.
 
     Args:
-        seal: the name of the file that comes last.
-        names_of: the files that a seal lists; those that the new seal does not list are removed.
+        seal: name of the file that is written last.
+        names_of: the files that a seal lists; old ones that the new seal does not list are removed.
 
     Raises:
-        ConfigError: another process writes into `out`, or a folder in it is a link.
+        ConfigError: another process is writing into `out`, or a folder in it is a link.
     """
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def staged(out: Path, seal: str, names_of: Callable[[Path], Iterable[str]] = lam
                 shutil.rmtree(staging, ignore_errors=True)
     finally:
         if made:
-            with contextlib.suppress(OSError):  # it holds something
+            with contextlib.suppress(OSError):  # not empty
                 out.rmdir()
 
 
@@ -70,10 +70,10 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _clear(out: Path, seal: str, names_of: Callable[[Path], Iterable[str]]) -> None:
-    """Removes what a killed writer left; what it had renamed too, where no seal speaks of it any more."""
+    """Removes what a killed writer left, including files it had moved to `out` before it wrote the seal."""
     staging = out / STAGING
     if staging.is_symlink() or (staging.exists() and not staging.is_dir()):
-        raise ConfigError(f"{staging} is no folder that refavs made; remove it, or name another --out")
+        raise ConfigError(f"{staging} is not a folder that refavs made; remove it, or name another --out")
     if is_half_written(out) and not (out / seal).exists():
         for name in {*names_of(staging / BEFORE), *names_of(staging / seal)}:
             _remove(out, name)
@@ -99,12 +99,12 @@ def _settle(out: Path, seal: str, names_of: Callable[[Path], Iterable[str]]) -> 
 def _refuse_links(out: Path, name: str) -> None:
     for parent in PurePosixPath(name).parents:
         if parent.name and (out / parent).is_symlink():
-            raise ConfigError(f"{out / parent} is a link, and nothing is written through it; remove it, or name "
-                              "another --out")  # fmt: skip
+            raise ConfigError(f"{out / parent} is a link, and results are not written through links; remove it, or "
+                              "name another --out")  # fmt: skip
 
 
 def _remove(out: Path, name: str) -> None:
-    """Removes a file of ours, and its folder where nothing else is in it."""
+    """Removes one of our files, and its folder if that is empty then."""
     _refuse_links(out, name)
     (out / name).unlink(missing_ok=True)
     if (out / name).parent != out:

@@ -1,4 +1,4 @@
-"""The system's folder for temporary files."""
+"""The folder for temporary files."""
 
 import tempfile
 from pathlib import Path
@@ -7,13 +7,13 @@ from refavs.errors import ConfigError
 
 
 def temporary_folder() -> Path:
-    """TMPDIR, or where that is missing or full another one that can be written.
+    """TMPDIR, or the system's next writable folder for temporary files.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no such folder can be written.
     """
     try:
         return Path(tempfile.gettempdir())
     except FileNotFoundError as error:
-        raise ConfigError(f"no folder for temporary files can be written ({error.strerror}); free space, or name a "
-                          "folder by TMPDIR") from error  # fmt: skip
+        raise ConfigError(f"no folder for temporary files can be written ({error.strerror}); free space, or set TMPDIR "
+                          "to a folder that can") from error  # fmt: skip

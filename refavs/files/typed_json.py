@@ -1,7 +1,7 @@
-"""JSON records read without trust: their shape is declared by types, and what has another one is refused by name.
+"""Checks untrusted JSON against a declared shape; an error names the place that differs.
 
-A record is declared as a `TypedDict`; keys that it does not name are left to whoever reads them. `float` is a finite
-number, `Measured` may also be none or infinite, and an `Annotated[int, range(...)]` lies within the range.
+A record's shape is a `TypedDict`; keys it does not declare are ignored. `float` means a finite number, `Measured` may
+also be NaN or infinite, and `Annotated[int, range(...)]` lies within the range.
 """
 
 import json
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-MOST_DEPTH = 32  # of values that no type describes
+MOST_DEPTH = 32  # nesting accepted for values declared as Any
 Measured = Annotated[float, "may be no number"]
 Count = Annotated[int, range(2**53)]
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "an object",
@@ -19,14 +19,14 @@ _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true o
 
 
 class OddRecord(ValueError):
-    """JSON of another shape than its readers expect; the text says where and what is accepted."""
+    """JSON of an unexpected shape; the text says where, and what is accepted."""
 
 
 def read_json(data: bytes) -> Any:
-    """The value that `data` holds.
+    """Parses JSON.
 
     Raises:
-        OddRecord: it is no JSON in UTF-8, or is nested too deep, or holds a text that is not valid Unicode.
+        OddRecord: not JSON in UTF-8, nested too deep, or with a text that is not valid Unicode.
     """
     try:
         value = json.loads(data)
@@ -40,10 +40,10 @@ def read_json(data: bytes) -> Any:
 
 
 def shaped(value: Any, kind: Any, where: str = "it") -> Any:
-    """`value`, whose shape is that of `kind`.
+    """Returns `value` if it has the shape `kind`.
 
     Raises:
-        OddRecord: another shape; the text begins with the place in the record.
+        OddRecord: it has another shape; the text begins with the place in the record.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
@@ -69,7 +69,7 @@ def shaped(value: Any, kind: Any, where: str = "it") -> Any:
 def _same_kind(items: Iterable[tuple[Any, Any]], kind: Any, where: str) -> None:
     plain, note = kind if kind in (str, bool) else None, getattr(kind, "__metadata__", [None])[0]
     for name, inner in items:
-        # Most are texts, or numbers within a range, which need no look at how they are declared.
+        # Fast path for the usual texts and numbers within a range.
         if type(inner) is not plain and not (type(note) is range and type(inner) is int and inner in note):
             shaped(inner, kind, f"{where}.{name}")
 
@@ -111,26 +111,26 @@ def _either(value: Any, kinds: tuple[Any, ...], where: str) -> None:
 
 
 def _is(value: Any, kind: Any, where: str) -> Any:
-    right = isinstance(value, kind) and type(value) is not bool
+    fits = isinstance(value, kind) and type(value) is not bool
     if kind is int:
-        right = right and abs(value) < 2**63
+        fits = fits and abs(value) < 2**63
     elif kind is float:
-        right = type(value) in (int, float) and abs(value) < math.inf
+        fits = type(value) in (int, float) and abs(value) < math.inf
     elif kind is bool:
-        right = type(value) is bool
-    if not right:
+        fits = type(value) is bool
+    if not fits:
         raise _odd(value, where, _NAMES.get(kind, str(kind)))
     return value
 
 
 def _odd(value: Any, where: str, accepted: str) -> OddRecord:
-    """Of a long value the beginning; one that is nested is not shown."""
-    told = _NAMES[type(value)] if isinstance(value, dict | list) else f"{str(value)[:40]!r}"
-    return OddRecord(f"{where[:120]} is {told}; accepted: {accepted}")
+    """Shows the beginning of a plain value, and only the kind of a nested one."""
+    shown = _NAMES[type(value)] if isinstance(value, dict | list) else f"{str(value)[:40]!r}"
+    return OddRecord(f"{where[:120]} is {shown}; accepted: {accepted}")
 
 
 def _refuse_odd(value: Any, where: str, depth: int) -> None:
-    """What no type describes may be anything that can be shown and compared."""
+    """Limits the depth of a value declared as Any, and refuses NaN and infinity in it."""
     if depth > MOST_DEPTH:
         raise OddRecord(f"{where[:120]} is nested deeper than {MOST_DEPTH} levels")
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

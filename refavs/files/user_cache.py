@@ -1,11 +1,11 @@
-"""The user's folder for what can be computed again."""
+"""The user's cache folder."""
 
 import os
 from pathlib import Path
 
 
 def user_cache() -> Path | None:
-    """The folder that REFAVS_CACHE names, else `refavs` in the user's cache folder; None for a user without a home."""
+    """REFAVS_CACHE if set, else `refavs` in the user's cache folder; None for a user without a home folder."""
     if named := os.environ.get("REFAVS_CACHE"):
         return Path(named)
     try:

@@ -1,4 +1,4 @@
-"""What the processor or GPU at hand computes well: which device to take, in which precision, and how exactly."""
+"""Choice of device and precision for this machine's processor and GPUs."""
 
 import time
 import warnings
@@ -13,16 +13,16 @@ from refavs.choices import Device, Precision
 from refavs.errors import ConfigError
 
 DRIVER_VERSION = Path("/proc/driver/nvidia/version")
-# The oldest driver branch that runs builds of each major version of CUDA.
+# The oldest driver branch for each major version of CUDA.
 OLDEST_DRIVERS = {13: 580, 12: 525, 11: 450}
-SLOW = 1.1  # bf16 that takes this much longer than fp32 is worth a warning
+SLOW = 1.1  # warn if bf16 takes this many times as long as fp32
 
 
 def bf16_is_fast(device: str | torch.device) -> bool:
     """Whether the device has instructions for bf16.
 
-    oneDNN also computes bf16 on processors without them, by a scalar loop (8 times slower than fp32) or by conversion
-    on AVX-512 (twice as slow), and says that it supports it in the second case.
+    Without them oneDNN still computes bf16: by a scalar loop (8 times slower than fp32), or by conversion on AVX-512
+    (twice as slow), which it reports as supported.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -31,14 +31,14 @@ def bf16_is_fast(device: str | torch.device) -> bool:
 
 
 def resolved_precision(asked: Literal["auto", "fp32", "bf16", "fp16"], device: str | torch.device) -> Precision:
-    """The precision that `auto` stands for on a device: bf16 where that is fast, else fp32."""
+    """Resolves `auto` for a device: bf16 if that is fast there, else fp32."""
     if asked != "auto":
         return asked
     return "bf16" if bf16_is_fast(device) else "fp32"
 
 
 def slow_bf16(device: str | torch.device) -> float | None:
-    """How many times as long as fp32 a bf16 convolution takes on this processor; None where bf16 does not lose time."""
+    """Measures how many times as long as fp32 a bf16 convolution takes here; None if bf16 is not slower."""
     if torch.device(device).type != "cpu" or bf16_is_fast(device):
         return None
     seconds = {}
@@ -57,26 +57,26 @@ def slow_bf16(device: str | torch.device) -> float | None:
 
 
 def compute_fp32_exactly() -> None:
-    """Switches TF32 off for matrix products and convolutions, so that what is called fp32 is fp32 on a GPU as well."""
+    """Disables TF32 for matrix products and convolutions, so that fp32 on a GPU is real fp32."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
 
 
 def allow_tf32(device: torch.device) -> None:
-    """Lets a GPU take TF32 in training, whose rounding lies below that of bf16; a processor stays at fp32."""
+    """Allows TF32 in training on a GPU, where its rounding is finer than that of bf16; a processor stays at fp32."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
 
 
 def gpus_each(device: Device, asked: float | None, seen: Callable[[], bool], option: str) -> float:
-    """GPUs that one worker or trial takes, from `--device` and from the option that names a number.
+    """GPUs of one worker or trial, from `--device` and the option for their number.
 
     Args:
-        device: as given on the command line.
-        asked: as given by `option`; None where it was left out.
-        seen: whether there are GPUs to use, asked only where that decides.
-        option: the name of the option, such as `--gpus-per-worker`.
+        device: value of `--device`.
+        asked: value of `option`; None if it was left out.
+        seen: whether GPUs are available; called only if that matters.
+        option: name of the option, such as `--gpus-per-worker`.
 
     Raises:
         ConfigError: the two contradict each other.
@@ -91,10 +91,10 @@ def gpus_each(device: Device, asked: float | None, seen: Callable[[], bool], opt
 
 
 def local_gpus_seen(device: Device, warn: Callable[[str], None]) -> bool:
-    """Whether torch sees a GPU on this machine; `warn` is told in one line of a GPU that torch cannot use.
+    """Whether torch sees a GPU on this machine; calls `warn` with one line about a GPU that torch cannot use.
 
     Raises:
-        ConfigError: `--device cuda`, and torch sees none.
+        ConfigError: `--device cuda`, and torch sees no GPU.
     """
     found, problem = _look_for_gpus()
     if found or device == "cpu":
@@ -108,8 +108,8 @@ def local_gpus_seen(device: Device, warn: Callable[[str], None]) -> bool:
 
 
 def _look_for_gpus() -> tuple[bool, str | None]:
-    """Whether torch sees a GPU; and of one that is there but not seen, why and what to install."""
-    with warnings.catch_warnings(record=True) as told:
+    """Whether torch sees a GPU; for one that exists unseen, also why and what to install."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if torch.cuda.is_available():
             return True, None
@@ -126,7 +126,7 @@ def _look_for_gpus() -> tuple[bool, str | None]:
     if driver is not None and driver < OLDEST_DRIVERS.get(built, 0):
         why = f"the GPU's driver {driver} is too old for torch {torch.__version__}, built for CUDA {torch.version.cuda}"
         return False, f"{why}; update the driver to {OLDEST_DRIVERS[built]} or newer, or {install}"
-    reason = str(told[0].message).splitlines()[0] if told else "no reason given"
+    reason = str(caught[0].message).splitlines()[0] if caught else "no reason given"
     return False, (f"this machine has a GPU{with_driver}, but torch {torch.__version__} does not see it ({reason}); "
                    "look at CUDA_VISIBLE_DEVICES and at nvidia-smi")  # fmt: skip
 
@@ -137,7 +137,7 @@ def gpu_files() -> list[Path]:
 
 
 def driver_branch() -> int | None:
-    """The first number of the NVIDIA driver's version, such as 535; None where there is no driver."""
+    """The major version of the NVIDIA driver, such as 535; None without a driver."""
     try:
         words = DRIVER_VERSION.read_text("utf-8", "replace").split()
     except OSError:
@@ -150,7 +150,7 @@ def require_usable(device: str | torch.device, where: str) -> None:
     """Computes something small on the device.
 
     Raises:
-        ConfigError: that failed, as on a GPU whose memory is taken; gives the reason and what to do.
+        ConfigError: that failed, for example on a GPU without free memory.
     """
     try:
         torch.ones(1, device=device).add_(1).item()

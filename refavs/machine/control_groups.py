@@ -1,4 +1,4 @@
-"""The control groups that this process is in, of both versions of them."""
+"""The control groups of this process, version 1 and 2."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,11 +7,11 @@ PROC = Path("/proc/self")
 
 
 def groups_of(controller: str, proc: Path = PROC) -> Iterator[Path]:
-    """The folder of the process's group for a controller, and those of all groups that it lies in.
+    """The folder of the process's group for a controller, then the folders of its parent groups.
 
     Args:
-        controller: as `cpu` or `memory`.
-        proc: what the kernel says of the process.
+        controller: for example `cpu` or `memory`.
+        proc: the process's folder in /proc.
     """
     try:
         groups = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
@@ -29,7 +29,7 @@ def groups_of(controller: str, proc: Path = PROC) -> Iterator[Path]:
 
 
 def words_of(file: Path) -> list[str]:
-    """The words of a file; none where there is no such file."""
+    """The words of a file; none if it cannot be read."""
     try:
         return file.read_text().split()
     except OSError:
@@ -37,5 +37,5 @@ def words_of(file: Path) -> list[str]:
 
 
 def _below(path: str, root: str) -> Path:
-    """Where a group lies under a mount that shows the groups below `root`; a container may see its own alone."""
+    """A group's path below a mount of `root`; a container may see its own group only."""
     return Path(path).relative_to(root) if Path(path).is_relative_to(root) else Path()

@@ -1,4 +1,4 @@
-"""How many processors this process may use, and how its threads wait for one another."""
+"""How many processors this process may use, and how its threads wait for each other."""
 
 import math
 import os
@@ -7,35 +7,34 @@ from pathlib import Path
 
 from refavs.machine.control_groups import PROC, groups_of, words_of
 
-# Of torch's OpenMP library (libgomp), which reads it when it is loaded. A thread that waits for another one spins for
-# milliseconds otherwise, and beside other work the other one has no processor meanwhile: two threads of an encoder were
-# 10 to 30 times slower.
+# Read by torch's OpenMP library (libgomp) when it loads. By default a waiting thread spins for milliseconds and, on a
+# busy machine, keeps the processor from the thread it waits for: two threads of an encoder were 10 to 30 times slower.
 PASSIVE_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def num_processors(proc: Path = PROC) -> int:
-    """Processors that this process is bound to, or fewer where a control group limits it to less time than theirs.
+    """Processors that this process may use, by its affinity and the limits of its control groups.
 
     Args:
-        proc: what the kernel says of the process.
+        proc: the process's folder in /proc.
     """
     bound = len(os.sched_getaffinity(0))
     return max(1, min([bound, *(math.ceil(quota) for quota in _quotas(proc))]))
 
 
 def share_processors() -> None:
-    """Prepares a command that computes in its own process; to be called before torch is imported.
+    """Prepares a command that computes in its own process; call it before torch is imported.
 
-    torch takes as many threads as the machine has processors, whatever the control group's limit, and lets them spin.
+    By default torch starts a thread per processor, whatever the control group's limit, and lets them spin.
     """
     for name, value in {**PASSIVE_WAITING, "OMP_NUM_THREADS": str(num_processors())}.items():
         os.environ.setdefault(name, value)
 
 
 def _quotas(proc: Path) -> Iterator[float]:
-    """Processor seconds a second that the process's control groups allow, of those that have a limit."""
+    """Processors that each control group with a limit allows."""
     for folder in groups_of("cpu", proc):
-        # Version 2 has quota and period in one file, and "max" for no limit; version 1 has a file for each, and -1.
+        # Version 2: quota and period in one file, "max" for no limit. Version 1: a file for each, -1 for no limit.
         both = words_of(folder / "cpu.max") or [
             *words_of(folder / "cpu.cfs_quota_us"), *words_of(folder / "cpu.cfs_period_us")
         ]  # fmt: skip

@@ -1,7 +1,7 @@
-"""Lets `import torchvision` succeed where its compiled operators do not load beside this torch.
+"""Lets `import torchvision` succeed although its compiled operators do not load with this torch.
 
-timm and transformers import torchvision although nothing here calls its operators. The registry's torchvision is built
-against another torch than the CPU build, so its operators are missing and the import dies while registering `nms`.
+timm and transformers import torchvision, and nothing here calls its operators. The published torchvision is built for
+another torch than the CPU build, so its operators are missing and the import fails while registering `nms`.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ _SCHEMAS = {
 
 
 def ensure_torchvision() -> None:
-    """Makes torchvision importable; does nothing where it is absent or imports by itself."""
+    """Makes torchvision importable; does nothing if it is absent or imports by itself."""
     if importlib.util.find_spec("torchvision") is None:
         return
     try:

@@ -30,7 +30,7 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--clips", type=int, default=100, metavar="N", help="clips; null references add about a quarter as many copies"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="decides every byte, videos excepted")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="decides every byte except those of videos")
     parser.add_argument("--size", type=int, default=96, metavar="PX", help="side of the square frames in pixels")
     videos = parser.add_mutually_exclusive_group()
     videos.add_argument(
@@ -39,7 +39,7 @@ def build_parser() -> CommandParser:
     )
     videos.add_argument(
         "--no-videos", dest="videos", action="store_const", const="none", default=argparse.SUPPRESS,
-        help="the same as --videos none",
+        help="same as --videos none",
     )
     return parser
 
@@ -50,7 +50,7 @@ def _run(args: argparse.Namespace) -> int:
         args.out, args.clips, seed=args.seed, size=args.size, videos=_num_videos(args.videos, args.clips)
     )
     if summary is None:
-        say(f"{args.out}: complete already, nothing to do")
+        say(f"{args.out}: already complete, nothing to do")
         return Exit.COMPLETE
     splits = ", ".join(f"{split} {count}" for split, count in summary.expressions.items())
     say(

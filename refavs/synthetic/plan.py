@@ -1,4 +1,4 @@
-"""What the synthetic benchmark holds: its clips, splits, expressions and null references, before anything is drawn."""
+"""Plans the clips, splits, expressions and null references of the synthetic benchmark before anything is drawn."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,21 +13,21 @@ from refavs.synthetic.voices import Schedule, draw_scenario, draw_schedules
 
 DEFAULT_VIDEOS = 16
 
-_RECIPE = 2  # raised whenever the same settings would give other files
+_RECIPE = 2  # increased whenever the same settings would give other files
 _SMALLEST_PX = 48
 # Clip i belongs to the split at i modulo 10, so that a larger benchmark contains the smaller ones' clips.
 _SPLITS = ("train", "train", "test_s", "train", "val", "train", "test_u", "train", "train", "train")
 _NUM_OBJECTS = ((2, 3, 4), (0.2, 0.6, 0.2))
-_ENTRANCE_SHARE = 0.3  # of the clips: some object is not there from the beginning
-_NULL_SHARE = 0.2  # of a template's rows in train and val; well under a half, which collapses to "always empty"
+_ENTRANCE_SHARE = 0.3  # share of clips in which some object appears later
+_NULL_SHARE = 0.2  # share of a template's rows in train and val; near a half, training collapses to "always empty"
 _NULLS_PER_CLIP = 4
-_MOST_HARD = 4  # expressions of a clip that need sound or time; those by looks come on top
+_MOST_HARD = 4  # expressions of a clip that need sound or time, besides those by looks
 _HEARD: tuple[Template, ...] = tuple(template for template in TEMPLATES if "acoustic" in template.dimension)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides every byte of a synthetic benchmark (of its videos: what they show)."""
+    """Settings that decide every byte of a synthetic benchmark (of its videos: the content)."""
 
     num_clips: int
     seed: int = 0
@@ -48,7 +48,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One expression as the metadata lists it; `fid` numbers the object in its clip (null: 0)."""
+    """One expression of the metadata; `fid` is the object's number in its clip (null: 0)."""
 
     vid: str
     uid: str
@@ -60,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Medium:
-    """One folder under media/: the clip it shows, and for a null whether it is muted ("m") or crossed ("c")."""
+    """One folder under media/: its clip, and for a null copy whether it is muted ("m") or crossed ("c")."""
 
     id: str
     clip: int
@@ -69,7 +69,7 @@ class Medium:
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """One drawn clip, before any pixel or sample exists in a file."""
+    """One clip, before it is rendered."""
 
     index: int
     split: str
@@ -95,7 +95,7 @@ def _clip_id(index: int) -> str:
 
 
 def plan(settings: Settings) -> tuple[list[Medium], list[Row]]:
-    """Decides every clip and every expression, drawing no pixel that is kept."""
+    """Decides every clip and every expression."""
     media: list[Medium] = []
     rows: list[Row] = []
     categories: dict[int, tuple[str, ...]] = {}
@@ -115,7 +115,7 @@ def plan(settings: Settings) -> tuple[list[Medium], list[Row]]:
 
 
 def draw_clip(settings: Settings, index: int) -> Clip:
-    """Draws what clip number `index` shows and sounds like."""
+    """Decides what clip number `index` shows and sounds like."""
     rng = generator(settings, index, 0)
     split = _SPLITS[index % len(_SPLITS)]
     num_objects = int(rng.choice(_NUM_OBJECTS[0], p=_NUM_OBJECTS[1]))
@@ -134,7 +134,7 @@ def draw_clip(settings: Settings, index: int) -> Clip:
 
 
 def choose(clip: Clip, rng: np.random.Generator) -> list[Expression]:
-    """Picks about six of a clip's expressions: most of those that need sound or time, and a few by looks and place."""
+    """Picks about six of a clip's expressions: up to four that need sound or time, two by looks, two by place."""
     found = [
         expression
         for expression in expressions(clip.situation)
@@ -151,7 +151,7 @@ def choose(clip: Clip, rng: np.random.Generator) -> list[Expression]:
 
 
 def _pick(found: Sequence[Expression], count: int, rng: np.random.Generator) -> list[Expression]:
-    """Up to `count` of them, each time from a template drawn among those that are left, so that rare ones are seen."""
+    """Picks up to `count` expressions; each time the template is drawn first, so that rare templates occur too."""
     left, picked = list(found), []
     while left and len(picked) < count:
         patterns = list(dict.fromkeys(expression.template.pattern for expression in left))
@@ -163,7 +163,7 @@ def _pick(found: Sequence[Expression], count: int, rng: np.random.Generator) -> 
 
 
 def _with_entrances(scene: Scene, rng: np.random.Generator) -> Scene:
-    """Lets one object appear at second 2-4, or two of three or more one after the other."""
+    """Lets one object appear at second 2 to 4, or in clips of three or more two objects one after the other."""
     times = [2.0, 4.0] if len(scene.objects) > 2 and rng.random() < 0.5 else [float(rng.integers(2, 5))]
     late = dict(zip(rng.permutation(len(scene.objects)).tolist(), times, strict=False))
     objects = tuple(
@@ -175,9 +175,9 @@ def _with_entrances(scene: Scene, rng: np.random.Generator) -> Scene:
 def _plan_nulls(
     settings: Settings, rows: Sequence[Row], categories: Mapping[int, tuple[str, ...]]
 ) -> tuple[list[Medium], list[Row]]:
-    """Gives copies of some clips a sound that nothing in them makes, and sentences that then refer to nothing.
+    """Copies some clips with a sound that no object in them makes, and adds sentences that then refer to nothing.
 
-    The sentences are those that refer to something elsewhere in train, at most `_NULL_SHARE` of each template's rows.
+    Each sentence refers to an object elsewhere in train; nulls are at most `_NULL_SHARE` of each template's rows.
     """
     media: list[Medium] = []
     nulls: list[Row] = []
@@ -212,9 +212,9 @@ def _null_sentences(
     left: dict[tuple[str, str], int],
     rng: np.random.Generator,
 ) -> list[tuple[Template, str]]:
-    """Sentences for one null clip, each of another template, the templates as often as they are in train.
+    """Sentences for one null clip, each from a different template, drawn as often as in train.
 
-    `known` counts the sentences of train that refer to something, `left` what each template of train and val may take.
+    `known` counts the sentences of train that have a referent, `left` the nulls that each template may still get.
     """
     options: dict[Template, list[str]] = {}
     for template in _HEARD:
@@ -234,5 +234,5 @@ def _null_sentences(
 
 
 def generator(settings: Settings, index: int, purpose: int) -> np.random.Generator:
-    """Independent randomness for each clip and purpose, so that no clip depends on another."""
+    """An independent generator for each clip and purpose, so that no clip depends on another."""
     return np.random.default_rng([settings.seed, index, purpose])

@@ -1,4 +1,4 @@
-"""Scenes of the synthetic benchmark: moving coloured shapes before a textured background, drawn with their masks."""
+"""Scenes of the synthetic benchmark: moving coloured shapes on a textured background, with their masks."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 _RADIUS = (1 / 8, 1 / 6)  # of the frame's side
 _MAX_TRAVEL = 0.2  # of the frame's side, over the whole clip
-_MAX_TURN_RAD = 0.25  # small, so that a square is never taken for a diamond
+_MAX_TURN_RAD = 0.25  # small, so that a square never looks like a diamond
 _NUM_PLACES = 96  # candidate paths tried for one object
 _SUPPORT = 1.1  # no shape reaches further than this many radii from its centre
 
@@ -31,14 +31,14 @@ Grid = Float[np.ndarray, "h w"]
 
 @dataclass(frozen=True, kw_only=True)
 class SceneObject:
-    """One shape: what it looks like, the straight path it takes, and when it is in the video.
+    """One shape: its look, its straight path and when it is in the video.
 
     Attributes:
         category: one of `CATEGORIES`.
         colour: one of `COLOURS`.
-        rgb: the shade of that colour this object has.
+        rgb: the object's shade of that colour.
         radius_px: half its extent.
-        angle_rad: its fixed turn.
+        angle_rad: its rotation.
         start_px: centre (x, y) at second 0.
         velocity_px_s: movement (x, y) per second.
         visible_from_s: it appears at this second and stays.
@@ -65,7 +65,7 @@ class SceneObject:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scene:
-    """What a clip shows. Later objects lie in front of earlier ones."""
+    """The picture of a clip. Later objects lie in front of earlier ones."""
 
     size: int
     objects: tuple[SceneObject, ...]
@@ -91,8 +91,7 @@ def render(scene: Scene, time_s: float) -> tuple[UInt8[np.ndarray, "h w 3"], Boo
     """Draws one moment of a scene.
 
     Returns:
-        The RGB frame, and for each object the pixels where it is seen (what is hidden by an object in front, or not in
-        the video at that time, is not part of it).
+        The RGB frame, and for each object its visible pixels (none before it appears).
     """
     frame = scene.background.astype(np.float32)
     labels = np.zeros((len(scene.objects), scene.size, scene.size), bool)
@@ -129,7 +128,7 @@ def _triangle(x: Grid, y: Grid, radius: float) -> Grid:
 
 
 def _star(x: Grid, y: Grid, radius: float) -> Grid:
-    """Five points: one edge, mirrored into every half sector."""
+    """Five points: one edge, mirrored into each half sector."""
     outer, inner, sector = 1.1 * radius, 0.45 * radius, 2 * math.pi / 5
     angle = np.arctan2(x, -y) % sector
     angle = np.minimum(angle, sector - angle)
@@ -166,7 +165,7 @@ SHAPES: dict[str, Callable[[Grid, Grid, float], Grid]] = {
 
 
 def _place(rng: np.random.Generator, size: int, category: str, others: Sequence[SceneObject]) -> SceneObject:
-    """Gives a new object a look and the first of many random paths that keeps away from the others (or the best)."""
+    """Draws a new object's look, and the first of many random paths that avoids the others, or else the best one."""
     radius = float(rng.uniform(*_RADIUS)) * size
     margin = radius * _SUPPORT + 1
     starts = rng.uniform(margin, size - margin, (_NUM_PLACES, 2))
@@ -194,7 +193,7 @@ def _place(rng: np.random.Generator, size: int, category: str, others: Sequence[
 
 
 def _background(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Grey-brown clouds under fine grain: too pale to be taken for one of the colours."""
+    """Grey-brown clouds under fine grain, too pale to match one of the colours."""
     knots = 7
     clouds = rng.uniform(-45, 45, (knots, knots, 1)) + rng.uniform(-14, 14, (knots, knots, 3))
     at = np.linspace(0, knots - 1.001, size)

@@ -1,7 +1,7 @@
-"""Expressions of the synthetic benchmark: the paper's templates, filled in where they refer to exactly one object.
+"""Expressions of the synthetic benchmark: the paper's templates, filled in so that each refers to exactly one object.
 
-Templates, placeholders and grades: Ref-AVS (arXiv 2407.10957v1), supplement Fig. 4 and Table 1; its three rules
-(uniqueness, necessity, clarity) are checked for every sentence.
+Templates, placeholders and grades: Ref-AVS (arXiv 2407.10957v1), supplement Fig. 4 and Table 1. Every sentence is
+checked against the paper's three rules (uniqueness, necessity, clarity).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from refavs.synthetic.scene import COLOURS, DURATION_S, SceneObject
 from refavs.synthetic.voices import Schedule
 
-_MARGIN = 1 / 12  # of the frame's side: this far is clearly left (right, ...), half as far clearly not, between unclear
-_CLEAR_RATIO = 2.5  # gains nearer than this are not clearly louder
-_CLEAR_S = 1.5  # times nearer than this are not clearly before, or longer
+_MARGIN = 1 / 12  # of the frame's side: a gap this large is clearly left (right, ...), half of it clearly is not
+_CLEAR_RATIO = 2.5  # smallest ratio of gains that is clearly louder
+_CLEAR_S = 1.5  # smallest difference that is clearly before, or longer
 
 Objects = frozenset[int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """What can be seen and heard in one clip; schedules are in the order of the objects, None for a silent one."""
+    """What is seen and heard in one clip; one schedule per object, None for a silent one."""
 
     size: int
     objects: tuple[SceneObject, ...]
@@ -34,11 +34,11 @@ class Situation:
         return frozenset(index for index, schedule in enumerate(self.schedules) if schedule is not None)
 
     def where(self, holds: Callable[[SceneObject], bool]) -> Objects:
-        """The objects of which something is true."""
+        """The objects for which a condition holds."""
         return frozenset(index for index, item in enumerate(self.objects) if holds(item))
 
     def heard(self, index: int) -> Schedule:
-        """The schedule of an object that sounds."""
+        """The schedule of a sounding object."""
         schedule = self.schedules[index]
         assert schedule is not None
         return schedule
@@ -49,26 +49,26 @@ class Meaning:
     """What a sentence picks out in one situation.
 
     Attributes:
-        referents: the objects it is true of.
-        without: for each of its cues, the objects it would be true of if that cue were not there (or not perceived).
+        referents: the objects it fits.
+        without: for each of its cues, the objects it would fit without that cue.
     """
 
     referents: Objects
     without: dict[str, Objects]
 
 
-Reading = Callable[[Situation, str, str], Meaning | None]  # (situation, word, noun); None where it would not be clear
-Relation = Callable[[Situation, int, int], bool | None]  # the first to the second object; None where it is not clear
+Reading = Callable[[Situation, str, str], Meaning | None]  # (situation, word, noun); None if unclear
+Relation = Callable[[Situation, int, int], bool | None]  # of the first to the second object; None if unclear
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Template:
-    """A sentence with places to fill in.
+    """A sentence with placeholders.
 
     Attributes:
-        pattern: the sentence; `[object]` is a category, at most one other placeholder is one of `words`.
-        grade: difficulty 1-5 of the supplement's Fig. 4.
-        dimension: the cues one needs, in the words of the supplement's Table 2.
+        pattern: the sentence; `[object]` is a category, and at most one other placeholder is one of `words`.
+        grade: difficulty 1-5 (supplement, Fig. 4).
+        dimension: the cues needed, in the terms of the supplement's Table 2.
         reading: what a filled-in sentence refers to.
     """
 
@@ -85,14 +85,14 @@ class Template:
         return text if start < 0 else text[:start] + word + text[end + 1 :]
 
     def choices(self, categories: Sequence[str]) -> Iterator[tuple[str, str]]:
-        """Every (word, noun) the template can be filled with in a clip of these categories."""
+        """Every (word, noun) that can fill the template in a clip with these categories."""
         nouns = categories if "[object]" in self.pattern else ("",)
         return ((word, noun) for word in self.words for noun in nouns)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expression:
-    """A sentence that refers to exactly one object of a clip (`target`), and needs each of its cues to do so."""
+    """A sentence that refers to exactly one object of a clip (`target`) and needs each of its cues for that."""
 
     text: str
     template: Template
@@ -120,7 +120,7 @@ def expressions(situation: Situation) -> list[Expression]:
 
 
 def sentences(template: Template, categories: Sequence[str]) -> list[str]:
-    """Every sentence of a template that speaks of these categories only, whether or not it is true."""
+    """Every sentence of a template that names these categories only, whether true or not."""
     return [template.fill(word, noun) for word, noun in template.choices(categories)]
 
 
@@ -175,7 +175,7 @@ def _reverse(relation: Relation) -> Relation:
 
 
 def _related(situation: Situation, relation: Relation, anchor: int, among: Objects) -> Objects | None:
-    """The objects among the given ones that stand in a relation to the anchor; None if one of them is unclear."""
+    """The given objects that stand in a relation to the anchor; None if the relation is unclear for one of them."""
     answers = {index: relation(situation, index, anchor) for index in sorted(among - {anchor})}
     return None if None in answers.values() else frozenset(index for index, holds in answers.items() if holds)
 
@@ -233,7 +233,7 @@ def _changing(situation: Situation, word: str, noun: str) -> Meaning | None:
 
 
 def _extreme(relations: dict[str, Relation], heard: bool) -> Reading:
-    """The one object that stands in a relation to all others (to all others that sound, where it is to be heard)."""
+    """The one object that stands in a relation to all others (if `heard`: to all other sounding ones)."""
 
     def reading(situation: Situation, word: str, noun: str) -> Meaning | None:
         among = situation.sounding if heard else situation.everything
@@ -248,7 +248,7 @@ def _extreme(relations: dict[str, Relation], heard: bool) -> Reading:
 
 
 def _compared(relations: dict[str, Relation], heard: bool) -> Reading:
-    """The one object that stands in a relation to a named one. Two others at least: else sight and text would do."""
+    """The one object that stands in a relation to a named one, out of at least two: else sight and text suffice."""
 
     def reading(situation: Situation, word: str, noun: str) -> Meaning | None:
         among, anchor = situation.sounding if heard else situation.everything, _anchor(situation, noun)
@@ -275,48 +275,44 @@ def _entire(situation: Situation, word: str, noun: str) -> Meaning | None:
     return Meaning(referents=situation.where(lambda item: item.visible(0.0)), without={"time": situation.everything})
 
 
-def _template(pattern: str, grade: int, dimension: str, reading: Reading, words: Sequence[str] = ("",)) -> Template:
-    return Template(pattern=pattern, grade=grade, dimension=dimension, reading=reading, words=tuple(words))
-
-
-# Differs from Fig. 4: the subject is "object" wherever its category alone would tell it (categories do not repeat).
-# "The object [spatial] the sounding object" is left out: where it is unique, it is always the outermost object.
+# Differs from Fig. 4: the subject is "object" wherever its category would identify it (categories do not repeat).
+# "The object [spatial] the sounding object" is left out: if unique, it is always the outermost object.
 TEMPLATES: tuple[Template, ...] = (
-    _template("The [object].", 1, "semantic", _noun),
-    _template("The [color] object.", 1, "semantic", _colour, tuple(COLOURS)),
-    _template("The object [spatial] the [object].", 1, "spatial", _spatial, tuple(SPATIAL)),
-    _template("The sounding object.", 2, "acoustic", _sounding),
-    _template(
+    Template("The [object].", 1, "semantic", _noun),
+    Template("The [color] object.", 1, "semantic", _colour, tuple(COLOURS)),
+    Template("The object [spatial] the [object].", 1, "spatial", _spatial, tuple(SPATIAL)),
+    Template("The sounding object.", 2, "acoustic", _sounding),
+    Template(
         "The object making the [volume sup] sound.", 4, "acoustic", _extreme(_VOLUME_SUP, True), tuple(_VOLUME_SUP)
     ),
-    _template(
+    Template(
         "The object making [volume] sound than the [object].", 4, "acoustic", _compared(_VOLUME, True), tuple(_VOLUME)
     ),
-    _template(
+    Template(
         "The object volume is [volume] over the time.", 5, "acoustic+temporal", _changing, ("louder", "lower")
     ),
-    _template(
+    Template(
         "The [time] object to make a sound.", 5, "acoustic+temporal", _extreme(_SOUND_TIME, True), tuple(_SOUND_TIME)
     ),
-    _template(
+    Template(
         "The object making a sound [sequence] the [object].", 5, "acoustic+temporal",
         _compared(_SOUND_SEQUENCE, True), tuple(_SOUND_SEQUENCE),
     ),
-    _template("The object that keeps making sound at all times.", 5, "acoustic+temporal", _always),
-    _template(
+    Template("The object that keeps making sound at all times.", 5, "acoustic+temporal", _always),
+    Template(
         "The object making [duration] sound duration than the [object].", 5, "acoustic+temporal",
         _compared(_DURATION, True), tuple(_DURATION),
     ),
-    _template(
+    Template(
         "The object making the [duration sup] sound duration.", 5, "acoustic+temporal",
         _extreme(_DURATION_SUP, True), tuple(_DURATION_SUP),
     ),
-    _template("The object appearing through the entire video.", 1, "spatial+temporal", _entire),
-    _template(
+    Template("The object appearing through the entire video.", 1, "spatial+temporal", _entire),
+    Template(
         "The [time] object appearing in the video.", 1, "spatial+temporal",
         _extreme(_SIGHT_TIME, False), tuple(_SIGHT_TIME),
     ),
-    _template(
+    Template(
         "The object appearing [sequence] the [object].", 2, "spatial+temporal",
         _compared(_SIGHT_SEQUENCE, False), tuple(_SIGHT_SEQUENCE),
     ),

@@ -1,4 +1,4 @@
-"""Sounds of the synthetic benchmark: a voice for each category, and when and how loudly the objects of a clip sound."""
+"""Sounds of the synthetic benchmark: a voice per category, and when and how loudly each object of a clip sounds."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,14 +14,14 @@ SAMPLE_RATE_HZ = 16_000
 _LEVEL = 0.13  # root mean square of a voice at gain 1, full scale = 1
 _FADE_S = 0.01
 _HIGHEST_HZ = 7_500
-_DETUNE = 0.03  # pitches differ by up to this part from clip to clip
+_DETUNE = 0.03  # largest relative change of a pitch from clip to clip
 
 Wave = Float[np.ndarray, " n"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """When and how loudly one object sounds: from `on_s` to `off_s`, its gain moving evenly in decibels.
+    """When and how loudly one object sounds: from `on_s` to `off_s`, with a gain that is linear in decibels.
 
     Attributes:
         gain_from: gain at second 0, in (0, 1].
@@ -42,8 +42,8 @@ def synthesise(sounding: Sequence[tuple[str, Schedule]], rng: np.random.Generato
     """Mixes the voices of the given categories into one 10 s mono track.
 
     Args:
-        sounding: category and schedule of everything that makes a sound; nothing gives silence.
-        rng: decides the pitch's small deviations and the noise.
+        sounding: category and schedule of each sounding object; none gives silence.
+        rng: decides small deviations of pitch, and the noise.
     """
     time_s = np.arange(round(DURATION_S * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     mix = np.zeros_like(time_s)
@@ -74,43 +74,19 @@ def _noise(time_s: Wave, low_hz: float, high_hz: float, rng: np.random.Generator
     return np.fft.irfft(spectrum * ((frequency > low_hz) & (frequency < high_hz)), len(time_s))
 
 
-def _hum(time_s: Wave, tuning: float, rng: np.random.Generator) -> Wave:
-    return _harmonics(time_s, 220 * tuning, {1: 1.0, 2: 0.1})
-
-
-def _reed(time_s: Wave, tuning: float, rng: np.random.Generator) -> Wave:
-    return _harmonics(time_s, 440 * tuning, {order: 1 / order for order in range(1, 16, 2)})
-
-
-def _string(time_s: Wave, tuning: float, rng: np.random.Generator) -> Wave:
-    return _harmonics(time_s, 880 * tuning, {order: 1 / order for order in range(1, 8)})
-
-
-def _hiss(time_s: Wave, tuning: float, rng: np.random.Generator) -> Wave:
-    return _noise(time_s, 2_600 * tuning, 4_000 * tuning, rng)
-
-
-def _beat(time_s: Wave, tuning: float, rng: np.random.Generator) -> Wave:
-    return _harmonics(time_s, 620 * tuning, {1: 1.0}) + _harmonics(time_s, 626 * tuning, {1: 1.0})
-
-
-def _warble(time_s: Wave, tuning: float, rng: np.random.Generator) -> Wave:
-    return np.sin(2 * math.pi * 1_500 * tuning * time_s + 12 * np.sin(2 * math.pi * 5 * time_s))
-
-
-def _rumble(time_s: Wave, tuning: float, rng: np.random.Generator) -> Wave:
-    return _noise(time_s, 90 * tuning, 170 * tuning, rng)
-
-
-# Everything of one category sounds alike, so a voice names its object.
+# All objects of a category sound alike, so a voice identifies its object.
 VOICES: dict[str, Callable[[Wave, float, np.random.Generator], Wave]] = {
-    "disc": _hum,
-    "square": _reed,
-    "triangle": _string,
-    "star": _hiss,
-    "ring": _beat,
-    "diamond": _warble,
-    "cross": _rumble,
+    "disc": lambda time_s, tuning, rng: _harmonics(time_s, 220 * tuning, {1: 1.0, 2: 0.1}),  # hum
+    "square": lambda time_s, tuning, rng: _harmonics(time_s, 440 * tuning, {n: 1 / n for n in range(1, 16, 2)}),  # reed
+    "triangle": lambda time_s, tuning, rng: _harmonics(time_s, 880 * tuning, {n: 1 / n for n in range(1, 8)}),  # string
+    "star": lambda time_s, tuning, rng: _noise(time_s, 2_600 * tuning, 4_000 * tuning, rng),  # hiss
+    "ring": lambda time_s, tuning, rng: (  # beat
+        _harmonics(time_s, 620 * tuning, {1: 1.0}) + _harmonics(time_s, 626 * tuning, {1: 1.0})
+    ),
+    "diamond": lambda time_s, tuning, rng: (  # warble
+        np.sin(2 * math.pi * 1_500 * tuning * time_s + 12 * np.sin(2 * math.pi * 5 * time_s))
+    ),
+    "cross": lambda time_s, tuning, rng: _noise(time_s, 90 * tuning, 170 * tuning, rng),  # rumble
 }
 
 
@@ -120,33 +96,33 @@ def single(rng: np.random.Generator, num_objects: int) -> list[Schedule | None]:
 
 
 def loudness(rng: np.random.Generator, num_objects: int) -> list[Schedule | None]:
-    """Two or three objects sound all the time, each clearly louder than the next."""
+    """Two or three objects sound throughout, each clearly louder than the next."""
     gains = [1.0, 0.3, 0.09] if num_objects > 2 and rng.random() < 0.4 else [1.0, float(rng.uniform(0.1, 0.25))]
     scale = float(rng.uniform(0.7, 1))
     return _pad([_steady(gain * scale) for gain in gains], num_objects)
 
 
 def starts(rng: np.random.Generator, num_objects: int) -> list[Schedule | None]:
-    """One object sounds from the beginning, a second one joins, often a third one after it."""
+    """One object sounds from the start, a second joins, and often a third."""
     times = _moments(rng, num_objects)
     return _pad([_steady(_gain(rng)), *(_steady(_gain(rng), on_s=time_s) for time_s in times)], num_objects)
 
 
 def stops(rng: np.random.Generator, num_objects: int) -> list[Schedule | None]:
-    """Two or three objects sound from the beginning, all but one fall silent one after the other."""
+    """Two or three objects sound from the start, and all but one fall silent one after the other."""
     times = _moments(rng, num_objects)
     return _pad([_steady(_gain(rng)), *(_steady(_gain(rng), off_s=time_s) for time_s in times)], num_objects)
 
 
 def ramps(rng: np.random.Generator, num_objects: int) -> list[Schedule | None]:
-    """One object gets louder, another one quieter, and often a third one does neither."""
+    """One object gets louder, one quieter, and often a third does neither."""
     low = rng.uniform(0.08, 0.15, 2)
     moving = [Schedule(gain_from=float(low[0]), gain_to=1.0), Schedule(gain_from=1.0, gain_to=float(low[1]))]
     steady = [_steady(float(rng.uniform(0.25, 0.5)))] if num_objects > 2 and rng.random() < 0.5 else []
     return _pad(moving + steady, num_objects)
 
 
-# What can be heard in a clip, with how often it is drawn. None knows anything about the objects but their number.
+# What may be heard in a clip, and its probability. A scenario depends on nothing but the number of objects.
 SCENARIOS: dict[str, tuple[Callable[[np.random.Generator, int], list[Schedule | None]], float]] = {
     "single": (single, 0.2),
     "loudness": (loudness, 0.24),
@@ -163,9 +139,9 @@ def draw_scenario(rng: np.random.Generator) -> str:
 
 
 def draw_schedules(rng: np.random.Generator, scenario: str, num_objects: int) -> tuple[Schedule | None, ...]:
-    """Draws one schedule per object (None = silent) and deals them out blindly.
+    """Draws one schedule per object (None = silent) and assigns them uniformly at random.
 
-    The deal is uniform over the objects, so that nothing to be seen tells which of them sounds, or how.
+    Nothing visible therefore tells which object sounds, or how.
     """
     schedules = SCENARIOS[scenario][0](rng, num_objects)
     return tuple(schedules[index] for index in rng.permutation(num_objects).tolist())
@@ -180,9 +156,9 @@ def _gain(rng: np.random.Generator) -> float:
 
 
 def _moments(rng: np.random.Generator, num_objects: int) -> list[float]:
-    """When the other voices start or stop: early, so that most seconds come after what decides.
+    """When the other voices start or stop: early, so that most seconds follow the deciding moment.
 
-    With a third voice no temporal sentence about a named object means just "the other one that sounds".
+    With a third voice, no temporal sentence about a named object simply means "the other sounding one".
     """
     return [2.0, 4.0] if num_objects > 2 and rng.random() < 0.7 else [float(rng.integers(2, 4))]
 

@@ -1,11 +1,11 @@
-"""The synthetic benchmark, written in the layout of the real one, byte for byte the same from one seed.
+"""Writes the synthetic benchmark in the layout of the real one; one seed always gives the same bytes.
 
     OUT/metadata.csv                             vid,uid,split,fid,exp
     OUT/expressions.csv                          uid,grade,dimension,template
     OUT/media/<id>/{frames/{0..9}.jpg,audio.wav}
     OUT/gt_mask/<id>/fid_<fid>/0000{0..9}.png
-    OUT/videos/<id>.mp4                          some of the clips once more, as real containers
-    OUT/synthetic.json                           the settings it was made with
+    OUT/videos/<id>.mp4                          some of the clips again, as video files
+    OUT/synthetic.json                           the settings
 """
 
 import csv
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from jaxtyping import Bool, Int16, UInt8
+from jaxtyping import Int16, UInt8
 from PIL import Image
 
 from refavs.errors import DatasetError
@@ -38,7 +38,7 @@ _VIDEO_FPS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What was written: clips of their own, null copies, videos, and expressions of each split."""
+    """Counts of what was written: original clips, null copies, videos, and expressions of each split."""
 
     num_clips: int
     num_nulls: int
@@ -49,17 +49,17 @@ class Summary:
 def write_benchmark(
     out: Path | str, num_clips: int, seed: int = 0, size: int = 96, videos: bool | int = True
 ) -> Summary | None:
-    """Writes the synthetic benchmark to a folder that does not exist yet, or is empty.
+    """Writes the synthetic benchmark to a new or empty folder.
 
     Args:
         out: the folder; it appears only when it is complete.
-        num_clips: clips of their own; null references add copies of some of them with another sound.
-        seed: two runs with the same settings write the same bytes (videos excepted).
+        num_clips: original clips; null references add copies of some of them with another sound.
+        seed: runs with the same settings write the same bytes, except in videos.
         size: side of the square frames in pixels.
-        videos: how many clips also become an .mp4 (True: the first 16; False: none).
+        videos: how many clips are also written as .mp4 (True: the first 16; False: none).
 
     Returns:
-        What was written, or None when the folder already holds exactly this benchmark and nothing was done.
+        What was written, or None if the folder already holds exactly this benchmark.
 
     Raises:
         ConfigError: a setting out of range.
@@ -76,11 +76,11 @@ def write_benchmark(
     with _new_folder(hidden) as partial:
         _write_all(partial, settings, media, rows)
         try:
-            os.rename(partial, out)  # which takes the place of an empty folder as well
+            os.rename(partial, out)  # also replaces an empty folder
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            if _already_there(out, settings, media, rows):  # another process came first
+            if _already_there(out, settings, media, rows):  # another process was faster
                 return None
             raise
     return Summary(
@@ -93,23 +93,23 @@ def write_benchmark(
 
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
-    """A folder that no other process uses, for as long as it has no other name; what is then left of it is removed."""
+    """Yields a locked temporary folder, and removes it unless it was renamed."""
     partial = partial_path(path)
     partial.mkdir(parents=True)
     lock = None
     try:
-        with suppress(OSError):  # without locks, what is left of a killed process stays
+        with suppress(OSError):  # without locks, nobody removes the folder of a killed process
             lock = lock_partial(partial)
         yield partial
     finally:
-        with suppress(OSError):  # as on a disk that has become read-only
+        with suppress(OSError):  # for example on a disk that became read-only
             remove_partial(partial)
         if lock is not None:
             os.close(lock)
 
 
 def _fids(rows: Sequence[Row]) -> dict[str, list[int]]:
-    """The objects that have masks, by the folder of their clip."""
+    """The objects with masks of each clip, by the clip's folder."""
     fids: dict[str, set[int]] = defaultdict(set)
     for row in rows:
         fids[row.uid.rsplit("_", 2)[0]].add(row.fid)
@@ -130,7 +130,7 @@ def _write_all(root: Path, settings: Settings, media: Sequence[Medium], rows: Se
 
 
 def _tables(rows: Sequence[Row]) -> dict[str, bytes]:
-    """The tables by their file."""
+    """The content of each table, by file name."""
     of_expressions = ((row.uid, row.template.grade, row.template.dimension, row.template.pattern) for row in rows)
     metadata = ((row.vid, row.uid, row.split, row.fid, row.text) for row in rows)
     return {
@@ -144,7 +144,7 @@ def _has_video(medium: Medium, settings: Settings) -> bool:
 
 
 def track(settings: Settings, clip: Clip, null: str = "") -> Int16[np.ndarray, " n"]:
-    """The sound of a clip, or of its null copy: nothing ("m"), or voices of categories that are not in it ("c")."""
+    """The sound of a clip, or of its null copy: silence ("m"), or voices of categories absent from the clip ("c")."""
     sounding = [(name, found) for name, found in zip(clip.categories, clip.schedules, strict=True) if found is not None]
     if null == "m":
         sounding = []
@@ -167,7 +167,8 @@ def _write_medium(
         frame, labels = render(clip.scene, float(second))
         Image.fromarray(frame).save(frames / f"{second}.jpg", quality=95, subsampling=0)
         for fid, folder in zip(fids, folders, strict=True):
-            _write_mask(folder / f"{second:05d}.png", labels[fid] & (not medium.null))
+            mask = labels[fid] & (not medium.null)
+            Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{second:05d}.png")
     write_wav(frames.parent / "audio.wav", samples)
     if video:
         moments = (np.arange(round(DURATION_S * _VIDEO_FPS)) / _VIDEO_FPS).tolist()
@@ -190,14 +191,10 @@ def write_video(path: Path, frames: UInt8[np.ndarray, "f h w 3"], samples: Int16
             container.mux(picture.encode(image))
         block = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
         block.sample_rate = SAMPLE_RATE_HZ
-        block.pts = 0  # else the encoder's start-up samples are taken for sound, and delay it
+        block.pts = 0  # else the encoder's priming samples count as sound and delay it
         container.mux(sound.encode(block))
         container.mux(picture.encode())
         container.mux(sound.encode())
-
-
-def _write_mask(path: Path, mask: Bool[np.ndarray, "h w"]) -> None:
-    Image.fromarray(mask.astype(np.uint8) * 255).save(path)
 
 
 def write_wav(path: Path, samples: Int16[np.ndarray, " n"]) -> None:
@@ -218,7 +215,7 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
 
 
 def _already_there(out: Path, settings: Settings, media: Sequence[Medium], rows: Sequence[Row]) -> bool:
-    """Whether the folder holds this benchmark; DatasetError where it holds anything else."""
+    """Whether the folder holds this benchmark; raises DatasetError if it holds anything else."""
     for path in (out, *out.parents):
         if path.exists() and not path.is_dir():
             raise DatasetError(f"{path} is a file; name a folder that does not exist yet.")
@@ -226,7 +223,7 @@ def _already_there(out: Path, settings: Settings, media: Sequence[Medium], rows:
         return False
     record = out / "synthetic.json"
     if not record.is_file():
-        raise DatasetError(f"{out} holds other files; name a folder that does not exist yet, or is empty.")
+        raise DatasetError(f"{out} holds other files; name a new or empty folder.")
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -238,14 +235,14 @@ def _already_there(out: Path, settings: Settings, media: Sequence[Medium], rows:
         )
     for name in _wrong(out, settings, media, rows):
         raise DatasetError(
-            f"{out} was a synthetic benchmark and is no more: {name} is missing, empty or changed; move what you want "
-            f"to keep out of it and delete it, then run the same command again, or name another folder."
+            f"{out} holds a damaged synthetic benchmark: {name} is missing, empty or changed; move what you want to "
+            f"keep out of it and delete it, then run the same command again, or name another folder."
         )
     return True
 
 
 def _wrong(out: Path, settings: Settings, media: Sequence[Medium], rows: Sequence[Row]) -> Iterator[str]:
-    """Files that are not there, are empty or, where it takes no drawing to know, have changed."""
+    """Files that are missing or empty, and tables that have changed."""
     for name, data in _tables(rows).items():
         if not (out / name).is_file() or (out / name).read_bytes() != data:
             yield name

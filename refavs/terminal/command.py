@@ -1,4 +1,4 @@
-"""What every command shares: one line for the user's mistakes, a traceback for ours, and the exit statuses."""
+"""Shared by all commands: exit statuses, one line for a user's error, a traceback for a bug."""
 
 import argparse
 import errno
@@ -14,7 +14,7 @@ from refavs.terminal.printing import printable, printable_streams, warn
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 WRONG_PATH = (errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
-STRIPPED = 2  # by which Python drops docstrings
+STRIPPED = 2  # optimisation level at which Python drops docstrings
 
 
 class Exit(IntEnum):
@@ -28,17 +28,14 @@ class Exit(IntEnum):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A command line whose refusals name arguments as they are, and not as a terminal would obey them."""
+    """An argument parser whose error messages escape terminal codes in the arguments they quote."""
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
 
 
 def run_command(name: str, command: Callable[[], int]) -> int:
-    """Runs `command` and turns the errors a user can meet into one line on stderr and an exit status.
-
-    Nothing that is printed meanwhile has codes for the terminal, whoever prints it.
-    """
+    """Runs `command`, turns user errors into one line on stderr and an exit status, and escapes all printed text."""
     with printable_streams():
         return _status_of(name, command)
 
@@ -46,8 +43,8 @@ def run_command(name: str, command: Callable[[], int]) -> int:
 def _status_of(name: str, command: Callable[[], int]) -> int:
     try:
         if sys.flags.optimize >= STRIPPED:
-            raise ConfigError("python -OO and PYTHONOPTIMIZE=2 drop the docstrings, without which Ray does not run and "
-                              "settings have no meaning; run Python with -O or without it")  # fmt: skip
+            raise ConfigError("python -OO and PYTHONOPTIMIZE=2 drop the docstrings that Ray and the list of settings "
+                              "need; run Python with -O or without it")  # fmt: skip
         return command()
     except RefAVSError as error:
         warn(f"{name}: {' '.join(str(error).split())}")
@@ -57,7 +54,7 @@ def _status_of(name: str, command: Callable[[], int]) -> int:
              "same command again")
         return Exit.USAGE
     except KeyboardInterrupt:
-        warn(f"{name}: interrupted; run the same command again to go on")
+        warn(f"{name}: interrupted; run the same command again to resume")
         return Exit.INTERRUPTED
     except OSError as error:
         if error.errno in FULL:
@@ -76,6 +73,6 @@ def _status_of(name: str, command: Callable[[], int]) -> int:
 
 
 def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Python's own way to end with a traceback."""
+    """Prints Python's own traceback, escaped."""
     with printable_streams():
         sys.__excepthook__(kind, error, trace)

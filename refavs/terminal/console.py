@@ -1,4 +1,4 @@
-"""Tables of rich whose text is never markup; progress as a live bar on a terminal, else a line every few seconds."""
+"""rich without markup, and progress: a live bar on a terminal, a line every few seconds elsewhere."""
 
 import sys
 import time
@@ -18,21 +18,21 @@ WIDE = 160
 
 
 class PlainConsole(Console):
-    """A console of rich that shows each string as it is: one line, no markup, no emoji by name, no terminal codes."""
+    """A rich console that shows each string literally: one line, no markup, no emoji names, no terminal codes."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """A string, wherever it is found: printed, in a cell, a title or a caption."""
+        """Renders any string: printed, in a cell, a title or a caption."""
         options |= {"markup": False, "emoji": False, "highlight": False}
         return super().render_str(printable(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """The segments to print; of all escape codes only rich's own reach the terminal."""
+        """The segments to print; only rich's own escape codes reach the terminal."""
         for piece in super().render(renderable, options):
             yield piece if piece.control else piece._replace(text=printable_lines(piece.text))
 
 
 def wide_console() -> PlainConsole:
-    """Standard output: as wide as the terminal, and wide enough for a table where it is none."""
+    """Standard output, as wide as the terminal, or wide enough for a table in a file or pipe."""
     terminal = sys.stdout.isatty()
     return PlainConsole(width=None if terminal else WIDE, soft_wrap=not terminal)
 
@@ -40,8 +40,8 @@ def wide_console() -> PlainConsole:
 class ProgressBar:
     """Counts finished units of one long job on stderr.
 
-    A terminal shows a bar with the elapsed and the remaining time; anything else gets a line every few seconds and one
-    at the end, so that logs of batch systems stay readable.
+    A terminal shows a bar with elapsed and remaining time. Anything else gets a line every few seconds and one at the
+    end, which keeps logs of batch systems readable.
     """
 
     def __init__(self, title: str, total: int, unit: str) -> None:
@@ -58,7 +58,7 @@ class ProgressBar:
                 TextColumn(self.unit, markup=False), TimeElapsedColumn(), TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}", markup=False), console=PlainConsole(stderr=True),
             )
-            self._task = self._bar.add_task(self.title, total=self.total, note="")
+            self._bar.add_task(self.title, total=self.total, note="")
             self._bar.start()
         return self
 
@@ -71,11 +71,11 @@ class ProgressBar:
             self._print_line()
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Adds `count` finished units; `note` is shown beside them until the next one."""
+        """Adds `count` finished units; `note` stays beside them until the next note."""
         self.done += count
         self._note = printable(note) or self._note
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, note=self._note)
+            self._bar.update(self._bar.task_ids[0], completed=self.done, note=self._note)
         elif time.monotonic() - self._last_line >= LINE_INTERVAL_S:
             self._print_line()
 

@@ -1,7 +1,7 @@
-"""The one way in which commands print text: what users, files and other programs name things is shown, never obeyed.
+"""The only way commands print text: terminal codes in names from users, files and programs are escaped.
 
-A name may hold codes that clear the screen, turn the direction of writing or begin a line of their own. Commands print
-with `say` and `warn`, tables with `PlainConsole`; linting refuses `print` and rich's own console.
+A name may contain codes that clear the screen, reverse the text direction or start a new line. Commands print with
+`say` and `warn`, tables with `PlainConsole`; linting refuses `print` and rich's own console.
 """
 
 import io
@@ -11,20 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
-_BIDI = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they change the order in which what follows is shown
+_BIDI = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # change the direction of the text that follows
 _HIDDEN = re.compile(f"[\x00-\x1f\x7f-\x9f\u2028\u2029{_BIDI}\ud800-\udfff]")
 _HIDDEN_BUT_LINES = re.compile(_HIDDEN.pattern.replace("\x00-\x1f", "\x00-\x09\x0b-\x1f"))
-# What progress bars of other libraries write in one call: back to the line's beginning, or lines up, and plain text.
+# One update of another library's progress bar: back to the start of the line, or some lines up, then plain text.
 _BAR = re.compile("(\r|(\x1b\\[A)+)([^\x00-\x1f]*)(\r?)")
 
 
 def printable(text: str) -> str:
-    """The text on one line, with an escape as of Python in the place of each character that a terminal would obey."""
+    """The text on one line, with Python's escape for each character that a terminal would interpret."""
     return _HIDDEN.sub(_escape, text)
 
 
 def printable_lines(text: str) -> str:
-    """As `printable`, of a text whose line ends are ours."""
+    """Like `printable`, but keeps line ends."""
     return _HIDDEN_BUT_LINES.sub(_escape, text)
 
 
@@ -34,7 +34,7 @@ def say(line: str) -> None:
 
 
 def warn(line: str) -> None:
-    """Prints one line on standard error, at once."""
+    """Prints one line on standard error and flushes it."""
     print(printable(line), file=sys.stderr, flush=True)
 
 
@@ -45,9 +45,9 @@ def show_trace(text: str) -> None:
 
 @contextmanager
 def printable_streams() -> Iterator[None]:
-    """What others print inside, as warnings and the logs of libraries, has no codes for the terminal either."""
+    """Escapes terminal codes in everything printed inside, including warnings and logs of libraries."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper):  # a name may not fit the terminal's encoding
             stream.reconfigure(errors="backslashreplace")
     out: Any = _Printable(sys.stdout)
     err: Any = _Printable(sys.stderr)
@@ -56,10 +56,10 @@ def printable_streams() -> Iterator[None]:
 
 
 class _Printable:
-    """A stream that escapes what is written to it; else the stream that it was made of."""
+    """Wraps a stream and escapes what is written to it."""
 
     def __init__(self, stream: Any) -> None:
-        self.rich_proxied_file = stream  # the name by which consoles of rich, whose codes are ours, find it
+        self.rich_proxied_file = stream  # the name by which our rich consoles find the stream itself
 
     def write(self, text: str) -> int:
         bar = _BAR.fullmatch(text)
@@ -77,6 +77,6 @@ class _Printable:
 
 def _escape(found: re.Match[str]) -> str:
     code = ord(found[0])
-    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file's name that is not UTF-8
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8
         return f"\\x{code - 0xDC00:02x}"
     return found[0].encode("unicode_escape", "surrogatepass").decode()

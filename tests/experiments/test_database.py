@@ -12,8 +12,7 @@ import pytest
 
 from experiments.tracking import database as module
 from experiments.tracking.client import Tracker
-from experiments.tracking.database import first_use
-from experiments.tracking.moved import database_at
+from experiments.tracking.database import database_at, first_use
 from refavs.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow and what it imports
@@ -75,9 +74,9 @@ def test_database_of_another_program_is_refused_and_stays_as_it_is(tmp_path: Pat
 
 def test_database_that_another_process_makes_for_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WAIT_S", 0.1)
-    monkeypatch.setattr(module, "_make", lambda uri, database: None)
+    monkeypatch.setattr(module, "_create", lambda uri, database: None)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    told = "another process has been making the MLflow database"
+    told = "another process has been creating the MLflow database"
     with first_use(uri), pytest.raises(ConfigError, match=told), first_use(uri):
         pass
 

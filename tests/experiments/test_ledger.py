@@ -88,7 +88,7 @@ def test_sweep_on_a_file_system_without_locks_is_refused_on_one_line(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", without_locks)
-    told = rf"without locks \({os.strerror(number)}\), .*; mount it with them \(Lustre: -o flock\) or give another"
+    told = rf"without locks \({os.strerror(number)}\), .*; mount it with locks \(Lustre: -o flock\) or give another"
     with pytest.raises(ConfigError, match=told), Ledger(tmp_path).locked():
         pass
 
@@ -148,6 +148,6 @@ def test_trial_that_is_a_link_is_not_thrown_away(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "thesis.txt").touch()
     entry.folder.symlink_to(tmp_path / "elsewhere")
     before = sorted(path.name for path in (tmp_path / "elsewhere").iterdir())
-    with pytest.raises(ConfigError, match=r"is a link to .*elsewhere, and what lies there is not thrown away"):
+    with pytest.raises(ConfigError, match=r"is a link to .*elsewhere, whose content is not deleted"):
         ledger.discard(entry)
     assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == before

@@ -14,8 +14,9 @@ from mlflow import MlflowClient
 from experiments.sweep.driver import refuse_unwritable, run_sweep
 from experiments.sweep.execution import Options
 from experiments.sweep.ledger import Ledger
+from experiments.sweep.place import follow_database, moved_to
 from experiments.tracking.client import default_tracking_uri
-from experiments.tracking.moved import database_at, follow, moved_to, sqlite_uri
+from experiments.tracking.database import database_at, sqlite_uri
 from experiments.tracking.sync import pending
 from refavs.errors import ConfigError
 from refavs.store import FeatureStore
@@ -75,9 +76,9 @@ def test_what_was_sent_to_a_database_that_moved_is_sent(tmp_path: Path) -> None:
         (ledger.root / name).mkdir(parents=True)
         (ledger.root / name / "mlflow.json").write_text(json.dumps(facts))
     marks = {before: "mark of before", now: "mark of now", "http://host": "mark of host"}
-    follow(ledger, "http://host", marks)  # a second server has none of it
+    follow_database(ledger, "http://host", marks)  # a second server has none of it
     assert ledger.sweep["tracking_uri"] == before and ledger.sweep["closed"] == "mark of before"
-    follow(ledger, now, marks)
+    follow_database(ledger, now, marks)
     assert ledger.sweep["tracking_uri"] == now and ledger.sweep["closed"] == "mark of now"
     found = {name: json.loads((ledger.root / name / "mlflow.json").read_text()) for name in sent}
     assert found == {"trials/a": {"uri": now, "epochs": 3}, "trials/b": sent["trials/b"]}

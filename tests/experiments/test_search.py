@@ -175,7 +175,7 @@ def test_asha_gives_up_all_but_the_best_third_at_each_rung(tmp_path: Path) -> No
     values = [0.5, 0.1, 0.6, 0.2, 0.7, 0.3, 0.65, 0.4, 0.66]
     told = [search.report(entry, [record(1, value)]) for entry, value in zip(entries, values, strict=True)]
     assert [not reason for reason in told] == [True, False, True, False, True, False, True, False, True]
-    assert told[1] == "given up after epoch 1: its val/J of 0.1 is number 2 of 2 so far, and one in 3 goes on"
+    assert told[1] == "given up after epoch 1: its val/J of 0.1 is number 2 of 2 so far, and one in 3 continues"
     assert search.report(entries[0], [record(2, 0.0)]) == ""  # no rung
     assert search.report(entries[2], [record(3, 0.9)]) == ""
     assert search.report(entries[0], [record(3, 0.8)]).startswith("given up after epoch 3")
@@ -280,7 +280,7 @@ def test_grid_of_a_search_has_examples_at_every_end() -> None:
         (f"\n  budget: 3\n  metric: val/I{RANGES}", "metric is 'val/I'; did you mean 'val/"),
         (f"\n  budget: 3\n  asha: {{reduction: 1}}{RANGES}", "asha.reduction is 1; accepted: a whole number from 2"),
         (f"\n  budget: 3\n  asha: {{min_epoch: 1}}{RANGES}", "unknown part of asha 'min_epoch'; did you mean 'min_epo"),
-        (f"\n  budget: 3\n  asha: {{min_epochs: 9}}{RANGES}", "asha.min_epochs is 9, and trials have 9 epochs; accept"),
+        (f"\n  budget: 3\n  asha: {{min_epochs: 9}}{RANGES}", "asha.min_epochs is 9, but trials have 9 epochs; accept"),
         (f"\n  budget: 3\n  asha: {{}}{RANGES}seeds: [0, 1]", "asha compares single trials, and a point has 2 seeds; "),
         (f"\n  budget: 3{RANGES}grid: {{model.text: [true]}}", "9, grid: a search has no grid; write its values as a "),
         (f"\n  budget: 3{RANGES}when: [{{if: {{model.text: true}}, set: {{model.beta: 1}}}}]", "is set by when and se"),
@@ -290,7 +290,7 @@ def test_grid_of_a_search_has_examples_at_every_end() -> None:
         ("\n  budget: 3\n  ranges: {model.num_layers: {choice: [1,\n    0]}}",
          "s.yaml:5, search: model.num_layers is 0; acc"),
         (f"\n  budget: 3\n  asha:\n    reduction: 2\n    min_epochs: 9{RANGES}",
-         "s.yaml:6, search: asha.min_epochs is 9, and"),
+         "s.yaml:6, search: asha.min_epochs is 9, but"),
     ],
 )
 def test_bad_search_is_refused(search: str, message: str) -> None:

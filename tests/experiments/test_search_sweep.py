@@ -109,7 +109,7 @@ def test_search_is_interrupted_goes_on_and_grows(
     capsys.readouterr()
     assert main([*command, "--dry-run"]) == 0
     told = capsys.readouterr().out
-    assert "search by random for the highest val/J, one trial in 2 going on from epoch 1: 4 of 4 points" in told
+    assert "search by random for the highest val/J, one trial in 2 continues after epoch 1: 4 of 4 points" in told
     assert "train.learning_rate: loguniform [0.0001, 0.01]" in told and "best so far: point" in told
     assert "4 of 4 trials done, 0 to do" in told
     file.write_text(SEARCH.replace("budget: 4", "budget: 5"))

@@ -143,7 +143,7 @@ def test_seal_of_a_stranger_removes_nothing_outside_of_the_folder(own: Path, tmp
     (own / SEAL).write_text(json.dumps({"predictions": told[:3]}))
     write(own, "B", 3)
     (own / SEAL).write_text(json.dumps({"predictions": told[3:]}))
-    with pytest.raises(ConfigError, match="is a link, and nothing is written through it"):
+    with pytest.raises(ConfigError, match="is a link, and results are not written through links"):
         write(own, "C", 3)
     assert (tmp_path / "0.png").exists() and (tmp_path / "elsewhere" / "0.png").exists()
     (own / SEAL).write_text("[[[")
@@ -154,6 +154,6 @@ def test_staging_that_is_a_link_is_refused(own: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / BEFORE).write_text("mine")
     (own / STAGING).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match="is no folder that refavs made"):
+    with pytest.raises(ConfigError, match="is not a folder that refavs made"):
         write(own, "B", 1)
     assert (tmp_path / "elsewhere" / BEFORE).exists() and not is_half_written(own)

@@ -71,14 +71,14 @@ def test_stores_of_other_expressions_or_masks_are_refused(stores: dict[str, Feat
     assert contents_digest(swin) == contents_digest(stores["vit"]) and swin.fingerprint != stores["vit"].fingerprint
     assert refused(swin) == "the stores swin and other hold the same features; give one of them"
     more = refused(make_store(tmp_path / "more", {**CLIPS, "val": 2}))
-    assert "the stores swin and other are not to be compared: of 15 and 18 expressions they share 15; extract" in more
+    assert "the stores swin and other cannot be compared: of 15 and 18 expressions they share 15; extract" in more
     masks = refused(make_store(tmp_path / "masks", CLIPS, seed=1))
-    assert "their expressions have other splits, words or masks under the same uids" in masks
+    assert "expressions with the same uids have different splits, words or masks" in masks
 
 
 def test_search_reads_one_store(stores: dict[str, FeatureStore]) -> None:
     section = {"budget": 2, "ranges": {"model.beta": {"uniform": [0, 1]}}}
     grid = expand("s", {"search": section}, "s.yaml", {})
-    with pytest.raises(ConfigError, match="grid s is a search, which reads one store, and --store names 2"):
+    with pytest.raises(ConfigError, match="grid s is a search, which reads one store, but --store names 2"):
         with_stores(grid, stores)
     assert {trial.store.name for trial in with_stores(grid, {"vit": stores["vit"]}).kinds if trial.store} == {"vit"}

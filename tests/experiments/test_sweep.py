@@ -302,7 +302,7 @@ def test_command_prints_the_table_and_then_finds_all_done(
     for name in ("full", "no_text", "all background", "all foreground", "mean training mask"):
         assert name in first
     assert "J on test_s by dimension" in first
-    assert f"/mlflow.db; to look at it: infra/mlflow-ui.sh {runs / 'command'}\n" in first
+    assert f"/mlflow.db; to view it: infra/mlflow-ui.sh {runs / 'command'}\n" in first
     assert main(arguments) == 0
     second = capsys.readouterr().out
     assert "nothing to do: all 2 trials were finished before" in second
@@ -313,7 +313,7 @@ def test_command_prints_the_table_and_then_finds_all_done(
 
 def test_command_that_opens_mlflow_names_the_database_of_the_sweep() -> None:
     assert _where_to_look("http://me:secret@host:5000", Path("a b")) == "http://host:5000"
-    assert _where_to_look("sqlite:////x/y z.db", Path("a")).endswith("; to look at it: infra/mlflow-ui.sh '/x/y z.db'")
+    assert _where_to_look("sqlite:////x/y z.db", Path("a")).endswith("; to view it: infra/mlflow-ui.sh '/x/y z.db'")
     assert _where_to_look(default_tracking_uri(Path("a b")), Path("a b")).endswith(": infra/mlflow-ui.sh 'a b'")
 
 
@@ -325,7 +325,7 @@ def test_command_lists_failures_and_exits_with_3(
     assert main(arguments) == 3
     printed = capsys.readouterr().out
     assert "failed: bad, seed 0: loss " in printed
-    told = "1 of 2 trials failed; the same command leaves them so, and with --retry-failed tries them again from their"
+    told = "1 of 2 trials failed; the same command leaves them failed; --retry-failed tries them again from their"
     assert "1 trials finished now, 1 of 2 in all, 1 failed" in printed and told in printed
     assert main(arguments) == 3 and jobs.ran == ["bad, seed 0", "full, seed 0"]
     again = capsys.readouterr().out
@@ -362,8 +362,9 @@ def test_what_mlflow_refuses_is_not_promised_to_be_sent(
         patch.setattr(MlflowClient, "log_batch", refuse)
         assert main(arguments) == 3
     printed = capsys.readouterr().out
-    assert "MLflow REFUSES full, seed 0: MlflowException: a metric name of 300 letters; it is kept in " in printed
-    assert "sending it again does not help" in printed and "the same command sends it" not in printed
+    assert "MLflow REFUSES full, seed 0: MlflowException: a metric name of 300 letters; all data is kept in " in printed
+    assert "; remove the reason before you run the same command again" in printed
+    assert "the same command sends it" not in printed
     assert main(arguments) == 0  # MLflow takes it now
     assert "REFUSES" not in capsys.readouterr().out
 
@@ -407,7 +408,8 @@ def test_help_shows_defaults_and_an_example(capsys: pytest.CaptureFixture[str]) 
 def test_store_whose_extraction_did_not_end_is_refused(tmp_path: Path) -> None:
     make_store(tmp_path / "store", {"train": 2, "val": 1, "test_s": 1, "test_n": 1})
     StoreWriter.attach(tmp_path / "store").plan("clips", ["one_more"])
-    with pytest.raises(StoreError, match=r"did not come to its end.*run the same refavs-extract command again"):
+    told = r"is not finished, and its statistics.*run the same refavs-extract command again"
+    with pytest.raises(StoreError, match=told):
         run_sweep(grid_of("full"), FeatureStore(tmp_path / "store"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -3,7 +3,7 @@
 import pytest
 from ray._private import utils
 
-from extract.pipeline.entrypoint import note_any_command_line
+from extract.pipeline.local_ray import note_any_command_line
 
 
 @pytest.mark.parametrize(("found", "noted"), [("refavs-extract caf\udce9", r"refavs-extract caf\udce9"), ("é", "é")])

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from extract.pipeline import local_ray
-from extract.pipeline.local_ray import environment_of, ray_at
+from extract.pipeline.local_ray import ray_at
 from refavs.errors import ConfigError
+from refavs.machine.environment import environment_of
 from tests.extract.listening import listening
 
 TIMED_OUT = "The current node timed out during startup. This could happen because some of the raylet failed to startup"
@@ -159,7 +160,7 @@ def test_folder_that_ray_cannot_use_is_named_before_it_starts(monkeypatch: pytes
     assert "MB are free and 1000000000000000 MB are needed" in refused_folder(10**21)
     (tmp_path / "file").touch()
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file" / "below"))
-    assert f"in {tmp_path}/file/below/ray, which cannot be made (Not a directory)" in refused_folder()
+    assert f"in {tmp_path}/file/below/ray, which cannot be created (Not a directory)" in refused_folder()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_TMPDIR", "near")
     assert local_ray.checked_folder(1) == tmp_path / "near" / "ray"
@@ -175,4 +176,4 @@ def test_name_too_long_for_a_socket_is_told_with_what_fits(monkeypatch: pytest.M
         monkeypatch.setenv("RAY_TMPDIR", f"/{'é' * 5}{'x' * (length - 11)}")
         folder = local_ray.checked_folder(1) if length == 39 else None
         assert folder is None or len(os.fsencode(f"{folder}{local_ray.SOCKET}")) == 107
-    assert "has 40, accepted are 39; name another folder" in refused_folder()
+    assert "has 40 bytes, accepted: up to 39; name another folder" in refused_folder()

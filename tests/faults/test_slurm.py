@@ -130,6 +130,6 @@ def test_sweep_runs_on_two_nodes_and_is_told_of_the_end_of_its_time(slurm: dict[
     wait_for(lambda: not _asked(slurm, "squeue", "-h", "-j", job))
     told = (tmp_path / "two.txt").read_text()
     assert "ExitCode=130:0" in _asked(slurm, "scontrol", "show", "job", job), told
-    assert "run the same command again to go on" in told
+    assert "run the same command again to resume" in told
     assert [entry.state for entry in long.entries] == ["stopped"] * 2
     assert not Path(f"/tmp/ray-{job}").exists()

@@ -24,13 +24,13 @@ def test_server_that_is_away_loses_nothing_and_stops_nothing(tmp_path: Path) -> 
             assert driver.until(lambda: sweep.num_epochs > 0), driver.err
             server.kill()
             assert driver.wait() == 3, driver.err
-            assert "does not take what is sent (MlflowException" in driver.err and "Traceback" not in driver.err
+            assert "does not accept data (MlflowException" in driver.err and "Traceback" not in driver.err
             assert "4 trials finished now, 4 of 4 in all" in driver.out
-            assert f"it is kept in {sweep.out}, and the same command sends it" in driver.out
+            assert f"all data is kept in {sweep.out}, and the same command sends it" in driver.out
         assert {entry.state for entry in sweep.entries} == {"finished"}
         status, out, err = sweep.run()  # it is still away
         assert status == 3 and "nothing to do: all 4 trials were finished before" in out, err
-        assert "cannot be used (API request to" in err and "it had been there before, so the trials run" in err
+        assert "cannot be used (API request to" in err and "it answered before, so the trials run now" in err
         server.start()
         server.wait()
         started = time.monotonic()

@@ -49,7 +49,7 @@ def test_sweep_stops_after_the_epoch_or_at_once_and_goes_on(tmp_path: Path) -> N
         os.killpg(driver.process.pid, signal.SIGINT)
         assert driver.wait() == 130, driver.err
         assert "Ctrl-C: finishing the running epochs, then stopping" in driver.err and "Traceback" not in driver.err
-        assert "stopped as asked; run the same command again to go on" in driver.out
+        assert "stopped as asked; run the same command again to resume" in driver.out
         assert within(lambda: not driver.processes())
     assert_stopped(sweep)
     assert all(entry.state != "stopped" or list(entry.folder.glob("state/*")) for entry in sweep.entries)

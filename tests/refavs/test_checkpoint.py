@@ -58,14 +58,14 @@ def test_checkpoint_is_replaced_whole(folder: Path) -> None:
 
 
 def test_checkpoint_of_a_crash_between_the_files_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written = checkpoint._write
+    written = checkpoint.write_atomically
 
     def crash_at_config(path: Path, content: bytes) -> None:
         if path.name == "config.json":
             raise KeyboardInterrupt
         written(path, content)
 
-    monkeypatch.setattr(checkpoint, "_write", crash_at_config)
+    monkeypatch.setattr(checkpoint, "write_atomically", crash_at_config)
     with pytest.raises(KeyboardInterrupt):
         save_model(folder, make_model(beta=0.5))
     with pytest.raises(WeightsError, match=r"model\.safetensors was not written with the config\.json beside it"):
@@ -81,6 +81,13 @@ def test_checkpoint_leaves_nothing_of_a_failed_write(folder: Path, monkeypatch: 
         save_model(folder, make_model(beta=0.5))
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert load_model(folder).config.beta == 1.0
+
+
+def test_part_of_a_killed_writer_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.4711-0123abcd.partial").write_bytes(b"half")
+    (tmp_path / "other.partial").write_bytes(b"of somebody else")
+    save_model(tmp_path, make_model(beta=0.5))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors", "other.partial"]
 
 
 def test_checkpoint_that_is_missing_is_named(tmp_path: Path, folder: Path) -> None:

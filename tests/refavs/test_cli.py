@@ -54,7 +54,8 @@ def test_machine_without_room_for_temporary_files_is_told(monkeypatch: pytest.Mo
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
 
     monkeypatch.setattr("tempfile.gettempdir", gettempdir)
-    with pytest.raises(ConfigError, match=r"\(No usable temporary .*\); free space, or name a folder by TMPDIR"):
+    expected = r"\(No usable temporary .*\); free space, or set TMPDIR to a folder that can"
+    with pytest.raises(ConfigError, match=expected):
         temporary_folder()
 
 

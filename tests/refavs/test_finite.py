@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from extract.encoders.weights import load_tensors
 from refavs.errors import StatisticsError, WeightsError
 from refavs.finite import is_finite, require_finite_features, require_finite_probs
-from refavs.model.checkpoint import WEIGHTS, _write
 from refavs.model.heads.released import _read
 from refavs.model.pretrained import Mask2Former
 
@@ -50,10 +49,3 @@ def test_features_and_probabilities_are_refused() -> None:
     require_finite_probs("a", torch.tensor(True))
     with pytest.raises(StatisticsError, match="probabilities of a that are not a number"):
         require_finite_probs("a", torch.tensor([0.5, NAN]).isfinite().all())
-
-
-def test_part_of_a_killed_writer_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / f"{WEIGHTS}.4711.partial").write_bytes(b"half")
-    (tmp_path / "other.partial").write_bytes(b"of somebody else")
-    _write(tmp_path / WEIGHTS, b"whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [WEIGHTS, "other.partial"]

@@ -262,7 +262,8 @@ def test_benchmark_that_lost_a_file_is_not_complete(tmp_path: Path, name: str, e
     synth(tmp_path / "out")
     path = next((tmp_path / "out" / "media").rglob("4.jpg")) if name == "media" else tmp_path / "out" / name
     path.write_bytes(b"") if empties else path.unlink()
-    with pytest.raises(DatasetError, match=rf"and is no more: .*{path.name} is missing, empty or changed; move what"):
+    told = rf"holds a damaged synthetic benchmark: .*{path.name} is missing, empty or changed; move what"
+    with pytest.raises(DatasetError, match=told):
         synth(tmp_path / "out")
 
 

@@ -230,7 +230,7 @@ def test_write_benchmark_refuses_a_folder_with_something_else(root: Path, tmp_pa
     with pytest.raises(DatasetError, match=r"holds a synthetic benchmark made with .*'seed': 5.* asks for .*'seed': 6"):
         write_benchmark(root, SMALL, seed=6, size=64, videos=2)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(DatasetError, match=r"holds other files; name a folder that does not exist yet, or is empty"):
+    with pytest.raises(DatasetError, match=r"holds other files; name a new or empty folder"):
         write_benchmark(tmp_path, 1)
     with pytest.raises(DatasetError, match=r"notes.txt is a file; name a folder"):
         write_benchmark(tmp_path / "notes.txt" / "out", 1)
