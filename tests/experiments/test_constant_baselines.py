@@ -81,7 +81,7 @@ def _die(store: FeatureStore, part: object, mean: object) -> None:
 @pytest.mark.process
 def test_process_ends_with_the_sweep_that_is_killed(store: FeatureStore) -> None:
     code = (
-        "import sys; from experiments import constant_baselines as c; from refavs.store import FeatureStore\n"
+        "import sys; from experiments.baselines import compute as c; from refavs.store import FeatureStore\n"
         "from tests.experiments import test_constant_baselines as t; c._of_mean = t._sleep\n"
         "c.control_results_of(FeatureStore(sys.argv[1]), num_processes=1)"
     )
