@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
+from scipy import special
 
 from refavs.errors import StatisticsError
 from refavs.metrics.reference import Results
@@ -67,7 +67,7 @@ def seed_interval(values: Sequence[float]) -> Interval:
     mean, num_seeds = float(np.mean(values)), len(values)
     if num_seeds == 1:
         return Interval(mean=mean, low=None, high=None, num_seeds=1, note=ONE_SEED)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, num_seeds - 1) * np.std(values, ddof=1) / np.sqrt(num_seeds))
+    half = float(special.stdtrit(num_seeds - 1, (1 + CONFIDENCE) / 2) * np.std(values, ddof=1) / np.sqrt(num_seeds))
     return Interval(mean=mean, low=mean - half, high=mean + half, num_seeds=num_seeds)
 
 

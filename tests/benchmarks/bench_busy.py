@@ -23,7 +23,7 @@ from machine import GrowingTable, describe
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = "import sys; {before}from {module} import main; sys.exit(main(sys.argv[1:]))"
-RAYS_OWN = "from extract import local_ray; local_ray.LOCAL_ENVIRONMENT = local_ray.PATIENCE; "
+RAYS_OWN = "from extract.pipeline import local_ray; local_ray.LOCAL_ENVIRONMENT = local_ray.PATIENCE; "
 SETTINGS = {"as they start Ray": "", "Ray's own settings": RAYS_OWN}
 BUSY_LOOP = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"  # ends with the benchmark
 OPTIONS = ("--preset", "tiny", "--weights", "random", "--precision", "fp32")
