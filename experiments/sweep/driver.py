@@ -3,7 +3,6 @@
 import contextlib
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -18,11 +17,9 @@ from experiments.sweep.search import Search, refuse_unmeasured
 from experiments.sweep.stores import facts_of, store_facts, store_of, stores_of
 from experiments.tracking.moved import database_at, follow
 from experiments.tracking.sync import pending
-from experiments.training.loop import load_initial
+from experiments.training.loop import load_start
 from refavs.errors import ConfigError, RefAVSError, StoreError
-from refavs.model.heads.eemc import EEMCConfig
-from refavs.model.heads.registry import build_head
-from refavs.model.pretrained import Mask2Former, load_decoders
+from refavs.model.heads.registry import implementation_of
 from refavs.store import FeatureStore
 from refavs.terminal.printing import warn
 
@@ -75,7 +72,7 @@ def run_sweep(
         sweep_id = ledger.sweep.get("id") or uuid.uuid4().hex
         known = before == uri and "run_id" in ledger.sweep
         run.connect(sweep_id, known, guard_of(out, uri, tracking_uri))
-        ledger.set_sweep(id=sweep_id, tracking_uri=uri, closed=None, defaults=ledger.defaults)
+        ledger.set_sweep(id=sweep_id, tracking_uri=uri, closed=None, defaults=ledger.record_defaults(entries))
         resources = resources or Resources()
         if resources.pack_gpus:
             from experiments.cluster.packing import packed
@@ -162,20 +159,17 @@ def check_models(grid: Grid, store: FeatureStore) -> list[str]:
         refuse_unmeasured(grid.search.plan, store)
     known, fresh = set(), {}
     for trial in grid.kinds:
-        init, own = trial.config.train.init, store_of(trial, store)
-        kind = (replace(trial.config.model, beta=0 * trial.config.model.beta), init, own.fingerprint)  # or NaN: refused
+        options, init, own = trial.config.model, trial.config.train.init, store_of(trial, store)
+        kind = (options.same_cost(), init, own.fingerprint)
         if kind in known:
             continue
         known.add(kind)
         try:
             plain = init is None and trial.weights_dir is None
             with torch.device("meta") if plain else contextlib.nullcontext():
-                model = build_head(EEMCConfig.from_store(own, **asdict(trial.config.model)))
-            if init is not None:
-                load_initial(Path(init), model, own)
-                continue
-            if trial.weights_dir is not None:
-                fresh |= dict.fromkeys(load_decoders(model, Mask2Former.within(trial.weights_dir), own.encoders))
+                model = implementation_of(options).from_store(own, options)
+            if not plain:
+                fresh |= dict.fromkeys(load_start(trial.config, model, own, trial.weights_dir))
         except RefAVSError as error:
             raise type(error)(f"trial {trial.name!r}: {error}") from error
     return list(fresh)

@@ -33,8 +33,7 @@ from refavs.terminal.console import PlainConsole, ProgressBar
 
 if TYPE_CHECKING:
     from experiments.grid.config import TrialConfig, TrialResources
-    from refavs.model.decoder import EEMCOutput
-    from refavs.model.heads.eemc import PartSize
+    from refavs.model.heads.protocol import PartSize
     from refavs.store import FeatureStore
 
 # Measured on runs of the synthetic benchmark: 660 to 800 for each frame of an expression.
@@ -135,7 +134,7 @@ def _flops(learner: Learner, sampler: Sampler, counter: FlopCounter) -> tuple[in
     """The arithmetic of a step: forward alone, and all."""
     forwards, forward = [], learner.forward
 
-    def counted(*inputs: object) -> "EEMCOutput":
+    def counted(*inputs: object) -> object:
         before = counter.total
         output = forward(*inputs)
         forwards.append(counter.total - before)
@@ -224,7 +223,7 @@ def alike(config: "TrialConfig") -> tuple[object, ...]:
     """What trials have in common whose steps cost the same."""
     train, loss = config.train, config.loss
     return (
-        dataclasses.replace(config.model, beta=1.0), loss.num_points, loss.oversampling, loss.deep_supervision,
+        config.model.same_cost(), loss.num_points, loss.oversampling, loss.deep_supervision,
         train.batch_size, train.accumulate, train.expressions_per_clip, train.frames, train.precision, train.compile,
         train.ema_decay > 0, train.patience > 0, train.epochs > 0, train.eval_batch_size, config.resources,
     )
