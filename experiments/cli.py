@@ -126,9 +126,9 @@ def _sweep(args: argparse.Namespace) -> int:
     gpus = _gpus_per_trial(args)
     from experiments.cluster.resources import Resources
     from experiments.grid.expand import parse_overrides, read_grid
+    from experiments.records.stores import named_locations, with_stores
     from experiments.sweep.driver import run_sweep
     from experiments.sweep.execution import Options
-    from experiments.sweep.stores import named_locations, with_stores
     from experiments.training.initial_weights import with_checkpoints, with_weights
     from refavs.store import FeatureStore
 
@@ -198,11 +198,11 @@ def _dry_run(
     from rich import box
     from rich.table import Table
 
+    from experiments.records.ledger import KEY_LENGTH, Ledger
     from experiments.sweep.driver import check_models
+    from experiments.sweep.dry_run import show
     from experiments.sweep.execution import num_to_come, to_run
-    from experiments.sweep.ledger import KEY_LENGTH, Ledger
     from experiments.sweep.search import Search
-    from experiments.training.cost import show
     from refavs.terminal.console import wide_console
 
     fresh = check_models(grid, store)
@@ -254,9 +254,9 @@ def _where_to_look(uri: str, out: Path) -> str:
 
 
 def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") -> int:
-    from experiments.sweep.ledger import Ledger
+    from experiments.records.ledger import Ledger
+    from experiments.records.stores import stores_of
     from experiments.sweep.search import Search
-    from experiments.sweep.stores import stores_of
     from experiments.sweep.summary import dimension_table, main_table, rows_of
     from refavs.terminal.console import wide_console
 

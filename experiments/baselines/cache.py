@@ -19,10 +19,9 @@ import torch
 import refavs.metrics
 from experiments.baselines import compute as constant_baselines
 from experiments.baselines.compute import Progress, canonical_values, control_results_of
+from experiments.records.record_types import Controls, write_json
+from experiments.records.stores import contents_rows
 from experiments.report import scores
-from experiments.sweep.record_types import Controls
-from experiments.sweep.stores import contents_rows
-from experiments.training.resume import write_json
 from refavs.config import digest, file_stamp
 from refavs.files.plain_file import read_plain
 from refavs.files.typed_json import OddRecord, shaped

@@ -10,7 +10,7 @@ import torch
 
 from experiments.cluster.resources import Resources
 from experiments.grid.config import TrialConfig, TrialResources
-from experiments.sweep.ledger import Entry
+from experiments.records.ledger import Entry
 from experiments.training.batch_size import bytes_of_batch
 from refavs.errors import RefAVSError
 from refavs.model.heads.registry import implementation_of

@@ -15,7 +15,7 @@ from experiments.cluster.grouping import bytes_of_head
 from experiments.cluster.resources import Resources
 from experiments.grid.config import TrialConfig
 from experiments.grid.trial import Trial
-from experiments.sweep.stores import store_of
+from experiments.records.stores import store_of
 from experiments.training.batch_size import bytes_of_batch
 from refavs.data.prefetch import depth_for
 from refavs.errors import ConfigError

@@ -13,18 +13,15 @@ import ray
 import ray.tune
 import torch
 
+from experiments.cluster.errors import WorkerDiedError
 from experiments.grid.config import trial_config
-from experiments.sweep.record_types import WorkerSettings, read_record
+from experiments.records.record_types import WorkerSettings, read_record
 from experiments.training.learner import Team
 from experiments.training.loop import Run, train_group
 from refavs.errors import ConfigError, RefAVSError, StoreError
 from refavs.machine.accelerator import require_usable
 from refavs.store import FeatureStore
 from refavs.store.unchanged import refuse_exchanged
-
-
-class WorkerDiedError(Exception):
-    """A process that worked for the trial, or its node, is gone by no error of the trial's own: it can go on."""
 
 
 def run_trial(settings: dict[str, Any]) -> None:

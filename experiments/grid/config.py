@@ -52,9 +52,9 @@ class TrainConfig:
         patience: epochs without a better val J after which training ends and keeps the best epoch's weights; 0 trains
             all epochs and keeps the last.
         init: folder of a trained head, such as a trial's `checkpoint`, to start from; None starts from new weights.
-            A head that is only evaluated names a file in its own format, as model.head=released the release's.
+            A head that is only evaluated may take a file in a format of its own instead.
         compile: whether the model runs through torch.compile, which needs a C++ compiler.
-        eval_batch_size: expressions in a batch of evaluation; changes no result, except with model.head=released.
+        eval_batch_size: expressions in a batch of evaluation; changes no result, unless a head mixes the expressions of a batch.
     """
 
     epochs: int = 50

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.grid.file import Located, grid_text, located, mapping, parse_yaml, refuse_unknown
+from experiments.grid.search_points import SearchGrid, search_grid
 from experiments.grid.search_space import search_plan
 from experiments.grid.sections import axes, cases, conditions, paired_axes, refuse_clashes, seeds
 from experiments.grid.settings import Condition, Schema, Settings, Template
 from experiments.grid.trial import MAX_TRIALS, Trial, refuse_twins, short_names
-from experiments.sweep.search_points import SearchGrid, search_grid
 from refavs.errors import ConfigError
 
 SECTIONS = ("description", "base", "resources", "grid", "zip", "cases", "when", "seeds", "search")

@@ -133,8 +133,8 @@ class Predictor:
 
     @property
     def _levels(self) -> tuple[str, ...]:
-        """The visual level whose maps the head reads: clips/visual/LEVEL/map."""
-        return (self.model.sizes.levels[0].split("/")[0],)
+        """The visual levels whose maps the head reads: clips/visual/LEVEL/map."""
+        return tuple(dict.fromkeys(level.split("/")[0] for level in self.model.sizes.levels))
 
     def _encoders(self, extraction: Mapping[str, Any], weights_folder: Path | None) -> Encoders:
         weights = WeightSource(kind=extraction["weights"], seed=int(extraction["seed"]), folder=weights_folder)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.grid.config import HEAD, defaults
-from experiments.sweep.ledger import Ledger, read_metrics
-from experiments.sweep.record_types import Controls, Epoch, Settings, Status, read_record
+from experiments.records.ledger import Ledger, read_metrics
+from experiments.records.record_types import Controls, Epoch, Settings, Status, read_record
 from refavs.config import flat, kinds
 from refavs.errors import ConfigError
 from refavs.files.typed_json import shaped

@@ -10,12 +10,12 @@ import torch
 from experiments.baselines.cache import Baselines
 from experiments.cluster.resources import Resources
 from experiments.grid.expand import Grid
+from experiments.records.ledger import Entry, Ledger
+from experiments.records.stores import facts_of, store_facts, store_of, stores_of
 from experiments.sweep.execution import Options, Outcome, Run, best_by_val, closed_mark, num_to_come, to_run
-from experiments.sweep.ledger import Entry, Ledger
-from experiments.sweep.place import follow_move, guard_of, original_of, place_of, tracking_address
 from experiments.sweep.search import Search, refuse_unmeasured
-from experiments.sweep.stores import facts_of, store_facts, store_of, stores_of
 from experiments.tracking.moved import database_at, follow
+from experiments.tracking.place import follow_move, guard_of, original_of, place_of, tracking_address
 from experiments.tracking.sync import pending
 from experiments.training.loop import load_start
 from refavs.errors import ConfigError, RefAVSError, StoreError

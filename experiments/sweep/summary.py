@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 from scipy import stats
 
-from experiments.sweep.ledger import Entry
-from experiments.sweep.stores import store_of
+from experiments.records.ledger import Entry
+from experiments.records.stores import store_of
 from refavs.store import FeatureStore
 
 COLUMNS = (

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from experiments.sweep.ledger import Ledger
-from experiments.training.resume import read_json, write_json
+from experiments.records.ledger import Ledger
+from experiments.records.record_types import read_record, write_json
 
 SQLITE, DRIVER = "sqlite:///", "sqlite+pysqlite:///"
 SENT = "mlflow.json"
@@ -73,7 +73,7 @@ def follow(ledger: Ledger, uri: str, closed: Mapping[str, str]) -> None:
     if not _has_run(database_at(uri), facts.get("run_id")):
         return
     for folder in _trials(ledger.root):
-        sent = read_json(folder / SENT)
+        sent = read_record(folder / SENT)
         if isinstance(sent, dict) and sent.get("uri") == before:
             write_json(folder / SENT, {**sent, "uri": uri})
     known = {"closed": closed[uri]} if facts.get("closed") == closed[before] else {}

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from experiments.cluster.usage import Usage
 from experiments.grid.config import TrialConfig
-from experiments.sweep.record_types import Epoch
+from experiments.records.record_types import STOP_FILE, Epoch, read_record, write_json
 from experiments.training.batch_size import bytes_of_batch
 from experiments.training.evaluate import TEST_SPLITS, Trained, all_levels, evaluate_together, record_together, rows_of
 from experiments.training.history import best_epoch, stalled, write_history
 from experiments.training.learner import Learner, Team, computed_as
 from experiments.training.overlays import OVERLAYS, write_overlays
-from experiments.training.resume import STOP_FILE, load_state, read_json, save_state, saved_precision, write_json
+from experiments.training.resume import load_state, save_state, saved_precision
 from experiments.training.sampler import Sampler
+from experiments.training.usage import Usage
 from refavs.config import to_dict
 from refavs.data.batches import Batch
 from refavs.data.prefetch import Ahead, depth_for
@@ -327,7 +327,7 @@ def finish(trainings: Sequence[Training], store: "FeatureStore", num_runs: int) 
     """
     missing: list[Training] = []
     for training in trainings:
-        known = read_json(training.run.folder / "result.json", Epoch)
+        known = read_record(training.run.folder / "result.json", Epoch)
         if training.team.rank == 0 and known is None:
             training.learner.use_best()
             missing.append(training)

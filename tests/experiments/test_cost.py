@@ -9,9 +9,11 @@ import torch
 
 from experiments.cluster.resources import Ask, Resources
 from experiments.grid.expand import Grid, expand
-from experiments.sweep.ledger import Ledger
+from experiments.records.ledger import Ledger
+from experiments.sweep import dry_run
+from experiments.sweep.dry_run import show, side_by_side
 from experiments.training import cost
-from experiments.training.cost import alike, measure, seconds, show, side_by_side
+from experiments.training.cost import alike, measure, seconds
 from experiments.training.learner import Learner
 from refavs.store import FeatureStore
 from refavs.terminal.console import PlainConsole
@@ -149,7 +151,7 @@ def test_trials_are_timed_on_the_gpu_that_they_would_get(
         return measure(config, own, None)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cost, "measure", no_memory)
+    monkeypatch.setattr(dry_run, "measure", no_memory)
     text = printed(store, grid_of({"full": {}}), tmp_path, Resources(gpus_per_trial=0.5))
     assert devices == [torch.device("cuda"), None]
     assert "no time was measured: the GPU fails: CUDA out of memory." in text

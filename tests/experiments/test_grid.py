@@ -368,7 +368,7 @@ def test_setting_of_another_head_is_refused_with_the_nearest_of_this_one(tmp_pat
     assert told == "mine.yaml:3, base: unknown setting 'model.chanels'; did you mean 'model.channels'?"
     told = refused(tmp_path, base + "  model.num_layers: 3\ngrid:\n  model.head: [eemc, released]\n")
     assert told == ("mine.yaml:3, base: the head 'released' has no setting 'model.num_layers'; did you mean "
-                    "'model.decoder_layers'?")  # fmt: skip
+                    "'model.num_queries'?")  # fmt: skip
     told = refused(tmp_path, "base: {model.num_layers: 3}", {"model.head": "released", "train.epochs": 0})
     assert told.startswith("mine.yaml:1, base: unknown setting 'model.num_layers'; did you mean")
 

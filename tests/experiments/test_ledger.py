@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from experiments.grid.expand import expand
-from experiments.sweep.ledger import Ledger, read_metrics
+from experiments.records.ledger import Ledger, read_metrics
 from refavs.errors import ConfigError
 
 TRIALS = expand("g", {"grid": {"model.beta": [0, 1]}}, "g.yaml", {}).trials
@@ -80,7 +80,7 @@ def test_sweep_facts_are_added(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_sweep_that_another_process_holds_is_refused(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from experiments.sweep.ledger import Ledger\n"
+        "import sys; from pathlib import Path; from experiments.records.ledger import Ledger\n"
         "with Ledger(Path(sys.argv[1])).locked(): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from experiments.records.ledger import Ledger
 from experiments.sweep.driver import refuse_unwritable, run_sweep
 from experiments.sweep.execution import Options
-from experiments.sweep.ledger import Ledger
 from experiments.tracking.client import default_tracking_uri
 from experiments.tracking.moved import database_at, follow, moved_to, sqlite_uri
 from experiments.tracking.sync import pending

@@ -12,8 +12,8 @@ import tests.experiments.small_store as small_store
 from experiments.cli import main
 from experiments.grid.config import TrialConfig
 from experiments.grid.expand import Grid, expand
+from experiments.records.ledger import Ledger
 from experiments.sweep.driver import check_models
-from experiments.sweep.ledger import Ledger
 from experiments.training.initial_weights import with_weights
 from experiments.training.loop import build_model, train
 from refavs.config import replace

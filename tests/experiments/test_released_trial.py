@@ -16,9 +16,9 @@ import tests.refavs.test_released as release
 from experiments.cluster.resources import Resources
 from experiments.grid.config import TrainConfig
 from experiments.grid.expand import Grid, expand
+from experiments.records.ledger import Ledger, read_metrics
 from experiments.sweep.driver import check_models
-from experiments.sweep.ledger import Ledger, read_metrics
-from experiments.training.cost import show
+from experiments.sweep.dry_run import show
 from experiments.training.initial_weights import with_checkpoints
 from experiments.training.loop import build_model, train
 from refavs.errors import ConfigError, StoreError, WeightsError

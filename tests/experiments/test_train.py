@@ -15,8 +15,8 @@ import torch
 from experiments.baselines.compute import canonical_values, control_results_of
 from experiments.grid.config import TrainConfig, TrialConfig
 from experiments.grid.expand import Grid, Trial, expand
+from experiments.records.ledger import Ledger, read_metrics
 from experiments.sweep.driver import check_models
-from experiments.sweep.ledger import Ledger, read_metrics
 from experiments.training.evaluate import Trained
 from experiments.training.initial_weights import with_checkpoints
 from experiments.training.learner import NonFiniteError, learning_rate

@@ -13,8 +13,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.grid.trial import Trial, known_defaults, recorded_defaults
-from experiments.sweep.record_types import Epoch, Sent, Status, SweepFacts, read_lines
-from experiments.training.resume import STOP_FILE, read_json, write_json
+from experiments.records.record_types import (
+    STOP_FILE,
+    Epoch,
+    Sent,
+    Status,
+    SweepFacts,
+    read_lines,
+    read_record,
+    write_json,
+)
 from refavs.config import flat
 from refavs.errors import ConfigError
 from refavs.files.locks import NO_LOCKS
@@ -44,7 +52,7 @@ class Entry:
     def status(self) -> dict[str, Any]:
         """What is known: `state` and since when (`time_s`); where they apply `started_s`, `reason`, `seconds`,
         and in a search the last epoch after which it was let go on (`passed`), or why it was not (`given_up`)."""
-        return read_json(self.folder / "status.json", Status) or {"state": "new"}
+        return read_record(self.folder / "status.json", Status) or {"state": "new"}
 
     @property
     def state(self) -> State:
@@ -54,7 +62,7 @@ class Entry:
     @property
     def result(self) -> dict[str, Any] | None:
         """The record with the final metrics, once the trial has them."""
-        return read_json(self.folder / "result.json", Epoch)
+        return read_record(self.folder / "result.json", Epoch)
 
     def score(self, metric: str) -> float | None:
         """An epoch's metric of the weights that the trial kept: the best epoch's with early stopping, else the last."""
@@ -144,7 +152,7 @@ class Ledger:
         if entry.folder.is_symlink():
             raise ConfigError(f"{entry.folder} is a link to {os.readlink(entry.folder)}, and what lies there is not "
                               "thrown away; put the trial's folder in its place, or remove the link")  # fmt: skip
-        sent = read_json(entry.folder / "mlflow.json", Sent) or {}
+        sent = read_record(entry.folder / "mlflow.json", Sent) or {}
         write_json(entry.folder / "mlflow.json", {"attempt": sent.get("attempt", 0) + 1})
         shutil.rmtree(entry.folder / "state", ignore_errors=True)
         entry.set_status("new", passed=0, given_up="")
@@ -190,7 +198,7 @@ class Ledger:
     @property
     def sweep(self) -> dict[str, Any]:
         """Facts of the sweep itself: its id, its MLflow run and whether that is closed."""
-        return read_json(self.root / "sweep.json", SweepFacts) or {}
+        return read_record(self.root / "sweep.json", SweepFacts) or {}
 
     def set_sweep(self, **facts: Any) -> None:
         """Adds `facts` to those of the sweep; threads may do so at the same time."""

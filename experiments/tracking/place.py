@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from experiments.records.record_types import read_record
 from experiments.tracking.client import Guard, default_tracking_uri, without_password
 from experiments.tracking.database import move_artifacts
 from experiments.tracking.moved import database_at, moved_to, sqlite_uri
-from experiments.training.resume import read_json
 from refavs.errors import ConfigError
 
 ARTIFACTS = "mlartifacts"  # beside a sweep's folder
@@ -45,7 +45,7 @@ def original_of(out: Path, facts: Mapping[str, Any], uri: str) -> str | None:
     if before == here["path"]:
         return None
     try:
-        there = (read_json(Path(before) / "sweep.json") or {}).get("id") == facts["id"]
+        there = (read_record(Path(before) / "sweep.json") or {}).get("id") == facts["id"]
         same = there and os.path.samefile(before, out)
     except (OSError, ValueError, AttributeError, ConfigError):
         there = same = False
