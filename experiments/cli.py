@@ -29,6 +29,7 @@ EPILOG = """examples:
   refavs-sweep my.yaml --store store --set train.epochs=3   a grid file, with a setting replaced
   refavs-sweep status runs/smoke                            how far it is, from any other terminal
   refavs-sweep settings                                     every setting of a trial: default, accepted values, meaning
+  refavs-sweep settings released                            the same with another head, as --set model.head=released
 """
 
 
@@ -50,8 +51,8 @@ def build_parser() -> CommandParser:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                         help="replace a setting of the grid's base, one that 'refavs-sweep settings' lists; may be "
                         "given several times")
-    parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="has mask2former/ for trials with "
-                        "model.decoder_weights=mask2former, as refavs-extract takes it")
+    parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="pretrained weights that trials start "
+                        "from, as mask2former/ for model.decoder_weights=mask2former; as refavs-extract takes it")
     parser.add_argument("--any-store", action="store_true",
                         help="train a head from train.init that was trained on other features")
     parser.add_argument("--dry-run", action="store_true",

@@ -54,7 +54,7 @@ class TrainConfig:
         init: folder of a trained head, such as a trial's `checkpoint`, to start from; None starts from new weights.
             A head that is only evaluated may take a file in a format of its own instead.
         compile: whether the model runs through torch.compile, which needs a C++ compiler.
-        eval_batch_size: expressions in a batch of evaluation; changes no result, unless a head mixes the expressions of a batch.
+        eval_batch_size: expressions in a batch of evaluation; changes no result of a head that treats each by itself.
     """
 
     epochs: int = 50

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save
 
 from refavs.config import digest, to_dict
 from refavs.errors import RefAVSError, WeightsError
-from refavs.files.partials import PARTIAL
+from refavs.files.atomic import write_atomically
+from refavs.files.partials import partials_of
 from refavs.files.plain_file import open_plain, read_plain
 from refavs.files.typed_json import OddRecord, read_json, shaped
 from refavs.finite import require_finite_weights
@@ -75,8 +76,12 @@ def save_model(folder: Path, model: Head, facts: Mapping[str, Any] | None = None
     config = {"format": FORMAT, "model": described, "facts": dict(facts or {})}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     # The weights name their configuration, so that a crash between the two files cannot pair old with new.
-    _write(folder / WEIGHTS, save(weights, metadata={"config": digest(config["model"])}))
-    _write(folder / CONFIG, json.dumps(config, indent=1).encode())
+    contents = {WEIGHTS: save(weights, metadata={"config": digest(described)}),
+                CONFIG: json.dumps(config, indent=1).encode()}  # fmt: skip
+    for name, content in contents.items():
+        for left in partials_of(folder / name):  # by a killed writer
+            left.unlink(missing_ok=True)
+        write_atomically(folder / name, content)
 
 
 def load_model(folder: Path) -> Head:
@@ -239,18 +244,3 @@ def _refuse_other_shapes(path: Path, model: Head, found: Mapping[str, tuple[int,
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if wrong := mismatch(expected, found):
         raise WeightsError(f"{path} {wrong}; use the checkpoint as refavs wrote it, or train again")
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes beside `path`, flushes to the disk, then takes its name; what a killed writer left beside it goes."""
-    for left in path.parent.glob(f"{path.name}.*{PARTIAL}"):
-        left.unlink(missing_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -59,14 +59,14 @@ def test_checkpoint_is_replaced_whole(folder: Path) -> None:
 
 
 def test_checkpoint_of_a_crash_between_the_files_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written = checkpoint._write
+    written = checkpoint.write_atomically
 
     def crash_at_config(path: Path, content: bytes) -> None:
         if path.name == "config.json":
             raise KeyboardInterrupt
         written(path, content)
 
-    monkeypatch.setattr(checkpoint, "_write", crash_at_config)
+    monkeypatch.setattr(checkpoint, "write_atomically", crash_at_config)
     with pytest.raises(KeyboardInterrupt):
         save_model(folder, make_model(beta=0.5))
     with pytest.raises(WeightsError, match=r"model\.safetensors was not written with the config\.json beside it"):
