@@ -16,6 +16,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from experiments.cluster.errors import WorkerDiedError, WorkersError
 from experiments.training.learner import Team
+from refavs.errors import RefAVSError
 
 RUN_FOLDER = ".workers"
 VALIDATION_TIMEOUT_S = 24 * 3600  # how long the others wait while the first worker evaluates; half an hour by default

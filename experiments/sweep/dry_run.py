@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import heapq
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from experiments.cluster.grouping import groups_on
-from experiments.cluster.resources import Ask, Resources, fit_together
+from experiments.cluster.resources import Ask, Resources
 from experiments.records.ledger import Entry, read_metrics
 from experiments.records.stores import store_of
 from experiments.training.cost import Measured, alike, measure, seconds
@@ -121,35 +120,23 @@ def _time_of_all(
     """How long what is to do takes on this machine, in words."""
     to_do = [entry for entry in entries if entry.key in left]
     groups = groups_on(store, to_do, resources, functools.partial(_places, resources))
-    asked = [
-        (resources.ask(group[0].trial.config.resources), left[group[0].key][0] + sum(left[e.key][1] for e in group[1:]))
-        for group in groups
-    ]  # fmt: skip
-    total_s, at_once = side_by_side(asked, _this_machine(), resources.max_concurrent)
+    places = [_places(resources, group[0].trial.config.resources) for group in groups]
+    taken_s = [left[group[0].key][0] + sum(left[entry.key][1] for entry in group[1:]) for group in groups]
+    total_s, at_once = side_by_side(list(zip(places, taken_s, strict=True)))
     together = f", up to {max(map(len, groups))} trials over one read" if resources.fuse != 1 and groups else ""
     return (f"about {_duration(total_s)} on this machine, {at_once} at once{together}, by a few steps and predictions "
             "of each model")  # fmt: skip
 
 
-def side_by_side(
-    trials: Sequence[tuple[Ask, float]], nodes: Sequence[Mapping[str, float]], max_concurrent: int | None
-) -> tuple[float, int]:
-    """How long trials take that start in their order as room comes free, and how many then run at once at most.
+def side_by_side(processes: Sequence[tuple[int, float]]) -> tuple[float, int]:
+    """How long processes take together, and how many run at once at most.
 
     Args:
-        trials: what each takes, and its seconds.
-        nodes: for each node, its amounts by Ray's names.
+        processes: of each, how many like it run at once, and its seconds.
     """
-    now, most = 0.0, 0
-    running: list[tuple[float, int, Ask]] = []
-    for number, (ask, duration_s) in enumerate(trials):
-        while running and (
-            len(running) == max_concurrent or not fit_together([ask, *(taken for *_, taken in running)], nodes)
-        ):
-            now = heapq.heappop(running)[0]
-        heapq.heappush(running, (now + duration_s, number, ask))
-        most = max(most, len(running))
-    return max((end for end, *_ in running), default=now), most
+    of_place = sum(taken_s / places for places, taken_s in processes)
+    at_once = min(len(processes), max((places for places, _ in processes), default=0))
+    return max([of_place, *(taken_s for _, taken_s in processes)]), at_once
 
 
 def _places(resources: Resources, asked: "TrialResources") -> int:

@@ -26,12 +26,12 @@ def eemc_loss(
         `total` (all weights applied, summed over the final and the auxiliary predictions), and unweighted `bce`, `dice`
         and `classification` of the final prediction.
     """
-    config = config or LossConfig()
+    config, whole = config or LossConfig(), target.whole
     labels = target.once("labels", lambda: Labels(target.masks, target.shown, target.labelled))
-    parts = _loss_of(output, labels, config, target.whole)
+    parts = _loss_of(output, labels, config, whole)
     total = _weighted(parts, config)
     for earlier in output.auxiliary if config.deep_supervision else []:
-        total = total + _weighted(_loss_of(earlier, labels, config, target.whole), config)
+        total = total + _weighted(_loss_of(earlier, labels, config, whole), config)
     return {"total": total, **{name: part.detach() for name, part in parts.items()}}
 
 

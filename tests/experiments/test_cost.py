@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.cluster.resources import Ask, Resources
+from experiments.cluster.resources import Resources
 from experiments.grid.expand import Grid, expand
 from experiments.records.ledger import Ledger
 from experiments.sweep import dry_run
@@ -54,14 +54,9 @@ def test_arithmetic_is_counted_and_grows_with_the_batch_not_with_its_parts(store
 
 
 def test_trials_side_by_side_take_what_their_places_allow() -> None:
-    small, large = Ask(workers=1, cpus=1, gpus=0), Ask(workers=2, cpus=1, gpus=0)
-    node = [{"CPU": 2.0}]
-    assert side_by_side([(small, 3.0)] * 4, node, None) == (6.0, 2)
-    assert side_by_side([(small, 3.0)] * 4, node, 1) == (12.0, 1)
-    assert side_by_side([(small, 3.0), (large, 5.0), (small, 1.0)], node, None) == (9.0, 1)  # none is overtaken
-    assert side_by_side([(small, 3.0), (small, 1.0), (small, 1.0)], node, None) == (3.0, 2)
-    assert side_by_side([(large, 2.0)], [{"CPU": 1.0}], None) == (2.0, 1)  # more than there is: the sweep refuses it
-    assert side_by_side([], node, None) == (0.0, 0)
+    assert side_by_side([(2, 3.0)] * 4) == (6.0, 2) and side_by_side([(1, 3.0)] * 4) == (12.0, 1)
+    assert side_by_side([(2, 3.0), (1, 5.0), (2, 1.0)]) == (7.0, 2)
+    assert side_by_side([(4, 3.0), (4, 1.0)]) == (3.0, 2) and side_by_side([]) == (0.0, 0)
 
 
 class Clock:

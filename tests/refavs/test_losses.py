@@ -158,6 +158,17 @@ def test_losses_of_parts_add_up_to_those_of_the_whole() -> None:
         assert float(sum(part[name] for part in parts)) == pytest.approx(float(value), rel=1e-6), name
 
 
+def test_losses_are_those_of_the_labelled_frames_alone() -> None:
+    output, masks = case()
+    labelled = torch.tensor([[True, False, True]] * 2)
+    chosen = output_of(output.mask_logits[:, [0, 2]], output.class_logits[:, [0, 2]])
+    expected = eemc_loss(chosen, Target(masks=masks[:, [0, 2]]), ALL_PIXELS)
+    for name, value in eemc_loss(output, Target(masks=masks, labelled=labelled), ALL_PIXELS).items():
+        assert float(value) == pytest.approx(float(expected[name]), rel=1e-5), name
+    none = eemc_loss(output, Target(masks=masks, labelled=torch.zeros_like(labelled)), ALL_PIXELS)
+    assert all(float(value) == 0 for value in none.values())
+
+
 def test_frames_without_object_have_only_a_classification_loss() -> None:
     output, masks = case()
     output.mask_embeddings.requires_grad_()
