@@ -29,6 +29,7 @@ EPILOG = """examples:
   refavs-sweep my.yaml --store store --set train.epochs=3   a grid file, with a setting replaced
   refavs-sweep status runs/smoke                            its progress, from any other terminal
   refavs-sweep settings                                     every setting of a trial: default, accepted values, meaning
+  refavs-sweep settings released                            the same with another head, as --set model.head=released
 """
 
 
@@ -50,8 +51,8 @@ def build_parser() -> CommandParser:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                         help="replace a setting of the grid's base; 'refavs-sweep settings' lists all settings; may be "
                         "given several times")
-    parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="same folder as for refavs-extract; has "
-                        "mask2former/ for trials with model.decoder_weights=mask2former")
+    parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="pretrained weights that trials start "
+                        "from, as mask2former/ for model.decoder_weights=mask2former; as refavs-extract takes it")
     parser.add_argument("--any-store", action="store_true",
                         help="accept a train.init checkpoint that was trained on other features")
     parser.add_argument("--dry-run", action="store_true",
@@ -126,9 +127,9 @@ def _sweep(args: argparse.Namespace) -> int:
     gpus = _gpus_per_trial(args)
     from experiments.cluster.resources import Resources
     from experiments.grid.expand import parse_overrides, read_grid
+    from experiments.records.stores import named_locations, with_stores
     from experiments.sweep.driver import run_sweep
     from experiments.sweep.execution import Options
-    from experiments.sweep.stores import named_locations, with_stores
     from experiments.training.initial_weights import with_checkpoints, with_weights
     from refavs.store import FeatureStore
 
@@ -198,11 +199,11 @@ def _dry_run(
     from rich import box
     from rich.table import Table
 
+    from experiments.records.ledger import KEY_LENGTH, Ledger
     from experiments.sweep.driver import check_models
+    from experiments.sweep.dry_run import show
     from experiments.sweep.execution import num_to_come, to_run
-    from experiments.sweep.ledger import KEY_LENGTH, Ledger
     from experiments.sweep.search import Search
-    from experiments.training.cost import show
     from refavs.terminal.console import wide_console
 
     fresh = check_models(grid, store)
@@ -254,11 +255,11 @@ def _where_to_look(uri: str, out: Path) -> str:
 
 
 def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") -> int:
+    from experiments.records.ledger import Ledger
+    from experiments.records.stores import stores_of
     from experiments.report.summary import summary_tables
     from experiments.report.text import terminal
-    from experiments.sweep.ledger import Ledger
     from experiments.sweep.search import Search
-    from experiments.sweep.stores import stores_of
     from refavs.terminal.console import wide_console
 
     console = wide_console()

@@ -4,14 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refavs.model.heads.eemc import EEMC, EEMCConfig
+    from refavs.model.heads.eemc import EEMC
+    from refavs.model.heads.options import EEMCOptions
     from refavs.store.reader import FeatureStore
 
 _HOMES = {
-    "EEMC": "refavs.model.heads.eemc", "EEMCConfig": "refavs.model.heads.eemc", "FeatureStore": "refavs.store.reader",
+    "EEMC": "refavs.model.heads.eemc", "EEMCOptions": "refavs.model.heads.options",
+    "FeatureStore": "refavs.store.reader",
 }
 
-__all__ = ["EEMC", "EEMCConfig", "FeatureStore"]
+__all__ = ["EEMC", "EEMCOptions", "FeatureStore"]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,9 +18,8 @@ import torch
 
 from experiments.baselines import compute as constant_baselines
 from experiments.baselines.compute import Progress, control_results_of
-from experiments.sweep.record_types import Controls
-from experiments.sweep.stores import contents_rows
-from experiments.training.resume import write_json
+from experiments.records.record_types import Controls, write_json
+from experiments.records.stores import contents_rows
 from refavs.config import digest, file_stamp
 from refavs.files.plain_file import read_plain
 from refavs.files.typed_json import OddRecord, shaped

@@ -14,7 +14,7 @@ from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from experiments.cluster.worker import WorkerDiedError
+from experiments.cluster.errors import WorkerDiedError, WorkersError
 from experiments.training.learner import Team
 from refavs.errors import RefAVSError
 
@@ -23,10 +23,6 @@ VALIDATION_TIMEOUT_S = 24 * 3600  # how long the others wait while the first wor
 MAX_FAILED_STARTS = 1  # within Ray Train, which else tries without end where a node vanished before the start
 GLOO = re.compile(r"\bgloo/transport/|\[Gloo\b|\bgloo::")  # how its errors begin; a path may have the word too
 Work = Callable[[dict[str, Any], Team, torch.device, Callable[[dict[str, Any]], None]], None]
-
-
-class WorkersError(RefAVSError):
-    """A worker failed; the message is its reason."""
 
 
 def run_workers(

@@ -1,6 +1,5 @@
 """Which trials train together in one process, over one read of the store."""
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -11,13 +10,12 @@ import torch
 
 from experiments.cluster.resources import Resources
 from experiments.grid.config import TrialConfig, TrialResources
-from experiments.sweep.ledger import Entry
+from experiments.records.ledger import Entry
 from experiments.training.batch_size import bytes_of_batch
 from refavs.errors import RefAVSError
-from refavs.model.heads.eemc import EEMCConfig
-from refavs.model.heads.registry import build_head
+from refavs.model.heads.registry import implementation_of
 from refavs.model.memory_budget import batches_held, memory_bytes, training_bytes
-from refavs.model.options import ModelOptions
+from refavs.model.options import HeadOptions
 
 if TYPE_CHECKING:
     from refavs.store import FeatureStore
@@ -28,11 +26,11 @@ MEMORY_SHARE = 0.5  # of what a process may use; beside its batches; the rest is
 
 def reading(config: TrialConfig) -> Hashable:
     """What trials have in common that read the same batches, in the same order, in training and in evaluation."""
-    train = config.train
+    train, model = config.train, config.model
     return (
-        config.order_seed, config.model.trains_pixel_decoder, train.steps_per_epoch, train.batch_size, train.accumulate,
-        train.expressions_per_clip, train.frames, train.sampling, train.acoustic_temporal_weight,
-        train.eval_batch_size, config.resources,
+        config.order_seed, model.head, model.needs().maps[0][:1],  # of a level all maps are worth one read
+        train.steps_per_epoch, train.batch_size, train.accumulate, train.expressions_per_clip, train.frames,
+        train.sampling, train.acoustic_temporal_weight, train.eval_batch_size, config.resources,
     )  # fmt: skip
 
 
@@ -88,7 +86,7 @@ def memory_limit(
     def limit(config: TrialConfig) -> int:
         copies = int(config.train.ema_decay > 0) + int(config.train.patience > 0)
         try:
-            taken = _bytes_of_trial(store, config.model, copies)
+            taken = bytes_of_head(store, config.model, copies)
         except RefAVSError:  # such a head fails in its own process, where the sweep hears of it
             return MOST
         gpus = resources.ask(config.resources).gpus
@@ -100,10 +98,10 @@ def memory_limit(
 
 
 @functools.lru_cache(maxsize=256)
-def _bytes_of_trial(store: "FeatureStore", options: ModelOptions, copies: int) -> int:
-    """What a trial keeps in memory, by a head without weights."""
+def bytes_of_head(store: "FeatureStore", options: HeadOptions, copies: int) -> int:
+    """What a trial keeps in memory between its steps, by a head without weights."""
     with torch.device("meta"):
-        model = build_head(EEMCConfig.from_store(store, **dataclasses.asdict(options)))
+        model = implementation_of(options).from_store(store, options)
     trained = sum(p.numel() for p in model.trained_parameters())
     return training_bytes(trained, sum(p.numel() for p in model.parameters()), copies)
 

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from experiments.cluster.grouping import bytes_of_head
 from experiments.cluster.resources import Resources
 from experiments.grid.config import TrialConfig
 from experiments.grid.trial import Trial
-from experiments.sweep.stores import store_of
+from experiments.records.stores import store_of
 from experiments.training.batch_size import bytes_of_batch
 from refavs.data.prefetch import depth_for
 from refavs.errors import ConfigError
 from refavs.model.feature_sizes import FeatureSizes
-from refavs.model.heads.eemc import EEMCConfig
-from refavs.model.heads.registry import build_head
-from refavs.model.memory_budget import batches_held, least_bytes, training_bytes
+from refavs.model.memory_budget import batches_held
 
 if TYPE_CHECKING:
     from refavs.store import FeatureStore
@@ -78,14 +77,12 @@ def packed(resources: Resources, trials: Sequence[Trial], store: "FeatureStore")
 
 def expected_bytes(config: TrialConfig, store: "FeatureStore") -> int:
     """What a trial needs at the least, by which trials are compared; not what it takes."""
-    train, sizes = config.train, FeatureSizes.from_store(store, config.model.trains_pixel_decoder)
-    with torch.device("meta"):
-        model = build_head(EEMCConfig.from_store(store, **dataclasses.asdict(config.model)))
-    trained, every = (sum(p.numel() for p in some) for some in (model.trained_parameters(), model.parameters()))
+    train = config.train
     copies = int(train.ema_decay > 0) + int(train.patience > 0)
     at_once = math.ceil(train.batch_size / train.accumulate / config.resources.workers)
-    least = least_bytes(config.model, sizes, at_once, train.frames or store.num_frames)
-    return least + training_bytes(trained, every, copies) + batches_held(GPU) * bytes_of_batch(config, store)
+    sizes = FeatureSizes.from_store(store, config.model.needs(), config.model.head)
+    least = config.model.step_bytes(sizes, at_once, train.frames or store.num_frames)
+    return least + bytes_of_head(store, config.model, copies) + batches_held(GPU) * bytes_of_batch(config, store)
 
 
 def share_of(config: TrialConfig) -> TrialConfig:

@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 from experiments.cluster.resources import Ask, Resources, fit_together
 from experiments.cluster.worker import run_trial
 from experiments.grid.config import TrialResources
-from experiments.sweep.ledger import Entry
+from experiments.records.ledger import Entry
 from extract.pipeline.local_ray import ray_at
 from refavs.errors import ConfigError
 from refavs.machine.environment import environment_of

@@ -13,19 +13,15 @@ import ray
 import ray.tune
 import torch
 
-from experiments.grid.config import TrialConfig
-from experiments.sweep.record_types import WorkerSettings, read_record
+from experiments.cluster.errors import WorkerDiedError
+from experiments.grid.config import trial_config
+from experiments.records.record_types import WorkerSettings, read_record
 from experiments.training.learner import Team
 from experiments.training.loop import Run, train_group
-from refavs.config import replace
 from refavs.errors import ConfigError, RefAVSError, StoreError
 from refavs.machine.accelerator import require_usable
 from refavs.store import FeatureStore
 from refavs.store.unchanged import refuse_exchanged
-
-
-class WorkerDiedError(Exception):
-    """A process that worked for the trial, or its node, is gone by no error of the trial's own: it can go on."""
 
 
 def run_trial(settings: dict[str, Any]) -> None:
@@ -90,7 +86,7 @@ def _run_of(folder: Path, report: Callable[[dict[str, Any]], None]) -> Run:
     facts = _settings(folder)
     weights = facts.get("weights_dir")
     return Run(
-        config=replace(TrialConfig(), facts["config"]), folder=folder,
+        config=trial_config(facts["config"]), folder=folder,
         report=lambda records: report({"folder": str(folder), "records": records}),
         weights_dir=None if weights is None else Path(weights),
     )  # fmt: skip

@@ -5,13 +5,18 @@ training calls.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from refavs.errors import SettingError
-from refavs.model.options import LossConfig, ModelOptions
+from refavs.config import replace
+from refavs.errors import ConfigError, SettingError
+from refavs.model.heads.registry import DEFAULT, default_options
+from refavs.model.options import HeadOptions, LossConfig
 
+HEAD = "model.head"
 MOST_SEED = 2**64 - 1  # that torch takes
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -47,9 +52,9 @@ class TrainConfig:
         patience: epochs without a better val J after which training ends and keeps the best epoch's weights; 0 trains
             all epochs and keeps the last.
         init: folder of a trained head, such as a trial's `checkpoint`, to start from; None starts from new weights.
-            With model.variant=released, the release's checkpoint.
+            A head that is only evaluated may take a file in a format of its own instead.
         compile: whether the model runs through torch.compile, which needs a C++ compiler.
-        eval_batch_size: expressions in a batch of evaluation; changes no result, except with model.variant=released.
+        eval_batch_size: expressions in a batch of evaluation; changes no result of a head that treats each by itself.
     """
 
     epochs: int = 50
@@ -143,7 +148,7 @@ class TrialConfig:
         seed: of the initial weights and all that is drawn; a grid lists it under `seeds`.
     """
 
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: HeadOptions = field(default_factory=default_options)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     resources: TrialResources = field(default_factory=TrialResources)
@@ -152,13 +157,35 @@ class TrialConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= MOST_SEED:
             raise SettingError(f"seed is {self.seed}; accepted: a whole number from 0 to {MOST_SEED}", "seed")
-        if self.model.variant == "released" and self.train.epochs:
-            raise SettingError(
-                "model.variant is released, which is evaluated, not trained: give --set train.epochs=0 and "
-                "train.init=ckpt_best_miou.pth, the release's checkpoint", "model.variant", "train.epochs",
-            )  # fmt: skip
 
     @property
     def order_seed(self) -> int:
         """The seed of what a trial reads, in which order."""
         return self.seed if self.train.order_seed is None else self.train.order_seed
+
+
+def defaults(head: Any = DEFAULT) -> TrialConfig:
+    """The settings of a trial with this head, all at their defaults.
+
+    Raises:
+        ConfigError: no such head, or one that cannot be loaded.
+    """
+    if not isinstance(head, str):
+        raise ConfigError(f"{HEAD} is {head!r}; accepted: the name of a head, as {DEFAULT}")
+    return TrialConfig(model=default_options(head))
+
+
+def trial_config(settings: Mapping[str, Any]) -> TrialConfig:
+    """The settings of a trial by their dotted names, others at the defaults of its head.
+
+    Raises:
+        ConfigError: a setting that the head lacks, or a value of another type.
+        SettingError: values out of range or that do not agree.
+    """
+    config = replace(defaults(settings.get(HEAD, DEFAULT)), settings)
+    if config.train.epochs and not config.model.trainable:
+        raise SettingError(
+            f"{HEAD} is {config.model.head}, which is evaluated, not trained: give --set train.epochs=0 and "
+            "train.init, the file of its weights", HEAD, "train.epochs",
+        )  # fmt: skip
+    return config

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.grid.file import Located, grid_text, located, mapping, parse_yaml, refuse_unknown
+from experiments.grid.search_points import SearchGrid, search_grid
 from experiments.grid.search_space import search_plan
 from experiments.grid.sections import axes, cases, conditions, paired_axes, refuse_clashes, seeds
-from experiments.grid.settings import Condition, Settings, Template, typed_settings, typed_value
+from experiments.grid.settings import Condition, Schema, Settings, Template
 from experiments.grid.trial import MAX_TRIALS, Trial, refuse_twins, short_names
-from experiments.sweep.search_points import SearchGrid, search_grid
 from refavs.errors import ConfigError
 
 SECTIONS = ("description", "base", "resources", "grid", "zip", "cases", "when", "seeds", "search")
@@ -77,11 +77,12 @@ def expand(name: str, content: Any, where: str, overrides: Mapping[str, Any]) ->
     def section(name: str) -> Located:
         return parts.get(name, Located(None, f"{where}, {name}"))
 
-    base = _merged(typed_settings(section("base")), typed_settings(section("resources"), "resources."))
-    in_cases, whens = cases(section("cases")), conditions(section("when"))
-    paired, crossed = paired_axes(section("zip")), axes(section("grid"))
+    schema = Schema.of(Located(parts, where), section("base"), overrides)
+    base = _merged(schema.settings(section("base")), schema.settings(section("resources"), "resources."))
+    in_cases, whens = cases(section("cases"), schema), conditions(section("when"), schema)
+    paired, crossed = paired_axes(section("zip"), schema), axes(section("grid"), schema)
     numbers = seeds(section("seeds")) if "seeds" in parts else [0]
-    plan = search_plan(parts["search"], len(numbers)) if "search" in parts else None
+    plan = search_plan(parts["search"], len(numbers), schema) if "search" in parts else None
     if plan and (other := next((kind for kind in ("grid", "zip", "cases") if kind in parts), None)):
         raise ConfigError(f"{parts[other].place}: a search has no {other}; write its values as a choice in its ranges")
     sources = [
@@ -90,17 +91,17 @@ def expand(name: str, content: Any, where: str, overrides: Mapping[str, Any]) ->
         ("searched", {name: Located(None, part.place) for name, part in plan.ranges.items()} if plan else {}),
     ]  # fmt: skip
     refuse_clashes(sources, base, overrides, where)
-    template = Template(base=base | typed_settings(located(dict(overrides), "--set")), conditions=whens)
+    template = Template(base=base | schema.settings(located(dict(overrides), "--set")), conditions=whens)
     description = str(section("description").plain or "")
     if plan:
-        search = search_grid(plan, template, numbers, parts["search"])
+        search = search_grid(plan, template, numbers, parts["search"], schema)
         return Grid(name=name, description=description, trials=(), search=search)
     num_pairs = len(next(iter(paired.values()), [0]))
     if math.prod((len(in_cases), num_pairs, len(numbers), *map(len, crossed.values()))) > MAX_TRIALS:
         raise ConfigError(f"{where}: more than {MAX_TRIALS:,} trials; list fewer values")
     trials: list[Trial] = []
     held: list[Condition] = []
-    for label, own in _points(in_cases, paired, crossed):
+    for label, own in _points(in_cases, paired, crossed, schema):
         for seed in numbers:
             held += template.holding(own, seed)
             config = template.config(own, seed)
@@ -138,7 +139,8 @@ def _merged(base: Settings, of_resources: Settings) -> dict[str, Located]:
 
 
 def _points(
-    in_cases: Mapping[str, Settings], paired: Mapping[str, list[Located]], crossed: Mapping[str, list[Located]]
+    in_cases: Mapping[str, Settings], paired: Mapping[str, list[Located]], crossed: Mapping[str, list[Located]],
+    schema: Schema,
 ) -> Iterator[tuple[str, dict[str, Located]]]:
     """Name and own settings of each trial, without its seed."""
     pairs = list(zip(*paired.values(), strict=True)) or [()]
@@ -148,7 +150,7 @@ def _points(
         for pair, values in itertools.product(pairs, itertools.product(*crossed.values())):
             point = [*pair, *values]
             parts = [case, *(f"{axis} {value.plain}" for axis, value in zip(shown, point, strict=True))]
-            own = {name: typed_value(name, value) for name, value in zip(names, point, strict=True)}
+            own = {name: schema.typed(name, value) for name, value in zip(names, point, strict=True)}
             yield ", ".join(part for part in parts if part), {**settings, **own}
 
 

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from experiments.grid.config import TrialConfig
+from experiments.grid.config import HEAD, TrialConfig, defaults
 from refavs.config import nearest
 from refavs.errors import ConfigError
+from refavs.model.heads.registry import DEFAULT, names
 from refavs.terminal.command import CommandParser, Exit, run_command
 from refavs.terminal.printing import say
 
@@ -46,31 +47,36 @@ def build_parser() -> CommandParser:
     """The command line of refavs-sweep settings."""
     parser = CommandParser(prog=f"refavs-sweep {NAME}", description="Lists the settings of a trial, which a "
                                      "grid file or --set NAME=VALUE changes: default, accepted values, meaning.")
-    parser.add_argument("head", metavar="HEAD", nargs="?", default="", help="only settings whose name begins so: "
-                        f"{', '.join(_sections())}, or a longer beginning, as train.e")
+    parser.add_argument("words", metavar="WORD", nargs="*", help=f"the name of a head ({DEFAULT} without one), or the "
+                        f"beginning of settings: {', '.join(_sections())}, or longer, as train.e")
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Prints the settings; returns the exit status."""
     args = build_parser().parse_args(argv)
-    return run_command(f"refavs-sweep {NAME}", lambda: _show(args.head))
+    return run_command(f"refavs-sweep {NAME}", lambda: _show(args.words))
 
 
-def _show(head: str) -> int:
-    every = settings()
-    chosen = [setting for setting in every if setting.name.startswith(head)]
-    if not chosen:
-        known = [*_sections(), *(setting.name for setting in every)]
-        raise ConfigError(f"no setting begins with {head!r}; {nearest(head, known)}")
+def _show(words: Sequence[str]) -> int:
+    named = [word for word in words if word in names()]
+    if len(named) > 1:
+        raise ConfigError(f"{' and '.join(named)} are two heads; name one")
+    every = settings(*named)
+    begins = tuple(word for word in words if word not in named)
+    chosen = [setting for setting in every if setting.name.startswith(begins or "")]
+    for word in begins:
+        if not any(setting.name.startswith(word) for setting in every):
+            known = [*_sections(), *names(), *(setting.name for setting in every)]
+            raise ConfigError(f"no setting and no head begins with {word!r}; {nearest(word, known)}")
     for line in described(chosen, min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)).splitlines():
         say(line)
     return Exit.COMPLETE
 
 
-def settings() -> list[Setting]:
-    """All settings of a trial, in the order of the code."""
-    return _settings_of(TrialConfig(), "")
+def settings(head: str = DEFAULT) -> list[Setting]:
+    """All settings of a trial with this head, in the order of the code."""
+    return _settings_of(defaults(head), "")
 
 
 def described(chosen: Sequence[Setting], width: int) -> str:
@@ -102,13 +108,22 @@ def _settings_of(config: Any, prefix: str) -> list[Setting]:
         if dataclasses.is_dataclass(value):
             found += _settings_of(value, f"{name}.")
         else:
-            found.append(Setting(name=name, default=_written(value), accepted=_accepted(kinds[field.name]),
+            accepted = ", ".join(names()) if name == HEAD else _accepted(kinds[field.name])
+            found.append(Setting(name=name, default=_written(value), accepted=accepted,
                                  meaning=meanings.get(field.name, "")))  # fmt: skip
     return found
 
 
 def meanings_of(kind: type) -> dict[str, str]:
-    """The entries of the section `Attributes` of a class's docstring, each on one line."""
+    """The entries of the section `Attributes` of the docstrings of a class and its bases, each on one line."""
+    found: dict[str, list[str]] = {}
+    for part in reversed(kind.__mro__):
+        found |= _entries(part)
+    return {name: _WORDS.sub(lambda word: word[0].replace("None", "null").lower(), " ".join(lines))
+            for name, lines in found.items()}  # fmt: skip
+
+
+def _entries(kind: type) -> dict[str, list[str]]:
     _, _, section = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
     found: dict[str, list[str]] = {}
     name = ""
@@ -117,8 +132,7 @@ def meanings_of(kind: type) -> dict[str, str]:
             name, _, line = line.partition(":")
             found[name] = []
         found[name].append(line.strip())
-    return {name: _WORDS.sub(lambda word: word[0].replace("None", "null").lower(), " ".join(lines))
-            for name, lines in found.items()}  # fmt: skip
+    return found
 
 
 def _written(value: Any) -> str:

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.grid.config import TrialConfig
 from experiments.grid.file import Located, mapping, refuse_unknown
-from experiments.grid.settings import typed_value
-from refavs.config import flat, nearest
+from experiments.grid.settings import Schema
+from refavs.config import nearest
 from refavs.errors import ConfigError
 from refavs.metrics import PRIMARY, metrics
 
@@ -18,8 +17,7 @@ KINDS = ("uniform", "loguniform", "int", "choice")
 METHODS = ("tpe", "random")
 PARTS = ("ranges", "budget", "method", "metric", "seed", "asha")
 DIGITS = 5
-# These decide what a trial starts from or runs on, which is looked at once, before anything starts.
-NOT_SEARCHED = ("seed", "train.init", "model.decoder_weights", "resources.")
+NOT_SEARCHED = ("seed", "resources.")  # nor what a trial starts from, which is looked at once, before anything starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +112,7 @@ class SearchPlan:
         return [first, *(first | {name: end} for name, part in self.ranges.items() for end in part.ends[1:])]
 
 
-def search_plan(part: Located, num_seeds: int) -> SearchPlan:
+def search_plan(part: Located, num_seeds: int, schema: Schema) -> SearchPlan:
     """The section as it is checked by itself; whether its ends can be used is seen when trials are made of them.
 
     Raises:
@@ -126,7 +124,7 @@ def search_plan(part: Located, num_seeds: int) -> SearchPlan:
         if name not in parts:
             raise ConfigError(f"{part.place}: has no {name}; write for example budget: 20 and ranges: "
                               "{train.learning_rate: {loguniform: [1e-5, 1e-3]}}")  # fmt: skip
-    ranges = dict(_ranges(parts["ranges"], ""))
+    ranges = dict(_ranges(parts["ranges"], "", schema))
     if not ranges:
         raise ConfigError(f"{parts['ranges'].place}: ranges names no setting; write for example model.beta: "
                           "{uniform: [0, 2]}")  # fmt: skip
@@ -145,13 +143,13 @@ def search_plan(part: Located, num_seeds: int) -> SearchPlan:
     )  # fmt: skip
 
 
-def _ranges(part: Located, prefix: str) -> list[tuple[str, Range]]:
+def _ranges(part: Located, prefix: str, schema: Schema) -> list[tuple[str, Range]]:
     """Ranges of nested or dotted settings by their dotted names."""
     found: dict[str, tuple[Range, str]] = {}
     for name, inner in mapping(part).items():
         dotted = f"{prefix}{name}"
-        is_range = dotted in flat(TrialConfig()) or not inner.is_mapping or any(kind in inner.value for kind in KINDS)
-        below = [(dotted, _range(dotted, inner))] if is_range else _ranges(inner, f"{dotted}.")
+        is_range = dotted in schema or not inner.is_mapping or any(kind in inner.value for kind in KINDS)
+        below = [(dotted, _range(dotted, inner, schema))] if is_range else _ranges(inner, f"{dotted}.", schema)
         for key, value in below:
             if key in found:
                 raise ConfigError(f"{inner.place}: {key} is also set at {found[key][1]}; keep one of them")
@@ -159,9 +157,9 @@ def _ranges(part: Located, prefix: str) -> list[tuple[str, Range]]:
     return [(name, value) for name, (value, _) in found.items()]
 
 
-def _range(name: str, part: Located) -> Range:
-    typed_value(name, Located(flat(TrialConfig()).get(name), part.place))  # an unknown name is told first
-    if name.startswith(NOT_SEARCHED):
+def _range(name: str, part: Located, schema: Schema) -> Range:
+    schema.refuse_unknown(name, part.place)
+    if name.startswith(NOT_SEARCHED) or schema.starts(name):
         raise ConfigError(f"{part.place}: {name} cannot be searched; set it in base, or list seeds under seeds")
     content = mapping(part, "one of uniform, loguniform, int and choice, as {uniform: [0, 2]}")
     refuse_unknown(part, KINDS, f"kind of range for {name}")
@@ -172,14 +170,14 @@ def _range(name: str, part: Located) -> Range:
     if kind == "choice":
         if not isinstance(values.value, list) or len(values.value) < 2:
             raise ConfigError(f"{values.place}: {name} is {values.plain!r}; accepted: a list of two values or more")
-        ends = [typed_value(name, value).value for value in values.value]
+        ends = [schema.typed(name, value).value for value in values.value]
         for number, end in enumerate(ends):
             if end in ends[:number]:
                 raise ConfigError(f"{values.value[number].place}: {name} lists {end!r} twice; keep one")
         places = tuple(value.place for value in values.value)
         return Range(kind=kind, ends=tuple(ends), place=part.place, places=places)
     places = tuple(end.place for end in values.value) if isinstance(values.value, list) else ()
-    ends = [typed_value(name, Located(end, place)).value
+    ends = [schema.typed(name, Located(end, place)).value
             for end, place in zip(_interval(name, kind, values), places, strict=True)]  # fmt: skip
     return Range(kind=kind, ends=tuple(ends), place=part.place, places=places)
 

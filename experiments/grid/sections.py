@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.grid.config import MOST_SEED, TrialConfig
+from experiments.grid.config import MOST_SEED
 from experiments.grid.file import Located, mapping, refuse_unknown, settings
-from experiments.grid.settings import Condition, Settings, typed_settings, typed_value
-from refavs.config import flat
+from experiments.grid.settings import Condition, Schema, Settings
 from refavs.errors import ConfigError
 
 
-def axes(part: Located) -> dict[str, list[Located]]:
+def axes(part: Located, schema: Schema) -> dict[str, list[Located]]:
     """The values of each axis of `grid` or `zip`, as they are written.
 
     Raises:
@@ -19,21 +18,21 @@ def axes(part: Located) -> dict[str, list[Located]]:
     found: dict[str, list[Located]] = {}
     for name, values in settings(part).items():
         if not isinstance(values.value, list) or not values.value:
-            typed_value(name, Located(flat(TrialConfig()).get(name), values.place))  # an unknown name is told first
+            schema.refuse_unknown(name, values.place)
             raise ConfigError(f"{values.place}: {name} is {values.plain!r}; accepted: a list of values, as [0.5, 1.0]")
         for value in values.value:
-            typed_value(name, value)
+            schema.typed(name, value)
         found[name] = values.value
     return found
 
 
-def paired_axes(part: Located) -> dict[str, list[Located]]:
+def paired_axes(part: Located, schema: Schema) -> dict[str, list[Located]]:
     """The axes of `zip`, of which the first values belong together, then the second ones, and so on.
 
     Raises:
         ConfigError: as `axes`; one axis alone, or axes of different lengths.
     """
-    found = axes(part)
+    found = axes(part, schema)
     lengths = {name: len(values) for name, values in found.items()}
     if len(found) == 1:
         raise ConfigError(f"{part.place}: {next(iter(found))} has no partner; name two or more, or write it under grid")
@@ -45,7 +44,7 @@ def paired_axes(part: Located) -> dict[str, list[Located]]:
     return found
 
 
-def conditions(part: Located) -> tuple[Condition, ...]:
+def conditions(part: Located, schema: Schema) -> tuple[Condition, ...]:
     """The entries of `when`.
 
     Raises:
@@ -58,18 +57,18 @@ def conditions(part: Located) -> tuple[Condition, ...]:
             f"{part.place}: is {part.plain!r}; accepted: a list of conditions, as "
             "- {if: {model.num_layers: 4}, set: {train.batch_size: 4}}"
         )
-    return tuple(_condition(entry) for entry in part.value)
+    return tuple(_condition(entry, schema) for entry in part.value)
 
 
-def _condition(entry: Located) -> Condition:
+def _condition(entry: Located, schema: Schema) -> Condition:
     parts = mapping(entry, "a condition, as {if: {model.beta: 0}, skip: true}")
     refuse_unknown(entry, ("if", "set", "skip"), "part of a condition")
     if "if" not in parts or ("set" in parts) == ("skip" in parts):
         raise ConfigError(
             f"{entry.place}: has {', '.join(parts) or 'nothing'}; accepted: if with set, or if with skip: true"
         )
-    wanted = {name: _accepted(name, value) for name, value in settings(parts["if"]).items()}
-    changes = typed_settings(parts["set"]) if "set" in parts else {}
+    wanted = {name: _accepted(name, value, schema) for name, value in settings(parts["if"]).items()}
+    changes = schema.settings(parts["set"]) if "set" in parts else {}
     if not wanted or ("set" in parts and not changes):
         raise ConfigError(f"{entry.place}: if and set name no setting; write for example if: {{model.num_layers: 4}}")
     if "skip" in parts and parts["skip"].value is not True:
@@ -82,20 +81,20 @@ def _condition(entry: Located) -> Condition:
     return Condition(place=entry.place, wanted=wanted, changes=changes, skip="skip" in parts)
 
 
-def _accepted(name: str, value: Located) -> tuple[Any, ...]:
+def _accepted(name: str, value: Located, schema: Schema) -> tuple[Any, ...]:
     """A list is one of several values."""
     several = value.value if isinstance(value.value, list) else [value]
-    return tuple(typed_value(name, one).value for one in several)
+    return tuple(schema.typed(name, one).value for one in several)
 
 
-def cases(part: Located) -> dict[str, dict[str, Located]]:
+def cases(part: Located, schema: Schema) -> dict[str, dict[str, Located]]:
     """The settings of each named case; one without a name where there are none.
 
     Raises:
         ConfigError: an unknown setting, or a value of another type.
     """
     named = mapping(part)
-    return {name: typed_settings(case.labelled(f"case {name!r}")) for name, case in named.items()} or {"": {}}
+    return {name: schema.settings(case.labelled(f"case {name!r}")) for name, case in named.items()} or {"": {}}
 
 
 def seeds(part: Located) -> list[int]:

@@ -1,13 +1,14 @@
 """One trial as it is described: its name, all its settings, and the key by which it is known as done."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.grid.config import TrialConfig
+from experiments.grid.config import HEAD, TrialConfig, defaults
 from refavs.config import digest, flat
 from refavs.errors import ConfigError
+from refavs.model.heads.registry import DEFAULT
 
 _UNKNOWN = object()
 # What a trial runs on, and the place of a file whose digest counts instead.
@@ -45,23 +46,45 @@ class Trial:
         """The name with the seed."""
         return f"{self.name}, seed {self.config.seed}"
 
-    def key(self, fingerprint: str, defaults: Mapping[str, Any] | None = None) -> str:
+    def key(self, fingerprint: str, recorded: Mapping[str, Any] | None = None) -> str:
         """What makes this trial the same as another: its settings, the features it reads and the files it starts from.
 
-        Only settings that differ from `defaults` count, so that a setting which is new in the code, and which a trial
-        leaves at its default, makes no new trial.
+        Only settings that differ from their defaults count, so that a setting which is new in the code makes no new
+        trial where it is left at its default.
 
         Args:
             fingerprint: of the features of a sweep with one store.
-            defaults: every setting's default when the sweep began; those of the code where one is missing.
+            recorded: every setting's default when the sweep began, as `recorded_defaults` names it; those of the code
+                where one is missing.
         """
-        known = flat(TrialConfig()) | dict(defaults or {})
+        known = known_defaults(self.config.model.head, recorded or {})
         settings = {
             name: _unsigned(value) for name, value in flat(self.config).items()
             if value != known.get(name, _UNKNOWN) and not name.startswith(NOT_IN_KEY)
         }
         store = self.store.fingerprint if self.store else fingerprint
         return digest({"settings": settings, "store": store, **({"files": self.digests} if self.digests else {})})
+
+
+def _prefix(head: str) -> str:
+    """What the recorded names of the settings below `model.` begin with; those of the default head are as in a grid."""
+    return "model." if head == DEFAULT else f"model:{head}."
+
+
+def recorded_defaults(heads: Iterable[str]) -> dict[str, Any]:
+    """The defaults of all settings of trials with these heads, by names under which a sweep records them."""
+    return {
+        f"{_prefix(head)}{name.removeprefix('model.')}" if name.startswith("model.") else name: value
+        for head in heads for name, value in known_defaults(head, {}).items()
+    }
+
+
+def known_defaults(head: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The default of each setting of a trial with this head, as recorded, or else as the code has it."""
+    now = flat(defaults(head)) | {HEAD: DEFAULT}  # another head is a difference
+    then = {f"model.{name.removeprefix(_prefix(head))}" if name.startswith(_prefix(head)) else name: value
+            for name, value in recorded.items() if not name.startswith("model") or name.startswith(_prefix(head))}
+    return now | {name: value for name, value in then.items() if name in now}
 
 
 def _unsigned(value: Any) -> Any:

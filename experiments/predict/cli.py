@@ -79,7 +79,7 @@ def _write(
     from PIL import Image
 
     from experiments.predict.overlay_video import frame_size, write_overlay_video
-    from experiments.training.resume import write_json
+    from experiments.records.record_types import write_json
     from refavs.files.staged import staged
 
     height, width = frame_size(video)

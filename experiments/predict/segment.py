@@ -23,8 +23,7 @@ from refavs.files.typed_json import OddRecord, shaped
 from refavs.finite import require_finite_features, require_finite_probs
 from refavs.machine.accelerator import compute_fp32_exactly, require_usable
 from refavs.model.checkpoint import CONFIG, load_model, read_config
-from refavs.model.decoder import predict
-from refavs.model.heads.eemc import EEMC
+from refavs.model.heads.protocol import Head
 from refavs.store.reader import Sample, says_random
 
 AT_ONCE = 8  # expressions
@@ -84,7 +83,7 @@ class Predictor:
         self.device = device
         compute_fp32_exactly()
         require_usable(device, "this machine")
-        self.model: EEMC = load_model(folder).to(device)
+        self.model: Head = load_model(folder).to(device)
         facts = read_config(folder)["facts"]
         try:
             shaped(facts, _Facts, "facts")
@@ -127,15 +126,15 @@ class Predictor:
             texts = expressions[start : start + AT_ONCE]
             with torch.no_grad():
                 batch = self._batch(maps, audio, texts).to(self.device)
-                probs = predict(self.model(batch), (self.preset.input_size, self.preset.input_size)).cpu()
+                probs = self.model.probs(self.model(batch), (self.preset.input_size, self.preset.input_size)).cpu()
             require_finite_probs(repr(texts[0]), probs.isfinite().all())
             for text, one in zip(texts, probs, strict=True):
                 yield Prediction(expression=text, probs=one.clone())  # which alone stays in memory
 
     @property
     def _levels(self) -> tuple[str, ...]:
-        """The visual level whose maps the head reads: clips/visual/LEVEL/map."""
-        return (self.model.config.sizes.maps[0].path.split("/")[2],)
+        """The visual levels whose maps the head reads: clips/visual/LEVEL/map."""
+        return tuple(dict.fromkeys(level.split("/")[0] for level in self.model.sizes.levels))
 
     def _encoders(self, extraction: Mapping[str, Any], weights_folder: Path | None) -> Encoders:
         weights = WeightSource(kind=extraction["weights"], seed=int(extraction["seed"]), folder=weights_folder)
@@ -157,9 +156,10 @@ class Predictor:
 
     def _refuse_other_sizes(self, folder: Path) -> None:
         specs = {spec.path: spec for table in array_specs(self.preset, self.encoders).values() for spec in table}
-        sizes = self.model.config.sizes
-        wanted = {sizes.audio.path: [sizes.audio.channels], sizes.text.path: [sizes.text.channels],
-                  **{size.path: [size.channels, size.height, size.width] for size in sizes.maps}}  # fmt: skip
+        sizes = self.model.sizes
+        streams = [size for size in (sizes.audio, sizes.text) if size is not None]
+        wanted = {size.path: [size.channels] for size in streams}
+        wanted |= {size.path: [size.channels, size.height, size.width] for size in sizes.maps}
         for path, size in wanted.items():
             made = specs[path].shape[-len(size):] if path in specs else ()
             if list(made) != size:
@@ -171,18 +171,18 @@ class Predictor:
         maps = self.encoders.visual.encode([media.frames], self._levels)[0]
         sound = self.encoders.audio.encode([self.encoders.audio.prepare(media.sound)])[0]
         require_finite_features("the video", {**maps, **sound})
-        return maps, sound[self.model.config.sizes.audio.path]
+        (audio,) = sound.values()
+        return maps, audio
 
     def _batch(self, maps: Mapping[str, np.ndarray], audio: np.ndarray, expressions: Sequence[str]) -> Batch:
-        sizes = self.model.config.sizes
         texts = self.encoders.text.encode([self.encoders.text.prepare(text) for text in expressions])
         samples = []
         for text, encoded in zip(expressions, texts, strict=True):
             require_finite_features(repr(text), encoded)
-            valid = next(array for path, array in encoded.items() if path != sizes.text.path)
+            features, valid = sorted(encoded.values(), key=lambda array: array.dtype == bool)
             samples.append(Sample(
-                visual={size.name: torch.from_numpy(maps[size.path]) for size in sizes.maps},
-                audio=torch.from_numpy(audio), text=torch.from_numpy(encoded[sizes.text.path]),
+                visual={size.name: torch.from_numpy(maps[size.path]) for size in self.model.sizes.maps},
+                audio=torch.from_numpy(audio), text=torch.from_numpy(features),
                 valid=torch.from_numpy(valid), mask=None, uid=text, clip_id="video", text_string=text, split="",
                 dimension="",
             ))  # fmt: skip

@@ -114,10 +114,10 @@ def write(out: Path, files: Mapping[str, bytes]) -> None:
 
 def _upload(sweep: Path, tracking_uri: str | None, out: Path, names: Sequence[str]) -> int:
     """Gives the files to the sweep's run in MLflow; what fails there is told, the report stands."""
-    from experiments.sweep.ledger import Ledger
-    from experiments.sweep.place import follow_artifacts, guard_of, tracking_address
+    from experiments.records.ledger import Ledger
     from experiments.tracking.artifacts import upload
     from experiments.tracking.client import without_password
+    from experiments.tracking.place import follow_artifacts, guard_of, tracking_address
 
     facts = Ledger(sweep).sweep
     run_id = facts.get("run_id")

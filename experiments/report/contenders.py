@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.grid.trial import NOT_IN_KEY
-from experiments.report.runs import natural
+from experiments.report.runs import head_of, natural
 from experiments.report.scores import RunScores
 from refavs.config import digest, nearest
 from refavs.errors import ConfigError, StatisticsError
@@ -19,8 +19,6 @@ from refavs.metrics.groups import SPLITS_OF
 from refavs.metrics.intervals import ONE_SEED, SeedScores
 
 REFERENCE = "full"
-ABLATIONS = {"model.text": "text", "model.audio": "audio", "model.memory": "cached memory",
-             "model.modality_tokens": "modality encoding"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,11 +50,16 @@ class Contender:
 
     @property
     def removed(self) -> tuple[str, ...]:
-        """The parts of the model that are left out, as the paper's Table 4 names them; beta = 0 is no memory."""
-        off = {name for name in ABLATIONS if self.config.get(name) is False}
-        if self.config.get("model.beta") == 0:
-            off.add("model.memory")
-        return tuple(part for name, part in ABLATIONS.items() if name in off)
+        """The parts of the head that are left out, as the paper's Table 4 names them; none of a head not known here."""
+        head = head_of(self.config)
+        settings = {name.removeprefix("model."): value for name, value in self.config.items()}
+        return () if head is None else head.removed(settings)
+
+    @property
+    def curve(self) -> tuple[str, str]:
+        """The setting of the head against which J is drawn, and its words for the axis; empty where there is none."""
+        head = head_of(self.config)
+        return (f"model.{head.curve_setting}", head.curve_words) if head and head.curve_setting else ("", "")
 
     def interval(self, protocol: str, group: str, measure: str) -> Interval | None:
         """Mean over the seeds with its t interval; None where a seed has no such number."""

@@ -29,7 +29,6 @@ from refavs.metrics import PRIMARY, metrics
 from refavs.metrics.constant_baselines import MEAN_MASK_BEST
 from refavs.metrics.groups import MIX, SPLITS_OF, Values
 
-BETA = "model.beta"
 CURVES = ("train/loss", f"val/{PRIMARY}")
 
 
@@ -219,20 +218,25 @@ def _points(run: Run, measure: str) -> list[tuple[int, float]]:
 
 
 def _beta(contenders: Sequence[Contender], protocol: str) -> tuple[Line, ...]:
-    """J against beta over the most contenders that differ in nothing else, if possible with the reference."""
+    """J along the head's curve setting, as beta, over the most contenders that differ in nothing else, if possible with
+    the reference."""
     families: dict[str, list[Contender]] = {}
     for one in contenders:
-        rest = {name: value for name, value in one.config.items() if name != BETA}
+        rest = {name: value for name, value in one.config.items() if name != one.curve[0]}
         families.setdefault(repr((sorted(rest.items()), one.kind)), []).append(one)
-    family = sorted(max(families.values(), key=len), key=lambda one: one.config[BETA])
+    family = max(families.values(), key=len)
+    setting, words = family[0].curve
+    if not setting:
+        return ()
+    family = sorted(family, key=lambda one: one.config[setting])
     if len(differing(family)) != 1:
         return ()
     found = []
     for group in (*MIX, "mix"):
         estimates = tuple(_estimate(one, protocol, group) for one in family)
         if any(estimate.value is not None for estimate in estimates):
-            found.append(Line(label=NAMES[group], x=tuple(float(one.config[BETA]) for one in family),
-                              estimates=estimates))  # fmt: skip
+            found.append(Line(label=NAMES[group], x=tuple(float(one.config[setting]) for one in family),
+                              estimates=estimates, axis=words))  # fmt: skip
     return tuple(found)
 
 

@@ -49,7 +49,7 @@ def report_figures(report: Report) -> tuple[Drawing, ...]:
 
 
 def draw_beta(lines: Sequence[Line], protocol: str) -> Drawing | None:
-    """The primary metric in % along beta, a line for each split, with its intervals; None without lines."""
+    """The primary metric in % along a setting, a line for each split, with intervals; None without lines."""
     if not lines:
         return None
     measure = f"{PRIMARY} (%)"
@@ -57,7 +57,9 @@ def draw_beta(lines: Sequence[Line], protocol: str) -> Drawing | None:
         dataclasses.replace(line, estimates=tuple(_cut(point, measure) for point in line.estimates))
         for line in lines[:MOST_SERIES]
     ]
-    title = f"{PRIMARY} against β, {protocol} protocol"
+    axis = lines[0].axis
+    symbol = axis.partition(",")[0]
+    title = f"{PRIMARY} against {symbol}, {protocol} protocol"
     with style("beta"):
         figure, axes = new_figure(3.0, title)
         handles = []
@@ -75,7 +77,7 @@ def draw_beta(lines: Sequence[Line], protocol: str) -> Drawing | None:
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         low, high = _limits(point for line in lines for point in line.estimates)
         axes.set_ylim(max(low - 0.05 * (high - low), 0.0), high + 0.05 * (high - low))
-        axes.set(xlabel="β, sensitivity to change against the cached memory (Eq. 2)", ylabel=measure)
+        axes.set(xlabel=axis, ylabel=measure)
         add_legend(figure, handles, [line.label for line in lines])
         settle(figure)
     values = "; ".join(
@@ -84,8 +86,8 @@ def draw_beta(lines: Sequence[Line], protocol: str) -> Drawing | None:
     )
     return Drawing(
         name="beta", title=title, figure=figure, alt=printable(f"{title}. {values}"),
-        caption=f"{PRIMARY} by β, mean over seeds; {_bars_mean(p for line in lines for p in line.estimates)}. "
-        f"β = 0 is a model without cached memory. Protocol: {protocol}.",
+        caption=f"{PRIMARY} by {symbol}, mean over seeds; {_bars_mean(p for line in lines for p in line.estimates)}. "
+        f"Protocol: {protocol}.",
     )  # fmt: skip
 
 

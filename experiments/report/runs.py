@@ -7,13 +7,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from experiments.grid.config import TrialConfig
-from experiments.sweep.ledger import Ledger, read_metrics
-from experiments.sweep.record_types import Controls, Epoch, Settings, Status, read_record
+from experiments.grid.config import HEAD, defaults
+from experiments.records.ledger import Ledger, read_metrics
+from experiments.records.record_types import Controls, Epoch, Settings, Status, read_record
 from refavs.config import flat, kinds
 from refavs.errors import ConfigError
 from refavs.files.typed_json import shaped
 from refavs.metrics import STATISTICS_FILE
+from refavs.model.heads.registry import DEFAULT, options_class
+from refavs.model.options import HeadOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +132,22 @@ def natural(text: str) -> list[tuple[float, str]]:
     return [(float(part), "") if place % 2 else (-1.0, part) for place, part in enumerate(parts)]
 
 
+def head_of(config: Mapping[str, Any]) -> type[HeadOptions] | None:
+    """The options class of a run's head; None of one that is not installed here."""
+    try:
+        return options_class(str(config.get(HEAD, DEFAULT)))
+    except ConfigError:
+        return None
+
+
 @cache
-def _kinds() -> dict[str, Any]:
-    return kinds(TrialConfig())
+def _settings_of(head: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Default and type of every setting of a trial; without those of a head that is not installed here."""
+    own = head_of({HEAD: head})
+    config = defaults(head if own else DEFAULT)
+    values, types = ({name: value for name, value in found.items() if own or not name.startswith("model.")}
+                     for found in (flat(config), kinds(config)))  # fmt: skip
+    return values, types
 
 
 def _read_run(folder: Path, facts: Mapping[str, Any]) -> tuple[Run, str]:
@@ -141,16 +156,16 @@ def _read_run(folder: Path, facts: Mapping[str, Any]) -> tuple[Run, str]:
     Args:
         facts: of the sweep; among them every setting's default when it began, as far as that is known.
     """
-    defaults = facts.get("defaults", {})
+    began = facts.get("defaults", {})
     contents = {fingerprint: store["contents"] for fingerprint, store in facts.get("stores", {}).items()}
     settings = read_record(folder / "config.json", Settings) or {}
     status, result = read_record(folder / "status.json", Status), read_record(folder / "result.json", Epoch)
-    known, of = flat(TrialConfig()), _kinds()
+    known, of = _settings_of(str(settings["config"].get(HEAD, DEFAULT)))
     for name in settings["config"].keys() & of.keys():
         shaped(settings["config"][name], of[name], name)
     own = {
         name: value for name, value in settings["config"].items()
-        if name in known or name not in defaults or value != defaults[name]
+        if name in known or name not in began or value != began[name]
     }
     started = {f"digests.{name}": digest for name, digest in settings.get("digests", {}).items()}
     run = Run(

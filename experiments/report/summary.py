@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from experiments.records.ledger import Entry
 from experiments.report.cells import DASH, Number, column_of, main_numbers, seeds_cell
 from experiments.report.tables import Cell, Column, Row, Table
-from experiments.sweep.ledger import Entry
 from refavs.metrics import PRIMARY, metrics
 from refavs.metrics.groups import MIX
 

@@ -119,11 +119,12 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """Estimates along a setting, as J in % against beta; `label` names the split, as `Seen`."""
+    """Estimates along a setting, as J in % against beta; `label` names the split, as `Seen`; `axis` the setting."""
 
     label: str
     x: tuple[float, ...]
     estimates: tuple[Estimate, ...]
+    axis: str = "a setting"
 
 
 @dataclass(frozen=True, kw_only=True)

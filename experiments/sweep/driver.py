@@ -3,7 +3,6 @@
 import contextlib
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -11,9 +10,12 @@ import torch
 from experiments.baselines.cache import Baselines
 from experiments.cluster.resources import Resources
 from experiments.grid.expand import Grid
+from experiments.records.ledger import Entry, Ledger
+from experiments.records.stores import facts_of, store_facts, store_of, stores_of
 from experiments.sweep.execution import Options, Outcome, Run, best_by_val, closed_mark, num_to_come, to_run
-from experiments.sweep.ledger import Entry, Ledger
-from experiments.sweep.place import (
+from experiments.sweep.search import Search, refuse_unmeasured
+from experiments.tracking.database import database_at
+from experiments.tracking.place import (
     follow_artifacts,
     follow_database,
     guard_of,
@@ -21,15 +23,10 @@ from experiments.sweep.place import (
     place_of,
     tracking_address,
 )
-from experiments.sweep.search import Search, refuse_unmeasured
-from experiments.sweep.stores import facts_of, store_facts, store_of, stores_of
-from experiments.tracking.database import database_at
 from experiments.tracking.sync import pending
-from experiments.training.loop import load_initial
+from experiments.training.loop import load_start
 from refavs.errors import ConfigError, RefAVSError, StoreError
-from refavs.model.heads.eemc import EEMCConfig
-from refavs.model.heads.registry import build_head
-from refavs.model.pretrained import Mask2Former, load_decoders
+from refavs.model.heads.registry import implementation_of
 from refavs.store import FeatureStore
 from refavs.terminal.printing import warn
 
@@ -83,7 +80,7 @@ def run_sweep(
         guard = guard_of(out, uri, tracking_uri)
         run = Run(grid, store, ledger, outcome, options, baselines, search, sweep_id, guard)
         run.connect(known=before == uri and "run_id" in ledger.sweep)
-        ledger.set_sweep(id=sweep_id, tracking_uri=uri, closed=None, defaults=ledger.defaults)
+        ledger.set_sweep(id=sweep_id, tracking_uri=uri, closed=None, defaults=ledger.record_defaults(entries))
         resources = resources or Resources()
         if resources.pack_gpus:
             from experiments.cluster.packing import packed
@@ -170,20 +167,17 @@ def check_models(grid: Grid, store: FeatureStore) -> list[str]:
         refuse_unmeasured(grid.search.plan, store)
     known, fresh = set(), {}
     for trial in grid.kinds:
-        init, own = trial.config.train.init, store_of(trial, store)
-        kind = (replace(trial.config.model, beta=0 * trial.config.model.beta), init, own.fingerprint)  # or NaN: refused
+        options, init, own = trial.config.model, trial.config.train.init, store_of(trial, store)
+        kind = (options.same_cost(), init, own.fingerprint)
         if kind in known:
             continue
         known.add(kind)
         try:
             plain = init is None and trial.weights_dir is None
             with torch.device("meta") if plain else contextlib.nullcontext():
-                model = build_head(EEMCConfig.from_store(own, **asdict(trial.config.model)))
-            if init is not None:
-                load_initial(Path(init), model, own)
-                continue
-            if trial.weights_dir is not None:
-                fresh |= dict.fromkeys(load_decoders(model, Mask2Former.within(trial.weights_dir), own.encoders))
+                model = implementation_of(options).from_store(own, options)
+            if not plain:
+                fresh |= dict.fromkeys(load_start(trial.config, model, own, trial.weights_dir))
         except RefAVSError as error:
             raise type(error)(f"trial {trial.name!r}: {error}") from error
     return list(fresh)

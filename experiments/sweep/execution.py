@@ -12,13 +12,13 @@ from experiments.cluster.grouping import groups_on
 from experiments.cluster.resources import Resources
 from experiments.grid.config import TrialResources
 from experiments.grid.expand import Grid
-from experiments.sweep.ledger import Entry, Ledger, State
+from experiments.records.ledger import Entry, Ledger, State
 from experiments.sweep.live_table import Watch, progress_of
-from experiments.sweep.place import ARTIFACTS
 from experiments.sweep.search import Search
 from experiments.sweep.signals import Interrupts
 from experiments.sweep.summary import csv_text
 from experiments.tracking.client import Guard, Tracker, UnreachableError, without_password
+from experiments.tracking.place import ARTIFACTS
 from experiments.tracking.sync import TABLE, WAIT_S, Mirror, pending
 from refavs.config import digest
 from refavs.files.atomic import write_atomically

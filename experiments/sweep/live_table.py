@@ -17,7 +17,7 @@ from experiments.sweep.progress import ORDER, Progress, counts, duration, second
 from refavs.terminal.console import PlainConsole, ProgressBar
 
 if TYPE_CHECKING:
-    from experiments.sweep.ledger import Entry
+    from experiments.records.ledger import Entry
 
 INTERVAL_S = 0.5
 LINES_AROUND = 8  # of a terminal, left free above and below the table

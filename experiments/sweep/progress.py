@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.sweep.record_types import Epoch, Sent, ShownSettings, Status, SweepFacts, read_lines, read_record
+from experiments.records.record_types import Epoch, Sent, ShownSettings, Status, SweepFacts, read_lines, read_record
 from refavs.errors import ConfigError
 from refavs.files.locks import NO_LOCKS
 from refavs.files.plain_file import UnusableFileError, open_plain

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from experiments.cluster.grouping import MOST
 from experiments.grid.expand import Grid
 from experiments.grid.search_space import DIGITS, Range, SearchPlan
-from experiments.sweep.ledger import KEY_LENGTH, Entry, Ledger, read_metrics
+from experiments.records.ledger import KEY_LENGTH, Entry, Ledger, read_metrics
+from experiments.records.record_types import read_record, write_json
 from experiments.training.evaluate import rows_of
 from experiments.training.loop import best_epoch
-from experiments.training.resume import read_json, write_json
 from refavs.config import digest
 from refavs.errors import ConfigError
 
@@ -43,7 +43,7 @@ class Search:
         self.grid, self.plan, self.ledger, self.fingerprint = grid.search, grid.search.plan, ledger, fingerprint
         self.identity = self.grid.identity(self.grid.examples[0].key(fingerprint, ledger.defaults))
         self.path = ledger.root / "search" / f"{self.identity[:KEY_LENGTH]}.json"
-        self.points: list[dict[str, Any]] = (read_json(self.path, _Search) or {"points": []})["points"]
+        self.points: list[dict[str, Any]] = (read_record(self.path, _Search) or {"points": []})["points"]
         self._of_points: list[list[Entry]] = []
         self._rungs: dict[int, dict[str, float]] = {}
         self._values: dict[str, float | None] = {}

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from experiments.sweep.ledger import Entry
-from experiments.sweep.stores import store_of
+from experiments.records.ledger import Entry
+from experiments.records.stores import store_of
 from refavs.store import FeatureStore
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.grid.trial import NOT_IN_KEY
-from experiments.sweep.ledger import Entry
+from experiments.records.ledger import Entry
 from experiments.tracking.database import first_use, sqlite_uri
 from refavs.config import digest, flat
 from refavs.errors import ConfigError, RefAVSError

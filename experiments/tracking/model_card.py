@@ -30,27 +30,21 @@ def write_card(folder: Path, store: "FeatureStore") -> None:
 
 def card_of(config: dict[str, Any], store: "FeatureStore") -> dict[str, Any]:
     """The description of a checkpoint with this `config.json`, trained on `store`."""
-    model, sizes = config["model"], config["model"]["sizes"]
-    mask = sizes["maps"][0]
+    sizes = config["model"]["sizes"]
     inputs = [
         _tensor(f"visual/{size['name']}", _dtype(store, size["path"]), ANY, ANY, size["channels"], size["height"],
                 size["width"]) for size in sizes["maps"]
     ]  # fmt: skip
-    inputs += [
-        _tensor("audio", _dtype(store, sizes["audio"]["path"]), ANY, ANY, sizes["audio"]["channels"]),
-        _tensor("text", _dtype(store, sizes["text"]["path"]), ANY, ANY, sizes["text"]["channels"]),
-        _tensor("valid", "bool", ANY, ANY), _tensor("clip", "int64", ANY),
-    ]  # fmt: skip
-    outputs = [
-        _tensor("mask_logits", "float32", ANY, ANY, model["num_queries"], mask["height"], mask["width"]),
-        _tensor("class_logits", "float32", ANY, ANY, model["num_queries"], 2),
-    ]
+    inputs += [_tensor(name, _dtype(store, sizes[name]["path"]), ANY, ANY, sizes[name]["channels"])
+               for name in ("audio", "text") if sizes[name]]  # fmt: skip
+    inputs += [_tensor("valid", "bool", ANY, ANY), _tensor("clip", "int64", ANY)]
+    outputs = [_tensor("probs", "float32", ANY, ANY, ANY, ANY)]
     return {
         "flavors": {"refavs": {
             "version": _version(), "weights": WEIGHTS, "config": CONFIG,
             "load": "refavs.model.checkpoint.load_model(FOLDER)", "predict": "refavs-predict VIDEO TEXT --run FOLDER",
-            "axes": "visual u t c h w; audio u t c; text b l c; valid b l; clip b; mask_logits b t q h w; "
-                    "class_logits b t q 2",
+            "output": "model.probs(model(batch))",
+            "axes": "visual u t c h w; audio u t c; text b l c; valid b l; clip b; probs b t h w",
         }},
         "signature": {"inputs": json.dumps(inputs), "outputs": json.dumps(outputs), "params": None},
         "metadata": {"encoders": {name: one.get("name") for name, one in store.encoders.items()},

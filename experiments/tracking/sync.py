@@ -12,12 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.sweep.ledger import Entry, Ledger, read_metrics
-from experiments.sweep.record_types import Sent
-from experiments.sweep.stores import store_of
+from experiments.records.ledger import Entry, Ledger, read_metrics
+from experiments.records.record_types import Sent, read_record, write_json
+from experiments.records.stores import store_of
 from experiments.tracking.client import FEW_RETRIES, Tracker, gone, lasts, one_line, without_password
 from experiments.tracking.model_card import write_card
-from experiments.training.resume import read_json, write_json
 from refavs.machine.environment import environment_of
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def sent_of(folder: Path, uri: str) -> dict[str, Any]:
 
     Another address has nothing, so that a finished sweep can be sent to a second server.
     """
-    known = read_json(folder / FILE, Sent) or {}
+    known = read_record(folder / FILE, Sent) or {}
     same = known.get("uri") == without_password(uri)
     return known if same else {"attempt": known.get("attempt", 0), "uri": without_password(uri)}
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def bytes_of_batch(config: TrialConfig, store: "FeatureStore") -> int:
     """Bytes of the visual maps that one worker of a trial reads at once in training."""
-    train, sizes = config.train, FeatureSizes.from_store(store, config.model.trains_pixel_decoder)
+    train, sizes = config.train, FeatureSizes.from_store(store, config.model.needs(), config.model.head)
     at_once = math.ceil(train.batch_size / train.accumulate / config.resources.workers)
     num_clips = math.ceil(at_once / train.expressions_per_clip)
     return batch_bytes(store, sizes, num_clips, train.frames or store.num_frames)

@@ -18,22 +18,21 @@ from refavs.machine.accelerator import resolved_precision
 from refavs.metrics import Recorder, SegmentationMetrics, add_to_groups, batch_counts, write_statistics
 from refavs.metrics.groups import group_names, named_values
 from refavs.model.batch_cache import Once
-from refavs.model.decoder import predict
-from refavs.model.heads.eemc import EEMC, EEMCConfig
+from refavs.model.heads.protocol import Head
 
 if TYPE_CHECKING:
     from refavs.store import FeatureStore
 
 
-class Head(NamedTuple):
+class Trained(NamedTuple):
     """A head to evaluate, and how it was trained."""
 
     config: TrainConfig
-    model: EEMC
+    model: Head
 
 
 def evaluate_splits(
-    config: TrainConfig, model: EEMC, store: "FeatureStore", splits: Sequence[str], device: torch.device,
+    config: TrainConfig, model: Head, store: "FeatureStore", splits: Sequence[str], device: torch.device,
     recorder: Recorder | None = None,
 ) -> dict[str, float]:
     """Metrics as fractions by name: `test_s/J`, `test_s/acoustic/J`, and where both are there `mix/J`.
@@ -43,14 +42,14 @@ def evaluate_splits(
     Args:
         recorder: receives the statistics of each expression and frame, from which all other protocols follow.
     """  # fmt: skip
-    (found,) = evaluate_together([Head(config, model)], store, splits, device, [recorder])
+    (found,) = evaluate_together([Trained(config, model)], store, splits, device, [recorder])
     if isinstance(found, Exception):
         raise found
     return found
 
 
 def evaluate_together(
-    heads: Sequence[Head], store: "FeatureStore", splits: Sequence[str], device: torch.device,
+    heads: Sequence[Trained], store: "FeatureStore", splits: Sequence[str], device: torch.device,
     recorders: Sequence[Recorder | None],
 ) -> list[dict[str, float] | Exception]:
     """As `evaluate_splits` for several heads, with one recorder or None for each; every batch is read once.
@@ -85,21 +84,21 @@ def evaluate_together(
 
 
 def record_splits(
-    config: TrainConfig, model: EEMC, store: "FeatureStore", splits: Sequence[str], device: torch.device, path: Path
+    config: TrainConfig, model: Head, store: "FeatureStore", splits: Sequence[str], device: torch.device, path: Path
 ) -> dict[str, float]:
     """As `evaluate_splits`, and writes the statistics of the same inference to `path`; none for splits without masks.
 
     Raises:
         StatisticsError: the probabilities are not numbers; names the expressions.
     """
-    (found,) = record_together([Head(config, model)], store, splits, device, [path])
+    (found,) = record_together([Trained(config, model)], store, splits, device, [path])
     if isinstance(found, Exception):
         raise found
     return found
 
 
 def record_together(
-    heads: Sequence[Head], store: "FeatureStore", splits: Sequence[str], device: torch.device, paths: Sequence[Path]
+    heads: Sequence[Trained], store: "FeatureStore", splits: Sequence[str], device: torch.device, paths: Sequence[Path]
 ) -> list[dict[str, float] | Exception]:
     """As `record_splits` for several heads, each with a path of its own, and `evaluate_together`.
 
@@ -117,7 +116,7 @@ def record_together(
 
 
 def predictions(
-    config: TrainConfig, model: EEMC, store: "FeatureStore", rows: Sequence[int], device: torch.device
+    config: TrainConfig, model: Head, store: "FeatureStore", rows: Sequence[int], device: torch.device
 ) -> Iterator[tuple[Batch, Tensor]]:
     """The batches of `rows` with the probabilities of each pixel at the size of the masks.
 
@@ -125,7 +124,7 @@ def predictions(
         StatisticsError: some probabilities were not numbers; raised after the last batch.
     """
     finite = []
-    for batch, found in predictions_together([Head(config, model)], store, rows, device):
+    for batch, found in predictions_together([Trained(config, model)], store, rows, device):
         for _, probs in found:
             finite.append(probs.isfinite().all())
             yield batch, probs
@@ -135,7 +134,7 @@ def predictions(
 
 @torch.no_grad()
 def predictions_together(
-    heads: Sequence[Head], store: "FeatureStore", rows: Sequence[int], device: torch.device
+    heads: Sequence[Trained], store: "FeatureStore", rows: Sequence[int], device: torch.device
 ) -> Iterator[tuple[Batch, Iterator[tuple[int, Tensor]]]]:
     """As `predictions` for heads that read the same maps: with each batch, the number of a head and what it predicts.
 
@@ -146,7 +145,7 @@ def predictions_together(
     modes = [model.training for _, model in heads]
     for _, model in heads:
         model.eval()
-    levels = all_levels(model.config for _, model in heads)
+    levels = all_levels(model for _, model in heads)
     read = batches(store, rows, heads[0].config.eval_batch_size, levels=levels, device=device)
     for on_its_way in Ahead(read, depth_for(device)):
         yield (batch := on_its_way.to(device)), _predicted(heads, batch)
@@ -154,20 +153,20 @@ def predictions_together(
         model.train(mode)
 
 
-def all_levels(models: Iterable[EEMCConfig]) -> list[str]:
+def all_levels(models: Iterable[Head]) -> list[str]:
     """What models read that read the same batches: what one of them needs."""
-    return list(dict.fromkeys(level for model in models for level in model.levels))
+    return list(dict.fromkeys(level for model in models for level in model.sizes.levels))
 
 
 @torch.no_grad()
-def _predicted(heads: Sequence[Head], batch: Batch) -> Iterator[tuple[int, Tensor]]:
+def _predicted(heads: Sequence[Trained], batch: Batch) -> Iterator[tuple[int, Tensor]]:
     once = Once(keep=len(heads) > 1)
     assert batch.mask is not None
     height, width = batch.mask.shape[-2:]
     for number, (config, model) in enumerate(heads):
         with autocast(config, batch.audio.device):
             output = model(batch, once=once)
-        yield number, predict(output, (height, width))
+        yield number, model.probs(output, (height, width))
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:

@@ -1,6 +1,7 @@
 """What the trials of a grid start from: pretrained decoders and trained heads, found before anything starts."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 from experiments.grid.expand import Grid
@@ -8,12 +9,11 @@ from experiments.grid.trial import Trial, refuse_twins
 from refavs.config import replace
 from refavs.errors import ConfigError
 from refavs.model.checkpoint import checkpoint_digest, read_config
-from refavs.model.heads.released import released_stamp
-from refavs.model.pretrained import Mask2Former
+from refavs.model.heads.registry import default_options, implementation_of
 
 
 def with_weights(grid: Grid, weights_dir: Path | None) -> Grid:
-    """The grid with the files that its trials start from.
+    """The grid with the pretrained weights that its trials start from.
 
     Args:
         weights_dir: as refavs-extract takes it; trials that start from random weights need none.
@@ -22,20 +22,23 @@ def with_weights(grid: Grid, weights_dir: Path | None) -> Grid:
         ConfigError: a trial starts from weights, and no folder is given.
         WeightsError: the folder has no such weights.
     """
-    starting = [trial for trial in grid.kinds if trial.config.model.decoder_weights != "random"]
-    if not starting:
-        return grid
-    if weights_dir is None:
-        kind = starting[0].config.model.decoder_weights
-        raise ConfigError(
-            f"trial {starting[0].name!r} has model.decoder_weights={kind}; give the folder that has {kind}/ by "
-            "--weights-dir, or take --set model.decoder_weights=random"
-        )
-    digests, folder = {"decoder_weights": Mask2Former.within(weights_dir).stamp}, weights_dir.absolute()
+    starting = [trial for trial in grid.kinds if trial.config.model.pretrained]
+    if starting and weights_dir is None:
+        model = starting[0].config.model
+        setting, folder = f"model.{model.weights_setting}", model.pretrained
+        raise ConfigError(f"trial {starting[0].name!r} has {setting}={folder}; give the folder that has {folder}/ by "
+                          f"--weights-dir, or take --set {setting}=random")  # fmt: skip
+
+    @functools.cache
+    def stamp(head: str, folder: Path) -> str:
+        return implementation_of(default_options(head)).pretrained_stamp(folder)
 
     def found(trial: Trial) -> Trial:
-        starts = trial.config.model.decoder_weights != "random"
-        return dataclasses.replace(trial, digests=digests, weights_dir=folder) if starts else trial
+        model = trial.config.model
+        if model.pretrained is None or weights_dir is None:
+            return trial
+        digests = {model.weights_setting: stamp(model.head, weights_dir / model.pretrained)}
+        return dataclasses.replace(trial, digests=digests, weights_dir=weights_dir.absolute())
 
     return grid.with_kinds(found)
 
@@ -56,19 +59,17 @@ def with_checkpoints(grid: Grid, fingerprint: str, any_store: bool = False) -> G
         if init is None:
             return trial
         folder = Path(init).absolute()
-        if trial.config.model.variant == "released":  # a file that knows no store
-            return dataclasses.replace(
-                trial, config=replace(trial.config, {"train.init": str(folder)}),
-                digests={**trial.digests, "init": released_stamp(folder)},
-            )  # fmt: skip
-        known = read_config(folder)["facts"].get("store")
-        own = trial.store.fingerprint if trial.store else fingerprint
-        if known != own and not any_store:
-            raise ConfigError(
-                f"trial {trial.name!r}: the head in {init} was trained on the store {str(known)[:12]}, this one is "
-                f"{own[:12]}; give the store that it knows, or --any-store to train it on other features"
-            )
-        digests = {**trial.digests, "init": checkpoint_digest(folder)}
+        kind = implementation_of(trial.config.model)
+        if not kind.own_format:  # a file in a format of its own knows no store
+            known = read_config(folder)["facts"].get("store")
+            own = trial.store.fingerprint if trial.store else fingerprint
+            if known != own and not any_store:
+                raise ConfigError(
+                    f"trial {trial.name!r}: the head in {init} was trained on the store {str(known)[:12]}, this one is "
+                    f"{own[:12]}; give the store that it knows, or --any-store to train it on other features"
+                )
+        digest = kind.own_stamp(folder) if kind.own_format else checkpoint_digest(folder)
+        digests = {**trial.digests, "init": digest}
         return dataclasses.replace(trial, config=replace(trial.config, {"train.init": str(folder)}), digests=digests)
 
     grid = grid.with_kinds(found)

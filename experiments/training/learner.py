@@ -21,8 +21,8 @@ from refavs.data.batches import Batch
 from refavs.errors import ConfigError
 from refavs.machine.accelerator import resolved_precision
 from refavs.model.batch_cache import Once
-from refavs.model.heads.eemc import EEMC, Seconds
-from refavs.model.losses import FrameCounts, eemc_loss
+from refavs.model.heads.protocol import Head, Seconds
+from refavs.model.target import FrameCounts, Target
 
 
 class NonFiniteError(ConfigError):
@@ -52,7 +52,7 @@ class Learner:
         best: those weights as they were after the best epoch, once there is one and the settings ask for it.
     """
 
-    def __init__(self, config: TrialConfig, model: EEMC, team: Team | None = None) -> None:
+    def __init__(self, config: TrialConfig, model: Head, team: Team | None = None) -> None:
         self.config, self.model, self.team = config, model, team or Team()
         settings = config.train
         self.device = next(model.parameters()).device
@@ -142,13 +142,14 @@ class Learner:
             output = self.forward(part, seconds) if self.config.train.compile else self.forward(part, seconds, once)
         mask = once("mask", lambda: mask if seconds is None else mask[:, seconds.index])
         shown = once("shown", lambda: _places(_chosen(part, frames)).to(self.device, non_blocking=True))
-        return eemc_loss(output, mask, self.config.loss, whole, once, shown)
+        target = Target(masks=mask, counts=whole, shown=shown, once=once)
+        return self.model.loss(output, target, self.config.loss)
 
     def _share(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         """Adds up gradients and losses over the workers, in one message."""
         if self.team.size == 1:
             return sums
-        names = ("total", "bce", "dice", "classification")
+        names = ("total", *self.model.losses)
         losses = torch.stack([sums.get(name, torch.zeros((), device=self.device)).float() for name in names])
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.trained]
         message = self.team.add(torch.cat([losses, *(grad.flatten() for grad in grads)]))

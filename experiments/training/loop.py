@@ -12,23 +12,23 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from experiments.cluster.usage import Usage
 from experiments.grid.config import TrialConfig
-from experiments.sweep.record_types import Epoch
+from experiments.records.record_types import STOP_FILE, Epoch, read_record, write_json
 from experiments.training.batch_size import bytes_of_batch
-from experiments.training.evaluate import Head, all_levels, evaluate_together, record_together, rows_of
+from experiments.training.evaluate import Trained, all_levels, evaluate_together, record_together, rows_of
 from experiments.training.history import best_epoch, stalled, write_history
 from experiments.training.learner import Learner, Team, computed_as
 from experiments.training.overlays import OVERLAYS, write_overlays
-from experiments.training.resume import STOP_FILE, load_state, read_json, save_state, saved_precision, write_json
+from experiments.training.resume import load_state, save_state, saved_precision
 from experiments.training.sampler import Sampler
+from experiments.training.usage import Usage
 from refavs.config import to_dict
 from refavs.data.batches import Batch
 from refavs.data.prefetch import Ahead, depth_for
@@ -39,11 +39,9 @@ from refavs.metrics.groups import TEST_SPLITS
 from refavs.model.batch_cache import Once
 from refavs.model.checkpoint import load_weights, save_model
 from refavs.model.feature_sizes import FeatureSizes
-from refavs.model.heads.eemc import EEMC, EEMCConfig
-from refavs.model.heads.registry import build_head
-from refavs.model.heads.released import ReleasedHead, load_released
+from refavs.model.heads.protocol import Head
+from refavs.model.heads.registry import implementation_of
 from refavs.model.memory_budget import require_memory
-from refavs.model.pretrained import Mask2Former, load_decoders
 from refavs.store.unchanged import refuse_exchanged
 
 if TYPE_CHECKING:
@@ -172,7 +170,7 @@ class Training:
         allow_tf32(device)
         torch.manual_seed(config.seed)
         at_once = math.ceil(settings.batch_size / settings.accumulate / team.size)
-        sizes = FeatureSizes.from_store(store, config.model.trains_pixel_decoder)
+        sizes = FeatureSizes.from_store(store, config.model.needs(), config.model.head)
         num_frames, batch = settings.frames or store.num_frames, bytes_of_batch(config, store)
         require_memory(config.model, sizes, device, at_once, num_frames, batch)
         self.run, self.team = run, team
@@ -193,9 +191,9 @@ class Training:
         return self.epoch >= settings.epochs or stalled(self.history, settings.patience)
 
     @property
-    def head(self) -> Head:
+    def head(self) -> Trained:
         """What is evaluated."""
-        return Head(self.learner.config.train, self.learner.average)
+        return Trained(self.learner.config.train, self.learner.average)
 
     def step(self, parts: Sequence[tuple[int, Batch]], index: int, once: Once) -> None:
         """One step of the epoch; `index` counts from its start."""
@@ -292,7 +290,7 @@ def take_steps(trainings: Sequence[Training], num_runs: int) -> tuple[list[Train
     for training in trainings:
         training.learner.model.train()
     lead, running = trainings[0], list(trainings)
-    levels = all_levels(training.learner.model.config for training in trainings)
+    levels = all_levels(training.learner.model for training in trainings)
     read = lead.sampler.batches(lead.epoch, lead.team.rank, lead.team.size, levels)
     ahead = Ahead(read, depth_for(lead.sampler.device))
     for index, parts in enumerate(ahead):
@@ -330,7 +328,7 @@ def finish(trainings: Sequence[Training], store: "FeatureStore", num_runs: int) 
     """
     missing: list[Training] = []
     for training in trainings:
-        known = read_json(training.run.folder / "result.json", Epoch)
+        known = read_record(training.run.folder / "result.json", Epoch)
         if training.team.rank == 0 and known is None:
             training.learner.use_best()
             missing.append(training)
@@ -359,32 +357,37 @@ def _good(metrics: dict[str, float] | Exception) -> dict[str, float]:
     return metrics
 
 
-def build_model(config: TrialConfig, store: "FeatureStore", weights_dir: Path | None = None) -> EEMC:
+def build_model(config: TrialConfig, store: "FeatureStore", weights_dir: Path | None = None) -> Head:
     """A new head for the features of `store`, which are standardised inside it.
 
     Raises:
         ConfigError: settings that do not fit the store.
         WeightsError: weights to start from that are missing, damaged, of another size, or not those of the store.
     """
-    model = build_head(EEMCConfig.from_store(store, **asdict(config.model)))
-    if config.train.init is not None:
-        load_initial(Path(config.train.init), model, store)
+    model = implementation_of(config.model).from_store(store, config.model)
+    load_start(config, model, store, weights_dir)
     model.set_statistics(store.statistics)
-    if config.model.decoder_weights != "random" and config.train.init is None:
-        if weights_dir is None:
-            raise ConfigError("model.decoder_weights is not random; give the folder that has them by --weights-dir")
-        load_decoders(model, Mask2Former.within(weights_dir), store.encoders)
     return model
 
 
-def load_initial(init: Path, model: EEMC, store: "FeatureStore") -> None:
-    """Puts into a new head for `store` what `train.init` names: a checkpoint's folder, or the file of the release.
+def load_start(config: TrialConfig, model: Head, store: "FeatureStore", weights_dir: Path | None) -> list[str]:
+    """Puts into a new head for `store` what it starts from: what `train.init` names, or pretrained weights.
+
+    Returns:
+        Parts that start from random weights all the same, with the reason.
 
     Raises:
-        WeightsError: as `load_weights` and `load_released`.
-        StoreError: the release did not read such text features.
+        ConfigError: the settings want pretrained weights, and `weights_dir` is None.
+        WeightsError: the weights are missing, damaged, of another size, or not those of the store.
     """
-    if isinstance(model, ReleasedHead):
-        load_released(init, model, store.encoders)
-    else:
-        load_weights(init, model)
+    init = config.train.init
+    if init is not None and model.own_format:
+        model.load_own(Path(init), store.encoders)
+    elif init is not None:
+        load_weights(Path(init), model)
+    elif config.model.pretrained is not None:
+        if weights_dir is None:
+            raise ConfigError(f"model.{config.model.weights_setting} is not random; give the folder that has "
+                              f"{config.model.pretrained}/ by --weights-dir")  # fmt: skip
+        return model.load_pretrained(weights_dir / config.model.pretrained, store.encoders)
+    return []

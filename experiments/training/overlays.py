@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from experiments.training.evaluate import Head, predictions_together, rows_of
+from experiments.training.evaluate import Trained, predictions_together, rows_of
 from refavs.config import digest
 from refavs.files.source_files import PICTURE_ERRORS, open_picture
 
@@ -29,7 +29,7 @@ BACKDROP = 60
 
 
 def write_overlays(
-    folders: Sequence[Path], heads: Sequence[Head], store: "FeatureStore", device: torch.device
+    folders: Sequence[Path], heads: Sequence[Trained], store: "FeatureStore", device: torch.device
 ) -> list[list[Path] | str]:
     """Writes for each head, into a folder of its own, a picture of two expressions: the same for every trial.
 
@@ -60,7 +60,7 @@ def write_overlays(
 
 
 def _pictures(
-    heads: Sequence[Head], store: "FeatureStore", device: torch.device
+    heads: Sequence[Trained], store: "FeatureStore", device: torch.device
 ) -> Iterator[tuple[int, str, Image.Image]]:
     """Each picture with the number of its head and the end of its name."""
     backdrops: dict[str, list[Image.Image]] = {}

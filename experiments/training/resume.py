@@ -1,6 +1,5 @@
 """What a trial leaves on disk so that it can go on after a kill: model, optimiser and history, whole or not at all."""
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -11,26 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from experiments.sweep.record_types import read_record
+from experiments.records.record_types import read_record, write_json
 from refavs.errors import ConfigError
 from refavs.files.atomic import sync_folder, write_atomically
 
 PREFIX = "epoch-"
-STOP_FILE = ".stop"  # in a trial's folder or its sweep's: trials end after the epoch they are in
-
-
-def write_json(path: Path, value: Any, mode: int = 0o644) -> None:
-    """Writes `value` as JSON, whole or not at all."""
-    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode(), mode)
-
-
-def read_json(path: Path, kind: Any = dict[str, Any]) -> Any | None:
-    """The value in `path`, of the shape `kind`, or None where the file is absent.
-
-    Raises:
-        ConfigError: a file of another shape, or one that is not JSON.
-    """
-    return read_record(path, kind)
 
 
 class Stateful(Protocol):
@@ -70,7 +54,7 @@ def save_state(folder: Path, subject: Stateful, epoch: int, history: list[dict[s
 def saved_precision(folder: Path) -> str | None:
     """The precision in which the trial whose states are in `folder` has computed so far; None for a new one."""
     for newest in sorted(folder.glob(f"{PREFIX}*"))[-1:]:
-        facts = (read_json(newest / "state.json") or {}).get("facts")
+        facts = (read_record(newest / "state.json") or {}).get("facts")
         return facts.get("precision") if isinstance(facts, dict) else None
     return None
 
@@ -86,7 +70,7 @@ def load_state(folder: Path, subject: Stateful) -> tuple[int, list[dict[str, Any
         return 0, []
     newest = saved[-1]
     try:
-        facts = read_record(newest / "state.json", dict[str, Any]) or {}
+        facts = read_record(newest / "state.json") or {}
         subject.load_state({name: load_file(newest / f"{name}.safetensors") for name in facts["parts"]}, facts["facts"])
         return facts["epoch"], facts["history"]
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ConfigError, SafetensorError) as error:

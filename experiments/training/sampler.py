@@ -4,7 +4,6 @@ import math
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +13,7 @@ from experiments.grid.config import TrainConfig, TrialConfig
 from experiments.training.evaluate import rows_of
 from refavs.data.batches import Batch, batch_rows, read_batches
 from refavs.errors import StoreError
-from refavs.model.heads.eemc import EEMCConfig
+from refavs.model.feature_sizes import FeatureSizes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +34,7 @@ class Sampler:
 
     def __init__(self, config: TrialConfig, store: "FeatureStore", device: torch.device | None = None) -> None:
         self.config, self.store, self.device = config, store, device or torch.device("cpu")
-        self.levels = EEMCConfig.from_store(store, **asdict(config.model)).levels
+        self.levels = FeatureSizes.from_store(store, config.model.needs(), config.model.head).levels
         table = store.expressions
         rows = rows_of(store, ("train",))
         if not rows:

@@ -10,9 +10,10 @@ from extract.encoders import ClipEncoder, Encoder
 from extract.encoders.presets import Preset, build_encoders
 from extract.encoders.weights import OtherArchitecture, WeightPart, WeightSource
 from refavs.errors import ConfigError, WeightsError
-from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
-from refavs.model.heads.eemc import EEMC, EEMCConfig
-from refavs.model.pretrained import FETCH, FOLDER, Mask2Former, load_decoders
+from refavs.model.feature_sizes import FeatureSizes, MapSize
+from refavs.model.heads.eemc import EEMC
+from refavs.model.heads.options import EEMCOptions
+from refavs.model.pretrained import FETCH, FOLDER, Mask2Former
 from refavs.terminal.command import Exit
 from refavs.terminal.printing import say
 
@@ -106,13 +107,12 @@ def _decoder_part(preset: Preset, visual: ClipEncoder, folder: Path) -> WeightPa
                 width=spec.shape[3])
         for spec in visual.specs() if spec.path.startswith("clips/visual/pixel_decoder/")
     )  # fmt: skip
-    streams = {"audio": StreamSize(path="", channels=1), "text": StreamSize(path="", channels=1)}
 
     def load() -> None:
-        sizes = FeatureSizes(maps=maps, **streams)
-        checkpoint = Mask2Former.within(folder)
-        same_maps = {"visual/pixel_decoder": {"weights": checkpoint.stamp}}
-        for part in load_decoders(EEMC(EEMCConfig(sizes=sizes, decoder_weights="mask2former")), checkpoint, same_maps):
+        options = EEMCOptions(decoder_weights="mask2former", audio=False, text=False)
+        model = EEMC(options, FeatureSizes(audio=None, text=None, maps=maps))
+        same_maps = {"visual/pixel_decoder": {"weights": model.pretrained_stamp(folder / FOLDER)}}
+        for part in model.load_pretrained(folder / FOLDER, same_maps):
             say(f"{'':{NAME_WIDTH}} the head starts from random weights: {part}")
 
     return WeightPart(

@@ -6,13 +6,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from refavs.data.batches import Batch
 
 Item = TypeVar("Item")
 
@@ -85,7 +82,7 @@ class Sender:
         self.device = device
         self._module = torch.get_device_module(device)
         self._stream = self._module.Stream(device)
-        self._under_way: deque[tuple[Any, Batch]] = deque()
+        self._under_way: deque[tuple[Any, Any]] = deque()
 
     @classmethod
     def to(cls, device: torch.device) -> "Sender | None":
@@ -95,8 +92,8 @@ class Sender:
         )
         return cls(device) if streams else None
 
-    def send(self, batch: "Batch") -> "Batch":
-        """The batch on the device; `Batch.to` makes it safe to use."""
+    def send(self, batch: Any) -> Any:
+        """A `Batch` on the device; `Batch.to` makes it safe to use."""
         while self._under_way and self._under_way[0][0].query():
             self._under_way.popleft()
         with self._module.stream(self._stream):

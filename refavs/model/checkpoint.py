@@ -20,9 +20,10 @@ from refavs.files.partials import remove_left
 from refavs.files.plain_file import open_plain, read_plain
 from refavs.files.typed_json import OddRecord, read_json, shaped
 from refavs.finite import require_finite_weights
-from refavs.model.feature_sizes import LEVELS, MASKS, STAGES, FeatureSizes, MapSize, StreamSize
-from refavs.model.heads.eemc import EEMC, EEMCConfig
-from refavs.model.heads.registry import build_head
+from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
+from refavs.model.heads.protocol import Head
+from refavs.model.heads.registry import DEFAULT, implementation_of, options_class
+from refavs.model.options import HeadOptions
 from refavs.model.pretrained import mismatch
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -42,8 +43,8 @@ class _Map(_Stream):
 
 
 class _Sizes(TypedDict):
-    audio: _Stream
-    text: _Stream
+    audio: _Stream | None
+    text: _Stream | None
     maps: list[_Map]
 
 
@@ -64,25 +65,26 @@ class Facts(TypedDict, total=False):
     trial: _Trial
 
 
-def save_model(folder: Path, model: EEMC, facts: Mapping[str, Any] | None = None) -> None:
+def save_model(folder: Path, model: Head, facts: Mapping[str, Any] | None = None) -> None:
     """Writes weights and configuration; a reader meets the old checkpoint or the new one, never a part.
 
     Args:
         facts: what else to keep with the model, e.g. the fingerprint of the store it was trained on.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"format": FORMAT, "model": to_dict(model.config), "facts": dict(facts or {})}
+    described = {**to_dict(model.options), "sizes": to_dict(model.sizes)}
+    config = {"format": FORMAT, "model": described, "facts": dict(facts or {})}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     # The weights name their configuration, so that a crash between the two files cannot pair old with new.
     for path, content in (
-        (folder / WEIGHTS, save(weights, metadata={"config": digest(config["model"])})),
+        (folder / WEIGHTS, save(weights, metadata={"config": digest(described)})),
         (folder / CONFIG, json.dumps(config, indent=1).encode()),
     ):
         remove_left(path)
         write_atomically(path, content)
 
 
-def load_model(folder: Path) -> EEMC:
+def load_model(folder: Path) -> Head:
     """The model saved in `folder`, on the CPU and in evaluation mode.
 
     Raises:
@@ -92,23 +94,24 @@ def load_model(folder: Path) -> EEMC:
     config = read_config(folder)
     found = _shapes(folder / WEIGHTS)
     try:
-        described = _config_of(config["model"])
-        _refuse_deeper(described, len(found))
+        options, sizes = _described(config["model"])
+        _refuse_deeper(options, sizes, len(found))
+        kind = implementation_of(options)
         with torch.device("meta"):  # which takes no memory, whatever the sizes are
-            _refuse_other_shapes(folder / WEIGHTS, build_head(described), found)
-        model = build_head(described)
+            _refuse_other_shapes(folder / WEIGHTS, kind(options, sizes), found)
+        model = kind(options, sizes)
     except WeightsError:
         raise
     except (TypeError, ValueError, RuntimeError, RefAVSError) as error:  # torch's refusal of a size is a RuntimeError
         raise WeightsError(
-            f"{folder / CONFIG} does not describe an EEMC of this version ({error}); train again or use the version "
+            f"{folder / CONFIG} does not describe a head of this version ({error}); train again or use the version "
             "that wrote it"
         ) from error
     load_weights(folder, model)
     return model.eval()
 
 
-def load_weights(folder: Path, model: EEMC) -> None:
+def load_weights(folder: Path, model: Head) -> None:
     """Puts the weights saved in `folder` into `model`.
 
     Raises:
@@ -116,12 +119,16 @@ def load_weights(folder: Path, model: EEMC) -> None:
     """
     config = read_config(folder)["model"]
     weights = _read_weights(folder / WEIGHTS, digest(config))
-    heads = config.get("num_heads", model.config.num_heads)
-    if heads != model.config.num_heads:  # the one size that no tensor tells
-        raise WeightsError(
-            f"{folder / CONFIG} says num_heads={heads}, the model has {model.config.num_heads}; take --set "
-            f"model.num_heads={heads}"
-        )
+    name, head = _head_of(config), model.options.head
+    if name != head:
+        raise WeightsError(f"{folder} holds a head {name!r}, the model is {head!r}; take --set model.head={name}")
+    for setting in model.options.unseen_settings:
+        wanted = getattr(model.options, setting)
+        found = config.get(setting, wanted)
+        if found != wanted:
+            raise WeightsError(
+                f"{folder / CONFIG} says {setting}={found}, the model has {wanted}; take --set model.{setting}={found}"
+            )
     _refuse_other_shapes(folder / WEIGHTS, model, {name: tuple(tensor.shape) for name, tensor in weights.items()})
     model.load_state_dict(weights)
 
@@ -162,24 +169,36 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _config_of(facts: Mapping[str, Any]) -> EEMCConfig:
-    kinds = {**get_type_hints(EEMCConfig), "sizes": _Sizes}
-    for name in ({field.name for field in fields(EEMCConfig)} & facts.keys()) | {"sizes"}:
-        shaped(facts.get(name), kinds[name], name)
-    sizes = facts["sizes"]
-    names = tuple(size["name"] for size in sizes["maps"])
-    if names not in ((MASKS, *reversed(LEVELS)), STAGES):
-        raise ValueError(f"its maps are {', '.join(names)[:80] or 'none'}")
-    known = FeatureSizes(
-        audio=StreamSize(**sizes["audio"]), text=StreamSize(**sizes["text"]),
-        maps=tuple(MapSize(**size) for size in sizes["maps"]),
-    )
-    return EEMCConfig(**{**facts, "sizes": known})
+def _head_of(facts: Mapping[str, Any]) -> str:
+    """The head's name; before heads had names, `variant` told the release's from EEMC."""
+    return str(facts.get("head", "released" if facts.get("variant") == "released" else DEFAULT))
 
 
-def _refuse_deeper(config: EEMCConfig, num_tensors: int) -> None:
+def _described(facts: Mapping[str, Any]) -> tuple[HeadOptions, FeatureSizes]:
+    """The head's options and the features that it reads, as a checkpoint describes them.
+
+    Raises:
+        ConfigError: an unknown head, or options that it refuses.
+        ValueError, TypeError: a description of another form.
+    """
+    kind = options_class(_head_of(facts))
+    hints = {field.name: get_type_hints(kind)[field.name] for field in fields(kind)} | {"sizes": _Sizes}
+    if "head" not in facts:  # as it was written when all heads shared one set of options
+        facts = {name: value for name, value in facts.items() if name in hints and value is not None}
+    for name in hints.keys() & facts.keys() | {"sizes"}:
+        shaped(facts.get(name), hints[name], name)
+    options, sizes = kind(**{name: value for name, value in facts.items() if name != "sizes"}), facts["sizes"]
+    needs, names = options.needs(), {size["name"] for size in sizes["maps"]}
+    if not any(names.issuperset(wanted) for wanted in needs.maps):
+        raise ValueError(f"its maps are {', '.join(sorted(names))[:80] or 'none'}")
+    streams = {name: StreamSize(**(sizes[name] or {})) for name in ("audio", "text") if getattr(needs, name)}
+    maps = tuple(MapSize(**size) for size in sizes["maps"])
+    return options, FeatureSizes(audio=streams.get("audio"), text=streams.get("text"), maps=maps)
+
+
+def _refuse_deeper(options: HeadOptions, sizes: FeatureSizes, num_tensors: int) -> None:
     """Checks that so many tensors can be those of so many layers, before any layer is built."""
-    parts = {"num_layers": config.num_layers, "decoder_layers": config.decoder_layers, "maps": len(config.sizes.maps)}
+    parts = {name: getattr(options, name) for name in options.layer_settings} | {"maps": len(sizes.maps)}
     for name, number in parts.items():
         if number > num_tensors:
             raise ValueError(f"{name} is {number}, the weights beside it are {num_tensors} tensors")
@@ -221,7 +240,7 @@ def _read_weights(path: Path, config_digest: str) -> dict[str, Any]:
     return weights
 
 
-def _refuse_other_shapes(path: Path, model: EEMC, found: Mapping[str, tuple[int, ...]]) -> None:
+def _refuse_other_shapes(path: Path, model: Head, found: Mapping[str, tuple[int, ...]]) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if wrong := mismatch(expected, found):
         raise WeightsError(f"{path} {wrong}; use the checkpoint as refavs wrote it, or train again")

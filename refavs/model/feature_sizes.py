@@ -1,9 +1,12 @@
-"""Sizes of the stored features, read from the store and never written as constants."""
+"""What a head reads of a store, and the sizes of that, which come from the store and never from a constant."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from refavs.errors import StoreError
-from refavs.store.reader import FeatureStore
+
+if TYPE_CHECKING:
+    from refavs.store.reader import FeatureStore
 
 MASKS = "mask_features"
 LEVELS = ("s32", "s16", "s8")
@@ -30,67 +33,77 @@ class StreamSize:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureSizes:
-    """What the model has to know of a store.
+class Needs:
+    """What a head reads of a store.
 
     Attributes:
-        maps: the visual maps the model reads, finest first: those of the pixel decoder, or those of the backbone.
+        maps: names of visual maps, finest first. Of several such sets the head reads the first that the store has.
+        audio: whether it reads the features of the sound.
+        text: whether it reads the features of the expression.
+        advice: what to do where the store lacks the maps, after a message that names these.
     """
 
-    audio: StreamSize
-    text: StreamSize
+    maps: tuple[tuple[str, ...], ...]
+    audio: bool = True
+    text: bool = True
+    advice: str = "run refavs-extract with that level again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSizes:
+    """The features of a store that a head reads.
+
+    Attributes:
+        audio: None where the head reads no sound.
+        text: None where it reads no expression.
+        maps: visual maps, finest first.
+    """
+
+    audio: StreamSize | None
+    text: StreamSize | None
     maps: tuple[MapSize, ...]
 
     @classmethod
-    def from_store(cls, store: FeatureStore, trains_pixel_decoder: bool = False) -> "FeatureSizes":
-        """Reads the sizes from the array descriptions of `store`.
+    def from_store(cls, store: "FeatureStore", needs: Needs, head: str = "the head") -> "FeatureSizes":
+        """The sizes of what `needs` names, from the array descriptions of `store`.
 
         Args:
-            trains_pixel_decoder: the model trains a pixel decoder, so that it reads the backbone's maps in any case.
+            head: its name, for the message.
 
         Raises:
-            StoreError: the store lacks maps that the model reads.
+            StoreError: the store lacks maps.
         """
         paths = store.visual_paths()
-        names = (MASKS, *reversed(LEVELS)) if MASKS in paths and not trains_pixel_decoder else STAGES
-        missing = [name for name in names if name not in paths]
-        if missing and trains_pixel_decoder:
-            raise StoreError(
-                f"store {store.location} has no maps {', '.join(missing)}, on which a pixel decoder is trained; add "
-                "them by the same refavs-extract command with --levels backbone, or train none by --set "
-                "model.trained=fusion+transformer_decoder"
-            )
-        if missing:
-            raise StoreError(
-                f"store {store.location} has no maps {', '.join(missing)}; EEMC reads "
-                f"{', '.join((MASKS, *LEVELS))} of the pixel decoder or {', '.join(STAGES)} of the "
-                "backbone; run refavs-extract with that level again"
-            )
+        names = next((names for names in needs.maps if all(name in paths for name in names)), None)
+        if names is None:
+            missing = min(([n for n in names if n not in paths] for names in needs.maps), key=len)
+            read = " or ".join(", ".join(names) for names in needs.maps)
+            raise StoreError(f"store {store.location} has no maps {', '.join(missing)}; {head} reads {read}; "
+                             f"{needs.advice}")  # fmt: skip
 
         def size(path: str) -> dict[str, int]:
             return dict(zip(store.specs[path].axes, store.specs[path].shape, strict=True))
 
-        maps = []
-        for name in names:
-            shape = size(paths[name])
-            maps.append(
-                MapSize(name=name, path=paths[name], channels=shape["c"], height=shape["h"], width=shape["w"])
-            )
+        def stream(path: str) -> StreamSize:
+            return StreamSize(path=path, channels=size(path)["c"])
+
+        shapes = [(name, paths[name], size(paths[name])) for name in names]
         return cls(
-            audio=StreamSize(path=store.audio_path, channels=size(store.audio_path)["c"]),
-            text=StreamSize(path=store.text_path, channels=size(store.text_path)["c"]),
-            maps=tuple(maps),
-        )
+            audio=stream(store.audio_path) if needs.audio else None,
+            text=stream(store.text_path) if needs.text else None,
+            maps=tuple(MapSize(name=name, path=path, channels=shape["c"], height=shape["h"], width=shape["w"])
+                       for name, path, shape in shapes),
+        )  # fmt: skip
 
     @property
     def has_mask_features(self) -> bool:
-        """Whether the pixel decoder's maps are stored, so that the model needs none of its own."""
-        return self.maps[0].name == MASKS
+        """Whether the maps are those of a pixel decoder, so that the head needs none of its own."""
+        return any(size.name == MASKS for size in self.maps)
 
     @property
     def levels(self) -> list[str]:
-        """The visual levels whose maps the model reads, as `batches` takes them."""
-        return list(dict.fromkeys(size.path.split("/")[2] for size in self.maps))
+        """The maps as `batches` takes them: level/map."""
+        return ["/".join(size.path.split("/")[2:]) for size in self.maps]
 
     def map(self, name: str) -> MapSize:
         """Size of the map called `name`."""

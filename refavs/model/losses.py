@@ -1,58 +1,33 @@
 """Losses: binary cross-entropy and Dice of the matched mask, classification of every query, deep supervision."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from refavs.model.batch_cache import Once
 from refavs.model.decoder import NO_OBJECT, OBJECT, EEMCOutput
 from refavs.model.options import LossConfig
+from refavs.model.target import FrameCounts, Target
 
 CACHED = 2**20  # values of masks that are looked at together
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrameCounts:
-    """The frames that a loss is a mean over: those that show the object and those in which there is none."""
-
-    shown: int
-    null: int
-
-    @classmethod
-    def of(cls, masks: Bool[Tensor, "b t h w"]) -> "FrameCounts":
-        """The frames of `masks`."""
-        shown = int(masks.flatten(2).any(dim=2).sum())
-        return cls(shown=shown, null=masks.shape[0] * masks.shape[1] - shown)
-
-
 def eemc_loss(
-    output: EEMCOutput, masks: Bool[Tensor, "b t h w"], config: LossConfig | None = None,
-    whole: FrameCounts | None = None, once: Once | None = None, shown: Int[Tensor, "s"] | None = None,
-) -> dict[str, Float[Tensor, ""]]:  # fmt: skip
+    output: EEMCOutput, target: Target, config: LossConfig | None = None
+) -> dict[str, Float[Tensor, ""]]:
     """Total loss, and its parts on the final prediction.
 
     Each expression names at most one object, so that a frame has at most one target and the best assignment of targets
     to queries is the query of least cost: no Hungarian solver is needed, and a test compares with one.
 
-    Args:
-        masks: the referred object in the decoded frames; an empty mask means that there is none.
-        whole: the frames of the batch of which these are a part. The losses of its parts then add up to those of the
-            batch, and so do their gradients. None for a batch in one piece.
-        once: shares the labels with the other heads that have the same masks.
-        shown: the frames with an object, counted expression after expression; None finds them in the masks, which on a
-            device waits for it.
-
     Returns:
         `total` (all weights applied, summed over the final and the auxiliary predictions), and unweighted `bce`, `dice`
         and `classification` of the final prediction.
     """
-    config = config or LossConfig()
-    labels = (once or Once())("labels", lambda: Labels(masks, shown))
-    whole = whole or FrameCounts.of(masks)
+    config, whole = config or LossConfig(), target.whole
+    labels = target.once("labels", lambda: Labels(target.masks, target.shown, target.labelled))
     parts = _loss_of(output, labels, config, whole)
     total = _weighted(parts, config)
     for earlier in output.auxiliary if config.deep_supervision else []:
@@ -68,15 +43,21 @@ class Labels:
     """Masks as the losses take them.
 
     Attributes:
-        shown: the frames that show the object.
-        has_object: whether a frame does.
+        shown: the labelled frames that show the object.
+        has_object: whether a frame is one of them.
+        labelled: whether a frame has a label; None where all have one.
         target: the masks as numbers.
         shown_target: those of the frames with an object.
     """
 
-    def __init__(self, masks: Bool[Tensor, "b t h w"], shown: Int[Tensor, "s"] | None = None) -> None:
+    def __init__(
+        self, masks: Bool[Tensor, "b t h w"], shown: Int[Tensor, "s"] | None = None,
+        labelled: Bool[Tensor, "b t"] | None = None,
+    ) -> None:  # fmt: skip
+        self.labelled = None if labelled is None else rearrange(labelled, "b t -> (b t)")
         if shown is None:
-            shown = rearrange(masks, "b t h w -> (b t) (h w)").any(dim=1).nonzero()[:, 0]
+            has_object = rearrange(masks, "b t h w -> (b t) (h w)").any(dim=1)
+            shown = (has_object if self.labelled is None else has_object & self.labelled).nonzero()[:, 0]
         self.shown = shown
         self.has_object = masks.new_zeros(masks.shape[0] * masks.shape[1]).index_fill(0, shown, True)
         self.target = rearrange(masks, "b t h w -> (b t) 1 h w").float()
@@ -94,7 +75,6 @@ class Labels:
 def _loss_of(
     output: EEMCOutput, truth: Labels, config: LossConfig, whole: FrameCounts
 ) -> dict[str, Tensor]:
-    has_object = truth.has_object
     class_logits = rearrange(output.class_logits, "b t q two -> (b t) q two").float()
     with torch.no_grad():
         logits = rearrange(output.mask_logits, "b t q h w -> (b t) q h w").float()
@@ -111,7 +91,7 @@ def _loss_of(
     return {
         "bce": mask_bce(logits, labels).sum() / num_masks,
         "dice": mask_dice(logits, labels).sum() / num_masks,
-        "classification": classification_loss(class_logits, matched, has_object, config, whole),
+        "classification": classification_loss(class_logits, matched, truth, config, whole),
     }
 
 
@@ -143,14 +123,17 @@ def matching_costs(
 
 
 def classification_loss(
-    class_logits: Float[Tensor, "s q 2"], matched: Int[Tensor, "s"], has_object: Bool[Tensor, "s"], config: LossConfig,
+    class_logits: Float[Tensor, "s q 2"], matched: Int[Tensor, "s"], truth: Labels, config: LossConfig,
     whole: FrameCounts,
 ) -> Float[Tensor, ""]:  # fmt: skip
     """Weighted mean of the cross-entropy of object against no object over all queries of the frames in `whole`."""
+    has_object = truth.has_object
     queries = torch.arange(class_logits.shape[1], device=matched.device)
     taken = (queries == matched[:, None]) & has_object[:, None]
     unmatched = torch.where(has_object, config.no_object, config.null_frame).to(class_logits.dtype)
     weight = torch.where(taken, 1.0, unmatched[:, None])
+    if truth.labelled is not None:
+        weight = weight * truth.labelled[:, None]
     log_probs = class_logits.log_softmax(dim=-1)
     entropy = -torch.where(taken, log_probs[..., OBJECT], log_probs[..., NO_OBJECT])
     num_queries = class_logits.shape[1]  # each frame with an object has one that is matched

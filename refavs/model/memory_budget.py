@@ -12,20 +12,12 @@ from refavs.data.prefetch import depth_for
 from refavs.errors import ConfigError
 from refavs.machine.control_groups import PROC, groups_of, words_of
 from refavs.model.feature_sizes import FeatureSizes
+from refavs.model.options import HeadOptions
 
 if TYPE_CHECKING:
-    from refavs.model.options import ModelOptions
     from refavs.store.reader import FeatureStore
 
 FLOAT_BYTES = 4
-
-
-def least_bytes(options: "ModelOptions", sizes: FeatureSizes, num_expressions: int = 1, num_frames: int = 1) -> int:
-    """Bytes of a training step's mask logits and their gradients: those of every query before each decoder layer and
-    after the last one, at stride 4. Everything else comes on top of that."""
-    finest = sizes.maps[0]
-    logits = options.num_queries * finest.height * finest.width * (options.decoder_layers + 1)
-    return 2 * FLOAT_BYTES * logits * num_expressions * num_frames
 
 
 def training_bytes(num_trained: int, num_parameters: int, num_copies: int = 0) -> int:
@@ -67,7 +59,7 @@ def _limits(proc: Path) -> Iterator[int]:
 
 
 def require_memory(
-    options: "ModelOptions", sizes: FeatureSizes, device: torch.device, num_expressions: int = 1, num_frames: int = 1,
+    options: HeadOptions, sizes: FeatureSizes, device: torch.device, num_expressions: int = 1, num_frames: int = 1,
     bytes_of_batch: int = 0,
 ) -> None:  # fmt: skip
     """Refuses what needs more memory than there is.
@@ -81,11 +73,13 @@ def require_memory(
         ConfigError: with both numbers.
     """
     held = batches_held(device) * bytes_of_batch
-    needed, there = held + least_bytes(options, sizes, num_expressions, num_frames), memory_bytes(device)
+    needed = held + options.step_bytes(sizes, num_expressions, num_frames)
+    there = memory_bytes(device)
     if needed > there:
+        own = [f"model.{name} ({getattr(type(options), name)} by default)" for name in options.step_settings]
+        told = " with ".join(f"{name}={getattr(options, name)}" for name in options.step_settings)
         raise ConfigError(
-            f"num_queries={options.num_queries} with decoder_layers={options.decoder_layers}, {num_expressions} "
-            f"expressions and {num_frames} frames at once needs at least {needed / 1e9:,.1f} GB for "
-            f"its masks{' and batches' if held else ''}, and {device} has {there / 1e9:,.1f}; the paper has "
-            "num_queries=100: lower it, or train.batch_size, or train.frames"
+            f"{told or f'the head {options.head}'}, {num_expressions} expressions and {num_frames} frames at once "
+            f"needs at least {needed / 1e9:,.1f} GB for its masks{' and batches' if held else ''}, and {device} has "
+            f"{there / 1e9:,.1f}; lower {', '.join([*own[:1], 'train.batch_size'])} or train.frames"
         )

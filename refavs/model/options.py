@@ -1,91 +1,83 @@
-"""The settings of the head and of its losses, kept apart from both so that grids are read without torch."""
+"""The options that every head has, and those of the losses; without torch, so that grids are read fast."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from refavs.errors import SettingError
-
-Trained = Literal["fusion", "fusion+transformer_decoder", "fusion+transformer_decoder+pixel_decoder"]
-DecoderWeights = Literal["random", "mask2former"]
+from refavs.model.feature_sizes import FeatureSizes, Needs
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """The choices of EEMC that do not depend on the store; the defaults are the paper's.
+class HeadOptions:
+    """Base of a head's options, which are the settings below `model.` of a grid.
+
+    A subclass gives `head` its name as the default and adds fields of plain types (bool, int, float, str, Literal, each
+    perhaps with None), all with defaults. `__post_init__` refuses bad values with a `SettingError`. The section
+    `Attributes` of its docstring is what `refavs-sweep settings` shows. A module that holds options only and does not
+    import torch keeps reading grids fast.
 
     Attributes:
-        beta: sensitivity to change against the cached memory (Eq. 2); 0 equals no memory.
-        num_layers: N_L, layers of each of the four fusion transformers.
-        num_queries: N_q, mask queries.
-        num_heads: attention heads, of the fusion and of the mask decoder.
-        channels: width c of the fusion and the decoder; None takes the width of the stored mask features, or 256 where
-            the store has only the backbone's maps.
-        feedforward_channels: hidden width in the fusion transformers.
-        visual_downsample: factor, along each side, from the mask features (stride 4) to the visual tokens, each of
-            which is the mean of a square.
-        text: False leaves the expression out, an ablation.
-        audio: False leaves the sound out, an ablation.
-        rectified_audio: True takes the ReLU of the stored sound features, which gives the form of torchvggish; VGGish
-            is stored signed.
-        memory: False leaves the cached memory out, an ablation.
-        modality_tokens: False leaves out the tokens that mark audio and vision, an ablation.
-        decoder_layers: layers of the mask decoder, read in turn from strides 32, 16 and 8; 0 predicts the masks
-            straight from the prompted queries.
-        decoder_feedforward_channels: hidden width in the mask decoder.
-        dropout: share of the activations dropped in training.
-        trained: which parts are trained; the class head always is, because no pretrained one has its classes. The
-            model has a pixel decoder where that is trained, or where the store has only the backbone's maps.
-        decoder_weights: what both decoders start from: `random`, or `mask2former`, whose weights `refavs-sweep` reads
-            from `--weights-dir`. The decoders then get the maps as Mask2Former does, not standardised.
-        variant: `released` computes as the paper's public release does, whose checkpoint `train.init` names; see
-            `released.ReleasedHead`.
+        head: name of the head; refavs-sweep settings HEAD lists the settings of another one.
     """
 
-    beta: float = 1.0
-    num_layers: int = 4
-    num_queries: int = 100
-    num_heads: int = 8
-    channels: int | None = None
-    feedforward_channels: int = 1024
-    visual_downsample: int = 8
-    text: bool = True
-    audio: bool = True
-    rectified_audio: bool = False
-    memory: bool = True
-    modality_tokens: bool = True
-    decoder_layers: int = 9
-    decoder_feedforward_channels: int = 2048
-    dropout: float = 0.0
-    trained: Trained = "fusion+transformer_decoder"
-    decoder_weights: DecoderWeights = "random"
-    variant: Literal["paper", "released"] = "paper"
+    head: str
 
-    def __post_init__(self) -> None:
-        if self.trained == "fusion" and self.decoder_weights == "random":
-            raise SettingError(
-                "trained is fusion, which would leave the transformer decoder at random weights; take --set "
-                "model.decoder_weights=mask2former, or --set model.trained=fusion+transformer_decoder",
-                "trained", "decoder_weights",
-            )  # fmt: skip
-        if not math.isfinite(self.beta):
-            raise SettingError(f"beta is {self.beta}; accepted: a finite number, 1 in the paper", "beta")
-        least = dict.fromkeys(
-            ("num_layers", "num_queries", "num_heads", "feedforward_channels", "visual_downsample",
-             "decoder_feedforward_channels"), 1,
-        ) | {"decoder_layers": 0}
-        for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                raise SettingError(f"{name} is {getattr(self, name)}; accepted: a whole number from {minimum} up", name)
-        if self.channels is not None and self.channels < 1:
-            raise SettingError(f"channels is {self.channels}; accepted: a whole number from 4 up, or null", "channels")
-        if not 0 <= self.dropout < 1:
-            raise SettingError(f"dropout is {self.dropout}; accepted: from 0 to below 1", "dropout")
+    implementation: ClassVar[str]
+    """The head itself, a `refavs.model.heads.protocol.Head`, as `module:Class`."""
+    trainable: ClassVar[bool] = True
+    """False of a head that is only evaluated, with the weights that `train.init` names."""
+    step_settings: ClassVar[tuple[str, ...]] = ()
+    """Settings to lower where `step_bytes` is more than there is."""
+    layer_settings: ClassVar[tuple[str, ...]] = ()
+    """Settings that count layers; a checkpoint that claims more layers than it has tensors is refused unbuilt."""
+    unseen_settings: ClassVar[tuple[str, ...]] = ()
+    """Settings that no tensor's shape shows, but which must be those of the weights in `train.init`."""
+    free_settings: ClassVar[tuple[str, ...]] = ()
+    """Settings that change neither the size nor the cost of the head."""
+    weights_setting: ClassVar[str] = ""
+    """The setting that names pretrained weights, `random` for none; see `Head.load_pretrained`."""
+    curve_setting: ClassVar[str] = ""
+    """The number against which a report draws J."""
+    curve_words: ClassVar[str] = ""
+    """Symbol and meaning of that number, for the axis of the figure."""
+    ablations: ClassVar[Mapping[str, str]] = {}
+    """What a report calls the part that is left out where this setting is False."""
+
+    def needs(self) -> Needs:
+        """What the head reads of a store."""
+        raise NotImplementedError
+
+    def step_bytes(self, sizes: FeatureSizes, num_expressions: int, num_frames: int) -> int:
+        """The least memory that a training step takes; what cannot fit is refused before anything is allocated."""
+        return 0
+
+    @classmethod
+    def removed(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """The parts of the head that these settings leave out, in the words of `ablations`."""
+        return tuple(part for name, part in cls.ablations.items() if settings.get(name) is False)
 
     @property
-    def trains_pixel_decoder(self) -> bool:
-        """Whether the pixel decoder is trained, from the backbone's maps; that of the release was."""
-        return self.trained.endswith("+pixel_decoder") or self.variant == "released"
+    def pretrained(self) -> str | None:
+        """The folder in `--weights-dir` that the head starts from; None for random weights."""
+        name = getattr(self, self.weights_setting, "random")
+        return None if name == "random" else name
+
+    def same_cost(self) -> "HeadOptions":
+        """These options with the `free_settings` at their defaults."""
+        return type(self)(**{f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.free_settings})
+
+
+def require_least(options: Any, least: Mapping[str, int]) -> None:
+    """Refuses whole numbers below these.
+
+    Raises:
+        SettingError: with the name of the setting.
+    """
+    for name, minimum in least.items():
+        if getattr(options, name) < minimum:
+            raise SettingError(f"{name} is {getattr(options, name)}; accepted: a whole number from {minimum} up", name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from refavs.config import file_stamp
 from refavs.errors import WeightsError
 from refavs.finite import require_finite_weights
-from refavs.model.heads.eemc import EEMC
+from refavs.model.decoder import MaskDecoder
+from refavs.model.feature_sizes import FeatureSizes
+from refavs.model.heads.options import EEMCOptions
+from refavs.model.pixel_decoder import PixelDecoder
 
 FOLDER, WEIGHTS, CONFIG = "mask2former", "model.safetensors", "config.json"
 REPOSITORY = "facebook/mask2former-swin-base-ade-semantic"
@@ -112,43 +115,49 @@ class Mask2Former:
         return found
 
 
-def load_decoders(model: EEMC, checkpoint: Mask2Former, encoders: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Puts Mask2Former's weights into the decoders of `model`, so that these compute what Mask2Former's do.
+def load_decoders(
+    decoder: MaskDecoder, pixel_decoder: PixelDecoder | None, checkpoint: Mask2Former, options: EEMCOptions
+) -> list[str]:
+    """Puts Mask2Former's weights into a head's decoders, so that these compute what Mask2Former's do.
 
     Differs from Mask2Former: the bias of each query's mask (see `MaskDecoder`) starts at zero and may be trained.
-
-    Args:
-        encoders: fingerprints of the store's encoders, whose maps must be those of the same checkpoint.
 
     Returns:
         Parts of the decoders that start from random weights all the same, with the reason.
 
     Raises:
-        WeightsError: the checkpoint is damaged, of another size, or not the one that made the store's maps.
+        WeightsError: the checkpoint is damaged, or of another size.
     """
-    _refuse_other_maps(model, checkpoint, encoders)
-    _refuse_other_wiring(model, checkpoint)
+    _refuse_other_wiring(decoder, checkpoint, options)
     state = checkpoint.tensors(PIXEL_DECODER, DECODER, CLASSES)
-    decoder = decoder_state(model, below(state, DECODER))
+    own = decoder_state(decoder, below(state, DECODER))
     fresh = []
     classes = below(state, CLASSES)
-    if "weight" in classes and len(classes["weight"]) == len(model.decoder.class_head.weight):
-        decoder |= {f"class_head.{name}": value for name, value in classes.items()}
+    if "weight" in classes and len(classes["weight"]) == len(decoder.class_head.weight):
+        own |= {f"class_head.{name}": value for name, value in classes.items()}
     else:
         found = f"{len(classes['weight'])} outputs" if "weight" in classes else "none"
         fresh.append(f"class head (2 outputs here, {found} in the checkpoint)")
-        decoder |= {f"class_head.{name}": value for name, value in model.decoder.class_head.state_dict().items()}
-    _fill(model.decoder, decoder, checkpoint, "transformer decoder")
-    if model.visual.pixel_decoder is not None:
-        _fill(model.visual.pixel_decoder.decoder, below(state, PIXEL_DECODER), checkpoint, "pixel decoder")
+        own |= {f"class_head.{name}": value for name, value in decoder.class_head.state_dict().items()}
+    _fill(decoder, own, checkpoint, "transformer decoder")
+    if pixel_decoder is not None:
+        _fill(pixel_decoder.decoder, below(state, PIXEL_DECODER), checkpoint, "pixel decoder")
     return fresh
 
 
-def _refuse_other_maps(model: EEMC, checkpoint: Mask2Former, encoders: Mapping[str, Mapping[str, Any]]) -> None:
-    if model.config.trains_pixel_decoder:
-        return
+def refuse_other_maps(
+    sizes: FeatureSizes, checkpoint: Mask2Former, encoders: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Refuses stored maps that were made with other weights than the decoders get.
+
+    Args:
+        encoders: fingerprints of the store's encoders.
+
+    Raises:
+        WeightsError: with both digests.
+    """
     stamp = checkpoint.stamp
-    for level in model.config.sizes.levels:
+    for level in dict.fromkeys(level.split("/")[0] for level in sizes.levels):
         found = encoders.get(f"visual/{level}", {}).get("weights")
         if found != stamp:
             raise WeightsError(
@@ -158,11 +167,11 @@ def _refuse_other_maps(model: EEMC, checkpoint: Mask2Former, encoders: Mapping[s
             )
 
 
-def _refuse_other_wiring(model: EEMC, checkpoint: Mask2Former) -> None:
+def _refuse_other_wiring(decoder: MaskDecoder, checkpoint: Mask2Former, known: EEMCOptions) -> None:
     """What the sizes of the tensors do not tell."""
-    config, known = checkpoint.config, model.config
+    config, width = checkpoint.config, len(decoder.norm.weight)
     wiring = {"num_attention_heads": (8, known.num_heads), "pre_norm": (False, False),
-              "activation_function": ("relu", "relu"), "hidden_dim": (256, known.width),
+              "activation_function": ("relu", "relu"), "hidden_dim": (256, width),
               "num_queries": (100, known.num_queries), "decoder_layers": (10, known.decoder_layers + 1),
               "dim_feedforward": (2048, known.decoder_feedforward_channels)}  # fmt: skip
     options = {"num_attention_heads": "num_heads", "hidden_dim": "channels", "num_queries": "num_queries",
@@ -181,7 +190,7 @@ def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def decoder_state(model: EEMC, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def decoder_state(decoder: MaskDecoder, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Mask2Former's transformer decoder under the names of `MaskDecoder`, without the class head."""
     own: dict[str, Tensor] = {}
     attention: dict[str, dict[str, Tensor]] = {}
@@ -197,7 +206,7 @@ def decoder_state(model: EEMC, state: Mapping[str, Tensor]) -> dict[str, Tensor]
                 value, [*[0] * (2 * value.ndim - 1), 1]
             ) if last else value
         elif name == "level_embed.weight":
-            own |= {f"level_embeddings.{level}": row for level, row in enumerate(value[: model.decoder.levels_read])}
+            own |= {f"level_embeddings.{level}": row for level, row in enumerate(value[: decoder.levels_read])}
         else:
             own |= dict(_renamed(name, value))
     for target, parts in attention.items():

@@ -107,7 +107,7 @@ class VisualInput(nn.Module):
             self.mask_channels, self.level_channels = channels, (channels,) * len(LEVELS)
         else:
             self.mask_channels = finest.channels
-            self.level_channels = tuple(sizes.map(name).channels for name in LEVELS)
+            self.level_channels = tuple(sizes.map(name).channels for name in LEVELS[:num_levels])
         if finest.height % downsample or finest.width % downsample:
             raise ConfigError(
                 f"visual_downsample={downsample} does not divide the {finest.height} x {finest.width} mask features; "

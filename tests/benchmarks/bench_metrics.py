@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from experiments.grid.config import TrialConfig
+from experiments.records.record_types import write_json
 from experiments.training.loop import write_history
-from experiments.training.resume import write_json
 from refavs.config import flat
 from refavs.data.batches import Batch
 from refavs.data.cues import DIMENSIONS
@@ -32,7 +32,8 @@ from refavs.metrics.frame_counts import HISTOGRAMS, frame_statistics
 from refavs.metrics.frame_counts import describe as expressions_of
 from refavs.model.decoder import predict
 from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
-from refavs.model.heads.eemc import EEMC, EEMCConfig
+from refavs.model.heads.eemc import EEMC
+from refavs.model.heads.options import EEMCOptions
 
 NUM_EXPRESSIONS, NUM_FRAMES, DISTINCT = 20_434, 10, 64
 SPLITS = {"train": 14_113, "val": 1_349, "test_s": 2_288, "test_u": 1_656, "test_n": 1_028}
@@ -130,7 +131,7 @@ def bench_inference(quick: bool) -> None:
     sizes = FeatureSizes(maps=maps, audio=StreamSize(path="clips/audio/vggish", channels=128),
                          text=StreamSize(path="text/roberta/features", channels=768))  # fmt: skip
     options = {"num_layers": 1, "num_queries": 4, "decoder_layers": 1} if quick else {}
-    model = EEMC(EEMCConfig(sizes=sizes, **options)).eval()
+    model = EEMC(EEMCOptions(**options), sizes).eval()
     logits, masks = make_frames(NUM_FRAMES, size)
     probs, masks = logits.sigmoid()[None], masks[None]
     batch = Batch(

@@ -23,9 +23,9 @@ import torch
 from experiments.cluster.resources import Resources
 from experiments.grid.config import TrialConfig
 from experiments.grid.expand import Grid, expand
+from experiments.records.ledger import Ledger, read_metrics
 from experiments.sweep.driver import run_sweep
 from experiments.sweep.execution import Outcome
-from experiments.sweep.ledger import Ledger, read_metrics
 from experiments.tracking.client import Tracker
 from experiments.tracking.sync import Mirror
 from experiments.training.loop import Run, train, train_group, write_history

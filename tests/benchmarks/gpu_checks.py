@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from experiments.grid.config import TrialConfig
+from experiments.records.record_types import STOP_FILE
 from experiments.training.evaluate import predictions
 from experiments.training.learner import Learner
 from experiments.training.loop import train
-from experiments.training.resume import STOP_FILE
 from experiments.training.sampler import Sampler
 from extract.encoders.presets import Encoders
 from extract.encoders.visual import LEVELS

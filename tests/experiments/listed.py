@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from experiments.grid.config import TrialResources
-from experiments.sweep.ledger import Entry
+from experiments.records.ledger import Entry
 
 
 class Listed:

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.cluster.resources import Ask, Resources
+from experiments.cluster.resources import Resources
 from experiments.grid.expand import Grid, expand
-from experiments.sweep.ledger import Ledger
+from experiments.records.ledger import Ledger
+from experiments.sweep import dry_run
+from experiments.sweep.dry_run import show, side_by_side
 from experiments.training import cost
-from experiments.training.cost import alike, measure, seconds, show, side_by_side
+from experiments.training.cost import alike, measure, seconds
 from experiments.training.learner import Learner
 from refavs.store import FeatureStore
 from refavs.terminal.console import PlainConsole
@@ -52,14 +54,9 @@ def test_arithmetic_is_counted_and_grows_with_the_batch_not_with_its_parts(store
 
 
 def test_trials_side_by_side_take_what_their_places_allow() -> None:
-    small, large = Ask(workers=1, cpus=1, gpus=0), Ask(workers=2, cpus=1, gpus=0)
-    node = [{"CPU": 2.0}]
-    assert side_by_side([(small, 3.0)] * 4, node, None) == (6.0, 2)
-    assert side_by_side([(small, 3.0)] * 4, node, 1) == (12.0, 1)
-    assert side_by_side([(small, 3.0), (large, 5.0), (small, 1.0)], node, None) == (9.0, 1)  # none is overtaken
-    assert side_by_side([(small, 3.0), (small, 1.0), (small, 1.0)], node, None) == (3.0, 2)
-    assert side_by_side([(large, 2.0)], [{"CPU": 1.0}], None) == (2.0, 1)  # more than there is: the sweep refuses it
-    assert side_by_side([], node, None) == (0.0, 0)
+    assert side_by_side([(2, 3.0)] * 4) == (6.0, 2) and side_by_side([(1, 3.0)] * 4) == (12.0, 1)
+    assert side_by_side([(2, 3.0), (1, 5.0), (2, 1.0)]) == (7.0, 2)
+    assert side_by_side([(4, 3.0), (4, 1.0)]) == (3.0, 2) and side_by_side([]) == (0.0, 0)
 
 
 class Clock:
@@ -149,7 +146,7 @@ def test_trials_are_timed_on_the_gpu_that_they_would_get(
         return measure(config, own, None)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cost, "measure", no_memory)
+    monkeypatch.setattr(dry_run, "measure", no_memory)
     text = printed(store, grid_of({"full": {}}), tmp_path, Resources(gpus_per_trial=0.5))
     assert devices == [torch.device("cuda"), None]
     assert "no time was measured: the GPU fails: CUDA out of memory." in text

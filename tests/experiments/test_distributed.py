@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from experiments.cluster.resources import Resources
 from experiments.cluster.tune_runner import run_trials
 from experiments.grid.expand import expand
-from experiments.sweep.ledger import Entry, Ledger, read_metrics
+from experiments.records.ledger import Entry, Ledger, read_metrics
 from experiments.training.loop import train
 from refavs.store import FeatureStore
 from tests.experiments.listed import Listed

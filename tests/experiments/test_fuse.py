@@ -12,7 +12,7 @@ from experiments.cluster import grouping as fuse
 from experiments.cluster.resources import Resources
 from experiments.grid.config import TrialConfig
 from experiments.grid.expand import expand
-from experiments.sweep.ledger import Entry, Ledger, read_metrics
+from experiments.records.ledger import Entry, Ledger, read_metrics
 from experiments.training import learner
 from experiments.training.learner import NonFiniteError
 from experiments.training.loop import Run, train, train_group

@@ -284,7 +284,7 @@ def test_bad_grid_is_refused(tmp_path: Path, text: str, message: str) -> None:
         ("resources:\n  cpus: 1\n  workers: 0", "mine.yaml:3, resources: resources.workers is 0; accepted: a whole"),
         ("base: &b\n  loss.importance: 4\ncases:\n  a: {<<: *b, model.beta: 2}",
          "mine.yaml:2, case 'a': loss.importance"),
-        ("base:\n  train.epochs: 4\n  model.variant: released", "mine.yaml:3, base: model.variant is released, which"),
+        ("base:\n  train.epochs: 4\n  model.head: released", "mine.yaml:3, base: model.head is released, which"),
     ],
 )  # fmt: skip
 def test_value_out_of_range_is_refused_with_its_own_line_and_full_name(
@@ -335,3 +335,50 @@ def test_grid_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "g.yaml").write_bytes("description: caf\u00e9".encode("latin-1"))
     with pytest.raises(ConfigError, match=r"g\.yaml is not UTF-8 text \(.*\); save it as UTF-8"):
         read_grid(str(tmp_path / "g.yaml"))
+
+
+MIXED = """
+base: {train: {epochs: 0, init: file}}
+grid:
+  model.head: [eemc, released]
+  model.num_queries: [3, 5]
+when:
+  - {if: {model.head: eemc}, set: {model.beta: 0.5}}
+  - {if: {model.text: false}, skip: true}
+cases:
+  plain: {}
+  blind: {model.decoder_layers: 1}
+"""
+
+
+def test_axis_may_mix_heads_each_with_settings_of_its_own(tmp_path: Path) -> None:
+    text = MIXED.replace("  - {if: {model.text: false}, skip: true}\n", "")
+    trials = read_grid(grid_file(tmp_path, text)).trials
+    assert [trial.name for trial in trials[:2]] == [f"plain, head eemc, num_queries {number}" for number in (3, 5)]
+    assert [trial.config.model.head for trial in trials] == ["eemc", "eemc", "released", "released"] * 2
+    assert flat(trials[0].config)["model.beta"] == 0.5 and "model.beta" not in flat(trials[2].config)
+    assert len({trial.key("") for trial in trials}) == len(trials)
+
+
+def test_setting_of_another_head_is_refused_with_the_nearest_of_this_one(tmp_path: Path) -> None:
+    base = "base:\n  train: {epochs: 0, init: file}\n"
+    told = refused(tmp_path, base + "  model.num_query: 3\n  model.head: released\n")
+    assert told == "mine.yaml:3, base: unknown setting 'model.num_query'; did you mean 'model.num_queries'?"
+    told = refused(tmp_path, base + "  model.chanels: 3\ngrid:\n  model.head: [released, eemc]\n")
+    assert told == "mine.yaml:3, base: unknown setting 'model.chanels'; did you mean 'model.channels'?"
+    told = refused(tmp_path, base + "  model.num_layers: 3\ngrid:\n  model.head: [eemc, released]\n")
+    assert told == ("mine.yaml:3, base: the head 'released' has no setting 'model.num_layers'; did you mean "
+                    "'model.num_queries'?")  # fmt: skip
+    told = refused(tmp_path, "base: {model.num_layers: 3}", {"model.head": "released", "train.epochs": 0})
+    assert told.startswith("mine.yaml:1, base: unknown setting 'model.num_layers'; did you mean")
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("base: {model: {head: eemk}}", "mine.yaml:1, base: model.head is 'eemk'; did you mean 'eemc'?"),
+    ("grid:\n  model.head:\n  - eemc\n  - 3",
+     "mine.yaml:4, grid: model.head is 3; accepted: the name of a head, as eemc"),
+    ("search:\n  budget: 3\n  ranges:\n    model.head: {choice: [eemc, other]}",
+     "mine.yaml:4, search: model.head is 'other'; known: eemc, released"),
+])  # fmt: skip
+def test_unknown_head_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    assert refused(tmp_path, text) == told

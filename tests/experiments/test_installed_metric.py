@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from experiments.grid.expand import expand
+from experiments.records.ledger import Ledger
+from experiments.records.record_types import write_json
 from experiments.report.contents import Options, build_report
 from experiments.report.summary import summary_tables
 from experiments.report.text import csv_text
-from experiments.sweep.ledger import Ledger
 from experiments.training.evaluate import named_values
-from experiments.training.resume import write_json
 from refavs.errors import ConfigError
 from tests.experiments.small_sweep import TABLE, make_masks, make_probs, write_facts, write_trial
 

@@ -16,7 +16,7 @@ from experiments.cluster import tune_runner as jobs
 from experiments.cluster.resources import Resources
 from experiments.grid.config import TrialResources
 from experiments.grid.expand import expand, read_grid
-from experiments.sweep.ledger import Entry, Ledger, read_metrics
+from experiments.records.ledger import Entry, Ledger, read_metrics
 from experiments.training.loop import train
 from refavs.errors import ConfigError
 from tests.experiments.listed import Listed

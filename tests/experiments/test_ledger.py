@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from experiments.grid.expand import expand
-from experiments.sweep.ledger import Ledger, read_metrics
+from experiments.records.ledger import Ledger, read_metrics
 from refavs.errors import ConfigError
 
 TRIALS = expand("g", {"grid": {"model.beta": [0, 1]}}, "g.yaml", {}).trials
@@ -39,10 +39,11 @@ def test_entries_of_another_store_are_other_ones(tmp_path: Path) -> None:
 def test_new_setting_keeps_the_keys_and_a_changed_default_changes_them_and_is_told(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     before = ledger.entries(TRIALS, "store")
-    ledger.set_sweep(defaults={name: value for name, value in ledger.defaults.items() if name != "train.epochs"})
+    known = ledger.record_defaults(before)
+    ledger.set_sweep(defaults={name: value for name, value in known.items() if name != "train.epochs"})
     assert ledger.entries(TRIALS, "store") == before and ledger.changes(before) == ""
 
-    ledger.set_sweep(defaults=ledger.defaults | {"train.epochs": 9, "gone": 1})
+    ledger.set_sweep(defaults=known | {"train.epochs": 9, "gone": 1})
     after = ledger.entries(TRIALS, "store")
     assert not {entry.key for entry in before} & {entry.key for entry in after}
     told = f"defaults have changed since {tmp_path} began: train.epochs from 9 to 50; 2 trials that take them are new"
@@ -52,6 +53,20 @@ def test_new_setting_keeps_the_keys_and_a_changed_default_changes_them_and_is_to
     after[0].set_status("finished")
     after[1].set_status("failed")
     assert ledger.changes(after) == ""
+
+
+def test_defaults_are_recorded_for_each_head(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    base = {"train": {"epochs": 0, "init": "x"}}
+    trials = expand("g", {"base": base, "grid": {"model.head": ["eemc", "released"]}}, "g.yaml", {}).trials
+    before = ledger.entries(trials, "store")
+    assert len({entry.key for entry in before}) == 2
+    ledger.set_sweep(defaults=ledger.record_defaults(before))
+    assert ledger.defaults["model.num_queries"] == ledger.defaults["model:released.num_queries"] == 100
+    ledger.set_sweep(defaults=ledger.defaults | {"model:released.num_queries": 9})
+    after = ledger.entries(trials, "store")
+    assert before[0].key == after[0].key and before[1].key != after[1].key
+    assert "model.num_queries from 9 to 100; 1 trials" in ledger.changes(after)
 
 
 def test_sweep_facts_are_added(tmp_path: Path) -> None:
@@ -65,7 +80,7 @@ def test_sweep_facts_are_added(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_sweep_that_another_process_holds_is_refused(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from experiments.sweep.ledger import Ledger\n"
+        "import sys; from pathlib import Path; from experiments.records.ledger import Ledger\n"
         "with Ledger(Path(sys.argv[1])).locked(): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
 
 from experiments.grid.expand import expand
-from experiments.sweep.ledger import Entry, Ledger
+from experiments.records.ledger import Entry, Ledger
 from experiments.tracking import sync as module
 from experiments.tracking.client import Tracker, UnreachableError, default_tracking_uri, lasts
 from experiments.tracking.sync import Mirror, pending

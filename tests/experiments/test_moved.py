@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from experiments.records.ledger import Ledger
 from experiments.sweep.driver import refuse_unwritable, run_sweep
 from experiments.sweep.execution import Options
-from experiments.sweep.ledger import Ledger
-from experiments.sweep.place import follow_database, moved_to
 from experiments.tracking.client import default_tracking_uri
 from experiments.tracking.database import database_at, sqlite_uri
+from experiments.tracking.place import follow_database, moved_to
 from experiments.tracking.sync import pending
 from refavs.errors import ConfigError
 from refavs.store import FeatureStore

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from experiments.sweep.place import guard_of, original_of, place_of, refuse_elsewhere, tracking_address
 from experiments.tracking.client import default_tracking_uri
+from experiments.tracking.place import guard_of, original_of, place_of, refuse_elsewhere, tracking_address
 from refavs.errors import ConfigError
 
 

@@ -19,7 +19,8 @@ from refavs.data.batches import collate
 from refavs.errors import ConfigError, WeightsError
 from refavs.model.checkpoint import CONFIG, load_model, read_config, save_model
 from refavs.model.decoder import predict
-from refavs.model.heads.eemc import EEMC, EEMCConfig
+from refavs.model.heads.eemc import EEMC
+from refavs.model.heads.options import EEMCOptions
 from refavs.store import FeatureStore, StoreWriter
 from tests.extract.make_videos import write_video
 
@@ -54,8 +55,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 def trial(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trial's folder with a head of random weights."""
     torch.manual_seed(0)
-    model = EEMC(EEMCConfig.from_store(store, **HEAD))
-    model.set_statistics(store.statistics)
+    model = EEMC.from_store(store, EEMCOptions(**HEAD))
     with torch.no_grad():  # so that a random head finds something
         model.decoder.class_head.bias.copy_(torch.tensor([4.0, -4.0]))
     folder = tmp_path_factory.mktemp("trial")
@@ -136,7 +136,7 @@ def test_values_that_are_not_finite_are_an_error_and_not_an_empty_video(
     with monkeypatch.context() as patch:
         patch.setattr(EEMC, "forward", lambda model, batch: batch)
         nan = torch.full((1, 10, 96, 96), float("nan"))
-        patch.setattr("experiments.predict.segment.predict", lambda output, size: nan)
+        patch.setattr(EEMC, "probs", lambda model, output, size: nan)
         assert main([*command, "--run", str(trial)]) == 2
         assert "the head predicts probabilities of 'the object on the left' that are not" in capsys.readouterr().err
     with monkeypatch.context() as patch:

@@ -12,8 +12,8 @@ import tests.experiments.small_store as small_store
 from experiments.cli import main
 from experiments.grid.config import TrialConfig
 from experiments.grid.expand import Grid, expand
+from experiments.records.ledger import Ledger
 from experiments.sweep.driver import check_models
-from experiments.sweep.ledger import Ledger
 from experiments.training.initial_weights import with_weights
 from experiments.training.loop import build_model, train
 from refavs.config import replace
@@ -136,7 +136,7 @@ def test_decoder_that_does_not_belong_to_the_store_is_refused(store: FeatureStor
 
 def test_trial_that_cannot_fit_into_memory_is_refused(store: FeatureStore, tmp_path: Path) -> None:
     settings = {**SETTINGS, "model.decoder_weights": "random", "train.batch_size": 100_000_000}
-    with pytest.raises(ConfigError, match=r"num_queries=3 with .* at least 732\.8 GB for its masks and batches, and"):
+    with pytest.raises(ConfigError, match=r"num_queries=3 with .* at least 681\.6 GB for its masks and batches, and"):
         train(replace(TrialConfig(), {**settings, "train.frames": 1}), store, tmp_path)
     with pytest.raises(ConfigError, match=r"num_queries=1000000000 with .* needs at least 1,536\.0 GB"):
         check_models(grid({**settings, "model.num_queries": 10**9}), store)

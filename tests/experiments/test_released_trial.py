@@ -16,9 +16,9 @@ import tests.refavs.test_released as release
 from experiments.cluster.resources import Resources
 from experiments.grid.config import TrainConfig
 from experiments.grid.expand import Grid, expand
+from experiments.records.ledger import Ledger, read_metrics
 from experiments.sweep.driver import check_models
-from experiments.sweep.ledger import Ledger, read_metrics
-from experiments.training.cost import show
+from experiments.sweep.dry_run import show
 from experiments.training.initial_weights import with_checkpoints
 from experiments.training.loop import build_model, train
 from refavs.errors import ConfigError, StoreError, WeightsError
@@ -31,7 +31,7 @@ FILE = "ckpt_best_miou.pth"
 SIDES = {"res2": 8, "res3": 4, "res4": 2, "res5": 1}
 PAPER = {"model.num_layers": 1, "model.num_queries": 2, "model.num_heads": 2, "model.visual_downsample": 2,
          "model.decoder_layers": 0, "train.epochs": 0}  # fmt: skip
-RELEASED = {"model.variant": "released", "train.epochs": 0, "train.eval_batch_size": 4,
+RELEASED = {"model.head": "released", "train.epochs": 0, "train.eval_batch_size": 4,
             **{f"model.{name}": value for name, value in release.OPTIONS.items()}}  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def test_what_cannot_be_evaluated_is_refused(stores: dict[str, FeatureStore], fi
     with pytest.raises(WeightsError, match=r"none\.pth cannot be read .* accepted: ckpt_best_miou\.pth"):
         grid_of(stores["released"], **RELEASED, **{"train.init": str(tmp_path / "none.pth")})
     grid = grid_of(stores["paper"], **RELEASED, **{"train.init": str(file)})
-    with pytest.raises(StoreError, match=r"trial 'g': .* has no maps res2, res3, res4, res5, .* --levels backbone"):
+    with pytest.raises(StoreError, match=r"trial 'g': .* has no maps res2, res3, res4, res5; .* --levels backbone"):
         check_models(grid, stores["paper"])
     wider = grid_of(stores["released"], **{**RELEASED, "model.channels": 64, "train.init": str(file)})
     with pytest.raises(WeightsError, match=r"trial 'g': .* has the wrong size of"):

@@ -32,7 +32,7 @@ def draw_all() -> list[Drawing]:
     bars = Bars(
         title=name, measure="J (%)", protocol="canonical", groups=(name, "other"), counts=(3, 4), series=series
     )
-    line = Line(label=name, x=(0.0, 1.0), estimates=(KNOWN, Estimate(value=50.0)))
+    line = Line(label=name, x=(0.0, 1.0), estimates=(KNOWN, Estimate(value=50.0)), axis="β, sensitivity")
     curves = [
         Curve(label=name, seed=seed, measure=measure, epochs=(1, 2, 3), values=(0.1, 0.2 + seed / 10, 0.3))
         for seed in (0, 1) for measure in ("train/loss", "val/J")

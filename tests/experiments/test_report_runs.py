@@ -52,6 +52,17 @@ def test_setting_that_the_code_lost_counts_where_it_was_not_at_its_default(tmp_p
     assert read_sweep(tmp_path).runs[0].config == {**facts["config"], "train.other": 2}
 
 
+def test_run_of_a_head_that_is_not_installed_is_read(tmp_path: Path) -> None:
+    path = write_trial(tmp_path, "full", quality=None) / "config.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, "config": {"model.head": "gone", "model.width": 3, "seed": 0}}))
+    config = read_sweep(tmp_path).runs[0].config
+    assert {name: value for name, value in config.items() if name.startswith("model.")} == {
+        "model.head": "gone", "model.width": 3,
+    }  # fmt: skip
+    assert config["train.epochs"] == facts["config"]["train.epochs"]
+
+
 def test_numbers_in_names_are_sorted_by_value() -> None:
     names = ["b", "a 10", "a 9.5", "a", "", "10", "9"]
     assert sorted(names, key=natural) == ["", "9", "10", "a", "a 9.5", "a 10", "b"]

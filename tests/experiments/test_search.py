@@ -11,9 +11,9 @@ import pytest
 from experiments.grid.expand import Grid, expand
 from experiments.grid.file import parse_yaml
 from experiments.grid.search_space import SearchPlan
-from experiments.sweep.ledger import Entry, Ledger
+from experiments.records.ledger import Entry, Ledger
+from experiments.records.record_types import write_json
 from experiments.sweep.search import Search, refuse_unmeasured
-from experiments.training.resume import write_json
 from refavs.errors import ConfigError
 from tests.experiments.small_store import make_store
 

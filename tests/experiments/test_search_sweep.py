@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 
 from experiments.cli import main
 from experiments.cluster.worker import train_share
+from experiments.records.ledger import Entry, read_metrics
 from experiments.report.contents import Options, build_report
-from experiments.sweep.ledger import Entry, read_metrics
 from experiments.tracking.client import default_tracking_uri
 from experiments.training.learner import Team
 from refavs.store import FeatureStore

@@ -67,7 +67,7 @@ def test_head_chooses_a_section_or_less(capsys: pytest.CaptureFixture[str]) -> N
 def test_unknown_head_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["settings", "modl"]) == 2
     line = capsys.readouterr().err.strip()
-    assert line == "refavs-sweep settings: no setting begins with 'modl'; did you mean 'model'?"
+    assert line == "refavs-sweep settings: no setting and no head begins with 'modl'; did you mean 'model'?"
 
 
 def test_long_choices_go_to_a_line_of_their_own() -> None:
@@ -78,3 +78,12 @@ def test_long_choices_go_to_a_line_of_their_own() -> None:
 def test_packing_is_recommended_where_workers_are_described() -> None:
     (workers,) = (one for one in EVERY if one.name == "resources.workers")
     assert "--gpus-per-trial auto" in workers.meaning and "--fuse auto" in workers.meaning
+
+
+def test_settings_of_a_head_are_listed_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    names = {line.split(" =")[0] for line in lines_of(capsys, "released", "model") if line and line[0] != " "}
+    assert names == {"model.head", "model.channels", "model.num_queries", "model.decoder_layers",
+                     "model.decoder_feedforward_channels"}  # fmt: skip
+    assert "model.head = eemc  (eemc, released)" in lines_of(capsys)
+    assert main(["settings", "released", "eemc"]) == 2
+    assert "released and eemc are two heads; name one" in capsys.readouterr().err

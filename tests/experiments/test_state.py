@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.training.resume import load_state, read_json, save_state, write_json
+from experiments.records.record_types import read_record, write_json
+from experiments.training.resume import load_state, save_state
 from refavs.errors import ConfigError
 
 
@@ -92,11 +93,11 @@ def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_json_is_replaced_whole(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"x": 1})
     write_json(tmp_path / "a.json", {"x": 2})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 2} and read_json(tmp_path / "b.json") is None
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 2} and read_record(tmp_path / "b.json") is None
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_damaged_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(ConfigError, match=r"a\.json is not JSON .*; remove it and run the same command again"):
-        read_json(tmp_path / "a.json")
+        read_record(tmp_path / "a.json")

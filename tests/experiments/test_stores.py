@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments.grid.expand import expand, read_grid
-from experiments.sweep.stores import contents_digest, named_locations, store_of, with_stores
+from experiments.records.stores import contents_digest, named_locations, store_of, with_stores
 from refavs.errors import ConfigError
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store

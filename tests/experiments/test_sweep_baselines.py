@@ -10,9 +10,9 @@ import pytest
 
 from experiments.baselines import cache as baseline_cache
 from experiments.baselines import compute as constant_baselines
+from experiments.records.ledger import Entry
 from experiments.sweep.driver import run_sweep
 from experiments.sweep.execution import Run
-from experiments.sweep.ledger import Entry
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 from tests.experiments.test_sweep import InProcess, grid_of

@@ -11,11 +11,11 @@ import pytest
 
 from experiments.grid.expand import expand
 from experiments.grid.trial import TrialStore
+from experiments.records.ledger import Entry, Ledger
+from experiments.records.record_types import write_json
 from experiments.report.summary import summary_tables
 from experiments.report.text import terminal
-from experiments.sweep.ledger import Entry, Ledger
 from experiments.sweep.summary import csv_text
-from experiments.training.resume import write_json
 from refavs.store import FeatureStore
 from refavs.terminal.console import PlainConsole
 
@@ -98,6 +98,6 @@ def test_csv_tells_of_each_trials_own_features(tmp_path: Path, monkeypatch: pyte
     plain, other = entries_with(tmp_path, {"a": [0.5, 0.7]})
     own = TrialStore(name="b", location="there", fingerprint=PRETRAINED.fingerprint)
     other = dataclasses.replace(other, trial=dataclasses.replace(other.trial, store=own))
-    monkeypatch.setattr("experiments.sweep.stores._opened", {"there": PRETRAINED}.__getitem__)
+    monkeypatch.setattr("experiments.records.stores._opened", {"there": PRETRAINED}.__getitem__)
     lines = csv.DictReader(io.StringIO(csv_text([plain, other], {}, RANDOM)))
     assert [line["features"] for line in lines] == ["random weights", "pretrained"]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from experiments.grid.expand import expand
-from experiments.sweep.ledger import Entry, Ledger
-from experiments.sweep.place import refuse_elsewhere
+from experiments.records.ledger import Entry, Ledger
 from experiments.tracking.client import Tracker, default_tracking_uri, git_facts, metric_name, without_password
+from experiments.tracking.place import refuse_elsewhere
 from refavs.errors import ConfigError
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store

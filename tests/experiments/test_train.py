@@ -15,9 +15,9 @@ import torch
 from experiments.baselines.compute import control_results_of
 from experiments.grid.config import TrainConfig, TrialConfig
 from experiments.grid.expand import Grid, Trial, expand
+from experiments.records.ledger import Ledger, read_metrics
 from experiments.sweep.driver import check_models
-from experiments.sweep.ledger import Ledger, read_metrics
-from experiments.training.evaluate import Head
+from experiments.training.evaluate import Trained
 from experiments.training.initial_weights import with_checkpoints
 from experiments.training.learner import NonFiniteError, learning_rate
 from experiments.training.loop import build_model, train
@@ -159,7 +159,7 @@ def test_training_that_gets_no_better_ends_and_keeps_the_best_epoch(
     scores = iter([0.2, 0.5, 0.4, 0.5, 0.9])
     weights = []
 
-    def scored(heads: Sequence[Head], *others: Any) -> list[dict[str, float]]:
+    def scored(heads: Sequence[Trained], *others: Any) -> list[dict[str, float]]:
         weights.extend({name: value.clone() for name, value in model.state_dict().items()} for _, model in heads)
         return [{"val/J": next(scores)}]
 

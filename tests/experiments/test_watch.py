@@ -15,7 +15,7 @@ import pytest
 
 from experiments.cli import main
 from experiments.grid.expand import expand
-from experiments.sweep.ledger import Entry, Ledger
+from experiments.records.ledger import Entry, Ledger
 from experiments.sweep.live_table import Watch, progress_of
 from experiments.sweep.progress import Progress, duration, is_held, read_sweep, seconds_left
 from refavs.terminal.console import PlainConsole

@@ -26,8 +26,9 @@ from refavs.errors import WeightsError
 from refavs.model.checkpoint import load_model, save_model
 from refavs.model.decoder import EEMCOutput
 from refavs.model.feature_sizes import LEVELS, MASKS, FeatureSizes, MapSize, StreamSize
-from refavs.model.heads.eemc import EEMC, EEMCConfig
-from refavs.model.pretrained import Mask2Former, load_decoders
+from refavs.model.heads.eemc import EEMC
+from refavs.model.heads.options import EEMCOptions
+from refavs.model.pretrained import Mask2Former
 from tests.extract.hf_weights import write_mask2former
 
 pytestmark = pytest.mark.long  # for what its fixtures make
@@ -65,12 +66,12 @@ class Case:
     def model(self, *levels: str, **options: object) -> EEMC:
         torch.manual_seed(5)
         settings = {"num_layers": 1, "feedforward_channels": 8, "visual_downsample": 8, **self.head}
-        config = EEMCConfig(sizes=self.sizes(*levels), decoder_weights="mask2former", **{**settings, **options})
-        return EEMC(config).eval()
+        chosen = EEMCOptions(decoder_weights="mask2former", **{**settings, **options})
+        return EEMC(chosen, self.sizes(*levels)).eval()
 
     def loaded(self, *levels: str, **options: object) -> EEMC:
         model = self.model(*levels, **options)
-        load_decoders(model, Mask2Former.within(self.folder), self.encoder.fingerprints())
+        model.load_pretrained(self.folder / "mask2former", self.encoder.fingerprints())
         return model
 
 
@@ -127,7 +128,7 @@ def flat(values: Tensor) -> Tensor:
 @torch.no_grad()
 def decoded(model: EEMC, maps: dict[str, Tensor], case: Case) -> EEMCOutput:
     """Our head on `maps`, with the query features of the checkpoint in place of prompted queries."""
-    names = [size.name for size in model.config.sizes.maps]
+    names = [size.name for size in model.sizes.maps]
     visual = model.visual({name: rearrange(maps[name], "t ... -> 1 t ...") for name in names}, None)
     learned = case.theirs.model.transformer_module.queries_features.weight
     queries = repeat(learned, "q c -> 1 t q c", t=len(case.frames))
@@ -176,7 +177,7 @@ def test_head_with_its_own_pixel_decoder_begins_where_the_stored_maps_are(small:
     """The tokens of the fusion too: their statistics are those of the mask features in the store."""
     stored = small.loaded("pixel_decoder")
     statistics = {size.path: (torch.randn(size.channels), torch.rand(size.channels) + 0.5)
-                  for size in (stored.config.sizes.audio, stored.config.sizes.text,
+                  for size in (stored.sizes.audio, stored.sizes.text,
                                *small.sizes("backbone", "pixel_decoder").maps)}  # fmt: skip
     own = small.loaded("backbone", channels=64, trained="fusion+transformer_decoder+pixel_decoder")
     for model in (stored, own):
@@ -192,7 +193,7 @@ def test_checkpoint_of_a_pretrained_head_needs_no_weights_folder(small: Case, tm
     model = small.loaded("backbone", channels=64)
     save_model(tmp_path, model)
     loaded = load_model(tmp_path)
-    assert loaded.config == model.config
+    assert (loaded.options, loaded.sizes) == (model.options, model.sizes)
     with torch.no_grad():
         assert torch.equal(loaded(batch_of(small)).mask_logits, model(batch_of(small)).mask_logits)
 
@@ -201,13 +202,14 @@ def test_what_starts_fresh_is_said(small: Case, tmp_path: Path) -> None:
     encoders = small.encoder.fingerprints()
     model = small.model("pixel_decoder")
     before = model.decoder.class_head.weight.clone()
-    assert load_decoders(model, Mask2Former.within(small.folder), encoders) == []
+    assert model.load_pretrained(small.folder / "mask2former", encoders) == []
     assert not torch.equal(model.decoder.class_head.weight, before)
     checkpoint = damaged(small, tmp_path, {"class_predictor.weight": torch.zeros(151, 64),
                                            "class_predictor.bias": torch.zeros(151)})
     model = small.model("pixel_decoder")
     same_maps = {"visual/pixel_decoder": {"weights": checkpoint.stamp}}
-    assert load_decoders(model, checkpoint, same_maps) == ["class head (2 outputs here, 151 outputs in the checkpoint)"]
+    fresh = model.load_pretrained(checkpoint.folder, same_maps)
+    assert fresh == ["class head (2 outputs here, 151 outputs in the checkpoint)"]
     assert torch.equal(model.decoder.class_head.weight, before)
 
 
@@ -234,8 +236,9 @@ def damaged(case: Case, folder: Path, change: dict[str, Tensor | None]) -> Mask2
 def test_checkpoint_of_other_tensors_is_refused(small: Case, tmp_path: Path, change: dict, text: str) -> None:
     checkpoint = damaged(small, tmp_path, change)
     with pytest.raises(WeightsError, match=re.escape(text.replace("PATH", str(checkpoint.path)))):
-        load_decoders(small.model("backbone", channels=64), checkpoint, {
-            "visual/backbone": {"weights": checkpoint.stamp}})
+        small.model("backbone", channels=64).load_pretrained(
+            checkpoint.folder, {"visual/backbone": {"weights": checkpoint.stamp}}
+        )
 
 
 @pytest.mark.parametrize(("damage", "text"), [
@@ -265,12 +268,13 @@ def test_damaged_checkpoint_is_refused(small: Case, tmp_path: Path, damage: str,
                    "layers": {"decoder_layers": 10}, "pre-norm": {"pre_norm": True}}
         described.write_text(json.dumps(config | changes[damage]))
     with pytest.raises(WeightsError, match=text):
-        checkpoint = Mask2Former.within(tmp_path)
-        load_decoders(small.model("pixel_decoder"), checkpoint, {"visual/pixel_decoder": {"weights": checkpoint.stamp}})
+        maps = {"visual/pixel_decoder": {"weights": Mask2Former(folder).stamp}}
+        small.model("pixel_decoder").load_pretrained(folder, maps)
 
 
 def test_decoder_of_another_checkpoint_than_the_maps_is_refused(small: Case) -> None:
     with pytest.raises(WeightsError, match=r"the store's pixel_decoder maps were made with the weights random:0, .*"
                        r"model\.safetensors is sha256:\w{16}, .* extract with that folder as --weights-dir"):
-        load_decoders(small.model("pixel_decoder"), Mask2Former.within(small.folder),
-                      {"visual/pixel_decoder": {"weights": "random:0"}})
+        small.model("pixel_decoder").load_pretrained(
+            small.folder / "mask2former", {"visual/pixel_decoder": {"weights": "random:0"}}
+        )

@@ -223,7 +223,8 @@ def _trial(root: Path) -> Target:
     from extract.pipeline.plan import array_specs
     from refavs.model.checkpoint import save_model
     from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
-    from refavs.model.heads.eemc import EEMC, EEMCConfig
+    from refavs.model.heads.eemc import EEMC
+    from refavs.model.heads.options import EEMCOptions
     from refavs.terminal.command import run_command
 
     preset, known = preset_named("tiny"), {}
@@ -248,12 +249,10 @@ def _trial(root: Path) -> Target:
     audio, text = (next(path for path in specs if path.startswith(start) and "valid" not in path)
                    for start in ("clips/audio", "text/"))  # fmt: skip
     torch.manual_seed(0)
-    model = EEMC(EEMCConfig(
-        sizes=FeatureSizes(audio=StreamSize(path=audio, channels=size(audio)["c"]),
-                           text=StreamSize(path=text, channels=size(text)["c"]), maps=maps),
-        num_layers=1, num_queries=4, num_heads=4, feedforward_channels=32, decoder_layers=1,
-        decoder_feedforward_channels=32,
-    ))  # fmt: skip
+    options = EEMCOptions(num_layers=1, num_queries=4, num_heads=4, feedforward_channels=32, decoder_layers=1,
+                          decoder_feedforward_channels=32)  # fmt: skip
+    model = EEMC(options, FeatureSizes(audio=StreamSize(path=audio, channels=size(audio)["c"]),
+                                       text=StreamSize(path=text, channels=size(text)["c"]), maps=maps))  # fmt: skip
     extraction = {"preset": "tiny", "weights": "random", "seed": 0, "precision": "fp32"}
     facts = {"store": "s", "encoders": json.loads(json.dumps(built.fingerprints())), "extraction": extraction,
              "trial": {"train": {"precision": "fp32"}}}  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from experiments.grid.expand import read_grid
-from experiments.sweep.ledger import Entry, Ledger, read_metrics
+from experiments.records.ledger import Entry, Ledger, read_metrics
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 from tests.faults.command import PATIENCE_S, Python

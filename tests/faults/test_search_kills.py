@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from experiments.grid.expand import read_grid
-from experiments.sweep.ledger import Entry, Ledger
+from experiments.records.ledger import Entry, Ledger
 from experiments.sweep.search import Search
 from refavs.store import FeatureStore
 from tests.faults.sweeps import Sweep, kill_driver, trial_workers

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from experiments.sweep.ledger import read_metrics
+from experiments.records.ledger import read_metrics
 from tests.experiments.small_store import CLIPS, make_store
 from tests.faults.command import small_disk
 from tests.faults.sweeps import Sweep, assert_whole_in_mlflow, within

@@ -14,7 +14,8 @@ from refavs.errors import WeightsError
 from refavs.model import checkpoint
 from refavs.model.checkpoint import load_model, load_weights, read_config, save_model
 from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
-from refavs.model.heads.eemc import EEMC, EEMCConfig
+from refavs.model.heads.eemc import EEMC
+from refavs.model.heads.options import EEMCOptions
 
 SIZES = FeatureSizes(
     audio=StreamSize(path="clips/audio/vggish", channels=3), text=StreamSize(path="text/roberta/features", channels=5),
@@ -25,10 +26,10 @@ SIZES = FeatureSizes(
 
 def make_model(beta: float = 1.0) -> EEMC:
     torch.manual_seed(0)
-    model = EEMC(EEMCConfig(
-        sizes=SIZES, beta=beta, num_layers=1, num_queries=2, num_heads=2, feedforward_channels=4, visual_downsample=4,
+    model = EEMC(EEMCOptions(
+        beta=beta, num_layers=1, num_queries=2, num_heads=2, feedforward_channels=4, visual_downsample=4,
         decoder_layers=1, decoder_feedforward_channels=4,
-    ))  # fmt: skip
+    ), SIZES)  # fmt: skip
     statistics = {size.path: (torch.randn(size.channels), torch.rand(size.channels) + 1)
                   for size in (SIZES.audio, SIZES.text, *SIZES.maps)}
     model.set_statistics(statistics)
@@ -44,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.long
 def test_checkpoint_restores_every_tensor_and_the_configuration(folder: Path) -> None:
     known, loaded = make_model(), load_model(folder)
-    assert loaded.config == known.config and not loaded.training
+    assert (loaded.options, loaded.sizes) == (known.options, known.sizes) and not loaded.training
     state = loaded.state_dict()
     assert state.keys() == known.state_dict().keys() and "audio.standardise.mean" in state
     assert all(torch.equal(tensor, state[name]) for name, tensor in known.state_dict().items())
@@ -54,7 +55,7 @@ def test_checkpoint_restores_every_tensor_and_the_configuration(folder: Path) ->
 
 def test_checkpoint_is_replaced_whole(folder: Path) -> None:
     save_model(folder, make_model(beta=0.5))
-    assert load_model(folder).config.beta == 0.5
+    assert load_model(folder).options.beta == 0.5
 
 
 def test_checkpoint_of_a_crash_between_the_files_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +81,7 @@ def test_checkpoint_leaves_nothing_of_a_failed_write(folder: Path, monkeypatch: 
     with pytest.raises(OSError, match="No space"):
         save_model(folder, make_model(beta=0.5))
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
-    assert load_model(folder).config.beta == 1.0
+    assert load_model(folder).options.beta == 1.0
 
 
 def test_part_of_a_killed_writer_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_checkpoint_of_other_tensors_is_refused(folder: Path, change: dict, text
     ("{", "config.json cannot be read"),
     ("[]", "is not a description of format 1"),
     (json.dumps({"format": 1, "model": {"sizes": {}}}), "is not a description of format 1"),
-    (json.dumps({"format": 1, "model": {"sizes": {}}, "facts": {}}), "does not describe an EEMC of this version"),
+    (json.dumps({"format": 1, "model": {"sizes": {}}, "facts": {}}), "does not describe a head of this version"),
 ])  # fmt: skip
 def test_checkpoint_of_a_damaged_configuration_is_refused(folder: Path, text: str, message: str) -> None:
     (folder / "config.json").write_text(text)
@@ -140,7 +141,7 @@ def test_checkpoint_of_a_damaged_configuration_is_refused(folder: Path, text: st
 
 def test_weights_of_another_number_of_heads_are_refused(folder: Path) -> None:
     model = make_model()
-    other = EEMC(dataclasses.replace(model.config, num_heads=4))
+    other = EEMC(dataclasses.replace(model.options, num_heads=4), model.sizes)
     load_weights(folder, model)
     with pytest.raises(WeightsError, match=r"says num_heads=2, the model has 4; take --set model.num_heads=2"):
         load_weights(folder, other)
@@ -152,7 +153,7 @@ def test_checkpoint_of_unknown_maps_is_refused(folder: Path, names: list[str]) -
     maps = config["model"]["sizes"]["maps"]
     config["model"]["sizes"]["maps"] = [{**one, "name": name} for one, name in zip(maps, names, strict=False)]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(WeightsError, match=r"does not describe an EEMC of this version \(its maps are "):
+    with pytest.raises(WeightsError, match=r"does not describe a head of this version \(its maps are "):
         load_model(folder)
 
 
@@ -161,5 +162,5 @@ def test_checkpoint_of_an_impossible_size_is_refused(folder: Path, channels: int
     config = json.loads((folder / "config.json").read_text())
     config["model"]["sizes"]["audio"]["channels"] = channels
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(WeightsError, match="does not describe an EEMC of this version"):
+    with pytest.raises(WeightsError, match="does not describe a head of this version"):
         load_model(folder)

@@ -11,9 +11,11 @@ from refavs.data.batches import Batch
 from refavs.errors import ConfigError, StoreError
 from refavs.model.decoder import EEMCOutput, predict
 from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
-from refavs.model.heads.eemc import EEMC, EEMCConfig, Seconds
+from refavs.model.heads.eemc import EEMC
+from refavs.model.heads.options import EEMCOptions
+from refavs.model.heads.protocol import Seconds
 from refavs.model.losses import LossConfig, eemc_loss
-from refavs.model.options import ModelOptions
+from refavs.model.target import Target
 from refavs.model.visual import Standardisation
 from refavs.store.format.schema import ArraySpec
 from refavs.store.reader import FeatureStore
@@ -53,7 +55,7 @@ def make_batch(seed: int = 0, sizes: FeatureSizes = SIZES) -> Batch:
 
 def make_model(seed: int = 0, **options: object) -> EEMC:
     torch.manual_seed(seed)
-    return EEMC(EEMCConfig(sizes=SIZES, **{**OPTIONS, **options}))  # type: ignore[arg-type]
+    return EEMC(EEMCOptions(**{**OPTIONS, **options}), SIZES)  # type: ignore[arg-type]
 
 
 def run(model: EEMC, batch: Batch, frames: Seconds | None = None) -> EEMCOutput:
@@ -68,7 +70,7 @@ def test_eemc_trains_one_step_on_a_batch(decoder_layers: int) -> None:
     output = model(batch, Seconds.of([1, 3]))
     assert output.mask_logits.shape == (3, 2, 3, 8, 8) and output.class_logits.shape == (3, 2, 3, 2)
     assert len(output.auxiliary) == decoder_layers
-    loss = eemc_loss(output, batch.mask[:, [1, 3]], LossConfig(num_points=0))["total"]
+    loss = eemc_loss(output, Target(masks=batch.mask[:, [1, 3]]), LossConfig(num_points=0))["total"]
     loss.backward()
     without = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
     assert not [name for name in without if "query_positions" not in name], without
@@ -209,8 +211,8 @@ def test_every_option_changes_the_prediction(field: str, value: object) -> None:
 
 def test_every_option_has_a_test() -> None:
     tested = test_every_option_changes_the_prediction.pytestmark[0].args[1]  # type: ignore[attr-defined]
-    elsewhere = {"trained", "decoder_weights", "variant"}  # test_eemc_parts.py, test_released.py
-    assert {name for name, _ in tested} | elsewhere == {field.name for field in fields(ModelOptions)}
+    elsewhere = {"trained", "decoder_weights", "head"}  # test_eemc_parts.py, test_heads.py
+    assert {name for name, _ in tested} | elsewhere == {field.name for field in fields(EEMCOptions)}
 
 
 def test_eemc_standardises_every_stream() -> None:
@@ -238,7 +240,7 @@ def test_standardisation_silences_channels_that_never_change() -> None:
     ({"decoder_layers": -1}, "decoder_layers is -1; accepted: a whole number from 0 up"),
     ({"beta": float("nan")}, "beta is nan; accepted: a finite number, 1 in the paper"),
     ({"dropout": 1.0}, "dropout is 1.0; accepted: from 0 to below 1"),
-    ({"num_heads": 3}, "the model's width 16 must be a multiple of 4 and of num_heads=3"),
+    ({"num_heads": 3}, "the model's width 16 must be a multiple of 4 and of model.num_heads=3"),
     ({"visual_downsample": 3}, "visual_downsample=3 does not divide the 8 x 8 mask features"),
 ])  # fmt: skip
 def test_eemc_refuses_options_that_cannot_be_used(options: dict, text: str) -> None:
@@ -261,7 +263,7 @@ def test_sizes_come_from_the_store() -> None:
                        axes=("t", "c", "h", "w")) for size in SIZES.maps]
     specs += [ArraySpec(path=SIZES.audio.path, shape=(NUM_FRAMES, 7), dtype="float32", axes=("t", "c")),
               ArraySpec(path=SIZES.text.path, shape=(LENGTH, 9), dtype="float32", axes=("l", "c"))]
-    assert EEMCConfig.from_store(DescribedStore(specs), beta=2.0) == EEMCConfig(sizes=SIZES, beta=2.0)
+    assert FeatureSizes.from_store(DescribedStore(specs), EEMCOptions().needs()) == SIZES
     lacking = [spec for spec in specs if not spec.path.endswith("s16")]
-    with pytest.raises(StoreError, match=re.escape("store STORE has no maps s16; EEMC reads mask_features, s32")):
-        FeatureSizes.from_store(DescribedStore(lacking))
+    with pytest.raises(StoreError, match=re.escape("store STORE has no maps s16; the head reads mask_features, s8")):
+        FeatureSizes.from_store(DescribedStore(lacking), EEMCOptions().needs())

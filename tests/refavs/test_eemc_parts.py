@@ -3,6 +3,7 @@
 import copy
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch import nn
 
 from refavs.errors import ConfigError, StoreError
 from refavs.model.feature_sizes import LEVELS, MASKS, FeatureSizes, MapSize
-from refavs.model.heads.eemc import EEMC, EEMCConfig, Seconds
+from refavs.model.heads.eemc import EEMC
+from refavs.model.heads.options import EEMCOptions
+from refavs.model.heads.protocol import Seconds
 from refavs.store.format.schema import ArraySpec
 from refavs.store.reader import FeatureStore
 from tests.refavs.test_eemc import NUM_FRAMES, OPTIONS, SIZES, make_batch, outputs_differ, run
@@ -26,7 +29,7 @@ BACKBONE = replace(SIZES, maps=tuple(
 def make_model(sizes: FeatureSizes = SIZES, seed: int = 0, **options: object) -> EEMC:
     torch.manual_seed(seed)
     width = {"channels": 32, "num_heads": 8} if sizes is BACKBONE else {}
-    return EEMC(EEMCConfig(sizes=sizes, **{**OPTIONS, **width, **options}))  # type: ignore[arg-type]
+    return EEMC(EEMCOptions(**{**OPTIONS, **width, **options}), sizes)  # type: ignore[arg-type]
 
 
 def count(*modules: nn.Module | None) -> int:
@@ -64,8 +67,8 @@ def test_a_step_moves_what_is_trained_and_nothing_else(options: dict) -> None:
     model = copy.deepcopy(make_model(**options, dropout=0.1)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.trained_parameters(), lr=1e-2)
-    output = model(make_batch(sizes=model.config.sizes), Seconds.of([1, 3]))
-    assert len(output.auxiliary) == model.config.decoder_layers  # deep supervision, whatever is trained
+    output = model(make_batch(sizes=model.sizes), Seconds.of([1, 3]))
+    assert len(output.auxiliary) == model.options.decoder_layers  # deep supervision, whatever is trained
     sum(part.mask_logits.square().mean() + part.class_logits.square().mean() for part in
         (*output.auxiliary, output)).backward()  # fmt: skip
     optimizer.step()
@@ -107,23 +110,26 @@ class DescribedStore(FeatureStore):
         self.specs = {spec.path: spec for spec in specs}
 
 
+def sizes_of(store: DescribedStore, **options: Any) -> FeatureSizes:
+    return FeatureSizes.from_store(store, EEMCOptions(**options).needs())
+
+
 def test_a_trained_pixel_decoder_reads_the_backbone_of_a_store_with_both_levels() -> None:
     both = DescribedStore(BACKBONE, SIZES)
-    stored, trained = EEMCConfig.from_store(both), EEMCConfig.from_store(both, trained=ALL)
-    assert stored.sizes == SIZES and stored.sizes.levels == ["pixel_decoder"]
-    assert trained.sizes == BACKBONE and trained.sizes.levels == ["backbone"]
-    assert EEMCConfig.from_store(DescribedStore(BACKBONE)).sizes == BACKBONE
-    with pytest.raises(StoreError, match=re.escape("store STORE has no maps res2, res3, res4, res5, on which a pixel "
-                                                   "decoder is trained; add them by the same refavs-extract")):
-        EEMCConfig.from_store(DescribedStore(SIZES), trained=ALL)
+    assert sizes_of(both) == SIZES and sizes_of(both, trained=ALL) == BACKBONE
+    assert sizes_of(DescribedStore(BACKBONE)) == BACKBONE
+    with pytest.raises(StoreError, match=re.escape("store STORE has no maps res2, res3, res4, res5; the head reads "
+                                                   "res2, res3, res4, res5; a pixel decoder is trained on these")):
+        sizes_of(DescribedStore(SIZES), trained=ALL)
 
 
 @pytest.mark.parametrize(("num_layers", "names"), [(0, []), (1, ["s32"]), (2, ["s16", "s32"]), (5, list(LEVELS))])
 def test_maps_that_no_layer_reads_are_not_read(num_layers: int, names: list[str]) -> None:
     both = DescribedStore(BACKBONE, SIZES)
-    found = EEMCConfig.from_store(both, decoder_layers=num_layers).levels
+    found = sizes_of(both, decoder_layers=num_layers).levels
     assert sorted(found) == sorted(f"pixel_decoder/{name}" for name in (MASKS, *names))
-    assert EEMCConfig.from_store(both, trained=ALL, decoder_layers=num_layers).levels == ["backbone"]
+    found = sizes_of(both, trained=ALL, decoder_layers=num_layers).levels
+    assert found == [f"backbone/{name}" for name in ("res2", "res3", "res4", "res5")]
 
 
 def test_the_pixel_decoder_of_the_head_runs_once_for_the_expressions_of_a_clip() -> None:

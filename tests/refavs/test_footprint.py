@@ -8,7 +8,7 @@ import torch
 from refavs.errors import ConfigError
 from refavs.model import memory_budget as footprint
 from refavs.model.feature_sizes import FeatureSizes
-from refavs.model.heads.eemc import EEMCConfig
+from refavs.model.heads.options import EEMCOptions
 from refavs.model.memory_budget import batch_bytes, batches_held, memory_bytes, require_memory
 from refavs.store import FeatureStore
 from tests.experiments.small_store import CHANNELS, MAPS, make_store
@@ -48,12 +48,12 @@ def test_memory_limit_of_version_1_is_that_of_the_memory(tmp_path: Path) -> None
 
 
 def test_batches_ahead_count_where_they_lie(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = FeatureSizes.from_store(store)
+    options = EEMCOptions(num_queries=1, num_heads=2)
+    sizes = FeatureSizes.from_store(store, options.needs())
     of_batch = batch_bytes(store, sizes, num_clips=5, num_frames=3)
     assert of_batch == 5 * 3 * 2 * CHANNELS * sum(side * side for side in MAPS.values())
     assert (batches_held(CPU), batches_held(torch.device("cuda"))) == (2, 3)
-    options = EEMCConfig.from_store(store, num_queries=1, num_heads=2, decoder_layers=0)
-    least = footprint.least_bytes(options, sizes)
+    least = options.step_bytes(sizes, 1, 1)
     monkeypatch.setattr(footprint, "memory_bytes", lambda device: least + 2 * of_batch)
     require_memory(options, sizes, CPU, bytes_of_batch=of_batch)
     with pytest.raises(ConfigError, match="GB for its masks and batches, and cuda has"):

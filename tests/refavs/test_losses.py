@@ -11,7 +11,8 @@ from scipy.optimize import linear_sum_assignment
 from refavs.data.clip_groups import ClipGroups
 from refavs.errors import ConfigError
 from refavs.model.decoder import EEMCOutput
-from refavs.model.losses import FrameCounts, LossConfig, eemc_loss, matching_costs, uncertain_points
+from refavs.model.losses import LossConfig, eemc_loss, matching_costs, uncertain_points
+from refavs.model.target import FrameCounts, Target
 
 ALL_PIXELS = LossConfig(num_points=0)
 
@@ -82,16 +83,16 @@ def numpy_loss(output: EEMCOutput, masks: torch.Tensor, config: LossConfig) -> d
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_eemc_loss_equals_numpy_with_scipys_assignment(config: LossConfig, seed: int) -> None:
     output, masks = case(seed)
-    losses, expected = eemc_loss(output, masks, config), numpy_loss(output, masks, config)
+    losses, expected = eemc_loss(output, Target(masks=masks), config), numpy_loss(output, masks, config)
     assert {name: float(value) for name, value in losses.items()} == pytest.approx(expected, rel=1e-5)
 
 
 def test_every_weight_changes_the_loss() -> None:
     output, masks = case()
-    known = float(eemc_loss(output, masks, ALL_PIXELS)["total"])
+    known = float(eemc_loss(output, Target(masks=masks), ALL_PIXELS)["total"])
     for name in ("bce", "dice", "classification", "no_object", "null_frame", "matching"):
         changed = LossConfig(num_points=0, **{name: 50.0})
-        assert float(eemc_loss(output, masks, changed)["total"]) != pytest.approx(known), name
+        assert float(eemc_loss(output, Target(masks=masks), changed)["total"]) != pytest.approx(known), name
 
 
 def test_eemc_loss_compares_masks_at_their_own_resolution() -> None:
@@ -102,7 +103,8 @@ def test_eemc_loss_compares_masks_at_their_own_resolution() -> None:
     alone = output_of(upsampled[:, :, :1], output.class_logits[:, :, :1])
     small = output_of(output.mask_logits[:, :, :1], output.class_logits[:, :, :1])
     expected = numpy_loss(alone, masks, ALL_PIXELS)
-    assert float(eemc_loss(small, masks, ALL_PIXELS)["total"]) == pytest.approx(expected["total"], rel=1e-5)
+    found = eemc_loss(small, Target(masks=masks), ALL_PIXELS)["total"]
+    assert float(found) == pytest.approx(expected["total"], rel=1e-5)
 
 
 def test_eemc_loss_of_points_approaches_that_of_all_pixels() -> None:
@@ -110,10 +112,11 @@ def test_eemc_loss_of_points_approaches_that_of_all_pixels() -> None:
     torch.manual_seed(0)
     uniform = LossConfig(num_points=20000, importance=0.0, oversampling=1.0)
     # Between pixels both are interpolated, so that points see softer masks than pixels do.
-    pointwise, pixelwise = (float(eemc_loss(output, masks, config)["dice"]) for config in (uniform, ALL_PIXELS))
+    target = Target(masks=masks)
+    pointwise, pixelwise = (float(eemc_loss(output, target, config)["dice"]) for config in (uniform, ALL_PIXELS))
     assert pointwise == pytest.approx(pixelwise, abs=0.1)
     torch.manual_seed(0)
-    assert float(eemc_loss(output, masks, uniform)["dice"]) == pointwise
+    assert float(eemc_loss(output, Target(masks=masks), uniform)["dice"]) == pointwise
 
 
 def test_uncertain_points_lie_where_the_logits_are_near_zero() -> None:
@@ -134,11 +137,11 @@ def test_uncertain_points_lie_where_the_logits_are_near_zero() -> None:
 
 def test_deep_supervision_adds_the_losses_of_earlier_predictions() -> None:
     (output, masks), (earlier, _) = case(), case(seed=5)
-    parts = [float(eemc_loss(part, masks, ALL_PIXELS)["total"]) for part in (output, earlier)]
+    parts = [float(eemc_loss(part, Target(masks=masks), ALL_PIXELS)["total"]) for part in (output, earlier)]
     deep = replace(output, auxiliary=[earlier])
-    assert float(eemc_loss(deep, masks, ALL_PIXELS)["total"]) == pytest.approx(sum(parts))
+    assert float(eemc_loss(deep, Target(masks=masks), ALL_PIXELS)["total"]) == pytest.approx(sum(parts))
     shallow = LossConfig(num_points=0, deep_supervision=False)
-    assert float(eemc_loss(deep, masks, shallow)["total"]) == pytest.approx(parts[0])
+    assert float(eemc_loss(deep, Target(masks=masks), shallow)["total"]) == pytest.approx(parts[0])
 
 
 def test_losses_of_parts_add_up_to_those_of_the_whole() -> None:
@@ -146,19 +149,30 @@ def test_losses_of_parts_add_up_to_those_of_the_whole() -> None:
     whole = FrameCounts.of(masks)
     assert whole == FrameCounts(shown=5, null=1)
     parts = [
-        eemc_loss(output_of(mask_logits, class_logits), mask, ALL_PIXELS, whole)
+        eemc_loss(output_of(mask_logits, class_logits), Target(masks=mask, counts=whole), ALL_PIXELS)
         for mask_logits, class_logits, mask in zip(
             output.mask_logits.split(1), output.class_logits.split(1), masks.split(1), strict=True
         )
     ]
-    for name, value in eemc_loss(output, masks, ALL_PIXELS).items():
+    for name, value in eemc_loss(output, Target(masks=masks), ALL_PIXELS).items():
         assert float(sum(part[name] for part in parts)) == pytest.approx(float(value), rel=1e-6), name
+
+
+def test_losses_are_those_of_the_labelled_frames_alone() -> None:
+    output, masks = case()
+    labelled = torch.tensor([[True, False, True]] * 2)
+    chosen = output_of(output.mask_logits[:, [0, 2]], output.class_logits[:, [0, 2]])
+    expected = eemc_loss(chosen, Target(masks=masks[:, [0, 2]]), ALL_PIXELS)
+    for name, value in eemc_loss(output, Target(masks=masks, labelled=labelled), ALL_PIXELS).items():
+        assert float(value) == pytest.approx(float(expected[name]), rel=1e-5), name
+    none = eemc_loss(output, Target(masks=masks, labelled=torch.zeros_like(labelled)), ALL_PIXELS)
+    assert all(float(value) == 0 for value in none.values())
 
 
 def test_frames_without_object_have_only_a_classification_loss() -> None:
     output, masks = case()
     output.mask_embeddings.requires_grad_()
-    losses = eemc_loss(output, torch.zeros_like(masks), ALL_PIXELS)
+    losses = eemc_loss(output, Target(masks=torch.zeros_like(masks)), ALL_PIXELS)
     losses["total"].backward()
     assert float(losses["bce"]) == float(losses["dice"]) == 0 and float(losses["classification"]) > 0
     assert output.mask_embeddings.grad is None or not output.mask_embeddings.grad.any()
@@ -166,9 +180,9 @@ def test_frames_without_object_have_only_a_classification_loss() -> None:
 
 def test_matching_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     output, masks = case()
-    whole = eemc_loss(output, masks, ALL_PIXELS)
+    whole = eemc_loss(output, Target(masks=masks), ALL_PIXELS)
     monkeypatch.setattr("refavs.model.losses.CACHED", 1)
-    assert eemc_loss(output, masks, ALL_PIXELS) == whole
+    assert eemc_loss(output, Target(masks=masks), ALL_PIXELS) == whole
 
 
 def test_matching_costs_prefer_the_right_mask() -> None:

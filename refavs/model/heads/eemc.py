@@ -1,10 +1,9 @@
 """EEMC, Expression Enhancing with Multimodal Cues: the trainable head on frozen visual, audio and text features."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, get_args
 
-import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -12,110 +11,54 @@ from torch import Tensor, nn
 from refavs.data.batches import Batch
 from refavs.errors import ConfigError
 from refavs.model.batch_cache import Once
-from refavs.model.decoder import EEMCOutput, MaskDecoder
+from refavs.model.decoder import EEMCOutput, MaskDecoder, predict
 from refavs.model.feature_sizes import LEVELS, MASKS, FeatureSizes
 from refavs.model.heads.fusion import BimodalFusion, MultimodalIntegration, QueryPrompting
 from refavs.model.heads.memory import emphasise_change
-from refavs.model.memory_budget import require_memory
-from refavs.model.options import ModelOptions, Trained
+from refavs.model.heads.options import EEMCOptions, Trained
+from refavs.model.heads.protocol import Head, Seconds
+from refavs.model.losses import eemc_loss
+from refavs.model.options import LossConfig
+from refavs.model.pretrained import Mask2Former, load_decoders, refuse_other_maps
+from refavs.model.target import Target
 from refavs.model.visual import FeatureProjection, Statistics, VisualInput
-from refavs.store.reader import FeatureStore
 
 
-class PartSize(NamedTuple):
-    """How many parameters of a part of the model are trained, and how many stay as they are."""
-
-    part: str
-    trained: int
-    frozen: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class EEMCConfig(ModelOptions):
-    """`ModelOptions` and the sizes of the features the model will read."""
-
-    sizes: FeatureSizes
-
-    @classmethod
-    def from_store(cls, store: FeatureStore, **options: Any) -> "EEMCConfig":
-        """The configuration that fits `store`, with some options replaced.
-
-        Raises:
-            ConfigError: options that cannot be used.
-            StoreError: the store lacks the maps that the model then reads.
-        """
-        trains_pixel_decoder = ModelOptions(**options).trains_pixel_decoder
-        return cls(sizes=FeatureSizes.from_store(store, trains_pixel_decoder), **options)
-
-    @property
-    def width(self) -> int:
-        """c, the channels of every token."""
-        stored = {size.name: size.channels for size in self.sizes.maps}
-        return self.channels or stored.get(MASKS, 256)
-
-    @property
-    def levels(self) -> list[str]:
-        """What the model reads of the visual levels, as `batches` takes it: of a pixel decoder's maps those alone from
-        which tokens, masks and the decoder's layers come."""
-        if not self.sizes.has_mask_features:
-            return self.sizes.levels
-        needed = (MASKS, *LEVELS[: self.decoder_layers])
-        return ["/".join(size.path.split("/")[2:]) for size in self.sizes.maps if size.name in needed]
-
-
-@dataclass(frozen=True)
-class Seconds:
-    """Some of a clip's seconds, in rising order.
-
-    Attributes:
-        index: to take them from an axis of seconds.
-        end: one after the last of them, known without asking a device.
-    """
-
-    index: Int[Tensor, "f"]
-    end: int
-
-    @classmethod
-    def of(cls, seconds: Sequence[int], device: torch.device | str = "cpu") -> "Seconds":
-        """The seconds named, to be used on `device`."""
-        index = torch.tensor(seconds, dtype=torch.long)
-        return cls(index.to(device, non_blocking=True), max(seconds) + 1)
-
-
-class EEMC(nn.Module):
+class EEMC(Head):
     """Segments the object an expression refers to in each second, from cached features.
 
     Follows Ref-AVS (arXiv 2407.10957v1), section 4. Differs: normalisation before each fusion layer, and sine positions
     on the visual tokens, both of which the paper leaves open.
     """
 
-    def __init__(self, config: EEMCConfig) -> None:
-        super().__init__()
-        width, heads = config.width, config.num_heads
+    losses: ClassVar[tuple[str, ...]] = ("bce", "dice", "classification")
+
+    def __init__(self, options: EEMCOptions, sizes: FeatureSizes) -> None:
+        super().__init__(options, sizes)
+        audio, text = sizes.audio if options.audio else None, sizes.text if options.text else None
+        stored = {size.name: size.channels for size in sizes.maps}
+        width, heads = options.channels or stored.get(MASKS, 256), options.num_heads
         if width % heads or width % 4:
             raise ConfigError(
-                f"the model's width {width} must be a multiple of 4 and of num_heads={heads}; choose another with "
-                "--set model.channels=... or --set model.num_heads=..."
+                f"the model's width {width} must be a multiple of 4 and of model.num_heads={heads}; choose another "
+                "with --set model.channels=... or --set model.num_heads=..."
             )
-        self.config = config
-        sizes = config.sizes
-        require_memory(config, sizes, torch.get_default_device())
-        fusion = (width, config.num_layers, heads, config.feedforward_channels, config.dropout)
+        fusion = (width, options.num_layers, heads, options.feedforward_channels, options.dropout)
         self.visual = VisualInput(
-            sizes, width, config.visual_downsample, min(config.decoder_layers, len(LEVELS)),
-            as_stored=config.decoder_weights != "random",
+            sizes, width, options.visual_downsample, min(options.decoder_layers, len(LEVELS)),
+            as_stored=options.decoder_weights != "random",
         )
         self.visual_fusion = BimodalFusion(*fusion)
-        self.audio = FeatureProjection(sizes.audio.channels, width) if config.audio else None
-        self.audio_fusion = BimodalFusion(*fusion) if config.audio else None
-        self.text = FeatureProjection(sizes.text.channels, width) if config.text else None
+        self.audio = FeatureProjection(audio.channels, width) if audio else None
+        self.audio_fusion = BimodalFusion(*fusion) if audio else None
+        self.text = FeatureProjection(text.channels, width) if text else None
         self.integration = MultimodalIntegration(
-            *fusion, modality_tokens=config.modality_tokens, audio=config.audio
+            *fusion, modality_tokens=options.modality_tokens, audio=options.audio
         )
-        self.prompting = QueryPrompting(*fusion, num_queries=config.num_queries)
+        self.prompting = QueryPrompting(*fusion, num_queries=options.num_queries)
         self.decoder = MaskDecoder(
-            width, heads, config.decoder_layers, config.decoder_feedforward_channels, config.dropout,
-            num_queries=config.num_queries, mask_channels=self.visual.mask_channels,
+            width, heads, options.decoder_layers, options.decoder_feedforward_channels, options.dropout,
+            num_queries=options.num_queries, mask_channels=self.visual.mask_channels,
             level_channels=self.visual.level_channels,
         )
         self._freeze()
@@ -127,33 +70,19 @@ class EEMC(nn.Module):
             parts["pixel decoder"] = self.visual.pixel_decoder
         return {**parts, "fusion": self}
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """What an optimiser is given."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
-
-    def part_sizes(self) -> list[PartSize]:
-        """Parameters of each part, fusion first."""
-        sizes, counted = [], set()
-        for name, part in self.parts().items():
-            own = [parameter for parameter in part.parameters() if id(parameter) not in counted]
-            counted |= {id(parameter) for parameter in own}
-            trained = sum(parameter.numel() for parameter in own if parameter.requires_grad)
-            sizes.append(PartSize(name, trained, sum(parameter.numel() for parameter in own) - trained))
-        return [sizes[-1], *sizes[1:-1], sizes[0]]
-
     def _freeze(self) -> None:
         """Chooses what is trained, by modules.
 
         Raises:
             ConfigError: a pixel decoder would stay at random weights, or there is none to train.
         """
-        trained, pixel_decoder = self.config.trained.split("+"), self.visual.pixel_decoder
+        trained, pixel_decoder = self.options.trained.split("+"), self.visual.pixel_decoder
         if pixel_decoder is None and "pixel_decoder" in trained:
             raise ConfigError(
                 "the maps are those of a pixel decoder that ran before, so that none can be trained; give the sizes of "
                 "the backbone's maps, or take --set model.trained=fusion+transformer_decoder"
             )
-        if pixel_decoder is not None and "pixel_decoder" not in trained and self.config.decoder_weights == "random":
+        if pixel_decoder is not None and "pixel_decoder" not in trained and self.options.decoder_weights == "random":
             raise ConfigError(
                 "the store has only the backbone's maps and the pixel decoder would stay at random weights; add its "
                 "maps by refavs-extract --levels pixel_decoder, train it by --set "
@@ -178,32 +107,48 @@ class EEMC(nn.Module):
     def set_statistics(self, statistics: Statistics) -> None:
         """Takes the per-channel mean and deviation of each stream from `FeatureStore.statistics`, before training."""
         self.visual.set_statistics(statistics)
-        for projection, size in ((self.audio, self.config.sizes.audio), (self.text, self.config.sizes.text)):
-            if projection is not None:
+        for projection, size in ((self.audio, self.sizes.audio), (self.text, self.sizes.text)):
+            if projection is not None and size is not None:
                 projection.standardise.set(*statistics[size.path])
 
-    def forward(
-        self, batch: Batch, frames: Seconds | None = None, once: Once | None = None
-    ) -> EEMCOutput:
+    def load_pretrained(self, folder: Path, encoders: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Loads Mask2Former's decoders, where a stored pixel decoder's maps are those of the same weights."""
+        checkpoint = Mask2Former(folder)
+        if not self.options.trains_pixel_decoder:
+            refuse_other_maps(self.sizes, checkpoint, encoders)
+        return load_decoders(self.decoder, self.visual.pixel_decoder, checkpoint, self.options)
+
+    @classmethod
+    def pretrained_stamp(cls, folder: Path) -> str:
+        """The digest of Mask2Former's file."""
+        return Mask2Former(folder).stamp
+
+    def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> EEMCOutput:
         """Predicts masks and classes.
 
-        Args:
-            frames: the seconds to decode, all of them by default. The cached memory sees every second in any case, so
-                that a second's prediction does not depend on which others are decoded.
-            once: shares what is frozen with the other heads that read this batch and decode the same seconds.
+        The cached memory sees every second before the chosen ones, so that the prediction of a second does not depend
+        on which others are decoded.
         """
-        seconds, chosen, name_of_seconds = slice(None), None, "all"
-        if frames is not None and self.config.memory:
+        read, chosen, name = slice(None), None, "all"
+        if seconds is not None and self.options.memory:
             # The memory looks back from the chosen seconds, never ahead.
-            seconds, chosen, name_of_seconds = slice(frames.end), frames.index, "until the last"
-        elif frames is not None:
-            seconds, name_of_seconds = frames.index, "chosen"  # no second needs another
-        maps = {name: batch.visual[name][:, seconds] for name in self.visual.names}
-        visual = self.visual(maps, chosen, once, name_of_seconds)
-        audio, text, valid = self._audio(batch.audio[:, seconds]), *self._text(batch)
+            read, chosen, name = slice(seconds.end), seconds.index, "until the last"
+        elif seconds is not None:
+            read, name = seconds.index, "chosen"  # no second needs another
+        maps = {name: batch.visual[name][:, read] for name in self.visual.names}
+        visual = self.visual(maps, chosen, once, name)
+        audio, text, valid = self._audio(batch.audio[:, read]), *self._text(batch)
         cues = self.cues(audio, visual.tokens, text, valid, batch.clip, chosen)
         queries = self.prompting(*self.integration(*cues, valid))
         return self.decoder(queries, visual.mask_features, visual.levels, batch.groups)
+
+    def loss(self, output: EEMCOutput, target: Target, weights: LossConfig) -> dict[str, Float[Tensor, ""]]:
+        """Losses of the matched queries; see `eemc_loss`."""
+        return eemc_loss(output, target, weights)
+
+    def probs(self, output: EEMCOutput, size: tuple[int, int] | None = None) -> Float[Tensor, "b t _ _"]:
+        """The masks of all queries, weighted by their class; see `predict`."""
+        return predict(output, size)
 
     def cues(
         self,
@@ -222,7 +167,7 @@ class EEMC(nn.Module):
                 fused.append(None)
                 continue
             features, aware = fusion(modality, text, valid, clip, frames)
-            cue = emphasise_change(features, self.config.beta) if self.config.memory else features
+            cue = emphasise_change(features, self.options.beta) if self.options.memory else features
             fused.append(cue if frames is None else cue[:, frames])
             texts += [] if aware is None else [aware]
         mean = sum(texts[1:], start=texts[0]) / len(texts) if texts else None
@@ -231,7 +176,7 @@ class EEMC(nn.Module):
     def _audio(self, audio: Float[Tensor, "u t _"]) -> Float[Tensor, "u t 1 c"] | None:
         if self.audio is None:
             return None
-        return rearrange(self.audio(audio.relu() if self.config.rectified_audio else audio), "u t c -> u t 1 c")
+        return rearrange(self.audio(audio.relu() if self.options.rectified_audio else audio), "u t c -> u t 1 c")
 
     def _text(self, batch: Batch) -> tuple[Float[Tensor, "b l c"] | None, Bool[Tensor, "b l"]]:
         """The expressions without the places that are padding in all of them."""

@@ -1,9 +1,67 @@
-"""The head that a configuration names: the paper's, or the release's."""
+"""The heads by name: the built-in ones, and those of installed packages (entry points of the group `refavs.heads`).
 
-from refavs.model.heads.eemc import EEMC, EEMCConfig
-from refavs.model.heads.released import ReleasedHead
+An entry names the head's options, which name its implementation, so that a grid is read without torch.
+"""
+
+import functools
+import importlib
+from typing import TYPE_CHECKING
+
+from refavs.config import nearest
+from refavs.errors import ConfigError
+from refavs.model.options import HeadOptions
+from refavs.plugins import entries_of, entry_named
+
+if TYPE_CHECKING:
+    from refavs.model.heads.protocol import Head
+
+GROUP = "refavs.heads"
+DEFAULT = "eemc"
+BUILT_IN = {
+    "eemc": "refavs.model.heads.options:EEMCOptions",
+    "released": "refavs.model.heads.options:ReleasedOptions",
+}
 
 
-def build_head(config: EEMCConfig) -> EEMC:
-    """A new head of the variant that `config` names."""
-    return ReleasedHead(config) if config.variant == "released" else EEMC(config)
+def names() -> list[str]:
+    """Every head's name, the built-in ones first."""
+    return list(entries_of(GROUP, BUILT_IN))
+
+
+@functools.cache
+def options_class(name: str) -> type[HeadOptions]:
+    """The options of the head called `name`.
+
+    Raises:
+        ConfigError: there is no such head, several packages have one, or its package cannot be imported.
+    """
+    if name not in names():
+        raise ConfigError(f"model.head is {name!r}; {nearest(name, names())}")
+    found = entry_named(name, GROUP, BUILT_IN)
+    if not (isinstance(found, type) and issubclass(found, HeadOptions)) or getattr(found, "head", None) != name:
+        raise ConfigError(f"the head {name!r} cannot be used: {found!r} is not a subclass of "
+                          f"refavs.model.options.HeadOptions with head = {name!r}; repair or uninstall its package")
+    return found
+
+
+def default_options(name: str = DEFAULT) -> HeadOptions:
+    """The options of a head, all at their defaults.
+
+    Raises:
+        ConfigError: as `options_class`.
+    """
+    return options_class(name)(head=name)
+
+
+def implementation_of(options: HeadOptions) -> type["Head"]:
+    """The class of the head with these options.
+
+    Raises:
+        ConfigError: its module cannot be imported.
+    """
+    module, _, name = options.implementation.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"the head {options.head!r} cannot be loaded ({type(error).__name__}: {error}); repair or "
+                          "uninstall its package") from error  # fmt: skip

@@ -6,9 +6,8 @@ It is not the method of the paper (see `ReleasedHead`) and is not trained here. 
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange, reduce, repeat
@@ -22,16 +21,17 @@ from refavs.errors import ConfigError, StoreError, WeightsError
 from refavs.finite import require_finite_weights
 from refavs.model.attention import attend
 from refavs.model.batch_cache import Once
-from refavs.model.decoder import EEMCOutput, MaskDecoder
-from refavs.model.feature_sizes import LEVELS, MASKS
-from refavs.model.heads.eemc import EEMC, EEMCConfig, Seconds
-from refavs.model.options import ModelOptions
+from refavs.model.decoder import EEMCOutput, MaskDecoder, predict
+from refavs.model.feature_sizes import LEVELS, MASKS, FeatureSizes
+from refavs.model.heads.options import ReleasedOptions
+from refavs.model.heads.protocol import Head, Seconds
+from refavs.model.losses import eemc_loss
+from refavs.model.options import LossConfig
 from refavs.model.pickled import load_pickled
 from refavs.model.pixel_decoder import PixelDecoder, PixelDecoderSettings
 from refavs.model.pretrained import CLASSES, DECODER, PIXEL_DECODER, below, decoder_state, mismatch
-from refavs.model.visual import Statistics
+from refavs.model.target import Target
 
-READ = {"variant", "channels", "num_queries", "decoder_layers", "decoder_feedforward_channels"}
 NUM_HEADS, PROMPT_HEADS = 8, 4
 NUM_CLASSES = 151  # those of ADE20k and "no object"; the release reads the first and the last
 GROUPS = 32  # of the pixel decoder's normalisation
@@ -45,7 +45,7 @@ QUERIES, PROMPTING = "queries_features.weight", "ref_avs_attn."
 FUSION = ("audio_proj", "text_proj", "prompt_proj", "mha_A_T", "mha_V_T", "mha_mm")
 
 
-class ReleasedHead(EEMC):
+class ReleasedHead(Head):
     """What the release computes, from stored features. The names of its parts are those of its checkpoint.
 
     The paper's wiring with other parts: one attention for each pair of modalities and one for all, of random weights
@@ -65,16 +65,18 @@ class ReleasedHead(EEMC):
     before the release's own protocol resizes to 256 x 256.
     """
 
-    def __init__(self, config: EEMCConfig) -> None:
-        nn.Module.__init__(self)  # shares what EEMC offers, and none of its parts
-        self.config = config
-        sizes, width, wide = config.sizes, config.width, config.sizes.maps[-1].channels
-        _refuse_other_options(config)
+    losses: ClassVar[tuple[str, ...]] = ("bce", "dice", "classification")
+    own_format: ClassVar[bool] = True
+
+    def __init__(self, options: ReleasedOptions, sizes: FeatureSizes) -> None:
+        super().__init__(options, sizes)
+        width, wide = options.channels, sizes.maps[-1].channels
         if width % GROUPS or wide % NUM_HEADS:
             raise ConfigError(
                 f"model.channels={width} must be a multiple of {GROUPS}, and the {wide} channels of the store's last "
                 f"map one of {NUM_HEADS}; the release has 256 and 1024"
             )
+        assert sizes.audio is not None and sizes.text is not None
         self.audio_proj = _projection(sizes.audio.channels, 2 * wide, wide)
         self.text_proj = _projection(sizes.text.channels, 2 * wide, wide)
         self.prompt_proj = _projection(wide, 2 * wide, width)
@@ -84,13 +86,12 @@ class ReleasedHead(EEMC):
         self.pixel_decoder, self.stride = PixelDecoder(settings), settings.strides[0]
         layers = self.pixel_decoder.decoder.encoder.layers
         adapters = [_adapted(layer.get_submodule("self_attn"), width) for layer in layers]
-        self.query_features = nn.Parameter(torch.randn(config.num_queries, width))
+        self.query_features = nn.Parameter(torch.randn(options.num_queries, width))
         self.prompting = ReleasedPrompting(width)
         self.decoder = MaskDecoder(
-            width, NUM_HEADS, config.decoder_layers, config.decoder_feedforward_channels, 0.0,
-            num_queries=config.num_queries, mask_channels=width, level_channels=(width,) * len(LEVELS),
+            width, NUM_HEADS, options.decoder_layers, options.decoder_feedforward_channels, 0.0,
+            num_queries=options.num_queries, mask_channels=width, level_channels=(width,) * len(LEVELS),
         )
-        self._frozen = []
         self.requires_grad_(False)
         for part in (self.audio_proj, self.text_proj, self.prompt_proj, self.prompting, *adapters):
             part.requires_grad_(True)  # what the release trained
@@ -101,19 +102,31 @@ class ReleasedHead(EEMC):
             "pixel decoder": self.pixel_decoder, "fusion": self,
         }  # fmt: skip
 
-    def set_statistics(self, statistics: Statistics) -> None:
-        """The release takes features as they are."""
+    def load_own(self, path: Path, encoders: Mapping[str, Mapping[str, Any]]) -> None:
+        """Loads the release's checkpoint; see `load_released`."""
+        load_released(path, self, encoders)
 
-    def forward(
-        self, batch: Batch, frames: Seconds | None = None, once: Once | None = None
-    ) -> EEMCOutput:
+    @classmethod
+    def own_stamp(cls, path: Path) -> str:
+        """The digest of the release's checkpoint."""
+        return released_stamp(path)
+
+    def loss(self, output: EEMCOutput, target: Target, weights: LossConfig) -> dict[str, Float[Tensor, ""]]:
+        """Losses of the one mask, by which nothing is trained here."""
+        return eemc_loss(output, target, weights)
+
+    def probs(self, output: EEMCOutput, size: tuple[int, int] | None = None) -> Float[Tensor, "b t _ _"]:
+        """The sigmoid of the one mask."""
+        return predict(output, size)
+
+    def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> EEMCOutput:
         """One query for each expression, which is the object for certain and whose mask is the release's.
 
         Its mask features are that mask itself, four times as high and wide as the finest map.
         """
         maps, prompts = self._maps(batch), self._prompts(batch)
-        if frames is not None:
-            maps, prompts = {name: one[:, frames.index] for name, one in maps.items()}, prompts[:, frames.index]
+        if seconds is not None:
+            maps, prompts = {name: one[:, seconds.index] for name, one in maps.items()}, prompts[:, seconds.index]
         shape = {"b": len(batch), "t": prompts.shape[1]}
         queries = self.prompting(self.query_features, rearrange(prompts, "b t k c -> (b t) k c"))
         queries = rearrange(queries, "(b t) q c -> b t q c", **shape)
@@ -131,14 +144,14 @@ class ReleasedHead(EEMC):
 
     def _maps(self, batch: Batch) -> dict[str, Float[Tensor, "u t _ _ _"]]:
         """The maps of the pixel decoder."""
-        names = [size.name for size in self.config.sizes.maps]
+        names = [size.name for size in self.sizes.maps]
         pyramid = {name: rearrange(batch.visual[name].float(), "u t c h w -> (u t) c h w") for name in names}
         decoded = self.pixel_decoder(pyramid).items()
         return {name: rearrange(one, "(u t) c h w -> u t c h w", t=batch.audio.shape[1]) for name, one in decoded}
 
     def _prompts(self, batch: Batch) -> Float[Tensor, "b t k c"]:
         """The cues of each frame: sound of all seconds, a tag, the frame's visual tokens, a tag, text."""
-        last = batch.visual[self.config.sizes.maps[-1].name].float()
+        last = batch.visual[self.sizes.maps[-1].name].float()
         visual = rearrange(last, "u t d h w -> u (t d h w)")
         visual = rearrange(visual, "u (n d) -> u n d", d=last.shape[2])[batch.clip]
         audio, text = self.audio_proj(batch.audio.float())[batch.clip], self.text_proj(batch.text.float())
@@ -195,12 +208,13 @@ def load_released(path: Path, model: ReleasedHead, encoders: Mapping[str, Mappin
     if wrong := mismatch(_released_shapes(model), found):
         raise WeightsError(
             f"{path} {wrong}; accepted: {FILE} of the release of Ref-AVS, on a store of refavs-extract --preset "
-            f"released, with model.{', model.'.join(sorted(READ - {'variant'}))} at their defaults"
+            "released, with the settings below model. at their defaults"
         )
     theirs = below(state, THEIRS)
     module, classes = below(theirs, DECODER), below(theirs, CLASSES)
     prompting = below(module, PROMPTING)
-    decoder = decoder_state(model, {name: value for name, value in module.items() if not name.startswith(PROMPTING)})
+    module = {name: value for name, value in module.items() if not name.startswith(PROMPTING)}
+    decoder = decoder_state(model.decoder, module)
     own = {name: value for name, value in state.items() if name.startswith(FUSION)}
     own |= {f"pixel_decoder.decoder.{name}": value for name, value in below(theirs, PIXEL_DECODER).items()}
     own |= {f"prompting.{name}": value for name, value in prompting.items()}
@@ -228,21 +242,8 @@ def _refuse_other_text(encoders: Mapping[str, Mapping[str, Any]]) -> None:
         layers = facts.get("sizes", {}).get("num_layers", "unknown")
         raise StoreError(
             f"the store has text features of {facts.get('name', 'an unknown encoder')} ({layers} layers, padding left "
-            "out); model.variant=released reads those of distilroberta-base with its padding: extract a store of "
+            "out); model.head=released reads those of distilroberta-base with its padding: extract a store of "
             "its own by refavs-extract --preset released --levels backbone"
-        )
-
-
-def _refuse_other_options(config: ModelOptions) -> None:
-    """Options of the paper's head that would change nothing here."""
-    changed = [
-        f"{field.name}={getattr(config, field.name)}" for field in fields(ModelOptions)
-        if field.name not in READ and getattr(config, field.name) != field.default
-    ]  # fmt: skip
-    if changed:
-        raise ConfigError(
-            f"model.variant=released has no {', '.join(changed)}; leave that out: it reads "
-            f"{', '.join(sorted(READ - {'variant'}))} alone"
         )
 
 
@@ -304,12 +305,12 @@ def _released_shapes(model: ReleasedHead) -> dict[str, tuple[int, ...]]:
     from transformers.models.mask2former.configuration_mask2former import Mask2FormerConfig
     from transformers.models.mask2former.modeling_mask2former import Mask2FormerTransformerModule
 
-    config, width = model.config, model.config.width
+    options, width = model.options, model.options.channels
     with torch.device("meta"):
         module = Mask2FormerTransformerModule(in_features=width, config=Mask2FormerConfig(
             hidden_dim=width, feature_size=width, mask_feature_size=width, num_attention_heads=NUM_HEADS,
-            dim_feedforward=config.decoder_feedforward_channels, decoder_layers=config.decoder_layers + 1,
-            num_queries=config.num_queries,
+            dim_feedforward=options.decoder_feedforward_channels, decoder_layers=options.decoder_layers + 1,
+            num_queries=options.num_queries,
         ))  # fmt: skip
         classes = nn.Linear(width, NUM_CLASSES)
     own = {f"{part}.": model.get_submodule(part) for part in FUSION} | {

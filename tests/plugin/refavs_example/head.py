@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from einops import rearrange, reduce
-from refavs.model.heads.protocol import Head, Seconds
-from refavs.model.target import Target
 from torch import Tensor, nn
 
 from refavs.data.batches import Batch
 from refavs.model.feature_sizes import FeatureSizes
+from refavs.model.heads.protocol import Head, Seconds
 from refavs.model.options import LossConfig
+from refavs.model.target import Target
 from refavs_example.options import AgreementOptions
 
 

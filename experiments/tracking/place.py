@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from experiments.sweep.ledger import Ledger
+from experiments.records.ledger import Ledger
+from experiments.records.record_types import read_record, write_json
 from experiments.tracking.client import Guard, default_tracking_uri, without_password
 from experiments.tracking.database import database_at, has_run, move_artifacts, sqlite_uri
-from experiments.training.resume import read_json, write_json
 from refavs.errors import ConfigError
 
 ARTIFACTS = "mlartifacts"  # beside a sweep's folder
@@ -45,7 +45,7 @@ def original_of(out: Path, facts: Mapping[str, Any], uri: str) -> str | None:
     if before == here["path"]:
         return None
     try:
-        there = (read_json(Path(before) / "sweep.json") or {}).get("id") == facts["id"]
+        there = (read_record(Path(before) / "sweep.json") or {}).get("id") == facts["id"]
         same = there and os.path.samefile(before, out)
     except (OSError, ValueError, AttributeError, ConfigError):
         there = same = False
@@ -108,7 +108,7 @@ def follow_database(ledger: Ledger, uri: str, closed: Mapping[str, str]) -> None
     if before == uri or database_at(before) is None or not has_run(database_at(uri), facts.get("run_id")):
         return
     for path in ledger.root.glob(f"trials/*/{SENT}"):
-        sent = read_json(path)
+        sent = read_record(path)
         if isinstance(sent, dict) and sent.get("uri") == before:
             write_json(path, {**sent, "uri": uri})
     known = {"closed": closed[uri]} if facts.get("closed") == closed[before] else {}

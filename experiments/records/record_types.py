@@ -1,13 +1,16 @@
 """Shapes of the JSON files in a sweep's folder; a file of another shape is refused."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from refavs.errors import ConfigError
+from refavs.files.atomic import write_atomically
 from refavs.files.plain_file import UnusableFileError, read_plain
 from refavs.files.typed_json import Count, Measured, OddRecord, read_json, shaped
 
 MOST_METRICS_BYTES = 2**26
+STOP_FILE = ".stop"  # in a trial's folder or its sweep's: trials end after the epoch they are in
 Values = dict[str, Measured | None]
 
 
@@ -38,7 +41,7 @@ class SweepFacts(StoreFacts, total=False):
     stores: dict[str, StoreOfSeveral]
     defaults: dict[str, Any]
     git: dict[str, str] | None
-    place: dict[str, Any]  # `experiments.sweep.place.place_of`
+    place: dict[str, Any]  # `experiments.tracking.place.place_of`
     current: list[str] | None
     to_come: Count
     registered: dict[str, list[Any]]
@@ -113,7 +116,12 @@ class Controls(TypedDict):
     protocols: NotRequired[dict[str, dict[str, dict[str, Values]]]]
 
 
-def read_record(path: Path, kind: Any) -> Any | None:
+def write_json(path: Path, value: Any, mode: int = 0o644) -> None:
+    """Writes `value` as JSON, whole or not at all."""
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode(), mode)
+
+
+def read_record(path: Path, kind: Any = dict[str, Any]) -> Any | None:
     """Reads JSON of the shape `kind`; None if the file is absent.
 
     Raises:

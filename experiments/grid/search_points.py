@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.grid.file import Located, mapping
 from experiments.grid.search_space import SearchPlan
-from experiments.grid.settings import Template
+from experiments.grid.settings import Schema, Template
 from experiments.grid.trial import MAX_TRIALS, Trial, short_names
 from refavs.config import digest
 from refavs.errors import ConfigError
@@ -57,7 +57,9 @@ class SearchGrid:
         return digest({"example": key, "ranges": ranges, "seed": self.plan.seed, "when": whens})
 
 
-def search_grid(plan: SearchPlan, template: Template, seeds: Sequence[int], section: Located) -> SearchGrid:
+def search_grid(
+    plan: SearchPlan, template: Template, seeds: Sequence[int], section: Located, schema: Schema
+) -> SearchGrid:
     """The trials of a search, with its ends tried.
 
     Args:
@@ -68,7 +70,7 @@ def search_grid(plan: SearchPlan, template: Template, seeds: Sequence[int], sect
     """
     parts = mapping(section)
     for when in template.conditions:
-        if name := next((name for name in ("train.init", "model.decoder_weights") if name in when.changes), None):
+        if name := next(filter(schema.starts, when.changes), None):
             place = when.changes[name].place
             raise ConfigError(f"{place}: {name} cannot depend on a searched setting; set it in base")
     examples = []

@@ -11,14 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.grid.config import TrialConfig
-from experiments.grid.trial import Trial
-from experiments.sweep.record_types import Epoch, Sent, Status, SweepFacts, read_lines
-from experiments.training.resume import STOP_FILE, read_json, write_json
+from experiments.grid.trial import Trial, known_defaults, recorded_defaults
+from experiments.records.record_types import (
+    STOP_FILE,
+    Epoch,
+    Sent,
+    Status,
+    SweepFacts,
+    read_lines,
+    read_record,
+    write_json,
+)
 from refavs.config import flat
 from refavs.errors import ConfigError
 from refavs.files.locks import NO_LOCKS
 from refavs.files.plain_file import open_lock
+from refavs.model.heads.registry import DEFAULT
 
 State = Literal["new", "running", "finished", "failed", "stopped", "pruned"]
 KEY_LENGTH = 16
@@ -43,7 +51,7 @@ class Entry:
     def status(self) -> dict[str, Any]:
         """`state` and since when (`time_s`); optionally `started_s`, `reason` and `seconds`, and in a search the last
         epoch after which the trial was allowed to continue (`passed`), or why it was not (`given_up`)."""
-        return read_json(self.folder / "status.json", Status) or {"state": "new"}
+        return read_record(self.folder / "status.json", Status) or {"state": "new"}
 
     @property
     def state(self) -> State:
@@ -53,7 +61,7 @@ class Entry:
     @property
     def result(self) -> dict[str, Any] | None:
         """The record with the final metrics; None before the trial has finished."""
-        return read_json(self.folder / "result.json", Epoch)
+        return read_record(self.folder / "result.json", Epoch)
 
     def score(self, metric: str) -> float | None:
         """A metric of the weights that the trial kept: of the best epoch with early stopping, else of the last."""
@@ -143,7 +151,7 @@ class Ledger:
         if entry.folder.is_symlink():
             raise ConfigError(f"{entry.folder} is a link to {os.readlink(entry.folder)}, whose content is not deleted; "
                               "put the trial's folder in its place, or remove the link")  # fmt: skip
-        sent = read_json(entry.folder / "mlflow.json", Sent) or {}
+        sent = read_record(entry.folder / "mlflow.json", Sent) or {}
         write_json(entry.folder / "mlflow.json", {"attempt": sent.get("attempt", 0) + 1})
         shutil.rmtree(entry.folder / "state", ignore_errors=True)
         entry.set_status("new", passed=0, given_up="")
@@ -159,34 +167,37 @@ class Ledger:
 
         A setting added to the code since then counts with its first default; a removed one no longer counts.
         """
-        now = flat(TrialConfig())
-        return now | {name: value for name, value in self.sweep.get("defaults", {}).items() if name in now}
+        return self.sweep.get("defaults", {})
 
-    @property
-    def changed_defaults(self) -> dict[str, tuple[Any, Any]]:
-        """Defaults then and now, of settings whose default in the code is another than when the sweep began."""
-        now = flat(TrialConfig())
-        return {name: (then, now[name]) for name, then in self.defaults.items() if then != now[name]}
+    def record_defaults(self, entries: Sequence[Entry]) -> dict[str, Any]:
+        """Those defaults, and of the heads of these trials the ones that are not recorded yet."""
+        return recorded_defaults({DEFAULT, *(entry.trial.config.model.head for entry in entries)}) | self.defaults
 
     def changes(self, entries: list[Entry]) -> str:
         """Says which changed defaults made new trials of some that may have been finished; empty where none did."""
-        changed = self.changed_defaults
-        new = [
-            entry for entry in entries if entry.state == "new"
-            and any(flat(entry.trial.config)[name] == now for name, (_, now) in changed.items())
-        ]
-        if not new:
+        recorded, changed, num_new = self.defaults, {}, 0
+        heads = {entry.trial.config.model.head for entry in entries}
+        known = {head: (known_defaults(head, recorded), known_defaults(head, {})) for head in heads}
+        for entry in entries:
+            then, now = known[entry.trial.config.model.head]
+            other = [name for name in now if then[name] != now[name]]
+            if other and entry.state == "new":
+                own = flat(entry.trial.config)
+                found = {name: (then[name], now[name]) for name in other if own[name] == now[name]}
+                num_new += bool(found)
+                changed |= found
+        if not num_new:
             return ""
         told = ", ".join(f"{name} from {then} to {now}" for name, (then, now) in sorted(changed.items()))
         return (
-            f"defaults have changed since {self.root} began: {told}; {len(new)} trials that take them are new, and "
+            f"defaults have changed since {self.root} began: {told}; {num_new} trials that take them are new, and "
             "what was finished with the former values stays (to go on with those, set them in the grid's base)"
         )
 
     @property
     def sweep(self) -> dict[str, Any]:
         """Facts of the sweep itself, such as its id and its MLflow run."""
-        return read_json(self.root / "sweep.json", SweepFacts) or {}
+        return read_record(self.root / "sweep.json", SweepFacts) or {}
 
     def set_sweep(self, **facts: Any) -> None:
         """Adds `facts` to those of the sweep; safe to call from several threads."""

@@ -1,0 +1,149 @@
+"""The contract of heads as a test that anyone can run on theirs: `check_head(MyOptions(width=8))`."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from refavs.data.batches import Batch
+from refavs.model.checkpoint import load_model, save_model
+from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
+from refavs.model.heads.protocol import Head, Seconds
+from refavs.model.heads.registry import implementation_of
+from refavs.model.options import HeadOptions, LossConfig
+from refavs.model.target import FrameCounts, Target
+
+CLIP_OF = (0, 0, 1)  # which clip each expression speaks of
+NUM_STEPS, SIDE, CHANNELS, LENGTH = 20, 16, 32, 4
+EVERYWHERE = LossConfig(num_points=0)  # masks are compared at all pixels, so that nothing is drawn
+
+
+def check_head(options: HeadOptions, sizes: FeatureSizes | None = None) -> None:
+    """Builds the head with these options, trains it for some steps and saves it, all on made-up features.
+
+    Args:
+        options: small ones, so that a step takes milliseconds.
+        sizes: of the features; None makes up maps of 16 x 16 and coarser with 32 channels.
+
+    Raises:
+        AssertionError: the head breaks the contract; says how.
+    """
+    torch.manual_seed(0)
+    sizes = sizes or made_up_sizes(options)
+    head: Head = implementation_of(options)(options, sizes)
+    streams = [size for size in (sizes.audio, sizes.text, *sizes.maps) if size is not None]
+    head.set_statistics({size.path: (torch.zeros(size.channels), torch.ones(size.channels)) for size in streams})
+    for num_seconds in (1, 3):
+        _check_prediction(head, made_up_batch(sizes, num_seconds))
+    batch = made_up_batch(sizes, 3)
+    _check_labels(head, batch)
+    if options.trainable:
+        _check_parts(head, batch)
+        _check_training(head, batch)
+    _check_checkpoint(head, batch)
+
+
+def made_up_sizes(options: HeadOptions) -> FeatureSizes:
+    """Sizes of everything that the head reads."""
+    needs = options.needs()
+    maps = tuple(MapSize(name=name, path=f"clips/visual/made-up/{name}", channels=CHANNELS, height=(side := max(
+        1, SIDE >> number)), width=side) for number, name in enumerate(needs.maps[0]))  # fmt: skip
+    return FeatureSizes(
+        audio=StreamSize(path="clips/audio/made-up", channels=5) if needs.audio else None,
+        text=StreamSize(path="text/made-up/features", channels=6) if needs.text else None, maps=maps,
+    )  # fmt: skip
+
+
+def made_up_batch(sizes: FeatureSizes, num_seconds: int) -> Batch:
+    """Three expressions about two clips; the object of the second is not to be seen at first, the third has none."""
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    num_clips, number = max(CLIP_OF) + 1, len(CLIP_OF)
+    masks = torch.zeros(number, num_seconds, 4 * SIDE, 4 * SIDE, dtype=torch.bool)
+    masks[0, :, : 2 * SIDE], masks[1, 1:, :, : 2 * SIDE] = True, True
+    return Batch(
+        visual={size.name: noise(num_clips, num_seconds, size.channels, size.height, size.width).half()
+                for size in sizes.maps},
+        audio=noise(num_clips, num_seconds, sizes.audio.channels if sizes.audio else 5),
+        text=noise(number, LENGTH, sizes.text.channels if sizes.text else 6),
+        valid=torch.arange(LENGTH) < torch.tensor([[LENGTH], [2], [LENGTH]]), clip=torch.tensor(CLIP_OF), mask=masks,
+        uid=[*"abc"], split=["train"] * number, dimension=[""] * number, text_string=[*"abc"],
+    )  # fmt: skip
+
+
+def _loss(head: Head, batch: Batch, labelled: Bool[Tensor, "b t"] | None = None) -> dict[str, Tensor]:
+    assert batch.mask is not None
+    return head.loss(head(batch), Target(masks=batch.mask, labelled=labelled), EVERYWHERE)
+
+
+@torch.no_grad()
+def _probs(head: Head, batch: Batch, seconds: Seconds | None = None) -> Tensor:
+    return head.eval().probs(head(batch, seconds), (24, 40))
+
+
+def _check_prediction(head: Head, batch: Batch) -> None:
+    num_seconds = batch.audio.shape[1]
+    found = _probs(head, batch)
+    assert found.shape == (len(batch), num_seconds, 24, 40), f"probs of size (24, 40) are of shape {tuple(found.shape)}"
+    assert bool(((found >= 0) & (found <= 1)).all()), "probs are not between 0 and 1"
+    last = _probs(head, batch, Seconds.of([num_seconds - 1]))
+    assert torch.allclose(last, found[:, -1:], atol=1e-4), "a second's probs depend on which seconds are asked for"
+
+
+def _check_labels(head: Head, batch: Batch) -> None:
+    assert batch.mask is not None
+    labelled = torch.ones(batch.mask.shape[:2], dtype=torch.bool)
+    losses, all_labelled = _loss(head, batch), _loss(head, batch, labelled)
+    assert losses.keys() == {"total", *head.losses}, f"loss gives {', '.join(losses)}; `losses` names {head.losses}"
+    for name, value in losses.items():
+        assert bool(value.isfinite()), f"the loss {name} is not finite, with a frame that shows no object"
+        assert torch.allclose(value, all_labelled[name]), f"the loss {name} changes where all seconds are labelled"
+    labelled[:, 1] = False
+    before = _loss(head, batch, labelled)["total"]
+    batch.mask[:, 1] = ~batch.mask[:, 1]
+    after = _loss(head, batch, labelled)["total"]
+    batch.mask[:, 1] = ~batch.mask[:, 1]
+    assert torch.allclose(before, after), "a second without a label takes part in the loss"
+
+
+def _check_parts(head: Head, batch: Batch) -> None:
+    """A batch may be computed in parts, here those of seconds."""
+    assert batch.mask is not None
+    whole, output = FrameCounts.of(batch.mask), _loss(head, batch)["total"]
+    parts = [
+        head.loss(head(batch, seconds := Seconds.of([second])),
+                  Target(masks=batch.mask[:, seconds.index], counts=whole), EVERYWHERE)["total"]
+        for second in range(batch.mask.shape[1])
+    ]  # fmt: skip
+    assert torch.allclose(torch.stack(parts).sum(), output, rtol=1e-3), "the losses of parts do not add up to the whole"
+
+
+def _check_training(head: Head, batch: Batch) -> None:
+    head.train()
+    trained = head.trained_parameters()
+    assert trained, "no parameter is trained"
+    optimizer, totals = torch.optim.AdamW(trained, lr=3e-3), []
+    for _ in range(NUM_STEPS):
+        optimizer.zero_grad()
+        total = _loss(head, batch)["total"]
+        total.backward()
+        totals.append(float(total.detach()))
+        unreached = [name for name, one in head.named_parameters() if one.requires_grad and one.grad is None]
+        assert not unreached, f"no gradient reaches {', '.join(unreached[:5])}"
+        optimizer.step()
+    assert totals[-1] < totals[0], f"the loss does not fall: {totals[0]:.4g}, {totals[-1]:.4g} after {NUM_STEPS} steps"
+    counted = sum(size.trained for size in head.part_sizes())
+    assert counted == sum(one.numel() for one in trained), "`parts` does not hold every trained parameter once"
+
+
+def _check_checkpoint(head: Head, batch: Batch) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(Path(folder), head)
+        loaded = load_model(Path(folder))
+    assert (loaded.options, loaded.sizes) == (head.options, head.sizes), "a checkpoint changes the options"
+    assert torch.equal(_probs(loaded, batch), _probs(head, batch)), "a checkpoint changes the prediction"

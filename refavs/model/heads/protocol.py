@@ -1,0 +1,185 @@
+'''What a head is: the trainable part that turns stored features and an expression into masks.
+
+A package adds one without a change here. It installs the entry point `mine = "my_head:MyOptions"` of the group
+`refavs.heads`, where `mine` is also the default of `MyOptions.head`. Then `--set model.head=mine` trains it, and
+`refavs-sweep settings mine` lists its settings. `refavs.model.heads.contract.check_head` tests it on a small store.
+
+A whole head:
+
+    @dataclass(frozen=True, kw_only=True)
+    class MyOptions(HeadOptions):
+        """Attributes:
+            width: channels inside the head.
+        """
+
+        head: str = "mine"
+        width: int = 64
+        implementation: ClassVar[str] = "my_head:MyHead"
+
+        def needs(self) -> Needs:
+            return Needs(maps=(("mask_features",), ("res2",)), text=False)
+
+    class MyHead(Head):
+        def __init__(self, options: MyOptions, sizes: FeatureSizes) -> None:
+            super().__init__(options, sizes)
+            self.read = nn.Linear(sizes.maps[0].channels, options.width)
+            self.listen = nn.Linear(sizes.audio.channels, options.width)
+
+        def forward(self, batch, seconds=None, once=None):
+            index = slice(None) if seconds is None else seconds.index
+            pixels = batch.visual[self.sizes.maps[0].name][batch.clip][:, index].float()
+            sound = self.listen(batch.audio[batch.clip][:, index].float())
+            return torch.einsum("btchw,dc,btd->bthw", pixels, self.read.weight, sound)  # mask logits
+
+        def loss(self, output, target, weights):
+            masks = nn.functional.adaptive_avg_pool2d(target.masks.float(), output.shape[-2:])
+            of_frame = nn.functional.binary_cross_entropy_with_logits(output, masks, reduction="none").mean((2, 3))
+            if target.labelled is not None:
+                of_frame = of_frame * target.labelled
+            return {"total": of_frame.sum() / max(1, target.whole.shown + target.whole.null)}
+
+        def probs(self, output, size):
+            return nn.functional.interpolate(output.float().sigmoid(), size=size, mode="bilinear")
+'''
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from refavs.data.batches import Batch
+from refavs.model.batch_cache import Once
+from refavs.model.feature_sizes import FeatureSizes
+from refavs.model.memory_budget import require_memory
+from refavs.model.options import HeadOptions, LossConfig
+from refavs.model.target import Target
+from refavs.model.visual import Statistics
+from refavs.store.reader import FeatureStore
+
+
+class PartSize(NamedTuple):
+    """How many parameters of a part of the head are trained, and how many stay as they are."""
+
+    part: str
+    trained: int
+    frozen: int
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Some of a clip's seconds, in rising order.
+
+    Attributes:
+        index: to take them from an axis of seconds.
+        end: one after the last of them, known without asking a device.
+    """
+
+    index: Int[Tensor, "f"]
+    end: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[int], device: torch.device | str = "cpu") -> "Seconds":
+        """The seconds named, to be used on `device`."""
+        index = torch.tensor(seconds, dtype=torch.long)
+        return cls(index.to(device, non_blocking=True), max(seconds) + 1)
+
+
+class Head(nn.Module, abc.ABC):
+    """Base of every head. A subclass gives `forward`, `loss` and `probs`; the rest has defaults that may be replaced.
+
+    Attributes:
+        options: its settings.
+        sizes: the features that it reads.
+        losses: what `loss` returns beside `total`, by name.
+        own_format: whether `train.init` names a file that `load_own` reads, and not a checkpoint of this package.
+    """
+
+    losses: ClassVar[tuple[str, ...]] = ()
+    own_format: ClassVar[bool] = False
+
+    def __init__(self, options: Any, sizes: FeatureSizes) -> None:
+        super().__init__()
+        require_memory(options, sizes, torch.get_default_device())
+        self.options, self.sizes = options, sizes
+
+    @classmethod
+    def from_store(cls, store: FeatureStore, options: HeadOptions) -> "Head":
+        """A new head for the features of `store`, whose statistics it knows.
+
+        Raises:
+            ConfigError: options that do not fit the store.
+            StoreError: the store lacks maps that the head reads.
+        """
+        head = cls(options, FeatureSizes.from_store(store, options.needs(), options.head))
+        head.set_statistics(store.statistics)
+        return head
+
+    @abc.abstractmethod
+    def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> Any:
+        """Predicts what `loss` and `probs` take.
+
+        Args:
+            batch: features as they are stored, not standardised.
+            seconds: those to predict; None is all.
+            once: shares what no parameter enters with the other heads of this kind that read this batch.
+        """
+
+    @abc.abstractmethod
+    def loss(self, output: Any, target: Target, weights: LossConfig) -> dict[str, Float[Tensor, ""]]:
+        """`total`, which is trained, and the parts that `losses` names, without a gradient."""
+
+    @abc.abstractmethod
+    def probs(self, output: Any, size: tuple[int, int] | None = None) -> Float[Tensor, "b t _ _"]:
+        """The probability of each pixel to belong to the referred object; `size` is height and width of the result."""
+
+    def set_statistics(self, statistics: Statistics) -> None:
+        """Takes the mean and deviation of each channel by the array's path, before training."""
+
+    def load_pretrained(self, folder: Path, encoders: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Loads pretrained weights.
+
+        Args:
+            folder: in `--weights-dir`, as `HeadOptions.pretrained` names it.
+            encoders: fingerprints of the store's encoders.
+
+        Returns:
+            Parts that start from random weights all the same, with the reason.
+        """
+        return []
+
+    @classmethod
+    def pretrained_stamp(cls, folder: Path) -> str:
+        """The digest of what `load_pretrained` would load."""
+        raise NotImplementedError
+
+    def load_own(self, path: Path, encoders: Mapping[str, Mapping[str, Any]]) -> None:
+        """Loads the file that `train.init` names, on a store whose encoders have these fingerprints."""
+        raise NotImplementedError
+
+    @classmethod
+    def own_stamp(cls, path: Path) -> str:
+        """The digest of the file that `load_own` would load."""
+        raise NotImplementedError
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts to count, by name; a module in two of them belongs to the first. The last one is the whole head."""
+        return {"head": self}
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What an optimiser is given."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def part_sizes(self) -> list[PartSize]:
+        """Parameters of each part, the last one first and the first one last."""
+        sizes, counted = [], set()
+        for name, part in self.parts().items():
+            own = [parameter for parameter in part.parameters() if id(parameter) not in counted]
+            counted |= {id(parameter) for parameter in own}
+            trained = sum(parameter.numel() for parameter in own if parameter.requires_grad)
+            sizes.append(PartSize(name, trained, sum(parameter.numel() for parameter in own) - trained))
+        return [*sizes[-1:], *sizes[1:-1], *sizes[: len(sizes) > 1]]
