@@ -1,6 +1,7 @@
 """The table of metrics: the contract, plug-ins with good and bad manners, and files with other columns than today's."""
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from refavs.metrics import (
     grouped,
     metrics,
     protocol_values,
+    registry,
     statistics_blocks,
     write_statistics,
 )
@@ -45,6 +47,24 @@ def test_built_in_metric_keeps_the_contract(name: str) -> None:
 def test_contract_takes_metrics_with_and_without_counts_of_their_own() -> None:
     check_metric(AREA_ERROR, area_error_numpy)
     check_metric(CENTRE_MISS)
+
+
+def test_readme_lists_the_metrics_and_its_example_runs() -> None:
+    text = Path(registry.__file__).with_name("README.md").read_text()
+    for name, metric in metrics().items():
+        assert f"| `{name}` | {metric.unit or 'fraction'} | {metric.better} |" in text
+    example: dict[str, Any] = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], example)  # type: ignore[index]
+    example["test_area_error_keeps_the_contract"]()
+
+
+def test_example_of_the_module_runs() -> None:
+    lines = [line[4:] for line in (registry.__doc__ or "").splitlines()[3:]]
+    assert len(lines) < 40
+    code = "\n".join(lines[lines.index("# my_metrics.py") :])
+    example: dict[str, Any] = {}
+    exec(code, example)
+    example["test_metrics_keep_the_contract"]()
 
 
 @pytest.mark.parametrize(
