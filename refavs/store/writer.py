@@ -183,9 +183,7 @@ class StoreWriter:
         Raises:
             StoreError: a column is missing, or a row does not exist.
         """
-        lacking = [name for name in EXPRESSION_COLUMNS if name not in frame.columns]
-        if lacking:
-            raise StoreError(f"the expressions lack {', '.join(lacking)}; needed: {', '.join(EXPRESSION_COLUMNS)}")
+        _refuse_lacking("expressions", frame)
         tables = {name: found[0] for name in ("clips", "text") if (found := read_table(self.folder, name))}
         for name, rows in lost_rows(frame, self.records(OBJECTS), tables).items():
             raise StoreError(f"the expressions name row {rows[0]} of {name}, which does not exist; leave out the "
@@ -225,6 +223,7 @@ class StoreWriter:
 
     def _write_growing(self, table: str, frame: pd.DataFrame) -> dict[str, int]:
         """Adds rows to a table whose rows keep their places, for the expressions name them."""
+        _refuse_lacking(table, frame)
         key = next(iter(NEEDED[table]))
         old = self.table(table)
         rows = {} if old is None else {row[key]: row for row in old.to_dict("records")}
@@ -264,6 +263,12 @@ def planned_schema(
     if found.mask_rule is None and record_files(folder, OBJECTS):
         wanted = replace(wanted, mask_rule=None)  # no rule tells how those were read
     return extended(found, wanted, folder.location)
+
+
+def _refuse_lacking(table: str, frame: pd.DataFrame) -> None:
+    lacking = [name for name in NEEDED[table] if name not in frame.columns]
+    if lacking:
+        raise StoreError(f"the table {table} lacks {', '.join(lacking)}; needed: {', '.join(NEEDED[table])}")
 
 
 def _places(stream: str) -> tuple[str, str]:
