@@ -24,7 +24,8 @@ from refavs.finite import require_finite_features, require_finite_probs
 from refavs.machine.accelerator import compute_fp32_exactly, require_usable
 from refavs.model.checkpoint import CONFIG, load_model, read_config
 from refavs.model.heads.protocol import Head
-from refavs.store.reader import Sample, says_random
+from refavs.store.fingerprints import says_random
+from refavs.store.reader import Sample
 
 AT_ONCE = 8  # expressions
 
@@ -133,8 +134,8 @@ class Predictor:
 
     @property
     def _levels(self) -> tuple[str, ...]:
-        """The visual levels whose maps the head reads: clips/visual/LEVEL/map."""
-        return tuple(dict.fromkeys(level.split("/")[0] for level in self.model.sizes.levels))
+        """The visual level whose maps the head reads: clips/visual/LEVEL/map."""
+        return (self.model.config.sizes.maps[0].path.split("/")[3],)
 
     def _encoders(self, extraction: Mapping[str, Any], weights_folder: Path | None) -> Encoders:
         weights = WeightSource(kind=extraction["weights"], seed=int(extraction["seed"]), folder=weights_folder)
@@ -181,10 +182,10 @@ class Predictor:
             require_finite_features(repr(text), encoded)
             features, valid = sorted(encoded.values(), key=lambda array: array.dtype == bool)
             samples.append(Sample(
-                visual={size.name: torch.from_numpy(maps[size.path]) for size in self.model.sizes.maps},
-                audio=torch.from_numpy(audio), text=torch.from_numpy(features),
-                valid=torch.from_numpy(valid), mask=None, uid=text, clip_id="video", text_string=text, split="",
-                dimension="",
+                visual={size.name: torch.from_numpy(maps[size.path]) for size in sizes.maps},
+                audio=torch.from_numpy(audio), text=torch.from_numpy(encoded[sizes.text.path]),
+                valid=torch.from_numpy(valid), mask=None, labelled=None, uid=text, clip_id="video", text_string=text,
+                split="", dimension="",
             ))  # fmt: skip
         return collate(samples)
 

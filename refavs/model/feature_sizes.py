@@ -23,6 +23,11 @@ class MapSize:
     height: int
     width: int
 
+    @property
+    def stream(self) -> str:
+        """Id of the stream that has the map."""
+        return self.path.removeprefix("clips/").rpartition("/")[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSize:
@@ -102,8 +107,8 @@ class FeatureSizes:
 
     @property
     def levels(self) -> list[str]:
-        """The maps as `batches` takes them: level/map."""
-        return ["/".join(size.path.split("/")[2:]) for size in self.maps]
+        """The maps as `batches` takes them: level/map, or the map of an encoder without levels."""
+        return ["/".join(size.path.split("/")[3:]) for size in self.maps]
 
     def map(self, name: str) -> MapSize:
         """Size of the map called `name`."""

@@ -157,11 +157,11 @@ def refuse_other_maps(
         WeightsError: with both digests.
     """
     stamp = checkpoint.stamp
-    for level in dict.fromkeys(level.split("/")[0] for level in sizes.levels):
-        found = encoders.get(f"visual/{level}", {}).get("weights")
+    for stream in dict.fromkeys(size.stream for size in sizes.maps):
+        found = encoders.get(stream, {}).get("weights")
         if found != stamp:
             raise WeightsError(
-                f"the store's {level} maps were made with the weights {str(found)[:23]}, {checkpoint.path} is "
+                f"the store's maps {stream} were made with the weights {str(found)[:23]}, {checkpoint.path} is "
                 f"{stamp[:23]}, whose decoder would not know them; extract with that folder as --weights-dir, or take "
                 "--set model.decoder_weights=random"
             )

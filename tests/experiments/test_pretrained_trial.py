@@ -64,8 +64,8 @@ def store(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> FeatureSto
     """Made-up features that say they come from the same checkpoint."""
     stamp = Mask2Former.within(weights).stamp
     patch = pytest.MonkeyPatch()
-    patch.setattr(small_store, "ENCODERS", {"visual/pixel_decoder": {"name": "made-up", "weights": stamp},
-                                            "audio": {"name": "made-up", "weights": "random:0"}})  # fmt: skip
+    maps = replace(small_store.STREAMS[small_store.VISUAL], fingerprint={"name": "made-up", "weights": stamp})
+    patch.setattr(small_store, "STREAMS", small_store.STREAMS | {small_store.VISUAL: maps})
     try:
         return make_store(tmp_path_factory.mktemp("store") / "store", {"train": 4, "val": 2})
     finally:

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from refavs.store.mender import ShardMender
 
 from extract.cli import main as extract
 from extract.store_cli import main
-from refavs.store.mender import ShardMender
 from refavs.store.reader import FeatureStore
 from refavs.store.verify import verify
 from refavs.synthetic.write import write_benchmark

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from refavs.store.hdf5.kept import KeptStore  # noqa: F401 (the killer below uses it)
 
 from extract.store_cli import main
 from refavs.errors import DatasetError, StoreError
@@ -15,7 +16,6 @@ from refavs.files.partials import give_name, lock_partial, partial_path, remove_
 from refavs.store import FeatureStore
 from refavs.store.backends.base import LocalFolder
 from refavs.store.hdf5.exchange import export, import_
-from refavs.store.hdf5.kept import KeptStore  # noqa: F401 (the killer below uses it)
 from refavs.store.lease import Lease
 from refavs.synthetic import write as synthetic
 from refavs.synthetic.write import write_benchmark

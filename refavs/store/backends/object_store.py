@@ -214,6 +214,16 @@ class RemoteFolder:
         with self.errors(name, writes=True), contextlib.suppress(FileNotFoundError):
             obstore.delete(self.writing, self.key(name))
 
+    def move(self, name: str, new: str) -> None:
+        """Copies the file on the server and removes the old one."""
+        with self.errors(name, writes=True):
+            obstore.rename(self.writing, self.key(name), self.key(new))
+
+    def remove_all(self, under: str) -> None:
+        """Removes all files below the folder `under`."""
+        for name in self.names(under):
+            self.remove(name)
+
     def scratch(self, name: str) -> Path:
         """A file in a folder of this process below `$TMPDIR`, where a shard needs room until it is published."""
         self._refuse_writing(name)
