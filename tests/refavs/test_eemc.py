@@ -253,5 +253,5 @@ def test_sizes_come_from_the_store(tmp_path: Path) -> None:
     assert FeatureSizes.from_store(described_store(tmp_path / "s", SIZES), EEMCOptions().needs()) == SIZES
     lacking = described_store(tmp_path / "lacking", replace(SIZES, maps=tuple(
         size for size in SIZES.maps if size.name != "s16")))
-    with pytest.raises(StoreError, match="store .* has no maps s16; the head reads mask_features, s8"):
+    with pytest.raises(StoreError, match=r"store .* has no maps s16; the head reads mask_features, s8"):
         FeatureSizes.from_store(lacking, EEMCOptions().needs())
