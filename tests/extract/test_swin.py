@@ -11,12 +11,11 @@ from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from extract.encoders.mask2former import BASE, IMAGENET, VisualEncoder, VisualSettings
 from extract.encoders.pixel_decoder import FrozenPixelDecoder, PixelDecoderSettings, build_pixel_decoder
-from extract.encoders.presets import PRESETS, build_encoders
+from extract.encoders.protocol import EncoderSetup, Frames
 from extract.encoders.swin import SwinSettings, build_swin, from_mask2former, from_timm
-from extract.encoders.visual import VisualEncoder, VisualSettings
 from extract.encoders.weights import WeightSource
-from extract.media.clip import normalised
 from refavs.errors import ConfigError, WeightsError
 from refavs.machine.torchvision_shim import ensure_torchvision
 from tests.extract.hf_weights import randomise
@@ -182,18 +181,17 @@ def test_imagenet_swin_of_a_folder_equals_timms_own(tmp_path: Path, authors: boo
                  for name, value in state.items()}  # fmt: skip
     (tmp_path / "swin").mkdir()
     save_file(state, tmp_path / "swin" / "model.safetensors")
-    settings = VisualSettings(
-        name="small", swin=FOUR_STAGES, pixel_decoder=PIXEL_DECODER, num_frames=2, imagenet=True
-    )
-    encoder = VisualEncoder(settings, WeightSource(folder=tmp_path), ("backbone",))
+    settings = VisualSettings(swin=FOUR_STAGES, pixel_decoder=None, repository="timm/small", folder="swin")
+    encoder = VisualEncoder("small", settings, EncoderSetup(weights=WeightSource(folder=tmp_path)))
     frames = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)
+    inputs = Frames(size=128).normalised(torch.from_numpy(frames))
     with torch.no_grad():
-        expected = theirs.forward_intermediates(normalised(torch.from_numpy(frames)), intermediates_only=True)
-        found = encoder._networks.swin(normalised(torch.from_numpy(frames)))
+        expected = theirs.forward_intermediates(inputs, intermediates_only=True)
+        found = encoder._networks.swin(inputs)
     stored = encoder.encode([frames], ["backbone"])[0]
     for (name, ours), maps in zip(found.items(), expected, strict=True):
         assert 0.3 < maps.std() < 10 and relative_error(ours, maps) < 1e-5
-        assert relative_error(torch.from_numpy(stored[f"clips/visual/backbone/{name}"]).float(), maps) < 1e-3
+        assert relative_error(torch.from_numpy(stored[f"backbone/{name}"]).float(), maps) < 1e-3
 
 
 @pytest.mark.slow
@@ -203,7 +201,7 @@ def test_imagenet_swin_of_the_paper_equals_timms_own() -> None:
 
     theirs = timm.create_model("swin_base_patch4_window12_384", pretrained=False).eval()
     randomise(theirs, seed=3)
-    swin = build_swin(PRESETS["imagenet"].swin, imagenet=True).eval()
+    swin = build_swin(IMAGENET.swin, imagenet=True).eval()
     swin.load_state_dict(from_timm(theirs.state_dict(), swin))
     frames = torch.randn(1, 3, 384, 384)
     with torch.no_grad():
@@ -224,9 +222,7 @@ def timms(settings: SwinSettings) -> nn.Module:
     return theirs
 
 
-def test_preset_imagenet_has_no_pixel_decoder() -> None:
-    with pytest.raises(ConfigError, match=r"preset imagenet has no pixel decoder; give --levels backbone, and train"):
-        build_encoders(PRESETS["imagenet"], WeightSource(kind="random"), ("pixel_decoder",), "fp32")
-    base, imagenet = (build_encoders(PRESETS[name], WeightSource(kind="random"), ("backbone",), "fp32").visual
-                      for name in ("base", "imagenet"))  # fmt: skip
-    assert base.specs() == imagenet.specs() and base.fingerprints() != imagenet.fingerprints()
+def test_imagenet_swin_has_no_pixel_decoder() -> None:
+    setup = EncoderSetup(weights=WeightSource(kind="random"))
+    base, imagenet = VisualEncoder("base", BASE, setup).arrays(10), VisualEncoder("imagenet", IMAGENET, setup).arrays(10)
+    assert imagenet == {"backbone": base["backbone"]} and BASE.swin == IMAGENET.swin
