@@ -25,7 +25,8 @@ from refavs.machine.accelerator import compute_fp32_exactly, require_usable
 from refavs.model.checkpoint import CONFIG, load_model, read_config
 from refavs.model.decoder import predict
 from refavs.model.heads.eemc import EEMC
-from refavs.store.reader import Sample, says_random
+from refavs.store.fingerprints import says_random
+from refavs.store.reader import Sample
 
 AT_ONCE = 8  # expressions
 

@@ -1,7 +1,7 @@
 """Batches of stored expressions, in which each clip's maps occur once."""
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from refavs.config import nearest
 from refavs.data.clip_groups import ClipGroups
 from refavs.data.prefetch import Arrival, Sender
 from refavs.errors import DatasetError
-from refavs.store.reader import MASK, FeatureStore, Sample
+from refavs.store.format.schema import LABELLED, MASK
+from refavs.store.reader import FeatureStore, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +28,17 @@ class Batch:
         valid: True where a text has a token.
         clip: which of the distinct clips each expression speaks of.
         mask: the referred object, all False where there is none; None where the store holds no masks.
+        labelled: the seconds in which the mask is known; the others take no part in losses and metrics.
         arrival: of a batch that was sent to a device, which has to wait for it; `to` sees to that.
     """
 
     visual: dict[str, Float[Tensor, "u t _ _ _"]]
-    audio: Float[Tensor, "u t _"]
+    audio: Float[Tensor, "u tokens _"]
     text: Float[Tensor, "b l _"]
     valid: Bool[Tensor, "b l"]
     clip: Int[Tensor, "b"]
     mask: Bool[Tensor, "b t h w"] | None
+    labelled: Bool[Tensor, "b t"] | None
     uid: list[str]
     split: list[str]
     dimension: list[str]
@@ -88,32 +90,6 @@ class Batch:
         return batch
 
 
-class StoreDataset(Dataset[Sample]):
-    """Some expressions of a store, for `torch.utils.data.DataLoader(..., collate_fn=collate)`.
-
-    Args:
-        store: where the features lie.
-        splits: which expressions; None takes all.
-        levels: visual levels to read; None reads what the model reads.
-
-    Raises:
-        DatasetError: the store has no expressions of a split.
-    """
-
-    def __init__(
-        self, store: FeatureStore, splits: Sequence[str] | None = None, levels: Sequence[str] | None = None
-    ) -> None:
-        self.store = store
-        self.levels = default_levels(store) if levels is None else list(levels)
-        self.indices = split_indices(store, splits)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.store.sample(self.indices[index], self.levels)
-
-
 def split_indices(store: FeatureStore, splits: Sequence[str] | None) -> list[int]:
     """Expressions of `splits` in the store's order; all of them for None.
 
@@ -131,7 +107,7 @@ def split_indices(store: FeatureStore, splits: Sequence[str] | None) -> list[int
 
 def default_levels(store: FeatureStore) -> list[str]:
     """The visual level that the model reads: the pixel decoder's where the store has it, else all there are."""
-    levels = {path.split("/")[2] for path in store.visual_paths().values()}
+    levels = {path.split("/")[3] for path in store.visual_paths().values()}
     return ["pixel_decoder"] if "pixel_decoder" in levels else sorted(levels)
 
 
@@ -177,6 +153,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
             place[sample.clip_id] = len(distinct)
             distinct.append(sample)
     masks = [sample.mask for sample in samples if sample.mask is not None]
+    labelled = [sample.labelled for sample in samples if sample.labelled is not None]
     _refuse_bare([(sample.uid, sample.split) for sample in samples if sample.mask is None], len(samples))
     return Batch(
         visual={name: torch.stack([sample.visual[name] for sample in distinct]) for name in distinct[0].visual},
@@ -184,7 +161,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         text=torch.stack([sample.text for sample in samples]),
         valid=torch.stack([sample.valid for sample in samples]),
         clip=torch.tensor([place[sample.clip_id] for sample in samples]),
-        mask=torch.stack(masks) if masks else None,
+        mask=torch.stack(masks) if masks else None, labelled=torch.stack(labelled) if labelled else None,
         uid=[sample.uid for sample in samples], split=[sample.split for sample in samples],
         dimension=[sample.dimension for sample in samples], text_string=[sample.text_string for sample in samples],
     ).known()  # fmt: skip
@@ -200,25 +177,28 @@ def read_batch(store: FeatureStore, indices: Sequence[int], levels: Sequence[str
     facts = [store.facts[index] for index in indices]
     _refuse_bare([(fact["uid"], fact["split"]) for fact in facts if fact["object"] < 0], len(facts))
     clips, texts, objects = ([fact[name] for fact in facts] for name in ("clip", "text_row", "object"))
-    visual = store.visual_paths(levels)
-    rows = dict.fromkeys([*visual.values(), store.audio_path], clips)
-    rows |= dict.fromkeys([store.text_path, store.valid_path], texts)
-    if objects[0] >= 0:
-        rows[MASK] = objects
-    places = {path: {row: place for place, row in enumerate(dict.fromkeys(own))} for path, own in rows.items()}
-    found = store.read_rows({path: list(own) for path, own in places.items()}, memory.empty)
+    visual, masked = store.visual_paths(levels), objects[0] >= 0
+    wanted = [([*visual.values(), store.audio_path], clips), ([store.text_path, store.valid_path], texts)]
+    wanted += [([MASK, LABELLED], objects)] * masked
+    slots = [{place: slot for slot, place in enumerate(dict.fromkeys(own))} for _, own in wanted]
+    found = store.read_rows(
+        {path: store.rows(path, list(slot)) for (paths, _), slot in zip(wanted, slots, strict=True) for path in paths},
+        memory.empty,
+    )
 
-    def each(path: str, distinct: Sequence[Tensor]) -> Tensor:
+    def each(distinct: Sequence[Tensor], own: Sequence[int], slot: Mapping[int, int]) -> Tensor:
         """The row of each expression."""
-        own = [distinct[places[path][row]] for row in rows[path]]
-        return torch.stack(own, out=memory.empty((len(own), *own[0].shape), own[0].dtype))
+        rows = [distinct[slot[place]] for place in own]
+        return torch.stack(rows, out=memory.empty((len(rows), *rows[0].shape), rows[0].dtype))
 
+    labelled = each(list(found[LABELLED]), objects, slots[2]) if masked else None
     return Batch(
         visual={name: found[path] for name, path in visual.items()}, audio=found[store.audio_path],
-        text=each(store.text_path, list(found[store.text_path])),
-        valid=each(store.valid_path, list(found[store.valid_path])),
-        clip=torch.tensor([places[store.audio_path][row] for row in clips]),
-        mask=each(MASK, [store.unpacked(mask) for mask in found[MASK]]) if MASK in found else None,
+        text=each(list(found[store.text_path]), texts, slots[1]),
+        valid=each(list(found[store.valid_path]), texts, slots[1]),
+        clip=torch.tensor([slots[0][place] for place in clips]),
+        mask=each([store.unpacked(mask) for mask in found[MASK]], objects, slots[2]) if masked else None,
+        labelled=None if labelled is None else labelled.logical_and_(store.within(clips)),
         uid=[fact["uid"] for fact in facts], split=[fact["split"] for fact in facts],
         dimension=[fact["dimension"] for fact in facts], text_string=[fact["text"] for fact in facts],
     ).known()  # fmt: skip

@@ -1,6 +1,6 @@
 """The feature store: a Zarr v3 group of whole, checksummed, committed shards."""
 
-from refavs.store.format.schema import ArraySpec, object_key, pack_mask, text_key, unpack_mask
+from refavs.store.format.schema import ArraySpec, StreamSpec, object_key, pack_mask, text_key, unpack_mask
 from refavs.store.plan import ShardPlan
 from refavs.store.reader import FeatureStore, Sample
 from refavs.store.shard_writer import ShardWriter
@@ -13,6 +13,7 @@ __all__ = [
     "ShardPlan",
     "ShardWriter",
     "StoreWriter",
+    "StreamSpec",
     "object_key",
     "pack_mask",
     "text_key",

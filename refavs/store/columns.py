@@ -1,6 +1,7 @@
-"""Small columns that are written whole: the expressions, and the names of rows for readers without this code.
+"""Plain tables: clips, texts and expressions, and the columns that tell other readers which rows belong to them.
 
-Strings are UTF-8 padded with zero bytes to the longest one, an encoding that every Zarr reader has.
+A plain table is written whole when an extraction ends. Strings are UTF-8 padded with zero bytes to the longest one, an
+encoding that every Zarr reader has.
 """
 
 import math
@@ -16,19 +17,25 @@ from refavs.files.plain_file import UnusableFileError
 from refavs.files.typed_json import Count, read_json, shaped
 from refavs.store.backends.base import Folder, holds, out_of_reach, read_or_refuse, write_if_changed
 from refavs.store.format.commits import Crc, seal, unseal
-from refavs.store.format.schema import column_metadata, group_metadata
 from refavs.store.format.shard import CRC_BYTES, crc32c
+from refavs.store.format.zarr_metadata import column_metadata, group_metadata
 
 Columns = dict[str, np.ndarray]
-_FOLDER = "expressions"
-GROUP = f"{_FOLDER}/zarr.json"
-EXPRESSIONS_RECORD = "commits/expressions.json"  # its presence says that the table of expressions is whole
+Table = tuple[pd.DataFrame, dict[str, Any]]  # with its record
+# Columns that a table must have, and the kind of those that are looked into.
+NEEDED: dict[str, dict[str, str]] = {
+    "clips": {"id": "str", "frames": "str", "sound": "str", "seconds": "int"},
+    "text": {"key": "str", "text": "str"},
+    "expressions": {"uid": "str", "vid": "", "clip": "int", "object": "int", "text": "int", "split": "str", "fid": "",
+                    "grade": "", "dimension": "str"},
+}  # fmt: skip
+_AXES = {"clips": "clip", "objects": "object", "expressions": "expression"}  # of a column, by the start of its path
+# Names of columns: beside those of `clips` and `text` lie the streams; a reader adds two to `expressions`.
+_NAMES = {"clips": r"(?!(?:visual|audio)\b)\w+", "text": "key|text", "expressions": r"(?!(?:clip_id|text_row)\b)\w+"}
 _TEXT = {"encoding": "utf-8"}
 _NEXT = ".next"  # of a column that has not yet taken the place of another one
-_FILE = re.compile(rf"{_FOLDER}/(zarr\.json|([^/]+)/(zarr\.json|c(\.0){{1,2}}({re.escape(_NEXT)})?))")
-AGAIN = "run the same refavs-extract command again, which writes it anew"
+AGAIN = "run the same refavs-extract command again, which writes it again"
 MOST_BYTES = 2**28  # of a column
-NEEDED = ("uid", "vid", "clip", "object", "text", "split", "fid", "grade", "dimension")  # of the expressions
 _DTYPES = {"str": "uint8", "int": "int64", "float": "float64", "bool": "bool"}
 
 
@@ -48,9 +55,14 @@ class _Column(TypedDict):
     crc32c: Crc
 
 
-class _Expressions(TypedDict):
+class _Facts(TypedDict):
     num_rows: Count
     columns: list[_Column]
+
+
+def table_record(table: str) -> str:
+    """The file whose presence says that a plain table is whole."""
+    return f"commits/{table}.json"
 
 
 def encode_strings(values: list[str], where: str) -> np.ndarray:
@@ -83,6 +95,10 @@ def from_frame(frame: pd.DataFrame) -> tuple[Columns, dict[str, str]]:
     kinds: dict[str, str] = {}
     for name in map(str, frame.columns):
         values = frame[name]
+        present = values.dropna()
+        if values.dtype == object and all(isinstance(value, bool) for value in present):
+            # A fact that was not noted of some rows: not so, or, where it was noted of none, no number.
+            values = values == True if len(present) else values.astype("float64")  # noqa: E712
         if pd.api.types.is_bool_dtype(values.dtype):
             columns[name], kinds[name] = values.to_numpy(bool), "bool"
         elif pd.api.types.is_integer_dtype(values.dtype):
@@ -99,12 +115,16 @@ def column_files(
     group: str, columns: Mapping[str, np.ndarray], kinds: Mapping[str, str]
 ) -> Iterator[tuple[str, bytes]]:
     """Name and content of the files of columns that are arrays of one chunk below `group`."""
-    yield f"{group}/zarr.json", group_metadata()
     for name, column in columns.items():
         if column.size:
             yield _chunk_name(group, name, column), _chunk(column)
         attributes = _TEXT if kinds[name] == "str" else {}
-        yield f"{group}/{name}/zarr.json", column_metadata(column, attributes)
+        yield f"{group}/{name}/zarr.json", _description(group, column, attributes)
+
+
+def _description(group: str, column: np.ndarray, attributes: Mapping[str, Any]) -> bytes:
+    start = group.split("/")[0]
+    return column_metadata(column, _AXES.get(start, start), attributes)
 
 
 def read_column(folder: Folder, group: str, name: str) -> np.ndarray | None:
@@ -125,14 +145,17 @@ def read_column(folder: Folder, group: str, name: str) -> np.ndarray | None:
     return column if not column.size or data == _chunk(column) else None
 
 
-def write_expressions(folder: Folder, frame: pd.DataFrame, first: Callable[[], None] = lambda: None) -> None:
-    """Replaces the table of expressions; whoever reads meanwhile finds the old one or the new one.
+def write_table(folder: Folder, table: str, frame: pd.DataFrame, first: Callable[[], None] = lambda: None) -> None:
+    """Replaces a plain table; whoever reads meanwhile finds the old one or the new one.
 
-    New columns are written beside the old ones, the record is exchanged, then they take the old ones' place. Where this
-    was interrupted, the next call goes on with it.
+    New columns are written beside the old ones, the record is exchanged, then they take the old ones' place. If this is
+    interrupted, the next call completes it.
 
     Args:
         first: called before another table is replaced, and only then.
+
+    Raises:
+        StoreError: a column is missing, or cannot be stored.
     """
     columns, kinds = from_frame(frame)
     facts = {
@@ -143,119 +166,125 @@ def write_expressions(folder: Folder, frame: pd.DataFrame, first: Callable[[], N
             for name, column in columns.items()
         ],
     }  # fmt: skip
-    files = dict(column_files(_FOLDER, columns, kinds))
-    replaces = folder.exists(EXPRESSIONS_RECORD)
-    if not holds(folder, EXPRESSIONS_RECORD, seal(facts)):
+    try:
+        _refuse_odd(table, facts)
+    except ValueError as error:
+        raise StoreError(f"the table {table} cannot be written: {error}") from error
+    record = table_record(table)
+    files = {f"{table}/zarr.json": group_metadata()} | dict(column_files(table, columns, kinds))
+    replaces = folder.exists(record)
+    if not holds(folder, record, seal(facts)):
         if replaces:
             first()
-        for file in [_chunk_name(_FOLDER, name, column) for name, column in columns.items() if column.size]:
+        for file in [_chunk_name(table, name, column) for name, column in columns.items() if column.size]:
             if not replaces:
                 write_if_changed(folder, file, files[file])
             elif not holds(folder, file, files[file]):
                 folder.write(f"{file}{_NEXT}", files[file])
-        folder.write(EXPRESSIONS_RECORD, seal(facts))
-    elif _files_there(folder).keys() == files.keys():
+        folder.write(record, seal(facts))
+    elif _files_there(folder, table).keys() == files.keys():
         return
     for name, data in files.items():
         write_if_changed(folder, name, data)
-    for name, column in _files_there(folder).items():
-        if name not in files and (column in columns or _is_ours(folder, column)):
+    for name, column in _files_there(folder, table).items():
+        if name not in files and (column in columns or _is_ours(folder, table, column)):
             folder.remove(name)
 
 
-def _files_there(folder: Folder) -> dict[str, str]:
+def _files_there(folder: Folder, table: str) -> dict[str, str]:
     """Files of the names that a table has, each with its column; in an order in which a description goes last."""
-    found = [match for name in folder.names(_FOLDER) if (match := _FILE.fullmatch(name))]
+    file = re.compile(rf"{table}/(zarr\.json|({_NAMES[table]})/(zarr\.json|c(\.0){{1,2}}({re.escape(_NEXT)})?))")
+    found = [match for name in folder.names(table) if (match := file.fullmatch(name))]
     return {match[0]: match[2] or "" for match in found}
 
 
-def _is_ours(folder: Folder, name: str) -> bool:
+def _is_ours(folder: Folder, table: str, name: str) -> bool:
     """Whether a column was described by this code, so that it is nobody else's."""
     try:
-        data = folder.read(f"{_FOLDER}/{name}/zarr.json")
+        data = folder.read(f"{table}/{name}/zarr.json")
         told: ColumnFacts = shaped(read_json(data), ColumnFacts, name)
-        return data == column_metadata(_described(told["shape"], told["data_type"]), told["attributes"])
+        return data == _description(table, _described(told["shape"], told["data_type"]), told["attributes"])
     except (OSError, ValueError) as error:
         if out_of_reach(error):
             raise
         return False
 
 
-def read_expressions(folder: Folder) -> tuple[pd.DataFrame, dict[str, Any]] | None:
-    """The table of expressions and its record, or None where none was written yet.
+def read_table(folder: Folder, table: str) -> Table | None:
+    """A plain table and its record, or None where none was written yet.
 
     Raises:
         StoreError: it is half-written or damaged.
     """
-    record = folder.where(EXPRESSIONS_RECORD)
-    if not folder.exists(EXPRESSIONS_RECORD):
-        if folder.exists(GROUP):
-            raise StoreError(f"the table of expressions of {folder.location} is half-written (there is no {record}); "
-                             f"{AGAIN}")
+    file = table_record(table)
+    record = folder.where(file)
+    if not folder.exists(file):
+        if folder.exists(f"{table}/{next(iter(NEEDED[table]))}/zarr.json"):
+            raise StoreError(f"the table {table} of {folder.location} is half-written (there is no {record}); {AGAIN}")
         return None
-    facts = unseal(folder, EXPRESSIONS_RECORD)
+    facts = unseal(folder, file)
     frame = {}
     try:
-        _refuse_odd(facts)
+        _refuse_odd(table, facts)
         for fact in facts["columns"]:
-            column = _read_column(folder, fact)
+            column = _read_column(folder, table, fact)
             frame[fact["name"]] = decode_strings(column) if fact["kind"] == "str" else column
         return pd.DataFrame(frame, index=pd.RangeIndex(facts["num_rows"])), facts
     except ValueError as error:
-        raise StoreError(f"the table of expressions of {folder.location} cannot be used ({error}); remove {record}, "
-                         f"then {AGAIN}") from error
+        raise StoreError(f"the table {table} of {folder.location} cannot be used ({error}); remove {record}, then "
+                         f"{AGAIN}") from error
 
 
-def _read_column(folder: Folder, fact: dict[str, Any]) -> np.ndarray:
+def _read_column(folder: Folder, table: str, fact: dict[str, Any]) -> np.ndarray:
     """One column, compared with the record; until it has taken its place, it lies beside that."""
     name = fact["name"]
-    if not name.replace("_", "").isalnum():
-        raise ValueError(f"column name {name!r}")
     empty = _described(fact["shape"], fact["dtype"])
     if not empty.size:
         return empty
-    file = _chunk_name(_FOLDER, name, empty)
-    most = empty.nbytes + CRC_BYTES
+    file = _chunk_name(table, name, empty)
+    what, most = f"column {name} of the table {table}", empty.nbytes + CRC_BYTES
     # Twice in its place, for a writer may bring it there between two looks.
     for place in (file, f"{file}{_NEXT}", file):
-        data = _read_if_there(folder, place, name, most)
+        data = _read_if_there(folder, place, what, most)
         payload = data[:-CRC_BYTES]
         if crc32c(payload) == fact["crc32c"] and data[-CRC_BYTES:] == fact["crc32c"].to_bytes(CRC_BYTES, "little"):
             return np.frombuffer(payload, fact["dtype"]).reshape(fact["shape"]).copy()
-    read_or_refuse(folder, file, f"column {name} of the expressions", AGAIN, most)
+    read_or_refuse(folder, file, what, AGAIN, most)
     raise StoreError(f"column {folder.where(file)} is damaged: it does not match its checksum; remove "
-                     f"{folder.where(EXPRESSIONS_RECORD)}, then {AGAIN}")
+                     f"{folder.where(table_record(table))}, then {AGAIN}")
 
 
-def _read_if_there(folder: Folder, file: str, name: str, most: int) -> bytes:
+def _read_if_there(folder: Folder, file: str, what: str, most: int) -> bytes:
     try:
-        return read_or_refuse(folder, file, f"column {name} of the expressions", AGAIN, most)
+        return read_or_refuse(folder, file, what, AGAIN, most)
     except StoreError as error:
         if isinstance(error.__cause__, FileNotFoundError | UnusableFileError):  # or of the table before
             return b""
         raise
 
 
-def _refuse_odd(facts: dict[str, Any]) -> None:
-    """Checks what the record says before anything of that size is asked for.
+def _refuse_odd(table: str, facts: dict[str, Any]) -> None:
+    """Checks what a record says before anything of that size is asked for.
 
     Raises:
         ValueError: columns are missing, of another type, or of other numbers of rows.
     """
-    known: _Expressions = shaped(facts, _Expressions, "the record")
+    known: _Facts = shaped(facts, _Facts, "the record")
     columns = {fact["name"]: fact for fact in known["columns"]}
-    missing = [name for name in NEEDED if name not in columns]
-    if missing or len(columns) < len(known["columns"]) or columns.keys() & {"clip_id", "text_row"}:
-        raise ValueError(f"it has the columns {', '.join(columns)[:200]}; needed: {', '.join(NEEDED)}, each once")
+    needed = NEEDED[table]
+    lacking = [name for name in needed if name not in columns]
+    if lacking or len(columns) < len(known["columns"]):
+        raise ValueError(f"it has the columns {', '.join(columns)[:200]}; needed: {', '.join(needed)}, each once")
     for name, fact in columns.items():
+        if not re.fullmatch(_NAMES[table], name):
+            raise ValueError(f"a column {name!r}; accepted: letters, digits and _, and no name that has another use")
         rows, *width = fact["shape"] or [-1]
         right = len(width) == (fact["kind"] == "str") and fact["dtype"] == _DTYPES[fact["kind"]]
         if not right or rows != known["num_rows"] or 0 in width:
             raise ValueError(f"column {name} is {fact['kind']} of {fact['dtype']} {fact['shape']}, in a table of "
                              f"{known['num_rows']} rows")
-        wanted = {"clip": "int", "object": "int", "text": "int", "uid": "str", "split": "str", "dimension": "str"}
-        if rows and fact["kind"] != wanted.get(name, fact["kind"]):
-            raise ValueError(f"column {name} holds {fact['kind']}; accepted: {wanted[name]}")
+        if rows and fact["kind"] != (needed.get(name) or fact["kind"]):
+            raise ValueError(f"column {name} holds {fact['kind']}; accepted: {needed[name]}")
 
 
 def _described(shape: list[int], dtype: str) -> np.ndarray:

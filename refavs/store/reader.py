@@ -11,23 +11,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from refavs.config import nearest
 from refavs.errors import StoreError
 from refavs.store.backends.base import TRY_AGAIN, open_folder, out_of_reach
-from refavs.store.derived_files import merged_statistics
+from refavs.store.derived_files import KEYS, merged_statistics, rows_of_table, store_fingerprint
 from refavs.store.fill import Target, fill
-from refavs.store.format.commits import CommitRecord, record_name, store_fingerprint
-from refavs.store.format.schema import MASK, ArraySpec, unpack_mask
+from refavs.store.fingerprints import fingerprint_of, says_random
+from refavs.store.format.commits import CommitRecord
+from refavs.store.format.schema import LABELLED, MASK, MODALITIES, OBJECTS, ArraySpec, unpack_mask
 from refavs.store.format.shard import ShardReader, shard_name
 from refavs.store.snapshot import read_snapshot
 
 POLICIES = ("first", "always", "never")
+PAPERS = {"visual": "mask2former-swin-base-ade", "audio": "vggish", "text": "roberta-base"}
 MOST_OPEN = 2**14  # shards; Linux gives a process 65,530 mappings
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
-_THREAD_BYTES = 2**21  # less than this to copy is not worth a thread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +40,15 @@ class Sample:
         valid: True where the text has a token.
         mask: the referred object in each second, all False for an expression that refers to nothing; None where the
             store has no masks for it.
+        labelled: the seconds in which the mask is known; None where there is none.
     """
 
     visual: dict[str, Float[Tensor, "t _ _ _"]]
-    audio: Float[Tensor, "t _"]
+    audio: Float[Tensor, "tokens _"]
     text: Float[Tensor, "l _"]
     valid: Bool[Tensor, "l"]
     mask: Bool[Tensor, "t h w"] | None
+    labelled: Bool[Tensor, "t"] | None
     uid: str
     clip_id: str
     text_string: str
@@ -57,33 +60,39 @@ class FeatureStore:
     """A store opened for reading.
 
     What is committed later is not seen; open it again for that. A store may be read from many processes, and pickling
-    one opens it anew on the other side.
+    one opens it again on the other side.
 
     Args:
         location: the store's folder, or its URL (`s3://bucket/prefix`).
+        use: encoder to read of a modality (`{"audio": "clap"}`). The default is the only one that the store has, or
+            the paper's among several.
         verify: compare each row with its checksum on its `first` read, `always` or `never`.
 
     Raises:
-        StoreError: there is no store, it is damaged, or its table of expressions is half-written.
+        StoreError: there is no store, it is damaged, a plain table is half-written, or it lacks an encoder of `use`.
     """
 
-    def __init__(self, location: str | Path, verify: str = "first") -> None:
+    def __init__(
+        self, location: str | Path, use: Mapping[str, str] | None = None, verify: str = "first"
+    ) -> None:
         if verify not in POLICIES:
             raise StoreError(f"verify is {verify!r}; accepted: {', '.join(POLICIES)}")
         self.folder = open_folder(location)
-        self.verify = verify
+        self.use, self.verify = dict(use or {}), verify
         found = read_snapshot(self.folder)
         self.attributes, self.schema, self.records = found.attributes, found.schema, found.records
-        self._expressions = found.expressions
+        self.tables = found.tables
+        for modality in self.use:
+            self.streams_of(modality)
         self._places = {
             (record.table, row): (record, key) for record in self.records for key, row in record.rows.items()
         }
-        self._rows = {(table, key): row for (table, row), (_, key) in self._places.items()}
+        self._rows: dict[str, np.ndarray] = {}
         self._shards: dict[tuple[str, int], ShardReader] = {}
         self._opening = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FeatureStore, (self.location, self.verify)
+        return FeatureStore, (self.location, self.use, self.verify)
 
     @property
     def location(self) -> str:
@@ -91,29 +100,64 @@ class FeatureStore:
         return self.folder.location
 
     @property
-    def encoders(self) -> dict[str, dict]:
-        """Fingerprint of the encoder of each stream."""
-        return self.schema.encoders
+    def streams(self) -> list[str]:
+        """Ids of all streams, e.g. `audio/vggish`."""
+        return sorted(self.schema.streams)
 
     @property
-    def num_frames(self) -> int:
-        """Frames per clip."""
-        return self.schema.num_frames
+    def seconds(self) -> int:
+        """Steps in time of a clip, T."""
+        return self.schema.seconds
 
     @property
-    def input_size(self) -> int:
-        """Side of the frames the visual encoder saw and of the masks, in pixels."""
-        return self.schema.input_size
+    def mask_size(self) -> int:
+        """Side of the masks, px."""
+        return self.schema.mask_size
 
     @property
     def specs(self) -> dict[str, ArraySpec]:
-        """All arrays by path, e.g. `clips/audio/vggish`."""
+        """All arrays by path, e.g. `clips/audio/vggish/features`."""
         return self.schema.specs
+
+    def streams_of(self, modality: str) -> list[str]:
+        """The streams in use of a modality: that of one encoder, or those of its levels.
+
+        Raises:
+            StoreError: the store has none, or not the encoder of `use`, or several of which none is the paper's.
+        """
+        known = {name.split("/")[1] for name in self.streams if name.startswith(f"{modality}/")}
+        name = self.use.get(modality)
+        if name is None:
+            name = next(iter(known)) if len(known) == 1 else PAPERS.get(modality, "")
+        start = f"{modality}/{name}"
+        found = [stream for stream in self.streams if stream == start or stream.startswith(f"{start}/")]
+        if not found:
+            there = f"has the {modality} encoders {', '.join(sorted(known))}" if known else f"has no {modality} encoder"
+            raise StoreError(f"store {self.location} {there}{f', not {name!r}' if modality in self.use else ''}; name "
+                             "one that it has, or add another by refavs-extract --streams")
+        return found
+
+    @property
+    def in_use(self) -> dict[str, list[str]]:
+        """The streams in use of each modality that the store has."""
+        present = {name.split("/")[0] for name in self.streams}
+        return {modality: self.streams_of(modality) for modality in MODALITIES if modality in present}
+
+    @property
+    def encoders(self) -> dict[str, dict]:
+        """Fingerprint of the encoder in use, by modality; of one with several levels, the facts of all of them."""
+        prints = {name: stream.fingerprint for name, stream in self.schema.streams.items()}
+        return {modality: {name: value for stream in streams for name, value in prints[stream].items()}
+                for modality, streams in self.in_use.items()}  # fmt: skip
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names the content: schema, encoders, rows with their checksums, statistics and expressions."""
-        return store_fingerprint(self.schema, self.records, self._expressions and self._expressions[1])
+        """Names the content of the whole store; `fingerprint_of` names what a trial reads of it."""
+        return store_fingerprint(self.schema, self.records, self.tables)
+
+    def fingerprint_of(self, paths: Iterable[str]) -> str:
+        """Names the expressions, the masks and the arrays at `paths`; what else the store holds changes nothing."""
+        return fingerprint_of(self, paths)
 
     @property
     def finished(self) -> bool:
@@ -123,27 +167,30 @@ class FeatureStore:
     @cached_property
     def statistics(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Mean and deviation per channel, float32, of each array that keeps them."""
-        return {path: sums.moments() for path, sums in merged_statistics(self.records).items()}
+        return merged_statistics(self.schema, self.records)
 
     @property
     def random_weights(self) -> bool:
-        """Whether an encoder had random weights; tables made from such features must say so."""
+        """Whether an encoder in use had random weights; tables made from such features must say so."""
         return any(says_random(fingerprint) for fingerprint in self.encoders.values())
 
-    @cached_property
+    @property
     def clips(self) -> pd.DataFrame:
-        """Committed clips: column `id` and what was noted of each (e.g. `silent`); the index is the row."""
-        return self._frame("clips", lambda key: {"id": key})
+        """The clips: `id`, `frames` and `sound` (keys in the streams), valid `seconds`, and what was noted of each."""
+        return self._table("clips")
+
+    @property
+    def texts(self) -> pd.DataFrame:
+        """The distinct texts: `key` (its hash) and `text`."""
+        return self._table("text")
 
     @cached_property
     def objects(self) -> pd.DataFrame:
         """Committed objects: columns `clip_id`, `fid`; the index is the row."""
-        return self._frame("objects", lambda key: dict(zip(("clip_id", "fid"), _clip_and_fid(key), strict=True)))
-
-    @cached_property
-    def texts(self) -> pd.DataFrame:
-        """Committed texts: columns `key` (its hash) and `text`; the index is the row."""
-        return self._frame("text", lambda key: {"key": key})
+        rows = {row: key.rpartition("/") for (table, row), (_, key) in self._places.items() if table == OBJECTS}
+        order = sorted(rows)
+        pairs = [(rows[row][0], int(rows[row][2])) for row in order]
+        return pd.DataFrame(pairs, columns=["clip_id", "fid"], index=pd.Index(order, dtype="int64"))
 
     @cached_property
     def expressions(self) -> pd.DataFrame:
@@ -152,14 +199,17 @@ class FeatureStore:
         Raises:
             StoreError: the extraction has not come to writing them.
         """
-        if self._expressions is None:
-            raise StoreError(f"store {self.location} has no table of expressions yet: its extraction did not finish; "
-                             "run the same refavs-extract command again")
-        frame = self._expressions[0].rename(columns={"text": "text_row"})
-        ids, strings = self.clips["id"].to_dict(), self.texts["text"].to_dict()
+        frame = self._table("expressions").rename(columns={"text": "text_row"})
+        ids, strings = self.clips["id"].tolist(), self.texts["text"].tolist()
         frame.insert(2, "clip_id", [ids[row] for row in frame["clip"]])
         frame.insert(5, "text", [strings[row] for row in frame["text_row"]])
         return frame
+
+    def _table(self, name: str) -> pd.DataFrame:
+        if name not in self.tables:
+            raise StoreError(f"store {self.location} has no table of {name} yet: its extraction did not finish; run "
+                             "the same refavs-extract command again")
+        return self.tables[name][0]
 
     def __len__(self) -> int:
         return len(self.expressions)
@@ -176,18 +226,45 @@ class FeatureStore:
             raise IndexError(f"expression {index} of a store of {len(self)}")
         facts = self.facts[index]
         visual, text, valid = self.visual_paths(levels), self.text_path, self.valid_path
-        wanted = [*((path, facts["clip"]) for path in (*visual.values(), self.audio_path)),
-                  *((path, facts["text_row"]) for path in (text, valid))]  # fmt: skip
+        of_clip = dict.fromkeys([*visual.values(), self.audio_path], facts["clip"])
+        places: dict[str, int] = of_clip | dict.fromkeys([text, valid], facts["text_row"])
         if facts["object"] >= 0:
-            wanted.append((MASK, facts["object"]))
-        rows = self.folder.together([partial(self.read, path, row) for path, row in wanted])
-        found = {path: row for (path, _), row in zip(wanted, rows, strict=True)}
+            places |= dict.fromkeys([MASK, LABELLED], facts["object"])
+        calls = [partial(self.read, path, self.rows(path, [place])[0]) for path, place in places.items()]
+        found = dict(zip(places, self.folder.together(calls), strict=True))
+        masked = MASK in found
         return Sample(
             visual={name: found[path] for name, path in visual.items()}, audio=found[self.audio_path],
-            text=found[text], valid=found[valid], mask=self.unpacked(found[MASK]) if MASK in found else None,
+            text=found[text], valid=found[valid], mask=self.unpacked(found[MASK]) if masked else None,
+            labelled=found[LABELLED] & self.within([facts["clip"]])[0] if masked else None,
             uid=facts["uid"], clip_id=facts["clip_id"], text_string=facts["text"], split=facts["split"],
             dimension=facts["dimension"],
         )  # fmt: skip
+
+    def rows_of(self, stream: str) -> Int[np.ndarray, "n"]:
+        """The row of a stream that belongs to each clip, or to each text; -1 where there is none."""
+        if stream not in self._rows:
+            self._table(KEYS[stream.split("/")[0]][0])
+            own = [record for record in self.records if record.table == stream]
+            self._rows[stream] = rows_of_table(stream, own, self.tables)
+        return self._rows[stream]
+
+    def rows(self, path: str, places: Sequence[int]) -> list[int]:
+        """Rows of an array that belong to the clips, texts or objects at `places`.
+
+        Raises:
+            StoreError: there is no such array, or it lacks one of them.
+        """
+        table = self._spec(path).table
+        if table == OBJECTS:
+            return list(places)
+        rows = self.rows_of(table)[np.array(places, int)].tolist()
+        if -1 in rows:
+            place = places[rows.index(-1)]
+            key = repr((self.texts["text"] if table.startswith("text/") else self.clips["id"]).iloc[place])
+            raise StoreError(f"store {self.location} has no {path} of {key}; run refavs-extract with the stream "
+                             f"{table} again, from a source that has it")
+        return rows
 
     def read(self, path: str, row: int) -> Tensor:
         """One row of an array as a view of its mapped shard.
@@ -205,32 +282,15 @@ class FeatureStore:
         Raises:
             StoreError: as for `read`, also for what goes wrong while the shard is used.
         """
-        spec, record, key, row = self._found(path, row)
+        spec, record, key = self._found(path, row)
         size = self.schema.tables[spec.table].rows_per_shard
         try:
             yield self._shard(spec, record), row - record.index * size
         except StoreError as error:
-            where = self.folder.where(record_name(record.table, record.index))
+            where = self.folder.where(record.file)
             remedy = f"remove {where} and run the same refavs-extract command again"
             raise StoreError(f"{path} of {key!r} (row {row} of {spec.table}) in {self.location} cannot be used: "
                              f"{error}; {TRY_AGAIN if out_of_reach(error.__cause__) else remedy}") from error
-
-    def read_into(self, path: str, rows: Sequence[int], out: Shaped[Tensor, "b ..."]) -> None:
-        """Copies rows of an array into `out`, memory that is there already: new memory costs more than the copy.
-
-        As many threads copy as torch may use; those that wait for others, as torch's own do, stall on a busy machine.
-
-        Raises:
-            StoreError: as for `read`; what `out` then holds is not defined.
-            ValueError: `out` is not of the rows' shape and type, or not in this machine's memory.
-        """
-        spec = self.specs.get(path)
-        wanted = None if spec is None else ((len(rows), *spec.shape), getattr(torch, spec.dtype), "cpu")
-        found = tuple(out.shape), out.dtype, out.device.type
-        if wanted not in (None, found):
-            raise ValueError(f"{len(rows)} rows of {path} are {wanted}, they were to be written into {found}")
-        targets = [Target(path, int(row), place) for row, place in zip(rows, out.numpy(), strict=True)]
-        fill(self, targets, min(torch.get_num_threads(), len(rows), 1 + out.nbytes // _THREAD_BYTES))
 
     def read_rows(self, wanted: Mapping[str, Sequence[int]], empty: Empty) -> dict[str, Shaped[Tensor, "_ ..."]]:
         """Rows of several arrays by path, all in one go; name a row once only, a server is asked for each.
@@ -257,80 +317,67 @@ class FeatureStore:
             raise StoreError(f"store {self.location} has no array {path!r}; {nearest(path, self.specs)}")
         return spec
 
-    def _found(self, path: str, row: int) -> tuple[ArraySpec, CommitRecord, str, int]:
-        """Where a row lies: its array, the record of its shard, its key and its number, those of another row whose
-        content it shares."""
+    def _found(self, path: str, row: int) -> tuple[ArraySpec, CommitRecord, str]:
+        """The array, the record of the shard that has a row of it, and the row's key."""
         spec = self._spec(path)
         place = self._places.get((spec.table, int(row)))
         if place is None:
             raise StoreError(f"row {row} of {spec.table} is not committed in {self.location}; run the same "
                              "refavs-extract command again")
-        record, key = place
-        owner = record.owner(path, key)
-        if owner != key:
-            return self._found(path, self._row_of_owner(path, key, owner))
-        if path not in record.arrays:
-            raise StoreError(f"store {self.location} has no {path} of {key!r} yet; run refavs-extract with that level "
-                             "again, from a source that has the clip")
-        return spec, record, key, int(row)
-
-    def _row_of_owner(self, path: str, key: str, owner: str) -> int:
-        row = self._rows.get((path.split("/")[0], owner))
-        if row is None:
-            raise StoreError(f"{path} of {key!r} is that of {owner!r}, which is not committed in {self.location}; run "
-                             "the same refavs-extract command again")
-        if self._places[path.split("/")[0], row][0].owner(path, owner) != owner:
-            raise StoreError(f"{path} of {key!r} is that of {owner!r}, which is again another one's, in "
-                             f"{self.location}; no refavs wrote such a store, extract into a new one")
-        return row
+        return spec, *place
 
     def visual_paths(self, levels: Sequence[str] | None = None) -> dict[str, str]:
-        """Paths of the visual maps by their short name, in the schema's order.
+        """Paths of the visual maps of the encoder in use by their short name, in the schema's order.
 
         Args:
-            levels: as `pixel_decoder` or, for one map of it, `pixel_decoder/s32`; None names all.
+            levels: as `pixel_decoder` or, for one map of it, `pixel_decoder/s32`; None names all. Maps of one name in
+                several levels are told apart by their level, `pixel_decoder/s32`.
 
         Raises:
             StoreError: the store has no such level or map.
         """
-        parts = {path: path.split("/") for path in self.specs if path.startswith("clips/visual/")}
-        known = {name for names in parts.values() for name in (names[2], "/".join(names[2:]))}
+        streams = self.streams_of("visual")
+        specs = [spec for stream in streams for spec in self.schema.tables[stream].arrays]
+        parts = {spec.path: spec.path.split("/")[3:] for spec in specs}
+        known = {name for names in parts.values() for name in (names[0], "/".join(names))}
         for level in levels or ():
             if level not in known:
                 raise StoreError(f"store {self.location} has no level {level!r}; {nearest(level, known)}")
-        return {
-            names[-1]: path for path, names in parts.items()
-            if levels is None or names[2] in levels or "/".join(names[2:]) in levels
-        }
+        chosen = {path: names for path, names in parts.items()
+                  if levels is None or names[0] in levels or "/".join(names) in levels}  # fmt: skip
+        short = [names[-1] for names in chosen.values()]
+        return {names[-1] if short.count(names[-1]) == 1 else "/".join(names): path for path, names in chosen.items()}
 
     @property
     def audio_path(self) -> str:
         """Path of the audio features."""
-        return self._only("clips/audio/", "")
+        return self._features("audio")
 
     @property
     def text_path(self) -> str:
         """Path of the text features."""
-        return self._only("text/", "/features")
+        return self._features("text")
 
     @property
     def valid_path(self) -> str:
         """Path of the valid places of the text features."""
-        return self.text_path.replace("/features", "/valid")
-
-    def text(self, row: int) -> tuple[Float[Tensor, "l _"], Bool[Tensor, "l"]]:
-        """Features and valid places of a text."""
-        return self.read(self.text_path, row), self.read(self.valid_path, row)
+        return f"{self.text_path.rpartition('/')[0]}/valid"
 
     def mask(self, row: int) -> Bool[Tensor, "t h w"] | None:
         """Mask of an object; None for the row -1."""
-        if row < 0:
-            return None
-        return self.unpacked(self.read(MASK, row))
+        return None if row < 0 else self.unpacked(self.read(MASK, row))
 
     def unpacked(self, mask: Tensor) -> Bool[Tensor, "t h w"]:
         """A mask as it is stored, as booleans."""
-        return torch.from_numpy(unpack_mask(mask.numpy(), self.input_size))
+        return torch.from_numpy(unpack_mask(mask.numpy(), self.mask_size))
+
+    def within(self, clips: Sequence[int]) -> Bool[Tensor, "b t"]:
+        """The seconds that each of the clips at these places has."""
+        return torch.arange(self.seconds) < self._lengths[list(clips), None]
+
+    @cached_property
+    def _lengths(self) -> Int[Tensor, "n"]:
+        return torch.tensor(self.clips["seconds"].to_numpy(np.int64))
 
     @cached_property
     def facts(self) -> list[dict[str, Any]]:
@@ -339,11 +386,13 @@ class FeatureStore:
         columns = [self.expressions[name].tolist() for name in names]
         return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
-    def _only(self, start: str, end: str) -> str:
-        found = [path for path in self.specs if path.startswith(start) and path.endswith(end)]
+    def _features(self, modality: str) -> str:
+        streams = self.streams_of(modality)
+        found = [spec.path for stream in streams for spec in self.schema.tables[stream].arrays
+                 if spec.name == "features"]  # fmt: skip
         if len(found) != 1:
-            raise StoreError(f"store {self.location} has {len(found)} arrays {start}*{end} ({', '.join(found)}), a "
-                             "sample needs one; extract into a new store")
+            raise StoreError(f"store {self.location} has {len(found)} arrays called features in {', '.join(streams)}, "
+                             f"a sample needs one; choose one by use={{{modality!r}: ...}}")
         return found[0]
 
     def _shard(self, spec: ArraySpec, record: CommitRecord) -> ShardReader:
@@ -352,34 +401,9 @@ class FeatureStore:
         if shard is None:
             size = self.schema.tables[spec.table].rows_per_shard
             file = shard_name(spec, record.index)
-            shard = ShardReader(self.folder, file, spec, size, record.arrays[spec.path])
+            shard = ShardReader(self.folder, file, spec, size, record.arrays[spec.name])
             with self._opening:
                 while len(self._shards) >= MOST_OPEN:
                     del self._shards[next(iter(self._shards))]
                 self._shards[name] = shard
         return shard
-
-    def _frame(self, table: str, facts_of: Any) -> pd.DataFrame:
-        rows = {
-            row: {**record.meta[key], **facts_of(key)}
-            for record in self.records if record.table == table
-            for key, row in record.rows.items()
-        }  # fmt: skip
-        names = {"clips": ["id"], "objects": ["clip_id", "fid"], "text": ["key", "text"]}[table]
-        order = sorted(rows)
-        frame = pd.DataFrame([rows[row] for row in order], index=pd.Index(order, dtype="int64"))
-        return frame.reindex(columns=[*names, *(name for name in frame.columns if name not in names)])
-
-
-def _clip_and_fid(key: str) -> tuple[str, int]:
-    clip_id, fid = key.rsplit("/", 1)
-    return clip_id, int(fid)
-
-
-def says_random(value: Any) -> bool:
-    """Whether a fingerprint, or a part of one, names random weights."""
-    if isinstance(value, dict):
-        return any(map(says_random, value.values()))
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return any(map(says_random, value))
-    return isinstance(value, str) and value.startswith("random:")

@@ -1,11 +1,12 @@
 """What a store holds at one moment, while a writer may be adding to it.
 
-A writer first takes the fingerprint out of the description, then commits shards, then exchanges the table of
-expressions, and at last writes the description anew. Read in the order of `read_snapshot`, what was read first never
-needs what was not yet there; what still does not fit together is read again for as long as the store changes.
+A writer first takes the fingerprint out of the description, then commits shards, then adds to the clips and texts, then
+exchanges the expressions, and at last writes the description again. Read in the order of `read_snapshot`, what was read
+first never needs what was not yet there; what still does not fit together is read again for as long as the store
+changes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,9 +15,9 @@ import pandas as pd
 
 from refavs.errors import StoreError
 from refavs.store.backends.base import Folder, out_of_reach
-from refavs.store.columns import EXPRESSIONS_RECORD, read_expressions
+from refavs.store.columns import NEEDED, Table, read_table, table_record
 from refavs.store.format.commits import CommitRecord, read_records, record_files
-from refavs.store.format.schema import StoreSchema, root_attributes
+from refavs.store.format.schema import OBJECTS, StoreSchema, root_attributes
 
 T = TypeVar("T")
 COLUMN_OF = {"clips": "clip", "objects": "object", "text": "text"}  # of the expressions, by the table of its rows
@@ -24,12 +25,12 @@ COLUMN_OF = {"clips": "clip", "objects": "object", "text": "text"}  # of the exp
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A store's description, commit records, and expressions with the record of their table."""
+    """A store's description, commit records, and plain tables with their records."""
 
     attributes: dict[str, Any]
     schema: StoreSchema
     records: list[CommitRecord]
-    expressions: tuple[pd.DataFrame, dict[str, Any]] | None
+    tables: dict[str, Table]
 
 
 def read_snapshot(folder: Folder) -> Snapshot:
@@ -66,32 +67,43 @@ def state_of(folder: Folder) -> tuple[Any, ...] | None:
         return None
 
 
-def described(folder: Folder) -> tuple[bytes, bytes]:
-    """The description of the store and the record of its expressions, which change unless only shards are added."""
-    names = "zarr.json", EXPRESSIONS_RECORD
-    root, expressions = (folder.read(name) if folder.exists(name) else b"" for name in names)
-    return root, expressions
+def described(folder: Folder) -> tuple[bytes, ...]:
+    """The description of the store and the records of its plain tables, which change unless only shards are added."""
+    names = ["zarr.json", *map(table_record, NEEDED)]
+    return tuple(folder.read(name) if folder.exists(name) else b"" for name in names)
 
 
-def lost_rows(expressions: pd.DataFrame, records: list[CommitRecord]) -> dict[str, np.ndarray]:
-    """Rows that the expressions need and no record holds, by table."""
+def lost_rows(
+    expressions: pd.DataFrame, objects: list[CommitRecord], tables: Mapping[str, pd.DataFrame]
+) -> dict[str, np.ndarray]:
+    """Rows that the expressions need and that are not there, by table.
+
+    Args:
+        objects: commit records of the masks.
+        tables: the clips and the texts, where they are there.
+    """
     found = {}
     for table, column in COLUMN_OF.items():
-        known = [row for record in records if record.table == table for row in record.rows.values()]
+        known = ([row for record in objects for row in record.rows.values()] if table == OBJECTS
+                 else range(len(tables.get(table, ()))))  # fmt: skip
         values = expressions[column].to_numpy()
-        found[table] = np.unique(values[(values >= 0) & ~np.isin(values, known)])
+        needed = values[(values >= 0) | (table != OBJECTS)]
+        found[table] = np.unique(needed[~np.isin(needed, np.asarray(known, "int64"))])
     return {table: rows for table, rows in found.items() if len(rows)}
 
 
 def _read(folder: Folder) -> Snapshot:
     attributes = root_attributes(folder)
     schema = StoreSchema.from_attributes(attributes, f"store {folder.location}")
-    expressions = read_expressions(folder)
+    tables = {name: found for name in reversed(NEEDED) if (found := read_table(folder, name))}
     records = read_records(folder, schema)
-    for table, rows in (lost_rows(expressions[0], records) if expressions else {}).items():
-        raise StoreError(
-            f"the expressions of store {folder.location} need row {rows[0]} of {table}, which no commit record holds "
-            f"({len(rows)} such rows); run the same refavs-extract command again, or remove "
-            f"{folder.where(EXPRESSIONS_RECORD)} to read what is there"
-        )
-    return Snapshot(attributes=attributes, schema=schema, records=records, expressions=expressions)
+    if "expressions" in tables:
+        objects = [record for record in records if record.table == OBJECTS]
+        known = {name: frame for name, (frame, _) in tables.items()}
+        for table, rows in lost_rows(known["expressions"], objects, known).items():
+            raise StoreError(
+                f"the expressions of store {folder.location} need row {rows[0]} of {table}, which is not there "
+                f"({len(rows)} such rows); run the same refavs-extract command again, or remove "
+                f"{folder.where(table_record('expressions'))} to read the rest"
+            )
+    return Snapshot(attributes=attributes, schema=schema, records=records, tables=tables)

@@ -1,8 +1,10 @@
 """Whether the store at a path is still the one that was opened there."""
 
+import itertools
+
 from refavs.errors import StoreError
 from refavs.store.format.commits import CommitRecord
-from refavs.store.format.schema import root_attributes
+from refavs.store.format.schema import OBJECTS, root_attributes
 from refavs.store.reader import FeatureStore
 from refavs.store.snapshot import read_snapshot
 
@@ -12,8 +14,8 @@ _REMEDY = "put the store back, or run the same command again with the store that
 def refuse_exchanged(store: FeatureStore, fingerprint: str | None = None) -> None:
     """Makes sure that the store is the one that was planned, and that its place still holds what was opened.
 
-    A finished store that nobody has touched costs the reading of one file. A store to which rows, arrays or expressions
-    were added since still holds what was opened.
+    A finished store that nobody has touched costs the reading of one file. A store still holds what was opened if rows,
+    streams or expressions were added since, or a stream that is not in use was dropped.
 
     Args:
         fingerprint: of the store that was planned; None where any will do.
@@ -28,20 +30,14 @@ def refuse_exchanged(store: FeatureStore, fingerprint: str | None = None) -> Non
     if store.finished and attributes == store.attributes:
         return
     found = read_snapshot(store.folder)
-    schema, now = found.schema, {(record.table, record.index): record for record in found.records}
-    same_sizes = (schema.num_frames, schema.input_size) == (store.num_frames, store.input_size)
-    if not same_sizes or not all(_holds(now.get((old.table, old.index)), old) for old in store.records):
+    schema, now = found.schema, {record.file: record for record in found.records}
+    same_sizes = (schema.seconds, schema.mask_size) == (store.seconds, store.mask_size)
+    used = {OBJECTS, *itertools.chain(*store.in_use.values())}
+    if not same_sizes or not all(_holds(now.get(old.file), old) for old in store.records if old.table in used):
         raise StoreError(f"the store at {store.location} is no longer the one that was opened there "
-                         f"({store.fingerprint}): it was exchanged, or rows of it were computed anew; {_REMEDY}")
+                         f"({store.fingerprint}): it was exchanged, or rows of it were computed again; {_REMEDY}")
 
 
 def _holds(record: CommitRecord | None, old: CommitRecord) -> bool:
-    """Whether a record has all rows and arrays of an older one, unchanged."""
-    return (
-        record is not None
-        and record.rows.items() >= old.rows.items()
-        and all(record.arrays.get(path) == facts for path, facts in old.arrays.items())
-        and all(record.encoders.get(stream) == short for stream, short in old.encoders.items())
-        and all(record.meta[key] == facts for key, facts in old.meta.items())
-        and all(record.shares.get(key) == owners for key, owners in old.shares.items())
-    )
+    """Whether a record is an older one, unchanged."""
+    return record is not None and {**record.facts(), "failures": {}} == {**old.facts(), "failures": {}}

@@ -1,24 +1,22 @@
 """Re-hashing a store: every byte of every committed row, index, record and description."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from refavs.errors import StoreError
 from refavs.files.typed_json import read_json
 from refavs.store.backends.base import Folder, holds, is_stray, open_folder, out_of_reach, refuse_out_of_reach
-from refavs.store.columns import AGAIN, column_files, from_frame, read_expressions
-from refavs.store.derived_files import finished_files, keys_of_rows
+from refavs.store.columns import AGAIN, NEEDED, Table, column_files, from_frame, read_column, read_table, table_record
+from refavs.store.derived_files import KEYS, finished_files
 from refavs.store.format.commits import (
     LISTING,
     READERS,
     CommitRecord,
+    files_of,
     read_listing,
     read_record,
     record_files,
@@ -26,8 +24,9 @@ from refavs.store.format.commits import (
     refuse_doubles,
     shard_of,
 )
-from refavs.store.format.schema import StoreSchema, array_metadata, root_attributes
+from refavs.store.format.schema import OBJECTS, StoreSchema, root_attributes, table_path
 from refavs.store.format.shard import ShardReader, shard_name
+from refavs.store.format.zarr_metadata import array_metadata
 from refavs.store.lease import writer_of
 from refavs.store.snapshot import COLUMN_OF, described, lost_rows
 
@@ -40,7 +39,7 @@ class Damage:
 
     Attributes:
         where: the file, relative to the store.
-        keys: the clips, objects or texts that are lost with it.
+        keys: the clips (by id), objects or texts that are lost with it.
         problem: what was found.
     """
 
@@ -90,29 +89,23 @@ def _look(folder: Folder, whole: dict[str, tuple[Any, ...]], progress: Callable[
     """Looks at everything but the rows that were found `whole` before, by commit record, and adds to these."""
     told = root_attributes(folder)
     schema = StoreSchema.from_attributes(told, f"store {folder.location}")
-    try:
-        expressions, table_damage = read_expressions(folder), []
-    except StoreError as error:
-        refuse_out_of_reach(error)
-        expressions, table_damage = None, [Damage(where="commits", keys=(), problem=str(error))]
-    records, damage = _read_records(folder, schema)
-    sharers = _sharers(records)
-    unknown = [record for record in records if whole.get(record_name(record.table, record.index)) != _rows(record)]
+    tables, table_damage = _read_tables(folder)
+    records, damage = _read_records(folder, schema, tables)
+    unknown = [record for record in records if whole.get(record.file) != (record.rows, record.arrays)]
+    names = {stream: _names(stream, tables) for stream in schema.tables}
     with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(lambda record: [*_shard_damage(folder, schema, record, sharers)], unknown)
+        found = pool.map(lambda record: [*_shard_damage(folder, schema, record, names[record.table])], unknown)
         for record, bad in zip(unknown, found, strict=True):
             damage += bad
-            name = record_name(record.table, record.index)
             if not bad:
-                whole[name] = _rows(record)
-            progress(name)
-    complete = len(records) == len(record_files(folder))
+                whole[record.file] = record.rows, record.arrays
+            progress(record.file)
+    complete = len(records) == len(files_of(folder, schema))
     if complete:
         table_damage += _double_keys(folder, records)
-    if expressions:
-        table_damage += _lost_rows(expressions[0], records)
+    table_damage += _lost_rows(tables, records)
     damage += table_damage
-    damage += _description_damage(folder, told, schema, records, expressions, complete and not table_damage)
+    damage += _description_damage(folder, told, schema, records, tables, complete and not table_damage)
     uncommitted, writer = _uncommitted(folder, schema, records)
     return Verdict(
         num_rows=sum(len(record.rows) for record in records), damage=tuple(damage),
@@ -121,16 +114,28 @@ def _look(folder: Folder, whole: dict[str, tuple[Any, ...]], progress: Callable[
     )  # fmt: skip
 
 
-def _rows(record: CommitRecord) -> tuple[Any, ...]:
-    return record.rows, record.shares, record.arrays
+def _read_tables(folder: Folder) -> tuple[dict[str, Table], list[Damage]]:
+    """The plain tables, those that other tables name last, and what is damaged of them."""
+    tables, damage = {}, []
+    for name in reversed(NEEDED):
+        try:
+            if found := read_table(folder, name):
+                tables[name] = found
+        except StoreError as error:
+            refuse_out_of_reach(error)
+            damage.append(Damage(where=table_record(name), keys=(), problem=str(error)))
+    return tables, damage
 
 
-def _read_records(folder: Folder, schema: StoreSchema) -> tuple[list[CommitRecord], list[Damage]]:
+def _read_records(
+    folder: Folder, schema: StoreSchema, tables: Mapping[str, Table]
+) -> tuple[list[CommitRecord], list[Damage]]:
     """The whole records, and those that are damaged or gone with the keys that they held."""
     listed = _listed(folder, "names")  # first, for a writer may add to both
-    files = record_files(folder)
+    files = files_of(folder, schema)
     records: list[CommitRecord] = []
-    problems = {file: f"the commit record is gone; {AGAIN}" for file in listed if file not in files}
+    problems = {file: f"the commit record is gone; {AGAIN}" for file in listed
+                if file not in files and (shard := shard_of(file)) and shard[0] in schema.tables}  # fmt: skip
 
     def read(file: str) -> CommitRecord | str:
         try:
@@ -145,63 +150,68 @@ def _read_records(folder: Folder, schema: StoreSchema) -> tuple[list[CommitRecor
                 problems[file] = found
             else:
                 records.append(found)
-    sharers = _sharers(records)
-    damage = []
-    for file, problem in problems.items():
-        table, index = shard_of(file)
-        size = schema.tables[table].rows_per_shard if table in schema.tables else 0
-        names = keys_of_rows(folder, table) if size else {}
-        keys = [names[row] for row in range(index * size, (index + 1) * size) if row in names]
-        lost = _lost(sharers, [start for start, _ in sharers], keys)
-        damage.append(Damage(where=file, keys=lost, problem=problem))
+    damage = [Damage(where=file, keys=_keys_of_shard(folder, schema, tables, file), problem=problem)
+              for file, problem in problems.items()]  # fmt: skip
     return records, damage
 
 
-def _sharers(records: list[CommitRecord]) -> dict[tuple[str, str], list[str]]:
-    """Keys that have the features of another one, by the start of the array paths and that other one."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for record in records:
-        for key, owners in record.shares.items():
-            for start, owner in owners.items():
-                found.setdefault((start, owner), []).append(key)
+def _names(stream: str, tables: Mapping[str, Table]) -> dict[str, list[str]]:
+    """What people call the keys of a stream: the ids of the clips that have it, or the text."""
+    table, column = KEYS.get(stream.split("/")[0], ("", ""))
+    found: dict[str, list[str]] = {}
+    if table in tables:
+        frame = tables[table][0]
+        for key, name in zip(frame[column], frame["id" if table == "clips" else "text"], strict=True):
+            found.setdefault(key, []).append(name)
     return found
 
 
-def _lost(sharers: dict[tuple[str, str], list[str]], paths: Iterable[str], keys: Iterable[str]) -> tuple[str, ...]:
-    """The keys, and those that share rows of them in the arrays at `paths`."""
-    starts = {start for start, _ in sharers if any(f"{path}/".startswith(f"{start}/") for path in paths)}
-    lost = list(keys)
-    return tuple(dict.fromkeys([*lost, *(other for key in lost for start in sorted(starts)
-                                         for other in sorted(sharers.get((start, key), [])))]))  # fmt: skip
+def _keys_of_shard(folder: Folder, schema: StoreSchema, tables: Mapping[str, Table], file: str) -> tuple[str, ...]:
+    """What a lost commit record held when the store was last finished, by the columns; empty if these are damaged."""
+    shard = shard_of(file)
+    assert shard is not None
+    table, index = shard
+    size = schema.tables[table].rows_per_shard
+    clips = tables["clips"][0]["id"].tolist() if "clips" in tables else []
+    if table == OBJECTS:
+        clip, fid = (read_column(folder, OBJECTS, name) for name in ("clip", "fid"))
+        if clip is None or fid is None:
+            return ()
+        pairs = zip(clip[index * size : (index + 1) * size], fid[index * size : (index + 1) * size], strict=False)
+        return tuple(f"{clips[place]}/{number}" for place, number in pairs if 0 <= place < len(clips))
+    rows, of_text = read_column(folder, table_path(table), "row"), table.startswith("text/")
+    names = (tables["text"][0]["text"].tolist() if "text" in tables else []) if of_text else clips
+    known = zip([] if rows is None else rows.tolist(), names, strict=False)
+    return tuple(name for row, name in known if index * size <= row < (index + 1) * size)
 
 
 def _shard_damage(
-    folder: Folder, schema: StoreSchema, record: CommitRecord, sharers: dict[tuple[str, str], list[str]]
+    folder: Folder, schema: StoreSchema, record: CommitRecord, names: Mapping[str, list[str]]
 ) -> Iterator[Damage]:
     """Damage of the files of one shard, as exactly as it can be told which rows it reaches."""
-    size = schema.tables[record.table].rows_per_shard
-    for path, facts in record.arrays.items():
-        spec = schema.specs[path]
+    table = schema.tables[record.table]
+    keys = sorted(record.rows, key=record.rows.__getitem__)
+    for name, facts in record.arrays.items():
+        spec = table.specs[name]
         where = shard_name(spec, record.index)
-        rows = record.own_rows(path)
-        keys = sorted(rows, key=rows.__getitem__)
         try:
-            shard = ShardReader(folder, where, spec, size, facts)
+            shard = ShardReader(folder, where, spec, table.rows_per_shard, facts)
         except StoreError as error:
             refuse_out_of_reach(error)
-            yield Damage(where=where, keys=_lost(sharers, [path], keys), problem=str(error))
+            lost = tuple(one for key in keys for one in names.get(key, [key]))
+            yield Damage(where=where, keys=lost, problem=str(error))
             continue
         bad = [(key, problem) for key in keys
-               if (problem := _row_problem(shard, record, key, size, folder.where(where)))]  # fmt: skip
+               if (problem := _row_problem(shard, record, key, table.rows_per_shard, folder.where(where)))]  # fmt: skip
         for key, problem in bad:
-            yield Damage(where=where, keys=_lost(sharers, [path], [key]), problem=problem)
+            yield Damage(where=where, keys=tuple(names.get(key, [key])), problem=problem)
         if not bad and shard.file_crc32c() != facts.crc32c:
             yield Damage(where=where, keys=(), problem="bytes between its rows have changed; every row is whole")
 
 
 def _description_damage(
     folder: Folder, told: dict[str, Any], schema: StoreSchema, records: list[CommitRecord],
-    expressions: tuple[pd.DataFrame, dict[str, Any]] | None, complete: bool,
+    tables: Mapping[str, Table], complete: bool,
 ) -> Iterator[Damage]:  # fmt: skip
     """What would mislead a reader without this code; of a finished store whose records are `complete`, every file."""
     finished = told.keys() != schema.to_attributes().keys()
@@ -212,14 +222,14 @@ def _description_damage(
     if not finished or not complete:
         yield from _array_damage(folder, schema, records)
         return
-    expected = dict(finished_files(schema, records, expressions and expressions[1]))
+    expected = dict(finished_files(schema, records, tables))
     found = json.loads(expected["zarr.json"])["attributes"]["fingerprint"]
     if told.get("fingerprint") != found:
         yield Damage(where="zarr.json", keys=(), problem=f"the store was finished as {told.get('fingerprint')}, its "
-                     f"content is {found}: zarr.json was changed, or a commit record or the expressions were; {AGAIN}")
+                     f"content is {found}: zarr.json was changed, or a commit record or a table was; {AGAIN}")
         return
-    if expressions:
-        expected |= dict(column_files("expressions", *from_frame(expressions[0])))
+    for name, (frame, _) in tables.items():
+        expected |= dict(column_files(name, *from_frame(frame)))
     for file, data in expected.items():
         if not holds(folder, file, data):
             yield Damage(where=file, keys=(), problem=f"is not what the commit records say; {AGAIN}")
@@ -237,7 +247,7 @@ def _listed(folder: Folder, name: str) -> Any:
 def _array_damage(folder: Folder, schema: StoreSchema, records: list[CommitRecord]) -> Iterator[Damage]:
     """Arrays with rows whose zarr.json does not describe them; lengths and statistics may be those of another time."""
     for spec in schema.specs.values():
-        if not any(spec.path in record.arrays for record in records):
+        if not any(spec.table == record.table for record in records):
             continue
         path = f"{spec.path}/zarr.json"
         expected = json.loads(array_metadata(spec, schema.tables[spec.table].rows_per_shard, 0))
@@ -269,15 +279,17 @@ def _double_keys(folder: Folder, records: list[CommitRecord]) -> Iterator[Damage
         yield Damage(where="commits", keys=(), problem=str(error))
 
 
-def _lost_rows(expressions: pd.DataFrame, records: list[CommitRecord]) -> Iterator[Damage]:
-    """Rows that expressions need and no whole record holds."""
-    for table, rows in lost_rows(expressions, records).items():
-        uids = expressions["uid"][np.isin(expressions[COLUMN_OF[table]].to_numpy(), rows)]
-        yield Damage(
-            where=table, keys=tuple(uids[:5]),
-            problem=f"{len(rows)} rows that {len(uids)} expressions need are in no whole commit record, e.g. row "
-            f"{rows[0]}",
-        )  # fmt: skip
+def _lost_rows(tables: Mapping[str, Table], records: list[CommitRecord]) -> Iterator[Damage]:
+    """Clips, texts and masks that expressions name and that are not there."""
+    if "expressions" not in tables:
+        return
+    frames = {name: frame for name, (frame, _) in tables.items()}
+    objects = [record for record in records if record.table == OBJECTS]
+    expressions = frames["expressions"]
+    for table, rows in lost_rows(expressions, objects, frames).items():
+        uids = expressions["uid"][expressions[COLUMN_OF[table]].isin(rows.tolist())]
+        yield Damage(where=table, keys=tuple(uids[:5]), problem=f"{len(rows)} rows that {len(uids)} expressions need "
+                     f"are not there, e.g. row {rows[0]}")  # fmt: skip
 
 
 def _uncommitted(folder: Folder, schema: StoreSchema, records: list[CommitRecord]) -> tuple[list[str], str]:
@@ -286,16 +298,18 @@ def _uncommitted(folder: Folder, schema: StoreSchema, records: list[CommitRecord
     A damaged record may name what has its number.
     """
     tables = {spec.path: spec.table for spec in schema.specs.values()}
-    named = {shard_name(schema.specs[path], record.index) for record in records for path in record.arrays}
-    known = {record_name(record.table, record.index) for record in records}
+    known = {record.file for record in records}
     found = []
     for name in folder.names():
         parent, _, file = name.rpartition("/")
-        if is_stray(name):
+        shard = shard_of(name)
+        if is_stray(name) or (shard and shard[0] not in schema.tables):  # which an interrupted `drop` left
             found.append((name, ""))
-        elif parent in tables and file.startswith("c.") and name not in named:
+        elif parent in tables and file.startswith("c."):
             index = file.split(".")[1]
-            found.append((name, record_name(tables[parent], int(index)) if index.isdigit() else ""))
+            record = record_name(tables[parent], int(index)) if index.isdigit() else ""
+            if record not in known:
+                found.append((name, record))
     writer = writer_of(folder)
     # Looked at once more, so that what a writer has committed or given its name since is not called left over.
     damaged_or_new = {*record_files(folder)} - known

@@ -1,38 +1,42 @@
 """Writing a store: plan the missing shards, write each whole, commit it, and finish the store."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from refavs.config import nearest
 from refavs.errors import StoreError
-from refavs.store import columns
 from refavs.store.backends.base import Folder, open_folder, write_if_changed
-from refavs.store.derived_files import array_files, committed_rows, finished_files, num_rows
-from refavs.store.format.commits import (
-    CommitRecord,
-    read_each,
-    record_files,
-    record_name,
-    refuse_doubles,
+from refavs.store.columns import NEEDED, read_table, write_table
+from refavs.store.derived_files import (
+    array_file,
+    committed_rows,
+    finished_files,
+    num_rows,
     store_fingerprint,
+    stream_groups,
 )
+from refavs.store.format.commits import CommitRecord, files_of, read_each, record_files, refuse_doubles
 from refavs.store.format.schema import (
-    ArraySpec,
+    OBJECTS,
+    STREAM_ID,
     StoreSchema,
-    TableSchema,
+    StreamSpec,
     extended,
-    group_metadata,
     refuse_foreign,
-    root_attributes,
+    schema_at,
+    table_path,
 )
-from refavs.store.mender import ShardMender
-from refavs.store.plan import ShardPlan, Shares, plan_shards
+from refavs.store.format.zarr_metadata import group_metadata
+from refavs.store.plan import ShardPlan, plan_shards
 from refavs.store.shard_writer import ShardWriter
+from refavs.store.snapshot import lost_rows
 
-EXPRESSION_COLUMNS = columns.NEEDED
+EXPRESSION_COLUMNS = tuple(NEEDED["expressions"])
 
 
 class StoreWriter:
@@ -41,43 +45,48 @@ class StoreWriter:
     def __init__(self, folder: Folder, schema: StoreSchema) -> None:
         self.folder, self.schema = folder, schema
         self._records: dict[str, CommitRecord] = {}
-        self._planned: dict[str, ShardPlan] = {}
 
     @classmethod
     def open(
-        cls, location: str | Path, *, encoders: Mapping[str, dict], source: str, num_frames: int, input_size: int,
-        specs: Mapping[str, Sequence[ArraySpec]], rows_per_shard: Mapping[str, int],
-        mask_rule: str | None = None, extraction: Mapping[str, Any] | None = None,
+        cls, location: str | Path, *, streams: Mapping[str, StreamSpec], source: str, seconds: int, fps: float,
+        mask_size: int, objects_per_shard: int, mask_rule: str | None = None,
+        extraction: Mapping[str, Any] | None = None,
     ) -> "StoreWriter":  # fmt: skip
-        """Creates the store, or opens the one that is there and removes what interrupted writers left.
+        """Creates the store, or opens the one that is there, adds the streams that it lacks and removes what
+        interrupted writers left.
 
-        An existing store keeps its own `source` and `rows_per_shard`, which do not change what its rows hold, and gains
-        the streams and arrays that it lacks.
+        An existing store keeps its own `source` and shard sizes, which do not change what its rows hold.
 
         Raises:
-            StoreError: the folder holds something else, or a store of other encoders, arrays or sizes.
+            StoreError: the folder holds something else, or a store of other seconds or masks, or a stream of the same
+                id that another encoder made.
         """
         folder = open_folder(location)
         refuse_foreign(folder)
+        there = folder.exists("zarr.json")
         schema = planned_schema(
-            folder, encoders=encoders, source=source, num_frames=num_frames, input_size=input_size, specs=specs,
-            rows_per_shard=rows_per_shard, mask_rule=mask_rule, extraction=extraction,
+            folder, streams=streams, source=source, seconds=seconds, fps=fps, mask_size=mask_size,
+            objects_per_shard=objects_per_shard, mask_rule=mask_rule, extraction=extraction,
         )  # fmt: skip
         folder.sweep()
-        if not folder.exists("zarr.json") or schema != _schema_at(folder):
+        found = schema_at(folder) if there else None
+        for stream in schema.streams.keys() - (found.streams.keys() if found else set()):
+            for place in _places(stream):
+                folder.remove_all(place)  # which an interrupted `drop` left
+        if found != schema:
             folder.write("zarr.json", group_metadata(schema.to_attributes()))
         writer = cls(folder, schema)
-        for table in schema.tables.values():
-            for spec in table.arrays:
-                if not folder.exists(f"{spec.path}/zarr.json"):
-                    writer._describe(spec, 0)
+        for table in schema.tables:
+            for name, data in writer._descriptions(table, 0):
+                if not folder.exists(name):
+                    folder.write(name, data)
         return writer
 
     @classmethod
     def attach(cls, location: str | Path) -> "StoreWriter":
         """Opens an existing store for `shard`, changing nothing."""
         folder = open_folder(location)
-        return cls(folder, _schema_at(folder))
+        return cls(folder, schema_at(folder))
 
     @property
     def location(self) -> str:
@@ -85,123 +94,178 @@ class StoreWriter:
         return self.folder.location
 
     def records(self, table: str | None = None) -> list[CommitRecord]:
-        """The commit records there are now; what was read once is not read again.
+        """The commit records at this moment; a record is read once.
 
         Raises:
             StoreError: a record is damaged, or two of them hold the same key.
         """
-        files = record_files(self.folder)
-        known = {file: self._records[file] for file in files if file in self._records and file not in self._planned}
-        unknown = [file for file in files if file not in known]
-        for file, record in zip(unknown, read_each(self.folder, unknown, self.schema), strict=True):
-            known[file] = record
-            plan = self._planned.get(file)
-            if plan is None or set(plan.arrays) & set(record.arrays):
-                self._planned.pop(file, None)
-        if known.keys() != self._records.keys():
-            refuse_doubles(self.folder, known.values())
-        self._records = {file: known[file] for file in files}
+        files = files_of(self.folder, self.schema)
+        unknown = [file for file in files if file not in self._records]
+        new = dict(zip(unknown, read_each(self.folder, unknown, self.schema), strict=True))
+        self._records = {file: new[file] if file in new else self._records[file] for file in files}
+        if new:
+            refuse_doubles(self.folder, self._records.values())
         return [record for record in self._records.values() if table in (None, record.table)]
 
     def committed(self, table: str) -> dict[str, int]:
-        """Row of every committed key; a clip whose features are another one's counts if that one is there."""
+        """Row of every committed key."""
         return committed_rows(self.records(table))
 
+    def missing(self, table: str, keys: Sequence[str]) -> list[str]:
+        """The keys that are not committed, each once and in their order."""
+        done = self.committed(table)
+        return [key for key in dict.fromkeys(keys) if key not in done]
+
+    def failed(self, table: str) -> dict[str, str]:
+        """Keys that failed and were not committed since, with the reason."""
+        records = self.records(table)
+        done = committed_rows(records)
+        return {key: why for record in records for key, why in record.failures.items() if key not in done}
+
     def noted(self, table: str) -> dict[str, dict]:
-        """What was noted of every committed key, e.g. that a clip is silent."""
+        """What was noted of every committed key, e.g. that a sound is silent."""
         return {key: facts for record in self.records(table) for key, facts in record.meta.items()}
 
-    def shared(self, table: str) -> dict[str, dict[str, str]]:
-        """Of every key with the same input as another one: that other key, by the start of the array paths."""
-        return {key: owners for record in self.records(table) for key, owners in record.shares.items()}
+    def table(self, name: str) -> pd.DataFrame | None:
+        """The plain table `clips`, `text` or `expressions`; None where it was not written yet."""
+        found = read_table(self.folder, name)
+        return found and found[0]
 
-    def plan(self, table: str, keys: Iterable[str], shares: Shares | None = None) -> list[ShardPlan]:
-        """Shards that compute what is missing of `keys`, and room for them in the arrays.
+    def plan(self, table: str, groups: Sequence[Sequence[str]]) -> list[ShardPlan | None]:
+        """For each group of keys the shard that computes what is missing of it, or None; and room for it in the arrays.
 
         Args:
-            shares: of keys that have the same input as another one: that other key, by the start of the array paths.
+            groups: keys that are to lie together, at most `rows_per_shard` each; pass keys that failed before in
+                groups of their own.
 
         Raises:
             StoreError: a key is not valid Unicode.
         """
         records = self.records(table)
-        plans = plan_shards(self.schema, table, records, keys, shares or {})
-        if plans:
+        plans = plan_shards(self.schema, table, records, groups)
+        if ends := [plan.rows[-1] + 1 for plan in plans if plan is not None]:
             self._unfinish()
-            rows = max(num_rows(records), *(plan.rows[-1] + 1 for plan in plans))
-            for spec in self.schema.tables[table].arrays:
-                self._describe(spec, rows)
-            self._planned |= {record_name(table, plan.index): plan for plan in plans}
+            for name, data in self._descriptions(table, max(num_rows(records), *ends)):
+                write_if_changed(self.folder, name, data)
         return plans
 
     def shard(self, plan: ShardPlan) -> ShardWriter:
         """A context in which the rows of `plan` are written; leaving it without an error commits them."""
-        return (ShardMender if plan.mends else ShardWriter)(self.folder, self.schema, plan)
+        return ShardWriter(self.folder, self.schema, plan)
 
-    def write_expressions(self, table: pd.DataFrame) -> None:
+    def write_clips(self, frame: pd.DataFrame) -> dict[str, int]:
+        """Adds clips to the table of clips, or new facts of those that it has; returns the place of each id.
+
+        Args:
+            frame: columns `id`, `frames` and `sound` (keys in the visual and audio streams), `seconds` (of the clip,
+                at most those of the store); further columns are kept.
+
+        Raises:
+            StoreError: a column is missing, an id comes twice, or a clip has more seconds than the store.
+        """
+        ids, seconds = (frame[name].tolist() if name in frame.columns else [] for name in ("id", "seconds"))
+        if len(set(ids)) < len(ids) or max(seconds, default=0) > self.schema.seconds:
+            raise StoreError(f"a clip of {max(seconds, default=0)} seconds, or an id that comes twice, among "
+                             f"{len(ids)} clips; accepted: up to the {self.schema.seconds} seconds of the store")
+        return self._write_growing("clips", frame)
+
+    def write_texts(self, frame: pd.DataFrame) -> dict[str, int]:
+        """Adds texts (columns `key` and `text`) to the table of texts; returns the place of each key."""
+        return self._write_growing("text", frame)
+
+    def write_expressions(self, frame: pd.DataFrame) -> None:
         """Replaces the table of expressions, one row each, unless it is the same already.
 
         Args:
-            table: columns `EXPRESSION_COLUMNS`, where clip, object (-1 for none) and text are committed rows; further
-                columns are kept.
+            frame: columns `EXPRESSION_COLUMNS`, where clip and text are places in those tables and object is a
+                committed row of `objects`, or -1; further columns are kept.
 
         Raises:
             StoreError: a column is missing, or a row does not exist.
         """
-        missing = [name for name in EXPRESSION_COLUMNS if name not in table.columns]
-        if missing:
-            raise StoreError(f"the expressions lack {', '.join(missing)}; needed: {', '.join(EXPRESSION_COLUMNS)}")
-        for column, name in (("clip", "clips"), ("object", "objects"), ("text", "text")):
-            rows = set(self.committed(name).values()) if name in self.schema.tables else set()
-            unknown = sorted(set(table[column].tolist()) - rows - ({-1} if column == "object" else set()))
-            if unknown:
-                raise StoreError(f"the expressions name row {unknown[0]} of {name}, which is not committed; leave out "
-                                 "the expressions of clips that failed")
-        columns.write_expressions(self.folder, table, self._unfinish)
+        lacking = [name for name in EXPRESSION_COLUMNS if name not in frame.columns]
+        if lacking:
+            raise StoreError(f"the expressions lack {', '.join(lacking)}; needed: {', '.join(EXPRESSION_COLUMNS)}")
+        tables = {name: found[0] for name in ("clips", "text") if (found := read_table(self.folder, name))}
+        for name, rows in lost_rows(frame, self.records(OBJECTS), tables).items():
+            raise StoreError(f"the expressions name row {rows[0]} of {name}, which does not exist; leave out the "
+                             "expressions of clips that failed")
+        write_table(self.folder, "expressions", frame, self._unfinish)
 
     def finalise(self) -> str:
-        """Writes what readers without this code want (row names, statistics, lengths); returns the fingerprint."""
-        expressions = columns.read_expressions(self.folder)
-        facts = expressions and expressions[1]
-        for name, data in finished_files(self.schema, self.records(), facts):
+        """Writes what readers without this code want (rows of clips, statistics, lengths); returns the fingerprint."""
+        tables = {name: found for name in NEEDED if (found := read_table(self.folder, name))}
+        records = self.records()
+        for name, data in finished_files(self.schema, records, tables):
             write_if_changed(self.folder, name, data)
-        return store_fingerprint(self.schema, self.records(), facts)
+        return store_fingerprint(self.schema, records, tables)
+
+    def drop(self, stream: str) -> list[str]:
+        """Removes a stream, or all levels of an encoder, and gives its space back; returns the ids.
+
+        The description goes first, then the commit records, then the shards: whoever opens the store meanwhile does not
+        see the stream. Call it again after an interruption, and `finalise` at the end.
+
+        Raises:
+            StoreError: the store has no such stream.
+        """
+        gone = [name for name in self.schema.streams if name == stream or name.startswith(f"{stream}/")]
+        left = re.fullmatch(STREAM_ID, stream) and any(self.folder.names(place) for place in _places(stream))
+        if not gone and not left:
+            raise StoreError(f"store {self.location} has no stream {stream!r}; {nearest(stream, self.schema.streams)}")
+        kept = {name: spec for name, spec in self.schema.streams.items() if name not in gone}
+        self.schema = replace(self.schema, streams=kept)
+        self._unfinish()
+        for place in _places(stream):
+            self.folder.remove_all(place)
+        modality = table_path(stream).rpartition("/")[0]
+        if modality not in NEEDED and not any(table_path(name).startswith(f"{modality}/") for name in kept):
+            self.folder.remove_all(modality)  # the description of a group that has nothing any more
+        return gone
+
+    def _write_growing(self, table: str, frame: pd.DataFrame) -> dict[str, int]:
+        """Adds rows to a table whose rows keep their places, for the expressions name them."""
+        key = next(iter(NEEDED[table]))
+        old = self.table(table)
+        rows = {} if old is None else {row[key]: row for row in old.to_dict("records")}
+        rows |= {row[key]: row for row in frame.to_dict("records")}
+        merged = pd.DataFrame(list(rows.values()), columns=None if rows else frame.columns)
+        write_table(self.folder, table, merged, self._unfinish)
+        return {name: place for place, name in enumerate(rows)}
 
     def _unfinish(self) -> None:
         """Takes the fingerprint out of the description until `finalise`, so that the store says it is not finished."""
         write_if_changed(self.folder, "zarr.json", group_metadata(self.schema.to_attributes()))
 
-    def _describe(self, spec: ArraySpec, rows: int) -> None:
-        size = self.schema.tables[spec.table].rows_per_shard
-        for name, data in array_files(spec, size, rows, {}):
-            write_if_changed(self.folder, name, data)
+    def _descriptions(self, table: str, rows: int) -> Iterator[tuple[str, bytes]]:
+        yield from stream_groups(self.schema, table)
+        for spec in self.schema.tables[table].arrays:
+            yield array_file(spec, self.schema.tables[table].rows_per_shard, rows, {})
 
 
 def planned_schema(
-    folder: Folder, *, encoders: Mapping[str, dict], source: str, num_frames: int, input_size: int,
-    specs: Mapping[str, Sequence[ArraySpec]], rows_per_shard: Mapping[str, int],
-    mask_rule: str | None = None, extraction: Mapping[str, Any] | None = None,
+    folder: Folder, *, streams: Mapping[str, StreamSpec], source: str, seconds: int, fps: float, mask_size: int,
+    objects_per_shard: int, mask_rule: str | None = None, extraction: Mapping[str, Any] | None = None,
 ) -> StoreSchema:  # fmt: skip
     """The schema that a run makes of what is at `folder`, where nothing is changed; arguments as for `open`.
 
     Raises:
-        StoreError: a store is there, of other encoders, arrays or sizes.
+        StoreError: a store is there, of other seconds or masks, or with a stream that another encoder made.
     """
     wanted = StoreSchema.from_attributes(
         StoreSchema(
-            encoders=dict(encoders), source=source, num_frames=num_frames, input_size=input_size,
-            tables={name: TableSchema(rows_per_shard=rows_per_shard[name], arrays=tuple(arrays))
-                    for name, arrays in specs.items()},
-            mask_rule=mask_rule, extraction=dict(extraction or {}),
+            streams=dict(streams), source=source, seconds=seconds, fps=fps, mask_size=mask_size,
+            objects_per_shard=objects_per_shard, mask_rule=mask_rule, extraction=dict(extraction or {}),
         ).to_attributes(), "the new store",
     )  # fmt: skip
     if not folder.exists("zarr.json"):
         return wanted
-    found = _schema_at(folder)
-    if found.mask_rule is None and record_files(folder, "objects"):
+    found = schema_at(folder)
+    if found.mask_rule is None and record_files(folder, OBJECTS):
         wanted = replace(wanted, mask_rule=None)  # no rule tells how those were read
     return extended(found, wanted, folder.location)
 
 
-def _schema_at(folder: Folder) -> StoreSchema:
-    return StoreSchema.from_attributes(root_attributes(folder), f"store {folder.location}")
+def _places(stream: str) -> tuple[str, str]:
+    """Where the commit records and the arrays of a stream lie."""
+    return f"commits/{stream}", table_path(stream)

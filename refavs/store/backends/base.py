@@ -24,7 +24,7 @@ from refavs.files.plain_file import MOST_BYTES, UnusableFileError, open_lock, op
 
 TRY_AGAIN = "nothing need be wrong with it: look at the connection and the permissions, then try again"
 _PROBE_BYTES = 2**21
-_FILES = re.compile(r"c(\.\d+)+(\.next)?|(zarr|lease|listing|expressions|(clips|objects|text)-\d+)\.json")
+_FILES = re.compile(r"c(\.\d+)+(\.next)?|(zarr|lease|listing|clips|text|expressions|upgrade|\d{5,9})\.json")
 _OURS = (errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # nothing that a file is to blame for
 T = TypeVar("T")
 
@@ -98,6 +98,10 @@ class Folder(Protocol):
 
     def remove(self, name: str) -> None:
         """Removes the file, if it is there, durably."""
+        ...
+
+    def remove_all(self, under: str) -> None:
+        """Removes the folder `under` with all its files, if it is there."""
         ...
 
     def scratch(self, name: str) -> Path:
@@ -287,6 +291,14 @@ class LocalFolder:
         path.unlink(missing_ok=True)
         if path.parent.is_dir():
             sync_folder(path.parent)
+
+    def remove_all(self, under: str) -> None:
+        """Removes the folder `under` with all its files."""
+        for name in self.names(under):
+            self._own(name).unlink(missing_ok=True)
+        for folder, _, _ in os.walk(self.path / under, topdown=False):
+            with contextlib.suppress(OSError):  # something of another kind lies in it
+                os.rmdir(folder)
 
     def scratch(self, name: str) -> Path:
         """A temporary name beside the file's, on the same disk, that no other process uses and `sweep` removes."""

@@ -214,6 +214,11 @@ class RemoteFolder:
         with self.errors(name, writes=True), contextlib.suppress(FileNotFoundError):
             obstore.delete(self.writing, self.key(name))
 
+    def remove_all(self, under: str) -> None:
+        """Removes all files below the folder `under`."""
+        for name in self.names(under):
+            self.remove(name)
+
     def scratch(self, name: str) -> Path:
         """A file in a folder of this process below `$TMPDIR`, where a shard needs room until it is published."""
         self._refuse_writing(name)

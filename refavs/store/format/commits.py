@@ -16,14 +16,14 @@ from refavs.errors import StoreError
 from refavs.files.typed_json import Count, OddRecord, read_json, shaped
 from refavs.store.backends.base import Folder, read_or_refuse
 from refavs.store.format.channel_stats import ChannelSums
-from refavs.store.format.schema import SCHEMA_VERSION, StoreSchema
+from refavs.store.format.schema import OBJECTS, SCHEMA_VERSION, STREAM_ID, StoreSchema
 from refavs.store.format.shard import ShardFacts, crc32c
 
-REMEDY = "remove it and run the same refavs-extract command again, which computes its rows anew"
-_NAME = re.compile(r"commits/(clips|objects|text)-(\d{5,9})\.json")
+REMEDY = "remove it and run the same refavs-extract command again, which computes its rows again"
+_NAME = re.compile(rf"commits/({OBJECTS}|{STREAM_ID})/(\d{{5,9}})\.json")
 LISTING = "commits/listing.json"  # the names of all records, for places that cannot list their files
 READERS = 16
-MOST_ROWS = 2**22  # of a table; names of all rows, holes too, are in memory when a store is finished
+MOST_ROWS = 2**22  # of a table
 _OBJECT = re.compile(r"(?s).+/\d{1,9}")
 Crc = Annotated[int, range(2**32)]
 
@@ -46,10 +46,9 @@ class _Record(TypedDict):
     rows: dict[str, Annotated[int, range(MOST_ROWS)]]
     meta: dict[str, dict[str, str | int | float | bool | None]]
     arrays: dict[str, _Shard]
-    encoders: dict[str, str]
+    fingerprint: str
     statistics: dict[str, _Sums]
     failures: dict[str, str]
-    shares: dict[str, dict[str, str]]
     seconds: float
 
 
@@ -58,16 +57,15 @@ _Listing = TypedDict("_Listing", {"names": list[str], "zarr.json": NotRequired[s
 
 @dataclass(frozen=True, kw_only=True)
 class CommitRecord:
-    """One committed shard of a table, in all its arrays.
+    """One committed shard of a stream, or of the masks, in all its arrays.
 
     Attributes:
+        table: id of the stream, or `objects`.
         rows: row of each key.
-        meta: what the extraction noted of each key, e.g. that a clip is silent.
-        arrays: what was written, by array path; a level that is added later comes into the same record.
-        shares: of keys that have the same input as another one: that other key, by the start of the array paths that
-            hold its features in the other's row.
-        encoders: digest of the fingerprint of each stream that the arrays come from.
-        statistics: sums per channel, by array path.
+        meta: what the extraction noted of each key, e.g. that a sound is silent.
+        arrays: what was written, by the array's name.
+        fingerprint: digest of the stream's fingerprint.
+        statistics: sums per channel, by the array's name.
         failures: keys of this shard that could not be computed, with the reason.
         seconds: time the shard took; the only thing that differs between two runs.
     """
@@ -77,52 +75,45 @@ class CommitRecord:
     rows: dict[str, int]
     meta: dict[str, dict]
     arrays: dict[str, ShardFacts]
-    encoders: dict[str, str]
+    fingerprint: str
     statistics: dict[str, ChannelSums] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
-    shares: dict[str, dict[str, str]] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def owner(self, path: str, key: str) -> str:
-        """The key whose row of array `path` holds what belongs to `key`: itself, or the one it shares with."""
-        return next((other for start, other in self.shares.get(key, {}).items() if path.startswith(f"{start}/")), key)
-
-    def own_rows(self, path: str) -> dict[str, int]:
-        """Rows of array `path` that this shard holds, or has to hold."""
-        return {key: row for key, row in self.rows.items() if self.owner(path, key) == key}
+    @property
+    def file(self) -> str:
+        """Name of the record's file."""
+        return record_name(self.table, self.index)
 
     def facts(self) -> dict[str, Any]:
         """Plain values, without the time."""
         arrays = {
-            path: {"bytes": facts.num_bytes, "crc32c": facts.crc32c,
+            name: {"bytes": facts.num_bytes, "crc32c": facts.crc32c,
                    "rows": {str(place): crc for place, crc in facts.rows.items()}}
-            for path, facts in self.arrays.items()
+            for name, facts in self.arrays.items()
         }  # fmt: skip
         return {
             "version": SCHEMA_VERSION, "table": self.table, "index": self.index, "rows": self.rows, "meta": self.meta,
-            "arrays": arrays, "encoders": self.encoders,
-            "statistics": {path: sums.to_json() for path, sums in self.statistics.items()}, "failures": self.failures,
-            "shares": self.shares,
+            "arrays": arrays, "fingerprint": self.fingerprint,
+            "statistics": {name: sums.to_json() for name, sums in self.statistics.items()}, "failures": self.failures,
         }  # fmt: skip
 
 
 def record_name(table: str, index: int) -> str:
-    """File of the record of shard `index` of `table`."""
-    return f"commits/{table}-{index:05d}.json"
+    """File of the record of shard `index` of a stream or of `objects`."""
+    return f"commits/{table}/{index:05d}.json"
 
 
-def shard_of(file: str) -> tuple[str, int]:
-    """Table and index of the shard of a commit record's file."""
+def shard_of(file: str) -> tuple[str, int] | None:
+    """Table and index of the shard of a commit record's file; None for another file."""
     name = _NAME.fullmatch(file)
-    if name is None:
-        raise ValueError(f"{file} is no commit record")
-    return name[1], int(name[2])
+    return (name[1], int(name[2])) if name else None
 
 
 def write_record(folder: Folder, record: CommitRecord) -> None:
     """Commits a shard whose files are already in place."""
     facts = record.facts() | {"seconds": round(record.seconds, 3)}
-    folder.write(record_name(record.table, record.index), seal(facts))
+    folder.write(record.file, seal(facts))
 
 
 def read_record(folder: Folder, file: str, schema: StoreSchema) -> CommitRecord:
@@ -139,7 +130,6 @@ def parse_record(data: bytes, file: str, schema: StoreSchema, where: str) -> Com
     found = _opened(data, where)
     try:
         facts: _Record = shaped(found, _Record, "the record")
-        name = _NAME.fullmatch(file)
         record = CommitRecord(
             table=facts["table"], index=facts["index"], rows=facts["rows"], meta=facts["meta"],
             arrays={
@@ -147,11 +137,11 @@ def parse_record(data: bytes, file: str, schema: StoreSchema, where: str) -> Com
                                   rows={int(place): crc for place, crc in value["rows"].items()})
                 for array, value in facts["arrays"].items()
             },
-            encoders=facts["encoders"], failures=facts["failures"], shares=facts["shares"], seconds=facts["seconds"],
+            fingerprint=facts["fingerprint"], failures=facts["failures"], seconds=facts["seconds"],
             statistics={array: ChannelSums.from_json(value) for array, value in facts["statistics"].items()},
         )  # fmt: skip
-        if name is None or (record.table, record.index) != (name[1], int(name[2])):
-            raise ValueError(f"it speaks of shard {record.index} of table {record.table}")
+        if (record.table, record.index) != shard_of(file):
+            raise ValueError(f"it speaks of shard {record.index} of {record.table}")
         _check(record, schema)
     except (KeyError, ValueError) as error:
         raise StoreError(f"commit record {where} cannot be used: {error}; {REMEDY}") from error
@@ -165,47 +155,39 @@ def _check(record: CommitRecord, schema: StoreSchema) -> None:
     inside = all(0 <= place < size for place in places)
     if len(places) != len(record.rows) or not places or not inside or set(record.meta) != set(record.rows):
         raise ValueError(f"its rows {sorted(record.rows.values())} are not those of shard {record.index}")
-    if record.table == "objects" and (odd := [key for key in record.rows if not _OBJECT.fullmatch(key)]):
+    if record.table == OBJECTS and (odd := [key for key in record.rows if not _OBJECT.fullmatch(key)]):
         raise ValueError(f"{odd[0]!r} is no key of an object")
-    if record.table == "text" and not all(isinstance(facts.get("text"), str) for facts in record.meta.values()):
-        raise ValueError("it does not say the texts of its keys")
-    if not set(record.shares) <= set(record.rows):
-        raise ValueError("it shares rows of keys that it does not hold")
-    paths = {spec.path for spec in table.arrays}
-    for path, facts in record.arrays.items():
-        own = {row - record.index * size for row in record.own_rows(path).values()}
-        if path not in paths or set(facts.rows) != own:
-            raise ValueError(f"array {path} or its rows are not those of the store's schema")
-    for path, sums in record.statistics.items():
-        spec = schema.specs.get(path)
-        if path not in record.arrays or spec is None or not spec.statistics:
-            raise ValueError(f"it has statistics of {path}, which keeps none")
+    if set(record.arrays) != set(table.specs) or any(set(facts.rows) != places for facts in record.arrays.values()):
+        raise ValueError(f"its arrays {', '.join(record.arrays)} or their rows are not those of the store's schema")
+    for name, sums in record.statistics.items():
+        spec = table.specs.get(name)
+        if spec is None or not spec.statistics:
+            raise ValueError(f"it has statistics of {name}, which keeps none")
         sums.refuse_odd(spec.shape[spec.axes.index("c")])
-    if record.encoders != (known := encoder_digests(schema, record.arrays)):
-        raise ValueError(f"its encoders {record.encoders} are not the store's {known}")
-
-
-def lacking(record: CommitRecord, schema: StoreSchema) -> tuple[str, ...]:
-    """Arrays of the schema, in its order, that the shard still has to hold rows of."""
-    paths = [spec.path for spec in schema.tables[record.table].arrays]
-    return tuple(path for path in paths if path not in record.arrays and record.own_rows(path))
+    if record.fingerprint != (known := short_digest(table.fingerprint)):
+        raise ValueError(f"its rows are of the fingerprint {record.fingerprint}, the stream's is {known}")
 
 
 def record_files(folder: Folder, table: str | None = None) -> list[str]:
     """Files of all commit records of shards, by table and index."""
-    found = [(name[1], int(name[2]), file) for file in folder.names("commits") if (name := _NAME.fullmatch(file))]
+    found = [(*shard, file) for file in folder.names("commits") if (shard := shard_of(file))]
     return [file for name, _, file in sorted(found) if table in (None, name)]
 
 
-def read_records(folder: Folder, schema: StoreSchema, table: str | None = None) -> list[CommitRecord]:
-    """All commit records, by table and index.
+def read_records(folder: Folder, schema: StoreSchema) -> list[CommitRecord]:
+    """All commit records of the streams that the store has, by table and index.
 
     Raises:
         StoreError: a record is damaged, or two of them hold the same key.
     """
-    records = read_each(folder, record_files(folder, table), schema)
+    records = read_each(folder, files_of(folder, schema), schema)
     refuse_doubles(folder, records)
     return records
+
+
+def files_of(folder: Folder, schema: StoreSchema) -> list[str]:
+    """`record_files` of the streams that the store has; an interrupted `drop` leaves others for a while."""
+    return [file for file in record_files(folder) if (shard := shard_of(file)) and shard[0] in schema.tables]
 
 
 def read_each(folder: Folder, files: Sequence[str], schema: StoreSchema) -> list[CommitRecord]:
@@ -229,22 +211,13 @@ def refuse_doubles(folder: Folder, records: Iterable[CommitRecord]) -> None:
         for key in record.rows:
             other = seen.setdefault((record.table, key), record.index)
             if other != record.index:
-                raise StoreError(f"{folder.where(record_name(record.table, record.index))} holds {key!r}, which shard "
-                                 f"{other} already holds; {REMEDY}")
+                raise StoreError(f"{folder.where(record.file)} holds {key!r}, which shard {other} already holds; "
+                                 f"{REMEDY}")
 
 
-def encoder_digests(schema: StoreSchema, paths: Iterable[str] | None = None) -> dict[str, str]:
-    """A short name of the fingerprint of each stream, or of those that the arrays at `paths` come from."""
-    starts = {stream: (f"{stream}/", f"clips/{stream}/") for stream in schema.encoders}
-    wanted = None if paths is None else list(paths)
-    return {stream: digest(fingerprint)[:16] for stream, fingerprint in schema.encoders.items()
-            if wanted is None or any(path.startswith(starts[stream]) for path in wanted)}  # fmt: skip
-
-
-def store_fingerprint(schema: StoreSchema, records: Sequence[CommitRecord], expressions: dict[str, Any] | None) -> str:
-    """Names the content of a store: schema, encoders, every row with its checksums, statistics and expressions."""
-    facts = [digest({**record.facts(), "failures": {}}) for record in records]
-    return digest([schema.layout_digest(), schema.encoders, facts, expressions])
+def short_digest(fingerprint: dict[str, Any]) -> str:
+    """A short name of a stream's fingerprint."""
+    return digest(fingerprint)[:16]
 
 
 def seal(facts: dict[str, Any]) -> bytes:
@@ -271,12 +244,12 @@ def read_listing(folder: Folder) -> dict[str, Any]:
     facts = unseal(folder, LISTING)
     try:
         known: _Listing = shaped(facts, _Listing, "the list")
-        odd = [name for name in known["names"] if not _NAME.fullmatch(name)]
+        odd = [name for name in known["names"] if shard_of(name) is None]
         if odd:
             raise OddRecord(f"{odd[0]!r} is no commit record")
     except OddRecord as error:
         raise StoreError(f"{folder.where(LISTING)} cannot be used ({error}); remove it and run the same refavs-extract "
-                         "command again, which writes it anew") from error
+                         "command again, which writes it again") from error
     return facts
 
 

@@ -1,4 +1,8 @@
-"""What a store holds: tables of rows, arrays with named axes, encoder fingerprints, and the Zarr v3 metadata."""
+"""What a store holds: streams of frozen features, and masks, as arrays with named axes.
+
+A *stream* is what one frozen encoder, or one level of it, makes of one modality. Its id is `visual/<encoder>`,
+`audio/<encoder>/<level>` and so on. Each stream is a table of its own, and so are the masks (`objects`).
+"""
 
 import hashlib
 import json
@@ -6,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Annotated, Any, NotRequired, TypedDict, get_args
 
 import numpy as np
@@ -18,21 +23,23 @@ from refavs.files.atomic import LOCK
 from refavs.files.typed_json import read_json, shaped
 from refavs.store.backends.base import Folder, LocalFolder, is_stray, read_or_refuse
 
-SCHEMA_VERSION = 2
-TABLES = ("clips", "objects", "text")
+SCHEMA_VERSION = 3
+MODALITIES = ("visual", "audio", "text")
+OBJECTS = "objects"
+MASK, LABELLED = "objects/mask", "objects/labelled"
 LEASE = "lease.json"
 LOG = "extract.jsonl"
-OTHER_STORE = "name another store, or remove this one and extract anew"
+OTHER_STORE = "name another store, or remove this one and extract again"
 DTYPES = ("bool", "uint8", "int16", "int32", "int64", "float16", "float32", "float64")
-MASK = "objects/mask"
 MOST_PLACES = 10**6  # of a shard; its index is in memory
 _MOST_ROW_BYTES = 2**31
-_ROW_AXIS = {"clips": "clip", "objects": "object", "text": "text"}
-_PATH = re.compile(rf"({'|'.join(TABLES)})(/[A-Za-z0-9_][A-Za-z0-9_-]*)+")
+_NAME = r"(?!zarr\.json(?:/|$))[A-Za-z0-9_][A-Za-z0-9_.@-]*"
+STREAM_ID = rf"(?:{'|'.join(MODALITIES)})/{_NAME}(?:/{_NAME})?"
+_RESERVED = ("row", "key", "text")  # columns beside the arrays of a stream, or beside the streams of a modality
 
 
 class _Array(TypedDict):
-    path: str
+    name: str
     shape: list[Annotated[int, range(1, 2**31)]]
     dtype: str
     axes: list[str]
@@ -43,139 +50,182 @@ class _Array(TypedDict):
 class _Table(TypedDict):
     rows_per_shard: Annotated[int, range(1, MOST_PLACES + 1)]
     arrays: list[_Array]
+    fingerprint: NotRequired[dict[str, Any]]
 
 
 class _Tables(TypedDict):
-    tables: dict[str, _Table]
+    streams: dict[str, _Table]
+    objects: _Table
 
 
 class _Attributes(TypedDict):
     refavs_schema: _Tables
-    encoders: dict[str, dict[str, Any]]
     source: str
-    T: Annotated[int, range(1, 2**15)]
-    input_size: Annotated[int, range(1, 2**15)]
+    seconds: Annotated[int, range(1, 2**15)]
+    fps: float
+    mask_size: Annotated[int, range(1, 2**15)]
     mask_rule: NotRequired[str | None]
     extraction: NotRequired[dict[str, str | int | float | bool | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArraySpec:
-    """One array of a table.
+    """One array of a stream.
 
     Attributes:
-        path: where it lies in the store, starting with its table, e.g. `clips/audio/vggish`.
+        name: of the array within its stream, e.g. `features`.
         shape: shape of one row, without the row axis.
         dtype: one of `DTYPES`.
         axes: a name per axis of `shape`; the channel axis is called `c`.
         statistics: keep the mean and deviation of each channel over all rows.
-        valid: path of a boolean array of the same table that says which places of the leading axes are real; the
+        valid: name of a boolean array of the same stream that says which places of the leading axes are real; the
             others are left out of the statistics.
+        table: the stream that has the array; `StoreSchema` fills it in.
     """
 
-    path: str
+    name: str
     shape: tuple[int, ...]
     dtype: str
     axes: tuple[str, ...]
     statistics: bool = False
     valid: str | None = None
+    table: str = ""
 
     def __post_init__(self) -> None:
-        if not _PATH.fullmatch(self.path):
-            raise StoreError(
-                f"array path {self.path!r} cannot be used; accepted: names of letters, digits, _ and - joined by '/', "
-                f"the first one of {', '.join(TABLES)}"
-            )
+        if not re.fullmatch(_NAME, self.name) or self.name in _RESERVED:
+            raise StoreError(f"array name {self.name!r} cannot be used; accepted: letters, digits, _ - . and @, but "
+                             f"none of {', '.join(_RESERVED)}")
         if self.dtype not in DTYPES:
-            raise StoreError(f"array {self.path} is of type {self.dtype!r}; accepted: {', '.join(DTYPES)}")
+            raise StoreError(f"array {self.name} is of type {self.dtype!r}; accepted: {', '.join(DTYPES)}")
         if not self.shape or min(self.shape) < 1 or len(self.shape) != len(self.axes):
-            raise StoreError(f"array {self.path} has row shape {self.shape} and axes {self.axes}; accepted: positive "
+            raise StoreError(f"array {self.name} has row shape {self.shape} and axes {self.axes}; accepted: positive "
                              "sizes and one name for each")
         if self.row_bytes > _MOST_ROW_BYTES:
-            raise StoreError(f"array {self.path} has rows of {self.row_bytes:,} bytes; accepted: up to "
+            raise StoreError(f"array {self.name} has rows of {self.row_bytes:,} bytes; accepted: up to "
                              f"{_MOST_ROW_BYTES:,}")
         if self.statistics and self.axes.count("c") != 1:
-            raise StoreError(f"array {self.path} keeps statistics, so one of its axes {self.axes} must be called 'c'")
+            raise StoreError(f"array {self.name} keeps statistics, so one of its axes {self.axes} must be called 'c'")
 
     @property
-    def table(self) -> str:
-        """Name of the table the array belongs to."""
-        return self.path.split("/")[0]
+    def path(self) -> str:
+        """Where the array lies in the store, e.g. `clips/audio/vggish/features`."""
+        return f"{table_path(self.table)}/{self.name}"
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
+    def told(self) -> dict[str, Any]:
+        """Plain values for the store's description."""
+        return {name: value for name, value in asdict(self).items() if name != "table"}
+
 
 @dataclass(frozen=True, kw_only=True)
-class TableSchema:
-    """Arrays of one table and how many rows one shard of them takes."""
+class StreamSpec:
+    """A stream, or the table of masks: its arrays and how many rows one shard of them takes.
 
-    rows_per_shard: int
+    Attributes:
+        fingerprint: name, weights, preprocessing and whatever else changes the values; plain values.
+    """
+
+    fingerprint: dict[str, Any]
     arrays: tuple[ArraySpec, ...]
+    rows_per_shard: int
+
+    def __post_init__(self) -> None:
+        named = {spec.name: spec for spec in self.arrays}
+        if not named or len(named) < len(self.arrays) or not 1 <= self.rows_per_shard <= MOST_PLACES:
+            raise StoreError(f"a stream of the arrays {[spec.name for spec in self.arrays]} with {self.rows_per_shard} "
+                             f"rows per shard; accepted: arrays of different names, 1 to {MOST_PLACES:,} rows")
+        for spec in self.arrays:
+            if spec.valid is not None and (spec.valid not in named or named[spec.valid].dtype != "bool"):
+                raise StoreError(f"array {spec.name} names {spec.valid!r} as its valid places, which is no boolean "
+                                 "array of its stream")
+
+    @property
+    def specs(self) -> dict[str, ArraySpec]:
+        """The arrays by name."""
+        return {spec.name: spec for spec in self.arrays}
+
+    def told(self) -> dict[str, Any]:
+        """Plain values for the store's description."""
+        return {"rows_per_shard": self.rows_per_shard, "arrays": [spec.told() for spec in self.arrays]}
+
+    @classmethod
+    def of(cls, told: _Table) -> "StreamSpec":
+        """Reads what `told` gave."""
+        arrays = tuple(
+            ArraySpec(**{**spec, "shape": tuple(spec["shape"]), "axes": tuple(spec["axes"])})
+            for spec in told["arrays"]
+        )
+        return cls(fingerprint=told.get("fingerprint", {}), arrays=arrays, rows_per_shard=told["rows_per_shard"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreSchema:
-    """Everything that is fixed when a store is created.
+    """The description of a store.
 
     Attributes:
-        encoders: fingerprint of the encoder of each stream: name, weights, preprocessing and whatever else changes
-            its values.
+        streams: by id.
         source: where the clips came from, for people to read.
-        num_frames: frames per clip.
-        input_size: side of the frames the visual encoder saw and of the stored masks, in pixels.
+        seconds: steps in time of a clip, T.
+        fps: frames taken of each second.
+        mask_size: side of the stored masks, px.
+        objects_per_shard: masks in one shard.
         mask_rule: by which all masks were read, of `refavs.choices`; None where there are none, or were read before
             stores told it.
         extraction: how the last run made the rows, plain values, so that `refavs-store repair` can do it again; no part
             of what the store is.
     """
 
-    encoders: dict[str, dict]
+    streams: dict[str, StreamSpec]
     source: str
-    num_frames: int
-    input_size: int
-    tables: dict[str, TableSchema]
+    seconds: int
+    fps: float
+    mask_size: int
+    objects_per_shard: int
     mask_rule: str | None = None
     extraction: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, table in self.tables.items():
-            if name not in TABLES or table.rows_per_shard < 1 or not table.arrays:
-                raise StoreError(f"table {name!r} with {table.rows_per_shard} rows per shard and {len(table.arrays)} "
-                                 f"arrays; accepted: one of {', '.join(TABLES)}, at least one row and one array")
         if self.mask_rule not in (None, *get_args(MaskRule)):
             raise StoreError(f"mask rule {self.mask_rule!r}; accepted: one of {', '.join(get_args(MaskRule))}")
-        specs = self.specs
-        if len(specs) != sum(len(table.arrays) for table in self.tables.values()):
-            raise StoreError("the schema names an array twice")
-        for path, spec in specs.items():
-            inside = [other for other in specs if other.startswith(f"{path}/")]
-            if inside or spec.table not in self.tables or spec not in self.tables[spec.table].arrays:
-                raise StoreError(f"array {path} lies in another table or holds another array {inside}")
-            if path == MASK and spec.shape[-1] != -(-self.input_size // 8):
-                raise StoreError(f"array {path} has rows of {spec.shape}, which are no masks of {self.input_size} px "
-                                 "with eight pixels to a byte")
-            if spec.valid is not None and (spec.valid not in specs or specs[spec.valid].dtype != "bool"):
-                raise StoreError(f"array {path} names {spec.valid!r} as its valid places, which is no boolean array")
+        if not 0 < self.fps < math.inf:
+            raise StoreError(f"{self.fps} frames a second; accepted: a number above 0")
+        for name in self.streams:
+            inside = [other for other in self.streams if other.startswith(f"{name}/")]
+            if not re.fullmatch(STREAM_ID, name) or name.split("/")[1] in _RESERVED or inside:
+                raise StoreError(
+                    f"stream {name!r} cannot be used{f' beside {inside[0]!r}' if inside else ''}; accepted: "
+                    f"<modality>/<encoder> or <modality>/<encoder>/<level>, the modality one of {', '.join(MODALITIES)}"
+                    ", names of letters, digits, _ - . and @"
+                )
 
-    @property
+    @cached_property
+    def tables(self) -> dict[str, StreamSpec]:
+        """The streams by id, and the masks as `objects`; each array knows its table."""
+        masks = object_arrays(self.seconds, self.mask_size)
+        found = self.streams | {OBJECTS: StreamSpec(fingerprint={}, arrays=masks,
+                                                    rows_per_shard=self.objects_per_shard)}  # fmt: skip
+        return {
+            name: replace(table, arrays=tuple(replace(spec, table=name) for spec in table.arrays))
+            for name, table in sorted(found.items())
+        }
+
+    @cached_property
     def specs(self) -> dict[str, ArraySpec]:
         """All arrays by path."""
         return {spec.path: spec for table in self.tables.values() for spec in table.arrays}
 
     def to_attributes(self) -> dict[str, Any]:
         """The attributes of the root group, plain values."""
-        tables = {
-            name: {"rows_per_shard": table.rows_per_shard, "arrays": [asdict(spec) for spec in table.arrays]}
-            for name, table in self.tables.items()
-        }
+        streams = {name: {"fingerprint": stream.fingerprint, **stream.told()} for name, stream in self.streams.items()}
         extraction = {"extraction": self.extraction} if self.extraction else {}
         mask_rule = {} if self.mask_rule is None else {"mask_rule": self.mask_rule}
         return json.loads(json.dumps({
-            "refavs_schema": {"version": SCHEMA_VERSION, "tables": tables},
-            "encoders": self.encoders, "source": self.source, "T": self.num_frames, "input_size": self.input_size,
+            "refavs_schema": {"version": SCHEMA_VERSION, "streams": streams, OBJECTS: self.tables[OBJECTS].told()},
+            "source": self.source, "seconds": self.seconds, "fps": self.fps, "mask_size": self.mask_size,
             **mask_rule, **extraction,
         }))  # fmt: skip
 
@@ -187,36 +237,43 @@ class StoreSchema:
             StoreError: the attributes are another schema's or damaged; `where` names the store.
         """
         found = attributes.get("refavs_schema")
-        found = found if isinstance(found, dict) else {}
-        version = found.get("version")
+        version = found.get("version") if isinstance(found, dict) else None
         if version != SCHEMA_VERSION:
-            raise StoreError(f"{where} has schema version {version!r}, this refavs reads {SCHEMA_VERSION}; extract "
-                             "into a new store or use the refavs that wrote it")
+            remedy = ("bring it to this version by refavs-store upgrade" if version == 2
+                      else "extract into a new store, or use the refavs that wrote it")  # fmt: skip
+            raise StoreError(f"{where} has schema version {version!r}, this refavs reads {SCHEMA_VERSION}; {remedy}")
         try:
             told: _Attributes = shaped(dict(attributes), _Attributes, "attributes")
-            tables = {
-                name: TableSchema(
-                    rows_per_shard=table["rows_per_shard"],
-                    arrays=tuple(
-                        ArraySpec(**{**spec, "shape": tuple(spec["shape"]), "axes": tuple(spec["axes"])})
-                        for spec in table["arrays"]
-                    ),
-                )
-                for name, table in told["refavs_schema"]["tables"].items()
-            }
-            return cls(encoders=dict(told["encoders"]), source=told["source"], num_frames=told["T"],
-                       input_size=told["input_size"], tables=tables, mask_rule=told.get("mask_rule"),
-                       extraction=dict(told.get("extraction", {})))  # fmt: skip
+            tables = told["refavs_schema"]
+            schema = cls(
+                streams={name: StreamSpec.of(table) for name, table in tables["streams"].items()},
+                source=told["source"], seconds=told["seconds"], fps=told["fps"], mask_size=told["mask_size"],
+                objects_per_shard=tables["objects"]["rows_per_shard"], mask_rule=told.get("mask_rule"),
+                extraction=dict(told.get("extraction", {})),
+            )  # fmt: skip
+            masks = StreamSpec.of(tables["objects"]).arrays
         except (TypeError, ValueError) as error:
             raise StoreError(f"{where} has a damaged zarr.json ({error}); restore that file or extract into a new "
                              "store") from error
         except StoreError as error:
             raise StoreError(f"{where} has a damaged zarr.json: {error}") from error
+        if masks != object_arrays(schema.seconds, schema.mask_size):
+            raise StoreError(f"{where} has a damaged zarr.json: its arrays {[spec.name for spec in masks]} of objects "
+                             f"are no masks of {schema.mask_size} px in {schema.seconds} seconds")
+        return schema
 
-    def layout_digest(self) -> str:
-        """Names the arrays and sizes; what differs here cannot share a store."""
-        arrays = {path: asdict(spec) for path, spec in self.specs.items()}
-        return digest([SCHEMA_VERSION, arrays, self.num_frames, self.input_size])
+
+def table_path(table: str) -> str:
+    """The group that has the arrays of a stream or of `objects`."""
+    return f"clips/{table}" if table.startswith(("visual/", "audio/")) else table
+
+
+def object_arrays(seconds: int, mask_size: int) -> tuple[ArraySpec, ...]:
+    """The masks, eight pixels to a byte, and in which seconds an object is labelled."""
+    return (
+        ArraySpec(name="mask", shape=(seconds, mask_size, -(-mask_size // 8)), dtype="uint8", axes=("t", "h", "bytes")),
+        ArraySpec(name="labelled", shape=(seconds,), dtype="bool", axes=("t",)),
+    )
 
 
 def root_attributes(folder: Folder) -> dict[str, Any]:
@@ -237,6 +294,15 @@ def root_attributes(folder: Folder) -> dict[str, Any]:
         raise StoreError(f"{folder.where('zarr.json')} does not describe a refavs store; name a folder that "
                          "refavs-extract wrote")
     return attributes
+
+
+def schema_at(folder: Folder) -> StoreSchema:
+    """The description of the store at `folder`.
+
+    Raises:
+        StoreError: there is no store there, or one of another version.
+    """
+    return StoreSchema.from_attributes(root_attributes(folder), f"store {folder.location}")
 
 
 def refuse_foreign(folder: Folder) -> None:
@@ -266,96 +332,45 @@ def _is_lease(folder: Folder) -> bool:
 
 
 def extended(found: StoreSchema, wanted: StoreSchema, where: str) -> StoreSchema:
-    """The schema of a store that has one and into which a run writes that wants the other.
+    """The schema of a store after a run that wants `wanted`: what it has stays, and streams that it lacks are added.
 
-    What the store has stays as it is, its `source` and shard sizes included, which do not change what its rows hold;
-    streams and arrays that it lacks (another level) are added.
+    Its `source` and shard sizes stay too; they do not change what its rows hold.
 
     Raises:
-        StoreError: a stream has another encoder, or an array, a size or the mask rule differs; both are named.
+        StoreError: a stream has another fingerprint or other arrays, or the seconds, the masks' size or rule differ.
     """
-    for stream, old in found.encoders.items():
-        new = wanted.encoders.get(stream)
+    for name in found.streams.keys() & wanted.streams.keys():
+        old, new = found.streams[name], wanted.streams[name]
+        if old.fingerprint != new.fingerprint or old.arrays != new.arrays:
+            modality, encoder, *level = name.split("/")
+            other = "/".join([modality, f"{encoder}@NAME", *level])
+            raise StoreError(
+                f"store {where} has a stream {name} of {_differing(old, new)}, this run makes {_differing(new, old)}; "
+                f"remove it by refavs-store drop, or keep both and call the new one {other}"
+            )
+    for attribute, unit in (("seconds", "seconds"), ("fps", "frames a second"), ("mask_size", "px masks")):
+        old, new = getattr(found, attribute), getattr(wanted, attribute)
         if old != new:
-            raise StoreError(f"store {where} holds {stream} {_named(old, new)}, this run makes {_named(new, old)}; "
-                             f"{OTHER_STORE}")
-    same_arrays = all(wanted.specs.get(path) == spec for path, spec in found.specs.items())
-    same_sizes = (found.num_frames, found.input_size) == (wanted.num_frames, wanted.input_size)
-    if not same_arrays or not same_sizes:
-        raise StoreError(f"store {where} has layout {_layout(found, wanted)}, this run makes {_layout(wanted, found)}; "
-                         f"{OTHER_STORE}")
+            raise StoreError(f"store {where} has clips of {old} {unit}, this run makes {new} {unit}; {OTHER_STORE}")
     if None not in (found.mask_rule, wanted.mask_rule) and found.mask_rule != wanted.mask_rule:
         raise StoreError(f"store {where} has masks read by mask rule {found.mask_rule}, this run reads them by "
                          f"{wanted.mask_rule}; leave out --mask-rule, or {OTHER_STORE}")
-    sizes = {name: found.tables.get(name, table).rows_per_shard for name, table in wanted.tables.items()}
-    tables = {name: TableSchema(rows_per_shard=sizes[name], arrays=table.arrays)
-              for name, table in wanted.tables.items()}  # fmt: skip
-    extraction = wanted.extraction or found.extraction
-    rule = found.mask_rule or wanted.mask_rule
-    return replace(found, encoders=wanted.encoders, tables=tables, mask_rule=rule, extraction=extraction)
+    return replace(
+        found, streams={**wanted.streams, **found.streams}, mask_rule=found.mask_rule or wanted.mask_rule,
+        extraction=wanted.extraction or found.extraction,
+    )  # fmt: skip
 
 
-def _named(fingerprint: dict | None, other: dict | None) -> str:
+def _differing(stream: StreamSpec, other: StreamSpec) -> str:
     """A fingerprint by name and digest, with the facts in which it differs from the other one."""
-    if fingerprint is None:
-        return "nothing"
-    facts = [f"{key}={fingerprint.get(key)}" for key in sorted({*fingerprint, *(other or {})})
-             if other is not None and fingerprint.get(key) != other.get(key)]  # fmt: skip
-    name = f"{fingerprint.get('name', 'encoder')}@{digest(fingerprint)[:8]}"
-    return f"{name} ({', '.join(facts)})" if facts else name
-
-
-def _layout(schema: StoreSchema, other: StoreSchema) -> str:
-    facts = [f"{path} {spec.dtype} {spec.shape}" for path, spec in schema.specs.items()
-             if other.specs.get(path) != spec]  # fmt: skip
-    sizes = f"{schema.num_frames} frames of {schema.input_size} px"
-    return f"{schema.layout_digest()[:8]} ({', '.join([sizes, *facts])})"
-
-
-def group_metadata(attributes: Mapping[str, Any] | None = None) -> bytes:
-    """The zarr.json of a group."""
-    return _encode({"zarr_format": 3, "node_type": "group", "attributes": dict(attributes or {})})
-
-
-def array_metadata(
-    spec: ArraySpec, rows_per_shard: int, num_rows: int, attributes: Mapping[str, Any] | None = None
-) -> bytes:
-    """The zarr.json of a sharded array: one row is an inner chunk, all arrays carry checksums and no compression."""
-    chunk_bytes = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-    shards = {
-        "chunk_shape": [1, *spec.shape], "codecs": chunk_bytes, "index_codecs": chunk_bytes, "index_location": "end",
-    }  # fmt: skip
-    return _encode(_array(
-        spec.dtype, [num_rows, *spec.shape], [rows_per_shard, *spec.shape],
-        [{"name": "sharding_indexed", "configuration": shards}], [_ROW_AXIS[spec.table], *spec.axes], attributes,
-    ))  # fmt: skip
-
-
-def column_metadata(column: np.ndarray, attributes: Mapping[str, Any] | None = None) -> bytes:
-    """The zarr.json of a small array that is one chunk."""
-    codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-    shape = list(column.shape)
-    axes = ["row", "byte"][: column.ndim]
-    return _encode(_array(str(column.dtype), shape, [max(size, 1) for size in shape], codecs, axes, attributes))
-
-
-def _array(dtype: str, shape: list[int], chunk: list[int], codecs: list[dict], axes: list[str],
-           attributes: Mapping[str, Any] | None) -> dict[str, Any]:
-    zero = False if dtype == "bool" else 0.0 if dtype.startswith("float") else 0
-    return {
-        "zarr_format": 3, "node_type": "array", "shape": shape, "data_type": dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": zero, "codecs": codecs, "dimension_names": axes, "attributes": dict(attributes or {}),
-    }  # fmt: skip
-
-
-def _encode(metadata: dict[str, Any]) -> bytes:
-    return json.dumps(metadata, indent=2, sort_keys=True, allow_nan=False).encode()
+    one, two = stream.fingerprint, other.fingerprint
+    facts = [f"{key}={one.get(key)}" for key in sorted({*one, *two}) if one.get(key) != two.get(key)]
+    facts += [f"{spec.name} {spec.dtype} {spec.shape}" for spec in stream.arrays if spec not in other.arrays]
+    return f"{one.get('name', 'encoder')}@{digest(one)[:8]} ({', '.join(facts)})"
 
 
 def text_key(text: str) -> str:
-    """Key of a string in the table `text`: two expressions with the same words share a row."""
+    """Key of a string in a text stream: two expressions with the same words share a row."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
