@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from refavs.terminal.command import CommandParser, run_command
 from refavs.terminal.printing import warn
 
 if TYPE_CHECKING:
+    from extract.encoders.weights import WeightSource
     from extract.pipeline.extraction import Run
     from refavs.store.backends.base import Folder
     from refavs.store.format.schema import StoreSchema, StreamSpec
@@ -134,8 +135,13 @@ def extract(args: argparse.Namespace) -> int:
         return complete(run, writer, lease)
 
 
-def prepared(args: argparse.Namespace) -> "Run":
-    """Checks the arguments against each other, the source and the store; changes nothing."""
+def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource] | None" = None) -> "Run":
+    """Checks the arguments against each other, the source and the store; changes nothing.
+
+    Args:
+        args: the command line.
+        weights_of: of an encoder; default: those that `args` names.
+    """
     from extract.encoders.networks import refuse_precision
     from extract.encoders.protocol import EncoderSetup
     from extract.encoders.streams import StreamSet, choose_streams
@@ -161,17 +167,17 @@ def prepared(args: argparse.Namespace) -> "Run":
     new_mask_size = PRESETS["base" if args.streams else args.preset].mask_size
     mask_size = _at_least_1("--mask-size", args.mask_size, kept.mask_size if kept else new_mask_size)
 
-    def choose(weights: WeightSource) -> StreamSet:
+    given = WeightSource(kind=args.weights, seed=args.seed, folder=args.weights_dir, fetch=not args.dry_run)
+
+    def choose(weights_of: Callable[[str], WeightSource]) -> StreamSet:
         def setup(name: str) -> EncoderSetup:
             precision = _precision(args.precision, name, kept)
             refuse_precision(precision, resources.device)
-            return EncoderSetup(weights=weights, precision=precision, device=resources.device)
+            return EncoderSetup(weights=weights_of(name), precision=precision, device=resources.device)
 
         return choose_streams(names, seconds, setup, levels)
 
-    streams = choose(
-        WeightSource(kind=args.weights, seed=args.seed, folder=args.weights_dir, fetch=not args.dry_run)
-    )
+    streams = choose(weights_of or (lambda name: given))
     log = args.log or _log_beside(folder)
     if log is not None and not log.absolute().parent.is_dir() and log.absolute().parent != Path(args.store).absolute():
         raise ConfigError(f"--log {log} cannot be written: there is no folder {log.absolute().parent}; make it first")

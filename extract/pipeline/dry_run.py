@@ -31,7 +31,7 @@ def dry_run(run: Run) -> int:
     to_fetch, lacking = _weights(run.streams)
     absent = to_fetch.keys() | lacking.keys()
     # Zeros for weights compute as fast.
-    blank = run.choose(WeightSource(kind="random", seed=None))
+    blank = run.choose(lambda name: WeightSource(kind="random", seed=None))
     exists = run.folder.exists("zarr.json")
     known = StoreWriter.attach(run.folder.location).schema.streams if exists else {}
     specs = _unread_specs(run.streams, blank, known, absent if exists else blank.encoders.keys())

@@ -16,7 +16,7 @@ from extract.encoders.weights import WeightSource
 from extract.media.notes import counted
 from extract.pipeline.content import Content, contents_of
 from extract.pipeline.log import RunLog
-from extract.pipeline.plan import ORDER, Job, plan_jobs, wanted_units
+from extract.pipeline.plan import ORDER, Job, Kind, Unit, plan_jobs, wanted_units
 from extract.pipeline.ray_pool import Resources, run_jobs
 from extract.pipeline.tables import refuse_replaced, write_tables
 from extract.pipeline.worker import JobResult
@@ -42,7 +42,7 @@ class Run:
     """What the command line asks for.
 
     Attributes:
-        choose: the streams with other weights than the user chose.
+        choose: the streams with other weights, given those of each encoder.
         mask_size: side of the stored masks, px.
         keeps_expressions: the source says nothing about expressions, so those of the store stay.
     """
@@ -50,7 +50,7 @@ class Run:
     folder: Folder
     source: Source
     streams: StreamSet
-    choose: Callable[[WeightSource], StreamSet]
+    choose: Callable[[Callable[[str], WeightSource]], StreamSet]
     resources: Resources
     log: Path | None
     mask_rule: MaskRule
@@ -81,14 +81,14 @@ class Totals:
     """What one run did."""
 
     done: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
+    failures: dict[tuple[Kind, str], str] = field(default_factory=dict)
     num_bytes: int = 0
     broken: Counter[str] = field(default_factory=Counter)
 
     def add(self, result: JobResult) -> None:
         self.done[result.kind] += result.num_done
         self.num_bytes += result.num_bytes
-        self.failures += [f"{result.kind} {name}: {reason}" for name, reason in result.failures.items()]
+        self.failures |= {(result.kind, name): reason for name, reason in result.failures.items()}
         if result.error is not None:
             self.broken[result.trace] += 1
 
@@ -100,10 +100,13 @@ def complete(run: Run, writer: StoreWriter, lease: Lease) -> int:
     contents, unreadable = run.contents()
     refuse_replaced(writer, contents)
     _report(run)
-    jobs = plan_jobs(writer, wanted_units(source, run.streams, contents, run.mask_rule))
-    totals = Totals(failures=[f"clips {name}: {reason}" for name, reason in unreadable.items()])
+    wanted = wanted_units(source, run.streams, contents, run.mask_rule)
+    jobs = plan_jobs(writer, wanted)
+    totals = Totals(failures={("clips", name): reason for name, reason in unreadable.items()})
     if jobs:
         _work(run, writer, lease, jobs, totals)
+    if totals.failures:
+        _add_twins(writer, wanted["clips"], totals)
     lease.check()
     write_tables(writer, source, contents, with_expressions=not run.keeps_expressions)
     lease.check()
@@ -130,6 +133,19 @@ def _work(run: Run, writer: StoreWriter, lease: Lease, jobs: Sequence[Job], tota
                 stop_at(result.error)
                 totals.add(result)
                 bar.advance(result.num_done + len(result.failures), log.brief())
+
+
+def _add_twins(writer: StoreWriter, clips: Sequence[Unit], totals: Totals) -> None:
+    """Names the clips that have no features because their frames or sound are those of a clip that failed."""
+    committed: dict[str, Mapping[str, int]] = {}
+    owners: dict[tuple[str, str], str] = {}
+    for clip in clips:
+        for table, key in clip.keys.items():
+            if key not in committed.setdefault(table, writer.committed(table)):
+                owner = owners.setdefault((table, key), clip.name)
+                if owner != clip.name:
+                    reason = f"it has the same {table.split('/')[0]} input as {owner}, which failed"
+                    totals.failures.setdefault(("clips", clip.name), reason)
 
 
 def stop_at(error: Exception | None) -> None:
@@ -172,8 +188,8 @@ def _summary(
     table.add_row("seconds", f"{seconds:.1f}", "")
     table.add_row("clips/s", f"{totals.done['clips'] / seconds:.2f}", "")
     PlainConsole().print(table)
-    for failure in totals.failures:
-        warn(f"{NAME}: {failure}")
+    for (kind, name), reason in totals.failures.items():
+        warn(f"{NAME}: {kind} {name}: {reason}")
     for trace, count in totals.broken.items():
         show_trace(trace.rstrip("\n"))
         warn(f"{NAME}: so {count} jobs broke")

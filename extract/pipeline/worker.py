@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from extract.encoders.protocol import Frames, Sound
+from extract.encoders.protocol import Frames, Sound, Text
 from extract.encoders.streams import StreamSet
 from extract.media.clip import Media, read_media
 from extract.pipeline.plan import Job, Kind, Masks, Unit
@@ -125,14 +125,14 @@ class _Decoded:
     """One unit as far as no encoder is needed.
 
     Attributes:
-        failure: why it could not be decoded; nothing else is set then.
+        failures: why it could not be decoded, by modality or `objects`.
         arrays: those that need no encoder, by table.
         inputs: what is to be encoded, by encoder, as that has prepared it.
         facts: to note beside its rows, by modality.
     """
 
     unit: Unit
-    failure: str = ""
+    failures: dict[str, str] = field(default_factory=dict)
     arrays: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -225,8 +225,7 @@ class Worker:
         stages = Stages()
         try:
             decoded = self._decode(next(unit for unit in job.units if unit.name == name), stages)
-            if not decoded.failure:
-                self._turns.written(self._encode([decoded], stages)[1])
+            self._turns.written(self._encode([decoded], stages)[1])
         except torch.AcceleratorError:
             raise
         except Exception:  # `run` meets the same error and reports it
@@ -241,40 +240,40 @@ class Worker:
         wanted = [unit for unit in job.units if unit.name not in condemned]
         with closing(ahead(self._pool, lambda unit: self._decode(unit, stages), wanted, 2 * size)) as decoding:
             for start in range(0, len(job.units), size):
-                ready: list[_Decoded] = []
+                batch: list[_Decoded] = []
                 for unit in job.units[start : start + size]:
                     if unit.name in condemned:
-                        decoded = _Decoded(unit=unit, failure=condemned[unit.name])
+                        batch.append(_Decoded(unit=unit, failures=dict.fromkeys(
+                            map(_modality, unit.keys), condemned[unit.name])))  # fmt: skip
                     else:
                         with stages("waiting"):
-                            decoded = next(decoding)
-                    if decoded.failure:
-                        failures[unit.name] = decoded.failure
-                        for table, key in unit.keys.items():
-                            shards[table].fail(key, decoded.failure)
-                    else:
-                        ready.append(decoded)
-                self._write(shards, ready, failures, stages)
+                            batch.append(next(decoding))
+                self._write(shards, batch, failures, stages)
 
     def _write(
         self, shards: Mapping[str, ShardWriter], batch: list[_Decoded], failures: dict[str, str], stages: Stages
     ) -> None:
         """Encodes a batch and writes its rows unit by unit, each freed before the next."""
         encoded, num_clips = self._encode(batch, stages)
-        told = deque((decoded.unit, decoded.facts) for decoded in batch)
+        told = deque((decoded.unit, decoded.facts, decoded.failures) for decoded in batch)
         batch.clear()  # pictures and sounds are not needed any more
         try:
             while encoded:
-                (unit, facts), arrays = told.popleft(), encoded.popleft()
+                (unit, facts, failed), arrays = told.popleft(), encoded.popleft()
                 with stages("write"):
                     for table, key in unit.keys.items():
-                        try:
-                            shards[table].write(key, arrays[table], facts.get(table.split("/")[0]))
-                        except StoreError as error:
-                            failures[unit.name] = str(error)
-                            shards[table].fail(key, str(error))
+                        reason = failed.get(_modality(table))
+                        if reason is None:
+                            try:
+                                shards[table].write(key, arrays[table], facts.get(_modality(table)))
+                            except StoreError as error:
+                                reason = str(error)
+                        if reason is not None:
+                            failures[unit.name] = reason
+                            shards[table].fail(key, reason)
+                counted = num_clips and bool(arrays) and isinstance(unit.item, Clip)
                 del arrays
-                if num_clips:
+                if counted:
                     num_clips -= 1
                     self._turns.written()
         finally:
@@ -331,24 +330,47 @@ class Worker:
         """Reads what one unit is made from; what is wrong with it becomes its failure."""
         names = dict.fromkeys(self._streams.streams[id].encoder for id in unit.keys if id != OBJECTS)
         encoders = {name: self._streams.encoders[name] for name in names}
+        schema = self._writer.schema
         with stages("decode"):
-            try:
-                if isinstance(unit.item, Masks):
-                    schema = self._writer.schema
+            if isinstance(unit.item, str):
+                return _Decoded(unit=unit, inputs={name: each.prepare(unit.item) for name, each in encoders.items()})
+            if isinstance(unit.item, Masks):
+                try:
                     mask = pack_mask(unit.item.read(schema.seconds, schema.mask_size))
-                    return _Decoded(unit=unit, arrays={OBJECTS: {
-                        "mask": mask, "labelled": unit.item.labelled(schema.seconds)}})  # fmt: skip
-                if isinstance(unit.item, str):
-                    inputs = {name: encoder.prepare(unit.item) for name, encoder in encoders.items()}
-                    return _Decoded(unit=unit, inputs=inputs)
-                takes = {name: encoder.takes for name, encoder in encoders.items()}
-                frames = {each for each in takes.values() if isinstance(each, Frames)}
-                rates_hz = {each.rate_hz for each in takes.values() if isinstance(each, Sound)}
-                media = read_media(unit.item, self._writer.schema.seconds, frames, rates_hz)
-            except DatasetError as error:
-                return _Decoded(unit=unit, failure=str(error))
-            inputs = {name: encoder.prepare(media.taken(takes[name])) for name, encoder in encoders.items()}
-            return _Decoded(unit=unit, inputs=inputs, facts=_facts(media))
+                except DatasetError as error:
+                    return _Decoded(unit=unit, failures={OBJECTS: str(error)})
+                labelled = unit.item.labelled(schema.seconds)
+                return _Decoded(unit=unit, arrays={OBJECTS: {"mask": mask, "labelled": labelled}})
+            media, failures = _read(unit.item, schema.seconds, [encoder.takes for encoder in encoders.values()])
+            inputs = {name: encoder.prepare(media[encoder.modality].taken(encoder.takes))
+                      for name, encoder in encoders.items() if encoder.modality in media}  # fmt: skip
+            facts = {modality: _facts(each)[modality] for modality, each in media.items()}
+            return _Decoded(unit=unit, failures=failures, inputs=inputs, facts=facts)
+
+
+def _modality(table: str) -> str:
+    return table.split("/")[0]
+
+
+def _read(
+    clip: Clip, seconds: int, takes: Sequence[Frames | Sound | Text]
+) -> tuple[dict[str, Media], dict[str, str]]:
+    """What is wanted of a clip by modality, and what is wrong; damaged sound leaves the frames usable, and vice versa."""
+    frames = {each for each in takes if isinstance(each, Frames)}
+    rates_hz = {each.rate_hz for each in takes if isinstance(each, Sound)}
+    wanted = [name for name, forms in (("visual", frames), ("audio", rates_hz)) if forms]
+    try:
+        return dict.fromkeys(wanted, read_media(clip, seconds, frames, rates_hz)), {}
+    except DatasetError as error:
+        if len(wanted) < 2:
+            return {}, dict.fromkeys(wanted, str(error))
+    found, failures = {}, {}
+    for modality, forms in (("visual", (frames, ())), ("audio", ((), rates_hz))):
+        try:
+            found[modality] = read_media(clip, seconds, *forms)
+        except DatasetError as error:
+            failures[modality] = str(error)
+    return found, failures
 
 
 def _facts(media: Media) -> dict[str, dict[str, Any]]:
