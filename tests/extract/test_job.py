@@ -15,16 +15,13 @@ import pytest
 from torch import AcceleratorError
 
 from extract.cli import main
-from extract.encoders.presets import build_encoders, preset_named
-from extract.encoders.weights import WeightSource
-from extract.pipeline.plan import Job
+from extract.pipeline.plan import Job, Unit
 from extract.pipeline.ray_pool import Resources, run_jobs
 from extract.pipeline.worker import JobResult
 from refavs.errors import ConfigError, StoreError
-from refavs.store.plan import ShardPlan
 from refavs.store.reader import FeatureStore
 from refavs.synthetic.write import write_benchmark
-from tests.extract.command import in_this_process, run_with
+from tests.extract.command import in_this_process, run_with, streams_of
 from tests.faults.command import prepare
 
 _spec = importlib.util.spec_from_file_location("make_videos", Path(__file__).parent / "make_videos.py")
@@ -33,7 +30,6 @@ make_videos = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(make_videos)
 
 pytestmark = pytest.mark.ray
-TINY = preset_named("tiny")
 OPTIONS = ("--preset", "tiny", "--weights", "random", "--workers", "2")
 
 
@@ -58,7 +54,7 @@ def files(store: Path) -> dict[str, bytes | dict]:
     for path in sorted(store.rglob("*")):
         if path.is_file():
             name, content = str(path.relative_to(store)), path.read_bytes()
-            if path.parent.name == "commits":
+            if name.startswith("commits/"):
                 record = json.loads(content)
                 facts = record.get("record", record)
                 found[name] = {key: value for key, value in facts.items() if key not in ("seconds", "crc32c")}
@@ -93,7 +89,7 @@ def test_videos_are_extracted_once_each(
     assert set(after.clips["id"]) == {"a", "b", "c", "d"} and list(after.expressions["clip_id"]) == ["b", "d"]
     new = after.clips.set_index("id").loc["a"]
     assert new["silent"] and new["repeated_from_s"] == 6 and new["source"] == "a.webm"
-    shards = [name for name in before if name.startswith(("clips/visual/", "clips/audio/")) and "/c." in name]
+    shards = [name for name in before if name.startswith(("clips/visual/", "clips/audio/")) and "/c.0." in name]
     assert len(shards) == 5 and all(files(store)[name] == before[name] for name in shards)
 
 
@@ -111,10 +107,10 @@ class Mortal:
         return f"{os.uname().nodename}:{os.getpid()}"
 
     def run(self, job: Job, condemned: dict[str, str]) -> JobResult:
-        for key in job.shard.keys:
-            if key not in condemned:
-                self.probe(job, key)
-        return JobResult(table=job.shard.table, num_done=len(job.shard.keys) - len(condemned), failures=condemned)
+        for name in job.names:
+            if name not in condemned:
+                self.probe(job, name)
+        return JobResult(kind=job.kind, num_done=len(job.units) - len(condemned), failures=condemned)
 
     def probe(self, job: Job, key: str) -> None:
         if key == "poison":
@@ -128,14 +124,12 @@ class Mortal:
 def crew(cluster: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[JobResult]]:
     """Runs jobs of the keys given with workers that stand for real ones."""
     monkeypatch.setattr("extract.pipeline.ray_pool.Worker", Mortal)
-    encoders = build_encoders(TINY, WeightSource(kind="random"), ("pixel_decoder",), "fp32")
-
     def run_keys(
         *keys: tuple[str, ...], location: str = "store", num_workers: int = 2, note: Callable[[str], None] | None = None
     ) -> list[JobResult]:
-        jobs = [Job(shard=ShardPlan(table="text", index=index, keys=part, rows=tuple(range(len(part))), arrays=()),
-                    items=part) for index, part in enumerate(keys)]  # fmt: skip
-        results = run_jobs(jobs, location, TINY, encoders, Resources(num_workers=num_workers), note)
+        jobs = [Job(kind="text", units=tuple(Unit(name=key, item=key, keys={}) for key in part), shards=())
+                for part in keys]  # fmt: skip
+        results = run_jobs(jobs, location, streams_of(), Resources(num_workers=num_workers), note)
         return [result for result in results if result is not None]
 
     return run_keys
@@ -199,12 +193,12 @@ def test_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch: pyte
         [sys.executable, "-m", "extract.cli", str(source), str(store), *OPTIONS],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )
-    while not list(store.glob("commits/*.json")) and driver.poll() is None:
+    while not list(store.glob("commits/*/**/*.json")) and driver.poll() is None:
         time.sleep(0.02)
     driver.send_signal(signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    num_before = len(list(store.glob("commits/*.json")))
+    num_before = len(list(store.glob("commits/*/**/*.json")))
     run_with(monkeypatch, in_this_process)
     assert run(source, store) == run(source, undisturbed) == 0
-    assert 0 < num_before < len(list(undisturbed.glob("commits/*.json")))
+    assert 0 < num_before < len(list(undisturbed.glob("commits/*/**/*.json")))
     assert files(store) == files(undisturbed)

@@ -253,7 +253,8 @@ def test_memory_is_flat_over_a_long_run(tmp_path: Path, decoded: list[int], monk
 
     # A quarter of a MB of pictures per clip, which would be 500 MB over the run.
     big = np.zeros((1, 300, 300, 3), np.uint8)
-    monkeypatch.setattr("extract.pipeline.worker.read_media", lambda clip, *_: replace(media_of(1), frames={FORM: big + 1}))
+    media = replace(media_of(1), frames={FORM: big})
+    monkeypatch.setattr("extract.pipeline.worker.read_media", lambda *_: replace(media, frames={FORM: big + 1}))
     busy = worker(tmp_path, Visual(), 4)
     jobs = jobs_of(tmp_path, 2000, size=8)
     for job in jobs[:30]:
