@@ -111,7 +111,7 @@ def cache_key(store: FeatureStore) -> str:
     metrics = Path(refavs.metrics.__file__).parent.glob("*.py")
     return digest({
         "code": file_stamp(*code, *sorted(metrics)), "torch": torch.__version__, "numpy": np.__version__,
-        "frames": store.num_frames, "size": store.input_size, "rows": contents_rows(store),
+        "frames": store.seconds, "size": store.mask_size, "rows": contents_rows(store),
         "objects": store.expressions["object"].tolist(), "clips": store.expressions["clip"].tolist(),
     })  # fmt: skip
 

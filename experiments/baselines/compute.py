@@ -134,7 +134,7 @@ def control_results_of(
 
 def worth(store: FeatureStore, num_training: int, num_tested: int) -> int:
     """How many processes are worth their start; 0 where this thread has done it soon."""
-    pixels = store.num_frames * store.input_size**2
+    pixels = store.seconds * store.mask_size**2
     seconds = pixels * (num_training * TRAINING_S_PER_PIXEL + num_tested * TEST_S_PER_PIXEL)
     return min(len(os.sched_getaffinity(0)), MOST_PROCESSES, int(seconds / WORTH_A_PROCESS_S))
 
@@ -144,7 +144,7 @@ def _fitted(
 ) -> tuple[Fitted, dict[int, bool]]:
     """The constants of the training masks, and which of those are empty."""
     parts = _parts(list(training.items()), TRAINING_AT_ONCE)
-    centre = Levels(centredness(store.input_size, store.input_size))
+    centre = Levels(centredness(store.mask_size, store.mask_size))
     first = list(_counted(work, functools.partial(_of_training, centre=centre), parts, progress))
     mean = functools.reduce(operator.add, (part.total for part in first)).mean()
     second = _counted(work, functools.partial(_of_mean, mean=Levels(mean)), parts, progress)

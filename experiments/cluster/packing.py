@@ -84,7 +84,7 @@ def expected_bytes(config: TrialConfig, store: "FeatureStore") -> int:
     trained, every = (sum(p.numel() for p in some) for some in (model.trained_parameters(), model.parameters()))
     copies = int(train.ema_decay > 0) + int(train.patience > 0)
     at_once = math.ceil(train.batch_size / train.accumulate / config.resources.workers)
-    least = least_bytes(config.model, sizes, at_once, train.frames or store.num_frames)
+    least = least_bytes(config.model, sizes, at_once, train.frames or store.seconds)
     return least + training_bytes(trained, every, copies) + batches_held(GPU) * bytes_of_batch(config, store)
 
 

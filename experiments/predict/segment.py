@@ -136,7 +136,7 @@ class Predictor:
     @property
     def _levels(self) -> tuple[str, ...]:
         """The visual level whose maps the head reads: clips/visual/LEVEL/map."""
-        return (self.model.config.sizes.maps[0].path.split("/")[2],)
+        return (self.model.config.sizes.maps[0].path.split("/")[3],)
 
     def _encoders(self, extraction: Mapping[str, Any], weights_folder: Path | None) -> Encoders:
         weights = WeightSource(kind=extraction["weights"], seed=int(extraction["seed"]), folder=weights_folder)
@@ -184,8 +184,8 @@ class Predictor:
             samples.append(Sample(
                 visual={size.name: torch.from_numpy(maps[size.path]) for size in sizes.maps},
                 audio=torch.from_numpy(audio), text=torch.from_numpy(encoded[sizes.text.path]),
-                valid=torch.from_numpy(valid), mask=None, uid=text, clip_id="video", text_string=text, split="",
-                dimension="",
+                valid=torch.from_numpy(valid), mask=None, labelled=None, uid=text, clip_id="video", text_string=text,
+                split="", dimension="",
             ))  # fmt: skip
         return collate(samples)
 

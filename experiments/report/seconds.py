@@ -83,14 +83,14 @@ def footage_of(store: FeatureStore, clip_id: str) -> Footage:
     """The frames and sound of a clip where its source still lies where it was extracted from; frames are square."""
     source = str(store.attributes.get("source", ""))
     clip = find_clip(source, clip_id)
-    bare = Footage(width=HEIGHT, frames=None, waves=("",) * store.num_frames)
+    bare = Footage(width=HEIGHT, frames=None, waves=("",) * store.seconds)
     if clip is None:
         return _without(bare, f"its media is no longer at {source or 'the place it was extracted from'}")
     try:
         size = frame_size(clip)
         shape = 1.0 if size is None else min(max(size[1] / size[0], 1 / WIDEST), WIDEST)
         width = round(HEIGHT * shape)
-        media = read_media(clip, store.num_frames, max(width, HEIGHT))
+        media = read_media(clip, store.seconds, max(width, HEIGHT))
     except DatasetError as error:
         return _without(bare, str(error))
     note = "The clip has no sound track." if media.silent else ""

@@ -12,7 +12,8 @@ from experiments.grid.trial import Trial, TrialStore
 from refavs.config import digest
 from refavs.errors import ConfigError
 from refavs.store import FeatureStore
-from refavs.store.reader import MASK
+from refavs.store.fingerprints import checksums
+from refavs.store.format.schema import LABELLED, MASK
 
 NAMED = re.compile(r"([\w.+-]+)=(.+)")
 COLUMNS = ("uid", "clip_id", "fid", "split", "dimension", "grade", "text")
@@ -89,34 +90,23 @@ def refuse_others(stores: Mapping[str, FeatureStore]) -> None:
 def contents_digest(store: FeatureStore) -> str:
     """Names what a store asks and what is right: its expressions with their splits, and its masks to the bit."""
     rows = sorted(contents_rows(store), key=str)
-    return digest({"frames": store.num_frames, "size": store.input_size, "rows": rows})
+    return digest({"frames": store.seconds, "size": store.mask_size, "rows": rows})
 
 
 def contents_rows(store: FeatureStore) -> list[list[str | int | None]]:
-    """Each expression with its split and the checksum of its mask, in the order of the store's table."""
-    masks, table = _mask_checksums(store), store.expressions
+    """Each expression with its split and the checksums of its mask, in the order of the store's table."""
+    masks, labelled, table = checksums(store, MASK), checksums(store, LABELLED), store.expressions
     return [
-        [*(str(value) for value in values), masks.get(int(place))]
+        [*(str(value) for value in values), masks.get(int(place)), labelled.get(int(place))]
         for *values, place in zip(*(table[name] for name in COLUMNS), table["object"], strict=True)
     ]
-
-
-def _mask_checksums(store: FeatureStore) -> dict[int, int]:
-    """CRC-32C of each object's masks, as the store's commit records have them."""
-    table = store.specs[MASK].table
-    size = store.schema.tables[table].rows_per_shard
-    return {
-        record.index * size + int(place): crc
-        for record in store.records if record.table == table
-        for place, crc in record.arrays[MASK].rows.items()
-    }  # fmt: skip
 
 
 def _difference(one: FeatureStore, other: FeatureStore) -> str:
     uids = [set(store.expressions["uid"].astype(str)) for store in (one, other)]
     if len(uids[0]) != len(uids[1]) or uids[0] != uids[1]:
         return f"of {len(uids[0])} and {len(uids[1])} expressions they share {len(uids[0] & uids[1])}"
-    sizes = [f"{store.num_frames} x {store.input_size} x {store.input_size}" for store in (one, other)]
+    sizes = [f"{store.seconds} x {store.mask_size} x {store.mask_size}" for store in (one, other)]
     if sizes[0] != sizes[1]:
         return f"their masks are of {sizes[0]} and of {sizes[1]}"
     return "their expressions have other splits, words or masks under the same uids"

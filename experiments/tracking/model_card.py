@@ -53,7 +53,7 @@ def card_of(config: dict[str, Any], store: "FeatureStore") -> dict[str, Any]:
         }},
         "signature": {"inputs": json.dumps(inputs), "outputs": json.dumps(outputs), "params": None},
         "metadata": {"encoders": {name: one.get("name") for name, one in store.encoders.items()},
-                     "store": store.fingerprint, "input_size": store.input_size, "num_frames": store.num_frames},
+                     "store": store.fingerprint, "input_size": store.mask_size, "num_frames": store.seconds},
     }  # fmt: skip
 
 

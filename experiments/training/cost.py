@@ -368,7 +368,7 @@ def _bytes(learner: Learner, store: "FeatureStore") -> tuple[int, int]:
     tensors, _ = learner.state()
     model = sum(value.nbytes for value in tensors["model"].values())
     state = sum(value.nbytes for part in tensors.values() for value in part.values())
-    num_frames = len(rows_of(store, ("val", *TEST_SPLITS))) * store.num_frames
+    num_frames = len(rows_of(store, ("val", *TEST_SPLITS))) * store.seconds
     best = model if learner.config.train.patience else 0
     return state + best, model + num_frames * STATISTICS_BYTES_PER_FRAME
 

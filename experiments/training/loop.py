@@ -172,7 +172,7 @@ class Training:
         torch.manual_seed(config.seed)
         at_once = math.ceil(settings.batch_size / settings.accumulate / team.size)
         sizes = FeatureSizes.from_store(store, config.model.trains_pixel_decoder)
-        num_frames, batch = settings.frames or store.num_frames, bytes_of_batch(config, store)
+        num_frames, batch = settings.frames or store.seconds, bytes_of_batch(config, store)
         require_memory(config.model, sizes, device, at_once, num_frames, batch)
         self.run, self.team = run, team
         self.learner = Learner(config, build_model(config, store, run.weights_dir).to(device), team)

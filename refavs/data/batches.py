@@ -38,11 +38,11 @@ class Batch:
     valid: Bool[Tensor, "b l"]
     clip: Int[Tensor, "b"]
     mask: Bool[Tensor, "b t h w"] | None
-    labelled: Bool[Tensor, "b t"] | None
     uid: list[str]
     split: list[str]
     dimension: list[str]
     text_string: list[str]
+    labelled: Bool[Tensor, "b t"] | None = None
     arrival: Arrival | None = None
 
     def __len__(self) -> int:

@@ -20,6 +20,11 @@ class MapSize:
     height: int
     width: int
 
+    @property
+    def stream(self) -> str:
+        """Id of the stream that has the map."""
+        return self.path.removeprefix("clips/").rpartition("/")[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSize:
@@ -90,7 +95,7 @@ class FeatureSizes:
     @property
     def levels(self) -> list[str]:
         """The visual levels whose maps the model reads, as `batches` takes them."""
-        return list(dict.fromkeys(size.path.split("/")[2] for size in self.maps))
+        return list(dict.fromkeys(size.path.split("/")[3] for size in self.maps))
 
     def map(self, name: str) -> MapSize:
         """Size of the map called `name`."""

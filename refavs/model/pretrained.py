@@ -148,11 +148,11 @@ def _refuse_other_maps(model: EEMC, checkpoint: Mask2Former, encoders: Mapping[s
     if model.config.trains_pixel_decoder:
         return
     stamp = checkpoint.stamp
-    for level in model.config.sizes.levels:
-        found = encoders.get(f"visual/{level}", {}).get("weights")
+    for stream in dict.fromkeys(size.stream for size in model.config.sizes.maps):
+        found = encoders.get(stream, {}).get("weights")
         if found != stamp:
             raise WeightsError(
-                f"the store's {level} maps were made with the weights {str(found)[:23]}, {checkpoint.path} is "
+                f"the store's maps {stream} were made with the weights {str(found)[:23]}, {checkpoint.path} is "
                 f"{stamp[:23]}, whose decoder would not know them; extract with that folder as --weights-dir, or take "
                 "--set model.decoder_weights=random"
             )

@@ -182,8 +182,6 @@ def write_table(folder: Folder, table: str, frame: pd.DataFrame, first: Callable
             elif not holds(folder, file, files[file]):
                 folder.write(f"{file}{_NEXT}", files[file])
         folder.write(record, seal(facts))
-    elif _files_there(folder, table).keys() == files.keys():
-        return
     for name, data in files.items():
         write_if_changed(folder, name, data)
     for name, column in _files_there(folder, table).items():

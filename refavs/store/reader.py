@@ -1,6 +1,7 @@
 """Reading a store: committed rows only, as views of mapped shards whose checksums are compared on first touch."""
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,10 +146,9 @@ class FeatureStore:
 
     @property
     def encoders(self) -> dict[str, dict]:
-        """Fingerprint of the encoder in use, by modality; of one with several levels, the facts of all of them."""
-        prints = {name: stream.fingerprint for name, stream in self.schema.streams.items()}
-        return {modality: {name: value for stream in streams for name, value in prints[stream].items()}
-                for modality, streams in self.in_use.items()}  # fmt: skip
+        """Fingerprint of the encoder of each stream in use, by the stream's id."""
+        used = itertools.chain(*self.in_use.values())
+        return {stream: self.schema.streams[stream].fingerprint for stream in used}
 
     @cached_property
     def fingerprint(self) -> str:

@@ -144,7 +144,7 @@ class StoreWriter:
         records = self.records(table)
         plans = plan_shards(self.schema, table, records, groups)
         if ends := [plan.rows[-1] + 1 for plan in plans if plan is not None]:
-            self._unfinish()
+            self.unfinish()
             for name, data in self._descriptions(table, max(num_rows(records), *ends)):
                 write_if_changed(self.folder, name, data)
         return plans
@@ -190,7 +190,7 @@ class StoreWriter:
         for name, rows in lost_rows(frame, self.records(OBJECTS), tables).items():
             raise StoreError(f"the expressions name row {rows[0]} of {name}, which does not exist; leave out the "
                              "expressions of clips that failed")
-        write_table(self.folder, "expressions", frame, self._unfinish)
+        write_table(self.folder, "expressions", frame, self.unfinish)
 
     def finalise(self) -> str:
         """Writes what readers without this code want (rows of clips, statistics, lengths); returns the fingerprint."""
@@ -215,7 +215,7 @@ class StoreWriter:
             raise StoreError(f"store {self.location} has no stream {stream!r}; {nearest(stream, self.schema.streams)}")
         kept = {name: spec for name, spec in self.schema.streams.items() if name not in gone}
         self.schema = replace(self.schema, streams=kept)
-        self._unfinish()
+        self.unfinish()
         for place in _places(stream):
             self.folder.remove_all(place)
         modality = table_path(stream).rpartition("/")[0]
@@ -230,10 +230,10 @@ class StoreWriter:
         rows = {} if old is None else {row[key]: row for row in old.to_dict("records")}
         rows |= {row[key]: row for row in frame.to_dict("records")}
         merged = pd.DataFrame(list(rows.values()), columns=None if rows else frame.columns)
-        write_table(self.folder, table, merged, self._unfinish)
+        write_table(self.folder, table, merged, self.unfinish)
         return {name: place for place, name in enumerate(rows)}
 
-    def _unfinish(self) -> None:
+    def unfinish(self) -> None:
         """Takes the fingerprint out of the description until `finalise`, so that the store says it is not finished."""
         write_if_changed(self.folder, "zarr.json", group_metadata(self.schema.to_attributes()))
 

@@ -6,29 +6,33 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from refavs.store import ArraySpec, FeatureStore, StoreWriter, object_key, pack_mask, text_key
+from refavs.store import ArraySpec, FeatureStore, StoreWriter, StreamSpec, object_key, pack_mask, text_key
 
-NUM_FRAMES, SIZE, CHANNELS, LENGTH = 3, 32, 8, 4
+SECONDS, SIZE, CHANNELS, LENGTH = 3, 32, 8, 4
 MAPS = {"mask_features": 8, "s8": 4, "s16": 2, "s32": 1}
 TEXTS = {"the left one": "spatial", "the right one": "spatial", "the sounding one": "acoustic"}
-ENCODERS = {"visual": {"name": "made-up", "weights": "0" * 64}, "audio": {"name": "made-up", "weights": "random:0"}}
-SPECS = {
-    "clips": [
-        *(
-            ArraySpec(path=f"clips/visual/pixel_decoder/{name}", shape=(NUM_FRAMES, CHANNELS, side, side),
-                      dtype="float16", axes=("t", "c", "h", "w"), statistics=True)
+VISUAL, AUDIO, TEXT = "visual/made-up/pixel_decoder", "audio/vggish", "text/roberta"
+STREAMS = {
+    VISUAL: StreamSpec(
+        fingerprint={"name": "made-up", "weights": "0" * 64}, rows_per_shard=4,
+        arrays=tuple(
+            ArraySpec(name=name, shape=(SECONDS, CHANNELS, side, side), dtype="float16", axes=("t", "c", "h", "w"),
+                      statistics=True)
             for name, side in MAPS.items()
         ),
-        ArraySpec(path="clips/audio/vggish", shape=(NUM_FRAMES, 4), dtype="float32", axes=("t", "c"), statistics=True),
-    ],
-    "objects": [
-        ArraySpec(path="objects/mask", shape=(NUM_FRAMES, SIZE, SIZE // 8), dtype="uint8", axes=("t", "h", "w"))
-    ],
-    "text": [
-        ArraySpec(path="text/roberta/features", shape=(LENGTH, CHANNELS), dtype="float32", axes=("l", "c"),
-                  statistics=True, valid="text/roberta/valid"),
-        ArraySpec(path="text/roberta/valid", shape=(LENGTH,), dtype="bool", axes=("l",)),
-    ],
+    ),
+    AUDIO: StreamSpec(
+        fingerprint={"name": "made-up", "weights": "random:0"}, rows_per_shard=4,
+        arrays=(ArraySpec(name="features", shape=(SECONDS, 4), dtype="float32", axes=("t", "c"), statistics=True),),
+    ),
+    TEXT: StreamSpec(
+        fingerprint={"name": "made-up", "weights": "0" * 64}, rows_per_shard=8,
+        arrays=(
+            ArraySpec(name="features", shape=(LENGTH, CHANNELS), dtype="float32", axes=("l", "c"), statistics=True,
+                      valid="valid"),
+            ArraySpec(name="valid", shape=(LENGTH,), dtype="bool", axes=("l",)),
+        ),
+    ),
 }  # fmt: skip
 CLIPS = {"train": 6, "val": 2, "test_s": 2, "test_u": 2, "test_n": 2}
 
@@ -41,38 +45,48 @@ def make_store(path: Path, clips: Mapping[str, int] = CLIPS, seed: int = 0, nois
     """
     rng = np.random.default_rng(seed)
     writer = StoreWriter.open(
-        path, encoders=ENCODERS, source="nowhere", num_frames=NUM_FRAMES, input_size=SIZE, specs=SPECS,
-        rows_per_shard={"clips": 4, "objects": 8, "text": 8},
-    )  # fmt: skip
+        path, streams=STREAMS, source="nowhere", seconds=SECONDS, fps=1.0, mask_size=SIZE, objects_per_shard=8
+    )
     names = [(f"{'null_' if split == 'test_n' else ''}{split}{index}", split)
              for split, count in clips.items() for index in range(count)]  # fmt: skip
+    ids = sorted(name for name, _ in names)
     sides = {name: int(rng.integers(2)) for name, _ in names}
     masks = {object_key(name, fid): mask_of(name, fid, rng) for name, _ in names for fid in (0, 1)}
     rng = np.random.default_rng([seed, noise]) if noise else rng
-    for plan in writer.plan("clips", [name for name, _ in names]):
-        with writer.shard(plan) as shard:
-            for name in plan.keys:
-                shard.write(name, clip_features(name, sides[name], masks, rng), {})
-    for plan in writer.plan("objects", masks):
-        with writer.shard(plan) as shard:
-            for key in plan.keys:
-                shard.write(key, {"objects/mask": pack_mask(masks[key])}, {})
-    for plan in writer.plan("text", [text_key(text) for text in TEXTS]):
-        with writer.shard(plan) as shard:
-            for key in plan.keys:
-                text = next(text for text in TEXTS if text_key(text) == key)
-                features = np.zeros((LENGTH, CHANNELS), np.float32)
-                features[:3, list(TEXTS).index(text)] = 1
-                valid = np.arange(LENGTH) < 3
-                shard.write(key, {"text/roberta/features": features, "text/roberta/valid": valid}, {"text": text})
-    writer.write_expressions(expressions_of(writer, names, sides))
+    features = {name: clip_features(name, sides[name], masks, rng) for name in ids}
+    rows = {stream: {name: features[name][stream] for name in ids} for stream in (VISUAL, AUDIO)}
+    rows["objects"] = {key: {"mask": pack_mask(masks[key]), "labelled": np.ones(SECONDS, bool)}
+                       for key in sorted(masks)}  # fmt: skip
+    rows[TEXT] = {text_key(text): text_features(text) for text in sorted(TEXTS, key=text_key)}
+    for table, arrays in rows.items():
+        write_rows(writer, table, arrays)
+    places = writer.write_clips(pd.DataFrame({"id": ids, "frames": ids, "sound": ids, "seconds": SECONDS}))
+    texts = writer.write_texts(pd.DataFrame({"key": [text_key(text) for text in TEXTS], "text": list(TEXTS)}))
+    writer.write_expressions(expressions_of(names, sides, places, writer.committed("objects"), texts))
     writer.finalise()
     return FeatureStore(path)
 
 
+def write_rows(writer: StoreWriter, table: str, rows: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Writes the arrays of each key of a stream, or of the objects."""
+    keys, size = list(rows), writer.schema.tables[table].rows_per_shard
+    for plan in writer.plan(table, [keys[start : start + size] for start in range(0, len(keys), size)]):
+        if plan is not None:
+            with writer.shard(plan) as shard:
+                for key in plan.keys:
+                    shard.write(key, rows[key])
+
+
+def text_features(text: str) -> dict[str, np.ndarray]:
+    """One channel says which text it is."""
+    features = np.zeros((LENGTH, CHANNELS), np.float32)
+    features[:3, list(TEXTS).index(text)] = 1
+    return {"features": features, "valid": np.arange(LENGTH) < 3}
+
+
 def mask_of(name: str, fid: int, rng: np.random.Generator) -> np.ndarray:
     """A square in the left (fid 0) or the right half; clips of test_n have an empty one."""
-    mask = np.zeros((NUM_FRAMES, SIZE, SIZE), bool)
+    mask = np.zeros((SECONDS, SIZE, SIZE), bool)
     if not name.startswith("null_"):
         top, left = rng.integers(4, 16), 16 * fid + rng.integers(1, 5)
         mask[:, top : top + 10, left : left + 10] = True
@@ -81,25 +95,25 @@ def mask_of(name: str, fid: int, rng: np.random.Generator) -> np.ndarray:
 
 def clip_features(
     name: str, side: int, masks: Mapping[str, np.ndarray], rng: np.random.Generator
-) -> dict[str, np.ndarray]:
+) -> dict[str, dict[str, np.ndarray]]:
     """Even channels of a map show the left object, odd ones the right; the sound's first says which of them sounds."""
     arrays = {}
     for level, size in MAPS.items():
-        maps = 0.05 * rng.standard_normal((NUM_FRAMES, CHANNELS, size, size))
+        maps = 0.05 * rng.standard_normal((SECONDS, CHANNELS, size, size))
         for fid in (0, 1):
-            pooled = masks[object_key(name, fid)].reshape(NUM_FRAMES, size, SIZE // size, size, SIZE // size)
+            pooled = masks[object_key(name, fid)].reshape(SECONDS, size, SIZE // size, size, SIZE // size)
             maps[:, fid::2] += pooled.mean(axis=(2, 4))[:, None]
-        arrays[f"clips/visual/pixel_decoder/{level}"] = maps.astype(np.float16)
-    audio = 0.1 * rng.standard_normal((NUM_FRAMES, 4)).astype(np.float32)
+        arrays[level] = maps.astype(np.float16)
+    audio = 0.1 * rng.standard_normal((SECONDS, 4)).astype(np.float32)
     audio[:, 0] += 0 if name.startswith("null_") else 2 * side - 1
-    return {**arrays, "clips/audio/vggish": audio}
+    return {VISUAL: arrays, AUDIO: {"features": audio}}
 
 
 def expressions_of(
-    writer: StoreWriter, names: list[tuple[str, str]], sides: Mapping[str, int]
-) -> pd.DataFrame:
+    names: list[tuple[str, str]], sides: Mapping[str, int], clips: Mapping[str, int], objects: Mapping[str, int],
+    texts: Mapping[str, int],
+) -> pd.DataFrame:  # fmt: skip
     """Three expressions for each clip."""
-    clips, objects, texts = (writer.committed(table) for table in ("clips", "objects", "text"))
     rows = []
     for name, split in names:
         for index, (text, dimension) in enumerate(TEXTS.items()):

@@ -58,7 +58,7 @@ def test_statistics_come_from_the_same_inference(store: FeatureStore, tmp_path: 
     for path, size in zip(files, (16, 5), strict=True):
         assert record_splits(TrainConfig(eval_batch_size=size), model, store, splits, CPU, path) == pytest.approx(plain)
     results = expression_results(statistics_blocks(files[0]))
-    assert results.facts["store"] == store.fingerprint and results.facts["num_frames"] == store.num_frames
+    assert results.facts["store"] == store.fingerprint and results.facts["num_frames"] == store.seconds
     assert results.expressions["row"].tolist() == sorted(rows_of(store, splits)), "in the file's order"
     for columns in (["split"], ["split", "dimension"]):
         for name, rows in grouped(results.expressions, columns).items():

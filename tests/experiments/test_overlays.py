@@ -14,7 +14,7 @@ from experiments.training.evaluate import Head
 from experiments.training.loop import build_model
 from refavs.config import replace
 from refavs.store import FeatureStore
-from tests.experiments.small_store import NUM_FRAMES, make_store
+from tests.experiments.small_store import SECONDS, make_store
 
 SMALL = {"model.num_layers": 1, "model.num_heads": 2, "model.decoder_layers": 0, "model.visual_downsample": 2}
 
@@ -38,7 +38,7 @@ def test_pictures_are_of_the_same_two_expressions_of_test_s(store: FeatureStore,
         assert not isinstance(files, str)
         assert sorted(folder.iterdir()) == files
         names.append([file.name for file in files])
-        width = NUM_FRAMES * (overlays.FRAME_PX + overlays.GAP_PX) - overlays.GAP_PX
+        width = SECONDS * (overlays.FRAME_PX + overlays.GAP_PX) - overlays.GAP_PX
         for file in files:
             with Image.open(file) as picture:
                 assert picture.size == (width, overlays.FRAME_PX + overlays.CAPTION_PX)

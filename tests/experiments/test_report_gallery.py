@@ -31,7 +31,7 @@ from refavs.config import replace, to_dict
 from refavs.metrics import expression_results, statistics_blocks
 from refavs.model.checkpoint import save_model
 from refavs.store import FeatureStore
-from tests.experiments.small_store import NUM_FRAMES, make_store
+from tests.experiments.small_store import SECONDS, make_store
 from tests.extract.make_videos import write_video
 
 SMALL = {"model.num_layers": 1, "model.num_queries": 2, "model.num_heads": 2, "model.decoder_layers": 0,
@@ -100,7 +100,7 @@ def test_gallery_shows_the_run_and_says_that_the_media_is_gone(source: GallerySo
         for card in group.cards:
             row = store.expressions[store.expressions["uid"] == card.uid].iloc[0]
             assert (card.sentence, card.split, card.dimension) == (row["text"], row["split"], row["dimension"])
-            assert len(card.seconds) == NUM_FRAMES and card.width == HEIGHT
+            assert len(card.seconds) == SECONDS and card.width == HEIGHT
             assert card.note.startswith("Masks on a plain backdrop, without sound: its media is no longer at nowhere")
             assert not any(second.picture or second.wave for second in card.seconds)
             assert card.score.endswith("predicted" if group.name == "null" else "%")
@@ -135,9 +135,9 @@ def benchmark_clip(root: Path, name: str) -> None:
 
     folder = root / "media" / name / "frames"
     folder.mkdir(parents=True)
-    for second in range(NUM_FRAMES):
+    for second in range(SECONDS):
         Image.new("RGB", (320, 160), (0, 0, 60 + 60 * second)).save(folder / f"{second}.jpg", quality=95)
-    sound = np.zeros(NUM_FRAMES * 16_000, np.float32)
+    sound = np.zeros(SECONDS * 16_000, np.float32)
     sound[16_000:32_000] = 0.5 * np.sin(np.arange(16_000))
     soundfile.write(folder.parent / "audio.wav", sound, 16_000)
 
@@ -149,7 +149,7 @@ def test_footage_of_a_benchmark_has_its_frames_shape_and_sound(
     monkeypatch.setitem(store.attributes, "source", f"bench {tmp_path}")
     footage = footage_of(store, "clip")
     assert footage.width == 2 * HEIGHT and not footage.note and footage.frames is not None
-    pred = np.zeros((NUM_FRAMES, 8, 8), bool)
+    pred = np.zeros((SECONDS, 8, 8), bool)
     pred[1:, :4, :4] = True
     first, second, third = seconds_of(footage, pred, np.roll(pred, -1, 0), [0.0, 1.0, 0.0])
     assert [first.verdict, second.verdict, third.verdict] == ["missed", "J 100", "false object"]
@@ -177,7 +177,7 @@ def test_footage_that_cannot_be_read_is_told(
     (tmp_path / "media/clip/frames/1.jpg").write_bytes(b"no picture")
     monkeypatch.setitem(store.attributes, "source", f"bench {tmp_path}")
     footage = footage_of(store, "clip")
-    assert footage.frames is None and "1.jpg cannot be read" in footage.note and footage.waves == ("",) * NUM_FRAMES
+    assert footage.frames is None and "1.jpg cannot be read" in footage.note and footage.waves == ("",) * SECONDS
 
 
 @pytest.mark.parametrize("name", ["../secret", "a/b", "..", ".", "", "/etc"])

@@ -60,7 +60,7 @@ class EEMCConfig(ModelOptions):
         if not self.sizes.has_mask_features:
             return self.sizes.levels
         needed = (MASKS, *LEVELS[: self.decoder_layers])
-        return ["/".join(size.path.split("/")[2:]) for size in self.sizes.maps if size.name in needed]
+        return ["/".join(size.path.split("/")[3:]) for size in self.sizes.maps if size.name in needed]
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,7 @@ def released_stamp(path: Path) -> str:
 
 def _refuse_other_text(encoders: Mapping[str, Mapping[str, Any]]) -> None:
     """Text features of another encoder have the same size, so that nothing else would tell."""
-    facts = encoders.get("text", {})
+    facts = next((facts for stream, facts in encoders.items() if stream.startswith("text/")), {})
     if facts.get("padding") != "kept":
         layers = facts.get("sizes", {}).get("num_layers", "unknown")
         raise StoreError(

@@ -104,6 +104,10 @@ class Folder(Protocol):
         """Removes the folder `under` with all its files, if it is there."""
         ...
 
+    def move(self, name: str, new: str) -> None:
+        """Gives the file another name."""
+        ...
+
     def scratch(self, name: str) -> Path:
         """A local file, which does not exist yet, to write what `publish` will call `name`."""
         ...
@@ -291,6 +295,12 @@ class LocalFolder:
         path.unlink(missing_ok=True)
         if path.parent.is_dir():
             sync_folder(path.parent)
+
+    def move(self, name: str, new: str) -> None:
+        """Renames the file."""
+        self._own(new).parent.mkdir(parents=True, exist_ok=True)
+        os.rename(self._own(name), self._own(new))
+        sync_folder(self._own(new).parent)
 
     def remove_all(self, under: str) -> None:
         """Removes the folder `under` with all its files."""

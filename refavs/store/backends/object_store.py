@@ -214,6 +214,11 @@ class RemoteFolder:
         with self.errors(name, writes=True), contextlib.suppress(FileNotFoundError):
             obstore.delete(self.writing, self.key(name))
 
+    def move(self, name: str, new: str) -> None:
+        """Copies the file on the server and removes the old one."""
+        with self.errors(name, writes=True):
+            obstore.rename(self.writing, self.key(name), self.key(new))
+
     def remove_all(self, under: str) -> None:
         """Removes all files below the folder `under`."""
         for name in self.names(under):

@@ -28,13 +28,17 @@ _OBJECT = re.compile(r"(?s).+/\d{1,9}")
 Crc = Annotated[int, range(2**32)]
 
 
-class _Shard(TypedDict):
+class ShardJson(TypedDict):
+    """What a record keeps of a shard file."""
+
     bytes: Count
     crc32c: Crc
     rows: dict[str, Crc]
 
 
-class _Sums(TypedDict):
+class SumsJson(TypedDict):
+    """Sums of the channels of an array."""
+
     count: Count
     sum: str
     sumsq: str
@@ -45,9 +49,9 @@ class _Record(TypedDict):
     index: Count
     rows: dict[str, Annotated[int, range(MOST_ROWS)]]
     meta: dict[str, dict[str, str | int | float | bool | None]]
-    arrays: dict[str, _Shard]
+    arrays: dict[str, ShardJson]
     fingerprint: str
-    statistics: dict[str, _Sums]
+    statistics: dict[str, SumsJson]
     failures: dict[str, str]
     seconds: float
 

@@ -24,6 +24,7 @@ from refavs.files.typed_json import read_json, shaped
 from refavs.store.backends.base import Folder, LocalFolder, is_stray, read_or_refuse
 
 SCHEMA_VERSION = 3
+HALF_UPGRADED = "2, half upgraded to 3"
 MODALITIES = ("visual", "audio", "text")
 OBJECTS = "objects"
 MASK, LABELLED = "objects/mask", "objects/labelled"
@@ -239,7 +240,7 @@ class StoreSchema:
         found = attributes.get("refavs_schema")
         version = found.get("version") if isinstance(found, dict) else None
         if version != SCHEMA_VERSION:
-            remedy = ("bring it to this version by refavs-store upgrade" if version == 2
+            remedy = ("bring it to this version by refavs-store upgrade" if version in (2, HALF_UPGRADED)
                       else "extract into a new store, or use the refavs that wrote it")  # fmt: skip
             raise StoreError(f"{where} has schema version {version!r}, this refavs reads {SCHEMA_VERSION}; {remedy}")
         try:

@@ -1,36 +1,50 @@
 """One HDF5 file for a whole store: for people who have no refavs, and back into a store without a loss.
 
-Each array is a dataset of its own name and axes whose chunk is one row, uncompressed; `TABLE/key` names the rows (empty
-where there is none), the columns and the expressions are datasets too. The group `refavs` keeps what `import_` needs
-to make the same store again: the small files of the store with their checksums, and the order of the rows in a shard
-where it is not that of their places. Memory holds one row, both ways.
+Each array is a dataset of its own path and axes whose chunk is one row, uncompressed; `key` beside it names the rows
+(empty where there is none) and `row` says which row belongs to each clip or text. The columns of the plain tables are
+datasets too. The group `refavs` keeps the description of the store and its commit records. Memory holds one row, both
+ways.
 """
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import h5py
 import numpy as np
+import pandas as pd
 
 from refavs.errors import StoreError
 from refavs.files.partials import remove_left
-from refavs.store.backends.base import Folder, open_folder, write_if_changed
-from refavs.store.columns import GROUP, MOST_BYTES, encode_strings, read_column
+from refavs.files.typed_json import read_json, shaped
+from refavs.store.backends.base import Folder, open_folder
+from refavs.store.columns import NEEDED, encode_strings, from_frame, read_table, write_table
+from refavs.store.derived_files import KEYS, num_rows, store_fingerprint
 from refavs.store.format.checksum import crc32c
-from refavs.store.format.commits import CommitRecord
-from refavs.store.format.schema import StoreSchema, group_metadata, refuse_foreign, root_attributes
-from refavs.store.format.shard import CRC_BYTES, ShardFile, ShardReader, shard_name
-from refavs.store.hdf5.guarded_file import NewFile, strings
-from refavs.store.hdf5.kept import ROOT, VERSION, KeptStore, is_small, order_name
+from refavs.store.format.commits import CommitRecord, parse_record, read_records, record_name, seal, write_record
+from refavs.store.format.schema import StoreSchema, refuse_foreign, schema_at, table_path
+from refavs.store.format.shard import ShardFile, ShardReader, shard_name
+from refavs.store.format.zarr_metadata import group_metadata
+from refavs.store.hdf5.guarded_file import AGAIN, ForeignFile, NewFile, strings
 from refavs.store.lease import Lease
 from refavs.store.reader import FeatureStore
+from refavs.store.snapshot import state_of
+from refavs.store.writer import StoreWriter
 
+VERSION = 2
 PROGRAM = "refavs-store"
+ABOUT, RECORDS = "refavs/about", "refavs/records"
 Progress = Callable[[int, int, str], None]
-_BLOCK_BYTES = 2**20
-MOST_SMALL = MOST_BYTES + CRC_BYTES
+
+
+class _About(TypedDict):
+    version: int
+    fingerprint: str
+    finished: bool
+    attributes: dict[str, Any]
+    tables: dict[str, dict[str, Any]]
 
 
 def silent(done: int, total: int, note: str) -> None:
@@ -47,35 +61,31 @@ def export(location: str | Path, file: str | Path, progress: Progress = silent) 
         The store's fingerprint.
 
     Raises:
-        StoreError: a row is damaged, the store changes meanwhile, or the file is there and is not an export of the
-            same content.
+        StoreError: a row is damaged, the store changes meanwhile, or the file exists and is not an export of the same
+            content.
     """
-    target = Path(file).absolute()
+    target, folder = Path(file).absolute(), open_folder(location)
+    before = state_of(folder)
     store = FeatureStore(location)
-    folder = open_folder(location)
     if target.exists():
-        if KeptStore.fingerprint_of(target) != store.fingerprint:
-            raise StoreError(f"{target} is there already and is no export of what {store.location} holds now; name "
-                             "another file")
+        if _fingerprint_in(target) != store.fingerprint:
+            raise StoreError(f"{target} exists and is no export of what {store.location} holds now; name another file")
         remove_left(target)
         return store.fingerprint
-    small = _small_files(folder, store.schema)
     with NewFile(target) as new:
         with h5py.File(new, "w", libver="v110") as out:
-            crcs = _write_small(out, folder, small)
             _write_about(out, store)
-            _write_columns(out, folder, store, small)
-            _write_rows(out, folder, store, new.check, progress)
+            _write_columns(out, store)
+            _write_rows(out, store, new.check, progress)
         new.check()
-        now = [crc32c(folder.read(name, MOST_SMALL)) for name in small]
-        if crcs != now or _small_files(folder, store.schema) != small:
+        if before is None or state_of(folder) != before:
             raise StoreError(f"{store.location} has changed while it was exported; run the same command again when "
                              "nothing writes it")
     return store.fingerprint
 
 
 def import_(file: str | Path, location: str | Path, progress: Progress = silent) -> str:
-    """Makes the store again that a file was exported from; an interrupted import goes on where it ended.
+    """Makes the store again that a file was exported from; run it again after an interruption.
 
     Args:
         progress: told the rows done, all rows, and the shard file they went to.
@@ -88,37 +98,38 @@ def import_(file: str | Path, location: str | Path, progress: Progress = silent)
     """
     folder = open_folder(location)
     refuse_foreign(folder)
-    with KeptStore(Path(file).absolute()) as kept:
-        _refuse_other(folder, kept)
+    with ForeignFile(Path(file).absolute()) as kept:
+        about = _about(kept)
+        with kept.refusing():
+            schema = StoreSchema.from_attributes(about["attributes"], f"the store in {kept.path}")
+            records = _records(kept, schema)
         with Lease(folder, PROGRAM) as lease:
             folder.sweep()
-            if not folder.exists(ROOT):
-                attributes = {name: value for name, value in kept.attributes.items() if name != "fingerprint"}
-                folder.write(ROOT, group_metadata(attributes))  # the store says that it is not finished
-            total, done = _num_rows(list(kept.records.values())), 0
-            for name, record in kept.records.items():
-                there = folder.exists(name)
-                for path, facts in record.arrays.items():
-                    if not there:
-                        lease.check()
-                        _read_shard(kept, folder, record, path)
-                    done += len(facts.rows)
-                    progress(done, total, shard_name(kept.schema.specs[path], record.index))
-                if not there:
-                    folder.write(name, kept.read(name))
+            there = _there(folder, schema, records, kept.path)
+            if not folder.exists("zarr.json"):
+                folder.write("zarr.json", group_metadata(schema.to_attributes()))
+            total, done, whole = sum(map(_num_rows, records)), 0, True
+            for record in records:
+                if record.file not in there:
+                    lease.check()
+                    made = _read_shard(kept, folder, schema, record)
+                    whole &= made == record
+                done += _num_rows(record)
+                progress(done, total, record.file)
             lease.check()
-            # The records late: that of the expressions says that their columns are whole. Without the description of
-            # their group, they are not there for a reader.
-            for name in sorted(kept.names, key=lambda name: (name == GROUP, name.startswith("commits/"))):
-                if name not in kept.records and name != ROOT:
-                    write_if_changed(folder, name, kept.read(name))
-            found = FeatureStore(folder.location).fingerprint
-            if found != kept.fingerprint:
-                raise StoreError(f"{kept.path} says that it holds store {kept.fingerprint}, its content is {found}; "
-                                 "export the store again")
+            for name in reversed(NEEDED):
+                if name in about["tables"]:
+                    _read_table(kept, folder, name, about["tables"][name])
+            writer = StoreWriter(folder, schema)
+            tables = {name: found for name in NEEDED if (found := read_table(folder, name))}
+            fingerprint = store_fingerprint(schema, writer.records(), tables)
+            if whole and not there and fingerprint != about["fingerprint"]:
+                raise StoreError(f"{kept.path} says that it holds store {about['fingerprint']}, its content is "
+                                 f"{fingerprint}; export the store again")
             lease.check()
-            write_if_changed(folder, ROOT, kept.read(ROOT))
-    return found
+            if about["finished"]:
+                writer.finalise()
+    return fingerprint
 
 
 def is_finished(file: Path) -> bool:
@@ -127,97 +138,66 @@ def is_finished(file: Path) -> bool:
     Raises:
         StoreError: the file is damaged or no export.
     """
-    with KeptStore(file.absolute()) as kept:
-        return kept.attributes.get("fingerprint") == kept.fingerprint
-
-
-def _small_files(folder: Folder, schema: StoreSchema) -> list[str]:
-    """Every file of the store but its shards, and those that belong to a run and not to its result."""
-    try:
-        names = folder.names()
-    except OSError as error:
-        raise StoreError(f"{folder.location} cannot be listed ({error.strerror or error}), which an export needs; copy "
-                         "the store to a disk or a bucket first") from error
-    return [name for name in names if is_small(name, schema)]
-
-
-def _write_small(out: h5py.File, folder: Folder, names: list[str]) -> list[int]:
-    """The small files one after the other, and where each ends; returns their checksums."""
-    data = out.create_dataset("refavs/files/data", (0,), "uint8", chunks=(_BLOCK_BYTES,), maxshape=(None,))
-    ends, crcs, block = [0], [], b""
-    for name in names:
-        one = folder.read(name, MOST_SMALL)
-        ends.append(ends[-1] + len(one))
-        crcs.append(crc32c(one))
-        block += one
-        if len(block) >= _BLOCK_BYTES or name == names[-1]:
-            data.resize((ends[-1],))
-            data[ends[-1] - len(block) :] = np.frombuffer(block, np.uint8)
-            block = b""
-    out["refavs/files/name"] = strings(encode_strings(names, "files of the store"))
-    out["refavs/files/end"] = np.array(ends[1:], "int64")
-    out["refavs/files/crc32c"] = np.array(crcs, "uint32")
-    return crcs
+    with ForeignFile(file.absolute()) as kept:
+        return _about(kept)["finished"]
 
 
 def _write_about(out: h5py.File, store: FeatureStore) -> None:
     """What the file is, for `import_` and, as attributes, for people; texts are JSON where they are not plain."""
-    about = json.dumps({"version": VERSION, "fingerprint": store.fingerprint}).encode()
-    out["refavs/about"] = np.frombuffer(about, np.uint8)
+    attributes = store.schema.to_attributes()
+    about = _About(version=VERSION, fingerprint=store.fingerprint, finished=store.finished, attributes=attributes,
+                   tables={name: facts for name, (_, facts) in store.tables.items()})  # fmt: skip
+    out[ABOUT] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    lines = [seal(record.facts() | {"seconds": round(record.seconds, 3)}) for record in store.records]
+    out[RECORDS] = np.frombuffer(b"\n".join(lines) or b"\n", np.uint8)
     facts = {
         "about": "refavs feature store; refavs-store import makes the store again", "fingerprint": store.fingerprint,
-        "source": store.schema.source, "encoders": json.dumps(store.encoders),
-        "refavs_schema": json.dumps(store.attributes["refavs_schema"]),
+        "source": store.schema.source, "refavs_schema": json.dumps(attributes["refavs_schema"]),
     }  # fmt: skip
     for name, text in facts.items():
-        _label(out, name, text)
-    out.attrs["T"], out.attrs["input_size"] = store.num_frames, store.input_size
+        data = text.encode() or b"\0"
+        out.attrs.create(name, np.bytes_(data), dtype=h5py.string_dtype("utf-8", len(data)))
+    for name in ("seconds", "fps", "mask_size"):
+        out.attrs[name] = attributes[name]
 
 
-def _write_columns(out: h5py.File, folder: Folder, store: FeatureStore, names: list[str]) -> None:
-    """The key of each row, and each column of the store as it is there, texts as strings."""
+def _write_columns(out: h5py.File, store: FeatureStore) -> None:
+    """The columns of the plain tables, and for each stream the keys of its rows and the rows of the clips or texts."""
+    for table, (frame, _) in store.tables.items():
+        columns, kinds = from_frame(frame)
+        for name, column in columns.items():
+            out[f"{table}/{name}"] = strings(column) if kinds[name] == "str" else column
     for table in store.schema.tables:
-        rows = {row: key for record in store.records if record.table == table for key, row in record.rows.items()}
-        keys = [rows.get(row, "") for row in range(max(rows, default=-1) + 1)]
-        out[f"{table}/key"] = strings(encode_strings(keys, f"keys of {table}"))
-    for column in [name.removesuffix(f"/{ROOT}") for name in names if name.endswith(f"/{ROOT}")]:
-        holds_arrays = any(f"{path}/".startswith(f"{column}/") for path in store.specs)
-        if column.count("/") != 1 or holds_arrays or column.split("/")[1] == "key":
-            continue
-        values = read_column(folder, *column.split("/"))
-        if values is None:
-            raise StoreError(f"column {folder.where(column)} is damaged; run the same refavs-extract command again")
-        out[column] = strings(values) if values.dtype == np.uint8 else values
+        own = [record for record in store.records if record.table == table]
+        rows = {row: key for record in own for key, row in record.rows.items()}
+        keys = [rows.get(row, "") for row in range(num_rows(own))]
+        out[f"{table_path(table)}/key"] = strings(encode_strings(keys, f"keys of {table}"))
+        if KEYS.get(table.split("/")[0], ("",))[0] in store.tables:
+            out[f"{table_path(table)}/row"] = store.rows_of(table)
 
 
-def _write_rows(
-    out: h5py.File, folder: Folder, store: FeatureStore, check: Callable[[], None], progress: Progress
-) -> None:
-    total, done = _num_rows(store.records), 0
+def _write_rows(out: h5py.File, store: FeatureStore, check: Callable[[], None], progress: Progress) -> None:
+    total, done = sum(map(_num_rows, store.records)), 0
     for path, spec in store.specs.items():
-        records = [record for record in store.records if path in record.arrays]
+        records = [record for record in store.records if record.table == spec.table]
         if not records:
             continue
         size = store.schema.tables[spec.table].rows_per_shard
-        num_rows = max(row + 1 for record in store.records if record.table == spec.table
-                       for row in record.rows.values())  # fmt: skip
-        data = out.create_dataset(path, (num_rows, *spec.shape), spec.dtype, chunks=(1, *spec.shape))
-        for axis, label in enumerate((spec.table.removesuffix("s"), *spec.axes)):
+        data = out.create_dataset(path, (num_rows(records), *spec.shape), spec.dtype, chunks=(1, *spec.shape))
+        for axis, label in enumerate(("row", *spec.axes)):
             data.dims[axis].label = label
         if path in store.statistics:
             data.attrs["mean"], data.attrs["std"] = store.statistics[path]
         for record in records:
             name = shard_name(spec, record.index)
-            shard = ShardReader(folder, name, spec, size, record.arrays[path])
-            if shard.order != sorted(shard.order):
-                out[order_name(path, record.index)] = np.array(shard.order, "int64")
+            shard = ShardReader(store.folder, name, spec, size, record.arrays[spec.name])
             keys = {row - record.index * size: key for key, row in record.rows.items()}
-            for place in shard.order:
+            for place in sorted(keys):
                 try:
                     row = shard.read(place, "always").numpy()
                 except StoreError as error:
-                    raise StoreError(f"{path} of {keys[place]!r} in {folder.where(name)} is damaged: {error}; run "
-                                     "refavs-store repair first") from error
+                    raise StoreError(f"{path} of {keys[place]!r} in {store.folder.where(name)} is damaged: {error}; "
+                                     "run refavs-store repair first") from error
                 at = (record.index * size + place, *(0 for _ in spec.shape))
                 data.id.write_direct_chunk(at, np.ascontiguousarray(row))
                 check()
@@ -225,49 +205,99 @@ def _write_rows(
             progress(done, total, name)
 
 
-def _read_shard(kept: KeptStore, folder: Folder, record: CommitRecord, path: str) -> None:
-    """Writes one shard file from the rows of the HDF5 file, if these are what the commit record says."""
-    spec, facts = kept.schema.specs[path], record.arrays[path]
-    size = kept.schema.tables[spec.table].rows_per_shard
-    shard = ShardFile(folder, shard_name(spec, record.index), size)
-    keys = {row - record.index * size: key for key, row in record.rows.items()}
+def _about(kept: ForeignFile) -> _About:
+    data = kept.small(ABOUT, "uint8").tobytes()
+    with kept.refusing():
+        found = read_json(data)
+        version = found["version"]
+        if version == VERSION:
+            return shaped(found, _About, "its description")
+    raise StoreError(f"{kept.path} has exchange version {version!r}, this refavs reads {VERSION}; use the refavs that "
+                     "wrote it")
+
+
+def _fingerprint_in(path: Path) -> str | None:
+    """Fingerprint of the store in a file; None where that is no whole export."""
     try:
-        row = np.empty(spec.shape, spec.dtype)
-        for place in kept.order(record, path):
-            kept.row(path, record.index * size + place, row)
-            if crc32c(row) != facts.rows[place]:
-                raise StoreError(f"{path} of {keys[place]!r} in {kept.path} is damaged: its checksum is "
-                                 f"{crc32c(row):08x}, its commit record says {facts.rows[place]:08x}; export the store "
-                                 "again, or copy the file again")
-            shard.append(place, row)
-        if shard.finish() != facts:
-            raise StoreError(f"{path} in {kept.path} does not make the shard that its commit record speaks of; export "
-                             "the store again")
-        shard.publish()
-    finally:
-        shard.discard()
+        with ForeignFile(path) as kept:
+            return _about(kept)["fingerprint"]
+    except StoreError:
+        return None
 
 
-def _refuse_other(folder: Folder, kept: KeptStore) -> None:
-    """Checks that what is at `folder`, if anything, is a part of the store in the file.
+def _records(kept: ForeignFile, schema: StoreSchema) -> list[CommitRecord]:
+    """The commit records in a file, whose rows find room in it."""
+    found: dict[str, CommitRecord] = {}
+    for line in kept.small(RECORDS, "uint8").tobytes().splitlines():
+        told = read_json(line)["record"]
+        file = record_name(str(told["table"]), int(told["index"]))
+        found[file] = parse_record(line, file, schema, f"{file} in {kept.path}")
+    keys = [(record.table, key) for record in found.values() for key in record.rows]
+    num_bytes = sum(len(record.rows) * spec.row_bytes for record in found.values()
+                    for spec in schema.tables[record.table].arrays)  # fmt: skip
+    if len(set(keys)) != len(keys) or num_bytes > kept.num_bytes:
+        raise ValueError(f"its records name {num_bytes} bytes of rows in a file of {kept.num_bytes}, or a key twice")
+    return list(found.values())
+
+
+def _read_table(kept: ForeignFile, folder: Folder, name: str, facts: dict[str, Any]) -> None:
+    """Writes a plain table, if its columns are those of which the file has the checksums."""
+    with kept.refusing():
+        frame = {}
+        for column in facts["columns"]:
+            path, kind = f"{name}/{column['name']}", column["kind"]
+            values = kept.small(path, "S" if kind == "str" else column["dtype"])
+            frame[column["name"]] = [value.decode() for value in values.tolist()] if kind == "str" else values
+        table = pd.DataFrame(frame, index=pd.RangeIndex(facts["num_rows"]))
+    write_table(folder, name, table)
+    found = read_table(folder, name)
+    if found is None or found[1] != facts:
+        raise StoreError(f"the table {name} in {kept.path} is damaged: it does not match its checksums; {AGAIN}")
+
+
+def _read_shard(kept: ForeignFile, folder: Folder, schema: StoreSchema, record: CommitRecord) -> CommitRecord:
+    """Writes the files of a shard from rows that are what the record says, and commits it."""
+    table, arrays = schema.tables[record.table], {}
+    for spec in table.arrays:
+        data, row = kept.rows(spec.path, spec.shape, spec.dtype), np.empty(spec.shape, spec.dtype)
+        keys = {row - record.index * table.rows_per_shard: key for key, row in record.rows.items()}
+        shard = ShardFile(folder, shard_name(spec, record.index), table.rows_per_shard)
+        try:
+            for place in sorted(keys):
+                kept.row(data, record.index * table.rows_per_shard + place, row)
+                known = record.arrays[spec.name].rows[place]
+                if crc32c(row) != known:
+                    raise StoreError(f"{spec.path} of {keys[place]!r} in {kept.path} is damaged: its checksum is "
+                                     f"{crc32c(row):08x}, its commit record says {known:08x}; {AGAIN}")
+                shard.append(place, row)
+            arrays[spec.name] = shard.finish()
+            shard.publish()
+        finally:
+            shard.discard()
+    made = replace(record, arrays=arrays)  # the bytes between rows may have been others
+    write_record(folder, made)
+    return made
+
+
+def _there(folder: Folder, schema: StoreSchema, records: list[CommitRecord], path: Path) -> set[str]:
+    """The records that an interrupted import has committed.
 
     Raises:
-        StoreError: it is another store, or has rows that the file has not.
+        StoreError: what is at `folder` is another store, or has rows that the file has not.
     """
-    if not folder.exists(ROOT):
-        return
-    schema = StoreSchema.from_attributes(root_attributes(folder), f"store {folder.location}")
-    there = [name for name in folder.names("commits") if kept.is_record(name)]
-    known = all(name in kept.records and folder.read(name) == kept.read(name) for name in there)
-    if schema != kept.schema or not known:
-        raise StoreError(f"{folder.location} holds another store than {kept.path}; name a new folder")
+    if not folder.exists("zarr.json"):
+        return set()
+    known = {record.file: record for record in records}
+    found = read_records(folder, schema) if (same := schema_at(folder) == schema) else []
+    if not same or not all(one.file in known and _rows(one) == _rows(known[one.file]) for one in found):
+        raise StoreError(f"{folder.location} holds another store than {path}; name a new folder")
+    return {record.file for record in found}
 
 
-def _num_rows(records: list[CommitRecord]) -> int:
+def _rows(record: CommitRecord) -> tuple[Any, ...]:
+    return record.rows, record.meta, {name: facts.rows for name, facts in record.arrays.items()}
+
+
+def _num_rows(record: CommitRecord) -> int:
     """Rows of all arrays together."""
-    return sum(len(facts.rows) for record in records for facts in record.arrays.values())
-
-
-def _label(at: Any, name: str, text: str) -> None:
-    data = text.encode() or b"\0"
-    at.attrs.create(name, np.bytes_(data), dtype=h5py.string_dtype("utf-8", len(data)))
+    return sum(len(facts.rows) for facts in record.arrays.values())

@@ -87,14 +87,6 @@ class ForeignFile:
         with self.refusing():
             return found[:]
 
-    def part(self, name: str, start: int, stop: int) -> bytes:
-        """Some of a one-dimensional dataset of bytes."""
-        found = self._flat(name, "uint8")
-        with self.refusing():
-            if not 0 <= start <= stop <= found.shape[0]:
-                raise ValueError(f"{name} has no bytes {start} to {stop}")
-            return found[start:stop].tobytes()
-
     def _flat(self, name: str, dtype: str) -> h5py.Dataset:
         found = self.dataset(name)
         with self.refusing():
