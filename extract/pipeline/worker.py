@@ -355,7 +355,7 @@ def _modality(table: str) -> str:
 def _read(
     clip: Clip, seconds: int, takes: Sequence[Frames | Sound | Text]
 ) -> tuple[dict[str, Media], dict[str, str]]:
-    """What is wanted of a clip by modality, and what is wrong; damaged sound leaves the frames usable, and vice versa."""
+    """What is wanted of a clip by modality, and what is wrong with it; each of the two may be damaged alone."""
     frames = {each for each in takes if isinstance(each, Frames)}
     rates_hz = {each.rate_hz for each in takes if isinstance(each, Sound)}
     wanted = [name for name, forms in (("visual", frames), ("audio", rates_hz)) if forms]
