@@ -3,23 +3,25 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extract.choices import LEVELS, PRESETS
+from extract.encoders.presets import PRESETS, preset_named
 from refavs.choices import DEVICES, MASK_RULES, PRECISIONS, MaskRule, Precision
 from refavs.errors import ConfigError
 from refavs.machine.processors import share_processors
 from refavs.terminal.command import CommandParser, run_command
-from refavs.terminal.printing import say, warn
+from refavs.terminal.printing import warn
 
 if TYPE_CHECKING:
+    from extract.encoders.weights import WeightSource
     from extract.pipeline.extraction import Run
     from refavs.store.backends.base import Folder
-    from refavs.store.format.schema import StoreSchema
+    from refavs.store.format.schema import StoreSchema, StreamSpec
 
 NAME = "refavs-extract"
+SECONDS = 10
 
 
 def build_parser() -> CommandParser:
@@ -27,7 +29,8 @@ def build_parser() -> CommandParser:
     parser = CommandParser(
         prog=NAME, description="Extracts the frozen features of a source into a store; only what is missing there.",
         formatter_class=_Formatter,
-        epilog="example:\n  refavs-extract videos/ features.zarr --preset tiny --expressions questions.csv\n\n"
+        epilog="examples:\n  refavs-extract videos/ features.zarr --preset tiny --expressions questions.csv\n"
+        "  refavs-extract videos/ features.zarr --streams vggish-back-to-back   adds a stream to a store\n\n"
         "exit status: 0 complete, 2 bad input, 3 finished but some clips failed (listed), 130 interrupted",
     )
     add = parser.add_argument
@@ -35,19 +38,23 @@ def build_parser() -> CommandParser:
         help="benchmark root (with metadata.csv) or a folder of videos")
     add("store", metavar="STORE", nargs="?",
         help="folder of the store, or a URL (s3://bucket/name); made where there is none, else completed")  # fmt: skip
-    presets = "; ".join(f"{name}, {what}" for name, what in PRESETS.items())
-    add("--preset", default="base", metavar="NAME", help=f"the encoders: {presets}")
+    presets = "; ".join(f"{name}, {preset.about}" for name, preset in PRESETS.items())
+    add("--preset", default="base", metavar="NAME", help=f"a list of streams: {presets}")
+    add("--streams", metavar="A,B,C", help="the streams to extract in place of a preset's: ENCODER or ENCODER/LEVEL; "
+        "ENCODER@NAME keeps another version of an encoder that the store has, under that name")  # fmt: skip
+    add("--levels", metavar="LEVELS", help="levels of visual encoders that have several (backbone, pixel_decoder); "
+        "default: the preset's, or all levels of an encoder in --streams")  # fmt: skip
+    add("--list-encoders", action="store_true", help="only list the encoders: what they take, make and weigh")
     add("--weights", choices=("pretrained", "random"), default="pretrained", help="weights of the encoders")
     add("--seed", type=int, default=0, help="of random weights")
     add("--weights-dir", type=Path, metavar="DIR",
-        help="pretrained weights: mask2former/ (preset imagenet: swin/), roberta-base/ (preset released: "
-        "distilroberta-base/) as on the hub, vggish.pth; or visual.safetensors for preset tiny; otherwise the hub's "
-        "cache or a download")  # fmt: skip
-    add("--levels", metavar="LEVELS",
-        help=f"visual maps to store: {','.join(LEVELS)} or one of them; those that the store has are kept; default: "
-        "the preset's, backbone for imagenet and released, else pixel_decoder")  # fmt: skip
-    add("--precision", choices=("auto", *PRECISIONS), default="auto", help="of Swin, pixel decoder and VGGish; auto: "
-        "that of STORE, and fp32 for a new one, so that features are the same on every machine")  # fmt: skip
+        help="pretrained weights: mask2former/, swin/, roberta-base/, distilroberta-base/ as on the hub, vggish.pth, "
+        "visual.safetensors (tiny-swin); otherwise the hub's cache or a download")  # fmt: skip
+    add("--precision", choices=("auto", *PRECISIONS), default="auto", help="of visual and audio encoders; auto: that "
+        "of the stream in STORE, and fp32 for a new one, so that features are the same on every machine")  # fmt: skip
+    add("--seconds", type=int, metavar="N", help=f"seconds of a clip; default: STORE's, and {SECONDS} for a new one")
+    add("--mask-size", type=int, metavar="PX", help="height and width of the stored masks; default: STORE's, and for a "
+        "new one 384, or 96 with preset tiny")  # fmt: skip
     add("--mask-rule", choices=MASK_RULES[1:], help="what of a mask's PNG is the object: nonzero, every colour but "
         "black; alpha, what is not transparent; index, every palette index, grey value or id but 0; default: that of "
         "STORE, and for a new one what all of them agree on")  # fmt: skip
@@ -57,41 +64,54 @@ def build_parser() -> CommandParser:
     add("--workers", type=int, metavar="N", help="worker processes; default: one per processor, or per GPU")
     add("--gpus-per-worker", type=float, metavar="G", help="share of a GPU for each worker; default: 1 on a GPU")
     add("--batch-clips", type=int, metavar="N",
-        help="clips in one pass through the visual encoder; default: 4 on a GPU, 1 on a processor")  # fmt: skip
+        help="clips in one pass through the visual encoders; default: 4 on a GPU, 1 on a processor")  # fmt: skip
     add("--log", type=Path, metavar="FILE", help="append JSON lines about the run: speed, stages, failures; default: "
         "no log on a terminal, else STORE.extract.jsonl beside a local store")  # fmt: skip
     add("--address", metavar="ADDRESS", help="a running Ray cluster; default: one on this machine for this run")
     add("--check-weights", type=Path, metavar="DIR",
-        help="only say which pretrained weights of the preset DIR has, and what to fetch; without SOURCE and STORE")
+        help="only say which pretrained weights of the streams DIR has, and what to fetch; without SOURCE and STORE")
     add("--dry-run", action="store_true", help="only say what would be done: clips, shards, bytes, time and cost")
     return parser
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults in the help, and the example as it is written."""
+    """Defaults in the help, and the examples as they are written."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        shown = action.default is not None and action.default is not False
+        return super()._get_help_string(action) if shown else action.help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of refavs-extract; returns the exit status."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    if args.list_encoders:
+        return run_command(NAME, _list_encoders)
     if args.check_weights is not None:
         return run_command(NAME, lambda: _check_weights(args))
     if args.store is None:
-        parser.error("SOURCE and STORE are required, save with --check-weights DIR")
+        parser.error("SOURCE and STORE are required, except with --list-encoders and --check-weights DIR")
     if args.dry_run:  # the only run that computes in this process
         share_processors()
     return run_command(NAME, lambda: extract(args))
 
 
+def _list_encoders() -> int:
+    from extract.encoders.listing import list_encoders
+
+    return list_encoders()
+
+
 def _check_weights(args: argparse.Namespace) -> int:
     from extract.encoders.check_weights import check_weights
-    from extract.encoders.presets import preset_named
+    from extract.encoders.protocol import EncoderSetup
+    from extract.encoders.streams import choose_streams
+    from extract.encoders.weights import WeightSource
 
-    return check_weights(preset_named(args.preset), args.check_weights)
+    setup = EncoderSetup(weights=WeightSource(folder=args.check_weights))
+    names, levels = _streams(args)
+    return check_weights(choose_streams(names, SECONDS, lambda name: setup, levels), args.check_weights)
 
 
 def extract(args: argparse.Namespace) -> int:
@@ -99,29 +119,32 @@ def extract(args: argparse.Namespace) -> int:
     from extract.pipeline.dry_run import dry_run
     from extract.pipeline.extraction import complete
     from extract.pipeline.input_check import check_films, check_masks
-    from extract.pipeline.plan import wanted_items
-    from refavs.store.columns import EXPRESSIONS_RECORD
+    from extract.pipeline.plan import object_units
     from refavs.store.lease import Lease
     from refavs.store.writer import StoreWriter
 
     run = prepared(args)
     check_films(run.folder, run.source)
-    check_masks(run.folder, wanted_items(run.source, run.mask_rule)["objects"], run.preset.num_frames)
+    check_masks(run.folder, object_units(run.source, run.mask_rule), run.streams.seconds)
     if args.dry_run:
         return dry_run(run)
-    description = run.description()  # reads weights, so that nothing is made where there are none
+    specs = run.streams.specs()  # reads weights, so that nothing is made where there are none
     with Lease(run.folder, NAME) as lease:
-        writer = StoreWriter.open(args.store, **description)
-        _warn_of_slow_bf16(run)
-        # Videos without a CSV say nothing about expressions, so those the store has stay.
-        keeps = run.source.kind == "videos" and args.expressions is None and writer.folder.exists(EXPRESSIONS_RECORD)
-        return complete(run, writer, lease, keeps)
+        writer = StoreWriter.open(args.store, streams=specs, **run.description())
+        _warn_of_slow_bf16(specs.values(), run.resources.device)
+        return complete(run, writer, lease)
 
 
-def prepared(args: argparse.Namespace) -> "Run":
-    """Checks the arguments against each other, the source and the store; changes nothing."""
-    from extract.encoders.presets import build_encoders, preset_named
-    from extract.encoders.visual import levels_of
+def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource] | None" = None) -> "Run":
+    """Checks the arguments against each other, the source and the store; changes nothing.
+
+    Args:
+        args: the command line.
+        weights_of: of an encoder; default: those that `args` names.
+    """
+    from extract.encoders.networks import refuse_precision
+    from extract.encoders.protocol import EncoderSetup
+    from extract.encoders.streams import StreamSet, choose_streams
     from extract.encoders.weights import WeightSource
     from extract.pipeline.extraction import Run
     from extract.pipeline.input_check import film_rules
@@ -129,43 +152,63 @@ def prepared(args: argparse.Namespace) -> "Run":
     from extract.pipeline.ray_pool import Resources
     from refavs.data.layouts import read_source
     from refavs.store.backends.base import open_folder
-    from refavs.store.format.schema import refuse_foreign
-    from refavs.store.writer import StoreWriter
+    from refavs.store.columns import table_record
+    from refavs.store.format.schema import refuse_foreign, schema_at
 
-    preset = preset_named(args.preset)
+    names, levels = _streams(args)
     gpus = chosen_gpus(args.device, args.gpus_per_worker, args.address, "--gpus-per-worker", _warn)
     resources = Resources(
-        address=args.address, num_workers=args.workers, gpus_per_worker=gpus,
-        batch_clips=args.batch_clips,
+        address=args.address, num_workers=args.workers, gpus_per_worker=gpus, batch_clips=args.batch_clips,
     )
-    weights = WeightSource(kind=args.weights, seed=args.seed, folder=args.weights_dir, fetch=not args.dry_run)
-    named = preset.levels if args.levels is None else args.levels.split(",")
-    asked = tuple(dict.fromkeys(level.strip() for level in named if level.strip()))
     folder = open_folder(args.store)
     refuse_foreign(folder)
-    kept = StoreWriter.attach(args.store).schema if folder.exists("zarr.json") else None
-    precision = _precision(args.precision, kept)
-    encoders = build_encoders(preset, weights, asked, precision, resources.device)
-    has = () if kept is None else levels_of(kept.specs)
-    if not set(has) <= set(asked):
-        levels = tuple(level for level in LEVELS if level in (*has, *asked))
-        encoders = build_encoders(preset, weights, levels, precision, resources.device)
-        say(f"{folder.location} has level {' and '.join(has)}; this run keeps it complete as well: "
-              f"{', '.join(levels)}")  # fmt: skip
+    kept = schema_at(folder) if folder.exists("zarr.json") else None
+    seconds = _at_least_1("--seconds", args.seconds, kept.seconds if kept else SECONDS)
+    new_mask_size = PRESETS["base" if args.streams else args.preset].mask_size
+    mask_size = _at_least_1("--mask-size", args.mask_size, kept.mask_size if kept else new_mask_size)
+
+    given = WeightSource(kind=args.weights, seed=args.seed, folder=args.weights_dir, fetch=not args.dry_run)
+
+    def choose(weights_of: Callable[[str], WeightSource]) -> StreamSet:
+        def setup(name: str) -> EncoderSetup:
+            precision = _precision(args.precision, name, kept)
+            refuse_precision(precision, resources.device)
+            return EncoderSetup(weights=weights_of(name), precision=precision, device=resources.device)
+
+        return choose_streams(names, seconds, setup, levels)
+
+    streams = choose(weights_of or (lambda name: given))
     log = args.log or _log_beside(folder)
     if log is not None and not log.absolute().parent.is_dir() and log.absolute().parent != Path(args.store).absolute():
         raise ConfigError(f"--log {log} cannot be written: there is no folder {log.absolute().parent}; make it first")
     source = read_source(args.source, args.expressions)
     films = {"film_rules": film_rules(folder, source)} if source.kind == "videos" else {}
     extraction = {
-        "source": str(args.source.absolute()), "preset": args.preset, "weights": args.weights, "seed": args.seed,
-        "levels": ",".join(level for level in LEVELS if level in encoders.visual.levels),
-        "precision": encoders.visual.precision,
+        "source": str(args.source.absolute()), "batch_clips": resources.clips_per_pass, **films,
         "expressions": None if args.expressions is None else str(args.expressions.absolute()),
-        "batch_clips": resources.clips_per_pass, **films,
     }  # fmt: skip
-    return Run(folder=folder, source=source, preset=preset, encoders=encoders, resources=resources, log=log,
-               mask_rule=_mask_rule(args.mask_rule, kept), extraction=extraction)  # fmt: skip
+    # Videos without a CSV say nothing about expressions, so those that the store has stay.
+    keeps = source.kind == "videos" and args.expressions is None and folder.exists(table_record("expressions"))
+    return Run(folder=folder, source=source, streams=streams, choose=choose, resources=resources, log=log,
+               mask_rule=_mask_rule(args.mask_rule, kept), mask_size=mask_size, keeps_expressions=keeps,
+               extraction=extraction)  # fmt: skip
+
+
+def _streams(args: argparse.Namespace) -> tuple[list[str], list[str] | None]:
+    """The streams that are asked for, and the levels."""
+    preset = preset_named(args.preset)
+    names = list(preset.streams) if args.streams is None else _parts(args.streams)
+    return names, None if args.levels is None else _parts(args.levels)
+
+
+def _parts(joined: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in joined.split(",") if part.strip()))
+
+
+def _at_least_1(option: str, asked: int | None, default: int) -> int:
+    if asked is not None and asked < 1:
+        raise ConfigError(f"{option} is {asked}; accepted: 1 or more")
+    return default if asked is None else asked
 
 
 def _mask_rule(asked: MaskRule | None, store: "StoreSchema | None") -> MaskRule:
@@ -174,20 +217,21 @@ def _mask_rule(asked: MaskRule | None, store: "StoreSchema | None") -> MaskRule:
     return MASK_RULES[MASK_RULES.index(asked or known)]
 
 
-def _precision(asked: str, store: "StoreSchema | None") -> Precision:
-    """The precision to compute in: as asked; else that of the store; else fp32."""
-    known = "fp32" if store is None else store.extraction.get("precision", "fp32")
-    wanted = known if asked == "auto" else asked
+def _precision(asked: str, name: str, store: "StoreSchema | None") -> Precision:
+    """The precision in which an encoder computes: as asked; else that of its streams in the store; else fp32."""
+    known = [stream.fingerprint.get("precision", "fp32") for id, stream in (store.streams if store else {}).items()
+             if id.split("/")[1] == name]  # fmt: skip
+    wanted = asked if asked != "auto" else next(iter(known), "fp32")
     if wanted not in PRECISIONS:
-        raise ConfigError(f"the store says that it was made with precision {wanted!r}; give one of "
+        raise ConfigError(f"the store says that {name} was computed with precision {wanted!r}; give one of "
                           f"{', '.join(PRECISIONS)} by --precision")
     return PRECISIONS[PRECISIONS.index(wanted)]
 
 
-def _warn_of_slow_bf16(run: "Run") -> None:
+def _warn_of_slow_bf16(specs: "Iterable[StreamSpec]", device: str) -> None:
     from refavs.machine.accelerator import slow_bf16
 
-    if run.encoders.visual.precision == "bf16" and (factor := slow_bf16(run.resources.device)) is not None:
+    if any(spec.fingerprint.get("precision") == "bf16" for spec in specs) and (factor := slow_bf16(device)) is not None:
         _warn(f"bf16 takes {factor:.1f} times as long as fp32 on this processor (measured now on a convolution), which "
               "has no instructions for it; --precision fp32 is faster, in a store of its own")
 

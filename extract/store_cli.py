@@ -1,13 +1,13 @@
-"""refavs-store: what is in a feature store, whether it is whole, mending it, and taking it elsewhere."""
+"""refavs-store: what is in a feature store, whether it is whole, repairing it, and taking it elsewhere."""
 
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from extract.media.notes import NOTES
+from extract.media.notes import NOTES, counted
 from refavs.errors import StoreError
 from refavs.terminal.command import CommandParser, Exit, run_command
 from refavs.terminal.console import PlainConsole, ProgressBar
@@ -21,15 +21,15 @@ NAME = "refavs-store"
 EXAMPLE = """example:
   refavs-store info features/                 rows, arrays, bytes, encoders and expressions of the store in features/
   refavs-store verify features/               hash every byte again and name what is damaged (exit status 3)
-  refavs-store repair features/               compute what is damaged again, and only that
+  refavs-store repair features/               remove what is damaged, and extract it again
+  refavs-store drop features/ audio/vggish    remove a stream and give its space back
+  refavs-store upgrade features/              bring a store of version 2 to this version, computing no feature
   refavs-store export features/ features.h5   everything in one HDF5 file, which h5py reads without refavs
   refavs-store import features.h5 features/   the same store again, byte for byte
 
 exit status: 0 complete, 1 a bug or an error, 2 bad input, 3 damage found or left, or an export of an unfinished store
 (listed), 130 interrupted
 """
-
-FLAGS = ("silent", "repeated_from_s")  # facts of a clip that say what is odd about it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,9 +58,14 @@ def build_parser() -> CommandParser:
         ("verify", lambda args: verify(args.store), "compare every byte with its checksum"),
     ):
         command(name, run, text).add_argument("store", metavar="STORE", help=store)
-    mend = command("repair", _repair, "compute again what is damaged, and only that")
+    mend = command("repair", _repair, "remove what is damaged, and extract it again")
     mend.add_argument("store", metavar="STORE", help=store)
     _add_extraction(mend)
+    dropped = command("drop", lambda args: drop(args.store, args.stream), "remove a stream and give its space back")
+    dropped.add_argument("store", metavar="STORE", help=store)
+    dropped.add_argument("stream", metavar="STREAM", help="its id as info shows it, or visual/ENCODER for all levels")
+    upgraded = command("upgrade", lambda args: upgrade(args.store), "bring a store of version 2 to this version")
+    upgraded.add_argument("store", metavar="STORE", help=store)
     out = command("export", lambda args: export(args.store, args.file), "write a whole store to one new HDF5 file")
     out.add_argument("store", metavar="STORE", help=store)
     out.add_argument("file", type=Path, metavar="FILE", help="the HDF5 file to make; never written over")
@@ -78,12 +83,7 @@ def _add_extraction(parser: CommandParser) -> None:
     add("--source", metavar="SOURCE", help="benchmark root or folder of videos, if it has moved")
     add("--expressions", metavar="CSV", help="expressions about a folder of videos, if that file has moved")
     add("--weights-dir", metavar="DIR", help="pretrained weights, as for refavs-extract")
-    add("--preset", metavar="NAME", help="encoder sizes")
-    add("--weights", choices=("pretrained", "random"), help="weights of the encoders")
-    add("--seed", metavar="SEED", help="of random weights")
-    add("--levels", metavar="LEVELS", help="visual maps")
-    add("--precision", metavar="PRECISION", help="of the encoders")
-    add("--batch-clips", metavar="N", help="clips in one pass through the visual encoder")
+    add("--batch-clips", metavar="N", help="clips in one pass through the visual encoders")
     add("--workers", metavar="N", help="worker processes; default: one per processor")
     add("--gpus-per-worker", metavar="G", help="share of a GPU for each worker; default: 0")
     add("--address", metavar="ADDRESS", help="a running Ray cluster; default: one on this machine for this run")
@@ -93,7 +93,8 @@ def info(location: str) -> int:
     """Prints a summary of the store."""
     from rich.table import Table
 
-    from refavs.store.format.commits import encoder_digests
+    from refavs.store.fingerprints import says_random
+    from refavs.store.format.commits import short_digest
     from refavs.store.reader import FeatureStore
 
     store = FeatureStore(location)
@@ -101,24 +102,24 @@ def info(location: str) -> int:
     console.print(f"store        {store.location}")
     console.print(f"source       {store.schema.source}")
     console.print(f"fingerprint  {store.fingerprint}{'' if store.finished else ' (its extraction did not finish)'}")
-    console.print(f"frames       {store.num_frames} per clip, {store.input_size} x {store.input_size} px")
-    if store.schema.mask_rule is not None:
-        console.print(f"masks        read by mask rule {store.schema.mask_rule}")
-    for stream, short in encoder_digests(store.schema).items():
-        fingerprint = store.encoders[stream]
-        facts = ", ".join(f"{name} {value}" for name, value in fingerprint.items() if name != "name")
-        console.print(f"encoder      {stream}: {fingerprint.get('name', '?')}@{short} ({facts})")
-    if store.random_weights:
-        console.print("             random weights: these features show that the system works, nothing else")
+    console.print(f"clips        {store.seconds} seconds, {store.schema.fps:g} frames a second")
+    rule = "" if store.schema.mask_rule is None else f", read by mask rule {store.schema.mask_rule}"
+    console.print(f"masks        {store.mask_size} x {store.mask_size} px{rule}")
+    for name in store.streams:
+        fingerprint = store.schema.streams[name].fingerprint
+        facts = ", ".join(f"{fact} {value}" for fact, value in fingerprint.items() if fact != "name")
+        console.print(f"stream       {name}: {fingerprint.get('name', '?')}@{short_digest(fingerprint)} ({facts})")
+        if says_random(fingerprint):
+            console.print("             random weights: these features show that the system works, nothing else")
     table = Table()
     for name in ("array", "axes", "row shape", "type", "rows", "shards", "bytes"):
         table.add_column(name, overflow="fold")
     for spec in store.specs.values():
-        records = [record for record in store.records if spec.path in record.arrays]
-        num_bytes = sum(record.arrays[spec.path].num_bytes for record in records)
+        records = [record for record in store.records if record.table == spec.table]
+        num_bytes = sum(record.arrays[spec.name].num_bytes for record in records)
         table.add_row(
             spec.path, " ".join(spec.axes), "x".join(map(str, spec.shape)), spec.dtype,
-            str(sum(len(record.own_rows(spec.path)) for record in records)), str(len(records)), readable(num_bytes),
+            str(sum(len(record.rows) for record in records)), str(len(records)), readable(num_bytes),
         )  # fmt: skip
     console.print(table)
     for line in facts_of_rows(store):
@@ -127,22 +128,11 @@ def info(location: str) -> int:
 
 
 def facts_of_rows(store: "FeatureStore") -> list[str]:
-    """Lines on flagged clips, on what failed and was not mended since, and on the expressions of each split."""
-    lines = []
-    for name in FLAGS:
-        values = store.clips[name].tolist() if name in store.clips else []
-        # NaN where other clips have a number and this one has nothing.
-        flagged = sum(value is not None and value is not False and value == value for value in values)
-        if flagged:
-            lines.append(f"clips        {flagged} {name}")
-    noted = store.clips["notes"].tolist() if "notes" in store.clips else []
-    for name, count in Counter(name for names in noted if isinstance(names, str) for name in names.split(",")).items():
-        lines.append(f"clips        {count} {name}: {NOTES.get(name, 'noted')}")
-    done = {(record.table, key) for record in store.records for key in record.rows}
-    for record in store.records:
-        for key, reason in record.failures.items():
-            if (record.table, key) not in done:
-                lines.append(f"failed       {key}: {reason}")
+    """Lines on flagged clips, on clips and objects that failed, and on the expressions of each split."""
+    clips = store.clips.to_dict("records") if "clips" in store.tables else []
+    lines = [f"clips        {count} {name}{f': {NOTES[name]}' if name in NOTES else ''}"
+             for name, count in counted(clips).items()]  # fmt: skip
+    lines += [f"failed       {name}: {reason}" for name, reason in _failures(store, clips).items()]
     try:
         splits = Counter(store.expressions["split"])
     except StoreError:
@@ -151,13 +141,55 @@ def facts_of_rows(store: "FeatureStore") -> list[str]:
     return [*lines, f"expressions  {splits.total()}{f' ({counts})' if counts else ''}"]
 
 
+def _failures(store: "FeatureStore", clips: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Clips, texts and objects that have no row in some table, with the reason."""
+    names: dict[str, dict[str, str]] = {modality: {} for modality in ("visual", "audio", "text")}
+    for clip in clips:
+        names["visual"].setdefault(clip["frames"], clip["id"])
+        names["audio"].setdefault(clip["sound"], clip["id"])
+    if "text" in store.tables:
+        names["text"] = dict(zip(store.texts["key"], store.texts["text"], strict=True))
+    done = {(record.table, key) for record in store.records for key in record.rows}
+    failed = [(record.table, key, reason) for record in store.records for key, reason in record.failures.items()
+              if (record.table, key) not in done]  # fmt: skip
+    found = {}
+    for table, key, reason in failed:
+        known = names.get(table.split("/")[0])
+        name = key if known is None else known.get(key)
+        if name is not None:  # else the file was replaced since
+            found.setdefault(name, reason)
+    return found
+
+
+def drop(location: str, stream: str) -> int:
+    """Removes a stream, or all levels of an encoder."""
+    from refavs.store.backends.base import open_folder
+    from refavs.store.lease import Lease
+    from refavs.store.writer import StoreWriter
+
+    writer = StoreWriter.attach(location)
+    with Lease(open_folder(location), NAME):
+        gone = writer.drop(stream)
+        fingerprint = writer.finalise()
+    say(f"{writer.location}: {', '.join(gone) or stream} removed; fingerprint {fingerprint}")
+    return Exit.COMPLETE
+
+
+def upgrade(location: str) -> int:
+    """Brings a store of version 2 to this version."""
+    from refavs.store.upgrade import upgrade as upgrade_store
+
+    say(f"{location} is upgraded: fingerprint {upgrade_store(location)}")
+    return Exit.COMPLETE
+
+
 def verify(location: str) -> int:
     """Hashes the store again and prints what is damaged."""
     verdict = verified(location)
     report(location, verdict)
     if not verdict.damage:
         return Exit.COMPLETE
-    say(f"to mend it: {NAME} repair {location}")
+    say(f"to repair it: {NAME} repair {location}")
     return Exit.FAILURES
 
 

@@ -78,7 +78,7 @@ def _write(
     """Writes the predictions, all or none; returns their entries in prediction.json."""
     from PIL import Image
 
-    from experiments.predict.overlay_video import frame_size, write_overlay_video
+    from experiments.predict.overlay_video import SOUND_HZ, frame_size, write_overlay_video
     from experiments.records.record_types import write_json
     from refavs.files.staged import staged
 
@@ -90,7 +90,7 @@ def _write(
             masks = prediction.masks(height, width)
             for second, mask in enumerate(masks):
                 Image.fromarray(mask).convert("L").save(folder / str(number) / f"{second}.png")
-            write_overlay_video(folder / str(number) / OVERLAY, video, masks, media.sound)
+            write_overlay_video(folder / str(number) / OVERLAY, video, masks, media.sound[SOUND_HZ])
             found.append({"expression": prediction.expression, "folder": str(number), "shares": prediction.shares})
         write_json(folder / SEAL, {
             "video": str(video), "run": run, "silent": media.silent, "repeated_from_s": media.repeated_from_s,

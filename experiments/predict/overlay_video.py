@@ -13,9 +13,9 @@ from PIL import Image
 from experiments.training.overlays import PREDICTION, outline
 from extract.media.display_matrix import upright
 from extract.media.video import open_film
-from extract.media.wav import SAMPLE_RATE_HZ
 
 LARGEST_SIDE_PX = 1280
+SOUND_HZ = 48_000
 FILL = 0.45
 
 
@@ -33,14 +33,14 @@ def write_overlay_video(
     Args:
         video: checked before by `extract.media.clip.read_media`, which refuses damaged and endless files.
         masks: at the size of the pictures.
-        sound: mono, 16 kHz.
+        sound: mono, at `SOUND_HZ`.
     """
     height, width = _even(masks.shape[1:])
     with av.open(f"file:{path}", "w", format="mp4") as container:  # prefixed, as a name may contain a colon
         rate = _rate(video)
         picture = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "20"})
         picture.pix_fmt, picture.height, picture.width = "yuv420p", height, width
-        track = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
+        track = container.add_stream("aac", rate=SOUND_HZ, layout="mono")
         last, phase = -1, None
         for time_s, pixels in _pictures(video, len(masks)):
             phase = time_s * rate % 1 if phase is None else phase
@@ -54,7 +54,7 @@ def write_overlay_video(
             frame.pts = number
             container.mux(picture.encode(frame))
         block = av.AudioFrame.from_ndarray(sound[None].astype(np.float32), format="fltp", layout="mono")
-        block.sample_rate, block.pts = SAMPLE_RATE_HZ, 0
+        block.sample_rate, block.pts = SOUND_HZ, 0
         container.mux(track.encode(block))
         container.mux(picture.encode())
         container.mux(track.encode())

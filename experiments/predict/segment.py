@@ -4,17 +4,20 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from extract.encoders.presets import Encoders, build_encoders, preset_named
+from experiments.predict.overlay_video import SOUND_HZ
+from extract.encoders.networks import refuse_precision
+from extract.encoders.protocol import EncoderSetup
+from extract.encoders.streams import StreamSet, choose_streams
 from extract.encoders.weights import WeightSource
 from extract.media.clip import Media, read_media
-from extract.pipeline.plan import array_specs
+from refavs.choices import PRECISIONS
 from refavs.config import nearest
 from refavs.data.batches import Batch, collate
 from refavs.data.layouts import VIDEO_SUFFIXES, Clip
@@ -25,6 +28,7 @@ from refavs.machine.accelerator import compute_fp32_exactly, require_usable
 from refavs.model.checkpoint import CONFIG, load_model, read_config
 from refavs.model.heads.protocol import Head
 from refavs.store.fingerprints import says_random
+from refavs.store.format.schema import table_path
 from refavs.store.reader import Sample
 
 AT_ONCE = 8  # expressions
@@ -35,7 +39,8 @@ class Prediction:
     """What a run says of one expression about a video.
 
     Attributes:
-        probs: probability of each pixel to belong to the referred object, one map per second, at the encoders' size.
+        probs: probability of each pixel to belong to the referred object, one map per second, at the size of the masks
+            that the run was trained on.
     """
 
     expression: str
@@ -52,18 +57,12 @@ class Prediction:
         return (self.probs > 0.5).float().mean(dim=(1, 2)).tolist()
 
 
-class _Extraction(TypedDict):
-    preset: str
-    weights: Literal["pretrained", "random"]
-    seed: int
-    precision: str
-
-
 class _Facts(TypedDict):
     """What a checkpoint must tell of the features that it was trained on."""
 
     encoders: dict[str, dict[str, Any]]
-    extraction: _Extraction
+    seconds: int
+    mask_size: int
 
 
 class Predictor:
@@ -93,10 +92,9 @@ class Predictor:
                 f"{folder / CONFIG} does not say which encoders its features came from ({error}); train again with "
                 "this version"
             ) from error
-        extraction = facts["extraction"]
         self.random_features = says_random(facts["encoders"])
-        self.preset = preset_named(str(extraction.get("preset")))
-        self.encoders = self._encoders(extraction, weights_folder)
+        self.mask_size = int(facts["mask_size"])
+        self.streams = self._streams(facts, weights_folder)
         self._refuse_others(facts["encoders"], folder)
         self._refuse_other_sizes(folder)
 
@@ -112,7 +110,8 @@ class Predictor:
                 f"{', '.join(sorted(VIDEO_SUFFIXES))}"
             )
         clip = Clip(id=video.stem, video=video.absolute())
-        return read_media(clip, self.preset.num_frames, self.preset.input_size)
+        frames, rates_hz = self.streams.inputs()
+        return read_media(clip, self.streams.seconds, frames, {*rates_hz, SOUND_HZ})
 
     def predict(self, media: Media, expressions: Sequence[str]) -> Iterator[Prediction]:
         """The prediction for each expression; frames and sound are encoded once, expressions by a few at a time.
@@ -122,33 +121,48 @@ class Predictor:
             StatisticsError: so are the head's probabilities.
         """
         with torch.no_grad():
-            maps, audio = self._encoded(media)
+            clip = self._encoded(media)
         for start in range(0, len(expressions), AT_ONCE):
             texts = expressions[start : start + AT_ONCE]
             with torch.no_grad():
-                batch = self._batch(maps, audio, texts).to(self.device)
-                probs = self.model.probs(self.model(batch), (self.preset.input_size, self.preset.input_size)).cpu()
+                batch = self._batch(clip, texts).to(self.device)
+                probs = self.model.probs(self.model(batch), (self.mask_size, self.mask_size)).cpu()
             require_finite_probs(repr(texts[0]), probs.isfinite().all())
             for text, one in zip(texts, probs, strict=True):
                 yield Prediction(expression=text, probs=one.clone())  # which alone stays in memory
 
-    @property
-    def _levels(self) -> tuple[str, ...]:
-        """The visual level whose maps the head reads: clips/visual/LEVEL/map."""
-        return (self.model.config.sizes.maps[0].path.split("/")[3],)
+    def _streams(self, facts: Mapping[str, Any], weights_folder: Path | None) -> StreamSet:
+        """The streams that the head reads, made by the encoders that it was trained on."""
+        sizes = self.model.sizes
+        read = (*sizes.maps, *(size for size in (sizes.audio, sizes.text) if size is not None))
+        places = [size.path.removeprefix("clips/").split("/") for size in read]
 
-    def _encoders(self, extraction: Mapping[str, Any], weights_folder: Path | None) -> Encoders:
-        weights = WeightSource(kind=extraction["weights"], seed=int(extraction["seed"]), folder=weights_folder)
-        try:
-            return build_encoders(self.preset, weights, self._levels, extraction["precision"], self.device)
-        except ConfigError as error:
-            raise ConfigError(f"the run was trained on features computed in {extraction['precision']}, which this "
-                              "processor does not compute in; run refavs-predict on a machine with a GPU, or train on "
-                              "a store of refavs-extract --precision fp32") from error
+        def setup(name: str) -> EncoderSetup:
+            own = (found for id, found in facts["encoders"].items() if id.split("/")[1:2] == [name])
+            known = next(own, dict[str, Any]())
+            kind, _, seed = str(known.get("weights")).partition(":")
+            weights = WeightSource(folder=weights_folder)
+            if kind == "random":
+                weights = WeightSource(kind="random", seed=int(seed))
+            precision = PRECISIONS[PRECISIONS.index(known.get("precision", "fp32"))]
+            try:
+                refuse_precision(precision, self.device)
+            except ConfigError as error:
+                raise ConfigError(f"the run was trained on features computed in {precision}, which this processor does "
+                                  "not compute in; run refavs-predict on a machine with a GPU, or train on a store of "
+                                  "refavs-extract --precision fp32") from error
+            return EncoderSetup(weights=weights, precision=precision, device=self.device)
+
+        names = dict.fromkeys("/".join(place[1:-1]) for place in places)
+        return choose_streams(list(names), int(facts["seconds"]), setup)
 
     def _refuse_others(self, trained_on: Mapping[str, Any], folder: Path) -> None:
-        found = json.loads(json.dumps(self.encoders.fingerprints()))
-        other = [stream for stream, facts in found.items() if facts != trained_on.get(stream)]
+        other = []
+        for id, stream in self.streams.streams.items():
+            found = json.loads(json.dumps(self.streams.fingerprint(stream)))
+            known = trained_on.get(id, {})
+            if any(known.get(name) != value for name, value in found.items()):
+                other.append(id)
         if other:
             raise WeightsError(
                 f"the head in {folder} was trained on features of {', '.join(other)} from other weights than those "
@@ -156,36 +170,51 @@ class Predictor:
             )
 
     def _refuse_other_sizes(self, folder: Path) -> None:
-        specs = {spec.path: spec for table in array_specs(self.preset, self.encoders).values() for spec in table}
+        made = {f"{table_path(id)}/{spec.name}": spec.shape
+                for id, stream in self.streams.streams.items() for spec in stream.arrays}  # fmt: skip
         sizes = self.model.sizes
-        streams = [size for size in (sizes.audio, sizes.text) if size is not None]
-        wanted = {size.path: [size.channels] for size in streams}
+        wanted = {size.path: [size.channels] for size in (sizes.audio, sizes.text) if size is not None}
         wanted |= {size.path: [size.channels, size.height, size.width] for size in sizes.maps}
         for path, size in wanted.items():
-            made = specs[path].shape[-len(size):] if path in specs else ()
-            if list(made) != size:
-                raise WeightsError(f"{folder / CONFIG} names {path} of {size}, its encoders make {list(made)}; copy "
-                                   "the checkpoint again or train again")
+            shape = list(made.get(path, ())[-len(size):])
+            if shape != size:
+                raise WeightsError(f"{folder / CONFIG} names {path} of {size}, its encoders make {shape}; copy the "
+                                   "checkpoint again or train again")
 
-    def _encoded(self, media: Media) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The features of frames, by their paths, and of sound."""
-        maps = self.encoders.visual.encode([media.frames], self._levels)[0]
-        sound = self.encoders.audio.encode([self.encoders.audio.prepare(media.sound)])[0]
-        require_finite_features("the video", {**maps, **sound})
-        (audio,) = sound.values()
-        return maps, audio
+    def _arrays(self, items: Mapping[str, Any], what: str) -> dict[str, np.ndarray]:
+        """The arrays of one item for each encoder, by their paths in a store."""
+        found = {}
+        for name, item in items.items():
+            encoder = self.streams.encoders[name]
+            streams = {id: stream for id, stream in self.streams.streams.items() if stream.encoder == name}
+            levels = [stream.level for stream in streams.values()]
+            (arrays,) = encoder.encode([encoder.prepare(item)], levels)
+            for id, stream in streams.items():
+                found |= {f"{table_path(id)}/{path}": array for path, array in stream.part(arrays).items()}
+        require_finite_features(what, found)
+        return found
 
-    def _batch(self, maps: Mapping[str, np.ndarray], audio: np.ndarray, expressions: Sequence[str]) -> Batch:
-        texts = self.encoders.text.encode([self.encoders.text.prepare(text) for text in expressions])
+    def _encoded(self, media: Media) -> dict[str, np.ndarray]:
+        """The features of frames and of sound."""
+        encoders = self.streams.encoders.items()
+        return self._arrays({name: media.taken(encoder.takes) for name, encoder in encoders
+                             if encoder.modality != "text"}, "the video")  # fmt: skip
+
+    def _batch(self, clip: Mapping[str, np.ndarray], expressions: Sequence[str]) -> Batch:
+        """What the head reads; a modality that it does not read is one zero."""
+        sizes = self.model.sizes
+        readers = [name for name, encoder in self.streams.encoders.items() if encoder.modality == "text"]
         samples = []
-        for text, encoded in zip(expressions, texts, strict=True):
-            require_finite_features(repr(text), encoded)
-            features, valid = sorted(encoded.values(), key=lambda array: array.dtype == bool)
+        for text in expressions:
+            words, valid = np.zeros((1, 1), np.float32), np.ones(1, np.bool_)
+            if sizes.text is not None:
+                encoded = self._arrays(dict.fromkeys(readers, text), repr(text))
+                words, valid = encoded[sizes.text.path], encoded[f"{sizes.text.path.rpartition('/')[0]}/valid"]
+            sound = np.zeros((1, 1), np.float32) if sizes.audio is None else clip[sizes.audio.path]
             samples.append(Sample(
-                visual={size.name: torch.from_numpy(maps[size.path]) for size in sizes.maps},
-                audio=torch.from_numpy(audio), text=torch.from_numpy(encoded[sizes.text.path]),
-                valid=torch.from_numpy(valid), mask=None, labelled=None, uid=text, clip_id="video", text_string=text,
-                split="", dimension="",
+                visual={size.name: torch.from_numpy(clip[size.path]) for size in sizes.maps},
+                audio=torch.from_numpy(sound), text=torch.from_numpy(words), valid=torch.from_numpy(valid), mask=None,
+                labelled=None, uid=text, clip_id="video", text_string=text, split="", dimension="",
             ))  # fmt: skip
         return collate(samples)
 

@@ -13,7 +13,8 @@ from einops import rearrange, reduce
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from extract.media.clip import Media, frame_size, read_media
+from extract.encoders.protocol import Frames
+from extract.media.clip import frame_size, read_media
 from refavs.data.layouts import VIDEO_SUFFIXES, Clip, named_on_disk
 from refavs.data.metadata import composed
 from refavs.errors import DatasetError
@@ -21,7 +22,7 @@ from refavs.store import FeatureStore
 
 HEIGHT = 160  # of a picture, px; its width follows from the clip's shape
 JPEG_QUALITY = 80
-WAVE_WIDTH, WAVE_HEIGHT, WAVE_BINS = 100, 24, 50
+WAVE_WIDTH, WAVE_HEIGHT, WAVE_BINS, WAVE_HZ = 100, 24, 50, 8_000
 WIDEST = 2.5  # width of a picture as a multiple of its height
 _NEAREST = 1.0  # points of an outline that are closer than this, in px of the picture, become one
 
@@ -90,11 +91,12 @@ def footage_of(store: FeatureStore, clip_id: str) -> Footage:
         size = frame_size(clip)
         shape = 1.0 if size is None else min(max(size[1] / size[0], 1 / WIDEST), WIDEST)
         width = round(HEIGHT * shape)
-        media = read_media(clip, store.seconds, max(width, HEIGHT))
+        form = Frames(size=max(width, HEIGHT))
+        media = read_media(clip, store.seconds, [form], [WAVE_HZ])
     except DatasetError as error:
         return _without(bare, str(error))
     note = "The clip has no sound track." if media.silent else ""
-    return Footage(width=width, frames=media.frames, waves=_waves(media), note=note)
+    return Footage(width=width, frames=media.frames[form], waves=_waves(media.sound[WAVE_HZ], store.seconds), note=note)
 
 
 def seconds_of(
@@ -157,9 +159,9 @@ def _path(points: Float[np.ndarray, "n 2"]) -> str:
     return f"M{'L'.join(f'{x:.1f} {y:.1f}' for x, y in kept)}Z"
 
 
-def _waves(media: Media) -> tuple[str, ...]:
-    loudest = float(np.abs(media.sound).max(initial=0.0))
-    seconds = rearrange(media.sound, "(t n) -> t n", t=len(media.frames))
+def _waves(sound: Float[np.ndarray, " s"], num_seconds: int) -> tuple[str, ...]:
+    loudest = float(np.abs(sound).max(initial=0.0))
+    seconds = rearrange(sound, "(t n) -> t n", t=num_seconds)
     return tuple(wave_path(second, loudest) for second in seconds)
 
 

@@ -236,7 +236,8 @@ class Training:
         refuse_exchanged(store)
         run, model = self.run, self.learner.average
         metrics = {name: value for name, value in metrics.items() if not name.startswith("val/")}  # in the history
-        facts = {"store": store.fingerprint, "encoders": store.encoders, "extraction": store.schema.extraction}
+        facts = {"store": store.fingerprint, "encoders": store.encoders, "seconds": store.seconds,
+                 "mask_size": store.mask_size}  # fmt: skip
         started = time.monotonic()
         save_model(run.folder / "checkpoint", model, {**facts, "trial": to_dict(self.learner.config)})
         if run.config.train.patience:

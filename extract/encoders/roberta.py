@@ -1,7 +1,7 @@
-"""The text stream: RoBERTa over one expression, padded to a fixed number of tokens."""
+"""RoBERTa: the token features of one expression, padded to a fixed number of tokens."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,18 +11,9 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from extract.encoders import frozen
-from extract.encoders.weights import (
-    TENSOR_FILES,
-    WeightPart,
-    WeightSource,
-    fill,
-    from_hub,
-    in_folder,
-    load_tensors,
-    random_stamp,
-    randomly,
-)
+from extract.encoders.networks import fill, frozen, load_tensors, randomly
+from extract.encoders.protocol import Encoder, EncoderSetup, Text
+from extract.encoders.weights import TENSOR_FILES, WeightPart, from_hub, in_folder, weights_stamp
 from refavs.config import file_stamp
 from refavs.errors import WeightsError
 from refavs.machine.torchvision_shim import ensure_torchvision
@@ -31,8 +22,10 @@ from refavs.store.format.schema import ArraySpec
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-FEATURES, VALID = "text/roberta/features", "text/roberta/valid"
 PAD = 1
+MOST_NAMED = 20
+# Used by an encoder without pretrained weights, and wherever weights are random and no other tokenizer is at hand.
+TOKENIZER = Path(__file__).parents[1] / "presets" / "tiny" / "tokenizer.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +34,8 @@ class RobertaSettings:
 
     Attributes:
         length: tokens per expression, start and end included.
-        tokenizer: file in the package, used by a preset that ships its own and wherever weights are random and no
-            other tokenizer is at hand.
-        always_random: a preset that ships no weights keeps to its generator, whatever the user chose.
-        repository: on the hub; its last part names the folder within that of all weights.
+        repository: on the hub; its last part names the folder within that of all weights. None where there are no
+            pretrained weights, whatever the user chose.
         keeps_padding: padding keeps its features, which the network computes like any other token's.
     """
 
@@ -54,56 +45,59 @@ class RobertaSettings:
     num_heads: int
     feedforward_channels: int
     vocabulary: int
-    tokenizer: Path
-    always_random: bool = False
-    repository: str = "FacebookAI/roberta-base"
+    repository: str | None = None
     keeps_padding: bool = False
 
     @property
     def folder(self) -> str:
         """Where the weights lie within the folder of all weights."""
-        return self.repository.split("/")[1]
+        return (self.repository or "").split("/")[-1]
 
 
 @dataclass
-class RobertaEncoder:
-    """One expression to its token features, float16, and which of the tokens are real."""
+class RobertaEncoder(Encoder):
+    """One expression to its token features, float16, and which of the tokens are real; always in fp32."""
 
+    name: str
     settings: RobertaSettings
-    weights: WeightSource
-    device: str = "cpu"
+    setup: EncoderSetup
+    licence: str = "MIT"
+    num_parameters: int = 0
 
-    def fingerprints(self) -> dict[str, dict[str, Any]]:
+    def __post_init__(self) -> None:
+        self.modality = "text"
+        self.takes = Text()
+        self.weights = self.settings.repository or "random"
+
+    def facts(self, level: str) -> dict[str, Any]:
         """Facts about network and tokenizer."""
-        stamp = random_stamp(self.weights.seed) if self._weights_file is None else file_stamp(self._weights_file)
-        shipped = " of this package" if self._tokenizer_file == self.settings.tokenizer else ""
-        # Where the tokenizer lies on this machine, and why weights are random, change no value.
-        other = ("tokenizer", "always_random", "repository", "keeps_padding")
-        sizes = {k: v for k, v in vars(self.settings).items() if k not in other}
+        shipped = " of this package" if self._tokenizer_file == TOKENIZER else ""
+        # Where the weights lie, and what is done with padding, are no sizes.
+        sizes = {k: v for k, v in vars(self.settings).items() if k not in ("repository", "keeps_padding")}
         facts = {
-            "name": "roberta", "weights": stamp, "input_size": self.settings.length, "precision": "fp32",
-            "dtype": "float16", "sizes": sizes,
+            "name": self.name,
+            "weights": weights_stamp(self._weights_file, self.setup.weights.seed), "input_size": self.settings.length,
+            "precision": "fp32", "dtype": "float16", "sizes": sizes,
             "preprocessing": f"byte-level BPE{shipped} {file_stamp(self._tokenizer_file)}, cut after the last token",
         }
-        return {"text": {**facts, "padding": "kept"} if self.settings.keeps_padding else facts}
+        return {**facts, "padding": "kept"} if self.settings.keeps_padding else facts
 
-    def specs(self) -> Sequence[ArraySpec]:
+    def arrays(self, seconds: int) -> dict[str, list[ArraySpec]]:
         """Token features and `valid`."""
         length = self.settings.length
-        return [
-            ArraySpec(path=FEATURES, shape=(length, self.settings.channels), dtype="float16", axes=("l", "c"),
-                      statistics=True, valid=VALID),
-            ArraySpec(path=VALID, shape=(length,), dtype="bool", axes=("l",)),
-        ]  # fmt: skip
+        return {"": [
+            ArraySpec(name="features", shape=(length, self.settings.channels), dtype="float16", axes=("l", "c"),
+                      statistics=True, valid="valid"),
+            ArraySpec(name="valid", shape=(length,), dtype="bool", axes=("l",)),
+        ]}  # fmt: skip
 
     def weight_parts(self) -> Sequence[WeightPart]:
         """The network's file and the tokenizer's."""
         fetch = f"hf download {self.settings.repository} --local-dir {{folder}}/{self.settings.folder}"
-        shipped = self.settings.tokenizer
         return [
-            WeightPart(name="text, RoBERTa", find=lambda: self._weights_file, load=lambda: self._network, fetch=fetch),
-            WeightPart(name="text, tokenizer", load=lambda: self._tokenizer, fetch=fetch,
-                       find=lambda: None if self._tokenizer_file == shipped else self._tokenizer_file),
+            WeightPart(name=self.name, find=lambda: self._weights_file, load=lambda: self._network, fetch=fetch),
+            WeightPart(name=f"{self.name}, tokenizer", load=lambda: self._tokenizer, fetch=fetch,
+                       find=lambda: None if self._tokenizer_file == TOKENIZER else self._tokenizer_file),
         ]  # fmt: skip
 
     def prepare(self, item: str) -> "Encoding":
@@ -111,23 +105,33 @@ class RobertaEncoder:
         return self._tokenizer.encode(item)
 
     @torch.no_grad()
-    def encode(self, items: Sequence["Encoding"]) -> list[dict[str, np.ndarray]]:
-        """Features of each expression; those of padding are zero, but where they are kept.
+    def encode(self, batch: "Sequence[Encoding]", levels: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        """Features of each expression; those of padding are zero, unless they are kept.
 
         A GPU takes all of them in one pass, a processor one by one, so that no expression depends on its company.
         """
-        if self.device == "cpu":
-            return [found for item in items for found in self._features([item])]
-        return self._features(items) if items else []
+        if self.setup.device == "cpu":
+            return [found for item in batch for found in self._features([item])]
+        return self._features(batch) if batch else []
 
-    def _features(self, items: Sequence["Encoding"]) -> list[dict[str, np.ndarray]]:
-        ids = torch.tensor([item.ids for item in items]).to(self.device)
-        valid = torch.tensor([item.attention_mask for item in items]).bool().to(self.device)
+    def _features(self, items: "Sequence[Encoding]") -> list[dict[str, np.ndarray]]:
+        ids = torch.tensor([item.ids for item in items]).to(self.setup.device)
+        valid = torch.tensor([item.attention_mask for item in items]).bool().to(self.setup.device)
         features = self._network(input_ids=ids, attention_mask=valid.long()).last_hidden_state
         if not self.settings.keeps_padding:
             features = torch.where(rearrange(valid, "b l -> b l 1"), features, 0.0)
-        return [{FEATURES: one, VALID: real}
+        return [{"features": one, "valid": real}
                 for one, real in zip(features.half().cpu().numpy(), valid.cpu().numpy(), strict=True)]  # fmt: skip
+
+    def remarks(self, items: Sequence[str]) -> list[str]:
+        """Names the expressions that have more tokens than fit."""
+        cut = self.overlong(items)
+        if not cut:
+            return []
+        named = [f"  {length} tokens: {text!r}" for text, length in list(cut.items())[:MOST_NAMED]]
+        more = [f"  and {len(cut) - MOST_NAMED} more"] if len(cut) > MOST_NAMED else []
+        return [f"{self.name}: {len(cut)} expressions have more than {self.settings.length} tokens and lose their end:",
+                *named, *more]  # fmt: skip
 
     def num_tokens(self, text: str) -> int:
         """Tokens of a text before it is cut, start and end included."""
@@ -140,21 +144,23 @@ class RobertaEncoder:
 
     @cached_property
     def _weights_file(self) -> Path | None:
-        if self.weights.kind == "random" or self.settings.always_random:
+        weights, settings = self.setup.weights, self.settings
+        if weights.kind == "random" or settings.repository is None:
             return None
-        if self.weights.folder is not None:
-            return in_folder(self.weights.folder, *(f"{self.settings.folder}/{name}" for name in TENSOR_FILES))
-        return from_hub(self.settings.repository, *TENSOR_FILES, fetch=self.weights.fetch)
+        if weights.folder is not None:
+            return in_folder(weights.folder, *(f"{settings.folder}/{name}" for name in TENSOR_FILES))
+        return from_hub(settings.repository, *TENSOR_FILES, fetch=weights.fetch)
 
     @cached_property
     def _tokenizer_file(self) -> Path:
-        if self.settings.always_random:
-            return self.settings.tokenizer
-        if self.weights.folder is not None and (self.weights.folder / self.settings.folder).is_dir():
-            return in_folder(self.weights.folder, f"{self.settings.folder}/tokenizer.json")
-        if self.weights.kind == "random":
-            return self.settings.tokenizer
-        return from_hub(self.settings.repository, "tokenizer.json", fetch=self.weights.fetch)
+        weights, settings = self.setup.weights, self.settings
+        if settings.repository is None:
+            return TOKENIZER
+        if weights.folder is not None and (weights.folder / settings.folder).is_dir():
+            return in_folder(weights.folder, f"{settings.folder}/tokenizer.json")
+        if weights.kind == "random":
+            return TOKENIZER
+        return from_hub(settings.repository, "tokenizer.json", fetch=weights.fetch)
 
     @cached_property
     def _whole(self) -> "Tokenizer":
@@ -174,13 +180,13 @@ class RobertaEncoder:
 
     @cached_property
     def _network(self) -> nn.Module:
-        network = randomly(lambda: build_roberta(self.settings), self.weights.seed)
+        network = randomly(lambda: build_roberta(self.settings), self.setup.weights.seed)
         if self._weights_file is not None:
             state = load_tensors(self._weights_file)
             inside = {_present_name(key): value for key, value in state.items()}
             names = network.state_dict().keys()
             fill(network, {key: value for key, value in inside.items() if key in names}, self._weights_file)
-        return frozen(network, self.device, torch.float32)
+        return frozen(network, self.setup.device, torch.float32)
 
 
 def _present_name(key: str) -> str:
@@ -223,3 +229,26 @@ def read_tokenizer(path: Path) -> "Tokenizer":
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+BASE = RobertaSettings(
+    length=25, channels=768, num_layers=12, num_heads=12, feedforward_channels=3072, vocabulary=50265,
+    repository="FacebookAI/roberta-base",
+)  # fmt: skip
+TINY = RobertaSettings(length=16, channels=128, num_layers=2, num_heads=4, feedforward_channels=512, vocabulary=1024)
+
+
+def roberta_base(setup: EncoderSetup) -> RobertaEncoder:
+    """The paper's."""
+    return RobertaEncoder("roberta-base", BASE, setup, "MIT", 124_055_040)
+
+
+def distilroberta_base(setup: EncoderSetup) -> RobertaEncoder:
+    """That of the paper's public release, which keeps the features of padding."""
+    settings = replace(BASE, num_layers=6, repository="distilbert/distilroberta-base", keeps_padding=True)
+    return RobertaEncoder("distilroberta-base", settings, setup, "Apache-2.0", 81_527_808)
+
+
+def tiny_roberta(setup: EncoderSetup) -> RobertaEncoder:
+    """A small RoBERTa with random weights, for demonstrations."""
+    return RobertaEncoder("tiny-roberta", TINY, setup, "Apache-2.0", 593_792)

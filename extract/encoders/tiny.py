@@ -1,4 +1,4 @@
-"""The recipe of preset `tiny`: pretrains its Swin and pixel decoder on densely labelled synthetic frames.
+"""The recipe of `tiny-swin`: pretrains its Swin and pixel decoder on densely labelled synthetic frames.
 
 It stands for what Mask2Former's pretraining gives the real encoders: maps that separate foreground, shape and colour.
 The result ships with the package; `python -m extract.encoders.tiny` makes it again.
@@ -15,9 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from extract.encoders.presets import SHIPPED, Preset, preset_named
-from extract.encoders.visual import VisualNetworks
-from extract.media.clip import normalised
+from extract.encoders.mask2former import TINY, VisualNetworks, VisualSettings
+from extract.encoders.protocol import Frames
 from refavs.synthetic.scene import CATEGORIES, COLOURS, make_scene, render
 from refavs.terminal.command import CommandParser, run_command
 from refavs.terminal.console import ProgressBar
@@ -69,13 +68,14 @@ def accuracies(logits: Tensor, labels: Tensor) -> list[float]:
 
 
 def pretrain(
-    preset: Preset, steps: int, batch_size: int, learning_rate: float, seed: int
+    settings: VisualSettings, steps: int, batch_size: int, learning_rate: float, seed: int
 ) -> tuple[VisualNetworks, list[float]]:
     """Trains both networks; returns them with the accuracies of the mask features on frames it has not seen."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    networks = VisualNetworks(preset.swin, preset.pixel_decoder)
-    mask_channels, channels = preset.pixel_decoder.mask_channels, preset.pixel_decoder.channels
+    assert settings.pixel_decoder is not None
+    networks, takes = VisualNetworks(settings.swin, settings.pixel_decoder), Frames(size=settings.swin.input_size)
+    mask_channels, channels = settings.pixel_decoder.mask_channels, settings.pixel_decoder.channels
     heads = nn.ModuleDict(
         {
             level: nn.Conv2d(mask_channels if level == "mask_features" else channels, FOREGROUND + SHAPE + COLOUR, 1)
@@ -84,10 +84,10 @@ def pretrain(
     )
     optimizer = torch.optim.AdamW([*networks.parameters(), *heads.parameters()], lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
-    with ProgressBar("pretraining preset tiny", steps, "steps") as bar:
+    with ProgressBar("pretraining tiny-swin", steps, "steps") as bar:
         for _ in range(steps):
-            frames, labels = labelled_frames(rng, batch_size, preset.input_size)
-            maps = networks(normalised(frames))
+            frames, labels = labelled_frames(rng, batch_size, takes.size)
+            maps = networks(takes.normalised(frames))
             loss = torch.stack([dense_loss(heads[level](features), labels) for level, features in maps.items()]).sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -96,9 +96,9 @@ def pretrain(
             schedule.step()
             bar.advance(note=f"loss {loss.item():.3f}")
     networks.eval()
-    frames, labels = labelled_frames(rng, 64, preset.input_size)
+    frames, labels = labelled_frames(rng, 64, takes.size)
     with torch.no_grad():
-        logits = heads["mask_features"](networks(normalised(frames))["mask_features"])
+        logits = heads["mask_features"](networks(takes.normalised(frames))["mask_features"])
     return networks, accuracies(logits, labels)
 
 
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m extract.encoders.tiny", description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=SHIPPED / "tiny" / "visual.safetensors", help="file to write")
+    parser.add_argument("--out", type=Path, default=TINY.shipped, help="file to write")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=32, help="frames in a step")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def command() -> int:
-        networks, right = pretrain(preset_named("tiny"), args.steps, args.batch_size, args.learning_rate, args.seed)
+        networks, right = pretrain(TINY, args.steps, args.batch_size, args.learning_rate, args.seed)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: value.half() for name, value in networks.state_dict().items()}, args.out)
         shares = dict(zip(("foreground", "shape", "colour"), right, strict=True))

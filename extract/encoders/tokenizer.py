@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extract.encoders.presets import TOKENIZER, preset_named
+from extract.encoders.roberta import TINY, TOKENIZER
 from refavs.synthetic.scene import CATEGORIES
 from refavs.synthetic.templates import TEMPLATES, sentences
 from refavs.terminal.command import CommandParser, run_command
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         texts = synthetic_sentences()
-        tokenizer = train_tokenizer(texts, preset_named("tiny").text.vocabulary)
+        tokenizer = train_tokenizer(texts, TINY.vocabulary)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(str(args.out), pretty=False)
         longest = max(len(encoding.ids) for encoding in tokenizer.encode_batch(texts))

@@ -1,4 +1,4 @@
-"""The audio stream: VGGish over one window of sound per second."""
+"""VGGish: one window of sound per second, 128 channels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,23 +12,12 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from extract.encoders import DTYPES, frozen
-from extract.encoders.weights import (
-    WeightPart,
-    WeightSource,
-    fill,
-    from_url,
-    in_folder,
-    load_tensors,
-    random_stamp,
-    randomly,
-)
-from extract.media.clip import SAMPLE_RATE_HZ
-from refavs.choices import Precision
-from refavs.config import file_stamp
+from extract.encoders.networks import DTYPES, fill, frozen, load_tensors, randomly
+from extract.encoders.protocol import Encoder, EncoderSetup, Sound
+from extract.encoders.weights import WeightPart, from_url, in_folder, weights_stamp
 from refavs.store.format.schema import ArraySpec
 
-PATH = "clips/audio/vggish"
+SAMPLE_RATE_HZ = 16_000
 CHANNELS = 128
 PATCH_FRAMES = 96
 HOP_S = 0.010
@@ -47,87 +36,88 @@ OUTPUT = "signed, before the last ReLU"
 URL = "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth"
 
 
-@dataclass(frozen=True, kw_only=True)
-class VGGishSettings:
-    """How VGGish is used.
-
-    Attributes:
-        windows: `second` starts a window at each second, so that sound and frames stay together; `back_to_back` puts
-            one after the other as the paper's public release does, whose row 9 therefore starts at 8.64 s.
-        always_random: a preset that ships no weights keeps to its generator, whatever the user chose.
-    """
-
-    num_frames: int
-    windows: Windows = "second"
-    always_random: bool = False
-
-
 @dataclass
-class VGGishEncoder:
+class VGGishEncoder(Encoder):
     """Sound of clips to 128 channels per second, float32.
 
     The values are those before the network's last ReLU, as in Google's graph and in the paper's release; a head that
     wants the rectified form of torchvggish applies the ReLU (`model.rectified_audio`).
+
+    Attributes:
+        windows: `second` starts a window at each second, so that sound and frames stay together; `back_to_back` puts
+            one after the other as the paper's public release does, whose row 9 therefore starts at 8.64 s.
+        always_random: it has no pretrained weights, whatever the user chose.
     """
 
-    settings: VGGishSettings
-    weights: WeightSource
-    precision: Precision = "fp32"
-    device: str = "cpu"
+    name: str
+    setup: EncoderSetup
+    windows: Windows = "second"
+    always_random: bool = False
+    licence: str = "Apache-2.0"
+    num_parameters: int = 72_141_184
 
-    def fingerprints(self) -> dict[str, dict[str, Any]]:
+    def __post_init__(self) -> None:
+        self.modality = "audio"
+        self.takes = Sound(rate_hz=SAMPLE_RATE_HZ)
+        self.weights = "random" if self.always_random else URL
+
+    def facts(self, level: str) -> dict[str, Any]:
         """Facts about network and front end."""
-        stamp = random_stamp(self.weights.seed) if self._weights_file is None else file_stamp(self._weights_file)
-        facts = {
-            "name": "vggish", "weights": stamp, "preprocessing": PREPROCESSING[self.settings.windows],
-            "input_size": PATCH_SAMPLES, "output": OUTPUT, "precision": self.precision, "dtype": "float32",
-        }
-        return {"audio": facts}
+        return {
+            "name": self.name, "weights": weights_stamp(self._weights_file, self.setup.weights.seed),
+            "preprocessing": PREPROCESSING[self.windows], "input_size": PATCH_SAMPLES, "output": OUTPUT,
+            "precision": self.setup.precision, "dtype": "float32",
+        }  # fmt: skip
 
-    def specs(self) -> Sequence[ArraySpec]:
+    def arrays(self, seconds: int) -> dict[str, list[ArraySpec]]:
         """One array."""
-        shape = (self.settings.num_frames, CHANNELS)
-        return [
-            ArraySpec(path=PATH, shape=shape, dtype="float32", axes=("t", "c"), statistics=True)
-        ]
+        return {"": [ArraySpec(name="features", shape=(seconds, CHANNELS), dtype="float32", axes=("t", "c"),
+                               statistics=True)]}  # fmt: skip
 
     def weight_parts(self) -> Sequence[WeightPart]:
         """The network's file."""
         fetch = f"curl -L {URL} -o {{folder}}/vggish.pth"
-        return [
-            WeightPart(name="audio, VGGish", find=lambda: self._weights_file, load=lambda: self._network, fetch=fetch)
-        ]
+        return [WeightPart(name=self.name, find=lambda: self._weights_file, load=lambda: self._network, fetch=fetch)]
 
     def prepare(self, item: Float[np.ndarray, " s"]) -> Float[Tensor, "t 1 96 64"]:
         """The log-mel patches of one sound."""
-        return log_mel_patches(item, self.settings.num_frames, STRIDES_S[self.settings.windows])
+        return log_mel_patches(item, len(item) // SAMPLE_RATE_HZ, STRIDES_S[self.windows])
 
     @torch.no_grad()
-    def encode(self, items: Sequence[Float[Tensor, "t 1 96 64"]]) -> list[dict[str, np.ndarray]]:
-        """Features of every second of each sound; a GPU takes all of them in one pass, a processor one by one."""
-        if self.device == "cpu":
-            return [{PATH: self._features(patches).numpy()} for patches in items]
-        features = self._features(torch.cat(list(items))).cpu().numpy() if items else np.empty((0, CHANNELS))
-        return [{PATH: part} for part in np.split(features, max(len(items), 1))[: len(items)]]
+    def encode(
+        self, batch: Sequence[Float[Tensor, "t 1 96 64"]], levels: Sequence[str]
+    ) -> list[dict[str, np.ndarray]]:
+        """A vector per window.
+
+        A GPU takes the windows of all sounds in one pass; a processor takes one sound after the other, so that no
+        sound depends on its company.
+        """
+        if self.setup.device == "cpu":
+            parts = [self._features(item).numpy() for item in batch]
+        else:
+            features = self._features(torch.cat(list(batch))).cpu().numpy()
+            parts = np.split(features, max(len(batch), 1))[: len(batch)]
+        return [{"features": part} for part in parts]
 
     def _features(self, patches: Float[Tensor, "p 1 96 64"]) -> Float[Tensor, "p c"]:
-        patches = patches.to(self.device, DTYPES[self.precision]).contiguous(memory_format=torch.channels_last)
-        return self._network(patches).float()
+        patches = patches.to(self.setup.device, DTYPES[self.setup.precision])
+        return self._network(patches.contiguous(memory_format=torch.channels_last)).float()
 
     @cached_property
     def _weights_file(self) -> Path | None:
-        if self.weights.kind == "random" or self.settings.always_random:
+        weights = self.setup.weights
+        if weights.kind == "random" or self.always_random:
             return None
-        if self.weights.folder is not None:
-            return in_folder(self.weights.folder, "vggish.safetensors", "vggish.pth")
-        return from_url(URL, "10086976", fetch=self.weights.fetch)
+        if weights.folder is not None:
+            return in_folder(weights.folder, "vggish.safetensors", "vggish.pth")
+        return from_url(URL, "10086976", fetch=weights.fetch)
 
     @cached_property
     def _network(self) -> nn.Module:
-        network = randomly(build_vggish, self.weights.seed)
+        network = randomly(build_vggish, self.setup.weights.seed)
         if self._weights_file is not None:
             fill(network, load_tensors(self._weights_file), self._weights_file)
-        network = frozen(network, self.device, DTYPES[self.precision])
+        network = frozen(network, self.setup.device, DTYPES[self.setup.precision])
         return nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)
 
 
@@ -175,3 +165,18 @@ def _mel_matrix() -> Float[np.ndarray, "257 64"]:
         num_mel_bins=vggish_params.NUM_MEL_BINS, lower_edge_hertz=vggish_params.MEL_MIN_HZ,
         upper_edge_hertz=vggish_params.MEL_MAX_HZ,
     )
+
+
+def vggish(setup: EncoderSetup) -> VGGishEncoder:
+    """The paper's: a window at each second."""
+    return VGGishEncoder("vggish", setup)
+
+
+def vggish_back_to_back(setup: EncoderSetup) -> VGGishEncoder:
+    """With the windows of the paper's public release."""
+    return VGGishEncoder("vggish-back-to-back", setup, "back_to_back")
+
+
+def tiny_vggish(setup: EncoderSetup) -> VGGishEncoder:
+    """The network of VGGish with random weights, for demonstrations."""
+    return VGGishEncoder("tiny-vggish", setup, always_random=True)

@@ -1,27 +1,16 @@
 """Where encoder weights come from: a folder, the package, the hub's cache or a download; or a random generator."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-
+from refavs.config import file_stamp
 from refavs.errors import ConfigError, WeightsError
-from refavs.files.plain_file import open_plain
-from refavs.finite import require_finite_weights
-from refavs.model.pickled import load_pickled
 
-SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
-_RANDOM = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
 TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
 CONNECT_TIMEOUT_S = 10.0
 LEAST_SEED, MOST_SEED = -(2**63), 2**64 - 1  # that torch takes
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,79 +59,9 @@ class WeightPart:
     fetch: str
 
 
-def random_stamp(seed: int | None) -> str:
-    """How a fingerprint names random weights."""
-    return f"random:{seed}"
-
-
-def randomly(build: Callable[[], Network], seed: int | None) -> Network:
-    """Builds a network whose weights depend on nothing but the seed; without a seed they are zeros."""
-    if seed is None:
-        with _Zeros():
-            return build()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()
-
-
-class _Zeros(TorchFunctionMode):
-    """Initialises tensors with zeros in place of random numbers."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in _RANDOM:
-            with torch.no_grad():
-                return (args[0] if args else kwargs["tensor"]).zero_()
-        return func(*args, **kwargs)
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads a file of weights; pickles only in the form that cannot run code.
-
-    Raises:
-        WeightsError: the file is not one of weights, or they are not finite.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            os.close(open_plain(path))
-            found = load_file(path)
-        else:
-            found = load_pickled(path)
-    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError, _unpickling_error()) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(
-            f"weights {path} cannot be read ({reason}); accepted: safetensors, or a pickled state dict of plain tensors"
-        ) from error
-    if isinstance(found, dict):
-        require_finite_weights(path, found)
-    return found
-
-
-def _unpickling_error() -> type[Exception]:
-    import pickle
-
-    return pickle.UnpicklingError
-
-
-def fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Loads `state` into `network`, every weight of which must be there.
-
-    Raises:
-        OtherArchitecture: names or shapes differ.
-    """
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:3]]
-        raise OtherArchitecture(
-            f"weights {path} belong to another architecture: {' '.join(lines)[:300]}; name the folder of this preset's "
-            "weights with --weights-dir"
-        ) from error
+def weights_stamp(file: Path | None, seed: int | None) -> str:
+    """How a fingerprint names weights: by the hash of their file, or by the seed of random ones."""
+    return f"random:{seed}" if file is None else file_stamp(file)
 
 
 def in_folder(folder: Path, *names: str) -> Path:
@@ -199,6 +118,8 @@ def from_url(url: str, sha256_prefix: str, fetch: bool = True) -> Path:
         NotFetched: it is not in the cache, and `fetch` is off.
         WeightsError: it is not in the cache and cannot be downloaded.
     """
+    import torch
+
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if path.is_file():
         return path

@@ -1,29 +1,24 @@
-"""Media to numbers: the first frame of each second and the sound of a clip, from a video or the benchmark's files."""
+"""Media to numbers: the first frame of each second and the sound of a clip, in every form that its encoders take."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from einops import rearrange
 from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor
 
-from extract.media.pictures import resized
+from extract.encoders.protocol import Frames, Sound, Text
+from extract.media.pictures import fitted
 from extract.media.video import read_container
-from extract.media.wav import SAMPLE_RATE_HZ, read_wave
+from extract.media.wav import read_wave
 from refavs.data.layouts import Clip
 from refavs.errors import DatasetError
 from refavs.files.source_files import PICTURE_ERRORS, open_picture, reason_of
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 # How films are read (`video.py`); raised with what changes that for some of them. Of 1: before stores told it.
 FILM_RULES = 2
-PREPROCESSING = "first frame of each second, PIL bilinear to a square, ImageNet mean and deviation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,53 +26,61 @@ class Media:
     """What the encoders are given of one clip.
 
     Attributes:
-        frames: RGB, one for each second.
-        sound: mono at 16 kHz, full scale 1, exactly as many seconds as frames; zeros where the clip has none.
+        frames: RGB, one for each second, in each form asked for.
+        sound: mono, full scale 1, exactly as many seconds as frames, at each sample rate asked for; zeros where the
+            clip has none.
         silent: the clip has no sound track.
         repeated_from_s: first second that repeats the last frame because the picture had ended; None where none does.
-        notes: what else is odd, names of `extract.media.notes.NOTES`.
+        frame_notes: what else is odd about the picture, names of `extract.media.notes.NOTES`.
+        sound_notes: the same of the sound.
     """
 
-    frames: UInt8[np.ndarray, "t h w 3"]
-    sound: Float[np.ndarray, " s"]
+    frames: Mapping[Frames, UInt8[np.ndarray, "t h w 3"]]
+    sound: Mapping[int, Float[np.ndarray, " s"]]
     silent: bool
-    repeated_from_s: int | None
-    notes: tuple[str, ...] = ()
+    repeated_from_s: int | None = None
+    frame_notes: tuple[str, ...] = ()
+    sound_notes: tuple[str, ...] = ()
+
+    def taken(self, takes: Frames | Sound | Text) -> np.ndarray:
+        """The frames or the sound in the form that an encoder takes."""
+        assert not isinstance(takes, Text)
+        return self.frames[takes] if isinstance(takes, Frames) else self.sound[takes.rate_hz]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is odd about the clip."""
+        return tuple(dict.fromkeys(self.frame_notes + self.sound_notes))
 
 
-def normalised(frames: UInt8[Tensor, "f h w 3"]) -> Float[Tensor, "f 3 h w"]:
-    """Frames as the visual encoder takes them: scaled to [0, 1], then by ImageNet's mean and deviation."""
-    scaled = rearrange(frames, "f h w c -> f c h w").float() / 255
-    mean, std = (rearrange(torch.tensor(values, device=frames.device), "c -> c 1 1")
-                 for values in (IMAGENET_MEAN, IMAGENET_STD))  # fmt: skip
-    return (scaled - mean) / std
-
-
-def read_media(clip: Clip, num_frames: int, size: int) -> Media:
-    """Decodes a clip.
+def read_media(clip: Clip, seconds: int, frames: Collection[Frames], rates_hz: Collection[int]) -> Media:
+    """Decodes a clip once; what no encoder asks for is not decoded.
 
     Args:
         clip: where its files lie.
-        num_frames: seconds to take.
-        size: height and width of the frames returned, px.
+        seconds: to take.
+        frames: the forms of its frames that are asked for.
+        rates_hz: the sample rates of its sound that are asked for.
 
     Raises:
         DatasetError: a file is missing, empty, cut off, damaged, or not what its name says.
     """
     if clip.video is not None:
-        film = read_container(clip.video, num_frames, size, clip.root)
+        film = read_container(clip.video, seconds, frames, rates_hz, clip.root)
         return Media(
-            frames=film.frames, sound=_of_length(film.sound, num_frames), silent=film.silent,
-            repeated_from_s=film.repeated_from_s, notes=film.notes,
+            frames=film.frames, sound=_of_length(film.sound, seconds, rates_hz), silent=film.sound is None,
+            repeated_from_s=film.repeated_from_s, frame_notes=film.frame_notes, sound_notes=film.sound_notes,
         )
     if clip.frames is None:
         raise DatasetError(f"clip {clip.id!r} has neither a video nor a folder of frames")
-    paths = [clip.frames / f"{second}.jpg" for second in range(num_frames)]
-    frames = [resized(read_picture(path, clip.root), size) for path in paths]
-    wave = None if clip.audio is None else read_wave(clip.audio, num_frames, clip.root)
+    paths = [clip.frames / f"{second}.jpg" for second in range(seconds)] if frames else []
+    pictures = (read_picture(path, clip.root) for path in paths)  # one in memory at a time
+    fitting = [[fitted(picture, form) for form in frames] for picture in pictures]
+    wave = read_wave(clip.audio, seconds, rates_hz, clip.root) if clip.audio is not None and rates_hz else None
     return Media(
-        frames=np.stack(frames), sound=_of_length(None if wave is None else wave.samples, num_frames),
-        silent=wave is None, repeated_from_s=None, notes=() if wave is None else wave.notes,
+        frames={form: np.stack([each[number] for each in fitting]) for number, form in enumerate(frames)},
+        sound=_of_length(None if wave is None else wave.samples, seconds, rates_hz), silent=wave is None,
+        sound_notes=() if wave is None else wave.notes,
     )
 
 
@@ -111,8 +114,11 @@ def frame_size(clip: Clip) -> tuple[int, int] | None:
         return picture.height, picture.width
 
 
-def _of_length(sound: Float[np.ndarray, " r"] | None, num_seconds: int) -> Float[np.ndarray, " s"]:
-    exact = np.zeros(num_seconds * SAMPLE_RATE_HZ, np.float32)
-    if sound is not None:
-        exact[: len(sound)] = sound[: len(exact)]
+def _of_length(
+    sound: Mapping[int, Float[np.ndarray, " r"]] | None, seconds: int, rates_hz: Collection[int]
+) -> dict[int, Float[np.ndarray, " s"]]:
+    exact = {rate_hz: np.zeros(seconds * rate_hz, np.float32) for rate_hz in rates_hz}
+    for rate_hz, samples in (sound or {}).items():
+        whole = exact[rate_hz]
+        whole[: len(samples)] = samples[: len(whole)]
     return exact

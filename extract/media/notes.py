@@ -25,7 +25,8 @@ NOTES = {
 def oddities(facts: Mapping[str, Any]) -> list[str]:
     """A clip's oddities, from its facts in a store, new or old."""
     flags = [SILENT] if facts.get(SILENT) else []
-    flags += [REPEATED] if facts.get(REPEATED) is not None else []
+    repeated = facts.get(REPEATED)
+    flags += [REPEATED] if repeated is not None and repeated == repeated else []  # NaN in a table: none
     return flags + [note for note in NOTES if note in str(facts.get("notes")).split(",")]
 
 

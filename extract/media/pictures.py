@@ -1,6 +1,7 @@
 """Picks the picture of each second while a track is decoded."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from extract.encoders.protocol import Frames
 from extract.media.display_matrix import upright
 from refavs.errors import DatasetError
 
@@ -20,10 +22,16 @@ MOST_FRAMES_PER_S = 1000
 MOST_PIXELS_PER_S = 4_000_000_000
 
 
-def resized(picture: Image.Image, size: int) -> UInt8[np.ndarray, "h w 3"]:
+def fitted(picture: Image.Image, frames: Frames) -> UInt8[np.ndarray, "h w 3"]:
     """The picture as a square RGB array, smoothed by the reduction factor as Mask2Former's own preprocessing does."""
-    rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
-    return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR))
+    rgb, size = picture if picture.mode == "RGB" else picture.convert("RGB"), frames.size
+    if frames.fit == "squash":
+        return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR))
+    scale = size / (max if frames.fit == "pad" else min)(rgb.size)
+    width, height = (max(1, round(side * scale)) for side in rgb.size)
+    scaled = rgb.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = ((width - size) // 2, (height - size) // 2) if frames.fit == "crop" else (0, 0)
+    return np.asarray(scaled.crop((left, top, left + size, top + size)))  # black beyond the picture
 
 
 @dataclass
@@ -32,7 +40,8 @@ class PlacedPictures:
 
     Attributes:
         num_frames: seconds wanted.
-        size: height and width of the pictures kept, px.
+        wanted: forms in which they are kept; without any, no picture is decoded.
+        chosen: for each second its picture in each form.
         time_s: of the latest picture, on the clock.
         last: the latest picture; None before the first.
         held: whether a picture was repeated before a later one came.
@@ -41,8 +50,8 @@ class PlacedPictures:
     """
 
     num_frames: int
-    size: int
-    chosen: dict[int, UInt8[np.ndarray, "h w 3"]] = field(default_factory=dict)
+    wanted: Sequence[Frames]
+    chosen: dict[int, list[UInt8[np.ndarray, "h w 3"]]] = field(default_factory=dict)
     last: "av.VideoFrame | None" = None
     time_s: Fraction = Fraction(0)
     num_decoded: int = 0
@@ -73,6 +82,11 @@ class PlacedPictures:
             self.chosen[second] = self._pixels(frame)
         self.last = frame
 
+    def stacked(self) -> dict[Frames, UInt8[np.ndarray, "t h w 3"]]:
+        """The pictures of all seconds in each form."""
+        return {form: np.stack([self.chosen[second][number] for second in range(self.num_frames)])
+                for number, form in enumerate(self.wanted)}  # fmt: skip
+
     def finish(self, end_s: float) -> int | None:
         """Fills the seconds after the last picture; returns the first second beyond the track's end, if any."""
         if self.last is not None:
@@ -100,7 +114,8 @@ class PlacedPictures:
                 "frames of this size per second"
             )
 
-    def _pixels(self, frame: "av.VideoFrame") -> UInt8[np.ndarray, "h w 3"]:
+    def _pixels(self, frame: "av.VideoFrame") -> list[UInt8[np.ndarray, "h w 3"]]:
         if frame.is_corrupt:
             raise DatasetError(f"the frame at {float(self.time_s):.2f} s is damaged")
-        return resized(Image.fromarray(upright(frame)), self.size)
+        picture = Image.fromarray(upright(frame))
+        return [fitted(picture, form) for form in self.wanted]

@@ -9,7 +9,7 @@ import numpy as np
 from einops import reduce
 from jaxtyping import Float
 
-from extract.media.wav import MISSING_SOUND_S, SAMPLE_RATE_HZ, at_sample_rate, refuse_rate
+from extract.media.wav import MISSING_SOUND_S, at_sample_rate, refuse_rate
 from refavs.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -31,15 +31,15 @@ class _Piece:
     rate_hz: int
     blocks: list[tuple[float, Float[np.ndarray, " s"]]] = field(default_factory=list)
 
-    def at_16_khz(self, last_s: float) -> tuple[float, Float[np.ndarray, " s"]]:
-        """Where the piece begins, and its samples up to `last_s`, silence where its blocks leave some out."""
+    def at(self, wanted_hz: int, last_s: float) -> tuple[float, Float[np.ndarray, " s"]]:
+        """Where the piece begins, and its samples up to `last_s` at a rate, silence where its blocks leave some out."""
         start_s = min(start_s for start_s, _ in self.blocks)
         end_s = min(last_s, max(start_s + len(mono) / self.rate_hz for start_s, mono in self.blocks))
         samples = np.zeros(max(0, math.ceil((end_s - start_s) * self.rate_hz)), np.float32)
         for block_s, mono in self.blocks:
             place = round((block_s - start_s) * self.rate_hz)
             samples[place : place + len(mono)] = mono[: max(0, len(samples) - place)]
-        return start_s, at_sample_rate(samples, self.rate_hz)
+        return start_s, at_sample_rate(samples, self.rate_hz, wanted_hz)
 
 
 class PlacedSound:
@@ -89,12 +89,12 @@ class PlacedSound:
         """Whether the wanted seconds have ended, or more samples came than can belong to them."""
         return self._end_s >= self._num_seconds or self._held_s > self._num_seconds + SEARCH_SOUND_S
 
-    def finish(self) -> Float[np.ndarray, " s"]:
-        """The seconds asked for, mono at 16 kHz."""
-        placed = np.zeros(self._num_seconds * SAMPLE_RATE_HZ, np.float32)
+    def finish(self, rate_hz: int) -> Float[np.ndarray, " s"]:
+        """The seconds asked for, mono at a sample rate."""
+        placed = np.zeros(self._num_seconds * rate_hz, np.float32)
         for piece in self._pieces:
-            start_s, samples = piece.at_16_khz(self._num_seconds + 1)
-            start = round(start_s * SAMPLE_RATE_HZ)
+            start_s, samples = piece.at(rate_hz, self._num_seconds + 1)
+            start = round(start_s * rate_hz)
             first, stop = max(start, 0), min(start + len(samples), len(placed))
             if first < stop:
                 placed[first:stop] = samples[first - start : stop - start]

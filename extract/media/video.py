@@ -1,6 +1,6 @@
 """The first frame of each second and the sound of a video, decoded in bounded time and memory whatever it declares."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from extract.encoders.protocol import Frames
 from extract.media.clock import Clock, PictureTimes
 from extract.media.mp4_guard import is_cut_off, refuse_declared_samples
 from extract.media.pictures import PlacedPictures
@@ -35,18 +36,18 @@ class Decoded:
     """What a container holds of the seconds wanted, counted on its clock (`extract.media.clock`).
 
     Attributes:
-        frames: RGB, one for each second.
-        sound: mono at 16 kHz; None where there is none.
-        silent: there is no sound track.
+        frames: by their form, one for each second.
+        sound: mono, by sample rate; nothing where there is no sound track.
         repeated_from_s: first second that repeats the last frame because the picture had ended; None where none does.
-        notes: what else is odd, names of `extract.media.notes.NOTES`.
+        frame_notes: what else is odd about the picture, names of `extract.media.notes.NOTES`.
+        sound_notes: the same of the sound.
     """
 
-    frames: UInt8[np.ndarray, "t h w 3"]
-    sound: Float[np.ndarray, " s"] | None
-    silent: bool
+    frames: Mapping[Frames, UInt8[np.ndarray, "t h w 3"]]
+    sound: Mapping[int, Float[np.ndarray, " s"]] | None
     repeated_from_s: int | None
-    notes: tuple[str, ...]
+    frame_notes: tuple[str, ...]
+    sound_notes: tuple[str, ...]
 
 
 class Film:
@@ -132,13 +133,16 @@ class Film:
         ) if is_so]  # fmt: skip
 
 
-def read_container(path: Path, num_frames: int, size: int, within: Path | None = None) -> Decoded:
-    """Decodes the first seconds of a video file.
+def read_container(
+    path: Path, num_seconds: int, frames: Collection[Frames], rates_hz: Collection[int], within: Path | None = None
+) -> Decoded:
+    """Decodes the first seconds of a video file, its picture and its sound as far as either is wanted.
 
     Args:
         path: the file.
-        num_frames: seconds to take.
-        size: height and width of the frames returned, px.
+        num_seconds: to take.
+        frames: forms in which the frames are wanted.
+        rates_hz: sample rates in which the sound is wanted.
         within: folder that the file may not lie outside of.
 
     Raises:
@@ -146,7 +150,7 @@ def read_container(path: Path, num_frames: int, size: int, within: Path | None =
     """
     from av.error import FFmpegError
 
-    pictures, sound = PlacedPictures(num_frames, size), PlacedSound(num_frames)
+    pictures, sound = PlacedPictures(num_seconds, tuple(frames)), PlacedSound(num_seconds)
     try:
         check_file(path, within)
         refuse_declared_samples(path)
@@ -154,14 +158,14 @@ def read_container(path: Path, num_frames: int, size: int, within: Path | None =
         raise DatasetError(f"video {path} cannot be read ({reason_of(error)}); copy or encode it again") from error
     try:
         with open_film(path) as film:
-            ended = _decode(film, pictures, sound, num_frames)
+            ended = _decode(film, pictures, sound if rates_hz else None, num_seconds)
             silent = film.tracks.sound is None
-            is_short = ended and _is_shorter_than_declared(film, path, num_frames)
+            is_short = ended and _is_shorter_than_declared(film, path, num_seconds)
             repeated_from_s = pictures.finish(film.ends_s[film.tracks.picture.index])
             notes = film.notes() + ["length_false"] * is_short
-        if pictures.last is None:
+        if frames and pictures.last is None:
             raise DatasetError("it holds no picture")
-        heard = None if silent else sound.finish()
+        heard = None if silent else {rate_hz: sound.finish(rate_hz) for rate_hz in rates_hz}
     except DatasetError as error:
         raise DatasetError(f"video {path}: {error}; copy or encode it again") from error
     except (FFmpegError, OSError, ValueError, EOFError, ArithmeticError) as error:
@@ -169,9 +173,10 @@ def read_container(path: Path, num_frames: int, size: int, within: Path | None =
             f"video {path} is cut off, damaged or not a video ({reason_of(error)}); accepted: {ACCEPTED}. Copy or "
             "encode it again"
         ) from error
-    frames = np.stack([pictures.chosen[second] for second in range(num_frames)])
-    notes += pictures.notes() + ([] if silent else sound.notes())
-    return Decoded(frames=frames, sound=heard, silent=silent, repeated_from_s=repeated_from_s, notes=tuple(notes))
+    return Decoded(
+        frames=pictures.stacked(), sound=heard, repeated_from_s=repeated_from_s if frames else None,
+        frame_notes=(*notes, *pictures.notes()), sound_notes=(*notes, *([] if silent else sound.notes())),
+    )
 
 
 @contextmanager
@@ -196,21 +201,26 @@ def open_container(path: Path) -> "InputContainer":
     return av.open(f"file:{path}", options=options)
 
 
-def _decode(film: Film, pictures: PlacedPictures, sound: PlacedSound, num_seconds: int) -> bool:
-    """Decodes picture and sound until both reach `num_seconds`; returns whether the file ended before."""
+def _decode(film: Film, pictures: PlacedPictures, sound: PlacedSound | None, num_seconds: int) -> bool:
+    """Decodes what is wanted until it reaches `num_seconds`; returns whether the file ended before."""
     from av import AudioFrame, VideoFrame
 
     picture = film.tracks.picture
-    silent = film.tracks.sound is None
+    if film.tracks.sound is None:
+        sound = None
     for packet in film.packets(num_seconds):
-        wanted = not pictures.done if packet.stream is picture else not sound.complete
+        if packet.stream is picture:
+            wanted = bool(pictures.wanted) and not pictures.done
+        else:
+            wanted = sound is not None and not sound.complete
         for frame in film.decoded(packet) if wanted else ():
             if isinstance(frame, VideoFrame):
                 pictures.add(frame, film.time_of(frame))
-            elif isinstance(frame, AudioFrame):
+            elif isinstance(frame, AudioFrame) and sound is not None:
                 sound.add(frame)
-        searched = film.ends_s[picture.index] > num_seconds + SEARCH_SOUND_S
-        if pictures.done and (silent or searched or sound.complete):
+        reached_s = film.ends_s[picture.index]
+        seen = pictures.done if pictures.wanted else reached_s > num_seconds
+        if seen and (sound is None or sound.complete or reached_s > num_seconds + SEARCH_SOUND_S):
             return False
     return True
 

@@ -1,6 +1,7 @@
-"""Sound as the audio encoder takes it: mono at 16 kHz, finite, of a bounded loudness; from a WAV file or a track."""
+"""Sound as encoders take it: mono at their sample rates, finite, of a bounded loudness; from a WAV file or a track."""
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,6 @@ from refavs.files.source_files import open_file, reason_of
 if TYPE_CHECKING:
     import soundfile
 
-SAMPLE_RATE_HZ = 16_000
 # Beyond these no recording is known, and a header's lie would fill the memory.
 RATES_HZ = (1_000, 192_000)
 # Full scale is 1; a float recording may exceed it, one of unscaled integers is no sound that the encoder knows.
@@ -31,16 +31,22 @@ class Wave:
     """The first seconds of a sound file.
 
     Attributes:
-        samples: the mean of its channels at 16 kHz.
+        samples: the mean of its channels, by sample rate.
         notes: what is odd about it, names of `extract.media.notes.NOTES`.
     """
 
-    samples: Float[np.ndarray, " s"]
+    samples: Mapping[int, Float[np.ndarray, " s"]]
     notes: tuple[str, ...]
 
 
-def read_wave(path: Path, num_seconds: int, within: Path | None = None) -> Wave | None:
+def read_wave(
+    path: Path, num_seconds: int, rates_hz: Collection[int], within: Path | None = None
+) -> Wave | None:
     """Reads a sound file as far as it has samples, whatever length it declares; None where there is no such file.
+
+    Args:
+        rates_hz: sample rates in which it is wanted.
+        within: folder that the file may not lie outside of.
 
     Raises:
         DatasetError: the file cannot be read, or not as sound.
@@ -55,7 +61,9 @@ def read_wave(path: Path, num_seconds: int, within: Path | None = None) -> Wave 
                 samples = _mono(file, num_seconds * file.samplerate)
                 is_short = len(samples) < (num_seconds - MISSING_SOUND_S) * file.samplerate
                 notes = ["length_false"] * is_false + ["sound_short"] * is_short
-                return Wave(samples=at_sample_rate(samples, file.samplerate), notes=tuple(notes))
+                given_hz = file.samplerate
+            wanted = {rate_hz: at_sample_rate(samples, given_hz, rate_hz) for rate_hz in rates_hz}
+            return Wave(samples=wanted, notes=tuple(notes))
     except FileNotFoundError:
         return None
     except DatasetError as error:
@@ -82,8 +90,8 @@ def refuse_rate(rate_hz: int) -> None:
         raise DatasetError(f"its sound has {rate_hz:,} samples/s; accepted: {RATES_HZ[0]:,} to {RATES_HZ[1]:,}")
 
 
-def at_sample_rate(samples: Float[np.ndarray, " s"], rate_hz: int) -> Float[np.ndarray, " r"]:
-    """The samples at 16 kHz.
+def at_sample_rate(samples: Float[np.ndarray, " s"], rate_hz: int, wanted_hz: int) -> Float[np.ndarray, " r"]:
+    """The samples at another rate.
 
     Raises:
         DatasetError: samples that are not numbers, or far beyond full scale.
@@ -95,7 +103,7 @@ def at_sample_rate(samples: Float[np.ndarray, " s"], rate_hz: int) -> Float[np.n
     loudest = float(np.abs(samples).max(initial=0.0))
     if loudest > LOUDEST:
         raise DatasetError(f"its sound has values up to {loudest:.3g}; accepted: at most {LOUDEST:g}, full scale is 1")
-    if rate_hz == SAMPLE_RATE_HZ or not len(samples):
+    if rate_hz == wanted_hz or not len(samples):
         return samples
-    common = math.gcd(rate_hz, SAMPLE_RATE_HZ)
-    return resample_poly(samples, SAMPLE_RATE_HZ // common, rate_hz // common).astype(np.float32)
+    common = math.gcd(rate_hz, wanted_hz)
+    return resample_poly(samples, wanted_hz // common, rate_hz // common).astype(np.float32)

@@ -2,23 +2,23 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
-from extract.encoders.presets import Encoders, Preset
-from extract.encoders.visual import levels_of
-from extract.media.clip import SAMPLE_RATE_HZ, Media, read_media
-from extract.pipeline.dedup import AUDIO, VISUAL
-from extract.pipeline.plan import ORDER, Item, array_specs
+from extract.encoders.protocol import Encoder
+from extract.encoders.streams import StreamSet
+from extract.media.clip import Media, read_media
+from extract.pipeline.plan import Job
 from extract.pipeline.ray_pool import Resources
 from refavs.data.layouts import Clip
 from refavs.errors import DatasetError
 from refavs.files.temporary import temporary_folder
-from refavs.store.format.schema import ArraySpec
-from refavs.store.plan import ShardPlan, Shares, plan_shards
+from refavs.store.format.schema import OBJECTS, StoreSchema, StreamSpec
 from refavs.store.writer import StoreWriter
 
 START_S = 12.0  # Ray, and imports and weights in each worker
@@ -28,27 +28,33 @@ WHOLE_CLIP_S = 1.0  # a clip that takes longer is estimated from one frame
 
 @dataclass(frozen=True, kw_only=True)
 class Seconds:
-    """Of each stage, for one clip; `text` for one expression."""
+    """Of each stage.
+
+    Attributes:
+        decode: of one clip, as is `write`.
+        clip: of one clip in each encoder.
+        text: of one expression in each encoder.
+    """
 
     decode: float
-    visual: float
-    audio: float
     write: float
-    text: float
+    clip: Mapping[str, float]
+    text: Mapping[str, float]
 
     @property
     def of_clip(self) -> float:
         """Of one clip, one stage after the other."""
-        return self.decode + self.visual + self.audio + self.write
+        return self.decode + sum(self.clip.values()) + self.write
 
     def beside(self, num_decoders: int) -> float:
         """Of one clip where so many threads decode, and one writes, beside the encoders: the longest of the three."""
-        return max(self.visual + self.audio, self.decode / num_decoders, self.write)
+        return max(sum(self.clip.values()), self.decode / num_decoders, self.write)
 
     def render(self) -> str:
         """The stages on one line."""
-        parts = [f"{field.name} {getattr(self, field.name):.3f} s" for field in fields(self)]
-        return f"calibrated here: {', '.join(parts[:-1])} a clip; {parts[-1]} an expression"
+        clip = {"decode": self.decode, **self.clip, "write": self.write}
+        parts = [", ".join(f"{name} {seconds:.3f} s" for name, seconds in each.items()) for each in (clip, self.text)]
+        return f"calibrated here: {parts[0]} a clip" + (f"; {parts[1]} an expression" if self.text else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,20 +62,17 @@ class Missing:
     """What a store lacks.
 
     Attributes:
-        keys: by table; a clip that lacks a level counts.
+        units: by kind.
+        rows: by table, a stream or `objects`.
         shards: by table.
-        num_visual: clips whose frames have to be encoded; likewise `num_audio` of their sounds.
-        num_sharing: clips whose frames or sound are another's.
-        levels: visual levels that some clip lacks.
+        inputs: clips or texts to encode, by encoder.
     """
 
-    keys: dict[str, int]
-    shards: dict[str, int]
+    units: Counter[str]
+    rows: Counter[str]
+    shards: Counter[str]
+    inputs: Counter[str]
     num_bytes: int
-    num_visual: int
-    num_audio: int
-    num_sharing: int
-    levels: tuple[str, ...]
 
     def seconds(self, each: Seconds, num_workers: int, num_decoders: int | None = None) -> float:
         """Wall-clock time with so many workers; nothing where nothing is missing.
@@ -78,80 +81,75 @@ class Missing:
             num_decoders: threads of each worker that decode while a GPU encodes, and one more writes; the slowest of
                 the three sets the pace. None where all of it shares the worker's processors.
         """
-        if not sum(self.keys.values()):
+        if not self.units.total():
             return 0.0
-        encode_s = self.num_visual * each.visual + self.num_audio * each.audio + self.keys["text"] * each.text
-        decode_s, write_s = self.keys["clips"] * each.decode, self.keys["clips"] * each.write
+        encode_s = sum(self.inputs[name] * seconds for name, seconds in {**each.clip, **each.text}.items())
+        decode_s, write_s = self.units["clips"] * each.decode, self.units["clips"] * each.write
         if num_decoders is None:
             return START_S + (encode_s + decode_s + write_s) / num_workers
         return START_S + max(encode_s, decode_s / num_decoders, write_s) / num_workers
 
 
-def missing_in(writer: StoreWriter, wanted: Mapping[str, Mapping[str, Item]], shares: Shares) -> Missing:
-    """Plans a run without touching the store."""
-    shared = {"clips": shares}
-    plans = {
-        table: plan_shards(writer.schema, table, writer.records(table), wanted[table], shared.get(table, {}))
-        for table in ORDER
-    }
-    specs = writer.schema.specs
-    paths = [plan.paths_of(key) for table in ORDER for plan in plans[table] for key in plan.keys]
-    return Missing(
-        keys={table: sum(len(plan.keys) for plan in plans[table]) for table in ORDER},
-        shards={table: len(plans[table]) for table in ORDER},
-        num_bytes=sum(specs[path].row_bytes for each in paths for path in each),
-        num_visual=_count(plans["clips"], VISUAL), num_audio=_count(plans["clips"], AUDIO),
-        num_sharing=sum(len(plan.shares) for plan in plans["clips"]),
-        levels=levels_of(path for plan in plans["clips"] for path in plan.arrays),
-    )
+def missing_of(jobs: Iterable[Job], schema: StoreSchema, streams: StreamSet) -> Missing:
+    """Adds up the jobs of a run."""
+    units, rows, shards, inputs = Counter(), Counter(), Counter(), Counter()
+    num_bytes = 0
+    for job in jobs:
+        units[job.kind] += len(job.units)
+        for shard in job.shards:
+            rows[shard.table] += len(shard.keys)
+            shards[shard.table] += 1
+            num_bytes += len(shard.keys) * _row_bytes(schema.tables[shard.table])
+        for unit in job.units:
+            inputs.update({streams.streams[id].encoder for id in unit.keys if id != OBJECTS})
+    return Missing(units=units, rows=rows, shards=shards, inputs=inputs, num_bytes=num_bytes)
 
 
-def _count(plans: Sequence[ShardPlan], start: str) -> int:
-    return sum(any(path.startswith(f"{start}/") for path in plan.paths_of(key)) for plan in plans for key in plan.keys)
+def clip_bytes(schema: StoreSchema) -> int:
+    """Bytes of one clip's features in all streams of a store."""
+    return sum(_row_bytes(spec) for id, spec in schema.streams.items() if not id.startswith("text/"))
 
 
-def clip_bytes(writer: StoreWriter) -> int:
-    """Bytes of one clip's features in all arrays of the store."""
-    return sum(spec.row_bytes for spec in writer.schema.tables["clips"].arrays)
+def _row_bytes(table: StreamSpec) -> int:
+    return sum(spec.row_bytes for spec in table.arrays)
 
 
-def calibrate(
-    preset: Preset, encoders: Encoders, clips: Iterable[Clip], levels: Sequence[str], resources: Resources
-) -> Seconds:
+def calibrate(streams: StreamSet, clips: Iterable[Clip], resources: Resources) -> Seconds:
     """Times one clip and one text, with as many threads as torch has now; the first readable clip is decoded.
 
     A processor encodes one frame, and the whole clip only if that is quick. A GPU encodes a whole batch of clips.
 
     Args:
-        preset: sizes.
-        encoders: those of the run, or the same with other weights, whose time is the same.
+        streams: those of the run, or the same with other weights, whose time is the same.
         clips: of the source.
-        levels: visual levels to compute.
         resources: device and batch of the run.
     """
-    media, decode_s = _decoded(preset, clips)
-    for encoder in (encoders.visual, encoders.audio, encoders.text):
+    media, decode_s = _decoded(streams, clips)
+    of_clip, of_text = {}, {}
+    for name, encoder in streams.encoders.items():
         for part in encoder.weight_parts():
             part.load()
-    specs = [spec for spec in array_specs(preset, encoders)["clips"] if not levels or spec.path.startswith(AUDIO)
-             or spec.path.split("/")[2] in levels]  # fmt: skip
-    return Seconds(
-        decode=decode_s, visual=_visual_s(encoders, media.frames, levels, resources) if levels else 0.0,
-        audio=_seconds(lambda: encoders.audio.encode([encoders.audio.prepare(media.sound)])),
-        write=_write_s(preset, encoders, specs),
-        text=_seconds(lambda: encoders.text.encode([encoders.text.prepare("the object")])),
-    )  # fmt: skip
+        levels = [stream.level for stream in streams.streams.values() if stream.encoder == name]
+        if encoder.modality == "text":
+            of_text[name] = _encode_s(encoder, "the object", levels)
+        elif encoder.modality == "visual":
+            of_clip[name] = _visual_s(encoder, media.taken(encoder.takes), levels, resources)
+        else:
+            of_clip[name] = _encode_s(encoder, media.taken(encoder.takes), levels)
+    return Seconds(decode=decode_s, write=_write_s(streams), clip=of_clip, text=of_text)
 
 
-def _visual_s(encoders: Encoders, frames: np.ndarray, levels: Sequence[str], resources: Resources) -> float:
-    """Seconds of one clip in the visual encoder."""
+def _encode_s(encoder: Encoder, item: Any, levels: Sequence[str]) -> float:
+    return _seconds(lambda: encoder.encode([encoder.prepare(item)], levels))
+
+
+def _visual_s(encoder: Encoder, frames: np.ndarray, levels: Sequence[str], resources: Resources) -> float:
+    """Seconds of one clip in a visual encoder."""
     if resources.device != "cpu":
-        batch = [frames] * resources.clips_per_pass
-        return _seconds(lambda: encoders.visual.encode(batch, levels), once_s=math.inf) / len(batch)
-    one_s = _seconds(lambda: encoders.visual.encode([frames[:1]], levels))
-    if one_s > WHOLE_CLIP_S / len(frames):
-        return one_s * len(frames)
-    return _seconds(lambda: encoders.visual.encode([frames], levels))
+        batch = [encoder.prepare(frames)] * resources.clips_per_pass
+        return _seconds(lambda: encoder.encode(batch, levels), once_s=math.inf) / len(batch)
+    one_s = _encode_s(encoder, frames[:1], levels)
+    return one_s * len(frames) if one_s > WHOLE_CLIP_S / len(frames) else _encode_s(encoder, frames, levels)
 
 
 def _seconds(call: Callable[[], object], once_s: float = ONCE_S) -> float:
@@ -165,29 +163,33 @@ def _seconds(call: Callable[[], object], once_s: float = ONCE_S) -> float:
     return time.perf_counter() - started
 
 
-def _decoded(preset: Preset, clips: Iterable[Clip]) -> tuple[Media, float]:
+def _decoded(streams: StreamSet, clips: Iterable[Clip]) -> tuple[Media, float]:
+    frames, rates_hz = streams.inputs()
     for clip in clips:
         started = time.perf_counter()
         try:
-            return read_media(clip, preset.num_frames, preset.input_size), time.perf_counter() - started
+            return read_media(clip, streams.seconds, frames, rates_hz), time.perf_counter() - started
         except DatasetError:
             continue
-    frames = np.zeros((preset.num_frames, preset.input_size, preset.input_size, 3), np.uint8)
-    sound = np.zeros(preset.num_frames * SAMPLE_RATE_HZ, np.float32)
-    return Media(frames=frames, sound=sound, silent=True, repeated_from_s=None), 0.0
+    return Media(
+        frames={form: np.zeros((streams.seconds, form.size, form.size, 3), np.uint8) for form in frames},
+        sound={rate_hz: np.zeros(streams.seconds * rate_hz, np.float32) for rate_hz in rates_hz}, silent=True,
+    ), 0.0  # fmt: skip
 
 
-def _write_s(preset: Preset, encoders: Encoders, specs: Sequence[ArraySpec]) -> float:
-    """Seconds to write and commit the arrays of one clip, in the folder of temporary files."""
-    rng = np.random.default_rng(0)
-    arrays = {spec.path: rng.standard_normal(spec.shape, np.float32).astype(spec.dtype) for spec in specs}
+def _write_s(streams: StreamSet) -> float:
+    """Seconds to write and commit the rows of one clip, in the folder of temporary files."""
+    specs = {id: StreamSpec(fingerprint={}, arrays=stream.arrays, rows_per_shard=1)
+             for id, stream in streams.of("visual", "audio").items()}  # fmt: skip
+    arrays = {id: {spec.name: np.ones(spec.shape, spec.dtype) for spec in table.arrays} for id, table in specs.items()}
     with TemporaryDirectory(dir=temporary_folder()) as folder:
         writer = StoreWriter.open(
-            folder, encoders=encoders.fingerprints(), source="calibration", num_frames=preset.num_frames,
-            input_size=preset.input_size, specs={"clips": specs}, rows_per_shard={"clips": 1},
+            folder, streams=specs, source="calibration", seconds=streams.seconds, fps=1.0, mask_size=8,
+            objects_per_shard=1,
         )  # fmt: skip
-        (plan,) = writer.plan("clips", ["clip"])
+        plans = [plan for id in specs for plan in writer.plan(id, [["clip"]]) if plan is not None]
         started = time.perf_counter()
-        with writer.shard(plan) as shard:
-            shard.write("clip", arrays)
+        for plan in plans:
+            with writer.shard(plan) as shard:
+                shard.write("clip", arrays[plan.table])
         return time.perf_counter() - started

@@ -3,7 +3,7 @@
 import errno
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,25 +11,19 @@ from typing import Any
 
 from rich.table import Table
 
-from extract.encoders.presets import Encoders, Preset
+from extract.encoders.streams import StreamSet, rows_within
+from extract.encoders.weights import WeightSource
 from extract.media.notes import counted
+from extract.pipeline.content import Content, contents_of
 from extract.pipeline.log import RunLog
-from extract.pipeline.plan import (
-    Job,
-    array_specs,
-    expressions_table,
-    plan_jobs,
-    refuse_replaced,
-    shares_of,
-    wanted_items,
-)
+from extract.pipeline.plan import ORDER, Job, Kind, Unit, plan_jobs, wanted_units
 from extract.pipeline.ray_pool import Resources, run_jobs
+from extract.pipeline.tables import refuse_replaced, write_tables
 from extract.pipeline.worker import JobResult
 from refavs.choices import MaskRule
 from refavs.data.layouts import Source
 from refavs.errors import RefAVSError
 from refavs.store.backends.base import Folder
-from refavs.store.format.commits import REMEDY, lacking, record_name
 from refavs.store.lease import Lease
 from refavs.store.writer import StoreWriter
 from refavs.terminal.command import Exit
@@ -37,82 +31,99 @@ from refavs.terminal.console import PlainConsole, ProgressBar
 from refavs.terminal.printing import say, show_trace, warn
 
 NAME = "refavs-extract"
-TABLES = ("clips", "objects", "text")
-MOST_NAMED = 20
+FPS = 1.0
+MANY_CLIPS = 500  # whose hashing is shown
+MASK_SHARD_BYTES, MOST_OBJECTS = 2**24, 128
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What the command line asks for."""
+    """What the command line asks for.
+
+    Attributes:
+        choose: the streams with other weights, given those of each encoder.
+        mask_size: side of the stored masks, px.
+        keeps_expressions: the source says nothing about expressions, so those of the store stay.
+    """
 
     folder: Folder
     source: Source
-    preset: Preset
-    encoders: Encoders
+    streams: StreamSet
+    choose: Callable[[Callable[[str], WeightSource]], StreamSet]
     resources: Resources
     log: Path | None
     mask_rule: MaskRule
+    mask_size: int
+    keeps_expressions: bool
     extraction: dict[str, Any]
 
     def description(self) -> dict[str, Any]:
-        """What a store is opened with."""
+        """What a store is opened with, but for the streams."""
+        mask_bytes = self.streams.seconds * self.mask_size * -(-self.mask_size // 8)
         return {
-            "encoders": self.encoders.fingerprints(), "source": f"{self.source.kind} {self.source.root}",
-            "num_frames": self.preset.num_frames, "input_size": self.preset.input_size,
-            "specs": array_specs(self.preset, self.encoders), "rows_per_shard": self.preset.rows_per_shard,
+            "source": f"{self.source.kind} {self.source.root}", "seconds": self.streams.seconds, "fps": FPS,
+            "mask_size": self.mask_size, "objects_per_shard": rows_within(MASK_SHARD_BYTES, mask_bytes, MOST_OBJECTS),
             "mask_rule": self.mask_rule if len(self.source.objects) else None, "extraction": self.extraction,
         }  # fmt: skip
+
+    def contents(self) -> tuple[dict[str, Content], dict[str, str]]:
+        """The content keys of the clips, and why the others cannot be read; shows how far it is with many clips."""
+        clips, seconds = self.source.clips, self.streams.seconds
+        if len(clips) < MANY_CLIPS:
+            return contents_of(clips, seconds)
+        with ProgressBar("reading the clips", len(clips), "clips") as bar:
+            return contents_of(clips, seconds, bar.advance)
 
 
 @dataclass
 class Totals:
     """What one run did."""
 
-    done: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TABLES, 0))
-    failures: list[str] = field(default_factory=list)
+    done: Counter[str] = field(default_factory=Counter)
+    failures: dict[tuple[Kind, str], str] = field(default_factory=dict)
     num_bytes: int = 0
     broken: Counter[str] = field(default_factory=Counter)
-    odd: Counter[str] = field(default_factory=Counter)
 
     def add(self, result: JobResult) -> None:
-        self.done[result.table] += result.num_done
+        self.done[result.kind] += result.num_done
         self.num_bytes += result.num_bytes
-        self.odd.update(result.odd)
-        self.failures += [f"{result.table} {key}: {reason}" for key, reason in result.failures.items()]
+        self.failures |= {(result.kind, name): reason for name, reason in result.failures.items()}
         if result.error is not None:
             self.broken[result.trace] += 1
 
 
-def complete(run: Run, writer: StoreWriter, lease: Lease, keeps: bool) -> int:
-    """Writes what is missing in a store that this process holds; the table of expressions unless it `keeps` that."""
+def complete(run: Run, writer: StoreWriter, lease: Lease) -> int:
+    """Writes what is missing in a store that this process holds; returns the exit status."""
     started = time.monotonic()
     source = run.source
-    refuse_replaced(writer, source.clips)
-    _report(source, run.encoders)
-    jobs = plan_jobs(writer, wanted_items(source, run.mask_rule), shares_of(writer, source.clips))
-    totals = Totals()
+    contents, unreadable = run.contents()
+    refuse_replaced(writer, contents)
+    _report(run)
+    wanted = wanted_units(source, run.streams, contents, run.mask_rule)
+    jobs = plan_jobs(writer, wanted)
+    totals = Totals(failures={("clips", name): reason for name, reason in unreadable.items()})
     if jobs:
-        work(run, writer, lease, jobs, totals)
+        _work(run, writer, lease, jobs, totals)
+    if totals.failures:
+        _add_twins(writer, wanted["clips"], totals)
     lease.check()
-    if not keeps:
-        writer.write_expressions(expressions_table(source, {table: writer.committed(table) for table in TABLES}))
+    write_tables(writer, source, contents, with_expressions=not run.keeps_expressions)
     lease.check()
     writer.finalise()
-    _add_waiting(writer, source, totals)
-    return _summary(source, writer, totals, jobs, time.monotonic() - started)
+    return _summary(run, writer, totals, jobs, contents, time.monotonic() - started)
 
 
-def work(run: Run, writer: StoreWriter, lease: Lease, jobs: Sequence[Job], totals: Totals) -> None:
+def _work(run: Run, writer: StoreWriter, lease: Lease, jobs: Sequence[Job], totals: Totals) -> None:
     """Has the jobs done by workers, and shows how it goes."""
-    num_keys = Counter({table: 0 for table in TABLES})
+    num_units = Counter(dict.fromkeys(ORDER, 0))
     for job in jobs:
-        num_keys[job.shard.table] += len(job.shard.keys)
-    with RunLog(run.log, num_keys) as log, closing(
-        run_jobs(jobs, writer.location, run.preset, run.encoders, run.resources, log.note)
+        num_units[job.kind] += len(job.units)
+    with RunLog(run.log, num_units) as log, closing(
+        run_jobs(jobs, writer.location, run.streams, run.resources, log.note)
     ) as results:  # closed here, so that no worker writes on when the lease is given back
         next(results)
-        with ProgressBar(NAME, num_keys.total(), "clips, objects and texts") as bar:
+        with ProgressBar(NAME, num_units.total(), "clips, objects and texts") as bar:
             for result in results:
                 lease.check()
                 log.add(result)
@@ -124,64 +135,64 @@ def work(run: Run, writer: StoreWriter, lease: Lease, jobs: Sequence[Job], total
                 bar.advance(result.num_done + len(result.failures), log.brief())
 
 
-def _add_waiting(writer: StoreWriter, source: Source, totals: Totals) -> None:
-    """Names clips whose features are another clip's that failed: they have none until that one is mended."""
-    committed, here = writer.committed("clips"), {clip.id for clip in source.clips}
-    for record in writer.records("clips"):
-        file = writer.folder.where(record_name(record.table, record.index))
-        for key in sorted(record.shares.keys() - committed.keys()):
-            lost = sorted(set(record.shares[key].values()) - committed.keys())
-            why = "which failed" if here.issuperset(lost) else f"which SOURCE lacks; as to {file}: {REMEDY}"
-            totals.failures.append(f"clips {key}: has the same input as {', '.join(lost)}, {why}")
+def _add_twins(writer: StoreWriter, clips: Sequence[Unit], totals: Totals) -> None:
+    """Names the clips that have no features because their frames or sound are those of a clip that failed."""
+    committed: dict[str, Mapping[str, int]] = {}
+    owners: dict[tuple[str, str], str] = {}
+    for clip in clips:
+        for table, key in clip.keys.items():
+            if key not in committed.setdefault(table, writer.committed(table)):
+                owner = owners.setdefault((table, key), clip.name)
+                if owner != clip.name:
+                    reason = f"it has the same {table.split('/')[0]} input as {owner}, which failed"
+                    totals.failures.setdefault(("clips", clip.name), reason)
 
 
 def stop_at(error: Exception | None) -> None:
-    """Raises what would break every other shard as well: a full disk, missing weights, a store that is gone."""
+    """Raises what would break every other job as well: a full disk, missing weights, a store that is gone."""
     if isinstance(error, RefAVSError) or (isinstance(error, OSError) and error.errno in _WRITE_ERRORS):
         raise error
 
 
-def _report(source: Source, encoders: Encoders) -> None:
-    if source.report.counts:
-        for line in source.report.lines():
+def _report(run: Run) -> None:
+    """Says what is odd about the source, and what the encoders do not take whole."""
+    if run.source.report.counts:
+        for line in run.source.report.lines():
             say(line)
-    cut = encoders.text.overlong(dict.fromkeys(source.expressions["text"]))
-    if cut:
-        named = [f"  {length} tokens: {text!r}" for text, length in list(cut.items())[:MOST_NAMED]]
-        more = [f"  and {len(cut) - MOST_NAMED} more"] if len(cut) > MOST_NAMED else []
-        limit = encoders.text.settings.length
-        for line in [f"{len(cut)} expressions have more than {limit} tokens and lose their end:", *named, *more]:
+    texts = list(dict.fromkeys(run.source.expressions["text"]))
+    for encoder in run.streams.encoders.values():
+        for line in encoder.remarks(texts) if encoder.modality == "text" else ():
             say(line)
 
 
-def _summary(source: Source, writer: StoreWriter, totals: Totals, jobs: Sequence[Job], seconds: float) -> int:
-    if incomplete := [record for record in writer.records() if lacking(record, writer.schema)]:
-        paths = sorted({path for record in incomplete for path in lacking(record, writer.schema)})
-        say(f"{len(incomplete)} shards of {writer.location} still lack {', '.join(paths)}; run the command again "
-              "with a SOURCE that has all of their clips")  # fmt: skip
+def _summary(
+    run: Run, writer: StoreWriter, totals: Totals, jobs: Sequence[Job], contents: Mapping[str, Content], seconds: float
+) -> int:
+    """Says what was done and what the store has now; returns the exit status."""
     if not jobs and not totals.failures:
-        say(f"nothing to do: all {len(source.clips)} clips of {source.root} are in {writer.location}")
+        say(f"nothing to do: all {len(contents)} clips of {run.source.root} are in {writer.location}")
         return Exit.COMPLETE
     table = Table("", "now", "in the store", title=writer.location)
-    for name in TABLES:
-        table.add_row(name, str(totals.done[name]), str(len(writer.committed(name))))
-    sharing = sum(len(job.shard.shares) for job in jobs if not job.shard.adds)
-    table.add_row("sharing", str(sharing), str(len(writer.shared("clips"))))
+    known = writer.table("clips")
+    clips = [] if known is None else known.to_dict("records")
+    texts, objects = writer.table("text"), writer.committed("objects")
+    in_store = {"clips": len(clips), "text": 0 if texts is None else len(texts), "objects": len(objects)}
+    for kind in ORDER:
+        table.add_row(kind, str(totals.done[kind]), str(in_store[kind]))
     table.add_row("failures", str(len(totals.failures)), "")
-    in_store = counted(facts for record in writer.records("clips") for facts in record.meta.values())
-    for name in in_store:
-        table.add_row(f"noted {name}", str(totals.odd[name]), str(in_store[name]))
+    for name, count in counted(clips).items():
+        table.add_row(f"noted {name}", "", str(count))
+    for name in sorted(writer.schema.streams):
+        table.add_row(name, "", f"{len(writer.committed(name))} rows")
     table.add_row("bytes", f"{totals.num_bytes:,}", "")
     table.add_row("seconds", f"{seconds:.1f}", "")
     table.add_row("clips/s", f"{totals.done['clips'] / seconds:.2f}", "")
     PlainConsole().print(table)
-    for failure in totals.failures:
-        warn(f"{NAME}: {failure}")
+    for (kind, name), reason in totals.failures.items():
+        warn(f"{NAME}: {kind} {name}: {reason}")
     for trace, count in totals.broken.items():
         show_trace(trace.rstrip("\n"))
-        warn(f"{NAME}: so {count} shards broke")
+        warn(f"{NAME}: so {count} jobs broke")
     if totals.broken:
         return Exit.ERROR
     return Exit.FAILURES if totals.failures else Exit.COMPLETE
-
-

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from extract.media.clip import FILM_RULES
-from extract.pipeline.plan import Item, Masks
+from extract.pipeline.plan import Masks, Unit
 from refavs.data.layouts import Source
 from refavs.data.masks import MaskRuleError, is_plain_grey, num_labels
 from refavs.errors import DatasetError, StoreError
 from refavs.files.source_files import PICTURE_ERRORS, open_file
 from refavs.machine.processors import num_processors
 from refavs.store.backends.base import Folder
-from refavs.store.format.commits import record_files
 from refavs.store.format.schema import OTHER_STORE
 from refavs.store.writer import StoreWriter
 
@@ -29,24 +28,24 @@ MOST_THREADS = 16
 Each = TypeVar("Each")
 
 
-def check_masks(folder: Folder, objects: dict[str, Item], num_frames: int) -> None:
+def check_masks(folder: Folder, objects: Sequence[Unit], num_seconds: int) -> None:
     """Reads some of the masks that the store at `folder` lacks.
 
     Args:
-        objects: those of the source, by key.
+        objects: those of the source.
 
     Raises:
         MaskRuleError: masks that may be meant in two ways, or that their rule cannot read.
         StoreError: the store does not say by which rule its masks were read, and there are several for these.
     """
     known, older = _known(folder)
-    missing = [item for key, item in objects.items() if isinstance(item, Masks) and key not in known]
+    missing = [unit.item for unit in objects if isinstance(unit.item, Masks) and unit.name not in known]
     chosen = [item for item in evenly(missing, MOST_CHECKED) if item.folder is not None]
     with ThreadPoolExecutor(min(num_processors(), MOST_THREADS), "masks") as pool:
-        list(pool.map(lambda item: _check(item, num_frames), chosen))
-    _refuse_shared(missing, num_frames)
+        list(pool.map(lambda item: _check(item, num_seconds), chosen))
+    _refuse_shared(missing, num_seconds)
     if older:
-        paths = [item.folder / f"{second:05d}.png" for item in chosen if item.folder for second in range(num_frames)]
+        paths = [item.folder / f"{second:05d}.png" for item in chosen if item.folder for second in range(num_seconds)]
         for path in paths:
             if not _was_grey(path):
                 raise StoreError(f"store {folder.location} was made before masks had a rule and does not say how it "
@@ -62,8 +61,9 @@ def check_films(folder: Folder, source: Source) -> None:
     rules = film_rules(folder, source)
     if source.kind != "videos" or rules == FILM_RULES:
         return
-    known = StoreWriter.attach(folder.location).committed("clips")
-    if missing := [clip.id for clip in source.clips if clip.id not in known]:
+    known = StoreWriter.attach(folder.location).table("clips")
+    ids = set() if known is None else set(known["id"])
+    if missing := [clip.id for clip in source.clips if clip.id not in ids]:
         raise StoreError(f"store {folder.location} was made by a version that read films by other rules (time stamps, "
                          f"mirrored pictures, choice of tracks), so that {missing[0]!r} and its own films would not be "
                          f"comparable; {OTHER_STORE}")  # fmt: skip
@@ -74,7 +74,7 @@ def film_rules(folder: Folder, source: Source) -> int:
     if source.kind != "videos" or not folder.exists("zarr.json"):
         return FILM_RULES
     writer = StoreWriter.attach(folder.location)
-    if not writer.schema.source.startswith("videos ") or not record_files(folder, "clips"):
+    if not writer.schema.source.startswith("videos ") or writer.table("clips") is None:
         return FILM_RULES
     return int(writer.schema.extraction.get("film_rules", 1))
 
@@ -85,7 +85,7 @@ def evenly(items: Sequence[Each], most: int) -> list[Each]:
     return list(items[::step])
 
 
-def _refuse_shared(missing: Sequence[Masks], num_frames: int) -> None:
+def _refuse_shared(missing: Sequence[Masks], num_seconds: int) -> None:
     """Refuses one label image of several objects in the folder of each, where all would be read as one object.
 
     Raises:
@@ -98,7 +98,7 @@ def _refuse_shared(missing: Sequence[Masks], num_frames: int) -> None:
     for folders in evenly([folders for folders in by_clip.values() if len(folders) > 1], MOST_CHECKED):
         known: dict[bytes, Path] = {}
         for folder in folders:
-            paths = [folder / f"{second:05d}.png" for second in range(num_frames)]
+            paths = [folder / f"{second:05d}.png" for second in range(num_seconds)]
             with suppress(*PICTURE_ERRORS):  # missing or damaged: the worker names it
                 other = known.setdefault(_digest(paths, folder.parent.parent), folder)
                 if other != folder and (path := next((path for path in paths if num_labels(path) > 1), None)):
@@ -126,10 +126,10 @@ def _known(folder: Folder) -> tuple[Collection[str], bool]:
     return known, bool(known) and writer.schema.mask_rule is None
 
 
-def _check(item: Masks, num_frames: int) -> None:
+def _check(item: Masks, num_seconds: int) -> None:
     """Masks that cannot be read for another reason are left to the worker, which names them."""
     try:
-        item.read(num_frames, 1)
+        item.read(num_seconds, 1)
     except MaskRuleError:
         raise
     except DatasetError:

@@ -35,13 +35,13 @@ class _Counts:
 class RunLog:
     """Adds up the results of a run, and appends a line to a file every few seconds and at the end.
 
-    A line is one JSON object. `event` is `start`, `progress`, `failure` (with table, key and reason), `note` (with
+    A line is one JSON object. `event` is `start`, `progress`, `failure` (with kind, name and reason), `note` (with
     text), or `end`; start, progress and end carry what `summary` returns. Lines of earlier runs stay, and a run that
     was killed has no `end`.
 
     Args:
         path: the file; None writes nothing.
-        totals: keys to do, by table.
+        totals: units to do, by kind.
     """
 
     def __init__(self, path: Path | None, totals: Mapping[str, int] | None = None) -> None:
@@ -72,10 +72,10 @@ class RunLog:
         now = time.monotonic()
         if result is not None:
             self._count(result, now)
-            for key, reason in result.failures.items():
-                self._write("failure", {"table": result.table, "key": key, "reason": reason})
+            for name, reason in result.failures.items():
+                self._write("failure", {"kind": result.kind, "name": name, "reason": reason})
             if result.error is not None:
-                self._write("note", {"text": f"a shard of {result.table} broke: {result.error!r}"})
+                self._write("note", {"text": f"a job of {result.kind} broke: {result.error!r}"})
         if now - self._last_line >= INTERVAL_S:
             self._last_line = now
             self._write("progress", self.summary())
@@ -116,7 +116,7 @@ class RunLog:
 
     def _count(self, result: JobResult, now: float) -> None:
         counts = self._counts
-        counts.done[result.table] = counts.done.get(result.table, 0) + result.num_done
+        counts.done[result.kind] = counts.done.get(result.kind, 0) + result.num_done
         counts.num_jobs += 1
         counts.num_bytes += result.num_bytes
         counts.num_failures += len(result.failures)

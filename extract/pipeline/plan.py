@@ -1,29 +1,30 @@
-"""What there is to extract from a source, and what of it is missing in a store."""
+"""What a source needs in a store, and the jobs that compute what is missing there."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool
 
-from extract.encoders.presets import Encoders, Preset
+from extract.encoders.streams import StreamSet
 from extract.media.clip import frame_size
-from extract.pipeline.dedup import AUDIO_INPUT, INPUTS, VISUAL_INPUT, digests_of, shared_inputs
+from extract.pipeline.content import Content
 from refavs.choices import MaskRule
 from refavs.data.layouts import Clip, Source
 from refavs.data.masks import read_masks
 from refavs.data.metadata import NULL_PREFIX
-from refavs.errors import DatasetError, StoreError
-from refavs.store.format.commits import REMEDY, record_name
-from refavs.store.format.schema import ArraySpec, object_key, text_key
-from refavs.store.plan import ShardPlan, Shares
+from refavs.errors import DatasetError
+from refavs.store.format.schema import OBJECTS, object_key, text_key
+from refavs.store.plan import ShardPlan
 from refavs.store.writer import StoreWriter
 
+Kind = Literal["clips", "text", "objects"]
 # Clips take longest, so they go first and the short rest fills the gaps at the end.
-ORDER = ("clips", "text", "objects")
-MOST_NAMED = 5
+ORDER: tuple[Kind, ...] = ("clips", "text", "objects")
+Plan = Callable[[str, Sequence[Sequence[str]]], Sequence[ShardPlan | None]]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +45,14 @@ class Masks:
         """Whether there is no object, so that the masks are empty."""
         return self.clip.id.startswith(NULL_PREFIX)
 
-    def read(self, num_frames: int, size: int) -> Bool[np.ndarray, "t h w"]:
+    def read(self, num_seconds: int, size: int) -> Bool[np.ndarray, "t h w"]:
         """The masks, `size` pixels high and wide; a null needs no files, and those that are there must be empty.
 
         Raises:
             DatasetError: a file is missing, cannot be read, or may be meant in two ways; or a null has an object.
         """
-        found = np.zeros((num_frames, size, size), np.bool_)
-        seconds = self.seconds(num_frames)
+        found = np.zeros((num_seconds, size, size), np.bool_)
+        seconds = self.seconds(num_seconds)
         if self.folder is not None and seconds:
             found[seconds] = read_masks(self.folder, seconds, (size, size), frame_size(self.clip), self.rule)
         if self.null and found.any():
@@ -59,111 +60,116 @@ class Masks:
                                "remove those masks, or rename the clip")
         return found
 
-    def seconds(self, num_frames: int) -> list[int]:
+    def seconds(self, num_seconds: int) -> list[int]:
         """Seconds whose files are read: all, and of a null those that have one."""
         folder = self.folder
         if folder is None:
             return []
-        return [second for second in range(num_frames) if not self.null or (folder / f"{second:05d}.png").exists()]
+        return [second for second in range(num_seconds) if not self.null or (folder / f"{second:05d}.png").exists()]
+
+    def labelled(self, num_seconds: int) -> Bool[np.ndarray, " t"]:
+        """The seconds in which it is known where the object is."""
+        return np.ones(num_seconds, np.bool_)
 
 
-Item = Clip | Masks | str
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One clip, object or text.
+
+    Attributes:
+        name: id of the clip, key of the object, or the text; names it in messages.
+        keys: its key in each table, a stream or `objects`, in which it has a row.
+    """
+
+    name: str
+    item: Clip | Masks | str
+    keys: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One shard to compute; small enough to be sent to any node."""
+    """Some units to compute, and one shard of each table to write; small enough to be sent to any node."""
 
-    shard: ShardPlan
-    items: tuple[Item, ...]
+    kind: Kind
+    units: tuple[Unit, ...]
+    shards: tuple[ShardPlan, ...]
 
-
-def wanted_items(source: Source, mask_rule: MaskRule = "auto") -> dict[str, dict[str, Item]]:
-    """Everything a source needs in a store, by table and key."""
-    clips = {clip.id: clip for clip in source.clips}
-    objects = {
-        object_key(row["clip_id"], row["fid"]): Masks(
-            folder=row["folder"], clip=clips[row["clip_id"]], rule=mask_rule)
-        for row in source.objects.to_dict("records")
-    }
-    texts = {text_key(text): text for text in source.expressions["text"]}
-    return {"clips": dict(clips), "objects": dict(objects), "text": dict(texts)}
+    @property
+    def names(self) -> list[str]:
+        """The units by name."""
+        return [unit.name for unit in self.units]
 
 
-def array_specs(preset: Preset, encoders: Encoders) -> dict[str, list[ArraySpec]]:
-    """The arrays of each table."""
-    size, frames = preset.input_size, preset.num_frames
-    masks = ArraySpec(path="objects/mask", shape=(frames, size, -(-size // 8)), dtype="uint8", axes=("t", "h", "bytes"))
+def wanted_units(
+    source: Source, streams: StreamSet, contents: Mapping[str, Content], mask_rule: MaskRule = "auto"
+) -> dict[Kind, list[Unit]]:
+    """All that a source needs in a store.
+
+    Args:
+        contents: content keys of the clips that can be read; the others are left out.
+    """
+    of_clips = {id: id.split("/")[0] for id in streams.of("visual", "audio")}
     return {
-        "clips": [*encoders.visual.specs(), *encoders.audio.specs()],
-        "objects": [masks],
-        "text": list(encoders.text.specs()),
-    }
+        "clips": [
+            Unit(name=clip.id, item=clip,
+                 keys={id: contents[clip.id].key(modality) for id, modality in of_clips.items()})
+            for clip in source.clips if clip.id in contents
+        ],
+        "text": [
+            Unit(name=text, item=text, keys=dict.fromkeys(streams.of("text"), text_key(text)))
+            for text in dict.fromkeys(source.expressions["text"])
+        ],
+        "objects": object_units(source, mask_rule),
+    }  # fmt: skip
 
 
-def shares_of(writer: StoreWriter, clips: Iterable[Clip]) -> dict[str, dict[str, str]]:
-    """Clips that the store lacks and whose features are those of another clip; see `shared_inputs`."""
-    return shared_inputs(clips, writer.schema.num_frames, writer.noted("clips"), writer.shared("clips"))
+def object_units(source: Source, mask_rule: MaskRule) -> list[Unit]:
+    """The objects of a source."""
+    clips = {clip.id: clip for clip in source.clips}
+    found = []
+    for row in source.objects.to_dict("records"):
+        key = object_key(row["clip_id"], row["fid"])
+        item = Masks(folder=row["folder"], clip=clips[row["clip_id"]], rule=mask_rule)
+        found.append(Unit(name=key, item=item, keys={OBJECTS: key}))
+    return found
 
 
-def plan_jobs(
-    writer: StoreWriter, wanted: Mapping[str, Mapping[str, Item]], shares: Shares | None = None
-) -> list[Job]:
-    """The missing shards, in the order in which to start them.
+def plan_jobs(writer: StoreWriter, wanted: Mapping[Kind, Sequence[Unit]], plan: Plan | None = None) -> list[Job]:
+    """The jobs that compute what is missing, in the order in which to start them.
 
-    Args:
-        writer: the store, held by this process.
-        wanted: items by table and key.
-        shares: of clips, as `shares_of` finds them.
-    """
-    return [
-        Job(shard=shard, items=tuple(wanted[table][key] for key in shard.keys))
-        for table in ORDER for shard in writer.plan(table, wanted[table], shares if table == "clips" else None)
-    ]
-
-
-def refuse_replaced(writer: StoreWriter, clips: Iterable[Clip]) -> None:
-    """Checks that the clips a store has already were made from the same files as those of their ids now.
-
-    Clips whose files are gone, or that were stored without a digest of them, are taken as they are. A clip that others
-    of the store wait for, to share its features, must have the files that made them alike.
-
-    Raises:
-        StoreError: other files; the first clips are named.
-    """
-    noted = writer.noted("clips")
-    known = {key: {name: facts[name] for name in (VISUAL_INPUT, AUDIO_INPUT)}
-             for key, facts in noted.items() if VISUAL_INPUT in facts}  # fmt: skip
-    awaited = {owner: (key, start, record_name(record.table, record.index))
-               for record in writer.records("clips") for key, owners in record.shares.items() if key in known
-               for start, owner in owners.items() if owner not in known}  # fmt: skip
-    wanted = known.keys() | awaited.keys()
-    found = digests_of([clip for clip in clips if clip.id in wanted], writer.schema.num_frames)
-    for owner in sorted(found.keys() & awaited.keys()):
-        key, start, file = awaited[owner]
-        if any(found[owner][name] != known[key][name] for name in INPUTS[start]):
-            raise StoreError(f"clip {key!r} of store {writer.location} was to share the features of {owner!r}, whose "
-                             f"files are others by now; as to {writer.folder.where(file)}: {REMEDY}")
-    replaced = [key for key, digests in found.items() if key in known and digests != known[key]]
-    if replaced:
-        more = f" and {len(replaced) - MOST_NAMED} more" if len(replaced) > MOST_NAMED else ""
-        raise StoreError(f"store {writer.location} holds features of other files under the same id for "
-                         f"{', '.join(map(repr, replaced[:MOST_NAMED]))}{more}; name another STORE, or rename those "
-                         "clips")
-
-
-def expressions_table(source: Source, rows: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
-    """The source's expressions with the rows of what they speak of; those of clips or objects that failed left out.
+    A job has as many units as the smallest of its shards has rows. It writes a row where a key occurs first, in the
+    order of the units, so that an interrupted run continues with the same places. Keys that failed before are in jobs
+    of their own, at the end.
 
     Args:
-        source: where the expressions come from.
-        rows: row of every committed key, by table.
+        plan: finds the shards; None makes room for them in the store.
     """
-    table = source.expressions.copy()
-    keys = [object_key(clip, fid) for clip, fid in zip(table["clip_id"], table["fid"], strict=True)]
-    table["clip"] = [float(rows["clips"].get(clip, np.nan)) for clip in table["clip_id"]]
-    table["object"] = [-1.0 if fid < 0 else float(rows["objects"].get(key, np.nan))
-                       for key, fid in zip(keys, table["fid"], strict=True)]  # fmt: skip
-    table["text"] = [float(rows["text"].get(text_key(text), np.nan)) for text in table["text"]]
-    table = table.dropna(subset=["clip", "object", "text"]).drop(columns="clip_id")
-    return table.astype({"clip": "int64", "object": "int64", "text": "int64"}).reset_index(drop=True)
+    return [job for kind in ORDER for job in _jobs(writer, kind, wanted[kind], plan or writer.plan)]
+
+
+def _jobs(writer: StoreWriter, kind: Kind, units: Sequence[Unit], plan: Plan) -> Iterator[Job]:
+    tables = list(units[0].keys) if units else []
+    if not tables:
+        return
+    # Of each table the keys that nobody has claimed yet.
+    missing = {table: set(writer.missing(table, [unit.keys[table] for unit in units])) for table in tables}
+    failed = {table: writer.failed(table).keys() for table in tables}
+    fresh, again = [], []
+    for unit in units:
+        keys = {table: key for table, key in unit.keys.items() if key in missing[table]}
+        for table, key in keys.items():
+            missing[table].discard(key)
+        for units_left, is_again in ((fresh, False), (again, True)):
+            mine = {table: key for table, key in keys.items() if (key in failed[table]) == is_again}
+            if mine:
+                units_left.append(replace(unit, keys=mine))
+    size = min(writer.schema.tables[table].rows_per_shard for table in tables)
+    groups = [*_chunks(fresh, size), *_chunks(again, size)]
+    plans = [plan(table, [[unit.keys[table] for unit in group if table in unit.keys] for group in groups])
+             for table in tables]  # fmt: skip
+    for group, *shards in zip(groups, *plans, strict=True):
+        yield Job(kind=kind, units=tuple(group), shards=tuple(shard for shard in shards if shard is not None))
+
+
+def _chunks(items: list[_T], size: int) -> list[list[_T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import AcceleratorError
 
-from extract.encoders.presets import Encoders, Preset
+from extract.encoders.streams import StreamSet
 from extract.pipeline.local_ray import ray_at
 from extract.pipeline.plan import Job
 from extract.pipeline.schedule import GivenUp, Schedule, Task
@@ -34,7 +34,7 @@ class Resources:
         address: address of a running Ray cluster; None starts one on this machine for the time of the run.
         num_workers: worker processes; None takes one per processor.
         gpus_per_worker: share of a GPU that each worker takes; 0 runs on processors.
-        batch_clips: clips in one pass through the visual encoder; None takes 4 on a GPU, else 1.
+        batch_clips: clips in one pass through the visual encoders; None takes 4 on a GPU, else 1.
     """
 
     address: str | None = None
@@ -59,7 +59,7 @@ class Resources:
 
     @property
     def clips_per_pass(self) -> int:
-        """Clips in one pass through the visual encoder."""
+        """Clips in one pass through the visual encoders."""
         return self.batch_clips or (4 if self.gpus_per_worker else 1)
 
     def local_workers(self) -> int:
@@ -76,7 +76,7 @@ class _Room:
 
 
 def run_jobs(
-    jobs: Sequence[Job], location: str, preset: Preset, encoders: Encoders, resources: Resources,
+    jobs: Sequence[Job], location: str, streams: StreamSet, resources: Resources,
     note: Callable[[str], None] | None = None,
 ) -> Generator[JobResult | None, None, None]:  # fmt: skip
     """Yields None when work has begun, then each job's result as it ends, and None once a second in between.
@@ -84,8 +84,7 @@ def run_jobs(
     Args:
         jobs: in the order in which to start them.
         location: path or URL of the store, the same for every worker.
-        preset: sizes of frames and sounds.
-        encoders: sent to each worker.
+        streams: with their encoders, sent to each worker.
         resources: where to run.
         note: called with one line about each lost worker.
 
@@ -104,7 +103,7 @@ def run_jobs(
         )
 
         def hire() -> Any:
-            return actor.remote(location, preset, encoders, room.threads_per_worker, resources.clips_per_pass)
+            return actor.remote(location, streams, room.threads_per_worker, resources.clips_per_pass)
 
         crew = _Crew(jobs, hire, room.num_workers, note or (lambda line: None))
         try:
@@ -129,7 +128,7 @@ class _Crew:
     ) -> None:
         self._jobs, self._hire, self._note = jobs, hire, note
         self._num_wanted = num_workers
-        self._schedule = Schedule([job.shard.keys for job in jobs], JOBS_PER_WORKER)
+        self._schedule = Schedule([job.names for job in jobs], JOBS_PER_WORKER)
         self._ready: dict[_Member, str] = {}
         self._coming: set[_Member] = set()
         self._calls: dict[Any, tuple[_Member, Task | None]] = {}
@@ -234,7 +233,7 @@ class _Crew:
             self._give_work(other)
 
     def _failed(self, given_up: GivenUp) -> JobResult:
-        return JobResult(table=self._jobs[given_up.job].shard.table, failures=given_up.failures)
+        return JobResult(kind=self._jobs[given_up.job].kind, failures=given_up.failures)
 
     def _count_stillborn(self, error: Exception) -> None:
         self._stillborn += 1

@@ -61,7 +61,8 @@ class Facts(TypedDict, total=False):
 
     store: str
     encoders: dict[str, dict[str, Any]]
-    extraction: dict[str, str | int | float | bool | None]
+    seconds: int
+    mask_size: int
     trial: _Trial
 
 

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from experiments.predict.overlay_video import frame_size, write_overlay_video
+from experiments.predict.overlay_video import SOUND_HZ, frame_size, write_overlay_video
 from extract.media.clip import read_media
 from refavs.data.layouts import Clip
 
@@ -30,7 +30,7 @@ def test_overlay_shows_what_the_encoders_were_given(tmp_path: Path, name: str) -
     variant = film_variants.VARIANTS[name]
     path = tmp_path / f"film{variant.suffix}"
     variant.build(path)
-    sound = read_media(Clip(id="film", video=path), 10, 96).sound
+    sound = read_media(Clip(id="film", video=path), 10, [], [SOUND_HZ]).sound[SOUND_HZ]
     height, width = frame_size(path)
     write_overlay_video(tmp_path / "overlay.mp4", path, np.zeros((10, height, width), bool), sound)
     seconds: dict[int, int] = {}

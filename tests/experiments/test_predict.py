@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -13,15 +14,14 @@ from experiments.predict.cli import main
 from experiments.predict.overlay_video import write_overlay_video
 from experiments.predict.segment import Predictor, checkpoint_of
 from extract.cli import build_parser, prepared
-from extract.pipeline.plan import expressions_table, plan_jobs, shares_of, wanted_items
-from extract.pipeline.worker import Worker
 from refavs.data.batches import collate
 from refavs.errors import ConfigError, WeightsError
 from refavs.model.checkpoint import CONFIG, load_model, read_config, save_model
 from refavs.model.decoder import predict
 from refavs.model.heads.eemc import EEMC
 from refavs.model.heads.options import EEMCOptions
-from refavs.store import FeatureStore, StoreWriter
+from refavs.store import FeatureStore
+from tests.extract.command import extract
 from tests.extract.make_videos import write_video
 
 # Warnings of MLflow and what it imports.
@@ -41,13 +41,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     run = prepared(build_parser().parse_args(
         [str(root / "videos"), str(root / "store"), "--preset", "tiny", "--expressions", str(root / "sentences.csv")]
     ))  # fmt: skip
-    writer = StoreWriter.open(str(root / "store"), **run.description())
-    worker = Worker(writer.location, run.preset, run.encoders)
-    for job in plan_jobs(writer, wanted_items(run.source), shares_of(writer, run.source.clips)):
-        assert worker.run(job).error is None
-    rows = {table: writer.committed(table) for table in ("clips", "objects", "text")}
-    writer.write_expressions(expressions_table(run.source, rows))
-    writer.finalise()
+    assert not any(result.error for result in extract(run.source, root / "store", run.streams))
     return FeatureStore(root / "store")
 
 
@@ -59,7 +53,8 @@ def trial(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> Path
     with torch.no_grad():  # so that a random head finds something
         model.decoder.class_head.bias.copy_(torch.tensor([4.0, -4.0]))
     folder = tmp_path_factory.mktemp("trial")
-    facts = {"store": store.fingerprint, "encoders": store.encoders, "extraction": store.schema.extraction}
+    facts = {"store": store.fingerprint, "encoders": store.encoders, "seconds": store.seconds,
+             "mask_size": store.mask_size}  # fmt: skip
     save_model(folder / "checkpoint", model, facts)
     return folder
 
@@ -141,10 +136,11 @@ def test_values_that_are_not_finite_are_an_error_and_not_an_empty_video(
         assert "the head predicts probabilities of 'the object on the left' that are not" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         predictor = Predictor(checkpoint_of(str(trial), None))
-        encode = predictor.encoders.text.encode
-        patch.setattr(predictor.encoders.text, "encode", lambda prepared: [
+        reader: Any = predictor.streams.encoders["tiny-roberta"]
+        encode = reader.encode
+        patch.setattr(reader, "encode", lambda prepared, levels: [
             {path: array * np.nan if array.dtype.kind == "f" else array for path, array in one.items()}
-            for one in encode(prepared)
+            for one in encode(prepared, levels)
         ])  # fmt: skip
         with pytest.raises(WeightsError, match="compute values of 'the object on the left' that are infinite or not"):
             next(predictor.predict(predictor.read(video_of(store)), SENTENCES[:1]))
@@ -159,7 +155,7 @@ def test_each_mask_is_shown_where_pictures_are_rare_or_end(tmp_path: Path) -> No
         masks[second, :, 9 * second : 9 * second + 9] = True
     folder = tmp_path / "12:30"
     folder.mkdir()
-    write_overlay_video(folder / "overlay.mp4", video, masks, np.zeros(160_000, np.float32))
+    write_overlay_video(folder / "overlay.mp4", video, masks, np.zeros(480_000, np.float32))
     with av.open(f"file:{folder / 'overlay.mp4'}") as container:
         shown = {
             float(frame.pts * frame.time_base): frame.to_ndarray(format="rgb24").astype(int)
@@ -209,10 +205,10 @@ def test_bad_input_is_one_line(
         assert len(lines) == 1 and lines[0].startswith("refavs-predict: ") and told in lines[0]
 
 
-@pytest.mark.parametrize("stream", ["visual/pixel_decoder", "audio", "text"])
+@pytest.mark.parametrize("stream", ["visual/tiny-swin/pixel_decoder", "audio/tiny-vggish", "text/tiny-roberta"])
 def test_other_encoders_are_refused(store: FeatureStore, trial: Path, tmp_path: Path, stream: str) -> None:
     told = json.loads((trial / "checkpoint" / CONFIG).read_text())
-    told["facts"]["encoders"][stream]["weights"] = "sha256:0"
+    told["facts"]["encoders"][stream.split("/")[0]]["weights"] = "sha256:0"
     (tmp_path / "model.safetensors").write_bytes((trial / "checkpoint" / "model.safetensors").read_bytes())
     (tmp_path / CONFIG).write_text(json.dumps(told))
     with pytest.raises(WeightsError, match=f"features of {stream} from other weights"):

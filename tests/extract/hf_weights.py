@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from extract.encoders.mask2former import VisualSettings
 from extract.encoders.roberta import RobertaSettings
 from extract.encoders.tokenizer import train_tokenizer
-from extract.encoders.visual import VisualSettings
 from refavs.machine.torchvision_shim import ensure_torchvision
 
 
@@ -33,6 +33,7 @@ def mask2former_config(visual: VisualSettings, **options: Any) -> Any:
     from transformers import Mask2FormerConfig, SwinConfig
 
     swin, pixel_decoder = visual.swin, visual.pixel_decoder
+    assert pixel_decoder is not None
     backbone = SwinConfig(
         image_size=swin.input_size, embed_dim=swin.channels, depths=list(swin.depths), num_heads=list(swin.num_heads),
         window_size=swin.window, drop_path_rate=0.0,

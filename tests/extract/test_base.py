@@ -6,35 +6,39 @@ import numpy as np
 import pytest
 import torch
 
-from extract.encoders.presets import build_encoders, preset_named
-from extract.encoders.roberta import FEATURES
+from extract.encoders.mask2former import VisualEncoder
+from extract.encoders.protocol import EncoderSetup
+from extract.encoders.streams import choose_streams
 from extract.encoders.weights import WeightSource
-from extract.media.clip import normalised, read_media
-from extract.pipeline.plan import array_specs, expressions_table, plan_jobs, wanted_items
+from extract.media.clip import read_media
+from extract.pipeline.content import contents_of
+from extract.pipeline.tables import write_tables
 from extract.pipeline.worker import Worker
 from refavs.data.layouts import read_source
 from refavs.store.reader import FeatureStore
-from refavs.store.writer import StoreWriter
 from refavs.synthetic.write import write_benchmark
+from tests.extract.command import jobs_of, open_store
 
-BASE = preset_named("base")
-TABLES = ("clips", "objects", "text")
+SETUP = EncoderSetup(weights=WeightSource(kind="random"))
+STREAMS = choose_streams(("mask2former-swin-base-ade", "vggish", "roberta-base"), 10, lambda name: SETUP)
+VISUAL = "visual/mask2former-swin-base-ade"
 
 
 def test_base_arrays_have_the_sizes_of_the_paper() -> None:
-    encoders = build_encoders(BASE, WeightSource(kind="random"), ("backbone", "pixel_decoder"), "fp32")
-    specs = {spec.path: spec for table in array_specs(BASE, encoders).values() for spec in table}
-    assert {path: spec.shape for path, spec in specs.items()} == {
-        "clips/visual/backbone/res2": (10, 128, 96, 96), "clips/visual/backbone/res3": (10, 256, 48, 48),
-        "clips/visual/backbone/res4": (10, 512, 24, 24), "clips/visual/backbone/res5": (10, 1024, 12, 12),
-        "clips/visual/pixel_decoder/mask_features": (10, 256, 96, 96),
-        "clips/visual/pixel_decoder/s8": (10, 256, 48, 48), "clips/visual/pixel_decoder/s16": (10, 256, 24, 24),
-        "clips/visual/pixel_decoder/s32": (10, 256, 12, 12), "clips/audio/vggish": (10, 128),
-        "objects/mask": (10, 384, 48), "text/roberta/features": (25, 768), "text/roberta/valid": (25,),
+    shapes = {f"{id}/{spec.name}": spec.shape for id, stream in STREAMS.streams.items() for spec in stream.arrays}
+    assert shapes == {
+        f"{VISUAL}/backbone/res2": (10, 128, 96, 96), f"{VISUAL}/backbone/res3": (10, 256, 48, 48),
+        f"{VISUAL}/backbone/res4": (10, 512, 24, 24), f"{VISUAL}/backbone/res5": (10, 1024, 12, 12),
+        f"{VISUAL}/pixel_decoder/mask_features": (10, 256, 96, 96),
+        f"{VISUAL}/pixel_decoder/s8": (10, 256, 48, 48), f"{VISUAL}/pixel_decoder/s16": (10, 256, 24, 24),
+        f"{VISUAL}/pixel_decoder/s32": (10, 256, 12, 12), "audio/vggish/features": (10, 128),
+        "text/roberta-base/features": (25, 768), "text/roberta-base/valid": (25,),
     }
-    backbone = sum(spec.row_bytes for path, spec in specs.items() if "backbone" in path)
-    pixel_decoder = sum(spec.row_bytes for path, spec in specs.items() if "pixel_decoder" in path)
-    assert backbone == 44_236_800 and pixel_decoder == 62_668_800
+    sizes = {id: sum(spec.row_bytes for spec in stream.arrays) for id, stream in STREAMS.streams.items()}
+    assert sizes[f"{VISUAL}/backbone"] == 44_236_800 and sizes[f"{VISUAL}/pixel_decoder"] == 62_668_800
+    assert {id: spec.rows_per_shard for id, spec in STREAMS.specs().items()} == {
+        f"{VISUAL}/backbone": 4, f"{VISUAL}/pixel_decoder": 4, "audio/vggish": 4, "text/roberta-base": 256,
+    }  # fmt: skip
 
 
 @pytest.mark.slow
@@ -42,33 +46,30 @@ def test_base_clip_is_stored_as_its_encoders_make_it(tmp_path: Path) -> None:
     write_benchmark(tmp_path / "bench", num_clips=1, seed=0, size=128, videos=1)
     (tmp_path / "questions.csv").write_text("video,exp\nsyn00000_0_10000,The loudest object.\n")
     source = read_source(tmp_path / "bench" / "videos", tmp_path / "questions.csv")
-    levels = ("backbone", "pixel_decoder")
-    encoders = build_encoders(BASE, WeightSource(kind="random"), levels, "fp32")
-    writer = StoreWriter.open(
-        tmp_path / "store", encoders=encoders.fingerprints(), source="test", num_frames=10, input_size=384,
-        specs=array_specs(BASE, encoders), rows_per_shard=BASE.rows_per_shard,
-    )
-    worker = Worker(tmp_path / "store", BASE, encoders, torch.get_num_threads())
-    results = [worker.run(job) for job in plan_jobs(writer, wanted_items(source))]
+    writer = open_store(tmp_path / "store", STREAMS, mask_size=384)
+    worker = Worker(str(tmp_path / "store"), STREAMS, torch.get_num_threads())
+    results = [worker.run(job) for job in jobs_of(writer, source, STREAMS)]
     assert [result.num_done for result in results] == [1, 1]
-    writer.write_expressions(expressions_table(source, {table: writer.committed(table) for table in TABLES}))
+    write_tables(writer, source, contents_of(source.clips, 10)[0])
     writer.finalise()
 
     features = FeatureStore(tmp_path / "store")
     assert sum(result.num_bytes for result in results) >= 44_236_800 + 62_668_800
-    media = read_media(source.clips[0], 10, 384)
-    networks = encoders.visual._networks
+    media = read_media(source.clips[0], 10, *STREAMS.inputs())
+    visual, audio, text = STREAMS.encoders.values()
+    assert isinstance(visual, VisualEncoder)
+    networks = visual._networks
     with torch.no_grad():
-        pyramid = networks.swin(normalised(torch.from_numpy(media.frames)))
+        pyramid = networks.swin(STREAMS.inputs()[0][0].normalised(torch.from_numpy(media.taken(visual.takes))))
         maps = networks.pixel_decoder(pyramid)
     for level, expected in (("backbone", pyramid), ("pixel_decoder", maps)):
         for name, map_ in expected.items():
-            stored = features.read(f"clips/visual/{level}/{name}", 0)
+            stored = features.read(f"clips/{VISUAL}/{level}/{name}", 0)
             assert stored.dtype == torch.float16
             assert (stored.float() - map_).abs().max() <= 1e-3 * map_.abs().max()
             assert 0.05 < map_.std() < 20
-    audio = encoders.audio.encode([encoders.audio.prepare(media.sound)])[0]["clips/audio/vggish"]
-    assert np.array_equal(features.read("clips/audio/vggish", 0).numpy(), audio)
-    text = encoders.text.encode([encoders.text.prepare("The loudest object.")])[0][FEATURES]
-    assert np.array_equal(features.read(FEATURES, 0).numpy(), text)
+    heard = audio.encode([audio.prepare(media.taken(audio.takes))], [""])[0]["features"]
+    assert np.array_equal(features.read("clips/audio/vggish/features", 0).numpy(), heard)
+    read = text.encode([text.prepare("The loudest object.")], [""])[0]["features"]
+    assert np.array_equal(features.read("text/roberta-base/features", 0).numpy(), read)
     assert features.random_weights

@@ -1,6 +1,5 @@
 """What refavs-extract --check-weights says of a folder."""
 
-import dataclasses
 import hashlib
 import pickle
 import shutil
@@ -12,20 +11,28 @@ from safetensors.torch import save_file
 
 from extract.cli import main
 from extract.encoders.check_weights import check_weights
-from extract.encoders.presets import SHIPPED, preset_named
+from extract.encoders.mask2former import TINY, VisualEncoder
+from extract.encoders.protocol import EncoderSetup
+from extract.encoders.roberta import RobertaEncoder
+from extract.encoders.streams import StreamSet
+from extract.encoders.vggish import vggish
+from extract.encoders.weights import WeightSource
 from tests.extract.hf_weights import write_mask2former, write_roberta
 from tests.extract.test_pretrained_path import SMALL
 from tests.extract.test_pretrained_streams import SMALL as SMALL_TEXT
 
-PRESET = dataclasses.replace(preset_named("base"), visual=SMALL, text=SMALL_TEXT)
-VISUAL, DECODER, AUDIO, TEXT, TOKENS = (
-    "visual, Swin and pixel decoder", "head, transformer decoder", "audio, VGGish", "text, RoBERTa", "text, tokenizer"
-)
+VISUAL, AUDIO, TEXT, TOKENS = "mask2former", "vggish", "roberta", "roberta, tokenizer"
+
+
+def streams(folder: Path) -> StreamSet:
+    setup = EncoderSetup(weights=WeightSource(folder=folder))
+    encoders = (VisualEncoder(VISUAL, SMALL, setup), vggish(setup), RobertaEncoder(TEXT, SMALL_TEXT, setup))
+    return StreamSet({encoder.name: encoder for encoder in encoders}, {}, 10)
 
 
 def lines_of(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    names = (VISUAL, DECODER, AUDIO, TEXT, TOKENS)
-    return {name: line[len(name):].strip() for line in capsys.readouterr().out.splitlines() for name in names
+    names = (VISUAL, AUDIO, TOKENS, f"{TEXT}  ")
+    return {name.strip(): line[len(name):].strip() for line in capsys.readouterr().out.splitlines() for name in names
             if line.startswith(name)}  # fmt: skip
 
 
@@ -40,11 +47,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.long
 def test_each_file_is_found_with_its_hash_or_what_to_fetch(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check_weights(PRESET, whole) == 2
+    assert check_weights(streams(whole), whole) == 2
     lines = lines_of(capsys)
     path = whole / "mask2former" / "model.safetensors"
-    expected = f"found: {path}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
-    assert lines[VISUAL] == lines[DECODER] == expected
+    assert lines[VISUAL] == f"found: {path}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
     assert lines[TEXT].startswith("found: ") and lines[TOKENS].startswith("found: ")
     assert lines[AUDIO].startswith("missing; fetch it by: curl -L https://") and str(whole) in lines[AUDIO]
 
@@ -68,7 +74,8 @@ def damaged(folder: Path, damage: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(("damage", "state"), [
-    ("truncated", "truncated: "), ("cut header", "truncated: "), ("pickle", "pickle: "), ("other", "damaged: "),
+    ("truncated", "cannot be used: weights "), ("cut header", "cannot be used: weights "),
+    ("pickle", "cannot be used: weights "), ("other", "cannot be used: weights "),
     ("gone", "missing; fetch it by: hf download facebook/mask2former-swin-base-ade-semantic --local-dir"),
 ])  # fmt: skip
 def test_damage_is_named(
@@ -76,22 +83,22 @@ def test_damage_is_named(
 ) -> None:
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     damaged(tmp_path, damage)
-    assert check_weights(PRESET, tmp_path) == 2
+    assert check_weights(streams(tmp_path), tmp_path) == 2
     lines = lines_of(capsys)
-    assert lines[VISUAL].startswith(state) and lines[DECODER].startswith(state)
-    assert lines[TEXT].startswith("wrong size: ") and "belong to another architecture" in lines[TEXT]
-    assert lines[TOKENS].startswith("damaged: ") and "cannot be read" in lines[TOKENS]
-    assert lines[AUDIO].startswith("refused pickle: ") and not (tmp_path / "ran").exists()
+    assert lines[VISUAL].startswith(state)
+    assert "belong to another architecture" in lines[TEXT] and "cannot be read" in lines[TOKENS]
+    assert "cannot be read" in lines[AUDIO] and not (tmp_path / "ran").exists()
     assert all("fetch it by: " in line for line in lines.values())
 
 
 def test_command_needs_no_source_and_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--check-weights", str(tmp_path), "--preset", "tiny"]) == 2
     assert "missing; fetch it by: cp " in capsys.readouterr().out
-    shutil.copy(SHIPPED / "tiny" / "visual.safetensors", tmp_path)
+    assert TINY.shipped is not None
+    shutil.copy(TINY.shipped, tmp_path)
     assert main(["--check-weights", str(tmp_path), "--preset", "tiny"]) == 0
     shown = capsys.readouterr().out
-    assert "audio, VGGish                  not needed" in shown and f"{tmp_path} has all that refavs-extract" in shown
+    assert f"{'tiny-vggish':30} not needed" in shown and f"{tmp_path} has all that tiny-swin, tiny-vggish" in shown
     assert main(["--check-weights", str(tmp_path / "none")]) == 2
     assert "is no folder" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:

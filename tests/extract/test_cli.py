@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,14 +54,26 @@ def test_unknown_preset_is_refused(capsys: pytest.CaptureFixture[str], bench: Pa
 
 def test_unknown_level_is_refused(capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path) -> None:
     line = refusal(capsys, *tiny(bench, tmp_path / "store", "--levels", "backbone,pixeldecoder"))
-    assert "unknown level 'pixeldecoder' in --levels; did you mean 'pixel_decoder'?" in line
+    assert "encoder tiny-swin has no level 'pixeldecoder'; did you mean 'pixel_decoder'?" in line
+    assert "--levels names none" in refusal(capsys, *tiny(bench, tmp_path / "store", "--levels", ","))
+    line = refusal(capsys, bench, tmp_path / "store", "--streams", "tiny-swin,vgish")
+    assert "refavs.encoders has no 'vgish'; did you mean 'vggish'?" in line
+
+
+def test_encoders_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list-encoders"]) == 0
+    out = capsys.readouterr().out
+    assert "vggish: audio, takes sound 16 kHz, 72,141,184 parameters, licence Apache-2.0, weights https://" in out
+    assert "pixel_decoder: mask_features 10x256x96x96 float16" in out and "62,668,800 bytes a clip of 10 s" in out
 
 
 @pytest.mark.parametrize(
     ("option", "value", "text"),
     [("--workers", "0", "--workers is 0; accepted: 1 or more"),
      ("--gpus-per-worker", "-1", "--gpus-per-worker is -1.0; accepted: 0 or more"),
-     ("--gpus-per-worker", "1.5", "--gpus-per-worker is 1.5; accepted: up to 1, or a whole number")],
+     ("--gpus-per-worker", "1.5", "--gpus-per-worker is 1.5; accepted: up to 1, or a whole number"),
+     ("--seconds", "0", "--seconds is 0; accepted: 1 or more"),
+     ("--mask-size", "-1", "--mask-size is -1; accepted: 1 or more")],
 )  # fmt: skip
 def test_resources_out_of_range_are_refused(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, option: str, value: str, text: str
@@ -125,7 +138,7 @@ def test_complete_run_reports_and_the_next_has_nothing_to_do(
     out = capsys.readouterr().out
     assert "rows_kept: rows kept" in out and "clips/s" in out and "failures" in out
     first = FeatureStore(tmp_path / "store")
-    assert first.finished and f"clips    │ {len(first.clips)}" in out
+    assert first.finished and re.search(rf"│ clips +│ {len(first.clips)} +│ {len(first.clips)} +│", out)
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert f"nothing to do: all {len(first.clips)} clips of {bench} are in {tmp_path / 'store'}" in out
@@ -142,7 +155,7 @@ def test_clip_that_fails_is_listed_with_status_3(
     assert main([str(part) for part in tiny(tmp_path / "videos", tmp_path / "store")]) == 3
     captured = capsys.readouterr()
     assert "refavs-extract: clips page: video" in captured.err and "cut off, damaged or not a video" in captured.err
-    assert len(FeatureStore(tmp_path / "store").clips) == 2
+    assert list(FeatureStore(tmp_path / "store").rows_of("audio/tiny-vggish")) == [-1, 1, 2]
 
 
 @pytest.mark.long
@@ -165,7 +178,7 @@ def test_store_of_other_weights_is_refused(
     assert main([str(part) for part in tiny(bench, tmp_path / "store")]) == 0
     capsys.readouterr()
     line = refusal(capsys, *tiny(bench, tmp_path / "store", "--seed", "1"))
-    assert "random:0" in line and "random:1" in line and "name another store" in line
+    assert "random:0" in line and "random:1" in line and "remove it by refavs-store drop" in line
     assert "random:1" in refusal(capsys, *tiny(bench, tmp_path / "store", "--seed", "1", "--dry-run"))
 
 
@@ -173,7 +186,7 @@ def test_full_disk_is_one_line(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "store" / "shard"))
-    run_with(monkeypatch, lambda *_: iter([JobResult(table="clips", error=error)]))
+    run_with(monkeypatch, lambda *_: iter([JobResult(kind="clips", error=error)]))
     assert main([str(part) for part in tiny(bench, tmp_path / "store")]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "cannot write" in line and "No space left on device; free space" in line
@@ -183,7 +196,7 @@ def test_full_disk_is_one_line(
 def test_error_of_ours_keeps_its_traceback(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = JobResult(table="clips", error=ZeroDivisionError(), trace="Traceback: line 7")
+    broken = JobResult(kind="clips", error=ZeroDivisionError(), trace="Traceback: line 7")
     run_with(monkeypatch, lambda *arguments: iter([broken, *list(in_this_process(*arguments))[1:]]))
     assert main([str(part) for part in tiny(bench, tmp_path / "store")]) == 1
     assert "Traceback: line 7" in capsys.readouterr().err

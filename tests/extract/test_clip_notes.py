@@ -5,17 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from extract.encoders.presets import build_encoders, preset_named
-from extract.encoders.weights import WeightSource
+from extract.cli import main
 from extract.media.notes import NOTES, counted, oddities
-from extract.pipeline.extraction import Totals, _summary
-from extract.pipeline.plan import array_specs, expressions_table, plan_jobs, wanted_items
-from extract.pipeline.worker import Worker
 from extract.store_cli import main as store_main
-from refavs.data.layouts import read_source
-from refavs.store.format.schema import TABLES
 from refavs.store.reader import FeatureStore
-from refavs.store.writer import StoreWriter
+from tests.extract.command import in_this_process, run_with, tiny
 
 _spec = importlib.util.spec_from_file_location("film_variants", Path(__file__).parent / "film_variants.py")
 assert _spec is not None and _spec.loader is not None
@@ -29,39 +23,29 @@ FILMS = {
 
 
 @pytest.mark.long
-def test_odd_clips_are_noted_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_odd_clips_are_noted_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_with(monkeypatch, in_this_process)
     videos = tmp_path / "videos"
     videos.mkdir()
     for name, film in FILMS.items():
         film_variants.VARIANTS[film].build(videos / f"{name}{film_variants.VARIANTS[film].suffix}")
-    source, preset = read_source(videos), preset_named("tiny")
-    encoders = build_encoders(preset, WeightSource(kind="random"), ("pixel_decoder",), "fp32")
-    writer = StoreWriter.open(
-        tmp_path / "store", encoders=encoders.fingerprints(), source=str(videos), num_frames=10, input_size=96,
-        specs=array_specs(preset, encoders), rows_per_shard=preset.rows_per_shard,
-    )  # fmt: skip
-    worker, totals = Worker(str(tmp_path / "store"), preset, encoders, 1), Totals()
-    jobs = plan_jobs(writer, wanted_items(source))
-    for job in jobs:
-        totals.add(worker.run(job))
-    assert totals.odd == {"picture_late": 1, "time_joined": 1, "sound_short": 1, "repeated_from_s": 1, "silent": 1}
-    capsys.readouterr()
-    _summary(source, writer, totals, jobs, 1.0)
+    assert main([str(part) for part in tiny(videos, tmp_path / "store")]) == 0
     out = capsys.readouterr().out
-    for name in totals.odd:
+    for name in ("picture_late", "time_joined", "sound_short", "repeated_from_s", "silent"):
         (row,) = [line for line in out.splitlines() if f"noted {name} " in line]
-        assert row.count(" 1 ") == 2, row  # now, and in the store
-    writer.write_expressions(expressions_table(source, {table: writer.committed(table) for table in TABLES}))
-    writer.finalise()
+        assert row.count(" 1 ") == 1, row
     clips = FeatureStore(tmp_path / "store").clips.set_index("id")
-    assert clips.loc["late", "notes"] == "picture_late" and clips.loc["plain", "notes"] != clips.loc["plain", "notes"]
+    assert clips.loc["late", "notes"] == "picture_late" and clips.loc["plain", "notes"] == ""
+    assert sorted(clips["seconds"]) == [6, 10, 10, 10, 10] and clips["silent"].sum() == 1
     assert store_main(["info", str(tmp_path / "store")]) == 0
     out = capsys.readouterr().out
     assert f"clips        1 picture_late: {NOTES['picture_late']}" in out and "clips        1 silent" in out
 
 
 def test_oddities_of_any_store_are_understood() -> None:
-    assert oddities({}) == oddities({"silent": False, "repeated_from_s": None}) == oddities({"notes": 7}) == []
+    assert oddities({}) == oddities({"silent": False, "repeated_from_s": float("nan")}) == oddities({"notes": 7}) == []
     assert oddities({"silent": True, "notes": "time_joined,made_up,picture_late"}) == [
         "silent", "picture_late", "time_joined",
     ]  # fmt: skip

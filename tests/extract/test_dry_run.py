@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from extract.choices import PRESETS as NAMES
 from extract.cli import build_parser, main, prepared
+from extract.encoders.networks import randomly
 from extract.encoders.presets import PRESETS
-from extract.encoders.weights import randomly
 from extract.pipeline import dry_run
 from extract.pipeline.estimate import Seconds
 from refavs.store.writer import StoreWriter
@@ -28,12 +27,10 @@ def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "torch"))
     for name in ("extract.encoders.weights._reachable", "huggingface_hub.hf_hub_download",
                  "torch.hub.download_url_to_file",
-                 "extract.encoders.weights.load_tensors", "extract.encoders.visual.file_stamp",
-                 "extract.encoders.vggish.file_stamp"):
+                 "extract.encoders.mask2former.load_tensors", "extract.encoders.vggish.load_tensors",
+                 "extract.encoders.roberta.load_tensors", "extract.encoders.weights.file_stamp"):
         monkeypatch.setattr(name, refuse)
-    monkeypatch.setattr(
-        dry_run, "calibrate", lambda *_: Seconds(decode=0.1, visual=1.0, audio=0.1, write=0.1, text=0.1)
-    )
+    monkeypatch.setattr(dry_run, "calibrate", lambda *_: Seconds(decode=0.1, write=0.1, clip={"a": 1.1}, text={}))
 
 
 @pytest.fixture
@@ -52,8 +49,8 @@ def test_weights_that_would_be_downloaded_are_named_and_not_fetched(
 ) -> None:
     assert main([str(videos), str(tmp_path / "store"), "--dry-run"]) == 0
     out = printed(capsys)
-    for part in ("visual, Swin and pixel decoder, facebook/mask2former-swin-base-ade-semantic", "audio, VGGish, https:",
-                 "text, RoBERTa, FacebookAI/roberta-base (model", "text, tokenizer, FacebookAI/roberta-base"):
+    for part in ("mask2former-swin-base-ade, facebook/mask2former-swin-base-ade-semantic", "vggish, https:",
+                 "roberta-base, FacebookAI/roberta-base (model", "roberta-base, tokenizer, FacebookAI/roberta-base"):
         assert f"not on this machine, a run downloads it: {part}" in out
     assert "about" in out and not (tmp_path / "store").exists() and "is seen when they are" not in out
 
@@ -65,8 +62,8 @@ def test_weights_that_the_folder_lacks_are_all_named_with_status_2(
     (tmp_path / "weights" / "mask2former" / "model.safetensors").write_text("not read")
     assert main([str(videos), str(tmp_path / "store"), "--dry-run", "--weights-dir", str(tmp_path / "weights")]) == 2
     out = printed(capsys)
-    assert "missing, a run ends here: audio, VGGish: --weights-dir" in out and "missing, a run ends here: text" in out
-    assert "Swin" not in out and "1,000,000" in out
+    assert "missing, a run ends here: vggish: --weights-dir" in out and "missing, a run ends here: roberta" in out
+    assert "run ends here: mask2former" not in out and "1,000,000" in out
 
 
 def test_weights_at_hand_are_not_read_for_a_new_store(
@@ -79,10 +76,10 @@ def test_weights_at_hand_are_not_read_for_a_new_store(
 def store_of(tmp_path: Path, videos: Path, stamp: str) -> Path:
     """A store of preset base whose weights are noted as `stamp`."""
     run = prepared(build_parser().parse_args([str(videos), str(tmp_path / "store"), "--weights", "random"]))
-    description = run.description()
-    for facts in description["encoders"].values():
-        facts["weights"] = stamp
-    StoreWriter.open(tmp_path / "store", **description)
+    specs = run.streams.specs()
+    for spec in specs.values():
+        spec.fingerprint["weights"] = stamp
+    StoreWriter.open(tmp_path / "store", streams=specs, **run.description())
     return tmp_path / "store"
 
 
@@ -116,24 +113,19 @@ def test_gpu_that_fails_is_one_line(
     assert "the GPU fails, so that no time was measured: CUDA out of memory." in printed(capsys)
 
 
-def test_each_preset_stores_the_maps_that_its_head_reads(videos: Path, tmp_path: Path) -> None:
-    levels = {}
+def test_presets_are_lists_of_streams(videos: Path, tmp_path: Path) -> None:
+    streams = {}
     for name in PRESETS:
         run = prepared(build_parser().parse_args([str(videos), str(tmp_path / "store"), "--preset", name]))
-        levels[name] = run.encoders.visual.levels
-    backbone, decoder = ("backbone",), ("pixel_decoder",)
-    assert levels == {"base": decoder, "tiny": decoder, "imagenet": backbone, "released": backbone}
+        streams[name] = list(run.streams.streams)
+    assert streams["base"] == ["visual/mask2former-swin-base-ade/pixel_decoder", "audio/vggish", "text/roberta-base"]
+    assert streams["imagenet"] == ["visual/swin-base-imagenet/backbone", "audio/vggish", "text/roberta-base"]
     asked = build_parser().parse_args([str(videos), str(tmp_path / "store"), "--preset", "released", "--levels",
                                        "backbone, pixel_decoder"])  # fmt: skip
-    assert set(prepared(asked).encoders.visual.levels) == {"backbone", "pixel_decoder"}
-
-
-def test_help_speaks_of_the_presets_there_are() -> None:
-    assert list(NAMES) == [*dict.fromkeys([*NAMES, *PRESETS])] and set(NAMES) == set(PRESETS)
-    text = " ".join(build_parser().format_help().split())
-    others = " and ".join(name for name in NAMES if PRESETS[name].levels == ("backbone",))
-    assert f"the preset's, backbone for {others}, else pixel_decoder" in text
-    assert {PRESETS[name].levels for name in PRESETS} == {("backbone",), ("pixel_decoder",)}
+    assert list(prepared(asked).streams.streams) == [
+        "visual/mask2former-swin-base-ade/backbone", "visual/mask2former-swin-base-ade/pixel_decoder",
+        "audio/vggish-back-to-back", "text/distilroberta-base",
+    ]  # fmt: skip
 
 
 def test_network_without_a_seed_is_zeros_and_leaves_the_generator_alone() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from extract.media.clip import Media, read_media
 from refavs.data.layouts import Clip
+from tests.extract.one_form import Media, read_media
 
 _spec = importlib.util.spec_from_file_location("film_variants", Path(__file__).parent / "film_variants.py")
 assert _spec is not None and _spec.loader is not None

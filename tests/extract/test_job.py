@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from extract.cli import main
+from extract.pipeline.plan import Job, Unit
 from extract.pipeline.ray_pool import Resources, run_jobs
 from extract.pipeline.worker import JobResult
 from refavs.errors import ConfigError, StoreError
 from refavs.store.reader import FeatureStore
 from refavs.synthetic.write import write_benchmark
-from tests.extract.command import in_this_process, run_with
+from tests.extract.command import in_this_process, run_with, streams_of
 from tests.extract.make_videos import write_video
 from tests.extract.mortal import Mortal
 from tests.faults.command import prepare
@@ -49,7 +50,7 @@ def files(store: Path) -> dict[str, bytes | dict]:
     for path in sorted(store.rglob("*")):
         if path.is_file():
             name, content = str(path.relative_to(store)), path.read_bytes()
-            if path.parent.name == "commits":
+            if name.startswith("commits/"):
                 record = json.loads(content)
                 facts = record.get("record", record)
                 found[name] = {key: value for key, value in facts.items() if key not in ("seconds", "crc32c")}
@@ -84,7 +85,7 @@ def test_videos_are_extracted_once_each(
     assert set(after.clips["id"]) == {"a", "b", "c", "d"} and list(after.expressions["clip_id"]) == ["b", "d"]
     new = after.clips.set_index("id").loc["a"]
     assert new["silent"] and new["repeated_from_s"] == 6 and new["source"] == "a.webm"
-    shards = [name for name in before if name.startswith(("clips/visual/", "clips/audio/")) and "/c." in name]
+    shards = [name for name in before if name.startswith(("clips/visual/", "clips/audio/")) and "/c.0." in name]
     assert len(shards) == 5 and all(files(store)[name] == before[name] for name in shards)
 
 
@@ -92,13 +93,12 @@ def test_videos_are_extracted_once_each(
 def crew(cluster: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[JobResult]]:
     """Runs jobs of the keys given with workers that stand for real ones."""
     monkeypatch.setattr("extract.pipeline.ray_pool.Worker", Mortal)
-
     def run_keys(
         *keys: tuple[str, ...], location: str = "store", num_workers: int = 2, note: Callable[[str], None] | None = None
     ) -> list[JobResult]:
-        jobs: list[Any] = [SimpleNamespace(shard=SimpleNamespace(table="text", keys=part)) for part in keys]
-        nothing: Any = None
-        results = run_jobs(jobs, location, nothing, nothing, Resources(num_workers=num_workers), note)
+        jobs = [Job(kind="text", units=tuple(Unit(name=key, item=key, keys={}) for key in part), shards=())
+                for part in keys]  # fmt: skip
+        results = run_jobs(jobs, location, streams_of(), Resources(num_workers=num_workers), note)
         return [result for result in results if result is not None]
 
     return run_keys
@@ -162,12 +162,12 @@ def test_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch: pyte
         [sys.executable, "-m", "extract.cli", str(source), str(store), *OPTIONS],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )
-    while not list(store.glob("commits/*.json")) and driver.poll() is None:
+    while not list(store.glob("commits/*/**/*.json")) and driver.poll() is None:
         time.sleep(0.02)
     driver.send_signal(signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    num_before = len(list(store.glob("commits/*.json")))
+    num_before = len(list(store.glob("commits/*/**/*.json")))
     run_with(monkeypatch, in_this_process)
     assert run(source, store) == run(source, undisturbed) == 0
-    assert 0 < num_before < len(list(undisturbed.glob("commits/*.json")))
+    assert 0 < num_before < len(list(undisturbed.glob("commits/*/**/*.json")))
     assert files(store) == files(undisturbed)

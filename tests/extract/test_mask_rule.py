@@ -10,7 +10,7 @@ from PIL import Image
 
 from extract.cli import main
 from extract.pipeline.input_check import check_masks
-from extract.pipeline.plan import Masks, wanted_items
+from extract.pipeline.plan import Masks, object_units
 from refavs.data.layouts import read_source
 from refavs.errors import DatasetError, StoreError
 from refavs.store.backends.base import open_folder
@@ -75,7 +75,7 @@ def test_label_image_of_several_objects_is_not_read_as_each_of_them(
         write_png(source / "gt_mask" / "a_0_10" / f"fid_{fid}" / f"{second:05d}.png", labels, GREY)
     line = refusal(capsys, *tiny(source, tmp_path / "store"))
     assert "fid_1/00000.png has several labels, and " in line and "fid_0 the same files" in line
-    objects = [wanted_items(read_source(source), rule)["objects"] for rule in ("auto", "nonzero")]
+    objects = [object_units(read_source(source), rule) for rule in ("auto", "nonzero")]
     check_masks(open_folder(tmp_path / "store"), objects[1], 10)  # they were told to be one object
     for second in range(10):  # each object's own
         write_png(source / "gt_mask" / "a_0_10" / "fid_1" / f"{second:05d}.png", labels * (labels == 2), GREY)
@@ -110,7 +110,7 @@ def test_nulls_need_no_mask_files(tmp_path: Path) -> None:
     assert source.report.names["null_masks_not_shipped"] == [f"{NULL}/fid_0"]
     assert source.report.names["missing_masks"] == ["a_0_10/fid_0"]
     assert list(source.expressions["fid"]) == [-1, 0]
-    assert list(wanted_items(source)["objects"]) == [f"{NULL}/0"]
+    assert [unit.name for unit in object_units(source, "auto")] == [f"{NULL}/0"]
 
 
 def test_masks_of_a_null_are_empty_or_refused(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_masks_of_a_null_are_empty_or_refused(tmp_path: Path) -> None:
     root = write_bench(tmp_path / "bench", f"train {NULL}")
     path = root / "gt_mask" / NULL / "fid_0" / "00004.png"
     write_png(path, 0 * QUARTER, GREY)
-    (item,) = wanted_items(read_source(root))["objects"].values()
+    (item,) = (unit.item for unit in object_units(read_source(root), "auto"))
     assert isinstance(item, Masks) and not item.read(10, SIDE).any()
     write_png(path, QUARTER, GREY)
     with pytest.raises(DatasetError, match=r"fid_0 marks an object, but a clip named null_\* refers to nothing"):
@@ -140,8 +140,8 @@ def test_store_without_a_rule_takes_plain_grey_masks_alone(
 
     write_bench(source, "train a_0_10", "val b_0_10")
     draw(source, "b_0_10", GREY)
-    check_masks(open_folder(store), wanted_items(read_source(source))["objects"], 10)
+    check_masks(open_folder(store), object_units(read_source(source), "auto"), 10)
     shutil.rmtree(source / "gt_mask" / "b_0_10")
     draw(source, "b_0_10", PALETTE, bytes(3))
     with pytest.raises(StoreError, match=r"made before masks had a rule .*b_0_10/fid_0/00000\.png is no plain grey"):
-        check_masks(open_folder(store), wanted_items(read_source(source))["objects"], 10)
+        check_masks(open_folder(store), object_units(read_source(source), "auto"), 10)

@@ -10,9 +10,12 @@ import soundfile
 import torch
 from PIL import Image
 
-from extract.media.clip import IMAGENET_MEAN, IMAGENET_STD, SAMPLE_RATE_HZ, Media, normalised, read_media
+from extract.encoders.protocol import IMAGENET_MEAN, IMAGENET_STD, Frames
+from extract.media.clip import read_media as read_media_of
+from extract.media.pictures import fitted
 from refavs.data.layouts import Clip
 from refavs.errors import DatasetError
+from tests.extract.one_form import SAMPLE_RATE_HZ, Media, read_media
 
 _spec = importlib.util.spec_from_file_location("make_videos", Path(__file__).parent / "make_videos.py")
 assert _spec is not None and _spec.loader is not None
@@ -178,7 +181,37 @@ def test_benchmark_clip_names_damaged_sound(tmp_path: Path) -> None:
 def test_normalised_frames_are_those_of_imagenet() -> None:
     frames = torch.randint(0, 256, (2, 5, 6, 3), dtype=torch.uint8)
     expected = (frames.double().numpy() / 255 - IMAGENET_MEAN) / IMAGENET_STD
-    np.testing.assert_allclose(normalised(frames).permute(0, 2, 3, 1).numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(Frames(size=5).normalised(frames).permute(0, 2, 3, 1).numpy(), expected, atol=1e-6)
+
+
+def test_picture_is_squashed_padded_or_cropped() -> None:
+    picture = Image.new("RGB", (40, 20), "white")
+    picture.paste("red", (10, 0, 30, 20))
+    squashed, padded, cropped = (fitted(picture, Frames(size=8, fit=fit)) for fit in ("squash", "pad", "crop"))
+    assert squashed.shape == padded.shape == cropped.shape == (8, 8, 3) and (squashed[:, 0] > 200).all()
+    assert (padded[:3, 0] > 200).all() and not padded[4:].any()  # black below
+    assert (cropped[:, :, 0] == 255).all() and not cropped[:, 1:-1, 1].any()  # the middle alone
+
+
+@pytest.mark.long
+def test_clip_is_decoded_once_for_every_form_and_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", sample_rate_hz=48_000)
+    forms, rates_hz = [Frames(size=32), Frames(size=24, fit="crop")], [48_000, 16_000]
+    for clip in (Clip(id="a", video=path), bench_clip(tmp_path / "clip", rate_hz=48_000)):
+        media = read_media_of(clip, 10, forms, rates_hz)
+        assert {form: frames.shape for form, frames in media.frames.items()} == {
+            forms[0]: (10, 32, 32, 3), forms[1]: (10, 24, 24, 3)}
+        assert {rate_hz: len(sound) for rate_hz, sound in media.sound.items()} == {48_000: 480_000, 16_000: 160_000}
+        alone = read_media(clip, 10, 32)
+        assert np.array_equal(media.frames[forms[0]], alone.frames) and np.array_equal(media.sound[16_000], alone.sound)
+        assert np.abs(np.fft.rfft(media.sound[48_000][:48_000])).argmax() == TONE_HZ
+    monkeypatch.setattr("extract.media.pictures.fitted", lambda *_: pytest.fail("nobody asks for frames"))
+    heard = read_media_of(Clip(id="a", video=path), 10, [], [16_000])
+    assert np.array_equal(heard.sound[16_000], read_sound(path)) and not heard.frames and heard.repeated_from_s is None
+
+
+def read_sound(path: Path) -> np.ndarray:
+    return read_media_of(Clip(id="a", video=path), 10, [], [16_000, 8_000]).sound[16_000]
 
 
 @pytest.mark.parametrize("error", [ValueError("an odd packet"), EOFError("an odd packet"), OSError(5, "an odd packet")])

@@ -12,22 +12,23 @@ import numpy as np
 import pytest
 import torch
 
-from extract.encoders.presets import Encoders, preset_named
+from extract.encoders.protocol import Encoder, Frames, Sound
+from extract.encoders.streams import Stream, StreamSet
 from extract.media.clip import Media
-from extract.pipeline.plan import Job
+from extract.pipeline.plan import Job, Unit, plan_jobs
 from extract.pipeline.worker import SPARE_CLIPS, STAGES, JobResult, Stages, Turns, Worker, ahead
 from refavs.data.layouts import Clip
 from refavs.errors import ConfigError, DatasetError
-from refavs.store.format.schema import ArraySpec
+from refavs.store.format.schema import ArraySpec, StreamSpec
 from refavs.store.reader import FeatureStore
 from refavs.store.writer import StoreWriter
 
-TINY = preset_named("tiny")
-VISUAL, AUDIO = "clips/visual/backbone/res2", "clips/audio/vggish"
-SPECS = [
-    ArraySpec(path=VISUAL, shape=(1, 4, 2, 2), dtype="float16", axes=("t", "c", "h", "w"), statistics=True),
-    ArraySpec(path=AUDIO, shape=(1, 8), dtype="float32", axes=("t", "c"), statistics=True),
-]
+VISUAL, AUDIO = "visual/seen/backbone", "audio/heard"
+FORM, RATE_HZ = Frames(size=2), 4
+ARRAYS = {
+    VISUAL: (ArraySpec(name="res2", shape=(1, 4, 2, 2), dtype="float16", axes=("t", "c", "h", "w"), statistics=True),),
+    AUDIO: (ArraySpec(name="features", shape=(1, 8), dtype="float32", axes=("t", "c"), statistics=True),),
+}
 WAIT_S = 600.0
 
 
@@ -36,7 +37,7 @@ class Tracked(np.ndarray):
 
 
 @dataclass
-class Visual:
+class Visual(Encoder):
     """Notes what comes together; the features of a frame are its first value, and its batch's first value beside it."""
 
     batches: list[list[int]] = field(default_factory=list)
@@ -44,13 +45,16 @@ class Visual:
     most_alive: int = 0
     during: Any = None
 
-    def encode(self, clips: Sequence[np.ndarray], levels: Sequence[str]) -> list[dict[str, np.ndarray]]:
+    def __post_init__(self) -> None:
+        self.name, self.modality, self.takes = "seen", "visual", FORM
+
+    def encode(self, batch: Sequence[np.ndarray], levels: Sequence[str]) -> list[dict[str, np.ndarray]]:
         assert tuple(levels) == ("backbone",)
-        names = [int(frames.flat[0]) for frames in clips]
+        names = [int(frames.flat[0]) for frames in batch]
         self.batches.append(names)
         if self.during is not None:
             self.during(names)
-        return [{VISUAL: self._features(name, names[0])} for name in names]
+        return [{"backbone/res2": self._features(name, names[0])} for name in names]
 
     def _features(self, name: int, first: int) -> np.ndarray:
         features = np.full((1, 4, 2, 2), name, np.float16).view(Tracked)
@@ -64,33 +68,26 @@ class Visual:
         self.alive -= 1
 
 
-class Audio:
-    def prepare(self, sound: np.ndarray) -> np.ndarray:
-        return sound
+class Audio(Encoder):
+    name, modality, takes = "heard", "audio", Sound(rate_hz=RATE_HZ)
 
-    def encode(self, sounds: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
-        return [{AUDIO: np.full((1, 8), sound[0], np.float32)} for sound in sounds]
+    def encode(self, batch: Sequence[np.ndarray], levels: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        return [{"features": np.full((1, 8), sound[0], np.float32)} for sound in batch]
 
 
 def media_of(name: int) -> Media:
-    return Media(frames=np.full((1, 2, 2, 3), name, np.uint8), sound=np.full(4, name, np.float32), silent=False,
-                 repeated_from_s=None)  # fmt: skip
-
-
-def frames_of(location: Path) -> Path:
-    return location.with_name(f"{location.name}-frames")
+    return Media(frames={FORM: np.full((1, 2, 2, 3), name, np.uint8)},
+                 sound={RATE_HZ: np.full(RATE_HZ, name, np.float32)}, silent=False)  # fmt: skip
 
 
 @pytest.fixture
-def decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Clips whose decoding has begun; number 13 cannot be decoded."""
     begun: list[int] = []
-    frames_of(tmp_path).mkdir()
-    for second in range(TINY.num_frames):
-        (frames_of(tmp_path) / f"{second}.jpg").write_bytes(b"0")  # for the digest of the input
 
-    def read_media(clip: Clip, *_: object) -> Media:
-        begun.append(int(clip.id))
+    def read_media(clip: Clip, seconds: int, frames: object, rates_hz: object) -> Media:
+        if frames and rates_hz:  # not one of them again, to find what is damaged
+            begun.append(int(clip.id))
         if clip.id == "13":
             raise DatasetError("clip 13 is damaged")
         return media_of(int(clip.id))
@@ -100,18 +97,20 @@ def decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def jobs_of(location: Path, num_clips: int, size: int) -> list[Job]:
+    streams = {id: StreamSpec(fingerprint={}, arrays=arrays, rows_per_shard=size) for id, arrays in ARRAYS.items()}
     writer = StoreWriter.open(
-        location, encoders={"visual": {"name": "v"}, "audio": {"name": "a"}}, source="test", num_frames=1,
-        input_size=2, specs={"clips": SPECS}, rows_per_shard={"clips": size},
+        location, streams=streams, source="test", seconds=1, fps=1.0, mask_size=2, objects_per_shard=1
     )
     names = [f"{number:02d}" for number in range(10, 10 + num_clips)]
-    clips = {name: Clip(id=name, frames=frames_of(location)) for name in names}
-    return [Job(shard=shard, items=tuple(clips[key] for key in shard.keys)) for shard in writer.plan("clips", clips)]
+    clips = [Unit(name=name, item=Clip(id=name), keys=dict.fromkeys(ARRAYS, name)) for name in names]
+    return plan_jobs(writer, {"clips": clips, "text": [], "objects": []})
 
 
 def worker(location: Path, visual: Visual, batch_clips: int = 1) -> Worker:
-    encoders = Encoders(visual=visual, audio=Audio(), text=None)  # pyright: ignore[reportArgumentType]
-    return Worker(str(location), TINY, encoders, 1, batch_clips)
+    encoders = {encoder.name: encoder for encoder in (visual, Audio())}
+    streams = {id: Stream(id=id, encoder=id.split("/")[1], level="".join(id.split("/")[2:]), arrays=arrays)
+               for id, arrays in ARRAYS.items()}  # fmt: skip
+    return Worker(str(location), StreamSet(encoders, streams, 1), 1, batch_clips)
 
 
 @pytest.mark.parametrize(
@@ -128,13 +127,13 @@ def test_batches_are_neighbours_of_one_shard_whatever_fails(
     assert visual.batches == expected and sorted(decoded) == list(range(10, 17))
     assert [result.failures for result in results] == [{"13": "clip 13 is damaged"}, {}]
     assert [result.num_done for result in results] == [5, 1]
-    store = FeatureStore(tmp_path)
-    rows = {int(name): row for row, name in store.clips["id"].items()}
+    store, writer = FeatureStore(tmp_path), StoreWriter.attach(tmp_path)
+    seen, heard = (writer.committed(id) for id in ARRAYS)
     for batch in expected:
         for name in batch:
-            features = store.read(VISUAL, rows[name]).numpy()
+            features = store.read(f"clips/{VISUAL}/res2", seen[str(name)]).numpy()
             assert (features[0, 0] == batch[0]).all() and (features[0, 1:] == name).all()
-            assert (store.read(AUDIO, rows[name]).numpy() == name).all()
+            assert (store.read(f"clips/{AUDIO}/features", heard[str(name)]).numpy() == name).all()
 
 
 def test_condemned_keys_are_failed_without_being_touched(tmp_path: Path, decoded: list[int]) -> None:
@@ -254,7 +253,8 @@ def test_memory_is_flat_over_a_long_run(tmp_path: Path, decoded: list[int], monk
 
     # A quarter of a MB of pictures per clip, which would be 500 MB over the run.
     big = np.zeros((1, 300, 300, 3), np.uint8)
-    monkeypatch.setattr("extract.pipeline.worker.read_media", lambda clip, *_: replace(media_of(1), frames=big + 1))
+    media = replace(media_of(1), frames={FORM: big})
+    monkeypatch.setattr("extract.pipeline.worker.read_media", lambda *_: replace(media, frames={FORM: big + 1}))
     busy = worker(tmp_path, Visual(), 4)
     jobs = jobs_of(tmp_path, 2000, size=8)
     for job in jobs[:30]:
@@ -271,7 +271,6 @@ def test_gpu_without_memory_gets_half_the_batch_and_then_one_line(decoded: list[
             if len(names) > number:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
-        (tmp_path / f"{number}-frames").symlink_to(frames_of(tmp_path))
         (job,) = jobs_of(tmp_path / str(number), 3, size=4)
         visual = Visual(during=during)
         return worker(tmp_path / str(number), visual, 4).run(job), visual

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from extract.media.sound import PlacedSound
-from extract.media.wav import SAMPLE_RATE_HZ
 from refavs.errors import DatasetError
+
+SAMPLE_RATE_HZ = 16_000
 
 
 def frame(start_s: float | None, seconds: float, level: float, rate_hz: int = 16_000) -> av.AudioFrame:
@@ -21,7 +22,7 @@ def frame(start_s: float | None, seconds: float, level: float, rate_hz: int = 16
 
 def levels(sound: PlacedSound, num_seconds: int) -> list[float]:
     """The level in the middle of each second."""
-    middles = sound.finish().reshape(num_seconds, -1)[:, SAMPLE_RATE_HZ // 2]
+    middles = sound.finish(SAMPLE_RATE_HZ).reshape(num_seconds, -1)[:, SAMPLE_RATE_HZ // 2]
     return [round(float(level), 2) for level in middles]
 
 

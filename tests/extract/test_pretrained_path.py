@@ -14,12 +14,11 @@ from einops import rearrange, repeat
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from extract.encoders.mask2former import BASE, VisualEncoder, VisualSettings
 from extract.encoders.pixel_decoder import PixelDecoderSettings
-from extract.encoders.presets import preset_named
+from extract.encoders.protocol import EncoderSetup, Frames
 from extract.encoders.swin import SwinSettings
-from extract.encoders.visual import PREFIX, VisualEncoder, VisualSettings
 from extract.encoders.weights import WeightSource
-from extract.media.clip import normalised
 from refavs.data.batches import Batch
 from refavs.data.clip_groups import ClipGroups
 from refavs.errors import WeightsError
@@ -34,9 +33,9 @@ from tests.extract.hf_weights import write_mask2former
 pytestmark = pytest.mark.long  # for what its fixtures make
 
 SMALL = VisualSettings(
-    name="small",
     swin=SwinSettings(input_size=128, window=4, channels=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8)),
-    pixel_decoder=PixelDecoderSettings(in_channels=(16, 32, 64, 128), channels=64, mask_channels=64), num_frames=2,
+    pixel_decoder=PixelDecoderSettings(in_channels=(16, 32, 64, 128), channels=64, mask_channels=64),
+    repository="facebook/mask2former-swin-base-ade-semantic", folder="mask2former",
 )
 SMALL_HEAD = {"num_queries": 7, "decoder_layers": 4, "decoder_feedforward_channels": 48}
 STAGES = ("res2", "res3", "res4", "res5")
@@ -56,11 +55,11 @@ class Case:
 
     def sizes(self, *levels: str) -> FeatureSizes:
         maps = tuple(
-            MapSize(name=spec.path.split("/")[3], path=spec.path, channels=spec.shape[1], height=spec.shape[2],
-                    width=spec.shape[3])
-            for spec in self.encoder.specs() if spec.path.split("/")[2] in levels
+            MapSize(name=spec.name, path=f"clips/visual/small/{level}/{spec.name}", channels=spec.shape[1],
+                    height=spec.shape[2], width=spec.shape[3])
+            for level, specs in self.encoder.arrays(2).items() if level in levels for spec in specs
         )  # fmt: skip
-        return FeatureSizes(audio=StreamSize(path="clips/audio/vggish", channels=128),
+        return FeatureSizes(audio=StreamSize(path="clips/audio/vggish/features", channels=128),
                             text=StreamSize(path="text/roberta/features", channels=8), maps=maps)
 
     def model(self, *levels: str, **options: object) -> EEMC:
@@ -75,17 +74,21 @@ class Case:
         return model
 
 
+def normalised(frames: np.ndarray) -> Tensor:
+    return Frames(size=frames.shape[1]).normalised(torch.from_numpy(frames))
+
+
 def make_case(folder: Path, visual: VisualSettings, head: dict[str, int], num_frames: int) -> Case:
     theirs = write_mask2former(
         folder / "mask2former", visual, num_labels=1, num_queries=head["num_queries"],
         decoder_layers=head["decoder_layers"] + 1, dim_feedforward=head["decoder_feedforward_channels"],
     )
-    encoder = VisualEncoder(visual, WeightSource(folder=folder), ("backbone", "pixel_decoder"))
+    encoder = VisualEncoder("small", visual, EncoderSetup(weights=WeightSource(folder=folder)))
     shape = (num_frames, visual.swin.input_size, visual.swin.input_size, 3)
     frames = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     swin, pixel_decoder = encoder._frozen
     with torch.no_grad():
-        pyramid = swin(normalised(torch.from_numpy(frames)))
+        pyramid = swin(normalised(frames))
         return Case(visual, head, folder, theirs, encoder, frames, {**pyramid, **pixel_decoder(pyramid)})
 
 
@@ -101,7 +104,7 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
 def errors_of(case: Case) -> dict[str, float]:
     """Relative error of each map and of the head's logits, from the same frames to the end on either side."""
     with torch.no_grad():
-        theirs = case.theirs(normalised(torch.from_numpy(case.frames)), output_hidden_states=True)
+        theirs = case.theirs(normalised(case.frames), output_hidden_states=True)
     expected = dict(zip(STAGES, theirs.encoder_hidden_states, strict=True))
     expected |= dict(zip(LEVELS, theirs.pixel_decoder_hidden_states, strict=True))
     expected[MASKS] = theirs.pixel_decoder_last_hidden_state
@@ -110,10 +113,10 @@ def errors_of(case: Case) -> dict[str, float]:
     stored = case.encoder.encode([case.frames], ("backbone", "pixel_decoder"))[0]
     for name, maps in expected.items():
         level = "backbone" if name in STAGES else "pixel_decoder"
-        read = torch.from_numpy(stored[f"{PREFIX}/{level}/{name}"]).float()
+        read = torch.from_numpy(stored[f"{level}/{name}"]).float()
         found[f"{name}, stored"] = relative_error(read, maps)
     for maps, name in ((case.maps, ""), ({**case.maps, **{
-        name: torch.from_numpy(stored[f"{PREFIX}/pixel_decoder/{name}"]) for name in (MASKS, *LEVELS)}}, ", stored")):
+        name: torch.from_numpy(stored[f"pixel_decoder/{name}"]) for name in (MASKS, *LEVELS)}}, ", stored")):
         output = decoded(case.loaded("pixel_decoder"), maps, case)
         found[f"mask logits{name}"] = relative_error(flat(output.mask_logits), theirs.masks_queries_logits)
         found[f"class logits{name}"] = relative_error(flat(output.class_logits), theirs.class_queries_logits)
@@ -150,7 +153,7 @@ def test_small_mask2former_gives_its_own_values_through_our_path(small: Case) ->
 @pytest.mark.slow
 def test_mask2former_of_the_paper_gives_its_own_values_through_our_path(tmp_path: Path) -> None:
     head = {"num_queries": 100, "decoder_layers": 9, "decoder_feedforward_channels": 2048}
-    assert_equal(errors_of(make_case(tmp_path, preset_named("base").visual, head, 1)))
+    assert_equal(errors_of(make_case(tmp_path, BASE, head, 1)))
 
 
 def test_pixel_decoder_of_the_head_gives_the_same_masks(small: Case) -> None:

@@ -1,6 +1,6 @@
 """Text and sound with weights from a folder: the values of transformers' RoBERTa and of the published VGGish."""
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,22 +9,22 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.torch import save_file
 
-from extract.encoders.presets import TOKENIZER, preset_named
-from extract.encoders.roberta import FEATURES, VALID, RobertaEncoder, RobertaSettings
-from extract.encoders.vggish import VGGishEncoder, VGGishSettings, build_vggish, log_mel_patches
+from extract.encoders.protocol import EncoderSetup
+from extract.encoders.roberta import BASE, RobertaEncoder, RobertaSettings, distilroberta_base
+from extract.encoders.vggish import SAMPLE_RATE_HZ, build_vggish, log_mel_patches, vggish
 from extract.encoders.weights import WeightSource
-from extract.media.clip import SAMPLE_RATE_HZ
 from tests.extract.hf_weights import randomise, write_roberta
 
 TEXTS = ["The object that sounds before the star.", "The loudest one, is it?", "It"]
 SMALL = RobertaSettings(
-    length=14, channels=48, num_layers=3, num_heads=4, feedforward_channels=96, vocabulary=420, tokenizer=TOKENIZER
+    length=14, channels=48, num_layers=3, num_heads=4, feedforward_channels=96, vocabulary=420,
+    repository="FacebookAI/roberta-base",
 )
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "settings", [SMALL, pytest.param(preset_named("base").text, marks=pytest.mark.slow)], ids=["small", "base"]
+    "settings", [SMALL, pytest.param(BASE, marks=pytest.mark.slow)], ids=["small", "base"]
 )
 def test_text_of_a_folder_is_that_of_transformers(settings: RobertaSettings, tmp_path: Path) -> None:
     """Their own tokenizer class, their own reading of the folder, each text alone and without padding."""
@@ -33,8 +33,8 @@ def test_text_of_a_folder_is_that_of_transformers(settings: RobertaSettings, tmp
 
     theirs = RobertaModel.from_pretrained(tmp_path / "roberta-base", add_pooling_layer=False).eval()
     tokenizer = RobertaTokenizerFast.from_pretrained(tmp_path / "roberta-base")
-    encoder = RobertaEncoder(settings, WeightSource(folder=tmp_path))
-    assert encoder.fingerprints()["text"]["weights"].startswith("sha256:")
+    encoder = RobertaEncoder("small", settings, EncoderSetup(weights=WeightSource(folder=tmp_path)))
+    assert encoder.facts("")["weights"].startswith("sha256:")
     for text in TEXTS:
         inputs = tokenizer(text, truncation=True, max_length=settings.length, return_tensors="pt")
         with torch.no_grad():
@@ -44,30 +44,29 @@ def test_text_of_a_folder_is_that_of_transformers(settings: RobertaSettings, tmp
             found = encoder._network(input_ids=ids, attention_mask=valid).last_hidden_state[0, : len(expected)]
         assert 0.3 < expected.std() < 3
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-        (stored,) = encoder.encode([encoder.prepare(text)])
-        assert stored[VALID].sum() == len(expected)
-        assert np.abs(stored[FEATURES][: len(expected)] - expected.numpy()).max() <= 5e-4 * expected.abs().max()
+        (stored,) = encoder.encode([encoder.prepare(text)], [""])
+        assert stored["valid"].sum() == len(expected)
+        assert np.abs(stored["features"][: len(expected)] - expected.numpy()).max() <= 5e-4 * expected.abs().max()
 
 
 def test_padding_that_is_kept_has_the_features_that_transformers_gives_it(tmp_path: Path) -> None:
     """As the release of Ref-AVS reads distilroberta-base: padded to the full length, nothing taken out."""
-    assert preset_named("released").text == dataclasses.replace(
-        preset_named("base").text, num_layers=6, repository="distilbert/distilroberta-base", keeps_padding=True
-    )
-    settings = dataclasses.replace(SMALL, repository="distilbert/distilroberta-base", keeps_padding=True)
+    released = distilroberta_base(EncoderSetup(weights=WeightSource())).settings
+    assert released == replace(BASE, num_layers=6, repository="distilbert/distilroberta-base", keeps_padding=True)
+    settings = replace(SMALL, repository="distilbert/distilroberta-base", keeps_padding=True)
     write_roberta(tmp_path / "distilroberta-base", settings, TEXTS)
     from transformers import RobertaModel, RobertaTokenizerFast
 
     theirs = RobertaModel.from_pretrained(tmp_path / "distilroberta-base", add_pooling_layer=False).eval()
     tokenizer = RobertaTokenizerFast.from_pretrained(tmp_path / "distilroberta-base")
-    encoder = RobertaEncoder(settings, WeightSource(folder=tmp_path))
+    encoder = RobertaEncoder("small", settings, EncoderSetup(weights=WeightSource(folder=tmp_path)))
     inputs = tokenizer(TEXTS[2], truncation=True, max_length=14, padding="max_length", return_tensors="pt")
     with torch.no_grad():
         expected = theirs(**inputs).last_hidden_state[0].numpy()
-    (stored,) = encoder.encode([encoder.prepare(TEXTS[2])])
-    assert not stored[VALID].all() and expected[~stored[VALID]].std() > 0.3
-    assert np.abs(stored[FEATURES] - expected).max() <= 5e-4 * np.abs(expected).max()
-    facts = encoder.fingerprints()["text"]
+    (stored,) = encoder.encode([encoder.prepare(TEXTS[2])], [""])
+    assert not stored["valid"].all() and expected[~stored["valid"]].std() > 0.3
+    assert np.abs(stored["features"] - expected).max() <= 5e-4 * np.abs(expected).max()
+    facts = encoder.facts("")
     assert facts["padding"] == "kept" and facts["sizes"].keys() == {
         "length", "channels", "num_layers", "num_heads", "feedforward_channels", "vocabulary"}
     assert encoder.weight_parts()[0].fetch == (
@@ -108,9 +107,9 @@ def test_sound_with_weights_of_a_folder_is_that_of_the_published_network(tmp_pat
     network = build_vggish()
     randomise(network, seed=1, gain=1.4)
     save_file(network.state_dict(), tmp_path / "vggish.safetensors")
-    encoder = VGGishEncoder(VGGishSettings(num_frames=2), WeightSource(folder=tmp_path))
+    encoder = vggish(EncoderSetup(weights=WeightSource(folder=tmp_path)))
     sound = (0.1 * np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE_HZ)).astype(np.float32)
-    found = encoder.encode([encoder.prepare(sound)])[0]["clips/audio/vggish"]
+    found = encoder.encode([encoder.prepare(sound)], [""])[0]["features"]
     state = {name: value.double().numpy() for name, value in network.state_dict().items()}
     patches = log_mel_patches(sound, 2).double().numpy().transpose(0, 2, 3, 1)
     expected = published_vggish(patches, state)

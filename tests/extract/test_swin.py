@@ -11,12 +11,11 @@ from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from extract.encoders.mask2former import BASE, IMAGENET, TINY, VisualEncoder, VisualSettings
 from extract.encoders.pixel_decoder import FrozenPixelDecoder, PixelDecoderSettings, build_pixel_decoder
-from extract.encoders.presets import PRESETS, build_encoders
+from extract.encoders.protocol import EncoderSetup, Frames
 from extract.encoders.swin import SwinSettings, build_swin, from_mask2former, from_timm
-from extract.encoders.visual import VisualEncoder, VisualSettings
 from extract.encoders.weights import WeightSource
-from extract.media.clip import normalised
 from refavs.errors import ConfigError, WeightsError
 from refavs.machine.torchvision_shim import ensure_torchvision
 from tests.extract.hf_weights import randomise
@@ -137,12 +136,14 @@ def test_visual_encoder_reads_a_checkpoint_of_mask2former(module: nn.Module, tmp
     (tmp_path / "mask2former").mkdir()
     checkpoint = {prefix + name: value for name, value in module.state_dict().items()}
     save_file(checkpoint | {"class_predictor.bias": torch.zeros(3)}, tmp_path / "mask2former" / "model.safetensors")
-    settings = VisualSettings(name="small", swin=FOUR_STAGES, pixel_decoder=PIXEL_DECODER, num_frames=2)
+    settings = VisualSettings(swin=FOUR_STAGES, pixel_decoder=PIXEL_DECODER, repository="a/b", folder="mask2former")
     frames = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)
-    found = VisualEncoder(settings, WeightSource(folder=tmp_path)).encode([frames], ["pixel_decoder"])[0]
+    encoder = VisualEncoder("small", settings, EncoderSetup(weights=WeightSource(folder=tmp_path)))
+    found = encoder.encode([frames], ["pixel_decoder"])[0]
+    inputs = Frames(size=128).normalised(torch.from_numpy(frames))
     with torch.no_grad():
-        expected = module(normalised(torch.from_numpy(frames))).decoder_last_hidden_state
-    assert relative_error(torch.from_numpy(found["clips/visual/pixel_decoder/mask_features"]).float(), expected) < 1e-3
+        expected = module(inputs).decoder_last_hidden_state
+    assert relative_error(torch.from_numpy(found["pixel_decoder/mask_features"]).float(), expected) < 1e-3
 
 
 def test_swin_settings_refuse_sizes_that_do_not_halve() -> None:
@@ -153,7 +154,7 @@ def test_swin_settings_refuse_sizes_that_do_not_halve() -> None:
 def test_pixel_decoder_starts_from_defined_weights() -> None:
     def state() -> dict[str, Tensor]:
         torch.manual_seed(0)
-        return build_pixel_decoder(PRESETS["tiny"].pixel_decoder).state_dict()
+        return build_pixel_decoder(PIXEL_DECODER).state_dict()
 
     first, second = state(), state()
     assert all(torch.equal(first[key], second[key]) and first[key].isfinite().all() for key in first)
@@ -165,11 +166,11 @@ def test_pixel_decoder_starts_from_defined_weights() -> None:
     assert torch.allclose(offsets[0, 0, :, 1], torch.zeros(4))
 
 
-def test_presets_give_the_sizes_of_the_paper() -> None:
-    assert PRESETS["base"].swin.levels == {
+def test_encoders_have_the_sizes_of_the_paper() -> None:
+    assert BASE.swin.levels == {
         "res2": (128, 96, 96), "res3": (256, 48, 48), "res4": (512, 24, 24), "res5": (1024, 12, 12)
     }
-    assert PRESETS["tiny"].swin.levels["res2"][1:] == (24, 24) and PRESETS["tiny"].input_size == 96
+    assert TINY.swin.levels["res2"][1:] == (24, 24) and TINY.swin.input_size == 96
 
 
 @pytest.mark.parametrize("authors", [False, True], ids=["timm", "authors"])
@@ -182,18 +183,17 @@ def test_imagenet_swin_of_a_folder_equals_timms_own(tmp_path: Path, authors: boo
                  for name, value in state.items()}  # fmt: skip
     (tmp_path / "swin").mkdir()
     save_file(state, tmp_path / "swin" / "model.safetensors")
-    settings = VisualSettings(
-        name="small", swin=FOUR_STAGES, pixel_decoder=PIXEL_DECODER, num_frames=2, imagenet=True
-    )
-    encoder = VisualEncoder(settings, WeightSource(folder=tmp_path), ("backbone",))
+    settings = VisualSettings(swin=FOUR_STAGES, pixel_decoder=None, repository="timm/small", folder="swin")
+    encoder = VisualEncoder("small", settings, EncoderSetup(weights=WeightSource(folder=tmp_path)))
     frames = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)
+    inputs = Frames(size=128).normalised(torch.from_numpy(frames))
     with torch.no_grad():
-        expected = theirs.forward_intermediates(normalised(torch.from_numpy(frames)), intermediates_only=True)
-        found = encoder._networks.swin(normalised(torch.from_numpy(frames)))
+        expected = theirs.forward_intermediates(inputs, intermediates_only=True)
+        found = encoder._networks.swin(inputs)
     stored = encoder.encode([frames], ["backbone"])[0]
     for (name, ours), maps in zip(found.items(), expected, strict=True):
         assert 0.3 < maps.std() < 10 and relative_error(ours, maps) < 1e-5
-        assert relative_error(torch.from_numpy(stored[f"clips/visual/backbone/{name}"]).float(), maps) < 1e-3
+        assert relative_error(torch.from_numpy(stored[f"backbone/{name}"]).float(), maps) < 1e-3
 
 
 @pytest.mark.slow
@@ -203,7 +203,7 @@ def test_imagenet_swin_of_the_paper_equals_timms_own() -> None:
 
     theirs = timm.create_model("swin_base_patch4_window12_384", pretrained=False).eval()
     randomise(theirs, seed=3)
-    swin = build_swin(PRESETS["imagenet"].swin, imagenet=True).eval()
+    swin = build_swin(IMAGENET.swin, imagenet=True).eval()
     swin.load_state_dict(from_timm(theirs.state_dict(), swin))
     frames = torch.randn(1, 3, 384, 384)
     with torch.no_grad():
@@ -224,9 +224,7 @@ def timms(settings: SwinSettings) -> nn.Module:
     return theirs
 
 
-def test_preset_imagenet_has_no_pixel_decoder() -> None:
-    with pytest.raises(ConfigError, match=r"preset imagenet has no pixel decoder; give --levels backbone, and train"):
-        build_encoders(PRESETS["imagenet"], WeightSource(kind="random"), ("pixel_decoder",), "fp32")
-    base, imagenet = (build_encoders(PRESETS[name], WeightSource(kind="random"), ("backbone",), "fp32").visual
-                      for name in ("base", "imagenet"))  # fmt: skip
-    assert base.specs() == imagenet.specs() and base.fingerprints() != imagenet.fingerprints()
+def test_imagenet_swin_has_no_pixel_decoder() -> None:
+    setup = EncoderSetup(weights=WeightSource(kind="random"))
+    base, imagenet = (VisualEncoder("a", settings, setup).arrays(10) for settings in (BASE, IMAGENET))
+    assert imagenet == {"backbone": base["backbone"]} and BASE.swin == IMAGENET.swin

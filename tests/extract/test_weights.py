@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from extract.encoders.presets import build_encoders, preset_named
-from extract.encoders.weights import WeightSource, fill, from_hub, from_url, in_folder, load_tensors, randomly
+from extract.encoders.networks import fill, load_tensors, randomly
+from extract.encoders.protocol import EncoderSetup
+from extract.encoders.registry import make_encoder
+from extract.encoders.weights import WeightSource, from_hub, from_url, in_folder
 from refavs.config import file_stamp
 from refavs.errors import WeightsError
 
@@ -134,8 +136,6 @@ def test_stamp_tells_files_apart(tmp_path: Path) -> None:
 
 
 def test_pretrained_base_reads_a_mask2former_checkpoint(tmp_path: Path) -> None:
-    encoder = build_encoders(
-        preset_named("base"), WeightSource(folder=tmp_path), ("pixel_decoder",), None
-    ).visual
+    encoder = make_encoder("mask2former-swin-base-ade", EncoderSetup(weights=WeightSource(folder=tmp_path)))
     with pytest.raises(WeightsError, match=r"none of mask2former/model\.safetensors, mask2former/pytorch_model\.bin"):
-        encoder.fingerprints()
+        encoder.facts("backbone")

@@ -10,41 +10,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from extract.encoders.presets import SHIPPED, build_encoders, preset_named
-from extract.encoders.roberta import read_tokenizer
-from extract.encoders.weights import WeightSource
+from extract.encoders.mask2former import TINY
+from extract.encoders.roberta import TOKENIZER, RobertaEncoder, read_tokenizer
 from extract.media.clip import frame_size, read_media
-from extract.pipeline.plan import array_specs, expressions_table, plan_jobs, wanted_items
-from extract.pipeline.worker import JobResult, Worker
+from extract.pipeline.worker import Worker
 from refavs.data.layouts import Clip, Source, read_mask, read_source
 from refavs.errors import DatasetError, WeightsError
-from refavs.store.format.schema import object_key, text_key, unpack_mask
+from refavs.store.format.schema import OBJECTS, object_key, unpack_mask
 from refavs.store.reader import FeatureStore
-from refavs.store.writer import StoreWriter
 from refavs.synthetic.write import write_benchmark
+from tests.extract.command import extract, jobs_of, open_store, streams_of
 
 pytestmark = pytest.mark.long  # what they read is made by encoders, or drawn
 
-TINY = preset_named("tiny")
-ENCODERS = build_encoders(TINY, WeightSource(kind="random"), ("pixel_decoder",), "fp32")
-TABLES = ("clips", "objects", "text")
-
-
-def open_store(path: Path, source: Source) -> StoreWriter:
-    return StoreWriter.open(
-        path, encoders=ENCODERS.fingerprints(), source=str(source.root), num_frames=10, input_size=96,
-        specs=array_specs(TINY, ENCODERS), rows_per_shard=TINY.rows_per_shard,
-    )
-
-
-def extract(source: Source, path: Path) -> list[JobResult]:
-    """What the command does, without Ray."""
-    writer = open_store(path, source)
-    worker = Worker(path, TINY, ENCODERS, 1)
-    results = [worker.run(job) for job in plan_jobs(writer, wanted_items(source))]
-    writer.write_expressions(expressions_table(source, {table: writer.committed(table) for table in TABLES}))
-    writer.finalise()
-    return results
+STREAMS = streams_of()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +36,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def store(bench: Path) -> tuple[Source, FeatureStore]:
     source = read_source(bench)
-    results = extract(source, bench.parent / "store")
+    results = extract(source, bench.parent / "store", STREAMS)
     assert not any(result.failures or result.error for result in results)
     return source, FeatureStore(bench.parent / "store")
 
@@ -67,11 +46,13 @@ def test_worker_stores_what_the_encoders_make(store: tuple[Source, FeatureStore]
     source, features = store
     rows = {clip_id: row for row, clip_id in features.clips["id"].items()}
     assert set(rows) == {clip.id for clip in source.clips}
-    media = read_media(source.clips[0], 10, 96)
-    (heard,) = ENCODERS.audio.encode([ENCODERS.audio.prepare(media.sound)])
-    expected = ENCODERS.visual.encode([media.frames], ["pixel_decoder"])[0] | heard
-    for path, array in expected.items():
-        assert np.array_equal(features.read(path, rows[source.clips[0].id]).numpy(), array)
+    media = read_media(source.clips[0], 10, *STREAMS.inputs())
+    for id, stream in STREAMS.of("visual", "audio").items():
+        encoder = STREAMS.encoders[stream.encoder]
+        (made,) = encoder.encode([encoder.prepare(media.taken(encoder.takes))], [stream.level])
+        for name, array in stream.part(made).items():
+            (row,) = features.rows(f"clips/{id}/{name}", [rows[source.clips[0].id]])
+            assert np.array_equal(features.read(f"clips/{id}/{name}", row).numpy(), array)
 
 
 def test_worker_stores_masks_and_texts(store: tuple[Source, FeatureStore]) -> None:
@@ -85,8 +66,9 @@ def test_worker_stores_masks_and_texts(store: tuple[Source, FeatureStore]) -> No
     assert set(features.texts["text"]) == set(source.expressions["text"])
     text = source.expressions["text"].iloc[0]
     sample = next(sample for sample in features if sample.text_string == text)
-    (expected,) = ENCODERS.text.encode([ENCODERS.text.prepare(text)])
-    assert np.array_equal(sample.text.numpy(), expected["text/roberta/features"])
+    encoder = STREAMS.encoders["tiny-roberta"]
+    (expected,) = encoder.encode([encoder.prepare(text)], [""])
+    assert np.array_equal(sample.text.numpy(), expected["features"])
 
 
 def test_worker_leaves_an_expression_for_every_row(store: tuple[Source, FeatureStore]) -> None:
@@ -98,15 +80,16 @@ def test_worker_leaves_an_expression_for_every_row(store: tuple[Source, FeatureS
 
 def test_plan_of_a_complete_store_is_empty(bench: Path, store: tuple[Source, FeatureStore]) -> None:
     source, features = store
-    assert plan_jobs(open_store(features.location, source), wanted_items(source)) == []
+    assert jobs_of(open_store(features.location, STREAMS), source, STREAMS) == []
 
 
 def test_plan_starts_with_clips_and_is_small(bench: Path, tmp_path: Path) -> None:
     import pickle
 
     source = read_source(bench)
-    jobs = plan_jobs(open_store(tmp_path / "s", source), wanted_items(source))
-    assert [job.shard.table for job in jobs] == ["clips", "text", "objects"]
+    jobs = jobs_of(open_store(tmp_path / "s", STREAMS), source, STREAMS)
+    assert [job.kind for job in jobs] == ["clips", "text", "objects"]
+    assert [shard.table for shard in jobs[0].shards] == ["visual/tiny-swin/pixel_decoder", "audio/tiny-vggish"]
     assert all(len(pickle.dumps(job)) < 20_000 for job in jobs)
 
 
@@ -125,14 +108,14 @@ def damaged(bench: Path, root: Path) -> Source:
 @pytest.mark.long
 def test_worker_lists_what_it_cannot_read_and_does_the_rest(bench: Path, tmp_path: Path) -> None:
     source = damaged(bench, tmp_path / "copy")
-    results = extract(source, tmp_path / "store")
+    results = extract(source, tmp_path / "store", STREAMS)
     failures = {key: reason for result in results for key, reason in result.failures.items()}
     bad_clip = source.clips[0].id
     bad_object = next(key for key in failures if "/" in key)
     assert set(failures) == {bad_clip, bad_object}
     assert "4.jpg cannot be read" in failures[bad_clip] and "40x50 pixels" in failures[bad_object]
     features = FeatureStore(tmp_path / "store")
-    assert set(features.clips["id"]) == {clip.id for clip in source.clips} - {bad_clip}
+    assert set(features.expressions["clip_id"]) == {clip.id for clip in source.clips} - {bad_clip}
     lost = [
         clip == bad_clip or object_key(clip, fid) == bad_object
         for clip, fid in zip(source.expressions["clip_id"], source.expressions["fid"], strict=True)
@@ -143,44 +126,39 @@ def test_worker_lists_what_it_cannot_read_and_does_the_rest(bench: Path, tmp_pat
 @pytest.mark.long
 def test_worker_retries_what_failed_once_it_is_mended(bench: Path, tmp_path: Path) -> None:
     source = damaged(bench, tmp_path / "copy")
-    extract(source, tmp_path / "store")
+    extract(source, tmp_path / "store", STREAMS)
     for folder in ("media", "gt_mask"):
         shutil.copytree(bench / folder, tmp_path / "copy" / folder, dirs_exist_ok=True)
-    results = extract(source, tmp_path / "store")
-    assert sorted((result.table, result.num_done) for result in results) == [("clips", 1), ("objects", 1)]
+    results = extract(source, tmp_path / "store", STREAMS)
+    assert results and not any(result.failures for result in results)
     assert len(FeatureStore(tmp_path / "store").expressions) == len(source.expressions)
 
 
 def test_worker_returns_an_error_of_the_whole_shard(bench: Path, tmp_path: Path) -> None:
     source = read_source(bench)
-    writer = open_store(tmp_path / "store", source)
-    job = next(job for job in plan_jobs(writer, wanted_items(source)) if job.shard.table == "objects")
-    worker = Worker(tmp_path / "store", TINY, ENCODERS, 1)
+    writer = open_store(tmp_path / "store", STREAMS)
+    job = next(job for job in jobs_of(writer, source, STREAMS) if job.kind == "objects")
+    worker = Worker(str(tmp_path / "store"), STREAMS, 1)
     shutil.rmtree(tmp_path / "store" / "objects")
     (tmp_path / "store" / "objects").touch()
     result = worker.run(job)
     assert isinstance(result.error, OSError) and result.num_done == 0 and "Traceback" in result.trace
-    assert not writer.committed("objects")
+    assert not writer.committed(OBJECTS)
 
 
-def test_expressions_without_an_object_keep_their_clip(bench: Path) -> None:
+def test_expressions_without_an_object_keep_their_clip(bench: Path, tmp_path: Path) -> None:
     source = read_source(bench)
     source.expressions.loc[0, "fid"] = -1
-    rows = {
-        "clips": {clip.id: i for i, clip in enumerate(source.clips)},
-        "objects": {key: i for i, key in enumerate(wanted_items(source)["objects"])},
-        "text": {text_key(text): 7 for text in source.expressions["text"]},
-    }
-    table = expressions_table(source, rows)
-    assert len(table) == len(source.expressions) and table["object"][0] == -1 and set(table["text"]) == {7}
-    assert table["object"].dtype == np.int64 and (table["object"][1:] >= 0).all()
+    extract(source, tmp_path / "store", STREAMS)
+    table = FeatureStore(tmp_path / "store").expressions
+    assert len(table) == len(source.expressions) and table["object"][0] == -1 and (table["object"][1:] >= 0).all()
 
 
 @pytest.mark.long
 def test_videos_without_expressions_are_stored_alone(tmp_path: Path) -> None:
     write_benchmark(tmp_path / "bench", num_clips=1, seed=3, size=96, videos=1)
     source = read_source(tmp_path / "bench" / "videos")
-    assert [result.table for result in extract(source, tmp_path / "store")] == ["clips"]
+    assert [result.kind for result in extract(source, tmp_path / "store", STREAMS)] == ["clips"]
     features = FeatureStore(tmp_path / "store")
     assert len(features.clips) == 1 and len(features.expressions) == 0
 
@@ -208,8 +186,9 @@ def test_real_expressions_that_are_too_long_are_counted(shared: Path) -> None:
     with open(shared / "data" / "metadata.csv", newline="", encoding="utf-8") as file:
         texts = sorted({row["exp"] for row in csv.DictReader(file) if row["split"] != "TODO"})
     assert len(texts) == 5226
-    text = build_encoders(preset_named("base"), WeightSource(kind="random"), ("backbone",), "fp32").text
-    tokenizer = read_tokenizer(TINY.text.tokenizer)
+    text = streams_of("base").encoders["roberta-base"]
+    assert isinstance(text, RobertaEncoder)
+    tokenizer = read_tokenizer(TOKENIZER)
     encodings = tokenizer.encode_batch(texts)
     assert [tokenizer.decode(encoding.ids) for encoding in encodings] == texts
     expected = {text: len(encoding.ids) for text, encoding in zip(texts, encodings, strict=True) if len(encoding) > 25}
@@ -218,17 +197,16 @@ def test_real_expressions_that_are_too_long_are_counted(shared: Path) -> None:
 
 def test_node_with_other_weights_is_refused(bench: Path, tmp_path: Path) -> None:
     """Driver and worker each read the file at one path, which on two nodes may be two files."""
-    shutil.copy(SHIPPED / "tiny" / "visual.safetensors", tmp_path)
-    encoders = build_encoders(TINY, WeightSource(folder=tmp_path), ("pixel_decoder",), "fp32")
-    StoreWriter.open(
-        tmp_path / "store", encoders=encoders.fingerprints(), source="test", num_frames=10, input_size=96,
-        specs=array_specs(TINY, encoders), rows_per_shard=TINY.rows_per_shard,
-    )
-    worker = Worker(str(tmp_path / "store"), TINY, pickle.loads(pickle.dumps(encoders)))
+    assert TINY.shipped is not None
+    shutil.copy(TINY.shipped, tmp_path)
+    streams = streams_of(kind="pretrained", folder=tmp_path)
+    open_store(tmp_path / "store", streams)
+    worker = Worker(str(tmp_path / "store"), pickle.loads(pickle.dumps(streams)))
     assert worker.ready().endswith(str(os.getpid()))
     with (tmp_path / "visual.safetensors").open("ab") as file:
         file.write(b" ")
-    with pytest.raises(WeightsError, match=r"^node .* has other weights .* for visual/pixel_decoder than the driver"):
+    other = r"^node .* has other weights .* for visual/tiny-swin/pixel_decoder than the driver"
+    with pytest.raises(WeightsError, match=other):
         worker.ready()
     (tmp_path / "visual.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"visual.safetensors, which the driver has, cannot be read on node"):

@@ -12,11 +12,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
+from refavs.store.format.schema import StreamSpec
 from refavs.store.verify import verify
 from refavs.store.writer import StoreWriter
 
@@ -52,18 +54,20 @@ def benchmark(root: Path, num_clips: int) -> Path:
 
 def prepare(store: Path, rows_per_shard: dict[str, int] | None = None) -> Path:
     """An empty store with small shards, so that a short run has many commits; a store keeps its own shard sizes."""
-    from extract.encoders.presets import build_encoders, preset_named
-    from extract.encoders.weights import WeightSource
-    from extract.pipeline.plan import array_specs  # what imports an encoder takes seconds
+    from tests.extract.command import streams_of  # what imports an encoder takes seconds
 
-    preset = preset_named("tiny")
-    encoders = build_encoders(preset, WeightSource(kind="random"), ("pixel_decoder",), "fp32")
+    rows = rows_per_shard or {"clips": 1, "objects": 2, "text": 8}
     StoreWriter.open(
-        store, encoders=encoders.fingerprints(), source="benchmark", num_frames=preset.num_frames,
-        input_size=preset.input_size, specs=array_specs(preset, encoders),
-        rows_per_shard=rows_per_shard or {"clips": 1, "objects": 2, "text": 8},
+        store, streams=small_shards(streams_of().specs(), rows), source="benchmark", seconds=10, fps=1.0, mask_size=96,
+        objects_per_shard=rows["objects"],
     )  # fmt: skip
     return store
+
+
+def small_shards(specs: dict[str, StreamSpec], rows: dict[str, int]) -> dict[str, StreamSpec]:
+    """Streams with so many rows in a shard, by `clips` and `text`."""
+    return {id: replace(spec, rows_per_shard=rows["text" if id.startswith("text/") else "clips"])
+            for id, spec in specs.items()}  # fmt: skip
 
 
 def files_of(store: Path) -> dict[str, bytes]:
@@ -82,8 +86,9 @@ def files_of(store: Path) -> dict[str, bytes]:
 
 def commits_of(store: Path) -> dict[str, bytes]:
     """The commit records of shards that are there."""
-    tables = ("clips-", "objects-", "text-")
-    return {path.name: path.read_bytes() for path in (store / "commits").glob("*.json") if path.name.startswith(tables)}
+    commits = store / "commits"
+    return {path.relative_to(commits).as_posix(): path.read_bytes() for path in commits.rglob("*.json")
+            if path.parent != commits}  # fmt: skip
 
 
 def assert_whole(store: Path, before: dict[str, bytes] | None = None) -> None:

@@ -8,9 +8,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from extract.media.clip import read_media
 from refavs.data.layouts import Clip
 from refavs.errors import DatasetError
+from tests.extract.one_form import read_media
 
 _spec = importlib.util.spec_from_file_location(
     "film_variants", Path(__file__).parents[1] / "extract" / "film_variants.py"

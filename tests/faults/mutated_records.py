@@ -218,27 +218,26 @@ def _trial(root: Path) -> Target:
     import torch
 
     from experiments.predict import segment as predict
-    from extract.encoders.presets import build_encoders, preset_named
-    from extract.encoders.weights import WeightSource
-    from extract.pipeline.plan import array_specs
+    from extract.media.clip import Media
     from refavs.model.checkpoint import save_model
     from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
     from refavs.model.heads.eemc import EEMC
     from refavs.model.heads.options import EEMCOptions
+    from refavs.store.format.schema import table_path
     from refavs.terminal.command import run_command
+    from tests.extract.command import streams_of
 
-    preset, known = preset_named("tiny"), {}
-    built = build_encoders(preset, WeightSource(kind="random"), ("pixel_decoder",), "fp32", "cpu")
+    built, known, choose = streams_of(), {}, predict.choose_streams
 
-    def remembered(*arguments: Any) -> Any:
+    def remembered(names: Any, seconds: int, setup: Any) -> Any:
         """Encoders take longest to build; those of other arguments are built, or refused, all the same."""
-        key = repr(arguments)
+        key = repr((names, seconds, [setup(name.partition("/")[0]) for name in names]))
         if key not in known:
-            known[key] = build_encoders(*arguments)
+            known[key] = choose(names, seconds, setup)
         return known[key]
 
-    predict.build_encoders = remembered
-    specs = {spec.path: spec for table in array_specs(preset, built).values() for spec in table}
+    predict.choose_streams = remembered
+    specs = {f"{table_path(id)}/{spec.name}": spec for id, stream in built.streams.items() for spec in stream.arrays}
 
     def size(path: str) -> dict[str, int]:
         return dict(zip(specs[path].axes, specs[path].shape, strict=True))
@@ -253,8 +252,8 @@ def _trial(root: Path) -> Target:
                           decoder_feedforward_channels=32)  # fmt: skip
     model = EEMC(options, FeatureSizes(audio=StreamSize(path=audio, channels=size(audio)["c"]),
                                        text=StreamSize(path=text, channels=size(text)["c"]), maps=maps))  # fmt: skip
-    extraction = {"preset": "tiny", "weights": "random", "seed": 0, "precision": "fp32"}
-    facts = {"store": "s", "encoders": json.loads(json.dumps(built.fingerprints())), "extraction": extraction,
+    encoders = {id: built.fingerprint(stream) for id, stream in built.streams.items()}
+    facts = {"store": "s", "encoders": json.loads(json.dumps(encoders)), "seconds": 10, "mask_size": 96,
              "trial": {"train": {"precision": "fp32"}}}  # fmt: skip
     save_model(root / "checkpoint", model, facts)
 
@@ -265,11 +264,9 @@ def _trial(root: Path) -> Target:
 
     import numpy as np
 
-    from extract.media.clip import Media
-
-    side = preset.input_size
-    SILENT = Media(frames=np.zeros((preset.num_frames, side, side, 3), np.uint8), silent=True, repeated_from_s=None,
-                   sound=np.zeros(16000 * preset.num_frames, np.float32))  # fmt: skip
+    (form,), (rate_hz,) = built.inputs()
+    SILENT = Media(frames={form: np.zeros((10, form.size, form.size, 3), np.uint8)}, silent=True,
+                   sound={rate_hz: np.zeros(10 * rate_hz, np.float32)})  # fmt: skip
     return Target(root, ("checkpoint/config.json",), {
         "predict": lambda folder: run_command("predict", lambda: predicted(folder)),
     })  # fmt: skip

@@ -19,12 +19,12 @@ import pytest
 from PIL import Image
 
 from extract.cli import main
-from extract.media.clip import SAMPLE_RATE_HZ, Media, read_media
-from extract.pipeline.dedup import input_digests
+from extract.pipeline.content import content_of
 from refavs.data.layouts import Clip, read_source
 from refavs.errors import DatasetError
 from refavs.store.reader import FeatureStore
 from tests.extract.command import in_this_process, run_with, tiny
+from tests.extract.one_form import SAMPLE_RATE_HZ, Media, read_media
 
 _spec = importlib.util.spec_from_file_location("bad_media", Path(__file__).parent / "bad_media.py")
 assert _spec is not None and _spec.loader is not None
@@ -201,7 +201,7 @@ def test_media_folder_on_another_disk_is_followed(tmp_path: Path) -> None:
 def test_digest_does_not_wait_for_a_pipe(tmp_path: Path) -> None:
     for clip in (video_clip(tmp_path, bad.pipe), bench_clip(tmp_path, "frames/3.jpg", BAD_FRAMES["named pipe"][0])):
         with pytest.raises(DatasetError, match="it is a named pipe, not a file"):
-            input_digests(clip, 10)
+            content_of(clip, 10)
 
 
 def test_file_without_permission_is_one_line() -> None:
@@ -374,6 +374,7 @@ def test_what_lies_behind_the_samples_of_a_wave_is_no_sound(tmp_path: Path) -> N
 MOST_SECONDS, MOST_GROWTH_MB = 4.0, 50
 MEASURE = bad.PEAK_MB + """
 import json, pickle, sys, time
+from extract.encoders.protocol import Frames
 from extract.media.clip import read_media
 from refavs.errors import DatasetError
 from refavs.store.reader import FeatureStore
@@ -383,7 +384,7 @@ found = {}
 for kind, clip in clips.items():
     before, started = peak_mb(since_now=True), time.process_time()
     try:
-        read_media(clip, 10, 384)
+        read_media(clip, 10, [Frames(size=384)], [16_000])
         line = ""
     except DatasetError as error:
         line = str(error)

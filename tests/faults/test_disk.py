@@ -62,8 +62,8 @@ def in_this_process(patch: pytest.MonkeyPatch) -> None:
     """Jobs are run here and not on Ray, whose start takes most of a short run."""
     from extract.pipeline.worker import Worker
 
-    def run_jobs(jobs: Any, location: str, preset: Any, encoders: Any, *more: object) -> Iterator[Any]:
-        worker = Worker(location, preset, encoders, 1)
+    def run_jobs(jobs: Any, location: str, streams: Any, *more: object) -> Iterator[Any]:
+        worker = Worker(location, streams, 1)
         yield None
         yield from (worker.run(job) for job in jobs)
 

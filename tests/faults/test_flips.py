@@ -18,7 +18,7 @@ import pytest
 from refavs.errors import StoreError
 from refavs.store.backends.base import LocalFolder
 from refavs.store.format.commits import CommitRecord, read_records
-from refavs.store.format.schema import StoreSchema, root_attributes
+from refavs.store.format.schema import StoreSchema, root_attributes, table_path
 from refavs.store.format.shard import CRC_BYTES, shard_name
 from refavs.store.reader import FeatureStore
 from refavs.store.verify import verify
@@ -270,8 +270,8 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     """Jobs are run in this process."""
     from extract.pipeline.worker import Worker
 
-    def run_jobs(jobs, location, preset, encoders, *more):  # type: ignore[no-untyped-def]
-        worker = Worker(location, preset, encoders, 1)
+    def run_jobs(jobs, location, streams, *more):  # type: ignore[no-untyped-def]
+        worker = Worker(location, streams, 1)
         yield None
         yield from (worker.run(job) for job in jobs)
 
@@ -281,14 +281,13 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
 def may_change(file: str, kind: str) -> tuple[str, ...]:
     """Starts of the names of the files that are written again for a bit of `file`."""
     if kind == "record":  # nothing vouches for the shard any more
-        table, index = file.removeprefix("commits/").removesuffix(".json").split("-")
-        return file, *(f"{table}/*/c.{int(index)}.",)
+        table, _, index = file.removeprefix("commits/").removesuffix(".json").rpartition("/")
+        return file, f"{table_path(table)}/*/c.{int(index)}."
     if kind == "expressions' record" or file.startswith("expressions/"):
         return "expressions/", "commits/expressions.json"
-    if kind in SHARD_KINDS:
-        # The features of a text are summed over its valid places, so the two are made together.
-        valid = file.replace("/features/", "/valid/").removesuffix(".0")
-        return file, valid, f"commits/{file.split('/')[0]}-{int(file.split('/')[-1].split('.')[1]):05d}.json"
+    if kind in SHARD_KINDS:  # the arrays of a shard are written together
+        table, index = file.rsplit("/", 2)[0], int(file.split("/")[-1].split(".")[1])
+        return f"{table}/*/c.{index}.", f"commits/{table.removeprefix('clips/')}/{index:05d}.json"
     return (file,)
 
 

@@ -18,21 +18,21 @@ from typing import Any
 
 import pytest
 
-from extract.encoders.presets import build_encoders, preset_named
-from extract.encoders.weights import WeightSource
-from extract.pipeline.plan import Job, array_specs, expressions_table, plan_jobs, wanted_items
+from extract.pipeline.content import contents_of
+from extract.pipeline.plan import Job
 from extract.pipeline.ray_pool import Resources, run_jobs
+from extract.pipeline.tables import write_tables
 from extract.pipeline.worker import Worker
 from refavs.data.layouts import Source, read_source
 from refavs.files.partials import PARTIAL
 from refavs.store.verify import verify
 from refavs.store.writer import StoreWriter
 from refavs.synthetic.write import write_benchmark
+from tests.extract.command import jobs_of, streams_of
+from tests.faults.command import small_shards
 
 pytestmark = pytest.mark.ray
-TINY = preset_named("tiny")
-ENCODERS = build_encoders(TINY, WeightSource(kind="random"), ("pixel_decoder",), "fp32")  # without weights, to be sent
-TABLES = ("clips", "objects", "text")
+STREAMS = streams_of()  # without weights, to be sent
 ROWS = {"clips": 1, "objects": 4, "text": 4}
 OBJECT_STORE_BYTES = 100 * 2**20
 WAIT_FOR_SECOND_S = 30.0
@@ -93,15 +93,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 def planned(location: Path, source: Source) -> tuple[StoreWriter, list[Job]]:
     writer = StoreWriter.open(
-        location, encoders=ENCODERS.fingerprints(), source="test", num_frames=10, input_size=96,
-        specs=array_specs(TINY, ENCODERS), rows_per_shard=ROWS,
-    )
-    return writer, plan_jobs(writer, wanted_items(source))
+        location, streams=small_shards(STREAMS.specs(), ROWS), source="test", seconds=10, fps=1.0, mask_size=96,
+        objects_per_shard=ROWS["objects"],
+    )  # fmt: skip
+    return writer, jobs_of(writer, source, STREAMS)
 
 
 def finished(writer: StoreWriter, source: Source) -> dict[str, Any]:
     """Every file of the store once it is complete; commit records without the time they took."""
-    writer.write_expressions(expressions_table(source, {table: writer.committed(table) for table in TABLES}))
+    write_tables(writer, source, contents_of(source.clips, 10)[0])
     writer.finalise()
     root = Path(writer.location)
     paths = [path for path in root.rglob("*") if path.is_file()]
@@ -118,7 +118,7 @@ def finished(writer: StoreWriter, source: Source) -> dict[str, Any]:
 def undisturbed(source: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     location = tmp_path_factory.mktemp("undisturbed") / "store"
     writer, jobs = planned(location, source)
-    worker = Worker(str(location), TINY, copy.deepcopy(ENCODERS))
+    worker = Worker(str(location), copy.deepcopy(STREAMS))
     assert not any(result.failures or result.error for result in map(worker.run, jobs))
     return finished(writer, source)
 
@@ -132,10 +132,10 @@ def extract(
     for those that were committed just before their worker was hit.
     """
     writer, jobs = planned(location, source)
-    num_items = sum(len(job.items) for job in jobs)
+    num_items = sum(len(job.units) for job in jobs)
     notes: list[str] = []
     num_done, held = 0, False
-    for result in run_jobs(jobs, str(location), TINY, ENCODERS, Resources(num_workers=2), notes.append):
+    for result in run_jobs(jobs, str(location), STREAMS, Resources(num_workers=2), notes.append):
         if result is None:
             continue
         assert result.error is None
@@ -154,9 +154,9 @@ def extract(
         if Path(f"/proc/{pid}").exists():  # the result may come from one that is dead by now
             disturb(pid)
     if num_done < num_items:
-        worker = Worker(str(location), TINY, copy.deepcopy(ENCODERS))
+        worker = Worker(str(location), copy.deepcopy(STREAMS))
         for job in planned(location, source)[1]:
-            assert worker.run(job).num_done == len(job.items)
+            assert worker.run(job).num_done == len(job.units)
     assert num_done <= num_items and not planned(location, source)[1]
     files = finished(writer, source)
     verdict = verify(location)

@@ -1,23 +1,25 @@
-"""The command with several levels, clips of the same bytes, precisions, dry runs and stores elsewhere."""
+"""The command with several streams, clips of the same bytes, precisions, dry runs and stores elsewhere."""
 
 import json
-import re
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from extract.cli import main
+from extract.encoders.mask2former import VisualEncoder
 from extract.encoders.pixel_decoder import FrozenPixelDecoder
-from extract.encoders.presets import build_encoders, preset_named
-from extract.encoders.visual import VisualEncoder
-from extract.encoders.weights import WeightSource
+from extract.encoders.protocol import Encoder, EncoderSetup, Sound
+from extract.encoders.registry import make_encoder
 from extract.pipeline.estimate import Seconds
+from extract.store_cli import main as store_command
+from refavs.store.format.schema import ArraySpec
 from refavs.store.reader import FeatureStore
-from refavs.store.writer import StoreWriter
 from refavs.synthetic.write import write_benchmark
-from tests.extract.command import in_this_process, refusal, run_with, tiny
+from tests.extract.command import in_this_process, refusal, run_with, streams_of, tiny
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +33,36 @@ def tree(store: Path) -> dict[str, bytes]:
     """Every file of a store; commit records without the time and their checksum, which covers it."""
     files = {}
     for path in sorted(store.rglob("*")):
+        name = path.relative_to(store).as_posix()
         if path.is_file() and path.name not in (".lock", "extract.jsonl"):
             data = path.read_bytes()
-            if path.parent.name == "commits" and path.name.split("-")[0] in ("clips", "objects", "text"):
+            if name.startswith("commits/") and name.count("/") > 1:
                 facts = json.loads(data)["record"]
                 data = json.dumps({**facts, "seconds": 0}, sort_keys=True).encode()
-            files[path.relative_to(store).as_posix()] = data
+            files[name] = data
     return files
+
+
+def stamps(store: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of every file of a store."""
+    return {path.relative_to(store).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns)
+            for path in store.rglob("*") if path.is_file()}  # fmt: skip
+
+
+class Loud(Encoder):
+    """An audio encoder of 48 kHz, four tokens a second."""
+
+    name, modality, takes = "loud", "audio", Sound(rate_hz=48_000)
+
+    def facts(self, level: str) -> dict[str, Any]:
+        return {"name": "loud", "weights": "none", "precision": "fp32", "preprocessing": "48 kHz, rms"}
+
+    def arrays(self, seconds: int) -> dict[str, list[ArraySpec]]:
+        spec = ArraySpec(name="features", shape=(4 * seconds, 1), dtype="float32", axes=("n", "c"), statistics=True)
+        return {"": [spec]}
+
+    def encode(self, batch: Any, levels: Any) -> list[dict[str, np.ndarray]]:
+        return [{"features": np.sqrt((sound.reshape(-1, 12_000, 1) ** 2).mean(1))} for sound in batch]
 
 
 @pytest.mark.long
@@ -48,8 +73,7 @@ def test_level_added_later_gives_the_store_of_both_at_once(
     both, later = tmp_path / "both", tmp_path / "later"
     assert main([str(part) for part in tiny(bench, both, "--levels", "backbone,pixel_decoder")]) == 0
     assert main([str(part) for part in tiny(bench, later, "--levels", "pixel_decoder")]) == 0
-    one = FeatureStore(later)
-    assert list(one.encoders) == ["audio", "text", "visual/pixel_decoder"]
+    assert FeatureStore(later).streams == ["audio/tiny-vggish", "text/tiny-roberta", "visual/tiny-swin/pixel_decoder"]
     asked = []
     for name in ("vggish.VGGishEncoder", "roberta.RobertaEncoder"):
         monkeypatch.setattr(f"extract.encoders.{name}.encode", lambda *_: pytest.fail("computed again"))
@@ -57,28 +81,82 @@ def test_level_added_later_gives_the_store_of_both_at_once(
     monkeypatch.setattr(VisualEncoder, "encode", lambda self, clips, levels: asked.append(tuple(levels))
                         or encode(self, clips, levels))  # fmt: skip
     monkeypatch.setattr(FrozenPixelDecoder, "forward", lambda *_: pytest.fail("computed again"))
-    capsys.readouterr()
     assert main([str(part) for part in tiny(bench, later, "--levels", "backbone")]) == 0
-    out = capsys.readouterr().out
-    assert f"{later} has level pixel_decoder; this run keeps it complete as well: backbone, pixel_decoder" in out
     assert set(asked) == {("backbone",)}
     assert tree(later) == tree(both) and FeatureStore(later).fingerprint == FeatureStore(both).fingerprint
+    capsys.readouterr()
     assert main([str(part) for part in tiny(bench, later, "--levels", "pixel_decoder")]) == 0
     assert "nothing to do" in capsys.readouterr().out
 
 
 @pytest.mark.long
-def test_level_of_clips_that_the_source_lacks_is_named(
+def test_stream_of_another_rate_is_added_and_dropped_without_touching_the_others(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_with(monkeypatch, in_this_process)
-    videos = Path(shutil.copytree(bench / "videos", tmp_path / "videos"))
-    arguments = [str(part) for part in tiny(videos, tmp_path / "store", "--levels")]
-    assert main([*arguments, "pixel_decoder"]) == 0
-    sorted(videos.iterdir())[0].unlink()
+    monkeypatch.setattr("extract.encoders.streams.make_encoder", _with(Loud()))
+    store = tmp_path / "store"
+    arguments = [str(part) for part in tiny(bench, store)]
+    assert main(arguments) == 0
+    before, alone = stamps(store), tree(store)
+    paths = [path for path in FeatureStore(store).specs if not path.startswith("objects/")]
+    read = FeatureStore(store).fingerprint_of(paths)
+    for name in ("mask2former.VisualEncoder", "vggish.VGGishEncoder", "roberta.RobertaEncoder"):
+        monkeypatch.setattr(f"extract.encoders.{name}.encode", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("extract.media.clip.fitted", lambda *_: pytest.fail("decoded again"))
+    assert main([*map(str, (bench, store)), "--streams", "loud"]) == 0
+    after = stamps(store)
+    changed = {name for name, stamp in before.items() if after[name] != stamp}
+    assert changed <= {"zarr.json", "commits/listing.json", ".lock"}
+    added = {name for name in after.keys() - before.keys() if not name.endswith(".lock")}
+    assert added and all(name.startswith(("clips/audio/loud/", "commits/audio/loud/")) for name in added)
+    opened = FeatureStore(store, use={"audio": "loud"})
+    assert opened.finished and opened[0].audio.shape == (40, 1) and opened[0].audio.any()
+    assert opened.fingerprint_of(paths) == read
+    assert store_command(["drop", str(store), "audio/loud"]) == 0
+    assert tree(store) == alone
+    assert store_command(["drop", str(store), "audio/loud"]) == 2
+    assert "has no stream 'audio/loud'" in capsys.readouterr().err
+
+
+def _with(encoder: Encoder) -> Any:
+    def make(name: str, setup: EncoderSetup) -> Encoder:
+        return encoder if name == encoder.name else make_encoder(name, setup)
+
+    return make
+
+
+@pytest.mark.long
+def test_another_version_of_an_encoder_lies_beside_the_first_under_a_name_of_its_own(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_with(monkeypatch, in_this_process)
+    assert main([str(part) for part in tiny(bench, tmp_path / "store")]) == 0
     capsys.readouterr()
-    assert main([*arguments, "backbone"]) == 0
-    assert f"1 shards of {tmp_path / 'store'} still lack clips/visual/backbone/res2" in capsys.readouterr().out
+    streams = (bench, tmp_path / "store", "--weights", "random", "--seed", "1", "--streams")
+    assert "call the new one text/tiny-roberta@NAME" in refusal(capsys, *streams, "tiny-roberta")
+    assert main([*map(str, streams), "tiny-roberta@second"]) == 0
+    one, other = (FeatureStore(tmp_path / "store", use={"text": f"tiny-roberta{name}"}) for name in ("", "@second"))
+    assert not torch.equal(one[0].text, other[0].text) and torch.equal(one[0].audio, other[0].audio)
+
+
+@pytest.mark.long
+def test_seconds_and_mask_size_are_those_of_the_store(
+    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_with(monkeypatch, in_this_process)
+    arguments = tiny(bench, tmp_path / "store")
+    assert main([*map(str, arguments), "--seconds", "3", "--mask-size", "40"]) == 0
+    store = FeatureStore(tmp_path / "store")
+    sample = store[0]
+    assert store.seconds == 3 and store.mask_size == 40
+    assert sample.mask is not None and sample.mask.shape == (3, 40, 40) and sample.audio.shape == (3, 128)
+    assert sample.labelled is not None and sample.labelled.tolist() == [True] * 3
+    capsys.readouterr()
+    assert main([*map(str, arguments)]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert "seconds" in refusal(capsys, *arguments, "--seconds", "4")
+    assert "mask" in refusal(capsys, *arguments, "--mask-size", "41")
 
 
 @pytest.mark.long
@@ -94,36 +172,51 @@ def test_same_video_under_two_names_is_encoded_once(
     monkeypatch.setattr(VisualEncoder, "encode", lambda self, clips, levels: encoded.extend(clips)
                         or encode(self, clips, levels))  # fmt: skip
     arguments = [str(part) for part in tiny(videos, tmp_path / "store")]
-    assert main([*arguments, "--dry-run"]) == 0
-    assert "1 clips share another's features" in " ".join(capsys.readouterr().out.split())
-    encoded.clear()
     assert main(arguments) == 0
     assert len(encoded) == 2
-    assert re.search(r"sharing +│ 1 +│ 1 ", capsys.readouterr().out)
     store = FeatureStore(tmp_path / "store")
-    rows = {clip_id: row for row, clip_id in store.clips["id"].items()}
-    for spec in store.schema.tables["clips"].arrays:
-        assert torch.equal(store.read(spec.path, rows["again"]), store.read(spec.path, rows[first.stem]))
+    places = {clip_id: place for place, clip_id in store.clips["id"].items()}
+    for stream in store.streams:
+        if not stream.startswith("text/"):
+            rows = store.rows_of(stream)
+            assert rows[places["again"]] == rows[places[first.stem]] >= 0
+    capsys.readouterr()
     assert main(arguments) == 0
     assert "nothing to do: all 3 clips" in capsys.readouterr().out
 
 
+def share_frames(root: Path) -> tuple[Path, Path]:
+    """Gives the second clip the frames of the first; each keeps its sound."""
+    one, other = sorted((root / "media").iterdir())[:2]
+    shutil.rmtree(other / "frames")
+    shutil.copytree(one / "frames", other / "frames")
+    return one, other
+
+
 @pytest.mark.long
-def test_null_clip_shares_its_base_clips_frames_and_has_its_own_sound(
+def test_clips_of_the_same_frames_have_their_own_sound(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_with(monkeypatch, in_this_process)
     root = Path(shutil.copytree(bench, tmp_path / "bench"))
-    one, other = sorted(folder.name for folder in (root / "media").iterdir())[:2]
-    shutil.rmtree(root / "media" / other / "frames")
-    shutil.copytree(root / "media" / one / "frames", root / "media" / other / "frames")
-    assert main([str(part) for part in tiny(root, tmp_path / "store")]) == 0
+    one, other = share_frames(root)
+    (one / "audio.wav").write_text("noise")
+    arguments = [str(part) for part in tiny(root, tmp_path / "store")]
+    assert main(arguments) == 3
+    assert f"clips {one.name}: sound " in capsys.readouterr().err
     store = FeatureStore(tmp_path / "store")
-    rows = {clip_id: row for row, clip_id in store.clips["id"].items()}
-    assert StoreWriter.attach(tmp_path / "store").shared("clips") == {other: {"clips/visual": one}}
-    visual, audio = "clips/visual/pixel_decoder/s32", "clips/audio/vggish"
-    assert torch.equal(store.read(visual, rows[one]), store.read(visual, rows[other]))
-    assert not torch.equal(store.read(audio, rows[one]), store.read(audio, rows[other]))
+    places = {clip_id: place for place, clip_id in store.clips["id"].items()}
+    seen, heard = (store.rows_of(stream) for stream in ("visual/tiny-swin/pixel_decoder", "audio/tiny-vggish"))
+    assert seen[places[one.name]] == seen[places[other.name]] >= 0
+    assert heard[places[one.name]] == -1 < heard[places[other.name]]
+    assert other.name in set(store.expressions["clip_id"]) and one.name not in set(store.expressions["clip_id"])
+    assert store_command(["info", str(tmp_path / "store")]) == 0
+    assert f"failed       {one.name}: sound " in capsys.readouterr().out
+    shutil.copy(bench / "media" / one.name / "audio.wav", one)
+    assert main(arguments) == 0
+    assert one.name in set(FeatureStore(tmp_path / "store").expressions["clip_id"])
+    assert store_command(["info", str(tmp_path / "store")]) == 0
+    assert "failed" not in capsys.readouterr().out.replace("failures", "")
 
 
 @pytest.mark.long
@@ -132,69 +225,14 @@ def test_clip_whose_twin_failed_is_named(
 ) -> None:
     run_with(monkeypatch, in_this_process)
     root = Path(shutil.copytree(bench, tmp_path / "bench"))
-    one, other = sorted(folder.name for folder in (root / "media").iterdir())[:2]
-    shutil.rmtree(root / "media" / other / "frames")
-    shutil.copytree(root / "media" / one / "frames", root / "media" / other / "frames")
-    sound = root / "media" / one / "audio.wav"
-    whole = sound.read_bytes()
-    sound.write_text("noise")
-    arguments = [str(part) for part in tiny(root, tmp_path / "store")]
-    assert main(arguments) == 3
-    assert f"clips {other}: has the same input as {one}, which failed" in capsys.readouterr().err
-    sound.write_bytes(whole)
-    assert main(arguments) == 0
-    assert other in set(FeatureStore(tmp_path / "store").clips["id"])
+    one, other = share_frames(root)
+    for clip in (one, other):
+        (clip / "frames" / "0.jpg").write_text("no picture")
+    assert main([str(part) for part in tiny(root, tmp_path / "store")]) == 3
+    assert f"clips {other.name}: it has the same visual input as {one.name}, which failed" in capsys.readouterr().err
 
 
-@pytest.mark.long
-def test_clip_whose_failed_twin_left_the_source_is_computed_once_its_record_is_gone(
-    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_with(monkeypatch, in_this_process)
-    root = Path(shutil.copytree(bench, tmp_path / "bench"))
-    one, other = sorted((root / "media").iterdir())[:2]
-    shutil.rmtree(other / "frames")
-    shutil.copytree(one / "frames", other / "frames")
-    (one / "audio.wav").write_text("noise")
-    arguments = [str(part) for part in tiny(root, tmp_path / "store")]
-    assert main(arguments) == 3
-    shutil.rmtree(one)
-    capsys.readouterr()
-    assert main(arguments) == 3
-    line = next(line for line in capsys.readouterr().err.splitlines() if "has the same input as" in line)
-    assert f"clips {other.name}: has the same input as {one.name}, which SOURCE lacks; as to " in line
-    Path(next(word for word in line.split() if word.endswith(".json:")).removesuffix(":")).unlink()
-    assert main(arguments) == 0
-    assert list(FeatureStore(tmp_path / "store").clips["id"]) == [other.name]
-
-
-@pytest.mark.long
-def test_clip_never_gets_features_of_files_that_took_its_twins_place(
-    capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_with(monkeypatch, in_this_process)
-    root = Path(shutil.copytree(bench, tmp_path / "bench"))
-    one, other = sorted((root / "media").iterdir())[:2]
-    shutil.rmtree(other / "frames")
-    shutil.copytree(one / "frames", other / "frames")
-    (one / "audio.wav").write_text("noise")
-    arguments = [str(part) for part in tiny(root, tmp_path / "store")]
-    assert main(arguments) == 3
-    shutil.rmtree(one)
-    shutil.copytree(bench / "media" / other.name, one)
-    capsys.readouterr()
-    line = refusal(capsys, *arguments)
-    assert f"was to share the features of '{one.name}', whose files are others by now; as to" in line
-    record = next(word for word in line.split() if word.endswith(".json:")).removesuffix(":")
-    Path(record).unlink()
-    assert main(arguments) == 0
-    store = FeatureStore(tmp_path / "store")
-    rows = {clip_id: row for row, clip_id in store.clips["id"].items()}
-    path = "clips/visual/pixel_decoder/s32"
-    assert not torch.equal(store.read(path, rows[one.name]), store.read(path, rows[other.name]))
-
-
-def test_other_precision_and_preset_are_refused_with_both_fingerprints(
+def test_other_precision_is_refused_with_both_fingerprints(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_with(monkeypatch, lambda *_: iter(()))
@@ -202,9 +240,7 @@ def test_other_precision_and_preset_are_refused_with_both_fingerprints(
     assert main([str(part) for part in (*arguments, "bf16")]) == 0
     capsys.readouterr()
     line = refusal(capsys, *arguments, "fp32")
-    assert "precision=bf16" in line and "precision=fp32" in line and line.count("@") == 2
-    line = refusal(capsys, bench, tmp_path / "store", "--weights", "random", "--precision", "bf16")
-    assert "input_size=16" in line and "input_size=25" in line and line.count("@") == 2
+    assert "precision=bf16" in line and "precision=fp32" in line
 
 
 @pytest.mark.long
@@ -253,8 +289,8 @@ def test_dry_run_says_what_a_thousand_and_a_million_clips_cost(
     assert main([str(part) for part in tiny(bench, tmp_path / "store", "--dry-run")]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "calibrated here: decode 0." in out and "CPU-hours" in out and "1,000,000" in out
-    encoders = build_encoders(preset_named("tiny"), WeightSource(kind="random"), ("pixel_decoder",), "fp32")
-    size = sum(spec.row_bytes for spec in [*encoders.visual.specs(), *encoders.audio.specs()])
+    clips = streams_of().of("visual", "audio").values()
+    size = sum(spec.row_bytes for stream in clips for spec in stream.arrays)
     assert f"{1_000_000 * size:,}" in out
 
 
@@ -269,7 +305,7 @@ def test_dry_run_for_a_gpu_that_is_not_here_gives_no_time(
 def test_dry_run_counts_only_workers_that_find_a_gpu(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    each = Seconds(decode=0.1, visual=1.0, audio=0.1, write=0.1, text=0.1)
+    each = Seconds(decode=0.1, write=0.1, clip={"tiny-swin": 1.1}, text={})
     monkeypatch.setattr("extract.pipeline.dry_run.calibrate", lambda *_: each)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -281,7 +317,7 @@ def test_dry_run_counts_only_workers_that_find_a_gpu(
 def test_dry_run_counts_every_processor_of_a_worker(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    each = Seconds(decode=0.1, visual=1.0, audio=0.1, write=0.1, text=0.1)
+    each = Seconds(decode=0.1, write=0.1, clip={"tiny-swin": 1.1}, text={})
     monkeypatch.setattr("extract.pipeline.dry_run.calibrate", lambda *_: each)
     monkeypatch.setattr("extract.pipeline.dry_run.num_processors", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)

@@ -1,0 +1,29 @@
+"""refavs-extract --list-encoders: what each encoder takes, makes and weighs."""
+
+from extract.encoders.protocol import Encoder, EncoderSetup
+from extract.encoders.registry import all_encoders
+from extract.encoders.weights import WeightSource
+from refavs.terminal.command import Exit
+from refavs.terminal.printing import say
+
+SECONDS = 10
+
+
+def list_encoders() -> int:
+    """Prints a few lines for each encoder; costs no network, and reads no weights."""
+    for name, encoder in all_encoders(EncoderSetup(weights=WeightSource(kind="random"))).items():
+        for line in described(name, encoder):
+            say(line)
+    return Exit.COMPLETE
+
+
+def described(name: str, encoder: Encoder) -> list[str]:
+    """An encoder on one line, then a line for each level with the arrays of a clip of 10 s, or of a text."""
+    unit = "text" if encoder.modality == "text" else f"clip of {SECONDS} s"
+    lines = [f"{name}: {encoder.modality}, takes {encoder.takes}, {encoder.num_parameters:,} parameters, licence "
+             f"{encoder.licence}, weights {encoder.weights}"]  # fmt: skip
+    for level, specs in encoder.arrays(SECONDS).items():
+        shapes = ", ".join(f"{spec.name} {'x'.join(map(str, spec.shape))} {spec.dtype}" for spec in specs)
+        num_bytes = sum(spec.row_bytes for spec in specs)
+        lines.append(f"    {level}{': ' if level else ''}{shapes}; {num_bytes:,} bytes a {unit}")
+    return lines

@@ -1,0 +1,110 @@
+"""Networks of frozen encoders: built with random weights or none, filled from a file, and made ready to compute."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from extract.encoders.weights import OtherArchitecture
+from refavs.choices import Precision
+from refavs.errors import ConfigError, WeightsError
+from refavs.files.plain_file import open_plain
+from refavs.finite import require_finite_weights
+from refavs.machine.accelerator import compute_fp32_exactly
+from refavs.model.pickled import load_pickled
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def refuse_precision(precision: Precision, device: str) -> None:
+    """Checks that the device computes in that precision.
+
+    Raises:
+        ConfigError: it has no instructions for it, so that it would be far slower than fp32.
+    """
+    if precision != "fp16" or device != "cpu" or torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        return
+    raise ConfigError("--precision fp16 needs a GPU, or a processor with AVX512-FP16, which this one lacks; take fp32 "
+                      "or bf16, or --device cuda where there is a GPU")
+
+
+def randomly(build: Callable[[], Network], seed: int | None) -> Network:
+    """Builds a network whose weights depend on nothing but the seed; without a seed they are zeros, made at no cost."""
+    if seed is None:
+        with torch.device("meta"):
+            network = build().to_empty(device="cpu")
+        for values in (*network.parameters(), *network.buffers()):
+            values.detach().zero_()
+        return network
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads a file of weights; pickles only in the form that cannot run code.
+
+    Raises:
+        WeightsError: the file is not one of weights, or they are not finite.
+    """
+    import pickle
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            os.close(open_plain(path))
+            found = load_file(path)
+        else:
+            found = load_pickled(path)
+    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"weights {path} cannot be read ({reason}); accepted: safetensors, or a pickled state dict of plain tensors"
+        ) from error
+    if isinstance(found, dict):
+        require_finite_weights(path, found)
+    return found
+
+
+def fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Loads `state` into `network`, every weight of which must be there.
+
+    Raises:
+        OtherArchitecture: names or shapes differ.
+    """
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:3]]
+        raise OtherArchitecture(
+            f"weights {path} belong to another architecture: {' '.join(lines)[:300]}; name the folder of this "
+            "encoder's weights with --weights-dir"
+        ) from error
+
+
+def frozen(network: Network, device: str, dtype: torch.dtype) -> Network:
+    """A network ready to compute features: for inference, on its device, and exact where it is fp32.
+
+    Every encoder goes through here. Autocast instead would convert the weights in each pass.
+    """
+    compute_fp32_exactly()
+    return network.eval().requires_grad_(False).to(device, dtype)
+
+
+def to_host(maps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the host; from a GPU through pinned memory, which is ten times as fast as pageable memory.
+
+    The pinned blocks come from torch's cache and return to it when the arrays made of them are freed.
+    """
+    if not all(value.is_cuda for value in maps.values()):
+        return {path: value.cpu() for path, value in maps.items()}
+    found = {path: torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+             for path, value in maps.items()}  # fmt: skip
+    torch.cuda.current_stream().synchronize()
+    return found

@@ -1,0 +1,86 @@
+"""Content keys: clips whose frames, or whose sound, have the same bytes share a row of each stream."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from refavs.data.layouts import Clip
+from refavs.errors import DatasetError
+from refavs.files.source_files import open_file, reason_of
+from refavs.machine.processors import num_processors
+
+MOST_THREADS = 32
+SILENCE = "silence"  # the key of a sound that there is no file of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """The content keys of a clip.
+
+    Attributes:
+        frames: its key in the visual streams.
+        sound: its key in the audio streams.
+    """
+
+    frames: str
+    sound: str
+
+    def key(self, modality: str) -> str:
+        """Its key in the streams of a modality."""
+        return self.frames if modality == "visual" else self.sound
+
+
+def content_of(clip: Clip, seconds: int) -> Content:
+    """SHA-256 of the files that a clip is made from.
+
+    Both keys are the video's where the clip is one; otherwise that of the frames is the hash of their hashes.
+
+    Raises:
+        DatasetError: a file is missing or cannot be read.
+    """
+    if clip.video is not None:
+        whole = _hash(clip.video, clip.root)
+        return Content(frames=whole, sound=whole)
+    paths = [clip.frames / f"{second}.jpg" for second in range(seconds)] if clip.frames else []
+    frames = hashlib.sha256("".join(_hash(path, clip.root) for path in paths).encode()).hexdigest()
+    heard = clip.audio is not None and clip.audio.exists()
+    return Content(frames=frames, sound=_hash(clip.audio, clip.root) if heard and clip.audio is not None else SILENCE)
+
+
+def contents_of(
+    clips: Sequence[Clip], seconds: int, done: Callable[[], object] = lambda: None
+) -> tuple[dict[str, Content], dict[str, str]]:
+    """The content keys of clips by id, read by several threads; and why those without any cannot be read.
+
+    Args:
+        done: called for each clip.
+    """
+
+    def content(clip: Clip) -> Content | str:
+        try:
+            return content_of(clip, seconds)
+        except DatasetError as error:
+            return str(error)
+
+    found: dict[str, Content] = {}
+    unreadable: dict[str, str] = {}
+    with ThreadPoolExecutor(min(MOST_THREADS, 4 * num_processors(), max(1, len(clips))), "hash") as pool:
+        for clip, each in zip(clips, pool.map(content, clips), strict=True):
+            done()
+            if isinstance(each, Content):
+                found[clip.id] = each
+            else:
+                unreadable[clip.id] = each
+    return found, unreadable
+
+
+def _hash(path: Path, within: Path | None) -> str:
+    try:
+        with open_file(path, within) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} is missing; copy it again") from error
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({reason_of(error)}); copy it again") from error

@@ -1,0 +1,28 @@
+"""A clip decoded in one form of its frames and one sample rate."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from extract.encoders.protocol import Frames
+from extract.media.clip import read_media as read_media_of
+from refavs.data.layouts import Clip
+
+SAMPLE_RATE_HZ = 16_000
+
+
+@dataclass(frozen=True)
+class Media:
+    """As of `extract.media.clip.Media`."""
+
+    frames: np.ndarray
+    sound: np.ndarray
+    silent: bool
+    repeated_from_s: int | None
+    notes: tuple[str, ...]
+
+
+def read_media(clip: Clip, seconds: int, size: int) -> Media:
+    form = Frames(size=size)
+    read = read_media_of(clip, seconds, [form], [SAMPLE_RATE_HZ])
+    return Media(read.frames[form], read.sound[SAMPLE_RATE_HZ], read.silent, read.repeated_from_s, read.notes)
