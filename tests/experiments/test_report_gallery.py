@@ -18,7 +18,6 @@ from experiments.report.seconds import (
     HEIGHT,
     WAVE_BINS,
     WAVE_HEIGHT,
-    find_clip,
     footage_of,
     outline,
     seconds_of,
@@ -28,6 +27,7 @@ from experiments.report.tables import GallerySource
 from experiments.training.evaluate import TEST_SPLITS, record_splits
 from experiments.training.loop import build_model
 from refavs.config import replace, to_dict
+from refavs.data.layouts import find_clip
 from refavs.metrics import expression_results, statistics_blocks
 from refavs.model.checkpoint import save_model
 from refavs.store import FeatureStore
@@ -146,7 +146,7 @@ def test_footage_of_a_benchmark_has_its_frames_shape_and_sound(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     benchmark_clip(tmp_path, "clip")
-    monkeypatch.setitem(store.attributes, "source", f"bench {tmp_path}")
+    monkeypatch.setitem(store.attributes, "extraction", {"source": str(tmp_path), "layout": "ref-avs-bench"})
     footage = footage_of(store, "clip")
     assert footage.width == 2 * HEIGHT and not footage.note and footage.frames is not None
     pred = np.zeros((NUM_FRAMES, 8, 8), bool)
@@ -164,7 +164,7 @@ def test_footage_of_a_video_folder_is_decoded(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_video(tmp_path / "clip.mp4", duration_s=3.0)
-    monkeypatch.setitem(store.attributes, "source", f"videos {tmp_path}")
+    monkeypatch.setitem(store.attributes, "extraction", {"source": str(tmp_path), "layout": "videos"})
     footage = footage_of(store, "clip")
     assert footage.frames is not None and not footage.note and all(footage.waves)
     assert footage.frames[2].mean() > footage.frames[0].mean() + 20
@@ -175,7 +175,7 @@ def test_footage_that_cannot_be_read_is_told(
 ) -> None:
     benchmark_clip(tmp_path, "clip")
     (tmp_path / "media/clip/frames/1.jpg").write_bytes(b"no picture")
-    monkeypatch.setitem(store.attributes, "source", f"bench {tmp_path}")
+    monkeypatch.setitem(store.attributes, "extraction", {"source": str(tmp_path), "layout": "ref-avs-bench"})
     footage = footage_of(store, "clip")
     assert footage.frames is None and "1.jpg cannot be read" in footage.note and footage.waves == ("",) * NUM_FRAMES
 
@@ -184,9 +184,10 @@ def test_footage_that_cannot_be_read_is_told(
 def test_ids_of_a_store_name_no_file_outside_its_source(name: str, tmp_path: Path) -> None:
     (tmp_path / "root" / "media").mkdir(parents=True)
     (tmp_path / "secret").mkdir()
-    for kind in ("bench", "videos"):
-        assert find_clip(f"{kind} {tmp_path / 'root'}", name) is None
-    assert find_clip("", "clip") is None and find_clip("other /", "clip") is None
+    (tmp_path / "root" / "x.mp4").touch()
+    for layout in ("ref-avs-bench", "videos", "other", None):
+        assert find_clip({"extraction": {"source": str(tmp_path / "root"), "layout": layout}}, name) is None
+    assert find_clip({}, "clip") is None and find_clip({"extraction": {"source": "nowhere"}}, "clip") is None
 
 
 def test_outline_runs_along_the_edge_of_the_mask() -> None:
