@@ -257,13 +257,15 @@ def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") ->
     from experiments.sweep.ledger import Ledger
     from experiments.sweep.search import Search
     from experiments.sweep.stores import stores_of
-    from experiments.sweep.summary import dimension_table, main_table, rows_of
+    from experiments.sweep.summary import dimension_table, main_table, ranked_by, rows_of
+    from refavs.data.splits import Splits
     from refavs.terminal.console import wide_console
 
-    rows = rows_of(outcome.entries, outcome.controls)
+    splits = Splits.of(store.attributes)
+    rows = rows_of(outcome.entries, outcome.controls, splits)
     console = wide_console()
-    console.print(main_table(rows, f"sweep {grid.name}, best first by J on test_s"))
-    by_dimension = dimension_table(rows)
+    console.print(main_table(rows, f"sweep {grid.name}, best first by {ranked_by(splits)}", splits))
+    by_dimension = dimension_table(rows, splits)
     if by_dimension is not None:
         console.print(by_dimension)
     if any(known.random_weights for known in stores_of(grid.kinds, store).values()):

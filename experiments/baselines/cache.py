@@ -24,6 +24,7 @@ from experiments.sweep.record_types import Controls
 from experiments.sweep.stores import contents_rows
 from experiments.training.resume import write_json
 from refavs.config import digest, file_stamp
+from refavs.data.splits import Splits
 from refavs.files.plain_file import read_plain
 from refavs.files.typed_json import OddRecord, shaped
 from refavs.files.typed_json import read_json as parsed
@@ -97,7 +98,10 @@ class Baselines:
         if known is not None:
             return known
         results = control_results_of(self.store, self.progress)
-        known = {"controls": canonical_values(results), "protocols": scores.control_values(results)}
+        splits = Splits.of(self.store.attributes)
+        known = {
+            "controls": canonical_values(results, splits), "protocols": scores.control_values(results, splits)
+        }  # fmt: skip
         if place is not None:
             with contextlib.suppress(OSError):  # a home that is full or not to be written to: it is only a cache
                 write_json(place, {"seal": _seal(key, known), "values": known})
@@ -113,6 +117,7 @@ def cache_key(store: FeatureStore) -> str:
         "code": file_stamp(*code, *sorted(metrics)), "torch": torch.__version__, "numpy": np.__version__,
         "frames": store.num_frames, "size": store.input_size, "rows": contents_rows(store),
         "objects": store.expressions["object"].tolist(), "clips": store.expressions["clip"].tolist(),
+        "splits": dict(Splits.of(store.attributes).roles),
     })  # fmt: skip
 
 

@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from experiments.training.evaluate import TEST_SPLITS, named_values, rows_of
+from experiments.training.evaluate import named_values, rows_of
+from refavs.data.splits import Splits
 from refavs.errors import RefAVSError
 from refavs.metrics import Results, grouped, protocol_values
 from refavs.metrics.constant_baselines import (
@@ -86,13 +87,13 @@ class Fitted(NamedTuple):
     centre_threshold: float
 
 
-def canonical_values(of_controls: Mapping[str, Results]) -> dict[str, dict[str, float]]:
+def canonical_values(of_controls: Mapping[str, Results], splits: Splits) -> dict[str, dict[str, float]]:
     """What predictions reach on the test splits that never look or listen, by their name and the metric's."""
     found = {}
     for name, results in of_controls.items():
         groups = grouped(results.expressions, ["split"]) | grouped(results.expressions, ["split", "dimension"])
         scores = {group: protocol_values(results, "canonical", rows) for group, rows in groups.items()}
-        found[name] = named_values(scores)
+        found[name] = named_values(scores, splits.test)
     return found
 
 
@@ -109,9 +110,9 @@ def control_results_of(
     Raises:
         StoppedError: by `progress`.
     """
-    table, progress = store.expressions, progress or Progress()
-    training = Counter(int(table["object"].iloc[row]) for row in rows_of(store, ("train",)))
-    tested = sorted(rows_of(store, TEST_SPLITS))
+    table, progress, splits = store.expressions, progress or Progress(), Splits.of(store.attributes)
+    training = Counter(int(table["object"].iloc[row]) for row in rows_of(store, splits.train))
+    tested = sorted(rows_of(store, splits.tested))
     objects = sorted({int(index) for index in table["object"].iloc[tested]})
     if not training or not tested:
         return {}
@@ -126,7 +127,7 @@ def control_results_of(
     places = np.array([place[int(index)] for index in table["object"].iloc[tested]])
     expressions = describe(table, tested)
     found = {name: spread(results, places, expressions) for name, results in of_objects.items()}
-    learned = rows_of(store, ("train",))
+    learned = rows_of(store, splits.train)
     nothing = [empty[int(index)] for index in table["object"].iloc[learned]]
     control = TextControl.fit(table["text"].iloc[learned].tolist(), nothing)
     return {**found, TEXT_ONLY: text_only(control, found)}

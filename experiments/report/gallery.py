@@ -16,7 +16,8 @@ from experiments.grid.config import TrainConfig
 from experiments.report.seconds import Second, footage_of, seconds_of
 from experiments.report.tables import GallerySource
 from experiments.tracking.client import without_password
-from experiments.training.evaluate import TEST_SPLITS, one_thread, predictions
+from experiments.training.evaluate import one_thread, predictions
+from refavs.data.splits import Splits
 from refavs.errors import RefAVSError
 from refavs.metrics import statistics_blocks
 from refavs.metrics.segmentation import FrameCounts, jaccard_per_frame
@@ -116,7 +117,7 @@ def make_gallery(source: GallerySource | None) -> Gallery:
                 reason=f"the store {store.location} has changed since: its fingerprint is {store.fingerprint[:16]}, "
                 f"the run's was {source.fingerprint[:16]}",
             )  # fmt: skip
-        scored = read_scores(source)
+        scored = read_scores(source, Splits.of(store.attributes))
         choices = choose(scored)
         rows = scored.table["row"].to_numpy()
         cards = _cards(source, store, scored, [place for choice in choices for place in choice.places], rows)
@@ -128,7 +129,7 @@ def make_gallery(source: GallerySource | None) -> Gallery:
     return Gallery(label=source.label, groups=groups)
 
 
-def read_scores(source: GallerySource) -> Scored:
+def read_scores(source: GallerySource, splits: Splits) -> Scored:
     """The test splits' expressions from the run's statistics.
 
     Raises:
@@ -148,7 +149,7 @@ def read_scores(source: GallerySource) -> Scored:
         empty.append((target == 0).all(1).numpy())
         area.append((pred.double() / block.frame_size()).mean(1).numpy())
     table = pd.concat(tables, ignore_index=True)
-    wanted = np.flatnonzero(table["split"].isin(TEST_SPLITS).to_numpy())
+    wanted = np.flatnonzero(table["split"].isin(splits.tested).to_numpy())
     return Scored(
         table=table.iloc[wanted].reset_index(drop=True),
         **{

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from experiments.report import published
-from experiments.report.contenders import SPLITS_OF, Contender, few_seeds
+from experiments.report.contenders import Contender, few_seeds
 from experiments.report.scores import Values
 from experiments.report.tables import Cell, Column, Row, Table
 from refavs.data.cues import DIMENSIONS, LENGTH_BINS
+from refavs.data.splits import MIX, Splits
 from refavs.metrics import Difference, Interval
 
-NAMES = {"test_s": "Seen", "test_u": "Unseen", "mix": "Mix", "test_n": "Null"}
 ABOUT = {
     "canonical": "ours: per expression at the size of the masks, J and S at 0.5, F at the best threshold of each "
     "expression; a frame without object counts 1 in J if nothing is predicted in it, else 0",
@@ -70,25 +70,34 @@ class Setting:
         """The row that others are compared with."""
         return self.contenders[0]
 
+    @property
+    def splits(self) -> Splits:
+        """Those of the reference."""
+        return self.reference.splits
 
-def main_numbers(protocol: str) -> tuple[Number, ...]:
+
+def main_numbers(splits: Splits, protocol: str) -> tuple[Number, ...]:
     """The columns of the paper's Tables 3 and 4, and canonically how often an object is missed altogether."""
     found = [
-        Number(column=Column(group=NAMES[split], name=measure, unit="%"), group=split, measure=measure)
-        for split in ("test_s", "test_u", "mix") for measure in "JF"
+        Number(column=Column(group=splits.title(group), name=measure, unit="%"), group=group, measure=measure)
+        for group in splits.about_objects for measure in "JF"
     ]
-    found.append(
-        Number(column=Column(group=NAMES["test_n"], name="S", lower_is_better=True), group="test_n", measure="S")
-    )
+    found += [
+        Number(column=Column(group=splits.title(split), name="S", lower_is_better=True), group=split, measure="S")
+        for split in splits.having("null-test")
+    ]
     if protocol == "canonical":
-        empty = Column(group=NAMES["test_s"], name="falsely empty", unit="%", lower_is_better=True)
-        found.append(Number(column=empty, group="test_s", measure="false_empty"))
+        found += [
+            Number(column=Column(group=splits.title(split), name="falsely empty", unit="%", lower_is_better=True),
+                   group=split, measure="false_empty")
+            for split in splits.test[:1]
+        ]  # fmt: skip
     return tuple(found)
 
 
 def main_table(setting: Setting, protocol: str) -> Table:
     """Table 3: every row of the sweep, the constant predictions, and where wanted the published methods."""
-    numbers = main_numbers(protocol)
+    numbers = main_numbers(setting.splits, protocol)
     rows = [*_run_rows(setting.contenders, protocol, numbers), *_control_rows(setting, protocol, numbers)]
     rows += _published_rows(setting, published.MAIN, len(numbers))
     title = "Results on the test splits (layout of Table 3)"
@@ -107,7 +116,7 @@ def ablation_table(setting: Setting, protocol: str) -> Table | None:
     chosen = ablated(setting.contenders)
     if not chosen:
         return None
-    numbers = main_numbers(protocol)
+    numbers = main_numbers(setting.splits, protocol)
     rows = _run_rows(chosen, protocol, numbers) + _published_rows(setting, published.ABLATIONS, len(numbers))
     return _table(setting, protocol, "table4", "Ablations (layout of Table 4)", "setting", numbers, rows)
 
@@ -118,9 +127,9 @@ def detail_table(setting: Setting, protocol: str) -> Table | None:
         return None
     measures = (("J, object", "J_object"), ("background", "background"), ("F, one threshold", "F_split"))
     numbers = tuple(
-        Number(column=Column(group=NAMES[split], name=name, unit="%"), group=split, measure=measure)
-        for split in SPLITS_OF if split != "mix" for name, measure in measures
-        if split != "test_n" or measure == "background"
+        Number(column=Column(group=setting.splits.title(split), name=name, unit="%"), group=split, measure=measure)
+        for split in setting.splits.tested for name, measure in measures
+        if split in setting.splits.test or measure == "background"
     )
     rows = [*_run_rows(setting.contenders, protocol, numbers), *_control_rows(setting, protocol, numbers)]
     notes = ["J, object: over frames with the object. Background: share of the pixels that are rightly left out in "
@@ -138,7 +147,8 @@ def ablated(contenders: Sequence[Contender]) -> tuple[Contender, ...]:
 def difference_table(setting: Setting, protocol: str) -> Table | None:
     """Each row minus the reference by paired bootstrap over clips; None where there is nothing to compare."""
     reference, others = setting.reference, setting.contenders[1:]
-    numbers = tuple(n for n in main_numbers(protocol) if f"{protocol}/{n.measure}" in reference.runs[0].results.values)
+    known = reference.runs[0].results.values
+    numbers = tuple(n for n in main_numbers(setting.splits, protocol) if f"{protocol}/{n.measure}" in known)
     if not others or not numbers:
         return None
     found = {
@@ -161,7 +171,7 @@ def difference_table(setting: Setting, protocol: str) -> Table | None:
 def interval_table(setting: Setting, protocol: str) -> Table | None:
     """How far each mean can be trusted: over seeds, and over seeds and clips; None with one seed a row."""
     several = [one for one in setting.contenders if len(one.runs) > 1]
-    numbers = [n for n in main_numbers(protocol) if n.measure in "JS"]
+    numbers = [n for n in main_numbers(setting.splits, protocol) if n.measure in "JS"]
     numbers = [n for n in numbers if f"{protocol}/{n.measure}" in setting.reference.runs[0].results.values]
     if not several or not numbers:
         return None
@@ -201,7 +211,8 @@ def part_table(setting: Setting, protocol: str, part: str) -> Table | None:
         cells = tuple(_as_printed(printed.get(name)) for name in names)
         rows.append(_published_row(published.EEMC.label, cells, published.EEMC.protocol))
     counts = ", ".join(f"{name}: {setting.reference.count(f'{part}/{name}')}" for name in names)
-    units = "J in %, over the expressions of Seen and Unseen together; mean over seeds ± 95 % t interval."
+    together = " and ".join(map(setting.splits.title, setting.splits.test))
+    units = f"J in %, over the expressions of {together} together; mean over seeds ± 95 % t interval."
     notes = [f"Expressions: {counts}."]
     title = f"J {title} (layout of supplement Table 2)"
     return _table(setting, protocol, f"supplement2-{part}", title, "row", numbers, rows, notes, units)
@@ -217,7 +228,7 @@ def encoder_table(setting: Setting, protocol: str, encoders: Mapping[str, str]) 
     stores = {one.store: one for one in reversed(alike)}
     if len(stores) < 2:
         return None
-    numbers = tuple(n for n in main_numbers(protocol) if n.group == "mix")
+    numbers = tuple(n for n in main_numbers(setting.splits, protocol) if n.group == MIX)
     rows = [
         Row(
             label=f"{encoders.get(one.store, 'unknown encoders')}: {one.label}", num_seeds=len(one.runs), mark=one.mark,
@@ -235,7 +246,7 @@ def encoder_table(setting: Setting, protocol: str, encoders: Mapping[str, str]) 
 
 def protocol_table(setting: Setting, protocols: Sequence[str]) -> Table:
     """The same predictions by several protocols; each row names its own."""
-    numbers = main_numbers("")
+    numbers = main_numbers(setting.splits, "")
     rows = [
         row for protocol in protocols for row in _run_rows(setting.contenders, protocol, numbers)
     ]  # fmt: skip
@@ -262,12 +273,13 @@ def _stamp(setting: Setting) -> tuple[str, ...]:
 
 
 def _absent(setting: Setting, numbers: Sequence[Number]) -> list[str]:
-    wanted = {split for number in numbers for split in SPLITS_OF.get(number.group, ())}
-    lost = [split for split in NAMES if split in wanted and not setting.reference.count(split)]
+    groups = setting.splits.groups
+    wanted = {split for number in numbers for split in groups.get(number.group, ())}
+    lost = [split for split in setting.splits.tested if split in wanted and not setting.reference.count(split)]
     if not lost:
         return []
-    return [f"No expression of {', '.join(lost)}: {', '.join(NAMES[split] for split in lost)} is left out"
-            f"{', and with it Mix' if set(lost) & set(SPLITS_OF['mix']) else ''}."]
+    return [f"No expression of {', '.join(lost)}: {', '.join(map(setting.splits.title, lost))} is left out"
+            f"{', and with it Mix' if set(lost) & set(groups.get(MIX, ())) else ''}."]
 
 
 def _run_rows(contenders: Sequence[Contender], protocol: str, numbers: Sequence[Number]) -> list[Row]:

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 
 from experiments.report.runs import Run
-from experiments.training.evaluate import MIX, TEST_SPLITS
 from refavs.data.cues import length_bin
+from refavs.data.splits import MIX, Splits
 from refavs.errors import StatisticsError
 from refavs.machine.processors import num_processors
 from refavs.metrics import (
@@ -69,6 +69,7 @@ class Parts:
     """
 
     table: pd.DataFrame
+    splits: Splits
     compared: pd.DataFrame
     groups: dict[str, Int[np.ndarray, " m"]]
 
@@ -80,14 +81,16 @@ class KnownParts:
     found: list[Parts] = field(default_factory=list)
     lock: Lock = field(default_factory=Lock)
 
-    def of(self, expressions: pd.DataFrame) -> Parts:
+    def of(self, expressions: pd.DataFrame, splits: Splits) -> Parts:
         """Those of the same expressions, or new ones."""
         table = expressions.loc[:, [*_COMPARED, *PARTS]]
         with self.lock:
             for parts in self.found:
-                if parts.table.equals(table):
+                if parts.table.equals(table) and parts.splits == splits:
                     return parts
-            parts = Parts(table=table, compared=table.loc[:, list(_COMPARED)], groups=report_groups(table))
+            parts = Parts(
+                table=table, splits=splits, compared=table.loc[:, list(_COMPARED)], groups=report_groups(table, splits)
+            )
             self.found.append(parts)
             return parts
 
@@ -149,12 +152,12 @@ def scores_of_run(run: Run, protocols: Sequence[str], known: KnownParts) -> RunS
                               f"{run.folder} and run the sweep's refavs-sweep command again")
     peaks: list[Peaks] = []
     results = expression_results(_tested(run, histograms_of(protocols), peaks), protocols)
-    parts = known.of(results.expressions)
+    parts = known.of(results.expressions, run.splits)
     groups = parts.groups
     kept = {name for name in results.values if name.split("/")[1] in ("J", "F", "S") and name != "released/J"}
     return RunScores(
         run=run, facts={name: facts[name] for name in _SAME}, counts={name: len(rows) for name, rows in groups.items()},
-        values={protocol: values_of(results, protocol, groups) for protocol in protocols},
+        values={protocol: values_of(results, protocol, groups, run.splits) for protocol in protocols},
         results=Results(
             expressions=parts.compared, curves={}, facts=facts,
             values={name: results.values[name] for name in sorted(kept)},
@@ -163,14 +166,14 @@ def scores_of_run(run: Run, protocols: Sequence[str], known: KnownParts) -> RunS
     )  # fmt: skip
 
 
-def report_groups(expressions: pd.DataFrame) -> dict[str, Int[np.ndarray, " m"]]:
-    """Rows of each test split by its name, and of parts of `test_s` and `test_u` together.
+def report_groups(expressions: pd.DataFrame, splits: Splits) -> dict[str, Int[np.ndarray, " m"]]:
+    """Rows of each test split by its name, and of parts of those that speak of objects, together.
 
     Parts are `grade/1+2`, `length/5-8`, `dimension/spatial`, `category/dog`: the columns' values, grades and lengths
     in the bins of the paper's supplement, Table 2. Expressions without a value are in no part.
     """
-    found = {name: rows for name, rows in grouped(expressions, ["split"]).items() if name in TEST_SPLITS}
-    objects = np.flatnonzero(expressions["split"].isin(MIX).to_numpy())
+    found = {name: rows for name, rows in grouped(expressions, ["split"]).items() if name in splits.tested}
+    objects = np.flatnonzero(expressions["split"].isin(splits.test).to_numpy())
     table = expressions.iloc[objects]
     table = table.assign(
         grade=table["grade"].replace(GRADES), length=[length_bin(int(number)) for number in table["length"]]
@@ -180,20 +183,24 @@ def report_groups(expressions: pd.DataFrame) -> dict[str, Int[np.ndarray, " m"]]
     return found
 
 
-def values_of(results: Results, protocol: str, groups: Mapping[str, Int[np.ndarray, " m"]]) -> Values:
-    """The protocol's values of each group, and where both of its parts are there `mix`, their unweighted mean."""
+def values_of(
+    results: Results, protocol: str, groups: Mapping[str, Int[np.ndarray, " m"]], splits: Splits
+) -> Values:
+    """The protocol's values of each group, and where all of its parts are there `mix`, their unweighted mean."""
     values = {name: protocol_values(results, protocol, rows) for name, rows in groups.items()}
-    if all(split in values for split in MIX):
-        parts = [values[split] for split in MIX]
-        values["mix"] = {measure: float(np.mean([part[measure] for part in parts])) for measure in parts[0]}
+    if MIX in splits.groups and values.keys() >= {*splits.test}:
+        parts = [values[split] for split in splits.test]
+        values[MIX] = {measure: float(np.mean([part[measure] for part in parts])) for measure in parts[0]}
     return values
 
 
-def control_values(controls: Mapping[str, Results]) -> dict[str, dict[str, Values]]:
+def control_values(controls: Mapping[str, Results], splits: Splits) -> dict[str, dict[str, Values]]:
     """Values of the constant predictions by protocol and name; what is not a number is left out, for JSON."""
-    groups = {name: report_groups(results.expressions) for name, results in controls.items()}
+    groups = {name: report_groups(results.expressions, splits) for name, results in controls.items()}
     return {
-        protocol: {name: _finite(values_of(results, protocol, groups[name])) for name, results in controls.items()}
+        protocol: {
+            name: _finite(values_of(results, protocol, groups[name], splits)) for name, results in controls.items()
+        }
         for protocol in PROTOCOLS
     }
 
@@ -207,14 +214,15 @@ def _finite(values: Values) -> Values:
 
 def _tested(run: Run, histograms: Sequence[str], peaks: list[Peaks]) -> Iterator[Statistics]:
     """The parts of a run's statistics that are of test splits; adds to `peaks` what they say of single frames."""
-    for block in statistics_blocks(run.statistics, histograms, TEST_SPLITS):
-        tested = block.expressions["split"].isin(TEST_SPLITS).to_numpy()
+    splits = run.splits.tested
+    for block in statistics_blocks(run.statistics, histograms, splits):
+        tested = block.expressions["split"].isin(splits).to_numpy()
         block = block if tested.all() else block.select(tested)
         peaks.append(_peaks(block))
         yield block
     if not peaks:
         found = {split for block in statistics_blocks(run.statistics, ()) for split in block.expressions["split"]}
-        raise StatisticsError(f"{run.statistics} holds no expression of {', '.join(TEST_SPLITS)} (it holds "
+        raise StatisticsError(f"{run.statistics} holds no expression of {', '.join(splits)} (it holds "
                               f"{', '.join(sorted(found)) or 'none at all'}); a report needs a store with a test split")
 
 

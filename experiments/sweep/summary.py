@@ -12,13 +12,8 @@ from scipy import stats
 
 from experiments.sweep.ledger import Entry
 from experiments.sweep.stores import store_of
+from refavs.data.splits import Splits
 from refavs.store import FeatureStore
-
-COLUMNS = (
-    ("test_s\nJ", "test_s/J"), ("\nF", "test_s/F"), ("test_u\nJ", "test_u/J"), ("\nF", "test_u/F"),
-    ("Mix\nJ", "mix/J"), ("\nF", "mix/F"), ("test_n\nS", "test_n/S"), ("false\nempty", "test_s/false_empty"),
-)
-RANKED_BY = "test_s/J"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +37,21 @@ class Row:
         return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
-def rows_of(entries: Sequence[Entry], controls: dict[str, dict[str, float]]) -> list[Row]:
-    """Finished trials, seeds taken together, and constants; best first by J on test_s."""
+def columns_of(splits: Splits) -> list[tuple[str, str]]:
+    """Heading and metric of each column; only the first of a group names it."""
+    objects = [(group, f"{group}/{name}") for group in splits.about_objects for name in "JF"]
+    found = [(f"{group if metric.endswith('J') else ''}\n{metric[-1]}", metric) for group, metric in objects]
+    found += [(f"{split}\nS", f"{split}/S") for split in splits.having("null-test")]
+    return found + [("false\nempty", f"{split}/false_empty") for split in splits.test[:1]]
+
+
+def ranked_by(splits: Splits) -> str:
+    """The metric that decides which trial is best: J on the first test split."""
+    return f"{(*splits.test, *splits.tested)[0]}/J" if splits.tested else ""
+
+
+def rows_of(entries: Sequence[Entry], controls: dict[str, dict[str, float]], splits: Splits) -> list[Row]:
+    """Finished trials, seeds taken together, and constants; best first."""
     runs: dict[str, list[dict[str, float]]] = {}
     for entry in entries:
         result = entry.result
@@ -53,22 +61,23 @@ def rows_of(entries: Sequence[Entry], controls: dict[str, dict[str, float]]) -> 
     rows += [Row(name=name, runs=(values,), constant=True) for name, values in controls.items()]
 
     def rank(row: Row) -> float:
-        value = row.mean(RANKED_BY)
+        value = row.mean(ranked_by(splits))
         return -1.0 if value is None else value
 
     return sorted(rows, key=rank, reverse=True)
 
 
-def main_table(rows: Sequence[Row], title: str) -> Table:
+def main_table(rows: Sequence[Row], title: str, splits: Splits) -> Table:
     """J, F and the share of falsely empty frames in percent, S as it is; means over seeds with 95 % intervals."""
     table = Table(title=title, title_justify="left", caption=_caption(rows), caption_justify="left",
                   box=box.SIMPLE_HEAD)
     table.add_column("trial")
-    for name in ("seeds", *(name for name, _ in COLUMNS), "minutes"):
+    columns = columns_of(splits)
+    for name in ("seeds", *(name for name, _ in columns), "minutes"):
         table.add_column(Text(name), justify="right", no_wrap=True)
     for row in rows:
         seconds = row.mean("seconds")
-        cells = [cell(row, metric) for _, metric in COLUMNS]
+        cells = [cell(row, metric) for _, metric in columns]
         minutes = "" if seconds is None else f"{seconds / 60:.1f}"
         table.add_row(
             row.name, "" if row.constant else str(len(row.runs)), *cells, minutes, style="dim" if row.constant else ""
@@ -76,20 +85,21 @@ def main_table(rows: Sequence[Row], title: str) -> Table:
     return table
 
 
-def dimension_table(rows: Sequence[Row]) -> Table | None:
-    """J on test_s by the dimension of the expression; None where the store names fewer than two."""
+def dimension_table(rows: Sequence[Row], splits: Splits) -> Table | None:
+    """J on the first test split by the dimension of the expression; None where the store names fewer than two."""
+    split = ranked_by(splits).partition("/")[0]
     names = sorted(
-        {key.split("/")[1] for row in rows for run in row.runs for key in run if key.startswith("test_s/")
+        {key.split("/")[1] for row in rows for run in row.runs for key in run if key.startswith(f"{split}/")
          and key.count("/") == 2}
     )
     if len(names) < 2:
         return None
-    table = Table(title="J on test_s by dimension", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=f"J on {split} by dimension", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("trial")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        cells = [cell(row, f"test_s/{name}/J") for name in names]
+        cells = [cell(row, f"{split}/{name}/J") for name in names]
         table.add_row(row.name, *cells, style="dim" if row.constant else "")
     return table
 

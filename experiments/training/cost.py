@@ -20,13 +20,14 @@ from experiments.cluster.grouping import groups_on
 from experiments.cluster.resources import Ask, Resources, fit_together
 from experiments.sweep.ledger import Entry, read_metrics
 from experiments.sweep.stores import store_of
-from experiments.training.evaluate import TEST_SPLITS, predictions, rows_of
+from experiments.training.evaluate import predictions, rows_of
 from experiments.training.flops import FlopCounter
 from experiments.training.learner import Learner, computed_as
 from experiments.training.loop import build_model
 from experiments.training.sampler import Sampler, steps_per_epoch
 from refavs.config import replace
 from refavs.data.batches import batch_rows, read_batches
+from refavs.data.splits import Splits
 from refavs.errors import ConfigError
 from refavs.machine.processors import num_processors
 from refavs.terminal.console import PlainConsole, ProgressBar
@@ -160,7 +161,8 @@ def _times(
         rows = batch_rows(store, rows, train.batch_size, seed=learner.config.order_seed, epoch=0,
                           expressions_per_clip=train.expressions_per_clip)[0]  # fmt: skip
         read_s, compute_s = _of_all(lambda number: _step(learner, sampler, rows[:number], device), len(rows), budget_s)
-    rows = rows_of(store, ("val", *TEST_SPLITS)) or rows_of(store, ("train",))
+    splits = Splits.of(store.attributes)
+    rows = rows_of(store, splits.evaluated) or rows_of(store, splits.train)
     rows = rows[: train.eval_batch_size]
     left_s = budget_s - (time.process_time() - started_s)
 
@@ -216,8 +218,11 @@ def seconds(times: Times, config: "TrialConfig", store: "FeatureStore", num_done
 @functools.lru_cache(maxsize=8)
 def _counts(store: "FeatureStore") -> tuple[int, int, int]:
     """Expressions to train on, to validate on, and to evaluate in the end."""
-    train, val, every = (rows_of(store, splits) for splits in (("train",), ("val",), ("val", *TEST_SPLITS)))
-    return len(train), len(val), len(every)
+    splits = Splits.of(store.attributes)
+    num_train, num_val, num_all = (
+        len(rows_of(store, names)) for names in (splits.train, splits.validation, splits.evaluated)
+    )
+    return num_train, num_val, num_all
 
 
 def alike(config: "TrialConfig") -> tuple[object, ...]:
@@ -368,7 +373,7 @@ def _bytes(learner: Learner, store: "FeatureStore") -> tuple[int, int]:
     tensors, _ = learner.state()
     model = sum(value.nbytes for value in tensors["model"].values())
     state = sum(value.nbytes for part in tensors.values() for value in part.values())
-    num_frames = len(rows_of(store, ("val", *TEST_SPLITS))) * store.num_frames
+    num_frames = len(rows_of(store, Splits.of(store.attributes).evaluated)) * store.num_frames
     best = model if learner.config.train.patience else 0
     return state + best, model + num_frames * STATISTICS_BYTES_PER_FRAME
 

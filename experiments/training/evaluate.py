@@ -13,6 +13,7 @@ from torch import Tensor
 from experiments.grid.config import TrainConfig
 from refavs.data.batches import Batch, batches
 from refavs.data.prefetch import Ahead, depth_for
+from refavs.data.splits import MIX, Splits
 from refavs.errors import RefAVSError
 from refavs.finite import require_finite_probs
 from refavs.machine.accelerator import resolved_precision
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from refavs.store import FeatureStore
 
 MEASURES = ("J", "F", "S", "false_empty")
-TEST_SPLITS = ("test_s", "test_u", "test_n")
-MIX = ("test_s", "test_u")
 
 
 class Head(NamedTuple):
@@ -47,7 +46,7 @@ def evaluate_splits(
     config: TrainConfig, model: EEMC, store: "FeatureStore", splits: Sequence[str], device: torch.device,
     recorder: Recorder | None = None,
 ) -> dict[str, float]:
-    """Metrics as fractions by name: `test_s/J`, `test_s/acoustic/J`, and where both are there `mix/J`.
+    """Metrics as fractions by name: `test_s/J`, `test_s/acoustic/J`, and where several test splits are there `mix/J`.
 
     A split without expressions, and a measure that says nothing on a split, is left out.
 
@@ -71,11 +70,12 @@ def evaluate_together(
     """  # fmt: skip
     groups: list[dict[str, SegmentationMetrics]] = [{} for _ in heads]
     errors: dict[int, Exception] = {}
-    rows = rows_of(store, splits)
+    rows, named = rows_of(store, splits), Splits.of(store.attributes)
     place = 0
     for batch, found in predictions_together(heads, store, rows, device):
         assert batch.mask is not None
-        names = [group_names(*places) for places in zip(batch.split, batch.dimension, strict=True)]
+        names = [group_names(named.group_of(split), dimension)
+                 for split, dimension in zip(batch.split, batch.dimension, strict=True)]  # fmt: skip
         for number, probs in found:
             if number in errors:
                 continue
@@ -90,7 +90,8 @@ def evaluate_together(
                 continue
             add_to_groups(groups[number], scores, names)
         place += len(batch)
-    values = [named_values({name: metrics.compute() for name, metrics in group.items()}) for group in groups]
+    computed = [{name: metrics.compute() for name, metrics in group.items()} for group in groups]
+    values = [named_values(group, named.test) for group in computed]
     return [errors.get(number, value) for number, value in enumerate(values)]
 
 
@@ -207,13 +208,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def group_names(split: str, dimension: str) -> list[str]:
+def group_names(name: str, dimension: str) -> list[str]:
     """The groups in which an expression is counted."""
-    return [split, f"{split}/{dimension}"] if dimension else [split]
+    return [name, f"{name}/{dimension}"] if dimension else [name]
 
 
-def named_values(groups: dict[str, dict[str, float]]) -> dict[str, float]:
-    """One level of names, without the values that are not numbers; Mix is the mean of seen and unseen."""
+def named_values(groups: dict[str, dict[str, float]], test: Sequence[str]) -> dict[str, float]:
+    """One level of names, without the values that are not numbers; `mix` is the mean of the splits `test`."""
     values = {
         f"{group}/{measure}": scores[measure]
         for group, scores in sorted(groups.items())
@@ -221,7 +222,7 @@ def named_values(groups: dict[str, dict[str, float]]) -> dict[str, float]:
         if math.isfinite(scores[measure])
     }
     for measure in MEASURES[:2]:
-        parts = [values[f"{split}/{measure}"] for split in MIX if f"{split}/{measure}" in values]
-        if len(parts) == len(MIX):
-            values[f"mix/{measure}"] = sum(parts) / len(parts)
+        parts = [values[f"{split}/{measure}"] for split in test if f"{split}/{measure}" in values]
+        if len(parts) == len(test) > 1:
+            values[f"{MIX}/{measure}"] = sum(parts) / len(parts)
     return values

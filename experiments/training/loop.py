@@ -23,7 +23,7 @@ from experiments.cluster.usage import Usage
 from experiments.grid.config import TrialConfig
 from experiments.sweep.record_types import Epoch
 from experiments.training.batch_size import bytes_of_batch
-from experiments.training.evaluate import TEST_SPLITS, Head, all_levels, evaluate_together, record_together, rows_of
+from experiments.training.evaluate import Head, all_levels, evaluate_together, record_together, rows_of
 from experiments.training.history import best_epoch, stalled, write_history
 from experiments.training.learner import Learner, Team, computed_as
 from experiments.training.overlays import OVERLAYS, write_overlays
@@ -32,6 +32,7 @@ from experiments.training.sampler import Sampler
 from refavs.config import to_dict
 from refavs.data.batches import Batch
 from refavs.data.prefetch import Ahead, depth_for
+from refavs.data.splits import Splits
 from refavs.errors import ConfigError
 from refavs.machine.accelerator import allow_tf32
 from refavs.metrics import STATISTICS_FILE
@@ -164,7 +165,7 @@ class Training:
     def __init__(self, run: Run, store: "FeatureStore", device: torch.device, team: Team) -> None:
         config = computed_as(run.config, saved_precision(run.folder / "state"), device)
         settings = config.train
-        if settings.patience and not rows_of(store, ("val",)):
+        if settings.patience and not rows_of(store, Splits.of(store.attributes).validation):
             raise ConfigError(
                 f"train.patience is {settings.patience}, and {store.location} has no split val; set it to 0"
             )
@@ -312,7 +313,8 @@ def validate(trainings: Sequence[Training], store: "FeatureStore") -> list[dict[
     found: list[dict[str, float] | Exception] = [{} for _ in trainings]
     if team.rank == 0:
         heads = [training.head for training in trainings]
-        found = evaluate_together(heads, store, ("val",), learner.device, [None] * len(heads))
+        splits = Splits.of(store.attributes).validation
+        found = evaluate_together(heads, store, splits, learner.device, [None] * len(heads))
     if team.size > 1:
         known = _good(found[0])
         values = [known.get("val/J", 0.0), float("val/J" in known)]
@@ -340,7 +342,7 @@ def finish(trainings: Sequence[Training], store: "FeatureStore", num_runs: int) 
         return
     started, device = time.monotonic(), missing[0].learner.device
     heads, paths = zip(*((each.head, each.run.folder / STATISTICS_FILE) for each in missing), strict=True)
-    found = record_together(heads, store, ("val", *TEST_SPLITS), device, paths)
+    found = record_together(heads, store, Splits.of(store.attributes).evaluated, device, paths)
     good = [number for number, metrics in enumerate(found) if isinstance(metrics, dict)]
     folders = [missing[number].run.folder / OVERLAYS for number in good]
     pictures = write_overlays(folders, [heads[number] for number in good], store, device)

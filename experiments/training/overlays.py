@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from experiments.training.evaluate import Head, predictions_together, rows_of
 from refavs.config import digest
 from refavs.data.layouts import find_clip
+from refavs.data.splits import Splits
 from refavs.files.source_files import PICTURE_ERRORS, open_picture
 
 if TYPE_CHECKING:
@@ -84,9 +85,9 @@ def _told(error: Exception) -> str:
 
 
 def chosen_rows(store: "FeatureStore") -> list[int]:
-    """The first expression of test_s and the first of another dimension and clip: the same for every trial."""
-    table = store.expressions
-    rows = rows_of(store, ("test_s",)) or rows_of(store, ("val",)) or rows_of(store, ("train",))
+    """The first expression of the first test split and the first of another dimension and clip: always the same."""
+    table, splits = store.expressions, Splits.of(store.attributes)
+    rows = rows_of(store, splits.test[:1]) or rows_of(store, splits.validation) or rows_of(store, splits.train)
     if not rows:
         return []
     first, chosen = table.iloc[rows[0]], rows[:1]

@@ -62,6 +62,7 @@ class Run:
             "num_frames": self.preset.num_frames, "input_size": self.preset.input_size,
             "specs": array_specs(self.preset, self.encoders), "rows_per_shard": self.preset.rows_per_shard,
             "mask_rule": self.mask_rule if len(self.source.objects) else None, "extraction": self.extraction,
+            "splits": dict(self.source.splits),
         }  # fmt: skip
 
 

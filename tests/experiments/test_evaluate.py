@@ -91,7 +91,7 @@ def test_evaluation_of_an_absent_split_is_empty(store: FeatureStore) -> None:
 
 def test_values_that_say_nothing_are_left_out() -> None:
     nothing = {"J": 1.0, "F": float("nan"), "S": 0.0, "false_empty": float("nan"), "num_expressions": 2.0}
-    assert named_values({"test_n": nothing}) == {"test_n/J": 1.0, "test_n/S": 0.0}
+    assert named_values({"test_n": nothing}, ("test_s", "test_u")) == {"test_n/J": 1.0, "test_n/S": 0.0}
 
 
 def test_rows_of_one_clip_stand_together(store: FeatureStore) -> None:

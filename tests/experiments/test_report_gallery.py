@@ -24,10 +24,11 @@ from experiments.report.seconds import (
     wave_path,
 )
 from experiments.report.tables import GallerySource
-from experiments.training.evaluate import TEST_SPLITS, record_splits
+from experiments.training.evaluate import record_splits
 from experiments.training.loop import build_model
 from refavs.config import replace, to_dict
 from refavs.data.layouts import find_clip
+from refavs.data.splits import Splits
 from refavs.metrics import expression_results, statistics_blocks
 from refavs.model.checkpoint import save_model
 from refavs.store import FeatureStore
@@ -50,7 +51,7 @@ def source(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> Gal
     torch.manual_seed(0)
     config = replace(TrialConfig(), SMALL)
     model = build_model(config, store)
-    record_splits(TrainConfig(), model, store, TEST_SPLITS, torch.device("cpu"), folder / "statistics.parquet")
+    record_splits(TrainConfig(), model, store, Splits.of({}).tested, torch.device("cpu"), folder / "statistics.parquet")
     save_model(folder / "checkpoint", model, {"store": store.fingerprint, "trial": to_dict(config)})
     return GallerySource(
         label="full, seed 0", statistics=folder / "statistics.parquet", checkpoint=folder / "checkpoint",
@@ -86,7 +87,7 @@ def test_choice_without_false_objects_or_without_objects_says_so() -> None:
 
 
 def test_scores_are_those_of_the_canonical_protocol(source: GallerySource) -> None:
-    found, results = read_scores(source), expression_results(statistics_blocks(source.statistics))
+    found, results = read_scores(source, Splits.of({})), expression_results(statistics_blocks(source.statistics))
     assert found.table["row"].tolist() == results.expressions["row"].tolist()
     np.testing.assert_allclose(found.jaccard, results.values["canonical/J"])
     assert found.empty.tolist() == (results.expressions["split"] == "test_n").tolist()
@@ -123,8 +124,9 @@ def test_gallery_says_why_there_is_none(source: GallerySource, tmp_path: Path) -
 def test_prediction_that_differs_from_the_statistics_is_told(
     source: GallerySource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = read_scores(source)
-    monkeypatch.setattr("experiments.report.gallery.read_scores", lambda _: changed(scores, jaccard=scores.jaccard + 1))
+    scores = read_scores(source, Splits.of({}))
+    other = changed(scores, jaccard=scores.jaccard + 1)
+    monkeypatch.setattr("experiments.report.gallery.read_scores", lambda *_: other)
     monkeypatch.setattr("experiments.report.gallery.PER_GROUP", 1)
     for group in make_gallery(source).groups:
         assert all("Predicted again for this page it scores" in card.note for card in group.cards)

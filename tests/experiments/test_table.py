@@ -14,9 +14,11 @@ from experiments.grid.trial import TrialStore
 from experiments.sweep.ledger import Entry, Ledger
 from experiments.sweep.summary import csv_text, dimension_table, main_table, rows_of
 from experiments.training.resume import write_json
+from refavs.data.splits import Splits
 from refavs.store import FeatureStore
 from refavs.terminal.console import PlainConsole
 
+BENCH = Splits.of({})
 RANDOM, PRETRAINED = (
     cast(FeatureStore, SimpleNamespace(fingerprint=str(random), random_weights=random)) for random in (True, False)
 )
@@ -46,34 +48,34 @@ def rendered(table: object) -> str:
 
 
 def test_table_is_best_first_with_the_constants_among_the_trials(tmp_path: Path) -> None:
-    rows = rows_of(entries_with(tmp_path, {"poor": [0.2], "good": [0.6]}), CONTROLS)
+    rows = rows_of(entries_with(tmp_path, {"poor": [0.2], "good": [0.6]}), CONTROLS, BENCH)
     assert [row.name for row in rows] == ["good", "all foreground", "poor", "all background"]
-    text = rendered(main_table(rows, "title"))
+    text = rendered(main_table(rows, "title", BENCH))
     assert text.index("good") < text.index("all foreground") < text.index("poor")
     assert "60.0" in text and "0.012" in text and "1.5" in text and "dim rows are constant" in text
     assert "\\n" not in text and sum("test_s" in line for line in text.splitlines()) == 1  # heads have two lines
 
 
 def test_table_takes_seeds_together_with_their_interval(tmp_path: Path) -> None:
-    row = rows_of(entries_with(tmp_path, {"a": [0.5, 0.6, 0.7]}), {})[0]
+    row = rows_of(entries_with(tmp_path, {"a": [0.5, 0.6, 0.7]}), {}, BENCH)[0]
     assert row.mean("test_s/J") == pytest.approx(0.6)
     assert row.interval("test_s/J") == pytest.approx(4.302653 * 0.1 / 3**0.5, abs=1e-5)
-    assert "60.0 ± 24.8" in rendered(main_table([row], "t"))
+    assert "60.0 ± 24.8" in rendered(main_table([row], "t", BENCH))
 
 
 def test_table_leaves_out_what_is_not_finished(tmp_path: Path) -> None:
     entries = entries_with(tmp_path, {"a": [0.5], "b": []})
-    assert [row.name for row in rows_of(entries, {})] == ["a"]
+    assert [row.name for row in rows_of(entries, {}, BENCH)] == ["a"]
     entries[0].set_status("failed", reason="x")
-    assert rows_of(entries, {}) == []
+    assert rows_of(entries, {}, BENCH) == []
 
 
 def test_dimension_table_needs_two_dimensions(tmp_path: Path) -> None:
     extra = {"test_s/spatial/J": 0.25, "test_s/acoustic+temporal/J": 0.75, "test_u/other/J": 1.0}
-    rows = rows_of(entries_with(tmp_path, {"a": [0.5]}, extra), CONTROLS)
-    text = rendered(dimension_table(rows))
+    rows = rows_of(entries_with(tmp_path, {"a": [0.5]}, extra), CONTROLS, BENCH)
+    text = rendered(dimension_table(rows, BENCH))
     assert "25.0" in text and "75.0" in text and "acoustic+temporal" in text and "other" not in text and "-" in text
-    assert dimension_table(rows_of(entries_with(tmp_path / "b", {"a": [0.5]}), CONTROLS)) is None
+    assert dimension_table(rows_of(entries_with(tmp_path / "b", {"a": [0.5]}), CONTROLS, BENCH), BENCH) is None
 
 
 def test_csv_has_a_line_for_each_trial_and_constant(tmp_path: Path) -> None:

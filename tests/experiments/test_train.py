@@ -23,6 +23,7 @@ from experiments.training.learner import NonFiniteError, learning_rate
 from experiments.training.loop import build_model, train
 from experiments.training.sampler import Sampler
 from refavs.config import leaves, replace
+from refavs.data.splits import Splits
 from refavs.errors import ConfigError, StoreError, WeightsError
 from refavs.model.checkpoint import load_model, save_model
 from refavs.store import FeatureStore
@@ -69,7 +70,7 @@ def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_train_beats_the_best_constant(store: FeatureStore, tmp_path: Path) -> None:
     config = small(train__epochs=2, train__steps_per_epoch=80, train__learning_rate=0.005, train__decay_start=0.5)
     result = train(config, store, tmp_path)["metrics"]
-    best = max(values["test_s/J"] for values in canonical_values(control_results_of(store)).values())
+    best = max(values["test_s/J"] for values in canonical_values(control_results_of(store), Splits.of({})).values())
     assert result["test_s/J"] > best + 0.1
     assert result["mix/J"] == pytest.approx((result["test_s/J"] + result["test_u/J"]) / 2)
 

@@ -42,16 +42,15 @@ and a `list.csv` with the columns `film,split,expression`:
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
+from refavs.choices import Role
 from refavs.data.layouts.report import SourceReport
 
-# `null-test`: test expressions that refer to nothing.
-Role = Literal["train", "validation", "test", "null-test"]
 # A PNG file, or a function of a module (it is pickled) that a worker process calls for the pixels of the object.
 Mask = Path | Callable[[], Bool[np.ndarray, "h w"]]
 _DEFAULTS: dict[str, Any] = {"fid": -1, "grade": "", "dimension": "", "null": False}
@@ -124,7 +123,7 @@ class Source:
         objects: (clip_id, fid) is each there once.
         expressions: see `expression_table`; none where the source says nothing about expressions. A row with a `fid`
             speaks of one of `objects`.
-        splits: for each split of expressions with masks, what it is for. Tables show test splits in this order.
+        splits: for each split of expressions with masks, what it is for.
         report: every odd row, clip and object by kind.
         layout: its name, which `read_source` fills in.
     """

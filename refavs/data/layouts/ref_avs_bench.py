@@ -55,7 +55,7 @@ class RefAvsBench(Layout):
         table = table.assign(
             fid=[fid if (clip_id, fid) in objects else -1 for clip_id, fid in named],
             grade=pd.Series(grades, table.index, "str"), dimension=pd.Series(dimensions, table.index, "str"),
-            null=refers_to_nothing(table),
+            null=table["clip_id"].str.startswith(NULL_PREFIX),
         )
         return Source(
             root=root, clips=tuple(_clip(name, media / on_disk[name], media) for name in sorted(present)),
@@ -70,11 +70,6 @@ class RefAvsBench(Layout):
             return None
         folder = named_on_disk(media, clip_id)
         return _clip(clip_id, folder, media) if os.path.isdir(folder) else None
-
-
-def refers_to_nothing(expressions: pd.DataFrame) -> pd.Series:
-    """Which expressions are about a clip of nulls."""
-    return expressions["clip_id"].str.startswith(NULL_PREFIX)
 
 
 def _clip(name: str, folder: Path, media: Path) -> Clip:

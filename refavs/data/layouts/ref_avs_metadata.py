@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from refavs.data.layouts.protocol import Role
+from refavs.choices import Role
 from refavs.data.layouts.report import SourceReport
 from refavs.data.layouts.tables import composed, plain_name, read_rows
 from refavs.errors import DatasetError
@@ -20,6 +20,7 @@ TRAIN, VAL, TEST_S, TEST_U, TEST_N = "train", "val", "test_s", "test_u", "test_n
 SPLITS: dict[str, Role] = {
     TRAIN: "train", VAL: "validation", TEST_S: "test", TEST_U: "test", TEST_N: "null-test",
 }  # fmt: skip
+TITLES = {TEST_S: "Seen", TEST_U: "Unseen", "mix": "Mix", TEST_N: "Null"}  # as the paper's tables have them
 UNFINISHED_SPLIT = "TODO"
 COLUMNS = ("vid", "uid", "split", "fid", "exp")
 NULL_PREFIX = "null_"
