@@ -17,11 +17,13 @@ from experiments.grid.config import TrainConfig, TrialConfig
 from experiments.grid.expand import Grid, Trial, expand
 from experiments.sweep.driver import check_models
 from experiments.sweep.ledger import Ledger, read_metrics
+from experiments.sweep.summary import columns_of
 from experiments.training.evaluate import Head
 from experiments.training.initial_weights import with_checkpoints
 from experiments.training.learner import NonFiniteError, learning_rate
 from experiments.training.loop import build_model, train
 from experiments.training.sampler import Sampler
+from refavs.choices import Role
 from refavs.config import leaves, replace
 from refavs.data.splits import Splits
 from refavs.errors import ConfigError, StoreError, WeightsError
@@ -73,6 +75,23 @@ def test_train_beats_the_best_constant(store: FeatureStore, tmp_path: Path) -> N
     best = max(values["test_s/J"] for values in canonical_values(control_results_of(store), Splits.of({})).values())
     assert result["test_s/J"] > best + 0.1
     assert result["mix/J"] == pytest.approx((result["test_s/J"] + result["test_u/J"]) / 2)
+
+
+@pytest.mark.long
+def test_train_knows_splits_by_their_roles(tmp_path: Path) -> None:
+    splits: dict[str, Role] = {"fit": "train", "dev": "validation", "exam": "test", "quiz": "test", "void": "null-test"}
+    store = make_store(tmp_path / "store", {"fit": 4, "dev": 1, "exam": 1, "quiz": 1, "void": 1}, roles=splits)
+    assert store.attributes["splits"] == splits
+    config = small(train__epochs=1, train__steps_per_epoch=2, train__patience=2, train__sampling="dimension")
+    metrics = train(config, store, tmp_path / "trial")["metrics"]
+    groups = {name.partition("/")[0] for name in metrics if name.endswith("/J")}
+    assert groups == {"exam", "quiz", "void", "mix"} and "val/J" in read_metrics(tmp_path / "trial")[0]["metrics"]
+    controls = canonical_values(control_results_of(store), Splits.of(store.attributes))
+    assert {"exam/J", "mix/J", "void/S"} <= next(iter(controls.values())).keys()
+    pictures = [path.name for path in sorted((tmp_path / "trial" / "overlays").iterdir())]
+    assert len(pictures) == 2 and all("exam" in name for name in pictures)
+    columns = [metric for _, metric in columns_of(Splits.of(store.attributes))]
+    assert columns == ["exam/J", "exam/F", "quiz/J", "quiz/F", "mix/J", "mix/F", "void/S", "exam/false_empty"]
 
 
 @pytest.mark.long
