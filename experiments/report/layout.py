@@ -201,7 +201,7 @@ def part_table(setting: Setting, protocol: str, part: str) -> Table | None:
     found = [name.split("/", 1)[1] for name in setting.reference.runs[0].counts if name.startswith(f"{part}/")]
     if not found:
         return None
-    names = (*known, *sorted(set(found) - set(known)))
+    names = (*(known if set(known) & set(found) else ()), *sorted(set(found) - set(known)))
     numbers = tuple(
         Number(column=Column(group=part, name=name, unit="%"), group=f"{part}/{name}", measure="J") for name in names
     )

@@ -365,7 +365,7 @@ def test_trial_whose_store_was_exchanged_keeps_no_result(tmp_path: Path) -> None
 
 def test_store_without_training_expressions_is_refused(tmp_path: Path) -> None:
     bare = make_store(tmp_path / "store", {"test_s": 1})
-    with pytest.raises(StoreError, match=r"of split train with masks \(it has test_s 3\); extract a source"):
+    with pytest.raises(StoreError, match=r"to train on with masks \(it has test_s 3\); extract a source"):
         train(small(), bare, tmp_path / "trial")
 
 
