@@ -161,8 +161,7 @@ def _times(
         rows = batch_rows(store, rows, train.batch_size, seed=learner.config.order_seed, epoch=0,
                           expressions_per_clip=train.expressions_per_clip)[0]  # fmt: skip
         read_s, compute_s = _of_all(lambda number: _step(learner, sampler, rows[:number], device), len(rows), budget_s)
-    splits = Splits.of(store.attributes)
-    rows = rows_of(store, splits.evaluated) or rows_of(store, splits.train)
+    rows = rows_of(store, (splits := Splits.of(store.attributes)).evaluated) or rows_of(store, splits.train)
     rows = rows[: train.eval_batch_size]
     left_s = budget_s - (time.process_time() - started_s)
 
@@ -219,10 +218,8 @@ def seconds(times: Times, config: "TrialConfig", store: "FeatureStore", num_done
 def _counts(store: "FeatureStore") -> tuple[int, int, int]:
     """Expressions to train on, to validate on, and to evaluate in the end."""
     splits = Splits.of(store.attributes)
-    num_train, num_val, num_all = (
-        len(rows_of(store, names)) for names in (splits.train, splits.validation, splits.evaluated)
-    )
-    return num_train, num_val, num_all
+    train, val, every = (rows_of(store, names) for names in (splits.train, splits.validation, splits.evaluated))
+    return len(train), len(val), len(every)
 
 
 def alike(config: "TrialConfig") -> tuple[object, ...]:
