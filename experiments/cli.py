@@ -259,10 +259,11 @@ def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") ->
     from experiments.sweep.ledger import Ledger
     from experiments.sweep.search import Search
     from experiments.sweep.stores import stores_of
+    from refavs.data.splits import Splits
     from refavs.terminal.console import wide_console
 
     console = wide_console()
-    for table in summary_tables(grid.name, outcome.entries, outcome.controls):
+    for table in summary_tables(grid.name, outcome.entries, outcome.controls, Splits.of(store.attributes)):
         console.print(terminal(table))
     if any(known.random_weights for known in stores_of(grid.kinds, store).values()):
         console.print(

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+from refavs.choices import Role
 from refavs.errors import ConfigError
 from refavs.files.plain_file import UnusableFileError, read_plain
 from refavs.files.typed_json import Count, Measured, OddRecord, read_json, shaped
@@ -19,6 +20,7 @@ class StoreFacts(TypedDict, total=False):
     fingerprint: str
     random_features: bool
     encoders: dict[str, str]
+    splits: dict[str, Role]
 
 
 class StoreOfSeveral(StoreFacts):

@@ -70,14 +70,16 @@ def read_media(clip: Clip, num_frames: int, size: int) -> Media:
             frames=film.frames, sound=_of_length(film.sound, num_frames), silent=film.silent,
             repeated_from_s=film.repeated_from_s, notes=film.notes,
         )
-    if clip.frames is None:
-        raise DatasetError(f"clip {clip.id!r} has neither a video nor a folder of frames")
-    paths = [clip.frames / f"{second}.jpg" for second in range(num_frames)]
-    frames = [resized(read_picture(path, clip.root), size) for path in paths]
+    if not clip.frames:
+        raise DatasetError(f"clip {clip.id!r} has neither a video nor frames")
+    frames = [resized(read_picture(path, clip.root), size) for path in clip.frames[:num_frames]]
+    num_seconds = len(frames)
+    frames += frames[-1:] * (num_frames - num_seconds)
     wave = None if clip.audio is None else read_wave(clip.audio, num_frames, clip.root)
     return Media(
         frames=np.stack(frames), sound=_of_length(None if wave is None else wave.samples, num_frames),
-        silent=wave is None, repeated_from_s=None, notes=() if wave is None else wave.notes,
+        silent=wave is None, repeated_from_s=num_seconds if num_seconds < num_frames else None,
+        notes=() if wave is None else wave.notes,
     )
 
 
@@ -97,16 +99,16 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DatasetError(f"frame {path} is missing; accepted: frames/0.jpg to frames/9.jpg in every clip") from error
+        raise DatasetError(f"frame {path} is missing; accepted: a picture for each second of the clip") from error
     except PICTURE_ERRORS as error:
         raise DatasetError(f"frame {path} cannot be read ({reason_of(error)}); replace the file") from error
 
 
 def frame_size(clip: Clip) -> tuple[int, int] | None:
-    """Height and width in which a benchmark clip's frames are stored; None for a video."""
-    if clip.frames is None:
+    """Height and width in which a clip's frames are stored; None for a video."""
+    if not clip.frames:
         return None
-    path = clip.frames / "0.jpg"
+    path = clip.frames[0]
     with _named(path), open_picture(path, clip.root) as picture:
         return picture.height, picture.width
 

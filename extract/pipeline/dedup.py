@@ -36,7 +36,7 @@ def input_digests(clip: Clip, num_frames: int) -> Digests:
     if clip.video is not None:
         whole = _file_digest(clip.video, clip.root)
         return {VISUAL_INPUT: whole, AUDIO_INPUT: whole}
-    frames = [_file_digest(path, clip.root) for path in _frames(clip, num_frames)]
+    frames = [_file_digest(path, clip.root) for path in clip.frames[:num_frames]]
     heard = clip.audio is not None and clip.audio.exists()
     return {
         VISUAL_INPUT: hashlib.sha256("".join(frames).encode()).hexdigest(),
@@ -108,14 +108,10 @@ def _owned(
     return {key: owners[0] for key in new if key != owners[0] and key not in awaited}
 
 
-def _frames(clip: Clip, num_frames: int) -> list[Path]:
-    return [clip.frames / f"{second}.jpg" for second in range(num_frames)] if clip.frames else []
-
-
 def _sizes(clip: Clip, num_frames: int) -> tuple[int, ...]:
     """Sizes of the files that a clip's frames are read from; nothing where one is missing."""
     try:
-        paths = [clip.video] if clip.video is not None else _frames(clip, num_frames)
+        paths = [clip.video] if clip.video is not None else clip.frames[:num_frames]
         return tuple(path.stat().st_size for path in paths)
     except OSError:
         return ()

@@ -58,10 +58,11 @@ class Run:
     def description(self) -> dict[str, Any]:
         """What a store is opened with."""
         return {
-            "encoders": self.encoders.fingerprints(), "source": f"{self.source.kind} {self.source.root}",
+            "encoders": self.encoders.fingerprints(), "source": f"{self.source.layout} {self.source.root}",
             "num_frames": self.preset.num_frames, "input_size": self.preset.input_size,
             "specs": array_specs(self.preset, self.encoders), "rows_per_shard": self.preset.rows_per_shard,
             "mask_rule": self.mask_rule if len(self.source.objects) else None, "extraction": self.extraction,
+            "splits": dict(self.source.splits),
         }  # fmt: skip
 
 

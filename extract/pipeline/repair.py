@@ -88,7 +88,7 @@ def _compute(
     totals.failures = [line for line in totals.failures if line.partition(": ")[0] not in failed_before]
     if repairs.expressions:
         lease.check()
-        if run.source.kind == "videos" and "expressions" not in facts:
+        if not len(run.source.expressions):
             totals.failures.append("expressions: the source has none; give the CSV as --expressions")
         elif not totals.failures and not totals.broken:
             folder.remove(EXPRESSIONS_RECORD)
@@ -105,7 +105,7 @@ def _prepared(args: argparse.Namespace, facts: dict[str, Any], writer: StoreWrit
     if "source" not in facts:
         raise StoreError(f"{writer.location} does not say how it was extracted; give --source, --preset, --weights and "
                          "what else was given to refavs-extract")
-    options = {name: facts[name] for name in FACTS if name in facts and name != "source"}
+    options = {name: facts[name] for name in (*FACTS, "layout") if name in facts and name != "source"}
     options |= {name: value for name in OWN if (value := getattr(args, name)) is not None}
     given = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     run = prepared(build_parser().parse_args([str(facts["source"]), args.store, *given]))

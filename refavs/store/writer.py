@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from refavs.choices import Role
 from refavs.errors import StoreError
 from refavs.store import columns
 from refavs.store.backends.base import Folder, open_folder, write_if_changed
@@ -48,6 +49,7 @@ class StoreWriter:
         cls, location: str | Path, *, encoders: Mapping[str, dict], source: str, num_frames: int, input_size: int,
         specs: Mapping[str, Sequence[ArraySpec]], rows_per_shard: Mapping[str, int],
         mask_rule: str | None = None, extraction: Mapping[str, Any] | None = None,
+        splits: Mapping[str, Role] | None = None,
     ) -> "StoreWriter":  # fmt: skip
         """Creates the store, or opens the one that is there and removes what interrupted writers left.
 
@@ -61,7 +63,7 @@ class StoreWriter:
         refuse_foreign(folder)
         schema = planned_schema(
             folder, encoders=encoders, source=source, num_frames=num_frames, input_size=input_size, specs=specs,
-            rows_per_shard=rows_per_shard, mask_rule=mask_rule, extraction=extraction,
+            rows_per_shard=rows_per_shard, mask_rule=mask_rule, extraction=extraction, splits=splits,
         )  # fmt: skip
         folder.sweep()
         if not folder.exists("zarr.json") or schema != _schema_at(folder):
@@ -181,6 +183,7 @@ def planned_schema(
     folder: Folder, *, encoders: Mapping[str, dict], source: str, num_frames: int, input_size: int,
     specs: Mapping[str, Sequence[ArraySpec]], rows_per_shard: Mapping[str, int],
     mask_rule: str | None = None, extraction: Mapping[str, Any] | None = None,
+    splits: Mapping[str, Role] | None = None,
 ) -> StoreSchema:  # fmt: skip
     """The schema that a run makes of what is at `folder`, where nothing is changed; arguments as for `open`.
 
@@ -193,6 +196,7 @@ def planned_schema(
             tables={name: TableSchema(rows_per_shard=rows_per_shard[name], arrays=tuple(arrays))
                     for name, arrays in specs.items()},
             mask_rule=mask_rule, extraction=dict(extraction or {}),
+            splits=None if splits is None else dict(splits),
         ).to_attributes(), "the new store",
     )  # fmt: skip
     if not folder.exists("zarr.json"):

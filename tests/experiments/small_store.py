@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from refavs.choices import Role
 from refavs.store import ArraySpec, FeatureStore, StoreWriter, object_key, pack_mask, text_key
 
 NUM_FRAMES, SIZE, CHANNELS, LENGTH = 3, 32, 8, 4
@@ -33,16 +34,20 @@ SPECS = {
 CLIPS = {"train": 6, "val": 2, "test_s": 2, "test_u": 2, "test_n": 2}
 
 
-def make_store(path: Path, clips: Mapping[str, int] = CLIPS, seed: int = 0, noise: int = 0) -> FeatureStore:
+def make_store(
+    path: Path, clips: Mapping[str, int] = CLIPS, seed: int = 0, noise: int = 0,
+    roles: Mapping[str, Role] | None = None,
+) -> FeatureStore:  # fmt: skip
     """Clips with a left and a right object, one of which sounds; clips of test_n are silent and refer to nothing.
 
     Args:
         noise: another number gives other features of the same expressions and masks.
+        roles: of the splits, as a layout gives them.
     """
     rng = np.random.default_rng(seed)
     writer = StoreWriter.open(
         path, encoders=ENCODERS, source="nowhere", num_frames=NUM_FRAMES, input_size=SIZE, specs=SPECS,
-        rows_per_shard={"clips": 4, "objects": 8, "text": 8},
+        rows_per_shard={"clips": 4, "objects": 8, "text": 8}, splits=roles,
     )  # fmt: skip
     names = [(f"{'null_' if split == 'test_n' else ''}{split}{index}", split)
              for split, count in clips.items() for index in range(count)]  # fmt: skip

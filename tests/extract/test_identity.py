@@ -20,7 +20,8 @@ def make_clip(root: Path, name: str, picture: bytes, sound: bytes | None = b"sou
         (folder / "frames" / f"{second}.jpg").write_bytes(picture + bytes([second]))
     if sound is not None:
         (folder / "audio.wav").write_bytes(sound)
-    return Clip(id=name, frames=folder / "frames", audio=folder / "audio.wav", root=root)
+    frames = tuple(folder / "frames" / f"{second}.jpg" for second in range(2))
+    return Clip(id=name, frames=frames, audio=folder / "audio.wav", root=root)
 
 
 def make_video(root: Path, name: str, content: bytes) -> Clip:

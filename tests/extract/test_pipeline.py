@@ -105,7 +105,7 @@ def jobs_of(location: Path, num_clips: int, size: int) -> list[Job]:
         input_size=2, specs={"clips": SPECS}, rows_per_shard={"clips": size},
     )
     names = [f"{number:02d}" for number in range(10, 10 + num_clips)]
-    clips = {name: Clip(id=name, frames=frames_of(location)) for name in names}
+    clips = {name: Clip(id=name, frames=(frames_of(location) / "0.jpg",)) for name in names}
     return [Job(shard=shard, items=tuple(clips[key] for key in shard.keys)) for shard in writer.plan("clips", clips)]
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NotRequired, TypedDict, get_args
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from refavs.choices import MaskRule
+from refavs.choices import MaskRule, Role
 from refavs.config import digest
 from refavs.errors import StoreError
 from refavs.files.atomic import LOCK
@@ -57,6 +57,7 @@ class _Attributes(TypedDict):
     input_size: Annotated[int, range(1, 2**15)]
     mask_rule: NotRequired[str | None]
     extraction: NotRequired[dict[str, str | int | float | bool | None]]
+    splits: NotRequired[dict[str, Role]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +131,7 @@ class StoreSchema:
             stores told it.
         extraction: how the last run made the rows, plain values, so that `refavs-store repair` can do it again; no part
             of what the store is.
+        splits: what each split of the expressions is for, by its name; None where that was not told.
     """
 
     encoders: dict[str, dict]
@@ -139,6 +141,7 @@ class StoreSchema:
     tables: dict[str, TableSchema]
     mask_rule: str | None = None
     extraction: dict[str, Any] = field(default_factory=dict)
+    splits: dict[str, Role] | None = None
 
     def __post_init__(self) -> None:
         for name, table in self.tables.items():
@@ -173,10 +176,11 @@ class StoreSchema:
         }
         extraction = {"extraction": self.extraction} if self.extraction else {}
         mask_rule = {} if self.mask_rule is None else {"mask_rule": self.mask_rule}
+        splits = {} if self.splits is None else {"splits": self.splits}
         return json.loads(json.dumps({
             "refavs_schema": {"version": SCHEMA_VERSION, "tables": tables},
             "encoders": self.encoders, "source": self.source, "T": self.num_frames, "input_size": self.input_size,
-            **mask_rule, **extraction,
+            **mask_rule, **extraction, **splits,
         }))  # fmt: skip
 
     @classmethod
@@ -206,7 +210,7 @@ class StoreSchema:
             }
             return cls(encoders=dict(told["encoders"]), source=told["source"], num_frames=told["T"],
                        input_size=told["input_size"], tables=tables, mask_rule=told.get("mask_rule"),
-                       extraction=dict(told.get("extraction", {})))  # fmt: skip
+                       extraction=dict(told.get("extraction", {})), splits=told.get("splits"))  # fmt: skip
         except (TypeError, ValueError) as error:
             raise StoreError(f"{where} has a damaged zarr.json ({error}); restore that file or extract into a new "
                              "store") from error
@@ -292,7 +296,8 @@ def extended(found: StoreSchema, wanted: StoreSchema, where: str) -> StoreSchema
               for name, table in wanted.tables.items()}  # fmt: skip
     extraction = wanted.extraction or found.extraction
     rule = found.mask_rule or wanted.mask_rule
-    return replace(found, encoders=wanted.encoders, tables=tables, mask_rule=rule, extraction=extraction)
+    return replace(found, encoders=wanted.encoders, tables=tables, mask_rule=rule, extraction=extraction,
+                   splits=wanted.splits or found.splits)  # fmt: skip
 
 
 def _named(fingerprint: dict | None, other: dict | None) -> str:
