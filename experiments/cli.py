@@ -260,10 +260,11 @@ def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") ->
     from experiments.report.summary import summary_tables
     from experiments.report.text import terminal
     from experiments.sweep.search import Search
+    from refavs.data.splits import Splits
     from refavs.terminal.console import wide_console
 
     console = wide_console()
-    for table in summary_tables(grid.name, outcome.entries, outcome.controls):
+    for table in summary_tables(grid.name, outcome.entries, outcome.controls, Splits.of(store.attributes)):
         console.print(terminal(table))
     if any(known.random_weights for known in stores_of(grid.kinds, store).values()):
         console.print(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extract.encoders.presets import PRESETS, preset_named
-from refavs.choices import DEVICES, MASK_RULES, PRECISIONS, MaskRule, Precision
+from refavs.choices import DEVICES, LAYOUTS, MASK_RULES, PRECISIONS, MaskRule, Precision
 from refavs.errors import ConfigError
 from refavs.machine.processors import share_processors
 from refavs.terminal.command import CommandParser, run_command
@@ -35,7 +35,7 @@ def build_parser() -> CommandParser:
     )
     add = parser.add_argument
     add("source", type=Path, metavar="SOURCE", nargs="?",
-        help="benchmark root (with metadata.csv) or a folder of videos")
+        help="folder of one of the layouts: benchmark root (with metadata.csv), a folder of videos, a plug-in's")
     add("store", metavar="STORE", nargs="?",
         help="folder of the store, or a URL (s3://bucket/name); made where there is none, else completed")  # fmt: skip
     presets = "; ".join(f"{name}, {preset.about}" for name, preset in PRESETS.items())
@@ -59,6 +59,8 @@ def build_parser() -> CommandParser:
         "black; alpha, what is not transparent; index, every palette index, grey value or id but 0; default: that of "
         "STORE, and for a new one what all of them agree on")  # fmt: skip
     add("--expressions", type=Path, metavar="CSV", help="columns video,exp: expressions about a folder of videos")
+    add("--layout", metavar="NAME", help=f"how SOURCE is laid out: {', '.join(LAYOUTS)} or that of an installed "
+        "package; default: the one that recognises it")  # fmt: skip
     add("--device", choices=DEVICES, default="auto",
         help="where the encoders run; auto takes GPUs where there are any, on this machine or the cluster")  # fmt: skip
     add("--workers", type=int, metavar="N", help="worker processes; default: one per processor, or per GPU")
@@ -147,7 +149,7 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
     from extract.encoders.streams import StreamSet, choose_streams
     from extract.encoders.weights import WeightSource
     from extract.pipeline.extraction import Run
-    from extract.pipeline.input_check import film_rules
+    from extract.pipeline.input_check import film_rules, has_films
     from extract.pipeline.local_ray import chosen_gpus
     from extract.pipeline.ray_pool import Resources
     from refavs.data.layouts import read_source
@@ -181,14 +183,16 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
     log = args.log or _log_beside(folder)
     if log is not None and not log.absolute().parent.is_dir() and log.absolute().parent != Path(args.store).absolute():
         raise ConfigError(f"--log {log} cannot be written: there is no folder {log.absolute().parent}; make it first")
-    source = read_source(args.source, args.expressions)
-    films = {"film_rules": film_rules(folder, source)} if source.kind == "videos" else {}
+    source = read_source(args.source, args.expressions, args.layout)
+    films = {"film_rules": film_rules(folder, source)} if has_films(source) else {}
     extraction = {
-        "source": str(args.source.absolute()), "batch_clips": resources.clips_per_pass, **films,
+        "source": str(args.source.absolute()), "layout": source.layout, "batch_clips": resources.clips_per_pass,
+        **films,
         "expressions": None if args.expressions is None else str(args.expressions.absolute()),
     }  # fmt: skip
     # Videos without a CSV say nothing about expressions, so those that the store has stay.
-    keeps = source.kind == "videos" and args.expressions is None and folder.exists(table_record("expressions"))
+    # A source that says nothing about expressions leaves those of the store alone.
+    keeps = not len(source.expressions) and folder.exists(table_record("expressions"))
     return Run(folder=folder, source=source, streams=streams, choose=choose, resources=resources, log=log,
                mask_rule=_mask_rule(args.mask_rule, kept), mask_size=mask_size, keeps_expressions=keeps,
                extraction=extraction)  # fmt: skip

@@ -21,6 +21,7 @@ from experiments.baselines.compute import Progress, control_results_of
 from experiments.records.record_types import Controls, write_json
 from experiments.records.stores import contents_rows
 from refavs.config import digest, file_stamp
+from refavs.data.splits import Splits
 from refavs.files.plain_file import read_plain
 from refavs.files.typed_json import OddRecord, shaped
 from refavs.files.typed_json import read_json as parsed
@@ -95,7 +96,10 @@ class Baselines:
         if known is not None:
             return known
         results = control_results_of(self.store, self.progress)
-        known = {"controls": groups.canonical_values(results), "protocols": groups.control_values(results)}
+        splits = Splits.of(self.store.attributes)
+        known = {
+            "controls": groups.canonical_values(results, splits), "protocols": groups.control_values(results, splits)
+        }  # fmt: skip
         if place is not None:
             with contextlib.suppress(OSError):  # a home that is full or not to be written to: it is only a cache
                 write_json(place, {"seal": _seal(key, known), "values": known})
@@ -106,12 +110,14 @@ def cache_key(store: FeatureStore) -> str:
     """Names all that the constant predictions are computed from: expressions, splits and masks in their order, and the
     code."""
     of_metrics = {inspect.getfile(metric.per_expression) for metric in metrics().values()}
-    code = {inspect.getfile(constant_baselines), *of_metrics, *map(str, Path(groups.__file__).parent.glob("*.py"))}
+    code = {*map(inspect.getfile, (constant_baselines, Splits)), *of_metrics}
+    code |= {*map(str, Path(groups.__file__).parent.glob("*.py"))}
     return digest({
         "code": file_stamp(*map(Path, sorted(code))), "metrics": list(metrics()),
         "torch": torch.__version__, "numpy": np.__version__,
         "frames": store.seconds, "size": store.mask_size, "rows": contents_rows(store),
         "objects": store.expressions["object"].tolist(), "clips": store.expressions["clip"].tolist(),
+        "splits": dict(Splits.of(store.attributes).roles),
     })  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from experiments.training.evaluate import rows_of
+from refavs.data.splits import Splits
 from refavs.errors import RefAVSError
 from refavs.metrics import Results
 from refavs.metrics.constant_baselines import (
@@ -31,7 +32,6 @@ from refavs.metrics.constant_baselines import (
 )
 from refavs.metrics.constant_counts import Levels, threshold_jaccard
 from refavs.metrics.frame_counts import describe
-from refavs.metrics.groups import TEST_SPLITS
 from refavs.metrics.reference import joined, spread
 from refavs.metrics.text_baseline import TEXT_ONLY, TextControl
 from refavs.store import FeatureStore
@@ -100,9 +100,9 @@ def control_results_of(
     Raises:
         StoppedError: by `progress`.
     """
-    table, progress = store.expressions, progress or Progress()
-    training = Counter(int(table["object"].iloc[row]) for row in rows_of(store, ("train",)))
-    tested = sorted(rows_of(store, TEST_SPLITS))
+    table, progress, splits = store.expressions, progress or Progress(), Splits.of(store.attributes)
+    training = Counter(int(table["object"].iloc[row]) for row in rows_of(store, splits.train))
+    tested = sorted(rows_of(store, splits.tested))
     objects = sorted({int(index) for index in table["object"].iloc[tested]})
     if not training or not tested:
         return {}
@@ -117,7 +117,7 @@ def control_results_of(
     places = np.array([place[int(index)] for index in table["object"].iloc[tested]])
     expressions = describe(table, tested)
     found = {name: spread(results, places, expressions) for name, results in of_objects.items()}
-    learned = rows_of(store, ("train",))
+    learned = rows_of(store, splits.train)
     nothing = [empty[int(index)] for index in table["object"].iloc[learned]]
     control = TextControl.fit(table["text"].iloc[learned].tolist(), nothing)
     return {**found, TEXT_ONLY: text_only(control, found)}
@@ -232,4 +232,4 @@ def _in_worker(place: tuple[str, str], work: Callable[[FeatureStore, Any], Found
 
 @functools.lru_cache(maxsize=1)
 def _opened(location: str, verify: str) -> FeatureStore:
-    return FeatureStore(location, verify)
+    return FeatureStore(location, verify=verify)

@@ -9,9 +9,10 @@ import numpy as np
 
 from experiments.grid.file import Located, mapping, refuse_unknown
 from experiments.grid.settings import Schema
+from refavs.choices import SCORE, VALIDATION
 from refavs.config import nearest
 from refavs.errors import ConfigError
-from refavs.metrics import PRIMARY, metrics
+from refavs.metrics import metrics
 
 KINDS = ("uniform", "loguniform", "int", "choice")
 METHODS = ("tpe", "random")
@@ -92,7 +93,7 @@ class SearchPlan:
     ranges: Mapping[str, Range]
     budget: int
     method: str = "tpe"
-    metric: str = f"val/{PRIMARY}"
+    metric: str = SCORE
     seed: int = 0
     asha: Asha | None = None
 
@@ -139,7 +140,7 @@ def search_plan(part: Located, num_seeds: int, schema: Schema) -> SearchPlan:
         budget=_number(parts["budget"], "budget", 1),
         seed=_number(parts["seed"], "seed", 0) if "seed" in parts else 0,
         method=_one_of(parts["method"], "method", METHODS) if "method" in parts else "tpe",
-        metric=_metric(parts["metric"]) if "metric" in parts else f"val/{PRIMARY}",
+        metric=_metric(parts["metric"]) if "metric" in parts else SCORE,
     )  # fmt: skip
 
 
@@ -210,7 +211,7 @@ def _number(part: Located, name: str, least: int) -> int:
 def _metric(part: Located) -> str:
     """`val/METRIC`, or `val/DIMENSION/METRIC` of a dimension that the store will have to have."""
     parts = str(part.plain).split("/")
-    groups = ["val", f"val/{parts[1]}"] if len(parts) == 3 and parts[1] else ["val"]
+    groups = [VALIDATION, f"{VALIDATION}/{parts[1]}"] if len(parts) == 3 and parts[1] else [VALIDATION]
     return _one_of(part, "metric", tuple(f"{group}/{name}" for group in groups for name in metrics()))
 
 

@@ -20,7 +20,8 @@ from extract.media.clip import Media, read_media
 from refavs.choices import PRECISIONS
 from refavs.config import nearest
 from refavs.data.batches import Batch, collate
-from refavs.data.layouts import VIDEO_SUFFIXES, Clip
+from refavs.data.layouts import Clip
+from refavs.data.layouts.videos import VIDEO_SUFFIXES
 from refavs.errors import ConfigError, DatasetError, WeightsError
 from refavs.files.typed_json import OddRecord, shaped
 from refavs.finite import require_finite_features, require_finite_probs

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+from refavs.choices import Role
 from refavs.errors import ConfigError
 from refavs.files.atomic import write_atomically
 from refavs.files.plain_file import UnusableFileError, read_plain
@@ -22,6 +23,7 @@ class StoreFacts(TypedDict, total=False):
     fingerprint: str
     random_features: bool
     encoders: dict[str, str]
+    splits: dict[str, Role]
 
 
 class StoreOfSeveral(StoreFacts):

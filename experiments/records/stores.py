@@ -10,6 +10,7 @@ from typing import Any
 from experiments.grid.expand import Grid
 from experiments.grid.trial import Trial, TrialStore
 from refavs.config import digest
+from refavs.data.splits import Splits
 from refavs.errors import ConfigError
 from refavs.store import FeatureStore
 from refavs.store.fingerprints import checksums
@@ -131,6 +132,7 @@ def facts_of(store: FeatureStore) -> dict[str, Any]:
     """A store's location, fingerprint and encoders, and whether their weights are random."""
     return {
         "store": store.location, "fingerprint": store.fingerprint, "random_features": store.random_weights,
+        "splits": dict(Splits.of(store.attributes).roles),
         "encoders": {stream: str(encoder.get("name")) for stream, encoder in store.encoders.items()},
     }  # fmt: skip
 

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from experiments.report.tables import Cell, Column
+from refavs.data.splits import Splits
 from refavs.metrics import Difference, Interval, seed_interval
 from refavs.metrics.groups import shown
 from refavs.metrics.registry import Metric
 
-NAMES = {"test_s": "Seen", "test_u": "Unseen", "mix": "Mix", "test_n": "Null"}
 DASH = Cell(value=None)
 
 
@@ -28,16 +28,16 @@ def column_of(metric: Metric, group: str, name: str = "") -> Column:
                   lower_is_better=metric.better == "lower")  # fmt: skip
 
 
-def main_numbers(protocol: str, known: Iterable[str]) -> tuple[Number, ...]:
+def main_numbers(splits: Splits, protocol: str, known: Iterable[str]) -> tuple[Number, ...]:
     """The columns of the paper's Tables 3 and 4, and canonically every other metric.
 
     Args:
         known: the metrics that some row has; one that none has is left out.
     """
-    known = {*known, *(each.metric.name for each in shown(""))}
+    known = {*known, *(each.metric.name for each in shown(splits, ""))}
     return tuple(
-        Number(column=column_of(metric, NAMES[group]), group=group, measure=metric.name)
-        for group, metric in shown(protocol) if metric.name in known
+        Number(column=column_of(metric, splits.title(group)), group=group, measure=metric.name)
+        for group, metric in shown(splits, protocol) if metric.name in known
     )  # fmt: skip
 
 

@@ -13,9 +13,9 @@ from experiments.grid.trial import NOT_IN_KEY
 from experiments.report.runs import head_of, natural
 from experiments.report.scores import RunScores
 from refavs.config import digest, nearest
+from refavs.data.splits import Splits
 from refavs.errors import ConfigError, StatisticsError
 from refavs.metrics import Difference, Interval, bootstrap_interval, paired_difference, scores_of, seed_interval
-from refavs.metrics.groups import SPLITS_OF
 from refavs.metrics.intervals import ONE_SEED, SeedScores
 
 REFERENCE = "full"
@@ -41,6 +41,11 @@ class Contender:
     def store(self) -> str:
         """Fingerprint of the features that the runs read."""
         return self.runs[0].run.store
+
+    @property
+    def splits(self) -> Splits:
+        """The splits of the expressions."""
+        return self.runs[0].run.splits
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -71,10 +76,10 @@ class Contender:
         return self.runs[0].counts.get(group, 0)
 
     def scores(self, protocol: str, split: str, measure: str) -> SeedScores | None:
-        """The scores of each expression of `test_s`, `test_u`, `mix` or `test_n`; None where there are none."""
+        """The scores of each expression of a group of `Splits.groups`; None where there are none."""
         results = [run.results for run in self.runs]
-        name, splits = f"{protocol}/{measure}", SPLITS_OF[split]
-        if name not in results[0].values or not all(self.count(part) for part in splits):
+        name, splits = f"{protocol}/{measure}", self.splits.groups.get(split, ())
+        if name not in results[0].values or not splits or not all(self.count(part) for part in splits):
             return None
         found = scores_of(results, name, splits)
         known = ~np.isnan(found.values)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report import layout
-from experiments.report.cells import NAMES
 from experiments.report.contenders import Contender, contenders_of, differing, few_seeds, marked, reference_of
 from experiments.report.layout import Setting, ablated
 from experiments.report.runs import Run, Sweep, read_sweeps
@@ -24,12 +23,14 @@ from experiments.report.tables import (
     Table,
 )
 from experiments.tracking.client import default_tracking_uri, without_password
+from refavs.choices import PRIMARY, SCORE
 from refavs.data.cues import DIMENSIONS
-from refavs.metrics import PRIMARY, metrics
+from refavs.data.splits import Splits
+from refavs.metrics import metrics
 from refavs.metrics.constant_baselines import MEAN_MASK_BEST
-from refavs.metrics.groups import MIX, SPLITS_OF, Values
+from refavs.metrics.groups import Values
 
-CURVES = ("train/loss", f"val/{PRIMARY}")
+CURVES = ("train/loss", SCORE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,8 @@ def build_report(folders: Sequence[Path], options: Options) -> Report:
     known = _random_stores(sweeps)
     random_features = any(known.get(one.store) for one in ordered)
     setting = Setting(
-        contenders=ordered, controls=controls, published=options.published, random_features=random_features
+        contenders=ordered, controls=controls, random_features=random_features,
+        published=options.published and reference.splits == Splits.of({}),  # those are of Ref-AVS Bench
     )
     first = options.protocols[0]
     return Report(
@@ -155,11 +157,12 @@ def _facts(
         if "run_id" in known:
             address = without_password(str(known.get("tracking_uri") or default_tracking_uri(sweep.folder)))
             facts.append(("MLflow", f"{address}, run {known['run_id']}"))
+    splits = contenders[0].splits
     facts += [
         ("protocols", ", ".join(protocols)),
         ("runs", f"{len(runs)} finished of {len(runs) + sum(len(sweep.unfinished) for sweep in sweeps)}"),
         ("seeds", ", ".join(map(str, sorted({run.seed for run in runs})))),
-        ("expressions", ", ".join(f"{NAMES[split]} {contenders[0].count(split)}" for split in NAMES if split != "mix")),
+        ("expressions", ", ".join(f"{splits.title(split)} {contenders[0].count(split)}" for split in splits.tested)),
         ("compared with", contenders[0].label),
     ]
     return tuple(dict.fromkeys(facts))
@@ -232,10 +235,11 @@ def _beta(contenders: Sequence[Contender], protocol: str) -> tuple[Line, ...]:
     if len(differing(family)) != 1:
         return ()
     found = []
-    for group in (*MIX, "mix"):
+    splits = family[0].splits
+    for group in splits.about_objects:
         estimates = tuple(_estimate(one, protocol, group) for one in family)
         if any(estimate.value is not None for estimate in estimates):
-            found.append(Line(label=NAMES[group], x=tuple(float(one.config[setting]) for one in family),
+            found.append(Line(label=splits.title(group), x=tuple(float(one.config[setting]) for one in family),
                               estimates=estimates, axis=words))  # fmt: skip
     return tuple(found)
 
@@ -244,15 +248,16 @@ def _ablations(contenders: Sequence[Contender], protocol: str) -> Bars | None:
     chosen = ablated(contenders)
     if not chosen:
         return None
-    groups = [group for group in (*MIX, "mix") if all(map(chosen[0].count, SPLITS_OF[group]))]
+    splits = chosen[0].splits
+    groups = [group for group, parts in splits.about_objects.items() if all(map(chosen[0].count, parts))]
     if not groups:
         return None
     series = tuple(
         BarSeries(label=one.label, estimates=tuple(_estimate(one, protocol, group) for group in groups))
         for one in chosen
     )
-    return Bars(title="Ablations", measure=f"{PRIMARY} (%)", protocol=protocol, groups=tuple(NAMES[g] for g in groups),
-                series=series)  # fmt: skip
+    return Bars(title="Ablations", measure=f"{PRIMARY} (%)", protocol=protocol,
+                groups=tuple(map(splits.title, groups)), series=series)  # fmt: skip
 
 
 def _dimensions(setting: Setting, protocol: str) -> Bars | None:

@@ -28,7 +28,7 @@ from experiments.report.drawing import (
 )
 from experiments.report.svg import printable
 from experiments.report.tables import Bars, Calibration, Curve, Estimate, Line, Report
-from refavs.metrics import PRIMARY
+from refavs.choices import PRIMARY, SCORE
 
 LABEL_WIDTH = 24
 
@@ -148,7 +148,7 @@ def draw_curves(curves: Sequence[Curve], order: Sequence[str] = ()) -> Drawing |
     Args:
         order: labels in the order of their colours; the first are shown where there are too many.
     """
-    score = f"val/{PRIMARY}"
+    score = SCORE
     panels = {"train/loss": ("training loss", 1.0), score: (f"{PRIMARY} on val (%)", 100.0)}
     wanted = [measure for measure in panels if any(curve.measure == measure for curve in curves)]
     if not wanted:

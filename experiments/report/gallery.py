@@ -17,9 +17,9 @@ from experiments.report.seconds import Second, footage_of, seconds_of
 from experiments.report.tables import GallerySource
 from experiments.tracking.client import without_password
 from experiments.training.evaluate import one_thread, predictions
+from refavs.data.splits import Splits
 from refavs.errors import RefAVSError
 from refavs.metrics import statistics_blocks
-from refavs.metrics.groups import TEST_SPLITS
 from refavs.metrics.segmentation import jaccard_per_frame
 from refavs.model.checkpoint import load_model, read_config
 from refavs.store import FeatureStore
@@ -117,7 +117,7 @@ def make_gallery(source: GallerySource | None) -> Gallery:
                 reason=f"the store {store.location} has changed since: its fingerprint is {store.fingerprint[:16]}, "
                 f"the run's was {source.fingerprint[:16]}",
             )  # fmt: skip
-        scored = read_scores(source)
+        scored = read_scores(source, Splits.of(store.attributes))
         choices = choose(scored)
         rows = scored.table["row"].to_numpy()
         cards = _cards(source, store, scored, [place for choice in choices for place in choice.places], rows)
@@ -129,7 +129,7 @@ def make_gallery(source: GallerySource | None) -> Gallery:
     return Gallery(label=source.label, groups=groups)
 
 
-def read_scores(source: GallerySource) -> Scored:
+def read_scores(source: GallerySource, splits: Splits) -> Scored:
     """The test splits' expressions from the run's statistics.
 
     Raises:
@@ -138,7 +138,7 @@ def read_scores(source: GallerySource) -> Scored:
     found: dict[str, list[np.ndarray]] = {"jaccard": [], "empty": [], "area": []}
     tables: list[pd.DataFrame] = []
     for block in statistics_blocks(source.statistics, histograms=()):
-        tested = block.select(block.expressions["split"].isin(TEST_SPLITS).to_numpy())
+        tested = block.select(block.expressions["split"].isin(splits.tested).to_numpy())
         counts = tested.counts()
         tables.append(tested.expressions)
         found["jaccard"].append(counts.over_frames(jaccard_per_frame(counts)).numpy())

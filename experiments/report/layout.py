@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from experiments.report import published
 from experiments.report.cells import (
-    NAMES,
     Number,
     bounds_cell,
     column_of,
@@ -20,9 +19,11 @@ from experiments.report.cells import (
 )
 from experiments.report.contenders import Contender, few_seeds
 from experiments.report.tables import Cell, Column, Row, Table
+from refavs.choices import PRIMARY
 from refavs.data.cues import DIMENSIONS, LENGTH_BINS
-from refavs.metrics import PRIMARY, PROTOCOLS, metrics
-from refavs.metrics.groups import SPLITS_OF, Values
+from refavs.data.splits import MIX, Splits
+from refavs.metrics import PROTOCOLS, metrics
+from refavs.metrics.groups import Values
 
 DIFFERENCES = (
     "Mean difference and its 95 % interval when clips, and seeds where there are several, are drawn anew, the same "
@@ -60,10 +61,15 @@ class Setting:
         """The row that others are compared with."""
         return self.contenders[0]
 
+    @property
+    def splits(self) -> Splits:
+        """Those of the reference."""
+        return self.reference.splits
+
     def numbers(self, protocol: str) -> tuple[Number, ...]:
         """As `main_numbers`, of the metrics that some run has."""
         runs = (run for one in self.contenders for run in one.runs)
-        return main_numbers(protocol, {name for run in runs for name in run.measures(protocol)})
+        return main_numbers(self.splits, protocol, {name for run in runs for name in run.measures(protocol)})
 
 
 def main_table(setting: Setting, protocol: str) -> Table:
@@ -98,9 +104,9 @@ def detail_table(setting: Setting, protocol: str) -> Table | None:
         return None
     measures = (("J, object", "J_object"), ("background", "background"), ("F, one threshold", "F_split"))
     numbers = tuple(
-        Number(column=Column(group=NAMES[split], name=name, unit="%"), group=split, measure=measure)
-        for split in SPLITS_OF if split != "mix" for name, measure in measures
-        if split != "test_n" or measure == "background"
+        Number(column=Column(group=setting.splits.title(split), name=name, unit="%"), group=split, measure=measure)
+        for split in setting.splits.tested for name, measure in measures
+        if split in setting.splits.test or measure == "background"
     )
     rows = [*_run_rows(setting.contenders, protocol, numbers), *_control_rows(setting, protocol, numbers)]
     notes = ["J, object: over frames with the object. Background: share of the pixels that are rightly left out in "
@@ -173,7 +179,7 @@ def part_table(setting: Setting, protocol: str, part: str) -> Table | None:
     found = [name.split("/", 1)[1] for name in setting.reference.runs[0].counts if name.startswith(f"{part}/")]
     if not found:
         return None
-    names = (*known, *sorted(set(found) - set(known)))
+    names = (*(known if set(known) & set(found) else ()), *sorted(set(found) - set(known)))
     numbers = tuple(
         Number(column=column_of(metrics()[PRIMARY], part, name), group=f"{part}/{name}", measure=PRIMARY)
         for name in names
@@ -184,7 +190,8 @@ def part_table(setting: Setting, protocol: str, part: str) -> Table | None:
         cells = tuple(printed_cell(printed.get(name)) for name in names)
         rows.append(_published_row(published.EEMC.label, cells, published.EEMC.protocol))
     counts = ", ".join(f"{name}: {setting.reference.count(f'{part}/{name}')}" for name in names)
-    units = f"{PRIMARY} in %, over the expressions of Seen and Unseen together; mean over seeds ± 95 % t interval."
+    together = " and ".join(map(setting.splits.title, setting.splits.test))
+    units = f"{PRIMARY} in %, over the expressions of {together} together; mean over seeds ± 95 % t interval."
     notes = [f"Expressions: {counts}."]
     title = f"{PRIMARY} {title} (layout of supplement Table 2)"
     return _table(setting, protocol, f"supplement2-{part}", title, "row", numbers, rows, notes, units)
@@ -200,7 +207,10 @@ def encoder_table(setting: Setting, protocol: str, encoders: Mapping[str, str]) 
     stores = {one.store: one for one in reversed(alike)}
     if len(stores) < 2:
         return None
-    numbers = tuple(n for n in setting.numbers(protocol) if n.group == "mix")
+    overall = list(setting.splits.about_objects)[-1:]
+    numbers = tuple(
+        n for n in setting.numbers(protocol) if n.group in overall and metrics()[n.measure].on == "objects"
+    )
     rows = [
         Row(
             label=f"{encoders.get(one.store, 'unknown encoders')}: {one.label}", num_seeds=len(one.runs), mark=one.mark,
@@ -208,10 +218,7 @@ def encoder_table(setting: Setting, protocol: str, encoders: Mapping[str, str]) 
             protocol=protocol,
         ) for one in reversed(stores.values())
     ]  # fmt: skip
-    if setting.published:
-        for label, jaccard, f_score in published.ENCODERS:
-            cells = (printed_cell(jaccard), printed_cell(f_score))
-            rows.append(_published_row(label, cells, published.EEMC.protocol))
+    rows += _published_rows(setting, published.ENCODERS, numbers)
     title = "Encoders (layout of supplement Table 3)"
     return _table(setting, protocol, "supplement3", title, "encoders", numbers, rows)
 
@@ -247,12 +254,13 @@ def _stamp(setting: Setting) -> tuple[str, ...]:
 
 
 def _absent(setting: Setting, numbers: Sequence[Number]) -> list[str]:
-    wanted = {split for number in numbers for split in SPLITS_OF.get(number.group, ())}
-    lost = [split for split in NAMES if split in wanted and not setting.reference.count(split)]
+    groups = setting.splits.groups
+    wanted = {split for number in numbers for split in groups.get(number.group, ())}
+    lost = [split for split in setting.splits.tested if split in wanted and not setting.reference.count(split)]
     if not lost:
         return []
-    return [f"No expression of {', '.join(lost)}: {', '.join(NAMES[split] for split in lost)} is left out"
-            f"{', and with it Mix' if set(lost) & set(SPLITS_OF['mix']) else ''}."]
+    return [f"No expression of {', '.join(lost)}: {', '.join(map(setting.splits.title, lost))} is left out"
+            f"{', and with it Mix' if set(lost) & set(groups.get(MIX, ())) else ''}."]
 
 
 def _run_rows(contenders: Sequence[Contender], protocol: str, numbers: Sequence[Number]) -> list[Row]:

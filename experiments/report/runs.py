@@ -11,6 +11,7 @@ from experiments.grid.config import HEAD, defaults
 from experiments.records.ledger import Ledger, read_metrics
 from experiments.records.record_types import Controls, Epoch, Settings, Status, read_record
 from refavs.config import flat, kinds
+from refavs.data.splits import Splits
 from refavs.errors import ConfigError
 from refavs.files.typed_json import shaped
 from refavs.metrics import STATISTICS_FILE
@@ -27,6 +28,7 @@ class Run:
         store: fingerprint of the features it read.
         contents: names the expressions and masks that are behind it, which another store may have as well; the
             fingerprint where no sweep tells.
+        splits: of the expressions, with their roles.
         config: every setting by its dotted name, `seed` among them, and the `digests` of files that it started from;
             a setting that the code got later has its default, one that it lost is left out where it had its default.
         history: the records of its epochs, oldest first.
@@ -38,6 +40,7 @@ class Run:
     folder: Path
     store: str
     contents: str
+    splits: Splits
     config: dict[str, Any]
     history: tuple[dict[str, Any], ...]
 
@@ -171,6 +174,7 @@ def _read_run(folder: Path, facts: Mapping[str, Any]) -> tuple[Run, str]:
     run = Run(
         key=settings["key"], name=settings["name"], seed=settings["seed"], folder=folder, store=settings["store"],
         contents=contents.get(settings["store"], settings["store"]),
+        splits=Splits.of(facts.get("stores", {}).get(settings["store"], facts)),
         config=known | own | started, history=tuple(read_metrics(folder)),
     )  # fmt: skip
     state = status["state"] if status else "new"

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 
 from experiments.report.runs import Run
+from refavs.data.splits import Splits
 from refavs.errors import StatisticsError
 from refavs.machine.processors import num_processors
 from refavs.metrics import (
@@ -27,7 +28,7 @@ from refavs.metrics import (
     statistics_blocks,
 )
 from refavs.metrics.frame_counts import LABELLED, PEAK
-from refavs.metrics.groups import PARTS, TEST_SPLITS, Values, report_groups, values_of
+from refavs.metrics.groups import PARTS, Values, report_groups, values_of
 from refavs.terminal.console import ProgressBar
 
 NUM_BINS = 10
@@ -62,6 +63,7 @@ class Parts:
     """
 
     table: pd.DataFrame
+    splits: Splits
     compared: pd.DataFrame
     groups: dict[str, Int[np.ndarray, " m"]]
 
@@ -73,14 +75,16 @@ class KnownParts:
     found: list[Parts] = field(default_factory=list)
     lock: Lock = field(default_factory=Lock)
 
-    def of(self, expressions: pd.DataFrame) -> Parts:
+    def of(self, expressions: pd.DataFrame, splits: Splits) -> Parts:
         """Those of the same expressions, or new ones."""
         table = expressions.loc[:, [*_COMPARED, *PARTS]]
         with self.lock:
             for parts in self.found:
-                if parts.table.equals(table):
+                if parts.table.equals(table) and parts.splits == splits:
                     return parts
-            parts = Parts(table=table, compared=table.loc[:, list(_COMPARED)], groups=report_groups(table))
+            parts = Parts(
+                table=table, splits=splits, compared=table.loc[:, list(_COMPARED)], groups=report_groups(table, splits)
+            )
             self.found.append(parts)
             return parts
 
@@ -146,13 +150,13 @@ def scores_of_run(run: Run, protocols: Sequence[str], known: KnownParts) -> RunS
                               f"{run.folder} and run the sweep's refavs-sweep command again")
     peaks: list[Peaks] = []
     results = expression_results(_tested(run, histograms_of(protocols), peaks), protocols)
-    parts = known.of(results.expressions)
+    parts = known.of(results.expressions, run.splits)
     groups = parts.groups
     paired = [protocol for protocol in protocols if not PROTOCOLS[protocol].of_batches]
     kept = {f"{protocol}/{name}" for protocol in paired for name in metrics()} & results.values.keys()
     return RunScores(
         run=run, facts={name: facts[name] for name in _SAME}, counts={name: len(rows) for name, rows in groups.items()},
-        values={protocol: values_of(results, protocol, groups) for protocol in protocols},
+        values={protocol: values_of(results, protocol, groups, run.splits) for protocol in protocols},
         results=Results(
             expressions=parts.compared, curves={}, facts=facts,
             values={name: results.values[name] for name in sorted(kept)},
@@ -163,14 +167,15 @@ def scores_of_run(run: Run, protocols: Sequence[str], known: KnownParts) -> RunS
 
 def _tested(run: Run, histograms: Sequence[str], peaks: list[Peaks]) -> Iterator[Statistics]:
     """The parts of a run's statistics that are of test splits; adds to `peaks` what they say of single frames."""
-    for block in statistics_blocks(run.statistics, histograms, TEST_SPLITS):
-        tested = block.expressions["split"].isin(TEST_SPLITS).to_numpy()
+    splits = run.splits.tested
+    for block in statistics_blocks(run.statistics, histograms, splits):
+        tested = block.expressions["split"].isin(splits).to_numpy()
         block = block if tested.all() else block.select(tested)
         peaks.append(_peaks(block))
         yield block
     if not peaks:
         found = {split for block in statistics_blocks(run.statistics, ()) for split in block.expressions["split"]}
-        raise StatisticsError(f"{run.statistics} holds no expression of {', '.join(TEST_SPLITS)} (it holds "
+        raise StatisticsError(f"{run.statistics} holds no expression of {', '.join(splits)} (it holds "
                               f"{', '.join(sorted(found)) or 'none at all'}); a report needs a store with a test split")
 
 

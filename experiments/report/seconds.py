@@ -2,10 +2,8 @@
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import contourpy
 import numpy as np
@@ -15,8 +13,7 @@ from PIL import Image
 
 from extract.encoders.protocol import Frames
 from extract.media.clip import frame_size, read_media
-from refavs.data.layouts import VIDEO_SUFFIXES, Clip, named_on_disk
-from refavs.data.metadata import composed
+from refavs.data.layouts import find_clip
 from refavs.errors import DatasetError
 from refavs.store import FeatureStore
 
@@ -61,32 +58,12 @@ class Footage:
     note: str = ""
 
 
-def find_clip(source: str, clip_id: str) -> Clip | None:
-    """Where the clip's media lies, from a store's attribute `source` ("bench /root", "videos /root"); None if nowhere.
-
-    The ids of a store are not trusted: no file outside of the source's folder is read for them.
-    """
-    kind, _, place = source.partition(" ")
-    root = Path(place)
-    if not place or clip_id in ("", "..") or Path(clip_id).name != clip_id:
-        return None
-    media = root / "media"
-    if kind == "bench" and os.path.isdir(clip := named_on_disk(media, clip_id)):
-        return Clip(id=clip_id, frames=clip / "frames", audio=clip / "audio.wav", root=media)
-    if kind == "videos" and os.access(root, os.R_OK | os.X_OK) and os.path.isdir(root):
-        videos = [path for path in root.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES]
-        found = [path for path in videos if composed(path.stem) == composed(clip_id)]
-        return Clip(id=clip_id, video=found[0], root=root) if len(found) == 1 else None
-    return None
-
-
 def footage_of(store: FeatureStore, clip_id: str) -> Footage:
     """The frames and sound of a clip where its source still lies where it was extracted from; frames are square."""
-    source = str(store.attributes.get("source", ""))
-    clip = find_clip(source, clip_id)
+    clip = find_clip(store.attributes, clip_id)
     bare = Footage(width=HEIGHT, frames=None, waves=("",) * store.seconds)
     if clip is None:
-        return _without(bare, f"its media is no longer at {source or 'the place it was extracted from'}")
+        return _without(bare, f"its media is no longer at {store.attributes.get('source', 'the place of its source')}")
     try:
         size = frame_size(clip)
         shape = 1.0 if size is None else min(max(size[1] / size[0], 1 / WIDEST), WIDEST)

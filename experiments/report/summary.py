@@ -7,33 +7,37 @@ import numpy as np
 from experiments.records.ledger import Entry
 from experiments.report.cells import DASH, Number, column_of, main_numbers, seeds_cell
 from experiments.report.tables import Cell, Column, Row, Table
-from refavs.metrics import PRIMARY, metrics
-from refavs.metrics.groups import MIX
+from refavs.choices import PRIMARY
+from refavs.data.splits import Splits
+from refavs.metrics import metrics
 
-SPLIT = MIX[0]
 Values = Mapping[str, float]  # by the metric's name, as `test_s/J`
 MINUTES = Column(group="", name="minutes", lower_is_better=None)
 
 
-def summary_tables(name: str, entries: Sequence[Entry], controls: Mapping[str, Values]) -> list[Table]:
+def summary_tables(
+    name: str, entries: Sequence[Entry], controls: Mapping[str, Values], splits: Splits
+) -> list[Table]:
     """Means over the seeds of finished trials with their intervals; by dimension too, where there are several.
 
     Args:
         name: of the grid.
         controls: of the constant predictions, by their name.
     """
+    split = next(iter(splits.tested), "")
     runs: dict[str, list[Values]] = {}
     for entry in entries:
         result = entry.result
         if entry.state == "finished" and result is not None:
             runs.setdefault(entry.trial.name, []).append(result["metrics"])
     lines = [*runs.items(), *((control, [values]) for control, values in controls.items())]
-    lines.sort(key=lambda line: np.mean(_known(line[1], f"{SPLIT}/{PRIMARY}") or [-1.0]), reverse=True)
-    numbers = main_numbers("canonical", {metric.rpartition("/")[2] for _, of in lines for run in of for metric in run})
+    lines.sort(key=lambda line: np.mean(_known(line[1], f"{split}/{PRIMARY}") or [-1.0]), reverse=True)
+    known = {metric.rpartition("/")[2] for _, of in lines for run in of for metric in run}
+    numbers = main_numbers(splits, "canonical", known)
     dimensions = sorted({metric.split("/")[1] for _, of in lines for run in of for metric in run
-                         if metric.startswith(f"{SPLIT}/") and metric.count("/") == 2})  # fmt: skip
+                         if metric.startswith(f"{split}/") and metric.count("/") == 2})  # fmt: skip
     by_dimension = [
-        Number(column=column_of(metrics()[PRIMARY], "", each), group=f"{SPLIT}/{each}", measure=PRIMARY)
+        Number(column=column_of(metrics()[PRIMARY], "", each), group=f"{split}/{each}", measure=PRIMARY)
         for each in dimensions
     ]
 
@@ -52,8 +56,8 @@ def summary_tables(name: str, entries: Sequence[Entry], controls: Mapping[str, V
 
     over_seeds = ("± 95 % t interval over seeds.",) if any(len(of) > 1 for of in runs.values()) else ()
     notes = ("Canonical protocol, per expression; dim rows are constant predictions.", *over_seeds)
-    found = [table(f"sweep {name}, best first by {PRIMARY} on {SPLIT}", numbers, notes)]
-    return [*found, table(f"{PRIMARY} on {SPLIT} by dimension", by_dimension)] if len(dimensions) > 1 else found
+    found = [table(f"sweep {name}, best first by {PRIMARY} on {split}", numbers, notes)]
+    return [*found, table(f"{PRIMARY} on {split} by dimension", by_dimension)] if len(dimensions) > 1 else found
 
 
 def _known(runs: Sequence[Values], metric: str) -> list[float]:

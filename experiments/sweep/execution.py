@@ -20,6 +20,7 @@ from experiments.sweep.summary import csv_text
 from experiments.tracking.client import Guard, Tracker, UnreachableError, without_password
 from experiments.tracking.place import ARTIFACTS
 from experiments.tracking.sync import TABLE, WAIT_S, Mirror, pending
+from refavs.choices import SCORE
 from refavs.config import digest
 from refavs.files.atomic import write_atomically
 from refavs.store import FeatureStore
@@ -28,7 +29,6 @@ from refavs.terminal.printing import warn
 TOLD_AFTER_S = 3.0
 STOPPED_WAIT_S = 5.0  # for MLflow, after a second Ctrl-C
 RESULT_WAIT_S = 5.0  # until NFS shows a result that another node wrote
-RANKED_BY = "val/J"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ def best_by_val(entries: Sequence[Entry]) -> Entry | None:
     """The finished trial whose saved model has the highest J on val; the first in a tie."""
     scores: dict[str, float] = {}
     for entry in entries:
-        if entry.state == "finished" and (score := entry.score(RANKED_BY)) is not None:
+        if entry.state == "finished" and (score := entry.score(SCORE)) is not None:
             scores[entry.key] = score
     return max((entry for entry in entries if entry.key in scores), key=lambda e: scores[e.key], default=None)
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.records.record_types import Epoch, Sent, ShownSettings, Status, SweepFacts, read_lines, read_record
+from refavs.choices import SCORE
 from refavs.errors import ConfigError
 from refavs.files.locks import NO_LOCKS
 from refavs.files.plain_file import UnusableFileError, open_plain
 
-LOSS, SCORE = "train/loss", "val/J"
+LOSS = "train/loss"
 RUNNABLE = ("running", "stopped", "new")
 ORDER = ("running", "failed", "stopped", "new", "pruned", "finished")
 

@@ -16,6 +16,7 @@ from experiments.records.record_types import read_record, write_json
 from experiments.training.evaluate import rows_of
 from experiments.training.loop import best_epoch
 from refavs.config import digest
+from refavs.data.splits import Splits
 from refavs.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -189,10 +190,10 @@ def refuse_unmeasured(plan: SearchPlan, store: "FeatureStore") -> None:
         ConfigError: the store has no split val with masks, or not the metric's dimension in it.
     """
     table = store.expressions
-    known = {str(kind) for kind in table["dimension"].iloc[rows_of(store, ("val",))]}
+    known = {str(kind) for kind in table["dimension"].iloc[rows_of(store, Splits.of(store.attributes).validation)]}
     _, *dimension, _ = plan.metric.split("/")
     if not known or not set(dimension) <= known:
-        found = f"has there {', '.join(sorted(known))}" if known else "has no split val with masks"
+        found = f"has there {', '.join(sorted(known))}" if known else "has no validation split with masks"
         raise ConfigError(
             f"the search compares points by {plan.metric}, and {store.location} {found}; name another metric, or a "
             "store that has it"

@@ -19,7 +19,7 @@ from experiments.training.loop import build_model
 from experiments.training.sampler import Sampler, steps_per_epoch
 from refavs.config import replace
 from refavs.data.batches import batch_rows, read_batches
-from refavs.metrics.groups import TEST_SPLITS
+from refavs.data.splits import Splits
 
 if TYPE_CHECKING:
     from experiments.grid.config import TrialConfig
@@ -145,7 +145,7 @@ def _times(
         rows = batch_rows(store, rows, train.batch_size, seed=learner.config.order_seed, epoch=0,
                           expressions_per_clip=train.expressions_per_clip)[0]  # fmt: skip
         read_s, compute_s = _of_all(lambda number: _step(learner, sampler, rows[:number], device), len(rows), budget_s)
-    rows = rows_of(store, ("val", *TEST_SPLITS)) or rows_of(store, ("train",))
+    rows = rows_of(store, (splits := Splits.of(store.attributes)).evaluated) or rows_of(store, splits.train)
     rows = rows[: train.eval_batch_size]
     left_s = budget_s - (time.process_time() - started_s)
 
@@ -201,7 +201,8 @@ def seconds(times: Times, config: "TrialConfig", store: "FeatureStore", num_done
 @functools.lru_cache(maxsize=8)
 def _counts(store: "FeatureStore") -> tuple[int, int, int]:
     """Expressions to train on, to validate on, and to evaluate in the end."""
-    train, val, every = (rows_of(store, splits) for splits in (("train",), ("val",), ("val", *TEST_SPLITS)))
+    splits = Splits.of(store.attributes)
+    train, val, every = (rows_of(store, names) for names in (splits.train, splits.validation, splits.evaluated))
     return len(train), len(val), len(every)
 
 
@@ -220,6 +221,6 @@ def _bytes(learner: Learner, store: "FeatureStore") -> tuple[int, int]:
     tensors, _ = learner.state()
     model = sum(value.nbytes for value in tensors["model"].values())
     state = sum(value.nbytes for part in tensors.values() for value in part.values())
-    num_frames = len(rows_of(store, ("val", *TEST_SPLITS))) * store.seconds
+    num_frames = len(rows_of(store, Splits.of(store.attributes).evaluated)) * store.seconds
     best = model if learner.config.train.patience else 0
     return state + best, model + num_frames * STATISTICS_BYTES_PER_FRAME

@@ -12,6 +12,7 @@ from torch import Tensor
 from experiments.grid.config import TrainConfig
 from refavs.data.batches import Batch, batches
 from refavs.data.prefetch import Ahead, depth_for
+from refavs.data.splits import Splits
 from refavs.errors import RefAVSError
 from refavs.finite import require_finite_probs
 from refavs.machine.accelerator import resolved_precision
@@ -35,7 +36,7 @@ def evaluate_splits(
     config: TrainConfig, model: Head, store: "FeatureStore", splits: Sequence[str], device: torch.device,
     recorder: Recorder | None = None,
 ) -> dict[str, float]:
-    """Metrics as fractions by name: `test_s/J`, `test_s/acoustic/J`, and where both are there `mix/J`.
+    """Metrics as fractions by name: `test_s/J`, `test_s/acoustic/J`, and where several test splits are there `mix/J`.
 
     A split without expressions, and a metric that says nothing on a split, is left out.
 
@@ -59,11 +60,11 @@ def evaluate_together(
     """  # fmt: skip
     groups: list[dict[str, SegmentationMetrics]] = [{} for _ in heads]
     errors: dict[int, Exception] = {}
-    rows = rows_of(store, splits)
+    rows, named = rows_of(store, splits), Splits.of(store.attributes)
     place = 0
     for batch, found in predictions_together(heads, store, rows, device):
         assert batch.mask is not None
-        names = [group_names(*places) for places in zip(batch.split, batch.dimension, strict=True)]
+        names = [group_names(named, *places) for places in zip(batch.split, batch.dimension, strict=True)]
         labelled: Tensor | None = getattr(batch, "labelled", None)
         for number, probs in found:
             if number in errors:
@@ -79,7 +80,7 @@ def evaluate_together(
                 continue
             add_to_groups(groups[number], counts, names)
         place += len(batch)
-    values = [named_values({name: sums.compute() for name, sums in group.items()}) for group in groups]
+    values = [named_values({name: sums.compute() for name, sums in group.items()}, named) for group in groups]
     return [errors.get(number, value) for number, value in enumerate(values)]
 
 

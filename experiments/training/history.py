@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from refavs.choices import SCORE
 from refavs.files.atomic import write_atomically
 
 
@@ -15,7 +16,7 @@ def stalled(history: list[dict[str, Any]], patience: int) -> bool:
 
 def best_epoch(history: list[dict[str, Any]]) -> int:
     """The number of the first epoch with the highest val J; 0 without any."""
-    scores = [record["metrics"].get("val/J", -math.inf) for record in history]
+    scores = [record["metrics"].get(SCORE, -math.inf) for record in history]
     return scores.index(max(scores)) + 1 if scores else 0
 
 

@@ -29,13 +29,14 @@ from experiments.training.overlays import OVERLAYS, write_overlays
 from experiments.training.resume import load_state, save_state, saved_precision
 from experiments.training.sampler import Sampler
 from experiments.training.usage import Usage
+from refavs.choices import SCORE, VALIDATION
 from refavs.config import to_dict
 from refavs.data.batches import Batch
 from refavs.data.prefetch import Ahead, depth_for
+from refavs.data.splits import Splits
 from refavs.errors import ConfigError
 from refavs.machine.accelerator import allow_tf32
 from refavs.metrics import STATISTICS_FILE
-from refavs.metrics.groups import TEST_SPLITS
 from refavs.model.batch_cache import Once
 from refavs.model.checkpoint import load_weights, save_model
 from refavs.model.feature_sizes import FeatureSizes
@@ -163,9 +164,9 @@ class Training:
     def __init__(self, run: Run, store: "FeatureStore", device: torch.device, team: Team) -> None:
         config = computed_as(run.config, saved_precision(run.folder / "state"), device)
         settings = config.train
-        if settings.patience and not rows_of(store, ("val",)):
+        if settings.patience and not rows_of(store, Splits.of(store.attributes).validation):
             raise ConfigError(
-                f"train.patience is {settings.patience}, and {store.location} has no split val; set it to 0"
+                f"train.patience is {settings.patience}, and {store.location} has no validation split; set it to 0"
             )
         allow_tf32(device)
         torch.manual_seed(config.seed)
@@ -235,7 +236,8 @@ class Training:
         """
         refuse_exchanged(store)
         run, model = self.run, self.learner.average
-        metrics = {name: value for name, value in metrics.items() if not name.startswith("val/")}  # in the history
+        in_history = f"{VALIDATION}/"
+        metrics = {name: value for name, value in metrics.items() if not name.startswith(in_history)}
         facts = {"store": store.fingerprint, "encoders": store.encoders, "seconds": store.seconds,
                  "mask_size": store.mask_size}  # fmt: skip
         started = time.monotonic()
@@ -312,12 +314,13 @@ def validate(trainings: Sequence[Training], store: "FeatureStore") -> list[dict[
     found: list[dict[str, float] | Exception] = [{} for _ in trainings]
     if team.rank == 0:
         heads = [training.head for training in trainings]
-        found = evaluate_together(heads, store, ("val",), learner.device, [None] * len(heads))
+        splits = Splits.of(store.attributes).validation
+        found = evaluate_together(heads, store, splits, learner.device, [None] * len(heads))
     if team.size > 1:
         known = _good(found[0])
-        values = [known.get("val/J", 0.0), float("val/J" in known)]
+        values = [known.get(SCORE, 0.0), float(SCORE in known)]
         shared = team.add(torch.tensor(values, dtype=torch.float64, device=learner.device))
-        found = [known or ({"val/J": float(shared[0])} if shared[1] else {})]
+        found = [known or ({SCORE: float(shared[0])} if shared[1] else {})]
     return found
 
 
@@ -340,7 +343,7 @@ def finish(trainings: Sequence[Training], store: "FeatureStore", num_runs: int) 
         return
     started, device = time.monotonic(), missing[0].learner.device
     heads, paths = zip(*((each.head, each.run.folder / STATISTICS_FILE) for each in missing), strict=True)
-    found = record_together(heads, store, ("val", *TEST_SPLITS), device, paths)
+    found = record_together(heads, store, Splits.of(store.attributes).evaluated, device, paths)
     good = [number for number, metrics in enumerate(found) if isinstance(metrics, dict)]
     folders = [missing[number].run.folder / OVERLAYS for number in good]
     pictures = write_overlays(folders, [heads[number] for number in good], store, device)

@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from experiments.training.evaluate import Trained, predictions_together, rows_of
 from refavs.config import digest
+from refavs.data.layouts import find_clip
+from refavs.data.splits import Splits
 from refavs.files.source_files import PICTURE_ERRORS, open_picture
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def _pictures(
             assert batch.mask is not None
             target = batch.mask[0].cpu().numpy()
             if clip_id not in backdrops:
-                backdrops[clip_id] = [frame_picture(store, clip_id, second) for second in range(len(target))]
+                backdrops[clip_id] = frame_pictures(store, clip_id, len(target))
             for number, probs in found:
                 pred = (probs[0] > 0.5).cpu().numpy()
                 origin = f"{batch.uid[0]} ({batch.split[0]})"
@@ -83,9 +85,9 @@ def _told(error: Exception) -> str:
 
 
 def chosen_rows(store: "FeatureStore") -> list[int]:
-    """The first expression of test_s and the first of another dimension and clip: the same for every trial."""
-    table = store.expressions
-    rows = rows_of(store, ("test_s",)) or rows_of(store, ("val",)) or rows_of(store, ("train",))
+    """The first expression of the first test split and the first of another dimension and clip: always the same."""
+    table, splits = store.expressions, Splits.of(store.attributes)
+    rows = rows_of(store, splits.test[:1]) or rows_of(store, splits.validation) or rows_of(store, splits.train)
     if not rows:
         return []
     first, chosen = table.iloc[rows[0]], rows[:1]
@@ -98,13 +100,15 @@ def chosen_rows(store: "FeatureStore") -> list[int]:
     return (chosen + others)[:NUM_PICTURES]
 
 
-def frame_picture(store: "FeatureStore", clip_id: str, second: int) -> Image.Image:
-    """The clip's frame where the source still lies where it was extracted from, else a plain backdrop."""
-    root = Path(str(store.attributes.get("source", "")).removeprefix("bench "))
-    path = root / "media" / clip_id / "frames" / f"{second}.jpg"
-    with contextlib.suppress(*PICTURE_ERRORS), open_picture(path, root) as picture:  # it only decorates
-        return picture.convert("RGB").resize((FRAME_PX, FRAME_PX))
-    return Image.new("RGB", (FRAME_PX, FRAME_PX), (BACKDROP,) * 3)
+def frame_pictures(store: "FeatureStore", clip_id: str, num_seconds: int) -> list[Image.Image]:
+    """The clip's frames where the source still lies where it was extracted from, plain backdrops for the others."""
+    clip = find_clip(store.attributes, clip_id)
+    found = [Image.new("RGB", (FRAME_PX, FRAME_PX), (BACKDROP,) * 3) for _ in range(num_seconds)]
+    for second, path in enumerate(clip.frames[:num_seconds] if clip else ()):
+        # A frame only decorates.
+        with contextlib.suppress(*PICTURE_ERRORS), open_picture(path, clip and clip.root) as picture:
+            found[second] = picture.convert("RGB").resize((FRAME_PX, FRAME_PX))
+    return found
 
 
 def draw(

@@ -12,16 +12,15 @@ import torch
 from experiments.grid.config import TrainConfig, TrialConfig
 from experiments.training.evaluate import rows_of
 from refavs.data.batches import Batch, batch_rows, read_batches
+from refavs.data.splits import Splits, refers_to_nothing
 from refavs.errors import StoreError
 from refavs.model.feature_sizes import FeatureSizes
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from refavs.store import FeatureStore
 
 
-HARDEST = "acoustic+temporal"
+HARDEST, NULL = "acoustic+temporal", "null"
 
 
 def derived_seed(seed: int, *parts: object) -> int:
@@ -36,16 +35,17 @@ class Sampler:
         self.config, self.store, self.device = config, store, device or torch.device("cpu")
         self.levels = FeatureSizes.from_store(store, config.model.needs(), config.model.head).levels
         table = store.expressions
-        rows = rows_of(store, ("train",))
+        rows = rows_of(store, Splits.of(store.attributes).train)
         if not rows:
             counts = ", ".join(f"{name} {count}" for name, count in table["split"].value_counts().items())
             raise StoreError(
-                f"{store.location} has no expressions of split train with masks (it has {counts or 'none at all'}); "
+                f"{store.location} has no expressions to train on with masks (it has {counts or 'none at all'}); "
                 "extract a source that has them, as refavs-synth writes it"
             )
         groups: dict[str, list[int]] = defaultdict(list)
+        kinds = table["dimension"].where(~refers_to_nothing(table), NULL).astype(str).tolist()
         for row in rows:
-            groups["" if config.train.sampling == "uniform" else kind_of(table, row)].append(row)
+            groups["" if config.train.sampling == "uniform" else kinds[row]].append(row)
         self.groups = [np.array(groups[name]) for name in sorted(groups)]
         weights = [config.train.acoustic_temporal_weight if name == HARDEST else 1.0 for name in sorted(groups)]
         self.shares = [weight / sum(weights) for weight in weights]
@@ -94,10 +94,3 @@ class Sampler:
 def steps_per_epoch(train: TrainConfig, num_rows: int) -> int:
     """The steps of an epoch over a split of so many expressions."""
     return train.steps_per_epoch or math.ceil(num_rows / train.batch_size)
-
-
-def kind_of(table: "pd.DataFrame", row: int) -> str:
-    """The dimension of an expression, or `null` where it refers to nothing."""
-    if str(table["clip_id"].iloc[row]).startswith("null_"):
-        return "null"
-    return str(table["dimension"].iloc[row])

@@ -88,7 +88,7 @@ class VisualEncoder(Encoder):
         pyramid, widths = self.settings.swin.levels, self.settings.pixel_decoder
         shapes = {"backbone": pyramid}
         if widths is not None:
-            channels = dict.fromkeys(("s8", "s16", "s32"), widths.channels)
+            channels: dict[str, int] = dict.fromkeys(("s8", "s16", "s32"), widths.channels)
             shapes["pixel_decoder"] = {
                 name: (channels.get(name, widths.mask_channels), height, width)
                 for name, (_, height, width) in zip(("mask_features", *channels), pyramid.values(), strict=True)

@@ -71,15 +71,18 @@ def read_media(clip: Clip, seconds: int, frames: Collection[Frames], rates_hz: C
             frames=film.frames, sound=_of_length(film.sound, seconds, rates_hz), silent=film.sound is None,
             repeated_from_s=film.repeated_from_s, frame_notes=film.frame_notes, sound_notes=film.sound_notes,
         )
-    if clip.frames is None:
-        raise DatasetError(f"clip {clip.id!r} has neither a video nor a folder of frames")
-    paths = [clip.frames / f"{second}.jpg" for second in range(seconds)] if frames else []
+    if not clip.frames:
+        raise DatasetError(f"clip {clip.id!r} has neither a video nor frames")
+    paths = clip.frames[:seconds] if frames else ()
     pictures = (read_picture(path, clip.root) for path in paths)  # one in memory at a time
     fitting = [[fitted(picture, form) for form in frames] for picture in pictures]
+    num_seconds = len(clip.frames[:seconds])
+    fitting += fitting[-1:] * (seconds - num_seconds)
     wave = read_wave(clip.audio, seconds, rates_hz, clip.root) if clip.audio is not None and rates_hz else None
     return Media(
         frames={form: np.stack([each[number] for each in fitting]) for number, form in enumerate(frames)},
         sound=_of_length(None if wave is None else wave.samples, seconds, rates_hz), silent=wave is None,
+        repeated_from_s=num_seconds if num_seconds < seconds else None,
         sound_notes=() if wave is None else wave.notes,
     )
 
@@ -100,16 +103,16 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DatasetError(f"frame {path} is missing; accepted: frames/0.jpg to frames/9.jpg in every clip") from error
+        raise DatasetError(f"frame {path} is missing; accepted: a picture for each second of the clip") from error
     except PICTURE_ERRORS as error:
         raise DatasetError(f"frame {path} cannot be read ({reason_of(error)}); replace the file") from error
 
 
 def frame_size(clip: Clip) -> tuple[int, int] | None:
-    """Height and width in which a benchmark clip's frames are stored; None for a video."""
-    if clip.frames is None:
+    """Height and width in which a clip's frames are stored; None for a video."""
+    if not clip.frames:
         return None
-    path = clip.frames / "0.jpg"
+    path = clip.frames[0]
     with _named(path), open_picture(path, clip.root) as picture:
         return picture.height, picture.width
 

@@ -43,8 +43,7 @@ def content_of(clip: Clip, seconds: int) -> Content:
     if clip.video is not None:
         whole = _hash(clip.video, clip.root)
         return Content(frames=whole, sound=whole)
-    paths = [clip.frames / f"{second}.jpg" for second in range(seconds)] if clip.frames else []
-    frames = hashlib.sha256("".join(_hash(path, clip.root) for path in paths).encode()).hexdigest()
+    frames = hashlib.sha256("".join(_hash(path, clip.root) for path in clip.frames[:seconds]).encode()).hexdigest()
     heard = clip.audio is not None and clip.audio.exists()
     return Content(frames=frames, sound=_hash(clip.audio, clip.root) if heard and clip.audio is not None else SILENCE)
 

@@ -62,9 +62,10 @@ class Run:
         """What a store is opened with, but for the streams."""
         mask_bytes = self.streams.seconds * self.mask_size * -(-self.mask_size // 8)
         return {
-            "source": f"{self.source.kind} {self.source.root}", "seconds": self.streams.seconds, "fps": FPS,
+            "source": f"{self.source.layout} {self.source.root}", "seconds": self.streams.seconds, "fps": FPS,
             "mask_size": self.mask_size, "objects_per_shard": rows_within(MASK_SHARD_BYTES, mask_bytes, MOST_OBJECTS),
             "mask_rule": self.mask_rule if len(self.source.objects) else None, "extraction": self.extraction,
+            "splits": dict(self.source.splits),
         }  # fmt: skip
 
     def contents(self) -> tuple[dict[str, Content], dict[str, str]]:
@@ -116,7 +117,7 @@ def complete(run: Run, writer: StoreWriter, lease: Lease) -> int:
 
 def _work(run: Run, writer: StoreWriter, lease: Lease, jobs: Sequence[Job], totals: Totals) -> None:
     """Has the jobs done by workers, and shows how it goes."""
-    num_units = Counter(dict.fromkeys(ORDER, 0))
+    num_units = Counter[str](dict.fromkeys(ORDER, 0))
     for job in jobs:
         num_units[job.kind] += len(job.units)
     with RunLog(run.log, num_units) as log, closing(

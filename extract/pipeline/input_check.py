@@ -40,14 +40,13 @@ def check_masks(folder: Folder, objects: Sequence[Unit], num_seconds: int) -> No
     """
     known, older = _known(folder)
     missing = [unit.item for unit in objects if isinstance(unit.item, Masks) and unit.name not in known]
-    chosen = [item for item in evenly(missing, MOST_CHECKED) if item.folder is not None]
+    chosen = [item for item in evenly(missing, MOST_CHECKED) if item.object.masks]
     with ThreadPoolExecutor(min(num_processors(), MOST_THREADS), "masks") as pool:
         list(pool.map(lambda item: _check(item, num_seconds), chosen))
     _refuse_shared(missing, num_seconds)
     if older:
-        paths = [item.folder / f"{second:05d}.png" for item in chosen if item.folder for second in range(num_seconds)]
-        for path in paths:
-            if not _was_grey(path):
+        for path, root in ((path, item.object.root) for item in chosen for path in item.paths(num_seconds)):
+            if not _was_grey(path, root):
                 raise StoreError(f"store {folder.location} was made before masks had a rule and does not say how it "
                                  f"read its own, and {path} is no plain grey picture; {OTHER_STORE}")
 
@@ -59,7 +58,7 @@ def check_films(folder: Folder, source: Source) -> None:
         StoreError: its films were read by other rules.
     """
     rules = film_rules(folder, source)
-    if source.kind != "videos" or rules == FILM_RULES:
+    if not has_films(source) or rules == FILM_RULES:
         return
     known = StoreWriter.attach(folder.location).table("clips")
     ids = set() if known is None else set(known["id"])
@@ -71,12 +70,17 @@ def check_films(folder: Folder, source: Source) -> None:
 
 def film_rules(folder: Folder, source: Source) -> int:
     """The rules by which the films of the store were read; those of now where it has none."""
-    if source.kind != "videos" or not folder.exists("zarr.json"):
+    if not has_films(source) or not folder.exists("zarr.json"):
         return FILM_RULES
     writer = StoreWriter.attach(folder.location)
     if not writer.schema.source.startswith("videos ") or writer.table("clips") is None:
         return FILM_RULES
     return int(writer.schema.extraction.get("film_rules", 1))
+
+
+def has_films(source: Source) -> bool:
+    """Whether clips of a source are video files."""
+    return any(clip.video for clip in source.clips)
 
 
 def evenly(items: Sequence[Each], most: int) -> list[Each]:
@@ -91,25 +95,25 @@ def _refuse_shared(missing: Sequence[Masks], num_seconds: int) -> None:
     Raises:
         MaskRuleError: two objects of a clip have the same files with several labels, and no rule is given.
     """
-    by_clip: dict[str, list[Path]] = {}
+    by_clip: dict[str, list[Masks]] = {}
     for item in missing:
-        if item.folder is not None and item.rule == "auto" and not item.null:
-            by_clip.setdefault(item.clip.id, []).append(item.folder)
-    for folders in evenly([folders for folders in by_clip.values() if len(folders) > 1], MOST_CHECKED):
-        known: dict[bytes, Path] = {}
-        for folder in folders:
-            paths = [folder / f"{second:05d}.png" for second in range(num_seconds)]
+        if item.rule == "auto" and not item.object.null:
+            by_clip.setdefault(item.clip.id, []).append(item)
+    for items in evenly([items for items in by_clip.values() if len(items) > 1], MOST_CHECKED):
+        known: dict[bytes, Masks] = {}
+        for item in items:
+            paths, root = item.paths(num_seconds), item.object.root
             with suppress(*PICTURE_ERRORS):  # missing or damaged: the worker names it
-                other = known.setdefault(_digest(paths, folder.parent.parent), folder)
-                if other != folder and (path := next((path for path in paths if num_labels(path) > 1), None)):
+                other = known.setdefault(_digest(paths, root), item) if paths else item
+                if other is not item and (path := next((path for path in paths if num_labels(path, root) > 1), None)):
                     raise MaskRuleError(
-                        f"{path} has several labels, and {other} the same files, so that both objects would be one; "
-                        "draw each object's own masks, 0 where it is not, or give --mask-rule nonzero if every label "
-                        "is the object"
+                        f"{path} has several labels, and {other.paths(num_seconds)[0].parent} the same files, so that "
+                        "both objects would be one; draw each object's own masks, 0 where it is not, or give "
+                        "--mask-rule nonzero if every label is the object"
                     )
 
 
-def _digest(paths: Sequence[Path], within: Path) -> bytes:
+def _digest(paths: Sequence[Path], within: Path | None) -> bytes:
     whole = hashlib.sha256()
     for path in paths:
         with open_file(path, within) as file:
@@ -136,8 +140,8 @@ def _check(item: Masks, num_seconds: int) -> None:
         pass
 
 
-def _was_grey(path: Path) -> bool:
+def _was_grey(path: Path, root: Path | None) -> bool:
     try:
-        return is_plain_grey(path)
+        return is_plain_grey(path, root)
     except PICTURE_ERRORS:  # missing or damaged: the worker names it
         return True

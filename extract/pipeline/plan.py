@@ -12,9 +12,9 @@ from extract.encoders.streams import StreamSet
 from extract.media.clip import frame_size
 from extract.pipeline.content import Content
 from refavs.choices import MaskRule
-from refavs.data.layouts import Clip, Source
+from refavs.data.layouts import Clip, Object, Source
+from refavs.data.layouts.protocol import Mask
 from refavs.data.masks import read_masks
-from refavs.data.metadata import NULL_PREFIX
 from refavs.errors import DatasetError
 from refavs.store.format.schema import OBJECTS, object_key, text_key
 from refavs.store.plan import ShardPlan
@@ -29,47 +29,43 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True)
 class Masks:
-    """Where the masks of one object lie, and the clip whose frames they belong to.
+    """One object, the clip whose frames its masks belong to, and the rule by which they are read."""
 
-    Attributes:
-        folder: None of a null without files.
-        rule: by which they are read.
-    """
-
-    folder: Path | None
+    object: Object
     clip: Clip
     rule: MaskRule = "auto"
 
-    @property
-    def null(self) -> bool:
-        """Whether there is no object, so that the masks are empty."""
-        return self.clip.id.startswith(NULL_PREFIX)
-
     def read(self, num_seconds: int, size: int) -> Bool[np.ndarray, "t h w"]:
-        """The masks, `size` pixels high and wide; a null needs no files, and those that are there must be empty.
+        """The masks, `size` pixels high and wide; empty in seconds without one.
 
         Raises:
             DatasetError: a file is missing, cannot be read, or may be meant in two ways; or a null has an object.
         """
         found = np.zeros((num_seconds, size, size), np.bool_)
-        seconds = self.seconds(num_seconds)
-        if self.folder is not None and seconds:
-            found[seconds] = read_masks(self.folder, seconds, (size, size), frame_size(self.clip), self.rule)
-        if self.null and found.any():
-            raise DatasetError(f"{self.folder} marks an object, but a clip named {NULL_PREFIX}* refers to nothing; "
-                               "remove those masks, or rename the clip")
+        masks = self.of(num_seconds)
+        if masks:
+            found[list(masks)] = read_masks(
+                list(masks.values()), (size, size), frame_size(self.clip), self.rule, self.object.root
+            )
+        if self.object.null and found.any():
+            raise DatasetError(f"object {self.object.fid} of clip {self.object.clip_id!r} refers to nothing, and its "
+                               f"masks ({next(iter(masks.values()))}, ...) mark one; remove them, or rename the clip")
         return found
 
-    def seconds(self, num_seconds: int) -> list[int]:
-        """Seconds whose files are read: all, and of a null those that have one."""
-        folder = self.folder
-        if folder is None:
-            return []
-        return [second for second in range(num_seconds) if not self.null or (folder / f"{second:05d}.png").exists()]
+    def of(self, num_seconds: int) -> dict[int, Mask]:
+        """Where the masks of the first seconds are, as far as these are labelled."""
+        return {second: mask for second, mask in sorted(self.object.masks.items()) if second < num_seconds}
+
+    def paths(self, num_seconds: int) -> list[Path]:
+        """Those of them that are files."""
+        return [mask for mask in self.of(num_seconds).values() if isinstance(mask, Path)]
 
     def labelled(self, num_seconds: int) -> Bool[np.ndarray, " t"]:
-        """The seconds in which it is known where the object is."""
-        return np.ones(num_seconds, np.bool_)
+        """The seconds in which it is known where the object is; none after the end of the clip."""
+        found = self.object.labelled(num_seconds)
+        if self.clip.frames:
+            found[len(self.clip.frames) :] = False
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +122,9 @@ def wanted_units(
 def object_units(source: Source, mask_rule: MaskRule) -> list[Unit]:
     """The objects of a source."""
     clips = {clip.id: clip for clip in source.clips}
-    found = []
-    for row in source.objects.to_dict("records"):
-        key = object_key(row["clip_id"], row["fid"])
-        item = Masks(folder=row["folder"], clip=clips[row["clip_id"]], rule=mask_rule)
-        found.append(Unit(name=key, item=item, keys={OBJECTS: key}))
-    return found
+    items = {object_key(one.clip_id, one.fid): Masks(object=one, clip=clips[one.clip_id], rule=mask_rule)
+             for one in source.objects}  # fmt: skip
+    return [Unit(name=key, item=item, keys={OBJECTS: key}) for key, item in items.items()]
 
 
 def plan_jobs(writer: StoreWriter, wanted: Mapping[Kind, Sequence[Unit]], plan: Plan | None = None) -> list[Job]:

@@ -30,7 +30,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from refavs.data.metadata import is_placeholder, read_metadata
+from refavs.data.layouts.ref_avs_metadata import is_placeholder, read_metadata
 from refavs.terminal.command import CommandParser, Exit, run_command
 from refavs.terminal.printing import say
 

@@ -25,6 +25,7 @@ from jaxtyping import Bool
 from PIL import Image, ImageFile
 
 from refavs.choices import MaskRule
+from refavs.data.layouts.protocol import Mask
 from refavs.errors import DatasetError
 from refavs.files.source_files import PICTURE_ERRORS, open_picture, reason_of
 
@@ -58,32 +59,24 @@ class _File:
     lacks_colours: bool
 
 
-def read_mask(
-    folder: Path, t: int, size: tuple[int, int] | None = None, expected_size: tuple[int, int] | None = None,
-    rule: MaskRule = "auto",
-) -> Bool[np.ndarray, "h w"]:  # fmt: skip
-    """An object's mask in second `t`, as `read_masks` reads it from this file alone."""
-    return read_masks(folder, [t], size, expected_size, rule)[0]
-
-
 def read_masks(
-    folder: Path, seconds: Sequence[int], size: tuple[int, int] | None = None,
-    expected_size: tuple[int, int] | None = None, rule: MaskRule = "auto",
+    masks: Sequence[Mask], size: tuple[int, int] | None = None, expected_size: tuple[int, int] | None = None,
+    rule: MaskRule = "auto", root: Path | None = None,
 ) -> Bool[np.ndarray, "t h w"]:  # fmt: skip
     """Reads an object's masks: True for its pixels.
 
     Args:
-        folder: the object's `fid_<fid>` folder.
-        seconds: 0 to 9.
+        masks: where they are, second by second.
         size: height and width to return, by nearest neighbour; the files' own where None.
         expected_size: height and width the files must have, e.g. those of the frames they belong to.
         rule: the reading that counts; `auto` takes what all of them agree on.
+        root: folder that no file may lie outside of, symbolic links followed.
 
     Raises:
         MaskRuleError: they may be meant in two ways, or have no such reading.
         DatasetError: a file is missing, is no picture, or has another size than `expected_size`.
     """
-    files = [_file(Path(folder) / f"{second:05d}.png", size, expected_size) for second in seconds]
+    files = [_file(mask, root, size, expected_size) for mask in masks]
     if rule == "auto":
         name = _agreed(files)
     else:
@@ -96,13 +89,13 @@ def read_masks(
                      for file in files])  # fmt: skip
 
 
-def num_labels(path: Path) -> int:
+def num_labels(path: Path, root: Path | None = None) -> int:
     """How many numbers but 0 a mask's pixels have, an alpha channel apart.
 
     Raises:
         OSError, SyntaxError, ValueError: it cannot be read (`PICTURE_ERRORS`).
     """
-    with open_picture(path, path.parent.parent.parent, lossless=True) as picture:
+    with open_picture(path, root, lossless=True) as picture:
         numbers = _numbers(picture)
     if numbers.ndim == 3:
         channels = numbers[..., : {2: 1, 4: 3}.get(numbers.shape[-1])].astype(np.int64)
@@ -110,13 +103,13 @@ def num_labels(path: Path) -> int:
     return int(np.count_nonzero(np.unique(numbers)))
 
 
-def is_plain_grey(path: Path) -> bool:
+def is_plain_grey(path: Path, root: Path | None = None) -> bool:
     """Whether a mask is grey without transparency, which was never read in another way than as above zero.
 
     Raises:
         OSError, SyntaxError, ValueError: it cannot be read (`PICTURE_ERRORS`).
     """
-    with open_picture(path, path.parent.parent.parent, lossless=True) as picture:
+    with open_picture(path, root, lossless=True) as picture:
         return picture.mode in ("1", "L", "I", "I;16") and "transparency" not in picture.info
 
 
@@ -148,29 +141,33 @@ def _agreed(files: Sequence[_File]) -> str:
     return telling[0]
 
 
-def _file(path: Path, size: tuple[int, int] | None, expected_size: tuple[int, int] | None) -> _File:
-    """Reads one file.
+def _file(mask: Mask, root: Path | None, size: tuple[int, int] | None, expected_size: tuple[int, int] | None) -> _File:
+    """Reads one second's mask.
 
     Raises:
-        DatasetError: it is missing, is no picture, or has another size than `expected_size`.
+        DatasetError: the file is missing, is no picture, or has another size than `expected_size`.
     """
+    if not isinstance(mask, Path):
+        pixels = mask()
+        _refuse_size("a mask", pixels.shape, expected_size)
+        return _described(Path(str(mask)), pixels, _of_colours(pixels[..., None], None), False, size)
     try:
-        # The folder of all masks: gt_mask in gt_mask/<id>/fid_<fid>.
-        with open_picture(path, path.parent.parent.parent, lossless=True) as picture:
-            found = (picture.height, picture.width)
-            if expected_size is not None and found != tuple(expected_size):
-                raise DatasetError(
-                    f"{path} is a mask of {found[0]}x{found[1]} pixels (height x width), its frame has "
-                    f"{expected_size[0]}x{expected_size[1]}; accepted: a mask of its frame's size. Unpack or draw it "
-                    "again."
-                )
-            return _read(path, picture, size)
+        with open_picture(mask, root, lossless=True) as picture:
+            _refuse_size(str(mask), (picture.height, picture.width), expected_size)
+            return _read(mask, picture, size)
     except FileNotFoundError:
-        raise DatasetError(f"{path}: no such mask; expected 00000.png to 00009.png, one for each second.") from None
+        raise DatasetError(f"{mask}: no such mask; expected a PNG for each labelled second.") from None
     except PICTURE_ERRORS as error:
         raise DatasetError(
-            f"{path} cannot be read as a PNG mask ({reason_of(error)}); unpack that file again."
+            f"{mask} cannot be read as a PNG mask ({reason_of(error)}); unpack that file again."
         ) from error
+
+
+def _refuse_size(name: str, found: tuple[int, ...], expected: tuple[int, int] | None) -> None:
+    if expected is not None and found != tuple(expected):
+        raise DatasetError(f"{name} is a mask of {found[0]}x{found[1]} pixels (height x width), its frame has "
+                           f"{expected[0]}x{expected[1]}; accepted: a mask of its frame's size. Unpack or draw it "
+                           "again.")
 
 
 def _read(path: Path, picture: ImageFile.ImageFile, size: tuple[int, int] | None) -> _File:
@@ -187,6 +184,13 @@ def _read(path: Path, picture: ImageFile.ImageFile, size: tuple[int, int] | None
         readings = {**_of_colours(numbers[..., :-1], None), ALPHA: numbers[..., -1] > 0}
     else:
         readings = _of_colours(numbers, None if transparent is None else np.array(transparent))
+    return _described(path, numbers, readings, lacks_colours, size)
+
+
+def _described(
+    path: Path, numbers: Any, readings: dict[str, Bool[np.ndarray, "h w"]], lacks_colours: bool,
+    size: tuple[int, int] | None,
+) -> _File:  # fmt: skip
     marked = {name: float(np.count_nonzero(mask) / mask.size) for name, mask in readings.items()}
     whole = {id(mask): _resized(mask, size) for mask in readings.values()}  # two readings may be one array
     return _File(

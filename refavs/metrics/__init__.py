@@ -12,11 +12,10 @@ from refavs.metrics.intervals import (
 from refavs.metrics.parquet import STATISTICS_FILE, read_facts, statistics_blocks, write_statistics
 from refavs.metrics.protocols import Scores, canonical, released
 from refavs.metrics.reference import PROTOCOLS, Results, expression_results, grouped, histograms_of, protocol_values
-from refavs.metrics.registry import PRIMARY, Metric, metrics
+from refavs.metrics.registry import Metric, metrics
 from refavs.metrics.sums import SegmentationMetrics, add_to_groups, batch_counts
 
 __all__ = [
-    "PRIMARY",
     "PROTOCOLS",
     "STATISTICS_FILE",
     "Difference",

@@ -1,4 +1,4 @@
-"""The groups of expressions: splits, the mean of two of them, and parts by dimension, grade, length or category."""
+"""The groups of expressions: splits, the mean of several of them, and parts by dimension, grade, length or category."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -9,14 +9,12 @@ import pandas as pd
 from jaxtyping import Int
 
 from refavs.data.cues import length_bin
+from refavs.data.splits import MIX, Splits
 from refavs.metrics.reference import PROTOCOLS, Results, grouped, protocol_values
 from refavs.metrics.registry import Metric, metrics
 
 Values = dict[str, dict[str, float]]  # by group and measure, as fractions
 
-TEST_SPLITS = ("test_s", "test_u", "test_n")
-MIX = ("test_s", "test_u")
-SPLITS_OF = {"test_s": ("test_s",), "test_u": ("test_u",), "mix": MIX, "test_n": ("test_n",)}
 GRADES = {"1": "1+2", "2": "1+2"}  # as the supplement's Table 2 takes them together
 PARTS = ("grade", "length", "dimension", "category")
 
@@ -28,47 +26,49 @@ class Shown(NamedTuple):
     metric: Metric
 
 
-def shown(protocol: str = "canonical") -> Iterator[Shown]:
+def shown(splits: Splits, protocol: str = "canonical") -> Iterator[Shown]:
     """What tables show, in their order: metrics of splits with objects and of their mean, of null splits, and rates.
 
     Args:
         protocol: any but the canonical one has the metrics that publications print.
     """
     printed = {measure for known in PROTOCOLS.values() for measure in known.measures}
-    for kind, groups in (("objects", (*MIX, "mix")), ("nulls", TEST_SPLITS[len(MIX) :]), ("rate", MIX[:1])):
+    places = {"objects": splits.about_objects, "nulls": splits.having("null-test"), "rate": splits.test[:1]}
+    for kind, groups in places.items():
         for group in groups:
             for name, metric in metrics().items():
                 if metric.on == kind and (protocol == "canonical" or name in printed):
                     yield Shown(group, metric)
 
 
-def group_names(split: str, dimension: str) -> list[str]:
+def group_names(splits: Splits, split: str, dimension: str) -> list[str]:
     """The groups in which an expression is counted while a head is evaluated."""
-    return [split, f"{split}/{dimension}"] if dimension else [split]
+    name = splits.group_of(split)
+    return [name, f"{name}/{dimension}"] if dimension else [name]
 
 
-def named_values(groups: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """One level of names, as `test_s/J`, without the values that are not numbers; and `mix`."""
+def named_values(groups: Mapping[str, Mapping[str, float]], splits: Splits) -> dict[str, float]:
+    """One level of names, as `test_s/J`, without the values that are not numbers; and `mix` of several test splits."""
     values = {
         f"{group}/{name}": scores[name]
         for group, scores in sorted(groups.items()) for name in metrics()
         if math.isfinite(scores.get(name, math.nan))
     }  # fmt: skip
     for name in (name for name, metric in metrics().items() if metric.on == "objects"):
-        parts = [values[f"{split}/{name}"] for split in MIX if f"{split}/{name}" in values]
-        if len(parts) == len(MIX):
-            values[f"mix/{name}"] = sum(parts) / len(parts)
+        parts = [values[f"{split}/{name}"] for split in splits.test if f"{split}/{name}" in values]
+        if len(parts) == len(splits.test) > 1:
+            values[f"{MIX}/{name}"] = sum(parts) / len(parts)
     return values
 
 
-def report_groups(expressions: pd.DataFrame) -> dict[str, Int[np.ndarray, " m"]]:
-    """Rows of each test split by its name, and of parts of `test_s` and `test_u` together.
+def report_groups(expressions: pd.DataFrame, splits: Splits) -> dict[str, Int[np.ndarray, " m"]]:
+    """Rows of each test split by its name, and of parts of those about objects, taken together.
 
     Parts are `grade/1+2`, `length/5-8`, `dimension/spatial`, `category/dog`: the columns' values, grades and lengths
     in the bins of the paper's supplement, Table 2. Expressions without a value are in no part.
     """
-    found = {name: rows for name, rows in grouped(expressions, ["split"]).items() if name in TEST_SPLITS}
-    objects = np.flatnonzero(expressions["split"].isin(MIX).to_numpy())
+    found = {name: rows for name, rows in grouped(expressions, ["split"]).items() if name in splits.tested}
+    objects = np.flatnonzero(expressions["split"].isin(splits.test).to_numpy())
     table = expressions.iloc[objects]
     table = table.assign(
         grade=table["grade"].replace(GRADES), length=[length_bin(int(number)) for number in table["length"]]
@@ -78,31 +78,35 @@ def report_groups(expressions: pd.DataFrame) -> dict[str, Int[np.ndarray, " m"]]
     return found
 
 
-def values_of(results: Results, protocol: str, groups: Mapping[str, Int[np.ndarray, " m"]]) -> Values:
-    """The protocol's values of each group, and where both of its parts are there `mix`, their unweighted mean."""
+def values_of(
+    results: Results, protocol: str, groups: Mapping[str, Int[np.ndarray, " m"]], splits: Splits
+) -> Values:
+    """The protocol's values of each group, and where all of its parts are there `mix`, their unweighted mean."""
     values = {name: protocol_values(results, protocol, rows) for name, rows in groups.items()}
-    if all(split in values for split in MIX):
-        parts = [values[split] for split in MIX]
-        values["mix"] = {measure: float(np.mean([part[measure] for part in parts])) for measure in parts[0]}
+    if MIX in splits.groups and values.keys() >= {*splits.test}:
+        parts = [values[split] for split in splits.test]
+        values[MIX] = {measure: float(np.mean([part[measure] for part in parts])) for measure in parts[0]}
     return values
 
 
-def control_values(controls: Mapping[str, Results]) -> dict[str, dict[str, Values]]:
+def control_values(controls: Mapping[str, Results], splits: Splits) -> dict[str, dict[str, Values]]:
     """Values of the constant predictions by protocol and name; what is not a number is left out, for JSON."""
-    groups = {name: report_groups(results.expressions) for name, results in controls.items()}
+    groups = {name: report_groups(results.expressions, splits) for name, results in controls.items()}
     return {
-        protocol: {name: _finite(values_of(results, protocol, groups[name])) for name, results in controls.items()}
+        protocol: {
+            name: _finite(values_of(results, protocol, groups[name], splits)) for name, results in controls.items()
+        }
         for protocol in PROTOCOLS
     }
 
 
-def canonical_values(controls: Mapping[str, Results]) -> Values:
+def canonical_values(controls: Mapping[str, Results], splits: Splits) -> Values:
     """As `named_values`, of the constant predictions by their name."""
     found = {}
     for name, results in controls.items():
         groups = grouped(results.expressions, ["split"]) | grouped(results.expressions, ["split", "dimension"])
         values = {group: protocol_values(results, "canonical", rows) for group, rows in groups.items()}
-        found[name] = named_values(values)
+        found[name] = named_values(values, splits)
     return found
 
 

@@ -46,13 +46,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from refavs.choices import PRIMARY
 from refavs.metrics.segmentation import FrameCounts, jaccard_per_frame
 from refavs.plugins import all_entries
 from refavs.terminal.printing import warn
 
 GROUP = "refavs.metrics"
 HISTOGRAMS = ("background", "object")
-PRIMARY = "J"  # by which trials are ranked and kept, and what figures show
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from refavs.config import digest
 from refavs.store.format.schema import LABELLED, MASK
 
@@ -19,7 +21,7 @@ def fingerprint_of(store: "FeatureStore", paths: Iterable[str]) -> str:
     table, arrays = store.expressions, []
     for path in sorted(paths):
         spec = store.specs[path]
-        places = table["text_row" if spec.table.startswith("text/") else "clip"].unique()
+        places = np.unique(table["text_row" if spec.table.startswith("text/") else "clip"].to_numpy())
         sums = checksums(store, path)
         rows = [sums.get(row) for row in store.rows_of(spec.table)[places].tolist()]
         moments = [part.tolist() for part in store.statistics.get(path, ())]

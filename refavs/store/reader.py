@@ -226,10 +226,10 @@ class FeatureStore:
             raise IndexError(f"expression {index} of a store of {len(self)}")
         facts = self.facts[index]
         visual, text, valid = self.visual_paths(levels), self.text_path, self.valid_path
-        of_clip = dict.fromkeys([*visual.values(), self.audio_path], facts["clip"])
-        places: dict[str, int] = of_clip | dict.fromkeys([text, valid], facts["text_row"])
+        of_clip: dict[str, int] = dict.fromkeys([*visual.values(), self.audio_path], int(facts["clip"]))
+        places = of_clip | dict.fromkeys([text, valid], int(facts["text_row"]))
         if facts["object"] >= 0:
-            places |= dict.fromkeys([MASK, LABELLED], facts["object"])
+            places |= dict.fromkeys([MASK, LABELLED], int(facts["object"]))
         calls = [partial(self.read, path, self.rows(path, [place])[0]) for path, place in places.items()]
         found = dict(zip(places, self.folder.together(calls), strict=True))
         masked = MASK in found

@@ -143,7 +143,7 @@ def _prepare(folder: Folder) -> None:
         folder.remove_all(f"commits/{table}")  # of an upgrade that did not come to its journal
     for record in _records(folder, schema, moves, old):
         write_record(folder, record)
-    folder.write(JOURNAL, seal(_Journal(
+    folder.write(JOURNAL, seal(dict[str, Any](
         attributes=schema.to_attributes(), moves=moves, expressions=expressions[1] if expressions else {},
         finished="fingerprint" in told, tables_done=False,
     )))  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from refavs.choices import Role
 from refavs.config import nearest
 from refavs.errors import StoreError
 from refavs.store.backends.base import Folder, open_folder, write_if_changed
@@ -50,7 +51,7 @@ class StoreWriter:
     def open(
         cls, location: str | Path, *, streams: Mapping[str, StreamSpec], source: str, seconds: int, fps: float,
         mask_size: int, objects_per_shard: int, mask_rule: str | None = None,
-        extraction: Mapping[str, Any] | None = None,
+        extraction: Mapping[str, Any] | None = None, splits: Mapping[str, Role] | None = None,
     ) -> "StoreWriter":  # fmt: skip
         """Creates the store, or opens the one that is there, adds the streams that it lacks and removes what
         interrupted writers left.
@@ -66,7 +67,7 @@ class StoreWriter:
         there = folder.exists("zarr.json")
         schema = planned_schema(
             folder, streams=streams, source=source, seconds=seconds, fps=fps, mask_size=mask_size,
-            objects_per_shard=objects_per_shard, mask_rule=mask_rule, extraction=extraction,
+            objects_per_shard=objects_per_shard, mask_rule=mask_rule, extraction=extraction, splits=splits,
         )  # fmt: skip
         folder.sweep()
         found = schema_at(folder) if there else None
@@ -245,6 +246,7 @@ class StoreWriter:
 def planned_schema(
     folder: Folder, *, streams: Mapping[str, StreamSpec], source: str, seconds: int, fps: float, mask_size: int,
     objects_per_shard: int, mask_rule: str | None = None, extraction: Mapping[str, Any] | None = None,
+    splits: Mapping[str, Role] | None = None,
 ) -> StoreSchema:  # fmt: skip
     """The schema that a run makes of what is at `folder`, where nothing is changed; arguments as for `open`.
 
@@ -255,6 +257,7 @@ def planned_schema(
         StoreSchema(
             streams=dict(streams), source=source, seconds=seconds, fps=fps, mask_size=mask_size,
             objects_per_shard=objects_per_shard, mask_rule=mask_rule, extraction=dict(extraction or {}),
+            splits=None if splits is None else dict(splits),
         ).to_attributes(), "the new store",
     )  # fmt: skip
     if not folder.exists("zarr.json"):

@@ -5,9 +5,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from refavs.choices import DEFAULT_VIDEOS
 from refavs.errors import ConfigError
-from refavs.synthetic.plan import DEFAULT_VIDEOS
-from refavs.synthetic.write import write_benchmark
 from refavs.terminal.command import CommandParser, Exit, run_command
 from refavs.terminal.printing import say
 
@@ -45,6 +44,8 @@ def build_parser() -> CommandParser:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from refavs.synthetic.write import write_benchmark
+
     started = time.monotonic()
     summary = write_benchmark(
         args.out, args.clips, seed=args.seed, size=args.size, videos=_num_videos(args.videos, args.clips)

@@ -6,17 +6,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from refavs.choices import DEFAULT_VIDEOS
+from refavs.data.layouts.ref_avs_metadata import NULL_PREFIX, TEST_N, TEST_S, TEST_U, TRAIN, VAL
 from refavs.errors import ConfigError
 from refavs.synthetic.scene import DURATION_S, SEEN_CATEGORIES, UNSEEN_CATEGORIES, Scene, make_scene
 from refavs.synthetic.templates import TEMPLATES, Expression, Situation, Template, expressions, sentences
 from refavs.synthetic.voices import Schedule, draw_scenario, draw_schedules
 
-DEFAULT_VIDEOS = 16
-
 _RECIPE = 2  # increased whenever the same settings would give other files
 _SMALLEST_PX = 48
 # Clip i belongs to the split at i modulo 10, so that a larger benchmark contains the smaller ones' clips.
-_SPLITS = ("train", "train", "test_s", "train", "val", "train", "test_u", "train", "train", "train")
+_SPLITS = (TRAIN, TRAIN, TEST_S, TRAIN, VAL, TRAIN, TEST_U, TRAIN, TRAIN, TRAIN)
 _NUM_OBJECTS = ((2, 3, 4), (0.2, 0.6, 0.2))
 _ENTRANCE_SHARE = 0.3  # share of clips in which some object appears later
 _NULL_SHARE = 0.2  # share of a template's rows in train and val; near a half, training collapses to "always empty"
@@ -119,7 +119,7 @@ def draw_clip(settings: Settings, index: int) -> Clip:
     rng = generator(settings, index, 0)
     split = _SPLITS[index % len(_SPLITS)]
     num_objects = int(rng.choice(_NUM_OBJECTS[0], p=_NUM_OBJECTS[1]))
-    if split == "test_u":  # at least two unseen categories, so that being new does not give the object away
+    if split == TEST_U:  # at least two unseen categories, so that being new does not give the object away
         num_unseen = min(int(rng.integers(2, len(UNSEEN_CATEGORIES) + 1)), num_objects)
         names = [*rng.permutation(UNSEEN_CATEGORIES)[:num_unseen].tolist()]
         names += rng.permutation(SEEN_CATEGORIES)[: num_objects - num_unseen].tolist()
@@ -138,7 +138,7 @@ def choose(clip: Clip, rng: np.random.Generator) -> list[Expression]:
     found = [
         expression
         for expression in expressions(clip.situation)
-        if clip.split != "test_u" or clip.categories[expression.target] in UNSEEN_CATEGORIES
+        if clip.split != TEST_U or clip.categories[expression.target] in UNSEEN_CATEGORIES
     ]
     by_dimension: dict[str, list[Expression]] = defaultdict(list)
     for expression in found:
@@ -183,20 +183,20 @@ def _plan_nulls(
     nulls: list[Row] = []
     positive = Counter((row.split, row.template.pattern) for row in rows)
     left = {key: int(count * _NULL_SHARE / (1 - _NULL_SHARE)) for key, count in positive.items()}
-    known = Counter(row.text for row in rows if row.split == "train")
+    known = Counter(row.text for row in rows if row.split == TRAIN)
     rng = generator(settings, settings.num_clips, 2)
     for index in rng.permutation(settings.num_clips).tolist():
         split = _SPLITS[index % len(_SPLITS)]
-        if split == "test_u":
+        if split == TEST_U:
             continue
         base = _clip_id(index)
         crossed = len(media) % 2 == 0 and len(categories[index]) < len(SEEN_CATEGORIES)
-        medium = Medium(id=f"null_{'c' if crossed else 'm'}-{base}", clip=index, null="c" if crossed else "m")
+        medium = Medium(id=f"{NULL_PREFIX}{'c' if crossed else 'm'}-{base}", clip=index, null="c" if crossed else "m")
         texts = _null_sentences(split, categories[index], known, left, rng)
         for number, (template, text) in enumerate(texts, start=1):
             nulls.append(
                 Row(
-                    vid=base, uid=f"{medium.id}_null_{number}", split="test_n" if split == "test_s" else split,
+                    vid=base, uid=f"{medium.id}_null_{number}", split=TEST_N if split == TEST_S else split,
                     fid=0, text=text, template=template,
                 )
             )
@@ -219,7 +219,7 @@ def _null_sentences(
     options: dict[Template, list[str]] = {}
     for template in _HEARD:
         texts = [text for text in sentences(template, categories) if text in known]
-        if texts and (split == "test_s" or left.get((split, template.pattern), 0) > 0):
+        if texts and (split == TEST_S or left.get((split, template.pattern), 0) > 0):
             options[template] = texts
     if not options:
         return []

@@ -25,9 +25,10 @@ import numpy as np
 from jaxtyping import Int16, UInt8
 from PIL import Image
 
+from refavs.choices import DEFAULT_VIDEOS
 from refavs.errors import DatasetError
 from refavs.files.partials import lock_partial, partial_path, remove_left, remove_partial
-from refavs.synthetic.plan import DEFAULT_VIDEOS, Clip, Medium, Row, Settings, draw_clip, generator, plan
+from refavs.synthetic.plan import Clip, Medium, Row, Settings, draw_clip, generator, plan
 from refavs.synthetic.scene import DURATION_S, SEEN_CATEGORIES, render
 from refavs.synthetic.voices import SAMPLE_RATE_HZ, synthesise
 from refavs.terminal.console import ProgressBar

@@ -64,8 +64,9 @@ def base_schema(rows_per_shard: int) -> tuple[StoreSchema, list[ArraySpec]]:
 def planned(schema: StoreSchema, num_shards: int) -> list[Job]:
     """Jobs as the command makes them of a benchmark with names as long as those of Ref-AVS Bench."""
     keys = [f"-{number:010d}_20000_30000" for number in range(num_shards * ROWS)]
-    clips = {key: Clip(id=key, frames=Path(f"/data/ref-avs/media/{key}/frames"),
-                       audio=Path(f"/data/ref-avs/media/{key}/audio.wav")) for key in keys}  # fmt: skip
+    places = {key: Path("/data/ref-avs/media") / key for key in keys}
+    clips = {key: Clip(id=key, frames=tuple(place / "frames" / f"{second}.jpg" for second in range(10)),
+                       audio=place / "audio.wav") for key, place in places.items()}  # fmt: skip
     plans = plan_shards(schema, "clips", [], keys, {})
     return [Job(shard=plan, items=tuple(clips[key] for key in plan.keys)) for plan in plans]
 

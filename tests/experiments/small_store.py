@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from refavs.choices import Role
 from refavs.store import ArraySpec, FeatureStore, StoreWriter, StreamSpec, object_key, pack_mask, text_key
 
 SECONDS, SIZE, CHANNELS, LENGTH = 3, 32, 8, 4
@@ -37,15 +38,20 @@ STREAMS = {
 CLIPS = {"train": 6, "val": 2, "test_s": 2, "test_u": 2, "test_n": 2}
 
 
-def make_store(path: Path, clips: Mapping[str, int] = CLIPS, seed: int = 0, noise: int = 0) -> FeatureStore:
+def make_store(
+    path: Path, clips: Mapping[str, int] = CLIPS, seed: int = 0, noise: int = 0,
+    roles: Mapping[str, Role] | None = None,
+) -> FeatureStore:  # fmt: skip
     """Clips with a left and a right object, one of which sounds; clips of test_n are silent and refer to nothing.
 
     Args:
         noise: another number gives other features of the same expressions and masks.
+        roles: of the splits, as a layout gives them.
     """
     rng = np.random.default_rng(seed)
     writer = StoreWriter.open(
-        path, streams=STREAMS, source="nowhere", seconds=SECONDS, fps=1.0, mask_size=SIZE, objects_per_shard=8
+        path, streams=STREAMS, source="nowhere", seconds=SECONDS, fps=1.0, mask_size=SIZE, objects_per_shard=8,
+        splits=roles,
     )
     names = [(f"{'null_' if split == 'test_n' else ''}{split}{index}", split)
              for split, count in clips.items() for index in range(count)]  # fmt: skip

@@ -12,6 +12,7 @@ import pytest
 from experiments.baselines import compute as constant_baselines
 from experiments.baselines.compute import Progress, StoppedError, control_results_of, worth
 from experiments.training.evaluate import rows_of
+from refavs.data.splits import Splits
 from refavs.errors import RefAVSError
 from refavs.metrics.groups import canonical_values
 from refavs.store import FeatureStore
@@ -24,7 +25,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 
 
 def test_constants_name_every_constant_on_every_split(store: FeatureStore) -> None:
-    found = canonical_values(control_results_of(store))
+    found = canonical_values(control_results_of(store), Splits.of({}))
     assert set(found) == {
         "all background", "all foreground", "mean training mask", "mean training mask, best threshold",
         "centred disc", "text only",
@@ -39,7 +40,7 @@ def test_constants_name_every_constant_on_every_split(store: FeatureStore) -> No
 
 
 def test_constants_without_training_masks_are_none(tmp_path: Path) -> None:
-    assert canonical_values(control_results_of(make_store(tmp_path / "store", {"test_s": 1}))) == {}
+    assert canonical_values(control_results_of(make_store(tmp_path / "store", {"test_s": 1})), Splits.of({})) == {}
 
 
 @pytest.mark.process

@@ -17,6 +17,7 @@ from experiments.training.evaluate import (
 )
 from experiments.training.loop import build_model
 from refavs.config import replace
+from refavs.data.splits import Splits
 from refavs.metrics import canonical, expression_results, grouped, protocol_values, statistics_blocks
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
@@ -91,7 +92,7 @@ def test_evaluation_of_an_absent_split_is_empty(store: FeatureStore) -> None:
 
 def test_values_that_say_nothing_are_left_out() -> None:
     nothing = {"J": 1.0, "F": float("nan"), "S": 0.0, "false_empty": float("nan")}
-    assert named_values({"test_n": nothing}) == {"test_n/J": 1.0, "test_n/S": 0.0}
+    assert named_values({"test_n": nothing}, Splits.of({})) == {"test_n/J": 1.0, "test_n/S": 0.0}
 
 
 def test_rows_of_one_clip_stand_together(store: FeatureStore) -> None:

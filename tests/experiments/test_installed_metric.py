@@ -14,8 +14,9 @@ from experiments.records.record_types import write_json
 from experiments.report.contents import Options, build_report
 from experiments.report.summary import summary_tables
 from experiments.report.text import csv_text
-from experiments.training.evaluate import named_values
+from refavs.data.splits import Splits
 from refavs.errors import ConfigError
+from refavs.metrics.groups import named_values
 from tests.experiments.small_sweep import TABLE, make_masks, make_probs, write_facts, write_trial
 
 AREA_ERROR = ("area_error", "other-package", "tests.refavs.small_metrics:AREA_ERROR")
@@ -40,7 +41,7 @@ def test_search_takes_an_installed_metric_in_its_direction(install: Callable[...
 def test_evaluation_names_it_and_its_mean_over_splits(install: Callable[..., None]) -> None:
     install(AREA_ERROR)
     groups = {"test_s": {"area_error": 0.25, "S": 0.5}, "test_u": {"area_error": 0.75}, "val": {"J": 0.5}}
-    assert named_values(groups) == {
+    assert named_values(groups, Splits.of({})) == {
         "test_s/S": 0.5, "test_s/area_error": 0.25, "test_u/area_error": 0.75, "val/J": 0.5, "mix/area_error": 0.5,
     }  # fmt: skip
 
@@ -52,7 +53,7 @@ def test_table_at_the_end_of_a_sweep_shows_it(install: Callable[..., None], tmp_
     metrics = {"test_s/J": 0.5, "test_s/area_error": 0.125, "seconds": 90.0}
     write_json(entry.folder / "result.json", {"epoch": 1, "time_ms": 0, "metrics": metrics})
     entry.set_status("finished")
-    (table,) = summary_tables("g", [entry], {})
+    (table,) = summary_tables("g", [entry], {}, Splits.of({}))
     assert [column.name for column in table.columns][:3] == ["J", "F", "area error"]
     assert [cell.text for cell in table.rows[0].cells][:3] == ["50.0", "-", "12.5"]
 

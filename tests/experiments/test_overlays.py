@@ -56,16 +56,18 @@ def test_picture_fills_the_prediction_and_outlines_the_target() -> None:
     assert tuple(pixels[81, 80]) == overlays.TARGET and tuple(pixels[120, 80]) == (100, 100, 100)
 
 
-@pytest.mark.parametrize("prefix", ["", "bench "])
+@pytest.mark.parametrize("layout", [None, "ref-avs-bench"])
 def test_picture_shows_the_frame_where_the_source_is_there(
-    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str | None
 ) -> None:
     folder = tmp_path / "media" / "clip" / "frames"
     folder.mkdir(parents=True)
     Image.new("RGB", (8, 8), (0, 0, 255)).save(folder / "0.jpg", quality=100)
-    monkeypatch.setitem(store.attributes, "source", f"{prefix}{tmp_path}")
-    assert overlays.frame_picture(store, "clip", 0).getpixel((5, 5))[2] > 200  # type: ignore[index]
-    assert overlays.frame_picture(store, "clip", 1).getpixel((5, 5)) == (overlays.BACKDROP,) * 3
+    (tmp_path / "metadata.csv").touch()  # by which it is recognised
+    monkeypatch.setitem(store.attributes, "extraction", {"source": str(tmp_path), "layout": layout})
+    first, second = overlays.frame_pictures(store, "clip", 2)
+    assert first.getpixel((5, 5))[2] > 200  # type: ignore[index]
+    assert second.getpixel((5, 5)) == (overlays.BACKDROP,) * 3
 
 
 @pytest.mark.parametrize("content", ["text", "cut", "bomb", "broken chunk", "folder", "pipe", "long name"])
@@ -86,8 +88,8 @@ def test_picture_that_cannot_be_read_is_a_plain_backdrop(
             "text": b"no picture", "cut": data[:60], "bomb": data[:16] + size * 2 + data[24:],
             "broken chunk": data[:33] + b"\xff" * 40,
         }[content])  # fmt: skip
-    monkeypatch.setitem(store.attributes, "source", str(tmp_path))
-    read = overlays.frame_picture(store, clip + "c" * 20 if content == "long name" else clip, 0)
+    monkeypatch.setitem(store.attributes, "extraction", {"source": str(tmp_path), "layout": "ref-avs-bench"})
+    (read,) = overlays.frame_pictures(store, clip + "c" * 20 if content == "long name" else clip, 1)
     assert read.getpixel((5, 5)) == (overlays.BACKDROP,) * 3
 
 

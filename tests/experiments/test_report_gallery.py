@@ -18,7 +18,6 @@ from experiments.report.seconds import (
     HEIGHT,
     WAVE_BINS,
     WAVE_HEIGHT,
-    find_clip,
     footage_of,
     outline,
     seconds_of,
@@ -28,8 +27,9 @@ from experiments.report.tables import GallerySource
 from experiments.training.evaluate import record_splits
 from experiments.training.loop import build_model
 from refavs.config import replace, to_dict
+from refavs.data.layouts import find_clip
+from refavs.data.splits import Splits
 from refavs.metrics import expression_results, statistics_blocks
-from refavs.metrics.groups import TEST_SPLITS
 from refavs.model.checkpoint import save_model
 from refavs.store import FeatureStore
 from tests.experiments.small_store import SECONDS, make_store
@@ -51,7 +51,7 @@ def source(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> Gal
     torch.manual_seed(0)
     config = replace(TrialConfig(), SMALL)
     model = build_model(config, store)
-    record_splits(TrainConfig(), model, store, TEST_SPLITS, torch.device("cpu"), folder / "statistics.parquet")
+    record_splits(TrainConfig(), model, store, Splits.of({}).tested, torch.device("cpu"), folder / "statistics.parquet")
     save_model(folder / "checkpoint", model, {"store": store.fingerprint, "trial": to_dict(config)})
     return GallerySource(
         label="full, seed 0", statistics=folder / "statistics.parquet", checkpoint=folder / "checkpoint",
@@ -87,7 +87,7 @@ def test_choice_without_false_objects_or_without_objects_says_so() -> None:
 
 
 def test_scores_are_those_of_the_canonical_protocol(source: GallerySource) -> None:
-    found, results = read_scores(source), expression_results(statistics_blocks(source.statistics))
+    found, results = read_scores(source, Splits.of({})), expression_results(statistics_blocks(source.statistics))
     assert found.table["row"].tolist() == results.expressions["row"].tolist()
     np.testing.assert_allclose(found.jaccard, results.values["canonical/J"])
     assert found.empty.tolist() == (results.expressions["split"] == "test_n").tolist()
@@ -124,8 +124,9 @@ def test_gallery_says_why_there_is_none(source: GallerySource, tmp_path: Path) -
 def test_prediction_that_differs_from_the_statistics_is_told(
     source: GallerySource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = read_scores(source)
-    monkeypatch.setattr("experiments.report.gallery.read_scores", lambda _: changed(scores, jaccard=scores.jaccard + 1))
+    scores = read_scores(source, Splits.of({}))
+    other = changed(scores, jaccard=scores.jaccard + 1)
+    monkeypatch.setattr("experiments.report.gallery.read_scores", lambda *_: other)
     monkeypatch.setattr("experiments.report.gallery.PER_GROUP", 1)
     for group in make_gallery(source).groups:
         assert all("Predicted again for this page it scores" in card.note for card in group.cards)
@@ -147,7 +148,7 @@ def test_footage_of_a_benchmark_has_its_frames_shape_and_sound(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     benchmark_clip(tmp_path, "clip")
-    monkeypatch.setitem(store.attributes, "source", f"bench {tmp_path}")
+    monkeypatch.setitem(store.attributes, "extraction", {"source": str(tmp_path), "layout": "ref-avs-bench"})
     footage = footage_of(store, "clip")
     assert footage.width == 2 * HEIGHT and not footage.note and footage.frames is not None
     pred = np.zeros((SECONDS, 8, 8), bool)
@@ -165,7 +166,7 @@ def test_footage_of_a_video_folder_is_decoded(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_video(tmp_path / "clip.mp4", duration_s=3.0)
-    monkeypatch.setitem(store.attributes, "source", f"videos {tmp_path}")
+    monkeypatch.setitem(store.attributes, "extraction", {"source": str(tmp_path), "layout": "videos"})
     footage = footage_of(store, "clip")
     assert footage.frames is not None and not footage.note and all(footage.waves)
     assert footage.frames[2].mean() > footage.frames[0].mean() + 20
@@ -176,7 +177,7 @@ def test_footage_that_cannot_be_read_is_told(
 ) -> None:
     benchmark_clip(tmp_path, "clip")
     (tmp_path / "media/clip/frames/1.jpg").write_bytes(b"no picture")
-    monkeypatch.setitem(store.attributes, "source", f"bench {tmp_path}")
+    monkeypatch.setitem(store.attributes, "extraction", {"source": str(tmp_path), "layout": "ref-avs-bench"})
     footage = footage_of(store, "clip")
     assert footage.frames is None and "1.jpg cannot be read" in footage.note and footage.waves == ("",) * SECONDS
 
@@ -185,9 +186,10 @@ def test_footage_that_cannot_be_read_is_told(
 def test_ids_of_a_store_name_no_file_outside_its_source(name: str, tmp_path: Path) -> None:
     (tmp_path / "root" / "media").mkdir(parents=True)
     (tmp_path / "secret").mkdir()
-    for kind in ("bench", "videos"):
-        assert find_clip(f"{kind} {tmp_path / 'root'}", name) is None
-    assert find_clip("", "clip") is None and find_clip("other /", "clip") is None
+    (tmp_path / "root" / "x.mp4").touch()
+    for layout in ("ref-avs-bench", "videos", "other", None):
+        assert find_clip({"extraction": {"source": str(tmp_path / "root"), "layout": layout}}, name) is None
+    assert find_clip({}, "clip") is None and find_clip({"extraction": {"source": "nowhere"}}, "clip") is None
 
 
 def test_outline_runs_along_the_edge_of_the_mask() -> None:

@@ -295,6 +295,23 @@ def test_runs_of_different_stores_are_refused_unless_asked_for_and_then_marked(t
     assert [column.group for column in encoders.columns] == ["Mix", "Mix"]
 
 
+def test_stores_of_other_splits_have_columns_of_the_reference_alone(tmp_path: Path) -> None:
+    roles = {"exam": "test", "void": "null-test"}
+    for name, splits in (("one", roles), ("two", roles), ("bench", None)):
+        facts = {} if splits is None else {"splits": splits}
+        write_facts(tmp_path / name, fingerprint=name, encoders={"text": name}, **facts)
+        table = make_table({"test_s": 2} if splits is None else {"exam": 3, "void": 1})
+        for seed in (0, 1):
+            write_trial(tmp_path / name, "full", seed, store=name, table=table)
+    sweeps = [tmp_path / name for name in ("one", "two", "bench")]
+    report = build_report(sweeps, Options(mixed=True, published=True, reference="full (one-store one)"))
+    assert [column.group for column in table_of(report, "supplement3-canonical").columns] == ["exam", "exam"]
+    main = table_of(report, "table3-canonical")
+    assert [column.group for column in main.columns] == ["exam", "exam", "void", "exam"]
+    assert {cell.text for cell in row_of(main, "full (bench-store bench)").cells} == {"-"}
+    assert all(row.kind != "published" for row in main.rows), "those are of Ref-AVS Bench"
+
+
 def test_masks_of_another_size_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_facts(tmp_path / "s")
     write_trial(tmp_path / "s", "full")

@@ -229,7 +229,7 @@ def test_metric_that_the_store_cannot_give_is_refused(tmp_path: Path) -> None:
         refuse_unmeasured(search_plan(metric), known)
     with pytest.raises(ConfigError, match=r"by val/semantic/J, and .*val has there acoustic, spatial; name another"):
         refuse_unmeasured(search_plan("val/semantic/J"), known)
-    with pytest.raises(ConfigError, match=r"by val/J, and .*none has no split val with masks; name another metric"):
+    with pytest.raises(ConfigError, match=r"by val/J, and .*none has no validation split with masks; name another"):
         refuse_unmeasured(search_plan("val/J"), make_store(tmp_path / "none", {"train": 1}))
 
 

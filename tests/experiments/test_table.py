@@ -16,9 +16,11 @@ from experiments.records.record_types import write_json
 from experiments.report.summary import summary_tables
 from experiments.report.text import terminal
 from experiments.sweep.summary import csv_text
+from refavs.data.splits import Splits
 from refavs.store import FeatureStore
 from refavs.terminal.console import PlainConsole
 
+BENCH = Splits.of({})
 RANDOM, PRETRAINED = (
     cast(FeatureStore, SimpleNamespace(fingerprint=str(random), random_weights=random)) for random in (True, False)
 )
@@ -43,7 +45,7 @@ def entries_with(folder: Path, scores: dict[str, list[float]], extra: dict[str, 
 
 def rendered(entries: list[Entry], controls: dict[str, dict[str, float]] = CONTROLS) -> list[str]:
     console = PlainConsole(width=200, file=io.StringIO())
-    tables = summary_tables("g", entries, controls)
+    tables = summary_tables("g", entries, controls, BENCH)
     for table in tables:
         console.print(terminal(table))
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
@@ -62,7 +64,7 @@ def test_table_is_best_first_with_the_constants_among_the_trials(tmp_path: Path)
 
 def test_table_takes_seeds_together_with_their_interval(tmp_path: Path) -> None:
     entries = entries_with(tmp_path, {"a": [0.5, 0.6, 0.7]})
-    cell = summary_tables("g", entries, {})[0].rows[0].cells[0]
+    cell = summary_tables("g", entries, {}, BENCH)[0].rows[0].cells[0]
     assert cell.value == pytest.approx(60.0) and cell.high is not None
     assert cell.high - 60.0 == pytest.approx(100 * 4.302653 * 0.1 / 3**0.5, abs=1e-3)
     assert any("60.0 ± 24.8" in line for line in rendered(entries))
@@ -70,18 +72,34 @@ def test_table_takes_seeds_together_with_their_interval(tmp_path: Path) -> None:
 
 def test_table_leaves_out_what_is_not_finished(tmp_path: Path) -> None:
     entries = entries_with(tmp_path, {"a": [0.5], "b": []})
-    assert [row.label for row in summary_tables("g", entries, {})[0].rows] == ["a"]
+    assert [row.label for row in summary_tables("g", entries, {}, BENCH)[0].rows] == ["a"]
     entries[0].set_status("failed", reason="x")
-    assert summary_tables("g", entries, {})[0].rows == ()
+    assert summary_tables("g", entries, {}, BENCH)[0].rows == ()
 
 
 def test_dimension_table_needs_two_dimensions(tmp_path: Path) -> None:
     extra = {"test_s/spatial/J": 0.25, "test_s/acoustic+temporal/J": 0.75, "test_u/other/J": 1.0}
-    _, table = summary_tables("g", entries_with(tmp_path, {"a": [0.5]}, extra), CONTROLS)
+    _, table = summary_tables("g", entries_with(tmp_path, {"a": [0.5]}, extra), CONTROLS, BENCH)
     assert [column.name for column in table.columns] == ["acoustic+temporal", "spatial"]
     assert {row.label: [cell.text for cell in row.cells] for row in table.rows}["a"] == ["75.0", "25.0"]
     assert table.rows[-1].cells[0].text == "-"
-    assert len(summary_tables("g", entries_with(tmp_path / "b", {"a": [0.5]}), CONTROLS)) == 1
+    assert len(summary_tables("g", entries_with(tmp_path / "b", {"a": [0.5]}), CONTROLS, BENCH)) == 1
+
+
+def test_table_has_the_splits_of_a_layout(tmp_path: Path) -> None:
+    splits = Splits({"fit": "train", "exam": "test", "void": "null-test"})
+    entries = entries_with(tmp_path, {"poor": [0.9], "good": [0.1]})
+    for entry, value in zip(entries, (0.2, 0.6), strict=True):
+        metrics = {"exam/J": value, "void/S": 0.5}
+        write_json(entry.folder / "result.json", {"epoch": 1, "time_ms": 0, "metrics": metrics})
+    (table,) = summary_tables("g", entries, {}, splits)
+    assert table.title == "sweep g, best first by J on exam"
+    assert [(column.group, column.name) for column in table.columns[:-1]] == [
+        ("exam", "J"), ("exam", "F"), ("void", "S"),
+    ]  # fmt: skip
+    assert [(row.label, row.cells[0].text, row.cells[2].text) for row in table.rows] == [
+        ("good", "60.0", "0.500"), ("poor", "20.0", "0.500"),
+    ]  # fmt: skip
 
 
 def test_csv_has_a_line_for_each_trial_and_constant(tmp_path: Path) -> None:

@@ -22,9 +22,11 @@ from experiments.training.initial_weights import with_checkpoints
 from experiments.training.learner import NonFiniteError, learning_rate
 from experiments.training.loop import build_model, train
 from experiments.training.sampler import Sampler
+from refavs.choices import Role
 from refavs.config import leaves, replace
+from refavs.data.splits import Splits
 from refavs.errors import ConfigError, StoreError, WeightsError
-from refavs.metrics.groups import canonical_values
+from refavs.metrics.groups import canonical_values, shown
 from refavs.model.checkpoint import load_model, save_model
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
@@ -70,9 +72,26 @@ def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_train_beats_the_best_constant(store: FeatureStore, tmp_path: Path) -> None:
     config = small(train__epochs=2, train__steps_per_epoch=80, train__learning_rate=0.005, train__decay_start=0.5)
     result = train(config, store, tmp_path)["metrics"]
-    best = max(values["test_s/J"] for values in canonical_values(control_results_of(store)).values())
+    best = max(values["test_s/J"] for values in canonical_values(control_results_of(store), Splits.of({})).values())
     assert result["test_s/J"] > best + 0.1
     assert result["mix/J"] == pytest.approx((result["test_s/J"] + result["test_u/J"]) / 2)
+
+
+@pytest.mark.long
+def test_train_knows_splits_by_their_roles(tmp_path: Path) -> None:
+    splits: dict[str, Role] = {"fit": "train", "dev": "validation", "exam": "test", "quiz": "test", "void": "null-test"}
+    store = make_store(tmp_path / "store", {"fit": 4, "dev": 1, "exam": 1, "quiz": 1, "void": 1}, roles=splits)
+    assert store.attributes["splits"] == splits
+    config = small(train__epochs=1, train__steps_per_epoch=2, train__patience=2, train__sampling="dimension")
+    metrics = train(config, store, tmp_path / "trial")["metrics"]
+    groups = {name.partition("/")[0] for name in metrics if name.endswith("/J")}
+    assert groups == {"exam", "quiz", "void", "mix"} and "val/J" in read_metrics(tmp_path / "trial")[0]["metrics"]
+    controls = canonical_values(control_results_of(store), Splits.of(store.attributes))
+    assert {"exam/J", "mix/J", "void/S"} <= next(iter(controls.values())).keys()
+    pictures = [path.name for path in sorted((tmp_path / "trial" / "overlays").iterdir())]
+    assert len(pictures) == 2 and all("exam" in name for name in pictures)
+    columns = [f"{column.group}/{column.metric.name}" for column in shown(Splits.of(store.attributes))]
+    assert columns == ["exam/J", "exam/F", "quiz/J", "quiz/F", "mix/J", "mix/F", "void/S", "exam/false_empty"]
 
 
 @pytest.mark.long
@@ -181,7 +200,7 @@ def test_training_that_gets_no_better_ends_and_keeps_the_best_epoch(
 
 def test_early_stopping_without_validation_is_refused(tmp_path: Path) -> None:
     bare = make_store(tmp_path / "store", {"train": 1, "test_s": 1})
-    with pytest.raises(ConfigError, match=r"train.patience is 1, and .* has no split val; set it to 0"):
+    with pytest.raises(ConfigError, match=r"train.patience is 1, and .* has no validation split; set it to 0"):
         train(small(train__patience=1), bare, tmp_path / "trial")
 
 
@@ -323,7 +342,7 @@ def test_picture_that_cannot_be_drawn_is_a_note_of_a_finished_trial(
     def broken(*arguments: object) -> None:
         raise ValueError("image file is truncated")
 
-    monkeypatch.setattr("experiments.training.overlays.frame_picture", broken)
+    monkeypatch.setattr("experiments.training.overlays.frame_pictures", broken)
     result = train(small(train__epochs=1), store, tmp_path)
     assert result["note"] == "overlays: ValueError: image file is truncated" and "test_s/J" in result["metrics"]
     assert json.loads((tmp_path / "result.json").read_text()) == result
@@ -346,7 +365,7 @@ def test_trial_whose_store_was_exchanged_keeps_no_result(tmp_path: Path) -> None
 
 def test_store_without_training_expressions_is_refused(tmp_path: Path) -> None:
     bare = make_store(tmp_path / "store", {"test_s": 1})
-    with pytest.raises(StoreError, match=r"of split train with masks \(it has test_s 3\); extract a source"):
+    with pytest.raises(StoreError, match=r"to train on with masks \(it has test_s 3\); extract a source"):
         train(small(), bare, tmp_path / "trial")
 
 

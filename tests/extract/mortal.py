@@ -3,6 +3,7 @@
 import os
 import signal
 from types import SimpleNamespace
+from typing import Any
 
 from refavs.errors import StoreError
 
@@ -20,13 +21,13 @@ class Mortal:
             raise StoreError("no store here")
         return f"{os.uname().nodename}:{os.getpid()}"
 
-    def run(self, job: SimpleNamespace, condemned: dict[str, str]) -> SimpleNamespace:
-        for key in job.shard.keys:
-            if key not in condemned:
-                self.probe(job, key)
-        return SimpleNamespace(num_done=len(job.shard.keys) - len(condemned), failures=condemned)
+    def run(self, job: Any, condemned: dict[str, str]) -> SimpleNamespace:
+        for name in job.names:
+            if name not in condemned:
+                self.probe(job, name)
+        return SimpleNamespace(kind=job.kind, num_done=len(job.names) - len(condemned), failures=condemned)
 
-    def probe(self, job: SimpleNamespace, key: str) -> None:
+    def probe(self, job: Any, key: str) -> None:
         if key == "poison":
             os.kill(os.getpid(), signal.SIGKILL)
         if key == "burnt" or self.location == "burnt":

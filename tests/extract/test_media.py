@@ -141,7 +141,7 @@ def bench_clip(root: Path, *, rate_hz: int = 16_000, channels: int = 1) -> Clip:
         Image.new("RGB", (48, 40), (gray_of(second),) * 3).save(frames / f"{second}.jpg", quality=95)
     samples = 0.5 * np.sin(2 * np.pi * TONE_HZ * np.arange(10 * rate_hz) / rate_hz)
     soundfile.write(root / "audio.wav", np.tile(samples[:, None], (1, channels)), rate_hz)
-    return Clip(id=root.name, frames=frames, audio=root / "audio.wav")
+    return Clip(id=root.name, frames=tuple(frames / f"{second}.jpg" for second in range(10)), audio=root / "audio.wav")
 
 
 @pytest.mark.parametrize(("rate_hz", "channels"), [(16_000, 1), (44_100, 2), (8000, 1)])

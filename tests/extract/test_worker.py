@@ -14,7 +14,8 @@ from extract.encoders.mask2former import TINY
 from extract.encoders.roberta import TOKENIZER, RobertaEncoder, read_tokenizer
 from extract.media.clip import frame_size, read_media
 from extract.pipeline.worker import Worker
-from refavs.data.layouts import Clip, Source, read_mask, read_source
+from refavs.data.layouts import Clip, Source, read_source
+from refavs.data.masks import read_masks
 from refavs.errors import DatasetError, WeightsError
 from refavs.store.format.schema import OBJECTS, object_key, unpack_mask
 from refavs.store.reader import FeatureStore
@@ -57,11 +58,11 @@ def test_worker_stores_what_the_encoders_make(store: tuple[Source, FeatureStore]
 
 def test_worker_stores_masks_and_texts(store: tuple[Source, FeatureStore]) -> None:
     source, features = store
-    first = source.objects.iloc[0]
+    first = source.objects[0]
     row = next(row for row, facts in features.objects.iterrows()
-               if (facts["clip_id"], facts["fid"]) == (first["clip_id"], first["fid"]))  # fmt: skip
+               if (facts["clip_id"], facts["fid"]) == (first.clip_id, first.fid))  # fmt: skip
     packed = features.read("objects/mask", int(row)).numpy()
-    expected = np.stack([read_mask(first["folder"], second) for second in range(10)])
+    expected = read_masks(list(first.masks.values()))
     assert np.array_equal(unpack_mask(packed, 96), expected)
     assert set(features.texts["text"]) == set(source.expressions["text"])
     text = source.expressions["text"].iloc[0]
@@ -97,11 +98,10 @@ def damaged(bench: Path, root: Path) -> Source:
     """A copy in which one clip's frame is cut off and one mask has another size than its frame."""
     shutil.copytree(bench, root)
     source = read_source(root)
-    clip, other = source.clips[0], source.objects[source.objects["clip_id"] != source.clips[0].id].iloc[0]
-    assert clip.frames is not None
-    frame = clip.frames / "4.jpg"
+    clip, other = source.clips[0], next(one for one in source.objects if one.clip_id != source.clips[0].id)
+    frame, mask = clip.frames[4], other.masks[2]
     frame.write_bytes(frame.read_bytes()[:100])
-    Image.new("L", (50, 40), 255).save(other["folder"] / "00002.png")
+    Image.new("L", (50, 40), 255).save(mask)  # pyright: ignore[reportArgumentType]
     return source
 
 
@@ -170,7 +170,7 @@ def test_frame_size_is_that_of_the_file(bench: Path) -> None:
 def test_frame_size_needs_the_header_alone(tmp_path: Path) -> None:
     Image.new("RGB", (300, 200), "red").save(tmp_path / "0.jpg")
     whole = (tmp_path / "0.jpg").read_bytes()
-    clip = Clip(id="a", frames=tmp_path)
+    clip = Clip(id="a", frames=(tmp_path / "0.jpg",))
     (tmp_path / "0.jpg").write_bytes(whole[:-400])
     assert frame_size(clip) == (200, 300)
     (tmp_path / "0.jpg").write_bytes(b"<html>")

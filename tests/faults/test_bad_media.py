@@ -70,7 +70,7 @@ NOT_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "socket": (bad.local_socket, r"cannot be read \(it is a socket, not a file\)"),
 }  # fmt: skip
 BAD_FRAMES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (Path.unlink, r"is missing; accepted: frames/0\.jpg to frames/9\.jpg"),
+    "missing": (Path.unlink, r"is missing; accepted: a picture for each second of the clip"),
     "empty": (lambda path: path.write_bytes(b""), r"cannot be read \(the file is empty"),
     "truncated": (lambda path: path.write_bytes(bad.jpeg(size=200)[:-200]), r"\(image file is truncated"),
     "JPEG of 65,500 x 65,500": (
@@ -124,7 +124,8 @@ def bench_clip(place: Path, file: str, build: Callable[[Path], object]) -> Clip:
     root = place / "src" / "media"
     folder = bad.clip_files(root / "c")
     build(folder / file)
-    return Clip(id="c", frames=folder / "frames", audio=folder / "audio.wav", root=root)
+    frames = tuple(folder / "frames" / f"{second}.jpg" for second in range(10))
+    return Clip(id="c", frames=frames, audio=folder / "audio.wav", root=root)
 
 
 def refusal(clip: Clip, path: Path) -> str:
@@ -158,8 +159,7 @@ def test_bad_video_is_one_line(tmp_path: Path, kind: str) -> None:
 def test_bad_frame_is_one_line(tmp_path: Path, kind: str) -> None:
     build, text = BAD_FRAMES[kind]
     clip = bench_clip(tmp_path, "frames/3.jpg", build)
-    assert clip.frames is not None
-    line = refusal(clip, clip.frames / "3.jpg")
+    line = refusal(clip, clip.frames[3])
     assert re.search(text, line), line
 
 
@@ -174,11 +174,11 @@ def test_bad_sound_is_one_line(tmp_path: Path, kind: str) -> None:
 
 def test_frames_folder_that_leads_out_is_refused(tmp_path: Path) -> None:
     clip = bench_clip(tmp_path, "audio.wav", lambda path: None)
-    assert clip.frames is not None
     other = bad.clip_files(tmp_path / "elsewhere")
-    clip.frames.rename(clip.frames.with_name("old"))
-    clip.frames.symlink_to(other / "frames")
-    assert re.search(r"link leads out of .*media to .*elsewhere", refusal(clip, clip.frames / "0.jpg"))
+    frames = clip.frames[0].parent
+    frames.rename(frames.with_name("old"))
+    frames.symlink_to(other / "frames")
+    assert re.search(r"link leads out of .*media to .*elsewhere", refusal(clip, clip.frames[0]))
 
 
 def test_link_within_the_folder_is_followed(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refavs.data.layouts import read_mask, read_metadata, read_source
+from refavs.data.layouts import read_source
+from refavs.data.layouts.ref_avs_metadata import read_metadata
+from refavs.data.masks import read_masks
 from refavs.errors import DatasetError
 
 _spec = importlib.util.spec_from_file_location("bad_media", Path(__file__).parent / "bad_media.py")
@@ -98,7 +100,7 @@ def test_quotes_in_a_media_id_name_its_folder(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text(HEADER + "v,\"a'\"\"b_0_1_cat_1\",train,0,The cat.\n")
     bad.clip_files(tmp_path / "media" / "a'\"b_0_1")
     (clip,) = read_source(tmp_path).clips
-    assert clip.id == "a'\"b_0_1" and clip.frames is not None and (clip.frames / "9.jpg").is_file()
+    assert clip.id == "a'\"b_0_1" and clip.frames[9].is_file()
 
 
 def test_folders_that_cannot_be_are_missing_media_and_masks(tmp_path: Path) -> None:
@@ -180,7 +182,7 @@ def mask_folder(root: Path) -> Path:
 
 
 BAD_MASKS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (lambda path: None, r"no such mask; expected 00000\.png to 00009\.png"),
+    "missing": (lambda path: None, r"no such mask; expected a PNG for each labelled second"),
     "of another size": (lambda path: Image.new("L", (8, 4)).save(path), r"mask of 4x8 pixels .* its frame has 4x6"),
     "JPEG named .png": (lambda path: Image.new("L", (6, 4)).save(path, "JPEG"), "its content is JPEG, which blurs"),
     "of 2^31 x 2^31": (lambda path: path.write_bytes(bad.png_header(2**31 - 1, 2**31 - 1)), r"declares 2147483647x"),
@@ -199,7 +201,7 @@ def test_bad_mask_is_one_line(tmp_path: Path, kind: str) -> None:
     folder = mask_folder(tmp_path)
     build(folder / "00003.png")
     with pytest.raises(DatasetError) as caught:
-        read_mask(folder, 3, size=(2, 3), expected_size=(4, 6))
+        read_masks([folder / "00003.png"], size=(2, 3), expected_size=(4, 6), root=folder.parents[1])
     line = str(caught.value)
     assert re.search(text, line) and str(folder / "00003.png") in line and "\n" not in line, line
 
@@ -213,7 +215,7 @@ def test_palette_masks_count_by_colour(tmp_path: Path, transparency: int | bytes
     picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])  # black, then the colours that DAVIS uses
     assert picture.mode == "P"
     picture.save(folder / "00000.png", **({} if transparency is None else {"transparency": transparency}))
-    np.testing.assert_array_equal(read_mask(folder, 0), places > 0)
+    np.testing.assert_array_equal(read_masks([folder / "00000.png"])[0], places > 0)
 
 
 def test_metadata_that_many_rows_share_is_read_alike(tmp_path: Path) -> None:

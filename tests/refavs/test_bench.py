@@ -6,7 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refavs.data.layouts import named_on_disk, read_benchmark, read_metadata, read_source, read_videos
+from refavs.data.layouts import Object, read_source
+from refavs.data.layouts.ref_avs_bench import RefAvsBench
+from refavs.data.layouts.ref_avs_metadata import read_metadata
+from refavs.data.layouts.tables import named_on_disk
+from refavs.data.layouts.videos import Videos
 from refavs.errors import DatasetError
 
 HEADER = "vid,uid,split,fid,exp\n"
@@ -173,24 +177,25 @@ def test_metadata_errors_about_the_file(tmp_path: Path) -> None:
 
 
 def test_benchmark_lists_clips_objects_and_expressions(tmp_path: Path) -> None:
-    source = read_benchmark(write_benchmark(tmp_path))
-    assert source.kind == "bench" and source.root == tmp_path
+    source = RefAvsBench().read(write_benchmark(tmp_path))
+    assert source.splits["val"] == "validation" and source.root == tmp_path
     assert [clip.id for clip in source.clips] == ["a_0_10", "b_0_10"]
-    assert source.clips[0].frames == tmp_path / "media" / "a_0_10" / "frames"
+    assert source.clips[0].frames[3] == tmp_path / "media" / "a_0_10" / "frames" / "3.jpg"
     assert source.clips[0].audio == tmp_path / "media" / "a_0_10" / "audio.wav"
     assert source.clips[0].video is None
-    assert source.objects.to_dict("records") == [
-        {"clip_id": "a_0_10", "fid": 0, "folder": tmp_path / "gt_mask" / "a_0_10" / "fid_0"},
-        {"clip_id": "b_0_10", "fid": 1, "folder": tmp_path / "gt_mask" / "b_0_10" / "fid_1"},
-    ]
-    assert list(source.expressions.columns) == ["uid", "vid", "clip_id", "fid", "split", "text", "grade", "dimension"]
+    masks = {second: tmp_path / "gt_mask" / "a_0_10" / "fid_0" / f"{second:05d}.png" for second in range(10)}
+    assert source.objects[0] == Object(clip_id="a_0_10", fid=0, masks=masks, root=tmp_path / "gt_mask")
+    assert [(one.clip_id, one.fid, len(one.masks)) for one in source.objects[1:]] == [("b_0_10", 1, 10)]
+    assert source.objects[0].labelled(12).tolist() == [True] * 10 + [False] * 2
+    assert list(source.expressions.columns) == ["uid", "vid", "clip_id", "fid", "split", "text", "grade", "dimension",
+                                                "null"]
     assert source.expressions["clip_id"].tolist() == ["a_0_10", "a_0_10", "b_0_10"]
     assert source.expressions["text"].tolist() == ["The cat.", "The dog.", "The cat, sitting."]
     assert source.expressions.index.tolist() == [0, 1, 2]
 
 
 def test_benchmark_names_missing_media_and_masks(tmp_path: Path) -> None:
-    source = read_benchmark(write_benchmark(tmp_path))
+    source = RefAvsBench().read(write_benchmark(tmp_path))
     assert source.report.names["missing_media"] == ["null_m-b_0_10"]
     assert source.report.names["missing_masks"] == ["a_0_10/fid_3"]
     assert source.report.counts["missing_media"] == source.report.counts["missing_masks"] == 1
@@ -204,13 +209,13 @@ def test_benchmark_of_other_working_directory_has_absolute_paths(
     write_benchmark(tmp_path)
     monkeypatch.chdir(tmp_path)
     source = read_source(".")
-    assert source.root.is_absolute() and source.clips[0].frames is not None and source.clips[0].frames.is_absolute()
+    assert source.root.is_absolute() and source.clips[0].frames[0].is_absolute()
 
 
 def test_benchmark_takes_grade_and_dimension_from_expressions_csv(tmp_path: Path) -> None:
     write_benchmark(tmp_path)
     (tmp_path / "expressions.csv").write_text("uid,grade,dimension,template\na_0_10_dog_1,2,spatial,t1\n")
-    expressions = read_benchmark(tmp_path).expressions
+    expressions = RefAvsBench().read(tmp_path).expressions
     assert expressions["grade"].tolist() == ["", "2", ""]
     assert expressions["dimension"].tolist() == ["", "spatial", ""]
 
@@ -223,7 +228,7 @@ def test_benchmark_without_expressions_csv_has_cues_parsed_from_the_text(tmp_pat
         "a_0_10,a_0_10_dog_1,train,3,NO.",
         "b_0_10,b_0_10_cat_1,test_s,1,The first object to make a sound.",
     )
-    expressions = read_benchmark(root).expressions
+    expressions = RefAvsBench().read(root).expressions
     assert expressions["grade"].tolist() == ["1", "", "5"]
     assert expressions["dimension"].tolist() == ["semantic", "", "acoustic+temporal"]
 
@@ -232,13 +237,13 @@ def test_benchmark_refuses_expressions_csv_without_columns(tmp_path: Path) -> No
     write_benchmark(tmp_path)
     (tmp_path / "expressions.csv").write_text("uid,grade\n")
     with pytest.raises(DatasetError, match=r"expressions.csv: no column 'dimension' among uid, grade"):
-        read_benchmark(tmp_path)
+        RefAvsBench().read(tmp_path)
 
 
 def test_benchmark_without_any_media_is_refused(tmp_path: Path) -> None:
     write_csv(tmp_path, "a,a_1_cat_1,train,0,x")
     with pytest.raises(DatasetError, match=r"none of the 1 clips of metadata.csv has a folder under .*Unpack"):
-        read_benchmark(tmp_path)
+        RefAvsBench().read(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------ videos
@@ -249,13 +254,12 @@ def test_videos_lists_files_by_suffix(tmp_path: Path) -> None:
     for name in (*films, "notes.txt", "._a.mp4", "f.wav"):
         (tmp_path / name).touch()
     (tmp_path / "g.mp4").mkdir()
-    source = read_videos(tmp_path)
-    assert source.kind == "videos"
+    source = Videos().read(tmp_path)
+    assert not source.splits
     assert [clip.id for clip in source.clips] == ["a", "b", "c", "d", "e", "h", "i", "j", "k"]
-    assert source.clips[1].video == tmp_path / "b.MP4" and source.clips[1].frames is None
+    assert source.clips[1].video == tmp_path / "b.MP4" and not source.clips[1].frames
     assert source.report.names == {"not_files": ["g.mp4"]}
     assert len(source.objects) == len(source.expressions) == 0
-    assert list(source.objects.columns) == ["clip_id", "fid", "folder"]
 
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
@@ -268,7 +272,7 @@ def test_names_meet_however_unicode_writes_them(tmp_path: Path, written: str, st
     videos.mkdir()
     (videos / f"{stored}.mp4").touch()
     (tmp_path / "say.csv").write_text(f"video,exp\n{written}.mp4,One\n{written},Two\n")
-    source = read_videos(videos, tmp_path / "say.csv")
+    source = Videos().read(videos, tmp_path / "say.csv")
     assert [clip.id for clip in source.clips] == [COMPOSED] and source.clips[0].video == videos / f"{stored}.mp4"
     assert list(source.expressions["clip_id"]) == [COMPOSED] * 2 and not source.report.counts["missing_media"]
 
@@ -277,10 +281,10 @@ def test_names_meet_however_unicode_writes_them(tmp_path: Path, written: str, st
     (root / "gt_mask" / f"{written}_0_10" / "fid_0").mkdir(parents=True)
     write_csv(root, f"{written}_0_10,{written}_0_10_cat_1,train,0,The cat.")
     (root / "expressions.csv").write_text(f"uid,grade,dimension\n{stored}_0_10_cat_1,2,spatial\n")
-    source = read_benchmark(root)
+    source = RefAvsBench().read(root)
     assert [clip.id for clip in source.clips] == [f"{COMPOSED}_0_10"]
-    assert source.clips[0].frames == root / "media" / f"{stored}_0_10" / "frames"
-    assert list(source.objects["folder"]) == [root / "gt_mask" / f"{written}_0_10" / "fid_0"]
+    assert source.clips[0].frames[0].parent == root / "media" / f"{stored}_0_10" / "frames"
+    assert source.objects[0].masks[9] == root / "gt_mask" / f"{written}_0_10" / "fid_0" / "00009.png"
     for name in (written, stored, "gone"):
         found = name if name == "gone" else stored
         assert named_on_disk(root / "media", f"{name}_0_10") == root / "media" / f"{found}_0_10"
@@ -293,10 +297,10 @@ def test_names_that_differ_in_their_form_alone_are_refused(tmp_path: Path) -> No
         (tmp_path / "bench" / "media" / f"{name}_0_10" / "frames").mkdir(parents=True)
     if len(list(tmp_path.glob("*.mp4"))) == 2:  # a disk may see one name in both
         with pytest.raises(DatasetError, match="have the same id 'caf\u00e9'; rename one of them"):
-            read_videos(tmp_path)
+            Videos().read(tmp_path)
         write_csv(tmp_path / "bench", f"x,{COMPOSED}_0_10_cat_1,train,0,The cat.")
         with pytest.raises(DatasetError, match="has two folders 'caf\u00e9_0_10', in the composed and the decomposed"):
-            read_benchmark(tmp_path / "bench")
+            RefAvsBench().read(tmp_path / "bench")
 
 
 def test_videos_take_expressions_by_stem_or_file_name(tmp_path: Path) -> None:
@@ -314,6 +318,7 @@ def test_videos_take_expressions_by_stem_or_file_name(tmp_path: Path) -> None:
         "text": ["The cat", "The dog", "The sounding object"],
         "grade": [""] * 3,
         "dimension": [""] * 3,
+        "null": [False] * 3,
     }
     assert source.report.names["missing_media"] == ["z"] and source.report.rows["empty_text"] == [4]
     assert "1  missing_media" in "\n".join(source.report.lines())
@@ -324,35 +329,33 @@ def test_videos_errors_name_what_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "say.csv"
     path.write_text("video,exp\nz.mp4,Lost\n")
     with pytest.raises(DatasetError, match=r"none of its 1 rows is an expression about a video of the folder; .* a\."):
-        read_videos(tmp_path, path)
+        Videos().read(tmp_path, path)
     path.write_text("file,exp\na,x\n")
     with pytest.raises(DatasetError, match=r"say.csv: no column 'video' among file, exp"):
-        read_videos(tmp_path, path)
+        Videos().read(tmp_path, path)
     (tmp_path / "a.avi").touch()
     with pytest.raises(DatasetError, match=r"a.mp4 and .*a.avi have the same id 'a'; rename one of them"):
-        read_videos(tmp_path)
+        Videos().read(tmp_path)
     (tmp_path / "a.avi").rename(tmp_path / "a..b.avi")
-    assert read_videos(tmp_path).report.names["unusable_names"] == ["a..b.avi"]
+    assert Videos().read(tmp_path).report.names["unusable_names"] == ["a..b.avi"]
     (tmp_path / "a.mp4").unlink()
-    with pytest.raises(DatasetError, match=r"nor a video \(left out: 'a..b.avi'\); accepted"):
-        read_videos(tmp_path)
+    with pytest.raises(DatasetError, match=r"has no video \(left out: 'a..b.avi'\); accepted"):
+        Videos().read(tmp_path)
 
 
 def test_source_errors_name_both_forms(tmp_path: Path) -> None:
-    both = r"accepted: a benchmark folder \(metadata.csv, .*\) or a folder of videos \(\*.mp4 \*.mkv \*.webm"
+    both = r"accepted: a benchmark folder \(metadata.csv, .*\) .*or a folder of videos \(\*.mp4 \*.mkv \*.webm"
     with pytest.raises(DatasetError, match="does not exist; " + both):
         read_source(tmp_path / "no")
-    with pytest.raises(DatasetError, match="has neither a metadata.csv nor a video; " + both):
+    with pytest.raises(DatasetError, match="has none of the known layouts; " + both):
         read_source(tmp_path)
     (tmp_path / "x.mp4").touch()
     with pytest.raises(DatasetError, match="is a file; " + both):
         read_source(tmp_path / "x.mp4")
-    with pytest.raises(DatasetError, match="is not a folder; " + both):
-        read_videos(tmp_path / "x.mp4")
 
 
 def test_source_refuses_expressions_for_a_benchmark(tmp_path: Path) -> None:
     write_benchmark(tmp_path)
-    assert read_source(tmp_path).kind == "bench"
+    assert read_source(tmp_path).layout == "ref-avs-bench"
     with pytest.raises(DatasetError, match=r"is a benchmark, its expressions are in metadata.csv; leave out the CSV"):
         read_source(tmp_path, "say.csv")

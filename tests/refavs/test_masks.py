@@ -1,5 +1,6 @@
 """Masks of every kind of PNG and meaning; each file is built byte by byte, so that its object is known."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refavs.data.masks import MaskRuleError, read_mask, read_masks
+from refavs.data import masks
+from refavs.data.masks import MaskRuleError
 from refavs.errors import DatasetError
 from tests.refavs.png import GREY, GREY_ALPHA, PALETTE, RGB, RGBA, write_png
 
@@ -15,6 +17,14 @@ from tests.refavs.png import GREY, GREY_ALPHA, PALETTE, RGB, RGBA, write_png
 OBJECT = np.zeros((8, 14), bool)
 OBJECT[2:6, 3:10] = True
 COLOURED = bytes([0, 0, 0, 128, 0, 0, 0, 128, 0])
+
+
+def read_masks(folder: Path, seconds: Iterable[int], *given: Any, **named: Any) -> np.ndarray:
+    return masks.read_masks([folder / f"{second:05d}.png" for second in seconds], *given, **named)
+
+
+def read_mask(folder: Path, second: int, **named: Any) -> np.ndarray:
+    return read_masks(folder, [second], **named)[0]
 
 
 def grey(inside: int, outside: int = 0) -> np.ndarray:
@@ -216,7 +226,7 @@ def test_mask_resize_does_not_grow_the_object(tmp_path: Path) -> None:
 
 
 def test_mask_errors_name_the_file_and_its_size(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"00003.png: no such mask; expected 00000.png to 00009.png"):
+    with pytest.raises(DatasetError, match=r"00003.png: no such mask; expected a PNG for each labelled second"):
         read_mask(tmp_path, 3)
     save_grey(tmp_path, np.zeros((4, 6), np.uint8))
     assert read_mask(tmp_path, 0, size=(2, 2), expected_size=(4, 6)).shape == (2, 2)

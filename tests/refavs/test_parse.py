@@ -25,7 +25,7 @@ from pathlib import Path
 import pytest
 
 from refavs.data.cues import DIMENSIONS, LENGTH_BINS, coverage, length_bin, main, parse
-from refavs.data.metadata import read_metadata
+from refavs.data.layouts.ref_avs_metadata import read_metadata
 from refavs.synthetic.scene import CATEGORIES
 from refavs.synthetic.templates import TEMPLATES, sentences
 

@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from refavs.data.layouts import Source, read_benchmark, read_mask, read_source
+from refavs.data.layouts import Source, read_source
+from refavs.data.masks import read_masks
 from refavs.errors import ConfigError, DatasetError
 from refavs.synthetic import write as synthetic
 from refavs.synthetic.cli import main
@@ -38,7 +39,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(root: Path) -> Source:
-    return read_benchmark(root)
+    return read_source(root)
 
 
 @pytest.fixture(scope="module")
@@ -94,22 +95,22 @@ def test_benchmark_is_read_without_an_odd_row(root: Path, source: Source) -> Non
         "semantic", "spatial", "acoustic", "spatial+temporal", "acoustic+temporal"
     }
     assert set(source.expressions["grade"]) <= {"1", "2", "4", "5"}
-    assert read_source(root).kind == "bench"
+    assert source.layout == "ref-avs-bench" and dict(source.splits)["test_n"] == "null-test"
 
 
 def test_benchmark_files_have_the_benchmarks_form(source: Source) -> None:
     for clip in source.clips:
-        assert clip.frames is not None and clip.audio is not None
-        assert sorted(path.name for path in clip.frames.iterdir()) == [f"{second}.jpg" for second in range(10)]
-        with Image.open(clip.frames / "0.jpg") as picture:
+        assert clip.audio is not None
+        assert sorted(clip.frames[0].parent.iterdir()) == list(clip.frames) and len(clip.frames) == 10
+        with Image.open(clip.frames[0]) as picture:
             assert picture.size == (64, 64) and picture.mode == "RGB"
         assert clip.audio.stat().st_size == 44 + 2 * 10 * SAMPLE_RATE_HZ
 
 
 def test_masks_lie_on_their_object(source: Source) -> None:
-    for clip_id, fid, folder in source.objects.itertuples(index=False):
-        masks = np.stack([read_mask(folder, second) for second in range(10)])
-        if clip_id.startswith("null_"):
+    for one in source.objects:
+        clip_id, fid, masks = one.clip_id, one.fid, read_masks(list(one.masks.values()))
+        if one.null:
             assert fid == 0 and not masks.any()
             continue
         item = draw_clip(Settings(num_clips=SMALL, seed=5, size=64), int(clip_id[3:8])).scene.objects[fid]

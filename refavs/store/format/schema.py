@@ -16,7 +16,7 @@ from typing import Annotated, Any, NotRequired, TypedDict, get_args
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from refavs.choices import MaskRule
+from refavs.choices import MaskRule, Role
 from refavs.config import digest
 from refavs.errors import StoreError
 from refavs.files.atomic import LOCK
@@ -67,6 +67,7 @@ class _Attributes(TypedDict):
     mask_size: Annotated[int, range(1, 2**15)]
     mask_rule: NotRequired[str | None]
     extraction: NotRequired[dict[str, str | int | float | bool | None]]
+    splits: NotRequired[dict[str, Role]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +179,7 @@ class StoreSchema:
             stores told it.
         extraction: how the last run made the rows, plain values, so that `refavs-store repair` can do it again; no part
             of what the store is.
+        splits: what each split of the expressions is for, by its name; None where that was not told.
     """
 
     streams: dict[str, StreamSpec]
@@ -188,6 +190,7 @@ class StoreSchema:
     objects_per_shard: int
     mask_rule: str | None = None
     extraction: dict[str, Any] = field(default_factory=dict)
+    splits: dict[str, Role] | None = None
 
     def __post_init__(self) -> None:
         if self.mask_rule not in (None, *get_args(MaskRule)):
@@ -224,10 +227,11 @@ class StoreSchema:
         streams = {name: {"fingerprint": stream.fingerprint, **stream.told()} for name, stream in self.streams.items()}
         extraction = {"extraction": self.extraction} if self.extraction else {}
         mask_rule = {} if self.mask_rule is None else {"mask_rule": self.mask_rule}
+        splits = {} if self.splits is None else {"splits": self.splits}
         return json.loads(json.dumps({
             "refavs_schema": {"version": SCHEMA_VERSION, "streams": streams, OBJECTS: self.tables[OBJECTS].told()},
             "source": self.source, "seconds": self.seconds, "fps": self.fps, "mask_size": self.mask_size,
-            **mask_rule, **extraction,
+            **mask_rule, **extraction, **splits,
         }))  # fmt: skip
 
     @classmethod
@@ -250,7 +254,7 @@ class StoreSchema:
                 streams={name: StreamSpec.of(table) for name, table in tables["streams"].items()},
                 source=told["source"], seconds=told["seconds"], fps=told["fps"], mask_size=told["mask_size"],
                 objects_per_shard=tables["objects"]["rows_per_shard"], mask_rule=told.get("mask_rule"),
-                extraction=dict(told.get("extraction", {})),
+                extraction=dict(told.get("extraction", {})), splits=told.get("splits"),
             )  # fmt: skip
             masks = StreamSpec.of(tables["objects"]).arrays
         except (TypeError, ValueError) as error:
@@ -358,7 +362,7 @@ def extended(found: StoreSchema, wanted: StoreSchema, where: str) -> StoreSchema
                          f"{wanted.mask_rule}; leave out --mask-rule, or {OTHER_STORE}")
     return replace(
         found, streams={**wanted.streams, **found.streams}, mask_rule=found.mask_rule or wanted.mask_rule,
-        extraction=wanted.extraction or found.extraction,
+        extraction=wanted.extraction or found.extraction, splits=wanted.splits or found.splits,
     )  # fmt: skip
 
 

@@ -1,0 +1,123 @@
+"""Tables and names of a source, whatever they hold: CSV files, ids that become names of files, Unicode's two forms."""
+
+import csv
+import io
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from refavs.errors import DatasetError
+from refavs.files.plain_file import UnusableFileError
+from refavs.files.source_files import open_file, reason_of
+
+# A store pads its texts to the longest one; an expression has some ten words, and a page of text is an open quote.
+MOST_CHARACTERS = 2_000
+_LINE_CHARACTERS = 2**20
+# The last range is what Python makes of bytes in a file name that are not UTF-8.
+_SEPARATOR_OR_CONTROL = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def plain_name(name: str, where: str) -> str:
+    """Returns `name` where it can safely name a folder inside another.
+
+    Raises:
+        DatasetError: `name` is empty, starts with a dot, or has a path separator, `..`, a control character or
+            bytes that are not UTF-8.
+    """
+    if not name or name.startswith(".") or ".." in name or _SEPARATOR_OR_CONTROL.search(name):
+        raise DatasetError(
+            f"{where}: {name!r} cannot be a media id; accepted: a plain name without '/', '\\', '..', control "
+            "characters, bytes that are not UTF-8 or a leading dot. Correct or remove it."
+        )
+    return name
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form: a table and a disk, of a Mac say, may write one letter in two ways."""
+    return unicodedata.normalize("NFC", name)
+
+
+def read_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """The `columns` of each row of a CSV file in UTF-8 with a header, values as they are; other columns are skipped.
+
+    Raises:
+        DatasetError: no such file, no plain file, no text in UTF-8, a column that is missing or there twice, or a row
+            with another number of fields than the header.
+    """
+    columns = tuple(columns)
+    expected = f"expected a CSV file with columns {','.join(columns)}"
+    try:
+        with open_file(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
+            reader = csv.reader(_lines(file, path), strict=True)
+            header = next(reader, [])
+            places = _places(path, header, columns)
+            for fields in reader:
+                if len(fields) != len(header) and fields:
+                    raise DatasetError(
+                        f"{path}, line {reader.line_num}: {len(fields)} fields where the header has {len(header)}; "
+                        "put an expression with a comma in double quotes."
+                    )
+                if fields:
+                    values = tuple(fields[place] for place in places)
+                    _refuse_long(values, columns, f"{path}, line {reader.line_num}")
+                    yield values
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such file; {expected}.") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{path} cannot be read as CSV in UTF-8 ({error}); save it as such.") from error
+    except UnusableFileError as error:
+        raise DatasetError(f"{path} cannot be read ({error}); {expected}.") from error
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({reason_of(error)}); copy it again.") from error
+
+
+def _lines(file: io.TextIOWrapper, path: Path) -> Iterator[str]:
+    number = 0
+    while line := file.readline(_LINE_CHARACTERS):
+        number += 1
+        if "\0" in line:
+            raise DatasetError(f"{path}, line {number} holds a NUL byte, as UTF-16 or a damaged file does; save it as "
+                               "CSV in UTF-8.")  # fmt: skip
+        if len(line) == _LINE_CHARACTERS:
+            raise DatasetError(f"{path}, line {number} is longer than {_LINE_CHARACTERS:,} characters; save the file "
+                               "as CSV with one row to a line.")  # fmt: skip
+        yield line
+
+
+def _refuse_long(values: tuple[str, ...], columns: tuple[str, ...], where: str) -> None:
+    for name, value in zip(columns, values, strict=True):
+        if len(value) > MOST_CHARACTERS:
+            raise DatasetError(
+                f"{where}: {name} has {len(value):,} characters; accepted: up to {MOST_CHARACTERS:,}. Shorten it, or "
+                "close the double quote that is open there."
+            )
+
+
+def _places(path: Path, header: list[str], columns: tuple[str, ...]) -> list[int]:
+    missing = [name for name in columns if name not in header]
+    twice = [name for name in columns if header.count(name) > 1]
+    if missing or twice:
+        found = f"no column {', '.join(map(repr, missing))}" if missing else f"column {twice[0]!r} more than once"
+        raise DatasetError(
+            f"{path}: {found} among {', '.join(header) or 'nothing'}; accepted: a CSV file with a header of "
+            f"{','.join(columns)}, each once."
+        )
+    return [header.index(name) for name in columns]
+
+
+def is_plain_path(name: str) -> bool:
+    """Whether `name`, plain names joined by '/', can safely name a file inside a folder."""
+    try:
+        return all(plain_name(part, "") for part in name.split("/"))
+    except DatasetError:
+        return False
+
+
+def named_on_disk(folder: Path, name: str) -> Path:
+    """The entry of a folder with that name, in whichever form of Unicode the disk writes it."""
+    path = folder / name
+    if name.isascii() or os.path.exists(path) or not os.access(folder, os.R_OK | os.X_OK):
+        return path
+    return next((entry for entry in sorted(folder.iterdir()) if composed(entry.name) == composed(name)), path)

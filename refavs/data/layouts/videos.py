@@ -1,0 +1,134 @@
+"""The layout of a folder of video files, with or without a CSV of expressions about them."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from refavs.data.layouts.protocol import Clip, Layout, Source, expression_table
+from refavs.data.layouts.report import SourceReport
+from refavs.data.layouts.tables import composed, is_plain_path, named_on_disk, read_rows
+from refavs.errors import DatasetError
+from refavs.files.source_files import reason_of
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".ts", ".m2ts", ".mts")
+PREDICT_SPLIT = "predict"
+
+
+class Videos(Layout):
+    """Video files in a folder and its subfolders; a clip's id is its path without the suffix, as `day1/cam2/a`."""
+
+    accepts = f"a folder of videos (*{' *'.join(VIDEO_SUFFIXES)})"
+
+    def detect(self, root: Path) -> bool:
+        """Whether there is a name of a video."""
+        return next(_named_as_videos(root), None) is not None
+
+    def read(self, root: Path, expressions: Path | None = None) -> Source:
+        """Reads a folder. Hidden files and folders are passed over, links to folders not followed.
+
+        What is no file, or has a name that cannot be an id, is left out and named in the report.
+
+        Args:
+            root: holds files of the types in `VIDEO_SUFFIXES`, or folders of them.
+            expressions: columns `video,exp`, where video is a path below the folder with or without its suffix. Rows
+                about videos that the folder lacks are left out and named in the report.
+
+        Raises:
+            DatasetError: no video in the folder, two videos of one id, or a CSV that names none of them.
+        """
+        report = SourceReport(source=str(root))
+        clips = _clips(root, report)
+        if not clips:
+            left_out = [name for kind in ("not_files", "unusable_names") for name in report.names.get(kind, [])]
+            more = f" (left out: {', '.join(map(repr, left_out[:3]))})" if left_out else ""
+            raise DatasetError(f"{root} has no video{more}; accepted: {self.accepts}.")
+        rows = [] if expressions is None else _expressions(expressions, root, clips, report)
+        return Source(
+            root=root, clips=tuple(clips[name] for name in sorted(clips)), expressions=expression_table(rows),
+            report=report,
+        )
+
+    def clip(self, root: Path, clip_id: str) -> Clip | None:
+        """Finds a video by the folder that its id names."""
+        if not is_plain_path(clip_id):
+            return None
+        *folders, name = clip_id.split("/")
+        place = root
+        for folder in folders:
+            place = named_on_disk(place, folder)
+        try:
+            paths = [path for path in place.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES]
+        except OSError:
+            return None
+        found = [path for path in paths if composed(path.stem) == composed(name)]
+        return Clip(id=clip_id, video=found[0], root=root) if len(found) == 1 else None
+
+
+def _named_as_videos(root: Path) -> Iterator[Path]:
+    """What has a video's name, folder by folder and sorted in each.
+
+    Raises:
+        DatasetError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DatasetError(f"{error.filename} cannot be read ({reason_of(error)}); give yourself access to it.")
+
+    for place, folders, files in os.walk(root, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(folders + files):
+            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES:
+                yield Path(place, name)
+
+
+def _clips(root: Path, report: SourceReport) -> dict[str, Clip]:
+    clips: dict[str, Clip] = {}
+    not_files, unusable_names = [], []
+    for path in _named_as_videos(root):
+        told = path.relative_to(root).as_posix()
+        name = composed(path.relative_to(root).with_suffix("").as_posix())
+        if not (path.is_symlink() or path.is_file()) or path.is_dir():
+            not_files.append(told)
+        elif not is_plain_path(name):
+            unusable_names.append(told)
+        elif name in clips:
+            raise DatasetError(f"{path} and {clips[name].video} have the same id {name!r}; rename one of them.")
+        else:
+            clips[name] = Clip(id=name, video=path, root=root)
+    for kind, names in (("not_files", not_files), ("unusable_names", unusable_names)):
+        if names:
+            report.note_names(kind, names)
+    return clips
+
+
+def _expressions(
+    path: Path, root: Path, clips: Mapping[str, Clip], report: SourceReport
+) -> list[dict[str, Any]]:
+    by_name = {composed(clip.video.relative_to(root).as_posix()): name for name, clip in clips.items() if clip.video}
+    by_name.update({name: name for name in clips})
+    rows: list[dict[str, Any]] = []
+    empty: list[int] = []
+    missing: set[str] = set()
+    counts = dict.fromkeys(clips, 0)
+    num_given = 0
+    for number, (video, text) in enumerate(read_rows(path, ("video", "exp"))):
+        num_given += 1
+        clip_id = by_name.get(composed(video))
+        if clip_id is None:
+            missing.add(video)
+        elif not text.strip():
+            empty.append(number)
+        else:
+            uid = f"{clip_id}_expression_{counts[clip_id]}"
+            counts[clip_id] += 1
+            rows.append({"uid": uid, "clip_id": clip_id, "split": PREDICT_SPLIT, "text": text})
+    report.counts.update(rows_total=num_given, rows_kept=len(rows))
+    report.note_rows("empty_text", empty)
+    report.note_names("missing_media", missing)
+    if not rows:
+        raise DatasetError(
+            f"{path}: none of its {num_given} rows is an expression about a video of the folder; accepted: columns "
+            f"video,exp where video is one of {', '.join(list(clips)[:3])}{', ...' if len(clips) > 3 else ''}."
+        )
+    return rows
