@@ -137,10 +137,9 @@ class Predictor:
         sizes = self.model.config.sizes
         places = [path.removeprefix("clips/").split("/") for path in
                   (*(size.path for size in sizes.maps), sizes.audio.path, sizes.text.path)]  # fmt: skip
-        modalities = {encoder: modality for modality, encoder, *_ in places}
 
         def setup(name: str) -> EncoderSetup:
-            known = facts["encoders"].get(modalities[name], {})
+            known = next((told for id, told in facts["encoders"].items() if id.split("/")[1:2] == [name]), {})
             kind, _, seed = str(known.get("weights")).partition(":")
             weights = WeightSource(folder=weights_folder)
             if kind == "random":
@@ -158,12 +157,8 @@ class Predictor:
         return choose_streams(list(names), int(facts["seconds"]), setup)
 
     def _refuse_others(self, trained_on: Mapping[str, Any], folder: Path) -> None:
-        other = []
-        for id, stream in self.streams.streams.items():
-            found = json.loads(json.dumps(self.streams.fingerprint(stream)))
-            known = trained_on.get(id.split("/")[0], {})
-            if any(known.get(name) != value for name, value in found.items()):
-                other.append(id)
+        other = [id for id, stream in self.streams.streams.items()
+                 if json.loads(json.dumps(self.streams.fingerprint(stream))) != trained_on.get(id)]  # fmt: skip
         if other:
             raise WeightsError(
                 f"the head in {folder} was trained on features of {', '.join(other)} from other weights than those "

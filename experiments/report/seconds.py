@@ -13,8 +13,8 @@ from einops import rearrange, reduce
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from extract.encoders.protocol import Frames
 from extract.media.clip import frame_size, read_media
+from extract.media.forms import Frames
 from refavs.data.layouts import VIDEO_SUFFIXES, Clip, named_on_disk
 from refavs.data.metadata import composed
 from refavs.errors import DatasetError

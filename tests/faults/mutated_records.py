@@ -253,7 +253,7 @@ def _trial(root: Path) -> Target:
         num_layers=1, num_queries=4, num_heads=4, feedforward_channels=32, decoder_layers=1,
         decoder_feedforward_channels=32,
     ))  # fmt: skip
-    encoders = {id.split("/")[0]: built.fingerprint(stream) for id, stream in built.streams.items()}
+    encoders = {id: built.fingerprint(stream) for id, stream in built.streams.items()}
     facts = {"store": "s", "encoders": json.loads(json.dumps(encoders)), "seconds": 10, "mask_size": 96,
              "trial": {"train": {"precision": "fp32"}}}  # fmt: skip
     save_model(root / "checkpoint", model, facts)
