@@ -139,8 +139,7 @@ class Predictor:
         places = [size.path.removeprefix("clips/").split("/") for size in read]
 
         def setup(name: str) -> EncoderSetup:
-            own = (found for id, found in facts["encoders"].items() if id.split("/")[1:2] == [name])
-            known = next(own, dict[str, Any]())
+            known = next((told for id, told in facts["encoders"].items() if id.split("/")[1:2] == [name]), {})
             kind, _, seed = str(known.get("weights")).partition(":")
             weights = WeightSource(folder=weights_folder)
             if kind == "random":
@@ -158,12 +157,8 @@ class Predictor:
         return choose_streams(list(names), int(facts["seconds"]), setup)
 
     def _refuse_others(self, trained_on: Mapping[str, Any], folder: Path) -> None:
-        other = []
-        for id, stream in self.streams.streams.items():
-            found = json.loads(json.dumps(self.streams.fingerprint(stream)))
-            known = trained_on.get(id, {})
-            if any(known.get(name) != value for name, value in found.items()):
-                other.append(id)
+        other = [id for id, stream in self.streams.streams.items()
+                 if json.loads(json.dumps(self.streams.fingerprint(stream))) != trained_on.get(id)]  # fmt: skip
         if other:
             raise WeightsError(
                 f"the head in {folder} was trained on features of {', '.join(other)} from other weights than those "

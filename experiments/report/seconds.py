@@ -11,8 +11,8 @@ from einops import rearrange, reduce
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from extract.encoders.protocol import Frames
 from extract.media.clip import frame_size, read_media
+from extract.media.forms import Frames
 from refavs.data.layouts import find_clip
 from refavs.errors import DatasetError
 from refavs.store import FeatureStore

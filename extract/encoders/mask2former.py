@@ -88,10 +88,10 @@ class VisualEncoder(Encoder):
         pyramid, widths = self.settings.swin.levels, self.settings.pixel_decoder
         shapes = {"backbone": pyramid}
         if widths is not None:
-            channels: dict[str, int] = dict.fromkeys(("s8", "s16", "s32"), widths.channels)
+            names = ("mask_features", "s8", "s16", "s32")
             shapes["pixel_decoder"] = {
-                name: (channels.get(name, widths.mask_channels), height, width)
-                for name, (_, height, width) in zip(("mask_features", *channels), pyramid.values(), strict=True)
+                name: (widths.mask_channels if name == names[0] else widths.channels, height, width)
+                for name, (_, height, width) in zip(names, pyramid.values(), strict=True)
             }
         return {
             level: [ArraySpec(name=name, shape=(seconds, *shape), dtype="float16", axes=("t", "c", "h", "w"),

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from extract.encoders.protocol import Frames, Sound, Text
+from extract.media.forms import Frames, Sound, Text
 from extract.media.pictures import fitted
 from extract.media.video import read_container
 from extract.media.wav import read_wave

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from extract.encoders.protocol import Frames
 from extract.media.display_matrix import upright
+from extract.media.forms import Frames
 from refavs.errors import DatasetError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from extract.encoders.protocol import Frames
 from extract.media.clock import Clock, PictureTimes
+from extract.media.forms import Frames
 from extract.media.mp4_guard import is_cut_off, refuse_declared_samples
 from extract.media.pictures import PlacedPictures
 from extract.media.sound import SEARCH_SOUND_S, PlacedSound

@@ -41,11 +41,14 @@ def content_of(clip: Clip, seconds: int) -> Content:
         DatasetError: a file is missing or cannot be read.
     """
     if clip.video is not None:
-        whole = _hash(clip.video, clip.root)
+        whole = _hash("video", clip.video, clip.root)
         return Content(frames=whole, sound=whole)
-    frames = hashlib.sha256("".join(_hash(path, clip.root) for path in clip.frames[:seconds]).encode()).hexdigest()
+    frames = hashlib.sha256(
+        "".join(_hash("frame", path, clip.root) for path in clip.frames[:seconds]).encode()
+    ).hexdigest()
     heard = clip.audio is not None and clip.audio.exists()
-    return Content(frames=frames, sound=_hash(clip.audio, clip.root) if heard and clip.audio is not None else SILENCE)
+    sound = _hash("sound", clip.audio, clip.root) if heard and clip.audio is not None else SILENCE
+    return Content(frames=frames, sound=sound)
 
 
 def contents_of(
@@ -75,11 +78,11 @@ def contents_of(
     return found, unreadable
 
 
-def _hash(path: Path, within: Path | None) -> str:
+def _hash(what: str, path: Path, within: Path | None) -> str:
     try:
         with open_file(path, within) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
-        raise DatasetError(f"{path} is missing; copy it again") from error
+        raise DatasetError(f"{what} {path} is missing; copy it again") from error
     except OSError as error:
-        raise DatasetError(f"{path} cannot be read ({reason_of(error)}); copy it again") from error
+        raise DatasetError(f"{what} {path} cannot be read ({reason_of(error)}); copy or encode it again") from error

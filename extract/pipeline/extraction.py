@@ -117,7 +117,7 @@ def complete(run: Run, writer: StoreWriter, lease: Lease) -> int:
 
 def _work(run: Run, writer: StoreWriter, lease: Lease, jobs: Sequence[Job], totals: Totals) -> None:
     """Has the jobs done by workers, and shows how it goes."""
-    num_units = Counter[str](dict.fromkeys(ORDER, 0))
+    num_units: Counter[str] = Counter(dict.fromkeys(ORDER, 0))
     for job in jobs:
         num_units[job.kind] += len(job.units)
     with RunLog(run.log, num_units) as log, closing(

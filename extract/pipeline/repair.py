@@ -1,6 +1,7 @@
 """refavs-store repair: removes what is damaged in a store, and extracts it again as it was extracted."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from extract.cli import build_parser, prepared
@@ -97,4 +98,5 @@ def _prepared(args: argparse.Namespace, schema: StoreSchema) -> Run:
         return WeightSource(folder=None if args.weights_dir is None else Path(args.weights_dir))
 
     arguments = [str(told["source"]), args.store, f"--streams={streams}", *options]
-    return prepared(build_parser().parse_args(arguments), weights_of)
+    run = prepared(build_parser().parse_args(arguments), weights_of)
+    return replace(run, extraction=dict(schema.extraction))

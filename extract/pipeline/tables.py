@@ -99,5 +99,5 @@ def _expressions(
     table["object"] = [-1.0 if fid < 0 else float(objects.get(key, np.nan))
                        for key, fid in zip(keys, table["fid"], strict=True)]  # fmt: skip
     table["text"] = [float(texts.get(text_key(text), np.nan)) for text in table["text"]]
-    table = table.dropna(subset=["clip", "object", "text"]).drop(columns="clip_id")
-    return table.astype({"clip": "int64", "object": "int64", "text": "int64"}).reset_index(drop=True)
+    whole = table.dropna(subset=["clip", "object", "text"]).drop(columns="clip_id")
+    return whole.astype({"clip": "int64", "object": "int64", "text": "int64"}).reset_index(drop=True)

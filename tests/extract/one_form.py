@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from extract.encoders.protocol import Frames
 from extract.media.clip import read_media as read_media_of
+from extract.media.forms import Frames
 from refavs.data.layouts import Clip
 
 SAMPLE_RATE_HZ = 16_000

@@ -10,8 +10,8 @@ import soundfile
 import torch
 from PIL import Image
 
-from extract.encoders.protocol import IMAGENET_MEAN, IMAGENET_STD, Frames
 from extract.media.clip import read_media as read_media_of
+from extract.media.forms import IMAGENET_MEAN, IMAGENET_STD, Frames
 from extract.media.pictures import fitted
 from refavs.data.layouts import Clip
 from refavs.errors import DatasetError
