@@ -368,7 +368,7 @@ def loop(file: h5py.File) -> None:
         (recreate(small.MAPS, chunks=(2, 3, 4, 5, 6)), "its store says"),
         (recreate(small.MAPS, dtype="float32", chunks=(1, 3, 4, 5, 6)), "is float32"),
         (recreate(small.MAPS, data=None, shape=(5, 3, 4, 5, 6), dtype="f2", chunks=(1, 3, 4, 5, 6)), "no whole row"),
-        (shorter, "has no row 4"),
+        (shorter, "has no row 3"),
         (lambda file: file.__delitem__(small.AUDIO), f"it has no {small.AUDIO}"),
         (lambda file: file[small.MAPS].write_direct(np.ones((1, 3, 4, 5, 6), "f2"), dest_sel=np.s_[4:5]),
          "mask_features of 'frames of e' in .* is damaged: its checksum"),
@@ -396,7 +396,7 @@ def forge(file: Path, name: str, old: bytes, new: bytes) -> None:
     """Changes the description or a commit record inside, with its checksum, as somebody with bad intentions does."""
     with h5py.File(file, "r+") as out:
         lines = out[name][:].tobytes().splitlines()
-        (place,) = [place for place, line in enumerate(lines) if old in line]
+        place = next(place for place, line in enumerate(lines) if old in line)
         lines[place] = seal(json.loads(lines[place].replace(old, new))["record"])
         recreate(name, data=np.frombuffer(b"\n".join(lines), "u1"))(out)
 

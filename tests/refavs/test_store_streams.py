@@ -79,7 +79,7 @@ def test_dropped_stream_gives_its_space_back_and_leaves_every_other_file_alone(b
     changed = {name for name, stamp in stamps(root).items() if before[name] != stamp}
     assert changed == {"zarr.json", "commits/listing.json"}
     assert not (root / "clips/audio/clap").exists() and not verify(root).damage
-    with pytest.raises(StoreError, match="has no stream 'audio/clap'; did you mean 'audio/vggish'"):
+    with pytest.raises(StoreError, match="has no stream 'audio/clap'; known: audio/vggish, "):
         writer.drop("audio/clap")
     for odd in ("", "clips", "../s", "visual"):
         with pytest.raises(StoreError, match="has no stream"):

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,7 @@ def test_store_that_is_not_the_one_that_was_finished_is_found(root: Path) -> Non
     path = root / "zarr.json"
     whole = path.read_text()
     facts = json.loads(whole)
-    facts["attributes"]["mask_size"] += 1
+    facts["attributes"]["fps"] += 1
     path.write_text(json.dumps(facts))
     (damage,) = verify(root).damage
     assert damage.where == "zarr.json" and "when the store was finished, of which commits/listing" in damage.problem
@@ -151,12 +152,12 @@ def test_info_command_shows_the_store(
     assert main(["info", str(root)]) == 0
     out = capsys.readouterr().out
     for text in (
-        "source       small", "3 per clip, 11 x 11 px", "visual: swin@", small.MAPS, "3x4x5x6", "float16",
+        "source       small", "3 seconds, 1 frames a second", "11 x 11 px", f"{small.VISUAL}: swin@", small.MAPS, "3x4x5x6", "float16",
         "clips        1 silent", "clips        2 repeated_from_s", "failed       d: made to fail",
         "expressions  8 (test_n 2, test_s 2, train 2, val 2)",
     ):  # fmt: skip
         assert text in out
-    assert "num_frames" not in out and "random weights" not in out and "did not finish" not in out
+    assert "random weights" not in out and "did not finish" not in out
     (root / "commits/objects/00000.json").rename(root / "gone.json")
     assert main(["info", str(root)]) == 2
     assert "which is not there" in capsys.readouterr().err
@@ -165,16 +166,16 @@ def test_info_command_shows_the_store(
 def test_info_command_counts_what_is_true_of_every_clip(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(small, "facts_of", lambda clip: {"silent": True, "repeated_from_s": 6, "num_frames": 3})
+    monkeypatch.setattr(small, "facts_of", lambda clip: {"silent": True, "repeated_from_s": 6})
     small.write_store(tmp_path / "s")
     assert main(["info", str(tmp_path / "s")]) == 0
     out = capsys.readouterr().out
-    assert "clips        5 silent" in out and "clips        5 repeated_from_s" in out and "num_frames" not in out
+    assert "clips        5 silent" in out and "clips        5 repeated_from_s" in out
 
 
 def test_info_of_an_unfinished_store_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    encoders = {"visual": {"name": "swin", "weights": "random:3"}}
-    small.write_rows(small.open_writer(tmp_path / "s", encoders=encoders), "clips", ["a"])
+    level = replace(small.LEVEL, fingerprint={"name": "swin", "weights": "random:3"})
+    small.write_rows(small.open_writer(tmp_path / "s", streams={small.VISUAL: level}), small.VISUAL, ["a"])
     assert main(["info", str(tmp_path / "s")]) == 0
     out = capsys.readouterr().out
     assert "its extraction did not finish" in out and "expressions  not written yet" in out
@@ -207,7 +208,7 @@ def test_sizes_are_readable(size: int, text: str) -> None:
     PermissionError(errno.EACCES, "Permission denied"),
     OSError(errno.EMFILE, "Too many open files"),
 ])  # fmt: skip
-@pytest.mark.parametrize("out", ["commits/clips-00001.json", SHARD, "row", "clips/zarr.json", "expressions/uid/c.0.0"])
+@pytest.mark.parametrize("out", ["commits/audio/vggish/00001.json", SHARD, "row", "clips/zarr.json", "expressions/uid/c.0.0"])
 def test_what_is_out_of_reach_is_not_damage(
     built: Path, monkeypatch: pytest.MonkeyPatch, out: str, error: OSError
 ) -> None:

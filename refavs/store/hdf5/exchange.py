@@ -129,6 +129,8 @@ def import_(file: str | Path, location: str | Path, progress: Progress = silent)
             lease.check()
             if about["finished"]:
                 writer.finalise()
+            else:
+                writer.describe()
     return fingerprint
 
 
@@ -230,7 +232,7 @@ def _fingerprint_in(path: Path) -> str | None:
 def _records(kept: ForeignFile, schema: StoreSchema) -> list[CommitRecord]:
     """The commit records in a file, whose rows find room in it."""
     found: dict[str, CommitRecord] = {}
-    for line in kept.small(RECORDS, "uint8").tobytes().splitlines():
+    for line in filter(None, kept.small(RECORDS, "uint8").tobytes().splitlines()):
         told = read_json(line)["record"]
         file = record_name(str(told["table"]), int(told["index"]))
         found[file] = parse_record(line, file, schema, f"{file} in {kept.path}")
