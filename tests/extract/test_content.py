@@ -12,11 +12,12 @@ from refavs.errors import DatasetError
 def make_clip(root: Path, name: str, picture: bytes, sound: bytes | None = b"sound") -> Clip:
     folder = root / name
     (folder / "frames").mkdir(parents=True)
-    for second in range(2):
-        (folder / "frames" / f"{second}.jpg").write_bytes(picture + bytes([second]))
+    frames = tuple(folder / "frames" / f"{second}.jpg" for second in range(2))
+    for second, path in enumerate(frames):
+        path.write_bytes(picture + bytes([second]))
     if sound is not None:
         (folder / "audio.wav").write_bytes(sound)
-    return Clip(id=name, frames=folder / "frames", audio=folder / "audio.wav", root=root)
+    return Clip(id=name, frames=frames, audio=folder / "audio.wav", root=root)
 
 
 def make_video(root: Path, name: str, content: bytes) -> Clip:

@@ -15,7 +15,7 @@ def lines(path: Path) -> list[dict]:
 
 def result(**facts: object) -> JobResult:
     stages = dict.fromkeys(STAGES, 0.0) | {"encode": 2.0, "write": 0.5}
-    return JobResult(**{"table": "clips", "num_done": 4, "num_bytes": 100, "seconds": 4.0, "stages_s": stages,
+    return JobResult(**{"kind": "clips", "num_done": 4, "num_bytes": 100, "seconds": 4.0, "stages_s": stages,
                         "worker": "node:1"} | facts)  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def test_log_tells_what_was_done_and_where_the_time_went(tmp_path: Path, monkeyp
         assert [line["event"] for line in lines(path)] == ["start"]
         clock[0] += 4
         log.add(result(failures={"b": "damaged"}, num_done=3))
-        log.add(JobResult(table="text", failures={"t": "its worker process died 3 times"}))
+        log.add(JobResult(kind="text", failures={"t": "its worker process died 3 times"}))
         log.note("worker node:1 is lost")
         assert log.summary()["encoder_utilisation"] == 0.5 and log.brief() == "0.88 clips/s, encoders 50% busy"
     events = [line["event"] for line in lines(path)]
@@ -40,7 +40,7 @@ def test_log_tells_what_was_done_and_where_the_time_went(tmp_path: Path, monkeyp
     assert end["failures"] == 2 and end["bytes"] == 200 and end["workers"] == 1 and end["error"] is None
     assert end["stages_s"]["encode"] == 4 and end["elapsed_s"] == 8 and end["clips_per_s"] == 0.875
     assert lines(path)[1] | {"time": ""} == {
-        "time": "", "event": "failure", "table": "clips", "key": "b", "reason": "damaged"
+        "time": "", "event": "failure", "kind": "clips", "name": "b", "reason": "damaged"
     }
 
 

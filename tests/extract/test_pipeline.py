@@ -102,8 +102,7 @@ def jobs_of(location: Path, num_clips: int, size: int) -> list[Job]:
         location, streams=streams, source="test", seconds=1, fps=1.0, mask_size=2, objects_per_shard=1
     )
     names = [f"{number:02d}" for number in range(10, 10 + num_clips)]
-    clips = [Unit(name=name, item=Clip(id=name, frames=(frames_of(location) / "0.jpg",)),
-                  keys=dict.fromkeys(ARRAYS, name)) for name in names]
+    clips = [Unit(name=name, item=Clip(id=name), keys=dict.fromkeys(ARRAYS, name)) for name in names]
     return plan_jobs(writer, {"clips": clips, "text": [], "objects": []})
 
 
