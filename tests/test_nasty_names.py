@@ -14,7 +14,7 @@ from extract.cli import main as extract
 from extract.store_cli import main as store_command
 from refavs.store import FeatureStore
 from refavs.synthetic.cli import main as synth
-from tests.experiments.small_store import ENCODERS, make_store
+from tests.experiments.small_store import AUDIO, STREAMS, make_store
 from tests.experiments.small_sweep import write_facts, write_trial
 from tests.extract.command import in_this_process, run_with
 
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(folder: Path) -> FeatureStore:
     """Says of itself and its encoders what nobody should obey."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ENCODERS["audio"], NASTY, NASTY)
+        patch.setitem(STREAMS[AUDIO].fingerprint, NASTY, NASTY)
         return make_store(folder / "store", {"train": 2, "val": 1, "test_s": 1, "test_n": 1})
 
 

@@ -29,17 +29,14 @@ class Target(NamedTuple):
         return self.out.reshape(-1).view(np.uint8)
 
 
-def fill(store: "FeatureStore", targets: Sequence[Target], num_threads: int = 1) -> None:
+def fill(store: "FeatureStore", targets: Sequence[Target]) -> None:
     """Brings rows to their targets.
-
-    Args:
-        num_threads: that copy what is in memory; `READERS` read what is not.
 
     Raises:
         StoreError: as for `FeatureStore.read`; what the targets then hold is not defined.
     """
     if not isinstance(store.folder, LocalFolder):
-        store.folder.together([partial(_copy, store, iter([target])) for target in targets])
+        store.folder.together([partial(_copy, store, [target]) for target in targets])
         return
     waiting = [(target, calls) for target in targets if (calls := _readers(store, target))]
     calls = iter([call for _, calls in waiting for call in calls])
@@ -48,8 +45,7 @@ def fill(store: "FeatureStore", targets: Sequence[Target], num_threads: int = 1)
         with store.shard_of(target.path, target.row) as (shard, place):
             shard.check_copy(place, target.flat, store.verify)
     cold = {id(target) for target, _ in waiting}
-    rest = iter([target for target in targets if id(target) not in cold])
-    _at_once(partial(_copy, store, rest), num_threads)
+    _copy(store, [target for target in targets if id(target) not in cold])
 
 
 def _readers(store: "FeatureStore", target: Target) -> list[Callable[[], None]]:
@@ -66,8 +62,8 @@ def _readers(store: "FeatureStore", target: Target) -> list[Callable[[], None]]:
     return [partial(read, call) for call in calls]
 
 
-def _copy(store: "FeatureStore", targets: Iterator[Target]) -> None:
-    """Copies rows one after the other; several threads may share `targets`."""
+def _copy(store: "FeatureStore", targets: Sequence[Target]) -> None:
+    """Copies rows one after the other."""
     for path, row, out in targets:
         np.copyto(out, store.read(path, row).numpy())
 

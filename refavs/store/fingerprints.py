@@ -19,7 +19,7 @@ def fingerprint_of(store: "FeatureStore", paths: Iterable[str]) -> str:
     table, arrays = store.expressions, []
     for path in sorted(paths):
         spec = store.specs[path]
-        places = table["text_row" if spec.table.startswith("text/") else "clip"].unique()
+        places = list(dict.fromkeys(table["text_row" if spec.table.startswith("text/") else "clip"]))
         sums = checksums(store, path)
         rows = [sums.get(row) for row in store.rows_of(spec.table)[places].tolist()]
         moments = [part.tolist() for part in store.statistics.get(path, ())]

@@ -73,9 +73,7 @@ class FeatureStore:
         StoreError: there is no store, it is damaged, a plain table is half-written, or it lacks an encoder of `use`.
     """
 
-    def __init__(
-        self, location: str | Path, use: Mapping[str, str] | None = None, verify: str = "first"
-    ) -> None:
+    def __init__(self, location: str | Path, use: Mapping[str, str] | None = None, verify: str = "first") -> None:
         if verify not in POLICIES:
             raise StoreError(f"verify is {verify!r}; accepted: {', '.join(POLICIES)}")
         self.folder = open_folder(location)
@@ -217,19 +215,16 @@ class FeatureStore:
     def __getitem__(self, index: int) -> Sample:
         return self.sample(index)
 
-    def __iter__(self) -> Iterator[Sample]:
-        return (self.sample(index) for index in range(len(self)))
-
     def sample(self, index: int, levels: Sequence[str] | None = None) -> Sample:
         """Expression `index` with the visual `levels` named, as `visual_paths` takes them; None reads all."""
         if not 0 <= index < len(self):
             raise IndexError(f"expression {index} of a store of {len(self)}")
         facts = self.facts[index]
         visual, text, valid = self.visual_paths(levels), self.text_path, self.valid_path
-        of_clip = dict.fromkeys([*visual.values(), self.audio_path], facts["clip"])
-        places: dict[str, int] = of_clip | dict.fromkeys([text, valid], facts["text_row"])
+        places = {path: int(facts["clip"]) for path in (*visual.values(), self.audio_path)}
+        places |= {path: int(facts["text_row"]) for path in (text, valid)}
         if facts["object"] >= 0:
-            places |= dict.fromkeys([MASK, LABELLED], facts["object"])
+            places |= {path: int(facts["object"]) for path in (MASK, LABELLED)}
         calls = [partial(self.read, path, self.rows(path, [place])[0]) for path, place in places.items()]
         found = dict(zip(places, self.folder.together(calls), strict=True))
         masked = MASK in found
@@ -282,7 +277,11 @@ class FeatureStore:
         Raises:
             StoreError: as for `read`, also for what goes wrong while the shard is used.
         """
-        spec, record, key = self._found(path, row)
+        spec, row = self._spec(path), int(row)
+        if (spec.table, row) not in self._places:
+            raise StoreError(f"row {row} of {spec.table} is not committed in {self.location}; run the same "
+                             "refavs-extract command again")
+        record, key = self._places[spec.table, row]
         size = self.schema.tables[spec.table].rows_per_shard
         try:
             yield self._shard(spec, record), row - record.index * size
@@ -316,15 +315,6 @@ class FeatureStore:
         if spec is None:
             raise StoreError(f"store {self.location} has no array {path!r}; {nearest(path, self.specs)}")
         return spec
-
-    def _found(self, path: str, row: int) -> tuple[ArraySpec, CommitRecord, str]:
-        """The array, the record of the shard that has a row of it, and the row's key."""
-        spec = self._spec(path)
-        place = self._places.get((spec.table, int(row)))
-        if place is None:
-            raise StoreError(f"row {row} of {spec.table} is not committed in {self.location}; run the same "
-                             "refavs-extract command again")
-        return spec, *place
 
     def visual_paths(self, levels: Sequence[str] | None = None) -> dict[str, str]:
         """Paths of the visual maps of the encoder in use by their short name, in the schema's order.

@@ -11,7 +11,7 @@ import pandas as pd
 from refavs.config import nearest
 from refavs.errors import StoreError
 from refavs.store.backends.base import Folder, open_folder, write_if_changed
-from refavs.store.columns import NEEDED, read_table, write_table
+from refavs.store.columns import NEEDED, read_table, table_record, write_table
 from refavs.store.derived_files import (
     array_file,
     committed_rows,
@@ -127,8 +127,8 @@ class StoreWriter:
         return {key: facts for record in self.records(table) for key, facts in record.meta.items()}
 
     def table(self, name: str) -> pd.DataFrame | None:
-        """The plain table `clips`, `text` or `expressions`; None where it was not written yet."""
-        found = read_table(self.folder, name)
+        """The plain table `clips`, `text` or `expressions`; None where it was not written, or only half."""
+        found = read_table(self.folder, name) if self.folder.exists(table_record(name)) else None
         return found and found[0]
 
     def plan(self, table: str, groups: Sequence[Sequence[str]]) -> list[ShardPlan | None]:
@@ -183,10 +183,8 @@ class StoreWriter:
         Raises:
             StoreError: a column is missing, or a row does not exist.
         """
-        lacking = [name for name in EXPRESSION_COLUMNS if name not in frame.columns]
-        if lacking:
-            raise StoreError(f"the expressions lack {', '.join(lacking)}; needed: {', '.join(EXPRESSION_COLUMNS)}")
-        tables = {name: found[0] for name in ("clips", "text") if (found := read_table(self.folder, name))}
+        _refuse_lacking("expressions", frame)
+        tables = {name: found for name in ("clips", "text") if (found := self.table(name)) is not None}
         for name, rows in lost_rows(frame, self.records(OBJECTS), tables).items():
             raise StoreError(f"the expressions name row {rows[0]} of {name}, which does not exist; leave out the "
                              "expressions of clips that failed")
@@ -200,6 +198,12 @@ class StoreWriter:
             write_if_changed(self.folder, name, data)
         return store_fingerprint(self.schema, records, tables)
 
+    def describe(self) -> None:
+        """Describes the arrays as long as they are, for a store that is not finished."""
+        for table in self.schema.tables:
+            for name, data in self._descriptions(table, num_rows(self.records(table))):
+                write_if_changed(self.folder, name, data)
+
     def drop(self, stream: str) -> list[str]:
         """Removes a stream, or all levels of an encoder, and gives its space back; returns the ids.
 
@@ -209,9 +213,9 @@ class StoreWriter:
         Raises:
             StoreError: the store has no such stream.
         """
-        gone = [name for name in self.schema.streams if name == stream or name.startswith(f"{stream}/")]
-        left = re.fullmatch(STREAM_ID, stream) and any(self.folder.names(place) for place in _places(stream))
-        if not gone and not left:
+        gone = [name for name in self.schema.streams if f"{name}/".startswith(f"{stream}/")]
+        named = re.fullmatch(STREAM_ID, stream) is not None
+        if not named or not (gone or any(self.folder.names(place) for place in _places(stream))):
             raise StoreError(f"store {self.location} has no stream {stream!r}; {nearest(stream, self.schema.streams)}")
         kept = {name: spec for name, spec in self.schema.streams.items() if name not in gone}
         self.schema = replace(self.schema, streams=kept)
@@ -225,6 +229,7 @@ class StoreWriter:
 
     def _write_growing(self, table: str, frame: pd.DataFrame) -> dict[str, int]:
         """Adds rows to a table whose rows keep their places, for the expressions name them."""
+        _refuse_lacking(table, frame)
         key = next(iter(NEEDED[table]))
         old = self.table(table)
         rows = {} if old is None else {row[key]: row for row in old.to_dict("records")}
@@ -264,6 +269,12 @@ def planned_schema(
     if found.mask_rule is None and record_files(folder, OBJECTS):
         wanted = replace(wanted, mask_rule=None)  # no rule tells how those were read
     return extended(found, wanted, folder.location)
+
+
+def _refuse_lacking(table: str, frame: pd.DataFrame) -> None:
+    lacking = [name for name in NEEDED[table] if name not in frame.columns]
+    if lacking:
+        raise StoreError(f"the table {table} lacks {', '.join(lacking)}; needed: {', '.join(NEEDED[table])}")
 
 
 def _places(stream: str) -> tuple[str, str]:

@@ -124,10 +124,10 @@ def bench_inference(quick: bool) -> None:
     size = 96 if quick else 384
     sides = {"mask_features": size // 4, "s8": size // 8, "s16": size // 16, "s32": size // 32}
     maps = tuple(
-        MapSize(name=name, path=f"clips/visual/pixel_decoder/{name}", channels=256, height=side, width=side)
+        MapSize(name=name, path=f"clips/visual/made-up/pixel_decoder/{name}", channels=256, height=side, width=side)
         for name, side in sides.items()
     )
-    sizes = FeatureSizes(maps=maps, audio=StreamSize(path="clips/audio/vggish", channels=128),
+    sizes = FeatureSizes(maps=maps, audio=StreamSize(path="clips/audio/vggish/features", channels=128),
                          text=StreamSize(path="text/roberta/features", channels=768))  # fmt: skip
     options = {"num_layers": 1, "num_queries": 4, "decoder_layers": 1} if quick else {}
     model = EEMC(EEMCConfig(sizes=sizes, **options)).eval()

@@ -20,14 +20,15 @@ from statistics import median
 
 import numpy as np
 import obstore
-import pandas as pd
 import tensorstore
 from bench_store import seconds, turn
 from machine import describe, ratio, speed, table
 
-from refavs.store import ArraySpec, FeatureStore, StoreWriter, text_key
+from refavs.store import FeatureStore
 from refavs.store.backends.base import LocalFolder
 from refavs.store.backends.object_store import RemoteFolder
+from tests.benchmarks.sweep_store import wide_streams
+from tests.benchmarks.train_store import write_store
 
 PACKAGES = ("obstore", "tensorstore", "moto", "numpy")
 OURS = "refavs (obstore, parts)"
@@ -149,27 +150,8 @@ def bench_whole(url: str, data: np.ndarray, num_names: int, repeats: int) -> dic
 
 def write_samples(location: Path, num_clips: int, side: int) -> None:
     """A store of random features: the maps of a pixel decoder from `side` down to an eighth of it, sound and a text."""
-    maps = [ArraySpec(path=f"clips/visual/pixel_decoder/s{stride}", shape=(10, 256, side // stride, side // stride),
-                      dtype="float16", axes=("t", "c", "h", "w")) for stride in (1, 2, 4, 8)]  # fmt: skip
-    sound = ArraySpec(path="clips/audio/vggish", shape=(10, 128), dtype="float32", axes=("t", "c"))
-    text = ArraySpec(path="text/roberta/features", shape=(25, 768), dtype="float32", axes=("l", "c"))
-    valid = ArraySpec(path="text/roberta/valid", shape=(25,), dtype="bool", axes=("l",))
-    writer = StoreWriter.open(
-        location, encoders={}, source="benchmark", num_frames=10, input_size=side,
-        specs={"clips": [*maps, sound], "text": [text, valid]}, rows_per_shard={"clips": 4, "text": 4},
-    )  # fmt: skip
-    clips, rng = [f"clip{number:05d}" for number in range(num_clips)], np.random.default_rng(0)
-    for name, keys in (("clips", clips), ("text", [text_key("a sentence")])):
-        specs = {spec.path: spec for spec in writer.schema.tables[name].arrays}
-        for plan in writer.plan(name, keys):
-            with writer.shard(plan) as shard:
-                for key in plan.keys:
-                    rows = {path: rng.random(spec.shape, np.float32).astype(spec.dtype) for path, spec in specs.items()}
-                    shard.write(key, rows, {"text": "a sentence"} if name == "text" else {})
-    plain = {"vid": "v", "object": -1, "text": 0, "split": "train", "fid": 1, "grade": "", "dimension": ""}
-    rows = writer.committed("clips")
-    writer.write_expressions(pd.DataFrame([{"uid": clip, "clip": rows[clip], **plain} for clip in clips]))
-    writer.finalise()
+    streams = wide_streams(256, {f"s{stride}": side // stride for stride in (1, 2, 4, 8)})
+    write_store(location, streams, ["train"] * num_clips, mask_size=side, per_clip=1, masks=False)
 
 
 def bench_samples(location: str, repeats: int) -> tuple[Times, int]:

@@ -103,7 +103,7 @@ def bench_cold_reads(folder: Path, size: Size, repeats: int) -> tuple[Times, int
     rng = np.random.default_rng(1)
 
     def refavs(rows: Sequence[int]) -> None:
-        FeatureStore(folder / "store", "never").read_into(MAPS, rows, torch.from_numpy(batch))
+        FeatureStore(folder / "store", verify="never").read_rows({MAPS: rows}, lambda *_: torch.from_numpy(batch))
 
     def memmap(rows: Sequence[int]) -> None:
         mapped = np.memmap(folder / "clips.raw", np.float16, "r", shape=(size.num_clips, *size.shape))

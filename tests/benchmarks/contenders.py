@@ -18,32 +18,32 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.core.buffer import cpu
 
-from refavs.store import ArraySpec, FeatureStore, StoreWriter
+from refavs.store import ArraySpec, FeatureStore, StoreWriter, StreamSpec
 
-MAPS = "clips/visual/bench/maps"
+STREAM, MAPS = "visual/bench", "clips/visual/bench/maps"
 Reader = Callable[[Sequence[int]], None]
 
 
 def spec_of(shape: tuple[int, ...], statistics: bool) -> ArraySpec:
     """The array of clips of `shape` (t, c, h, w) in fp16."""
-    return ArraySpec(path=MAPS, shape=shape, dtype="float16", axes=("t", "c", "h", "w"), statistics=statistics)
+    return ArraySpec(name="maps", shape=shape, dtype="float16", axes=("t", "c", "h", "w"), statistics=statistics)
 
 
 def open_store(root: Path, shape: tuple[int, ...], rows_per_shard: int, statistics: bool = False) -> StoreWriter:
     """The writer of a store that holds nothing but the maps of clips."""
-    return StoreWriter.open(
-        root, encoders={}, source="benchmark", num_frames=shape[0], input_size=shape[-1],
-        specs={"clips": [spec_of(shape, statistics)]}, rows_per_shard={"clips": rows_per_shard},
-    )  # fmt: skip
+    stream = StreamSpec(fingerprint={}, arrays=(spec_of(shape, statistics),), rows_per_shard=rows_per_shard)
+    return StoreWriter.open(root, streams={STREAM: stream}, source="benchmark", seconds=shape[0], fps=1.0,
+                            mask_size=shape[-1], objects_per_shard=1)  # fmt: skip
 
 
 def write_store(writer: StoreWriter, clips: Sequence[np.ndarray]) -> None:
     """Writes `clips` as rows 0, 1, ..."""
     names = {f"clip{row:05d}": clip for row, clip in enumerate(clips)}
-    for plan in writer.plan("clips", names):
+    size, keys = writer.schema.tables[STREAM].rows_per_shard, list(names)
+    for plan in filter(None, writer.plan(STREAM, [keys[at : at + size] for at in range(0, len(keys), size)])):
         with writer.shard(plan) as shard:
             for key in plan.keys:
-                shard.write(key, {MAPS: names[key]})
+                shard.write(key, {"maps": names[key]})
 
 
 def tensorstore_spec(path: Path, num_rows: int, shape: tuple[int, ...], rows_per_shard: int) -> dict[str, Any]:
@@ -109,10 +109,10 @@ def readers(folder: Path, batch: np.ndarray, num_rows: int, clips: np.ndarray) -
 
 
 def _refavs(root: Path, verify: str, target: torch.Tensor) -> Reader:
-    store = FeatureStore(root, verify)
+    store = FeatureStore(root, verify=verify)
 
     def read(rows: Sequence[int]) -> None:
-        store.read_into(MAPS, rows, target[: len(rows)])
+        store.read_rows({MAPS: rows}, lambda shape, dtype: target[: len(rows)])  # as training does
 
     return read
 

@@ -1,51 +1,60 @@
-"""A store of noise with the sizes of a preset, for `bench_train.py`."""
+"""Stores of noise for the benchmarks of training and sweeps."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from extract.encoders.presets import Encoders, Preset
-from extract.pipeline.plan import array_specs
-from refavs.store import FeatureStore, StoreWriter, object_key, text_key
+from refavs.store import FeatureStore, StoreWriter, StreamSpec, object_key, text_key
+from refavs.store.format.schema import OBJECTS
 
 SENTENCE = "the object making a sound before the man sings"
 PER_CLIP = 4  # expressions
+LENGTH = 8  # tokens of each text
 
 
-def write_store(root: Path, preset: Preset, encoders: Encoders, num_clips: int) -> FeatureStore:
-    """A store of noise: each clip has an object that moves, and four expressions."""
-    writer = StoreWriter.open(
-        root, encoders=encoders.fingerprints(), source="benchmark", num_frames=preset.num_frames,
-        input_size=preset.input_size, specs=array_specs(preset, encoders), rows_per_shard=preset.rows_per_shard,
-    )
+def write_store(
+    root: str | Path, streams: Mapping[str, StreamSpec], splits: Sequence[str], *, seconds: int = 10,
+    mask_size: int = 384, per_clip: int = PER_CLIP, masks: bool = True,
+) -> FeatureStore:  # fmt: skip
+    """A clip for each of `splits`, with an object that stays where it is and `per_clip` expressions."""
+    writer = StoreWriter.open(root, streams=streams, source="benchmark", seconds=seconds, fps=1.0, mask_size=mask_size,
+                              objects_per_shard=64)  # fmt: skip
     rng = np.random.default_rng(0)
-    clips, sentences = [f"clip{number}" for number in range(num_clips)], [f"{SENTENCE} {k}" for k in range(PER_CLIP)]
-    words = {text_key(sentence): sentence for sentence in sentences}
-    keys = {"clips": clips, "objects": [object_key(clip, 1) for clip in clips], "text": list(words)}
-    for name, rows in keys.items():
-        for plan in writer.plan(name, rows):
-            with writer.shard(plan) as shard:
-                for key in plan.keys:
-                    if name == "text":
-                        (features,) = encoders.text.encode([encoders.text.prepare(words[key])])
-                        shard.write(key, features, {"text": words[key]})
-                        continue
-                    specs = writer.schema.tables[name].arrays
-                    shard.write(key, {spec.path: noise(rng, spec.shape, spec.dtype) for spec in specs}, {})
-    committed = {name: writer.committed(name) for name in keys}
+    clips = [f"clip{number:05d}" for number in range(len(splits))]
+    sentences = [f"{SENTENCE} {k}" for k in range(per_clip)]
+    texts = {text_key(sentence): sentence for sentence in sentences}
+    objects = [object_key(clip, 1) for clip in clips] if masks else []
+    for table in writer.schema.tables:
+        keys = objects if table == OBJECTS else list(texts) if table.startswith("text/") else clips
+        write_rows(writer, table, keys, rng)
+    writer.write_clips(pd.DataFrame({"id": clips, "frames": clips, "sound": clips, "seconds": seconds}))
+    writer.write_texts(pd.DataFrame({"key": list(texts), "text": sentences}))
+    rows = writer.committed(OBJECTS)
     writer.write_expressions(pd.DataFrame([
-        {"uid": f"{clip}_{k}", "vid": clip, "clip": committed["clips"][clip], "fid": 1, "split": "train",
-         "object": committed["objects"][object_key(clip, 1)], "text": committed["text"][text_key(sentence)],
-         "grade": "easy", "dimension": "semantic"}
-        for clip in clips for k, sentence in enumerate(sentences)
+        {"uid": f"{clip}_{k}", "vid": clip, "clip": place, "fid": 1, "split": split, "text": k, "grade": "easy",
+         "object": rows.get(object_key(clip, 1), -1), "dimension": "semantic"}
+        for place, (clip, split) in enumerate(zip(clips, splits, strict=True)) for k in range(per_clip)
     ]))  # fmt: skip
     writer.finalise()
     return FeatureStore(root)
 
 
+def write_rows(writer: StoreWriter, table: str, keys: Sequence[str], rng: np.random.Generator) -> None:
+    """Noise for each key of a stream; of the objects a mask in the middle, labelled in every second."""
+    spec = writer.schema.tables[table]
+    groups = [keys[start : start + spec.rows_per_shard] for start in range(0, len(keys), spec.rows_per_shard)]
+    for plan in filter(None, writer.plan(table, groups)):
+        with writer.shard(plan) as shard:
+            for key in plan.keys:
+                shard.write(key, {one.name: noise(rng, one.shape, one.dtype) for one in spec.arrays})
+
+
 def noise(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Features, or a packed mask with an object in the middle."""
+    """Features, a packed mask with an object in the middle, or that the first places are valid."""
+    if dtype == "bool":
+        return np.arange(shape[0]) < max(LENGTH, 10)
     if dtype != "uint8":
         return rng.standard_normal(shape, np.float32).astype(dtype)
     packed = np.zeros(shape, np.uint8)

@@ -64,8 +64,8 @@ def store(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> FeatureSto
     """Made-up features that say they come from the same checkpoint."""
     stamp = Mask2Former.within(weights).stamp
     patch = pytest.MonkeyPatch()
-    patch.setattr(small_store, "ENCODERS", {"visual/pixel_decoder": {"name": "made-up", "weights": stamp},
-                                            "audio": {"name": "made-up", "weights": "random:0"}})  # fmt: skip
+    maps = changed(small_store.STREAMS[small_store.VISUAL], fingerprint={"name": "made-up", "weights": stamp})
+    patch.setattr(small_store, "STREAMS", small_store.STREAMS | {small_store.VISUAL: maps})
     try:
         return make_store(tmp_path_factory.mktemp("store") / "store", {"train": 4, "val": 2})
     finally:
@@ -128,7 +128,7 @@ def test_sweep_says_what_starts_fresh(
 
 def test_decoder_that_does_not_belong_to_the_store_is_refused(store: FeatureStore, tmp_path: Path) -> None:
     ade = write_decoder(tmp_path, num_labels=150)
-    with pytest.raises(WeightsError, match=r"trial 'tried': the store's pixel_decoder maps were made with the weights"):
+    with pytest.raises(WeightsError, match=r"trial 'tried': the store's maps visual/made-up/pixel_decoder were made with the weights"):
         check_models(with_weights(grid(SETTINGS), ade), store)
     with pytest.raises(ConfigError, match=r"model\.decoder_weights is not random; give the folder"):
         build_model(replace(TrialConfig(), SETTINGS), store)

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from experiments.training.loop import build_model, train
 from refavs.errors import ConfigError, StoreError, WeightsError
 from refavs.metrics import STATISTICS_FILE
 from refavs.model.checkpoint import load_model, save_model
-from refavs.store import ArraySpec, FeatureStore
+from refavs.store import ArraySpec, FeatureStore, StreamSpec
 from refavs.terminal.console import PlainConsole
 
 FILE = "ckpt_best_miou.pth"
@@ -41,21 +42,25 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FeatureStore]:
     folder, patch = tmp_path_factory.mktemp("stores"), pytest.MonkeyPatch()
     clips = {"train": 1, "val": 1, "test_s": 2, "test_n": 1}
     made = {"paper": small_store.make_store(folder / "paper", clips)}
-    backbone = [
-        ArraySpec(path=f"clips/visual/backbone/{name}", shape=(small_store.NUM_FRAMES, 8 << index, side, side),
-                  dtype="float16", axes=("t", "c", "h", "w"), statistics=True)
+    backbone = tuple(
+        ArraySpec(name=name, shape=(small_store.SECONDS, 8 << index, side, side), dtype="float16",
+                  axes=("t", "c", "h", "w"), statistics=True)
         for index, (name, side) in enumerate(SIDES.items())
-    ]  # fmt: skip
-    specs = {**small_store.SPECS, "clips": [*backbone, small_store.SPECS["clips"][-1]]}
+    )  # fmt: skip
+    maps, sound, text = "visual/made-up/backbone", small_store.AUDIO, small_store.TEXT
+    streams = {
+        maps: StreamSpec(fingerprint={"name": "made-up"}, arrays=backbone, rows_per_shard=4),
+        sound: small_store.STREAMS[sound],
+        text: replace(small_store.STREAMS[text], fingerprint=release.ENCODERS["text/roberta"]),
+    }
 
-    def features(name: str, *others: Any) -> dict[str, np.ndarray]:
+    def features(name: str, *others: Any) -> dict[str, dict[str, np.ndarray]]:
         rng = np.random.default_rng(len(name))
-        maps = {spec.path: rng.standard_normal(spec.shape).astype(np.float16) for spec in backbone}
-        return {**maps, "clips/audio/vggish": rng.standard_normal((small_store.NUM_FRAMES, 4)).astype(np.float32)}
+        made = {spec.name: rng.standard_normal(spec.shape).astype(np.float16) for spec in backbone}
+        return {maps: made, sound: {"features": rng.standard_normal((small_store.SECONDS, 4)).astype(np.float32)}}
 
     with patch.context() as patched:
-        patched.setattr(small_store, "SPECS", specs)
-        patched.setattr(small_store, "ENCODERS", {**small_store.ENCODERS, **release.ENCODERS})
+        patched.setattr(small_store, "STREAMS", streams)
         patched.setattr(small_store, "clip_features", features)
         made["released"] = small_store.make_store(folder / "released", clips)
     return made

@@ -2,7 +2,6 @@
 
 import functools
 import http.server
-import importlib.util
 import logging
 import os
 import secrets
@@ -15,13 +14,9 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 
-from refavs.store import object_key, text_key
 from refavs.store.backends.base import LocalFolder
+from tests.refavs import small_store as small
 
-_spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
-assert _spec is not None and _spec.loader is not None
-small = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small)
 SECRET = "not-to-be-printed"
 
 
@@ -119,9 +114,7 @@ def _plain(self: Ranges) -> None:
 def write_small(location: str | Path) -> None:
     """The small store, written to any place as an extraction writes it."""
     writer = small.open_writer(location)
-    small.write_rows(writer, "text", [text_key(text) for text in small.TEXTS])
-    small.write_rows(writer, "clips", small.CLIPS)
-    small.write_rows(writer, "objects", [object_key(clip, 1) for clip in small.CLIPS])
+    small.write_content(writer)
     writer.write_expressions(small.expressions(writer))
     writer.finalise()
 

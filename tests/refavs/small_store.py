@@ -96,6 +96,15 @@ def write_rows(writer: StoreWriter, table: str, keys: Sequence[str], failing: Se
                     shard.write(key, row_of(key, spec.arrays), {"noted": key})
 
 
+def add_clips(writer: StoreWriter, clips: Sequence[str], failing: Sequence[str] = ()) -> None:
+    """Writes the frames and sounds of clips, and the clips; of the `failing` ones the frames fail."""
+    for stream in writer.schema.streams:
+        if stream != TEXT:
+            failed = [content_key("visual/", clip) for clip in failing]
+            write_rows(writer, stream, [content_key(stream, clip) for clip in clips], failed)
+    writer.write_clips(clip_table(clips))
+
+
 def clip_table(clips: Sequence[str]) -> pd.DataFrame:
     """The plain table of clips."""
     return pd.DataFrame([
@@ -112,9 +121,10 @@ def expressions(writer: StoreWriter, clips: Sequence[str] = CLIPS) -> pd.DataFra
     places = {name: place for place, name in enumerate(table["id"])}
     keys = {key: place for place, key in enumerate(texts["key"])}
     objects = writer.committed("objects")
+    done = {stream: writer.committed(stream) for stream in writer.schema.streams if stream != TEXT}
     there = [
         clip for clip in clips
-        if all(content_key(stream, clip) in writer.committed(stream) for stream in (VISUAL, SOUND))
+        if all(content_key(stream, clip) in rows for stream, rows in done.items())
     ]  # fmt: skip
     return pd.DataFrame([
         {"uid": f"{clip}_{k}", "vid": f"v{clip}", "clip": places[clip], "object": objects[object_key(clip, 1)],
@@ -129,15 +139,18 @@ def write_store(
 ) -> StoreWriter:
     """A finished store; of the `failing` clips the frames fail."""
     writer = open_writer(root, **changes)
-    for stream in writer.schema.streams:
-        keys = [text_key(text) for text in TEXTS] if stream == TEXT else [content_key(stream, clip) for clip in clips]
-        write_rows(writer, stream, keys, [content_key("visual/", clip) for clip in failing])
-    write_rows(writer, "objects", [object_key(clip, 1) for clip in clips])
-    writer.write_clips(clip_table(clips))
-    writer.write_texts(pd.DataFrame({"key": [text_key(text) for text in TEXTS], "text": TEXTS}))
+    write_content(writer, clips, failing)
     writer.write_expressions(expressions(writer, clips))
     writer.finalise()
     return writer
+
+
+def write_content(writer: StoreWriter, clips: Sequence[str] = CLIPS, failing: Sequence[str] = ()) -> None:
+    """Everything but the expressions."""
+    write_rows(writer, TEXT, [text_key(text) for text in TEXTS])
+    write_rows(writer, "objects", [object_key(clip, 1) for clip in clips])
+    add_clips(writer, clips, failing)
+    writer.write_texts(pd.DataFrame({"key": [text_key(text) for text in TEXTS], "text": TEXTS}))
 
 
 def assert_whole(root: str | Path) -> None:

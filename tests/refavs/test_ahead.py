@@ -1,12 +1,10 @@
 """Batches are read ahead, sent to a device on a stream of its own, and hold their memory until they are there."""
 
 import contextlib
-import importlib.util
 import os
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,11 +15,8 @@ from refavs.data.batches import Batch, Recycler, batches
 from refavs.data.prefetch import Ahead, Sender, depth_for
 from refavs.errors import DatasetError
 from refavs.store import FeatureStore
+from tests.refavs import small_store as small
 
-_spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
-assert _spec is not None and _spec.loader is not None
-small = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small)
 META = torch.device("meta")
 
 

@@ -17,8 +17,9 @@ from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
 from refavs.model.heads.eemc import EEMC, EEMCConfig
 
 SIZES = FeatureSizes(
-    audio=StreamSize(path="clips/audio/vggish", channels=3), text=StreamSize(path="text/roberta/features", channels=5),
-    maps=tuple(MapSize(name=name, path=f"clips/visual/pixel_decoder/{name}", channels=8, height=4, width=4)
+    audio=StreamSize(path="clips/audio/vggish/features", channels=3),
+    text=StreamSize(path="text/roberta/features", channels=5),
+    maps=tuple(MapSize(name=name, path=f"clips/visual/made-up/pixel_decoder/{name}", channels=8, height=4, width=4)
                for name in ("mask_features", "s8", "s16", "s32")),
 )  # fmt: skip
 

@@ -1,6 +1,5 @@
 """Batches hold each clip once, follow from seed and epoch alone, and say what cannot be batched."""
 
-import importlib.util
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -10,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from refavs.data.batches import (
     Batch,
     Recycler,
-    StoreDataset,
     batches,
     collate,
     default_levels,
@@ -24,11 +22,7 @@ from refavs.data.batches import (
 )
 from refavs.errors import DatasetError
 from refavs.store import FeatureStore
-
-_spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
-assert _spec is not None and _spec.loader is not None
-small = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small)
+from tests.refavs import small_store as small
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -163,22 +157,35 @@ def test_expression_named_twice_comes_twice(store: FeatureStore) -> None:
 
 
 def test_levels_read_are_those_of_the_model(tmp_path: Path, store: FeatureStore) -> None:
-    res2 = small.ArraySpec(path=small.BACKBONE, shape=(3, 2, 4, 4), dtype="float16", axes=("t", "c", "h", "w"))
-    small.write_store(tmp_path / "both", clips=("a",), specs=small.SPECS | {"clips": [*small.SPECS["clips"], res2]})
+    levels = {small.BACKBONE_STREAM: small.LEVEL}
+    small.write_store(tmp_path / "both", clips=("a",), streams=small.STREAMS | levels)
     both = FeatureStore(tmp_path / "both")
-    small.write_store(tmp_path / "one", clips=("a",), specs=small.SPECS | {"clips": [small.SPECS["clips"][2], res2]})
+    others = {name: stream for name, stream in small.STREAMS.items() if name != small.VISUAL}
+    small.write_store(tmp_path / "one", clips=("a",), streams=others | levels)
     one = FeatureStore(tmp_path / "one")
     assert default_levels(both) == ["pixel_decoder"] and default_levels(one) == ["backbone"]
     assert set(next(batches(both, [0], 1)).visual) == {"mask_features", "s8"}
     assert set(next(batches(both, [0], 1, levels=["backbone"])).visual) == {"res2"}
-    assert set(StoreDataset(both, levels=["backbone"])[0].visual) == {"res2"}
+    assert set(both.sample(0, ["backbone"]).visual) == {"res2"}
 
 
-def test_dataset_feeds_a_data_loader(store: FeatureStore) -> None:
-    dataset = StoreDataset(store, ["train", "val"])
-    assert len(dataset) == 4 and dataset.indices == [0, 1, 2, 3] and len(StoreDataset(store)) == 10
-    (batch,) = DataLoader(dataset, batch_size=4, collate_fn=collate)
+def test_store_feeds_a_data_loader(store: FeatureStore) -> None:
+    some = Subset(store, split_indices(store, ["train", "val"]))  # pyright: ignore[reportArgumentType]
+    (batch,) = DataLoader(some, batch_size=4, collate_fn=collate)
     assert batch.uid == ["a_0", "a_1", "b_0", "b_1"] and batch.audio.shape[0] == 2
+
+
+def test_batch_says_which_seconds_are_labelled(tmp_path: Path) -> None:
+    writer = small.write_store(tmp_path / "s")
+    writer.write_clips(small.clip_table(small.CLIPS).assign(seconds=[3, 1, 3, 3, 3]))
+    writer.finalise()
+    store = FeatureStore(tmp_path / "s")
+    (batch,) = batches(store, [0, 2, 3], 3)
+    known = [small.row_of(f"{clip}/1", store.schema.tables["objects"].arrays)["labelled"] for clip in "abb"]
+    assert batch.labelled is not None and batch.labelled[0].tolist() == known[0].tolist()
+    assert batch.labelled[1:].tolist() == [[bool(known[1][0]), False, False]] * 2, "clip b has one second"
+    collated = collate([store[index] for index in (0, 2, 3)]).labelled
+    assert collated is not None and torch.equal(collated, batch.labelled)
 
 
 def test_unknown_split_is_refused_with_the_nearest(store: FeatureStore) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,14 +16,14 @@ from refavs.model.heads.eemc import EEMC, EEMCConfig, Seconds
 from refavs.model.losses import LossConfig, eemc_loss
 from refavs.model.options import ModelOptions
 from refavs.model.visual import Standardisation
-from refavs.store.format.schema import ArraySpec
-from refavs.store.reader import FeatureStore
+from tests.refavs.described_store import described_store
 
 NUM_CLIPS, NUM_FRAMES, LENGTH = 2, 5, 6
 SIZES = FeatureSizes(
-    audio=StreamSize(path="clips/audio/vggish", channels=7), text=StreamSize(path="text/roberta/features", channels=9),
+    audio=StreamSize(path="clips/audio/vggish/features", channels=7),
+    text=StreamSize(path="text/roberta/features", channels=9),
     maps=tuple(
-        MapSize(name=name, path=f"clips/visual/pixel_decoder/{name}", channels=16, height=side, width=side)
+        MapSize(name=name, path=f"clips/visual/made-up/pixel_decoder/{name}", channels=16, height=side, width=side)
         for name, side in (("mask_features", 8), ("s8", 4), ("s16", 2), ("s32", 1))
     ),
 )
@@ -246,22 +247,8 @@ def test_eemc_refuses_options_that_cannot_be_used(options: dict, text: str) -> N
         make_model(**options)
 
 
-class DescribedStore(FeatureStore):
-    """A store's description without its rows."""
-
-    specs: dict[str, ArraySpec] = {}  # noqa: RUF012  (replaces the property of a store on disk)
-    location = "STORE"
-
-    def __init__(self, specs: list[ArraySpec]) -> None:
-        self.specs = {spec.path: spec for spec in specs}
-
-
-def test_sizes_come_from_the_store() -> None:
-    specs = [ArraySpec(path=size.path, shape=(NUM_FRAMES, size.channels, size.height, size.width), dtype="float16",
-                       axes=("t", "c", "h", "w")) for size in SIZES.maps]
-    specs += [ArraySpec(path=SIZES.audio.path, shape=(NUM_FRAMES, 7), dtype="float32", axes=("t", "c")),
-              ArraySpec(path=SIZES.text.path, shape=(LENGTH, 9), dtype="float32", axes=("l", "c"))]
-    assert EEMCConfig.from_store(DescribedStore(specs), beta=2.0) == EEMCConfig(sizes=SIZES, beta=2.0)
-    lacking = [spec for spec in specs if not spec.path.endswith("s16")]
-    with pytest.raises(StoreError, match=re.escape("store STORE has no maps s16; EEMC reads mask_features, s32")):
-        FeatureSizes.from_store(DescribedStore(lacking))
+def test_sizes_come_from_the_store(tmp_path: Path) -> None:
+    assert EEMCConfig.from_store(described_store(tmp_path / "s", SIZES), beta=2.0) == EEMCConfig(sizes=SIZES, beta=2.0)
+    lacking = replace(SIZES, maps=tuple(size for size in SIZES.maps if size.name != "s16"))
+    with pytest.raises(StoreError, match=r"store .* has no maps s16; EEMC reads mask_features, s32"):
+        FeatureSizes.from_store(described_store(tmp_path / "lacking", lacking))

@@ -3,6 +3,7 @@
 import copy
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,13 +12,12 @@ from torch import nn
 from refavs.errors import ConfigError, StoreError
 from refavs.model.feature_sizes import LEVELS, MASKS, FeatureSizes, MapSize
 from refavs.model.heads.eemc import EEMC, EEMCConfig, Seconds
-from refavs.store.format.schema import ArraySpec
-from refavs.store.reader import FeatureStore
+from tests.refavs.described_store import described_store
 from tests.refavs.test_eemc import NUM_FRAMES, OPTIONS, SIZES, make_batch, outputs_differ, run
 
 ALL = "fusion+transformer_decoder+pixel_decoder"
 BACKBONE = replace(SIZES, maps=tuple(
-    MapSize(name=f"res{level + 2}", path=f"clips/visual/backbone/res{level + 2}", channels=4 * 2**level,
+    MapSize(name=f"res{level + 2}", path=f"clips/visual/made-up/backbone/res{level + 2}", channels=4 * 2**level,
             height=32 // 2**level, width=32 // 2**level)
     for level in range(4)
 ))  # fmt: skip
@@ -93,34 +93,19 @@ def test_weights_that_would_stay_random_are_refused(sizes: FeatureSizes, options
         make_model(sizes, **options)
 
 
-class DescribedStore(FeatureStore):
-    """A store's description without its rows."""
-
-    specs: dict[str, ArraySpec] = {}  # noqa: RUF012  (replaces the property of a store on disk)
-    location = "STORE"
-
-    def __init__(self, *levels: FeatureSizes) -> None:
-        specs = [ArraySpec(path=size.path, shape=(NUM_FRAMES, size.channels, size.height, size.width),
-                           dtype="float16", axes=("t", "c", "h", "w")) for sizes in levels for size in sizes.maps]
-        specs += [ArraySpec(path=SIZES.audio.path, shape=(NUM_FRAMES, 7), dtype="float32", axes=("t", "c")),
-                  ArraySpec(path=SIZES.text.path, shape=(6, 9), dtype="float32", axes=("l", "c"))]
-        self.specs = {spec.path: spec for spec in specs}
-
-
-def test_a_trained_pixel_decoder_reads_the_backbone_of_a_store_with_both_levels() -> None:
-    both = DescribedStore(BACKBONE, SIZES)
+def test_a_trained_pixel_decoder_reads_the_backbone_of_a_store_with_both_levels(tmp_path: Path) -> None:
+    both = described_store(tmp_path / "both", BACKBONE, SIZES)
     stored, trained = EEMCConfig.from_store(both), EEMCConfig.from_store(both, trained=ALL)
     assert stored.sizes == SIZES and stored.sizes.levels == ["pixel_decoder"]
     assert trained.sizes == BACKBONE and trained.sizes.levels == ["backbone"]
-    assert EEMCConfig.from_store(DescribedStore(BACKBONE)).sizes == BACKBONE
-    with pytest.raises(StoreError, match=re.escape("store STORE has no maps res2, res3, res4, res5, on which a pixel "
-                                                   "decoder is trained; add them by the same refavs-extract")):
-        EEMCConfig.from_store(DescribedStore(SIZES), trained=ALL)
+    assert EEMCConfig.from_store(described_store(tmp_path / "one", BACKBONE)).sizes == BACKBONE
+    with pytest.raises(StoreError, match="has no maps res2, res3, res4, res5, on which a pixel decoder is trained; "):
+        EEMCConfig.from_store(described_store(tmp_path / "other", SIZES), trained=ALL)
 
 
 @pytest.mark.parametrize(("num_layers", "names"), [(0, []), (1, ["s32"]), (2, ["s16", "s32"]), (5, list(LEVELS))])
-def test_maps_that_no_layer_reads_are_not_read(num_layers: int, names: list[str]) -> None:
-    both = DescribedStore(BACKBONE, SIZES)
+def test_maps_that_no_layer_reads_are_not_read(tmp_path: Path, num_layers: int, names: list[str]) -> None:
+    both = described_store(tmp_path / "both", BACKBONE, SIZES)
     found = EEMCConfig.from_store(both, decoder_layers=num_layers).levels
     assert sorted(found) == sorted(f"pixel_decoder/{name}" for name in (MASKS, *names))
     assert EEMCConfig.from_store(both, trained=ALL, decoder_layers=num_layers).levels == ["backbone"]

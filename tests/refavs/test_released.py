@@ -25,7 +25,7 @@ WIDE, WIDTH, QUERIES, LAYERS, FEEDFORWARD = 64, 32, 5, 4, 24
 NUM_FRAMES, LENGTH, HEIGHT, PLACES = 3, 6, 16, (2, 3)  # maps that are not square, so that no axis passes for another
 AUDIO, TEXT = 7, 9
 SIZES = FeatureSizes(
-    audio=StreamSize(path="clips/audio/vggish", channels=AUDIO),
+    audio=StreamSize(path="clips/audio/vggish/features", channels=AUDIO),
     text=StreamSize(path="text/roberta/features", channels=TEXT),
     maps=tuple(
         MapSize(name=name, path=f"clips/visual/backbone/{name}", channels=WIDE >> (3 - index),
@@ -35,7 +35,7 @@ SIZES = FeatureSizes(
 )  # fmt: skip
 OPTIONS = {"channels": WIDTH, "num_queries": QUERIES, "decoder_layers": LAYERS,
            "decoder_feedforward_channels": FEEDFORWARD}  # fmt: skip
-ENCODERS = {"text": {"name": "roberta", "padding": "kept"}}
+ENCODERS = {"text/roberta": {"name": "roberta", "padding": "kept"}}
 
 
 def mlp(inside: int, hidden: int, outside: int) -> nn.Sequential:
@@ -353,7 +353,7 @@ def test_file_is_known_by_its_content(file: Path, tmp_path: Path) -> None:
 
 
 def test_store_with_other_text_is_refused(file: Path) -> None:
-    encoders = {"text": {"name": "roberta", "sizes": {"num_layers": 12}}}
+    encoders = {"text/roberta": {"name": "roberta", "sizes": {"num_layers": 12}}}
     message = r"text features of roberta \(12 layers, padding left out\); .* --preset released --levels backbone"
     with pytest.raises(StoreError, match=message):
         load_released(file, make_head(), encoders)

@@ -1,7 +1,6 @@
 """Rows that are not in memory are read from the disk in pieces, and are the same."""
 
 import errno
-import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -13,11 +12,7 @@ import torch
 from refavs.errors import StoreError
 from refavs.store import FeatureStore
 from refavs.store.backends.base import MappedFile
-
-_spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
-assert _spec is not None and _spec.loader is not None
-small = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small)
+from tests.refavs import small_store as small
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +44,14 @@ def cold(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("policy", ["first", "always", "never"])
 def test_rows_that_are_not_in_memory_are_read_in_pieces(built: Path, policy: str, cold: list[int]) -> None:
-    store, plain = FeatureStore(built, policy), FeatureStore(built)
+    store, plain = FeatureStore(built, verify=policy), FeatureStore(built)
     wanted = {small.MAPS: [4, 0, 3], small.AUDIO: [1, 0]}
     found = store.read_rows(wanted, lambda shape, dtype: torch.zeros(shape, dtype=dtype))
     for path, rows in wanted.items():
         assert torch.equal(found[path], torch.stack([plain.read(path, row) for row in rows]))
     assert sum(cold) == sum(tensor.nbytes for tensor in found.values()) and max(cold) == 77
-    store.read_into(small.AUDIO, [1], turned := torch.zeros(7, 3, 1).permute(2, 1, 0))  # which no reader fills
-    assert torch.equal(turned[0], plain.read(small.AUDIO, 1))
+    turned = store.read_rows({small.AUDIO: [1]}, lambda shape, dtype: torch.zeros(7, 3, 1).permute(2, 1, 0))
+    assert torch.equal(turned[small.AUDIO][0], plain.read(small.AUDIO, 1)), "whose places no reader can fill"
 
 
 @pytest.mark.parametrize("policy", ["first", "always"])
@@ -66,8 +61,9 @@ def test_rows_read_in_pieces_are_verified(built: Path, tmp_path: Path, policy: s
     data = bytearray(shard.read_bytes())
     data[3] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(StoreError, match=r"of 'a' .* its checksum is"):
-        FeatureStore(root, policy).read_rows({small.MAPS: [1, 0]}, lambda shape, dtype: torch.empty(shape, dtype=dtype))
+    with pytest.raises(StoreError, match=r"of 'frames of a' .* its checksum is"):
+        store = FeatureStore(root, verify=policy)
+        store.read_rows({small.MAPS: [1, 0]}, lambda shape, dtype: torch.empty(shape, dtype=dtype))
     assert sum(cold) > 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from extract.store_cli import main
 from refavs.errors import StoreError
@@ -51,14 +52,16 @@ def grow(root: Path) -> None:
     small.write_store(root, NEW)
 
 
-def grow_level(root: Path) -> None:
-    """Adds an array to every shard."""
-    spec = small.ArraySpec(path=small.BACKBONE, shape=(3, 1, 2, 2), dtype="float16", axes=("t", "c", "h", "w"))
-    writer = small.open_writer(root, specs=small.SPECS | {"clips": [spec, *small.SPECS["clips"]]})
-    for plan in writer.plan("clips", OLD):
-        with writer.shard(plan) as shard:
-            for key in plan.keys:
-                shard.write(key, small.row_of(key, [spec]))
+def grow_stream(root: Path) -> None:
+    """Adds a level of the encoder."""
+    small.write_store(root, OLD, streams=small.STREAMS | {small.BACKBONE_STREAM: small.LEVEL})
+    reword(root)
+
+
+def drop_stream(root: Path) -> None:
+    """Removes a stream that readers do not read."""
+    writer = small.open_writer(root)
+    writer.drop(small.VISUAL)
     writer.finalise()
 
 
@@ -69,7 +72,7 @@ def reword(root: Path) -> None:
     writer.finalise()
 
 
-JOBS = [grow, grow_level, reword]
+JOBS = [grow, grow_stream, reword]
 
 
 def look(root: Path) -> FeatureStore:
@@ -154,6 +157,24 @@ def test_writer_that_is_done_between_two_reads_is_no_damage(
     assert 10 < place < 290
 
 
+def test_stream_that_is_dropped_goes_at_once_for_who_opens_the_store(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FeatureStore(root)
+    kept = store.read(small.MAPS, 0).clone()
+    remove, seen = LocalFolder.remove_all, []
+
+    def looked(folder: LocalFolder, under: str) -> None:
+        remove(folder, under)
+        seen.append(FeatureStore(root).streams)
+        assert not verify(root).damage
+
+    monkeypatch.setattr(LocalFolder, "remove_all", looked)
+    drop_stream(root)
+    assert seen and all(streams == [small.SOUND, small.TEXT] for streams in seen)
+    assert torch.equal(store.read(small.MAPS, 0), kept), "who had mapped it reads on"
+
+
 @pytest.mark.long
 def test_looks_beside_a_writer_that_never_rests(root: Path) -> None:
     stop, rounds, switch = threading.Event(), 0, sys.getswitchinterval()
@@ -163,7 +184,7 @@ def test_looks_beside_a_writer_that_never_rests(root: Path) -> None:
         while not stop.is_set():
             writer = small.open_writer(root)
             new = f"z{rounds:04d}"
-            small.write_rows(writer, "clips", [*OLD, new])
+            small.add_clips(writer, [*OLD, new])
             writer.write_expressions(small.expressions(writer, OLD).assign(grade=f"{rounds % 7}" * (1 + rounds % 5)))
             writer.finalise()
             rounds += 1
@@ -187,14 +208,15 @@ def test_files_of_a_living_writer_are_told_from_those_of_a_dead_one(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = small.open_writer(root)
-    (plan,) = writer.plan("clips", ["x"])
+    (plan,) = writer.plan(small.VISUAL, [["x"]])
+    assert plan is not None
     with Lease(LocalFolder(root), "refavs-extract"), writer.shard(plan) as shard:
-        shard.write("x", small.row_of("x", small.SPECS["clips"]), small.facts_of("x"))
+        shard.write("x", small.row_of("x", small.STREAMS[small.VISUAL].arrays))
         monkeypatch.setattr(os, "getpid", lambda: 1)  # verify as another process
         assert main(["verify", str(root)]) == 0
         monkeypatch.undo()
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("uncommitted")]
-        assert len(lines) == 3
+        assert len(lines) == 2
         assert all("(of refavs-extract (process " in line and "is at work; readers do" in line for line in lines)
     (root / f"{small.MAPS}/c.0.0.0.0.0.7-0badcafe.partial").touch()
     assert main(["verify", str(root)]) == 0
@@ -210,7 +232,7 @@ def test_shard_that_is_committed_while_verify_looks_is_not_left_over(
         found = names(folder, under)
         if not under:
             monkeypatch.setattr(LocalFolder, "names", names)
-            small.write_rows(StoreWriter.attach(root), "clips", ["x"])
+            small.write_rows(StoreWriter.attach(root), small.VISUAL, ["x"])
             found = names(folder, under)
         return found
 
@@ -221,10 +243,10 @@ def test_shard_that_is_committed_while_verify_looks_is_not_left_over(
 
 def test_real_damage_beside_a_writer_is_found(root: Path) -> None:
     (root / small.MAPS / "c.0.0.0.0.0").write_bytes(b"x")
-    small.write_rows(small.open_writer(root), "clips", ["x"])
+    small.write_rows(small.open_writer(root), small.VISUAL, ["x"])
     (damage,) = verify(root).damage
     assert damage.keys == ("a", "b")
     (root / "expressions/uid/c.0.0").write_bytes(b"x")
     with pytest.raises(StoreError, match=r"uid/c\.0\.0 is damaged: it does not match"):
         FeatureStore(root)
-    assert {damage.where for damage in verify(root).damage} == {f"{small.MAPS}/c.0.0.0.0.0", "commits"}
+    assert {damage.where for damage in verify(root).damage} == {f"{small.MAPS}/c.0.0.0.0.0", "commits/expressions.json"}

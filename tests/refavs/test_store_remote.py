@@ -85,6 +85,17 @@ def test_folder_lists_files_at_any_depth(folder: Folder) -> None:
     assert not folder.exists("zarr.json") and "zarr.json" not in folder.names()
 
 
+def test_folder_moves_a_file_and_removes_a_folder(folder: Folder) -> None:
+    for name in ("clips/a/c.0", "clips/a/b/c.0", "clips/ab/c.0"):
+        folder.write(name, name.encode())
+    folder.move("clips/a/c.0", "text/x/y/c.1")
+    assert folder.read("text/x/y/c.1") == b"clips/a/c.0" and not folder.exists("clips/a/c.0")
+    folder.remove_all("clips/a")
+    folder.remove_all("clips/nothing")
+    assert folder.names() == ["clips/ab/c.0", "text/x/y/c.1"]
+    assert not isinstance(folder, LocalFolder) or not (folder.path / "clips/a").exists()
+
+
 def test_folder_publishes_a_file_whole(folder: Folder) -> None:
     folder.write("clips/c.0", b"before")
     scratch = folder.scratch("clips/c.0")
@@ -265,7 +276,7 @@ def test_batch_asks_the_server_once_for_each_clip_text_and_mask(
     facts = [ours.facts[index] for index in order]
     clips, texts, objects = (len({fact[name] for fact in facts}) for name in ("clip", "text_row", "object"))
     assert (len(found.audio), clips) == (2, 2) and set(asked.values()) == {1}
-    assert asked.total() == clips * (len(found.visual) + 1) + 2 * texts + objects
+    assert asked.total() == clips * (len(found.visual) + 1) + 2 * texts + 2 * objects
     (wanted,) = batches(ours, order, len(order))
     assert found.mask is not None and wanted.mask is not None and torch.equal(found.mask, wanted.mask)
     assert all(torch.equal(found.visual[name], wanted.visual[name]) for name in wanted.visual)

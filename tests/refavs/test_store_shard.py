@@ -1,6 +1,5 @@
 """Shard files are standard Zarr v3: zarr-python and tensorstore read what was written, bit for bit."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -17,16 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from refavs.errors import StoreError
-from refavs.store import ArraySpec, FeatureStore, StoreWriter, pack_mask, unpack_mask
+from refavs.store import ArraySpec, FeatureStore, StreamSpec, pack_mask, unpack_mask
 from refavs.store.backends.base import LocalFolder
 from refavs.store.format.checksum import crc32c
-from refavs.store.format.schema import DTYPES, array_metadata
+from refavs.store.format.schema import DTYPES
 from refavs.store.format.shard import ALIGNMENT_BYTES, ShardFacts, ShardFile, ShardReader, shard_name
-
-_spec = importlib.util.spec_from_file_location("small_store", Path(__file__).parent / "small_store.py")
-assert _spec is not None and _spec.loader is not None
-small = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small)
+from refavs.store.format.zarr_metadata import array_metadata
+from tests.refavs import small_store as small
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +50,18 @@ def read_all(root: Path, path: str) -> list[np.ndarray]:
     return [np.asarray(group[path][...]), open_tensorstore(root, path).read().result()]
 
 
-@pytest.mark.parametrize("path", [spec.path for specs in small.SPECS.values() for spec in specs])
+@pytest.mark.parametrize(
+    "path", [small.MAPS, small.COARSE, small.AUDIO, small.FEATURES, small.VALID, "objects/mask", "objects/labelled"]
+)
 def test_store_is_read_by_zarr_and_tensorstore(built: Path, path: str) -> None:
     store = FeatureStore(built)
-    table = path.split("/")[0]
-    keys = store._places
+    spec = store.specs[path]
+    table, keys = spec.table, store._places
     rows = [row for name, row in keys if name == table]
     for found in read_all(built, path):
         assert found.shape[0] == max(rows) + 1
         for row in rows:
-            expected = small.row_of(keys[table, row][1], [store.specs[path]])[path]
+            expected = small.row_of(keys[table, row][1], [spec])[spec.name]
             np.testing.assert_array_equal(found[row], expected)
             np.testing.assert_array_equal(store.read(path, row).numpy(), expected)
 
@@ -72,14 +70,21 @@ def test_store_names_its_rows_and_statistics_for_other_readers(tmp_path: Path) -
     small.write_store(tmp_path / "s", failing=["c"])
     group = zarr.open_group(str(tmp_path / "s"), mode="r")
     ids = ["".join(map(chr, row)).rstrip("\0") for row in group["clips/id"][...]]
-    assert ids == ["a", "b", "", "d", "e"]
-    np.testing.assert_array_equal(group["objects/clip"][...], [0, 1, -1, 3, 4])
-    rows = open_tensorstore(tmp_path / "s", "text/string").read().result()
-    assert {bytes(row).rstrip(b"\0").decode() for row in rows} == set(small.TEXTS)
+    assert ids == list(small.CLIPS)
+    np.testing.assert_array_equal(group["clips/visual/swin/pixel_decoder/row"][...], [0, 1, -1, 3, 4])
+    np.testing.assert_array_equal(group["clips/audio/vggish/row"][...], range(5))
+    np.testing.assert_array_equal(group["objects/clip"][...], range(5))
+    rows = open_tensorstore(tmp_path / "s", "text/text").read().result()
+    assert [bytes(row).rstrip(b"\0").decode() for row in rows] == list(small.TEXTS)
+    order = open_tensorstore(tmp_path / "s", "text/roberta/row").read().result()
+    for row, text in zip(order, small.TEXTS, strict=True):
+        expected = small.row_of(small.text_key(text), small.STREAMS[small.TEXT].arrays)["features"]
+        np.testing.assert_array_equal(group[small.FEATURES][row], expected)
     store = FeatureStore(tmp_path / "s")
     np.testing.assert_array_equal(group[small.AUDIO].attrs["statistics"]["mean"], store.statistics[small.AUDIO][0])
     assert group.attrs["fingerprint"] == store.fingerprint
-    assert group[small.MAPS].metadata.dimension_names == ("clip", "t", "c", "h", "w")
+    assert group[small.MAPS].metadata.dimension_names == ("row", "t", "c", "h", "w")
+    assert group["clips/audio/vggish"].attrs["fingerprint"] == store.encoders[small.SOUND]
 
 
 def test_hole_reads_as_zeros_and_its_neighbours_are_whole(tmp_path: Path) -> None:
@@ -87,7 +92,8 @@ def test_hole_reads_as_zeros_and_its_neighbours_are_whole(tmp_path: Path) -> Non
     for found in read_all(tmp_path / "s", small.MAPS):
         assert not found[1].any()
         for row, key in ((0, "a"), (2, "c"), (3, "d"), (4, "e")):
-            np.testing.assert_array_equal(found[row], small.row_of(key, small.SPECS["clips"])[small.MAPS])
+            expected = small.row_of(small.content_key(small.VISUAL, key), small.STREAMS[small.VISUAL].arrays)
+            np.testing.assert_array_equal(found[row], expected["mask_features"])
 
 
 @pytest.mark.long
@@ -99,24 +105,24 @@ def test_any_shape_type_and_shard_size_is_read_alike(
     root = tmp_path_factory.mktemp("store") / "s"
     shape = tuple(data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4), label="shape"))
     dtype = data.draw(st.sampled_from(DTYPES), label="type")
-    spec = ArraySpec(path="clips/x", shape=shape, dtype=dtype, axes=tuple("thwx"[: len(shape)]))
+    spec = ArraySpec(name="x", shape=shape, dtype=dtype, axes=tuple("thwx"[: len(shape)]), table="audio/x")
     per_shard = data.draw(st.integers(1, 5), label="rows per shard")
     keys = [f"k{number:02d}" for number in range(data.draw(st.integers(1, 9), label="keys"))]
     failing = data.draw(st.sets(st.sampled_from(keys), max_size=len(keys) - 1), label="failing")
-    writer = StoreWriter.open(root, encoders={}, source="", num_frames=1, input_size=1, specs={"clips": [spec]},
-                              rows_per_shard={"clips": per_shard})  # fmt: skip
-    small.write_rows(writer, "clips", keys, tuple(failing))
+    stream = StreamSpec(fingerprint={}, arrays=(spec,), rows_per_shard=per_shard)
+    writer = small.open_writer(root, streams={"audio/x": stream})
+    small.write_rows(writer, "audio/x", keys, tuple(failing))
     writer.finalise()
-    store = FeatureStore(root)
-    assert set(store.clips["id"]) == set(keys) - failing
-    found = read_all(root, "clips/x")
-    for row, key in store.clips["id"].items():
-        expected = small.row_of(key, [spec])["clips/x"]
+    store, rows = FeatureStore(root), writer.committed("audio/x")
+    assert set(rows) == set(keys) - failing
+    found = read_all(root, spec.path)
+    for key, row in rows.items():
+        expected = small.row_of(key, [spec])["x"]
         for array in found:
             np.testing.assert_array_equal(array[row], expected)
-        np.testing.assert_array_equal(store.read("clips/x", row).numpy(), expected)
+        np.testing.assert_array_equal(store.read(spec.path, row).numpy(), expected)
     for array in found:
-        holes = set(range(len(array))) - set(store.clips.index)
+        holes = set(range(len(array))) - set(rows.values())
         assert not any(array[row].any() for row in holes)
 
 
@@ -147,12 +153,12 @@ def test_shards_of_other_writers_are_read(tmp_path_factory: pytest.TempPathFacto
     root = tmp_path_factory.mktemp("store")
     shape = tuple(data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4), label="shape"))
     dtype = data.draw(st.sampled_from(DTYPES), label="type")
-    spec = ArraySpec(path="clips/x", shape=shape, dtype=dtype, axes=tuple("thwx"[: len(shape)]))
+    spec = ArraySpec(name="x", shape=shape, dtype=dtype, axes=tuple("thwx"[: len(shape)]), table="audio/x")
     size, count = data.draw(st.integers(1, 5), label="rows per shard"), data.draw(st.integers(1, 9), label="rows")
-    rows = np.stack([small.row_of(f"k{row}", [spec])["clips/x"] for row in range(count)])
+    rows = np.stack([small.row_of(f"k{row}", [spec])["x"] for row in range(count)])
     rows.reshape(count, -1)[:, 0] = 1  # an empty row would be left out
     folder = LocalFolder(root)
-    folder.write("clips/x/zarr.json", array_metadata(spec, size, count))
+    folder.write(f"{spec.path}/zarr.json", array_metadata(spec, size, count))
     writer = data.draw(st.sampled_from(["zarr", "tensorstore", "by hand"]), label="writer")
     if writer == "by hand":
         rng = np.random.default_rng(data.draw(st.integers(0, 99), label="seed"))
@@ -160,7 +166,7 @@ def test_shards_of_other_writers_are_read(tmp_path_factory: pytest.TempPathFacto
             folder.write(shard_name(spec, index), scattered(rows[start : start + size], size, rng))
     else:
         order = data.draw(st.permutations(range(count)), label="order") if data.draw(st.booleans()) else []
-        write_elsewhere(writer, root / "clips/x", rows, order)
+        write_elsewhere(writer, root / spec.path, rows, order)
     for index, start in enumerate(range(0, count, size)):
         file = folder.read(shard_name(spec, index))
         sums = {place: crc32c(row) for place, row in enumerate(rows[start : start + size])}
@@ -171,7 +177,7 @@ def test_shards_of_other_writers_are_read(tmp_path_factory: pytest.TempPathFacto
             np.testing.assert_array_equal(shard.read(place, "always").numpy(), rows[start + place])
     group = {"zarr_format": 3, "node_type": "group", "attributes": {}}
     folder.write("zarr.json", json.dumps(group).encode())
-    for found in read_all(root, "clips/x"):
+    for found in read_all(root, spec.path):
         np.testing.assert_array_equal(found, rows)
 
 
@@ -201,8 +207,8 @@ def test_rows_are_views_aligned_and_private(built: Path) -> None:
 def test_mapping_keeps_no_file_open(built: Path) -> None:
     store = FeatureStore(built)
     before = len(os.listdir("/proc/self/fd"))
-    rows = [store.read(spec.path, row) for spec in small.SPECS["clips"] for row in range(5)]
-    assert len(os.listdir("/proc/self/fd")) == before and len(rows) == 15
+    rows = [store.read(path, row) for path in (small.MAPS, small.COARSE) for row in range(5)]
+    assert len(os.listdir("/proc/self/fd")) == before and len(rows) == 10
 
 
 def test_writing_holds_no_more_than_a_row(tmp_path: Path) -> None:
@@ -230,7 +236,7 @@ def test_checksum_of_the_file_is_that_of_its_bytes(tmp_path: Path) -> None:
 
 
 def test_shard_of_another_length_or_index_is_refused(tmp_path: Path) -> None:
-    spec = ArraySpec(path="clips/x", shape=(5,), dtype="float32", axes=("t",))
+    spec = ArraySpec(name="x", shape=(5,), dtype="float32", axes=("t",))
     path = tmp_path / "c.0.0"
     folder = LocalFolder(tmp_path)
     file = ShardFile(folder, path.name, 3)

@@ -12,7 +12,7 @@ from refavs.files.atomic import write_atomically
 from refavs.files.partials import partial_path, partials_of, without_mark
 from refavs.store import FeatureStore, StoreWriter
 from refavs.store.backends.base import LocalFolder, is_stray
-from refavs.store.columns import EXPRESSIONS_RECORD
+from refavs.store.columns import table_record
 from refavs.store.hdf5.exchange import export, import_
 from refavs.store.verify import verify
 from tests.refavs import small_store as small
@@ -68,7 +68,7 @@ def linked(root: Path, name: str, to: Path) -> Path:
 
 def test_expressions_that_are_a_link_to_a_folder_are_not_written(root: Path, mine: Path) -> None:
     link = linked(root, "expressions", mine)
-    (root / EXPRESSIONS_RECORD).unlink()
+    (root / table_record("expressions")).unlink()
     with pytest.raises(StoreError, match=rf"{link} is a symbolic link \(to {mine}\).*nor?.*put the folder itself"):
         small.write_store(root)
     assert_untouched(mine)
@@ -90,14 +90,14 @@ def test_part_that_is_a_link_is_read_and_not_written(root: Path, mine: Path, nam
     small.write_store(root)  # complete: nothing to write
     before = small.files_of(away)
     with pytest.raises(StoreError, match=rf"s/{name} is a symbolic link"):
-        small.write_rows(small.open_writer(root), "clips", ["f"])
-        small.write_rows(small.open_writer(root), "text", [small.text_key("new")], texts=["new"])
+        small.add_clips(small.open_writer(root), ["f"])
+        small.write_rows(small.open_writer(root), small.TEXT, [small.text_key("new")])
     assert small.files_of(away) == before
 
 
 def test_store_that_is_named_by_a_link_is_written(root: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(root)
-    small.write_rows(small.open_writer(tmp_path / "link"), "clips", ["f"])
+    small.add_clips(small.open_writer(tmp_path / "link"), ["f"])
     assert FeatureStore(root).clips["id"].tolist() == [*small.CLIPS, "f"]
 
 
@@ -165,7 +165,7 @@ def test_store_in_a_folder_whose_name_is_no_text_is_whole(root: Path) -> None:
     odd = Path(os.fsdecode(os.fsencode(root.parent) + b"/caf\xe9"))
     root.rename(odd)
     assert verify(odd).damage == () and len(list(FeatureStore(odd))) == 10
-    small.write_rows(StoreWriter.attach(odd), "clips", ["f"])
+    small.add_clips(StoreWriter.attach(odd), ["f"])
     export(odd, odd.with_suffix(".h5"))
     import_(odd.with_suffix(".h5"), odd.with_name("back"))
     (odd / small.MAPS / "c.0.0.0.0.0").write_bytes(b"x")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from refavs.errors import StoreError
-from refavs.store import FeatureStore, object_key
+from refavs.store import FeatureStore
 from refavs.store.unchanged import refuse_exchanged
 from tests.refavs import small_store as small
 
@@ -59,7 +59,7 @@ def test_exchanged_store_whose_extraction_did_not_finish_is_refused(
     root, other = (Path(shutil.copytree(path, tmp_path / name)) for path, name in zip(stores, "so", strict=True))
     unfinished = (other / "zarr.json", root / "zarr.json") if before else (other / "zarr.json",)
     for file in unfinished:
-        small.open_writer(file.parent).plan("clips", [*small.CLIPS, "z"])
+        small.open_writer(file.parent).plan(small.VISUAL, [["z"]])
     store = FeatureStore(root)
     exchange(root, other)
     with pytest.raises(StoreError, match="no longer the one that was opened"):
@@ -84,9 +84,20 @@ def test_store_that_grows_is_the_same_one(tmp_path: Path) -> None:
     small.write_store(tmp_path / "s", small.CLIPS[:3])
     store = FeatureStore(tmp_path / "s")
     writer = small.open_writer(tmp_path / "s")
-    small.write_rows(writer, "clips", small.CLIPS)
+    small.add_clips(writer, small.CLIPS)
     refuse_exchanged(store, store.fingerprint)
-    small.write_rows(writer, "objects", [object_key(clip, 1) for clip in small.CLIPS])
+    small.write_content(writer)
     writer.write_expressions(small.expressions(writer))
     writer.finalise()
     refuse_exchanged(store, store.fingerprint)
+
+
+def test_store_without_a_stream_is_the_same_one_for_who_does_not_read_it(tmp_path: Path) -> None:
+    small.write_store(tmp_path / "s", streams=small.STREAMS | {"audio/clap": small.STREAMS[small.SOUND]})
+    vggish, clap = (FeatureStore(tmp_path / "s", {"audio": name}) for name in ("vggish", "clap"))
+    writer = small.open_writer(tmp_path / "s")
+    assert writer.drop("audio/clap") == ["audio/clap"]
+    writer.finalise()
+    refuse_exchanged(vggish)
+    with pytest.raises(StoreError, match="no longer the one that was opened there"):
+        refuse_exchanged(clap)

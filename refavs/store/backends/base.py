@@ -78,7 +78,6 @@ class Folder(Protocol):
 
     def write(self, name: str, data: bytes) -> None:
         """Replaces the file by `data`, durably; whoever reads it sees the old bytes or the new ones."""
-        ...
 
     def create(self, name: str, data: bytes) -> bool:
         """Writes the file if there is none; says whether it did. Of several who try at once, one succeeds."""
@@ -98,15 +97,12 @@ class Folder(Protocol):
 
     def remove(self, name: str) -> None:
         """Removes the file, if it is there, durably."""
-        ...
 
     def remove_all(self, under: str) -> None:
         """Removes the folder `under` with all its files, if it is there."""
-        ...
 
     def move(self, name: str, new: str) -> None:
         """Gives the file another name."""
-        ...
 
     def scratch(self, name: str) -> Path:
         """A local file, which does not exist yet, to write what `publish` will call `name`."""
@@ -114,7 +110,6 @@ class Folder(Protocol):
 
     def publish(self, scratch: Path, name: str) -> None:
         """Gives a scratch file, whose bytes are on the disk, its name; the scratch file is gone afterwards."""
-        ...
 
     def sweep(self) -> list[str]:
         """Removes what interrupted writers left; returns the names removed."""
@@ -298,9 +293,10 @@ class LocalFolder:
 
     def move(self, name: str, new: str) -> None:
         """Renames the file."""
-        self._own(new).parent.mkdir(parents=True, exist_ok=True)
-        os.rename(self._own(name), self._own(new))
-        sync_folder(self._own(new).parent)
+        path = self._own(new)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(self._own(name), path)
+        sync_folder(path.parent)
 
     def remove_all(self, under: str) -> None:
         """Removes the folder `under` with all its files."""

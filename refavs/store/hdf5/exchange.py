@@ -129,6 +129,8 @@ def import_(file: str | Path, location: str | Path, progress: Progress = silent)
             lease.check()
             if about["finished"]:
                 writer.finalise()
+            else:
+                writer.describe()
     return fingerprint
 
 
@@ -147,7 +149,7 @@ def _write_about(out: h5py.File, store: FeatureStore) -> None:
     attributes = store.schema.to_attributes()
     about = _About(version=VERSION, fingerprint=store.fingerprint, finished=store.finished, attributes=attributes,
                    tables={name: facts for name, (_, facts) in store.tables.items()})  # fmt: skip
-    out[ABOUT] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    out[ABOUT] = np.frombuffer(seal(dict(about)), np.uint8)
     lines = [seal(record.facts() | {"seconds": round(record.seconds, 3)}) for record in store.records]
     out[RECORDS] = np.frombuffer(b"\n".join(lines) or b"\n", np.uint8)
     facts = {
@@ -208,9 +210,11 @@ def _write_rows(out: h5py.File, store: FeatureStore, check: Callable[[], None], 
 def _about(kept: ForeignFile) -> _About:
     data = kept.small(ABOUT, "uint8").tobytes()
     with kept.refusing():
-        found = read_json(data)
+        found = read_json(data)["record"]
         version = found["version"]
         if version == VERSION:
+            if seal(found) != data:
+                raise ValueError(f"{ABOUT} does not match its checksum")
             return shaped(found, _About, "its description")
     raise StoreError(f"{kept.path} has exchange version {version!r}, this refavs reads {VERSION}; use the refavs that "
                      "wrote it")
@@ -228,7 +232,7 @@ def _fingerprint_in(path: Path) -> str | None:
 def _records(kept: ForeignFile, schema: StoreSchema) -> list[CommitRecord]:
     """The commit records in a file, whose rows find room in it."""
     found: dict[str, CommitRecord] = {}
-    for line in kept.small(RECORDS, "uint8").tobytes().splitlines():
+    for line in filter(None, kept.small(RECORDS, "uint8").tobytes().splitlines()):
         told = read_json(line)["record"]
         file = record_name(str(told["table"]), int(told["index"]))
         found[file] = parse_record(line, file, schema, f"{file} in {kept.path}")
