@@ -221,10 +221,10 @@ class FeatureStore:
             raise IndexError(f"expression {index} of a store of {len(self)}")
         facts = self.facts[index]
         visual, text, valid = self.visual_paths(levels), self.text_path, self.valid_path
-        of_clip: dict[str, int] = dict.fromkeys([*visual.values(), self.audio_path], int(facts["clip"]))
-        places = of_clip | dict.fromkeys([text, valid], int(facts["text_row"]))
+        places = {path: int(facts["clip"]) for path in (*visual.values(), self.audio_path)}
+        places |= {path: int(facts["text_row"]) for path in (text, valid)}
         if facts["object"] >= 0:
-            places |= dict.fromkeys([MASK, LABELLED], int(facts["object"]))
+            places |= {path: int(facts["object"]) for path in (MASK, LABELLED)}
         calls = [partial(self.read, path, self.rows(path, [place])[0]) for path, place in places.items()]
         found = dict(zip(places, self.folder.together(calls), strict=True))
         masked = MASK in found

@@ -143,10 +143,11 @@ def _prepare(folder: Folder) -> None:
         folder.remove_all(f"commits/{table}")  # of an upgrade that did not come to its journal
     for record in _records(folder, schema, moves, old):
         write_record(folder, record)
-    folder.write(JOURNAL, seal(dict[str, Any](
+    journal = _Journal(
         attributes=schema.to_attributes(), moves=moves, expressions=expressions[1] if expressions else {},
         finished="fingerprint" in told, tables_done=False,
-    )))  # fmt: skip
+    )
+    folder.write(JOURNAL, seal(dict(journal)))
     folder.write("zarr.json", group_metadata({"refavs_schema": {"version": HALF_UPGRADED}}))
 
 

@@ -65,8 +65,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> FeatureSto
     """Made-up features that say they come from the same checkpoint."""
     stamp = Mask2Former.within(weights).stamp
     patch = pytest.MonkeyPatch()
-    made_up = {"name": "made-up", "weights": stamp}
-    maps = dataclasses.replace(small_store.STREAMS[small_store.VISUAL], fingerprint=made_up)
+    maps = changed(small_store.STREAMS[small_store.VISUAL], fingerprint={"name": "made-up", "weights": stamp})
     patch.setattr(small_store, "STREAMS", small_store.STREAMS | {small_store.VISUAL: maps})
     try:
         return make_store(tmp_path_factory.mktemp("store") / "store", {"train": 4, "val": 2})
@@ -130,7 +129,7 @@ def test_sweep_says_what_starts_fresh(
 
 def test_decoder_that_does_not_belong_to_the_store_is_refused(store: FeatureStore, tmp_path: Path) -> None:
     ade = write_decoder(tmp_path, num_labels=150)
-    with pytest.raises(WeightsError, match=r"trial 'tried': the store's maps visual/made-up/pixel_decoder were made with"):
+    with pytest.raises(WeightsError, match="trial 'tried': the store's maps visual/made-up/pixel_decoder were made with"):
         check_models(with_weights(grid(SETTINGS), ade), store)
     with pytest.raises(ConfigError, match=r"model\.decoder_weights is not random; give the folder"):
         build_model(replace(TrialConfig(), SETTINGS), store)

@@ -1,34 +1,30 @@
 """Files of a store that are gone, cut, or in the place of others: each is found, named, and mended by the command."""
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from refavs.errors import StoreError
-from refavs.store.format.shard import shard_name
+from refavs.store.backends.base import LocalFolder
+from refavs.store.format.commits import record_name
 from refavs.store.reader import FeatureStore
+from refavs.store.repair import drop_damaged
 from refavs.store.verify import verify
-
-SMALL = Path(__file__).parents[1] / "refavs" / "small_store.py"
-_spec = importlib.util.spec_from_file_location("small_store", SMALL)
-assert _spec is not None and _spec.loader is not None
-small = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small)
+from tests.refavs import small_store as small
 
 # As large as the maps beside it, so that neither size nor checksums inside the file tell the two apart.
-TWIN = small.ArraySpec(
-    path="clips/visual/backbone/res2", shape=(3, 4, 5, 6), dtype="float16", axes=("t", "c", "h", "w"), statistics=True
-)
-SPECS = small.SPECS | {"clips": [TWIN, *small.SPECS["clips"]]}
+TWIN = replace(small.LEVEL, arrays=(replace(small.LEVEL.arrays[0], shape=(3, 4, 5, 6)),))
+STREAMS = small.STREAMS | {small.BACKBONE_STREAM: TWIN}
 MAPS = [f"{small.MAPS}/c.{index}.0.0.0.0" for index in range(3)]
-TWINS = [f"{TWIN.path}/c.{index}.0.0.0.0" for index in range(3)]
-RECORDS = [f"commits/clips-{index:05d}.json" for index in range(3)]
-TEXT = "text/roberta/features/c.0.0.0"
+TWINS = [f"{small.BACKBONE}/c.{index}.0.0.0.0" for index in range(3)]
+RECORDS = [record_name(small.VISUAL, index) for index in range(3)]
+SPOKEN = f"it speaks of shard 0 of {small.VISUAL}"
+TEXT = f"{small.FEATURES}/c.0.0.0"
 Change = Callable[[Path, Path], object]
 
 
@@ -44,7 +40,7 @@ def no_fsync() -> Iterator[None]:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished store of three shards of clips that no test changes."""
     root = tmp_path_factory.mktemp("built") / "s"
-    small.write_store(root, specs=SPECS)
+    small.write_store(root, streams=STREAMS)
     return root
 
 
@@ -52,11 +48,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of the same clips and sizes whose encoder has other weights, so with other values."""
     root = tmp_path_factory.mktemp("other") / "s"
-    encoders = small.ENCODERS | {"visual": small.ENCODERS["visual"] | {"weights": "random:9"}}
+    maps = small.STREAMS[small.VISUAL]
+    changed = replace(maps, fingerprint=maps.fingerprint | {"weights": "random:9"})
     with pytest.MonkeyPatch.context() as patch:
         right = small.row_of
         patch.setattr(small, "row_of", lambda key, specs: right(f"other {key}", specs))
-        small.write_store(root, specs=SPECS, encoders=encoders)
+        small.write_store(root, streams=STREAMS | {small.VISUAL: changed})
     return root
 
 
@@ -67,7 +64,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         right = small.row_of
         patch.setattr(small, "row_of", lambda key, specs: right(f"twin {key}", specs))
-        small.write_store(root, specs=SPECS)
+        small.write_store(root, streams=STREAMS)
     return root
 
 
@@ -99,7 +96,7 @@ def swap(first: str, second: str) -> Change:
 # Name: what is done, the files that verify names, and the keys that it says are lost.
 SHARD_FAULTS: dict[str, tuple[Change, list[str], set[str]]] = {
     "shard removed": (remove(MAPS[0]), [MAPS[0]], {"a", "b"}),
-    "shard of texts removed": (remove(TEXT), [TEXT], {small.text_key(text) for text in small.TEXTS}),
+    "shard of texts removed": (remove(TEXT), [TEXT], set(small.TEXTS)),
     "shard emptied": (lambda root, other: os.truncate(root / MAPS[0], 0), [MAPS[0]], {"a", "b"}),
     "shard cut by a byte": (cut(MAPS[1], -1), [MAPS[1]], {"c", "d"}),
     "shard cut in a row": (cut(MAPS[1], -900), [MAPS[1]], {"c", "d"}),
@@ -126,21 +123,21 @@ def read_all(root: Path) -> set[str]:
                     found = store.read(spec.path, row).numpy()
                 except StoreError as error:
                     assert f"{spec.path} of {key!r} (row {row} of {record.table})" in str(error)
-                    lost.add(key)
+                    lost.add(key.rpartition(" of ")[2])
                     continue
-                np.testing.assert_array_equal(found, small.row_of(key, [spec])[spec.path])
-    return lost
+                np.testing.assert_array_equal(found, small.row_of(key, [spec])[spec.name])
+    texts = dict(zip(store.texts["key"], store.texts["text"], strict=True))
+    return {texts.get(key, key) for key in lost}
 
 
-def mend(root: Path, built: Path, files: list[str]) -> None:
-    """Does what the messages say, and compares the outcome with the store as it was."""
-    for name in files:
-        if (root / name).is_dir():
-            shutil.rmtree(root / name)
-        table, index = name.split("/")[0], name.split("/")[-1].split(".")[1]
-        record = name if table == "commits" else f"commits/{table}-{int(index):05d}.json"
-        (root / record).unlink(missing_ok=True)
-    small.write_store(root, specs=SPECS)
+def mend(root: Path, built: Path) -> None:
+    """Drops what is damaged, extracts again, and compares the outcome with the store as it was."""
+    damage = verify(root).damage
+    for found in damage:
+        if found.where.rpartition("/")[2].startswith("c.") and (root / found.where).is_dir():
+            (root / found.where).rmdir()
+    drop_damaged(LocalFolder(root), damage)
+    small.write_store(root, streams=STREAMS)
     assert small.files_of(root) == small.files_of(built) and not verify(root).damage
 
 
@@ -156,7 +153,7 @@ def test_shard_that_is_not_the_one_that_was_committed(
     damage = verify(root).damage
     assert {found.where for found in damage} == set(files)
     assert {key for found in damage for key in found.keys} == keys
-    mend(root, built, files)
+    mend(root, built)
 
 
 @pytest.mark.long
@@ -165,31 +162,31 @@ def test_shards_of_a_store_with_the_same_fingerprints_are_told_apart(built: Path
         root = Path(shutil.copytree(built, tmp_path / name.replace("/", "_")))
         shutil.copyfile(twin / name, root / name)
         assert {found.where for found in verify(root).damage} == {name} and read_all(root)
-        mend(root, built, [name])
+        mend(root, built)
 
 
 def test_shard_without_its_record_is_not_seen_and_is_written_again(built: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(built, tmp_path / "s"))
     (root / RECORDS[1]).unlink()
-    with pytest.raises(StoreError, match=r"need row 2 of clips, which no commit record holds \(2 such rows\)"):
-        FeatureStore(root)
+    with pytest.raises(StoreError, match=f"has no {small.MAPS} of 'c'; run refavs-extract with the stream"):
+        list(FeatureStore(root))
     verdict = verify(root)
     assert (RECORDS[1], ("c", "d")) in {(found.where, found.keys) for found in verdict.damage}
     assert MAPS[1] in verdict.uncommitted
-    mend(root, built, [])
+    mend(root, built)
 
 
 # Name: what is done to a record, and what the error of opening the store says.
 RECORD_FAULTS: dict[str, tuple[Change, str, str]] = {
-    "copied under another index": (copy(RECORDS[0], RECORDS[1]), RECORDS[1], "it speaks of shard 0 of table clips"),
-    "copied under a new index": (copy(RECORDS[0], "commits/clips-00007.json"), "commits/clips-00007.json",
-                                 "it speaks of shard 0 of table clips"),
-    "copied to another table": (copy(RECORDS[0], "commits/objects-00000.json"), "commits/objects-00000.json",
-                                "it speaks of shard 0 of table clips"),
-    "of another store": (from_other(RECORDS[0]), RECORDS[0], "its encoders"),
+    "copied under another index": (copy(RECORDS[0], RECORDS[1]), RECORDS[1], SPOKEN),
+    "copied under a new index": (copy(RECORDS[0], record_name(small.VISUAL, 7)), record_name(small.VISUAL, 7),
+                                 SPOKEN),
+    "copied to another table": (copy(RECORDS[0], record_name("objects", 0)), record_name("objects", 0),
+                                SPOKEN),
+    "of another store": (from_other(RECORDS[0]), RECORDS[0], "its rows are of the fingerprint"),
     "cut": (cut(RECORDS[0], -1), RECORDS[0], "does not match its own checksum"),
     "emptied": (lambda root, other: (root / RECORDS[0]).write_bytes(b""), RECORDS[0], "does not match its own"),
-    "exchanged with another": (swap(RECORDS[0], RECORDS[1]), RECORDS[0], "it speaks of shard 1 of table clips"),
+    "exchanged with another": (swap(RECORDS[0], RECORDS[1]), RECORDS[0], SPOKEN.replace("shard 0", "shard 1")),
 }  # fmt: skip
 
 
@@ -203,8 +200,8 @@ def test_record_that_is_not_the_shards(built: Path, other: Path, tmp_path: Path,
     assert str(root / file) in str(raised.value) and text in str(raised.value)
     assert "remove it and run the same refavs-extract command again" in str(raised.value)
     damage = {found.where: found for found in verify(root).damage}
-    assert file in damage and ("clips-00007" in file or damage[file].keys)
-    mend(root, built, [where for where in damage if where.startswith("commits/")])
+    assert file in damage and ("00007" in file or damage[file].keys)
+    mend(root, built)
 
 
 def test_record_of_a_store_with_the_same_fingerprints_fits_no_row(built: Path, twin: Path, tmp_path: Path) -> None:
@@ -213,17 +210,18 @@ def test_record_of_a_store_with_the_same_fingerprints_fits_no_row(built: Path, t
     assert read_all(root) == {"a", "b"} and not FeatureStore(root).finished
     damage = verify(root).damage
     assert {key for found in damage for key in found.keys} == {"a", "b"}
-    mend(root, built, [RECORDS[0]])
+    mend(root, built)
 
 
 def test_whole_shard_of_another_store_with_its_record_is_not_the_finished_one(
     built: Path, twin: Path, tmp_path: Path
 ) -> None:
     root = Path(shutil.copytree(built, tmp_path / "s"))
-    for spec in SPECS["clips"]:
-        name = shard_name(spec, 0)
+    for path in (small.MAPS, small.COARSE):
+        name = f"{path}/c.0.0.0.0.0"
         shutil.copyfile(twin / name, root / name)
     shutil.copyfile(twin / RECORDS[0], root / RECORDS[0])
     assert not FeatureStore(root).finished
     assert any("the store was finished as" in found.problem for found in verify(root).damage)
-    mend(root, built, [RECORDS[0]])
+    (root / RECORDS[0]).unlink()  # which no message says: a record and its rows fit together
+    mend(root, built)

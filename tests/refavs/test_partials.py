@@ -1,6 +1,5 @@
 """Commands that write a file or a folder: killed at any point, the same command ends it and leaves nothing else."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -8,23 +7,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from refavs.store.hdf5.kept import KeptStore  # noqa: F401 (the killer below uses it)
 
 from extract.store_cli import main
 from refavs.errors import DatasetError, StoreError
 from refavs.files.partials import give_name, lock_partial, partial_path, remove_left
 from refavs.store import FeatureStore
 from refavs.store.backends.base import LocalFolder
-from refavs.store.hdf5.exchange import export, import_
+from refavs.store.hdf5.exchange import _fingerprint_in, export, import_  # noqa: F401 (the killer below uses it)
 from refavs.store.lease import Lease
 from refavs.synthetic import write as synthetic
 from refavs.synthetic.write import write_benchmark
+from tests.refavs import small_store as small
 
 HERE = Path(__file__).parent
-_spec = importlib.util.spec_from_file_location("small_store", HERE / "small_store.py")
-assert _spec is not None and _spec.loader is not None
-small = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small)
 NAMES = ["x" * 251 + ".h5", "é" * 124 + ".h5", "y" * 255]
 
 
@@ -104,7 +99,7 @@ def run(job, folder, death=None):
 
 def files(folder):
     found = tests.small.files_of(folder) | {str(path.relative_to(folder)): "" for path in folder.rglob("*/")}
-    prints = {name: tests.KeptStore.fingerprint_of(folder / name) for name in found if name.endswith(".h5")}
+    prints = {name: tests._fingerprint_in(folder / name) for name in found if name.endswith(".h5")}
     return {name: data for name, data in (found | prints).items() if Path(name).name not in (".lock", "lease.json")}
 
 tests.small.write_store(root / "s")
@@ -214,7 +209,7 @@ def test_export_of_an_unfinished_store_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = small.open_writer(tmp_path / "s")
-    small.write_rows(writer, "clips", ["a"])
+    small.write_rows(writer, small.VISUAL, ["a"])
     for number in range(2):  # made, and there already
         assert main(["export", str(tmp_path / "s"), str(tmp_path / "s.h5")]) == 3, number
         assert "has only what was committed by then: the extraction of" in (err := capsys.readouterr().err)

@@ -152,7 +152,8 @@ def test_info_command_shows_the_store(
     assert main(["info", str(root)]) == 0
     out = capsys.readouterr().out
     for text in (
-        "source       small", "3 seconds, 1 frames a second", "11 x 11 px", f"{small.VISUAL}: swin@", small.MAPS, "3x4x5x6", "float16",
+        "source       small", "3 seconds, 1 frames a second", "11 x 11 px", f"{small.VISUAL}: swin@",
+        small.MAPS, "3x4x5x6", "float16",
         "clips        1 silent", "clips        2 repeated_from_s", "failed       d: made to fail",
         "expressions  8 (test_n 2, test_s 2, train 2, val 2)",
     ):  # fmt: skip
@@ -208,7 +209,9 @@ def test_sizes_are_readable(size: int, text: str) -> None:
     PermissionError(errno.EACCES, "Permission denied"),
     OSError(errno.EMFILE, "Too many open files"),
 ])  # fmt: skip
-@pytest.mark.parametrize("out", ["commits/audio/vggish/00001.json", SHARD, "row", "clips/zarr.json", "expressions/uid/c.0.0"])
+@pytest.mark.parametrize(
+    "out", ["commits/audio/vggish/00001.json", SHARD, "row", "clips/zarr.json", "expressions/uid/c.0.0"]
+)
 def test_what_is_out_of_reach_is_not_damage(
     built: Path, monkeypatch: pytest.MonkeyPatch, out: str, error: OSError
 ) -> None:
