@@ -136,7 +136,7 @@ def _sweep(args: argparse.Namespace) -> int:
     grid = with_weights(read_grid(args.grid, parse_overrides(args.set)), args.weights_dir)
     stores = {name: FeatureStore(place) for name, place in named_locations(args.store).items()}
     store = next(iter(stores.values()))
-    grid = with_checkpoints(with_stores(grid, stores), store.fingerprint, args.any_store)
+    grid = with_checkpoints(with_stores(grid, stores), store, args.any_store)
     out = args.out or Path("runs") / grid.name
     resources = Resources(
         address=args.address, max_concurrent=args.max_concurrent, cpus_per_trial=args.cpus_per_trial,
@@ -208,8 +208,8 @@ def _dry_run(
 
     fresh = check_models(grid, store)
     ledger = Ledger(out)
-    search = Search(grid, ledger, store.fingerprint) if grid.search else None
-    entries = search.entries if search else ledger.entries(grid.trials, store.fingerprint)
+    search = Search(grid, ledger, store) if grid.search else None
+    entries = search.entries if search else ledger.entries(grid.trials, store)
     table = Table(title=f"sweep {grid.name} in {out}", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("trial", "seed", "key", "epochs", "state"):
         table.add_column(column)
@@ -225,7 +225,7 @@ def _dry_run(
     console = wide_console()
     console.print(table)
     if to_run(entries) or to_come:
-        kinds = ledger.entries(grid.kinds, store.fingerprint)
+        kinds = ledger.entries(grid.kinds, store)
         suggested = [kinds[number % len(kinds)] for number in range(to_come)]
         show(console, [*entries, *suggested], store, resources)
     for line in search.described() if search else ():
@@ -271,7 +271,7 @@ def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") ->
             "RANDOM FEATURES: at least one encoder of this store has random weights; compare rows with each other, not "
             "with published numbers", style="bold yellow",
         )
-    best = Search(grid, Ledger(out), store.fingerprint).best() if grid.search else None
+    best = Search(grid, Ledger(out), store).best() if grid.search else None
     best_line = [f"best point: {best[0]}: {grid.search.plan.metric} {best[1]:.5g}"] if best and grid.search else []
     for line in [*best_line, *_summary(outcome)]:
         console.print(line)

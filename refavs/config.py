@@ -82,7 +82,8 @@ def _checked(value: Any, kind: Any, key: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _checked(value, next(a for a in arguments if a is not type(None)), key)
+        kinds = [argument for argument in arguments if argument is not type(None)]
+        return _checked(value, next((one for one in kinds if type(value) is one), kinds[-1]), key)
     if origin is Literal:
         if value in arguments:
             return value

@@ -28,7 +28,8 @@ def reading(config: TrialConfig) -> Hashable:
     """What trials have in common that read the same batches, in the same order, in training and in evaluation."""
     train, model = config.train, config.model
     return (
-        config.order_seed, model.head, model.needs().maps[0][:1],  # of a level all maps are worth one read
+        config.order_seed, model.head, tuple(model.use.items()),
+        model.needs().maps[0][:1],  # of a level all maps are worth one read
         train.steps_per_epoch, train.batch_size, train.accumulate, train.expressions_per_clip, train.frames,
         train.sampling, train.acoustic_temporal_weight, train.eval_batch_size, config.resources,
     )  # fmt: skip

@@ -101,7 +101,7 @@ def probe(config: TrialConfig, location: str, weights_dir: Path | None) -> tuple
     from experiments.training.cost import measure
     from refavs.store import FeatureStore
 
-    store = FeatureStore(location)
+    store = FeatureStore(location, use=config.model.use)
     torch.cuda.reset_peak_memory_stats(GPU)
     measure(share_of(config), store, GPU, weights_dir)
     reserved = torch.cuda.max_memory_reserved(GPU) + depth_for(GPU) * bytes_of_batch(config, store)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import platform
 import traceback
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import torch
 from experiments.cluster.errors import WorkerDiedError
 from experiments.grid.config import trial_config
 from experiments.records.record_types import WorkerSettings, read_record
+from experiments.records.stores import opened
 from experiments.training.learner import Team
 from experiments.training.loop import Run, train_group
 from refavs.errors import ConfigError, RefAVSError, StoreError
@@ -119,16 +119,12 @@ def _store_of(settings: dict[str, Any]) -> FeatureStore:
         StoreError: it cannot be used, or is not the one with which the trials were planned.
     """
     facts = _settings(Path(settings["folders"][0]))
-    store = _store(facts.get("store_location") or settings["store"])
+    use = trial_config(facts["config"]).model.use
+    store = opened(facts.get("store_location") or settings["store"], tuple(sorted(use.items())))
     try:
         refuse_exchanged(store, facts["store"])
     except StoreError:
-        _store.cache_clear()  # the right one may be put back
+        opened.cache_clear()  # the right one may be put back
         raise
     return store
 
-
-@functools.lru_cache(maxsize=4)
-def _store(location: str) -> FeatureStore:
-    """A store, opened once by each worker."""
-    return FeatureStore(location)

@@ -53,7 +53,7 @@ class Trial:
         trial where it is left at its default.
 
         Args:
-            fingerprint: of the features of a sweep with one store.
+            fingerprint: of the features that it reads.
             recorded: every setting's default when the sweep began, as `recorded_defaults` names it; those of the code
                 where one is missing.
         """
@@ -62,8 +62,7 @@ class Trial:
             name: _unsigned(value) for name, value in flat(self.config).items()
             if value != known.get(name, _UNKNOWN) and not name.startswith(NOT_IN_KEY)
         }
-        store = self.store.fingerprint if self.store else fingerprint
-        return digest({"settings": settings, "store": store, **({"files": self.digests} if self.digests else {})})
+        return digest({"settings": settings, "store": fingerprint, **({"files": self.digests} if self.digests else {})})
 
 
 def _prefix(head: str) -> str:

@@ -12,6 +12,7 @@ from experiments.grid.trial import Trial, TrialStore
 from refavs.config import digest
 from refavs.data.splits import Splits
 from refavs.errors import ConfigError
+from refavs.model.feature_sizes import FeatureSizes
 from refavs.store import FeatureStore
 from refavs.store.fingerprints import checksums
 from refavs.store.format.schema import LABELLED, MASK
@@ -138,12 +139,25 @@ def facts_of(store: FeatureStore) -> dict[str, Any]:
 
 
 def store_of(trial: Trial, default: FeatureStore) -> FeatureStore:
-    """The store that a trial reads: its own, or the sweep's only one."""
-    if trial.store is None or trial.store.fingerprint == default.fingerprint:
+    """The store that a trial reads, its own or the sweep's only one, with the encoders that it names."""
+    own = trial.store is not None and trial.store.fingerprint != default.fingerprint
+    use = trial.config.model.use
+    if not own and use == default.use:
         return default
-    return _opened(trial.store.location)
+    return opened(trial.store.location if own and trial.store else default.location, tuple(sorted(use.items())))
 
 
-@functools.lru_cache(maxsize=8)
-def _opened(location: str) -> FeatureStore:
-    return FeatureStore(location)
+@functools.lru_cache(maxsize=16)
+def opened(location: str, use: tuple[tuple[str, str], ...] = ()) -> FeatureStore:
+    """A store, opened once by each process for the encoders in use."""
+    return FeatureStore(location, use=dict(use))
+
+
+def features_of(trial: Trial, default: FeatureStore) -> str:
+    """Names what a trial reads of its store: its arrays, the expressions and the masks.
+
+    Raises:
+        StoreError: the store lacks what the head reads.
+    """
+    store, model = store_of(trial, default), trial.config.model
+    return store.fingerprint_of(FeatureSizes.from_store(store, model.needs(), model.head).paths)

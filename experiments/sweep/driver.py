@@ -134,8 +134,8 @@ def _planned(
     grid: Grid, store: FeatureStore, ledger: Ledger, rerun: Sequence[str] = ()
 ) -> tuple[Search | None, list[Entry], list[Entry]]:
     """The search, the known trials, and those of them to run again, from the ledger's present state."""
-    search = Search(grid, ledger, store.fingerprint) if grid.search else None
-    entries = search.entries if search else ledger.entries(grid.trials, store.fingerprint)
+    search = Search(grid, ledger, store) if grid.search else None
+    entries = search.entries if search else ledger.entries(grid.trials, store)
     return search, entries, ledger.beginning_with(rerun, entries)
 
 

@@ -39,10 +39,10 @@ class Search:
         points: values by setting, in the order of their suggestion, within the budget.
     """
 
-    def __init__(self, grid: Grid, ledger: Ledger, fingerprint: str) -> None:
+    def __init__(self, grid: Grid, ledger: Ledger, store: FeatureStore) -> None:
         assert grid.search is not None
-        self.grid, self.plan, self.ledger, self.fingerprint = grid.search, grid.search.plan, ledger, fingerprint
-        self.identity = self.grid.identity(self.grid.examples[0].key(fingerprint, ledger.defaults))
+        self.grid, self.plan, self.ledger, self.store = grid.search, grid.search.plan, ledger, store
+        self.identity = self.grid.identity(ledger.entries(self.grid.examples[:1], store)[0].key)
         self.path = ledger.root / "search" / f"{self.identity[:KEY_LENGTH]}.json"
         self.points: list[dict[str, Any]] = (read_record(self.path, _Search) or {"points": []})["points"]
         self._of_points: list[list[Entry]] = []
@@ -141,7 +141,7 @@ class Search:
         return name, value
 
     def _entries(self, index: int, point: Mapping[str, Any]) -> list[Entry]:
-        return self.ledger.entries(self.grid.trials(index, point), self.fingerprint)
+        return self.ledger.entries(self.grid.trials(index, point), self.store)
 
     def _note(self, entry: Entry, records: Sequence[Mapping[str, Any]]) -> None:
         for record in records:

@@ -185,7 +185,7 @@ class Mirror:
                 self.tracker.contact()
             parent = self.tracker.start_sweep(self.name, self.description, self.store, self.facts)
             self._send_again_under(parent)
-            known = {**self.ledger.sweep.get("run_ids", {}), self.store.fingerprint: parent}
+            known = {**self.ledger.sweep.get("run_ids", {}), self.store.fingerprint_of(()): parent}
             self.ledger.set_sweep(run_id=parent, run_ids=known)
             self._parent = parent
         return self._parent
@@ -193,7 +193,7 @@ class Mirror:
     def _send_again_under(self, parent: str) -> None:
         """Sends all trials again if the sweep has a new run, because the old one or its database was removed."""
         before = self.ledger.sweep
-        known = before.get("run_ids", {}).get(self.store.fingerprint, before.get("run_id"))
+        known = before.get("run_ids", {}).get(self.store.fingerprint_of(()), before.get("run_id"))
         if known is None or known == parent:
             return
         for entry in list(self.entries):

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from experiments.grid.expand import Grid
 from experiments.grid.trial import Trial, refuse_twins
+from experiments.records.stores import features_of
 from refavs.config import replace
 from refavs.errors import ConfigError
 from refavs.model.checkpoint import checkpoint_digest, read_config
 from refavs.model.heads.registry import default_options, implementation_of
+from refavs.store import FeatureStore
 
 
 def with_weights(grid: Grid, weights_dir: Path | None) -> Grid:
@@ -43,11 +45,11 @@ def with_weights(grid: Grid, weights_dir: Path | None) -> Grid:
     return grid.with_kinds(found)
 
 
-def with_checkpoints(grid: Grid, fingerprint: str, any_store: bool = False) -> Grid:
+def with_checkpoints(grid: Grid, store: FeatureStore, any_store: bool = False) -> Grid:
     """The grid with the trained heads that its trials start from.
 
     Args:
-        fingerprint: of the features that the trials read.
+        store: that of the trials without one of their own.
         any_store: accept a head that was trained on other features.
 
     Raises:
@@ -62,11 +64,11 @@ def with_checkpoints(grid: Grid, fingerprint: str, any_store: bool = False) -> G
         kind = implementation_of(trial.config.model)
         if not kind.own_format:  # a file in a format of its own knows no store
             known = read_config(folder)["facts"].get("store")
-            own = trial.store.fingerprint if trial.store else fingerprint
+            own = features_of(trial, store)
             if known != own and not any_store:
                 raise ConfigError(
-                    f"trial {trial.name!r}: the head in {init} was trained on the store {str(known)[:12]}, this one is "
-                    f"{own[:12]}; give the store that it knows, or --any-store to train it on other features"
+                    f"trial {trial.name!r}: the head in {init} was trained on the features {str(known)[:12]}, these "
+                    f"are {own[:12]}; give the store that it knows, or --any-store to train it on other features"
                 )
         digest = kind.own_stamp(folder) if kind.own_format else checkpoint_digest(folder)
         digests = {**trial.digests, "init": digest}

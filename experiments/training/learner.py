@@ -125,8 +125,10 @@ class Learner:
 
     def _count(self, parts: Sequence[tuple[int, Batch]], frames: list[int] | None) -> FrameCounts:
         """The frames of the whole batch; no device is asked unless several workers have to tell each other."""
-        shown = [_chosen(part, frames) for _, part in parts]
-        found = sum(int(one.sum()) for one in shown), sum(int((~one).sum()) for one in shown)
+        shown = [_shown(part, frames) for _, part in parts]
+        counted = [_of_frames(part.counted, frames) for _, part in parts]
+        found = (sum(int(one.sum()) for one in shown),
+                 sum(int((known & ~one).sum()) for one, known in zip(shown, counted, strict=True)))  # fmt: skip
         if self.team.size > 1:
             num_shown, num_null = self.team.add(torch.tensor(found).to(self.device, non_blocking=True)).tolist()
             found = num_shown, num_null
@@ -141,8 +143,12 @@ class Learner:
             # A compiled model is compiled for tensors alone.
             output = self.forward(part, seconds) if self.config.train.compile else self.forward(part, seconds, once)
         mask = once("mask", lambda: mask if seconds is None else mask[:, seconds.index])
-        shown = once("shown", lambda: _places(_chosen(part, frames)).to(self.device, non_blocking=True))
-        target = Target(masks=mask, counts=whole, shown=shown, once=once)
+        shown = once("shown", lambda: _places(_shown(part, frames)).to(self.device, non_blocking=True))
+        labelled = None
+        if part.labelled is not None and not _of_frames(part.counted, frames).all():
+            every = part.labelled
+            labelled = once("labelled", lambda: every if seconds is None else every[:, seconds.index])
+        target = Target(masks=mask, labelled=labelled, counts=whole, shown=shown, once=once)
         return self.model.loss(output, target, self.config.loss)
 
     def _share(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -220,10 +226,15 @@ class Learner:
             self.scaler.load_state_dict(facts["scaler"])
 
 
-def _chosen(part: Batch, frames: list[int] | None) -> Bool[np.ndarray, "b t"]:
-    """Which of the chosen seconds show each expression's object."""
-    assert part.shown is not None
-    return part.shown if frames is None else part.shown[:, frames]
+def _of_frames(known: Bool[np.ndarray, "b t"] | None, frames: list[int] | None) -> Bool[np.ndarray, "b f"]:
+    """What is known of the chosen seconds."""
+    assert known is not None
+    return known if frames is None else known[:, frames]
+
+
+def _shown(part: Batch, frames: list[int] | None) -> Bool[np.ndarray, "b f"]:
+    """Which of the chosen seconds are labelled and show each expression's object."""
+    return _of_frames(part.shown, frames) & _of_frames(part.counted, frames)
 
 
 def _places(shown: Bool[np.ndarray, "b t"]) -> Int[Tensor, "s"]:

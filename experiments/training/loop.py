@@ -175,6 +175,7 @@ class Training:
         num_frames, batch = settings.frames or store.seconds, bytes_of_batch(config, store)
         require_memory(config.model, sizes, device, at_once, num_frames, batch)
         self.run, self.team = run, team
+        self.features = store.fingerprint_of(sizes.paths)
         self.learner = Learner(config, build_model(config, store, run.weights_dir).to(device), team)
         self.epoch, self.history = load_state(run.folder / "state", self.learner)
         if self.history:
@@ -238,7 +239,7 @@ class Training:
         run, model = self.run, self.learner.average
         in_history = f"{VALIDATION}/"
         metrics = {name: value for name, value in metrics.items() if not name.startswith(in_history)}
-        facts = {"store": store.fingerprint, "encoders": store.encoders, "seconds": store.seconds,
+        facts = {"store": self.features, "encoders": store.encoders, "seconds": store.seconds,
                  "mask_size": store.mask_size}  # fmt: skip
         started = time.monotonic()
         save_model(run.folder / "checkpoint", model, {**facts, "trial": to_dict(self.learner.config)})

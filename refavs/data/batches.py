@@ -67,9 +67,14 @@ class Batch:
         pixels = np.ascontiguousarray(self.mask.flatten(2).numpy(force=True))
         return np.any(pixels.view(np.uint64 if pixels.shape[-1] % 8 == 0 else np.bool_), axis=-1)
 
+    @cached_property
+    def counted(self) -> Bool[np.ndarray, "b t"] | None:
+        """In which seconds it is known where each object is."""
+        return None if self.labelled is None else self.labelled.numpy(force=True)
+
     def known(self) -> "Batch":
         """This batch, which from now on knows what a step asks about it, so that no device has to be asked."""
-        _ = self.groups, self.text_length, self.shown
+        _ = self.groups, self.text_length, self.shown, self.counted
         return self
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -86,7 +91,7 @@ class Batch:
     def same(self, groups: ClipGroups, **changes: Any) -> "Batch":
         """The batch with its values in other places; what is known of them stays known."""
         batch = replace(self, **changes)
-        vars(batch).update(groups=groups, text_length=self.text_length, shown=self.shown)
+        vars(batch).update(groups=groups, text_length=self.text_length, shown=self.shown, counted=self.counted)
         return batch
 
 

@@ -45,12 +45,14 @@ class Needs:
         maps: names of visual maps, finest first. Of several such sets the head reads the first that the store has.
         audio: whether it reads the features of the sound.
         text: whether it reads the features of the expression.
+        sound_by_second: whether it reads one vector of the sound for each second, and no finer tokens.
         advice: what to do where the store lacks the maps, after a message that names these.
     """
 
     maps: tuple[tuple[str, ...], ...]
     audio: bool = True
     text: bool = True
+    sound_by_second: bool = False
     advice: str = "run refavs-extract with that level again"
 
 
@@ -76,7 +78,7 @@ class FeatureSizes:
             head: its name, for the message.
 
         Raises:
-            StoreError: the store lacks maps.
+            StoreError: the store lacks maps, or its sound has another form.
         """
         paths = store.visual_paths()
         names = next((names for names in needs.maps if all(name in paths for name in names)), None)
@@ -89,6 +91,11 @@ class FeatureSizes:
         def size(path: str) -> dict[str, int]:
             return dict(zip(store.specs[path].axes, store.specs[path].shape, strict=True))
 
+        if needs.audio and needs.sound_by_second and "t" not in store.specs[store.audio_path].axes:
+            encoder = store.audio_path.split("/")[2]
+            raise StoreError(f"the encoder {encoder!r} of store {store.location} has several tokens a second; {head} "
+                             "reads one vector a second; choose another by model.audio, or another head")
+
         def stream(path: str) -> StreamSize:
             return StreamSize(path=path, channels=size(path)["c"])
 
@@ -99,6 +106,11 @@ class FeatureSizes:
             maps=tuple(MapSize(name=name, path=path, channels=shape["c"], height=shape["h"], width=shape["w"])
                        for name, path, shape in shapes),
         )  # fmt: skip
+
+    @property
+    def paths(self) -> list[str]:
+        """The arrays, by their paths in the store."""
+        return [size.path for size in (*self.maps, self.audio, self.text) if size is not None]
 
     @property
     def has_mask_features(self) -> bool:

@@ -20,9 +20,16 @@ class HeadOptions:
 
     Attributes:
         head: name of the head; refavs-sweep settings HEAD lists the settings of another one.
+        visual: encoder whose maps the head reads; None takes the store's only one, or the paper's.
+        audio: encoder of the sound, by name; True takes the store's only one, or the paper's; False leaves the sound
+            out, an ablation.
+        text: the same for the expression.
     """
 
     head: str
+    visual: str | None = None
+    audio: bool | str = True
+    text: bool | str = True
 
     implementation: ClassVar[str]
     """The head itself, a `refavs.model.heads.protocol.Head`, as `module:Class`."""
@@ -44,6 +51,12 @@ class HeadOptions:
     """Symbol and meaning of that number, for the axis of the figure."""
     ablations: ClassVar[Mapping[str, str]] = {}
     """What a report calls the part that is left out where this setting is False."""
+
+    @property
+    def use(self) -> dict[str, str]:
+        """The encoders that are named, by modality, as `FeatureStore` takes them."""
+        named = {"visual": self.visual, "audio": self.audio, "text": self.text}
+        return {modality: name for modality, name in named.items() if isinstance(name, str)}
 
     def needs(self) -> Needs:
         """What the head reads of a store."""

@@ -89,6 +89,7 @@ class FeatureStore:
         self._rows: dict[str, np.ndarray] = {}
         self._shards: dict[tuple[str, int], ShardReader] = {}
         self._opening = threading.Lock()
+        self._fingerprints: dict[tuple[str, ...], str] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FeatureStore, (self.location, self.use, self.verify)
@@ -155,7 +156,10 @@ class FeatureStore:
 
     def fingerprint_of(self, paths: Iterable[str]) -> str:
         """Names the expressions, the masks and the arrays at `paths`; what else the store holds changes nothing."""
-        return fingerprint_of(self, paths)
+        wanted = tuple(sorted(paths))
+        if wanted not in self._fingerprints:
+            self._fingerprints[wanted] = fingerprint_of(self, wanted)
+        return self._fingerprints[wanted]
 
     @property
     def finished(self) -> bool:

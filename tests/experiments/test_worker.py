@@ -50,7 +50,7 @@ def test_store_that_was_exchanged_fails_the_trial_before_it_trains(
     settings = settings_of(tmp_path / "one") | {"store": str(tmp_path / "s")}
     config = json.loads((tmp_path / "one" / "config.json").read_text()) | {"store": planned}
     (tmp_path / "one" / "config.json").write_text(json.dumps(config))
-    worker._store.cache_clear()
+    worker.opened.cache_clear()
     run_trial(settings)
     for place in ("s", "other"):  # the store is open already, then it is not
         if place == "s":
@@ -60,7 +60,7 @@ def test_store_that_was_exchanged_fails_the_trial_before_it_trains(
     (tmp_path / "s").rename(tmp_path / "other")
     (tmp_path / "away").rename(tmp_path / "s")
     run_trial(settings)
-    worker._store.cache_clear()
+    worker.opened.cache_clear()
     assert trained == [planned, planned] and len(found) == 2
     assert "is no longer the one that was opened there" in found[0]["over"]
     assert f"this work was planned with {planned}" in found[1]["over"]

@@ -53,7 +53,7 @@ class EEMC(Head):
         self.audio_fusion = BimodalFusion(*fusion) if audio else None
         self.text = FeatureProjection(text.channels, width) if text else None
         self.integration = MultimodalIntegration(
-            *fusion, modality_tokens=options.modality_tokens, audio=options.audio
+            *fusion, modality_tokens=options.modality_tokens, audio=audio is not None
         )
         self.prompting = QueryPrompting(*fusion, num_queries=options.num_queries)
         self.decoder = MaskDecoder(

@@ -28,8 +28,6 @@ class EEMCOptions(HeadOptions):
         feedforward_channels: hidden width in the fusion transformers.
         visual_downsample: factor, along each side, from the mask features (stride 4) to the visual tokens, each of
             which is the mean of a square.
-        text: False leaves the expression out, an ablation.
-        audio: False leaves the sound out, an ablation.
         rectified_audio: True takes the ReLU of the stored sound features, which gives the form of torchvggish; VGGish
             is stored signed.
         memory: False leaves the cached memory out, an ablation.
@@ -52,8 +50,6 @@ class EEMCOptions(HeadOptions):
     channels: int | None = None
     feedforward_channels: int = 1024
     visual_downsample: int = 8
-    text: bool = True
-    audio: bool = True
     rectified_audio: bool = False
     memory: bool = True
     modality_tokens: bool = True
@@ -102,9 +98,11 @@ class EEMCOptions(HeadOptions):
         if self.trains_pixel_decoder:
             advice = ("a pixel decoder is trained on these; add them by the same refavs-extract command with --levels "
                       "backbone, or train none by --set model.trained=fusion+transformer_decoder")  # fmt: skip
-            return Needs(maps=(STAGES,), audio=self.audio, text=self.text, advice=advice)
+            return Needs(maps=(STAGES,), audio=bool(self.audio), text=bool(self.text), sound_by_second=True,
+                         advice=advice)
         decoded = (MASKS, *reversed(LEVELS[: self.decoder_layers]))
-        return Needs(maps=(decoded, STAGES), audio=self.audio, text=self.text)
+        return Needs(maps=(decoded, STAGES), audio=bool(self.audio), text=bool(self.text),
+                     sound_by_second=True)
 
     def step_bytes(self, sizes: FeatureSizes, num_expressions: int, num_frames: int) -> int:
         """Mask logits and their gradients: those of every query before each decoder layer and after the last one, at
