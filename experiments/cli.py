@@ -127,7 +127,7 @@ def _sweep(args: argparse.Namespace) -> int:
     gpus = _gpus_per_trial(args)
     from experiments.cluster.resources import Resources
     from experiments.grid.expand import parse_overrides, read_grid
-    from experiments.records.stores import named_locations, with_stores
+    from experiments.records.stores import features_in, named_locations, with_stores
     from experiments.sweep.driver import run_sweep
     from experiments.sweep.execution import Options
     from experiments.training.initial_weights import with_checkpoints, with_weights
@@ -136,7 +136,7 @@ def _sweep(args: argparse.Namespace) -> int:
     grid = with_weights(read_grid(args.grid, parse_overrides(args.set)), args.weights_dir)
     stores = {name: FeatureStore(place) for name, place in named_locations(args.store).items()}
     store = next(iter(stores.values()))
-    grid = with_checkpoints(with_stores(grid, stores), store, args.any_store)
+    grid = with_checkpoints(with_stores(grid, stores), features_in(store), args.any_store)
     out = args.out or Path("runs") / grid.name
     resources = Resources(
         address=args.address, max_concurrent=args.max_concurrent, cpus_per_trial=args.cpus_per_trial,
@@ -200,6 +200,7 @@ def _dry_run(
     from rich.table import Table
 
     from experiments.records.ledger import KEY_LENGTH, Ledger
+    from experiments.records.stores import features_in
     from experiments.sweep.driver import check_models
     from experiments.sweep.dry_run import show
     from experiments.sweep.execution import num_to_come, to_run
@@ -208,8 +209,8 @@ def _dry_run(
 
     fresh = check_models(grid, store)
     ledger = Ledger(out)
-    search = Search(grid, ledger, store) if grid.search else None
-    entries = search.entries if search else ledger.entries(grid.trials, store)
+    search = Search(grid, ledger, features_in(store)) if grid.search else None
+    entries = search.entries if search else ledger.entries(grid.trials, features_in(store))
     table = Table(title=f"sweep {grid.name} in {out}", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("trial", "seed", "key", "epochs", "state"):
         table.add_column(column)
@@ -225,7 +226,7 @@ def _dry_run(
     console = wide_console()
     console.print(table)
     if to_run(entries) or to_come:
-        kinds = ledger.entries(grid.kinds, store)
+        kinds = ledger.entries(grid.kinds, features_in(store))
         suggested = [kinds[number % len(kinds)] for number in range(to_come)]
         show(console, [*entries, *suggested], store, resources)
     for line in search.described() if search else ():
@@ -256,7 +257,7 @@ def _where_to_look(uri: str, out: Path) -> str:
 
 def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") -> int:
     from experiments.records.ledger import Ledger
-    from experiments.records.stores import stores_of
+    from experiments.records.stores import features_in, stores_of
     from experiments.report.summary import summary_tables
     from experiments.report.text import terminal
     from experiments.sweep.search import Search
@@ -271,7 +272,7 @@ def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") ->
             "RANDOM FEATURES: at least one encoder of this store has random weights; compare rows with each other, not "
             "with published numbers", style="bold yellow",
         )
-    best = Search(grid, Ledger(out), store).best() if grid.search else None
+    best = Search(grid, Ledger(out), features_in(store)).best() if grid.search else None
     best_line = [f"best point: {best[0]}: {grid.search.plan.metric} {best[1]:.5g}"] if best and grid.search else []
     for line in [*best_line, *_summary(outcome)]:
         console.print(line)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from experiments.grid.trial import Trial, known_defaults, recorded_defaults
 from experiments.records.record_types import (
@@ -22,15 +22,12 @@ from experiments.records.record_types import (
     read_record,
     write_json,
 )
-from experiments.records.stores import features_of
+from experiments.records.stores import Features
 from refavs.config import flat
 from refavs.errors import ConfigError
 from refavs.files.locks import NO_LOCKS
 from refavs.files.plain_file import open_lock
 from refavs.model.heads.registry import DEFAULT
-
-if TYPE_CHECKING:
-    from refavs.store import FeatureStore
 
 State = Literal["new", "running", "finished", "failed", "stopped", "pruned"]
 KEY_LENGTH = 16
@@ -97,10 +94,14 @@ class Ledger:
         self.root = root
         self._writing = threading.Lock()
 
-    def entries(self, trials: tuple[Trial, ...], store: "FeatureStore") -> list[Entry]:
-        """The entries of `trials` on this store, or on their own; writes nothing."""
+    def entries(self, trials: tuple[Trial, ...], features: Features) -> list[Entry]:
+        """The entries of `trials`; writes nothing.
+
+        Args:
+            features: names what a trial reads, as `stores.features_in` does.
+        """
         defaults = self.defaults
-        keys = [trial.key(features_of(trial, store), defaults) for trial in trials]
+        keys = [trial.key(features(trial), defaults) for trial in trials]
         return [
             Entry(trial=trial, key=key, folder=self.root / "trials" / key[:KEY_LENGTH])
             for trial, key in zip(trials, keys, strict=True)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from refavs.store.fingerprints import checksums
 from refavs.store.format.schema import LABELLED, MASK
 
 NAMED = re.compile(r"([\w.+-]+)=(.+)")
+Features = Callable[[Trial], str]
 COLUMNS = ("uid", "clip_id", "fid", "split", "dimension", "grade", "text")
 
 
@@ -153,11 +154,14 @@ def opened(location: str, use: tuple[tuple[str, str], ...] = ()) -> FeatureStore
     return FeatureStore(location, use=dict(use))
 
 
-def features_of(trial: Trial, default: FeatureStore) -> str:
+def features_in(default: FeatureStore) -> Features:
     """Names what a trial reads of its store: its arrays, the expressions and the masks.
 
     Raises:
         StoreError: the store lacks what the head reads.
     """
-    store, model = store_of(trial, default), trial.config.model
-    return store.fingerprint_of(FeatureSizes.from_store(store, model.needs(), model.head).paths)
+    def features_of(trial: Trial) -> str:
+        store, model = store_of(trial, default), trial.config.model
+        return store.fingerprint_of(FeatureSizes.from_store(store, model.needs(), model.head).paths)
+
+    return features_of

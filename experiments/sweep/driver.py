@@ -11,7 +11,7 @@ from experiments.baselines.cache import Baselines
 from experiments.cluster.resources import Resources
 from experiments.grid.expand import Grid
 from experiments.records.ledger import Entry, Ledger
-from experiments.records.stores import facts_of, store_facts, store_of, stores_of
+from experiments.records.stores import facts_of, features_in, store_facts, store_of, stores_of
 from experiments.sweep.execution import Options, Outcome, Run, best_by_val, closed_mark, num_to_come, to_run
 from experiments.sweep.search import Search, refuse_unmeasured
 from experiments.tracking.database import database_at
@@ -134,8 +134,8 @@ def _planned(
     grid: Grid, store: FeatureStore, ledger: Ledger, rerun: Sequence[str] = ()
 ) -> tuple[Search | None, list[Entry], list[Entry]]:
     """The search, the known trials, and those of them to run again, from the ledger's present state."""
-    search = Search(grid, ledger, store) if grid.search else None
-    entries = search.entries if search else ledger.entries(grid.trials, store)
+    search = Search(grid, ledger, features_in(store)) if grid.search else None
+    entries = search.entries if search else ledger.entries(grid.trials, features_in(store))
     return search, entries, ledger.beginning_with(rerun, entries)
 
 

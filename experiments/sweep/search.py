@@ -13,6 +13,7 @@ from experiments.grid.expand import Grid
 from experiments.grid.search_space import DIGITS, Range, SearchPlan
 from experiments.records.ledger import KEY_LENGTH, Entry, Ledger, read_metrics
 from experiments.records.record_types import read_record, write_json
+from experiments.records.stores import Features
 from experiments.training.evaluate import rows_of
 from experiments.training.loop import best_epoch
 from refavs.config import digest
@@ -39,10 +40,10 @@ class Search:
         points: values by setting, in the order of their suggestion, within the budget.
     """
 
-    def __init__(self, grid: Grid, ledger: Ledger, store: FeatureStore) -> None:
+    def __init__(self, grid: Grid, ledger: Ledger, features: Features) -> None:
         assert grid.search is not None
-        self.grid, self.plan, self.ledger, self.store = grid.search, grid.search.plan, ledger, store
-        self.identity = self.grid.identity(ledger.entries(self.grid.examples[:1], store)[0].key)
+        self.grid, self.plan, self.ledger, self.features = grid.search, grid.search.plan, ledger, features
+        self.identity = self.grid.identity(ledger.entries(self.grid.examples[:1], features)[0].key)
         self.path = ledger.root / "search" / f"{self.identity[:KEY_LENGTH]}.json"
         self.points: list[dict[str, Any]] = (read_record(self.path, _Search) or {"points": []})["points"]
         self._of_points: list[list[Entry]] = []
@@ -141,7 +142,7 @@ class Search:
         return name, value
 
     def _entries(self, index: int, point: Mapping[str, Any]) -> list[Entry]:
-        return self.ledger.entries(self.grid.trials(index, point), self.store)
+        return self.ledger.entries(self.grid.trials(index, point), self.features)
 
     def _note(self, entry: Entry, records: Sequence[Mapping[str, Any]]) -> None:
         for record in records:

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from experiments.grid.expand import Grid
 from experiments.grid.trial import Trial, refuse_twins
-from experiments.records.stores import features_of
+from experiments.records.stores import Features
 from refavs.config import replace
 from refavs.errors import ConfigError
 from refavs.model.checkpoint import checkpoint_digest, read_config
 from refavs.model.heads.registry import default_options, implementation_of
-from refavs.store import FeatureStore
 
 
 def with_weights(grid: Grid, weights_dir: Path | None) -> Grid:
@@ -45,11 +44,11 @@ def with_weights(grid: Grid, weights_dir: Path | None) -> Grid:
     return grid.with_kinds(found)
 
 
-def with_checkpoints(grid: Grid, store: FeatureStore, any_store: bool = False) -> Grid:
+def with_checkpoints(grid: Grid, features: Features, any_store: bool = False) -> Grid:
     """The grid with the trained heads that its trials start from.
 
     Args:
-        store: that of the trials without one of their own.
+        features: names what a trial reads, as `stores.features_in` does.
         any_store: accept a head that was trained on other features.
 
     Raises:
@@ -64,7 +63,7 @@ def with_checkpoints(grid: Grid, store: FeatureStore, any_store: bool = False) -
         kind = implementation_of(trial.config.model)
         if not kind.own_format:  # a file in a format of its own knows no store
             known = read_config(folder)["facts"].get("store")
-            own = features_of(trial, store)
+            own = features(trial)
             if known != own and not any_store:
                 raise ConfigError(
                     f"trial {trial.name!r}: the head in {init} was trained on the features {str(known)[:12]}, these "

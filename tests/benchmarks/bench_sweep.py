@@ -24,6 +24,7 @@ from experiments.cluster.resources import Resources
 from experiments.grid.config import TrialConfig
 from experiments.grid.expand import Grid, expand
 from experiments.records.ledger import Ledger, read_metrics
+from experiments.records.stores import features_in
 from experiments.sweep.driver import run_sweep
 from experiments.sweep.execution import Outcome
 from experiments.tracking.client import Tracker
@@ -166,7 +167,7 @@ def table_of_logging(root: Path, store: FeatureStore, num_epochs: int) -> None:
 def mirrored(tracker: Tracker, out: Path, store: FeatureStore, num_epochs: int) -> float:
     """Seconds that a sweep spends on handing over an epoch; the requests come from a thread."""
     ledger = Ledger(out)
-    (entry,) = ledger.entries(grid_of(1).trials, store.fingerprint)
+    (entry,) = ledger.entries(grid_of(1).trials, features_in(store))
     ledger.enter(entry, store.fingerprint)
     entry.set_status("running", started_s=time.time())
     tracker.contact()

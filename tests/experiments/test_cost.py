@@ -10,6 +10,7 @@ import torch
 from experiments.cluster.resources import Resources
 from experiments.grid.expand import Grid, expand
 from experiments.records.ledger import Ledger
+from experiments.records.stores import features_in
 from experiments.sweep import dry_run
 from experiments.sweep.dry_run import show, side_by_side
 from experiments.training import cost
@@ -109,7 +110,7 @@ def test_where_a_step_is_slow_a_part_of_the_batch_is_timed(
 
 def printed(store: FeatureStore, grid: Grid, tmp_path: Path, resources: Resources) -> str:
     console = PlainConsole(width=160, record=True, file=io.StringIO())
-    show(console, Ledger(tmp_path / "g").entries(grid.trials, store.fingerprint), store, resources)
+    show(console, Ledger(tmp_path / "g").entries(grid.trials, features_in(store)), store, resources)
     return " ".join(console.export_text().split())
 
 
@@ -161,7 +162,7 @@ def test_models_that_cost_the_same_are_measured_once(store: FeatureStore, tmp_pa
     assert len({alike(trial.config) for trial in grid.trials}) == 2
     more = grid_of({"one": {}, "two": {"resources.cpus": 2, "model.beta": 2.0}})
     assert len({alike(trial.config) for trial in more.trials}) == 2
-    entries = Ledger(tmp_path / "g").entries(grid.trials, store.fingerprint)
+    entries = Ledger(tmp_path / "g").entries(grid.trials, features_in(store))
     console = PlainConsole(width=160, record=True, file=io.StringIO())
     show(console, entries, store, Resources(max_concurrent=1))
     text = " ".join(console.export_text().split())

@@ -11,6 +11,7 @@ from experiments.cluster.resources import Resources
 from experiments.cluster.tune_runner import run_trials
 from experiments.grid.expand import expand
 from experiments.records.ledger import Entry, Ledger, read_metrics
+from experiments.records.stores import features_in
 from experiments.training.loop import train
 from refavs.store import FeatureStore
 from tests.experiments.listed import Listed
@@ -31,7 +32,7 @@ def run(folder: Path, cases: dict[str, Any]) -> tuple[list[Entry], dict[str, str
     """The trials by Ray on two processors, why each ended, and what was reported."""
     store = make_store(folder / "store", {"train": 2, "val": 1, "test_s": 1, "test_n": 1})
     ledger = Ledger(folder / "g")
-    entries = ledger.entries(expand("g", {"base": BASE, "cases": cases}, "g.yaml", {}).trials, store.fingerprint)
+    entries = ledger.entries(expand("g", {"base": BASE, "cases": cases}, "g.yaml", {}).trials, features_in(store))
     for entry in entries:
         ledger.enter(entry, store.fingerprint)
     trials = Listed(entries)

@@ -179,7 +179,7 @@ def test_lack_of_memory_is_blamed_on_a_trial_only_where_it_is_alone(
 
 def entries_of(tmp_path: Path, cases: dict[str, Any], seeds: Sequence[int]) -> list[Entry]:
     grid = expand("g", {"base": {"train.epochs": 1}, "cases": cases, "seeds": list(seeds)}, "g.yaml", {})
-    return Ledger(tmp_path / "g").entries(grid.trials, "store")
+    return Ledger(tmp_path / "g").entries(grid.trials, lambda trial: "store")
 
 
 def sizes(entries: Sequence[Entry], *args: Any, **kwargs: Any) -> list[int]:

@@ -48,7 +48,7 @@ def test_evaluation_names_it_and_its_mean_over_splits(install: Callable[..., Non
 
 def test_table_at_the_end_of_a_sweep_shows_it(install: Callable[..., None], tmp_path: Path) -> None:
     install(AREA_ERROR)
-    (entry,) = Ledger(tmp_path).entries(expand("g", {"cases": {"a": {}}}, "g.yaml", {}).trials, "store")
+    (entry,) = Ledger(tmp_path).entries(expand("g", {"cases": {"a": {}}}, "g.yaml", {}).trials, lambda trial: "store")
     entry.folder.mkdir(parents=True)
     metrics = {"test_s/J": 0.5, "test_s/area_error": 0.125, "seconds": 90.0}
     write_json(entry.folder / "result.json", {"epoch": 1, "time_ms": 0, "metrics": metrics})

@@ -17,6 +17,7 @@ from experiments.cluster.resources import Resources
 from experiments.grid.config import TrialResources
 from experiments.grid.expand import expand, read_grid
 from experiments.records.ledger import Entry, Ledger, read_metrics
+from experiments.records.stores import features_in
 from experiments.training.loop import train
 from refavs.errors import ConfigError
 from tests.experiments.listed import Listed
@@ -51,7 +52,7 @@ def test_address_without_a_cluster_is_refused(monkeypatch: pytest.MonkeyPatch, t
         raise ConnectionError("Failed to connect\nand more")
 
     monkeypatch.setattr(jobs.ray, "init", unreachable)
-    (entry,) = Ledger(tmp_path / "g").entries(expand("g", {}, "g.yaml", {}).trials, "store")
+    (entry,) = Ledger(tmp_path / "g").entries(expand("g", {}, "g.yaml", {}).trials, lambda trial: "store")
     (tmp_path / "g").mkdir()
     with pytest.raises(ConfigError, match=r"at --address 10.0.0.1:1 \(Failed to connect\); start one with 'ray start"):
         jobs.run_trials(
@@ -91,7 +92,7 @@ ENTRIES = Ledger(Path("nowhere")).entries(
     expand("g", {"cases": {
         "a": {}, "b": {"model.beta": 0.5}, "c": {"model.beta": 0.25}, "wide": {"model.beta": 0.1, "resources.cpus": 2},
         "pair": {"model.beta": 0.2, "resources.workers": 2},
-    }}, "g.yaml", {}).trials, "store",
+    }}, "g.yaml", {}).trials, lambda trial: "store",
 )  # fmt: skip
 A, B, C, WIDE, PAIR = ENTRIES
 
@@ -159,7 +160,7 @@ def test_group_whose_worker_dies_goes_on_in_halves_without_those_that_are_over()
 def test_killed_sweep_goes_on_and_equals_an_undisturbed_one(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", {"train": 2, "val": 1, "test_s": 1, "test_n": 1})
     (tmp_path / "g.yaml").write_text(GRID)
-    full, _, no_audio = Ledger(tmp_path / "g").entries(read_grid(str(tmp_path / "g.yaml")).trials, store.fingerprint)
+    full, _, no_audio = Ledger(tmp_path / "g").entries(read_grid(str(tmp_path / "g.yaml")).trials, features_in(store))
 
     driver = start(tmp_path, "--max-concurrent", "2")
     while len(read_metrics(full.folder)) < 2 and driver.poll() is None:

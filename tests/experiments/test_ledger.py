@@ -19,7 +19,7 @@ TRIALS = expand("g", {"grid": {"model.beta": [0, 1]}}, "g.yaml", {}).trials
 
 
 def test_entry_goes_from_new_to_finished(tmp_path: Path) -> None:
-    entry = Ledger(tmp_path).entries(TRIALS, "store")[0]
+    entry = Ledger(tmp_path).entries(TRIALS, lambda trial: "store")[0]
     assert entry.state == "new" and entry.result is None and not entry.folder.exists()
     Ledger(tmp_path).enter(entry, "store")
     facts = json.loads((entry.folder / "config.json").read_text())
@@ -32,24 +32,24 @@ def test_entry_goes_from_new_to_finished(tmp_path: Path) -> None:
 
 
 def test_entries_of_another_store_are_other_ones(tmp_path: Path) -> None:
-    folders = {entry.folder for store in ("a", "b") for entry in Ledger(tmp_path).entries(TRIALS, store)}
+    folders = {entry.folder for store in ("a", "b") for entry in Ledger(tmp_path).entries(TRIALS, lambda trial, store=store: store)}
     assert len(folders) == 4
 
 
 def test_new_setting_keeps_the_keys_and_a_changed_default_changes_them_and_is_told(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    before = ledger.entries(TRIALS, "store")
+    before = ledger.entries(TRIALS, lambda trial: "store")
     known = ledger.record_defaults(before)
     ledger.set_sweep(defaults={name: value for name, value in known.items() if name != "train.epochs"})
-    assert ledger.entries(TRIALS, "store") == before and ledger.changes(before) == ""
+    assert ledger.entries(TRIALS, lambda trial: "store") == before and ledger.changes(before) == ""
 
     ledger.set_sweep(defaults=known | {"train.epochs": 9, "gone": 1})
-    after = ledger.entries(TRIALS, "store")
+    after = ledger.entries(TRIALS, lambda trial: "store")
     assert not {entry.key for entry in before} & {entry.key for entry in after}
     told = f"defaults have changed since {tmp_path} began: train.epochs from 9 to 50; 2 trials that take them are new"
     assert told in ledger.changes(after)
     stated = expand("g", {"base": {"train.epochs": 9}, "grid": {"model.beta": [0, 1]}}, "g.yaml", {}).trials
-    assert [entry.key for entry in ledger.entries(stated, "store")] == [entry.key for entry in before]
+    assert [entry.key for entry in ledger.entries(stated, lambda trial: "store")] == [entry.key for entry in before]
     after[0].set_status("finished")
     after[1].set_status("failed")
     assert ledger.changes(after) == ""
@@ -59,12 +59,12 @@ def test_defaults_are_recorded_for_each_head(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     base = {"train": {"epochs": 0, "init": "x"}}
     trials = expand("g", {"base": base, "grid": {"model.head": ["eemc", "released"]}}, "g.yaml", {}).trials
-    before = ledger.entries(trials, "store")
+    before = ledger.entries(trials, lambda trial: "store")
     assert len({entry.key for entry in before}) == 2
     ledger.set_sweep(defaults=ledger.record_defaults(before))
     assert ledger.defaults["model.num_queries"] == ledger.defaults["model:released.num_queries"] == 100
     ledger.set_sweep(defaults=ledger.defaults | {"model:released.num_queries": 9})
-    after = ledger.entries(trials, "store")
+    after = ledger.entries(trials, lambda trial: "store")
     assert before[0].key == after[0].key and before[1].key != after[1].key
     assert "model.num_queries from 9 to 100; 1 trials" in ledger.changes(after)
 
@@ -114,7 +114,7 @@ def test_metrics_of_a_trial_that_never_ran_are_none(tmp_path: Path) -> None:
 
 def test_trial_that_is_rerun_keeps_nothing_but_the_count_of_its_attempts(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    entry = ledger.entries(TRIALS, "store")[0]
+    entry = ledger.entries(TRIALS, lambda trial: "store")[0]
     ledger.discard(entry)
     assert not entry.folder.exists()
     ledger.enter(entry, "store")
@@ -132,7 +132,7 @@ def test_trial_that_is_rerun_keeps_nothing_but_the_count_of_its_attempts(tmp_pat
 
 def test_key_to_rerun_is_the_beginning_of_one(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    entries = ledger.entries(TRIALS, "store")
+    entries = ledger.entries(TRIALS, lambda trial: "store")
     assert ledger.beginning_with([entries[1].key[:8], entries[1].key], entries) == [entries[1]]
     told = r"no trial of the grid has a key that begins with 'zz'; accepted: .*, as --dry-run shows them: .* \(beta 0,"
     with pytest.raises(ConfigError, match=told):
@@ -156,7 +156,7 @@ def test_facts_with_a_password_are_for_their_user_alone(tmp_path: Path) -> None:
 
 def test_trial_that_is_a_link_is_not_thrown_away(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "s")
-    entry = ledger.entries(TRIALS, "store")[0]
+    entry = ledger.entries(TRIALS, lambda trial: "store")[0]
     ledger.enter(entry, "store")
     entry.set_status("finished")
     entry.folder.rename(tmp_path / "elsewhere")

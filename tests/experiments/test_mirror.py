@@ -66,7 +66,7 @@ class Sweep:
     def __init__(self, root: Path, store: FeatureStore, client: MlflowClient, uri: str) -> None:
         self.ledger, self.store, self.uri = Ledger(root), store, uri
         trials = expand("g", {"grid": {"model.beta": [0, 1]}}, "g.yaml", {}).trials
-        self.entries = self.ledger.entries(trials, "store")
+        self.entries = self.ledger.entries(trials, lambda trial: "store")
         for entry in self.entries:
             self.ledger.enter(entry, "store")
         self.wire = Wire(client)

@@ -13,6 +13,7 @@ from experiments.cli import main
 from experiments.grid.config import TrialConfig
 from experiments.grid.expand import Grid, expand
 from experiments.records.ledger import Ledger
+from experiments.records.stores import features_in
 from experiments.sweep.driver import check_models
 from experiments.training.initial_weights import with_weights
 from experiments.training.loop import build_model, train
@@ -104,7 +105,7 @@ def test_key_names_the_weights_and_not_their_place(store: FeatureStore, weights:
     assert keys[0] == keys[1] != keys[2]
     random = grid({**SETTINGS, "model.decoder_weights": "random"})
     assert with_weights(random, weights).trials == random.trials
-    (entry,) = Ledger(tmp_path / "out").entries(with_weights(grid(SETTINGS), weights).trials, store.fingerprint)
+    (entry,) = Ledger(tmp_path / "out").entries(with_weights(grid(SETTINGS), weights).trials, features_in(store))
     Ledger(tmp_path / "out").enter(entry, store.fingerprint)
     facts = json.loads((entry.folder / "config.json").read_text())
     assert facts["weights_dir"] == str(weights) and facts["digests"] == {
@@ -128,7 +129,7 @@ def test_sweep_says_what_starts_fresh(
 
 def test_decoder_that_does_not_belong_to_the_store_is_refused(store: FeatureStore, tmp_path: Path) -> None:
     ade = write_decoder(tmp_path, num_labels=150)
-    with pytest.raises(WeightsError, match="trial 'tried': the store's maps visual/made-up/pixel_decoder were made"):
+    with pytest.raises(WeightsError, match=r"trial 'tried': the store's maps visual/made-up/pixel_decoder were made"):
         check_models(with_weights(grid(SETTINGS), ade), store)
     with pytest.raises(ConfigError, match=r"model\.decoder_weights is not random; give the folder"):
         build_model(replace(TrialConfig(), SETTINGS), store)

@@ -18,6 +18,7 @@ from experiments.cluster.resources import Resources
 from experiments.grid.config import TrainConfig
 from experiments.grid.expand import Grid, expand
 from experiments.records.ledger import Ledger, read_metrics
+from experiments.records.stores import features_in
 from experiments.sweep.driver import check_models
 from experiments.sweep.dry_run import show
 from experiments.training.initial_weights import with_checkpoints
@@ -82,7 +83,7 @@ def file(stores: Mapping[str, FeatureStore], tmp_path_factory: pytest.TempPathFa
 
 
 def grid_of(store: FeatureStore, **settings: Any) -> Grid:
-    return with_checkpoints(expand("g", {"base": settings}, "g.yaml", {}), store.fingerprint)
+    return with_checkpoints(expand("g", {"base": settings}, "g.yaml", {}), features_in(store))
 
 
 @pytest.mark.long
@@ -132,7 +133,7 @@ def test_cost_of_a_trial_without_an_epoch_is_that_of_its_evaluation(
 ) -> None:
     shown, store = io.StringIO(), stores["released"]
     entries = Ledger(tmp_path).entries(
-        grid_of(store, **RELEASED, **{"train.init": str(file)}).trials, store.fingerprint
+        grid_of(store, **RELEASED, **{"train.init": str(file)}).trials, features_in(store)
     )
     show(PlainConsole(file=shown, width=160), entries, store, Resources())
     assert "pixel decoder" in shown.getvalue() and "0 GFLOP" in shown.getvalue()

@@ -33,7 +33,7 @@ def grid_of(search: str, more: str = EPOCHS) -> Grid:
 
 
 def search_in(folder: Path, search: str, more: str = EPOCHS) -> Search:
-    return Search(grid_of(search, more), Ledger(folder), "store")
+    return Search(grid_of(search, more), Ledger(folder), lambda trial: "store")
 
 
 def goodness(entry: Entry) -> float:

@@ -18,6 +18,7 @@ from experiments.cli import _where_to_look, main
 from experiments.grid.config import TrialConfig
 from experiments.grid.expand import Grid, expand
 from experiments.records.ledger import Entry, Ledger
+from experiments.records.stores import features_in
 from experiments.sweep.driver import run_sweep
 from experiments.sweep.execution import Options, Run
 from experiments.tracking import model_card
@@ -271,7 +272,7 @@ def test_sweep_shows_that_it_is_alive_within_an_epoch(
 def test_trial_with_a_result_is_closed_without_training(jobs: InProcess, store: FeatureStore, runs: Path) -> None:
     out, grid = runs / "late", grid_of("full")
     ledger = Ledger(out)
-    entry = ledger.entries(grid.trials, store.fingerprint)[0]
+    entry = ledger.entries(grid.trials, features_in(store))[0]
     ledger.enter(entry, store.fingerprint)
     train(entry.trial.config, store, entry.folder)
     assert run_sweep(grid, store, out).num_run == 1 and jobs.ran == []

@@ -31,7 +31,7 @@ def entries_with(folder: Path, scores: dict[str, list[float]], extra: dict[str, 
     num_seeds = max(map(len, scores.values()))
     cases = {name: {"model.beta": index} for index, name in enumerate(scores)}
     content = {"cases": cases, "seeds": list(range(num_seeds))}
-    entries = Ledger(folder).entries(expand("g", content, "g.yaml", {}).trials, "store")
+    entries = Ledger(folder).entries(expand("g", content, "g.yaml", {}).trials, lambda trial: "store")
     for entry in entries:
         values = scores[entry.trial.name]
         if entry.trial.config.seed < len(values):

@@ -36,7 +36,7 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracker]:
 
 def entry_of(folder: Path, beta: float, workers: int = 1) -> Entry:
     trials = expand("g", {"base": {"model.beta": beta, "resources.workers": workers}}, "g.yaml", {}).trials
-    return Ledger(folder).entries(trials, "store")[0]
+    return Ledger(folder).entries(trials, lambda trial: "store")[0]
 
 
 def record(epoch: int, loss: float) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def test_metric_names_hold_only_what_mlflow_takes() -> None:
 def test_names_of_any_length_and_kind_are_taken(tracker: Tracker, store: FeatureStore, tmp_path: Path) -> None:
     parent = tracker.start_sweep("g" * 300, "w" * 30_000, store, {"grid_file": "f" * 9000})
     (trial,) = expand("g", {"base": {"model.beta": 6.5}, "cases": {"c" * 300: {}}}, "g.yaml", {}).trials
-    run_id = tracker.start_trial(Ledger(tmp_path).entries((trial,), "store")[0], parent, store)
+    run_id = tracker.start_trial(Ledger(tmp_path).entries((trial,), lambda trial: "store")[0], parent, store)
     names = ["d" * 300, "..", ".", "", "a//b", "/a", "日本語", "a\nb", "[/red]", "🦆", "a" * 249 + "é"]
     metrics = {f"val/{name}/J": 0.5 for name in names}
     tracker.log_records(run_id, [{"epoch": 1, "time_ms": 1, "metrics": metrics}])

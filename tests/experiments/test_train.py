@@ -16,6 +16,7 @@ from experiments.baselines.compute import control_results_of
 from experiments.grid.config import TrainConfig, TrialConfig
 from experiments.grid.expand import Grid, Trial, expand
 from experiments.records.ledger import Ledger, read_metrics
+from experiments.records.stores import features_in
 from experiments.sweep.driver import check_models
 from experiments.training.evaluate import Trained
 from experiments.training.initial_weights import with_checkpoints
@@ -143,7 +144,7 @@ def test_trial_asked_to_stop_ends_after_its_epoch_and_goes_on_later(
     store: FeatureStore, tmp_path: Path, place: str
 ) -> None:
     ledger = Ledger(tmp_path / "g")
-    (entry,) = ledger.entries(Grid(name="g", description="", trials=(Trial(name="a", config=small()),)).trials, "store")
+    (entry,) = ledger.entries(Grid(name="g", description="", trials=(Trial(name="a", config=small()),)).trials, lambda trial: "store")
     ledger.enter(entry, "store")
 
     def stop_at_two(records: list[dict[str, Any]]) -> None:
@@ -223,14 +224,14 @@ def test_head_of_another_store_or_size_is_refused(store: FeatureStore, tmp_path:
         base = SMALL | {"train.init": str(init), **settings}
         return expand("g", {"base": base}, "g.yaml", {})
 
-    (trial,) = with_checkpoints(grid_of(head), store.fingerprint).trials
-    (moved,) = with_checkpoints(grid_of(head.rename(tmp_path / "moved")), store.fingerprint).trials
+    (trial,) = with_checkpoints(grid_of(head), features_in(store)).trials
+    (moved,) = with_checkpoints(grid_of(head.rename(tmp_path / "moved")), features_in(store)).trials
     assert trial.key("") == moved.key("") != expand("g", {"base": SMALL}, "g.yaml", {}).trials[0].key("")
     with pytest.raises(ConfigError, match=r"trained on the store .*, this one is other; .* or --any-store to"):
-        with_checkpoints(grid_of(tmp_path / "moved"), "other")
-    assert with_checkpoints(grid_of(tmp_path / "moved"), "other", any_store=True).trials[0].digests == trial.digests
+        with_checkpoints(grid_of(tmp_path / "moved"), lambda trial: "other")
+    assert with_checkpoints(grid_of(tmp_path / "moved"), lambda trial: "other", any_store=True).trials[0].digests == trial.digests
     with pytest.raises(WeightsError, match="no checkpoint in"):
-        with_checkpoints(grid_of(tmp_path / "none"), store.fingerprint)
+        with_checkpoints(grid_of(tmp_path / "none"), features_in(store))
     wider = grid_of(tmp_path / "moved", **{"model.feedforward_channels": 24})
     with pytest.raises(WeightsError, match=r"trial 'g': .* has the wrong size of"):
         check_models(wider, store)
@@ -243,7 +244,7 @@ def test_trials_of_a_grid_may_differ_by_the_head_they_start_from(store: FeatureS
 
     def grid_of(*names: str) -> Grid:
         cases = {"anew": {}} | {name: {"train.init": str(tmp_path / name)} for name in names}
-        return with_checkpoints(expand("g", {"base": SMALL, "cases": cases}, "g.yaml", {}), store.fingerprint)
+        return with_checkpoints(expand("g", {"base": SMALL, "cases": cases}, "g.yaml", {}), features_in(store))
 
     assert len({trial.key("") for trial in grid_of("a", "b").trials}) == 3
     with pytest.raises(ConfigError, match="'a, seed 0' and 'copy, seed 0' have the same settings"):

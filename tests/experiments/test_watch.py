@@ -30,7 +30,7 @@ def record(epoch: int, seconds: float, score: float = 0.25) -> dict[str, Any]:
 
 def entries_of(folder: Path) -> list[Entry]:
     content = {"base": {"train.epochs": 4}, "grid": {"model.beta": [0, 1]}}
-    return Ledger(folder).entries(expand("g", content, "g.yaml", {}).trials, "store")
+    return Ledger(folder).entries(expand("g", content, "g.yaml", {}).trials, lambda trial: "store")
 
 
 def text_of(renderable: Any) -> str:

@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 
 from experiments.grid.expand import read_grid
 from experiments.records.ledger import Entry, Ledger, read_metrics
+from experiments.records.stores import features_in
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 from tests.faults.command import PATIENCE_S, Python
@@ -63,7 +64,7 @@ class Sweep:
     @property
     def entries(self) -> list[Entry]:
         """The trials."""
-        return Ledger(self.out).entries(read_grid(str(self._grid)).trials, FeatureStore(self.store).fingerprint)
+        return Ledger(self.out).entries(read_grid(str(self._grid)).trials, features_in(FeatureStore(self.store)))
 
     def entry(self, case: str) -> Entry:
         """The first trial of a case."""

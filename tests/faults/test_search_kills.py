@@ -14,6 +14,7 @@ import pytest
 
 from experiments.grid.expand import read_grid
 from experiments.records.ledger import Entry, Ledger
+from experiments.records.stores import features_in
 from experiments.sweep.search import Search
 from refavs.store import FeatureStore
 from tests.faults.sweeps import Sweep, kill_driver, trial_workers
@@ -39,7 +40,7 @@ class Hunt(Sweep):
     @property
     def search(self) -> Search:
         """As the ledger knows it."""
-        return Search(read_grid(str(self._grid)), Ledger(self.out), FeatureStore(self.store).fingerprint)
+        return Search(read_grid(str(self._grid)), Ledger(self.out), features_in(FeatureStore(self.store)))
 
     @property
     def entries(self) -> list[Entry]:
