@@ -1,34 +1,38 @@
 """Files of a store that are gone, cut, or in the place of others: each is found, named, and mended by the command."""
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from refavs.errors import StoreError
+from refavs.store.format.commits import record_name
 from refavs.store.format.shard import shard_name
 from refavs.store.reader import FeatureStore
 from refavs.store.verify import verify
+from tests.refavs import small_store as small
 
-SMALL = Path(__file__).parents[1] / "refavs" / "small_store.py"
-_spec = importlib.util.spec_from_file_location("small_store", SMALL)
-assert _spec is not None and _spec.loader is not None
-small = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small)
-
-# As large as the maps beside it, so that neither size nor checksums inside the file tell the two apart.
-TWIN = small.ArraySpec(
-    path="clips/visual/backbone/res2", shape=(3, 4, 5, 6), dtype="float16", axes=("t", "c", "h", "w"), statistics=True
+MAP = small.STREAMS[small.VISUAL].arrays[0]
+# As large as the maps beside them, so that neither size nor checksums inside the file tell them apart.
+STREAMS = small.STREAMS | {
+    small.VISUAL: replace(
+        small.STREAMS[small.VISUAL], arrays=(*small.STREAMS[small.VISUAL].arrays, replace(MAP, name="twin"))
+    ),
+    small.BACKBONE_STREAM: replace(small.LEVEL, arrays=(replace(MAP, name="res2"),)),
+}
+MAPS, TWINS, LEVELS = (
+    [f"{path}/c.{index}.0.0.0.0" for index in range(3)]
+    for path in (small.MAPS, small.MAPS.replace("mask_features", "twin"), small.BACKBONE)
 )
-SPECS = small.SPECS | {"clips": [TWIN, *small.SPECS["clips"]]}
-MAPS = [f"{small.MAPS}/c.{index}.0.0.0.0" for index in range(3)]
-TWINS = [f"{TWIN.path}/c.{index}.0.0.0.0" for index in range(3)]
-RECORDS = [f"commits/clips-{index:05d}.json" for index in range(3)]
-TEXT = "text/roberta/features/c.0.0.0"
+RECORDS = [f"commits/{small.VISUAL}/{index:05d}.json" for index in range(3)]
+TEXT = f"{small.FEATURES}/c.0.0.0"
+NAMES = {small.content_key(stream, clip): clip for stream in (small.VISUAL, small.SOUND) for clip in small.CLIPS} | {
+    small.text_key(text): text for text in small.TEXTS
+}
 Change = Callable[[Path, Path], object]
 
 
@@ -44,7 +48,7 @@ def no_fsync() -> Iterator[None]:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished store of three shards of clips that no test changes."""
     root = tmp_path_factory.mktemp("built") / "s"
-    small.write_store(root, specs=SPECS)
+    small.write_store(root, streams=STREAMS)
     return root
 
 
@@ -52,11 +56,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of the same clips and sizes whose encoder has other weights, so with other values."""
     root = tmp_path_factory.mktemp("other") / "s"
-    encoders = small.ENCODERS | {"visual": small.ENCODERS["visual"] | {"weights": "random:9"}}
+    visual = STREAMS[small.VISUAL]
+    changed = replace(visual, fingerprint=visual.fingerprint | {"weights": "random:9"})
     with pytest.MonkeyPatch.context() as patch:
         right = small.row_of
         patch.setattr(small, "row_of", lambda key, specs: right(f"other {key}", specs))
-        small.write_store(root, specs=SPECS, encoders=encoders)
+        small.write_store(root, streams=STREAMS | {small.VISUAL: changed})
     return root
 
 
@@ -67,7 +72,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         right = small.row_of
         patch.setattr(small, "row_of", lambda key, specs: right(f"twin {key}", specs))
-        small.write_store(root, specs=SPECS)
+        small.write_store(root, streams=STREAMS)
     return root
 
 
@@ -99,7 +104,7 @@ def swap(first: str, second: str) -> Change:
 # Name: what is done, the files that verify names, and the keys that it says are lost.
 SHARD_FAULTS: dict[str, tuple[Change, list[str], set[str]]] = {
     "shard removed": (remove(MAPS[0]), [MAPS[0]], {"a", "b"}),
-    "shard of texts removed": (remove(TEXT), [TEXT], {small.text_key(text) for text in small.TEXTS}),
+    "shard of texts removed": (remove(TEXT), [TEXT], set(small.TEXTS)),
     "shard emptied": (lambda root, other: os.truncate(root / MAPS[0], 0), [MAPS[0]], {"a", "b"}),
     "shard cut by a byte": (cut(MAPS[1], -1), [MAPS[1]], {"c", "d"}),
     "shard cut in a row": (cut(MAPS[1], -900), [MAPS[1]], {"c", "d"}),
@@ -109,6 +114,7 @@ SHARD_FAULTS: dict[str, tuple[Change, list[str], set[str]]] = {
     "another shard of the same size": (copy(MAPS[1], MAPS[0]), [MAPS[0]], {"a", "b"}),
     "two shards exchanged": (swap(MAPS[0], MAPS[1]), MAPS[:2], {"a", "b", "c", "d"}),
     "two arrays exchanged": (swap(MAPS[0], TWINS[0]), [MAPS[0], TWINS[0]], {"a", "b"}),
+    "arrays of two streams exchanged": (swap(MAPS[0], LEVELS[0]), [MAPS[0], LEVELS[0]], {"a", "b"}),
     "a shorter shard": (copy(MAPS[2], MAPS[0]), [MAPS[0]], {"a", "b"}),
     "a folder in its place": (lambda root, other: ((root / MAPS[0]).unlink(), (root / MAPS[0]).mkdir()),
                               [MAPS[0]], {"a", "b"}),
@@ -117,7 +123,7 @@ SHARD_FAULTS: dict[str, tuple[Change, list[str], set[str]]] = {
 
 
 def read_all(root: Path) -> set[str]:
-    """Keys of which a row cannot be read; what can be read must be right."""
+    """Clips, objects and texts of which a row cannot be read; what can be read must be right."""
     store, lost = FeatureStore(root), set()
     for record in store.records:
         for key, row in record.rows.items():
@@ -126,21 +132,22 @@ def read_all(root: Path) -> set[str]:
                     found = store.read(spec.path, row).numpy()
                 except StoreError as error:
                     assert f"{spec.path} of {key!r} (row {row} of {record.table})" in str(error)
-                    lost.add(key)
+                    lost.add(NAMES.get(key, key))
                     continue
-                np.testing.assert_array_equal(found, small.row_of(key, [spec])[spec.path])
+                np.testing.assert_array_equal(found, small.row_of(key, [spec])[spec.name])
     return lost
 
 
 def mend(root: Path, built: Path, files: list[str]) -> None:
     """Does what the messages say, and compares the outcome with the store as it was."""
+    specs = FeatureStore(built).specs
     for name in files:
         if (root / name).is_dir():
             shutil.rmtree(root / name)
-        table, index = name.split("/")[0], name.split("/")[-1].split(".")[1]
-        record = name if table == "commits" else f"commits/{table}-{int(index):05d}.json"
+        path, _, file = name.rpartition("/")
+        record = record_name(specs[path].table, int(file.split(".")[1])) if path in specs else name
         (root / record).unlink(missing_ok=True)
-    small.write_store(root, specs=SPECS)
+    small.write_store(root, streams=STREAMS)
     assert small.files_of(root) == small.files_of(built) and not verify(root).damage
 
 
@@ -168,28 +175,42 @@ def test_shards_of_a_store_with_the_same_fingerprints_are_told_apart(built: Path
         mend(root, built, [name])
 
 
+def test_masks_without_their_record_are_missed_at_once(built: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(built, tmp_path / "s"))
+    (root / "commits/objects/00001.json").unlink()
+    with pytest.raises(StoreError, match=r"need row 3 of objects, which is not there \(2 such rows\)"):
+        FeatureStore(root)
+    damage = {(found.where, found.keys) for found in verify(root).damage}
+    assert ("commits/objects/00001.json", ("d/1", "e/1")) in damage
+    mend(root, built, [])
+
+
 def test_shard_without_its_record_is_not_seen_and_is_written_again(built: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(built, tmp_path / "s"))
     (root / RECORDS[1]).unlink()
-    with pytest.raises(StoreError, match=r"need row 2 of clips, which no commit record holds \(2 such rows\)"):
-        FeatureStore(root)
+    store = FeatureStore(root)
+    assert not store.finished
+    with pytest.raises(StoreError, match=rf"has no {small.MAPS} of 'c'; run refavs-extract with the stream"):
+        store.rows(small.MAPS, [1, 2])
     verdict = verify(root)
     assert (RECORDS[1], ("c", "d")) in {(found.where, found.keys) for found in verdict.damage}
     assert MAPS[1] in verdict.uncommitted
     mend(root, built, [])
 
 
-# Name: what is done to a record, and what the error of opening the store says.
+SPEAKS = f"it speaks of shard 0 of {small.VISUAL}"
+# Name: what is done to a record, its file, and what the error of opening the store says.
 RECORD_FAULTS: dict[str, tuple[Change, str, str]] = {
-    "copied under another index": (copy(RECORDS[0], RECORDS[1]), RECORDS[1], "it speaks of shard 0 of table clips"),
-    "copied under a new index": (copy(RECORDS[0], "commits/clips-00007.json"), "commits/clips-00007.json",
-                                 "it speaks of shard 0 of table clips"),
-    "copied to another table": (copy(RECORDS[0], "commits/objects-00000.json"), "commits/objects-00000.json",
-                                "it speaks of shard 0 of table clips"),
-    "of another store": (from_other(RECORDS[0]), RECORDS[0], "its encoders"),
+    "copied under another index": (copy(RECORDS[0], RECORDS[1]), RECORDS[1], SPEAKS),
+    "copied under a new index": (copy(RECORDS[0], f"commits/{small.VISUAL}/00007.json"),
+                                 f"commits/{small.VISUAL}/00007.json", SPEAKS),
+    "copied to another table": (copy(RECORDS[0], "commits/objects/00000.json"), "commits/objects/00000.json", SPEAKS),
+    "copied to another stream": (copy(RECORDS[0], f"commits/{small.BACKBONE_STREAM}/00000.json"),
+                                 f"commits/{small.BACKBONE_STREAM}/00000.json", SPEAKS),
+    "of another store": (from_other(RECORDS[0]), RECORDS[0], "its rows are of the fingerprint"),
     "cut": (cut(RECORDS[0], -1), RECORDS[0], "does not match its own checksum"),
     "emptied": (lambda root, other: (root / RECORDS[0]).write_bytes(b""), RECORDS[0], "does not match its own"),
-    "exchanged with another": (swap(RECORDS[0], RECORDS[1]), RECORDS[0], "it speaks of shard 1 of table clips"),
+    "exchanged with another": (swap(RECORDS[0], RECORDS[1]), RECORDS[0], f"it speaks of shard 1 of {small.VISUAL}"),
 }  # fmt: skip
 
 
@@ -203,7 +224,7 @@ def test_record_that_is_not_the_shards(built: Path, other: Path, tmp_path: Path,
     assert str(root / file) in str(raised.value) and text in str(raised.value)
     assert "remove it and run the same refavs-extract command again" in str(raised.value)
     damage = {found.where: found for found in verify(root).damage}
-    assert file in damage and ("clips-00007" in file or damage[file].keys)
+    assert file in damage and ("00007" in file or damage[file].keys)
     mend(root, built, [where for where in damage if where.startswith("commits/")])
 
 
@@ -220,7 +241,7 @@ def test_whole_shard_of_another_store_with_its_record_is_not_the_finished_one(
     built: Path, twin: Path, tmp_path: Path
 ) -> None:
     root = Path(shutil.copytree(built, tmp_path / "s"))
-    for spec in SPECS["clips"]:
+    for spec in FeatureStore(built).schema.tables[small.VISUAL].arrays:
         name = shard_name(spec, 0)
         shutil.copyfile(twin / name, root / name)
     shutil.copyfile(twin / RECORDS[0], root / RECORDS[0])
