@@ -11,16 +11,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from refavs.errors import StoreError
-from refavs.store import StreamSpec
 from tests.faults import command
 from tests.refavs import small_store as small
 
@@ -40,24 +38,9 @@ def fresh(root: Path) -> None:
     small.write_store(root)
 
 
-def shared(root: Path, streams: Mapping[str, StreamSpec] = small.STREAMS) -> None:
-    """A store of these streams in which three clips have the same frames."""
-    writer = small.open_writer(root, streams=streams)
-    clips = small.clip_table(small.CLIPS)
-    clips.loc[[1, 3], "frames"] = clips["frames"][0]
-    for stream in streams.keys() - {small.TEXT}:
-        small.write_rows(writer, stream, clips["frames" if stream.startswith("visual/") else "sound"].tolist())
-    small.write_rows(writer, small.TEXT, [small.text_key(text) for text in small.TEXTS])
-    small.write_rows(writer, "objects", [small.object_key(clip, 1) for clip in small.CLIPS])
-    writer.write_clips(clips)
-    writer.write_texts(pd.DataFrame({"key": [small.text_key(text) for text in small.TEXTS], "text": small.TEXTS}))
-    writer.write_expressions(small.expressions(writer, ["a", "c", "e"]))
-    writer.finalise()
-
-
 def wider(root: Path) -> None:
-    """The same store with a stream more."""
-    shared(root, WIDER)
+    """A store of clips that share frames, with a stream more."""
+    small.write_shared(root, WIDER)
 
 
 def drop(root: Path) -> None:
@@ -69,7 +52,7 @@ def drop(root: Path) -> None:
 
 
 JOBS: dict[str, tuple[Callable[[Path], None] | None, Callable[[Path], None]]] = {
-    "fresh": (None, fresh), "second stream": (shared, wider), "drop": (wider, drop),
+    "fresh": (None, fresh), "second stream": (small.write_shared, wider), "drop": (wider, drop),
 }  # fmt: skip
 
 # Runs a job once for each call that changes a file, in a process that is killed before or after that call.

@@ -3,7 +3,7 @@
 import json
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,21 @@ def write_content(writer: StoreWriter, clips: Sequence[str] = CLIPS, failing: Se
     write_rows(writer, "objects", [object_key(clip, 1) for clip in clips])
     add_clips(writer, clips, failing)
     writer.write_texts(pd.DataFrame({"key": [text_key(text) for text in TEXTS], "text": TEXTS}))
+
+
+def write_shared(root: Path, streams: Mapping[str, StreamSpec] = STREAMS, failing: Sequence[str] = ()) -> None:
+    """A finished store in which b has the frames of a, and d the frames and sound; `failing` are keys that fail."""
+    writer = open_writer(root, streams=streams)
+    clips = clip_table(CLIPS)
+    clips.loc[[1, 3], "frames"], clips.loc[3, "sound"] = clips["frames"][0], clips["sound"][0]
+    for stream in streams.keys() - {TEXT}:
+        write_rows(writer, stream, clips["frames" if stream.startswith("visual/") else "sound"].tolist(), failing)
+    write_rows(writer, TEXT, [text_key(text) for text in TEXTS])
+    write_rows(writer, "objects", [object_key(clip, 1) for clip in CLIPS])
+    writer.write_clips(clips)
+    writer.write_texts(pd.DataFrame({"key": [text_key(text) for text in TEXTS], "text": TEXTS}))
+    writer.write_expressions(expressions(writer, ["a", "c", "e"]))
+    writer.finalise()
 
 
 def assert_whole(root: str | Path) -> None:
