@@ -83,7 +83,12 @@ def _checked(value: Any, kind: Any, key: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         kinds = [argument for argument in arguments if argument is not type(None)]
-        return _checked(value, next((one for one in kinds if type(value) is one), kinds[-1]), key)
+        if len(kinds) == 1:
+            return _checked(value, kinds[0], key)
+        if type(value) in kinds:
+            return value
+        raise ConfigError(f"{key} is {value!r} ({type(value).__name__}); accepted: a value of type "
+                          f"{' or '.join(one.__name__ for one in kinds)}")  # fmt: skip
     if origin is Literal:
         if value in arguments:
             return value

@@ -157,6 +157,11 @@ class TrialConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= MOST_SEED:
             raise SettingError(f"seed is {self.seed}; accepted: a whole number from 0 to {MOST_SEED}", "seed")
+        needs = self.model.needs()
+        for name, read in (("audio", needs.audio), ("text", needs.text)):
+            if read and getattr(self.model, name) is False:
+                raise SettingError(f"{name} is false, which the head {self.model.head} cannot leave out; take true, or "
+                                   "name an encoder", f"model.{name}")  # fmt: skip
 
     @property
     def order_seed(self) -> int:

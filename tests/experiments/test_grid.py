@@ -209,7 +209,7 @@ def test_proof_varies_one_thing_at_a_time_with_five_seeds() -> None:
         ("cases: {x: {train.epoch: 1}}", ":1, case 'x': unknown setting 'train.epoch'; did you mean 'train.epochs'?"),
         ("\ngrids: {}", "mine.yaml:2: unknown section 'grids'; did you mean 'grid'?"),
         ("base:\n  model.text: true\n  train:\n    epochs: many", "mine.yaml:4, base: train.epochs is 'many' (str);"),
-        ("base: {model.text: 1}", "model.text is 1 (int); accepted: a value of type bool"),
+        ("base: {model.text: 1}", "model.text is 1 (int); accepted: a value of type bool or str"),
         ("base: {train.precision: fp8}", "train.precision is 'fp8'; accepted: 'auto', 'fp32', "),
         ("base: {train.epochs: 0}", "mine.yaml:1, base: train.epochs is 0; accepted: a whole number from 1"),
         ("base: {model.text: false}\ncases:\n  a:\n    model.num_layers: 0",

@@ -22,7 +22,7 @@ def test_every_setting_has_a_default_a_kind_and_a_meaning() -> None:
     assert not [one.name for one in EVERY if len(one.meaning) < 10 or not one.accepted]
     kinds = {one.name: one.accepted for one in EVERY}
     assert kinds["train.precision"].startswith("fp32, bf16") or "fp32" in kinds["train.precision"]
-    assert kinds["model.channels"] == "whole number or null" and kinds["model.text"] == "true or false"
+    assert kinds["model.channels"] == "whole number or null" and kinds["model.text"] == "true or false or text"
 
 
 def test_no_docstring_speaks_of_a_setting_that_is_gone() -> None:
@@ -82,7 +82,7 @@ def test_packing_is_recommended_where_workers_are_described() -> None:
 
 def test_settings_of_a_head_are_listed_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     names = {line.split(" =")[0] for line in lines_of(capsys, "released", "model") if line and line[0] != " "}
-    assert names == {"model.head", "model.channels", "model.num_queries", "model.decoder_layers",
+    assert names == {"model.head", "model.visual", "model.audio", "model.text", "model.channels", "model.num_queries", "model.decoder_layers",
                      "model.decoder_feedforward_channels"}  # fmt: skip
     assert "model.head = eemc  (eemc, released)" in lines_of(capsys)
     assert main(["settings", "released", "eemc"]) == 2

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments.grid.expand import expand, read_grid
-from experiments.records.stores import contents_digest, named_locations, store_of, with_stores
+from experiments.records.stores import contents_digest, features_in, named_locations, store_of, with_stores
 from refavs.errors import ConfigError
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
@@ -45,10 +45,11 @@ def test_bad_locations_are_refused(given: list[str], message: str) -> None:
 def test_every_trial_runs_on_every_store(stores: dict[str, FeatureStore]) -> None:
     grid = expand("g", {"grid": {"model.beta": [0, 1]}, "seeds": [0, 1]}, "g.yaml", {})
     crossed = with_stores(grid, stores).trials
-    assert len(crossed) == 8 and len({trial.key("ignored") for trial in crossed}) == 8
+    features = features_in(stores["swin"])
+    assert len(crossed) == 8 and len({trial.key(features(trial)) for trial in crossed}) == 8
     assert crossed[1].name == "beta 0, encoders vit"
-    by_key = {trial.key(stores["swin"].fingerprint) for trial in grid.trials}
-    assert {trial.key("ignored") for trial in crossed if trial.store and trial.store.name == "swin"} == by_key
+    by_key = {trial.key(features(trial)) for trial in grid.trials}
+    assert {trial.key(features(trial)) for trial in crossed if trial.store and trial.store.name == "swin"} == by_key
     assert store_of(crossed[0], stores["swin"]) is stores["swin"]
     assert store_of(crossed[1], stores["swin"]).fingerprint == stores["vit"].fingerprint
     assert store_of(grid.trials[0], stores["vit"]) is stores["vit"]

@@ -22,7 +22,7 @@ from refavs.terminal.console import PlainConsole
 
 BENCH = Splits.of({})
 RANDOM, PRETRAINED = (
-    cast(FeatureStore, SimpleNamespace(fingerprint=str(random), random_weights=random)) for random in (True, False)
+    cast(FeatureStore, SimpleNamespace(fingerprint=str(random), random_weights=random, use={})) for random in (True, False)
 )
 CONTROLS = {"all background": {"test_s/J": 0.0, "test_n/S": 0.0}, "all foreground": {"test_s/J": 0.3, "test_n/S": 1.0}}
 
@@ -116,6 +116,6 @@ def test_csv_tells_of_each_trials_own_features(tmp_path: Path, monkeypatch: pyte
     plain, other = entries_with(tmp_path, {"a": [0.5, 0.7]})
     own = TrialStore(name="b", location="there", fingerprint=PRETRAINED.fingerprint)
     other = dataclasses.replace(other, trial=dataclasses.replace(other.trial, store=own))
-    monkeypatch.setattr("experiments.records.stores._opened", {"there": PRETRAINED}.__getitem__)
+    monkeypatch.setattr("experiments.records.stores.opened", lambda location, use: {"there": PRETRAINED}[location])
     lines = csv.DictReader(io.StringIO(csv_text([plain, other], {}, RANDOM)))
     assert [line["features"] for line in lines] == ["random weights", "pretrained"]

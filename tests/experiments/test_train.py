@@ -144,7 +144,7 @@ def test_trial_asked_to_stop_ends_after_its_epoch_and_goes_on_later(
     store: FeatureStore, tmp_path: Path, place: str
 ) -> None:
     ledger = Ledger(tmp_path / "g")
-    (entry,) = ledger.entries(Grid(name="g", description="", trials=(Trial(name="a", config=small()),)).trials, lambda trial: "store")
+    (entry,) = ledger.entries((Trial(name="a", config=small()),), lambda trial: "store")
     ledger.enter(entry, "store")
 
     def stop_at_two(records: list[dict[str, Any]]) -> None:
@@ -227,9 +227,10 @@ def test_head_of_another_store_or_size_is_refused(store: FeatureStore, tmp_path:
     (trial,) = with_checkpoints(grid_of(head), features_in(store)).trials
     (moved,) = with_checkpoints(grid_of(head.rename(tmp_path / "moved")), features_in(store)).trials
     assert trial.key("") == moved.key("") != expand("g", {"base": SMALL}, "g.yaml", {}).trials[0].key("")
-    with pytest.raises(ConfigError, match=r"trained on the store .*, this one is other; .* or --any-store to"):
+    with pytest.raises(ConfigError, match=r"trained on the features .*, these are other; .* or --any-store to"):
         with_checkpoints(grid_of(tmp_path / "moved"), lambda trial: "other")
-    assert with_checkpoints(grid_of(tmp_path / "moved"), lambda trial: "other", any_store=True).trials[0].digests == trial.digests
+    (other,) = with_checkpoints(grid_of(tmp_path / "moved"), lambda trial: "other", any_store=True).trials
+    assert other.digests == trial.digests
     with pytest.raises(WeightsError, match="no checkpoint in"):
         with_checkpoints(grid_of(tmp_path / "none"), features_in(store))
     wider = grid_of(tmp_path / "moved", **{"model.feedforward_channels": 24})
@@ -239,7 +240,7 @@ def test_head_of_another_store_or_size_is_refused(store: FeatureStore, tmp_path:
 
 def test_trials_of_a_grid_may_differ_by_the_head_they_start_from(store: FeatureStore, tmp_path: Path) -> None:
     for name, loss in (("a", 0.1), ("b", 0.2)):
-        save_model(tmp_path / name, build_model(small(model__beta=loss), store), {"store": store.fingerprint})
+        save_model(tmp_path / name, build_model(small(model__beta=loss), store), {"store": features_in(store)(Trial(name="", config=small()))})
     shutil.copytree(tmp_path / "a", tmp_path / "copy")
 
     def grid_of(*names: str) -> Grid:

@@ -12,17 +12,19 @@ import pyarrow.parquet as pq
 import torch
 
 from experiments.grid.file import grid_text, parse_yaml
-from extract.encoders.weights import load_tensors
+from extract.encoders.networks import load_tensors
 from refavs.data.layouts.tables import read_rows
 from refavs.metrics.parquet import STATISTICS_FILE, statistics_blocks
 from refavs.model.checkpoint import CONFIG, load_model
 from refavs.model.heads.released import FILE, _read
 from refavs.store.columns import table_record
-from refavs.store.format.commits import record_name, seal
+from refavs.store.format.commits import seal
 from refavs.store.reader import FeatureStore
 from refavs.store.verify import verify
 from tests.experiments import small_sweep
+from tests.refavs import small_store
 
+RECORD = f"commits/{small_store.VISUAL}/00000.json"
 Refusal = tuple[str, Callable[[], object]]
 
 
@@ -45,7 +47,7 @@ def _of_a_store(store: Path) -> Iterator[Refusal]:
         facts["attributes"]["mask_size"] = 2_000_000
 
     def shard(facts: dict[str, Any]) -> None:
-        next(iter(facts["attributes"]["refavs_schema"]["streams"].values()))["rows_per_shard"] = 10**9
+        facts["attributes"]["refavs_schema"]["streams"][small_store.VISUAL]["rows_per_shard"] = 10**9
 
     def no_width(facts: dict[str, Any]) -> None:
         facts["num_rows"] = 4 * 10**8
@@ -63,14 +65,14 @@ def _of_a_store(store: Path) -> Iterator[Refusal]:
     changes = [("mask_size of 2,000,000", "zarr.json", root), ("10^9 rows in a shard", "zarr.json", shard),
                ("texts without width", table_record("expressions"), no_width),
                ("10^9 expressions", table_record("expressions"), long_column),
-               ("row 4e8", record_name("objects", 0), far_row)]  # fmt: skip
+               ("row 4e8", RECORD, far_row)]  # fmt: skip
     for what, file, change in changes:
         whole = (store / file).read_bytes()
         facts = json.loads(whole)
         change(facts.get("record", facts))
         (store / file).write_bytes(seal(facts["record"]) if "record" in facts else json.dumps(facts).encode())
         yield what, lambda: FeatureStore(store)
-        if file == record_name("objects", 0):
+        if file == RECORD:
             assert verify(store).damage
         (store / file).write_bytes(whole)
 

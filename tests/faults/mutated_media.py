@@ -1,6 +1,5 @@
 """Reads mutated videos one after another and prints what became of each as JSON: SEED COUNT FOLDER as arguments."""
 
-import importlib.util
 import json
 import random
 import sys
@@ -10,14 +9,8 @@ from pathlib import Path
 
 from refavs.data.layouts import Clip
 from refavs.errors import DatasetError
+from tests.extract import film_variants
 from tests.extract.one_form import read_media
-
-_spec = importlib.util.spec_from_file_location(
-    "film_variants", Path(__file__).parents[1] / "extract" / "film_variants.py"
-)
-assert _spec is not None and _spec.loader is not None
-film_variants = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(film_variants)
 
 NUM_FILMS = 12
 _WORDS = (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x80\0\0\0", b"\0\0\0\0", b"\0\0\0\1")

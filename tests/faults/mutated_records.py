@@ -150,12 +150,15 @@ def _store(root: Path) -> Target:
 
     def extract(folder: Path) -> int:
         writer = small_store.open_writer(folder)
-        missing = [*writer.plan("text", map(text_key, small_store.TEXTS)), *writer.plan("clips", small_store.CLIPS),
-                   *writer.plan("objects", [object_key(clip, 1) for clip in small_store.CLIPS])]  # fmt: skip
-        if missing:  # a record that is none, whose rows would be computed now
-            return 0
-        writer.noted("clips")
-        writer.shared("clips")
+        content = {stream: [small_store.content_key(stream, clip) for clip in small_store.CLIPS]
+                   for stream in (small_store.VISUAL, small_store.SOUND)}  # fmt: skip
+        content[small_store.TEXT] = [*map(text_key, small_store.TEXTS)]
+        content["objects"] = [object_key(clip, 1) for clip in small_store.CLIPS]
+        for table, keys in content.items():
+            writer.noted(table)
+            if any(writer.plan(table, [[key] for key in keys])):  # a record that is none, whose rows would be computed
+                return 0
+        writer.write_clips(small_store.clip_table(small_store.CLIPS))
         writer.write_expressions(small_store.expressions(writer))
         writer.finalise()
         return 0
@@ -164,8 +167,9 @@ def _store(root: Path) -> Target:
         with Lease(LocalFolder(folder), "refavs-extract", beat_s=0.04, expires_s=0.1):
             return 0
 
-    records = [f"commits/{path.name}" for path in sorted((root / "commits").iterdir()) if "-00000" in path.name]
-    files = ("zarr.json", "lease.json", *records, "commits/expressions.json", "commits/listing.json",
+    records = [path.relative_to(root).as_posix() for path in sorted((root / "commits").rglob("00000.json"))]
+    tables = [f"commits/{name}.json" for name in ("clips", "text", "expressions")]
+    files = ("zarr.json", "lease.json", *records, *tables, "commits/listing.json",
              "clips/audio/vggish/zarr.json", "clips/id/zarr.json", "expressions/uid/zarr.json")  # fmt: skip
     return Target(root, files, {
         "info": lambda folder: main(["info", str(folder)]), "verify": lambda folder: main(["verify", str(folder)]),

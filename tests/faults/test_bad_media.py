@@ -1,7 +1,6 @@
 """Bad and odd media, kind by kind: a clear line for each bad file, right values for each odd one, bounded resources."""
 
 import http.server
-import importlib.util
 import json
 import os
 import pickle
@@ -25,11 +24,7 @@ from refavs.errors import DatasetError
 from refavs.store.reader import FeatureStore
 from tests.extract.command import in_this_process, run_with, tiny
 from tests.extract.one_form import SAMPLE_RATE_HZ, Media, read_media
-
-_spec = importlib.util.spec_from_file_location("bad_media", Path(__file__).parent / "bad_media.py")
-assert _spec is not None and _spec.loader is not None
-bad = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(bad)
+from tests.faults import bad_media as bad
 
 NO_VIDEO = r"cut off, damaged or not a video \(Invalid (data|argument).*\); accepted: an MP4, MOV, Matroska, WebM, AVI"
 TOO_LARGE = r"its frames have more than 40,000,000 pixels"

@@ -1,6 +1,5 @@
 """Bad and odd metadata and masks: a clear line for each bad file, right values for each odd one, bounded resources."""
 
-import importlib.util
 import os
 import re
 import socket
@@ -17,11 +16,7 @@ from refavs.data.layouts import read_source
 from refavs.data.layouts.ref_avs_metadata import read_metadata
 from refavs.data.masks import read_masks
 from refavs.errors import DatasetError
-
-_spec = importlib.util.spec_from_file_location("bad_media", Path(__file__).parent / "bad_media.py")
-assert _spec is not None and _spec.loader is not None
-bad = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(bad)
+from tests.faults import bad_media as bad
 
 HEADER = "vid,uid,split,fid,exp\n"
 GOOD = "a_0_1,a_0_1_cat_1,train,0,The cat.\n"

@@ -117,7 +117,7 @@ def undisturbed(cluster: Any, source: Path, tmp_path_factory: pytest.TempPathFac
 def started(cluster: Any, source: Path, store: Path) -> Any:
     """A driver that has committed a clip and has more to do."""
     driver = cluster.start(source, store, "--workers", "2")
-    assert driver.until(lambda: any(name.startswith("clips") for name in command.commits_of(store))), driver.err
+    assert driver.until(lambda: any(name.startswith("visual/") for name in command.commits_of(store))), driver.err
     return driver
 
 

@@ -4,7 +4,7 @@ First the library: a process is killed before and after each call that changes a
 and workers of real extractions are killed at random moments.
 """
 
-import importlib.util
+import contextlib
 import os
 import random
 import shutil
@@ -14,31 +14,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 
-from refavs.store.reader import FeatureStore
-from refavs.store.verify import verify
+from refavs.errors import StoreError
+from tests.faults import command
+from tests.refavs import small_store as small
 
-HERE = Path(__file__).parent
-STORE_TESTS = HERE.parent / "refavs"
-
-
-def load(path: Path) -> ModuleType:
-    """A module by its file; tests are no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-command = load(HERE / "command.py")
-levels = load(STORE_TESTS / "test_store_levels.py")
-small = levels.small
+REPOSITORY = Path(__file__).parents[2]
+WIDER = small.STREAMS | {small.BACKBONE_STREAM: small.LEVEL}
 
 
 @pytest.fixture(autouse=True)
@@ -53,32 +38,30 @@ def fresh(root: Path) -> None:
     small.write_store(root)
 
 
-def one_level(root: Path) -> None:
-    """A store of one level, with clips that share rows."""
-    writer = small.open_writer(root, encoders=levels.STREAMS)
-    levels.write(writer, writer.plan("clips", small.CLIPS, levels.SHARES))
-    levels.finish(writer)
+def wider(root: Path) -> None:
+    """A store of clips that share frames, with a stream more."""
+    small.write_shared(root, WIDER)
 
 
-def second_level(root: Path) -> None:
-    """Adds the other level to every shard that has one."""
-    writer = levels.open_both(root)
-    levels.write(writer, writer.plan("clips", small.CLIPS, levels.SHARES))
-    levels.finish(writer)
+def drop(root: Path) -> None:
+    """Drops that stream, unless it is gone."""
+    writer = small.open_writer(root, streams={})
+    with contextlib.suppress(StoreError):
+        writer.drop(small.BACKBONE_STREAM)
+    writer.finalise()
 
 
 JOBS: dict[str, tuple[Callable[[Path], None] | None, Callable[[Path], None]]] = {
-    "fresh": (None, fresh), "second level": (one_level, second_level),
+    "fresh": (None, fresh), "second stream": (small.write_shared, wider), "drop": (wider, drop),
 }  # fmt: skip
 
 # Runs a job once for each call that changes a file, in a process that is killed before or after that call.
 KILLER = """
-import importlib.util, os, shutil, signal, sys
+import os, shutil, signal, sys
 from collections import Counter
 from pathlib import Path
-spec = importlib.util.spec_from_file_location("test_kills", sys.argv[1])
-kills = importlib.util.module_from_spec(spec); spec.loader.exec_module(kills)
-step = int(sys.argv[3])
+import tests.faults.test_kills as kills
+step = int(sys.argv[2])
 CALLS = {name: getattr(os, name) for name in ("open", "write", "rename", "unlink", "fsync")}
 CALLS["fsync"] = lambda file: None
 
@@ -109,7 +92,7 @@ def prepared(out, before, name):
 
 os.fsync = CALLS["fsync"]
 for name, (before, job) in kills.JOBS.items():
-    out = Path(sys.argv[2]) / name
+    out = Path(sys.argv[1]) / name
     out.mkdir()
     if before is not None:
         before(out / "before")
@@ -125,25 +108,10 @@ for name, (before, job) in kills.JOBS.items():
 """
 
 
-def assert_whole(root: Path) -> None:
-    """What is committed is right, and can be read."""
-    if not (root / "zarr.json").exists():
-        return
-    assert not verify(root).damage
-    store = FeatureStore(root)
-    for record in store.records:
-        for key, row in record.rows.items():
-            for path in record.arrays:
-                owner = record.owner(path, key)
-                if owner in record.rows or owner in {other for one in store.records for other in one.rows}:
-                    expected = small.row_of(owner, [store.specs[path]])[path]
-                    np.testing.assert_array_equal(store.read(path, row).numpy(), expected)
-
-
 def kill_at_points(folder: Path, step: int) -> dict[str, int]:
     """Kills each job at every `step`-th point, and lets it run again; returns how many kills there were of each."""
-    command = [sys.executable, "-c", KILLER, __file__, str(folder), str(step)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-c", KILLER, str(folder), str(step)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     kills = {}
     for name, (_, job) in JOBS.items():
@@ -152,7 +120,8 @@ def kill_at_points(folder: Path, step: int) -> dict[str, int]:
         unfinished = 0
         for root in roots:
             unfinished += small.files_of(root) != expected
-            assert_whole(root)
+            if (root / "zarr.json").exists():
+                small.assert_whole(root)
             job(root)
             assert small.files_of(root) == expected, root.name
             shutil.rmtree(root)

@@ -1,8 +1,9 @@
 """Builds a store of a few tiny rows whose values follow from their keys, for the tests of the store and its readers."""
 
 import json
+import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,21 @@ def write_content(writer: StoreWriter, clips: Sequence[str] = CLIPS, failing: Se
     writer.write_texts(pd.DataFrame({"key": [text_key(text) for text in TEXTS], "text": TEXTS}))
 
 
+def write_shared(root: Path, streams: Mapping[str, StreamSpec] = STREAMS, failing: Sequence[str] = ()) -> None:
+    """A finished store in which b has the frames of a, and d the frames and sound; `failing` are keys that fail."""
+    writer = open_writer(root, streams=streams)
+    clips = clip_table(CLIPS)
+    clips.loc[[1, 3], "frames"], clips.loc[3, "sound"] = clips["frames"][0], clips["sound"][0]
+    for stream in streams.keys() - {TEXT}:
+        write_rows(writer, stream, clips["frames" if stream.startswith("visual/") else "sound"].tolist(), failing)
+    write_rows(writer, TEXT, [text_key(text) for text in TEXTS])
+    write_rows(writer, "objects", [object_key(clip, 1) for clip in CLIPS])
+    writer.write_clips(clips)
+    writer.write_texts(pd.DataFrame({"key": [text_key(text) for text in TEXTS], "text": TEXTS}))
+    writer.write_expressions(expressions(writer, ["a", "c", "e"]))
+    writer.finalise()
+
+
 def assert_whole(root: str | Path) -> None:
     """Every committed row is what it should be, and nothing is damaged."""
     from refavs.store.verify import verify
@@ -167,7 +183,7 @@ def assert_whole(root: str | Path) -> None:
 
 
 def files_of(root: Path) -> dict[str, bytes]:
-    """Every file of a store, with the seconds taken out of its commit records."""
+    """Every file below a folder, of stores with the seconds taken out of its commit records."""
     found = {}
     for path in sorted(root.rglob("*")):
         if path.is_file():

@@ -212,7 +212,7 @@ def test_every_option_changes_the_prediction(field: str, value: object) -> None:
 
 def test_every_option_has_a_test() -> None:
     tested = test_every_option_changes_the_prediction.pytestmark[0].args[1]  # type: ignore[attr-defined]
-    elsewhere = {"trained", "decoder_weights", "head"}  # test_eemc_parts.py, test_heads.py
+    elsewhere = {"trained", "decoder_weights", "head", "visual"}  # test_eemc_parts.py, test_heads.py, test_stores.py
     assert {name for name, _ in tested} | elsewhere == {field.name for field in fields(EEMCOptions)}
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from extract.encoders.weights import load_tensors
+from extract.encoders.networks import load_tensors
 from refavs.errors import StatisticsError, WeightsError
 from refavs.finite import is_finite, require_finite_features, require_finite_probs
 from refavs.model.heads.released import _read

@@ -13,13 +13,17 @@ from refavs.errors import DatasetError, StoreError
 from refavs.files.partials import give_name, lock_partial, partial_path, remove_left
 from refavs.store import FeatureStore
 from refavs.store.backends.base import LocalFolder
-from refavs.store.hdf5.exchange import _fingerprint_in, export, import_  # noqa: F401 (the killer below uses it)
+from refavs.store.hdf5.exchange import (
+    _fingerprint_in,  # noqa: F401 (the killer below uses it)
+    export,
+    import_,
+)
 from refavs.store.lease import Lease
 from refavs.synthetic import write as synthetic
 from refavs.synthetic.write import write_benchmark
 from tests.refavs import small_store as small
 
-HERE = Path(__file__).parent
+REPOSITORY = Path(__file__).parents[2]
 NAMES = ["x" * 251 + ".h5", "é" * 124 + ".h5", "y" * 255]
 
 
@@ -69,13 +73,12 @@ JOBS: list[Callable[[Path], None]] = [export_job, import_job, synth_job, reword_
 
 # Runs each job in a process that is killed before or after a call that changes a file, then lets it run again.
 KILLER = """
-import importlib.util, os, shutil, signal, sys
+import os, shutil, signal, sys
 from collections import Counter
 from pathlib import Path
-spec = importlib.util.spec_from_file_location("test_partials", sys.argv[1])
-tests = importlib.util.module_from_spec(spec); spec.loader.exec_module(tests)
+import tests.refavs.test_partials as tests
 os.fsync = lambda file: None
-root = Path(sys.argv[2])
+root = Path(sys.argv[1])
 CALLS = {name: getattr(os, name) for name in ("open", "mkdir", "link", "rename", "unlink", "pwrite")}
 
 def run(job, folder, death=None):
@@ -108,7 +111,7 @@ for job in tests.JOBS:
     (root / "undisturbed").mkdir()
     counts = run(job, root / "undisturbed")
     expected = files(root / "undisturbed")
-    num = int(sys.argv[3])
+    num = int(sys.argv[2])
     points = [(name, 1 + (2 * place + 1) * counts[name] // (2 * num), side) for name in CALLS if counts[name]
               for place in range(num) for side in ("before", "after")]
     died = 0
@@ -124,7 +127,8 @@ for job in tests.JOBS:
             tests.FeatureStore(root / "killed/s")
         job(root / "killed")
         found = files(root / "killed")
-        assert found == expected, (job.__name__, point, sorted(found.keys() ^ expected.keys()), sorted(halfway))
+        differ = [name for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name)]
+        assert not differ, (job.__name__, point, differ, sorted(halfway))
         shutil.rmtree(root / "killed")
     shutil.rmtree(root / "undisturbed")
     print(job.__name__, died)
@@ -136,8 +140,8 @@ for job in tests.JOBS:
 @pytest.mark.parametrize("num_points", [1, pytest.param(20, marks=pytest.mark.faults)])
 def test_killed_command_is_ended_by_the_same_command(tmp_path: Path, num_points: int) -> None:
     """Killed at so many calls of each kind."""
-    command = [sys.executable, "-c", KILLER, __file__, str(tmp_path), str(num_points)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-c", KILLER, str(tmp_path), str(num_points)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     kills = {name: int(count) for name, count in (line.split() for line in done.stdout.splitlines() if "_job" in line)}
     assert len(kills) == len(JOBS) and min(kills.values()) >= 4, kills

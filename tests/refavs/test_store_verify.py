@@ -142,7 +142,7 @@ def test_verify_command_tells_and_exits_with_3(root: Path, capsys: pytest.Captur
     assert main(["verify", str(root)]) == 3
     out = capsys.readouterr().out
     assert f"damaged: {SHARD} [a]: its checksum" in out and "1 damaged" in out
-    assert f"uncommitted: {small.MAPS}/c.9.0.0.0.0" in out and "to mend it: refavs-store repair" in out
+    assert f"uncommitted: {small.MAPS}/c.9.0.0.0.0" in out and "refavs-store repair" in out
 
 
 def test_info_command_shows_the_store(
