@@ -1,47 +1,35 @@
 """One flipped bit anywhere in a store: `verify` finds it, a read of what it reaches raises, nothing else is lost."""
 
-import importlib.util
 import json
 import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
 from refavs.errors import StoreError
 from refavs.store.backends.base import LocalFolder
-from refavs.store.format.commits import CommitRecord, read_records
+from refavs.store.columns import NEEDED, table_record
+from refavs.store.format.commits import read_records
 from refavs.store.format.schema import StoreSchema, root_attributes, table_path
 from refavs.store.format.shard import CRC_BYTES, shard_name
 from refavs.store.reader import FeatureStore
+from refavs.store.repair import ROOT
 from refavs.store.verify import verify
+from tests.faults import command
+from tests.refavs import small_store as small
 
-HERE = Path(__file__).parent
-
-
-def load(path: Path) -> ModuleType:
-    """A module by its file; tests are no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-command = load(HERE / "command.py")
-small = load(HERE.parent / "refavs" / "small_store.py")
-
-# b has the pictures of a, d has pictures and sound of a; so what is lost of a is lost of them as well.
-SHARES = {"b": {"clips/visual": "a"}, "d": {"clips/visual": "a", "clips/audio": "a"}}
+# b has the frames of a, d has frames and sound of a; so what is lost of a is lost of them as well.
+NAMES = {"frames of a": {"a", "b", "d"}, "sound of a": {"a", "d"}}
+NAMES |= {small.text_key(text): {text} for text in small.TEXTS}
 SHARD_KINDS = ("row", "checksum of a row", "padding", "index")
-KINDS = (*SHARD_KINDS, "record", "zarr.json", "column", "expressions' record", "listing")
+KINDS = (*SHARD_KINDS, "record", "zarr.json", "column", "table's record", "listing")
 RAISE = ("row", "checksum of a row", "index", "record")
 
 
@@ -76,16 +64,7 @@ def no_fsync() -> Iterator[None]:
 
 def build(root: Path) -> Path:
     """A finished store with shared rows, a clip that failed, and holes."""
-    writer = small.open_writer(root)
-    for plan in writer.plan("clips", small.CLIPS, SHARES):
-        with writer.shard(plan) as shard:
-            for key in plan.keys:
-                if key == "c":
-                    shard.fail(key, "made to fail")
-                    continue
-                row = small.row_of(key, small.SPECS["clips"])
-                shard.write(key, {path: row[path] for path in plan.paths_of(key)}, small.facts_of(key))
-    small.write_store(root)
+    small.write_shared(root, failing=["frames of c"])
     return root
 
 
@@ -109,27 +88,20 @@ def names_of(text: str) -> set[str]:
 
 def read_all(root: Path, verify: str = "first") -> tuple[set[tuple[str, str]], int]:
     """Rows whose read raises an error that names them, and how many were read right; no row may come out wrong."""
-    store, raised, right = FeatureStore(root, verify), set(), 0
+    store, raised, right = FeatureStore(root, verify=verify), set(), 0
     for record in store.records:
         for key, row in record.rows.items():
             for spec in store.schema.tables[record.table].arrays:
-                owner = record.owner(spec.path, key)
                 try:
                     found = store.read(spec.path, row).numpy()
                 except StoreError as error:
-                    assert names_of(str(error)) == {spec.path, owner}, str(error)
+                    assert names_of(str(error)) == {spec.path, key}, str(error)
                     assert "run the same refavs-extract command again" in str(error)
                     raised.add((spec.path, key))
                     continue
-                np.testing.assert_array_equal(found, small.row_of(owner, [spec])[spec.path])
+                np.testing.assert_array_equal(found, small.row_of(key, [spec])[spec.name])
                 right += 1
     return raised, right
-
-
-def readers_of(records: list[CommitRecord], table: str, path: str, key: str) -> set[tuple[str, str]]:
-    """Who reads the row of `path` that belongs to `key`: it and those that share it."""
-    rows = ((record, other) for record in records if record.table == table for other in record.rows)
-    return {(path, other) for record, other in rows if record.owner(path, other) == key}
 
 
 def regions_of(root: Path) -> list[Region]:
@@ -140,19 +112,18 @@ def regions_of(root: Path) -> list[Region]:
     regions: list[Region] = []
     for record in records:
         num_places = schema.tables[record.table].rows_per_shard
-        for path, facts in record.arrays.items():
-            file = shard_name(schema.specs[path], record.index)
-            row_bytes = schema.specs[path].row_bytes
+        own = {key: row - record.index * num_places for key, row in record.rows.items()}
+        for name, facts in record.arrays.items():
+            spec = schema.tables[record.table].specs[name]
+            file = shard_name(spec, record.index)
             end = facts.num_bytes - CRC_BYTES - num_places * 16
             index = np.frombuffer((root / file).read_bytes()[end:-CRC_BYTES], "<u8").reshape(num_places, 2)
-            own = {key: row - record.index * num_places for key, row in record.own_rows(path).items()}
-            readers = {key: readers_of(records, record.table, path, key) for key in own}
-            every = frozenset(reader for found in readers.values() for reader in found)
+            every = frozenset((spec.path, key) for key in own)
             regions.append(Region(file, end, facts.num_bytes, "index", every))
             edge = 0
             for key in sorted(own, key=lambda key: index[own[key], 0]):
                 start = int(index[own[key], 0])
-                stop, lost = start + row_bytes, frozenset(readers[key])
+                stop, lost = start + spec.row_bytes, frozenset({(spec.path, key)})
                 regions += [Region(file, edge, start, "padding", frozenset()), Region(file, start, stop, "row", lost),
                             Region(file, stop, stop + CRC_BYTES, "checksum of a row", lost)]  # fmt: skip
                 edge = stop + CRC_BYTES
@@ -173,20 +144,20 @@ def place_in(regions: list[Region], kind: str, rng: np.random.Generator) -> Plac
 def _kind(name: str) -> str:
     if name.endswith("zarr.json"):
         return "zarr.json"
-    special = {"commits/expressions.json": "expressions' record", "commits/listing.json": "listing"}
+    special = {"commits/listing.json": "listing"} | {table_record(table): "table's record" for table in NEEDED}
     return special.get(name, "record" if name.startswith("commits/") else "column")
 
 
-def keys_of_record(root: Path, file: str) -> set[str]:
-    """Keys that a record holds, and those that share rows of them."""
-    keys = set(json.loads((root / file).read_bytes())["record"]["rows"])
-    return keys | {key for key, owners in SHARES.items() if set(owners.values()) & keys}
+def named(keys: Iterable[str]) -> set[str]:
+    """What people call those keys: ids of clips, texts, objects."""
+    return {name for key in keys for name in NAMES.get(key, {key.rpartition(" ")[2]})}
 
 
 def check(root: Path, place: Place, bit: int) -> None:
     """Flips one bit, looks at what the store says of it, and mends it."""
     path = root / place.file
-    keys = keys_of_record(root, place.file) if place.kind == "record" else {key for _, key in place.lost}
+    held = json.loads(path.read_bytes())["record"]["rows"] if place.kind == "record" else {key for _, key in place.lost}
+    keys = named(held)
     flip(path, place.byte, bit)
     try:
         _check_verdict(root, place, keys)
@@ -279,15 +250,20 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
 
 
 def may_change(file: str, kind: str) -> tuple[str, ...]:
-    """Starts of the names of the files that are written again for a bit of `file`."""
+    """Starts of the names of the files that are written again for a bit of `file`.
+
+    A store that lacks rows or a table says that it is not finished, and its arrays have no statistics meanwhile.
+    """
     if kind == "record":  # nothing vouches for the shard any more
         table, _, index = file.removeprefix("commits/").removesuffix(".json").rpartition("/")
-        return file, f"{table_path(table)}/*/c.{int(index)}."
-    if kind == "expressions' record" or file.startswith("expressions/"):
-        return "expressions/", "commits/expressions.json"
+        return file, f"{table_path(table)}/*/c.{int(index)}.", f"{table_path(table)}/*/zarr.json", ROOT
+    if kind in ("table's record", "column"):  # the expressions name rows of the other tables
+        table = file.removeprefix("commits/").removesuffix(".json").split("/")[0]
+        return file, f"commits/{table}.json", "commits/expressions.json", ROOT
     if kind in SHARD_KINDS:  # the arrays of a shard are written together
         table, index = file.rsplit("/", 2)[0], int(file.split("/")[-1].split(".")[1])
-        return f"{table}/*/c.{index}.", f"commits/{table.removeprefix('clips/')}/{index:05d}.json"
+        record = f"commits/{table.removeprefix('clips/')}/{index:05d}.json"
+        return f"{table}/*/c.{index}.", f"{table}/*/zarr.json", record, ROOT
     return (file,)
 
 
