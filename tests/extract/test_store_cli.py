@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from refavs.store.mender import ShardMender
 
 from extract.cli import main as extract
 from extract.store_cli import main
