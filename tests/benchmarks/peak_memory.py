@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from contenders import MAPS, open_store
+from contenders import STREAM, open_store
 
 
 def main(folder: str, num_clips: int, side: int) -> float:
@@ -19,12 +19,13 @@ def main(folder: str, num_clips: int, side: int) -> float:
 
 def _write(root: Path, shape: tuple[int, ...], num_clips: int) -> int:
     writer = open_store(root, shape, num_clips, statistics=True)
-    (plan,) = writer.plan("clips", [f"clip{row:05d}" for row in range(num_clips)])
+    (plan,) = writer.plan(STREAM, [[f"clip{row:05d}" for row in range(num_clips)]])
+    assert plan is not None
     num_bytes = 0
     with writer.shard(plan) as shard:
         for row, key in enumerate(plan.keys):
             clip = np.full(shape, row % 7, np.float16)
-            shard.write(key, {MAPS: clip})
+            shard.write(key, {"maps": clip})
             num_bytes = clip.nbytes
     return num_bytes
 

@@ -108,7 +108,8 @@ def test_batch_travels_on_the_side_and_is_waited_for_where_it_is_used(store: Fea
     device.log.clear()
     found = batch.to(META)
     assert device.log[:2] == [("main", "moves", "a_0"), ("main", "waits for", 0)]
-    tensors = [found.audio, found.text, found.valid, found.clip, found.mask, found.groups.slot, *found.visual.values()]
+    tensors = [found.audio, found.text, found.valid, found.clip, found.mask, found.labelled, found.groups.slot,
+               *found.visual.values()]  # fmt: skip
     used = [what[2] for what in device.log[2:]]
     assert sorted(used) == sorted(tuple(one.shape) for one in tensors if one is not None)
     assert all(what[:2] == ("main", "uses") for what in device.log[2:])
