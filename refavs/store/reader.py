@@ -126,11 +126,8 @@ class FeatureStore:
             StoreError: the store has none, or not the encoder of `use`, or several of which none is the paper's.
         """
         known = {name.split("/")[1] for name in self.streams if name.startswith(f"{modality}/")}
-        name = self.use.get(modality)
-        if name is None:
-            name = next(iter(known)) if len(known) == 1 else PAPERS.get(modality, "")
-        start = f"{modality}/{name}"
-        found = [stream for stream in self.streams if stream == start or stream.startswith(f"{start}/")]
+        name = self.use.get(modality) or (next(iter(known)) if len(known) == 1 else PAPERS.get(modality, ""))
+        found = [stream for stream in self.streams if stream.split("/")[:2] == [modality, name]]
         if not found:
             there = f"has the {modality} encoders {', '.join(sorted(known))}" if known else f"has no {modality} encoder"
             raise StoreError(f"store {self.location} {there}{f', not {name!r}' if modality in self.use else ''}; name "
@@ -139,9 +136,12 @@ class FeatureStore:
 
     @property
     def in_use(self) -> dict[str, list[str]]:
-        """The streams in use of each modality that the store has."""
-        present = {name.split("/")[0] for name in self.streams}
-        return {modality: self.streams_of(modality) for modality in MODALITIES if modality in present}
+        """The streams in use of each modality in which the choice is clear."""
+        found = {}
+        for modality in MODALITIES:
+            with contextlib.suppress(StoreError):  # `streams_of` tells whoever reads that modality
+                found[modality] = self.streams_of(modality)
+        return found
 
     @property
     def encoders(self) -> dict[str, dict]:

@@ -19,15 +19,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from extract.encoders import Precision
-from extract.encoders.presets import Encoders, Preset, build_encoders, preset_named
-from extract.encoders.visual import LEVELS
+from extract.encoders.mask2former import LEVELS
+from extract.encoders.presets import preset_named
+from extract.encoders.protocol import EncoderSetup
+from extract.encoders.streams import StreamSet, choose_streams
 from extract.encoders.weights import WeightSource
 from extract.media.clip import Media, read_media
-from extract.pipeline.dedup import input_digests
-from extract.pipeline.plan import Job, array_specs, plan_jobs, wanted_items
+from extract.pipeline.content import contents_of
+from extract.pipeline.plan import Job, plan_jobs, wanted_units
 from extract.pipeline.ray_pool import JOBS_PER_WORKER
+from extract.pipeline.tables import write_tables
 from extract.pipeline.worker import Worker
+from refavs.choices import Precision
 from refavs.data.layouts import Source, read_source
 from refavs.machine.processors import num_processors
 from refavs.store.writer import StoreWriter
@@ -52,38 +55,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         root = Path(name)
         print(describe(root, ["torch", "timm", "transformers", "av", "zarr", "numpy"]), flush=True)
-        preset = preset_named("tiny" if args.quick else "base")
+        preset = "tiny" if args.quick else "base"
         num_clips = 3 if args.quick else args.clips
-        write_benchmark(root / "bench", num_clips, seed=0, size=preset.input_size, videos=num_clips)
+        write_benchmark(root / "bench", num_clips, seed=0, size=preset_named(preset).mask_size, videos=num_clips)
         source = read_source(root / "bench" / "videos")
         for precision in ("fp32", "bf16"):
             measure_pipeline(root / precision, source, preset, precision, threads)
         measure_precision(source, preset, WeightSource() if args.quick else RANDOM)
         if not args.quick:
-            measure_precision(source, preset_named("tiny"), WeightSource())
+            measure_precision(source, "tiny", WeightSource())
         shutil.rmtree(root / "bf16")
         measure_rerun(root / "many", source, *((50, 1) if args.quick else (1000, 3)))
     return 0
 
 
-def measure_pipeline(root: Path, source: Source, preset: Preset, precision: Precision, threads: int) -> None:
+def measure_pipeline(root: Path, source: Source, preset: str, precision: Precision, threads: int) -> None:
     """One worker with all processors, as Ray would run it, against the same encoders on what is decoded already."""
-    encoders = build_encoders(preset, RANDOM, ("pixel_decoder",), precision)
-    jobs = open_store(root, source, preset, encoders, rows_per_shard=2)
-    worker = Worker(str(root), preset, encoders, num_threads=threads)
-    medias = [read_media(clip, preset.num_frames, preset.input_size) for clip in source.clips]
-    encode(encoders, medias[:1])  # reads weights, warms up
+    streams = streams_of(preset, RANDOM, ("pixel_decoder",), precision)
+    jobs = open_store(root, source, streams, rows_per_shard=2)
+    worker = Worker(str(root), streams, num_threads=threads)
+    medias = [read_media(clip, streams.seconds, *streams.inputs()) for clip in source.clips]
+    encode(streams, medias[:1])  # reads weights, warms up
     started = time.perf_counter()
     with ThreadPoolExecutor(JOBS_PER_WORKER) as pool:
         results = list(pool.map(worker.run, jobs))
     wall_s = time.perf_counter() - started
     assert not any(result.failures or result.error for result in results)
     started = time.perf_counter()
-    encode(encoders, medias)
+    encode(streams, medias)
     alone_s = time.perf_counter() - started
     stages = {name: sum(result.stages_s[name] for result in results) for name in results[0].stages_s}
     num_bytes = sum(result.num_bytes for result in results)
-    print(f"\n### Pipeline: preset {preset.name}, {precision}, {len(medias)} mp4 clips, {threads} threads\n")
+    print(f"\n### Pipeline: preset {preset}, {precision}, {len(medias)} mp4 clips, {threads} threads\n")
     print(table(
         ["encoders alone, s", "wall, s", "alone / wall", "clips/s", "written, MB", "stages of the worker's threads, s"],
         [[f"{alone_s:.1f}", f"{wall_s:.1f}", f"{alone_s / wall_s:.3f}", f"{len(medias) / wall_s:.3f}",
@@ -91,20 +94,32 @@ def measure_pipeline(root: Path, source: Source, preset: Preset, precision: Prec
     ), flush=True)  # fmt: skip
 
 
-def encode(encoders: Encoders, medias: Sequence[Media]) -> None:
+def streams_of(
+    preset: str, weights: WeightSource, levels: Sequence[str], precision: Precision, device: str = "cpu"
+) -> StreamSet:
+    """The streams of a preset."""
+    setup = EncoderSetup(weights=weights, precision=precision, device=device)
+    return choose_streams(preset_named(preset).streams, 10, lambda name: setup, levels)
+
+
+def encode(streams: StreamSet, medias: Sequence[Media]) -> None:
     """What the worker asks of the encoders, clip by clip, and nothing else."""
+    clips = streams.of("visual", "audio").values()
     for media in medias:
-        encoders.visual.encode([media.frames], encoders.visual.levels)
-        encoders.audio.encode([encoders.audio.prepare(media.sound)])
+        for stream in clips:
+            encoder = streams.encoders[stream.encoder]
+            encoder.encode([encoder.prepare(media.taken(encoder.takes))], [stream.level])
 
 
-def measure_precision(source: Source, preset: Preset, weights: WeightSource) -> None:
+def measure_precision(source: Source, preset: str, weights: WeightSource) -> None:
     """Frames per second of the whole visual path in turns, and the cosine of each map against fp32."""
-    frames = read_media(source.clips[0], preset.num_frames, preset.input_size).frames[:NUM_FRAMES]
+    forms, _ = streams_of(preset, weights, LEVELS, "fp32").inputs()
+    frames = read_media(source.clips[0], 10, forms, []).frames[forms[0]][:NUM_FRAMES]
     seconds: dict[str, list[float]] = {}
     maps: dict[str, dict[str, np.ndarray]] = {}
     precisions: tuple[Precision, ...] = ("fp32", "bf16")
-    encoders = {precision: build_encoders(preset, weights, LEVELS, precision).visual for precision in precisions}
+    encoders = {precision: next(iter(streams_of(preset, weights, LEVELS, precision).encoders.values()))
+                for precision in precisions}  # fmt: skip
     for _ in range(4):
         for precision, encoder in encoders.items():
             started = time.perf_counter()
@@ -112,7 +127,7 @@ def measure_precision(source: Source, preset: Preset, weights: WeightSource) -> 
             seconds.setdefault(precision, []).append(time.perf_counter() - started)
     best = {precision: min(values[1:]) / len(frames) for precision, values in seconds.items()}
     maps = {precision: encoder.encode([frames], LEVELS)[0] for precision, encoder in encoders.items()}
-    print(f"\n### bf16 against fp32: preset {preset.name}, weights {weights.kind}\n")
+    print(f"\n### bf16 against fp32: preset {preset}, weights {weights.kind}\n")
     print(table(
         ["", "s / frame", "frames/s"],
         [*([precision, f"{value:.4f}", f"{1 / value:.2f}"] for precision, value in best.items()),
@@ -123,7 +138,7 @@ def measure_precision(source: Source, preset: Preset, weights: WeightSource) -> 
     for path, high in maps["fp32"].items():
         one, other = high.astype(np.float64).ravel(), maps["bf16"][path].astype(np.float64).ravel()
         cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
-        rows.append([path.removeprefix("clips/visual/"), f"{cosine:.6f}", f"{high.std(dtype=np.float64):.2f}"])
+        rows.append([path, f"{cosine:.6f}", f"{high.std(dtype=np.float64):.2f}"])
     print(table(["map", "cosine with fp32", "deviation"], rows), flush=True)
 
 
@@ -138,15 +153,15 @@ def measure_rerun(root: Path, source: Source, num_clips: int, num_runs: int) -> 
         content = number.to_bytes(8, "big") * ((num_bytes - len(start) - 8) // 8)
         box = (len(content) + 8).to_bytes(4, "big") + b"free" + content
         (root / "videos" / f"clip{number:05d}.mp4").write_bytes(start + box)
-    many, preset = read_source(root / "videos"), preset_named("tiny")
-    encoders = build_encoders(preset, RANDOM, ("backbone",), "fp32")
-    jobs = open_store(root / "store", many, preset, encoders, rows_per_shard=8)
+    many, streams = read_source(root / "videos"), streams_of("tiny", RANDOM, ("backbone",), "fp32")
+    jobs = open_store(root / "store", many, streams, rows_per_shard=8)
     writer = StoreWriter.attach(root / "store")
-    arrays = {spec.path: np.zeros(spec.shape, spec.dtype) for spec in array_specs(preset, encoders)["clips"]}
-    for job in jobs:
-        with writer.shard(job.shard) as shard:
-            for key, clip in zip(job.shard.keys, job.items, strict=True):
-                shard.write(key, arrays, input_digests(clip, preset.num_frames))  # pyright: ignore[reportArgumentType]
+    for plan in (shard for job in jobs for shard in job.shards):
+        arrays = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in writer.schema.tables[plan.table].arrays}
+        with writer.shard(plan) as shard:
+            for key in plan.keys:
+                shard.write(key, arrays)
+    write_tables(writer, many, contents_of(many.clips, streams.seconds)[0])
     writer.finalise()
     command = [sys.executable, "-m", "extract.cli", str(root / "videos"), str(root / "store"), "--preset", "tiny",
                "--weights", "random", "--levels", "backbone"]  # fmt: skip
@@ -167,14 +182,12 @@ def measure_rerun(root: Path, source: Source, num_clips: int, num_runs: int) -> 
     ), flush=True)  # fmt: skip
 
 
-def open_store(root: Path, source: Source, preset: Preset, encoders: Encoders, rows_per_shard: int) -> list[Job]:
+def open_store(root: Path, source: Source, streams: StreamSet, rows_per_shard: int) -> list[Job]:
     """A new store for the source's clips; what there is to do in it."""
-    preset = replace(preset, rows_per_shard=preset.rows_per_shard | {"clips": rows_per_shard})
-    writer = StoreWriter.open(
-        root, encoders=encoders.fingerprints(), source=str(source.root), num_frames=preset.num_frames,
-        input_size=preset.input_size, specs=array_specs(preset, encoders), rows_per_shard=preset.rows_per_shard,
-    )
-    return plan_jobs(writer, wanted_items(source))
+    specs = {id: replace(spec, rows_per_shard=rows_per_shard) for id, spec in streams.specs().items()}
+    writer = StoreWriter.open(root, streams=specs, source=str(source.root), seconds=streams.seconds, fps=1.0,
+                              mask_size=96, objects_per_shard=64)  # fmt: skip
+    return plan_jobs(writer, wanted_units(source, streams, contents_of(source.clips, streams.seconds)[0]))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,10 +23,12 @@ from unittest import mock
 import numpy as np
 from machine import describe, table
 
-from extract.encoders.presets import Encoders, build_encoders, preset_named
+from extract.encoders.presets import preset_named
+from extract.encoders.protocol import Encoder, EncoderSetup, Text
+from extract.encoders.streams import Stream, StreamSet, choose_streams
 from extract.encoders.weights import WeightSource
 from extract.pipeline.log import RunLog
-from extract.pipeline.plan import Job, array_specs
+from extract.pipeline.plan import Job, Unit, plan_jobs
 from extract.pipeline.ray_pool import Resources, run_jobs
 from extract.pipeline.schedule import Schedule
 from extract.pipeline.worker import STAGES, JobResult
@@ -34,8 +36,8 @@ from refavs.data.layouts import Clip
 from refavs.machine.processors import num_processors
 from refavs.store.backends.base import open_folder
 from refavs.store.format.channel_stats import ChannelSums
-from refavs.store.format.commits import CommitRecord, encoder_digests, read_record, record_name, write_record
-from refavs.store.format.schema import ArraySpec, StoreSchema, TableSchema, text_key
+from refavs.store.format.commits import CommitRecord, read_record, record_name, short_digest, write_record
+from refavs.store.format.schema import ArraySpec, StoreSchema, StreamSpec, text_key
 from refavs.store.format.shard import ShardFacts
 from refavs.store.plan import plan_shards
 from refavs.store.reader import FeatureStore
@@ -47,18 +49,22 @@ FRAMES_PER_S = 300.0
 DEATHS = 1e-3
 RESTART_S = 30.0
 ROWS = 4
-BASE = preset_named("base")
+BASE = preset_named("base").streams
+LEVELS = ("backbone", "pixel_decoder")
+VISUAL = "visual/mask2former-swin-base-ade"
 
 
-def base_schema(rows_per_shard: int) -> tuple[StoreSchema, list[ArraySpec]]:
-    """Schema of a store of preset base with both levels; nothing of the weights is read."""
-    encoders = build_encoders(BASE, WeightSource(kind="random"), ("backbone", "pixel_decoder"), "fp32")
-    specs = array_specs(BASE, encoders)
-    tables = {name: TableSchema(rows_per_shard=rows_per_shard if name == "clips" else BASE.rows_per_shard[name],
-                                arrays=tuple(arrays)) for name, arrays in specs.items()}  # fmt: skip
-    schema = StoreSchema(encoders=encoders.fingerprints(), source="simulated", num_frames=BASE.num_frames,
-                         input_size=BASE.input_size, tables=tables)  # fmt: skip
-    return schema, specs["clips"]
+def base_streams() -> StreamSet:
+    """The streams of preset base with both levels; nothing of the weights is read."""
+    setup = EncoderSetup(weights=WeightSource(kind="random"))
+    return choose_streams(BASE, 10, lambda name: setup, LEVELS)
+
+
+def base_schema(rows_per_shard: int) -> StoreSchema:
+    """Schema of a store of them."""
+    specs = {id: spec if id.startswith("text/") else replace(spec, rows_per_shard=rows_per_shard)
+             for id, spec in base_streams().specs().items()}  # fmt: skip
+    return StoreSchema(streams=specs, source="simulated", seconds=10, fps=1.0, mask_size=384, objects_per_shard=64)
 
 
 def planned(schema: StoreSchema, num_shards: int) -> list[Job]:
@@ -67,8 +73,14 @@ def planned(schema: StoreSchema, num_shards: int) -> list[Job]:
     places = {key: Path("/data/ref-avs/media") / key for key in keys}
     clips = {key: Clip(id=key, frames=tuple(place / "frames" / f"{second}.jpg" for second in range(10)),
                        audio=place / "audio.wav") for key, place in places.items()}  # fmt: skip
-    plans = plan_shards(schema, "clips", [], keys, {})
-    return [Job(shard=plan, items=tuple(clips[key] for key in plan.keys)) for plan in plans]
+    groups = [keys[start : start + ROWS] for start in range(0, len(keys), ROWS)]
+    ids = (f"{VISUAL}/pixel_decoder", "audio/vggish")
+    plans = zip(*(plan_shards(schema, id, [], groups) for id in ids), strict=True)
+    return [
+        Job(kind="clips", units=tuple(Unit(name=key, item=clips[key], keys=dict.fromkeys(ids, key)) for key in group),
+            shards=tuple(shard for shard in shards if shard is not None))
+        for group, shards in zip(groups, plans, strict=True)
+    ]  # fmt: skip
 
 
 @dataclass(order=True)
@@ -83,7 +95,7 @@ class Event:
 
 def simulate(jobs: Sequence[Job], num_workers: int, seed: int = 0) -> tuple[float, int, RunLog]:
     """Runs all jobs with workers that sleep on a simulated clock and sometimes die; returns its end and the deaths."""
-    generator, schedule = random.Random(seed), Schedule([job.shard.keys for job in jobs])
+    generator, schedule = random.Random(seed), Schedule([job.names for job in jobs])
     events: list[Event] = [Event(generator.uniform(5, 30), worker, worker, None) for worker in range(num_workers)]
     heapq.heapify(events)
     number, deaths, now, free_s = num_workers, 0, 0.0, [0.0] * num_workers
@@ -118,14 +130,14 @@ def simulate(jobs: Sequence[Job], num_workers: int, seed: int = 0) -> tuple[floa
         else:
             schedule.done(event.worker, event.task)
             if event.task.probe is None:
-                log.add(JobResult(table="clips", num_done=ROWS, seconds=0.2, stages_s=stages, worker=str(place)))
+                log.add(JobResult(kind="clips", num_done=ROWS, seconds=0.2, stages_s=stages, worker=str(place)))
         give(place)
     return now, deaths, log
 
 
 def simulated(sizes: Sequence[int], num_workers: int) -> str:
     """Time and memory by the number of shards; memory is counted in a run of its own, which is slower."""
-    schema, _ = base_schema(ROWS)
+    schema = base_schema(ROWS)
     rows = []
     for size in sizes:
         started = time.perf_counter()
@@ -165,17 +177,16 @@ class Sleeper:
 
     def run(self, job: Job, condemned: dict[str, str]) -> JobResult:
         """Says that all is done."""
-        return JobResult(table=job.shard.table, num_done=len(job.shard.keys), seconds=0.1, worker=self._name,
+        return JobResult(kind=job.kind, num_done=len(job.units), seconds=0.1, worker=self._name,
                          stages_s=dict.fromkeys(STAGES, 0.1))  # fmt: skip
 
 
 def on_ray(num_shards: int, num_workers: int) -> str:
     """The real driver and Ray, from the first result to the last, and the driver's memory meanwhile."""
-    schema, _ = base_schema(ROWS)
-    jobs = planned(schema, num_shards)
-    encoders = build_encoders(BASE, WeightSource(kind="random"), ("pixel_decoder",), "fp32")
+    jobs = planned(base_schema(ROWS), num_shards)
+    streams = base_streams()
     with mock.patch("extract.pipeline.ray_pool.Worker", Sleeper), RunLog(None, {"clips": num_shards * ROWS}) as log:
-        results = (result for result in run_jobs(jobs, "/nowhere", BASE, encoders, Resources(num_workers=num_workers))
+        results = (result for result in run_jobs(jobs, "/nowhere", streams, Resources(num_workers=num_workers))
                    if result is not None)  # fmt: skip
         next(results)
         started, before = time.perf_counter(), resident_bytes()
@@ -190,47 +201,45 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@dataclass
-class SleepingText:
-    """An encoder of texts that sleeps."""
+class SleepingText(Encoder):
+    """An encoder of texts that does nothing."""
 
-    seconds: float
+    name, modality, takes = "asleep", "text", Text()
 
-    def prepare(self, item: str) -> str:
-        """Nothing is done before."""
-        return item
+    def facts(self, level: str) -> dict[str, Any]:
+        """What its stream is called."""
+        return {"name": "asleep"}
 
-    def encode(self, items: Sequence[str]) -> list[dict[str, np.ndarray]]:
-        """Zeros, after a while."""
-        time.sleep(self.seconds * len(items))
-        return [{"text/roberta/features": np.zeros((4, 8), np.float16)} for _ in items]
-
-    def num_tokens(self, text: str) -> int:
-        """As a real one."""
-        return len(text)
+    def encode(self, batch: Sequence[str], levels: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        """Zeros."""
+        return [{"features": np.zeros((4, 8), np.float16)} for _ in batch]
 
 
 def with_commits(num_shards: int, num_workers: int, folder: Path) -> str:
     """Everything of a run but media and networks, and what the next run and a reader then have to read."""
-    texts = {text_key(text): text for text in (f"object {number}" for number in range(num_shards * ROWS))}
-    spec = ArraySpec(path="text/roberta/features", shape=(4, 8), dtype="float16", axes=("l", "c"), statistics=True)
-    encoders = Encoders(visual=None, audio=None, text=SleepingText(0.0))  # pyright: ignore[reportArgumentType]
+    id, encoder = "text/asleep", SleepingText()
+    texts = [f"object {number}" for number in range(num_shards * ROWS)]
+    units = [Unit(name=text, item=text, keys={id: text_key(text)}) for text in texts]
+    spec = ArraySpec(name="features", shape=(4, 8), dtype="float16", axes=("l", "c"), statistics=True)
+    streams = StreamSet({"asleep": encoder}, {id: Stream(id=id, encoder="asleep", level="", arrays=(spec,))}, 1)
 
     def opened() -> StoreWriter:
-        return StoreWriter.open(
-            folder, encoders={"text": {"name": "asleep"}}, source="simulated", num_frames=1, input_size=8,
-            specs={"text": [spec]}, rows_per_shard={"text": ROWS},
-        )
+        table = StreamSpec(fingerprint=encoder.facts(""), arrays=(spec,), rows_per_shard=ROWS)
+        return StoreWriter.open(folder, streams={id: table}, source="simulated", seconds=1, fps=1.0, mask_size=8,
+                                objects_per_shard=1)  # fmt: skip
+
+    def left(writer: StoreWriter) -> list[Job]:
+        return plan_jobs(writer, {"clips": [], "text": units, "objects": []})
 
     writer = opened()
-    jobs = [Job(shard=plan, items=tuple(texts[key] for key in plan.keys)) for plan in writer.plan("text", texts)]
-    results = (result for result in run_jobs(jobs, str(folder), BASE, encoders, Resources(num_workers=num_workers))
+    jobs = left(writer)
+    results = (result for result in run_jobs(jobs, str(folder), streams, Resources(num_workers=num_workers))
                if result is not None)  # fmt: skip
     first = next(results)
     assert first.error is None, first.trace
     timed = {"extract and commit": seconds_of(lambda: [result.seconds for result in results])}
     timed["finalise"] = seconds_of(writer.finalise)
-    timed["next run: open and plan"] = seconds_of(lambda: opened().plan("text", texts))
+    timed["next run: open and plan"] = seconds_of(lambda: left(opened()))
     timed["open for reading"] = seconds_of(lambda: FeatureStore(folder))
     rows = [[name, f"{seconds / num_shards * 1e3:.3f}", f"{seconds:.2f}"] for name, seconds in timed.items()]
     return table((f"{num_shards:,} shards of {ROWS} texts", "ms each", "s in all"), rows)
@@ -243,24 +252,22 @@ def seconds_of(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def record_of(schema: StoreSchema, specs: Sequence[ArraySpec], rows: int, index: int) -> CommitRecord:
-    """A commit record of preset base with values as wide as real ones."""
+def record_of(schema: StoreSchema, id: str, rows: int, index: int) -> CommitRecord:
+    """A commit record of a stream of preset base with values as wide as real ones."""
     generator = np.random.default_rng(index)
-    keys = [f"-{index * rows + place:010d}_20000_30000" for place in range(rows)]
-    digits = "0123456789abcdef" * 4
-    meta = {"silent": False, "repeated_from_s": None, "num_frames": 10, "source": keys[0], "visual_input": digits,
-            "audio_input": digits}  # fmt: skip
+    keys = [f"{index * rows + place:064x}" for place in range(rows)]
+    specs = schema.streams[id].arrays
     sums = {
-        spec.path: ChannelSums(count=10**6, total=generator.normal(size=width), squares=generator.normal(size=width))
+        spec.name: ChannelSums(count=10**6, total=generator.normal(size=width), squares=generator.normal(size=width))
         for spec in specs for width in [spec.shape[spec.axes.index("c")]]
     }
     places = {place: 4 * 10**9 - place for place in range(rows)}
-    facts = {spec.path: ShardFacts(num_bytes=spec.row_bytes * rows, crc32c=4 * 10**9 - index, rows=places)
+    facts = {spec.name: ShardFacts(num_bytes=spec.row_bytes * rows, crc32c=4 * 10**9 - index, rows=places)
              for spec in specs}  # fmt: skip
     return CommitRecord(
-        table="clips", index=index, rows={key: index * rows + place for place, key in enumerate(keys)},
-        meta=dict.fromkeys(keys, meta), arrays=facts, encoders=encoder_digests(schema, facts), statistics=sums,
-        seconds=12.345,
+        table=id, index=index, rows={key: index * rows + place for place, key in enumerate(keys)},
+        meta={key: {} for key in keys}, arrays=facts, fingerprint=short_digest(schema.streams[id].fingerprint),
+        statistics=sums, seconds=12.345,
     )  # fmt: skip
 
 
@@ -268,22 +275,22 @@ def record_sizes(folder: Path, count: int) -> str:
     """Bytes, reading time and memory of commit records of preset base."""
     lines = []
     for rows in (4, 16, 64):
-        schema, every = base_schema(rows)
-        decoder = [spec for spec in every if "/backbone/" not in spec.path]
-        for name, specs in (("pixel_decoder", decoder), ("both", every)):
-            lines.append([str(rows), name, *measured(folder / f"{rows}-{name}", schema, specs, rows, count)])
-    header = ("rows per shard", "levels", "bytes", "bytes/clip", "read, ms", "memory, bytes", "memory/clip, bytes")
+        schema = base_schema(rows)
+        for level in LEVELS:
+            place = folder / f"{rows}-{level}"
+            lines.append([str(rows), level, *measured(place, schema, f"{VISUAL}/{level}", rows, count)])
+    header = ("rows per shard", "level", "bytes", "bytes/clip", "read, ms", "memory, bytes", "memory/clip, bytes")
     return table(header, lines)
 
 
 def measured(
-    root: Path, schema: StoreSchema, specs: Sequence[ArraySpec], rows: int, count: int
+    root: Path, schema: StoreSchema, id: str, rows: int, count: int
 ) -> Iterable[str]:
     """One line of `record_sizes`, over `count` records."""
     folder = open_folder(root)
-    names = [record_name("clips", index) for index in range(count)]
+    names = [record_name(id, index) for index in range(count)]
     for index in range(count):
-        write_record(folder, record_of(schema, specs, rows, index))
+        write_record(folder, record_of(schema, id, rows, index))
     num_bytes = sum((root / name).stat().st_size for name in names) / count
     seconds = seconds_of(lambda: [read_record(folder, name, schema) for name in names]) / count
     tracemalloc.start()

@@ -28,7 +28,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments.grid.config import TrialConfig
 from experiments.training.learner import Learner
 from experiments.training.loop import build_model
-from extract.encoders.presets import Encoders, build_encoders, preset_named
+from extract.encoders.presets import preset_named
+from extract.encoders.protocol import EncoderSetup
+from extract.encoders.streams import StreamSet, choose_streams
 from extract.encoders.weights import WeightSource
 from refavs import config as settings
 from refavs.data.batches import Batch, batches
@@ -70,9 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(describe(root, ["torch", "transformers", "timm", "numpy"]), flush=True)
         print(f"- {args.threads} threads")
         preset = preset_named("tiny" if args.quick else "base")
-        encoders = build_encoders(preset, WeightSource(kind="random"), ("pixel_decoder",), "fp32")
-        store = write_store(root / "store", preset, encoders, args.clips)
-        bench = Bench(store, encoders, preset.input_size, args.quick, 1 if args.quick else args.rounds)
+        setup = EncoderSetup(weights=WeightSource(kind="random"))
+        streams = choose_streams(preset.streams, 10, lambda name: setup)
+        store = write_store(root / "store", streams.specs(), ["train"] * args.clips, mask_size=preset.mask_size)
+        bench = Bench(store, streams, args.quick, 1 if args.quick else args.rounds)
         bench.table_of_targets(root / "store", args.threads)
         bench.table_of_parts()
         bench.table_of_gains()
@@ -83,13 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 class Bench:
     """The steps that are compared, all on the clips of one store."""
 
-    def __init__(
-        self, store: FeatureStore, encoders: Encoders, input_size: int, quick: bool, rounds: int
-    ) -> None:
-        self.store, self.encoders, self.quick, self.rounds = store, encoders, quick, rounds
+    def __init__(self, store: FeatureStore, streams: StreamSet, quick: bool, rounds: int) -> None:
+        self.store, self.quick, self.rounds = store, quick, rounds
+        self.visual, self.audio, self.text = streams.encoders.values()
         rng = np.random.default_rng(1)
-        self.frames = rng.integers(0, 255, (store.num_frames, input_size, input_size, 3), np.uint8)
-        self.sound = rng.standard_normal(16000 * store.num_frames).astype(np.float32)
+        (form,), (rate_hz,) = streams.inputs()
+        self.frames = rng.integers(0, 255, (store.seconds, form.size, form.size, 3), np.uint8)
+        self.sound = rng.standard_normal(rate_hz * store.seconds).astype(np.float32)
         rows = range(len(store))
         self.one = next(batches(store, rows, 1))
         self.four = next(batches(store, rows, PER_CLIP))
@@ -101,9 +104,9 @@ class Bench:
 
     def encode(self) -> Batch:
         """The features of a clip and an expression, computed and not read."""
-        maps = self.encoders.visual.encode([self.frames], ["pixel_decoder"])[0]
-        audio, texts = self.encoders.audio, self.encoders.text
-        sound, text = audio.encode([audio.prepare(self.sound)])[0], texts.encode([texts.prepare(SENTENCE)])[0]
+        maps = self.visual.encode([self.frames], ["pixel_decoder"])[0]
+        sound = self.audio.encode([self.audio.prepare(self.sound)], [""])[0]
+        text = self.text.encode([self.text.prepare(SENTENCE)], [""])[0]
         (audio,), (features, valid) = sound.values(), text.values()
         visual = {path.rsplit("/", 1)[1]: torch.from_numpy(array)[None] for path, array in maps.items()}
         return replace(

@@ -18,8 +18,7 @@ from pathlib import Path
 
 import torch
 
-from extract.encoders.presets import preset_named
-from refavs.machine.accelerator import PRECISIONS
+from refavs.choices import PRECISIONS
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gpu_checks import CHECKS
@@ -83,7 +82,8 @@ def run_check(name: str, device: str, preset: str, folder: Path, path: Path) -> 
     """Runs one check in this process; what it found before it failed is kept."""
     rows: list[Row] = []
     try:
-        place = Place(device=torch.device(device), preset=preset_named(preset), folder=folder)
+        preset_named(preset)
+        place = Place(device=torch.device(device), preset=preset, folder=folder)
         rows.extend(CHECKS[name][0](place))
     finally:
         path.write_text(json.dumps([asdict(row) for row in rows]), "utf-8")

@@ -21,15 +21,16 @@ from experiments.training.evaluate import predictions
 from experiments.training.learner import Learner
 from experiments.training.loop import train
 from experiments.training.sampler import Sampler
-from extract.encoders.presets import Encoders
-from extract.encoders.visual import LEVELS
+from extract.encoders.mask2former import LEVELS
+from extract.encoders.streams import StreamSet
 from extract.pipeline.plan import Job
 from extract.pipeline.ray_pool import JOBS_PER_WORKER
 from extract.pipeline.worker import JobResult, Worker
 from refavs import config as settings
+from refavs.choices import Precision
 from refavs.data.layouts import Source, read_source
 from refavs.data.prefetch import Ahead, depth_for
-from refavs.machine.accelerator import Precision, allow_tf32
+from refavs.machine.accelerator import allow_tf32
 from refavs.metrics.sums import batch_counts, expression_sums
 from refavs.model.checkpoint import load_model
 from refavs.synthetic.write import write_benchmark
@@ -54,38 +55,41 @@ def environment(at: Place) -> Iterator[Row]:
         said = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
     else:
         said = f"processor, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    yield Row(check=f"{said}; torch {torch.__version__}; preset {at.preset.name}")
+    yield Row(check=f"{said}; torch {torch.__version__}; preset {at.preset}")
     assert len(at.store)
 
 
 def encoders(at: Place) -> Iterator[Row]:
     """Features against those of fp32 on the processor, and frames per second."""
-    rng, size = np.random.default_rng(0), at.preset.input_size
-    clips = [rng.integers(0, 255, (at.preset.num_frames, size, size, 3), np.uint8) for _ in range(4 if at.cuda else 1)]
-    sound = (0.1 * rng.standard_normal(16_000 * at.preset.num_frames)).astype(np.float32)
-    wanted = _features(at.encoders("fp32", torch.device("cpu")), clips[0], sound)
+    rng, known = np.random.default_rng(0), at.streams("fp32", torch.device("cpu"))
+    (form,), (rate_hz,) = known.inputs()
+    shape = (known.seconds, form.size, form.size, 3)
+    clips = [rng.integers(0, 255, shape, np.uint8) for _ in range(4 if at.cuda else 1)]
+    sound = (0.1 * rng.standard_normal(rate_hz * known.seconds)).astype(np.float32)
+    wanted = _features(known, clips[0], sound)
     errors = {stream: at.row(f"{stream} features against the processor's, error") for stream in wanted}
     speed = at.row("visual encoder, frames/s")
     for precision in at.precisions:
-        found = at.encoders(precision)
+        found = at.streams(precision)
+        visual = next(iter(found.encoders.values()))
         features = _features(found, clips[0], sound)
         for stream, row in errors.items():
             if precision == "fp32" and not at.cuda:
                 row.cells[precision] = NOTHING  # it would be compared with itself
             else:
                 row.bound(precision, _error(features[stream], wanted[stream]), FEATURE_ERROR[precision])
-        seconds = at.seconds(functools.partial(found.visual.encode, clips, ("pixel_decoder",)), 3)
+        seconds = at.seconds(functools.partial(visual.encode, clips, ("pixel_decoder",)), 3)
         speed.cells[precision] = f"{len(clips) * len(clips[0]) / seconds:.0f}"
     yield from errors.values()
     yield speed
 
 
-def _features(encoders: Encoders, frames: np.ndarray, sound: np.ndarray) -> dict[str, list[np.ndarray]]:
-    audio, text = encoders.audio, encoders.text
+def _features(streams: StreamSet, frames: np.ndarray, sound: np.ndarray) -> dict[str, list[np.ndarray]]:
+    visual, audio, text = streams.encoders.values()
     return {
-        "visual": list(encoders.visual.encode([frames], LEVELS)[0].values()),
-        "audio": list(audio.encode([audio.prepare(sound)])[0].values()),
-        "text": [part for part in text.encode([text.prepare(SENTENCE)])[0].values() if part.dtype.kind == "f"],
+        "visual": list(visual.encode([frames], LEVELS)[0].values()),
+        "audio": list(audio.encode([audio.prepare(sound)], [""])[0].values()),
+        "text": [part for part in text.encode([text.prepare(SENTENCE)], [""])[0].values() if part.dtype.kind == "f"],
     }
 
 
@@ -98,16 +102,16 @@ def _error(found: list[np.ndarray], wanted: list[np.ndarray]) -> float:
 def extraction(at: Place) -> Iterator[Row]:
     """One worker with all processors over clips of the benchmark's layout, and where its time goes."""
     num_clips = 16 if at.cuda else 2
-    write_benchmark(at.folder / "bench", num_clips, seed=0, size=at.preset.input_size, videos=False)
+    write_benchmark(at.folder / "bench", num_clips, seed=0, size=128, videos=False)
     source = read_source(at.folder / "bench")
     rows: dict[str, Row] = {}
     for precision in at.precisions:
-        found = at.encoders(precision)
+        found = at.streams(precision)
         worker, jobs = _worker(at, found, source, at.folder / f"extracted-{precision}")
-        worker.probe(jobs[0], jobs[0].shard.keys[0])  # reads the weights
+        worker.probe(jobs[0], jobs[0].names[0])  # reads the weights
         results, whole = _work(worker, jobs)
         clips = sum(result.num_done for result in results)
-        cells = {"extraction, frames/s": f"{clips * at.preset.num_frames / whole:.0f}"}
+        cells = {"extraction, frames/s": f"{clips * found.seconds / whole:.0f}"}
         for stage in results[0].stages_s:
             spent = sum(result.stages_s[stage] for result in results)
             cells[f"extraction, {stage}, ms a clip (threads side by side)"] = f"{1e3 * spent / clips:.0f}"
@@ -124,10 +128,10 @@ def extraction(at: Place) -> Iterator[Row]:
     yield from rows.values()
 
 
-def _worker(at: Place, encoders: Encoders, source: Source, location: Path) -> tuple[Worker, list[Job]]:
+def _worker(at: Place, streams: StreamSet, source: Source, location: Path) -> tuple[Worker, list[Job]]:
     """One with all processors, and the clips that it is to extract into a new store."""
-    jobs = [job for job in open_store(location, source, at.preset, encoders, 4) if job.shard.table == "clips"]
-    return Worker(str(location), at.preset, encoders, torch.get_num_threads(), 4 if at.cuda else 1), jobs
+    jobs = [job for job in open_store(location, source, streams, 4) if job.kind == "clips"]
+    return Worker(str(location), streams, torch.get_num_threads(), 4 if at.cuda else 1), jobs
 
 
 def _work(worker: Worker, jobs: list[Job]) -> tuple[list[JobResult], float]:

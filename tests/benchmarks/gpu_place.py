@@ -16,15 +16,18 @@ from experiments.grid.config import TrialConfig
 from experiments.training.learner import Learner
 from experiments.training.loop import build_model
 from experiments.training.sampler import Sampler
-from extract.encoders.presets import Encoders, Preset, build_encoders
-from extract.encoders.visual import LEVELS
+from extract.encoders.mask2former import LEVELS
+from extract.encoders.presets import preset_named
+from extract.encoders.streams import StreamSet
 from extract.encoders.weights import WeightSource
 from refavs import config as settings
+from refavs.choices import PRECISIONS, Precision
 from refavs.data.batches import Batch
-from refavs.machine.accelerator import PRECISIONS, Precision, compute_fp32_exactly
+from refavs.machine.accelerator import compute_fp32_exactly
 from refavs.store import FeatureStore
 
 sys.path.insert(0, str(Path(__file__).parent))
+from bench_extract import streams_of
 from train_store import write_store
 
 NOTHING = "n/a"
@@ -58,7 +61,7 @@ class Place:
     """Where and on what a check runs."""
 
     device: torch.device
-    preset: Preset
+    preset: str
     folder: Path
 
     @property
@@ -69,7 +72,7 @@ class Place:
     @property
     def small(self) -> bool:
         """Whether only that it runs is asked, not how fast."""
-        return self.preset.name == "tiny"
+        return self.preset == "tiny"
 
     @property
     def steps(self) -> int:
@@ -85,10 +88,10 @@ class Place:
         """A row whose other precisions are not to be had here."""
         return Row(check=check, cells={name: NOTHING for name in PRECISIONS if name not in self.precisions})
 
-    def encoders(self, precision: Precision, device: torch.device | None = None) -> Encoders:
+    def streams(self, precision: Precision, device: torch.device | None = None) -> StreamSet:
         """Both levels."""
         weights = WeightSource() if self.small else RANDOM
-        return build_encoders(self.preset, weights, LEVELS, precision, (device or self.device).type)
+        return streams_of(self.preset, weights, LEVELS, precision, (device or self.device).type)
 
     @functools.cached_property
     def store(self) -> FeatureStore:
@@ -96,8 +99,9 @@ class Place:
         location = self.folder / "store"
         if location.is_dir():
             return FeatureStore(location)
-        encoders = build_encoders(self.preset, RANDOM, ("pixel_decoder",), "fp32")
-        return write_store(location, self.preset, encoders, 8)
+        streams = streams_of(self.preset, RANDOM, ("pixel_decoder",), "fp32")
+        size = preset_named(self.preset).mask_size
+        return write_store(location, streams.specs(), ["train"] * 8, mask_size=size)
 
     def config(self, **changes: Any) -> TrialConfig:
         """A trial on that store; dots in names are written `__`."""

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from machine import table
 
-from extract.encoders.presets import build_encoders, preset_named
+from extract.encoders.presets import preset_named
+from extract.encoders.protocol import EncoderSetup
+from extract.encoders.streams import choose_streams
 from extract.encoders.weights import WeightSource
-from extract.pipeline.plan import array_specs
 
 # Bytes of a record on disk, of a record in memory and of a job in memory: so many, and so many more for each clip.
 RECORD = {"pixel_decoder": (25_600, 390), "backbone": (41_900, 390), "both": (67_100, 450)}
@@ -27,9 +28,9 @@ LISTED = 1_000  # names that one request to list returns
 def row_bytes(level: str) -> list[int]:
     """Bytes of a clip in each array of preset base."""
     levels = ("backbone", "pixel_decoder") if level == "both" else (level,)
-    preset = preset_named("base")
-    encoders = build_encoders(preset, WeightSource(kind="random"), levels, "fp32")
-    return [spec.row_bytes for spec in array_specs(preset, encoders)["clips"]]
+    setup = EncoderSetup(weights=WeightSource(kind="random"))
+    streams = choose_streams(preset_named("base").streams, 10, lambda name: setup, levels).of("visual", "audio")
+    return [spec.row_bytes for stream in streams.values() for spec in stream.arrays]
 
 
 def uploads(num_bytes: int) -> int:

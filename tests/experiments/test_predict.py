@@ -179,7 +179,7 @@ def test_mlflow_run_is_fetched(trial: Path, tmp_path: Path) -> None:
     assert (fetched / CONFIG).read_bytes() == (trial / "checkpoint" / CONFIG).read_bytes()
     with pytest.raises(ConfigError, match="has no checkpoint of run 'nope'"):
         checkpoint_of("nope", uri)
-    with pytest.raises(ConfigError, match=r"there is no MLflow database .*gone\.db; give by"):
+    with pytest.raises(ConfigError, match=r"there is no MLflow database .*gone\.db; give its address by"):
         checkpoint_of(run_id, f"sqlite:///{tmp_path / 'gone.db'}")
     assert not (tmp_path / "gone.db").exists()
 

@@ -29,6 +29,7 @@ from refavs.errors import ConfigError, StoreError
 from refavs.model.checkpoint import load_model
 from refavs.model.heads.eemc import EEMC
 from refavs.store import FeatureStore, StoreWriter
+from tests.experiments import small_store
 from tests.experiments.small_store import make_store
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # of MLflow and what it imports
@@ -408,7 +409,7 @@ def test_help_shows_defaults_and_an_example(capsys: pytest.CaptureFixture[str]) 
 
 def test_store_whose_extraction_did_not_end_is_refused(tmp_path: Path) -> None:
     make_store(tmp_path / "store", {"train": 2, "val": 1, "test_s": 1, "test_n": 1})
-    StoreWriter.attach(tmp_path / "store").plan("clips", ["one_more"])
+    StoreWriter.attach(tmp_path / "store").plan(small_store.VISUAL, [["one_more"]])
     told = r"is not finished, and its statistics.*run the same refavs-extract command again"
     with pytest.raises(StoreError, match=told):
         run_sweep(grid_of("full"), FeatureStore(tmp_path / "store"), tmp_path / "out")

@@ -22,7 +22,8 @@ from refavs.terminal.console import PlainConsole
 
 BENCH = Splits.of({})
 RANDOM, PRETRAINED = (
-    cast(FeatureStore, SimpleNamespace(fingerprint=str(random), random_weights=random, use={})) for random in (True, False)
+    cast(FeatureStore, SimpleNamespace(fingerprint=str(random), random_weights=random, use={}))
+    for random in (True, False)
 )
 CONTROLS = {"all background": {"test_s/J": 0.0, "test_n/S": 0.0}, "all foreground": {"test_s/J": 0.3, "test_n/S": 1.0}}
 

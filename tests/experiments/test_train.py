@@ -240,7 +240,8 @@ def test_head_of_another_store_or_size_is_refused(store: FeatureStore, tmp_path:
 
 def test_trials_of_a_grid_may_differ_by_the_head_they_start_from(store: FeatureStore, tmp_path: Path) -> None:
     for name, loss in (("a", 0.1), ("b", 0.2)):
-        save_model(tmp_path / name, build_model(small(model__beta=loss), store), {"store": features_in(store)(Trial(name="", config=small()))})
+        facts = {"store": features_in(store)(Trial(name="", config=small()))}
+        save_model(tmp_path / name, build_model(small(model__beta=loss), store), facts)
     shutil.copytree(tmp_path / "a", tmp_path / "copy")
 
     def grid_of(*names: str) -> Grid:

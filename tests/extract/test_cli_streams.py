@@ -254,7 +254,7 @@ def test_auto_is_the_precision_of_the_store_and_fp32_for_a_new_one(
 
     def precision(name: str, *arguments: str) -> str:
         assert main([str(part) for part in tiny(bench, tmp_path / name, *arguments)]) == 0
-        return FeatureStore(tmp_path / name).encoders["audio"]["precision"]
+        return FeatureStore(tmp_path / name).encoders["audio/tiny-vggish"]["precision"]
 
     assert precision("new") == precision("new") == "fp32"
     assert "bf16" not in capsys.readouterr().err

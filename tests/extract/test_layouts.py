@@ -29,7 +29,7 @@ def test_ids_that_are_paths_are_safe_wherever_they_go(monkeypatch: pytest.Monkey
     assert main([*map(str, given)]) == 3
     store = FeatureStore(tmp_path / "store")
     ids = ["day1/cam2/a", "day2/cam2/a"]
-    assert sorted(store.clips["id"]) == ids and sorted(store.expressions["clip_id"]) == ids
+    assert sorted(store.clips["id"]) == [*ids, "day2/cam2/bad"] and sorted(store.expressions["clip_id"]) == ids
     assert store.attributes["extraction"]["layout"] == "videos" and store.attributes["splits"] == {}
     assert any("day2/cam2/bad" in json.dumps(json.loads(line)) for line in log.read_text().splitlines())
     names = {safe_name(uid) for uid in store.expressions["uid"]}
@@ -55,6 +55,6 @@ def test_layout_of_a_package_is_extracted(
     row = next(row for row, facts in store.objects.iterrows() if (facts["clip_id"], facts["fid"]) == ("b", 1))
     mask = store.mask(int(str(row)))
     assert mask is not None and not mask[[1, 2, 4]].any()
-    assert (mask[[0, 3]].numpy() == read_masks(list(right.masks.values()), (store.input_size,) * 2)).all()
+    assert (mask[[0, 3]].numpy() == read_masks(list(right.masks.values()), (store.mask_size,) * 2)).all()
     (repeated,) = store.clips["repeated_from_s"].unique()
     assert repeated == 5 and len(frame_pictures(store, "a/1", 10)) == 10

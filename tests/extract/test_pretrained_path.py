@@ -62,6 +62,9 @@ class Case:
         return FeatureSizes(audio=StreamSize(path="clips/audio/vggish/features", channels=128),
                             text=StreamSize(path="text/roberta/features", channels=8), maps=maps)
 
+    def fingerprints(self) -> dict[str, dict]:
+        return {f"visual/small/{level}": dict(self.encoder.facts(level)) for level in self.encoder.arrays(2)}
+
     def model(self, *levels: str, **options: object) -> EEMC:
         torch.manual_seed(5)
         settings = {"num_layers": 1, "feedforward_channels": 8, "visual_downsample": 8, **self.head}
@@ -70,7 +73,7 @@ class Case:
 
     def loaded(self, *levels: str, **options: object) -> EEMC:
         model = self.model(*levels, **options)
-        model.load_pretrained(self.folder / "mask2former", self.encoder.fingerprints())
+        model.load_pretrained(self.folder / "mask2former", self.fingerprints())
         return model
 
 
@@ -202,7 +205,7 @@ def test_checkpoint_of_a_pretrained_head_needs_no_weights_folder(small: Case, tm
 
 
 def test_what_starts_fresh_is_said(small: Case, tmp_path: Path) -> None:
-    encoders = small.encoder.fingerprints()
+    encoders = small.fingerprints()
     model = small.model("pixel_decoder")
     before = model.decoder.class_head.weight.clone()
     assert model.load_pretrained(small.folder / "mask2former", encoders) == []
@@ -210,7 +213,7 @@ def test_what_starts_fresh_is_said(small: Case, tmp_path: Path) -> None:
     checkpoint = damaged(small, tmp_path, {"class_predictor.weight": torch.zeros(151, 64),
                                            "class_predictor.bias": torch.zeros(151)})
     model = small.model("pixel_decoder")
-    same_maps = {"visual/pixel_decoder": {"weights": checkpoint.stamp}}
+    same_maps = {"visual/small/pixel_decoder": {"weights": checkpoint.stamp}}
     fresh = model.load_pretrained(checkpoint.folder, same_maps)
     assert fresh == ["class head (2 outputs here, 151 outputs in the checkpoint)"]
     assert torch.equal(model.decoder.class_head.weight, before)
@@ -240,7 +243,7 @@ def test_checkpoint_of_other_tensors_is_refused(small: Case, tmp_path: Path, cha
     checkpoint = damaged(small, tmp_path, change)
     with pytest.raises(WeightsError, match=re.escape(text.replace("PATH", str(checkpoint.path)))):
         small.model("backbone", channels=64).load_pretrained(
-            checkpoint.folder, {"visual/backbone": {"weights": checkpoint.stamp}}
+            checkpoint.folder, {"visual/small/backbone": {"weights": checkpoint.stamp}}
         )
 
 
@@ -271,13 +274,13 @@ def test_damaged_checkpoint_is_refused(small: Case, tmp_path: Path, damage: str,
                    "layers": {"decoder_layers": 10}, "pre-norm": {"pre_norm": True}}
         described.write_text(json.dumps(config | changes[damage]))
     with pytest.raises(WeightsError, match=text):
-        maps = {"visual/pixel_decoder": {"weights": Mask2Former(folder).stamp}}
+        maps = {"visual/small/pixel_decoder": {"weights": Mask2Former(folder).stamp}}
         small.model("pixel_decoder").load_pretrained(folder, maps)
 
 
 def test_decoder_of_another_checkpoint_than_the_maps_is_refused(small: Case) -> None:
-    with pytest.raises(WeightsError, match=r"the store's pixel_decoder maps were made with the weights random:0, .*"
-                       r"model\.safetensors is sha256:\w{16}, .* extract with that folder as --weights-dir"):
+    with pytest.raises(WeightsError, match=r"the store's maps visual/small/pixel_decoder were made with the weights "
+                       r"random:0, .*safetensors is sha256:\w{16}, .* extract with that folder as --weights-dir"):
         small.model("pixel_decoder").load_pretrained(
-            small.folder / "mask2former", {"visual/pixel_decoder": {"weights": "random:0"}}
+            small.folder / "mask2former", {"visual/small/pixel_decoder": {"weights": "random:0"}}
         )

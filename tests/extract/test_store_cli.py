@@ -61,7 +61,7 @@ def flip(path: Path, place: int) -> None:
 
 def test_store_says_how_it_was_extracted(built: Path, bench: Path) -> None:
     facts = FeatureStore(built).attributes["extraction"]
-    assert facts == {"source": str(bench), "batch_clips": 1, "expressions": None}
+    assert facts == {"source": str(bench), "layout": "ref-avs-bench", "batch_clips": 1, "expressions": None}
 
 
 def test_repair_of_a_whole_store_does_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,6 @@
 """Builds a store of a few tiny rows whose values follow from their keys, for the tests of the store and its readers."""
 
 import json
-import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
