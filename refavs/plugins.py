@@ -28,7 +28,7 @@ def entries_of(group: str, built_in: Mapping[str, str]) -> dict[str, EntryPoint]
     return found
 
 
-def origin_of(entry: EntryPoint) -> str:
+def origin_of(entry: Any) -> str:  # with the backport importlib_metadata, entries are of a class of its own
     """The distribution that adds an entry."""
     return entry.dist.name if entry.dist is not None else "refavs"
 
@@ -63,7 +63,7 @@ def all_entries(group: str, built_in: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def _failed(entry: EntryPoint, error: Exception) -> str:
+def _failed(entry: Any, error: Exception) -> str:
     reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return (f"{entry.name!r} of {entry.group} cannot be imported from {entry.value} ({reason}); repair or uninstall "
             f"the package {origin_of(entry)}")

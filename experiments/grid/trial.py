@@ -109,7 +109,8 @@ def refuse_twins(where: str, trials: Sequence[Trial]) -> None:
     by_key: dict[tuple[str, str | None], str] = {}
     for trial in trials:
         init = None if trial.digests else trial.config.train.init  # a place, until the file has a digest
-        twin = by_key.setdefault((trial.key(""), init), trial.title)
+        own = trial.store.fingerprint if trial.store else ""
+        twin = by_key.setdefault((trial.key(own), init), trial.title)
         if trial.title in titles:
             raise ConfigError(f"{where}: two trials are named {trial.title!r}; rename a case or drop a repeated value")
         if twin != trial.title:

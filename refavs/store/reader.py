@@ -79,8 +79,8 @@ class FeatureStore:
         self.folder = open_folder(location)
         self.use, self.verify = dict(use or {}), verify
         found = read_snapshot(self.folder)
-        self.attributes, self.schema, self.records = found.attributes, found.schema, found.records
-        self.tables = found.tables
+        self.attributes, self.schema = found.attributes, found.schema
+        self.records, self.tables = found.records, found.tables
         for modality in self.use:
             self.streams_of(modality)
         self._places = {
@@ -127,7 +127,7 @@ class FeatureStore:
         """
         known = {name.split("/")[1] for name in self.streams if name.startswith(f"{modality}/")}
         name = self.use.get(modality) or (next(iter(known)) if len(known) == 1 else PAPERS.get(modality, ""))
-        found = [stream for stream in self.streams if stream.split("/")[:2] == [modality, name]]
+        found = [stream for stream in self.streams if f"{stream}/".startswith(f"{modality}/{name}/")]
         if not found:
             there = f"has the {modality} encoders {', '.join(sorted(known))}" if known else f"has no {modality} encoder"
             raise StoreError(f"store {self.location} {there}{f', not {name!r}' if modality in self.use else ''}; name "
@@ -146,8 +146,7 @@ class FeatureStore:
     @property
     def encoders(self) -> dict[str, dict]:
         """Fingerprint of the encoder of each stream in use, by the stream's id."""
-        used = itertools.chain(*self.in_use.values())
-        return {stream: self.schema.streams[stream].fingerprint for stream in used}
+        return {stream: self.schema.streams[stream].fingerprint for stream in itertools.chain(*self.in_use.values())}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -156,8 +155,7 @@ class FeatureStore:
 
     def fingerprint_of(self, paths: Iterable[str]) -> str:
         """Names the expressions, the masks and the arrays at `paths`; what else the store holds changes nothing."""
-        wanted = tuple(sorted(paths))
-        if wanted not in self._fingerprints:
+        if (wanted := tuple(sorted(paths))) not in self._fingerprints:
             self._fingerprints[wanted] = fingerprint_of(self, wanted)
         return self._fingerprints[wanted]
 
@@ -393,8 +391,7 @@ class FeatureStore:
         name = spec.path, record.index
         shard = self._shards.get(name)
         if shard is None:
-            size = self.schema.tables[spec.table].rows_per_shard
-            file = shard_name(spec, record.index)
+            size, file = self.schema.tables[spec.table].rows_per_shard, shard_name(spec, record.index)
             shard = ShardReader(self.folder, file, spec, size, record.arrays[spec.name])
             with self._opening:
                 while len(self._shards) >= MOST_OPEN:
