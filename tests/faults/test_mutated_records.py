@@ -23,7 +23,8 @@ def test_sample_of_odd_records_and_sizes_is_refused_in_one_line() -> None:
     assert found["faults"] == []
     assert found["counts"]["declared sizes"]["refused"] > 25
     refused = {command for command, counts in found["counts"].items() if counts.get("refused")}
-    assert refused >= {"info", "verify", "extract", "status", "report", "predict"}
+    assert refused >= {"info", "extract", "status", "report", "predict"}
+    assert found["counts"]["verify"]["ok"] > 20  # it ends by naming what is damaged
 
 
 @pytest.mark.faults
