@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 from einops import rearrange, reduce
-from extract.encoders.protocol import Encoder, EncoderSetup, Frames, Sound, Text
 
+from extract.encoders.protocol import Encoder, EncoderSetup, Frames, Sound, Text
 from refavs.store.format.schema import ArraySpec
 
 NUM_BANDS = 8
