@@ -133,6 +133,9 @@ def test_two_metrics_of_one_name_are_one_line_that_names_both_packages(install: 
     install(("area_error", "second", f"{HERE}:AREA_ERROR"), ("area_error", "first", f"{HERE}:AREA_ERROR"))
     with pytest.raises(ConfigError, match=r"two packages add 'area_error' to refavs\.metrics: (first|second) "):
         metrics()
+
+
+def test_metric_of_a_built_in_name_is_one_line_that_names_both_packages(install: Callable[..., None]) -> None:
     install(("J", "another", f"{HERE}:AREA_ERROR"))
     with pytest.raises(ConfigError, match=r"'J' to refavs\.metrics: refavs .* and another "):
         metrics()
