@@ -137,6 +137,8 @@ def test_slurm_script_gives_each_step_the_processors_of_its_task(command: str, t
         "srun": f'echo "$@" >>{tmp_path}/steps; case "$*" in *--head*) exec sleep 60 ;; esac',
         "ray": "exit 0", "python": "exit 0", command: 'printf "%s\\n" "$@"; exit 3',
     }  # fmt: skip
+    # Both steps run beside the command, which must not end before they began.
+    stand_ins[command] = f"until [ $(wc -l <{tmp_path}/steps) -ge 2 ]; do sleep 0.1; done; {stand_ins[command]}"
     folder = tmp_path / ".venv" / "bin"
     folder.mkdir(parents=True)
     for name, text in stand_ins.items():
