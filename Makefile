@@ -63,7 +63,7 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow tests
 
-# The full fault tests, of which `make test` has a small form: kills, flipped bits, full disks, lost nodes, bad media.
+# The full fault tests; `make test` runs a small form of them: kills, flipped bits, full disks, lost nodes, bad media.
 test-faults: setup
 	$(BIN)/python -m pytest -m faults tests
 

@@ -190,7 +190,6 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
         **films,
         "expressions": None if args.expressions is None else str(args.expressions.absolute()),
     }  # fmt: skip
-    # Videos without a CSV say nothing about expressions, so those that the store has stay.
     # A source that says nothing about expressions leaves those of the store alone.
     keeps = not len(source.expressions) and folder.exists(table_record("expressions"))
     return Run(folder=folder, source=source, streams=streams, choose=choose, resources=resources, log=log,

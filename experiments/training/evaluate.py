@@ -65,16 +65,15 @@ def evaluate_together(
     for batch, found in predictions_together(heads, store, rows, device):
         assert batch.mask is not None
         names = [group_names(named, *places) for places in zip(batch.split, batch.dimension, strict=True)]
-        labelled: Tensor | None = getattr(batch, "labelled", None)
         for number, probs in found:
             if number in errors:
                 continue
             recorder = recorders[number]
             try:
                 if recorder is None:
-                    counts = batch_counts(probs, batch.mask, labelled)
+                    counts = batch_counts(probs, batch.mask, batch.labelled)
                 else:
-                    counts = recorder.add(rows[place : place + len(batch)], probs, batch.mask, labelled)
+                    counts = recorder.add(rows[place : place + len(batch)], probs, batch.mask, batch.labelled)
             except (RefAVSError, ValueError) as error:  # probabilities that are no numbers
                 errors[number] = error
                 continue

@@ -73,7 +73,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Loads `state` into `network`, every weight of which must be there.
+    """Loads `state` into `network`; every weight must be there.
 
     Raises:
         OtherArchitecture: names or shapes differ.

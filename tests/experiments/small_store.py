@@ -60,7 +60,8 @@ def make_store(
     masks = {object_key(name, fid): mask_of(name, fid, rng) for name, _ in names for fid in (0, 1)}
     rng = np.random.default_rng([seed, noise]) if noise else rng
     features = {name: clip_features(name, sides[name], masks, rng) for name in ids}
-    rows = {stream: {name: features[name][stream] for name in ids} for stream in STREAMS if stream != TEXT}
+    rows = {stream: {name: features[name].get(stream, features[name][AUDIO]) for name in ids}
+            for stream in STREAMS if stream != TEXT}  # fmt: skip
     rows["objects"] = {key: {"mask": pack_mask(masks[key]), "labelled": np.ones(SECONDS, bool)}
                        for key in sorted(masks)}  # fmt: skip
     rows[TEXT] = {text_key(text): text_features(text) for text in sorted(TEXTS, key=text_key)}

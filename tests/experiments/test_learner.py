@@ -1,5 +1,6 @@
 """One step of training: parts of a batch, averaged weights, half precision, and what a state holds."""
 
+import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -151,3 +152,21 @@ def test_gradient_that_stays_infinite_stops_fp16(store: FeatureStore) -> None:
     learner.trained[0].register_hook(lambda grad: grad * float("inf"))
     with pytest.raises(NonFiniteError, match="at epoch 1, step 1"):
         steps(learner, store)
+
+
+def test_seconds_without_a_label_change_no_step(store: FeatureStore) -> None:
+    found = []
+    for painted in (False, True):
+        learner = learner_of(store, train__clip_norm=1e9, train__steps_per_epoch=1)
+        (parts,) = Sampler(learner.config, store).batches(0, 0, 1)
+        changed = []
+        for number, part in parts:
+            assert part.mask is not None and part.labelled is not None
+            mask, labelled = part.mask.clone(), part.labelled.clone()
+            labelled[:, 1], mask[:, 1] = False, painted
+            changed.append((number, dataclasses.replace(part, mask=mask, labelled=labelled)))
+        losses = learner.step(changed, 0, 1)
+        found.append((losses, [p.grad for p in learner.trained]))
+    (losses, grads), (other_losses, other_grads) = found
+    assert all(torch.equal(losses[name], other_losses[name]) for name in losses)
+    assert all(torch.equal(one, other) for one, other in zip(grads, other_grads, strict=True))  # type: ignore[arg-type]

@@ -6,8 +6,9 @@ import pytest
 
 from experiments.grid.expand import expand, read_grid
 from experiments.records.stores import contents_digest, features_in, named_locations, store_of, with_stores
-from refavs.errors import ConfigError
+from refavs.errors import ConfigError, StoreError
 from refavs.store import FeatureStore
+from tests.experiments import small_store
 from tests.experiments.small_store import make_store
 
 CLIPS = {"train": 2, "val": 1, "test_s": 1, "test_n": 1}
@@ -83,3 +84,23 @@ def test_search_reads_one_store(stores: dict[str, FeatureStore]) -> None:
     with pytest.raises(ConfigError, match="grid s is a search, which reads one store, but --store names 2"):
         with_stores(grid, stores)
     assert {trial.store.name for trial in with_stores(grid, {"vit": stores["vit"]}).kinds if trial.store} == {"vit"}
+
+
+def test_trial_names_its_encoders_and_an_added_one_makes_no_other_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = make_store(tmp_path / "s", CLIPS)
+    content = {"base": {"model": {"visual": "made-up"}}, "grid": {"model.audio": [True, "other"]}}
+    grid = expand("g", content, "g.yaml", {})
+    first, second = grid.trials
+    before = features_in(plain)(first)
+    with pytest.raises(StoreError, match="has the audio encoders vggish, not 'other'; name one that it has"):
+        features_in(plain)(second)
+    with monkeypatch.context() as patch:
+        other = {"audio/other": small_store.STREAMS[small_store.AUDIO]}
+        patch.setattr(small_store, "STREAMS", small_store.STREAMS | other)
+        more = make_store(tmp_path / "more", CLIPS)
+    assert more.fingerprint != plain.fingerprint and features_in(more)(first) == before != features_in(more)(second)
+    read = store_of(second, more)
+    assert read.audio_path == "clips/audio/other/features" and read.use == {"visual": "made-up", "audio": "other"}
+    assert store_of(first, more).audio_path == "clips/audio/vggish/features"
