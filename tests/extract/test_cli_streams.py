@@ -130,7 +130,7 @@ def _with(*encoders: Encoder) -> Any:
 
 
 class Plain(Encoder):
-    """An encoder of the modality that is its name, or of that before a hyphen; its features are all the same."""
+    """An encoder of the modality with which its name begins; its features are all the same."""
 
     def __init__(self, name: str, width: int, takes: Frames | Sound | Text) -> None:
         self.name, self.width, self.takes = name, width, takes
@@ -163,10 +163,11 @@ def test_text_of_another_width_is_computed_and_written_alone(
     run_with(monkeypatch, in_this_process)
     bench, store = tmp_path / "bench", tmp_path / "store"
     write_benchmark(bench, num_clips=num_clips, seed=1, size=48, videos=False)
-    first = [Plain("visual", 3, Frames(size=2)), Plain("audio", 4, Sound(rate_hz=16_000)), Plain("text", 5, Text())]
+    first = [Plain("visual-a", 3, Frames(size=2)), Plain("audio-a", 4, Sound(rate_hz=16_000)),
+             Plain("text-a", 5, Text())]  # fmt: skip
     wide = Plain("text-wide", 7, Text())
     monkeypatch.setattr("extract.encoders.streams.make_encoder", _with(*first, wide))
-    assert main([str(bench), str(store), "--streams", "visual,audio,text"]) == 0
+    assert main([str(bench), str(store), "--streams", "visual-a,audio-a,text-a"]) == 0
     before, num_encoded = stamps(store), [encoder.num_encoded for encoder in first]
     assert min(num_encoded[:2]) >= num_clips and len(FeatureStore(store).clips) >= num_clips
     assert main([str(bench), str(store), "--streams", "text-wide"]) == 0
