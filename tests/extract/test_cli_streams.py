@@ -50,6 +50,14 @@ def stamps(store: Path) -> dict[str, tuple[int, int]]:
             for path in store.rglob("*") if path.is_file()}  # fmt: skip
 
 
+def require_alone(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]], *folders: str) -> None:
+    """Files came only to these folders; of the others the store's own description alone was written again."""
+    changed = {name for name, stamp in before.items() if after.get(name) != stamp}
+    assert changed <= {"zarr.json", "commits/listing.json", ".lock"}
+    added = {name for name in after.keys() - before.keys() if not name.endswith(".lock")}
+    assert added and all(name.startswith(folders) for name in added)
+
+
 class Loud(Encoder):
     """An audio encoder of 48 kHz, four tokens a second."""
 
@@ -106,11 +114,7 @@ def test_stream_of_another_rate_is_added_and_dropped_without_touching_the_others
         monkeypatch.setattr(f"extract.encoders.{name}.encode", lambda *_: pytest.fail("computed again"))
     monkeypatch.setattr("extract.media.clip.fitted", lambda *_: pytest.fail("decoded again"))
     assert main([*map(str, (bench, store)), "--streams", "loud"]) == 0
-    after = stamps(store)
-    changed = {name for name, stamp in before.items() if after[name] != stamp}
-    assert changed <= {"zarr.json", "commits/listing.json", ".lock"}
-    added = {name for name in after.keys() - before.keys() if not name.endswith(".lock")}
-    assert added and all(name.startswith(("clips/audio/loud/", "commits/audio/loud/")) for name in added)
+    require_alone(before, stamps(store), "clips/audio/loud/", "commits/audio/loud/")
     opened = FeatureStore(store, use={"audio": "loud"})
     assert opened.finished and opened[0].audio.shape == (40, 1) and opened[0].audio.any()
     assert opened.fingerprint_of(paths) == read
@@ -171,12 +175,8 @@ def test_text_of_another_width_is_computed_and_written_alone(
     before, num_encoded = stamps(store), [encoder.num_encoded for encoder in first]
     assert min(num_encoded[:2]) >= num_clips and len(FeatureStore(store).clips) >= num_clips
     assert main([str(bench), str(store), "--streams", "text-wide"]) == 0
-    after = stamps(store)
     assert [encoder.num_encoded for encoder in first] == num_encoded and wide.num_encoded == num_encoded[2]
-    changed = {name for name, stamp in before.items() if after.get(name) != stamp}
-    assert changed <= {"zarr.json", "commits/listing.json", ".lock"}, "the store's own description and no stream's"
-    added = after.keys() - before.keys()
-    assert added and all(name.startswith(("text/text-wide/", "commits/text/text-wide/")) for name in added)
+    require_alone(before, stamps(store), "text/text-wide/", "commits/text/text-wide/")
     assert verify(store).damage == []
 
 
