@@ -33,7 +33,7 @@ def test_missing_source_is_refused(capsys: pytest.CaptureFixture[str], tmp_path:
 def test_folder_without_videos_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     line = refusal(capsys, *tiny(tmp_path / "empty", tmp_path / "store"))
-    assert "empty has none of the known layouts; accepted: a benchmark" in line
+    assert "empty matches no known layout; accepted: a benchmark" in line
 
 
 def test_csv_without_a_column_is_refused(capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path) -> None:
