@@ -173,7 +173,7 @@ def test_report_that_cannot_be_written_to_its_end_leaves_the_one_before(
         (["nowhere"], "nowhere is no folder (it has no sweep.json and no trials); give the folder that refavs-sweep"),
         (["empty"], "empty is not a sweep's folder"),
         (["new"], "the sweep new has no finished run (1 trials without a result); run its refavs-sweep command again"),
-        (["bare"], "has no statistics (there is no statistics.parquet); evaluate the run again"),
+        (["bare"], "has no statistics (statistics.parquet is missing); evaluate the run again"),
         (["damaged"], "cannot be used ("),
         (["good", "other"], "are not to be compared in one table; report the sweeps one by one, or give --mixed"),
         (["good", "--protocol", "canonic"], "no protocol 'canonic'; did you mean 'canonical'?"),

@@ -226,7 +226,7 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
     assert said in report.warnings and said in table_of(report, "table3-canonical").notes
     assert "intervals-canonical" not in [table.name for table in report.tables]
     notes = table_of(report, "differences-canonical").notes
-    assert "One seed: of these trained heads alone, other seeds may differ." in notes
+    assert "One seed: holds for these trained heads only, other seeds may differ." in notes
 
 
 def test_split_without_expressions_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_run_that_is_there_twice_is_refused_and_one_of_two_sweeps_counts_once(tm
 
 def test_statistics_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
     folder = write_trial(tmp_path, "full", quality=None)
-    with pytest.raises(StatisticsError, match=r"has no statistics \(there is no statistics.parquet\); evaluate the"):
+    with pytest.raises(StatisticsError, match=r"has no statistics \(statistics.parquet is missing\); evaluate the"):
         build_report([tmp_path], Options())
     other = write_trial(tmp_path / "other", "full", store="elsewhere")
     (folder / "statistics.parquet").write_bytes((other / "statistics.parquet").read_bytes())
