@@ -76,7 +76,7 @@ class Wanted(NamedTuple):
     """A mask, how many expressions it has, and the seconds in which it is known."""
 
     row: int
-    count: int
+    num_expressions: int
     labelled: Bool[np.ndarray, " t"]
 
 
@@ -152,7 +152,7 @@ def _fitted(
     store: FeatureStore, training: Sequence[Wanted], work: Spread, progress: Progress
 ) -> tuple[Fitted, dict[int, bool]]:
     """Fits the constants to the training masks; also returns which masks are empty."""
-    parts, counts = _parts(training, TRAINING_AT_ONCE), [each.count for each in training]
+    parts, counts = _parts(training, TRAINING_AT_ONCE), [each.num_expressions for each in training]
     centre = Levels(centredness(store.mask_size, store.mask_size))
     first = list(_counted(work, functools.partial(_of_training, centre=centre), parts, progress))
     mean = functools.reduce(operator.add, (part.total for part in first)).mean()
@@ -171,7 +171,7 @@ def _best(jaccard: Iterable[Float[np.ndarray, "n k"]], counts: Iterable[int]) ->
 
 def _of_training(store: FeatureStore, part: Sequence[Wanted], centre: Levels) -> Trained:
     masks = [_known(store, each) for each in part]
-    sums = (MaskSum.of(mask, each.count) for mask, each in zip(masks, part, strict=True))
+    sums = (MaskSum.of(mask, each.num_expressions) for mask, each in zip(masks, part, strict=True))
     jaccard = np.stack([threshold_jaccard(centre, mask).numpy() for mask in masks])
     return Trained(functools.reduce(operator.add, sums), [not bool(mask.any()) for mask in masks], jaccard)
 
