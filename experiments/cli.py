@@ -58,19 +58,19 @@ def build_parser() -> CommandParser:
     parser.add_argument("--dry-run", action="store_true",
                         help="list the trials, done and to do, and their cost; takes seconds and writes nothing")
     parser.add_argument("--retry-failed", action="store_true",
-                        help="run failed trials again, from their last epoch; by default they stay failed")
+                        help="resume failed trials from their last epoch; by default they stay failed")
     parser.add_argument("--rerun", action="append", default=[], metavar="KEY", help="discard the result of the "
-                        "trial whose key begins with KEY and run it again; may be given several times")
+                        "trial whose key starts with KEY and run it again; may be given several times")
     parser.add_argument("--register", metavar="NAME",
                         help="register the model of the best trial by J on val under this name in MLflow")
     parser.add_argument("--address", help="a running Ray cluster; default: one on this machine for this sweep")
     parser.add_argument("--max-concurrent", type=int, metavar="N",
                         help="largest number of trials at once; default: as many as the processors allow")
     parser.add_argument("--cpus-per-trial", type=float, default=1.0, metavar="N",
-                        help="processors of a trial, or of each of its workers")
+                        help="processors per trial, or per worker of a trial")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="where trials run; auto takes the GPUs of this machine or cluster, if any")
-    parser.add_argument("--gpus-per-trial", type=_gpus, metavar="N|auto", help="GPUs of a trial, or a share of one; "
+    parser.add_argument("--gpus-per-trial", type=_gpus, metavar="N|auto", help="GPUs per trial, or a share of one; "
                         "default: 1 on a GPU; auto puts as many trials on each GPU as its memory allows for the "
                         "largest, which uses GPUs better than several workers per trial (not tried on a GPU yet)")
     parser.add_argument("--fuse", type=_fuse, default=1, metavar="K|auto",
@@ -182,7 +182,7 @@ def _warn(line: str) -> None:
 
 
 def few_per_worker(trials: "Sequence[Trial]") -> list[str]:
-    """A line about trials that gain nothing from several workers, as each gets at most one expression of a batch."""
+    """A warning about trials with too many workers: each gets at most one expression of a batch."""
     few = [trial for trial in trials if 1 < trial.config.resources.workers >= trial.config.train.batch_size]
     if not few:
         return []

@@ -1,4 +1,4 @@
-"""What constant predictions and the text alone reach on a store's test splits, found by several processes."""
+"""Computes the scores of constant predictions and of text alone on a store's test splits, in several processes."""
 
 import functools
 import multiprocessing
@@ -38,14 +38,14 @@ from refavs.store import FeatureStore
 from refavs.store.format.schema import LABELLED
 
 TRAINING_S_PER_PIXEL, TEST_S_PER_PIXEL = 3e-9, 25e-9  # on one core, measured at 10 x 384 x 384
-WORTH_A_PROCESS_S = 5.0  # which takes two or three to start
+WORTH_A_PROCESS_S = 5.0  # a process takes two or three seconds to start
 MOST_PROCESSES = 8  # each has an interpreter and torch in memory
 NICENESS = 10  # trials on the same processors come first
 TRAINING_AT_ONCE, TEST_AT_ONCE = 64, 16
 
 Part = TypeVar("Part")
 Found = TypeVar("Found")
-# Does a piece of work on the store for each part, in any process; the results come in the order of the parts.
+# Runs a function on the store for each part, in any process; yields results in the order of the parts.
 Spread = Callable[[Callable[[FeatureStore, Part], Found], Iterable[Part]], Iterator[Found]]
 
 
@@ -55,7 +55,7 @@ class StoppedError(Exception):
 
 @dataclass(kw_only=True)
 class Progress:
-    """How far a computation is, for another thread, which may stop it."""
+    """Progress of a computation, for another thread that may stop it."""
 
     done: int = 0
     total: int = 0
@@ -65,7 +65,7 @@ class Progress:
         """Adds `count` finished masks.
 
         Raises:
-            StoppedError: it is to stop.
+            StoppedError: a stop was requested.
         """
         self.done += count
         if self.stop.is_set():
@@ -81,7 +81,7 @@ class Wanted(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What some training masks say: their sum, which are empty, and J of the disc in the middle."""
+    """Results from some training masks: their sum, which are empty, and J of the centred disc."""
 
     total: MaskSum
     empty: list[bool]
@@ -89,7 +89,7 @@ class Trained(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """`Constants` as another process gets them: torch would share a tensor's memory, not send it."""
+    """`Constants` in a form for other processes: torch would share a tensor's memory instead of sending it."""
 
     mean: Float[np.ndarray, "h w"]
     mean_threshold: float
@@ -99,15 +99,15 @@ class Fitted(NamedTuple):
 def control_results_of(
     store: FeatureStore, progress: Progress | None = None, num_processes: int | None = None
 ) -> dict[str, Results]:
-    """Constant predictions and the text-only control on the test splits, for any protocol; none without training.
+    """Scores of constant predictions and the text-only control on the test splits; empty without a training split.
 
-    Each distinct mask is scored once. The number of processes changes no bit of the result.
+    Each distinct mask is scored once. The result does not depend on the number of processes.
 
     Args:
-        num_processes: 0 computes in this thread; by default as many as are worth their start.
+        num_processes: 0 computes in this thread; by default as many as save time.
 
     Raises:
-        StoppedError: by `progress`.
+        StoppedError: `progress` requested a stop.
     """
     progress, splits = progress or Progress(), Splits.of(store.attributes)
     training, tested = (_wanted(store, names) for names in (splits.train, splits.tested))
@@ -142,7 +142,7 @@ def _wanted(store: FeatureStore, splits: Sequence[str]) -> list[Wanted]:
 
 
 def worth(store: FeatureStore, num_training: int, num_tested: int) -> int:
-    """How many processes are worth their start; 0 where this thread has done it soon."""
+    """The number of processes that saves time; 0 if this thread would finish soon."""
     pixels = store.seconds * store.mask_size**2
     seconds = pixels * (num_training * TRAINING_S_PER_PIXEL + num_tested * TEST_S_PER_PIXEL)
     return min(len(os.sched_getaffinity(0)), MOST_PROCESSES, int(seconds / WORTH_A_PROCESS_S))
@@ -151,7 +151,7 @@ def worth(store: FeatureStore, num_training: int, num_tested: int) -> int:
 def _fitted(
     store: FeatureStore, training: Sequence[Wanted], work: Spread, progress: Progress
 ) -> tuple[Fitted, dict[int, bool]]:
-    """The constants of the training masks, and which of those are empty."""
+    """Fits the constants to the training masks; also returns which masks are empty."""
     parts, counts = _parts(training, TRAINING_AT_ONCE), [each.num_expressions for each in training]
     centre = Levels(centredness(store.mask_size, store.mask_size))
     first = list(_counted(work, functools.partial(_of_training, centre=centre), parts, progress))
@@ -206,7 +206,7 @@ def _parts(items: Sequence[Part], size: int) -> list[Sequence[Part]]:
 def _counted(
     work: Spread, each: Callable[[FeatureStore, Any], Found], parts: Sequence[Sequence[Any]], progress: Progress
 ) -> Iterator[Found]:
-    """The results in the order of the parts, whose masks are counted as they come."""
+    """Yields the results in order and counts the finished masks."""
     for part, found in zip(parts, work(each, parts), strict=True):
         progress.advance(len(part))
         yield found
@@ -214,7 +214,7 @@ def _counted(
 
 @contextmanager
 def _spread(store: FeatureStore, num_processes: int) -> Iterator[Spread]:
-    """Lets work be done by processes of their own, or with none in this thread."""
+    """Runs work in separate processes, or in this thread if `num_processes` is 0."""
     if not num_processes:
         yield lambda work, parts: (work(store, part) for part in parts)
         return
@@ -229,7 +229,7 @@ def _spread(store: FeatureStore, num_processes: int) -> Iterator[Spread]:
         yield run
     except BrokenProcessPool as error:
         raise RefAVSError(
-            "a process that computes the constant predictions was killed (out of memory, it may be); run the same "
+            "a process that computes the constant predictions was killed (possibly out of memory); run the same "
             "command again, which recomputes them"
         ) from error
     finally:
@@ -237,7 +237,7 @@ def _spread(store: FeatureStore, num_processes: int) -> Iterator[Spread]:
 
 
 def _begin() -> None:
-    """What a process of its own does first: one thread, behind the trials, and ended with the one that started it."""
+    """Initialises a worker process: one thread, lower priority than the trials, and an end with its parent."""
     torch.set_num_threads(1)
     os.nice(NICENESS)
     parent = multiprocessing.parent_process()

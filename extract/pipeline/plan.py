@@ -1,4 +1,4 @@
-"""What a source needs in a store, and the jobs that compute what is missing there."""
+"""Plans an extraction: the units that a source needs in a store, and the jobs that compute missing ones."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,15 +53,15 @@ class Masks:
         return found
 
     def of(self, num_seconds: int) -> dict[int, Mask]:
-        """Where the masks of the first seconds are, as far as these are labelled."""
+        """The masks of the labelled seconds among the first `num_seconds`."""
         return {second: mask for second, mask in sorted(self.object.masks.items()) if second < num_seconds}
 
     def paths(self, num_seconds: int) -> list[Path]:
-        """Those of them that are files."""
+        """The masks that are files."""
         return [mask for mask in self.of(num_seconds).values() if isinstance(mask, Path)]
 
     def labelled(self, num_seconds: int) -> Bool[np.ndarray, " t"]:
-        """The seconds in which it is known where the object is; none after the end of the clip."""
+        """The labelled seconds; none after the end of the clip."""
         found = self.object.labelled(num_seconds)
         if self.clip.frames:
             found[len(self.clip.frames) :] = False
@@ -99,7 +99,7 @@ class Job:
 def wanted_units(
     source: Source, streams: StreamSet, contents: Mapping[str, Content], mask_rule: MaskRule = "auto"
 ) -> dict[Kind, list[Unit]]:
-    """All that a source needs in a store.
+    """All units that a source needs in a store.
 
     Args:
         contents: content keys of the clips that can be read; the others are left out.
@@ -148,6 +148,7 @@ def _jobs(writer: StoreWriter, kind: Kind, units: Sequence[Unit], plan: Plan, re
     tables = list(units[0].keys) if units else []
     if not tables:
         return
+    # The keys of each table that are not in a job yet.
     unclaimed = {table: {unit.keys[table] for unit in units} for table in tables}
     missing = {table: set(writer.missing(table, list(keys))) for table, keys in unclaimed.items()}
     failed = {table: writer.failed(table).keys() for table in tables}

@@ -246,7 +246,7 @@ def test_proof_varies_one_thing_at_a_time_with_five_seeds() -> None:
         ("when: [{if: {model.beta: 1}, skip: false}]", "skip is False; accepted: true, or leave it out"),
         ("when: [{if: {model.beta: x}, skip: true}]", "mine.yaml:1, when: model.beta is 'x' (str); accepted: a value "),
         ("when: [{if: {model.beat: 1}, skip: true}]", "mine.yaml:1, when: unknown setting 'model.beat'; did you mean"),
-        ("when: [{if: {model.beta: 1}, skip: true}]", "mine.yaml: its conditions skip every trial; take one of them o"),
+        ("when: [{if: {model.beta: 1}, skip: true}]", "mine.yaml: its conditions skip every trial; remove one of th"),
         ("when: [{if: {model.beta: [2, 3]}, skip: true}]", ":1, when: no trial has model.beta 2.0 or 3.0; name values"),
         ("when: [{if: {seed: 1}, set: {model.beta: 2}}]", "a condition on seed sets other settings"),
         ("when: [{if: {model.text: true}, set: {model.beta: 2}}]\ngrid: {model.beta: [1, 2]}", "grid and set by when"),
@@ -376,7 +376,7 @@ def test_setting_of_another_head_is_refused_with_the_nearest_of_this_one(tmp_pat
 @pytest.mark.parametrize(("text", "told"), [
     ("base: {model: {head: eemk}}", "mine.yaml:1, base: model.head is 'eemk'; did you mean 'eemc'?"),
     ("grid:\n  model.head:\n  - eemc\n  - 3",
-     "mine.yaml:4, grid: model.head is 3; accepted: the name of a head, as eemc"),
+     "mine.yaml:4, grid: model.head is 3; accepted: the name of a head, e.g. eemc"),
     ("search:\n  budget: 3\n  ranges:\n    model.head: {choice: [eemc, other]}",
      "mine.yaml:4, search: model.head is 'other'; known: eemc, released"),
 ])  # fmt: skip

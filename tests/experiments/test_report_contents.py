@@ -44,7 +44,7 @@ def test_only_the_store_that_a_sweep_describes_is_known_to_be_random_or_not(tmp_
     write_trial(tmp_path / "s", "full")
     report = build_report([tmp_path / "s"], Options())
     assert not report.random_features
-    assert "Whether the features are of random weights is not known" in " ".join(report.warnings)
+    assert "Whether the features have random weights is not known" in " ".join(report.warnings)
 
 
 def test_passwords_are_not_shown(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_gallery_shows_the_run_and_says_that_the_media_is_gone(source: GallerySo
 def test_gallery_says_why_there_is_none(source: GallerySource, tmp_path: Path) -> None:
     for wrong, reason in (
         (None, "no run of this report keeps"),
-        (changed(source, store=None), "does not say where its store lies"),
+        (changed(source, store=None), "does not say where its store is"),
         (changed(source, store=str(tmp_path / "gone")), "gone"),
         (changed(source, fingerprint="0" * 64), "has changed since"),
         (changed(source, checkpoint=tmp_path), "config.json is missing"),

@@ -69,7 +69,7 @@ def test_numbers_in_names_are_sorted_by_value() -> None:
 
 
 def test_what_is_no_sweep_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere is no folder \(it has no sweep.json and no trials\); give the"):
+    with pytest.raises(ConfigError, match=r"nowhere is not a folder \(it has no sweep.json and no trials\); give the"):
         read_sweep(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="is not a sweep's folder"):
         read_sweep(tmp_path)

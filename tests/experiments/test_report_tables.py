@@ -226,7 +226,7 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
     assert said in report.warnings and said in table_of(report, "table3-canonical").notes
     assert "intervals-canonical" not in [table.name for table in report.tables]
     notes = table_of(report, "differences-canonical").notes
-    assert "One seed: of these trained heads alone, other seeds may differ." in notes
+    assert "One seed: holds for these trained heads only, other seeds may differ." in notes
 
 
 def test_split_without_expressions_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_split_without_expressions_is_named_and_the_rest_is_shown(tmp_path: Path
 
 def test_run_without_any_test_split_is_refused(tmp_path: Path) -> None:
     write_trial(tmp_path, "full", table=make_table({"val": 2}))
-    with pytest.raises(StatisticsError, match=r"holds no expression of test_s, test_u, test_n \(it holds val\); a rep"):
+    with pytest.raises(StatisticsError, match=r"has no expression of test_s, test_u, test_n \(it has val\); a rep"):
         build_report([tmp_path], Options())
 
 
@@ -259,8 +259,8 @@ def test_what_is_not_known_of_an_older_sweep_is_said(tmp_path: Path) -> None:
     write_trial(tmp_path, "full")
     write_trial(tmp_path, "broken", quality=None, state="failed")
     warnings = " ".join(build_report([tmp_path], Options()).warnings)
-    assert "Whether the features are of random weights is not known" in warnings
-    assert "Constant predictions are not known by canonical" in warnings
+    assert "Whether the features have random weights is not known" in warnings
+    assert "Constant predictions are missing for canonical" in warnings
     assert "Not finished, and left out: broken, seed 0 (failed)." in warnings
 
 
@@ -281,7 +281,7 @@ def two_stores(tmp_path: Path) -> list[Path]:
 
 def test_runs_of_different_stores_are_refused_unless_asked_for_and_then_marked(tmp_path: Path) -> None:
     sweeps = two_stores(tmp_path)
-    with pytest.raises(StatisticsError, match=r"two-store another-.*one-store fingerpr.* are not to be compared in"):
+    with pytest.raises(StatisticsError, match=r"two-store another-.*one-store fingerpr.* cannot be compared in"):
         build_report(sweeps, Options(reference="full (one-store fingerpr)"))
     report = build_report(sweeps, Options(mixed=True, published=True, reference="full (one-store fingerpr)"))
     rows = table_of(report, "table3-canonical").rows
@@ -336,17 +336,17 @@ def test_run_that_is_there_twice_is_refused_and_one_of_two_sweeps_counts_once(tm
     assert table_of(report, "table3-canonical").rows[0].num_seeds == 1
     facts = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**facts, "key": "another"}))
-    with pytest.raises(ConfigError, match=r"full, seed 0 is there twice with the same settings, in .*; remove one of"):
+    with pytest.raises(ConfigError, match=r"full, seed 0 occurs twice with the same settings, in .*; remove one of"):
         build_report([tmp_path / "a", tmp_path / "b"], Options())
 
 
 def test_statistics_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
     folder = write_trial(tmp_path, "full", quality=None)
-    with pytest.raises(StatisticsError, match=r"has no statistics \(there is no statistics.parquet\); evaluate the"):
+    with pytest.raises(StatisticsError, match=r"has no statistics \(statistics.parquet is missing\); evaluate the"):
         build_report([tmp_path], Options())
     other = write_trial(tmp_path / "other", "full", store="elsewhere")
     (folder / "statistics.parquet").write_bytes((other / "statistics.parquet").read_bytes())
-    with pytest.raises(StatisticsError, match="is of the store elsewhere, the run of fingerprint-of-tests; remove"):
+    with pytest.raises(StatisticsError, match="is from the store elsewhere, the run from fingerprint-of-tests; remove"):
         build_report([tmp_path], Options())
     path = write_trial(tmp_path / "good", "full") / "statistics.parquet"
     good, columns = path.read_bytes(), pq.read_metadata(path).row_group(0)
@@ -376,7 +376,7 @@ def test_details_are_of_frames_with_and_without_the_object_and_of_one_threshold(
 
 
 def test_unknown_reference_is_one_line(sweep: Path) -> None:
-    with pytest.raises(ConfigError, match="--reference 'ful' is no row; did you mean 'full'"):
+    with pytest.raises(ConfigError, match="--reference 'ful' is not a row; did you mean 'full'"):
         build_report([sweep], Options(reference="ful"))
     report = build_report([sweep], Options(reference="no_text"))
     assert report.reference == "no_text" == table_of(report, "table3-canonical").rows[0].label

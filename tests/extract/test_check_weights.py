@@ -100,7 +100,7 @@ def test_command_needs_no_source_and_no_store(tmp_path: Path, capsys: pytest.Cap
     shown = capsys.readouterr().out
     assert f"{'tiny-vggish':30} not needed" in shown and f"{tmp_path} has all that tiny-swin, tiny-vggish" in shown
     assert main(["--check-weights", str(tmp_path / "none")]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         main([])
     assert stopped.value.code == 2 and "SOURCE and STORE are required" in capsys.readouterr().err

@@ -33,7 +33,7 @@ def test_missing_source_is_refused(capsys: pytest.CaptureFixture[str], tmp_path:
 def test_folder_without_videos_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     line = refusal(capsys, *tiny(tmp_path / "empty", tmp_path / "store"))
-    assert "empty has none of the known layouts; accepted: a benchmark" in line
+    assert "empty matches no known layout; accepted: a benchmark" in line
 
 
 def test_csv_without_a_column_is_refused(capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_long_expressions_are_named(
     arguments = tiny(bench / "videos", tmp_path / "store", "--expressions", tmp_path / "questions.csv")
     assert main([str(part) for part in arguments]) == 0
     out = capsys.readouterr().out
-    assert "1 expressions have more than 16 tokens and lose their end:" in out and f"tokens: '{long}'" in out
+    assert "1 expressions have more than 16 tokens and are truncated:" in out and f"tokens: '{long}'" in out
 
 
 def test_store_of_other_weights_is_refused(
@@ -179,7 +179,7 @@ def test_store_of_other_weights_is_refused(
     assert main([str(part) for part in tiny(bench, tmp_path / "store")]) == 0
     capsys.readouterr()
     line = refusal(capsys, *tiny(bench, tmp_path / "store", "--seed", "1"))
-    assert "random:0" in line and "random:1" in line and "remove it by refavs-store drop" in line
+    assert "random:0" in line and "random:1" in line and "remove it with refavs-store drop" in line
     assert "random:1" in refusal(capsys, *tiny(bench, tmp_path / "store", "--seed", "1", "--dry-run"))
 
 

@@ -60,7 +60,7 @@ def test_masks_of_two_meanings_are_refused_before_anything_is_made(
     source = write_bench(tmp_path / "bench", "train a_0_10")
     draw(source, "a_0_10", PALETTE, TWO_WAYS)
     line = refusal(capsys, *tiny(source, tmp_path / "store", *more))
-    assert "gt_mask/a_0_10/fid_0/00000.png may be meant in two ways" in line
+    assert "gt_mask/a_0_10/fid_0/00000.png is ambiguous" in line
     assert "--mask-rule nonzero or --mask-rule index" in line and not (tmp_path / "store").exists()
 
 

@@ -155,7 +155,7 @@ def test_rows_that_are_gone_from_the_source_are_named(
     flip(root / MAPS, 100)
     assert main(["repair", str(root), "--source", str(moved)]) == 3
     err = capsys.readouterr().err
-    assert "rows of visual/tiny-swin/pixel_decoder are lost, for the source does not have them any more" in err
+    assert "rows of visual/tiny-swin/pixel_decoder are lost, because the source no longer has them" in err
 
 
 def test_export_and_import_commands(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from extract.encoders.weights import WeightSource, from_hub, from_url, in_folder
 from refavs.config import file_stamp
 from refavs.errors import WeightsError
 
-BOTH_WAYS_OUT = r"give a folder that has them with --weights-dir, or take --weights random"
+BOTH_WAYS_OUT = r"give a folder that has them with --weights-dir, or pass --weights random"
 
 
 @pytest.fixture

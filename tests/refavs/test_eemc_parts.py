@@ -87,10 +87,10 @@ def test_dropout_stays_off_in_frozen_parts() -> None:
 
 @pytest.mark.parametrize(("sizes", "options", "text"), [
     (SIZES, {"trained": "fusion"},
-     "trained is fusion, which would leave the transformer decoder at random weights; take "
+     "trained is fusion, which would leave the transformer decoder at random weights; pass "
      "--set model.decoder_weights=mask2former"),
-    (BACKBONE, {}, "the store has only the backbone's maps and the pixel decoder would stay at random weights; add"),
-    (SIZES, {"trained": ALL}, "the maps are those of a pixel decoder that ran before, so that none can be trained"),
+    (BACKBONE, {}, "the store has only the backbone's maps, and the pixel decoder would keep random weights; add"),
+    (SIZES, {"trained": ALL}, "the maps are the output of a pixel decoder, so none can be trained"),
 ])  # fmt: skip
 def test_weights_that_would_stay_random_are_refused(sizes: FeatureSizes, options: dict, text: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(text)):
@@ -106,7 +106,7 @@ def test_a_trained_pixel_decoder_reads_the_backbone_of_a_store_with_both_levels(
     assert sizes_of(both) == SIZES and sizes_of(both, trained=ALL) == BACKBONE
     assert sizes_of(described_store(tmp_path / "one", BACKBONE)) == BACKBONE
     with pytest.raises(StoreError, match="has no maps res2, res3, res4, res5; the head reads res2, res3, res4, res5; "
-                                         "a pixel decoder is trained on these"):
+                                         "a pixel decoder is trained on them"):
         sizes_of(described_store(tmp_path / "other", SIZES), trained=ALL)
 
 

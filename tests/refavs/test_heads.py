@@ -108,11 +108,11 @@ def test_head_of_a_package_keeps_the_contract(install: Any) -> None:
 
 @pytest.mark.parametrize(("method", "broken", "told"), [
     ("probs", lambda self, output, size=None: output, "probs of size"),
-    ("loss", lambda self, output, target, weights: {"total": output.mean(), "more": output.mean()}, "`losses` names"),
+    ("loss", lambda self, output, target, weights: {"total": output.mean(), "more": output.mean()}, "`losses` lists"),
     ("loss", lambda self, output, target, weights: {"total": output.mean() + target.masks.float().mean()},
-     "a second without a label takes part"),
+     "a second without a label contributes"),
     ("loss", lambda self, output, target, weights: {"total": output.square().mean()}, "do not add up"),
-    ("trained_parameters", lambda self: [], "no parameter is trained"),
+    ("trained_parameters", lambda self: [], "no trained parameter"),
 ])  # fmt: skip
 def test_contract_names_what_a_head_breaks(
     install: Any, monkeypatch: pytest.MonkeyPatch, method: str, broken: Any, told: str

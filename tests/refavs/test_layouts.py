@@ -124,8 +124,8 @@ def test_contract_names_everything_that_is_wrong(kitchen: Path, monkeypatch: pyt
     monkeypatch.setattr(Kitchen, "read", lambda *_: wrong)
     with pytest.raises(AssertionError) as caught:
         check_layout(Kitchen(), kitchen)
-    for part in ("not sorted by id", r"4\.jpg of clip 'b' is no file", "masks in seconds \\[9\\], outside the clip",
-                 "no such mask", "'a/1_0' has no clip 'a/1', no object 0", "is of split 'exam', of which `splits` says",
+    for part in ("not sorted by id", r"4\.jpg of clip 'b' is not a file", "masks outside the clip, in seconds \\[9\\]",
+                 "no such mask", "'a/1_0' has no clip 'a/1', no object 0", "has split 'exam', which `splits` does not",
                  "cannot be called 'mix'"):  # fmt: skip
         assert re.search(part, str(caught.value)), part
 
@@ -145,7 +145,7 @@ def test_layout_that_recognises_the_folder_is_taken(kitchen: Path) -> None:
     assert read_source(kitchen).layout == "kitchen"
     assert [clip.id for clip in read_source(kitchen, layout="videos").clips] == ["b/x"]
     (kitchen / "metadata.csv").touch()
-    with pytest.raises(ConfigError, match=r"has the layouts kitchen and ref-avs-bench; choose by --layout NAME"):
+    with pytest.raises(ConfigError, match=r"matches the layouts kitchen and ref-avs-bench; choose one with --layout"):
         read_source(kitchen)
     assert read_source(kitchen, layout="kitchen").layout == "kitchen"
     with pytest.raises(ConfigError, match=r"refavs.layouts has no 'kitchn'; did you mean 'kitchen'\?"):

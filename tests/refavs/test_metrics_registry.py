@@ -125,7 +125,7 @@ def test_missing_counts_leave_out_what_is_made_of_them(tmp_path: Path) -> None:
     found = protocol_values(expression_results(blocks, ["canonical"]), "canonical", np.arange(8))
     assert {"J", "S", "false_empty"} <= set(found) and not {"F", "F_split"} & set(found)
     for protocol, lacking in (("davis", "boundary_pred"), ("per_expression", "hits_40, background")):
-        with pytest.raises(StatisticsError, match=f"lack {lacking}, of which the protocol {protocol} is made"):
+        with pytest.raises(StatisticsError, match=f"lack {lacking}, which the protocol {protocol} needs"):
             expression_results(blocks, [protocol])
 
 
@@ -161,7 +161,7 @@ def test_bad_plugin_is_named_and_the_rest_works(
 
 def test_metric_that_counts_something_else_is_named(install: Callable[..., None]) -> None:
     install(("centre_miss", "a", f"{HERE}:OTHER_COUNT"))
-    with pytest.raises(ValueError, match=r"metric 'centre_miss' counts {'wrong': \(8,\)}; accepted: .* for right"):
+    with pytest.raises(ValueError, match=r"metric 'centre_miss' counts {'wrong': \(8,\)}; accepted: .* in right"):
         record([[0, 1]])
 
 

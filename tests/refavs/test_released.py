@@ -330,7 +330,7 @@ def test_file_that_is_no_state_dict_is_refused(file: Path, tmp_path: Path, damag
     elif damage != "none":
         content = file.read_bytes()
         path.write_bytes({"truncated": content[: len(content) // 2], "text": b"<html>", "empty": b""}[damage])
-    message = rf"{re.escape(str(path))} cannot be read \(.+\); accepted: ckpt_best_miou\.pth of .* fetch it again"
+    message = rf"{re.escape(str(path))} cannot be read \(.+\); accepted: ckpt_best_miou\.pth of .* download it again"
     with pytest.raises(WeightsError, match=message) as caught:
         load_released(path, make_head(), ENCODERS)
     assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
@@ -340,7 +340,7 @@ def test_file_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bad.pth"
     for content in ({"epoch": 3, "model": {}}, [torch.zeros(1)], torch.zeros(2)):
         torch.save(content, path)
-        with pytest.raises(WeightsError, match="holds no state dict of plain tensors; accepted: ckpt_best_miou"):
+        with pytest.raises(WeightsError, match="is not a state dict of plain tensors; accepted: ckpt_best_miou"):
             load_released(path, make_head(), ENCODERS)
 
 

@@ -156,7 +156,7 @@ def test_half_written_expressions_are_refused(root: Path) -> None:
 def test_expressions_whose_objects_lost_their_record_are_refused(root: Path) -> None:
     file = record_name("objects", 1)
     (root / file).unlink()
-    with pytest.raises(StoreError, match=r"need row 3 of objects, which is not there \(2 such rows\); run"):
+    with pytest.raises(StoreError, match=r"need row 3 of objects, which is missing \(2 such rows\); run"):
         FeatureStore(root)
     before = small.files_of(root)
     small.write_store(root)
@@ -278,8 +278,8 @@ def test_commit_record_cannot_point_out_of_the_store(root: Path) -> None:
     changes = {
         "arrays ": other_array,
         "rows": lambda facts: facts["rows"].update(a=99),
-        "the stream's is": lambda facts: facts.update(fingerprint="0" * 16),
-        "speaks of shard": lambda facts: facts.update(index=5),
+        ", the stream has": lambda facts: facts.update(fingerprint="0" * 16),
+        "belongs to shard": lambda facts: facts.update(index=5),
         r"of \.\./x": lambda facts: facts.update(table="../x"),
         "crc32c is 'many'; accepted: a whole number": lambda facts: facts["arrays"]["s8"].update(crc32c="many"),
         "failures.q is '3'; accepted: a text": lambda facts: facts["failures"].update(q=3),

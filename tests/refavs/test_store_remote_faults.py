@@ -109,7 +109,7 @@ def test_range_beyond_the_end_is_refused(bucket: str) -> None:
     folder = RemoteFolder(bucket)
     folder.write("a", b"12345")
     for start, stop in ((0, 6), (7, 9), (-1, 2), (3, 2)):
-        with pytest.raises(OSError, match=f"bytes {start} to {stop} are asked for, it has 5") as caught:
+        with pytest.raises(OSError, match=f"bytes {start} to {stop} were requested, it has 5") as caught:
             folder.open("a").read(start, stop)
         check_error(caught.value, folder.where("a"))
 

@@ -70,7 +70,7 @@ def test_encoder_is_dropped_with_all_its_levels(root: Path) -> None:
     assert not (root / "clips/visual").exists() and not verify(root).damage
     store = FeatureStore(root)
     assert store.streams == ["audio/clap", small.SOUND, small.TEXT] and len(store) == 10
-    with pytest.raises(StoreError, match=r"has no visual encoder; name one .*or add another by refavs-extract"):
+    with pytest.raises(StoreError, match=r"has no visual encoder; name one .*or add another with refavs-extract"):
         store.visual_paths()
 
 

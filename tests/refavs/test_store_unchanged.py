@@ -38,7 +38,7 @@ def test_store_exchanged_after_it_was_opened_is_refused(stores: tuple[Path, Path
     root = Path(shutil.copytree(stores[0], tmp_path / "s"))
     store = FeatureStore(root)
     exchange(root, stores[1])
-    with pytest.raises(StoreError, match=r"no longer the one that was opened there .*exchanged.*put the store back"):
+    with pytest.raises(StoreError, match=r"no longer the one that was opened there .*replaced.*put the store back"):
         refuse_exchanged(store, store.fingerprint)
 
 

@@ -224,7 +224,7 @@ def test_other_fingerprint_of_a_stream_is_refused_with_both_named(tmp_path: Path
         small.open_writer(tmp_path / "s", streams={small.VISUAL: other})
     text = str(raised.value)
     assert f"weights={'a1' * 32}" in text and "weights=random:0" in text and text.count("swin@") == 3
-    assert "remove it by refavs-store drop" in text and "call the new one visual/swin@NAME/pixel_decoder" in text
+    assert "remove it with refavs-store drop" in text and "call the new one visual/swin@NAME/pixel_decoder" in text
     wider = replace(stream, arrays=(replace(stream.arrays[0], shape=(3, 4, 5, 7)), stream.arrays[1]))
     with pytest.raises(StoreError, match=r"mask_features float16 \(3, 4, 5, 6\)\), this run makes .*\(3, 4, 5, 7\)"):
         small.open_writer(tmp_path / "s", streams={small.VISUAL: wider})
@@ -233,9 +233,9 @@ def test_other_fingerprint_of_a_stream_is_refused_with_both_named(tmp_path: Path
 
 def test_other_sizes_are_refused_with_both_named(tmp_path: Path) -> None:
     small.write_store(tmp_path / "s")
-    for changes, text in (({"mask_size": 13}, "has clips of 11 px masks, this run makes 13 px masks"),
-                          ({"seconds": 5}, "of 3 seconds, this run makes 5 seconds"),
-                          ({"fps": 2.0}, r"of 1\.0 frames a second, this run makes 2\.0 frames")):  # fmt: skip
+    for changes, text in (({"mask_size": 13}, "has clips with 11 px masks, this run makes 13 px masks"),
+                          ({"seconds": 5}, "with 3 seconds, this run makes 5 seconds"),
+                          ({"fps": 2.0}, r"with 1\.0 frames per second, this run makes 2\.0 frames")):  # fmt: skip
         with pytest.raises(StoreError, match=text):
             small.open_writer(tmp_path / "s", streams={}, **changes)
 
@@ -313,7 +313,7 @@ def test_expressions_of_missing_rows_or_columns_are_refused(tmp_path: Path) -> N
     frame = small.expressions(writer)
     with pytest.raises(StoreError, match=r"the table expressions lacks grade; needed: uid, vid"):
         writer.write_expressions(frame.drop(columns="grade"))
-    with pytest.raises(StoreError, match=r"name row 77 of clips, which does not exist"):
+    with pytest.raises(StoreError, match=r"refer to row 77 of clips, which does not exist"):
         writer.write_expressions(frame.assign(clip=77))
     with pytest.raises(StoreError, match=r"column uid, row 0: 'a\\x00' holds a NUL character"):
         writer.write_expressions(frame.assign(uid="a\0"))
@@ -464,7 +464,7 @@ def test_record_of_other_keys_in_the_place_of_a_shard_is_refused(tmp_path: Path)
 
     write(ours)
     write(late)  # the same keys: what is there is as good
-    with pytest.raises(StoreError, match="holds other keys than this run planned"):
+    with pytest.raises(StoreError, match="has other keys than this run planned"):
         write(other)
     assert writer.committed(small.VISUAL) == {"a": 0, "b": 1}
 
@@ -479,7 +479,7 @@ def test_clips_keep_their_places_and_facts_when_others_come(tmp_path: Path) -> N
     assert str(clips["silent"].dtype) == "bool" and clips["repeated_from_s"].isna().tolist() == [True, False, False]
     frame = small.clip_table(("d",))
     for bad in (frame.assign(seconds=4), small.clip_table(("d", "d"))):
-        with pytest.raises(StoreError, match="or an id that comes twice, among"):
+        with pytest.raises(StoreError, match="or a repeated id, among"):
             writer.write_clips(bad)
     with pytest.raises(StoreError, match="the table clips lacks sound; needed: id, frames, sound, seconds"):
         writer.write_clips(frame.drop(columns="sound"))
