@@ -1,4 +1,4 @@
-"""The checks for a GPU run on a processor as well, and one that fails is a row among the others."""
+"""The GPU checks also run on a CPU, and a failing check becomes a row of the table."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a trial will cost: counted arithmetic, parameters by part, time and disk; nothing is written."""
+"""Cost of a trial: counted arithmetic, parameters by part, time and disk; nothing is written."""
 
 import io
 from collections.abc import Iterator

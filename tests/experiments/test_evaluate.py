@@ -1,4 +1,4 @@
-"""Evaluation: names and groups of the metrics; and what a store without some parts gives."""
+"""Evaluation: names and groups of the metrics, also for a store that lacks some parts."""
 
 import itertools
 from pathlib import Path

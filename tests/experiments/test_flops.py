@@ -1,4 +1,4 @@
-"""Arithmetic is counted as torch counts it, though little of it is done."""
+"""The counted arithmetic equals torch's count, although little of it is computed."""
 
 from pathlib import Path
 

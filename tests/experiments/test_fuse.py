@@ -1,4 +1,4 @@
-"""Trials over one read: each equals its unfused self to the bit, fails alone, and goes on in any other group."""
+"""Fused trials: each is bitwise equal to its unfused run, fails alone, and can resume in any other group."""
 
 from collections.abc import Sequence
 from pathlib import Path

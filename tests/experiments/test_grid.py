@@ -1,4 +1,4 @@
-"""Grid files: expansion, and the text of every refusal."""
+"""Grid files: expansion, and the text of every error."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The scripts that open the MLflow UI and give a sweep to a cluster as a job."""
+"""The scripts that open the MLflow UI and submit a sweep to a cluster as a job."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Trials under Ray: killed in the middle, resumed by the same command, equal to trials that were left alone."""
+"""Trials under Ray: killed halfway and resumed by the same command, they equal undisturbed trials."""
 
 import os
 import signal

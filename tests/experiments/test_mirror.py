@@ -1,4 +1,4 @@
-"""MLflow mirrors the ledger: nothing is lost while it is away, nothing is doubled, and nobody waits for it."""
+"""MLflow mirrors the ledger: nothing is lost during an outage, nothing is duplicated, and trials never wait for it."""
 
 import json
 import threading

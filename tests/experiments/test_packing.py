@@ -1,4 +1,4 @@
-"""Trials that share a GPU: the arithmetic, and what is asked of Ray, which has no GPU here."""
+"""Trials that share a GPU: the arithmetic, and the requests to a fake Ray, since there is no GPU."""
 
 import contextlib
 import sys

@@ -1,4 +1,4 @@
-"""A sweep's folder from anywhere: which addresses in it hold, and whether it is itself, moved or a copy."""
+"""A sweep's folder from elsewhere: which of its addresses are used, and whether it was moved or copied."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Trials without an epoch: what they start from is evaluated as it is, a trained head or the release's checkpoint."""
+"""Trials with 0 epochs: they only evaluate a trained head or the release's checkpoint."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""Figures of a report: what is drawn of which numbers, the same bytes each time, and names that are not trusted."""
+"""Figures of a report: their content, reproducible bytes, and untrusted names."""
 
 import re
 import xml.etree.ElementTree as ET

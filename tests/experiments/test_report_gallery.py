@@ -1,4 +1,4 @@
-"""The gallery: which expressions, what is drawn of them, and what it says where something is missing."""
+"""The gallery: its choice of expressions, their drawings, and its text if something is missing."""
 
 import base64
 import io

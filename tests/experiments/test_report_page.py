@@ -1,4 +1,4 @@
-"""The page of a report: what it shows, that nothing foreign gets into it, and how it looks to a real browser."""
+"""The page of a report: its content, escaping of untrusted text, and its rendering in a real browser."""
 
 import dataclasses
 import re

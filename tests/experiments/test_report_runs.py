@@ -1,4 +1,4 @@
-"""Reading a sweep's folder: its runs in one order, what is not finished, and what is no sweep."""
+"""Reading a sweep's folder: the order of runs, unfinished trials, and folders that are not sweeps."""
 
 import json
 from pathlib import Path

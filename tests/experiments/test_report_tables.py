@@ -1,4 +1,4 @@
-"""The numbers of a report's tables against plain NumPy, who is compared with whom, and what is refused."""
+"""The numbers of a report's tables against plain NumPy, the choice of comparisons, and errors."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Markdown, LaTeX and CSV: numbers come through, and nothing that a user typed is taken for markup."""
+"""Markdown, LaTeX and CSV: numbers are unchanged, and text from users is never interpreted as markup."""
 
 import csv
 import io

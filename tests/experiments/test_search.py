@@ -1,4 +1,4 @@
-"""A search: its section, the points it suggests, and that the ledger alone decides how it goes on."""
+"""A search: its section, the points it suggests, and that its continuation depends only on the ledger."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""refavs-sweep settings lists every setting with its default, what it accepts and what it means."""
+"""refavs-sweep settings lists every setting with its default, accepted values and meaning."""
 
 import pytest
 import yaml

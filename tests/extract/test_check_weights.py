@@ -1,4 +1,4 @@
-"""What refavs-extract --check-weights says of a folder."""
+"""The output of refavs-extract --check-weights for a folder."""
 
 import hashlib
 import pickle

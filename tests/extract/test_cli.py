@@ -1,4 +1,4 @@
-"""The command's answers to bad input, and what it says when there is nothing to do."""
+"""The command's messages for bad input, and if there is nothing to do."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""The command with several streams, clips of the same bytes, precisions, dry runs and stores elsewhere."""
+"""The command with several streams, identical clips, precisions, dry runs and remote stores."""
 
 import json
 import shutil

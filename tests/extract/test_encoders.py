@@ -1,4 +1,4 @@
-"""What every encoder promises, and each one's own behaviour."""
+"""The contract of every encoder, and the specific behaviour of each."""
 
 from pathlib import Path
 from typing import Any

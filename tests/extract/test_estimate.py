@@ -1,4 +1,4 @@
-"""What a dry run says, against what a run then does."""
+"""The estimate of a dry run against the actual run."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A Ray of one's own on this machine: what its workers get, who cannot use it, starts that fail, and its folder."""
+"""A private Ray on this machine: its workers' environment, access control, failing starts, and its folder."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""Sound frames placed on the clock of their file: stamps that lack, gaps, steps back, forms that change."""
+"""Audio frames placed on the clock of their file: missing time stamps, gaps, steps back, changing formats."""
 
 from fractions import Fraction
 

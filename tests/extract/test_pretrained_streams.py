@@ -1,4 +1,4 @@
-"""Text and sound with weights from a folder: the values of transformers' RoBERTa and of the published VGGish."""
+"""Text and audio encoders with weights from a folder equal transformers' RoBERTa and the published VGGish."""
 
 from dataclasses import replace
 from pathlib import Path

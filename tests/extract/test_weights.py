@@ -1,4 +1,4 @@
-"""Where weights come from, and what is said where they are not."""
+"""Sources of weights, and the messages if they are missing."""
 
 import http.server
 import threading

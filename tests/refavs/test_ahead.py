@@ -1,4 +1,4 @@
-"""Batches are read ahead, sent to a device on a stream of its own, and hold their memory until they are there."""
+"""Batches are prefetched, copied on a separate stream, and keep their memory until the copy is done."""
 
 import contextlib
 import os

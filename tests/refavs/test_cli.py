@@ -1,4 +1,4 @@
-"""What every command tells on one line, and what keeps its traceback."""
+"""Which errors every command prints on one line, and which keep their traceback."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Batches hold each clip once, follow from seed and epoch alone, and say what cannot be batched."""
+"""Batches contain each clip once, depend only on seed and epoch, and reject samples that do not fit together."""
 
 import os
 from collections import Counter

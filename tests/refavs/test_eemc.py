@@ -1,4 +1,4 @@
-"""EEMC: its wiring, its ablations, and its independence of what it must not see."""
+"""EEMC: its wiring, its ablations, and that its outputs do not depend on masked inputs."""
 
 import re
 from dataclasses import fields, replace

@@ -1,4 +1,4 @@
-"""Which parts of EEMC are trained, what level of a store they read, and what is refused."""
+"""Trained and frozen parts of EEMC, the levels that they read, and errors."""
 
 import copy
 import re

@@ -1,4 +1,4 @@
-"""Heads by name: the contract that all keep, the registry, and checkpoints that name theirs."""
+"""Heads by name: their contract, the registry, and checkpoints that name their head."""
 
 import json
 from dataclasses import dataclass

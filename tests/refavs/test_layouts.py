@@ -1,4 +1,4 @@
-"""Layouts: the contract of ours and of a package's, which one is taken, and what is refused in one line."""
+"""Layouts: the contract of built-in and packaged ones, detection, and errors on one line."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""The table of metrics: the contract, plug-ins with good and bad manners, and files with other columns than today's."""
+"""The table of metrics: the contract, valid and invalid plug-ins, and files with other columns."""
 
 import dataclasses
 import re
