@@ -29,7 +29,7 @@ EPILOG = """examples:
   refavs-sweep my.yaml --store store --set train.epochs=3   a grid file, with a setting replaced
   refavs-sweep status runs/smoke                            its progress, from any other terminal
   refavs-sweep settings                                     every setting of a trial: default, accepted values, meaning
-  refavs-sweep settings released                            the same with another head, as --set model.head=released
+  refavs-sweep settings HEAD                                the same for another head, which --set model.head=HEAD takes
 """
 
 
@@ -52,7 +52,7 @@ def build_parser() -> CommandParser:
                         help="replace a setting of the grid's base; 'refavs-sweep settings' lists all settings; may be "
                         "given several times")
     parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="pretrained weights that trials start "
-                        "from, as mask2former/ for model.decoder_weights=mask2former; as refavs-extract takes it")
+                        "from, in the form that refavs-extract takes")
     parser.add_argument("--any-store", action="store_true",
                         help="accept a train.init checkpoint that was trained on other features")
     parser.add_argument("--dry-run", action="store_true",
@@ -231,8 +231,8 @@ def _dry_run(
         show(console, [*entries, *suggested], store, resources)
     for line in search.described() if search else ():
         console.print(line)
-    if changes := ledger.changes(entries):
-        console.print(changes)
+    for remark in filter(None, (ledger.changes(entries), ledger.elsewhere(entries, store.fingerprint))):
+        console.print(remark)
     for part in fresh:
         console.print(f"starts from random weights, not from the checkpoint: {part}")
     failed = f", {num_failed} failed ({RETRY})" if num_failed else ""

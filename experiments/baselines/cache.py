@@ -83,9 +83,9 @@ class Baselines:
             return self._found.result()
 
     def _find(self) -> Values:
-        known = _read(self.path)
-        if known is None or known["store"] != self.store.fingerprint:
-            known = {"store": self.store.fingerprint, **self._cached()}
+        known, made_of = _read(self.path), {"store": self.store.fingerprint, "metrics": list(metrics())}
+        if known is None or any(known.get(name) != value for name, value in made_of.items()):
+            known = {**made_of, **self._cached()}
             write_json(self.path, known)
         return known["controls"]
 

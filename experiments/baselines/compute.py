@@ -6,7 +6,7 @@ import operator
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -35,6 +35,7 @@ from refavs.metrics.frame_counts import describe
 from refavs.metrics.reference import joined, spread
 from refavs.metrics.text_baseline import TEXT_ONLY, TextControl
 from refavs.store import FeatureStore
+from refavs.store.format.schema import LABELLED
 
 TRAINING_S_PER_PIXEL, TEST_S_PER_PIXEL = 3e-9, 25e-9  # on one core, measured at 10 x 384 x 384
 WORTH_A_PROCESS_S = 5.0  # a process takes two or three seconds to start
@@ -71,6 +72,14 @@ class Progress:
             raise StoppedError
 
 
+class Wanted(NamedTuple):
+    """A mask, how many expressions it has, and the seconds in which it is known."""
+
+    row: int
+    num_expressions: int
+    labelled: Bool[np.ndarray, " t"]
+
+
 class Trained(NamedTuple):
     """Results from some training masks: their sum, which are empty, and J of the centred disc."""
 
@@ -100,27 +109,36 @@ def control_results_of(
     Raises:
         StoppedError: `progress` requested a stop.
     """
-    table, progress, splits = store.expressions, progress or Progress(), Splits.of(store.attributes)
-    training = Counter(int(table["object"].iloc[row]) for row in rows_of(store, splits.train))
-    tested = sorted(rows_of(store, splits.tested))
-    objects = sorted({int(index) for index in table["object"].iloc[tested]})
+    progress, splits = progress or Progress(), Splits.of(store.attributes)
+    training, tested = (_wanted(store, names) for names in (splits.train, splits.tested))
     if not training or not tested:
         return {}
-    progress.total = 2 * len(training) + len(objects)
-    processes = worth(store, len(training), len(objects)) if num_processes is None else num_processes
+    progress.total = 2 * len(training) + len(tested)
+    processes = worth(store, len(training), len(tested)) if num_processes is None else num_processes
     with _spread(store, processes) as work:
         fitted, empty = _fitted(store, training, work, progress)
         of_tests = functools.partial(_of_tests, fitted=fitted)
-        blocks = list(_counted(work, of_tests, _parts(objects, TEST_AT_ONCE), progress))
+        blocks = list(_counted(work, of_tests, _parts(tested, TEST_AT_ONCE), progress))
     of_objects = {name: joined([block[name] for block in blocks]) for name in blocks[0]}
-    place = {index: number for number, index in enumerate(objects)}
-    places = np.array([place[int(index)] for index in table["object"].iloc[tested]])
-    expressions = describe(table, tested)
+    place = {each.row: number for number, each in enumerate(tested)}
+    table = store.expressions
+    rows = [row for row in sorted(rows_of(store, splits.tested)) if table["object"].iloc[row] in place]
+    places = np.array([place[index] for index in table["object"].iloc[rows]])
+    expressions = describe(table, rows)
     found = {name: spread(results, places, expressions) for name, results in of_objects.items()}
-    learned = rows_of(store, splits.train)
-    nothing = [empty[int(index)] for index in table["object"].iloc[learned]]
-    control = TextControl.fit(table["text"].iloc[learned].tolist(), nothing)
+    learned = table.iloc[rows_of(store, splits.train)]
+    learned = learned[learned["object"].isin(empty)]
+    control = TextControl.fit(learned["text"].tolist(), [empty[index] for index in learned["object"]])
     return {**found, TEXT_ONLY: text_only(control, found)}
+
+
+def _wanted(store: FeatureStore, splits: Sequence[str]) -> list[Wanted]:
+    """The masks of some splits; those that are known in no second are left out."""
+    table = store.expressions.iloc[rows_of(store, splits)]
+    objects = Counter(zip(table["object"].tolist(), table["clip"].tolist(), strict=True))
+    found = [Wanted(row, count, (store.read(LABELLED, row) & store.within([clip])[0]).numpy())
+             for (row, clip), count in objects.items()]  # fmt: skip
+    return [each for each in found if each.labelled.any()]
 
 
 def worth(store: FeatureStore, num_training: int, num_tested: int) -> int:
@@ -131,48 +149,54 @@ def worth(store: FeatureStore, num_training: int, num_tested: int) -> int:
 
 
 def _fitted(
-    store: FeatureStore, training: Mapping[int, int], work: Spread, progress: Progress
+    store: FeatureStore, training: Sequence[Wanted], work: Spread, progress: Progress
 ) -> tuple[Fitted, dict[int, bool]]:
     """Fits the constants to the training masks; also returns which masks are empty."""
-    parts = _parts(list(training.items()), TRAINING_AT_ONCE)
+    parts, counts = _parts(training, TRAINING_AT_ONCE), [each.num_expressions for each in training]
     centre = Levels(centredness(store.mask_size, store.mask_size))
     first = list(_counted(work, functools.partial(_of_training, centre=centre), parts, progress))
     mean = functools.reduce(operator.add, (part.total for part in first)).mean()
     second = _counted(work, functools.partial(_of_mean, mean=Levels(mean)), parts, progress)
     fitted = Fitted(
-        mean=mean.numpy(), mean_threshold=_best(second, training.values()),
-        centre_threshold=_best((part.jaccard for part in first), training.values()),
+        mean=mean.numpy(), mean_threshold=_best(second, counts),
+        centre_threshold=_best((part.jaccard for part in first), counts),
     )  # fmt: skip
-    return fitted, dict(zip(training, (empty for part in first for empty in part.empty), strict=True))
+    empty = (empty for part in first for empty in part.empty)
+    return fitted, dict(zip((each.row for each in training), empty, strict=True))
 
 
 def _best(jaccard: Iterable[Float[np.ndarray, "n k"]], counts: Iterable[int]) -> float:
     return best_of((torch.from_numpy(line) for part in jaccard for line in part), counts)
 
 
-def _of_training(store: FeatureStore, part: Sequence[tuple[int, int]], centre: Levels) -> Trained:
-    masks = [_mask(store, index) for index, _ in part]
-    sums = (MaskSum.of(mask, count) for mask, (_, count) in zip(masks, part, strict=True))
+def _of_training(store: FeatureStore, part: Sequence[Wanted], centre: Levels) -> Trained:
+    masks = [_known(store, each) for each in part]
+    sums = (MaskSum.of(mask, each.num_expressions) for mask, each in zip(masks, part, strict=True))
     jaccard = np.stack([threshold_jaccard(centre, mask).numpy() for mask in masks])
     return Trained(functools.reduce(operator.add, sums), [not bool(mask.any()) for mask in masks], jaccard)
 
 
-def _of_mean(store: FeatureStore, part: Sequence[tuple[int, int]], mean: Levels) -> Float[np.ndarray, "n k"]:
-    return np.stack([threshold_jaccard(mean, _mask(store, index)).numpy() for index, _ in part])
+def _of_mean(store: FeatureStore, part: Sequence[Wanted], mean: Levels) -> Float[np.ndarray, "n k"]:
+    return np.stack([threshold_jaccard(mean, _known(store, each)).numpy() for each in part])
 
 
-def _of_tests(store: FeatureStore, part: Sequence[int], fitted: Fitted) -> dict[str, Results]:
+def _of_tests(store: FeatureStore, part: Sequence[Wanted], fitted: Fitted) -> dict[str, Results]:
     constants = Constants(
         mean=torch.from_numpy(fitted.mean), mean_threshold=fitted.mean_threshold,
         centre_threshold=fitted.centre_threshold,
     )  # fmt: skip
-    return control_results(constants, (_mask(store, index) for index in part), store.fingerprint)
+    labelled = np.stack([each.labelled for each in part])
+    return control_results(constants, (_mask(store, each) for each in part), store.fingerprint, labelled)
 
 
-def _mask(store: FeatureStore, index: int) -> Bool[Tensor, "t h w"]:
-    mask = store.mask(index)
+def _mask(store: FeatureStore, wanted: Wanted) -> Bool[Tensor, "t h w"]:
+    mask = store.mask(wanted.row)
     assert mask is not None  # `rows_of` gives only expressions that have one
     return mask
+
+
+def _known(store: FeatureStore, wanted: Wanted) -> Bool[Tensor, "labelled h w"]:
+    return _mask(store, wanted)[torch.from_numpy(wanted.labelled)]
 
 
 def _parts(items: Sequence[Part], size: int) -> list[Sequence[Part]]:

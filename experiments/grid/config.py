@@ -12,7 +12,7 @@ from typing import Any, Literal
 from refavs.config import replace
 from refavs.errors import ConfigError, SettingError
 from refavs.model.heads.registry import DEFAULT, default_options
-from refavs.model.options import HeadOptions, LossConfig
+from refavs.model.options import HeadOptions, LossConfig, require
 
 HEAD = "model.head"
 MOST_SEED = 2**64 - 1  # torch's limit
@@ -80,34 +80,26 @@ class TrainConfig:
     eval_batch_size: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "expressions_per_clip", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} is {getattr(self, name)}; accepted: a whole number from 1", name)
+        require(self, "batch_size accumulate expressions_per_clip eval_batch_size", "a whole number from 1",
+                lambda value: value >= 1)  # fmt: skip
         if self.epochs < 1 and (self.epochs or self.init is None):
             raise SettingError(
                 f"epochs is {self.epochs}; accepted: a whole number from 1, or 0 to evaluate a given train.init",
                 "epochs", "init",
             )  # fmt: skip
-        for name in ("steps_per_epoch", "frames", "warmup_steps", "weight_decay", "patience"):
-            if getattr(self, name) < 0:
-                raise SettingError(f"{name} is {getattr(self, name)}; accepted: 0 or more", name)
-        for name in ("learning_rate", "clip_norm", "acoustic_temporal_weight"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise SettingError(f"{name} is {getattr(self, name)}; accepted: a number above 0", name)
+        require(self, "steps_per_epoch frames warmup_steps weight_decay patience", "0 or more",
+                lambda value: value >= 0)  # fmt: skip
+        require(self, "learning_rate clip_norm acoustic_temporal_weight", "a number above 0",
+                lambda value: 0 < value < math.inf)  # fmt: skip
         if self.sampling == "uniform" and self.acoustic_temporal_weight != 1:
             raise SettingError(
                 f"acoustic_temporal_weight is {self.acoustic_temporal_weight} with train.sampling uniform, which has "
                 "no weights; set train.sampling to dimension", "acoustic_temporal_weight", "sampling",
             )  # fmt: skip
-        if self.order_seed is not None and not 0 <= self.order_seed <= MOST_SEED:
-            raise SettingError(f"order_seed is {self.order_seed}; accepted: a whole number from 0 to {MOST_SEED}, or "
-                               "null", "order_seed")  # fmt: skip
-        if not 0 <= self.decay_start <= 1:
-            raise SettingError(f"decay_start is {self.decay_start}; accepted: a share of all steps from 0 to 1",
-                               "decay_start")  # fmt: skip
-        if not 0 <= self.ema_decay < 1:
-            raise SettingError(f"ema_decay is {self.ema_decay}; accepted: from 0 (none) to below 1, as 0.999",
-                               "ema_decay")  # fmt: skip
+        require(self, "order_seed", f"a whole number from 0 to {MOST_SEED}, or null",
+                lambda value: 0 <= value <= MOST_SEED)  # fmt: skip
+        require(self, "decay_start", "a share of all steps from 0 to 1", lambda value: 0 <= value <= 1)
+        require(self, "ema_decay", "from 0 (none) to below 1, as 0.999", lambda value: 0 <= value < 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +121,9 @@ class TrialResources:
     gpus: float | None = None
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise SettingError(f"workers is {self.workers}; accepted: a whole number from 1", "workers")
-        if self.cpus is not None and not 0 < self.cpus < math.inf:
-            raise SettingError(f"cpus is {self.cpus}; accepted: a number above 0, or null", "cpus")
-        if self.gpus is not None and not 0 <= self.gpus < math.inf:
-            raise SettingError(f"gpus is {self.gpus}; accepted: 0 or a number above it, or null", "gpus")
+        require(self, "workers", "a whole number from 1", lambda value: value >= 1)
+        require(self, "cpus", "a number above 0, or null", lambda value: 0 < value < math.inf)
+        require(self, "gpus", "0 or a number above it, or null", lambda value: 0 <= value < math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +145,7 @@ class TrialConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed <= MOST_SEED:
-            raise SettingError(f"seed is {self.seed}; accepted: a whole number from 0 to {MOST_SEED}", "seed")
+        require(self, "seed", f"a whole number from 0 to {MOST_SEED}", lambda value: 0 <= value <= MOST_SEED)
         needs = self.model.needs()
         for name, read in (("audio", needs.audio), ("text", needs.text)):
             if read and getattr(self.model, name) is False:

@@ -228,8 +228,8 @@ def checkpoint_of(run: str, tracking_uri: str | None) -> Path:
         raise ConfigError(f"--run {run} has no checkpoint; give a finished trial's folder, SWEEP/trials/KEY, or an "
                           "MLflow run's id with --tracking-uri")  # fmt: skip
     if tracking_uri is None:
-        raise ConfigError(f"--run {run} is not a folder; give a trial's folder, SWEEP/trials/KEY, or for an MLflow "
-                          "run's id also --tracking-uri")  # fmt: skip
+        raise ConfigError(f"--run {run} is not a folder; give the folder of a trial, SWEEP/trials/KEY, or for the id "
+                          "of an MLflow run also --tracking-uri")  # fmt: skip
     from experiments.tracking.artifacts import download
 
     return download(tracking_uri, run, "checkpoint")

@@ -198,24 +198,27 @@ def _cards(
     for place, (batch, probs) in zip(
         distinct, predictions(config, model, store, wanted, torch.device("cpu")), strict=True
     ):
-        assert batch.mask is not None
+        assert batch.mask is not None and batch.labelled is not None
         pred, truth = (probs[0] > 0.5).numpy(), batch.mask[0].numpy()
-        found[place] = _card(store, scored, place, pred, truth)
+        found[place] = _card(store, scored, place, pred, truth, batch.labelled[0].numpy())
     return found
 
 
-def _card(store: FeatureStore, scored: Scored, place: int, pred: np.ndarray, truth: np.ndarray) -> Card:
+def _card(
+    store: FeatureStore, scored: Scored, place: int, pred: np.ndarray, truth: np.ndarray, labelled: np.ndarray
+) -> Card:
     facts = scored.table.iloc[place]
     hits, union = (pred & truth).sum((1, 2)), (pred | truth).sum((1, 2))
     scores = np.where(truth.any((1, 2)), hits / np.maximum(union, 1), ~pred.any((1, 2)))
     footage = footage_of(store, str(facts["clip_id"]))
     notes = [footage.note] * bool(footage.note)
-    if abs(scores.mean() - scored.jaccard[place]) > DRIFT:
-        notes.append(f"Predicted again for this page it scores {100 * scores.mean():.1f} %.")
+    score = scores[labelled].mean()
+    if abs(score - scored.jaccard[place]) > DRIFT:
+        notes.append(f"Predicted again for this page it scores {100 * score:.1f} %.")
     area = f"{100 * scored.area[place]:.1f} % of all pixels predicted"
     return Card(
         sentence=str(facts["text"]), uid=str(facts["uid"]), split=str(facts["split"]),
         dimension=str(facts["dimension"]), width=footage.width, note=" ".join(notes),
         score=area if scored.empty[place] else f"J {100 * scored.jaccard[place]:.1f} %",
-        seconds=seconds_of(footage, pred, truth, scores.tolist()),
+        seconds=seconds_of(footage, pred, truth, np.where(labelled, scores, np.nan).tolist()),
     )  # fmt: skip

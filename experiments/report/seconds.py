@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,7 +83,7 @@ def seconds_of(
     """A clip's seconds with prediction and ground truth.
 
     Args:
-        scores: J of each frame.
+        scores: J of each frame; NaN where it has no label.
     """
     pictures = ("",) * len(pred) if footage.frames is None else [data_uri(f, footage.width) for f in footage.frames]
     size = (footage.width, HEIGHT)
@@ -143,6 +144,8 @@ def _waves(sound: Float[np.ndarray, " s"], num_seconds: int) -> tuple[str, ...]:
 
 
 def _verdict(there: bool, found: bool, score: float) -> str:
+    if math.isnan(score):
+        return "no label"
     if there:
         return f"J {100 * score:.0f}" if found else "missed"
     return "false object" if found else "rightly empty"

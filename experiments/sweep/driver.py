@@ -74,8 +74,8 @@ def run_sweep(
         if not num_to_come(search, ledger) and _nothing_to_do(ledger, outcome, options):
             outcome.controls = baselines.values()
             return outcome
-        if changes := ledger.changes(entries):
-            warn(f"refavs-sweep: {changes}")
+        for remark in filter(None, (ledger.changes(entries), ledger.elsewhere(entries, store.fingerprint))):
+            warn(f"refavs-sweep: {remark}")
         sweep_id = ledger.sweep.get("id") or uuid.uuid4().hex
         guard = guard_of(out, uri, tracking_uri)
         run = Run(grid, store, ledger, outcome, options, baselines, search, sweep_id, guard)

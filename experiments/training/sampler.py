@@ -12,6 +12,7 @@ import torch
 from experiments.grid.config import TrainConfig, TrialConfig
 from experiments.training.evaluate import rows_of
 from refavs.data.batches import Batch, batch_rows, read_batches
+from refavs.data.cues import ACOUSTIC_TEMPORAL
 from refavs.data.splits import Splits, refers_to_nothing
 from refavs.errors import StoreError
 from refavs.model.feature_sizes import FeatureSizes
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from refavs.store import FeatureStore
 
 
-HARDEST, NULL = "acoustic+temporal", "null"
+NULL = "null"
 
 
 def derived_seed(seed: int, *parts: object) -> int:
@@ -47,7 +48,8 @@ class Sampler:
         for row in rows:
             groups["" if config.train.sampling == "uniform" else kinds[row]].append(row)
         self.groups = [np.array(groups[name]) for name in sorted(groups)]
-        weights = [config.train.acoustic_temporal_weight if name == HARDEST else 1.0 for name in sorted(groups)]
+        hardest = config.train.acoustic_temporal_weight
+        weights = [hardest if name == ACOUSTIC_TEMPORAL else 1.0 for name in sorted(groups)]
         self.shares = [weight / sum(weights) for weight in weights]
         self.num_steps = steps_per_epoch(config.train, len(rows))
 

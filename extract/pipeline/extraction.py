@@ -94,15 +94,19 @@ class Totals:
             self.broken[result.trace] += 1
 
 
-def complete(run: Run, writer: StoreWriter, lease: Lease) -> int:
-    """Computes what is missing in a store whose lease this process holds; returns the exit status."""
+def complete(run: Run, writer: StoreWriter, lease: Lease, refill: bool = False) -> int:
+    """Computes what is missing in a store whose lease this process holds; returns the exit status.
+
+    Args:
+        refill: removed shards get the rows that they had, as `plan_jobs` says.
+    """
     started = time.monotonic()
     source = run.source
     contents, unreadable = run.contents()
     refuse_replaced(writer, contents)
     _report(run)
     wanted = wanted_units(source, run.streams, contents, run.mask_rule)
-    jobs = plan_jobs(writer, wanted)
+    jobs = plan_jobs(writer, wanted, refill=refill)
     totals = Totals(failures={("clips", name): reason for name, reason in unreadable.items()})
     if jobs:
         _work(run, writer, lease, jobs, totals)

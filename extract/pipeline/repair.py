@@ -49,7 +49,7 @@ def repair(args: argparse.Namespace) -> int:
         writer = StoreWriter.open(args.store, streams=specs, **description)
         if removed:
             say(f"removed, to be extracted again: {', '.join(removed)}")
-            status = complete(run, writer, lease)
+            status = complete(run, writer, lease, refill=True)
         else:
             writer.finalise()
         lost = [(table, gone) for table, known in (keys[file] for file in removed if file in keys)

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from refavs.config import nearest
 from refavs.data.clip_groups import ClipGroups
 from refavs.data.prefetch import Arrival, Sender
 from refavs.errors import DatasetError
@@ -93,21 +92,6 @@ class Batch:
         batch = replace(self, **changes)
         vars(batch).update(groups=groups, text_length=self.text_length, shown=self.shown, counted=self.counted)
         return batch
-
-
-def split_indices(store: FeatureStore, splits: Sequence[str] | None) -> list[int]:
-    """Indices of the expressions of `splits` in the store's order; None means all.
-
-    Raises:
-        DatasetError: the store has no expressions of a split.
-    """
-    found = store.expressions["split"].tolist()
-    for split in splits or ():
-        if split not in found:
-            raise DatasetError(
-                f"store {store.location} has no expressions of split {split!r}; {nearest(split, {*found})}"
-            )
-    return [row for row, split in enumerate(found) if splits is None or split in splits]
 
 
 def default_levels(store: FeatureStore) -> list[str]:

@@ -35,7 +35,8 @@ from refavs.data.layouts.ref_avs_metadata import is_placeholder, read_metadata
 from refavs.terminal.command import CommandParser, Exit, run_command
 from refavs.terminal.printing import say
 
-DIMENSIONS = ("semantic", "spatial", "acoustic", "spatial+temporal", "acoustic+temporal")
+ACOUSTIC_TEMPORAL = "acoustic+temporal"
+DIMENSIONS = ("semantic", "spatial", "acoustic", "spatial+temporal", ACOUSTIC_TEMPORAL)
 LENGTH_BINS = ("<=4", "5-8", "9-12", ">12")
 _MAX_WORDS = 64  # the longest real expression has 22; longer texts are not parsed
 
@@ -182,7 +183,7 @@ def _heard(words: list[str]) -> tuple[int | None, str]:
     first = what[: places[0]] if places else what
     actions = _actions(words)
     temporal = _is_timed_sounding(words) if attributive else _is_temporal(what)
-    dimension = "acoustic+temporal" if temporal else "acoustic"
+    dimension = ACOUSTIC_TEMPORAL if temporal else "acoustic"
     if not _any(words, _SOUNDING) and (_any(words, _DENIED) or _follows(words, _NOT, _SOUND, 3)):
         return None, dimension
     if attributive and temporal and (places or actions):

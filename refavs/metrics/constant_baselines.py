@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from refavs.metrics.constant_counts import ConstantPrediction, constant_statistics
-from refavs.metrics.frame_counts import VERSION, Statistics
+from refavs.metrics.frame_counts import LABELLED, VERSION, Statistics
 from refavs.metrics.reference import Results, expression_results, joined, spread
 from refavs.metrics.segmentation import NUM_THRESHOLDS, curve_thresholds
 from refavs.metrics.text_baseline import TextControl
@@ -93,13 +93,15 @@ class Constants:
 
 
 def control_results(
-    constants: Constants, masks: Iterable[Bool[Tensor, "t h w"]], store: str
-) -> dict[str, Results]:
+    constants: Constants, masks: Iterable[Bool[Tensor, "t h w"]], store: str,
+    labelled: Bool[np.ndarray, "n t"] | None = None,
+) -> dict[str, Results]:  # fmt: skip
     """Scores of constant predictions on distinct masks, computed from the same statistics as a model's scores.
 
     Args:
         masks: each distinct mask once; `row` of the results is its index.
         store: fingerprint of the store that the masks belong to.
+        labelled: frames of each mask that count, at least one per mask; all of them where None.
 
     Returns:
         Results by the name of the constant; `spread` assigns them to expressions. F is the largest over thresholds,
@@ -113,7 +115,9 @@ def control_results(
         count, num_frames, height, width = target.shape
         facts = {"version": VERSION, "height": height, "width": width, "num_frames": num_frames, "store": store}
         table = pd.DataFrame({"row": range(start, start + count)})
-        for name, frames in constant_statistics(predictions, target).items():
+        known = {} if labelled is None else {LABELLED: labelled[start : start + count]}
+        for name, counts in constant_statistics(predictions, target).items():
+            frames = counts | known
             blocks[name].append(expression_results([Statistics(expressions=table, frames=frames, facts=facts)]))
         start += count
     return {name: joined(parts) for name, parts in blocks.items() if parts}

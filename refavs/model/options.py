@@ -1,7 +1,7 @@
 """The options that every head has, and those of the losses; does not import torch, so that reading a grid is fast."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -82,15 +82,21 @@ class HeadOptions:
         return type(self)(**{f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.free_settings})
 
 
-def require_least(options: Any, least: Mapping[str, int]) -> None:
-    """Checks the minimum of integer options.
+def require(options: Any, names: str, accepted: str, holds: Callable[[Any], bool]) -> None:
+    """Checks that each setting is None or an accepted value.
+
+    Args:
+        names: names of the settings, separated by spaces.
+        accepted: what is accepted, in words.
+        holds: returns whether a value is accepted.
 
     Raises:
-        SettingError: a setting is below its minimum.
+        SettingError: a value is not accepted.
     """
-    for name, minimum in least.items():
-        if getattr(options, name) < minimum:
-            raise SettingError(f"{name} is {getattr(options, name)}; accepted: a whole number from {minimum} up", name)
+    for name in names.split():
+        value = getattr(options, name)
+        if value is not None and not holds(value):
+            raise SettingError(f"{name} is {value}; accepted: {accepted}", name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +134,8 @@ class LossConfig:
     deep_supervision: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("bce", "dice", "classification", "no_object", "null_frame", "matching"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise SettingError(f"{name} is {getattr(self, name)}; accepted: a number from 0 up", name)
-        if self.num_points < 0:
-            raise SettingError(f"num_points is {self.num_points}; accepted: 0 (all pixels) or more", "num_points")
-        if not 1 <= self.oversampling < math.inf:
-            raise SettingError(f"oversampling is {self.oversampling}; accepted: a number from 1 up", "oversampling")
-        if not 0 <= self.importance <= 1:
-            raise SettingError(f"importance is {self.importance}; accepted: a share from 0 to 1", "importance")
+        require(self, "bce dice classification no_object null_frame matching", "a number from 0 up",
+                lambda value: 0 <= value < math.inf)  # fmt: skip
+        require(self, "num_points", "0 (all pixels) or more", lambda value: value >= 0)
+        require(self, "oversampling", "a number from 1 up", lambda value: 1 <= value < math.inf)
+        require(self, "importance", "a share from 0 to 1", lambda value: 0 <= value <= 1)

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,19 @@ def test_second_sweep_on_the_same_masks_computes_nothing(
     assert len(computed) == 1
     written = [json.loads((tmp_path / name / "controls.json").read_text()) for name in ("one", "two", "three")]
     assert written[0] == written[1] and written[2] == written[0] | {"store": other.fingerprint}
+    assert "metrics" in written[0]
     values_in(tmp_path / "four", make_store(tmp_path / "fewer", {"train": 3, "test_s": 2}))
+    assert len(computed) == 2
+
+
+@pytest.mark.long
+def test_metric_that_is_installed_later_is_computed_in_a_sweep_that_has_the_others(
+    store: FeatureStore, tmp_path: Path, computed: list[str], install: Callable[..., None]
+) -> None:
+    assert "test_s/area_error" not in values_in(tmp_path, store)["all foreground"]
+    install(("area_error", "other-package", "tests.refavs.small_metrics:AREA_ERROR"))
+    assert 0 < values_in(tmp_path, store)["all foreground"]["test_s/area_error"] < 1
+    values_in(tmp_path, store)
     assert len(computed) == 2
 
 

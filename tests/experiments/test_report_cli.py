@@ -170,7 +170,7 @@ def test_report_that_cannot_be_written_to_its_end_leaves_the_one_before(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere is not a folder (it has no sweep.json and no trials); give the folder that refavs"),
+        (["nowhere"], "nowhere is not a folder (it has no sweep.json and no trials); give the folder that"),
         (["empty"], "empty is not a sweep's folder"),
         (["new"], "the sweep new has no finished run (1 trials without a result); run its refavs-sweep command again"),
         (["bare"], "has no statistics (statistics.parquet is missing); evaluate the run again"),

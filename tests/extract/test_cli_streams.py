@@ -12,12 +12,13 @@ import torch
 from extract.cli import main
 from extract.encoders.mask2former import VisualEncoder
 from extract.encoders.pixel_decoder import FrozenPixelDecoder
-from extract.encoders.protocol import Encoder, EncoderSetup, Sound
+from extract.encoders.protocol import Encoder, EncoderSetup, Frames, Sound, Text
 from extract.encoders.registry import make_encoder
 from extract.pipeline.estimate import Seconds
 from extract.store_cli import main as store_command
 from refavs.store.format.schema import ArraySpec
 from refavs.store.reader import FeatureStore
+from refavs.store.verify import verify
 from refavs.synthetic.write import write_benchmark
 from tests.extract.command import in_this_process, refusal, run_with, streams_of, tiny
 
@@ -119,11 +120,64 @@ def test_stream_of_another_rate_is_added_and_dropped_without_touching_the_others
     assert "has no stream 'audio/loud'" in capsys.readouterr().err
 
 
-def _with(encoder: Encoder) -> Any:
+def _with(*encoders: Encoder) -> Any:
+    named = {encoder.name: encoder for encoder in encoders}
+
     def make(name: str, setup: EncoderSetup) -> Encoder:
-        return encoder if name == encoder.name else make_encoder(name, setup)
+        return named[name] if name in named else make_encoder(name, setup)
 
     return make
+
+
+class Plain(Encoder):
+    """An encoder of the modality with which its name begins; its features are all the same."""
+
+    def __init__(self, name: str, width: int, takes: Frames | Sound | Text) -> None:
+        self.name, self.width, self.takes = name, width, takes
+        self.modality: Any = name.split("-")[0]
+        self.num_encoded = 0
+
+    def facts(self, level: str) -> dict[str, Any]:
+        return {"name": self.name, "weights": "none", "precision": "fp32", "preprocessing": "none"}
+
+    def arrays(self, seconds: int) -> dict[str, list[ArraySpec]]:
+        if self.modality == "text":
+            return {"": [ArraySpec(name="features", shape=(2, self.width), dtype="float32", axes=("l", "c"),
+                                   statistics=True, valid="valid"),
+                         ArraySpec(name="valid", shape=(2,), dtype="bool", axes=("l",))]}  # fmt: skip
+        axes = ("t", "c", "h", "w") if self.modality == "visual" else ("t", "c")
+        shape = (seconds, self.width, 1, 1)[: len(axes)]
+        return {"": [ArraySpec(name="map" if self.modality == "visual" else "features", shape=shape, dtype="float32",
+                               axes=axes, statistics=True)]}  # fmt: skip
+
+    def encode(self, batch: Any, levels: Any) -> list[dict[str, np.ndarray]]:
+        self.num_encoded += len(batch)
+        made = {spec.name: np.ones(spec.shape, spec.dtype) for spec in self.arrays(10)[""]}
+        return [made for _ in batch]
+
+
+@pytest.mark.parametrize("num_clips", [3, pytest.param(1000, marks=pytest.mark.slow)])
+def test_text_of_another_width_is_computed_and_written_alone(
+    num_clips: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_with(monkeypatch, in_this_process)
+    bench, store = tmp_path / "bench", tmp_path / "store"
+    write_benchmark(bench, num_clips=num_clips, seed=1, size=48, videos=False)
+    first = [Plain("visual-a", 3, Frames(size=2)), Plain("audio-a", 4, Sound(rate_hz=16_000)),
+             Plain("text-a", 5, Text())]  # fmt: skip
+    wide = Plain("text-wide", 7, Text())
+    monkeypatch.setattr("extract.encoders.streams.make_encoder", _with(*first, wide))
+    assert main([str(bench), str(store), "--streams", "visual-a,audio-a,text-a"]) == 0
+    before, num_encoded = stamps(store), [encoder.num_encoded for encoder in first]
+    assert min(num_encoded[:2]) >= num_clips and len(FeatureStore(store).clips) >= num_clips
+    assert main([str(bench), str(store), "--streams", "text-wide"]) == 0
+    after = stamps(store)
+    assert [encoder.num_encoded for encoder in first] == num_encoded and wide.num_encoded == num_encoded[2]
+    changed = {name for name, stamp in before.items() if after.get(name) != stamp}
+    assert changed <= {"zarr.json", "commits/listing.json", ".lock"}, "the store's own description and no stream's"
+    added = after.keys() - before.keys()
+    assert added and all(name.startswith(("text/text-wide/", "commits/text/text-wide/")) for name in added)
+    assert verify(store).damage == []
 
 
 @pytest.mark.long

@@ -1,6 +1,5 @@
 """Decoding of real containers and of the benchmark's files, good and bad."""
 
-import importlib.util
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,12 +14,9 @@ from extract.media.forms import IMAGENET_MEAN, IMAGENET_STD, Frames
 from extract.media.pictures import fitted
 from refavs.data.layouts import Clip
 from refavs.errors import DatasetError
+from tests.extract import make_videos
 from tests.extract.one_form import SAMPLE_RATE_HZ, Media, read_media
 
-_spec = importlib.util.spec_from_file_location("make_videos", Path(__file__).parent / "make_videos.py")
-assert _spec is not None and _spec.loader is not None
-make_videos = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(make_videos)
 write_video, gray_of, TONE_HZ = make_videos.write_video, make_videos.gray_of, make_videos.TONE_HZ
 
 

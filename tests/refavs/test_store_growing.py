@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,6 @@ OLD, NEW = small.CLIPS[:3], small.CLIPS
 CHANGES = ("write", "create", "remove", "publish")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nothing here loses power, and fsync is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished store of some clips, with two columns that the next table lacks."""
@@ -39,12 +31,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer.write_expressions(small.expressions(writer, OLD).assign(note="old", count=1))
     writer.finalise()
     return root
-
-
-@pytest.fixture
-def root(built: Path, tmp_path: Path) -> Path:
-    """A store of the test's own."""
-    return Path(shutil.copytree(built, tmp_path / "s"))
 
 
 def grow(root: Path) -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -25,11 +24,8 @@ from refavs.store import FeatureStore
 from refavs.store.backends.base import Folder, LocalFolder, open_folder
 from refavs.store.backends.object_store import PART_BYTES, RemoteFile, RemoteFolder, _scratch_folder
 from refavs.store.verify import verify
+from tests.refavs import servers
 
-_spec = importlib.util.spec_from_file_location("servers", Path(__file__).parent / "servers.py")
-assert _spec is not None and _spec.loader is not None
-servers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(servers)
 endpoint, bucket, website, local = servers.endpoint, servers.bucket, servers.website, servers.local
 small = servers.small
 SECRET, KINDS = servers.SECRET, ("local", "memory", "s3")

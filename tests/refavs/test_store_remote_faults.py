@@ -1,6 +1,5 @@
 """What servers do wrong, and what is wrong with a URL or with credentials, is one line that names the file."""
 
-import importlib.util
 import os
 import pickle
 import socket
@@ -16,11 +15,8 @@ from refavs.store.backends.base import LocalFolder, open_folder
 from refavs.store.backends.object_store import NUM_PARTS, PART_BYTES, RETRIES, RemoteFolder
 from refavs.store.backends.remote_errors import os_error
 from refavs.store.verify import verify
+from tests.refavs import servers
 
-_spec = importlib.util.spec_from_file_location("servers", Path(__file__).parent / "servers.py")
-assert _spec is not None and _spec.loader is not None
-servers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(servers)
 endpoint, bucket, website, local = servers.endpoint, servers.bucket, servers.website, servers.local
 small = servers.small
 SECRET = servers.SECRET

@@ -1,8 +1,6 @@
 """What lies in or beside a store and is not of it stays as it is: no link is followed in writing, none removed."""
 
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,28 +14,6 @@ from refavs.store.columns import table_record
 from refavs.store.hdf5.exchange import export, import_
 from refavs.store.verify import verify
 from tests.refavs import small_store as small
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nothing here loses power, and fsync is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished store that no test changes."""
-    root = tmp_path_factory.mktemp("built") / "s"
-    small.write_store(root)
-    return root
-
-
-@pytest.fixture
-def root(built: Path, tmp_path: Path) -> Path:
-    """A finished store of the test's own."""
-    return Path(shutil.copytree(built, tmp_path / "s"))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,26 +25,12 @@ from tests.refavs import small_store as small
 SHARD = f"{small.MAPS}/c.0.0.0.0.0"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nothing here loses power, and fsync is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished store that no test changes."""
     root = tmp_path_factory.mktemp("built") / "s"
     small.write_store(root, failing=["d"])
     return root
-
-
-@pytest.fixture
-def root(built: Path, tmp_path: Path) -> Path:
-    """A finished store of the test's own."""
-    return Path(shutil.copytree(built, tmp_path / "s"))
 
 
 def flip(path: Path, byte: int, bit: int = 0) -> None:

@@ -5,38 +5,9 @@ A package adds a layout as an entry point in the group `refavs.layouts`; its nam
     [project.entry-points."refavs.layouts"]
     kitchen = "my_package.kitchen:Kitchen"
 
-The class below reads folders with `FILM/frames/*.jpg`, `FILM/sound.wav`, one object in `FILM/masks/<second>.png` for
-some seconds, and a `list.csv` with the columns `film,split,expression`:
-
-    class Kitchen(Layout):
-        accepts = "a folder with list.csv and FILM/frames/*.jpg, FILM/masks/*.png, FILM/sound.wav"
-
-        def detect(self, root):
-            return (root / "list.csv").is_file()
-
-        def read(self, root, expressions=None):
-            rows = list(read_rows(root / "list.csv", ("film", "split", "expression")))
-            films = sorted({film for film, _, _ in rows})
-            return Source(
-                root=root,
-                clips=tuple(
-                    Clip(id=film, frames=tuple(sorted((root / film / "frames").glob("*.jpg"))),
-                         audio=root / film / "sound.wav", root=root)
-                    for film in films
-                ),
-                objects=tuple(
-                    Object(clip_id=film, fid=0, root=root, masks={
-                        int(path.stem): path for path in sorted((root / film / "masks").glob("*.png"))})
-                    for film in films
-                ),
-                expressions=expression_table(
-                    {"uid": f"{film}_{number}", "clip_id": film, "fid": 0, "split": split, "text": text}
-                    for number, (film, split, text) in enumerate(rows)
-                ),
-                splits={"fit": "train", "dev": "validation", "exam": "test"},
-            )
-
-`refavs.data.layouts.contract.check_layout(Kitchen(), root)` tests it.
+`tests/plugin/refavs_example/layout.py` is such a class, of 30 lines, for folders with `FILM/frames/*.jpg`,
+`FILM/sound.wav`, one object in `FILM/masks/<second>.png` for some seconds, and a `list.csv` with the columns
+`film,split,expression`. `refavs.data.layouts.contract.check_layout(Kitchen(), root)` tests it.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from refavs.errors import SettingError
 from refavs.model.feature_sizes import LEVELS, MASKS, STAGES, FeatureSizes, Needs
-from refavs.model.options import HeadOptions, require_least
+from refavs.model.options import HeadOptions, require
 
 FLOAT_BYTES = 4
 Trained = Literal["fusion", "fusion+transformer_decoder", "fusion+transformer_decoder+pixel_decoder"]
@@ -78,15 +78,12 @@ class EEMCOptions(HeadOptions):
                 "model.decoder_weights=mask2former, or --set model.trained=fusion+transformer_decoder",
                 "trained", "decoder_weights",
             )  # fmt: skip
-        if not math.isfinite(self.beta):
-            raise SettingError(f"beta is {self.beta}; accepted: a finite number, 1 in the paper", "beta")
-        ones = ("num_layers", "num_queries", "num_heads", "feedforward_channels", "visual_downsample",
-                "decoder_feedforward_channels")  # fmt: skip
-        require_least(self, dict.fromkeys(ones, 1) | {"decoder_layers": 0})
-        if self.channels is not None and self.channels < 1:
-            raise SettingError(f"channels is {self.channels}; accepted: a whole number from 4 up, or null", "channels")
-        if not 0 <= self.dropout < 1:
-            raise SettingError(f"dropout is {self.dropout}; accepted: from 0 to below 1", "dropout")
+        require(self, "beta", "a finite number, 1 in the paper", math.isfinite)
+        require(self, "num_layers num_queries num_heads feedforward_channels visual_downsample "
+                "decoder_feedforward_channels", "a whole number from 1 up", lambda value: value >= 1)  # fmt: skip
+        require(self, "decoder_layers", "a whole number from 0 up", lambda value: value >= 0)
+        require(self, "channels", "a whole number from 4 up, or null", lambda value: value >= 1)
+        require(self, "dropout", "from 0 to below 1", lambda value: 0 <= value < 1)
 
     @property
     def trains_pixel_decoder(self) -> bool:
@@ -139,8 +136,8 @@ class ReleasedOptions(HeadOptions):
     layer_settings: ClassVar[tuple[str, ...]] = ("decoder_layers",)
 
     def __post_init__(self) -> None:
-        ones = ("channels", "num_queries", "decoder_layers", "decoder_feedforward_channels")
-        require_least(self, dict.fromkeys(ones, 1))
+        require(self, "channels num_queries decoder_layers decoder_feedforward_channels", "a whole number from 1 up",
+                lambda value: value >= 1)  # fmt: skip
 
     def needs(self) -> Needs:
         """The backbone's maps, because the release trained its own pixel decoder."""
