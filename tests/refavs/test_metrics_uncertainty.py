@@ -111,7 +111,7 @@ def test_equal_runs_differ_by_nothing() -> None:
     assert found.note.startswith("one seed")
 
 
-def test_splits_weigh_alike_whatever_their_size() -> None:
+def test_splits_have_equal_weight_regardless_of_size() -> None:
     values = np.array([[1.0] * 10 + [0.0] * 2] * 2)
     scores = SeedScores(values=values, clips=np.arange(12), strata=np.array([0] * 10 + [1] * 2))
     found = bootstrap_interval(scores)
