@@ -1,4 +1,4 @@
-"""refavs-predict on real containers: it sees and hears what the store holds, and what it writes can be played."""
+"""refavs-predict on real containers: it reads the same frames and audio as the store, and its videos can be played."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where a process and those that it started take connections, as the kernel says."""
+"""The addresses on which a process and its children listen, according to the kernel."""
 
 import ipaddress
 import os

@@ -1,4 +1,4 @@
-"""The command with several streams, clips of the same bytes, precisions, dry runs and stores elsewhere."""
+"""The command with several streams, identical clips, precisions, dry runs and remote stores."""
 
 import json
 import shutil
@@ -183,7 +183,7 @@ def test_text_of_another_width_is_computed_and_written_alone(
 
 
 @pytest.mark.long
-def test_another_version_of_an_encoder_lies_beside_the_first_under_a_name_of_its_own(
+def test_second_version_of_an_encoder_is_stored_under_its_own_name(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_with(monkeypatch, in_this_process)

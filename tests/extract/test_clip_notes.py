@@ -1,4 +1,4 @@
-"""What is odd about a clip: kept in the store with it, counted by kind as a run ends and by refavs-store."""
+"""Peculiarities of clips: stored with the clip, and counted by kind at the end of a run and by refavs-store."""
 
 from pathlib import Path
 

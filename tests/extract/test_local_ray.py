@@ -1,4 +1,4 @@
-"""A Ray of one's own on this machine: what its workers get, who cannot use it, starts that fail, and its folder."""
+"""A private Ray on this machine: its workers' environment, access control, failing starts, and its folder."""
 
 import importlib
 import os
@@ -168,7 +168,7 @@ def test_folder_that_ray_cannot_use_is_named_before_it_starts(monkeypatch: pytes
     assert "where this user may not write" in refused_folder()
 
 
-def test_name_too_long_for_a_socket_is_told_with_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_too_long_for_a_socket_is_reported_with_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "mkdir", lambda *_, **__: None)
     monkeypatch.setattr(local_ray.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**30))
     monkeypatch.setattr(local_ray.os, "access", lambda path, mode: True)

@@ -1,4 +1,4 @@
-"""refavs-store on stores that refavs-extract made: repair computes what is lost, export and import go both ways."""
+"""refavs-store on extracted stores: repair recomputes lost rows, and export and import are lossless."""
 
 import json
 import shutil

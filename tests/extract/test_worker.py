@@ -106,7 +106,7 @@ def damaged(bench: Path, root: Path) -> Source:
 
 
 @pytest.mark.long
-def test_worker_lists_what_it_cannot_read_and_does_the_rest(bench: Path, tmp_path: Path) -> None:
+def test_worker_lists_unreadable_units_and_computes_the_others(bench: Path, tmp_path: Path) -> None:
     source = damaged(bench, tmp_path / "copy")
     results = extract(source, tmp_path / "store", STREAMS)
     failures = {key: reason for result in results for key, reason in result.failures.items()}
@@ -124,7 +124,7 @@ def test_worker_lists_what_it_cannot_read_and_does_the_rest(bench: Path, tmp_pat
 
 
 @pytest.mark.long
-def test_worker_retries_what_failed_once_it_is_mended(bench: Path, tmp_path: Path) -> None:
+def test_worker_retries_failures_after_the_input_is_repaired(bench: Path, tmp_path: Path) -> None:
     source = damaged(bench, tmp_path / "copy")
     extract(source, tmp_path / "store", STREAMS)
     for folder in ("media", "gt_mask"):

@@ -167,7 +167,7 @@ def test_shard_that_is_not_the_one_that_was_committed(
 
 
 @pytest.mark.long
-def test_shards_of_a_store_with_the_same_fingerprints_are_told_apart(built: Path, twin: Path, tmp_path: Path) -> None:
+def test_shards_of_stores_with_equal_fingerprints_are_distinguished(built: Path, twin: Path, tmp_path: Path) -> None:
     for name in MAPS:
         root = Path(shutil.copytree(built, tmp_path / name.replace("/", "_")))
         shutil.copyfile(twin / name, root / name)

@@ -296,7 +296,7 @@ def repair_rounds(extracted: Path, folder: Path, rounds: int, flips_each: int, s
 
 
 @pytest.mark.long
-def test_repair_mends_flipped_bits_and_nothing_else(
+def test_repair_fixes_flipped_bits_and_nothing_else(
     extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_ray(monkeypatch)
@@ -304,7 +304,7 @@ def test_repair_mends_flipped_bits_and_nothing_else(
 
 
 @pytest.mark.faults
-def test_repair_mends_many_flipped_bits_and_nothing_else(
+def test_repair_fixes_many_flipped_bits_and_nothing_else(
     extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_ray(monkeypatch)
