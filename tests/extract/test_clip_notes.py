@@ -11,6 +11,8 @@ from extract.store_cli import main as store_main
 from refavs.store.reader import FeatureStore
 from tests.extract.command import in_this_process, run_with, tiny
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 _spec = importlib.util.spec_from_file_location("film_variants", Path(__file__).parent / "film_variants.py")
 assert _spec is not None and _spec.loader is not None
 film_variants = importlib.util.module_from_spec(_spec)

@@ -1,7 +1,6 @@
 """Batches are read ahead, sent to a device on a stream of its own, and hold their memory until they are there."""
 
 import contextlib
-import os
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
@@ -24,9 +23,7 @@ META = torch.device("meta")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     """Two expressions of each of five clips."""
     root = tmp_path_factory.mktemp("store") / "s"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        small.write_store(root)
+    small.write_store(root)
     return FeatureStore(root)
 
 

@@ -1,8 +1,6 @@
 """Batches hold each clip once, follow from seed and epoch alone, and say what cannot be batched."""
 
-import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,14 +21,6 @@ from refavs.data.batches import (
 from refavs.errors import DatasetError
 from refavs.store import FeatureStore
 from tests.refavs import small_store as small
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nothing here loses power, and fsync is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
 
 
 @pytest.fixture(scope="module")

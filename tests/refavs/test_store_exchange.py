@@ -3,14 +3,13 @@
 import errno
 import fcntl
 import json
-import os
 import re
 import resource
 import shutil
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,6 @@ from refavs.store.verify import verify
 from tests.refavs import small_store as small
 
 STREAMS = small.STREAMS | {small.BACKBONE_STREAM: small.LEVEL}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nothing here loses power, and fsync is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,7 @@ from tests.refavs import small_store as small
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished store that no test changes."""
     root = tmp_path_factory.mktemp("built") / "s"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        small.write_store(root)
+    small.write_store(root)
     return root
 
 

@@ -1,10 +1,8 @@
 """A reader sees committed rows only, finds what is damaged on the first touch, and names it."""
 
 import json
-import os
 import pickle
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +22,6 @@ from tests.refavs import small_store as small
 SHARD = f"{small.MAPS}/c.0.0.0.0.0"
 RECORD = record_name(small.VISUAL, 0)
 EXPRESSIONS_RECORD = table_record("expressions")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nothing here loses power, and fsync is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """What is damaged is dropped, and an extraction that runs again makes the same store of what is left."""
 
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,14 +14,6 @@ from refavs.store.verify import verify
 from tests.refavs import small_store as small
 
 FAILING = ("d",)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nothing here loses power, and fsync is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
 
 
 @pytest.fixture(scope="module")

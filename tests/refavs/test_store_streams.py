@@ -1,8 +1,6 @@
 """Streams stand on their own: each is added, chosen and dropped without touching a file of another."""
 
-import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,14 +20,6 @@ CLAP = replace(
     arrays=(small.ArraySpec(name="features", shape=(6, 4), dtype="float32", axes=("n", "c"), statistics=True),),
 )  # fmt: skip
 WIDER = small.STREAMS | {"audio/clap": CLAP, small.BACKBONE_STREAM: small.LEVEL}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nothing here loses power, and fsync is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """A store of version 2 becomes one of version 3 with the same rows, whatever interrupts that."""
 
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +19,6 @@ from tests.refavs import old_store
 from tests.refavs import small_store as small
 
 STEPS = ("write", "move", "remove", "remove_all", "publish")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nothing here loses power, and fsync is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
 
 
 @pytest.fixture(scope="module")

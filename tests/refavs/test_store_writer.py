@@ -23,12 +23,6 @@ from tests.refavs import small_store as small
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a killed process nor a full disk loses what fsync guards, and it is slow."""
-    monkeypatch.setattr(os, "fsync", lambda file: None)
-
-
 MAP_ARRAYS = small.STREAMS[small.VISUAL].arrays
 FRAMES = [small.content_key(small.VISUAL, clip) for clip in small.CLIPS]
 
