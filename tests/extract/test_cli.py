@@ -17,6 +17,8 @@ from refavs.store.reader import FeatureStore
 from refavs.synthetic.write import write_benchmark
 from tests.extract.command import in_this_process, refusal, run_with, tiny
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -22,6 +22,8 @@ from refavs.store.verify import verify
 from refavs.synthetic.write import write_benchmark
 from tests.extract.command import in_this_process, refusal, run_with, streams_of, tiny
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -11,6 +11,8 @@ from refavs.store.reader import FeatureStore
 from tests.extract import film_variants
 from tests.extract.command import in_this_process, run_with, tiny
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 FILMS = {
     "plain": "libx264 flac 16000.mp4", "late": "picture 2 s late.mkv", "joined": "two parts joined.mkv",
     "short": "second sound longer.mkv", "mute": "no sound, late.mkv",

@@ -15,7 +15,7 @@ from refavs.store.verify import verify
 from refavs.synthetic.write import write_benchmark
 from tests.extract.command import in_this_process, run_with, tiny
 
-pytestmark = pytest.mark.long  # for what its fixtures make
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("small_networks")]  # for what its fixtures make
 
 MAPS = "clips/visual/tiny-swin/pixel_decoder/mask_features/c.0.0.0.0.0"
 

@@ -22,7 +22,8 @@ from refavs.store.reader import FeatureStore
 from refavs.synthetic.write import write_benchmark
 from tests.extract.command import extract, jobs_of, open_store, streams_of
 
-pytestmark = pytest.mark.long  # what they read is made by encoders, or drawn
+# Long, as what they read is made by encoders, or drawn.
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("small_networks")]
 
 STREAMS = streams_of()
 

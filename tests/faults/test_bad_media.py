@@ -26,6 +26,8 @@ from tests.extract.command import in_this_process, run_with, tiny
 from tests.extract.one_form import SAMPLE_RATE_HZ, Media, read_media
 from tests.faults import bad_media as bad
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 NO_VIDEO = r"cut off, damaged or not a video \(Invalid (data|argument).*\); accepted: an MP4, MOV, Matroska, WebM, AVI"
 TOO_LARGE = r"its frames have more than 40,000,000 pixels"
 LINK_OUT = r"cannot be read \(a symbolic link leads out of .*src to .*elsewhere"

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,14 +34,6 @@ NAMES = {small.content_key(stream, clip): clip for stream in (small.VISUAL, smal
     small.text_key(text): text for text in small.TEXTS
 }
 Change = Callable[[Path, Path], object]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nothing here loses power, and fsync is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
 
 
 @pytest.fixture(scope="module")
