@@ -85,9 +85,9 @@ def test_what_was_sent_to_a_database_that_moved_is_sent(tmp_path: Path) -> None:
 
 
 def test_sweep_in_a_folder_whose_name_is_no_utf8_is_refused(tmp_path: Path) -> None:
-    refuse_unwritable(tmp_path / "é")
-    with pytest.raises(ConfigError, match=r"caf\\udce9/s' has bytes in its name that are not UTF-8, .* by --out"):
-        refuse_unwritable(tmp_path / os.fsdecode(b"caf\xe9") / "s")
+    refuse_unwritable("the store", "/é")
+    with pytest.raises(ConfigError, match=r"the store '/caf\\udce9/s' has bytes in its name that are not UTF-8"):
+        refuse_unwritable("the store", os.fsdecode(b"/caf\xe9/s"))
 
 
 @pytest.fixture
