@@ -84,10 +84,10 @@ def test_data_sent_to_a_moved_database_counts_as_sent(tmp_path: Path) -> None:
     assert found == {"trials/a": {"uri": now, "epochs": 3}, "trials/b": sent["trials/b"]}
 
 
-def test_sweep_folder_with_a_non_utf8_name_is_refused(tmp_path: Path) -> None:
-    refuse_unwritable(tmp_path / "é")
-    with pytest.raises(ConfigError, match=r"caf\\udce9/s' has bytes in its name that are not UTF-8, .* by --out"):
-        refuse_unwritable(tmp_path / os.fsdecode(b"caf\xe9") / "s")
+def test_sweep_folder_with_a_non_utf8_name_is_refused() -> None:
+    refuse_unwritable("the store", "/é")
+    with pytest.raises(ConfigError, match=r"the store '/caf\\udce9/s' has bytes in its name that are not UTF-8"):
+        refuse_unwritable("the store", os.fsdecode(b"/caf\xe9/s"))
 
 
 @pytest.fixture
