@@ -132,7 +132,7 @@ def test_scores_of_runs_are_aligned_or_refused() -> None:
     assert bootstrap_interval(found).mean == pytest.approx(4.0)
     with pytest.raises(StatisticsError, match="no expression with split 'val'"):
         scores_of(runs, "canonical/J", ("val",))
-    with pytest.raises(StatisticsError, match="there is no score 'canonical/K'"):
+    with pytest.raises(StatisticsError, match="have no score 'canonical/K'"):
         scores_of(runs, "canonical/K", ("test_s",))
     with pytest.raises(StatisticsError, match="runs on the stores x and y cannot be compared"):
         scores_of([runs[0], make_run(np.arange(8.0), "y")], "canonical/J", ("test_s",))

@@ -284,7 +284,7 @@ def test_array_description_that_cannot_work_is_refused() -> None:
     for changes, text in (
         ({"name": "../x"}, "array name '../x' cannot be used; accepted: letters"),
         ({"name": "row"}, "array name 'row' cannot be used"),
-        ({"dtype": "complex64"}, "of type 'complex64'; accepted: bool"),
+        ({"dtype": "complex64"}, "has type 'complex64'; accepted: bool"),
         ({"shape": (0, 2)}, "accepted: positive sizes"),
         ({"axes": ("t",)}, "one name for each"),
         ({"axes": ("t", "h"), "statistics": True}, "must be called 'c'"),
