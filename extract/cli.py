@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from extract.encoders.presets import PRESETS, preset_named
 from refavs.choices import DEVICES, LAYOUTS, MASK_RULES, PRECISIONS, MaskRule, Precision
 from refavs.errors import ConfigError
+from refavs.files.path_text import path_text
 from refavs.machine.processors import share_processors
 from refavs.terminal.command import CommandParser, run_command
 from refavs.terminal.printing import warn
@@ -186,9 +187,9 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
     source = read_source(args.source, args.expressions, args.layout)
     films = {"film_rules": film_rules(folder, source)} if has_films(source) else {}
     extraction = {
-        "source": str(args.source.absolute()), "layout": source.layout, "batch_clips": resources.clips_per_pass,
+        "source": path_text(args.source), "layout": source.layout, "batch_clips": resources.clips_per_pass,
         **films,
-        "expressions": None if args.expressions is None else str(args.expressions.absolute()),
+        "expressions": None if args.expressions is None else path_text(args.expressions),
     }  # fmt: skip
     # A source without expressions leaves those of the store unchanged.
     keeps = not len(source.expressions) and folder.exists(table_record("expressions"))

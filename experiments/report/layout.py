@@ -165,8 +165,8 @@ def interval_table(setting: Setting, protocol: str) -> Table | None:
             sampled = one.sampled(protocol, number.group, number.measure)
             cells += [bounds_cell(found, number.column.unit) for found in (over_seeds, sampled)]
         rows.append(Row(label=one.label, cells=tuple(cells), protocol=protocol, num_seeds=len(one.runs), mark=one.mark))
-    notes = ("95 % intervals of the means: the t interval over seeds, and the bootstrap that draws seeds and clips "
-             "anew. With few seeds the first is the cautious one.",)  # fmt: skip
+    notes = ("95 % intervals of the means: the t interval over seeds, and the bootstrap over seeds and clips. With "
+             "few seeds the first is the cautious one.",)  # fmt: skip
     return Table(
         name=f"intervals-{protocol}", title="Intervals", protocol=protocol, row_heading="row", columns=columns,
         rows=tuple(rows), notes=(*notes, *_stamp(setting)),

@@ -23,6 +23,7 @@ from extract.pipeline.worker import JobResult
 from refavs.choices import MaskRule
 from refavs.data.layouts import Source
 from refavs.errors import RefAVSError
+from refavs.files.path_text import path_text
 from refavs.store.backends.base import Folder
 from refavs.store.lease import Lease
 from refavs.store.writer import StoreWriter
@@ -62,8 +63,9 @@ class Run:
         """The arguments for opening the store, except the streams."""
         mask_bytes = self.streams.seconds * self.mask_size * -(-self.mask_size // 8)
         return {
-            "source": f"{self.source.layout} {self.source.root}", "seconds": self.streams.seconds, "fps": FPS,
-            "mask_size": self.mask_size, "objects_per_shard": rows_within(MASK_SHARD_BYTES, mask_bytes, MOST_OBJECTS),
+            "source": f"{self.source.layout} {path_text(self.source.root)}", "seconds": self.streams.seconds,
+            "fps": FPS, "mask_size": self.mask_size,
+            "objects_per_shard": rows_within(MASK_SHARD_BYTES, mask_bytes, MOST_OBJECTS),
             "mask_rule": self.mask_rule if len(self.source.objects) else None, "extraction": self.extraction,
             "splits": dict(self.source.splits),
         }  # fmt: skip

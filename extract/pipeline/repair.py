@@ -9,6 +9,7 @@ from extract.encoders.weights import WeightSource
 from extract.pipeline.extraction import Run, complete
 from extract.store_cli import NAME, report, verified
 from refavs.errors import StoreError
+from refavs.files.path_text import path_of
 from refavs.store.backends.base import open_folder
 from refavs.store.columns import table_record
 from refavs.store.format.commits import record_name
@@ -20,6 +21,7 @@ from refavs.terminal.command import Exit
 from refavs.terminal.printing import say, warn
 
 OWN = ("source", "expressions", "weights_dir", "workers", "gpus_per_worker", "batch_clips", "address")
+PATHS = ("source", "expressions")
 MOST_NAMED = 5
 
 
@@ -82,7 +84,8 @@ def _prepared(args: argparse.Namespace, schema: StoreSchema) -> Run:
     Raises:
         StoreError: the store does not record where it was extracted from.
     """
-    told = {name: value for name, value in schema.extraction.items() if name in OWN and value is not None}
+    told = {name: path_of(value) if name in PATHS else value
+            for name, value in schema.extraction.items() if name in OWN and value is not None}  # fmt: skip
     told |= {name: value for name in OWN if (value := getattr(args, name)) is not None}
     if "source" not in told:
         raise StoreError(f"{args.store} does not say where it was extracted from; give --source")

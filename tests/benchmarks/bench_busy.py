@@ -1,4 +1,4 @@
-"""Both commands beside other work: one busy loop per processor, against a quiet machine.
+"""Times both commands on a busy machine (one busy loop per processor) and on a quiet one.
 
 Prints a Markdown table of wall times of whole commands, Ray's start included, all from one run: with Ray as the
 commands start it, and with Ray's own settings (workers at nice 15, threads that spin, large blocks given back). Weights

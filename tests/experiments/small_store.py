@@ -1,4 +1,4 @@
-"""A store of made-up features in which each cue is one channel, so that a head learns it in seconds."""
+"""A store of synthetic features in which each cue is one channel, so that a head learns it in seconds."""
 
 from collections.abc import Mapping
 from pathlib import Path

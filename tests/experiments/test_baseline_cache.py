@@ -76,7 +76,7 @@ def test_metric_that_is_installed_later_is_computed_in_a_sweep_that_has_the_othe
 
 @pytest.mark.long
 @pytest.mark.parametrize("damage", ["truncated", "changed", "empty", "another's", "no seal"])
-def test_damaged_cache_is_computed_anew(
+def test_damaged_cache_is_recomputed(
     store: FeatureStore, tmp_path: Path, computed: list[str], damage: str
 ) -> None:
     first = values_in(tmp_path / "one", store)
@@ -106,7 +106,7 @@ def test_cache_that_cannot_be_written_is_done_without(
     assert user_cache() is None and values_in(tmp_path / "two", store) == first and len(computed) == 2
 
 
-def test_who_gives_up_has_none_and_leaves_nothing_half(
+def test_giving_up_returns_no_values_and_leaves_no_partial_file(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = threading.Event()
@@ -149,7 +149,7 @@ def test_bar_is_shown_to_who_waits(
     assert "constant predictions: " in capsys.readouterr().err
 
 
-def test_masks_that_are_damaged_are_told_by_the_one_who_waits(
+def test_damaged_masks_raise_in_the_waiting_thread(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def damaged(store: FeatureStore, progress: Any) -> Any:

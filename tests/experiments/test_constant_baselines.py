@@ -55,7 +55,7 @@ def test_constants_without_training_masks_are_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_processes_find_what_this_thread_finds_to_the_bit(
+def test_several_processes_give_bitwise_the_same_values(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constant_baselines, "TRAINING_AT_ONCE", 5)

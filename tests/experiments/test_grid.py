@@ -1,4 +1,4 @@
-"""Grid files: expansion, and the text of every refusal."""
+"""Grid files: expansion, and the text of every error."""
 
 import dataclasses
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_zip_pairs_its_axes_and_is_crossed_with_the_others(tmp_path: Path) -> No
     assert trials[3].name == "num_layers 2, learning_rate 0.0005, beta 1"
 
 
-def test_axes_of_one_last_name_are_told_apart(tmp_path: Path) -> None:
+def test_axes_with_the_same_last_name_are_distinguished(tmp_path: Path) -> None:
     text = "zip: {model.feedforward_channels: [8, 16], loss.num_points: [0, 9], model.num_layers: [1, 2]}"
     assert read_grid(grid_file(tmp_path, text)).trials[0].name == "feedforward_channels 8, num_points 0, num_layers 1"
 
@@ -104,7 +104,7 @@ def test_conditions_set_and_skip_what_they_name(tmp_path: Path) -> None:
     assert of_four == [(True, 0)] and len(trials) == 4 + 4 + 1
 
 
-def test_condition_that_an_override_leaves_idle_is_no_error(tmp_path: Path) -> None:
+def test_condition_made_idle_by_an_override_is_accepted(tmp_path: Path) -> None:
     text = "base: {model.num_layers: 4}\nwhen: [{if: {model.num_layers: 4}, set: {train.batch_size: 2}}]"
     sizes = [
         read_grid(grid_file(tmp_path, text), overrides).trials[0].config.train.batch_size
@@ -113,7 +113,7 @@ def test_condition_that_an_override_leaves_idle_is_no_error(tmp_path: Path) -> N
     assert sizes == [2, 8]
 
 
-def test_resources_of_all_trials_and_of_a_case_are_no_part_of_the_key(tmp_path: Path) -> None:
+def test_resources_are_not_part_of_the_key(tmp_path: Path) -> None:
     text = "cases: {small: {}, large: {model.num_layers: 6, resources.workers: 4}}"
     plain = read_grid(grid_file(tmp_path, text)).trials
     spread = read_grid(grid_file(tmp_path, f"{text}\nresources: {{workers: 2}}")).trials
@@ -300,7 +300,7 @@ def test_value_of_the_command_line_is_refused_as_such(tmp_path: Path) -> None:
     assert trained.startswith("--set: model.trained is fusion, which would leave")
 
 
-def test_override_of_what_the_grid_varies_is_refused(tmp_path: Path) -> None:
+def test_override_of_a_varied_setting_is_refused(tmp_path: Path) -> None:
     assert "--set model.beta:" in refused(tmp_path, GRID, {"model.beta": 1.0})
     assert "mine.yaml varies it; change the grid file" in refused(tmp_path, GRID, {"model.text": False})
 
@@ -351,7 +351,7 @@ cases:
 """
 
 
-def test_axis_may_mix_heads_each_with_settings_of_its_own(tmp_path: Path) -> None:
+def test_axis_may_mix_heads_with_different_settings(tmp_path: Path) -> None:
     text = MIXED.replace("  - {if: {model.text: false}, skip: true}\n", "")
     trials = read_grid(grid_file(tmp_path, text)).trials
     assert [trial.name for trial in trials[:2]] == [f"plain, head eemc, num_queries {number}" for number in (3, 5)]

@@ -39,7 +39,7 @@ def test_entries_of_another_store_are_other_ones(tmp_path: Path) -> None:
     assert len(folders) == 4
 
 
-def test_new_setting_keeps_the_keys_and_a_changed_default_changes_them_and_is_told(tmp_path: Path) -> None:
+def test_new_setting_keeps_keys_and_a_changed_default_is_reported(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     before = ledger.entries(TRIALS, lambda trial: "store")
     known = ledger.record_defaults(before)

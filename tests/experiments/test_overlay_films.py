@@ -1,4 +1,4 @@
-"""Overlay videos of odd films: every second shows what the encoders were given of it."""
+"""Overlay videos of unusual videos: every second shows the same picture that the encoders got."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""refavs-predict on real containers: it sees and hears what the store holds, and what it writes can be played."""
+"""refavs-predict on real containers: it reads the same frames and audio as the store, and its videos can be played."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,10 @@ from tests.extract.command import extract
 from tests.extract.make_videos import write_video
 
 # Warnings of MLflow and what it imports.
-pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [
+    pytest.mark.long, pytest.mark.usefixtures("small_networks"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]  # fmt: skip
 SENTENCES = ["the object on the left", "the sounding object"]
 HEAD = {"num_layers": 1, "num_queries": 4, "num_heads": 4, "feedforward_channels": 32, "decoder_layers": 1,
         "decoder_feedforward_channels": 32}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Trials that start from Mask2Former's decoder: their keys, what they begin with, and what is refused."""
+"""Trials that start from Mask2Former's decoder: their keys, their initial weights, and errors."""
 
 import json
 from dataclasses import replace as changed

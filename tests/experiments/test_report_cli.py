@@ -1,4 +1,4 @@
-"""refavs-report: what it writes and where, that MLflow has it, and what it says of input that it cannot use."""
+"""refavs-report: the files it writes, their upload to MLflow, and its errors for bad input."""
 
 import csv
 import errno

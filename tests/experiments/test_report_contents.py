@@ -1,4 +1,4 @@
-"""What a report takes for one row, what it says of stores, and what it never shows."""
+"""Content of a report: how runs form rows, the description of stores, and what must never appear."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The gallery: which expressions, what is drawn of them, and what it says where something is missing."""
+"""The gallery: its choice of expressions, their drawings, and its text if something is missing."""
 
 import base64
 import io
@@ -122,7 +122,7 @@ def test_gallery_says_why_there_is_none(source: GallerySource, tmp_path: Path) -
         assert reason in gallery.reason and not gallery.groups
 
 
-def test_prediction_that_differs_from_the_statistics_is_told(
+def test_prediction_that_differs_from_the_statistics_is_noted(
     source: GallerySource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = read_scores(source, Splits.of({}))
@@ -187,7 +187,7 @@ def test_footage_of_a_video_folder_is_decoded(
     assert footage.frames[2].mean() > footage.frames[0].mean() + 20
 
 
-def test_footage_that_cannot_be_read_is_told(
+def test_unreadable_footage_is_noted(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     benchmark_clip(tmp_path, "clip")

@@ -1,4 +1,4 @@
-"""The numbers of a report's tables against plain NumPy, who is compared with whom, and what is refused."""
+"""The numbers of a report's tables against plain NumPy, the choice of comparisons, and errors."""
 
 import json
 from pathlib import Path
@@ -108,7 +108,7 @@ def test_parts_that_no_expression_has_are_dashes(report: Report) -> None:
     assert cell_of(table, "full", "grade", "3").text == "-"
 
 
-def test_controls_and_published_rows_stand_beside_ours_and_say_what_they_are(report: Report) -> None:
+def test_controls_and_published_rows_are_shown_and_labelled(report: Report) -> None:
     table = table_of(report, "table3-canonical")
     assert [row.kind for row in table.rows][:5] == ["run", "run", "run", "control", "published"]
     control = row_of(table, "all background")
@@ -122,7 +122,7 @@ def test_controls_and_published_rows_stand_beside_ours_and_say_what_they_are(rep
     assert row_of(table_of(report, "supplement2-dimension-canonical"), eemc.label).cells[0].value == 33.83
 
 
-def test_every_table_is_of_a_protocol_that_it_names(report: Report) -> None:
+def test_every_table_names_its_protocol(report: Report) -> None:
     assert [table.name for table in report.tables] == [
         "table3-canonical", "table4-canonical", "differences-canonical", "intervals-canonical",
         "supplement2-grade-canonical", "supplement2-length-canonical", "supplement2-dimension-canonical",
@@ -199,7 +199,7 @@ def test_calibration_counts_each_frame_of_the_test_splits(report: Report) -> Non
             assert (mean, share) == pytest.approx((peaks[inside].mean(), present[inside].mean()))
 
 
-def test_beta_lines_take_what_differs_in_nothing_else(tmp_path: Path) -> None:
+def test_beta_lines_use_runs_that_differ_only_in_beta(tmp_path: Path) -> None:
     write_facts(tmp_path / "beta")
     for beta in (2.0, 0.5, 1.0):
         for seed in (0, 1):
@@ -254,7 +254,7 @@ def test_random_features_are_stamped_on_every_table(tmp_path: Path) -> None:
     assert all(RANDOM in table.notes for table in report.tables) and len(report.tables) == 10
 
 
-def test_what_is_not_known_of_an_older_sweep_is_said(tmp_path: Path) -> None:
+def test_missing_facts_of_an_older_sweep_are_reported(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps({"id": "x"}))
     write_trial(tmp_path, "full")
     write_trial(tmp_path, "broken", quality=None, state="failed")
@@ -321,7 +321,7 @@ def test_masks_of_another_size_are_refused(tmp_path: Path, monkeypatch: pytest.M
         build_report([tmp_path / "s"], Options())
 
 
-def test_same_name_with_other_settings_is_a_row_of_its_own(tmp_path: Path) -> None:
+def test_same_name_with_other_settings_is_a_separate_row(tmp_path: Path) -> None:
     for rate in (1e-4, 1e-3):
         write_trial(tmp_path, "full", train__learning_rate=rate, quality=0.4 + 100 * rate)
     report = build_report([tmp_path], Options(reference="full (learning_rate 0.001)"))

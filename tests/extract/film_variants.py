@@ -1,4 +1,4 @@
-"""Films as people have them, with what each second must show: codec x container x offsets x matrix x tracks x cuts.
+"""Realistic videos with the expected content of each second: codec x container x offsets x matrix x tracks x cuts.
 
 The truth follows from how a film is built, never from a decoder.
 """

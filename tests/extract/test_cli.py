@@ -1,4 +1,4 @@
-"""The command's answers to bad input, and what it says when there is nothing to do."""
+"""The command's messages for bad input, and if there is nothing to do."""
 
 import errno
 import json
@@ -16,6 +16,8 @@ from refavs.errors import ConfigError
 from refavs.store.reader import FeatureStore
 from refavs.synthetic.write import write_benchmark
 from tests.extract.command import in_this_process, refusal, run_with, tiny
+
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +291,7 @@ def test_workers_are_as_many_as_find_a_gpu(gpus_per_worker: float, gpus: list[fl
 
 
 @pytest.mark.parametrize(("asked", "expected"), [({"gpus_per_worker": 1.0}, (1, 16)), ({"num_workers": 4}, (4, 4))])
-def test_processors_of_a_machine_are_dealt_to_the_workers_it_has(
+def test_processors_of_a_machine_are_divided_among_its_workers(
     monkeypatch: pytest.MonkeyPatch, asked: dict, expected: tuple[int, int]
 ) -> None:
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}}])

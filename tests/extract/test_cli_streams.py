@@ -1,4 +1,4 @@
-"""The command with several streams, clips of the same bytes, precisions, dry runs and stores elsewhere."""
+"""The command with several streams, identical clips, precisions, dry runs and remote stores."""
 
 import json
 import shutil
@@ -21,6 +21,8 @@ from refavs.store.reader import FeatureStore
 from refavs.store.verify import verify
 from refavs.synthetic.write import write_benchmark
 from tests.extract.command import in_this_process, refusal, run_with, streams_of, tiny
+
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +185,7 @@ def test_text_of_another_width_is_computed_and_written_alone(
 
 
 @pytest.mark.long
-def test_another_version_of_an_encoder_lies_beside_the_first_under_a_name_of_its_own(
+def test_second_version_of_an_encoder_is_stored_under_its_own_name(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_with(monkeypatch, in_this_process)

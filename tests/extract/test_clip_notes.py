@@ -1,4 +1,4 @@
-"""What is odd about a clip: kept in the store with it, counted by kind as a run ends and by refavs-store."""
+"""Peculiarities of clips: stored with the clip, and counted by kind at the end of a run and by refavs-store."""
 
 from pathlib import Path
 
@@ -10,6 +10,8 @@ from extract.store_cli import main as store_main
 from refavs.store.reader import FeatureStore
 from tests.extract import film_variants
 from tests.extract.command import in_this_process, run_with, tiny
+
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 FILMS = {
     "plain": "libx264 flac 16000.mp4", "late": "picture 2 s late.mkv", "joined": "two parts joined.mkv",

@@ -1,4 +1,4 @@
-"""What a dry run says of weights, which it neither downloads nor loads."""
+"""A dry run's output about weights, which it neither downloads nor loads."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What every encoder promises, and each one's own behaviour."""
+"""The contract of every encoder, and the specific behaviour of each."""
 
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def test_visual_clips_of_a_batch_have_the_bytes_they_have_alone(visual: VisualEn
 
 
 @pytest.mark.long
-def test_visual_frames_of_all_clips_in_one_pass_are_dealt_back_to_their_clips(visual: VisualEncoder) -> None:
+def test_frames_of_all_clips_in_one_pass_are_returned_per_clip(visual: VisualEncoder) -> None:
     """As on a GPU, where the size of the batch may move the last bit."""
     clips = [frames(seed) for seed in range(2)]
     together = visual._maps(np.concatenate(clips), 2, LEVELS)

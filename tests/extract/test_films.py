@@ -1,4 +1,4 @@
-"""Films of which every second is known, and the files of the cases, second by second against truth and ffmpeg."""
+"""Videos with known content, and the files of the cases, compared second by second with the truth and ffmpeg."""
 
 from collections import Counter
 from pathlib import Path

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from extract.cli import main
+from extract.pipeline.local_ray import few_processes
 from extract.pipeline.plan import Job, Unit
 from extract.pipeline.ray_pool import Resources, run_jobs
 from extract.pipeline.worker import JobResult
@@ -34,7 +35,8 @@ def cluster() -> Iterator[None]:
     import ray
 
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    ray.init(address="local", num_cpus=2, object_store_memory=2**27, **quiet)
+    with few_processes():
+        ray.init(address="local", num_cpus=2, object_store_memory=2**27, **quiet)
     yield
     ray.shutdown()
 
@@ -159,7 +161,7 @@ def test_workers_that_die_at_once_end_the_run(
 
 def test_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "bench"
-    write_benchmark(source, num_clips=4, seed=2, size=96, videos=False)
+    write_benchmark(source, num_clips=2, seed=2, size=96, videos=False)
     store, undisturbed = (prepare(tmp_path / name) for name in ("store", "undisturbed"))  # with many shards to commit
     driver = subprocess.Popen(  # with a Ray of its own
         [sys.executable, "-m", "extract.cli", str(source), str(store), *OPTIONS],

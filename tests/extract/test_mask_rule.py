@@ -19,6 +19,8 @@ from refavs.synthetic.write import write_wav
 from tests.extract.command import in_this_process, refusal, run_with, tiny
 from tests.refavs.png import GREY, PALETTE, write_png
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 NULL = "null_m-a_0_10"
 TWO_WAYS = bytes([255, 255, 255, 0, 0, 0])  # index 1 is black, 0 is white
 SIDE = 16

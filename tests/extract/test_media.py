@@ -77,7 +77,7 @@ def test_container_gives_each_second_and_its_sound(tmp_path: Path, name: str, se
     assert not media.silent and media.repeated_from_s is None
 
 
-def test_container_of_variable_frame_rate_shows_what_a_player_shows(tmp_path: Path) -> None:
+def test_variable_frame_rate_is_read_as_players_show_it(tmp_path: Path) -> None:
     times_s = [0, 0.1, 0.5, 1.2, 1.9, 2.0, 4.5, 5, 6, 7.7, 8, 9.3]
     media = read(write_video(tmp_path / "vfr.mp4", times_s=times_s))
     assert seconds_shown(media) == [0, 1, 2, 2, 4, 5, 6, 7, 8, 9]

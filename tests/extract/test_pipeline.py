@@ -1,4 +1,4 @@
-"""What overlaps in a worker, what is computed together, and how much of it exists at a time; encoders are stand-ins."""
+"""Overlap of stages in a worker, composition of batches, and memory, with fake encoders."""
 
 import threading
 import weakref

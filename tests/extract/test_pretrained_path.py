@@ -1,4 +1,4 @@
-"""From a folder as the hub has it, through our extraction and our head, to the values of transformers' own model."""
+"""Extraction and head with weights from a folder in the hub's layout equal the transformers model."""
 
 import json
 import pickle

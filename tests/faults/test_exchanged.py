@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,14 +34,6 @@ NAMES = {small.content_key(stream, clip): clip for stream in (small.VISUAL, smal
     small.text_key(text): text for text in small.TEXTS
 }
 Change = Callable[[Path, Path], object]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nothing here loses power, and fsync is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +159,7 @@ def test_shard_that_is_not_the_one_that_was_committed(
 
 
 @pytest.mark.long
-def test_shards_of_a_store_with_the_same_fingerprints_are_told_apart(built: Path, twin: Path, tmp_path: Path) -> None:
+def test_shards_of_stores_with_equal_fingerprints_are_distinguished(built: Path, twin: Path, tmp_path: Path) -> None:
     for name in MAPS:
         root = Path(shutil.copytree(built, tmp_path / name.replace("/", "_")))
         shutil.copyfile(twin / name, root / name)

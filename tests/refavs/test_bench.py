@@ -266,7 +266,7 @@ COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 
 
 @pytest.mark.parametrize(("written", "stored"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
-def test_names_meet_however_unicode_writes_them(tmp_path: Path, written: str, stored: str) -> None:
+def test_names_match_in_either_unicode_form(tmp_path: Path, written: str, stored: str) -> None:
     """A table from one machine and files from another, as of a Mac."""
     videos = tmp_path / "videos"
     videos.mkdir()

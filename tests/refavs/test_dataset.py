@@ -1,4 +1,4 @@
-"""Batches hold each clip once, follow from seed and epoch alone, and say what cannot be batched."""
+"""Batches contain each clip once, depend only on seed and epoch, and reject samples that do not fit together."""
 
 from collections import Counter
 from dataclasses import replace
@@ -34,7 +34,7 @@ def uids(found: list[Batch]) -> list[str]:
     return [uid for batch in found for uid in batch.uid]
 
 
-def test_memory_is_used_again_only_when_nobody_holds_it() -> None:
+def test_memory_is_reused_only_without_references() -> None:
     memory = Recycler()
 
     def take(value: float, num_rows: int = 4) -> torch.Tensor:
@@ -131,7 +131,7 @@ def test_batches_follow_from_seed_and_epoch(store: FeatureStore, expressions_per
     assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
 
 
-def test_expressions_of_a_clip_stand_together() -> None:
+def test_expressions_of_a_clip_are_adjacent() -> None:
     clips = np.arange(40) // 8
     order = shuffled(range(40), clips, 4, np.random.default_rng(0))
     groups = [set(clips[order[start : start + 4]]) for start in range(0, 40, 4)]

@@ -1,4 +1,4 @@
-"""Which parts of EEMC are trained, what level of a store they read, and what is refused."""
+"""Trained and frozen parts of EEMC, the levels that they read, and errors."""
 
 import copy
 import re
@@ -63,7 +63,7 @@ def test_parts_hold_every_parameter_once_and_those_named_are_trained(options: di
     {"trained": "fusion", "decoder_weights": "mask2former", "sizes": BACKBONE},
     {"decoder_weights": "mask2former", "sizes": BACKBONE},
 ])  # fmt: skip
-def test_a_step_moves_what_is_trained_and_nothing_else(options: dict) -> None:
+def test_a_step_changes_only_trained_parts(options: dict) -> None:
     """Frozen parts keep their bits, also in copies of the model, and what is frozen lets the gradient through."""
     model = copy.deepcopy(make_model(**options, dropout=0.1)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Memory that a process may use, and that training takes at the least."""
+"""The memory available to a process, and lower bounds for training."""
 
 from pathlib import Path
 

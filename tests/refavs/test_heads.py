@@ -1,4 +1,4 @@
-"""Heads by name: the contract that all keep, the registry, and checkpoints that name theirs."""
+"""Heads by name: their contract, the registry, and checkpoints that name their head."""
 
 import json
 from dataclasses import dataclass
@@ -178,7 +178,7 @@ def test_checkpoint_from_before_heads_had_names_is_read(tmp_path: Path, options:
     assert found == options and (sizes.audio is None) == (head.sizes.audio is None)
 
 
-def test_lacking_maps_are_told_with_every_choice() -> None:
+def test_missing_maps_are_reported_with_all_choices() -> None:
     class Lacking:
         location, specs = "STORE", {}
 

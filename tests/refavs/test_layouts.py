@@ -1,4 +1,4 @@
-"""Layouts: the contract of ours and of a package's, which one is taken, and what is refused in one line."""
+"""Layouts: the contract of built-in and packaged ones, detection, and errors on one line."""
 
 import functools
 import re
@@ -208,7 +208,7 @@ def test_splits_are_those_of_the_benchmark_where_a_store_does_not_tell() -> None
     assert Splits.of({"splits": {}}).groups == {}
 
 
-def test_nulls_are_told_by_the_table_or_by_the_name_of_their_clip() -> None:
+def test_nulls_are_identified_by_the_table_or_the_clip_name() -> None:
     table = expression_table(
         {"uid": clip, "clip_id": clip, "split": "test", "text": "x", "null": clip == "b"} for clip in ("null_c-a", "b"))
     assert refers_to_nothing(table).tolist() == [False, True]

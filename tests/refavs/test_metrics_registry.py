@@ -1,4 +1,4 @@
-"""The table of metrics: the contract, plug-ins with good and bad manners, and files with other columns than today's."""
+"""The table of metrics: the contract, valid and invalid plug-ins, and files with other columns."""
 
 import dataclasses
 import re
@@ -116,7 +116,7 @@ def test_file_with_other_columns_stays_readable(install: Callable[..., None], tm
     assert protocol_values(expression_results(statistics_blocks(new)), "canonical", np.arange(8)) == before
 
 
-def test_missing_counts_leave_out_what_is_made_of_them(tmp_path: Path) -> None:
+def test_missing_counts_leave_out_their_metrics(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     write_statistics(path, record([range(8)]))
     table = pq.read_table(path)

@@ -111,7 +111,7 @@ def test_equal_runs_differ_by_nothing() -> None:
     assert found.note.startswith("one seed")
 
 
-def test_splits_weigh_alike_whatever_their_size() -> None:
+def test_splits_have_equal_weight_regardless_of_size() -> None:
     values = np.array([[1.0] * 10 + [0.0] * 2] * 2)
     scores = SeedScores(values=values, clips=np.arange(12), strata=np.array([0] * 10 + [1] * 2))
     found = bootstrap_interval(scores)
@@ -136,7 +136,7 @@ def test_scores_of_runs_are_aligned_or_refused() -> None:
         scores_of(runs, "canonical/K", ("test_s",))
     with pytest.raises(StatisticsError, match="runs on the stores x and y cannot be compared"):
         scores_of([runs[0], make_run(np.arange(8.0), "y")], "canonical/J", ("test_s",))
-    with pytest.raises(StatisticsError, match="the runs have 4 and 5 expressions of test_s"):
+    with pytest.raises(StatisticsError, match="the runs have different expressions of test_s"):
         scores_of([runs[0], make_run(np.arange(10.0))], "canonical/J", ("test_s",))
     with pytest.raises(StatisticsError, match="no run to compare"):
         scores_of([], "canonical/J", ("test_s",))

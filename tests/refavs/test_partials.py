@@ -149,7 +149,7 @@ def test_files_of_others_beside_an_output_stay(built: Path, tmp_path: Path) -> N
     assert {path.name for path in tmp_path.iterdir()} == {*names, "s.h5", "out"}
 
 
-def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+def test_files_of_killed_processes_are_removed_and_those_of_live_ones_stay(tmp_path: Path) -> None:
     living, dead, folder = (partial_path(tmp_path / "s") for _ in range(3))
     living.touch()
     dead.touch()

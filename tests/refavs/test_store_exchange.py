@@ -113,7 +113,7 @@ def test_empty_store_goes_both_ways(tmp_path: Path) -> None:
     assert content(tmp_path / "back") == content(tmp_path / "s")
 
 
-def test_rows_in_another_order_come_back_in_that_of_their_places(tmp_path: Path) -> None:
+def test_rows_written_in_another_order_are_read_by_place(tmp_path: Path) -> None:
     writer = small.open_writer(tmp_path / "s")
     (plan,) = writer.plan(small.TEXT, [["a", "b", "c"]])
     assert plan is not None
@@ -225,7 +225,7 @@ def test_damaged_row_is_not_exported(built: Path, tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("after", [1, 5, 6])
-def test_interrupted_export_and_import_go_on(
+def test_interrupted_export_and_import_resume(
     built: Path, tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopping() -> Callable[[int, int, str], None]:
@@ -434,7 +434,7 @@ def test_flipped_bytes_are_one_line_or_harmless(built: Path, file: Path, tmp_pat
         assert content(tmp_path / f"back{number}") == wrong, "what was changed is not a part of the store"
 
 
-def test_full_disk_is_told_as_such(built: Path, tmp_path: Path) -> None:
+def test_full_disk_is_reported(built: Path, tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:

@@ -117,7 +117,7 @@ def test_expressions_on_a_server_are_readable_at_every_step(built: Path, monkeyp
 @pytest.mark.long
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("reader", [look, verify])
-def test_writer_that_is_done_between_two_reads_is_no_damage(
+def test_writer_that_finishes_between_two_reads_is_not_damage(
     built: Path, tmp_path: Path, job: Callable[[Path], None], reader: Callable[[Path], Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -190,7 +190,7 @@ def test_looks_beside_a_writer_that_never_rests(root: Path) -> None:
     assert rounds > 1
 
 
-def test_files_of_a_living_writer_are_told_from_those_of_a_dead_one(
+def test_files_of_live_and_dead_writers_are_distinguished(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = small.open_writer(root)

@@ -95,7 +95,7 @@ def test_levels_choose_the_maps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("weights", "expected"), [("random:0", True), ("0f" * 32, False)])
-def test_random_weights_are_told(tmp_path: Path, weights: str, expected: bool) -> None:
+def test_random_weights_are_reported(tmp_path: Path, weights: str, expected: bool) -> None:
     sound = replace(small.STREAMS[small.SOUND], fingerprint={"name": "vggish", "parts": [{"weights": weights}]})
     small.open_writer(tmp_path / "s", streams=small.STREAMS | {small.SOUND: sound})
     assert FeatureStore(tmp_path / "s").random_weights is expected

@@ -226,7 +226,7 @@ def test_flipped_byte_on_s3_is_found_and_named(local: LocalFolder, bucket: str) 
 
 
 @pytest.mark.long
-def test_store_that_is_out_of_reach_is_no_damage(
+def test_unreachable_store_is_not_damage(
     local: LocalFolder, hasty: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

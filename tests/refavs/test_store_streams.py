@@ -75,7 +75,7 @@ def test_encoder_is_dropped_with_all_its_levels(root: Path) -> None:
 
 
 @pytest.mark.parametrize("place", range(0, 30, 3))
-def test_interrupted_drop_goes_on_or_is_undone(
+def test_interrupted_drop_is_completed_or_undone(
     built: Path, root: Path, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small.write_store(root, streams=WIDER)
@@ -128,7 +128,7 @@ def test_encoder_is_chosen_by_name(root: Path) -> None:
         _ = FeatureStore(root).audio_path
 
 
-def test_maps_of_one_name_in_two_levels_are_told_apart(tmp_path: Path) -> None:
+def test_maps_with_one_name_in_two_levels_are_distinguished(tmp_path: Path) -> None:
     twice = replace(small.LEVEL, arrays=(replace(small.LEVEL.arrays[0], name="s8"),))
     small.write_store(tmp_path / "s", streams=small.STREAMS | {small.BACKBONE_STREAM: twice})
     store = FeatureStore(tmp_path / "s")

@@ -74,7 +74,7 @@ def test_damage_names_the_rows_it_reaches(root: Path) -> None:
     assert {(d.where, d.keys) for d in verify(root).damage} == {(SHARD, ("a",)), (f"{small.AUDIO}/c.0.0.0", ("a", "b"))}
 
 
-def test_change_between_rows_is_told_as_such(root: Path) -> None:
+def test_change_between_rows_is_reported_as_such(root: Path) -> None:
     flip(root / SHARD, 740)
     (damage,) = verify(root).damage
     assert damage.keys == () and "every row is intact" in damage.problem
@@ -119,7 +119,7 @@ def test_store_that_grows_has_no_damage_before_it_is_finished_again(root: Path) 
     assert verify(root).damage == () and FeatureStore(root).finished
 
 
-def test_verify_command_tells_and_exits_with_3(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_command_lists_damage_and_exits_with_3(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(root)]) == 0
     assert "17 rows" in (out := capsys.readouterr().out) and "0 damaged" in out
     flip(root / SHARD, 5)
@@ -197,7 +197,7 @@ def test_sizes_are_readable(size: int, text: str) -> None:
 @pytest.mark.parametrize(
     "out", ["commits/audio/vggish/00001.json", SHARD, "row", "clips/zarr.json", "expressions/uid/c.0.0"]
 )
-def test_what_is_out_of_reach_is_not_damage(
+def test_inaccessible_files_are_not_damage(
     built: Path, monkeypatch: pytest.MonkeyPatch, out: str, error: OSError
 ) -> None:
     read, opened = LocalFolder.read, LocalFolder.open

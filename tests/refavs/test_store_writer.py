@@ -49,7 +49,7 @@ def test_each_group_of_keys_becomes_a_shard_in_the_smallest_free_place(tmp_path:
             writer.plan(small.VISUAL, groups)
 
 
-def test_interrupted_run_gets_the_same_places_for_what_is_left(tmp_path: Path) -> None:
+def test_interrupted_run_gets_the_same_places_for_remaining_keys(tmp_path: Path) -> None:
     writer = small.open_writer(tmp_path / "s")
     groups = [["a", "b"], ["c", "d"], ["e"]]
     plans = writer.plan(small.VISUAL, groups)
@@ -112,7 +112,7 @@ def test_interrupted_run_ends_in_the_same_store_even_with_failures(tmp_path: Pat
     assert small.files_of(tmp_path / "halves") == small.files_of(tmp_path / "whole")
 
 
-def test_failed_key_is_a_hole_and_is_tried_again_in_a_shard_of_its_own(tmp_path: Path) -> None:
+def test_failed_key_leaves_an_empty_row_and_is_retried_in_its_own_shard(tmp_path: Path) -> None:
     writer = small.open_writer(tmp_path / "s")
     small.write_rows(writer, small.VISUAL, small.CLIPS, failing=["b", "e"])
     assert writer.committed(small.VISUAL) == {"a": 0, "c": 2, "d": 3}
@@ -302,7 +302,7 @@ def test_ids_cannot_leave_the_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["a\udcff", "a\0"])
-def test_id_that_is_no_text_is_refused(tmp_path: Path, key: str) -> None:
+def test_id_that_is_not_unicode_is_refused(tmp_path: Path, key: str) -> None:
     writer = small.open_writer(tmp_path / "s")
     with pytest.raises(StoreError, match=r"keys of objects, row 1: .* (is not valid Unicode; rename|holds a NUL)"):
         writer.plan("objects", [["0", key]])

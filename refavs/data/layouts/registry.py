@@ -9,6 +9,7 @@ from typing import Any
 from refavs.choices import LAYOUTS
 from refavs.data.layouts.protocol import Clip, Layout, Source
 from refavs.errors import ConfigError, DatasetError
+from refavs.files.path_text import path_of
 from refavs.plugins import all_entries, entry_named
 
 GROUP = "refavs.layouts"
@@ -43,7 +44,7 @@ def find_clip(store: Mapping[str, Any], clip_id: str) -> Clip | None:
         clip_id: not trusted: no file outside of the source folder is read.
     """
     told = store.get("extraction", {})
-    root, layout = Path(str(told.get("source") or "")), told.get("layout")
+    root, layout = path_of(str(told.get("source") or "")), told.get("layout")
     if not told.get("source") or not os.path.isdir(root):
         return None
     try:
