@@ -1,21 +1,11 @@
 """A small finished store for the tests of the store and its readers."""
 
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.refavs import small_store as small
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Neither a killed process nor a full disk loses what fsync guards, and it is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
 
 
 @pytest.fixture(scope="module")
