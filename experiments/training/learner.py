@@ -172,6 +172,8 @@ class Learner:
             return
         decay = min(self.config.train.ema_decay, (1 + step) / (10 + step))
         get_ema_multi_avg_fn(decay)(tuple(self.averaged), tuple(self.trained), step)
+        for own, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            own.copy_(buffer)  # statistics of a batch normalisation are a running mean already
 
     def _refusal(
         self, loss: Tensor, norm: Tensor, step: int, num_steps: int, parts: Sequence[tuple[int, Batch]]

@@ -101,7 +101,7 @@ def test_built_in_head_keeps_the_contract(options: HeadOptions) -> None:
 
 def test_head_of_a_package_keeps_the_contract(install: Any) -> None:
     install(MINE)
-    assert registry.names() == ["eemc", "released", "mine"]
+    assert registry.names()[0] == "eemc" and registry.names()[-1] == "mine"
     assert registry.default_options("mine") == Mine()
     check_head(Mine())
 

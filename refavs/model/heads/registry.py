@@ -20,6 +20,8 @@ DEFAULT = "eemc"
 BUILT_IN = {
     "eemc": "refavs.model.heads.options:EEMCOptions",
     "released": "refavs.model.heads.options:ReleasedOptions",
+    "avsbench": "refavs.model.heads.baseline_options:AVSBenchOptions",
+    "avsegformer": "refavs.model.heads.baseline_options:AVSegFormerOptions",
 }
 
 
