@@ -1,6 +1,6 @@
-"""Names of devices, precisions, mask rules, layouts and of the score of trials, apart from what computes with them.
+"""Names of devices, precisions, stored types, mask rules, layouts and of the score of trials.
 
-So a help, or a look at a sweep, needs no torch.
+They are apart from what computes with them, so that a help, or a look at a sweep, needs no torch.
 """
 
 from typing import Literal, get_args
@@ -9,6 +9,8 @@ Device = Literal["auto", "cpu", "cuda"]
 DEVICES: tuple[Device, ...] = get_args(Device)
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+StoredType = Literal["float16", "int8", "float8"]  # of the features in a store
+STORED_TYPES: tuple[StoredType, ...] = get_args(StoredType)
 MaskRule = Literal["auto", "nonzero", "alpha", "index"]
 MASK_RULES: tuple[MaskRule, ...] = get_args(MaskRule)
 # What a split of expressions is for; `null-test`: test expressions that refer to nothing.

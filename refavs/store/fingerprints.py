@@ -19,7 +19,7 @@ def fingerprint_of(store: "FeatureStore", paths: Iterable[str]) -> str:
     Other streams and other clips of the store, and the way in which rows lie in shards, change nothing.
     """
     table, arrays = store.expressions, []
-    for path in sorted(paths):
+    for path in sorted({*store.schema.with_scales(*paths)}):
         spec = store.specs[path]
         places = np.unique(table["text_row" if spec.table.startswith("text/") else "clip"].to_numpy())
         sums = checksums(store, path)

@@ -124,7 +124,7 @@ class Head(nn.Module, abc.ABC):
         """Predicts what `loss` and `probs` take.
 
         Args:
-            batch: features as they are stored, not standardised.
+            batch: features, not standardised.
             seconds: those to predict; None is all.
             once: shares what no parameter enters with the other heads of this kind that read this batch.
         """
