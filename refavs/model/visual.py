@@ -172,7 +172,8 @@ class VisualInput(nn.Module):
         self, raw_masks: Shaped[Tensor, "u t c h w"], scale: Float[Tensor, "u c"] | None = None
     ) -> Float[Tensor, "u t n c"]:
         # A clip at a time: its maps in float32 then stay in a processor's cache.
-        pooled = [nn.functional.avg_pool2d(numbers(maps).float(), self.downsample) for maps in raw_masks]
+        pooled = [nn.functional.avg_pool2d((maps if scale is None else numbers(maps)).float(), self.downsample)
+                  for maps in raw_masks]  # fmt: skip
         tokens = rearrange(pooled, "u t c h w -> u t (h w) c")
         return self.token_input(tokens if scale is None else tokens * rearrange(scale, "u c -> u 1 1 c"))
 

@@ -1,6 +1,7 @@
 """Arrays of one byte a value: what is lost, how others read them, and that every reader here gets their values."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +46,7 @@ def streams_as(dtype: StoredType, *ids: str) -> dict[str, StreamSpec]:
             if id in ids else spec for id, spec in small.STREAMS.items()}  # fmt: skip
 
 
-def write_store(root: Path, dtype: StoredType) -> None:
+def write_store(root: str | Path, dtype: StoredType) -> None:
     """The small store with all streams in that type, each row rounded from the values that it has there."""
     streams = streams_as(dtype, *small.STREAMS)
     with pytest.MonkeyPatch.context() as patch:
@@ -126,9 +127,10 @@ def test_value_that_is_not_finite_fails_its_row_alone(tmp_path: Path, dtype: Sto
     assert writer.committed("visual/a") == {"good": 1}
 
 
-def test_value_too_large_for_float16_is_refused_not_stored_as_infinite() -> None:
+def test_value_too_large_for_float16_becomes_infinite_without_a_warning() -> None:
+    """The writer refuses it, as it does in the test above."""
     specs = stored_as([ArraySpec(name="x", shape=(1, 1), dtype="float32", axes=("t", "c"))], "float16")
-    assert np.isinf(stored_rows({"x": np.array([[65_520]], np.float32)}, specs)["x"]).all()  # which ShardWriter refuses, as above
+    assert np.isinf(stored_rows({"x": np.array([[65_520]], np.float32)}, specs)["x"]).all()
 
 
 def test_statistics_are_those_of_the_values_that_are_read(root: Path) -> None:
@@ -194,6 +196,16 @@ def test_verify_and_exchange_keep_numbers_and_scales(root: Path, tmp_path: Path)
             FeatureStore(root)[0]
     finally:
         record.write_bytes(data)
+
+
+def test_remote_store_gives_the_same_batches(root: Path) -> None:
+    remote = f"memory://{secrets.token_hex(6)}"
+    write_store(remote, "int8" if root.name == "int8" else "float8")
+    ours, theirs = FeatureStore(root), FeatureStore(remote)
+    assert theirs.fingerprint == ours.fingerprint and not verify(remote).damage
+    for one, other in zip(batches(ours, range(4), 3), batches(theirs, range(4), 3), strict=True):
+        assert all(torch.equal(one.visual[name], other.visual[name]) for name in one.visual)
+        assert torch.equal(one.audio, other.audio) and torch.equal(one.text, other.text)
 
 
 def test_trial_key_depends_on_the_scales(root: Path) -> None:

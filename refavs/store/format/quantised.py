@@ -77,7 +77,7 @@ def quantise(values: np.ndarray, spec: ArraySpec) -> tuple[np.ndarray, Float32[n
 
 
 def numbers(stored: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-    """Stored numbers that arithmetic takes: bytes are of the format `FLOAT8`."""
+    """Numbers, stored with a scale, as arithmetic takes them: bytes are of the format `FLOAT8`."""
     return stored.view(torch.float8_e4m3fn).float() if stored.dtype == torch.uint8 else stored
 
 
