@@ -1,4 +1,4 @@
-"""RoBERTa: the token features of one expression, padded to a fixed number of tokens."""
+"""RoBERTa: token features of an expression, padded to a fixed number of tokens."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PAD = 1
 MOST_NAMED = 20
-# Used by an encoder without pretrained weights, and wherever weights are random and no other tokenizer is at hand.
+# Used by encoders without pretrained weights, and with random weights if no other tokenizer is available.
 TOKENIZER = Path(__file__).parents[1] / "presets" / "tiny" / "tokenizer.json"
 
 
@@ -33,10 +33,10 @@ class RobertaSettings:
     """Sizes of a RoBERTa.
 
     Attributes:
-        length: tokens per expression, start and end included.
-        repository: on the hub; its last part names the folder within that of all weights. None where there are no
-            pretrained weights, whatever the user chose.
-        keeps_padding: padding keeps its features, which the network computes like any other token's.
+        length: number of tokens per expression, including start and end.
+        repository: repository on the hub; its last part is the folder name within the weights folder. None if there are
+            no pretrained weights; the user's choice is then ignored.
+        keeps_padding: whether padding keeps its features, which the network computes like those of other tokens.
     """
 
     length: int
@@ -50,13 +50,13 @@ class RobertaSettings:
 
     @property
     def folder(self) -> str:
-        """Where the weights lie within the folder of all weights."""
+        """Name of the folder within the weights folder."""
         return (self.repository or "").split("/")[-1]
 
 
 @dataclass
 class RobertaEncoder(Encoder):
-    """One expression to its token features, float16, and which of the tokens are real; always in fp32."""
+    """Encodes an expression as float16 token features and a mask of real tokens; always computes in fp32."""
 
     name: str
     settings: RobertaSettings
@@ -72,7 +72,7 @@ class RobertaEncoder(Encoder):
     def facts(self, level: str) -> dict[str, Any]:
         """Facts about network and tokenizer."""
         shipped = " of this package" if self._tokenizer_file == TOKENIZER else ""
-        # Where the weights lie, and what is done with padding, are no sizes.
+        # The location of the weights and the handling of padding are not sizes.
         sizes = {k: v for k, v in vars(self.settings).items() if k not in ("repository", "keeps_padding")}
         facts = {
             "name": self.name,
@@ -92,7 +92,7 @@ class RobertaEncoder(Encoder):
         ]}  # fmt: skip
 
     def weight_parts(self) -> Sequence[WeightPart]:
-        """The network's file and the tokenizer's."""
+        """The files of the network and the tokenizer."""
         fetch = f"hf download {self.settings.repository} --local-dir {{folder}}/{self.settings.folder}"
         return [
             WeightPart(name=self.name, find=lambda: self._weights_file, load=lambda: self._network, fetch=fetch),
@@ -101,14 +101,14 @@ class RobertaEncoder(Encoder):
         ]  # fmt: skip
 
     def prepare(self, item: str) -> "Encoding":
-        """The tokens of one expression."""
+        """Tokenises one expression."""
         return self._tokenizer.encode(item)
 
     @torch.no_grad()
     def encode(self, batch: "Sequence[Encoding]", levels: Sequence[str]) -> list[dict[str, np.ndarray]]:
-        """Features of each expression; those of padding are zero, unless they are kept.
+        """Computes the features of each expression; those of padding are zero, unless they are kept.
 
-        A GPU takes all of them in one pass, a processor one by one, so that no expression depends on its company.
+        A GPU processes all in one pass, a CPU one by one, so that results do not depend on the batch.
         """
         if self.setup.device == "cpu":
             return [found for item in batch for found in self._features([item])]
@@ -130,15 +130,15 @@ class RobertaEncoder(Encoder):
             return []
         named = [f"  {length} tokens: {text!r}" for text, length in list(cut.items())[:MOST_NAMED]]
         more = [f"  and {len(cut) - MOST_NAMED} more"] if len(cut) > MOST_NAMED else []
-        return [f"{self.name}: {len(cut)} expressions have more than {self.settings.length} tokens and lose their end:",
+        return [f"{self.name}: {len(cut)} expressions have more than {self.settings.length} tokens and are truncated:",
                 *named, *more]  # fmt: skip
 
     def num_tokens(self, text: str) -> int:
-        """Tokens of a text before it is cut, start and end included."""
+        """Number of tokens of a text before truncation, including start and end."""
         return len(self._whole.encode(text).ids)
 
     def overlong(self, texts: Iterable[str]) -> dict[str, int]:
-        """Tokens of those texts that have more than fit and lose their end."""
+        """Number of tokens of each text that will be truncated."""
         lengths = {text: self.num_tokens(text) for text in texts}
         return {text: length for text, length in lengths.items() if length > self.settings.length}
 
@@ -190,7 +190,7 @@ class RobertaEncoder(Encoder):
 
 
 def _present_name(key: str) -> str:
-    """The name of a weight in transformers 5; checkpoints converted from TensorFlow say gamma and beta."""
+    """The name of a weight in transformers 5; checkpoints converted from TensorFlow use gamma and beta."""
     name = key.removeprefix("roberta.")
     for old, new in ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias")):
         name = name.replace(old, new)
@@ -198,7 +198,7 @@ def _present_name(key: str) -> str:
 
 
 def build_roberta(settings: RobertaSettings) -> nn.Module:
-    """A RoBERTa with fresh weights from torch's global generator."""
+    """Builds a RoBERTa with random weights from torch's global generator."""
     ensure_torchvision()
     from transformers.models.roberta.configuration_roberta import RobertaConfig
     from transformers.models.roberta.modeling_roberta import RobertaModel
@@ -213,16 +213,16 @@ def build_roberta(settings: RobertaSettings) -> nn.Module:
 
 
 def read_tokenizer(path: Path) -> "Tokenizer":
-    """A tokenizer from its JSON file, without cutting or padding.
+    """Loads a tokenizer from its JSON file, without truncation and padding.
 
     Raises:
-        WeightsError: the file is not a tokenizer's.
+        WeightsError: the file is not a tokenizer.
     """
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises nothing more specific
         raise WeightsError(
             f"tokenizer {path} cannot be read ({error}); accepted: the tokenizer.json of roberta-base"
         ) from error
@@ -239,12 +239,12 @@ TINY = RobertaSettings(length=16, channels=128, num_layers=2, num_heads=4, feedf
 
 
 def roberta_base(setup: EncoderSetup) -> RobertaEncoder:
-    """The paper's."""
+    """The paper's text encoder."""
     return RobertaEncoder("roberta-base", BASE, setup, "MIT", 124_055_040)
 
 
 def distilroberta_base(setup: EncoderSetup) -> RobertaEncoder:
-    """That of the paper's public release, which keeps the features of padding."""
+    """The text encoder of the paper's public release, which keeps the features of padding."""
     settings = replace(BASE, num_layers=6, repository="distilbert/distilroberta-base", keeps_padding=True)
     return RobertaEncoder("distilroberta-base", settings, setup, "Apache-2.0", 81_527_808)
 

@@ -1,4 +1,4 @@
-"""The visual maps of a batch: as they are stored until somebody takes their values, on whatever device they lie."""
+"""The visual maps of a batch, quantised until their values are read."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,11 +12,13 @@ from refavs.store.format.quantised import dequantised
 
 @dataclass(frozen=True, eq=False)
 class Maps(Mapping[str, Tensor]):
-    """Maps of clips by their name. `maps[name]` are values: of a quantised map float32, else as they are stored.
+    """Maps of clips by name. `maps[name]` returns values: float32 for a quantised map, otherwise the map as stored.
+
+    Values are computed on every access, on the device of the maps, and are not kept.
 
     Attributes:
-        stored: numbers as the store has them.
-        scales: the scale of each clip and channel of the maps that are quantised.
+        stored: the numbers as the store has them.
+        scales: the scale of each clip and channel of the quantised maps.
     """
 
     stored: Mapping[str, Shaped[Tensor, "u t _ _ _"]]
@@ -24,7 +26,7 @@ class Maps(Mapping[str, Tensor]):
 
     @classmethod
     def of(cls, maps: Mapping[str, Tensor]) -> "Maps":
-        """The same maps; those of a plain mapping are not quantised."""
+        """`maps` itself if it is a `Maps`; the maps of a plain mapping are not quantised."""
         return maps if isinstance(maps, Maps) else cls(maps)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -39,16 +41,16 @@ class Maps(Mapping[str, Tensor]):
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All that lies in memory."""
+        """All tensors, for example to wait for their copy."""
         return [*self.stored.values(), *self.scales.values()]
 
     def part(self, names: Iterable[str], seconds: slice | Int[Tensor, "f"]) -> "Maps":
-        """Some of the maps, in some of the seconds."""
+        """The maps with these names, of these seconds."""
         stored = {name: self.stored[name][:, seconds] for name in names}
         return Maps(stored, {name: scale for name, scale in self.scales.items() if name in stored})
 
     def to(self, device: torch.device | str) -> "Maps":
-        """The same on `device`; a copy there may not be done yet."""
+        """The maps on `device`, copied without waiting for the copy."""
         stored, scales = ({name: one.to(device, non_blocking=True) for name, one in maps.items()}
                           for maps in (self.stored, self.scales))  # fmt: skip
         return Maps(stored, scales)

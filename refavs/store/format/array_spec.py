@@ -1,4 +1,4 @@
-"""One array of a stream: its name, shape, axes and type, and how its stored numbers become values."""
+"""One array of a stream: its name, shape, axes and type, and the scales of a quantised one."""
 
 import math
 import re
@@ -10,7 +10,7 @@ import numpy as np
 from refavs.errors import StoreError
 
 NAME = r"(?!zarr\.json(?:/|$))[A-Za-z0-9_][A-Za-z0-9_.@-]*"
-RESERVED = ("row", "key", "text")  # columns beside the arrays of a stream, or beside the streams of a modality
+RESERVED = ("row", "key", "text")  # names of columns in the groups of streams and modalities
 DTYPES = ("bool", "int8", "uint8", "int16", "int32", "int64", "float16", "float32", "float64")
 FLOAT8 = "float8_e4m3fn"
 _MOST_ROW_BYTES = 2**31
@@ -21,18 +21,18 @@ class ArraySpec:
     """One array of a stream.
 
     Attributes:
-        name: of the array within its stream, e.g. `features`.
+        name: name of the array within its stream, e.g. `features`.
         shape: shape of one row, without the row axis.
         dtype: one of `DTYPES`.
         axes: a name per axis of `shape`; the channel axis is called `c`.
-        statistics: keep the mean and deviation of each channel over all rows.
-        valid: name of a boolean array of the same stream that says which places of the leading axes are real; the
-            others are left out of the statistics.
-        scale: name of the float32 array of the same stream that has the scale of each channel of a row. A value is the
-            stored number times that scale.
-        number_format: `FLOAT8` where each stored byte (uint8) is a number of that format, for which zarr-python has no
+        statistics: whether to keep the mean and standard deviation of each channel over all rows.
+        valid: name of a boolean array of the same stream that marks the real entries of the leading axes; the others
+            are left out of the statistics.
+        scale: name of the float32 array of the same stream with one scale per row and channel. A value is the stored
+            number times its scale. None for an array that is not quantised.
+        number_format: `FLOAT8` if each stored byte (uint8) is a number in that format, for which zarr-python has no
             type.
-        table: the stream that has the array; `StoreSchema` fills it in.
+        table: the stream that contains the array, set by `StoreSchema`.
     """
 
     name: str
@@ -50,7 +50,7 @@ class ArraySpec:
             raise StoreError(f"array name {self.name!r} cannot be used; accepted: letters, digits, _ - . and @, but "
                              f"none of {', '.join(RESERVED)}")
         if self.dtype not in DTYPES:
-            raise StoreError(f"array {self.name} is of type {self.dtype!r}; accepted: {', '.join(DTYPES)}")
+            raise StoreError(f"array {self.name} has type {self.dtype!r}; accepted: {', '.join(DTYPES)}")
         if not self.shape or min(self.shape) < 1 or len(self.shape) != len(self.axes):
             raise StoreError(f"array {self.name} has row shape {self.shape} and axes {self.axes}; accepted: positive "
                              "sizes and one name for each")
@@ -67,37 +67,37 @@ class ArraySpec:
 
     @property
     def path(self) -> str:
-        """Where the array lies in the store, e.g. `clips/audio/vggish/features`."""
+        """Path of the array in the store, e.g. `clips/audio/vggish/features`."""
         return f"{table_path(self.table)}/{self.name}"
 
     @property
     def scale_path(self) -> str | None:
-        """Where its scales lie; None where what is stored are the values."""
+        """Path of the scales; None if the array is not quantised."""
         return self.scale and f"{table_path(self.table)}/{self.scale}"
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """All that has to be read for its values."""
+        """The paths to read for the values of the array."""
         return (self.path, self.scale_path) if self.scale_path else (self.path,)
 
     @property
     def channel_axis(self) -> int:
-        """The place of the channels among the axes of a row."""
+        """Index of the channel axis among the axes of a row."""
         return self.axes.index("c")
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
+        """Size of one row in bytes."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @property
     def number_attributes(self) -> dict[str, str]:
-        """What readers without this code need to get values; empty where what is stored are the values."""
+        """Attributes from which other readers get the values; empty if the array is not quantised."""
         told = {"scale": self.scale, "number_format": self.number_format}
         return {name: value for name, value in told.items() if value is not None}
 
     def scale_spec(self, name: str) -> "ArraySpec":
-        """The array that holds the scales of this one."""
+        """The array with the scales of this one."""
         return ArraySpec(name=name, shape=(self.shape[self.channel_axis],), dtype="float32", axes=("c",))
 
     def told(self) -> dict[str, Any]:
@@ -107,5 +107,5 @@ class ArraySpec:
 
 
 def table_path(table: str) -> str:
-    """The group that has the arrays of a stream or of `objects`."""
+    """Path of the group with the arrays of a stream or of `objects`."""
     return f"clips/{table}" if table.startswith(("visual/", "audio/")) else table

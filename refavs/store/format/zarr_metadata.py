@@ -18,9 +18,9 @@ def group_metadata(attributes: Mapping[str, Any] | None = None) -> bytes:
 def array_metadata(
     spec: ArraySpec, rows_per_shard: int, num_rows: int, attributes: Mapping[str, Any] | None = None
 ) -> bytes:
-    """The zarr.json of a sharded array: one row is an inner chunk, all arrays carry checksums and no compression.
+    """The zarr.json of a sharded array: one row per inner chunk, with checksums and without compression.
 
-    The attributes tell readers without this code how stored numbers become values.
+    The attributes name the scales of a quantised array, for readers without this package.
     """
     chunk_bytes = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
     shards = {
@@ -35,7 +35,7 @@ def array_metadata(
 
 
 def column_metadata(column: np.ndarray, axis: str, attributes: Mapping[str, Any] | None = None) -> bytes:
-    """The zarr.json of a small array that is one chunk; `axis` names its rows."""
+    """The zarr.json of a small array with a single chunk; `axis` names its rows."""
     codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
     shape = list(column.shape)
     axes = [axis, "byte"][: column.ndim]
