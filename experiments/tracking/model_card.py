@@ -60,7 +60,7 @@ def _version() -> str:
 
 
 def _dtype(store: "FeatureStore", path: str) -> str:
-    """The type of the values that a batch has of an array."""
+    """The type of an array's values in a batch."""
     return "float32" if store.specs[path].scale else store.specs[path].dtype
 
 

@@ -9,14 +9,14 @@ from refavs.errors import ConfigError
 
 
 class StoredTypes:
-    """The type of each stream: as it is asked for, else as the store has it, else as its encoder gives it.
+    """The type of each stream: the requested one, otherwise that of the store, otherwise that of the encoder's output.
 
     Args:
-        asked: as `--dtype` takes it: a type for all visual streams, or STREAM=TYPE, several separated by commas.
-        known: facts of the streams that the store has, by id.
+        asked: the value of `--dtype`: a type for all visual streams, or STREAM=TYPE; several separated by commas.
+        known: fingerprints of the store's streams, by id.
 
     Raises:
-        ConfigError: something else was asked for.
+        ConfigError: `asked` has another form, or an unknown type.
     """
 
     def __init__(self, asked: str | None = None, known: Mapping[str, Mapping[str, object]] | None = None) -> None:
@@ -30,23 +30,23 @@ class StoredTypes:
             self._asked[stream or "visual"] = cast(StoredType, dtype)
 
     def of(self, id: str) -> StoredType | None:
-        """The type of a stream; None for what its encoder gives."""
+        """The type of a stream; None for the type of the encoder's output."""
         named = [name for name in self._asked if _names(name, id)]
         known = self._known.get(id)
         wanted = self._asked[max(named, key=len)] if named else known if known in STORED_TYPES else None
         return cast("StoredType | None", wanted)
 
     def refuse_unused(self, ids: Collection[str]) -> None:
-        """Checks that every stream that was named is among those of a run.
+        """Checks that a run has every stream that `--dtype` names.
 
         Raises:
-            ConfigError: one is not.
+            ConfigError: it does not have one of them.
         """
         for name in self._asked:
             if name != "visual" and not any(_names(name, id) for id in ids):
-                raise ConfigError(f"--dtype names {name!r}, which is no stream of this run; {nearest(name, ids)}")
+                raise ConfigError(f"--dtype names {name!r}, which is not a stream of this run; {nearest(name, ids)}")
 
 
 def _names(name: str, id: str) -> bool:
-    """Whether a stream is the one of that name, with or without its modality, or a level of it."""
+    """Whether `name` is the stream, with or without its modality, or the encoder of the stream."""
     return any(f"{whole}/".startswith(f"{name}/") for whole in (id, id.partition("/")[2]))

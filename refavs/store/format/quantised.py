@@ -1,8 +1,7 @@
-"""Arrays of one byte a value: each channel of a row has a scale, and a value is the stored number times its scale.
+"""Arrays with one byte per value: each channel of a row has a scale, and a value is the stored number times the scale.
 
-`int8` rounds to 255 steps of the same size, from the channel's greatest magnitude down. `float8` (e4m3) keeps 3 bits of
-every number, so that small ones are as exact as large ones; its scale only brings the channel into the range of the
-format.
+`int8` has 255 equal steps; the channel's largest magnitude is step 127. `float8` (e4m3) has a relative precision of 3
+bits; its scale maps the channel's largest magnitude to 448, the largest number of the format.
 """
 
 import dataclasses
@@ -17,15 +16,15 @@ from refavs.choices import StoredType
 from refavs.store.format.array_spec import FLOAT8, ArraySpec
 from refavs.store.format.channel_stats import ChannelSums
 
-_BLOCK = 2**16  # values that a thread converts at once, so that they stay in its cache
-_MOST = {None: 127.0, FLOAT8: 448.0}  # the greatest stored number, by the number format
+_BLOCK = 2**16  # values per thread that are converted at once, so that they stay in its cache
+_MOST = {None: 127.0, FLOAT8: 448.0}  # the largest stored number of each number format
 _LEAST_SCALE = float(np.finfo(np.float32).tiny)  # its inverse is finite
 
 
 def stored_as(specs: Sequence[ArraySpec], dtype: StoredType | None) -> tuple[ArraySpec, ...]:
-    """The arrays of a stream whose numbers are stored as `dtype`; None leaves them as they are.
+    """The arrays of a stream that is stored as `dtype`; None changes nothing.
 
-    An array without channels keeps its type, and so do whole numbers and booleans.
+    Arrays without a channel axis are not quantised. Integers and booleans keep their type.
     """
     found = []
     for spec in specs:
@@ -42,10 +41,10 @@ def stored_as(specs: Sequence[ArraySpec], dtype: StoredType | None) -> tuple[Arr
 
 
 def stored_rows(values: Mapping[str, np.ndarray], specs: Sequence[ArraySpec]) -> dict[str, np.ndarray]:
-    """One row of each array of a stream, as it is stored, from the values of the arrays.
+    """One row of each array of a stream as it is stored, computed from the values of the arrays.
 
-    A value that is not finite, or too large for the type, gives a scale or a number that is not finite, which
-    `ShardWriter` refuses.
+    A value that is not finite, or too large for the type, makes a scale or a stored number non-finite, which
+    `ShardWriter` rejects.
     """
     found = {}
     for spec in specs:
@@ -77,12 +76,12 @@ def quantise(values: np.ndarray, spec: ArraySpec) -> tuple[np.ndarray, Float32[n
 
 
 def numbers(stored: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-    """Numbers, stored with a scale, as arithmetic takes them: bytes are of the format `FLOAT8`."""
+    """Stored numbers of a quantised array in a type for arithmetic: int8 as it is, float8 bytes as float32."""
     return stored.view(torch.float8_e4m3fn).float() if stored.dtype == torch.uint8 else stored
 
 
 def scaled(stored: Shaped[Tensor, "..."], factor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Stored numbers times a factor, float32, in one pass where their type permits."""
+    """Stored numbers times a factor, as float32."""
     values = numbers(stored)
     return values * factor if values is stored else values.mul_(factor)
 
@@ -90,14 +89,14 @@ def scaled(stored: Shaped[Tensor, "..."], factor: Float[Tensor, "..."]) -> Float
 def dequantised(
     stored: Shaped[Tensor, "..."], scale: Float[Tensor, "*rows c"], channel_axis: int
 ) -> Float[Tensor, "..."]:
-    """Values, float32, of stored numbers whose channels lie at `channel_axis`."""
+    """The float32 values of stored numbers; `channel_axis` is the axis of their channels."""
     rows, channels = scale.shape[:-1], scale.shape[-1]
     before, after = channel_axis - len(rows), stored.ndim - channel_axis - 1
     return scaled(stored, scale.reshape(*rows, *(1,) * before, channels, *(1,) * after))
 
 
 def values_of(spec: ArraySpec, found: Mapping[str, Tensor]) -> Tensor:
-    """The values of an array: one row of it, or several, as `found` has by the `paths` of the array."""
+    """The values of one or several rows of an array, from the stored tensors by path (see `ArraySpec.paths`)."""
     stored = found[spec.path]
     if spec.scale_path is None:
         return stored
@@ -105,7 +104,7 @@ def values_of(spec: ArraySpec, found: Mapping[str, Tensor]) -> Tensor:
 
 
 def sums_of(spec: ArraySpec, row: Mapping[str, np.ndarray]) -> ChannelSums:
-    """Sums of the values of one row; those of stored numbers are exact in float16 and are scaled afterwards."""
+    """Channel sums of the values of one row. Stored numbers are exact in float16; their sums are scaled afterwards."""
     stored, valid = row[spec.name], row[spec.valid] if spec.valid else None
     if spec.scale is None:
         return ChannelSums.of(stored, spec.channel_axis, valid)

@@ -91,8 +91,8 @@ class StreamSpec:
                 raise StoreError(f"array {spec.name} has valid={spec.valid!r}, which is not a boolean "
                                  "array of its stream")
             if spec.scale and named.get(spec.scale) != replace(spec.scale_spec(spec.scale), table=spec.table):
-                raise StoreError(f"array {spec.name} names {spec.scale!r} as its scales, which is no float32 array of "
-                                 "one number for each of its channels")
+                raise StoreError(f"array {spec.name} has scale={spec.scale!r}, which is not a float32 array of its "
+                                 "stream with one number per channel")
 
     @property
     def specs(self) -> dict[str, ArraySpec]:
@@ -101,7 +101,7 @@ class StreamSpec:
 
     @property
     def values(self) -> tuple[ArraySpec, ...]:
-        """The arrays that are no scales of others."""
+        """The arrays without the scales of other arrays."""
         scales = {spec.scale for spec in self.arrays}
         return tuple(spec for spec in self.arrays if spec.name not in scales)
 
@@ -178,7 +178,7 @@ class StoreSchema:
         return {spec.path: spec for table in self.tables.values() for spec in table.arrays}
 
     def with_scales(self, *paths: str) -> list[str]:
-        """All that has to be read for the values of some arrays."""
+        """The paths to read for the values of some arrays: their own and those of their scales."""
         return [one for path in paths for one in self.specs[path].paths]
 
     def to_attributes(self) -> dict[str, Any]:
