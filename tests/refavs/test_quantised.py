@@ -221,7 +221,7 @@ def test_other_type_of_the_same_encoder_is_another_stream(root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"scale": "gone"}, "has scale='gone', which is not a float32 array"), ({"dtype": "int16"}, "accepted: int8, or uint8"),
+    [({"scale": "gone"}, "scale='gone', which is not a float32"), ({"dtype": "int16"}, "accepted: int8, or uint8"),
      ({"number_format": "bfloat16"}, "accepted: int8, or uint8"), ({"axes": ("t", "d")}, "must be called 'c'")],
 )  # fmt: skip
 def test_array_that_cannot_be_dequantised_is_refused(changes: dict[str, Any], message: str) -> None:
