@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extract.encoders.presets import PRESETS, preset_named
-from refavs.choices import DEVICES, LAYOUTS, MASK_RULES, PRECISIONS, MaskRule, Precision
+from refavs.choices import DEVICES, LAYOUTS, MASK_RULES, PRECISIONS, STORED_TYPES, MaskRule, Precision
 from refavs.errors import ConfigError
 from refavs.files.path_text import path_text
 from refavs.machine.processors import share_processors
@@ -53,6 +53,9 @@ def build_parser() -> CommandParser:
         "visual.safetensors (tiny-swin); otherwise the hub's cache or a download")  # fmt: skip
     add("--precision", choices=("auto", *PRECISIONS), default="auto", help="of visual and audio encoders; auto: that "
         "of the stream in STORE, and fp32 for a new one, so that features are the same on every machine")  # fmt: skip
+    add("--dtype", metavar="TYPE", help=f"of the visual streams in the store: {', '.join(STORED_TYPES)}, of which the "
+        "last two halve the bytes; STREAM=TYPE for one stream, several separated by commas; default: that of the "
+        "stream in STORE, and what the encoder gives for a new one")  # fmt: skip
     add("--seconds", type=int, metavar="N", help=f"seconds of a clip; default: STORE's, and {SECONDS} for a new one")
     add("--mask-size", type=int, metavar="PX", help="height and width of the stored masks; default: STORE's, and for a "
         "new one 384, or 96 with preset tiny")  # fmt: skip
@@ -147,6 +150,7 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
     """
     from extract.encoders.networks import refuse_precision
     from extract.encoders.protocol import EncoderSetup
+    from extract.encoders.stored_types import StoredTypes
     from extract.encoders.streams import StreamSet, choose_streams
     from extract.encoders.weights import WeightSource
     from extract.pipeline.extraction import Run
@@ -172,13 +176,15 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
 
     given = WeightSource(kind=args.weights, seed=args.seed, folder=args.weights_dir, fetch=not args.dry_run)
 
+    types = StoredTypes(args.dtype, {id: stream.fingerprint for id, stream in (kept.streams if kept else {}).items()})
+
     def choose(weights_of: Callable[[str], WeightSource]) -> StreamSet:
         def setup(name: str) -> EncoderSetup:
             precision = _precision(args.precision, name, kept)
             refuse_precision(precision, resources.device)
             return EncoderSetup(weights=weights_of(name), precision=precision, device=resources.device)
 
-        return choose_streams(names, seconds, setup, levels)
+        return choose_streams(names, seconds, setup, levels, types)
 
     streams = choose(weights_of or (lambda name: given))
     log = args.log or _log_beside(folder)

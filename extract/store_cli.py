@@ -118,7 +118,7 @@ def info(location: str) -> int:
         records = [record for record in store.records if record.table == spec.table]
         num_bytes = sum(record.arrays[spec.name].num_bytes for record in records)
         table.add_row(
-            spec.path, " ".join(spec.axes), "x".join(map(str, spec.shape)), spec.dtype,
+            spec.path, " ".join(spec.axes), "x".join(map(str, spec.shape)), spec.number_format or spec.dtype,
             str(sum(len(record.rows) for record in records)), str(len(records)), readable(num_bytes),
         )  # fmt: skip
     console.print(table)

@@ -1,4 +1,4 @@
-"""Names of devices, precisions, mask rules and layouts, and of the score of trials.
+"""Names of devices, precisions, stored types, mask rules and layouts, and of the score of trials.
 
 They are separate from the code that uses them, so that showing help or the state of a sweep does not import torch.
 """
@@ -9,6 +9,8 @@ Device = Literal["auto", "cpu", "cuda"]
 DEVICES: tuple[Device, ...] = get_args(Device)
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+StoredType = Literal["float16", "int8", "float8"]  # of the features in a store
+STORED_TYPES: tuple[StoredType, ...] = get_args(StoredType)
 MaskRule = Literal["auto", "nonzero", "alpha", "index"]
 MASK_RULES: tuple[MaskRule, ...] = get_args(MaskRule)
 # Role of a split; `null-test`: test expressions that refer to nothing.

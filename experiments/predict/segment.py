@@ -14,6 +14,7 @@ from torch import Tensor
 from experiments.predict.overlay_video import SOUND_HZ
 from extract.encoders.networks import refuse_precision
 from extract.encoders.protocol import EncoderSetup
+from extract.encoders.stored_types import StoredTypes
 from extract.encoders.streams import StreamSet, choose_streams
 from extract.encoders.weights import WeightSource
 from extract.media.clip import Media, read_media
@@ -29,7 +30,7 @@ from refavs.machine.accelerator import compute_fp32_exactly, require_usable
 from refavs.model.checkpoint import CONFIG, load_model, read_config
 from refavs.model.heads.protocol import Head
 from refavs.store.fingerprints import says_random
-from refavs.store.format.schema import table_path
+from refavs.store.format.array_spec import table_path
 from refavs.store.reader import Sample
 
 AT_ONCE = 8  # expressions per batch
@@ -154,7 +155,7 @@ class Predictor:
             return EncoderSetup(weights=weights, precision=precision, device=self.device)
 
         names = dict.fromkeys("/".join(place[1:-1]) for place in places)
-        return choose_streams(list(names), int(facts["seconds"]), setup)
+        return choose_streams(list(names), int(facts["seconds"]), setup, types=StoredTypes(known=facts["encoders"]))
 
     def _refuse_others(self, trained_on: Mapping[str, Any], folder: Path) -> None:
         other = [id for id, stream in self.streams.streams.items()
@@ -178,7 +179,7 @@ class Predictor:
                                    "checkpoint again or train again")
 
     def _arrays(self, items: Mapping[str, Any], what: str) -> dict[str, np.ndarray]:
-        """The arrays of one item from each encoder, by their paths in a store."""
+        """The arrays of one item from each encoder, by their paths in a store, rounded as that store rounds them."""
         found = {}
         for name, item in items.items():
             encoder = self.streams.encoders[name]
@@ -186,7 +187,7 @@ class Predictor:
             levels = [stream.level for stream in streams.values()]
             (arrays,) = encoder.encode([encoder.prepare(item)], levels)
             for id, stream in streams.items():
-                found |= {f"{table_path(id)}/{path}": array for path, array in stream.part(arrays).items()}
+                found |= {f"{table_path(id)}/{path}": array for path, array in stream.read_back(arrays).items()}
         require_finite_features(what, found)
         return found
 

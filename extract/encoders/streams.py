@@ -2,15 +2,21 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from extract.encoders.protocol import Encoder, EncoderSetup, Frames, Sound
 from extract.encoders.registry import make_encoder
+from extract.encoders.stored_types import StoredTypes
+from refavs.choices import StoredType
 from refavs.config import nearest
 from refavs.errors import ConfigError
-from refavs.store.format.schema import ArraySpec, StreamSpec
+from refavs.store.format.array_spec import ArraySpec
+from refavs.store.format.quantised import stored_as, stored_rows, values_of
+from refavs.store.format.schema import StreamSpec
 
 SHARD_BYTES = 2**28
 MOST_CLIPS, MOST_TEXTS = 8, 256  # per shard
@@ -23,17 +29,35 @@ class Stream:
     Attributes:
         encoder: its name in the store, `<encoder>` or `<encoder>@<name>`.
         level: empty if the encoder has only one level.
-        arrays: the arrays of one row.
+        given: the arrays of one row, as the encoder returns them.
+        dtype: the type in which they are stored; None stores them as they are.
     """
 
     id: str
     encoder: str
     level: str
-    arrays: tuple[ArraySpec, ...]
+    given: tuple[ArraySpec, ...]
+    dtype: StoredType | None = None
+
+    @cached_property
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        """The arrays of one row, as they are stored."""
+        return stored_as(self.given, self.dtype)
 
     def part(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """This level's arrays from the encoder's output for an input, by array name."""
-        return {spec.name: arrays[f"{self.level}/{spec.name}".lstrip("/")] for spec in self.arrays}
+        return {spec.name: arrays[f"{self.level}/{spec.name}".lstrip("/")] for spec in self.given}
+
+    def stored(self, part: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The arrays of `part` as they are stored."""
+        return stored_rows(part, self.arrays)
+
+    def read_back(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """As `part`, with the values that a reader of the store gets."""
+        part = self.part(arrays)
+        stored = self.stored(part)
+        found = {spec.path: torch.from_numpy(stored[spec.name]) for spec in self.arrays}
+        return {spec.name: values_of(spec, found).numpy() for spec in self.arrays if spec.name in part}
 
 
 @dataclass(frozen=True)
@@ -79,7 +103,8 @@ class StreamSet:
 
     def fingerprint(self, stream: Stream) -> dict[str, Any]:
         """The facts of a stream."""
-        return dict(self.encoders[stream.encoder].facts(stream.level))
+        facts = dict(self.encoders[stream.encoder].facts(stream.level))
+        return facts if stream.arrays == stream.given else facts | {"dtype": stream.dtype}
 
     def _rows_per_shard(self) -> dict[str, int]:
         """Rows per shard: all clip streams use the number for their largest rows; a text stream as many as fit."""
@@ -99,8 +124,9 @@ def rows_within(shard_bytes: int, row_bytes: int, most: int) -> int:
 
 
 def choose_streams(
-    names: Sequence[str], seconds: int, setup: Callable[[str], EncoderSetup], levels: Sequence[str] | None = None
-) -> StreamSet:
+    names: Sequence[str], seconds: int, setup: Callable[[str], EncoderSetup], levels: Sequence[str] | None = None,
+    types: StoredTypes | None = None,
+) -> StreamSet:  # fmt: skip
     """Creates the streams with the given names.
 
     Args:
@@ -108,15 +134,16 @@ def choose_streams(
         seconds: number of time steps per clip.
         setup: returns the setup of an encoder, given its name in the store.
         levels: replaces the levels in `names`; has no effect on encoders with one level.
+        types: the types in which the streams are stored; None stores what the encoders return.
 
     Raises:
-        ConfigError: an encoder or level does not exist, or no stream is named.
+        ConfigError: an encoder or level does not exist, `types` names another stream, or no stream is named.
     """
     if not names or (levels is not None and not levels):
         raise ConfigError(f"--{'streams' if not names else 'levels'} names none; see refavs-extract --list-encoders")
     encoders: dict[str, Encoder] = {}
     streams: dict[str, Stream] = {}
-    device = "cpu"
+    device, types = "cpu", types or StoredTypes()
     for whole in names:
         name, _, level = whole.partition("/")
         chosen = setup(name)
@@ -130,5 +157,6 @@ def choose_streams(
             if each not in arrays:
                 raise ConfigError(f"encoder {name} has no level {each!r}; {nearest(each, filter(None, arrays))}")
             id = f"{encoder.modality}/{name}" + (f"/{each}" if each else "")
-            streams[id] = Stream(id=id, encoder=name, level=each, arrays=tuple(arrays[each]))
+            streams[id] = Stream(id=id, encoder=name, level=each, given=tuple(arrays[each]), dtype=types.of(id))
+    types.refuse_unused(streams)
     return StreamSet(encoders, streams, seconds, device)

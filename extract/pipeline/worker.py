@@ -264,8 +264,10 @@ class Worker:
                     for table, key in unit.keys.items():
                         reason = failed.get(_modality(table))
                         if reason is None:
+                            row, stream = arrays[table], self._streams.streams.get(table)
                             try:
-                                shards[table].write(key, arrays[table], facts.get(_modality(table)))
+                                shards[table].write(key, stream.stored(row) if stream else row,
+                                                    facts.get(_modality(table)))
                             except StoreError as error:
                                 reason = str(error)
                         if reason is not None:

@@ -12,18 +12,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from refavs.data.clip_groups import ClipGroups
+from refavs.data.maps import Maps
 from refavs.data.prefetch import Arrival, Sender
 from refavs.errors import DatasetError
+from refavs.store.format.quantised import values_of
 from refavs.store.format.schema import LABELLED, MASK
 from refavs.store.reader import FeatureStore, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Expressions and the distinct clips they refer to; features are as stored, not standardised.
+    """Expressions and the distinct clips they refer to; features are not standardised.
 
     Attributes:
-        visual: maps of the distinct clips by name, e.g. `mask_features`.
+        visual: maps of the distinct clips by name, e.g. `mask_features`. A batch from a store has a `Maps`, which
+            computes the values of quantised maps on access.
         valid: True for the real tokens of a text.
         clip: the distinct clip that each expression refers to.
         mask: the referred object, all False if there is none; None if the store has no masks.
@@ -31,7 +34,7 @@ class Batch:
         arrival: the pending copy of a batch that was sent to a device; `to` waits for it.
     """
 
-    visual: dict[str, Float[Tensor, "u t _ _ _"]]
+    visual: Mapping[str, Float[Tensor, "u t _ _ _"]]
     audio: Float[Tensor, "u tokens _"]
     text: Float[Tensor, "b l _"]
     valid: Bool[Tensor, "b l"]
@@ -81,10 +84,10 @@ class Batch:
         self.known()
         names = [field.name for field in fields(self) if isinstance(getattr(self, field.name), Tensor)]
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        visual = {name: value.to(device, non_blocking=True) for name, value in self.visual.items()}
+        visual = Maps.of(self.visual).to(device)
         groups = self.groups.to(device)
         if self.arrival is not None:
-            self.arrival.wait([*visual.values(), *moved.values(), groups.slot])
+            self.arrival.wait([*visual.tensors, *moved.values(), groups.slot])
         return self.same(groups, visual=visual, **moved)
 
     def same(self, groups: ClipGroups, **changes: Any) -> "Batch":
@@ -167,7 +170,8 @@ def read_batch(store: FeatureStore, indices: Sequence[int], levels: Sequence[str
     _refuse_bare([(fact["uid"], fact["split"]) for fact in facts if fact["object"] < 0], len(facts))
     clips, texts, objects = ([fact[name] for fact in facts] for name in ("clip", "text_row", "object"))
     visual, masked = store.visual_paths(levels), objects[0] >= 0
-    wanted = [([*visual.values(), store.audio_path], clips), ([store.text_path, store.valid_path], texts)]
+    wanted = [(store.schema.with_scales(*visual.values(), store.audio_path), clips),
+              (store.schema.with_scales(store.text_path, store.valid_path), texts)]  # fmt: skip
     wanted += [([MASK, LABELLED], objects)] * masked
     slots = [{place: slot for slot, place in enumerate(dict.fromkeys(own))} for _, own in wanted]
     found = store.read_rows(
@@ -180,10 +184,12 @@ def read_batch(store: FeatureStore, indices: Sequence[int], levels: Sequence[str
         rows = [distinct[slot[place]] for place in own]
         return torch.stack(rows, out=memory.empty((len(rows), *rows[0].shape), rows[0].dtype))
 
+    text, sound = (values_of(store.specs[path], found) for path in (store.text_path, store.audio_path))
+    scales = {name: found[scale] for name, path in visual.items() if (scale := store.specs[path].scale_path)}
     labelled = each(list(found[LABELLED]), objects, slots[2]) if masked else None
     return Batch(
-        visual={name: found[path] for name, path in visual.items()}, audio=found[store.audio_path],
-        text=each(list(found[store.text_path]), texts, slots[1]),
+        visual=Maps({name: found[path] for name, path in visual.items()}, scales), audio=sound,
+        text=each(list(text), texts, slots[1]),
         valid=each(list(found[store.valid_path]), texts, slots[1]),
         clip=torch.tensor([slots[0][place] for place in clips]),
         mask=each([store.unpacked(mask) for mask in found[MASK]], objects, slots[2]) if masked else None,

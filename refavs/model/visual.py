@@ -7,14 +7,16 @@ from typing import cast
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from refavs.data.maps import Maps
 from refavs.errors import ConfigError
 from refavs.model.attention import sine_positions
 from refavs.model.batch_cache import Once
 from refavs.model.feature_sizes import LEVELS, MASKS, FeatureSizes
 from refavs.model.pixel_decoder import PixelDecoder, PixelDecoderSettings
+from refavs.store.format.quantised import numbers, scaled
 
 Moments = Float[Tensor, "c"] | Float[np.ndarray, "c"]
 Statistics = Mapping[str, tuple[Moments, Moments]]
@@ -40,11 +42,20 @@ class Standardisation(nn.Module):
     def forward(self, features: Float[Tensor, "*axes c"]) -> Float[Tensor, "*axes c"]:
         return (features.float() - self.mean) * self.scale
 
-    def maps(self, features: Float[Tensor, "u t c h w"]) -> Float[Tensor, "u t c h w"]:
-        """The same for maps, whose channel axis is not the last."""
-        mean, scale = (rearrange(part, "c -> c 1 1") for part in (self.mean, self.scale))
-        # The subtraction also converts float16 to float32: one pass over memory costs more than the arithmetic.
-        return (features - mean).mul_(scale)
+    def maps(
+        self, stored: Shaped[Tensor, "u t c h w"], scale: Float[Tensor, "u c"] | None = None
+    ) -> Float[Tensor, "u t c h w"]:
+        """The same for maps, whose channel axis is not the last.
+
+        Args:
+            scale: the scales of quantised maps, one per clip and channel.
+        """
+        # The first operation also converts to float32: one pass over memory costs more than the arithmetic.
+        if scale is None:
+            mean, factor = (rearrange(part, "c -> c 1 1") for part in (self.mean, self.scale))
+            return (stored - mean).mul_(factor)
+        factor = rearrange(scale * self.scale, "u c -> u 1 c 1 1")
+        return scaled(stored, factor).sub_(rearrange(self.mean * self.scale, "c -> c 1 1"))
 
 
 class FeatureProjection(nn.Module):
@@ -146,43 +157,51 @@ class VisualInput(nn.Module):
             seconds: a name for the selection of seconds in `visual`, different for each selection.
         """
         once = once or Once()
-        raw_masks, maps = self._maps(visual, frames, once)
+        raw_masks, maps = self._maps(Maps.of(visual), frames, once)
         if self.pixel_decoder is None:
-            tokens = once(("tokens", self.downsample, seconds), lambda: self._pooled(raw_masks))
+            tokens = once(("tokens", self.downsample, seconds), lambda: self._pooled(*raw_masks))
         else:
-            tokens = self._pooled(raw_masks)
+            tokens = self._pooled(*raw_masks)
         tokens = self.project(tokens)
         tokens = tokens + sine_positions(*self.grid, tokens.shape[-1], tokens.device)
         return VisualFeatures(
             tokens=tokens, mask_features=maps[MASKS], levels=[maps[name] for name in LEVELS[: self.num_levels]]
         )
 
-    def _pooled(self, raw_masks: Float[Tensor, "u t c h w"]) -> Float[Tensor, "u t n c"]:
+    def _pooled(
+        self, raw_masks: Shaped[Tensor, "u t c h w"], scale: Float[Tensor, "u c"] | None = None
+    ) -> Float[Tensor, "u t n c"]:
         # One clip at a time, so that its maps in float32 stay in the processor's cache.
-        pooled = [nn.functional.avg_pool2d(maps.float(), self.downsample) for maps in raw_masks]
-        return self.token_input(rearrange(pooled, "u t c h w -> u t (h w) c"))
+        pooled = [nn.functional.avg_pool2d((maps if scale is None else numbers(maps)).float(), self.downsample)
+                  for maps in raw_masks]  # fmt: skip
+        tokens = rearrange(pooled, "u t c h w -> u t (h w) c")
+        return self.token_input(tokens if scale is None else tokens * rearrange(scale, "u c -> u 1 1 c"))
 
     def _maps(
-        self, visual: Mapping[str, Tensor], frames: Tensor | None, once: Once
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mask features of all frames (not standardised) and the decoder's maps of the chosen frames."""
-        def chosen(maps: Tensor) -> Tensor:
-            return maps if frames is None else maps[:, frames]
+        self, visual: Maps, frames: Tensor | None, once: Once
+    ) -> tuple[tuple[Tensor, Tensor | None], dict[str, Tensor]]:
+        """The stored mask features of all frames with their scales, and the decoder's maps of the chosen frames."""
+        needed = (MASKS, *LEVELS[: self.num_levels])
 
         def standardised(name: str) -> Tensor:
-            return once((name, name in self.inputs), lambda: self._standardised(name, chosen(visual[name])))
+            return once((name, name in self.inputs), lambda: self._standardised(
+                name, visual if frames is None else visual.part([name], frames)))  # fmt: skip
 
-        needed = (MASKS, *LEVELS[: self.num_levels])
         if self.pixel_decoder is None:
-            return visual[MASKS], {name: standardised(name) for name in needed}
-        num_clips = next(iter(visual.values())).shape[0]
-        pyramid = {name: self._standardised(name, visual[name]) for name in self.paths}
+            masks = visual.stored[MASKS], visual.scales.get(MASKS)
+            return masks, {name: standardised(name) for name in needed}
+        num_clips = next(iter(visual.stored.values())).shape[0]
+        pyramid = {name: self._standardised(name, visual) for name in self.paths}
         pyramid = {name: rearrange(maps, "u t c h w -> (u t) c h w") for name, maps in pyramid.items()}
         decoded = {
             name: rearrange(maps, "(u t) c h w -> u t c h w", u=num_clips)
             for name, maps in self.pixel_decoder(pyramid).items()
         }
-        return decoded[MASKS], {name: chosen(decoded[name]) for name in needed}
+        return (decoded[MASKS], None), {
+            name: decoded[name] if frames is None else decoded[name][:, frames] for name in needed
+        }
 
-    def _standardised(self, name: str, maps: Tensor) -> Tensor:
-        return cast(Standardisation, self.inputs[name]).maps(maps) if name in self.inputs else maps.float()
+    def _standardised(self, name: str, maps: Maps) -> Tensor:
+        if name not in self.inputs:
+            return maps[name].float()
+        return cast(Standardisation, self.inputs[name]).maps(maps.stored[name], maps.scales.get(name))

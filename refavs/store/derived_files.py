@@ -12,9 +12,10 @@ import pandas as pd
 
 from refavs.config import digest
 from refavs.store.columns import Table, column_files, from_frame
+from refavs.store.format.array_spec import ArraySpec, table_path
 from refavs.store.format.channel_stats import ChannelSums
 from refavs.store.format.commits import LISTING, CommitRecord, seal
-from refavs.store.format.schema import OBJECTS, ArraySpec, StoreSchema, table_path
+from refavs.store.format.schema import OBJECTS, StoreSchema
 from refavs.store.format.zarr_metadata import array_metadata, group_metadata
 
 # The table and column with the keys of a modality's streams.

@@ -19,7 +19,7 @@ def fingerprint_of(store: "FeatureStore", paths: Iterable[str]) -> str:
     to. It does not depend on other streams or clips of the store, or on how rows are distributed over shards.
     """
     table, arrays = store.expressions, []
-    for path in sorted(paths):
+    for path in sorted({*store.schema.with_scales(*paths)}):
         spec = store.specs[path]
         places = np.unique(table["text_row" if spec.table.startswith("text/") else "clip"].to_numpy())
         sums = checksums(store, path)

@@ -21,8 +21,10 @@ from refavs.store.backends.base import TRY_AGAIN, open_folder, out_of_reach
 from refavs.store.derived_files import KEYS, merged_statistics, rows_of_table, store_fingerprint
 from refavs.store.fill import Target, fill
 from refavs.store.fingerprints import fingerprint_of, says_random
+from refavs.store.format.array_spec import ArraySpec, table_path
 from refavs.store.format.commits import CommitRecord
-from refavs.store.format.schema import LABELLED, MASK, MODALITIES, OBJECTS, ArraySpec, unpack_mask
+from refavs.store.format.quantised import values_of
+from refavs.store.format.schema import LABELLED, MASK, MODALITIES, OBJECTS, unpack_mask
 from refavs.store.format.shard import ShardReader, shard_name
 from refavs.store.snapshot import read_snapshot
 
@@ -34,13 +36,12 @@ Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One expression with the features of its clip; the maps are views of the store.
+    """One expression with the features of its clip; maps that are not quantised are views of the store.
 
     Attributes:
         visual: maps of each second by name, e.g. `mask_features`.
         valid: True for the real tokens of the text.
-        mask: the referred object in each second, all False for an expression that refers to nothing; None if the store
-            has no masks for it.
+        mask: the referred object in each second, all False if there is none; None if the store has no masks for it.
         labelled: the seconds with a known mask; None if there is no mask.
     """
 
@@ -223,13 +224,14 @@ class FeatureStore:
             raise IndexError(f"expression {index} of a store of {len(self)}")
         facts = self.facts[index]
         visual, text, valid = self.visual_paths(levels), self.text_path, self.valid_path
-        places = {path: int(facts["clip"]) for path in (*visual.values(), self.audio_path)}
-        places |= {path: int(facts["text_row"]) for path in (text, valid)}
+        places = {path: int(facts["clip"]) for path in self.schema.with_scales(*visual.values(), self.audio_path)}
+        places |= {path: int(facts["text_row"]) for path in self.schema.with_scales(text, valid)}
         if facts["object"] >= 0:
             places |= {path: int(facts["object"]) for path in (MASK, LABELLED)}
         calls = [partial(self.read, path, self.rows(path, [place])[0]) for path, place in places.items()]
         found = dict(zip(places, self.folder.together(calls), strict=True))
         masked = MASK in found
+        found |= {path: values_of(self.specs[path], found) for path in (*visual.values(), self.audio_path, text)}
         return Sample(
             visual={name: found[path] for name, path in visual.items()}, audio=found[self.audio_path],
             text=found[text], valid=found[valid], mask=self.unpacked(found[MASK]) if masked else None,
@@ -328,8 +330,7 @@ class FeatureStore:
         Raises:
             StoreError: the store has no such level or map.
         """
-        streams = self.streams_of("visual")
-        specs = [spec for stream in streams for spec in self.schema.tables[stream].arrays]
+        specs = [spec for stream in self.streams_of("visual") for spec in self.schema.tables[stream].values]
         parts = {spec.path: spec.path.split("/")[3:] for spec in specs}
         known = {name for names in parts.values() for name in (names[0], "/".join(names))}
         for level in levels or ():
@@ -380,8 +381,7 @@ class FeatureStore:
 
     def _features(self, modality: str) -> str:
         streams = self.streams_of(modality)
-        found = [spec.path for stream in streams for spec in self.schema.tables[stream].arrays
-                 if spec.name == "features"]  # fmt: skip
+        found = [path for stream in streams if (path := f"{table_path(stream)}/features") in self.specs]
         if len(found) != 1:
             raise StoreError(f"store {self.location} has {len(found)} arrays called features in {', '.join(streams)}, "
                              f"a sample needs one; choose one with use={{{modality!r}: ...}}")

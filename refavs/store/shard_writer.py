@@ -11,6 +11,7 @@ from refavs.errors import StoreError
 from refavs.store.backends.base import Folder
 from refavs.store.format.channel_stats import ChannelSums
 from refavs.store.format.commits import CommitRecord, read_record, record_name, short_digest, write_record
+from refavs.store.format.quantised import sums_of
 from refavs.store.format.schema import StoreSchema
 from refavs.store.format.shard import ShardFile, shard_name
 from refavs.store.plan import ShardPlan
@@ -96,12 +97,13 @@ class ShardWriter:
                                  f"{spec.dtype} {spec.shape}")
         sums = {}
         for name, spec in self._specs.items():
-            if spec.statistics:
-                valid = arrays[spec.valid] if spec.valid else None
-                sums[name] = ChannelSums.of(arrays[name], spec.axes.index("c"), valid)
-                if not sums[name].finite:
-                    raise StoreError(f"{spec.path} of {key!r} holds values that are infinite or not a number; look at "
-                                     "that input, or use a wider precision")
+            finite = spec.scale is None or np.isfinite(arrays[spec.scale]).all()
+            if spec.statistics and finite:
+                sums[name] = sums_of(spec, arrays)
+                finite = sums[name].finite
+            if not finite:
+                raise StoreError(f"{spec.path} of {key!r} holds values that are infinite or not a number; look at "
+                                 "that input, or use a wider precision")
         return sums
 
     def _commit(self) -> None:

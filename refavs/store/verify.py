@@ -12,6 +12,7 @@ from refavs.files.typed_json import read_json
 from refavs.store.backends.base import Folder, holds, is_stray, open_folder, out_of_reach, refuse_out_of_reach
 from refavs.store.columns import AGAIN, NEEDED, Table, column_files, from_frame, read_column, read_table, table_record
 from refavs.store.derived_files import KEYS, finished_files
+from refavs.store.format.array_spec import table_path
 from refavs.store.format.commits import (
     LISTING,
     READERS,
@@ -24,7 +25,7 @@ from refavs.store.format.commits import (
     refuse_doubles,
     shard_of,
 )
-from refavs.store.format.schema import OBJECTS, StoreSchema, root_attributes, table_path
+from refavs.store.format.schema import OBJECTS, StoreSchema, root_attributes
 from refavs.store.format.shard import ShardReader, shard_name
 from refavs.store.format.zarr_metadata import array_metadata
 from refavs.store.lease import writer_of
@@ -253,8 +254,9 @@ def _array_damage(folder: Folder, schema: StoreSchema, records: list[CommitRecor
         expected = json.loads(array_metadata(spec, schema.tables[spec.table].rows_per_shard, 0))
         try:
             found = read_json(folder.read(path))
-            told = {**found, "shape": [0, *found["shape"][1:]], "attributes": {}}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            attributes = {name: value for name, value in found["attributes"].items() if name != "statistics"}
+            told = {**found, "shape": [0, *found["shape"][1:]], "attributes": attributes}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if out_of_reach(error):
                 raise
             told = repr(error)

@@ -21,6 +21,7 @@ from refavs.store.derived_files import (
     store_fingerprint,
     stream_groups,
 )
+from refavs.store.format.array_spec import table_path
 from refavs.store.format.commits import CommitRecord, files_of, read_each, record_files, refuse_doubles
 from refavs.store.format.schema import (
     OBJECTS,
@@ -30,7 +31,6 @@ from refavs.store.format.schema import (
     extended,
     refuse_foreign,
     schema_at,
-    table_path,
 )
 from refavs.store.format.zarr_metadata import group_metadata
 from refavs.store.plan import ShardPlan, plan_shards

@@ -156,8 +156,9 @@ def test_override_replaces_the_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["smoke", "proof", "proof_quick", "per_clip", "table4", "beta", "layers", "encoders", "released"]
-)
+    "name", ["smoke", "proof", "proof_quick", "per_clip", "table4", "beta", "layers", "encoders", "dtypes",
+             "released"],
+)  # fmt: skip
 def test_shipped_grid_expands(name: str) -> None:
     assert name in shipped_grids()
     grid = read_grid(name, {"train.init": "ckpt_best_miou.pth"} if name == "released" else {})

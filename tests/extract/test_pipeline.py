@@ -114,7 +114,7 @@ def jobs_of(
 
 def worker(location: Path, visual: Visual, batch_clips: int = 1) -> Worker:
     encoders = {encoder.name: encoder for encoder in (visual, Audio())}
-    streams = {id: Stream(id=id, encoder=id.split("/")[1], level="".join(id.split("/")[2:]), arrays=arrays)
+    streams = {id: Stream(id=id, encoder=id.split("/")[1], level="".join(id.split("/")[2:]), given=arrays)
                for id, arrays in ARRAYS.items()}  # fmt: skip
     return Worker(str(location), StreamSet(encoders, streams, 1), 1, batch_clips)
 

@@ -228,7 +228,7 @@ def _trial(root: Path) -> Target:
     from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
     from refavs.model.heads.eemc import EEMC
     from refavs.model.heads.options import EEMCOptions
-    from refavs.store.format.schema import table_path
+    from refavs.store.format.array_spec import table_path
     from refavs.terminal.command import run_command
     from tests.extract.command import streams_of
 

@@ -15,8 +15,9 @@ import pytest
 from refavs.errors import StoreError
 from refavs.store.backends.base import LocalFolder
 from refavs.store.columns import NEEDED, table_record
+from refavs.store.format.array_spec import table_path
 from refavs.store.format.commits import read_records
-from refavs.store.format.schema import StoreSchema, root_attributes, table_path
+from refavs.store.format.schema import StoreSchema, root_attributes
 from refavs.store.format.shard import CRC_BYTES, shard_name
 from refavs.store.reader import FeatureStore
 from refavs.store.repair import ROOT

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from refavs.errors import StoreError
 from refavs.store import ArraySpec, FeatureStore, StreamSpec, pack_mask, unpack_mask
 from refavs.store.backends.base import LocalFolder
+from refavs.store.format.array_spec import DTYPES
 from refavs.store.format.checksum import crc32c
-from refavs.store.format.schema import DTYPES
 from refavs.store.format.shard import ALIGNMENT_BYTES, ShardFacts, ShardFile, ShardReader, shard_name
 from refavs.store.format.zarr_metadata import array_metadata
 from tests.refavs import small_store as small

@@ -1,6 +1,7 @@
 """The contract of heads as a test for any head: `check_head(MyOptions(width=8))`."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from refavs.data.batches import Batch
+from refavs.data.maps import Maps
 from refavs.model.checkpoint import load_model, save_model
 from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
 from refavs.model.heads.protocol import Head, Seconds
@@ -38,6 +40,7 @@ def check_head(options: HeadOptions, sizes: FeatureSizes | None = None) -> None:
     for num_seconds in (1, 3):
         _check_prediction(head, made_up_batch(sizes, num_seconds))
     batch = made_up_batch(sizes, 3)
+    _check_quantised(head, batch)
     _check_labels(head, batch)
     if options.trainable:
         _check_parts(head, batch)
@@ -93,6 +96,18 @@ def _check_prediction(head: Head, batch: Batch) -> None:
     assert bool(((found >= 0) & (found <= 1)).all()), "probs are not between 0 and 1"
     last = _probs(head, batch, Seconds.of([num_seconds - 1]))
     assert torch.allclose(last, found[:, -1:], atol=1e-4), "a second's probs depend on the seconds requested"
+
+
+def _check_quantised(head: Head, batch: Batch) -> None:
+    """A store may keep maps in one byte a value; a head that takes them from `batch.visual` gets their values."""
+    generator = torch.Generator().manual_seed(2)
+    stored = {name: torch.randint(-127, 128, maps.shape, generator=generator, dtype=torch.int8)
+              for name, maps in batch.visual.items()}  # fmt: skip
+    scales = {name: 0.05 * torch.rand(maps.shape[0], maps.shape[2], generator=generator)
+              for name, maps in stored.items()}  # fmt: skip
+    quantised = Maps(stored, scales)
+    found, expected = (_probs(head, replace(batch, visual=maps)) for maps in (quantised, dict(quantised)))
+    assert torch.allclose(found, expected, atol=1e-4), "probs of quantised maps are not those of their values"
 
 
 def _check_labels(head: Head, batch: Batch) -> None:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from refavs.data.batches import Batch
+from refavs.data.maps import Maps
 from refavs.errors import ConfigError
 from refavs.model.batch_cache import Once
 from refavs.model.decoder import EEMCOutput, MaskDecoder, predict
@@ -135,7 +136,7 @@ class EEMC(Head):
             read, chosen, name = slice(seconds.end), seconds.index, "until the last"
         elif seconds is not None:
             read, name = seconds.index, "chosen"  # without memory, no second depends on another
-        maps = {name: batch.visual[name][:, read] for name in self.visual.names}
+        maps = Maps.of(batch.visual).part(self.visual.names, read)
         visual = self.visual(maps, chosen, once, name)
         audio, text, valid = self._audio(batch.audio[:, read]), *self._text(batch)
         cues = self.cues(audio, visual.tokens, text, valid, batch.clip, chosen)

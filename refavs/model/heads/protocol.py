@@ -124,9 +124,9 @@ class Head(nn.Module, abc.ABC):
         """Computes the output that `loss` and `probs` take.
 
         Args:
-            batch: features as stored, not standardised.
-            seconds: the seconds to predict; None means all.
-            once: cache of parameter-free results, shared with the other heads of this kind that read the batch.
+            batch: features, not standardised.
+            seconds: those to predict; None is all.
+            once: shares what no parameter enters with the other heads of this kind that read this batch.
         """
 
     @abc.abstractmethod

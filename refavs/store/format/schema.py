@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, NotRequired, TypedDict, get_args
 
@@ -22,6 +22,7 @@ from refavs.errors import StoreError
 from refavs.files.atomic import LOCK
 from refavs.files.typed_json import read_json, shaped
 from refavs.store.backends.base import Folder, LocalFolder, is_stray, read_or_refuse
+from refavs.store.format.array_spec import NAME, RESERVED, ArraySpec
 
 SCHEMA_VERSION = 3
 HALF_UPGRADED = "2, half upgraded to 3"
@@ -31,12 +32,8 @@ MASK, LABELLED = "objects/mask", "objects/labelled"
 LEASE = "lease.json"
 LOG = "extract.jsonl"
 OTHER_STORE = "name another store, or remove this one and extract again"
-DTYPES = ("bool", "uint8", "int16", "int32", "int64", "float16", "float32", "float64")
 MOST_PLACES = 10**6  # rows in a shard; its index is in memory
-_MOST_ROW_BYTES = 2**31
-_NAME = r"(?!zarr\.json(?:/|$))[A-Za-z0-9_][A-Za-z0-9_.@-]*"
-STREAM_ID = rf"(?:{'|'.join(MODALITIES)})/{_NAME}(?:/{_NAME})?"
-_RESERVED = ("row", "key", "text")  # names of columns in the groups of streams and modalities
+STREAM_ID = rf"(?:{'|'.join(MODALITIES)})/{NAME}(?:/{NAME})?"
 
 
 class _Array(TypedDict):
@@ -46,6 +43,8 @@ class _Array(TypedDict):
     axes: list[str]
     statistics: NotRequired[bool]
     valid: NotRequired[str | None]
+    scale: NotRequired[str]
+    number_format: NotRequired[str]
 
 
 class _Table(TypedDict):
@@ -71,59 +70,6 @@ class _Attributes(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArraySpec:
-    """One array of a stream.
-
-    Attributes:
-        name: name of the array within its stream, e.g. `features`.
-        shape: shape of one row, without the row axis.
-        dtype: one of `DTYPES`.
-        axes: a name per axis of `shape`; the channel axis is called `c`.
-        statistics: whether to keep the mean and standard deviation of each channel over all rows.
-        valid: name of a boolean array of the same stream that marks the real entries of the leading axes; the others
-            are left out of the statistics.
-        table: the stream that contains the array, set by `StoreSchema`.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    axes: tuple[str, ...]
-    statistics: bool = False
-    valid: str | None = None
-    table: str = ""
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(_NAME, self.name) or self.name in _RESERVED:
-            raise StoreError(f"array name {self.name!r} cannot be used; accepted: letters, digits, _ - . and @, but "
-                             f"none of {', '.join(_RESERVED)}")
-        if self.dtype not in DTYPES:
-            raise StoreError(f"array {self.name} has type {self.dtype!r}; accepted: {', '.join(DTYPES)}")
-        if not self.shape or min(self.shape) < 1 or len(self.shape) != len(self.axes):
-            raise StoreError(f"array {self.name} has row shape {self.shape} and axes {self.axes}; accepted: positive "
-                             "sizes and one name for each")
-        if self.row_bytes > _MOST_ROW_BYTES:
-            raise StoreError(f"array {self.name} has rows of {self.row_bytes:,} bytes; accepted: up to "
-                             f"{_MOST_ROW_BYTES:,}")
-        if self.statistics and self.axes.count("c") != 1:
-            raise StoreError(f"array {self.name} keeps statistics, so one of its axes {self.axes} must be called 'c'")
-
-    @property
-    def path(self) -> str:
-        """Path of the array in the store, e.g. `clips/audio/vggish/features`."""
-        return f"{table_path(self.table)}/{self.name}"
-
-    @property
-    def row_bytes(self) -> int:
-        """Size of one row in bytes."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
-
-    def told(self) -> dict[str, Any]:
-        """Plain values for the store's description."""
-        return {name: value for name, value in asdict(self).items() if name != "table"}
-
-
-@dataclass(frozen=True, kw_only=True)
 class StreamSpec:
     """A stream, or the table of masks: its arrays and the number of rows per shard.
 
@@ -144,11 +90,20 @@ class StreamSpec:
             if spec.valid is not None and (spec.valid not in named or named[spec.valid].dtype != "bool"):
                 raise StoreError(f"array {spec.name} has valid={spec.valid!r}, which is not a boolean "
                                  "array of its stream")
+            if spec.scale and named.get(spec.scale) != replace(spec.scale_spec(spec.scale), table=spec.table):
+                raise StoreError(f"array {spec.name} has scale={spec.scale!r}, which is not a float32 array of its "
+                                 "stream with one number per channel")
 
     @property
     def specs(self) -> dict[str, ArraySpec]:
         """The arrays by name."""
         return {spec.name: spec for spec in self.arrays}
+
+    @property
+    def values(self) -> tuple[ArraySpec, ...]:
+        """The arrays without the scales of other arrays."""
+        scales = {spec.scale for spec in self.arrays}
+        return tuple(spec for spec in self.arrays if spec.name not in scales)
 
     def told(self) -> dict[str, Any]:
         """Plain values for the store's description."""
@@ -199,7 +154,7 @@ class StoreSchema:
             raise StoreError(f"the store has {self.fps} frames per second; accepted: a number above 0")
         for name in self.streams:
             inside = [other for other in self.streams if other.startswith(f"{name}/")]
-            if not re.fullmatch(STREAM_ID, name) or name.split("/")[1] in _RESERVED or inside:
+            if not re.fullmatch(STREAM_ID, name) or name.split("/")[1] in RESERVED or inside:
                 raise StoreError(
                     f"stream {name!r} cannot be used{f' beside {inside[0]!r}' if inside else ''}; accepted: "
                     f"<modality>/<encoder> or <modality>/<encoder>/<level>, the modality one of {', '.join(MODALITIES)}"
@@ -221,6 +176,10 @@ class StoreSchema:
     def specs(self) -> dict[str, ArraySpec]:
         """All arrays by path."""
         return {spec.path: spec for table in self.tables.values() for spec in table.arrays}
+
+    def with_scales(self, *paths: str) -> list[str]:
+        """The paths to read for the values of some arrays: their own and those of their scales."""
+        return [one for path in paths for one in self.specs[path].paths]
 
     def to_attributes(self) -> dict[str, Any]:
         """The attributes of the root group, plain values."""
@@ -266,11 +225,6 @@ class StoreSchema:
             raise StoreError(f"{where} has a damaged zarr.json: its arrays {[spec.name for spec in masks]} of objects "
                              f"are not masks of {schema.mask_size} px in {schema.seconds} seconds")
         return schema
-
-
-def table_path(table: str) -> str:
-    """Path of the group with the arrays of a stream or of `objects`."""
-    return f"clips/{table}" if table.startswith(("visual/", "audio/")) else table
 
 
 def object_arrays(seconds: int, mask_size: int) -> tuple[ArraySpec, ...]:

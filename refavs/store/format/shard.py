@@ -19,8 +19,8 @@ from torch import Tensor
 from refavs.errors import StoreError
 from refavs.files.atomic import write_all
 from refavs.store.backends.base import Folder, MappedFile
+from refavs.store.format.array_spec import ArraySpec
 from refavs.store.format.checksum import crc32c, joined
-from refavs.store.format.schema import ArraySpec
 
 ALIGNMENT_BYTES = 64
 CRC_BYTES = 4

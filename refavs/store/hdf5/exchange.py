@@ -22,9 +22,10 @@ from refavs.files.typed_json import read_json, shaped
 from refavs.store.backends.base import Folder, open_folder
 from refavs.store.columns import NEEDED, encode_strings, from_frame, read_table, write_table
 from refavs.store.derived_files import KEYS, num_rows, store_fingerprint
+from refavs.store.format.array_spec import table_path
 from refavs.store.format.checksum import crc32c
 from refavs.store.format.commits import CommitRecord, parse_record, read_records, record_name, seal, write_record
-from refavs.store.format.schema import StoreSchema, refuse_foreign, schema_at, table_path
+from refavs.store.format.schema import StoreSchema, refuse_foreign, schema_at
 from refavs.store.format.shard import ShardFile, ShardReader, shard_name
 from refavs.store.format.zarr_metadata import group_metadata
 from refavs.store.hdf5.guarded_file import AGAIN, ForeignFile, NewFile, strings
@@ -188,6 +189,8 @@ def _write_rows(out: h5py.File, store: FeatureStore, check: Callable[[], None], 
         data = out.create_dataset(path, (num_rows(records), *spec.shape), spec.dtype, chunks=(1, *spec.shape))
         for axis, label in enumerate(("row", *spec.axes)):
             data.dims[axis].label = label
+        for name, value in spec.number_attributes.items():
+            data.attrs[name] = value
         if path in store.statistics:
             data.attrs["mean"], data.attrs["std"] = store.statistics[path]
         for record in records:
