@@ -107,7 +107,7 @@ def choose_streams(
         names: each `<encoder>[@<name>][/<level>]`; all levels of an encoder where none is named.
         seconds: steps in time of a clip.
         setup: of an encoder, given its name in the store.
-        levels: replaces the levels in `names`; encoders with one level are not concerned.
+        levels: replaces the levels of visual encoders in `names`; those with one level are not concerned.
 
     Raises:
         ConfigError: an encoder or a level that does not exist, or nothing at all.
@@ -124,7 +124,7 @@ def choose_streams(
         encoder = encoders.setdefault(name, make_encoder(name.partition("@")[0], chosen))
         arrays = encoder.arrays(seconds)
         asked = [level] if level else list(arrays)
-        if levels is not None and "" not in arrays:
+        if levels is not None and encoder.modality == "visual" and "" not in arrays:
             asked = list(levels)
         for each in asked:
             if each not in arrays:
