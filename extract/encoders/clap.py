@@ -122,14 +122,14 @@ TEXT = TextSettings(
 
 def clap_audio(setup: EncoderSetup) -> ClapAudioEncoder:
     """One spectrogram."""
-    return ClapAudioEncoder("clap-htsat-unfused", UNFUSED, setup, "Apache-2.0", 28_190_158)
+    return ClapAudioEncoder("clap-htsat-unfused", UNFUSED, setup, "Apache-2.0", 28_190_872)
 
 
 def clap_audio_fused(setup: EncoderSetup) -> ClapAudioEncoder:
     """Four spectrograms of a long clip."""
-    return ClapAudioEncoder("clap-htsat-fused", FUSED, setup, "Apache-2.0", 28_220_000)
+    return ClapAudioEncoder("clap-htsat-fused", FUSED, setup, "Apache-2.0", 28_205_512)
 
 
 def clap_text(setup: EncoderSetup) -> ClapTextEncoder:
     """That of the unfused one."""
-    return ClapTextEncoder("clap-text-unfused", TEXT, setup, "Apache-2.0", 125_304_576)
+    return ClapTextEncoder("clap-text-unfused", TEXT, setup, "Apache-2.0", 125_302_016)

@@ -116,7 +116,7 @@ def whisper_small(setup: EncoderSetup) -> WhisperEncoder:
 
 def whisper_medium(setup: EncoderSetup) -> WhisperEncoder:
     """The next one."""
-    return WhisperEncoder("whisper-medium", MEDIUM, setup, "Apache-2.0 (code MIT)", 307_217_408)
+    return WhisperEncoder("whisper-medium", MEDIUM, setup, "Apache-2.0 (code MIT)", 307_216_384)
 
 
 def whisper_large_v3(setup: EncoderSetup) -> WhisperEncoder:

@@ -20,7 +20,7 @@ TEXTS = ("The object that sounds before the star.", "The loudest one, is it?", "
 ROBERTA = {
     "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 420,
 }  # fmt: skip
-CLIP = {"hidden_size": 40, "num_hidden_layers": 3, "num_attention_heads": 5, "intermediate_size": 96, "vocab_size": 420}
+CLIP = {"hidden_size": 40, "num_hidden_layers": 3, "num_attention_heads": 5, "intermediate_size": 96, "vocab_size": 620}
 
 
 def _hub(encoder: TextEncoder, folder: Path, tokenizer: bool = False) -> Path:
@@ -95,8 +95,8 @@ def _bert(folder: Path) -> float:
     return _worst(encoder, lambda text: {"tokens": theirs(**tokenizer(text, return_tensors="pt"))[0]})
 
 
-def write_pieces(file: Path) -> None:
-    """A sentencepiece model of the letters of `TEXTS` and a few longer pieces, as T5's is."""
+def write_pieces(file: Path) -> list[tuple[str, float]]:
+    """A sentencepiece model of the letters of `TEXTS` and a few longer pieces, as T5's is; returns the pieces."""
     ensure_torchvision()
     from transformers.convert_slow_tokenizer import import_protobuf
 
@@ -108,6 +108,7 @@ def write_pieces(file: Path) -> None:
         piece.piece, piece.score, piece.type = text, -float(rank), kind
     content.trainer_spec.model_type = 1
     file.write_bytes(content.SerializeToString())
+    return [(piece.piece, piece.score) for piece in content.pieces]
 
 
 def _flan_t5(name: str) -> Callable[[Path], float]:
@@ -121,8 +122,8 @@ def _flan_t5(name: str) -> Callable[[Path], float]:
             feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0,
         )  # fmt: skip
         _saved(T5ForConditionalGeneration(config), hub, gain=0.6)
-        write_pieces(hub / "spiece.model")
-        theirs, tokenizer = T5EncoderModel.from_pretrained(hub).eval(), T5Tokenizer.from_pretrained(hub)
+        tokenizer = T5Tokenizer(vocab=write_pieces(hub / "spiece.model"), extra_ids=0)
+        theirs = T5EncoderModel.from_pretrained(hub).eval()
 
         def reference(text: str) -> dict[str, Tensor]:
             tokens = theirs(**tokenizer(text, return_tensors="pt")).last_hidden_state
@@ -145,8 +146,7 @@ def _clip(name: str, eos_token_id: int | None = None) -> Callable[[Path], float]
         letters = [token for token in alphabet.get_vocab() if len(token) == 1]
         words = [*letters, *(f"{letter}</w>" for letter in letters), "th", "the</w>", "<|startoftext|>",
                  "<|endoftext|>"]  # fmt: skip
-        vocabulary = {word: 410 - number for number, word in enumerate(reversed(words[-4:]))}
-        vocabulary |= {word: number for number, word in enumerate(words[:-4][:400])}
+        vocabulary = {word: number for number, word in enumerate(words)}
         (tokens / "vocab.json").write_text(json.dumps(vocabulary))
         (tokens / "merges.txt").write_text("#version: 0.2\nt h\nth e</w>\n")
         end = vocabulary["<|endoftext|>"]
