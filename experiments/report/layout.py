@@ -1,6 +1,6 @@
-"""The tables of a report, laid out as the paper's: Table 3, Table 4, and Tables 2 and 3 of its supplement.
+"""The tables of a report in the paper's layout: Table 3, Table 4, and Tables 2 and 3 of its supplement.
 
-Every table is of one protocol, but for the one that shows protocols side by side and says so in each row.
+Every table has one protocol, except the one that compares protocols and names one in each row.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ from refavs.metrics import PROTOCOLS, metrics
 from refavs.metrics.groups import Values
 
 DIFFERENCES = (
-    "Mean difference and its 95 % interval when clips, and seeds where there are several, are drawn anew, the same "
+    "Mean difference and its 95 % bootstrap interval over clips, and over seeds if there are several, with the same "
     "clips for both rows. Not shown: the interval contains 0."
 )
 MODALITIES = ("text", "audio", "visual")
@@ -43,13 +43,13 @@ RANDOM = "RANDOM FEATURES: an encoder has random weights; compare rows with each
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all tables of a report share.
+    """Data shared by all tables of a report.
 
     Attributes:
         contenders: the reference first, with their marks.
         controls: values of the constant predictions on the reference's store, by protocol and name.
         published: whether published rows are shown.
-        random_features: whether each table has to say so.
+        random_features: whether features have random weights, which each table must say.
     """
 
     contenders: tuple[Contender, ...]
@@ -64,33 +64,33 @@ class Setting:
 
     @property
     def splits(self) -> Splits:
-        """Those of the reference."""
+        """The reference's splits."""
         return self.reference.splits
 
     def numbers(self, protocol: str) -> tuple[Number, ...]:
-        """As `main_numbers`, of the metrics that some run has."""
+        """As `main_numbers`, for the metrics that some run has."""
         runs = (run for one in self.contenders for run in one.runs)
         return main_numbers(self.splits, protocol, {name for run in runs for name in run.measures(protocol)})
 
 
 def main_table(setting: Setting, protocol: str) -> Table:
-    """Table 3: every row of the sweep, the constant predictions, and where wanted the published methods."""
+    """Table 3: every row of the sweep, the constant predictions and, if requested, the published methods."""
     numbers = setting.numbers(protocol)
     rows = [*_run_rows(setting.contenders, protocol, numbers), *_control_rows(setting, protocol, numbers)]
     rows += _published_rows(setting, published.MAIN, numbers)
     title = "Results on the test splits (layout of Table 3)"
     notes = [f"Protocol {protocol}: {PROTOCOLS[protocol].about}."]
     if any(row.kind == "control" for row in rows):
-        notes.append("Controls never look or listen: constant predictions, and what the sentence alone gives.")
+        notes.append("Controls ignore video and audio: constant predictions, and one from the sentence alone.")
     if setting.published:
-        notes.append("Published rows are by the protocol that each names; numbers of two protocols do not compare.")
+        notes.append("Published rows use the protocol that each names; protocols are not comparable.")
     if PROTOCOLS[protocol].of_batches:
-        notes.append("Its F and S are of batches, so there are no intervals over clips and no paired differences.")
+        notes.append("Its F and S are per batch, so there are no intervals over clips and no paired differences.")
     return _table(setting, protocol, "table3", title, "method", numbers, rows, notes)
 
 
 def ablation_table(setting: Setting, protocol: str) -> Table | None:
-    """Table 4: the reference and what leaves parts of the model out; None where nothing does."""
+    """Table 4: the reference and the rows that remove parts of the model; None if there are none."""
     chosen = ablated(setting.contenders)
     if not chosen:
         return None
@@ -100,7 +100,7 @@ def ablation_table(setting: Setting, protocol: str) -> Table | None:
 
 
 def detail_table(setting: Setting, protocol: str) -> Table | None:
-    """What else the canonical protocol says of the predictions; None for the others."""
+    """Further measures of the canonical protocol; None for the others."""
     if protocol != "canonical":
         return None
     measures = (("J, object", "J_object"), ("background", "background"), ("F, one threshold", "F_split"))
@@ -117,13 +117,13 @@ def detail_table(setting: Setting, protocol: str) -> Table | None:
 
 
 def ablated(contenders: Sequence[Contender]) -> tuple[Contender, ...]:
-    """The first and those that leave out other parts of the model than it; empty where there is none."""
+    """The first contender and those that remove other parts of the model; empty if there are none."""
     others = [one for one in contenders[1:] if one.removed != contenders[0].removed]
     return (contenders[0], *others) if others else ()
 
 
 def difference_table(setting: Setting, protocol: str) -> Table | None:
-    """Each row minus the reference by paired bootstrap over clips; None where there is nothing to compare."""
+    """Each row minus the reference by paired bootstrap over clips; None if there is nothing to compare."""
     reference, others = setting.reference, setting.contenders[1:]
     known = reference.runs[0].results.values
     numbers = tuple(n for n in setting.numbers(protocol) if f"{protocol}/{n.measure}" in known)
@@ -147,7 +147,7 @@ def difference_table(setting: Setting, protocol: str) -> Table | None:
 
 
 def interval_table(setting: Setting, protocol: str) -> Table | None:
-    """How far each mean can be trusted: over seeds, and over seeds and clips; None with one seed a row."""
+    """Intervals of each mean: over seeds, and over seeds and clips; None if each row has one seed."""
     several = [one for one in setting.contenders if len(one.runs) > 1]
     known = setting.reference.runs[0].results.values
     numbers = [n for n in setting.numbers(protocol) if f"{protocol}/{n.measure}" in known]
@@ -166,8 +166,8 @@ def interval_table(setting: Setting, protocol: str) -> Table | None:
             sampled = one.sampled(protocol, number.group, number.measure)
             cells += [bounds_cell(found, number.column.unit) for found in (over_seeds, sampled)]
         rows.append(Row(label=one.label, cells=tuple(cells), protocol=protocol, num_seeds=len(one.runs), mark=one.mark))
-    notes = ("95 % intervals of the means: the t interval over seeds, and the bootstrap that draws seeds and clips "
-             "anew. With few seeds the first is the cautious one.",)  # fmt: skip
+    notes = ("95 % intervals of the means: the t interval over seeds, and the bootstrap over seeds and clips. With "
+             "few seeds the first is the cautious one.",)  # fmt: skip
     return Table(
         name=f"intervals-{protocol}", title="Intervals", protocol=protocol, row_heading="row", columns=columns,
         rows=tuple(rows), notes=(*notes, *_stamp(setting)),
@@ -175,7 +175,7 @@ def interval_table(setting: Setting, protocol: str) -> Table | None:
 
 
 def part_table(setting: Setting, protocol: str, part: str) -> Table | None:
-    """Supplement Table 2: J by grade, length or dimension; None where no expression has one."""
+    """Supplement Table 2: J by grade, length or dimension; None if no expression has one."""
     title, known = PARTS[part]
     found = [name.split("/", 1)[1] for name in setting.reference.runs[0].counts if name.startswith(f"{part}/")]
     if not found:
@@ -247,7 +247,7 @@ def _but_encoders(one: Contender) -> dict[str, object]:
 
 
 def protocol_table(setting: Setting, protocols: Sequence[str]) -> Table:
-    """The same predictions by several protocols; each row names its own."""
+    """The same predictions under several protocols; each row names its protocol."""
     numbers = setting.numbers("")
     rows = [
         row for protocol in protocols for row in _run_rows(setting.contenders, protocol, numbers)

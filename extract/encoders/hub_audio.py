@@ -133,9 +133,9 @@ class SoundEncoder(Encoder):
 
     @torch.no_grad()
     def encode(self, batch: Sequence[Prepared], levels: Sequence[str]) -> list[dict[str, np.ndarray]]:
-        """Features of each clip.
+        """Computes the features of each clip.
 
-        A GPU takes all of them in one pass, a processor one by one, so that no clip depends on its company.
+        A GPU processes all in one pass, a CPU one by one, so that results do not depend on the batch.
         """
         passes = [[item] for item in batch] if self.setup.device == "cpu" else [batch][: len(batch)]
         return [found for items in passes for found in self._features(items, levels)]

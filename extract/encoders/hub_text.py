@@ -141,7 +141,7 @@ class TextEncoder(Encoder):
         }  # fmt: skip
 
     def weight_parts(self) -> Sequence[WeightPart]:
-        """The network's file and the tokenizer's."""
+        """The files of the network and the tokenizer."""
         return [
             *self._hub.parts(self.name, lambda: self._network),
             WeightPart(name=f"{self.name}, tokenizer", load=lambda: self._tokenizer, fetch=self._tokenizer_hub.fetch,
@@ -149,14 +149,14 @@ class TextEncoder(Encoder):
         ]  # fmt: skip
 
     def prepare(self, item: str) -> list[int]:
-        """The tokens of one expression."""
+        """Tokenises one expression."""
         return self._tokenizer.encode(item).ids
 
     @torch.no_grad()
     def encode(self, batch: Sequence[list[int]], levels: Sequence[str]) -> list[dict[str, np.ndarray]]:
-        """Features of each expression; those of padding are zero, unless they are kept.
+        """Computes the features of each expression; those of padding are zero, unless they are kept.
 
-        A GPU takes all of them in one pass, a processor one by one, so that no expression depends on its company.
+        A GPU processes all in one pass, a CPU one by one, so that results do not depend on the batch.
         """
         passes = [[item] for item in batch] if self.setup.device == "cpu" else [batch][: len(batch)]
         return [found for items in passes for found in self._features(items, levels)]
@@ -196,15 +196,15 @@ class TextEncoder(Encoder):
             return []
         named = [f"  {length} tokens: {text!r}" for text, length in list(cut.items())[:MOST_NAMED]]
         more = [f"  and {len(cut) - MOST_NAMED} more"] if len(cut) > MOST_NAMED else []
-        return [f"{self.name}: {len(cut)} expressions have more than {self.settings.length} tokens and lose their end:",
+        return [f"{self.name}: {len(cut)} expressions have more than {self.settings.length} tokens and are truncated:",
                 *named, *more]  # fmt: skip
 
     def num_tokens(self, text: str) -> int:
-        """Tokens of a text before it is cut, start and end included."""
+        """Number of tokens of a text before truncation, including start and end."""
         return len(self._whole.encode(text).ids)
 
     def overlong(self, texts: Iterable[str]) -> dict[str, int]:
-        """Tokens of those texts that have more than fit and lose their end."""
+        """Number of tokens of each text that will be truncated."""
         lengths = {text: self.num_tokens(text) for text in texts}
         return {text: length for text, length in lengths.items() if length > self.settings.length}
 

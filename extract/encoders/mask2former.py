@@ -1,4 +1,4 @@
-"""Visual encoders: Swin, and behind it Mask2Former's pixel decoder, over the frames of clips; a level for each."""
+"""Visual encoders for the frames of clips: Swin followed by Mask2Former's pixel decoder, with a level for each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ _CHECKPOINT_PREFIX = "model.pixel_level_module."
 
 @dataclass(frozen=True, kw_only=True)
 class VisualSettings:
-    """The networks, and where their pretrained weights lie.
+    """The networks, and the location of their pretrained weights.
 
     Attributes:
-        pixel_decoder: None where there is only a backbone, which is then wired as timm's classifiers are.
-        repository: on the hub; None where the package holds the weights.
-        folder: that of the repository's files within the folder of all weights.
+        pixel_decoder: None for a backbone alone, which is then wired like timm's classifiers.
+        repository: repository on the hub; None if the package contains the weights.
+        folder: folder of the repository's files within the weights folder.
         shipped: file in the package with the weights of both networks.
     """
 
@@ -43,7 +43,7 @@ class VisualSettings:
 
 
 class VisualNetworks(nn.Module):
-    """Both networks under the names that shipped weights have; normalised frames to the maps of the pixel decoder."""
+    """Both networks with the names used in the shipped weights; maps normalised frames to the pixel decoder's maps."""
 
     def __init__(self, swin: SwinSettings, pixel_decoder: PixelDecoderSettings | None) -> None:
         super().__init__()
@@ -52,15 +52,15 @@ class VisualNetworks(nn.Module):
             self.pixel_decoder = build_pixel_decoder(pixel_decoder)
 
     def forward(self, frames: Float[Tensor, "f 3 h w"]) -> dict[str, Tensor]:
-        """Runs one network after the other."""
+        """Runs both networks in sequence."""
         return self.pixel_decoder(self.swin(frames))
 
 
 @dataclass
 class VisualEncoder(Encoder):
-    """Frames of clips to maps, float16.
+    """Encodes frames of clips as float16 maps.
 
-    Both networks compute in the precision of the setup; sampling points of the pixel decoder stay in float32.
+    Both networks compute in the precision of the setup; the pixel decoder's sampling points stay in float32.
     """
 
     name: str
@@ -75,7 +75,7 @@ class VisualEncoder(Encoder):
         self.weights = self.settings.repository or "this package"
 
     def facts(self, level: str) -> dict[str, Any]:
-        """Facts about the networks behind a level; the pixel decoder's maps depend on the backbone's too."""
+        """Facts about the networks of a level; the pixel decoder's maps also depend on the backbone."""
         backbone = {
             "name": self.name, "weights": weights_stamp(self._weights_file, self.setup.weights.seed),
             "preprocessing": PREPROCESSING, "input_size": self.settings.swin.input_size,
@@ -100,7 +100,7 @@ class VisualEncoder(Encoder):
         }  # fmt: skip
 
     def weight_parts(self) -> Sequence[WeightPart]:
-        """The file of both networks."""
+        """The weights file of both networks."""
         settings = self.settings
         fetch = (f"cp {settings.shipped} {{folder}}/" if settings.repository is None
                  else f"hf download {settings.repository} --local-dir {{folder}}/{settings.folder}")  # fmt: skip
@@ -110,14 +110,14 @@ class VisualEncoder(Encoder):
     def encode(
         self, batch: Sequence[UInt8[np.ndarray, "t h w 3"]], levels: Sequence[str]
     ) -> list[dict[str, np.ndarray]]:
-        """Maps of each clip.
+        """Computes the maps of each clip.
 
-        A GPU takes the frames of all clips in one pass. A processor takes one clip after the other: more frames at
-        once do not make it faster, and the maps of a clip then have the same bytes in any company.
+        A GPU processes the frames of all clips in one pass. A CPU processes one clip at a time: larger batches are not
+        faster there, and a clip's maps are then bitwise independent of the batch.
 
         Args:
-            batch: frames of each clip, as many for each.
-            levels: which maps to compute, of `LEVELS`.
+            batch: frames of each clip, the same number for each.
+            levels: levels to compute, from `LEVELS`.
 
         Raises:
             WeightsError: the weights are missing or of another architecture.
@@ -140,10 +140,10 @@ class VisualEncoder(Encoder):
             found |= {f"backbone/{name}": maps for name, maps in pyramid.items()}
         if "pixel_decoder" in levels and pixel_decoder is not None:
             found |= {f"pixel_decoder/{name}": maps for name, maps in pixel_decoder(pyramid).items()}
-        # In float16 and in the store's order of axes before they leave the device: half the bytes, and no copy after.
+        # Convert to float16 and the store's axis order on the device: half the bytes to copy, and no copy afterwards.
         stored = {path: maps.to(torch.float16, memory_format=torch.contiguous_format).chunk(num_clips)
                   for path, maps in found.items()}  # fmt: skip
-        # Clip by clip, so that one that is written frees its memory while its neighbours wait.
+        # Separate arrays per clip, so that each is freed as soon as it is written.
         clips = [to_host({path: maps[clip] for path, maps in stored.items()}) for clip in range(num_clips)]
         return [{path: maps.numpy() for path, maps in clip.items()} for clip in clips]
 
@@ -161,7 +161,7 @@ class VisualEncoder(Encoder):
 
     @property
     def _networks(self) -> VisualNetworks:
-        """Both networks as they are read, in float32."""
+        """Both networks as loaded, in float32."""
         settings = self.settings
         networks = randomly(lambda: VisualNetworks(settings.swin, settings.pixel_decoder), self.setup.weights.seed)
         if self._weights_file is not None:
@@ -174,7 +174,7 @@ class VisualEncoder(Encoder):
 
     @cached_property
     def _frozen(self) -> tuple[Swin, FrozenPixelDecoder | None]:
-        """Both networks as they compute."""
+        """Both networks, ready to compute."""
         networks, (device, dtype) = self._networks, (self.setup.device, DTYPES[self.setup.precision])
         swin = frozen(networks.swin, device, dtype)
         if self.settings.pixel_decoder is None:
@@ -183,7 +183,7 @@ class VisualEncoder(Encoder):
 
 
 def _from_checkpoint(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Backbone and pixel decoder of a Mask2Former checkpoint, under the names of `VisualNetworks`."""
+    """Backbone and pixel decoder of a Mask2Former checkpoint, with the names of `VisualNetworks`."""
     inside = {key.removeprefix(_CHECKPOINT_PREFIX): value for key, value in state.items()
               if key.startswith(_CHECKPOINT_PREFIX)}  # fmt: skip
     swin = from_mask2former({k.removeprefix("encoder."): v for k, v in inside.items() if k.startswith("encoder.")})
@@ -215,12 +215,12 @@ TINY = VisualSettings(
 
 
 def mask2former_swin_base_ade(setup: EncoderSetup) -> VisualEncoder:
-    """The paper's: Swin-B and the pixel decoder of Mask2Former, trained on ADE20k."""
+    """The paper's encoder: Swin-B and the pixel decoder of Mask2Former, trained on ADE20k."""
     return VisualEncoder("mask2former-swin-base-ade", BASE, setup, "other (as the hub says)", 92_424_760)
 
 
 def swin_base_imagenet(setup: EncoderSetup) -> VisualEncoder:
-    """Swin-B with ImageNet's weights, whose pixel decoder a head trains itself."""
+    """Swin-B with ImageNet weights; a head trains its own pixel decoder on its maps."""
     return VisualEncoder("swin-base-imagenet", IMAGENET, setup, "MIT", 86_876_536)
 
 

@@ -40,14 +40,14 @@ BUILT_IN: Mapping[str, str] = {
 
 
 def make_encoder(name: str, setup: EncoderSetup) -> Encoder:
-    """The encoder of that name, without its weights.
+    """Creates the encoder with that name; does not load weights.
 
     Raises:
-        ConfigError: there is none, or its package cannot be imported.
+        ConfigError: the name is unknown, or its package cannot be imported.
     """
     return entry_named(name, GROUP, BUILT_IN)(setup)
 
 
 def all_encoders(setup: EncoderSetup) -> dict[str, Encoder]:
-    """Every encoder by name; a warning names those whose packages cannot be imported."""
+    """All encoders by name; warns about packages that cannot be imported."""
     return {name: make(setup) for name, make in all_entries(GROUP, BUILT_IN).items()}

@@ -1,6 +1,6 @@
 """Trains the byte-level tokenizer that ships with the package, of RoBERTa's kind, on the synthetic expressions.
 
-`python -m extract.encoders.tokenizer` writes it again.
+`python -m extract.encoders.tokenizer` creates it again.
 """
 
 import argparse
@@ -23,11 +23,11 @@ SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> "Tokenizer":
-    """A byte-level BPE tokenizer with RoBERTa's special tokens; any string can be encoded with it.
+    """Trains a byte-level BPE tokenizer with RoBERTa's special tokens, which can encode any string.
 
     Args:
         texts: expressions to learn merges from.
-        vocabulary: most tokens it may have, bytes and special tokens included.
+        vocabulary: maximum number of tokens, including bytes and special tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 

@@ -45,7 +45,7 @@ def read_tokenizer(
     try:
         whole = from_older is None or files[0].name == WHOLE
         tokenizer = Tokenizer.from_file(str(files[0])) if whole else from_older(*files)
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises nothing more specific
         raise WeightsError(f"tokenizer {files[0]} cannot be read ({error}); accepted: the tokenizer.json of this "
                            f"encoder{advice}") from error  # fmt: skip
     tokenizer.no_truncation()

@@ -19,7 +19,7 @@ class Stages:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Counts the time inside."""
+        """Adds the time inside the context to a stage."""
         started = time.perf_counter()
         try:
             yield
@@ -29,7 +29,7 @@ class Stages:
 
     @contextmanager
     def encoder(self, name: str, num_inputs: int) -> Iterator[None]:
-        """Counts the time inside as that of one encoder for so many inputs."""
+        """Adds the time inside the context to that of one encoder, with the number of its inputs."""
         started = time.perf_counter()
         yield
         known, seconds = self.encoded.get(name, (0, 0.0))
@@ -37,7 +37,7 @@ class Stages:
 
 
 class Turns:
-    """One job at a time encodes, and none while another has more than `SPARE_CLIPS` clips of features to write."""
+    """Lets one job at a time encode, and none while another has more than `SPARE_CLIPS` clips left to write."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -46,7 +46,7 @@ class Turns:
 
     @contextmanager
     def encoding(self, num_clips: int, stages: Stages) -> Iterator[None]:
-        """The time in which a job has the encoders; it leaves the features of `num_clips` clips to be written."""
+        """Context with exclusive access to the encoders, which produces features of `num_clips` clips to write."""
         with stages("waiting"), self._changed:
             self._changed.wait_for(lambda: not self._busy and self._unwritten <= SPARE_CLIPS)
             self._busy = True
@@ -62,7 +62,7 @@ class Turns:
                 self._changed.notify_all()
 
     def written(self, num_clips: int = 1) -> None:
-        """The features of so many clips are gone from memory."""
+        """Reports that the features of `num_clips` clips were written and freed."""
         with self._changed:
             self._unwritten -= num_clips
             self._changed.notify_all()

@@ -1,9 +1,9 @@
-"""What runs in a worker process: whole jobs, from media to the commits of their shards.
+"""The worker process: runs whole jobs, from media to the commits of their shards.
 
-Two jobs run in a worker at a time, each in a thread of its own. A pool of threads decodes ahead of both by a few clips;
-one job at a time has the encoders; meanwhile the other one writes what it was given, or flushes and commits. So the
-encoders wait for neither, not even at the end of a job, and at no time do more clips' features exist than the batch in
-the encoders and `SPARE_CLIPS` that wait to be written.
+A worker runs two jobs at a time, each in its own thread. A thread pool decodes a few clips ahead for both. One job at a
+time uses the encoders, while the other one writes, flushes or commits. So the encoders never wait, not even at the end
+of a job, and the only features in memory are those of the batch in the encoders and of `SPARE_CLIPS` clips that wait to
+be written.
 """
 
 import json
@@ -37,25 +37,25 @@ from refavs.store.writer import StoreWriter
 
 TEXTS_PER_PASS = 64  # on a GPU
 MOST_DECODERS = 16
-SAME_FILES = "have the same files under the same path on every node, as a shared --weights-dir"
+SAME_FILES = "provide the same files under the same path on every node, e.g. in a shared --weights-dir"
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobResult:
-    """What became of one job.
+    """The result of one job.
 
     Attributes:
-        num_done: units computed.
-        seconds: from the start of the job to its last commit.
-        stages_s: by name in `STAGES`. Decoding is done by threads beside the job's own; encoding holds the reading of
-            weights in a worker's first job; `waiting` is the time without media, or without the turn at the encoders.
-        encoded: by encoder, inputs (frames, sounds of clips, or texts) and the seconds that it took for them.
+        num_done: number of units computed.
+        seconds: time from the start of the job to its last commit.
+        stages_s: seconds by name in `STAGES`. Decoding runs in other threads than the job; encoding includes reading
+            the weights in a worker's first job; `waiting` is time without media, or without access to the encoders.
+        encoded: per encoder, the number of inputs (frames, sounds of clips, or texts) and the seconds for them.
         failures: units that could not be computed, with the reason.
-        error: what broke the whole job; None where nothing did.
+        error: the error that broke the whole job; None if it did not break.
         trace: traceback of `error`.
-        worker: node and process that did it.
+        worker: node and process that ran it.
     """
 
     kind: Kind
@@ -72,13 +72,13 @@ class JobResult:
 
 @dataclass(frozen=True, kw_only=True)
 class _Decoded:
-    """One unit as far as no encoder is needed.
+    """A decoded unit, before encoding.
 
     Attributes:
-        failures: why it could not be decoded, by modality or `objects`.
-        arrays: those that need no encoder, by table.
-        inputs: what is to be encoded, by encoder, as that has prepared it.
-        facts: to note beside its rows, by modality.
+        failures: reasons of failed decoding, by modality or `objects`.
+        arrays: arrays that need no encoder, by table.
+        inputs: prepared input of each encoder.
+        facts: facts to note with its rows, by modality.
     """
 
     unit: Unit
@@ -89,14 +89,14 @@ class _Decoded:
 
 
 class Worker:
-    """Computes jobs of one store with one set of encoders, whose weights it reads once.
+    """Computes jobs for one store with one set of encoders, whose weights it reads once.
 
     Args:
         location: path or URL of the store, which must exist.
-        streams: with their encoders, as they are sent to workers, without weights.
-        num_threads: of the encoders on processors; as many others decode.
-        batch_clips: clips in one pass through the visual encoders. They are neighbours in a job, so that what is
-            computed with what depends on the plan alone.
+        streams: the streams with their encoders, without weights.
+        num_threads: number of encoder threads on a CPU, and of decoding threads.
+        batch_clips: number of clips in one pass through the visual encoders. They are neighbours in a job, so the
+            composition of batches depends only on the plan.
     """
 
     def __init__(self, location: str, streams: StreamSet, num_threads: int = 1, batch_clips: int = 1) -> None:
@@ -118,8 +118,8 @@ class Worker:
 
         Raises:
             ConfigError: the GPU cannot be used.
-            StoreError: there is no store, as on a node that does not share the driver's folder.
-            WeightsError: the files of the encoders are missing on this node, or differ from the driver's.
+            StoreError: there is no store, e.g. on a node that does not share the driver's folder.
+            WeightsError: the weights files are missing on this node, or differ from the driver's.
         """
         wanted = self._writer.schema.streams
         try:
@@ -136,16 +136,16 @@ class Worker:
         return self._name
 
     def run(self, job: Job, condemned: Mapping[str, str] | None = None) -> JobResult:
-        """Computes a job and commits its shards; an error that concerns all of it is returned, not raised.
+        """Computes a job and commits its shards; an error of the whole job is returned, not raised.
 
         Args:
-            job: what to compute.
-            condemned: units that are failed without being touched, with the reason.
+            job: the job to compute.
+            condemned: units to fail without computing them, with the reason.
 
         Raises:
-            AcceleratorError: the GPU has failed this process, which computes nothing on it any more.
+            AcceleratorError: the GPU is no longer usable in this process.
         """
-        # Per thread: Ray starts this one with the environment's count, which OpenMP would go by.
+        # The setting is per thread; Ray starts this one with the environment's number of OpenMP threads.
         torch.set_num_threads(self._num_threads)
         started = time.perf_counter()
         stages = Stages()
@@ -157,9 +157,9 @@ class Worker:
                 filled = time.perf_counter()
         except torch.AcceleratorError:
             raise
-        except Exception as error:  # a job is the unit of failure: report it and go on with others
+        except Exception as error:  # a job is the unit of failure: report it and continue with others
             trace = traceback.format_exc()
-            # Without its traceback, whose frames would carry the job's arrays to the driver.
+            # Drop the traceback, whose frames would send the job's arrays to the driver.
             return JobResult(kind=job.kind, error=error.with_traceback(None), trace=trace, worker=self._name)
         ended = time.perf_counter()
         stages.seconds["commit"] = ended - filled
@@ -171,7 +171,7 @@ class Worker:
         )
 
     def probe(self, job: Job, name: str) -> None:
-        """Computes one unit and throws the result away: whether that kills the process is all that is asked."""
+        """Computes one unit and discards the result, only to find out whether it kills the process."""
         stages = Stages()
         try:
             decoded = self._decode(next(unit for unit in job.units if unit.name == name), stages)
@@ -185,7 +185,7 @@ class Worker:
         self, shards: Mapping[str, ShardWriter], job: Job, condemned: Mapping[str, str], failures: dict[str, str],
         stages: Stages,
     ) -> None:  # fmt: skip
-        """Writes every row of the shards, or notes its failure."""
+        """Writes every row of the shards, or records its failure."""
         size = self._per_pass[job.kind]
         wanted = [unit for unit in job.units if unit.name not in condemned]
         with closing(ahead(self._pool, lambda unit: self._decode(unit, stages), wanted, 2 * size)) as decoding:
@@ -232,7 +232,7 @@ class Worker:
     def _encode(
         self, batch: Sequence[_Decoded], stages: Stages
     ) -> tuple[deque[dict[str, dict[str, np.ndarray]]], int]:
-        """The arrays of each unit of a batch by table, and how many clips are counted as not written yet."""
+        """The arrays of each unit of a batch by table, and the number of clips that count as not yet written."""
         found = [dict(decoded.arrays) for decoded in batch]
         num_clips = sum(isinstance(decoded.unit.item, Clip) and bool(decoded.inputs) for decoded in batch)
         names = dict.fromkeys(name for decoded in batch for name in decoded.inputs)
@@ -251,10 +251,10 @@ class Worker:
         return deque(found), num_clips
 
     def _in_passes(self, name: str, inputs: list[Any], levels: Sequence[str]) -> list[Mapping[str, np.ndarray]]:
-        """The arrays of some inputs; from the first time on that a GPU has no memory for all of them, in two halves.
+        """The arrays of some inputs; once the GPU runs out of memory, batches are split in halves from then on.
 
         Raises:
-            ConfigError: the memory of the GPU does not suffice for the halves either.
+            ConfigError: the GPU's memory does not suffice for the halves either.
         """
         encoder = self._streams.encoders[name]
 
@@ -279,7 +279,7 @@ class Worker:
             ) from error
 
     def _decode(self, unit: Unit, stages: Stages) -> _Decoded:
-        """Reads what one unit is made from; what is wrong with it becomes its failure."""
+        """Reads and decodes one unit; errors become its failures."""
         names = dict.fromkeys(self._streams.streams[id].encoder for id in unit.keys if id != OBJECTS)
         encoders = {name: self._streams.encoders[name] for name in names}
         schema = self._writer.schema
@@ -307,7 +307,7 @@ def _modality(table: str) -> str:
 def _read(
     clip: Clip, seconds: int, takes: Sequence[Frames | Sound | Text]
 ) -> tuple[dict[str, Media], dict[str, str]]:
-    """What is wanted of a clip by modality, and what is wrong with it; each of the two may be damaged alone."""
+    """Reads the needed modalities of a clip, and their failures; frames and audio may fail independently."""
     frames = {each for each in takes if isinstance(each, Frames)}
     rates_hz = {each.rate_hz for each in takes if isinstance(each, Sound)}
     wanted = [name for name, forms in (("visual", frames), ("audio", rates_hz)) if forms]
@@ -326,7 +326,7 @@ def _read(
 
 
 def _facts(media: Media) -> dict[str, dict[str, Any]]:
-    """What is noted of a clip beside its rows, by modality."""
+    """Facts to note with the rows of a clip, by modality."""
     ended = media.repeated_from_s
     seen = {"notes": ",".join(media.frame_notes), "repeated_from_s": ended}
     heard = {"notes": ",".join(media.sound_notes), "silent": media.silent}
@@ -335,7 +335,7 @@ def _facts(media: Media) -> dict[str, dict[str, Any]]:
 
 
 def ahead(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_T], window: int) -> Generator[_R]:
-    """Results of `work`, in order; at most `window` items are begun before their results are taken."""
+    """Yields the results of `work` in order; starts at most `window` items ahead."""
     left = iter(items)
     pending = deque(pool.submit(work, item) for item in islice(left, window))
     try:

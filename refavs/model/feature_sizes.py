@@ -1,4 +1,4 @@
-"""What a head reads of a store, and the sizes of that, which come from the store and never from a constant."""
+"""The features that a head reads from a store, and their sizes, which come from the store and never from a constant."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ class MapSize:
 
     @property
     def stream(self) -> str:
-        """Id of the stream that has the map."""
+        """Id of the stream that contains the map."""
         return self.path.removeprefix("clips/").rpartition("/")[0]
 
 
@@ -39,14 +39,14 @@ class StreamSize:
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a head reads of a store.
+    """The features that a head needs from a store.
 
     Attributes:
-        maps: names of visual maps, finest first. Of several such sets the head reads the first that the store has.
-        audio: whether it reads the features of the sound.
+        maps: alternative sets of visual maps, each listed finest first. The head reads the first set the store has.
+        audio: whether it reads audio features.
         text: whether it reads the features of the expression.
-        sound_by_second: whether it reads one vector of the sound for each second, and no finer tokens.
-        advice: what to do where the store lacks the maps, after a message that names these.
+        sound_by_second: whether it needs exactly one audio vector per second, not several tokens.
+        advice: what to do if the store lacks the maps; ends the error message that lists them.
     """
 
     maps: tuple[tuple[str, ...], ...]
@@ -58,11 +58,11 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSizes:
-    """The features of a store that a head reads.
+    """Sizes of the features that a head reads from a store.
 
     Attributes:
-        audio: None where the head reads no sound.
-        text: None where it reads no expression.
+        audio: None if the head reads no audio.
+        text: None if it reads no expression.
         maps: visual maps, finest first.
     """
 
@@ -75,10 +75,10 @@ class FeatureSizes:
         """The sizes of what `needs` names, from the array descriptions of `store`.
 
         Args:
-            head: its name, for the message.
+            head: name of the head, for error messages.
 
         Raises:
-            StoreError: the store lacks maps, or its sound has another form.
+            StoreError: the store lacks maps, or has several audio tokens a second where the head needs one.
         """
         paths = store.visual_paths()
         names = next((names for names in needs.maps if all(name in paths for name in names)), None)
@@ -93,8 +93,8 @@ class FeatureSizes:
 
         if needs.audio and needs.sound_by_second and "t" not in store.specs[store.audio_path].axes:
             encoder = store.audio_path.split("/")[2]
-            raise StoreError(f"the encoder {encoder!r} of store {store.location} has several tokens a second; {head} "
-                             "reads one vector a second; choose another by model.audio, or another head")
+            raise StoreError(f"the encoder {encoder!r} of store {store.location} has several tokens per second; {head} "
+                             "reads one vector per second; choose another encoder with model.audio, or another head")
 
         def stream(path: str) -> StreamSize:
             return StreamSize(path=path, channels=size(path)["c"])
@@ -109,17 +109,17 @@ class FeatureSizes:
 
     @property
     def paths(self) -> list[str]:
-        """The arrays, by their paths in the store."""
+        """Paths of the arrays in the store."""
         return [size.path for size in (*self.maps, self.audio, self.text) if size is not None]
 
     @property
     def has_mask_features(self) -> bool:
-        """Whether the maps are those of a pixel decoder, so that the head needs none of its own."""
+        """Whether the maps come from a pixel decoder, in which case the head needs none of its own."""
         return any(size.name == MASKS for size in self.maps)
 
     @property
     def levels(self) -> list[str]:
-        """The maps as `batches` takes them: level/map, or the map of an encoder without levels."""
+        """Names of the maps as `batches` accepts them: level/map, or just the map for an encoder without levels."""
         return ["/".join(size.path.split("/")[3:]) for size in self.maps]
 
     def map(self, name: str) -> MapSize:

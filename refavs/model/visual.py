@@ -1,4 +1,4 @@
-"""From stored visual maps to the tokens of the fusion and the maps of the decoder, once per distinct clip."""
+"""Turns stored visual maps into tokens for the fusion and maps for the decoder, once per distinct clip."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Statistics = Mapping[str, tuple[Moments, Moments]]
 
 
 class Standardisation(nn.Module):
-    """Brings stored features to mean 0 and deviation 1 per channel; does nothing until the statistics are set."""
+    """Standardises each channel to mean 0 and standard deviation 1; the identity until the statistics are set."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Standardisation(nn.Module):
         self.register_buffer("scale", torch.ones(channels))
 
     def set(self, mean: Moments, std: Moments) -> None:
-        """Takes the statistics of a stream. A channel that never changes becomes zero."""
+        """Sets the statistics of a stream. A constant channel becomes zero."""
         mean, std = torch.as_tensor(mean), torch.as_tensor(std)
         alive = std > 1e-6 * (1 + mean.abs())
         self.mean.copy_(mean)
@@ -41,14 +41,14 @@ class Standardisation(nn.Module):
         return (features.float() - self.mean) * self.scale
 
     def maps(self, features: Float[Tensor, "u t c h w"]) -> Float[Tensor, "u t c h w"]:
-        """The same for maps, whose channels do not come last."""
+        """The same for maps, whose channel axis is not the last."""
         mean, scale = (rearrange(part, "c -> c 1 1") for part in (self.mean, self.scale))
-        # Stored halves become float32 on the way, in one pass: memory for each step costs more than the arithmetic.
+        # The subtraction also converts float16 to float32: one pass over memory costs more than the arithmetic.
         return (features - mean).mul_(scale)
 
 
 class FeatureProjection(nn.Module):
-    """Standardises a stored stream and projects it to the width of the model."""
+    """Standardises a stored stream and projects it to the model's width."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -61,12 +61,12 @@ class FeatureProjection(nn.Module):
 
 @dataclass
 class VisualFeatures:
-    """What a batch's distinct clips show.
+    """The visual features of a batch's distinct clips.
 
     Attributes:
-        tokens: tokens of all frames, with their positions.
+        tokens: tokens of all frames, with positions added.
         mask_features: maps at stride 4 of the decoded frames.
-        levels: maps at strides 32, 16 and 8 of the decoded frames, as many as the decoder reads.
+        levels: maps at strides 32, 16 and 8 of the decoded frames, as far as the decoder reads them.
     """
 
     tokens: Float[Tensor, "u t n c"]
@@ -81,16 +81,16 @@ def _pixel_decoder(sizes: FeatureSizes, channels: int) -> PixelDecoder:
 
 
 class VisualInput(nn.Module):
-    """Standardises, downsamples and flattens visual features; runs a pixel decoder on the maps of a backbone.
+    """Standardises, downsamples and flattens visual features; runs a pixel decoder on a backbone's maps.
 
-    A visual token is the mean of the mask features (stride 4) over a square of `downsample` x `downsample` of their
-    pixels, squares next to each other: 8 x 8, so 32 x 32 px of the frame and 12 x 12 tokens at 384 px, by default. The
-    paper (Sec. 5.1) says 8-fold without saying how, and 64 x 64 before it, which is no stride of Swin at its 384 px.
-    Sine positions are added to the tokens: the paper names none, but without them no attention tells left from right.
+    A visual token is the mean of the mask features (stride 4) over a square of `downsample` x `downsample` pixels
+    without overlap. By default that is 8 x 8, i.e. 32 x 32 px of the frame and 12 x 12 tokens at 384 px. The paper
+    (Sec. 5.1) says 8-fold without saying how, from 64 x 64, which is not a stride of Swin at its 384 px. Sine positions
+    are added to the tokens; the paper mentions none, but without them attention cannot distinguish left from right.
 
     Args:
-        as_stored: the decoders get the maps as they are stored, as pretrained ones expect; the tokens are standardised
-            in any case.
+        as_stored: whether the decoders get the maps as stored, as pretrained ones expect. The tokens are always
+            standardised.
     """
 
     def __init__(
@@ -119,13 +119,13 @@ class VisualInput(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """The maps that are read here; a batch may have others for other heads."""
+        """Names of the maps that this module reads; a batch may contain more for other heads."""
         return list(self.paths) if self.pixel_decoder is not None else [MASKS, *LEVELS[: self.num_levels]]
 
     def set_statistics(self, statistics: Statistics) -> None:
-        """Takes the statistics of the stored maps that are read here.
+        """Sets the statistics of the maps that this module reads.
 
-        A pretrained pixel decoder begins with the mask features of the store, where that has them as well.
+        A pretrained pixel decoder starts with the statistics of the stored mask features, if the store has them.
         """
         for name in self.inputs:
             cast(Standardisation, self.inputs[name]).set(*statistics[self.paths[name]])
@@ -142,8 +142,8 @@ class VisualInput(nn.Module):
         """Tokens of all frames and the maps of the chosen ones.
 
         Args:
-            once: shares what is frozen with the other heads that read these maps and choose the same of them.
-            seconds: which of the batch's seconds `visual` has, by a name of its own for each choice.
+            once: cache of frozen results, shared with the other heads that read the same maps and seconds.
+            seconds: a name for the selection of seconds in `visual`, different for each selection.
         """
         once = once or Once()
         raw_masks, maps = self._maps(visual, frames, once)
@@ -158,14 +158,14 @@ class VisualInput(nn.Module):
         )
 
     def _pooled(self, raw_masks: Float[Tensor, "u t c h w"]) -> Float[Tensor, "u t n c"]:
-        # A clip at a time: its maps in float32 then stay in a processor's cache.
+        # One clip at a time, so that its maps in float32 stay in the processor's cache.
         pooled = [nn.functional.avg_pool2d(maps.float(), self.downsample) for maps in raw_masks]
         return self.token_input(rearrange(pooled, "u t c h w -> u t (h w) c"))
 
     def _maps(
         self, visual: Mapping[str, Tensor], frames: Tensor | None, once: Once
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mask features of all frames, not standardised, and every map of the chosen frames for the decoder."""
+        """The mask features of all frames (not standardised) and the decoder's maps of the chosen frames."""
         def chosen(maps: Tensor) -> Tensor:
             return maps if frames is None else maps[:, frames]
 

@@ -1,4 +1,4 @@
-"""What scheduling costs for each shard, in time and memory, with encoders that only sleep.
+"""Cost of scheduling per shard, in time and memory, with encoders that only sleep.
 
 `make bench-scheduler` runs it. Three parts: the real plan and the real schedule with workers and a clock that are
 simulated; the real driver on Ray with workers that do nothing; and the whole of planning, extracting, committing and

@@ -114,7 +114,7 @@ def test_average_is_the_running_mean_of_the_weights(store: FeatureStore) -> None
 
 
 @pytest.mark.long
-def test_state_goes_on_to_the_bit(store: FeatureStore, tmp_path: Path) -> None:
+def test_restored_state_continues_bitwise_equal(store: FeatureStore, tmp_path: Path) -> None:
     settings = {"train__ema_decay": 0.9, "train__precision": "fp16", "loss__num_points": 8, "model__dropout": 0.1}
     learner = learner_of(store, **settings)
     steps(learner, store)

@@ -1,4 +1,4 @@
-"""refavs-sweep settings lists every setting with its default, what it accepts and what it means."""
+"""refavs-sweep settings lists every setting with its default, accepted values and meaning."""
 
 import pytest
 import yaml
@@ -59,7 +59,7 @@ def test_list_fits_the_terminal(
 def test_head_chooses_a_section_or_less(capsys: pytest.CaptureFixture[str]) -> None:
     lines = lines_of(capsys, "train.batch_size")
     assert lines[0] == f"train.batch_size = {TrainConfig().batch_size}  (whole number)"
-    assert lines[1].startswith("    expressions in a batch")
+    assert lines[1].startswith("    number of expressions per optimiser step")
     found = [line.split(".")[0] for line in lines_of(capsys, "loss") if line and line[0] != " "]
     assert set(found) == {"loss"}
 

@@ -1,4 +1,4 @@
-"""Sweeps over several stores: which may be compared, and how their trials are named and known."""
+"""Sweeps over several stores: which stores may be compared, and the names and keys of their trials."""
 
 from pathlib import Path
 

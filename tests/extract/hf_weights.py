@@ -1,4 +1,4 @@
-"""Folders of made-up pretrained weights, as the hub has them: right names and sizes, random values of order 1."""
+"""Folders of fake pretrained weights in the hub's layout: right names and sizes, random values of order 1."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What every encoder promises, and each one's own behaviour."""
+"""The contract of every encoder, and the specific behaviour of each."""
 
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ def test_visual_clips_of_a_batch_have_the_bytes_they_have_alone(visual: VisualEn
 
 
 @pytest.mark.long
-def test_visual_frames_of_all_clips_in_one_pass_are_dealt_back_to_their_clips(visual: VisualEncoder) -> None:
+def test_frames_of_all_clips_in_one_pass_are_returned_per_clip(visual: VisualEncoder) -> None:
     """As on a GPU, where the size of the batch may move the last bit."""
     clips = [frames(seed) for seed in range(2)]
     together = visual._maps(np.concatenate(clips), 2, LEVELS)
@@ -184,7 +184,7 @@ def test_audio_bf16_is_close_to_fp32(audio: VGGishEncoder) -> None:
 
 def test_fp16_is_refused_where_it_would_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)
-    with pytest.raises(ConfigError, match=r"--precision fp16 needs a GPU, .*; take fp32 or bf16, or --device cuda"):
+    with pytest.raises(ConfigError, match=r"--precision fp16 needs a GPU, .*; use fp32 or bf16, or --device cuda"):
         refuse_precision("fp16", "cpu")
     refuse_precision("fp16", "cuda")
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: True)
@@ -288,7 +288,7 @@ def test_text_that_is_too_long_is_named(text: RobertaEncoder) -> None:
     long = "The object that was making a sound before the star and the disc started to be heard again."
     count = text.num_tokens(long)
     assert text.remarks(["The star."]) == [] and text.remarks(["The star.", long]) == [
-        "tiny-roberta: 1 expressions have more than 16 tokens and lose their end:", f"  {count} tokens: {long!r}"]
+        "tiny-roberta: 1 expressions have more than 16 tokens and are truncated:", f"  {count} tokens: {long!r}"]
     assert count > 16 and encode(text, long)["valid"].all()
 
 

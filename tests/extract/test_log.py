@@ -20,7 +20,7 @@ def result(**facts: object) -> JobResult:
                         "worker": "node:1"} | facts)  # fmt: skip
 
 
-def test_log_tells_what_was_done_and_where_the_time_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_has_counts_and_times_of_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("extract.pipeline.log.time.monotonic", lambda: clock[0])
     path = tmp_path / "extract.jsonl"
@@ -47,7 +47,7 @@ def test_log_tells_what_was_done_and_where_the_time_went(tmp_path: Path, monkeyp
     }
 
 
-def test_log_goes_on_where_an_earlier_run_ended(tmp_path: Path) -> None:
+def test_log_is_appended_to_that_of_an_earlier_run(tmp_path: Path) -> None:
     path = tmp_path / "extract.jsonl"
     with pytest.raises(KeyboardInterrupt), RunLog(path) as log:
         log.add(result(error=OSError("gone"), trace="Traceback"))

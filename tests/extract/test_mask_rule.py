@@ -19,6 +19,8 @@ from refavs.synthetic.write import write_wav
 from tests.extract.command import in_this_process, refusal, run_with, tiny
 from tests.refavs.png import GREY, PALETTE, write_png
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 NULL = "null_m-a_0_10"
 TWO_WAYS = bytes([255, 255, 255, 0, 0, 0])  # index 1 is black, 0 is white
 SIDE = 16
@@ -60,7 +62,7 @@ def test_masks_of_two_meanings_are_refused_before_anything_is_made(
     source = write_bench(tmp_path / "bench", "train a_0_10")
     draw(source, "a_0_10", PALETTE, TWO_WAYS)
     line = refusal(capsys, *tiny(source, tmp_path / "store", *more))
-    assert "gt_mask/a_0_10/fid_0/00000.png may be meant in two ways" in line
+    assert "gt_mask/a_0_10/fid_0/00000.png is ambiguous" in line
     assert "--mask-rule nonzero or --mask-rule index" in line and not (tmp_path / "store").exists()
 
 

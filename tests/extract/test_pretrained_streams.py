@@ -1,4 +1,4 @@
-"""Text and sound with weights from a folder: the values of transformers' RoBERTa and of the published VGGish."""
+"""Text and audio encoders with weights from a folder equal transformers' RoBERTa and the published VGGish."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ SMALL = TextSettings(length=14, repository="FacebookAI/roberta-base", config=dic
 @pytest.mark.parametrize(
     "settings", [SMALL, pytest.param(BASE, marks=pytest.mark.slow)], ids=["small", "base"]
 )
-def test_text_of_a_folder_is_that_of_transformers(settings: TextSettings, tmp_path: Path) -> None:
+def test_text_features_equal_those_of_transformers(settings: TextSettings, tmp_path: Path) -> None:
     """Their own tokenizer class, their own reading of the folder, each text alone and without padding."""
     write_roberta(tmp_path / "roberta-base", settings, TEXTS)
     from transformers import RobertaModel, RobertaTokenizerFast
@@ -105,7 +105,7 @@ def published_vggish(patches: np.ndarray, state: dict[str, np.ndarray]) -> np.nd
 
 
 @pytest.mark.long
-def test_sound_with_weights_of_a_folder_is_that_of_the_published_network(tmp_path: Path) -> None:
+def test_audio_features_equal_those_of_the_published_network(tmp_path: Path) -> None:
     network = build_vggish()
     randomise(network, seed=1, gain=1.4)
     save_file(network.state_dict(), tmp_path / "vggish.safetensors")

@@ -23,7 +23,8 @@ from refavs.store.reader import FeatureStore
 from refavs.synthetic.write import write_benchmark
 from tests.extract.command import extract, jobs_of, open_store, streams_of
 
-pytestmark = pytest.mark.long  # what they read is made by encoders, or drawn
+# Long, as what they read is made by encoders, or drawn.
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("small_networks")]
 
 STREAMS = streams_of()
 
@@ -107,7 +108,7 @@ def damaged(bench: Path, root: Path) -> Source:
 
 
 @pytest.mark.long
-def test_worker_lists_what_it_cannot_read_and_does_the_rest(bench: Path, tmp_path: Path) -> None:
+def test_worker_lists_unreadable_units_and_computes_the_others(bench: Path, tmp_path: Path) -> None:
     source = damaged(bench, tmp_path / "copy")
     results = extract(source, tmp_path / "store", STREAMS)
     failures = {key: reason for result in results for key, reason in result.failures.items()}
@@ -125,7 +126,7 @@ def test_worker_lists_what_it_cannot_read_and_does_the_rest(bench: Path, tmp_pat
 
 
 @pytest.mark.long
-def test_worker_retries_what_failed_once_it_is_mended(bench: Path, tmp_path: Path) -> None:
+def test_worker_retries_failures_after_the_input_is_repaired(bench: Path, tmp_path: Path) -> None:
     source = damaged(bench, tmp_path / "copy")
     extract(source, tmp_path / "store", STREAMS)
     for folder in ("media", "gt_mask"):

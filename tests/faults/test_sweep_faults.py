@@ -161,7 +161,7 @@ def nodes() -> Iterator[Any]:
     cluster.shutdown()
 
 
-def test_trials_of_a_lost_node_go_on_elsewhere_from_their_last_epoch(nodes: Any, tmp_path: Path) -> None:
+def test_trials_of_a_lost_node_resume_elsewhere_from_their_last_epoch(nodes: Any, tmp_path: Path) -> None:
     grid = """
   train: {epochs: 8, steps_per_epoch: 60}
 cases:

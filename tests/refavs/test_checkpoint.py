@@ -1,4 +1,4 @@
-"""Checkpoints: the same model again, and every damaged one refused with what to do."""
+"""Checkpoints: a loaded model equals the saved one, and every damaged checkpoint is rejected with advice."""
 
 import dataclasses
 import json
@@ -144,7 +144,7 @@ def test_weights_of_another_number_of_heads_are_refused(folder: Path) -> None:
     model = make_model()
     other = EEMC(dataclasses.replace(model.options, num_heads=4), model.sizes)
     load_weights(folder, model)
-    with pytest.raises(WeightsError, match=r"says num_heads=2, the model has 4; take --set model.num_heads=2"):
+    with pytest.raises(WeightsError, match=r"says num_heads=2, the model has 4; use --set model.num_heads=2"):
         load_weights(folder, other)
 
 

@@ -1,4 +1,4 @@
-"""Heads by name: the contract that all keep, the registry, and checkpoints that name theirs."""
+"""Heads by name: their contract, the registry, and checkpoints that name their head."""
 
 import json
 from dataclasses import dataclass
@@ -108,11 +108,11 @@ def test_head_of_a_package_keeps_the_contract(install: Any) -> None:
 
 @pytest.mark.parametrize(("method", "broken", "told"), [
     ("probs", lambda self, output, size=None: output, "probs of size"),
-    ("loss", lambda self, output, target, weights: {"total": output.mean(), "more": output.mean()}, "`losses` names"),
+    ("loss", lambda self, output, target, weights: {"total": output.mean(), "more": output.mean()}, "`losses` lists"),
     ("loss", lambda self, output, target, weights: {"total": output.mean() + target.masks.float().mean()},
-     "a second without a label takes part"),
+     "a second without a label contributes"),
     ("loss", lambda self, output, target, weights: {"total": output.square().mean()}, "do not add up"),
-    ("trained_parameters", lambda self: [], "no parameter is trained"),
+    ("trained_parameters", lambda self: [], "no trained parameter"),
 ])  # fmt: skip
 def test_contract_names_what_a_head_breaks(
     install: Any, monkeypatch: pytest.MonkeyPatch, method: str, broken: Any, told: str
@@ -178,7 +178,7 @@ def test_checkpoint_from_before_heads_had_names_is_read(tmp_path: Path, options:
     assert found == options and (sizes.audio is None) == (head.sizes.audio is None)
 
 
-def test_lacking_maps_are_told_with_every_choice() -> None:
+def test_missing_maps_are_reported_with_all_choices() -> None:
     class Lacking:
         location, specs = "STORE", {}
 

@@ -1,7 +1,7 @@
-"""What a store holds: streams of frozen features, and masks, as arrays with named axes.
+"""The schema of a store: streams of frozen features, and masks, as arrays with named axes.
 
-A *stream* is what one frozen encoder, or one level of it, makes of one modality. Its id is `visual/<encoder>`,
-`audio/<encoder>/<level>` and so on. Each stream is a table of its own, and so are the masks (`objects`).
+A *stream* is the output of one frozen encoder, or of one of its levels, for one modality. Its id is `visual/<encoder>`,
+`audio/<encoder>/<level>` and so on. Each stream is a separate table, and so are the masks (`objects`).
 """
 
 import hashlib
@@ -32,11 +32,11 @@ LEASE = "lease.json"
 LOG = "extract.jsonl"
 OTHER_STORE = "name another store, or remove this one and extract again"
 DTYPES = ("bool", "uint8", "int16", "int32", "int64", "float16", "float32", "float64")
-MOST_PLACES = 10**6  # of a shard; its index is in memory
+MOST_PLACES = 10**6  # rows in a shard; its index is in memory
 _MOST_ROW_BYTES = 2**31
 _NAME = r"(?!zarr\.json(?:/|$))[A-Za-z0-9_][A-Za-z0-9_.@-]*"
 STREAM_ID = rf"(?:{'|'.join(MODALITIES)})/{_NAME}(?:/{_NAME})?"
-_RESERVED = ("row", "key", "text")  # columns beside the arrays of a stream, or beside the streams of a modality
+_RESERVED = ("row", "key", "text")  # names of columns in the groups of streams and modalities
 
 
 class _Array(TypedDict):
@@ -75,14 +75,14 @@ class ArraySpec:
     """One array of a stream.
 
     Attributes:
-        name: of the array within its stream, e.g. `features`.
+        name: name of the array within its stream, e.g. `features`.
         shape: shape of one row, without the row axis.
         dtype: one of `DTYPES`.
         axes: a name per axis of `shape`; the channel axis is called `c`.
-        statistics: keep the mean and deviation of each channel over all rows.
-        valid: name of a boolean array of the same stream that says which places of the leading axes are real; the
-            others are left out of the statistics.
-        table: the stream that has the array; `StoreSchema` fills it in.
+        statistics: whether to keep the mean and standard deviation of each channel over all rows.
+        valid: name of a boolean array of the same stream that marks the real entries of the leading axes; the others
+            are left out of the statistics.
+        table: the stream that contains the array, set by `StoreSchema`.
     """
 
     name: str
@@ -98,7 +98,7 @@ class ArraySpec:
             raise StoreError(f"array name {self.name!r} cannot be used; accepted: letters, digits, _ - . and @, but "
                              f"none of {', '.join(_RESERVED)}")
         if self.dtype not in DTYPES:
-            raise StoreError(f"array {self.name} is of type {self.dtype!r}; accepted: {', '.join(DTYPES)}")
+            raise StoreError(f"array {self.name} has type {self.dtype!r}; accepted: {', '.join(DTYPES)}")
         if not self.shape or min(self.shape) < 1 or len(self.shape) != len(self.axes):
             raise StoreError(f"array {self.name} has row shape {self.shape} and axes {self.axes}; accepted: positive "
                              "sizes and one name for each")
@@ -110,12 +110,12 @@ class ArraySpec:
 
     @property
     def path(self) -> str:
-        """Where the array lies in the store, e.g. `clips/audio/vggish/features`."""
+        """Path of the array in the store, e.g. `clips/audio/vggish/features`."""
         return f"{table_path(self.table)}/{self.name}"
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
+        """Size of one row in bytes."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def told(self) -> dict[str, Any]:
@@ -125,10 +125,10 @@ class ArraySpec:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSpec:
-    """A stream, or the table of masks: its arrays and how many rows one shard of them takes.
+    """A stream, or the table of masks: its arrays and the number of rows per shard.
 
     Attributes:
-        fingerprint: name, weights, preprocessing and whatever else changes the values; plain values.
+        fingerprint: name, weights, preprocessing and everything else that affects the values, as plain values.
     """
 
     fingerprint: dict[str, Any]
@@ -138,11 +138,11 @@ class StreamSpec:
     def __post_init__(self) -> None:
         named = {spec.name: spec for spec in self.arrays}
         if not named or len(named) < len(self.arrays) or not 1 <= self.rows_per_shard <= MOST_PLACES:
-            raise StoreError(f"a stream of the arrays {[spec.name for spec in self.arrays]} with {self.rows_per_shard} "
+            raise StoreError(f"a stream has the arrays {[spec.name for spec in self.arrays]} and {self.rows_per_shard} "
                              f"rows per shard; accepted: arrays of different names, 1 to {MOST_PLACES:,} rows")
         for spec in self.arrays:
             if spec.valid is not None and (spec.valid not in named or named[spec.valid].dtype != "bool"):
-                raise StoreError(f"array {spec.name} names {spec.valid!r} as its valid places, which is no boolean "
+                raise StoreError(f"array {spec.name} has valid={spec.valid!r}, which is not a boolean "
                                  "array of its stream")
 
     @property
@@ -156,7 +156,7 @@ class StreamSpec:
 
     @classmethod
     def of(cls, told: _Table) -> "StreamSpec":
-        """Reads what `told` gave."""
+        """Reads the output of `told`."""
         arrays = tuple(
             ArraySpec(**{**spec, "shape": tuple(spec["shape"]), "axes": tuple(spec["axes"])})
             for spec in told["arrays"]
@@ -169,17 +169,17 @@ class StoreSchema:
     """The description of a store.
 
     Attributes:
-        streams: by id.
+        streams: the streams by id.
         source: where the clips came from, for people to read.
-        seconds: steps in time of a clip, T.
-        fps: frames taken of each second.
-        mask_size: side of the stored masks, px.
-        objects_per_shard: masks in one shard.
-        mask_rule: by which all masks were read, of `refavs.choices`; None where there are none, or were read before
-            stores told it.
-        extraction: how the last run made the rows, plain values, so that `refavs-store repair` can do it again; no part
-            of what the store is.
-        splits: what each split of the expressions is for, by its name; None where that was not told.
+        seconds: number of time steps per clip, T.
+        fps: number of frames per second.
+        mask_size: side of the stored masks in pixels.
+        objects_per_shard: number of masks in one shard.
+        mask_rule: rule in `refavs.choices` by which all masks were read; None if there are none, or if they were read
+            before stores recorded it.
+        extraction: settings of the last run as plain values, so that `refavs-store repair` can repeat it; not part of
+            the store's identity.
+        splits: role of each split by name; None if not recorded.
     """
 
     streams: dict[str, StreamSpec]
@@ -194,9 +194,9 @@ class StoreSchema:
 
     def __post_init__(self) -> None:
         if self.mask_rule not in (None, *get_args(MaskRule)):
-            raise StoreError(f"mask rule {self.mask_rule!r}; accepted: one of {', '.join(get_args(MaskRule))}")
+            raise StoreError(f"the mask rule is {self.mask_rule!r}; accepted: {', '.join(get_args(MaskRule))}")
         if not 0 < self.fps < math.inf:
-            raise StoreError(f"{self.fps} frames a second; accepted: a number above 0")
+            raise StoreError(f"the store has {self.fps} frames per second; accepted: a number above 0")
         for name in self.streams:
             inside = [other for other in self.streams if other.startswith(f"{name}/")]
             if not re.fullmatch(STREAM_ID, name) or name.split("/")[1] in _RESERVED or inside:
@@ -208,7 +208,7 @@ class StoreSchema:
 
     @cached_property
     def tables(self) -> dict[str, StreamSpec]:
-        """The streams by id, and the masks as `objects`; each array knows its table."""
+        """The streams by id, and the masks as `objects`, with `table` set in each array."""
         masks = object_arrays(self.seconds, self.mask_size)
         found = self.streams | {OBJECTS: StreamSpec(fingerprint={}, arrays=masks,
                                                     rows_per_shard=self.objects_per_shard)}  # fmt: skip
@@ -239,12 +239,12 @@ class StoreSchema:
         """Reads what `to_attributes` wrote.
 
         Raises:
-            StoreError: the attributes are another schema's or damaged; `where` names the store.
+            StoreError: the attributes are damaged or have another schema version; `where` names the store.
         """
         found = attributes.get("refavs_schema")
         version = found.get("version") if isinstance(found, dict) else None
         if version != SCHEMA_VERSION:
-            remedy = ("bring it to this version by refavs-store upgrade" if version in (2, HALF_UPGRADED)
+            remedy = ("bring it to this version with refavs-store upgrade" if version in (2, HALF_UPGRADED)
                       else "extract into a new store, or use the refavs that wrote it")  # fmt: skip
             raise StoreError(f"{where} has schema version {version!r}, this refavs reads {SCHEMA_VERSION}; {remedy}")
         try:
@@ -264,17 +264,17 @@ class StoreSchema:
             raise StoreError(f"{where} has a damaged zarr.json: {error}") from error
         if masks != object_arrays(schema.seconds, schema.mask_size):
             raise StoreError(f"{where} has a damaged zarr.json: its arrays {[spec.name for spec in masks]} of objects "
-                             f"are no masks of {schema.mask_size} px in {schema.seconds} seconds")
+                             f"are not masks of {schema.mask_size} px in {schema.seconds} seconds")
         return schema
 
 
 def table_path(table: str) -> str:
-    """The group that has the arrays of a stream or of `objects`."""
+    """Path of the group with the arrays of a stream or of `objects`."""
     return f"clips/{table}" if table.startswith(("visual/", "audio/")) else table
 
 
 def object_arrays(seconds: int, mask_size: int) -> tuple[ArraySpec, ...]:
-    """The masks, eight pixels to a byte, and in which seconds an object is labelled."""
+    """The arrays of objects: masks with eight pixels per byte, and the labelled seconds."""
     return (
         ArraySpec(name="mask", shape=(seconds, mask_size, -(-mask_size // 8)), dtype="uint8", axes=("t", "h", "bytes")),
         ArraySpec(name="labelled", shape=(seconds,), dtype="bool", axes=("t",)),
@@ -285,7 +285,7 @@ def root_attributes(folder: Folder) -> dict[str, Any]:
     """Attributes of the group at `folder`.
 
     Raises:
-        StoreError: there is no store there.
+        StoreError: there is no store.
     """
     if not folder.exists("zarr.json"):
         raise StoreError(f"no feature store at {folder.location} (it has no zarr.json); name a folder that "
@@ -305,16 +305,16 @@ def schema_at(folder: Folder) -> StoreSchema:
     """The description of the store at `folder`.
 
     Raises:
-        StoreError: there is no store there, or one of another version.
+        StoreError: there is no store, or it has another version.
     """
     return StoreSchema.from_attributes(root_attributes(folder), f"store {folder.location}")
 
 
 def refuse_foreign(folder: Folder) -> None:
-    """Checks that a store is at `folder`, or can be made there.
+    """Checks that a store exists at `folder` or can be created there.
 
     Raises:
-        StoreError: it is a file, or a folder of other files.
+        StoreError: it is a file, or a folder with other files.
     """
     if isinstance(folder, LocalFolder):
         if folder.path.exists() and not folder.path.is_dir():
@@ -329,7 +329,7 @@ def refuse_foreign(folder: Folder) -> None:
 
 
 def _is_lease(folder: Folder) -> bool:
-    """Whether the file of that name is the lease of a store, and not something else that somebody calls so."""
+    """Whether lease.json is really the lease of a store and not an unrelated file of that name."""
     try:
         return {"token", "pid", "beat"} <= set(json.loads(folder.read(LEASE)))
     except (OSError, ValueError, TypeError, RecursionError):
@@ -337,12 +337,12 @@ def _is_lease(folder: Folder) -> bool:
 
 
 def extended(found: StoreSchema, wanted: StoreSchema, where: str) -> StoreSchema:
-    """The schema of a store after a run that wants `wanted`: what it has stays, and streams that it lacks are added.
+    """The schema of a store after a run that needs `wanted`: existing streams stay, missing ones are added.
 
-    Its `source` and shard sizes stay too; they do not change what its rows hold.
+    The existing `source` and shard sizes stay too, because they do not affect the content of rows.
 
     Raises:
-        StoreError: a stream has another fingerprint or other arrays, or the seconds, the masks' size or rule differ.
+        StoreError: a stream has another fingerprint or other arrays, or the seconds, the mask size or rule differ.
     """
     for name in found.streams.keys() & wanted.streams.keys():
         old, new = found.streams[name], wanted.streams[name]
@@ -351,12 +351,12 @@ def extended(found: StoreSchema, wanted: StoreSchema, where: str) -> StoreSchema
             other = "/".join([modality, f"{encoder}@NAME", *level])
             raise StoreError(
                 f"store {where} has a stream {name} of {_differing(old, new)}, this run makes {_differing(new, old)}; "
-                f"remove it by refavs-store drop, or keep both and call the new one {other}"
+                f"remove it with refavs-store drop, or keep both and call the new one {other}"
             )
-    for attribute, unit in (("seconds", "seconds"), ("fps", "frames a second"), ("mask_size", "px masks")):
+    for attribute, unit in (("seconds", "seconds"), ("fps", "frames per second"), ("mask_size", "px masks")):
         old, new = getattr(found, attribute), getattr(wanted, attribute)
         if old != new:
-            raise StoreError(f"store {where} has clips of {old} {unit}, this run makes {new} {unit}; {OTHER_STORE}")
+            raise StoreError(f"store {where} has clips with {old} {unit}, this run makes {new} {unit}; {OTHER_STORE}")
     if None not in (found.mask_rule, wanted.mask_rule) and found.mask_rule != wanted.mask_rule:
         raise StoreError(f"store {where} has masks read by mask rule {found.mask_rule}, this run reads them by "
                          f"{wanted.mask_rule}; leave out --mask-rule, or {OTHER_STORE}")
@@ -367,7 +367,7 @@ def extended(found: StoreSchema, wanted: StoreSchema, where: str) -> StoreSchema
 
 
 def _differing(stream: StreamSpec, other: StreamSpec) -> str:
-    """A fingerprint by name and digest, with the facts in which it differs from the other one."""
+    """Name and digest of a fingerprint, with the facts that differ from the other one."""
     one, two = stream.fingerprint, other.fingerprint
     facts = [f"{key}={one.get(key)}" for key in sorted({*one, *two}) if one.get(key) != two.get(key)]
     facts += [f"{spec.name} {spec.dtype} {spec.shape}" for spec in stream.arrays if spec not in other.arrays]
@@ -375,7 +375,7 @@ def _differing(stream: StreamSpec, other: StreamSpec) -> str:
 
 
 def text_key(text: str) -> str:
-    """Key of a string in a text stream: two expressions with the same words share a row."""
+    """Key of a string in a text stream; expressions with the same text share a row."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -385,7 +385,7 @@ def object_key(clip_id: str, fid: int) -> str:
 
 
 def pack_mask(mask: Bool[np.ndarray, "t h w"]) -> UInt8[np.ndarray, "t h bytes"]:
-    """Eight pixels per byte, as `objects/mask` stores them."""
+    """Packs eight pixels per byte, the format of `objects/mask`."""
     return np.packbits(mask, axis=-1)
 
 

@@ -17,7 +17,7 @@ def group_metadata(attributes: Mapping[str, Any] | None = None) -> bytes:
 def array_metadata(
     spec: ArraySpec, rows_per_shard: int, num_rows: int, attributes: Mapping[str, Any] | None = None
 ) -> bytes:
-    """The zarr.json of a sharded array: one row is an inner chunk, all arrays carry checksums and no compression."""
+    """The zarr.json of a sharded array: one row per inner chunk, with checksums and without compression."""
     chunk_bytes = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
     shards = {
         "chunk_shape": [1, *spec.shape], "codecs": chunk_bytes, "index_codecs": chunk_bytes, "index_location": "end",
@@ -30,7 +30,7 @@ def array_metadata(
 
 
 def column_metadata(column: np.ndarray, axis: str, attributes: Mapping[str, Any] | None = None) -> bytes:
-    """The zarr.json of a small array that is one chunk; `axis` names its rows."""
+    """The zarr.json of a small array with a single chunk; `axis` names its rows."""
     codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
     shape = list(column.shape)
     axes = [axis, "byte"][: column.ndim]
