@@ -15,7 +15,7 @@ from torch import Tensor
 from extract.encoders.hub_folder import HubFolder
 from extract.encoders.networks import DTYPES, frozen
 from extract.encoders.protocol import Encoder, EncoderSetup, Text
-from extract.encoders.tokens import SHIPPED, byte_level, read_tokenizer, tokenizer_files
+from extract.encoders.tokens import SHIPPED, WHOLE, byte_level, read_tokenizer, tokenizer_files
 from extract.encoders.weights import WeightPart, WeightSource
 from refavs.choices import Precision
 from refavs.config import file_stamp
@@ -230,7 +230,8 @@ class TextEncoder(Encoder):
     @cached_property
     def _tokenizer_files(self) -> list[Path]:
         hub = self._tokenizer_hub
-        if hub.source.kind == "random" and (hub.folder is None or not hub.folder.is_dir()):
+        known = [] if hub.folder is None else [hub.folder / name for name in (WHOLE, *self.older_tokenizer)]
+        if hub.source.kind == "random" and not any(file.is_file() for file in known):
             return [SHIPPED]
         return tokenizer_files(hub, self.older_tokenizer)
 
