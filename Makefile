@@ -6,7 +6,7 @@ QUICK := not slow and not gpu and not faults
 # Otherwise hundreds of processes of the tests and of Ray would each compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo proof proof-quick proof/store check test test-slow test-faults bench-store bench-extract bench-remote \
+.PHONY: demo proof proof-quick proof/store check test test-slow test-faults bench-store bench-encoders bench-extract bench-remote \
 	bench-scheduler bench-metrics bench-train bench-sweep bench-busy check-gpu lint setup clean
 
 setup: $(STAMP)
@@ -70,6 +70,10 @@ test-faults: setup
 # Each prints tables of ratios from one run; run nothing else meanwhile.
 bench-store: setup
 	$(BIN)/python tests/benchmarks/bench_store.py
+
+bench-encoders: setup
+	$(BIN)/python tests/benchmarks/bench_encoders.py
+	$(BIN)/python tests/benchmarks/bench_dtypes.py
 
 bench-extract: setup
 	$(BIN)/python tests/benchmarks/bench_extract.py

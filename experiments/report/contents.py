@@ -85,7 +85,7 @@ def build_report(folders: Sequence[Path], options: Options) -> Report:
     )  # fmt: skip
 
 
-def _tables(setting: Setting, options: Options, encoders: Mapping[str, str]) -> list[Table]:
+def _tables(setting: Setting, options: Options, encoders: Mapping[str, Mapping[str, str]]) -> list[Table]:
     found: list[Table | None] = []
     for protocol in options.protocols:
         found += [layout.main_table(setting, protocol), layout.ablation_table(setting, protocol)]
@@ -114,14 +114,13 @@ def _random_stores(sweeps: Sequence[Sweep]) -> dict[str, bool]:
     return {str(facts["fingerprint"]): bool(facts["random_features"]) for facts in told}
 
 
-def _encoders(sweeps: Sequence[Sweep]) -> dict[str, str]:
-    """The encoders of each store (text, audio, visual), by fingerprint."""
+def _encoders(sweeps: Sequence[Sweep]) -> dict[str, dict[str, str]]:
+    """The encoders that each store uses by default, by its fingerprint and by modality."""
     found = {}
     for known in (store for sweep in sweeps for store in sweep.stores):
         names: Mapping[str, str] = known.get("encoders", {})
-        order = sorted(names, key=lambda stream: (stream != "text", stream != "audio", stream))
         if names and "fingerprint" in known:
-            found[str(known["fingerprint"])] = " + ".join(names[stream] for stream in order)
+            found[str(known["fingerprint"])] = {stream.split("/")[0]: name for stream, name in names.items()}
     return found
 
 

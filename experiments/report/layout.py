@@ -29,6 +29,7 @@ DIFFERENCES = (
     "Mean difference and its 95 % bootstrap interval over clips, and over seeds if there are several, with the same "
     "clips for both rows. Not shown: the interval contains 0."
 )
+MODALITIES = ("text", "audio", "visual")
 POINTS = "In percent points under a heading with %, else fractions."
 UNITS = "In the unit of the heading, else fractions; mean over seeds ± 95 % t interval."
 PARTS = {
@@ -197,15 +198,24 @@ def part_table(setting: Setting, protocol: str, part: str) -> Table | None:
     return _table(setting, protocol, f"supplement2-{part}", title, "row", numbers, rows, notes, units)
 
 
-def encoder_table(setting: Setting, protocol: str, encoders: Mapping[str, str]) -> Table | None:
-    """Supplement Table 3: the reference's settings on stores of different encoders; None for a single store."""
+def encoder_table(setting: Setting, protocol: str, encoders: Mapping[str, Mapping[str, str]]) -> Table | None:
+    """Supplement Table 3: the reference's settings with other encoders, of one store or of several.
+
+    Args:
+        setting: what is compared.
+        protocol: of the numbers.
+        encoders: name of the encoder that a store uses by default, by the store's fingerprint and modality.
+
+    Returns:
+        The table; None where all rows read the same encoders.
+    """
     reference = setting.reference
-    alike = [
-        one for one in setting.contenders
-        if one.runs[0].run.name == reference.runs[0].run.name or one.config == reference.config
-    ]
-    stores = {one.store: one for one in reversed(alike)}
-    if len(stores) < 2:
+    read = {
+        (one.store, *(name for _, name in _encoders_of(one, encoders))): one for one in reversed(setting.contenders)
+        if one.runs[0].run.name == reference.runs[0].run.name
+        or (_but_encoders(one) == _but_encoders(reference) and one.removed == reference.removed)
+    }  # fmt: skip
+    if len(read) < 2:
         return None
     overall = list(setting.splits.about_objects)[-1:]
     numbers = tuple(
@@ -213,14 +223,27 @@ def encoder_table(setting: Setting, protocol: str, encoders: Mapping[str, str]) 
     )
     rows = [
         Row(
-            label=f"{encoders.get(one.store, 'unknown encoders')}: {one.label}", num_seeds=len(one.runs), mark=one.mark,
+            label=f"{' + '.join(name for _, name in _encoders_of(one, encoders)) or 'unknown encoders'}: {one.label}",
+            num_seeds=len(one.runs), mark=one.mark,
             cells=tuple(mean_cell(one.interval(protocol, n.group, n.measure), n.column.unit) for n in numbers),
             protocol=protocol,
-        ) for one in reversed(stores.values())
+        ) for one in reversed(read.values())
     ]  # fmt: skip
     rows += _published_rows(setting, published.ENCODERS, numbers)
     title = "Encoders (layout of supplement Table 3)"
     return _table(setting, protocol, "supplement3", title, "encoders", numbers, rows)
+
+
+def _encoders_of(one: Contender, encoders: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str]]:
+    """The encoders that a row reads, by modality: those that its settings name, else the store's."""
+    named = {modality: one.config.get(f"model.{modality}") for modality in MODALITIES}
+    known = encoders.get(one.store, {})
+    found = [(modality, name if isinstance(name, str) else known.get(modality)) for modality, name in named.items()]
+    return [(modality, name) for modality, name in found if name]
+
+
+def _but_encoders(one: Contender) -> dict[str, object]:
+    return {name: value for name, value in one.config.items() if name.removeprefix("model.") not in MODALITIES}
 
 
 def protocol_table(setting: Setting, protocols: Sequence[str]) -> Table:

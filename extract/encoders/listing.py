@@ -25,5 +25,5 @@ def described(name: str, encoder: Encoder) -> list[str]:
     for level, specs in encoder.arrays(SECONDS).items():
         shapes = ", ".join(f"{spec.name} {'x'.join(map(str, spec.shape))} {spec.dtype}" for spec in specs)
         num_bytes = sum(spec.row_bytes for spec in specs)
-        lines.append(f"    {level}{': ' if level else ''}{shapes}; {num_bytes:,} bytes a {unit}")
+        lines.append(f"    {level}{': ' if level else ''}{shapes}; {num_bytes / 1e6:.3g} MB a {unit}")
     return lines

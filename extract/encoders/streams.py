@@ -133,7 +133,7 @@ def choose_streams(
         names: names of the form `<encoder>[@<name>][/<level>]`; without a level, all levels of the encoder.
         seconds: number of time steps per clip.
         setup: returns the setup of an encoder, given its name in the store.
-        levels: replaces the levels in `names`; has no effect on encoders with one level.
+        levels: replaces the levels of visual encoders in `names`; has no effect on those with one level.
         types: the types in which the streams are stored; None stores what the encoders return.
 
     Raises:
@@ -151,7 +151,7 @@ def choose_streams(
         encoder = encoders.setdefault(name, make_encoder(name.partition("@")[0], chosen))
         arrays = encoder.arrays(seconds)
         asked = [level] if level else list(arrays)
-        if levels is not None and "" not in arrays:
+        if levels is not None and encoder.modality == "visual" and "" not in arrays:
             asked = list(levels)
         for each in asked:
             if each not in arrays:

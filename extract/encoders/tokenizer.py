@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extract.encoders.roberta import TINY, TOKENIZER
+from extract.encoders.roberta import TINY
+from extract.encoders.tokens import SHIPPED
 from refavs.synthetic.scene import CATEGORIES
 from refavs.synthetic.templates import TEMPLATES, sentences
 from refavs.terminal.command import CommandParser, run_command
@@ -54,12 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m extract.encoders.tokenizer", description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=TOKENIZER, help="file to write")
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="file to write")
     args = parser.parse_args(argv)
 
     def command() -> int:
         texts = synthetic_sentences()
-        tokenizer = train_tokenizer(texts, TINY.vocabulary)
+        tokenizer = train_tokenizer(texts, TINY.config["vocab_size"])
         args.out.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(str(args.out), pretty=False)
         longest = max(len(encoding.ids) for encoding in tokenizer.encode_batch(texts))

@@ -10,6 +10,7 @@ from refavs.errors import ConfigError, WeightsError
 
 TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
 CONNECT_TIMEOUT_S = 10.0
+TOKEN = "a token (accept the licence at hf.co/{}, then hf auth login)"
 LEAST_SEED, MOST_SEED = -(2**63), 2**64 - 1  # torch's limits
 
 
@@ -79,8 +80,14 @@ def in_folder(folder: Path, *names: str) -> Path:
     )
 
 
-def from_hub(repository: str, *names: str, fetch: bool = True) -> Path:
+def from_hub(repository: str, *names: str, fetch: bool = True, gated: bool = False) -> Path:
     """The first existing file of `names` in a hub repository, from the hub's cache or by download.
+
+    Args:
+        repository: its id.
+        names: of the file.
+        fetch: download it where the cache lacks it.
+        gated: the hub sends it only to those who accepted the licence.
 
     Raises:
         NotFetched: it is not in the cache, and `fetch` is off.
@@ -95,11 +102,13 @@ def from_hub(repository: str, *names: str, fetch: bool = True) -> Path:
             cached = try_to_load_from_cache(known, name)
             if isinstance(cached, str):
                 return Path(cached)
+    licence = f", which needs {TOKEN.format(repository)}" if gated else ""
+    what = f"{repository} ({' or '.join(names)}{licence})"
     if not fetch:
-        raise NotFetched(f"{repository} ({' or '.join(names)}) from the hub")
+        raise NotFetched(f"{what} from the hub")
     # Without a network the hub's client retries for half a minute; one request is enough to find out.
     if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
-        raise _unavailable(f"{repository} ({' or '.join(names)})", "the hub cannot be reached")
+        raise _unavailable(what, "the hub cannot be reached")
     problem = "it has no such file"
     for name in names:
         try:
@@ -108,7 +117,7 @@ def from_hub(repository: str, *names: str, fetch: bool = True) -> Path:
             continue
         except (HfHubHTTPError, OSError, ValueError) as error:
             problem = str(error).splitlines()[0]
-    raise _unavailable(f"{repository} ({' or '.join(names)})", problem)
+    raise _unavailable(what, problem)
 
 
 def from_url(url: str, sha256_prefix: str, fetch: bool = True) -> Path:

@@ -9,13 +9,12 @@ be written.
 import json
 import os
 import platform
-import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -28,6 +27,7 @@ from extract.encoders.protocol import Frames, Sound, Text
 from extract.encoders.streams import StreamSet
 from extract.media.clip import Media, read_media
 from extract.pipeline.plan import Job, Kind, Masks, Unit
+from extract.pipeline.turns import Stages, Turns
 from refavs.data.layouts import Clip
 from refavs.errors import ConfigError, DatasetError, StoreError, WeightsError
 from refavs.machine.accelerator import require_usable
@@ -35,8 +35,6 @@ from refavs.store.format.schema import OBJECTS, pack_mask
 from refavs.store.shard_writer import ShardWriter
 from refavs.store.writer import StoreWriter
 
-STAGES = ("decode", "encode", "write", "commit", "waiting")
-SPARE_CLIPS = 2
 TEXTS_PER_PASS = 64  # on a GPU
 MOST_DECODERS = 16
 SAME_FILES = "provide the same files under the same path on every node, e.g. in a shared --weights-dir"
@@ -53,6 +51,7 @@ class JobResult:
         seconds: time from the start of the job to its last commit.
         stages_s: seconds by name in `STAGES`. Decoding runs in other threads than the job; encoding includes reading
             the weights in a worker's first job; `waiting` is time without media, or without access to the encoders.
+        encoded: per encoder, the number of inputs (frames, sounds of clips, or texts) and the seconds for them.
         failures: units that could not be computed, with the reason.
         error: the error that broke the whole job; None if it did not break.
         trace: traceback of `error`.
@@ -64,60 +63,11 @@ class JobResult:
     num_bytes: int = 0
     seconds: float = 0.0
     stages_s: dict[str, float] = field(default_factory=dict)
+    encoded: dict[str, tuple[int, float]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     error: Exception | None = None
     trace: str = ""
     worker: str = ""
-
-
-class Stages:
-    """Seconds spent in each stage of one job, by all of its threads."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Adds the time inside the context to a stage."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.seconds[stage] += time.perf_counter() - started
-
-
-class Turns:
-    """Lets one job at a time encode, and none while another has more than `SPARE_CLIPS` clips left to write."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._busy = False
-        self._unwritten = 0
-
-    @contextmanager
-    def encoding(self, num_clips: int, stages: Stages) -> Iterator[None]:
-        """Context with exclusive access to the encoders, which produces features of `num_clips` clips to write."""
-        with stages("waiting"), self._changed:
-            self._changed.wait_for(lambda: not self._busy and self._unwritten <= SPARE_CLIPS)
-            self._busy = True
-        made = 0
-        try:
-            with stages("encode"):
-                yield
-            made = num_clips
-        finally:
-            with self._changed:
-                self._busy = False
-                self._unwritten += made
-                self._changed.notify_all()
-
-    def written(self, num_clips: int = 1) -> None:
-        """Reports that the features of `num_clips` clips were written and freed."""
-        with self._changed:
-            self._unwritten -= num_clips
-            self._changed.notify_all()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +166,7 @@ class Worker:
         records = [shard.record for shard in shards.values() if shard.record is not None]
         return JobResult(
             kind=job.kind, failures=failures, seconds=ended - started, stages_s=stages.seconds,
-            num_done=len(job.units) - len(failures), worker=self._name,
+            num_done=len(job.units) - len(failures), worker=self._name, encoded=stages.encoded,
             num_bytes=sum(array.num_bytes for record in records for array in record.arrays.values()),
         )
 
@@ -295,7 +245,9 @@ class Worker:
                     wanted = {id: stream for id, stream in self._streams.streams.items() if stream.encoder == name and
                               any(id in batch[number].unit.keys for number in given)}  # fmt: skip
                     levels = [stream.level for stream in wanted.values()]
-                    encoded = self._in_passes(name, [batch[number].inputs[name] for number in given], levels)
+                    per_clip = self._streams.seconds if self._streams.encoders[name].modality == "visual" else 1
+                    with stages.encoder(name, per_clip * len(given)):
+                        encoded = self._in_passes(name, [batch[number].inputs[name] for number in given], levels)
                     for number, arrays in zip(given, encoded, strict=True):
                         found[number] |= {id: stream.part(arrays) for id, stream in wanted.items()}
         return deque(found), num_clips

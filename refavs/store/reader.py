@@ -384,7 +384,7 @@ class FeatureStore:
         found = [path for stream in streams if (path := f"{table_path(stream)}/features") in self.specs]
         if len(found) != 1:
             raise StoreError(f"store {self.location} has {len(found)} arrays called features in {', '.join(streams)}, "
-                             f"a sample needs one; choose one with use={{{modality!r}: ...}}")
+                             f"a sample needs one; name it, as model.{modality}={streams[0].partition('/')[2]}")
         return found[0]
 
     def _shard(self, spec: ArraySpec, record: CommitRecord) -> ShardReader:

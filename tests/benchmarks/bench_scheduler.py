@@ -31,7 +31,8 @@ from extract.pipeline.log import RunLog
 from extract.pipeline.plan import Job, Unit, plan_jobs
 from extract.pipeline.ray_pool import Resources, run_jobs
 from extract.pipeline.schedule import Schedule
-from extract.pipeline.worker import STAGES, JobResult
+from extract.pipeline.turns import STAGES
+from extract.pipeline.worker import JobResult
 from refavs.data.layouts import Clip
 from refavs.machine.processors import num_processors
 from refavs.store.backends.base import open_folder

@@ -8,6 +8,7 @@ import pytest
 from experiments.grid.config import TrialConfig
 from experiments.grid.expand import expand, parse_overrides, read_grid
 from experiments.grid.file import shipped_grids
+from experiments.report.published import ENCODERS
 from refavs.config import flat, replace
 from refavs.errors import ConfigError
 from refavs.model.heads.registry import names
@@ -180,6 +181,16 @@ def test_shipped_table4_has_the_ablations_of_the_paper() -> None:
         "full": [], "no_text": ["text"], "no_audio": ["audio"], "no_memory": ["memory"],
         "no_modality_tokens": ["modality_tokens"],
     }  # fmt: skip
+
+
+def test_shipped_encoders_has_the_rows_of_the_supplement_on_one_store() -> None:
+    rows = {trial.name: (trial.config.model.text, trial.config.model.audio) for trial in read_grid("encoders").trials}
+    flan, bound = "flan-t5-base/tokens", "languagebind-audio/seconds"
+    assert rows == {
+        "full": ("roberta-base", "vggish"), "text Flan-T5": (flan, "vggish"), "both": (flan, bound),
+        "text LanguageBind": ("languagebind-text/tokens", "vggish"), "audio LanguageBind": ("roberta-base", bound),
+    }  # fmt: skip
+    assert {label.label for label in ENCODERS} - {"RoBERTa + VGGish"} <= rows.keys()
 
 
 @pytest.mark.parametrize("name", ["table4", "beta", "layers", "encoders"])

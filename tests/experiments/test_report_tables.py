@@ -295,6 +295,20 @@ def test_runs_of_different_stores_are_refused_unless_asked_for_and_then_marked(t
     assert [column.group for column in encoders.columns] == ["Mix", "Mix"]
 
 
+def test_encoders_of_one_store_are_compared(tmp_path: Path) -> None:
+    """Rows that differ from the reference in their encoders alone; an ablation and another setting are none of them."""
+    write_facts(tmp_path, encoders={"text/roberta": "roberta", "audio/vggish": "vggish"})
+    lines = {"full": {}, "t": {"model__text": "flan-t5-base/tokens"}, "a": {"model__audio": "languagebind"},
+             "no_text": {"model__text": False}, "beta": {"model__beta": 2.0}}  # fmt: skip
+    for name, changes in lines.items():
+        write_trial(tmp_path, name, **changes)
+    table = table_of(build_report([tmp_path], Options(published=True)), "supplement3-canonical")
+    assert [row.label for row in table.rows] == [
+        "roberta + vggish: full", "roberta + languagebind: a", "flan-t5-base/tokens + vggish: t", "RoBERTa + VGGish",
+        "text Flan-T5", "text LanguageBind", "audio LanguageBind",
+    ]  # fmt: skip
+
+
 def test_stores_of_other_splits_have_columns_of_the_reference_alone(tmp_path: Path) -> None:
     roles = {"exam": "test", "void": "null-test"}
     for name, splits in (("one", roles), ("two", roles), ("bench", None)):

@@ -67,7 +67,7 @@ def test_encoders_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list-encoders"]) == 0
     out = capsys.readouterr().out
     assert "vggish: audio, takes sound 16 kHz, 72,141,184 parameters, licence Apache-2.0, weights https://" in out
-    assert "pixel_decoder: mask_features 10x256x96x96 float16" in out and "62,668,800 bytes a clip of 10 s" in out
+    assert "pixel_decoder: mask_features 10x256x96x96 float16" in out and "62.7 MB a clip of 10 s" in out
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("extract.encoders.weights._reachable", "huggingface_hub.hf_hub_download",
                  "torch.hub.download_url_to_file",
                  "extract.encoders.mask2former.load_tensors", "extract.encoders.vggish.load_tensors",
-                 "extract.encoders.roberta.load_tensors", "extract.encoders.weights.file_stamp"):
+                 "extract.encoders.hub_folder.load_tensors", "extract.encoders.weights.file_stamp"):
         monkeypatch.setattr(name, refuse)
     monkeypatch.setattr(dry_run, "calibrate", lambda *_: Seconds(decode=0.1, write=0.1, clip={"a": 1.1}, text={}))
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from extract.encoders.contract import check_encoder
+from extract.encoders.hub_folder import HubFolder
 from extract.encoders.listing import described
 from extract.encoders.mask2former import LEVELS, VisualEncoder
 from extract.encoders.networks import refuse_precision
@@ -79,8 +80,14 @@ def test_every_encoder_is_made_without_weights_and_says_what_it_is() -> None:
 
 
 @pytest.mark.long
-def test_parameters_are_counted_right() -> None:
-    for name, encoder in all_encoders(EncoderSetup(weights=WeightSource(kind="random", seed=None))).items():
+def test_parameters_are_counted_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_memory(hub: HubFolder, kind: Any, config: Any, unused: Any = (), **options: Any) -> torch.nn.Module:
+        with torch.device("meta"):
+            return kind(config, **options)
+
+    monkeypatch.setattr(HubFolder, "network", without_memory)
+    setup = EncoderSetup(weights=WeightSource(kind="random", seed=None), device="meta")
+    for name, encoder in all_encoders(setup).items():
         network: Any = encoder
         network = network._networks if encoder.modality == "visual" else network._network
         assert sum(weights.numel() for weights in network.parameters()) == encoder.num_parameters, name

@@ -17,7 +17,8 @@ from extract.encoders.streams import Stream, StreamSet
 from extract.media.clip import Media
 from extract.pipeline.plan import Job, Unit, plan_jobs
 from extract.pipeline.ray_pool import result_without_worker
-from extract.pipeline.worker import SPARE_CLIPS, STAGES, JobResult, Stages, Turns, Worker, ahead
+from extract.pipeline.turns import SPARE_CLIPS, STAGES, Stages, Turns
+from extract.pipeline.worker import JobResult, Worker, ahead
 from refavs.data.layouts import Clip
 from refavs.errors import ConfigError, DatasetError
 from refavs.store.format.commits import record_name
@@ -200,6 +201,8 @@ def test_next_clip_is_decoded_while_one_is_encoded(tmp_path: Path, decoded: list
     result = worker(tmp_path, Visual(during=lambda names: names[0] < 12 and wait_for_next(names))).run(job)
     assert seen == [True, True] and result.error is None
     assert set(result.stages_s) == set(STAGES) and result.stages_s["encode"] > 0
+    ((inputs, seconds),) = result.encoded.values()
+    assert inputs == 3 and 0 < seconds <= result.stages_s["encode"]
 
 
 def test_decoding_stays_a_few_clips_ahead(tmp_path: Path, decoded: list[int]) -> None:

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from extract.encoders.mask2former import TINY
-from extract.encoders.roberta import TOKENIZER, RobertaEncoder, read_tokenizer
+from extract.encoders.roberta import RobertaEncoder
+from extract.encoders.tokens import SHIPPED, read_tokenizer
 from extract.media.clip import frame_size, read_media
 from extract.pipeline.worker import Worker
 from refavs.data.layouts import Clip, Source, read_source
@@ -189,7 +190,7 @@ def test_real_expressions_that_are_too_long_are_counted(shared: Path) -> None:
     assert len(texts) == 5226
     text = streams_of("base").encoders["roberta-base"]
     assert isinstance(text, RobertaEncoder)
-    tokenizer = read_tokenizer(TOKENIZER)
+    tokenizer = read_tokenizer([SHIPPED])
     encodings = tokenizer.encode_batch(texts)
     assert [tokenizer.decode(encoding.ids) for encoding in encodings] == texts
     expected = {text: len(encoding.ids) for text, encoding in zip(texts, encodings, strict=True) if len(encoding) > 25}
