@@ -17,6 +17,7 @@ from refavs.machine.torchvision_shim import ensure_torchvision
 from tests.extract.hf_weights import randomise
 
 TEXTS = ("The object that sounds before the star.", "The loudest one, is it?", "It")
+CUT: Any = {"truncation": True, "max_length": 25, "return_tensors": "pt"}
 ROBERTA = {
     "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 420,
 }  # fmt: skip
@@ -92,7 +93,7 @@ def _bert(folder: Path) -> float:
     (hub / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n")
     theirs, tokenizer = BertModel.from_pretrained(hub).eval(), BertTokenizer(str(hub / "vocab.txt"))
     encoder = _encoder("bert-base-uncased", folder)
-    return _worst(encoder, lambda text: {"tokens": theirs(**tokenizer(text, return_tensors="pt"))[0]})
+    return _worst(encoder, lambda text: {"tokens": theirs(**tokenizer(text, **CUT))[0]})
 
 
 def write_pieces(file: Path) -> list[tuple[str, float]]:
@@ -126,7 +127,7 @@ def _flan_t5(name: str) -> Callable[[Path], float]:
         theirs = T5EncoderModel.from_pretrained(hub).eval()
 
         def reference(text: str) -> dict[str, Tensor]:
-            tokens = theirs(**tokenizer(text, return_tensors="pt")).last_hidden_state
+            tokens = theirs(**tokenizer(text, **CUT)).last_hidden_state
             return {"tokens": tokens, "pooled": tokens.mean(1)}
 
         return _worst(_encoder(name, folder), reference)
