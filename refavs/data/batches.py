@@ -32,7 +32,7 @@ class Batch:
         arrival: of a batch that was sent to a device, which has to wait for it; `to` sees to that.
     """
 
-    visual: dict[str, Float[Tensor, "u t _ _ _"]]
+    visual: dict[str, Float[Tensor, "u t ..."]]
     audio: Float[Tensor, "u tokens _"]
     text: Float[Tensor, "b l _"]
     valid: Bool[Tensor, "b l"]
