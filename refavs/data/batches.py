@@ -34,7 +34,7 @@ class Batch:
         arrival: the pending copy of a batch that was sent to a device; `to` waits for it.
     """
 
-    visual: Mapping[str, Float[Tensor, "u t _ _ _"]]
+    visual: Mapping[str, Float[Tensor, "u t ..."]]
     audio: Float[Tensor, "u tokens _"]
     text: Float[Tensor, "b l _"]
     valid: Bool[Tensor, "b l"]

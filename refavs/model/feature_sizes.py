@@ -10,12 +10,16 @@ if TYPE_CHECKING:
 
 MASKS = "mask_features"
 LEVELS = ("s32", "s16", "s8")
+MAP_AXES = {"channels": "c", "height": "h", "width": "w"}
 STAGES = ("res2", "res3", "res4", "res5")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MapSize:
-    """One stored visual map of a frame: its name in a batch, its path in the store, channels, height and width."""
+    """One stored visual map of a frame: its name in a batch, its path in the store, channels, height and width.
+
+    An array beside the maps that lacks one of these axes has the size 1 there.
+    """
 
     name: str
     path: str
@@ -103,7 +107,7 @@ class FeatureSizes:
         return cls(
             audio=stream(store.audio_path) if needs.audio else None,
             text=stream(store.text_path) if needs.text else None,
-            maps=tuple(MapSize(name=name, path=path, channels=shape["c"], height=shape["h"], width=shape["w"])
+            maps=tuple(MapSize(name=name, path=path, **{side: shape.get(axis, 1) for side, axis in MAP_AXES.items()})
                        for name, path, shape in shapes),
         )  # fmt: skip
 

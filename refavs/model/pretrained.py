@@ -22,7 +22,6 @@ from refavs.model.pixel_decoder import PixelDecoder
 
 FOLDER, WEIGHTS, CONFIG = "mask2former", "model.safetensors", "config.json"
 REPOSITORY = "facebook/mask2former-swin-base-ade-semantic"
-FETCH = f"hf download {REPOSITORY} --local-dir"
 PIXEL_DECODER = "model.pixel_level_module.decoder."
 DECODER = "model.transformer_module."
 CLASSES = "class_predictor."
@@ -48,11 +47,11 @@ _MASK_HEAD = re.compile(r"decoder\.mask_predictor\.mask_embedder\.(\d)\.0\.(weig
 
 
 @dataclass(frozen=True)
-class Mask2Former:
-    """A checkpoint in `DIR/mask2former`, which refavs-extract reads from the same `--weights-dir DIR`.
+class WeightsFolder:
+    """A folder with `model.safetensors`, as it is downloaded from the hub.
 
     Raises:
-        WeightsError: the folder has no safetensors file or no configuration of a Mask2Former.
+        WeightsError: the folder has no such file.
     """
 
     folder: Path
@@ -60,14 +59,17 @@ class Mask2Former:
     def __post_init__(self) -> None:
         if not self.path.is_file():
             pickled = " (its pytorch_model.bin is a pickle)" if (self.folder / "pytorch_model.bin").is_file() else ""
-            raise WeightsError(
-                f"{self.folder} has no {WEIGHTS}{pickled}; download the checkpoint with {FETCH} {self.folder}"
-            )
+            raise WeightsError(f"{self.folder} has no {WEIGHTS}{pickled}; download the checkpoint with {self.fetch}")
 
-    @classmethod
-    def within(cls, weights_dir: Path) -> "Mask2Former":
-        """The checkpoint in the weights folder."""
-        return cls(weights_dir / FOLDER)
+    @property
+    def repository(self) -> str:
+        """The id on the hub."""
+        raise NotImplementedError
+
+    @property
+    def fetch(self) -> str:
+        """The command that downloads it."""
+        return f"hf download {self.repository} --local-dir {self.folder}"
 
     @property
     def path(self) -> Path:
@@ -78,24 +80,6 @@ class Mask2Former:
     def stamp(self) -> str:
         """Digest of the file, equal to the one in the fingerprints of encoders loaded from it."""
         return file_stamp(self.path)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The settings that differ from the defaults of transformers' `Mask2FormerConfig`.
-
-        Raises:
-            WeightsError: the file is missing or describes another model.
-        """
-        path = self.folder / CONFIG
-        try:
-            config = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise WeightsError(
-                f"{path} cannot be read ({error}); download the whole checkpoint with {FETCH} {self.folder}"
-            ) from error
-        if not isinstance(config, dict) or config.get("model_type") != "mask2former":
-            raise WeightsError(f"{path} describes no mask2former; download the checkpoint with {FETCH} {self.folder}")
-        return config
 
     def tensors(self, *prefixes: str) -> dict[str, Tensor]:
         """Reads only the tensors whose names start with one of `prefixes`, as float32.
@@ -109,10 +93,41 @@ class Mask2Former:
         except (SafetensorError, OSError) as error:
             raise WeightsError(
                 f"{self.path} is not a whole safetensors file ({error}); truncated copies and pickles are rejected: "
-                f"download it again with {FETCH} {self.folder}"
+                f"download it again with {self.fetch}"
             ) from error
         require_finite_weights(self.path, found)
         return found
+
+
+class Mask2Former(WeightsFolder):
+    """A checkpoint in `DIR/mask2former`, as refavs-extract reads it from the same `--weights-dir DIR`."""
+
+    @property
+    def repository(self) -> str:
+        return REPOSITORY
+
+    @classmethod
+    def within(cls, weights_dir: Path) -> "Mask2Former":
+        """The checkpoint in the folder of all weights."""
+        return cls(weights_dir / FOLDER)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Sizes that differ from those of transformers' `Mask2FormerConfig`.
+
+        Raises:
+            WeightsError: there is no such file, or it describes something else.
+        """
+        path = self.folder / CONFIG
+        try:
+            config = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise WeightsError(
+                f"{path} cannot be read ({error}); it belongs to the checkpoint, fetch both by {self.fetch}"
+            ) from error
+        if not isinstance(config, dict) or config.get("model_type") != "mask2former":
+            raise WeightsError(f"{path} describes no mask2former; fetch the checkpoint by {self.fetch}")
+        return config
 
 
 def load_decoders(

@@ -391,7 +391,7 @@ def test_setting_of_another_head_is_refused_with_the_nearest_of_this_one(tmp_pat
     ("grid:\n  model.head:\n  - eemc\n  - 3",
      "mine.yaml:4, grid: model.head is 3; accepted: the name of a head, e.g. eemc"),
     ("search:\n  budget: 3\n  ranges:\n    model.head: {choice: [eemc, other]}",
-     f"mine.yaml:4, search: model.head is 'other'; known: {', '.join(names())}"),
+     f"mine.yaml:4, search: model.head is 'other'; known: {', '.join(sorted(names()))}"),
 ])  # fmt: skip
 def test_unknown_head_is_refused(tmp_path: Path, text: str, told: str) -> None:
     assert refused(tmp_path, text) == told

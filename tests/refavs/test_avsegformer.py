@@ -92,7 +92,9 @@ def test_loss_equals_its_formulas(faithful: bool) -> None:
         wanted.append(torch.stack(of_frames).mean())
     torch.testing.assert_close(found["dice"], wanted[0])
     torch.testing.assert_close(found["feature_dice"], wanted[1])
-    torch.testing.assert_close(found["total"], wanted[0] + 0.1 * wanted[1])
+    bce = nn.functional.binary_cross_entropy_with_logits(logits, batch.mask.float())
+    torch.testing.assert_close(found["bce"], bce)
+    torch.testing.assert_close(found["total"], wanted[0] + 0.1 * wanted[1] + (0 if faithful else bce))
 
 
 @pytest.mark.parametrize(("smooth", "learns"), [(True, True), (False, False)])

@@ -17,6 +17,7 @@ from refavs.model.heads.baseline_masks import MaskConvolutions, by_frame, flat_p
 from refavs.model.heads.baseline_options import GROUPS, AVSegFormerOptions
 from refavs.model.heads.deformable import DeformableEncoder, shapes_of, unflattened
 from refavs.model.heads.protocol import Head, Seconds
+from refavs.model.losses import mask_bce
 from refavs.model.options import LossConfig
 from refavs.model.target import Target
 from refavs.model.visual import Statistics
@@ -36,11 +37,12 @@ class AVSegFormerOutput:
 class AVSegFormer(Head):
     """Follows AVSegFormer (arXiv 2307.01146) and its release; each second is segmented for itself.
 
-    Differs: the features are frozen and standardised; by default Dice is smoothed (see `AVSegFormerOptions`). The
-    attention of the query generator has a single key, the cue, so that its queries and keys have no gradient there.
+    Differs: the features are frozen and standardised; by default Dice is smoothed and a cross-entropy added (see
+    `AVSegFormerOptions`). The attention of the query generator has a single key, the cue, so that its queries and keys
+    have no gradient there.
     """
 
-    losses: ClassVar[tuple[str, ...]] = ("dice", "feature_dice")
+    losses: ClassVar[tuple[str, ...]] = ("bce", "dice", "feature_dice")
 
     def __init__(self, options: AVSegFormerOptions, sizes: FeatureSizes) -> None:
         super().__init__(options, sizes)
@@ -109,13 +111,14 @@ class AVSegFormer(Head):
         )
 
     def loss(self, output: AVSegFormerOutput, target: Target, weights: LossConfig) -> dict[str, Float[Tensor, ""]]:
-        """Dice of the masks and of the mask features."""
+        """Dice of the masks and of the mask features, and the cross-entropy of the masks."""
+        bce = mean_of_frames(mask_bce(*flat_pair(output.logits, target)), target)
         dice, features = (
             mean_of_frames(dice_of(*flat_pair(logits, target), smooth=self.options.smooths_dice), target)
             for logits in (output.logits, output.features)
         )
-        total = dice + self.options.feature_weight * features
-        return {"total": total, "dice": dice.detach(), "feature_dice": features.detach()}
+        total = dice + self.options.feature_weight * features + self.options.bce_weight * bce
+        return {"total": total, "bce": bce.detach(), "dice": dice.detach(), "feature_dice": features.detach()}
 
     def probs(self, output: AVSegFormerOutput, size: tuple[int, int] | None = None) -> Float[Tensor, "b t _ _"]:
         """The sigmoid of the logits."""

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from refavs.errors import SettingError
 from refavs.model.feature_sizes import STAGES, FeatureSizes, Needs
-from refavs.model.options import HeadOptions, require_least
+from refavs.model.options import HeadOptions, require
 
 FLOAT_BYTES = 4
 SAM_MAP, EXTENT = "map", "extent"  # of SAM's encoder; the second says which part of the map is picture
@@ -108,6 +108,8 @@ class AVSegFormerOptions(BaselineOptions):
         feedforward_channels: hidden width in encoder and decoder.
         mask_channels: hidden width of the layers that turn the masks of all queries into features.
         feature_weight: weight of the Dice loss on the mean of the mask features.
+        bce: weight of a binary cross-entropy, which the published loss has not; smoothed Dice alone may empty every
+            mask where many frames are empty; null takes 0 where `faithful`, else 1.
         smooth_dice: True smooths the numerator of Dice too, so that frames without an object have a gradient; False is
             the published loss, to which they teach nothing; null takes the opposite of `faithful`.
     """
@@ -123,25 +125,32 @@ class AVSegFormerOptions(BaselineOptions):
     feedforward_channels: int = 2048
     mask_channels: int = 2048
     feature_weight: float = 0.1
+    bce: float | None = None
     smooth_dice: bool | None = None
 
     implementation: ClassVar[str] = "refavs.model.heads.avsegformer:AVSegFormer"
     step_settings: ClassVar[tuple[str, ...]] = ("mask_channels",)
     layer_settings: ClassVar[tuple[str, ...]] = ("generator_layers", "encoder_layers", "decoder_layers")
     unseen_settings: ClassVar[tuple[str, ...]] = ("num_heads",)
-    free_settings: ClassVar[tuple[str, ...]] = ("feature_weight", "smooth_dice")
+    free_settings: ClassVar[tuple[str, ...]] = ("feature_weight", "bce", "smooth_dice")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = ("channels", "num_queries", "num_heads", "generator_layers", "encoder_layers", "decoder_layers",
-                  "generator_feedforward_channels", "feedforward_channels", "mask_channels")  # fmt: skip
-        require_least(self, dict.fromkeys(counts, 1))
+        require(self, "channels num_queries num_heads generator_layers encoder_layers decoder_layers "
+                "generator_feedforward_channels feedforward_channels mask_channels", "a whole number from 1 up",
+                lambda value: value >= 1)  # fmt: skip
         if self.channels % GROUPS or self.channels % self.num_heads:
             raise SettingError(f"channels is {self.channels}; accepted: a multiple of {GROUPS} and of num_heads="
                                f"{self.num_heads}", "channels", "num_heads")  # fmt: skip
-        if not 0 <= self.feature_weight < math.inf:
-            raise SettingError(f"feature_weight is {self.feature_weight}; accepted: a number from 0 up",
-                               "feature_weight")  # fmt: skip
+        for name in ("feature_weight", "bce"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise SettingError(f"{name} is {value}; accepted: a number from 0 up", name)
+
+    @property
+    def bce_weight(self) -> float:
+        """Weight of the binary cross-entropy."""
+        return float(not self.faithful) if self.bce is None else self.bce
 
     @property
     def smooths_dice(self) -> bool:
@@ -196,7 +205,8 @@ class GAVSOptions(BaselineOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_least(self, dict.fromkeys(("num_heads", "decoder_layers", "feedforward_channels"), 1))
+        require(self, "num_heads decoder_layers feedforward_channels", "a whole number from 1 up",
+                lambda value: value >= 1)  # fmt: skip
         if self.channels < 8 or self.channels % 8 or self.channels % (2 * self.num_heads):
             raise SettingError(f"channels is {self.channels}; accepted: a multiple of 8 and of twice num_heads="
                                f"{self.num_heads}", "channels", "num_heads")  # fmt: skip

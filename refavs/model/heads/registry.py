@@ -22,6 +22,7 @@ BUILT_IN = {
     "released": "refavs.model.heads.options:ReleasedOptions",
     "avsbench": "refavs.model.heads.baseline_options:AVSBenchOptions",
     "avsegformer": "refavs.model.heads.baseline_options:AVSegFormerOptions",
+    "gavs": "refavs.model.heads.baseline_options:GAVSOptions",
 }
 
 
