@@ -46,7 +46,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 
 
 def test_sizes_are_those_of_the_files_beside_the_weights(store: FeatureStore) -> None:
-    shapes = {path: spec.shape for path, spec in store.specs.items() if path.endswith("features")}
+    shapes = {path: spec.shape for path, spec in store.specs.items() if path.endswith("/features")}
     assert shapes == {
         "clips/audio/vggish/features": (10, 128), "clips/audio/languagebind-audio/seconds/features": (10, 24),
         "text/roberta-base/features": (25, 32), "text/flan-t5-base/tokens/features": (25, 32),
@@ -93,6 +93,7 @@ def test_damaged_config_is_refused(
     (tmp_path / "flan-t5-base").mkdir()
     (tmp_path / "flan-t5-base" / "config.json").write_text('{"d_model": "wide"}')
     write_benchmark(tmp_path / "bench", num_clips=1, seed=1, size=96, videos=False)
+    capsys.readouterr()
     line = refusal(capsys, tmp_path / "bench", tmp_path / "store", "--streams", "flan-t5-base", "--weights", "random",
                    "--weights-dir", tmp_path)  # fmt: skip
     assert "config.json of" in line and "cannot be used" in line

@@ -201,7 +201,7 @@ def test_next_clip_is_decoded_while_one_is_encoded(tmp_path: Path, decoded: list
     result = worker(tmp_path, Visual(during=lambda names: names[0] < 12 and wait_for_next(names))).run(job)
     assert seen == [True, True] and result.error is None
     assert set(result.stages_s) == set(STAGES) and result.stages_s["encode"] > 0
-    ((inputs, seconds),) = result.encoded.values()
+    inputs, seconds = result.encoded["seen"]
     assert inputs == 3 and 0 < seconds <= result.stages_s["encode"]
 
 
