@@ -171,7 +171,7 @@ def test_head_reads_which_part_is_picture() -> None:
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     head = GAVS(FROZEN, sam_sizes(FROZEN))
-    with pytest.raises(WeightsError, match=r"sam-vit-base has no model.safetensors; fetch .* facebook/sam-vit-base"):
+    with pytest.raises(WeightsError, match=r"sam-vit-base has no model.safetensors; download .* facebook/sam-vit-base"):
         head.load_pretrained(tmp_path / "sam-vit-base", ENCODERS)
     save_file({"mask_decoder.iou_token.weight": torch.zeros(1, 8)}, (tmp_path / "model.safetensors"))
     (tmp_path / "sam-vit-base").mkdir()
