@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class BertEncoder(TextEncoder):
     """BERT; the first token is `[CLS]`. Its pooling layer is loaded, so that checkpoints are complete, and not run."""
 
-    older_tokenizer: Sequence[str] = ("vocab.txt",)
+    older_tokenizer: ClassVar[Sequence[str]] = ("vocab.txt",)
     tokenizer_kind = "word pieces"
     unused = (r"cls\..*", r".*\.position_ids")
 

@@ -1,7 +1,7 @@
 """CLAP: the vectors of sounds (HTSAT) and of expressions (RoBERTa) in one space."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class ClapAudioEncoder(WindowEncoder):
     rate_hz = RATE_HZ
     preprocessing = ("mono 48 kHz, repeated and padded up to 10 s, log-mel 64 bands 0-14000 Hz of 1024 samples every "
                      "480, in dB; of a longer clip the middle, or fused crops of three thirds")  # fmt: skip
-    about: Mapping[str, str] = {
+    about: ClassVar[Mapping[str, str]] = {
         "seconds": "projected vector of each second alone, of length 1",
         "clip": "projected vector of the whole clip, of length 1, repeated for each second",
     }
@@ -78,7 +78,7 @@ class ClapAudioEncoder(WindowEncoder):
 class ClapTextEncoder(TextEncoder):
     """RoBERTa, its pooling layer and the projection; the tokens alone are not in the space of the sounds."""
 
-    levels: Mapping[str, Kind] = {"": "pooled"}
+    levels: ClassVar[Mapping[str, Kind]] = {"": "pooled"}
     pooled_name = "projection_dim"
     pooling = "projected vector of length 1"
     unused = (r"audio_model\..*", r"audio_projection\..*", r"logit_scale.*")

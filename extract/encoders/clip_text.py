@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from einops import reduce
@@ -27,7 +27,7 @@ class ClipTextEncoder(TextEncoder):
     later configs look for; here it is the last that is no padding.
     """
 
-    levels: Mapping[str, Kind] = {"tokens": "tokens", "pooled": "pooled"}
+    levels: ClassVar[Mapping[str, Kind]] = {"tokens": "tokens", "pooled": "pooled"}
     pooled_name = "projection_dim"
     pooling = "projection of the end of the text, not normalised"
     tokenizer_kind = "lower-case BPE"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
@@ -24,14 +24,14 @@ class FlanT5Encoder(TextEncoder):
     Its feed-forward layers overflow in fp16, so it computes in bf16 where anything but fp32 is asked for.
     """
 
-    levels: Mapping[str, Kind] = {"tokens": "tokens", "pooled": "pooled"}
-    size_names: Mapping[str, str] = {
+    levels: ClassVar[Mapping[str, Kind]] = {"tokens": "tokens", "pooled": "pooled"}
+    size_names: ClassVar[Mapping[str, str]] = {
         "channels": "d_model", "num_layers": "num_layers", "num_heads": "num_heads", "feedforward_channels": "d_ff",
         "vocabulary": "vocab_size",
     }  # fmt: skip
     pooled_name = "d_model"
     pooling = "mean of all tokens"
-    older_tokenizer: Sequence[str] = ("spiece.model",)
+    older_tokenizer: ClassVar[Sequence[str]] = ("spiece.model",)
     tokenizer_kind = "sentence pieces"
     unused = (r"decoder\..*", r"lm_head\..*", r"encoder\.embed_tokens\..*")
 

@@ -176,8 +176,8 @@ class WindowEncoder(SoundEncoder):
     The vector of the clip is repeated for each second, so that a head reads it like the other.
     """
 
-    levels: Mapping[str, str] = {"seconds": "windows", "clip": "clip"}
-    about: Mapping[str, str] = {
+    levels: ClassVar[Mapping[str, str]] = {"seconds": "windows", "clip": "clip"}
+    about: ClassVar[Mapping[str, str]] = {
         "seconds": "projected vector of each second alone, not normalised",
         "clip": "projected vector of the whole clip, not normalised, repeated for each second",
     }
@@ -207,8 +207,10 @@ class PatchEncoder(SoundEncoder):
     A clip that is longer than what the network takes is heard in pieces.
     """
 
-    levels: Mapping[str, str] = {"seconds": "pieces", "tokens": "pieces"}
-    about: Mapping[str, str] = {"seconds": "mean of the tokens whose middle lies in the second", "tokens": "all tokens"}
+    levels: ClassVar[Mapping[str, str]] = {"seconds": "pieces", "tokens": "pieces"}
+    about: ClassVar[Mapping[str, str]] = {
+        "seconds": "mean of the tokens whose middle lies in the second", "tokens": "all tokens",
+    }  # fmt: skip
     channels_name: ClassVar[str] = "hidden_size"
 
     def columns(self, outputs: Float[Tensor, "p n c"]) -> Float[Tensor, "p column band c"]:

@@ -80,7 +80,7 @@ def _tower_class() -> type:
     class AudioTower(CLIPVisionModelWithProjection):
         def __init__(self, config: Any) -> None:
             super().__init__(config)
-            self.vision_model.embeddings = Patches(config)
+            self.vision_model.embeddings = Patches(config)  # pyright: ignore[reportAttributeAccessIssue]
 
     return AudioTower
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from extract.encoders.hub_folder import HubFolder
 from refavs.errors import WeightsError
@@ -43,8 +43,10 @@ def read_tokenizer(
     from tokenizers import Tokenizer
 
     try:
-        whole = from_older is None or files[0].name == WHOLE
-        tokenizer = Tokenizer.from_file(str(files[0])) if whole else from_older(*files)
+        if from_older is None or files[0].name == WHOLE:
+            tokenizer = Tokenizer.from_file(str(files[0]))
+        else:
+            tokenizer = from_older(*files)
     except Exception as error:  # the library raises nothing more specific
         raise WeightsError(f"tokenizer {files[0]} cannot be read ({error}); accepted: the tokenizer.json of this "
                            f"encoder{advice}") from error  # fmt: skip
@@ -83,7 +85,7 @@ def sentence_pieces(model: Path) -> "Tokenizer":
     from transformers.convert_slow_tokenizer import import_protobuf
     from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
-    content = import_protobuf().ModelProto()
+    content: Any = import_protobuf().ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
     content.ParseFromString(model.read_bytes())
     extra = [(f"<extra_id_{number}>", 0.0) for number in reversed(range(100))]
     pieces = [(piece.piece, piece.score) for piece in content.pieces]

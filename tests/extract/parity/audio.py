@@ -69,8 +69,9 @@ def _ast(folder: Path) -> float:
     from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
     hub = _hub("ast-audioset", folder)
-    config = ASTConfig(hidden_size=40, num_hidden_layers=3, num_attention_heads=5, intermediate_size=72, max_length=208,
-                       num_labels=3)  # fmt: skip
+    sizes: Any = {"hidden_size": 40, "num_hidden_layers": 3, "num_attention_heads": 5, "intermediate_size": 72,
+                  "max_length": 208, "num_labels": 3}  # fmt: skip
+    config = ASTConfig(**sizes)
     theirs = _saved(ASTForAudioClassification(config), hub)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about bands that are narrower than a bin
@@ -147,7 +148,7 @@ def _languagebind(folder: Path) -> float:
     for length in (112, 140):
         hub = _hub(name, folder)
         shape = {"num_mel_bins": 112, "target_length": length, "audio_mean": -4.1, "audio_std": 4.4}
-        theirs = CLIPModel(CLIPConfig(text_config=text, vision_config={**vision, **shape}, projection_dim=28))
+        theirs: Any = CLIPModel(CLIPConfig(text_config=text, vision_config={**vision, **shape}, projection_dim=28))
         tower = theirs.vision_model
         num_patches = (112 // patch) * (length // patch)
         tower.embeddings.position_embedding = nn.Embedding(num_patches + 1, 40)

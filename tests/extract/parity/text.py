@@ -18,10 +18,10 @@ from tests.extract.hf_weights import randomise
 
 TEXTS = ("The object that sounds before the star.", "The loudest one, is it?", "It")
 CUT: Any = {"truncation": True, "max_length": 25, "return_tensors": "pt"}
-ROBERTA = {
+ROBERTA: dict[str, Any] = {
     "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 420,
 }  # fmt: skip
-CLIP = {"hidden_size": 40, "num_hidden_layers": 3, "num_attention_heads": 5, "intermediate_size": 96, "vocab_size": 620}
+CLIP: dict[str, Any] = {**ROBERTA, "hidden_size": 40, "num_attention_heads": 5, "vocab_size": 620}
 
 
 def _hub(encoder: TextEncoder, folder: Path, tokenizer: bool = False) -> Path:
@@ -101,7 +101,7 @@ def write_pieces(file: Path) -> list[tuple[str, float]]:
     ensure_torchvision()
     from transformers.convert_slow_tokenizer import import_protobuf
 
-    content = import_protobuf().ModelProto()
+    content: Any = import_protobuf().ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
     letters = sorted({*"".join(TEXTS)} - {" "})
     known = [("<pad>", 3), ("</s>", 3), ("<unk>", 2), *((piece, 1) for piece in ("▁", "▁the", "▁The", "ob", *letters))]
     for rank, (text, kind) in enumerate(known):
@@ -118,10 +118,12 @@ def _flan_t5(name: str) -> Callable[[Path], float]:
         from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration, T5Tokenizer
 
         hub = _hub(_encoder(name, folder), folder)
-        config = T5Config(
-            d_model=40, d_kv=6, d_ff=72, num_layers=3, num_heads=5, vocab_size=420, num_decoder_layers=1,
-            feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0,
-        )  # fmt: skip
+        sizes: Any = {
+            "d_model": 40, "d_kv": 6, "d_ff": 72, "num_layers": 3, "num_heads": 5, "vocab_size": 420,
+            "num_decoder_layers": 1, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
+            "decoder_start_token_id": 0,
+        }  # fmt: skip
+        config = T5Config(**sizes)
         _saved(T5ForConditionalGeneration(config), hub, gain=0.6)
         tokenizer = T5Tokenizer(vocab=write_pieces(hub / "spiece.model"), extra_ids=0)
         theirs = T5EncoderModel.from_pretrained(hub).eval()
