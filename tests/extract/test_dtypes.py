@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from extract.cli import main
+from extract.encoders.mask2former import VisualEncoder
 from extract.encoders.stored_types import StoredTypes
 from extract.encoders.streams import choose_streams
 from extract.media.clip import read_media
+from extract.media.forms import Frames
 from extract.store_cli import main as store_command
 from refavs.data.layouts import read_source
 from refavs.errors import ConfigError
@@ -107,12 +109,14 @@ def test_prediction_reads_the_values_that_training_reads(
     assert main([*map(str, tiny(bench, tmp_path / "store")), "--dtype", "int8"]) == 0
     store = FeatureStore(tmp_path / "store")
     encoder = streams_of().encoders["tiny-swin"]
+    assert isinstance(encoder, VisualEncoder) and isinstance(encoder.takes, Frames)
+    takes, setup = encoder.takes, encoder.setup
     known = {id: stream.fingerprint for id, stream in store.schema.streams.items()}
-    chosen = choose_streams(["tiny-swin/pixel_decoder"], 10, lambda name: encoder.setup, types=StoredTypes(known=known))
+    chosen = choose_streams(["tiny-swin/pixel_decoder"], 10, lambda name: setup, types=StoredTypes(known=known))
     stream = chosen.streams[VISUAL]
     assert chosen.fingerprint(stream) == known[VISUAL]
     clip = next(clip for clip in read_source(bench, None, None).clips if clip.id == store[0].clip_id)
-    frames = read_media(clip, 10, {encoder.takes}, ()).taken(encoder.takes)
+    frames = read_media(clip, 10, {takes}, ()).taken(takes)
     found = stream.read_back(encoder.encode([encoder.prepare(frames)], ["pixel_decoder"])[0])
     for name, values in store[0].visual.items():
         np.testing.assert_array_equal(found[name], values.numpy())
