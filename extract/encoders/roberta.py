@@ -156,10 +156,11 @@ class RobertaEncoder(Encoder):
         weights, settings = self.setup.weights, self.settings
         if settings.repository is None:
             return TOKENIZER
-        if weights.folder is not None and (weights.folder / settings.folder).is_dir():
-            return in_folder(weights.folder, f"{settings.folder}/tokenizer.json")
-        if weights.kind == "random":
+        here = None if weights.folder is None else weights.folder / settings.folder
+        if weights.kind == "random" and (here is None or not (here / "tokenizer.json").is_file()):
             return TOKENIZER
+        if weights.folder is not None and here is not None and here.is_dir():
+            return in_folder(weights.folder, f"{settings.folder}/tokenizer.json")
         return from_hub(settings.repository, "tokenizer.json", fetch=weights.fetch)
 
     @cached_property

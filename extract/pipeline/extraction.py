@@ -43,6 +43,7 @@ class Run:
 
     Attributes:
         choose: the streams with other weights, given those of each encoder.
+        weights: that the user chose.
         mask_size: side of the stored masks, px.
         keeps_expressions: the source says nothing about expressions, so those of the store stay.
     """
@@ -51,6 +52,7 @@ class Run:
     source: Source
     streams: StreamSet
     choose: Callable[[Callable[[str], WeightSource]], StreamSet]
+    weights: WeightSource
     resources: Resources
     log: Path | None
     mask_rule: MaskRule

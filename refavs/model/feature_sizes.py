@@ -1,5 +1,6 @@
 """What a head reads of a store, and the sizes of that, which come from the store and never from a constant."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,7 @@ class Needs:
         audio: whether it reads the features of the sound.
         text: whether it reads the features of the expression.
         sound_by_second: whether it reads one vector of the sound for each second, and no finer tokens.
+        padded: whether it also reads maps of which the picture fills a part, and finds that part itself.
         advice: what to do where the store lacks the maps, after a message that names these.
     """
 
@@ -53,6 +55,7 @@ class Needs:
     audio: bool = True
     text: bool = True
     sound_by_second: bool = False
+    padded: bool = False
     advice: str = "run refavs-extract with that level again"
 
 
@@ -87,6 +90,9 @@ class FeatureSizes:
             read = " or ".join(", ".join(names) for names in needs.maps)
             raise StoreError(f"store {store.location} has no maps {', '.join(missing)}; {head} reads {read}; "
                              f"{needs.advice}")  # fmt: skip
+
+        if not needs.padded:
+            _refuse_padded(store, [paths[name] for name in names], head)
 
         def size(path: str) -> dict[str, int]:
             return dict(zip(store.specs[path].axes, store.specs[path].shape, strict=True))
@@ -125,3 +131,13 @@ class FeatureSizes:
     def map(self, name: str) -> MapSize:
         """Size of the map called `name`."""
         return next(size for size in self.maps if size.name == name)
+
+
+def _refuse_padded(store: "FeatureStore", paths: Sequence[str], head: str) -> None:
+    """A mask covers the picture; a map that the picture fills in part does not lie upon it."""
+    for stream in dict.fromkeys(path.removeprefix("clips/").rpartition("/")[0] for path in paths):
+        if (fit := store.schema.streams[stream].fingerprint.get("fit", "squash")) != "squash":
+            raise StoreError(
+                f"stream {stream} of store {store.location} has maps of frames fitted by {fit!r}; {head} reads maps "
+                "that the whole picture fills; choose another encoder by model.visual, or a head that reads these"
+            )

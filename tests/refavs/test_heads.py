@@ -1,9 +1,10 @@
 """Heads by name: the contract that all keep, the registry, and checkpoints that name theirs."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -19,6 +20,7 @@ from refavs.model.heads.contract import check_head, made_up_sizes
 from refavs.model.heads.options import EEMCOptions, ReleasedOptions
 from refavs.model.heads.protocol import Head
 from refavs.model.options import HeadOptions
+from refavs.store.format.schema import ArraySpec, StreamSpec
 
 SMALL = {"num_layers": 1, "num_queries": 3, "num_heads": 2, "feedforward_channels": 8, "visual_downsample": 4,
          "decoder_layers": 1, "decoder_feedforward_channels": 8}  # fmt: skip
@@ -187,3 +189,23 @@ def test_lacking_maps_are_told_with_every_choice() -> None:
 
     with pytest.raises(StoreError, match=r"STORE has no maps mask_features; mine reads mask_features or res2; run"):
         FeatureSizes.from_store(Lacking(), Mine().needs(), "mine")  # type: ignore[arg-type]
+
+
+def test_maps_that_the_picture_fills_in_part_are_refused_by_heads_that_expect_all_of_it() -> None:
+    fit = {"fit": "pad"}
+    arrays = (ArraySpec(name="res2", shape=(2, 4, 8, 8), dtype="float16", axes=("t", "c", "h", "w"),
+                        table="visual/sam"),)  # fmt: skip
+
+    class Padded:
+        location, specs = "STORE", {"clips/visual/sam/res2": arrays[0]}
+        schema = SimpleNamespace(streams={"visual/sam": StreamSpec(fingerprint=fit, arrays=arrays, rows_per_shard=1)})
+
+        def visual_paths(self) -> dict[str, str]:
+            return {"res2": "clips/visual/sam/res2"}
+
+    needs = Needs(maps=(("res2",),), audio=False, text=False)
+    with pytest.raises(StoreError, match=r"visual/sam of store STORE has maps of frames fitted by 'pad'; mine reads"):
+        FeatureSizes.from_store(Padded(), needs, "mine")  # type: ignore[arg-type]
+    assert FeatureSizes.from_store(Padded(), replace(needs, padded=True), "mine").maps[0].height == 8  # type: ignore[arg-type]
+    fit["fit"] = "squash"
+    assert FeatureSizes.from_store(Padded(), needs, "mine").maps[0].height == 8  # type: ignore[arg-type]
