@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from extract.encoders.hub_folder import CONFIG, PREPROCESSOR, HubFolder
 from extract.encoders.networks import DTYPES, frozen, to_host
-from extract.encoders.protocol import Encoder, EncoderSetup, Frames
+from extract.encoders.protocol import Encoder, EncoderSetup, Frames, Modality
 from extract.encoders.weights import WeightPart
 from extract.media.forms import IMAGENET_MEAN, IMAGENET_STD, Fit, Resample
 from refavs.config import digest
 from refavs.errors import WeightsError
 from refavs.store.format.schema import ArraySpec
 
-Shape = tuple[int, int, int] | tuple[int]  # of a map (c, h, w) or of a vector (c,)
+Shape = tuple[int, ...]  # of a map (c, h, w) or of a vector (c,)
 _AXES = ("t", "c", "h", "w")
 _RESAMPLES: dict[int, Resample] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, in preprocessor_config.json
 _VOLATILE = ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "architectures")
@@ -32,7 +32,7 @@ class FrameEncoder(Encoder):
     The network computes in the precision of the setup.
     """
 
-    modality: Literal["visual"] = "visual"
+    modality: Modality = "visual"
     setup: EncoderSetup
 
     @abstractmethod
@@ -77,7 +77,7 @@ class FrameEncoder(Encoder):
             found = [self._clips(frames, 1, levels)[0] for frames in batch]
         else:
             found = self._clips(np.concatenate(batch), len(batch), levels)
-        return [clip | self.beside(frames, levels) for clip, frames in zip(found, batch, strict=True)]
+        return [clip | dict(self.beside(frames, levels)) for clip, frames in zip(found, batch, strict=True)]
 
     def _clips(
         self, frames: UInt8[np.ndarray, "f h w c"], num_clips: int, levels: Sequence[str]

@@ -204,14 +204,14 @@ def _from_checkpoint(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 _SWIN_BASE = SwinSettings(input_size=384, window=12, channels=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32))
-BASE = VisualSettings(
-    swin=_SWIN_BASE,
-    pixel_decoder=PixelDecoderSettings(
-        in_channels=(128, 256, 512, 1024), channels=256, mask_channels=256, num_layers=6, num_heads=8,
-        feedforward_channels=1024,
-    ),
-    repository="facebook/mask2former-swin-base-ade-semantic", folder="mask2former",
+_DECODER_BASE = PixelDecoderSettings(
+    in_channels=(128, 256, 512, 1024), channels=256, mask_channels=256, num_layers=6, num_heads=8,
+    feedforward_channels=1024,
 )  # fmt: skip
+BASE = VisualSettings(
+    swin=_SWIN_BASE, pixel_decoder=_DECODER_BASE,
+    repository="facebook/mask2former-swin-base-ade-semantic", folder="mask2former",
+)
 IMAGENET = VisualSettings(
     swin=_SWIN_BASE, pixel_decoder=None,
     repository="timm/swin_base_patch4_window12_384.ms_in22k_ft_in1k", folder="swin",
@@ -222,7 +222,7 @@ _SWINS = {
     "base": _SWIN_BASE,
     "large": SwinSettings(input_size=384, window=12, channels=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
 }
-_NUM_PARAMETERS = {"tiny": 0, "small": 0, "base": 92_424_760, "large": 0}
+_NUM_PARAMETERS = {"tiny": 32_942_202, "small": 54_260_106, "base": 92_424_760, "large": 200_991_348}
 TINY = VisualSettings(
     swin=SwinSettings(input_size=96, window=6, channels=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8)),
     pixel_decoder=PixelDecoderSettings(
@@ -250,7 +250,7 @@ def mask2former(setup: EncoderSetup, model: str) -> VisualEncoder:
                  ("ade-semantic", "coco-panoptic", "coco-instance", "cityscapes-semantic")]  # fmt: skip
         raise ConfigError(f"no Mask2Former is called {model!r}; {nearest(model, known)}")
     swin = _SWINS[match[1]]
-    decoder = replace(BASE.pixel_decoder, in_channels=tuple(channels for channels, _, _ in swin.levels.values()))
+    decoder = replace(_DECODER_BASE, in_channels=tuple(channels for channels, _, _ in swin.levels.values()))
     name = f"mask2former-{model}"
     published = VisualSettings(swin=swin, pixel_decoder=decoder, repository=f"facebook/{name}", fixed=False)
     return VisualEncoder(name, published, setup, "other (as the hub says)", _NUM_PARAMETERS[match[1]])

@@ -72,7 +72,8 @@ class Sam2Encoder(HubFrameEncoder):
 
 def _published(name: str, num_parameters: int, channels: int, num_heads: int, **backbone: Any) -> Any:
     widths = [channels * 2**stage for stage in range(4)]
-    backbone |= {"hidden_size": channels, "num_attention_heads": num_heads, "embed_dim_per_stage": widths,
+    backbone |= {"model_type": "sam2_hiera_det_model", "hidden_size": channels, "num_attention_heads": num_heads,
+                 "embed_dim_per_stage": widths,
                  "num_attention_heads_per_stage": [num_heads * 2**stage for stage in range(4)]}  # fmt: skip
     published = Published(
         repository=f"facebook/{name}", model_type="sam2", licence="Apache-2.0", num_parameters=num_parameters,
@@ -82,11 +83,11 @@ def _published(name: str, num_parameters: int, channels: int, num_heads: int, **
     return partial(Sam2Encoder, name, published)
 
 
-sam2_tiny = _published("sam2.1-hiera-tiny", 0, 96, 1)
-sam2_small = _published("sam2.1-hiera-small", 0, 96, 1, blocks_per_stage=[1, 2, 11, 2],
+sam2_tiny = _published("sam2.1-hiera-tiny", 31_440_721, 96, 1)
+sam2_small = _published("sam2.1-hiera-small", 38_538_577, 96, 1, blocks_per_stage=[1, 2, 11, 2],
                         global_attention_blocks=[7, 10, 13])  # fmt: skip
-sam2_base_plus = _published("sam2.1-hiera-base-plus", 0, 112, 2, blocks_per_stage=[2, 3, 16, 3],
+sam2_base_plus = _published("sam2.1-hiera-base-plus", 73_328_401, 112, 2, blocks_per_stage=[2, 3, 16, 3],
                             global_attention_blocks=[12, 16, 20],
                             window_positional_embedding_background_size=[14, 14])  # fmt: skip
-sam2_large = _published("sam2.1-hiera-large", 0, 144, 2, blocks_per_stage=[2, 6, 36, 4],
+sam2_large = _published("sam2.1-hiera-large", 216_924_865, 144, 2, blocks_per_stage=[2, 6, 36, 4],
                         global_attention_blocks=[23, 33, 43], window_size_per_stage=[8, 4, 16, 8])  # fmt: skip

@@ -7,7 +7,7 @@ all have the same stride, as in plain transformers, the last gives the one map.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, get_args
 
@@ -38,11 +38,12 @@ class TimmEncoder(FrameEncoder):
 
     model: str
     setup: EncoderSetup
+    takes: Frames = field(init=False)  # type: ignore[override]
 
     def __post_init__(self) -> None:
         ensure_torchvision()
         import timm
-        from timm.data import resolve_data_config
+        from timm.data.config import resolve_data_config
 
         try:
             cfg = timm.get_pretrained_cfg(self.model, allow_unregistered=False)
@@ -50,13 +51,14 @@ class TimmEncoder(FrameEncoder):
             close = nearest(self.model, [*timm.list_models(), *timm.list_models(pretrained=True)])
             hint = close if close.startswith("did") else "timm.list_models() lists them"
             raise ConfigError(f"timm has no model {self.model!r}; {hint}") from None
+        assert cfg is not None
         data = resolve_data_config(pretrained_cfg=cfg.to_dict())
         _, height, width = data["input_size"]
         if height != width:
             raise ConfigError(f"timm's {self.model} takes frames of {height} x {width} px; accepted: models of squares")
         self.name = f"timm-{self.model}"
         self.licence = cfg.license or "unknown"
-        self.takes = Frames(
+        self.takes = Frames(  # type: ignore[override]
             size=height, mean=tuple(data["mean"]), std=tuple(data["std"]),
             resample=data["interpolation"] if data["interpolation"] in get_args(Resample) else "bicubic",
         )  # fmt: skip

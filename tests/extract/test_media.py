@@ -186,7 +186,7 @@ def test_normalised_frames_are_those_of_imagenet() -> None:
 
 def test_padding_is_zero_behind_the_normalisation() -> None:
     form = Frames(size=8, fit="pad")
-    frames = torch.from_numpy(fitted(Image.new("RGB", (40, 20), "white"), form))[None]
+    frames = torch.from_numpy(fitted(Image.new("RGB", (40, 20), "white"), form).copy())[None]
     normal = form.normalised(frames)
     assert not normal[:, :, 4:].any()
     assert torch.equal(normal[:, :, :4], Frames(size=8).normalised(frames[..., :3])[:, :, :4])

@@ -62,7 +62,7 @@ def test_sam_frames_and_map_are_those_of_its_own_preprocessing(tmp_path: Path) -
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8))
     theirs = SamImageProcessorPil(size={"longest_edge": 128}, pad_size={"height": 128, "width": 128})
     expected = theirs(picture, return_tensors="pt")["pixel_values"]
-    frames = fitted(picture, encoder.takes)[None]  # type: ignore[arg-type]
+    frames = fitted(picture, encoder.takes)[None].copy()  # type: ignore[arg-type]
     ours = encoder.takes.normalised(torch.from_numpy(frames))  # type: ignore[union-attr]
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     (found,) = encoder.encode([frames], [""])
