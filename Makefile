@@ -6,8 +6,8 @@ QUICK := not slow and not gpu and not faults
 # Otherwise hundreds of processes of the tests and of Ray would each compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo proof proof-quick proof/store check test test-slow test-faults bench-store bench-extract bench-remote \
-	bench-scheduler bench-metrics bench-train bench-sweep bench-busy check-gpu lint setup clean
+.PHONY: demo proof proof-quick proof/store check test test-slow test-faults bench-store bench-encoders bench-extract bench-remote \
+	bench-scheduler bench-metrics bench-train bench-sweep bench-busy bench-heads check-gpu lint setup clean
 
 setup: $(STAMP)
 
@@ -71,6 +71,10 @@ test-faults: setup
 bench-store: setup
 	$(BIN)/python tests/benchmarks/bench_store.py
 
+bench-encoders: setup
+	$(BIN)/python tests/benchmarks/bench_encoders.py
+	$(BIN)/python tests/benchmarks/bench_dtypes.py
+
 bench-extract: setup
 	$(BIN)/python tests/benchmarks/bench_extract.py
 
@@ -92,6 +96,8 @@ bench-busy: setup
 bench-sweep: setup
 	$(BIN)/python tests/benchmarks/bench_sweep.py
 
+bench-heads: setup
+	$(BIN)/python tests/benchmarks/bench_heads.py
 
 # On a machine with a GPU, in under 8 minutes. Without network: WHEELS=FOLDER, filled elsewhere by infra/gpu-carry.sh, and
 # PYTHON=an interpreter with torch for CUDA.

@@ -29,7 +29,7 @@ EPILOG = """examples:
   refavs-sweep my.yaml --store store --set train.epochs=3   a grid file, with a setting replaced
   refavs-sweep status runs/smoke                            its progress, from any other terminal
   refavs-sweep settings                                     every setting of a trial: default, accepted values, meaning
-  refavs-sweep settings released                            the same with another head, as --set model.head=released
+  refavs-sweep settings HEAD                                the same for another head, which --set model.head=HEAD takes
 """
 
 
@@ -52,25 +52,25 @@ def build_parser() -> CommandParser:
                         help="replace a setting of the grid's base; 'refavs-sweep settings' lists all settings; may be "
                         "given several times")
     parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="pretrained weights that trials start "
-                        "from, as mask2former/ for model.decoder_weights=mask2former; as refavs-extract takes it")
+                        "from, in the form that refavs-extract takes")
     parser.add_argument("--any-store", action="store_true",
                         help="accept a train.init checkpoint that was trained on other features")
     parser.add_argument("--dry-run", action="store_true",
                         help="list the trials, done and to do, and their cost; takes seconds and writes nothing")
     parser.add_argument("--retry-failed", action="store_true",
-                        help="run failed trials again, from their last epoch; by default they stay failed")
+                        help="resume failed trials from their last epoch; by default they stay failed")
     parser.add_argument("--rerun", action="append", default=[], metavar="KEY", help="discard the result of the "
-                        "trial whose key begins with KEY and run it again; may be given several times")
+                        "trial whose key starts with KEY and run it again; may be given several times")
     parser.add_argument("--register", metavar="NAME",
                         help="register the model of the best trial by J on val under this name in MLflow")
     parser.add_argument("--address", help="a running Ray cluster; default: one on this machine for this sweep")
     parser.add_argument("--max-concurrent", type=int, metavar="N",
                         help="largest number of trials at once; default: as many as the processors allow")
     parser.add_argument("--cpus-per-trial", type=float, default=1.0, metavar="N",
-                        help="processors of a trial, or of each of its workers")
+                        help="processors per trial, or per worker of a trial")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="where trials run; auto takes the GPUs of this machine or cluster, if any")
-    parser.add_argument("--gpus-per-trial", type=_gpus, metavar="N|auto", help="GPUs of a trial, or a share of one; "
+    parser.add_argument("--gpus-per-trial", type=_gpus, metavar="N|auto", help="GPUs per trial, or a share of one; "
                         "default: 1 on a GPU; auto puts as many trials on each GPU as its memory allows for the "
                         "largest, which uses GPUs better than several workers per trial (not tried on a GPU yet)")
     parser.add_argument("--fuse", type=_fuse, default=1, metavar="K|auto",
@@ -182,7 +182,7 @@ def _warn(line: str) -> None:
 
 
 def few_per_worker(trials: "Sequence[Trial]") -> list[str]:
-    """A line about trials that gain nothing from several workers, as each gets at most one expression of a batch."""
+    """A warning about trials with too many workers: each gets at most one expression of a batch."""
     few = [trial for trial in trials if 1 < trial.config.resources.workers >= trial.config.train.batch_size]
     if not few:
         return []
@@ -231,8 +231,8 @@ def _dry_run(
         show(console, [*entries, *suggested], store, resources)
     for line in search.described() if search else ():
         console.print(line)
-    if changes := ledger.changes(entries):
-        console.print(changes)
+    for remark in filter(None, (ledger.changes(entries), ledger.elsewhere(entries, store.fingerprint))):
+        console.print(remark)
     for part in fresh:
         console.print(f"starts from random weights, not from the checkpoint: {part}")
     failed = f", {num_failed} failed ({RETRY})" if num_failed else ""

@@ -1,4 +1,4 @@
-"""refavs-extract: frozen features of a benchmark or a folder of videos, into a store."""
+"""refavs-extract: extracts frozen features of a benchmark or a folder of videos into a store."""
 
 import argparse
 import os
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extract.encoders.presets import PRESETS, preset_named
-from refavs.choices import DEVICES, LAYOUTS, MASK_RULES, PRECISIONS, MaskRule, Precision
+from refavs.choices import DEVICES, LAYOUTS, MASK_RULES, PRECISIONS, STORED_TYPES, MaskRule, Precision
 from refavs.errors import ConfigError
+from refavs.files.path_text import path_text
 from refavs.machine.processors import share_processors
 from refavs.terminal.command import CommandParser, run_command
 from refavs.terminal.printing import warn
@@ -27,7 +28,7 @@ SECONDS = 10
 def build_parser() -> CommandParser:
     """The command line."""
     parser = CommandParser(
-        prog=NAME, description="Extracts the frozen features of a source into a store; only what is missing there.",
+        prog=NAME, description="Extracts the frozen features of a source into a store; computes only what is missing.",
         formatter_class=_Formatter,
         epilog="examples:\n  refavs-extract videos/ features.zarr --preset tiny --expressions questions.csv\n"
         "  refavs-extract videos/ features.zarr --streams vggish-back-to-back   adds a stream to a store\n\n"
@@ -40,24 +41,27 @@ def build_parser() -> CommandParser:
         help="folder of the store, or a URL (s3://bucket/name); made where there is none, else completed")  # fmt: skip
     presets = "; ".join(f"{name}, {preset.about}" for name, preset in PRESETS.items())
     add("--preset", default="base", metavar="NAME", help=f"a list of streams: {presets}")
-    add("--streams", metavar="A,B,C", help="the streams to extract in place of a preset's: ENCODER or ENCODER/LEVEL; "
+    add("--streams", metavar="A,B,C", help="the streams to extract instead of a preset's: ENCODER or ENCODER/LEVEL; "
         "ENCODER@NAME keeps another version of an encoder that the store has, under that name")  # fmt: skip
     add("--levels", metavar="LEVELS", help="levels of visual encoders that have several (backbone, pixel_decoder); "
         "default: the preset's, or all levels of an encoder in --streams")  # fmt: skip
-    add("--list-encoders", action="store_true", help="only list the encoders: what they take, make and weigh")
+    add("--list-encoders", action="store_true", help="only list the encoders with their input, output and size")
     add("--weights", choices=("pretrained", "random"), default="pretrained", help="weights of the encoders")
-    add("--seed", type=int, default=0, help="of random weights")
+    add("--seed", type=int, default=0, help="seed of random weights")
     add("--weights-dir", type=Path, metavar="DIR",
         help="pretrained weights: for each encoder the files of its repository on the hub, in a folder named by the "
         "last part of its id (mask2former-swin-base-ade: mask2former/, swin-base-imagenet: swin/), vggish.pth, "
         "visual.safetensors (tiny-swin); otherwise the hub's cache or a download")  # fmt: skip
     add("--precision", choices=("auto", *PRECISIONS), default="auto", help="of visual and audio encoders; auto: that "
         "of the stream in STORE, and fp32 for a new one, so that features are the same on every machine")  # fmt: skip
+    add("--dtype", metavar="TYPE", help=f"of the visual streams in the store: {', '.join(STORED_TYPES)}, of which the "
+        "last two halve the bytes; STREAM=TYPE for one stream, several separated by commas; default: that of the "
+        "stream in STORE, and what the encoder gives for a new one")  # fmt: skip
     add("--seconds", type=int, metavar="N", help=f"seconds of a clip; default: STORE's, and {SECONDS} for a new one")
     add("--mask-size", type=int, metavar="PX", help="height and width of the stored masks; default: STORE's, and for a "
         "new one 384, or 96 with preset tiny")  # fmt: skip
-    add("--mask-rule", choices=MASK_RULES[1:], help="what of a mask's PNG is the object: nonzero, every colour but "
-        "black; alpha, what is not transparent; index, every palette index, grey value or id but 0; default: that of "
+    add("--mask-rule", choices=MASK_RULES[1:], help="which pixels of a mask are the object: nonzero, every colour but "
+        "black; alpha, not transparent; index, every palette index, grey value or id except 0; default: that of "
         "STORE, and for a new one what all of them agree on")  # fmt: skip
     add("--expressions", type=Path, metavar="CSV", help="columns video,exp: expressions about a folder of videos")
     add("--layout", metavar="NAME", help=f"how SOURCE is laid out: {', '.join(LAYOUTS)} or that of an installed "
@@ -72,13 +76,13 @@ def build_parser() -> CommandParser:
         "no log on a terminal, else STORE.extract.jsonl beside a local store")  # fmt: skip
     add("--address", metavar="ADDRESS", help="a running Ray cluster; default: one on this machine for this run")
     add("--check-weights", type=Path, metavar="DIR",
-        help="only say which pretrained weights of the streams DIR has, and what to fetch; without SOURCE and STORE")
-    add("--dry-run", action="store_true", help="only say what would be done: clips, shards, bytes, time and cost")
+        help="only list the pretrained weights in DIR, and what to download; without SOURCE and STORE")
+    add("--dry-run", action="store_true", help="only print what would be done: clips, shards, bytes, time and cost")
     return parser
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults in the help, and the examples as they are written."""
+    """Shows defaults in the help, and keeps the line breaks of the examples."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         shown = action.default is not None and action.default is not False
@@ -118,7 +122,7 @@ def _check_weights(args: argparse.Namespace) -> int:
 
 
 def extract(args: argparse.Namespace) -> int:
-    """Extracts what is missing; returns the exit status."""
+    """Extracts what is missing and returns the exit status."""
     from extract.pipeline.dry_run import dry_run
     from extract.pipeline.extraction import complete
     from extract.pipeline.input_check import check_films, check_masks
@@ -131,7 +135,7 @@ def extract(args: argparse.Namespace) -> int:
     check_masks(run.folder, object_units(run.source, run.mask_rule), run.streams.seconds)
     if args.dry_run:
         return dry_run(run)
-    specs = run.streams.specs()  # reads weights, so that nothing is made where there are none
+    specs = run.streams.specs()  # reads the weights files first, so that nothing is created if they are missing
     with Lease(run.folder, NAME) as lease:
         writer = StoreWriter.open(args.store, streams=specs, **run.description())
         _warn_of_slow_bf16(specs.values(), run.resources.device)
@@ -143,10 +147,11 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
 
     Args:
         args: the command line.
-        weights_of: of an encoder; default: those that `args` names.
+        weights_of: returns the weights source of an encoder; by default the one in `args`.
     """
     from extract.encoders.networks import refuse_precision
     from extract.encoders.protocol import EncoderSetup
+    from extract.encoders.stored_types import StoredTypes
     from extract.encoders.streams import StreamSet, choose_streams
     from extract.encoders.weights import WeightSource
     from extract.pipeline.extraction import Run
@@ -172,13 +177,15 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
 
     given = WeightSource(kind=args.weights, seed=args.seed, folder=args.weights_dir, fetch=not args.dry_run)
 
+    types = StoredTypes(args.dtype, {id: stream.fingerprint for id, stream in (kept.streams if kept else {}).items()})
+
     def choose(weights_of: Callable[[str], WeightSource]) -> StreamSet:
         def setup(name: str) -> EncoderSetup:
             precision = _precision(args.precision, name, kept)
             refuse_precision(precision, resources.device)
             return EncoderSetup(weights=weights_of(name), precision=precision, device=resources.device)
 
-        return choose_streams(names, seconds, setup, levels)
+        return choose_streams(names, seconds, setup, levels, types)
 
     streams = choose(weights_of or (lambda name: given))
     log = args.log or _log_beside(folder)
@@ -187,11 +194,11 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
     source = read_source(args.source, args.expressions, args.layout)
     films = {"film_rules": film_rules(folder, source)} if has_films(source) else {}
     extraction = {
-        "source": str(args.source.absolute()), "layout": source.layout, "batch_clips": resources.clips_per_pass,
+        "source": path_text(args.source), "layout": source.layout, "batch_clips": resources.clips_per_pass,
         **films,
-        "expressions": None if args.expressions is None else str(args.expressions.absolute()),
+        "expressions": None if args.expressions is None else path_text(args.expressions),
     }  # fmt: skip
-    # A source that says nothing about expressions leaves those of the store alone.
+    # A source without expressions leaves those of the store unchanged.
     keeps = not len(source.expressions) and folder.exists(table_record("expressions"))
     return Run(folder=folder, source=source, streams=streams, choose=choose, weights=given, resources=resources,
                log=log, mask_rule=_mask_rule(args.mask_rule, kept), mask_size=mask_size, keeps_expressions=keeps,
@@ -199,7 +206,7 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
 
 
 def _streams(args: argparse.Namespace) -> tuple[list[str], list[str] | None]:
-    """The streams that are asked for, and the levels."""
+    """The requested streams, and the levels."""
     preset = preset_named(args.preset)
     names = list(preset.streams) if args.streams is None else _parts(args.streams)
     return names, None if args.levels is None else _parts(args.levels)
@@ -216,13 +223,13 @@ def _at_least_1(option: str, asked: int | None, default: int) -> int:
 
 
 def _mask_rule(asked: MaskRule | None, store: "StoreSchema | None") -> MaskRule:
-    """The rule by which to read masks: as asked; else that of the store."""
+    """The rule for reading masks: the requested one, else the store's."""
     known = "auto" if store is None or store.mask_rule is None else store.mask_rule
     return MASK_RULES[MASK_RULES.index(asked or known)]
 
 
 def _precision(asked: str, name: str, store: "StoreSchema | None") -> Precision:
-    """The precision in which an encoder computes: as asked; else that of its streams in the store; else fp32."""
+    """The precision of an encoder: the requested one, else that of its streams in the store, else fp32."""
     known = [stream.fingerprint.get("precision", "fp32") for id, stream in (store.streams if store else {}).items()
              if id.split("/")[1] == name]  # fmt: skip
     wanted = asked if asked != "auto" else next(iter(known), "fp32")
@@ -245,7 +252,7 @@ def _warn(line: str) -> None:
 
 
 def _log_beside(folder: "Folder") -> Path | None:
-    """Where a run that nobody watches is logged: outside the store, whose bytes it does not change."""
+    """The default log file of a run without a terminal: next to the store, so that the store is unchanged."""
     from refavs.files.partials import MOST_NAME_BYTES
     from refavs.store.backends.base import LocalFolder
     from refavs.store.format.schema import LOG

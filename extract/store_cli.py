@@ -1,4 +1,4 @@
-"""refavs-store: what is in a feature store, whether it is whole, repairing it, and taking it elsewhere."""
+"""refavs-store: shows, verifies, repairs, upgrades, exports and imports a feature store."""
 
 import argparse
 import sys
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 NAME = "refavs-store"
 EXAMPLE = """example:
   refavs-store info features/                 rows, arrays, bytes, encoders and expressions of the store in features/
-  refavs-store verify features/               hash every byte again and name what is damaged (exit status 3)
+  refavs-store verify features/               hash every byte again and list the damage (exit status 3)
   refavs-store repair features/               remove what is damaged, and extract it again
-  refavs-store drop features/ audio/vggish    remove a stream and give its space back
-  refavs-store upgrade features/              bring a store of version 2 to this version, computing no feature
+  refavs-store drop features/ audio/vggish    remove a stream and free its space
+  refavs-store upgrade features/              bring a store of version 2 to this version without computing features
   refavs-store export features/ features.h5   everything in one HDF5 file, which h5py reads without refavs
   refavs-store import features.h5 features/   the same store again, byte for byte
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> CommandParser:
     """The commands and their arguments."""
     parser = CommandParser(
-        prog=NAME, description="Looks after a feature store.", epilog=EXAMPLE,
+        prog=NAME, description="Manages a feature store.", epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -54,29 +54,29 @@ def build_parser() -> CommandParser:
 
     store = "folder or URL of the store, as refavs-extract wrote it"
     for name, run, text in (
-        ("info", lambda args: info(args.store), "show what a store holds"),
+        ("info", lambda args: info(args.store), "show the content of a store"),
         ("verify", lambda args: verify(args.store), "compare every byte with its checksum"),
     ):
         command(name, run, text).add_argument("store", metavar="STORE", help=store)
     mend = command("repair", _repair, "remove what is damaged, and extract it again")
     mend.add_argument("store", metavar="STORE", help=store)
     _add_extraction(mend)
-    dropped = command("drop", lambda args: drop(args.store, args.stream), "remove a stream and give its space back")
+    dropped = command("drop", lambda args: drop(args.store, args.stream), "remove a stream and free its space")
     dropped.add_argument("store", metavar="STORE", help=store)
     dropped.add_argument("stream", metavar="STREAM", help="its id as info shows it, or visual/ENCODER for all levels")
     upgraded = command("upgrade", lambda args: upgrade(args.store), "bring a store of version 2 to this version")
     upgraded.add_argument("store", metavar="STORE", help=store)
     out = command("export", lambda args: export(args.store, args.file), "write a whole store to one new HDF5 file")
     out.add_argument("store", metavar="STORE", help=store)
-    out.add_argument("file", type=Path, metavar="FILE", help="the HDF5 file to make; never written over")
-    back = command("import", lambda args: import_(args.file, args.store), "make a store again from its HDF5 file")
+    out.add_argument("file", type=Path, metavar="FILE", help="the HDF5 file to create; never overwritten")
+    back = command("import", lambda args: import_(args.file, args.store), "restore a store from its HDF5 file")
     back.add_argument("file", type=Path, metavar="FILE", help="an HDF5 file that refavs-store export wrote")
-    back.add_argument("store", metavar="STORE", help="folder or URL of the store to make, or of an interrupted import")
+    back.add_argument("store", metavar="STORE", help="folder or URL of the store to create, or to complete")
     return parser
 
 
 def _add_extraction(parser: CommandParser) -> None:
-    """Where to find again what the store was made from; what is left out is as the extraction noted it."""
+    """Adds the options for finding the source again; by default they are as recorded in the store."""
     group = parser.add_argument_group("extraction", "where to find what the store was made from; default: as the "
                                       "extraction noted it in the store")  # fmt: skip
     add = group.add_argument
@@ -102,7 +102,7 @@ def info(location: str) -> int:
     console.print(f"store        {store.location}")
     console.print(f"source       {store.schema.source}")
     console.print(f"fingerprint  {store.fingerprint}{'' if store.finished else ' (its extraction did not finish)'}")
-    console.print(f"clips        {store.seconds} seconds, {store.schema.fps:g} frames a second")
+    console.print(f"clips        {store.seconds} seconds, {store.schema.fps:g} frames per second")
     rule = "" if store.schema.mask_rule is None else f", read by mask rule {store.schema.mask_rule}"
     console.print(f"masks        {store.mask_size} x {store.mask_size} px{rule}")
     for name in store.streams:
@@ -110,7 +110,7 @@ def info(location: str) -> int:
         facts = ", ".join(f"{fact} {value}" for fact, value in fingerprint.items() if fact != "name")
         console.print(f"stream       {name}: {fingerprint.get('name', '?')}@{short_digest(fingerprint)} ({facts})")
         if says_random(fingerprint):
-            console.print("             random weights: these features show that the system works, nothing else")
+            console.print("             random weights: these features only show that the system works")
     table = Table()
     for name in ("array", "axes", "row shape", "type", "rows", "shards", "bytes"):
         table.add_column(name, overflow="fold")
@@ -118,7 +118,7 @@ def info(location: str) -> int:
         records = [record for record in store.records if record.table == spec.table]
         num_bytes = sum(record.arrays[spec.name].num_bytes for record in records)
         table.add_row(
-            spec.path, " ".join(spec.axes), "x".join(map(str, spec.shape)), spec.dtype,
+            spec.path, " ".join(spec.axes), "x".join(map(str, spec.shape)), spec.number_format or spec.dtype,
             str(sum(len(record.rows) for record in records)), str(len(records)), readable(num_bytes),
         )  # fmt: skip
     console.print(table)
@@ -142,7 +142,7 @@ def facts_of_rows(store: "FeatureStore") -> list[str]:
 
 
 def _failures(store: "FeatureStore", clips: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Clips, texts and objects that have no row in some table, with the reason."""
+    """Clips, texts and objects without a row in some table, with the reason."""
     names: dict[str, dict[str, str]] = {modality: {} for modality in ("visual", "audio", "text")}
     for clip in clips:
         names["visual"].setdefault(clip["frames"], clip["id"])
@@ -156,7 +156,7 @@ def _failures(store: "FeatureStore", clips: Sequence[Mapping[str, Any]]) -> dict
     for table, key, reason in failed:
         known = names.get(table.split("/")[0])
         name = key if known is None else known.get(key)
-        if name is not None:  # else the file was replaced since
+        if name is not None:  # otherwise the file has been replaced
             found.setdefault(name, reason)
     return found
 
@@ -194,7 +194,7 @@ def verify(location: str) -> int:
 
 
 def verified(location: str) -> "Verdict":
-    """What `verify` finds in a store; shows how far it is."""
+    """Verifies a store with a progress bar."""
     from refavs.store.backends.base import open_folder
     from refavs.store.format.commits import record_files
     from refavs.store.format.schema import root_attributes
@@ -207,7 +207,7 @@ def verified(location: str) -> "Verdict":
 
 
 def report(location: str, verdict: "Verdict") -> None:
-    """Prints what `verify` found."""
+    """Prints the result of `verify`."""
     for name in verdict.uncommitted:
         whose = f"of {verdict.writer}, which is at work" if verdict.writer else "left by an interrupted run"
         say(f"uncommitted: {name} ({whose}; readers do not see it)")
@@ -238,7 +238,7 @@ def export(location: str, file: Path) -> int:
 
 
 def import_(file: Path, location: str) -> int:
-    """Makes the store again that is in an HDF5 file."""
+    """Restores the store in an HDF5 file."""
     from refavs.store.hdf5.exchange import import_ as import_store
 
     with _Rows("import") as rows:
@@ -248,7 +248,7 @@ def import_(file: Path, location: str) -> int:
 
 
 class _Rows:
-    """Shows how many rows are done, once it is known how many there are."""
+    """A progress bar for rows, shown once their number is known."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -268,7 +268,7 @@ class _Rows:
 
 
 def _repair(args: argparse.Namespace) -> int:
-    from extract.pipeline.repair import repair  # brings Ray, which the other commands do without
+    from extract.pipeline.repair import repair  # imports Ray, which the other commands do not need
 
     return repair(args)
 

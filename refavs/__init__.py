@@ -17,7 +17,7 @@ __all__ = ["EEMC", "EEMCOptions", "FeatureStore"]
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the public classes on first use, so that `import refavs` stays cheap for the commands."""
+    """Loads the public classes on first use, so that `import refavs` stays fast for the commands."""
     if name not in _HOMES:
         raise AttributeError(f"module 'refavs' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""Typed settings: nested frozen dataclasses, dotted overrides, and a digest that names a resolved configuration."""
+"""Typed settings: nested frozen dataclasses, dotted overrides, and a digest of a resolved configuration."""
 
 import dataclasses
 import difflib
@@ -32,7 +32,7 @@ def leaves(config: Any) -> list[str]:
 
 
 def kinds(config: Any) -> dict[str, Any]:
-    """The type of each setting by its dotted name."""
+    """The type of each setting, by dotted name."""
     hints, found = get_type_hints(type(config)), {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -45,8 +45,8 @@ def replace(config: Config, overrides: Mapping[str, Any]) -> Config:
     """Returns `config` with dotted settings replaced, e.g. `{"model.beta": 0.5}`, all at once and in any order.
 
     Raises:
-        ConfigError: an unknown name, or a value of the wrong type.
-        SettingError: values out of range or in conflict, with the dotted names of their settings.
+        ConfigError: a name is unknown, or a value has the wrong type.
+        SettingError: values are out of range or in conflict; the error has the dotted names of their settings.
     """
     return _replaced(config, {name: typed(config, name, value) for name, value in overrides.items()})
 
@@ -112,7 +112,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """`config` as one level of dotted names, as in grids and MLflow parameters."""
+    """`config` flattened to dotted names, as in grids and MLflow parameters."""
 
     def walk(prefix: str, value: Any) -> dict[str, Any]:
         if isinstance(value, dict):

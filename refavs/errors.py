@@ -2,7 +2,7 @@
 
 
 class RefAVSError(Exception):
-    """Base of every error caused by the input; commands print it on one line and exit with status 2."""
+    """Base of all errors caused by the input; commands print it on one line and exit with status 2."""
 
 
 class ConfigError(RefAVSError):
@@ -12,10 +12,10 @@ class ConfigError(RefAVSError):
 class SettingError(ConfigError):
     """A setting with an unusable value, or several in conflict.
 
-    The message begins with the name of the first setting.
+    The message starts with the name of the first setting.
 
     Attributes:
-        settings: the names of these settings; the first is the one to change.
+        settings: names of these settings; the first is the one to change.
     """
 
     def __init__(self, message: str, *settings: str) -> None:
@@ -26,7 +26,7 @@ class SettingError(ConfigError):
         return self.message
 
     def within(self, section: str) -> "SettingError":
-        """The same error with the settings' names prefixed by the section that holds them."""
+        """The same error with the settings' names prefixed by their section."""
         return SettingError(f"{section}.{self.message}", *(f"{section}.{name}" for name in self.settings))
 
 
@@ -39,8 +39,8 @@ class StoreError(RefAVSError):
 
 
 class WeightsError(RefAVSError):
-    """Weights that are missing, damaged or of another architecture."""
+    """Weights that are missing, damaged or belong to another architecture."""
 
 
 class StatisticsError(RefAVSError):
-    """Statistics of a run's predictions that are missing, damaged, or of another run."""
+    """Statistics of a run's predictions that are missing, damaged or belong to another run."""

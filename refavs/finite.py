@@ -1,4 +1,4 @@
-"""Refuses weights, features and probabilities that are not finite, before they spoil a result silently."""
+"""Rejects weights, features and probabilities that are not finite, before they silently spoil a result."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +13,10 @@ from refavs.errors import StatisticsError, WeightsError
 
 
 def require_finite_weights(path: Path, tensors: Mapping[str, Any]) -> None:
-    """Refuses weights with NaN or infinite values, for example from a diverged run.
+    """Rejects weights with NaN or infinite values, e.g. from a diverged run.
 
     Raises:
-        WeightsError: such weights; names the file and the first of the tensors.
+        WeightsError: a weight is not finite; the message names the file and the first tensors.
     """
     wrong = [name for name, value in tensors.items() if isinstance(value, Tensor) and not is_finite(value)]
     if wrong:
@@ -26,13 +26,13 @@ def require_finite_weights(path: Path, tensors: Mapping[str, Any]) -> None:
 
 
 def require_finite_features(of: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Refuses features with NaN or infinite values.
+    """Rejects features with NaN or infinite values.
 
     Args:
         of: the clip or text that they were computed from.
 
     Raises:
-        WeightsError: such features; names the arrays.
+        WeightsError: a value is not finite; the message names the arrays.
     """
     wrong = [path for path, array in arrays.items() if not is_finite(torch.from_numpy(array))]
     if wrong:
@@ -43,14 +43,14 @@ def require_finite_features(of: str, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def require_finite_probs(of: str, finite: Bool[Tensor, ""]) -> None:
-    """Refuses NaN probabilities, which a threshold would silently turn into an empty mask.
+    """Rejects NaN probabilities, which a threshold would silently turn into an empty mask.
 
     Args:
-        of: what is predicted.
-        finite: whether all probabilities are finite, over several batches, since reading it waits for the device.
+        of: the expressions that are predicted.
+        finite: whether all probabilities are finite; combine several batches, because reading it waits for the device.
 
     Raises:
-        StatisticsError: some are not.
+        StatisticsError: some are not finite.
     """
     if not finite:
         raise StatisticsError(f"the head predicts probabilities of {of} that are not a number; its weights do not fit "

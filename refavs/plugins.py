@@ -1,4 +1,4 @@
-"""What is chosen by name: built-in entries, and those that installed packages add through an entry-point group."""
+"""Lookup by name of built-in entries and of those that installed packages add through an entry-point group."""
 
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
@@ -10,14 +10,14 @@ from refavs.terminal.printing import warn
 
 
 def entries_of(group: str, built_in: Mapping[str, str]) -> dict[str, EntryPoint]:
-    """All entries of a group by name; none of them is imported.
+    """All entries of a group by name, without importing them.
 
     Args:
         group: e.g. `refavs.layouts`.
-        built_in: where our own ones lie, as `package.module:Name`.
+        built_in: the built-in entries, as `package.module:Name`.
 
     Raises:
-        ConfigError: two of one name; names both distributions.
+        ConfigError: two entries have the same name; the message names both distributions.
     """
     found: dict[str, EntryPoint] = {}
     for entry in (*(EntryPoint(name, value, group) for name, value in built_in.items()), *entry_points(group=group)):
@@ -28,8 +28,8 @@ def entries_of(group: str, built_in: Mapping[str, str]) -> dict[str, EntryPoint]
     return found
 
 
-def origin_of(entry: Any) -> str:  # with the backport importlib_metadata, entries are of a class of its own
-    """The distribution that adds an entry."""
+def origin_of(entry: Any) -> str:  # the backport importlib_metadata has its own class of entries
+    """Name of the distribution that adds an entry."""
     return entry.dist.name if entry.dist is not None else "refavs"
 
 
@@ -37,7 +37,7 @@ def entry_named(name: str, group: str, built_in: Mapping[str, str]) -> Any:
     """Imports the entry of that name.
 
     Raises:
-        ConfigError: there is none, it fails on import, or as of `entries_of`.
+        ConfigError: the name is unknown, its import fails, or as for `entries_of`.
     """
     entries = entries_of(group, built_in)
     if name not in entries:
@@ -49,10 +49,10 @@ def entry_named(name: str, group: str, built_in: Mapping[str, str]) -> Any:
 
 
 def all_entries(group: str, built_in: Mapping[str, str]) -> dict[str, Any]:
-    """Imports all entries of a group; a warning names each that fails, the others are returned.
+    """Imports all entries of a group; warns about each one that fails and returns the others.
 
     Raises:
-        ConfigError: as of `entries_of`.
+        ConfigError: as for `entries_of`.
     """
     found = {}
     for name, entry in entries_of(group, built_in).items():

@@ -1,4 +1,4 @@
-"""Shared fixtures; shapes written in annotations of `refavs` are checked at run time in every test.
+"""Shared fixtures; types and shapes written in annotations of `refavs` are checked at run time in every test.
 
 A test that starts a process is marked `process` or `ray`, as is one whose fixtures do; any other that tries fails. So
 `make check` can leave out what is marked, and nobody has to keep the marks up to date.
@@ -9,6 +9,7 @@ import multiprocessing.util
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -23,12 +24,14 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import pytest
-from jaxtyping import install_import_hook
 
-install_import_hook("refavs", "beartype.beartype")
+from tests.checked_types import check_types
+
+check_types("refavs")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PATIENCE_S = 600
+WEIGHTS = {"ray": 200, "process": 60, "long": 30}  # of a test, by its mark; 1 without one
 MAY_START = ("process", "ray", "slow", "faults")
 HELPERS = ("git", "lscpu", "uname")  # asked for a line by what is tested and by libraries
 SPAWN = "multiprocessing.spawn"  # of our own: Python tells no hook of it
@@ -92,9 +95,11 @@ def pytest_collection(session: pytest.Session) -> Iterator[object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start a Ray come first, so that none is left for the end, when the other process has nothing to do."""
-    long = {item.path for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: item.path not in long)
+    """Files that take longest, as their marks tell, come first: at the end, each process has something short to do."""
+    weights: Counter[Path] = Counter()
+    for item in items:
+        weights[item.path] += next((number for mark, number in WEIGHTS.items() if item.get_closest_marker(mark)), 1)
+    items.sort(key=lambda item: -weights[item.path])
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -131,9 +136,36 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_fsync() -> Iterator[None]:
+    """Not even a killed process or a full disk loses what fsync guards, and it takes much of the time of a small store.
+
+    No test loses power.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests and the commands that they start keep out of the user's cache."""
     os.environ["REFAVS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def small_networks() -> Iterator[None]:
+    """A few weights in the place of VGGish's 72 million, which take most of the time of a short extraction.
+
+    For tests that extract in this process and look at nothing that the network finds.
+    """
+    from torch import nn
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.AdaptiveAvgPool2d((4, 4)), nn.Flatten(), nn.Linear(16, 128))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("extract.encoders.vggish.build_vggish", build)
+        yield
 
 
 @pytest.fixture

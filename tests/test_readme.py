@@ -58,6 +58,21 @@ def test_readme_fits_the_first_reading() -> None:
     assert len(README.splitlines()) <= 150
 
 
+def test_walks_name_each_file_once_and_where_it_is() -> None:
+    walks = [(path, part) for path in ALL for part in path.read_text().split("\n## ") if part.startswith("Walk: ")]
+    assert len(walks) == 4
+    for path, walk in walks:
+        places = [path.parent, ROOT]
+        listed = []
+        for line in re.findall(r"^\| (`.*?) \|", walk, flags=re.MULTILINE):
+            for name in re.findall(r"`([^`]+\.py)`", line):
+                found = next((place / name for place in places if (place / name).is_file()), None)
+                assert found is not None, f"{path}: {name} is not there"
+                listed.append(found)
+                places = [path.parent, found.parent, ROOT] if "/" in name else places
+        assert len(listed) > 5 and len(set(listed)) == len(listed), f"{path}: {listed}"
+
+
 @pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)[^):]*\)", path.read_text())

@@ -1,7 +1,7 @@
-"""The constant predictions of a sweep: computed beside its trials, and once for all sweeps on the same masks.
+"""The constant predictions of a sweep: computed while its trials run, and only once for all sweeps on the same masks.
 
-They are found in the sweep's folder, where a report reads them, else in the user's cache under the hash of what they
-are computed from, else they are computed.
+They are read from the sweep's folder, where the report finds them, or from the user's cache under the hash of their
+inputs, or else computed.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ from refavs.terminal.console import ProgressBar
 
 FILE = "controls.json"
 LOOK_S = 0.2
-QUIET_S = 1.0  # who waits for less sees no bar
+QUIET_S = 1.0  # no progress bar for shorter waits
 Values = dict[str, dict[str, float]]
 
 
 class Baselines:
-    """The constant predictions on a sweep's store; use it as a context manager, which starts and ends the work.
+    """The constant predictions on a sweep's store; the context manager starts and ends the computation.
 
     Args:
         out: the sweep's folder.
@@ -47,7 +47,7 @@ class Baselines:
         self.path, self.store, self.progress = out / FILE, store, Progress()
 
     def __enter__(self) -> "Baselines":
-        # Ctrl-C is the driver's affair: the processes that this thread starts inherit that they do not hear it.
+        # The driver handles Ctrl-C; the processes started by this thread inherit the blocked signal.
         self._pool = ThreadPoolExecutor(1, "baselines", signal.pthread_sigmask, (signal.SIG_BLOCK, {signal.SIGINT}))
         self._found: Future[Values] = self._pool.submit(self._find)
         return self
@@ -60,14 +60,14 @@ class Baselines:
 
     @property
     def there(self) -> bool:
-        """Whether they are known, so that nobody waits for them."""
+        """Whether they are already known."""
         return self._found.done() and self._found.exception() is None
 
     def values(self, give_up: Callable[[], bool] = lambda: False) -> Values:
-        """Metrics as fractions by the names of prediction and metric, once they are there; none for who gives up.
+        """Waits for the metrics, as fractions by prediction and metric; returns none if `give_up` returns True.
 
         Raises:
-            RefAVSError: masks that are damaged or out of reach.
+            RefAVSError: masks are damaged or cannot be accessed.
         """
         with contextlib.ExitStack() as shown:
             bar: ProgressBar | None = None
@@ -83,9 +83,9 @@ class Baselines:
             return self._found.result()
 
     def _find(self) -> Values:
-        known = _read(self.path)
-        if known is None or known["store"] != self.store.fingerprint:
-            known = {"store": self.store.fingerprint, **self._cached()}
+        known, made_of = _read(self.path), {"store": self.store.fingerprint, "metrics": list(metrics())}
+        if known is None or any(known.get(name) != value for name, value in made_of.items()):
+            known = {**made_of, **self._cached()}
             write_json(self.path, known)
         return known["controls"]
 
@@ -101,14 +101,13 @@ class Baselines:
             "controls": groups.canonical_values(results, splits), "protocols": groups.control_values(results, splits)
         }  # fmt: skip
         if place is not None:
-            with contextlib.suppress(OSError):  # a home that is full or not to be written to: it is only a cache
+            with contextlib.suppress(OSError):  # a full or read-only home folder only disables the cache
                 write_json(place, {"seal": _seal(key, known), "values": known})
         return known
 
 
 def cache_key(store: FeatureStore) -> str:
-    """Names all that the constant predictions are computed from: expressions, splits and masks in their order, and the
-    code."""
+    """Hash of all inputs of the constant predictions: expressions, splits and masks in order, and the code."""
     of_metrics = {inspect.getfile(metric.per_expression) for metric in metrics().values()}
     code = {*map(inspect.getfile, (constant_baselines, Splits)), *of_metrics}
     code |= {*map(str, Path(groups.__file__).parent.glob("*.py"))}
@@ -122,7 +121,7 @@ def cache_key(store: FeatureStore) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What a file has of constant predictions; None where there is none, or one that is damaged or of an older form."""
+    """Reads constant predictions from a file; None if it is missing, damaged or has an older form."""
     try:
         known = shaped(parsed(read_plain(path)), Controls)
     except (OSError, OddRecord):
@@ -131,7 +130,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _read_sealed(path: Path, key: str) -> dict[str, Any] | None:
-    """As `_read`, for a file that a hash of its content protects."""
+    """As `_read`, for a file with a hash of its content."""
     try:
         known = parsed(read_plain(path))
         return known["values"] if known["seal"] == _seal(key, known["values"]) else None

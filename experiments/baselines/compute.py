@@ -1,4 +1,4 @@
-"""What constant predictions and the text alone reach on a store's test splits, found by several processes."""
+"""Computes the scores of constant predictions and of text alone on a store's test splits, in several processes."""
 
 import functools
 import multiprocessing
@@ -6,7 +6,7 @@ import operator
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -35,16 +35,17 @@ from refavs.metrics.frame_counts import describe
 from refavs.metrics.reference import joined, spread
 from refavs.metrics.text_baseline import TEXT_ONLY, TextControl
 from refavs.store import FeatureStore
+from refavs.store.format.schema import LABELLED
 
 TRAINING_S_PER_PIXEL, TEST_S_PER_PIXEL = 3e-9, 25e-9  # on one core, measured at 10 x 384 x 384
-WORTH_A_PROCESS_S = 5.0  # which takes two or three to start
+WORTH_A_PROCESS_S = 5.0  # a process takes two or three seconds to start
 MOST_PROCESSES = 8  # each has an interpreter and torch in memory
 NICENESS = 10  # trials on the same processors come first
 TRAINING_AT_ONCE, TEST_AT_ONCE = 64, 16
 
 Part = TypeVar("Part")
 Found = TypeVar("Found")
-# Does a piece of work on the store for each part, in any process; the results come in the order of the parts.
+# Runs a function on the store for each part, in any process; yields results in the order of the parts.
 Spread = Callable[[Callable[[FeatureStore, Part], Found], Iterable[Part]], Iterator[Found]]
 
 
@@ -54,7 +55,7 @@ class StoppedError(Exception):
 
 @dataclass(kw_only=True)
 class Progress:
-    """How far a computation is, for another thread, which may stop it."""
+    """Progress of a computation, for another thread that may stop it."""
 
     done: int = 0
     total: int = 0
@@ -64,15 +65,23 @@ class Progress:
         """Adds `count` finished masks.
 
         Raises:
-            StoppedError: it is to stop.
+            StoppedError: a stop was requested.
         """
         self.done += count
         if self.stop.is_set():
             raise StoppedError
 
 
+class Wanted(NamedTuple):
+    """A mask, how many expressions it has, and the seconds in which it is known."""
+
+    row: int
+    num_expressions: int
+    labelled: Bool[np.ndarray, " t"]
+
+
 class Trained(NamedTuple):
-    """What some training masks say: their sum, which are empty, and J of the disc in the middle."""
+    """Results from some training masks: their sum, which are empty, and J of the centred disc."""
 
     total: MaskSum
     empty: list[bool]
@@ -80,7 +89,7 @@ class Trained(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """`Constants` as another process gets them: torch would share a tensor's memory, not send it."""
+    """`Constants` in a form for other processes: torch would share a tensor's memory instead of sending it."""
 
     mean: Float[np.ndarray, "h w"]
     mean_threshold: float
@@ -90,89 +99,104 @@ class Fitted(NamedTuple):
 def control_results_of(
     store: FeatureStore, progress: Progress | None = None, num_processes: int | None = None
 ) -> dict[str, Results]:
-    """Constant predictions and the text-only control on the test splits, for any protocol; none without training.
+    """Scores of constant predictions and the text-only control on the test splits; empty without a training split.
 
-    Each distinct mask is scored once. The number of processes changes no bit of the result.
+    Each distinct mask is scored once. The result does not depend on the number of processes.
 
     Args:
-        num_processes: 0 computes in this thread; by default as many as are worth their start.
+        num_processes: 0 computes in this thread; by default as many as save time.
 
     Raises:
-        StoppedError: by `progress`.
+        StoppedError: `progress` requested a stop.
     """
-    table, progress, splits = store.expressions, progress or Progress(), Splits.of(store.attributes)
-    training = Counter(int(table["object"].iloc[row]) for row in rows_of(store, splits.train))
-    tested = sorted(rows_of(store, splits.tested))
-    objects = sorted({int(index) for index in table["object"].iloc[tested]})
+    progress, splits = progress or Progress(), Splits.of(store.attributes)
+    training, tested = (_wanted(store, names) for names in (splits.train, splits.tested))
     if not training or not tested:
         return {}
-    progress.total = 2 * len(training) + len(objects)
-    processes = worth(store, len(training), len(objects)) if num_processes is None else num_processes
+    progress.total = 2 * len(training) + len(tested)
+    processes = worth(store, len(training), len(tested)) if num_processes is None else num_processes
     with _spread(store, processes) as work:
         fitted, empty = _fitted(store, training, work, progress)
         of_tests = functools.partial(_of_tests, fitted=fitted)
-        blocks = list(_counted(work, of_tests, _parts(objects, TEST_AT_ONCE), progress))
+        blocks = list(_counted(work, of_tests, _parts(tested, TEST_AT_ONCE), progress))
     of_objects = {name: joined([block[name] for block in blocks]) for name in blocks[0]}
-    place = {index: number for number, index in enumerate(objects)}
-    places = np.array([place[int(index)] for index in table["object"].iloc[tested]])
-    expressions = describe(table, tested)
+    place = {each.row: number for number, each in enumerate(tested)}
+    table = store.expressions
+    rows = [row for row in sorted(rows_of(store, splits.tested)) if table["object"].iloc[row] in place]
+    places = np.array([place[index] for index in table["object"].iloc[rows]])
+    expressions = describe(table, rows)
     found = {name: spread(results, places, expressions) for name, results in of_objects.items()}
-    learned = rows_of(store, splits.train)
-    nothing = [empty[int(index)] for index in table["object"].iloc[learned]]
-    control = TextControl.fit(table["text"].iloc[learned].tolist(), nothing)
+    learned = table.iloc[rows_of(store, splits.train)]
+    learned = learned[learned["object"].isin(empty)]
+    control = TextControl.fit(learned["text"].tolist(), [empty[index] for index in learned["object"]])
     return {**found, TEXT_ONLY: text_only(control, found)}
 
 
+def _wanted(store: FeatureStore, splits: Sequence[str]) -> list[Wanted]:
+    """The masks of some splits; those that are known in no second are left out."""
+    table = store.expressions.iloc[rows_of(store, splits)]
+    objects = Counter(zip(table["object"].tolist(), table["clip"].tolist(), strict=True))
+    found = [Wanted(row, count, (store.read(LABELLED, row) & store.within([clip])[0]).numpy())
+             for (row, clip), count in objects.items()]  # fmt: skip
+    return [each for each in found if each.labelled.any()]
+
+
 def worth(store: FeatureStore, num_training: int, num_tested: int) -> int:
-    """How many processes are worth their start; 0 where this thread has done it soon."""
+    """The number of processes that saves time; 0 if this thread would finish soon."""
     pixels = store.seconds * store.mask_size**2
     seconds = pixels * (num_training * TRAINING_S_PER_PIXEL + num_tested * TEST_S_PER_PIXEL)
     return min(len(os.sched_getaffinity(0)), MOST_PROCESSES, int(seconds / WORTH_A_PROCESS_S))
 
 
 def _fitted(
-    store: FeatureStore, training: Mapping[int, int], work: Spread, progress: Progress
+    store: FeatureStore, training: Sequence[Wanted], work: Spread, progress: Progress
 ) -> tuple[Fitted, dict[int, bool]]:
-    """The constants of the training masks, and which of those are empty."""
-    parts = _parts(list(training.items()), TRAINING_AT_ONCE)
+    """Fits the constants to the training masks; also returns which masks are empty."""
+    parts, counts = _parts(training, TRAINING_AT_ONCE), [each.num_expressions for each in training]
     centre = Levels(centredness(store.mask_size, store.mask_size))
     first = list(_counted(work, functools.partial(_of_training, centre=centre), parts, progress))
     mean = functools.reduce(operator.add, (part.total for part in first)).mean()
     second = _counted(work, functools.partial(_of_mean, mean=Levels(mean)), parts, progress)
     fitted = Fitted(
-        mean=mean.numpy(), mean_threshold=_best(second, training.values()),
-        centre_threshold=_best((part.jaccard for part in first), training.values()),
+        mean=mean.numpy(), mean_threshold=_best(second, counts),
+        centre_threshold=_best((part.jaccard for part in first), counts),
     )  # fmt: skip
-    return fitted, dict(zip(training, (empty for part in first for empty in part.empty), strict=True))
+    empty = (empty for part in first for empty in part.empty)
+    return fitted, dict(zip((each.row for each in training), empty, strict=True))
 
 
 def _best(jaccard: Iterable[Float[np.ndarray, "n k"]], counts: Iterable[int]) -> float:
     return best_of((torch.from_numpy(line) for part in jaccard for line in part), counts)
 
 
-def _of_training(store: FeatureStore, part: Sequence[tuple[int, int]], centre: Levels) -> Trained:
-    masks = [_mask(store, index) for index, _ in part]
-    sums = (MaskSum.of(mask, count) for mask, (_, count) in zip(masks, part, strict=True))
+def _of_training(store: FeatureStore, part: Sequence[Wanted], centre: Levels) -> Trained:
+    masks = [_known(store, each) for each in part]
+    sums = (MaskSum.of(mask, each.num_expressions) for mask, each in zip(masks, part, strict=True))
     jaccard = np.stack([threshold_jaccard(centre, mask).numpy() for mask in masks])
     return Trained(functools.reduce(operator.add, sums), [not bool(mask.any()) for mask in masks], jaccard)
 
 
-def _of_mean(store: FeatureStore, part: Sequence[tuple[int, int]], mean: Levels) -> Float[np.ndarray, "n k"]:
-    return np.stack([threshold_jaccard(mean, _mask(store, index)).numpy() for index, _ in part])
+def _of_mean(store: FeatureStore, part: Sequence[Wanted], mean: Levels) -> Float[np.ndarray, "n k"]:
+    return np.stack([threshold_jaccard(mean, _known(store, each)).numpy() for each in part])
 
 
-def _of_tests(store: FeatureStore, part: Sequence[int], fitted: Fitted) -> dict[str, Results]:
+def _of_tests(store: FeatureStore, part: Sequence[Wanted], fitted: Fitted) -> dict[str, Results]:
     constants = Constants(
         mean=torch.from_numpy(fitted.mean), mean_threshold=fitted.mean_threshold,
         centre_threshold=fitted.centre_threshold,
     )  # fmt: skip
-    return control_results(constants, (_mask(store, index) for index in part), store.fingerprint)
+    labelled = np.stack([each.labelled for each in part])
+    return control_results(constants, (_mask(store, each) for each in part), store.fingerprint, labelled)
 
 
-def _mask(store: FeatureStore, index: int) -> Bool[Tensor, "t h w"]:
-    mask = store.mask(index)
+def _mask(store: FeatureStore, wanted: Wanted) -> Bool[Tensor, "t h w"]:
+    mask = store.mask(wanted.row)
     assert mask is not None  # `rows_of` gives only expressions that have one
     return mask
+
+
+def _known(store: FeatureStore, wanted: Wanted) -> Bool[Tensor, "labelled h w"]:
+    return _mask(store, wanted)[torch.from_numpy(wanted.labelled)]
 
 
 def _parts(items: Sequence[Part], size: int) -> list[Sequence[Part]]:
@@ -182,7 +206,7 @@ def _parts(items: Sequence[Part], size: int) -> list[Sequence[Part]]:
 def _counted(
     work: Spread, each: Callable[[FeatureStore, Any], Found], parts: Sequence[Sequence[Any]], progress: Progress
 ) -> Iterator[Found]:
-    """The results in the order of the parts, whose masks are counted as they come."""
+    """Yields the results in order and counts the finished masks."""
     for part, found in zip(parts, work(each, parts), strict=True):
         progress.advance(len(part))
         yield found
@@ -190,7 +214,7 @@ def _counted(
 
 @contextmanager
 def _spread(store: FeatureStore, num_processes: int) -> Iterator[Spread]:
-    """Lets work be done by processes of their own, or with none in this thread."""
+    """Runs work in separate processes, or in this thread if `num_processes` is 0."""
     if not num_processes:
         yield lambda work, parts: (work(store, part) for part in parts)
         return
@@ -205,7 +229,7 @@ def _spread(store: FeatureStore, num_processes: int) -> Iterator[Spread]:
         yield run
     except BrokenProcessPool as error:
         raise RefAVSError(
-            "a process that computes the constant predictions was killed (out of memory, it may be); run the same "
+            "a process that computes the constant predictions was killed (possibly out of memory); run the same "
             "command again, which recomputes them"
         ) from error
     finally:
@@ -213,7 +237,7 @@ def _spread(store: FeatureStore, num_processes: int) -> Iterator[Spread]:
 
 
 def _begin() -> None:
-    """What a process of its own does first: one thread, behind the trials, and ended with the one that started it."""
+    """Initialises a worker process: one thread, lower priority than the trials, and an end with its parent."""
     torch.set_num_threads(1)
     os.nice(NICENESS)
     parent = multiprocessing.parent_process()

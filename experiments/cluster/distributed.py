@@ -1,4 +1,4 @@
-"""One trial on several workers under Ray Train, inside the trial's own process: each takes its share of every batch."""
+"""Runs one trial on several workers under Ray Train, from the trial's process; each takes its share of every batch."""
 
 import os
 import re
@@ -20,8 +20,8 @@ from refavs.errors import RefAVSError
 
 RUN_FOLDER = ".workers"
 VALIDATION_TIMEOUT_S = 24 * 3600  # how long the others wait while the first worker evaluates; half an hour by default
-MAX_FAILED_STARTS = 1  # within Ray Train, which else tries without end where a node vanished before the start
-GLOO = re.compile(r"\bgloo/transport/|\[Gloo\b|\bgloo::")  # how its errors begin; a path may have the word too
+MAX_FAILED_STARTS = 1  # else Ray Train retries forever if a node is gone
+GLOO = re.compile(r"\bgloo/transport/|\[Gloo\b|\bgloo::")  # the start of its errors; a path may contain the word
 Work = Callable[[dict[str, Any], Team, torch.device, Callable[[dict[str, Any]], None]], None]
 
 
@@ -30,19 +30,19 @@ def run_workers(
 ) -> None:
     """Runs `work` in `num_workers` processes and returns when all have ended.
 
-    What the first of them reports becomes a report of the Tune trial that this is called in. All must report equally
-    often: each report waits for the others.
+    Reports of the first worker become reports of the calling Tune trial. All workers must report equally often, because
+    each report waits for the others.
 
     Args:
-        work: called with the settings, the team, the device and the function that reports.
-        folder: a folder that all nodes see, where Ray Train may keep a folder of its own meanwhile.
-        resources: of one worker, by Ray's names.
+        work: called with the settings, the team, the device and the report function.
+        folder: a folder visible to all nodes, in which Ray Train may create a temporary folder.
+        resources: resources of one worker, by Ray's names.
 
     Raises:
-        WorkersError: a worker failed, which ends the others.
-        WorkerDiedError: a worker died, which ends the others.
+        WorkersError: a worker failed; the others are ended.
+        WorkerDiedError: a worker died; the others are ended.
     """
-    # After the 60 s of the default Ray Train starts workers that were slow to start again, and again without end.
+    # After the default 60 s, Ray Train restarts slowly starting workers, without end.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     records = folder / RUN_FOLDER
     shutil.rmtree(records, ignore_errors=True)
@@ -65,7 +65,7 @@ def run_workers(
         if any(_is_death(failure) for failure in error.worker_failures.values()):
             raise WorkerDiedError(_reason(error)) from error
         raise WorkersError(_reason(error)) from error
-    except ControllerError as error:  # the workers were never all there
+    except ControllerError as error:  # the workers never all started
         raise WorkerDiedError(" ".join(str(error).split())) from error
     except TrainingFailedError as error:
         raise WorkersError(" ".join(str(error).split())) from error
@@ -74,7 +74,7 @@ def run_workers(
 
 
 def backend_for(gpus: float) -> str | None:
-    """What the workers talk by: NCCL refuses two of them on one GPU, where shares of one land; None is Ray's choice."""
+    """Communication backend: NCCL rejects two workers on one GPU, which shares may cause; None is Ray's choice."""
     return "gloo" if 0 < gpus < 1 else None
 
 
@@ -85,14 +85,14 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 def _is_death(failure: Exception) -> bool:
-    """Whether a worker is gone, or another one misses it."""
+    """Whether a worker died, or another one lost its connection to it."""
     return isinstance(failure, RayTrainError | torch.distributed.DistError) or bool(GLOO.search(str(failure)))
 
 
 def _reason(error: WorkerGroupError) -> str:
-    """What the first worker that failed says of it, on one line."""
+    """The message of the first failed worker, on one line."""
     failure = next((failure for _, failure in sorted(error.worker_failures.items())), error)
     if isinstance(failure, RefAVSError):
         return str(failure)
-    lines = str(failure).strip().splitlines() or ["a worker died without a word"]
+    lines = str(failure).strip().splitlines() or ["a worker died without a message"]
     return f"{type(failure).__name__}: {lines[-1]}"

@@ -1,10 +1,10 @@
-"""How the workers of a trial fail."""
+"""Errors of the workers of a trial."""
 
 from refavs.errors import RefAVSError
 
 
 class WorkerDiedError(Exception):
-    """The process or its node died by no error of the trial, which can be resumed."""
+    """The process or node died; the trial can be resumed."""
 
 
 class WorkersError(RefAVSError):

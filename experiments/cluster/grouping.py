@@ -1,4 +1,4 @@
-"""Which trials train together in one process, over one read of the store."""
+"""Groups trials that train together in one process and share one read of the store."""
 
 import functools
 import itertools
@@ -20,16 +20,16 @@ from refavs.model.options import HeadOptions
 if TYPE_CHECKING:
     from refavs.store import FeatureStore
 
-MOST = 8  # trials in a group that is chosen here; with more of them a failure costs more than the read that is saved
-MEMORY_SHARE = 0.5  # of what a process may use; beside its batches; the rest is for one trial's step
+MOST = 8  # trials in an automatic group; with more, a failure costs more than the saved reads
+MEMORY_SHARE = 0.5  # of a process's memory without batches; the rest is for one trial's step
 
 
 def reading(config: TrialConfig) -> Hashable:
-    """What trials have in common that read the same batches, in the same order, in training and in evaluation."""
+    """Key of trials that read the same batches in the same order, in training and evaluation."""
     train, model = config.train, config.model
     return (
         config.order_seed, model.head, tuple(model.use.items()),
-        model.needs().maps[0][:1],  # of a level all maps are worth one read
+        model.needs().maps[0][:1],  # one read loads all maps of a level
         train.steps_per_epoch, train.batch_size, train.accumulate, train.expressions_per_clip, train.frames,
         train.sampling, train.acoustic_temporal_weight, train.eval_batch_size, config.resources,
     )  # fmt: skip
@@ -41,13 +41,12 @@ def groups(
     places: Callable[[TrialResources], int],
     limit: Callable[[TrialConfig], int] = lambda config: MOST,
 ) -> list[list[Entry]]:
-    """Trials in groups that run together, in the order of their first ones; a trial of several workers is alone.
+    """Groups trials to run together, ordered by the first trial of each; a trial with several workers stays alone.
 
     Args:
-        fuse: the largest number in a group; `auto` puts together as many as `limit` lets, but no more than leaves every
-            place with something to run.
-        places: how many trials of such resources run at the same time.
-        limit: how many trials like this one may be together.
+        fuse: maximum size of a group; `auto` makes groups as large as `limit` allows while every slot has work.
+        places: number of trials with given resources that run at the same time.
+        limit: maximum number of trials like a given one in a group.
     """
     alike: dict[Hashable, list[Entry]] = {}
     for entry in entries:
@@ -67,7 +66,7 @@ def groups(
 def groups_on(
     store: "FeatureStore", entries: Sequence[Entry], resources: Resources, places: Callable[[TrialResources], int]
 ) -> list[list[Entry]]:
-    """As `groups`, with the limit that the memory sets."""
+    """As `groups`, limited by memory."""
     if not entries:
         return []
     num_places = max(places(entry.trial.config.resources) for entry in entries)
@@ -77,10 +76,10 @@ def groups_on(
 def memory_limit(
     store: "FeatureStore", num_places: int, resources: Resources | None = None
 ) -> Callable[[TrialConfig], int]:
-    """How many trials like one fit into the memory of a machine like this, which `num_places` processes share.
+    """Returns a function for the number of equal trials that fit into this machine's memory, shared by `num_places`.
 
     Args:
-        resources: what trials take that do not ask for it themselves.
+        resources: default resources of trials.
     """
     resources = resources or Resources()
 
@@ -88,7 +87,7 @@ def memory_limit(
         copies = int(config.train.ema_decay > 0) + int(config.train.patience > 0)
         try:
             taken = bytes_of_head(store, config.model, copies)
-        except RefAVSError:  # such a head fails in its own process, where the sweep hears of it
+        except RefAVSError:  # this head fails in its own process, which reports the error
             return MOST
         gpus = resources.ask(config.resources).gpus
         device = torch.device("cuda" if gpus and torch.cuda.is_available() else "cpu")
@@ -100,7 +99,7 @@ def memory_limit(
 
 @functools.lru_cache(maxsize=256)
 def bytes_of_head(store: "FeatureStore", options: HeadOptions, copies: int) -> int:
-    """What a trial keeps in memory between its steps, by a head without weights."""
+    """Bytes that a trial keeps in memory between steps, from a head without allocated weights."""
     with torch.device("meta"):
         model = implementation_of(options).from_store(store, options)
     trained = sum(p.numel() for p in model.trained_parameters())
@@ -116,6 +115,6 @@ def _number(fuse: int | Literal["auto"]) -> int:
 
 
 def _split(entries: Sequence[Entry], count: int) -> list[list[Entry]]:
-    """Parts of about the same size."""
+    """Splits entries into parts of about the same size."""
     bounds = [len(entries) * part // count for part in range(count + 1)]
     return [list(entries[start:end]) for start, end in itertools.pairwise(bounds)]

@@ -1,6 +1,6 @@
-"""How many trials share a GPU: the largest one is tried on an empty GPU, and what it took there decides.
+"""Decides how many trials share a GPU, by the memory that the largest trial takes on an empty GPU.
 
-The arithmetic is tested; no machine with a GPU has tried the rest yet.
+The arithmetic is tested; the rest has not been tried on a GPU yet.
 """
 
 import dataclasses
@@ -26,29 +26,29 @@ if TYPE_CHECKING:
     from refavs.store import FeatureStore
 
 GPU = torch.device("cuda")
-MARGIN = 0.15  # batches differ in what they need, and free memory in pieces is of no use
-CONTEXT_BYTES = 600 * 2**20  # of CUDA and its libraries in each process, which the allocator does not count
-PRECISION = 10_000  # Ray's shares of a GPU have four decimals
+MARGIN = 0.15  # for differences between batches and for fragmentation
+CONTEXT_BYTES = 600 * 2**20  # CUDA and its libraries in each process, not counted by the allocator
+PRECISION = 10_000  # Ray's GPU shares have four decimals
 
 
 def share(reserved_bytes: int, total_bytes: int) -> float:
-    """The share of a GPU that a trial asks for, so that as many run on one as fit: 1, 0.5, 0.3333, ...
+    """The share of a GPU to request per trial so that as many run on it as fit: 1, 0.5, 0.3333, ...
 
     Args:
-        reserved_bytes: most that the allocator held while the trial ran alone.
+        reserved_bytes: peak memory of the allocator while the trial ran alone.
         total_bytes: memory of the GPU.
     """
     needed = reserved_bytes * (1 + MARGIN) + CONTEXT_BYTES
     at_once = max(1, int(total_bytes // needed))
-    return math.floor(PRECISION / at_once) / PRECISION  # rounded down: the last of them must still find its share
+    return math.floor(PRECISION / at_once) / PRECISION  # rounded down, so that the shares fit together
 
 
 def packed(resources: Resources, trials: Sequence[Trial], store: "FeatureStore") -> Resources:
-    """The resources with the share of a GPU that the largest of the trials needs; starts Ray for the time of the trial.
+    """Returns `resources` with the GPU share that the largest trial needs; starts Ray for the measurement.
 
     Raises:
-        ConfigError: no node has a GPU, the trial does not fit on one, or trials are fused, whose number in a process
-            is not known yet.
+        ConfigError: no node has a GPU, the trial does not fit on one, or trials are fused, in which case their number
+            per process is not known yet.
     """
     if resources.fuse != 1:
         raise ConfigError("--gpus-per-trial auto measures one trial, and --fuse puts several into a process; give "
@@ -76,7 +76,7 @@ def packed(resources: Resources, trials: Sequence[Trial], store: "FeatureStore")
 
 
 def expected_bytes(config: TrialConfig, store: "FeatureStore") -> int:
-    """What a trial needs at the least, by which trials are compared; not what it takes."""
+    """Lower bound of a trial's memory, used only to compare trials."""
     train = config.train
     copies = int(train.ema_decay > 0) + int(train.patience > 0)
     at_once = math.ceil(train.batch_size / train.accumulate / config.resources.workers)
@@ -86,17 +86,17 @@ def expected_bytes(config: TrialConfig, store: "FeatureStore") -> int:
 
 
 def share_of(config: TrialConfig) -> TrialConfig:
-    """The settings with which one worker alone does what each of several does, rounded up."""
+    """Settings for one worker with the load of each of several workers, rounded up."""
     num_parts = config.resources.workers * config.train.accumulate
     batch_size = math.ceil(config.train.batch_size / num_parts) * config.train.accumulate
     return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=batch_size))
 
 
 def probe(config: TrialConfig, location: str, weights_dir: Path | None) -> tuple[int, int]:
-    """A few real steps and batches of evaluation on a GPU: most bytes that a trial reserves, and those of the GPU.
+    """Runs a few real steps and evaluation batches on a GPU; returns the peak bytes reserved and the GPU's memory.
 
-    The steps read one batch after another; those that a trial has on the device ahead of its step are added. Of a trial
-    with several workers it is what one of them takes with its share of the batch.
+    The steps do not prefetch; the batches that a trial would have on the device ahead of its step are added. For a
+    trial with several workers, it measures one worker with its share of the batch.
     """
     from experiments.training.cost import measure
     from refavs.store import FeatureStore

@@ -1,4 +1,4 @@
-"""What a sweep may use of a machine or a cluster."""
+"""The resources of a machine or cluster that a sweep may use."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """What a trial takes: `workers`, each with so many processors and GPUs on one node."""
+    """The resources of a trial: `workers`, each with a number of processors and GPUs on one node."""
 
     workers: int
     cpus: float
@@ -21,22 +21,22 @@ class Ask:
 
     @property
     def amounts(self) -> dict[str, float]:
-        """Of one worker, by Ray's names."""
+        """Resources of one worker, by Ray's names."""
         return {"CPU": self.cpus, "GPU": self.gpus}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a sweep may use.
+    """The resources that a sweep may use.
 
     Attributes:
         address: a running Ray cluster, whose nodes see the store and the sweep's folder under the same paths; None
-            starts Ray on this machine for the time of the sweep.
-        max_concurrent: trials at once; None takes as many as the processors allow.
-        fuse: trials that train together in one process over one read of the store, where they read the same batches; or
-            `auto`, see `experiments.cluster.grouping`.
-        cpus_per_trial: processors of a trial, or of each of its workers where it has several; GPUs likewise.
-        pack_gpus: the share of a GPU is still to be measured, see `experiments.cluster.packing`.
+            starts Ray on this machine for the duration of the sweep.
+        max_concurrent: maximum number of concurrent trials; None means as many as the processors allow.
+        fuse: maximum number of trials that train together in one process if they read the same batches; or `auto`, see
+            `experiments.cluster.grouping`.
+        cpus_per_trial: processors per trial, or per worker if it has several; likewise for GPUs.
+        pack_gpus: whether the share of a GPU must still be measured, see `experiments.cluster.packing`.
     """
 
     address: str | None = None
@@ -47,30 +47,30 @@ class Resources:
     pack_gpus: bool = False
 
     def local_cpus(self, available: int, num_workers: int = 1) -> int:
-        """Processors that Ray gets on this machine: all of them, or as many as the trials at once use."""
+        """Number of processors to give to Ray on this machine: all, or as many as the concurrent trials use."""
         if self.max_concurrent is None:
             return available
         return max(1, math.ceil(min(available, self.max_concurrent * num_workers * self.cpus_per_trial)))
 
     def of(self, trial: TrialResources) -> "Resources":
-        """These, with what the trial itself asks for in the place of what the others take."""
+        """A copy with the trial's own requests in place of the defaults."""
         cpus = self.cpus_per_trial if trial.cpus is None else trial.cpus
         gpus = self.gpus_per_trial if trial.gpus is None else trial.gpus
         return replace(self, cpus_per_trial=cpus, gpus_per_trial=gpus)
 
     def ask(self, trial: TrialResources) -> Ask:
-        """What a trial takes."""
+        """The resources that a trial requests."""
         of_trial = self.of(trial)
         return Ask(workers=trial.workers, cpus=of_trial.cpus_per_trial, gpus=of_trial.gpus_per_trial)
 
     def places(self, nodes: Sequence[Mapping[str, float]], num_workers: int = 1) -> int:
-        """How many trials of `num_workers` run at the same time.
+        """The number of trials with `num_workers` that can run at the same time.
 
         Args:
-            nodes: for each node, its amounts by Ray's names, as `{"CPU": 2.0, "GPU": 1.0}`.
+            nodes: the resources of each node by Ray's names, e.g. `{"CPU": 2.0, "GPU": 1.0}`.
 
         Raises:
-            ConfigError: one trial alone asks for more than there is, and Ray would wait for ever.
+            ConfigError: a single trial requests more than exists, so that Ray would wait forever.
         """
         asked = {name: amount for name, amount in self.asked.items() if amount}
         places = sum(min(_times(name, amount, node.get(name, 0)) for name, amount in asked.items()) for node in nodes)
@@ -91,12 +91,12 @@ class Resources:
 
     @property
     def asked(self) -> dict[str, float]:
-        """What one worker of a trial asks for, by Ray's names."""
+        """The request of one worker, by Ray's names."""
         return {"CPU": self.cpus_per_trial, "GPU": self.gpus_per_trial}
 
 
 def _times(name: str, amount: float, available: float) -> int:
-    """How often an amount is there; a share of a GPU lies on one device."""
+    """How often an amount fits; a share of a GPU must be on one device."""
     if name == "GPU" and amount < 1:
         return int(available) * int(1 / amount + ROUNDING)
     return int(available / amount + ROUNDING)
@@ -108,13 +108,13 @@ def _amounts(node: Mapping[str, float]) -> str:
 
 @dataclass
 class _Free:
-    """What is left of a node: processors, and of each GPU its share."""
+    """The free resources of a node: processors, and the free share of each GPU."""
 
     cpus: float
     gpus: list[float]
 
     def takes(self, ask: Ask) -> bool:
-        """Gives a worker what it asks for, where that is left; a share comes from the GPU that has the least for it."""
+        """Reserves a worker's request on the GPU with the smallest sufficient share; returns whether it fits."""
         places = [place for place, left in enumerate(self.gpus) if left >= min(1.0, ask.gpus) - ROUNDING]
         num_gpus = math.ceil(ask.gpus - ROUNDING)
         if self.cpus < ask.cpus - ROUNDING or len(places) < num_gpus:
@@ -126,7 +126,7 @@ class _Free:
 
 
 def fit_together(asks: Iterable[Ask], nodes: Sequence[Mapping[str, float]]) -> bool:
-    """Whether all find room at once; the largest are placed first, each where it leaves the least."""
+    """Whether all requests fit together; places the largest first, each where it leaves the least free."""
     free = [_Free(node.get("CPU", 0.0), [1.0] * int(node.get("GPU", 0))) for node in nodes]
     for ask in sorted(asks, key=lambda ask: (ask.gpus, ask.cpus), reverse=True):
         for _ in range(ask.workers):

@@ -29,7 +29,7 @@ from refavs.machine.environment import environment_of
 from refavs.machine.processors import num_processors
 
 TUNE_PREFIX = ".tune-"
-MAX_DEATHS = 3  # of a trial's worker, without a finished epoch in between
+MAX_DEATHS = 3  # deaths of a trial's worker without a finished epoch in between
 NODES_INTERVAL_S = 1.0
 NO_PLACE_S = 60.0  # how long a trial waits for a node with its resources; a lost node may come back
 Parameters = ParamSpec("Parameters")
@@ -63,7 +63,7 @@ class Trials(Protocol):
         ...
 
     def waited(self) -> None:
-        """Called several times a second, whatever the trials do."""
+        """Called several times a second, independently of the trials."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What happens in the processes of trials: settings are read, the store is opened, and they train."""
+"""Runs in the processes of trials: reads settings, opens the store and trains."""
 
 import contextlib
 import dataclasses
@@ -25,10 +25,10 @@ from refavs.store.unchanged import refuse_exchanged
 
 
 def run_trial(settings: dict[str, Any]) -> None:
-    """The trials of one process, for Tune; a trial's folder holds its settings. A failure is reported, not raised.
+    """Runs the trials of one process, for Tune; their folders contain the settings. Reports failures, never raises.
 
-    Every report names the `folder` of a trial and has its new `records`, or `over` with why it failed; an empty reason
-    says that it did not.
+    Each report has the `folder` of a trial and either its new `records`, or `over` with the reason of a failure, which
+    is empty on success.
     """
     if settings["workers"] == 1:
         _train_here(settings)
@@ -45,7 +45,7 @@ def run_trial(settings: dict[str, Any]) -> None:
 
 
 def _train_here(settings: dict[str, Any]) -> None:
-    """One trial, or several over one read of the store."""
+    """Trains one trial, or several that share one read of the store."""
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     _take_processors(settings)
     missing = [Path(folder) for folder in settings["folders"]]
@@ -53,7 +53,7 @@ def _train_here(settings: dict[str, Any]) -> None:
     def over(run: Run) -> None:
         missing.remove(run.folder)
         _report_end(run.folder, run.error)
-        run.error = None  # it holds all that the trial had in memory
+        run.error = None  # its traceback keeps everything of the trial in memory
 
     try:
         require_usable(device, f"node {platform.node()}")
@@ -69,7 +69,7 @@ def _train_here(settings: dict[str, Any]) -> None:
 def train_share(
     settings: dict[str, Any], team: Team, device: torch.device, report: Callable[[dict[str, Any]], None]
 ) -> None:
-    """What each worker of a trial with several does."""
+    """Runs on each worker of a trial with several workers."""
     _take_processors(settings)
     run = _run_of(Path(settings["folders"][0]), report)
     train_group([run], _store_of(settings), device, team)
@@ -82,7 +82,7 @@ def _take_processors(settings: dict[str, Any]) -> None:
 
 
 def _run_of(folder: Path, report: Callable[[dict[str, Any]], None]) -> Run:
-    """The trial whose settings are in `folder`."""
+    """Creates the run of the trial whose settings are in `folder`."""
     facts = _settings(folder)
     weights = facts.get("weights_dir")
     return Run(
@@ -101,22 +101,22 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _report_end(folder: Path, error: Exception | None) -> None:
     if error is not None:
-        with contextlib.suppress(OSError):  # as on a full disk; the reason itself is reported
+        with contextlib.suppress(OSError):  # e.g. a full disk; the reason itself is reported
             (folder / "error.txt").write_text("".join(traceback.format_exception(error)), "utf-8")
     reason = "" if error is None else reason_of(error)
     ray.tune.report({"folder": str(folder), "records": [], "over": reason})
 
 
 def reason_of(error: Exception) -> str:
-    """Why a trial failed, as its user reads it."""
+    """The reason of a trial's failure, for its user."""
     return (str(error) if isinstance(error, RefAVSError) else f"{type(error).__name__}: {error}") or "unknown"
 
 
 def _store_of(settings: dict[str, Any]) -> FeatureStore:
-    """The store that all trials of these settings read; in a sweep over several each trial notes its own.
+    """Opens the store that the trials read; in a sweep over several stores, each trial records its own.
 
     Raises:
-        StoreError: it cannot be used, or is not the one with which the trials were planned.
+        StoreError: it cannot be used, or is not the one for which the trials were planned.
     """
     facts = _settings(Path(settings["folders"][0]))
     use = trial_config(facts["config"]).model.use
@@ -124,7 +124,7 @@ def _store_of(settings: dict[str, Any]) -> FeatureStore:
     try:
         refuse_exchanged(store, facts["store"])
     except StoreError:
-        opened.cache_clear()  # the right one may be put back
+        opened.cache_clear()  # the right store may be put back later
         raise
     return store
 

@@ -1,7 +1,7 @@
 """The settings of one trial; those of the head and of the losses are described beside their code.
 
-How a head is trained is described here and not in `train.py`, because evaluation and pictures read it too, which
-training calls.
+The training settings are here rather than with the training loop, because evaluation and overlays, which the loop
+calls, read them too.
 """
 
 import math
@@ -12,10 +12,10 @@ from typing import Any, Literal
 from refavs.config import replace
 from refavs.errors import ConfigError, SettingError
 from refavs.model.heads.registry import DEFAULT, default_options
-from refavs.model.options import HeadOptions, LossConfig
+from refavs.model.options import HeadOptions, LossConfig, require
 
 HEAD = "model.head"
-MOST_SEED = 2**64 - 1  # that torch takes
+MOST_SEED = 2**64 - 1  # torch's limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,38 +23,39 @@ class TrainConfig:
     """How a head is trained.
 
     Attributes:
-        epochs: training epochs; each ends with a validation, a checkpoint and a line in the history; 0
+        epochs: number of training epochs; each ends with a validation, a checkpoint and a line in the history. 0 only
             evaluates the head that `init` names.
-        steps_per_epoch: batches in an epoch; 0 shows each training expression once.
-        batch_size: expressions in a batch, which is one step of the optimiser, over all workers and parts.
-        accumulate: parts in which a worker computes its share of a batch, to save memory. The gradient is that of the
-            whole batch; points of the losses and dropout are drawn for each part by itself.
-        expressions_per_clip: expressions of one clip that a batch takes together, so that the clip's maps are read
-            once. One learns most in a step; more are cheaper (grid `per_clip` measures both).
-        frames: seconds of each clip that are decoded in a step, drawn for each step; 0 decodes all. The cached memory
-            sees every second in either case.
-        learning_rate: AdamW's learning rate, at its largest.
-        weight_decay: AdamW's decay of the weights.
+        steps_per_epoch: number of batches per epoch; 0 uses each training expression once.
+        batch_size: number of expressions per optimiser step, over all workers and parts.
+        accumulate: number of parts in which a worker computes its share of a batch, to save memory. The gradient is
+            that of the whole batch; loss points and dropout are drawn separately for each part.
+        expressions_per_clip: number of expressions of one clip that a batch takes together, so that the clip's maps are
+            read once. 1 learns most per step; more are cheaper (grid `per_clip` measures both).
+        frames: number of seconds of each clip decoded in a step, drawn at random for each step; 0 decodes all. The
+            cached memory reads every second in any case.
+        learning_rate: AdamW's peak learning rate.
+        weight_decay: AdamW's weight decay.
         sampling: `uniform` over expressions, or `dimension`: each dimension, and the nulls, equally often.
-        acoustic_temporal_weight: with sampling `dimension`, how often the expressions that need both sound and time are
-            drawn for each one of another dimension; they are learned last.
-        warmup_steps: steps in which the learning rate rises linearly from zero.
-        decay_start: share of all steps after which the learning rate falls to zero along a cosine.
-        clip_norm: largest norm of the gradient.
+        acoustic_temporal_weight: with sampling `dimension`, relative frequency of the expressions that need both sound
+            and time, which are learned last.
+        warmup_steps: number of steps in which the learning rate rises linearly from zero.
+        decay_start: fraction of all steps after which the learning rate falls to zero along a cosine.
+        clip_norm: maximum norm of the gradient.
         precision: `bf16` and `fp16` run the model under autocast; `fp16` scales the loss and skips steps that overflow.
-            `auto` is bf16 on a device that has instructions for it, else fp32; a trial keeps what it began with.
-        ema_decay: share that the running mean of the weights keeps of itself in a step (less in the first steps); the
-            mean is then evaluated and kept, not the last weights. 0 is without.
-        order_seed: seed of the order of the batches and of the seconds drawn; None takes the trial's seed. Trials with
-            the same one read the same batches and can share one read (`--fuse`), different seeds as well. Such seeds
-            differ only in initial weights, points and dropout, so that the interval over them is narrower than over
-            seeds with orders of their own.
-        patience: epochs without a better val J after which training ends and keeps the best epoch's weights; 0 trains
-            all epochs and keeps the last.
-        init: folder of a trained head, such as a trial's `checkpoint`, to start from; None starts from new weights.
-            A head that is only evaluated may take a file in a format of its own instead.
+            `auto` is bf16 on a device with instructions for it, else fp32; a resumed trial keeps its precision.
+        ema_decay: decay of the running mean of the weights per step (lower in the first steps). The mean is evaluated
+            and kept instead of the last weights. 0 disables it.
+        order_seed: seed of the order of batches and of the seconds drawn; None uses the trial's seed. Trials with the
+            same order_seed read the same batches and can share one read (`--fuse`), even with different seeds. Such
+            seeds differ only in initial weights, points and dropout, so their interval is narrower than that over seeds
+            with different orders.
+        patience: number of epochs without a better val J after which training ends and keeps the best epoch's weights;
+            0 trains all epochs and keeps the last weights.
+        init: folder of a trained head to start from, such as a trial's `checkpoint`; None starts from new weights. For
+            a head that is only evaluated it may be a file in the head's own format.
         compile: whether the model runs through torch.compile, which needs a C++ compiler.
-        eval_batch_size: expressions in a batch of evaluation; changes no result of a head that treats each by itself.
+        eval_batch_size: number of expressions per evaluation batch; no effect on the results of a head that treats
+            expressions independently.
     """
 
     epochs: int = 50
@@ -79,48 +80,40 @@ class TrainConfig:
     eval_batch_size: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "expressions_per_clip", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} is {getattr(self, name)}; accepted: a whole number from 1", name)
+        require(self, "batch_size accumulate expressions_per_clip eval_batch_size", "a whole number from 1",
+                lambda value: value >= 1)  # fmt: skip
         if self.epochs < 1 and (self.epochs or self.init is None):
             raise SettingError(
                 f"epochs is {self.epochs}; accepted: a whole number from 1, or 0 to evaluate a given train.init",
                 "epochs", "init",
             )  # fmt: skip
-        for name in ("steps_per_epoch", "frames", "warmup_steps", "weight_decay", "patience"):
-            if getattr(self, name) < 0:
-                raise SettingError(f"{name} is {getattr(self, name)}; accepted: 0 or more", name)
-        for name in ("learning_rate", "clip_norm", "acoustic_temporal_weight"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise SettingError(f"{name} is {getattr(self, name)}; accepted: a number above 0", name)
+        require(self, "steps_per_epoch frames warmup_steps weight_decay patience", "0 or more",
+                lambda value: value >= 0)  # fmt: skip
+        require(self, "learning_rate clip_norm acoustic_temporal_weight", "a number above 0",
+                lambda value: 0 < value < math.inf)  # fmt: skip
         if self.sampling == "uniform" and self.acoustic_temporal_weight != 1:
             raise SettingError(
                 f"acoustic_temporal_weight is {self.acoustic_temporal_weight} with train.sampling uniform, which has "
                 "no weights; set train.sampling to dimension", "acoustic_temporal_weight", "sampling",
             )  # fmt: skip
-        if self.order_seed is not None and not 0 <= self.order_seed <= MOST_SEED:
-            raise SettingError(f"order_seed is {self.order_seed}; accepted: a whole number from 0 to {MOST_SEED}, or "
-                               "null", "order_seed")  # fmt: skip
-        if not 0 <= self.decay_start <= 1:
-            raise SettingError(f"decay_start is {self.decay_start}; accepted: a share of all steps from 0 to 1",
-                               "decay_start")  # fmt: skip
-        if not 0 <= self.ema_decay < 1:
-            raise SettingError(f"ema_decay is {self.ema_decay}; accepted: from 0 (none) to below 1, as 0.999",
-                               "ema_decay")  # fmt: skip
+        require(self, "order_seed", f"a whole number from 0 to {MOST_SEED}, or null",
+                lambda value: 0 <= value <= MOST_SEED)  # fmt: skip
+        require(self, "decay_start", "a share of all steps from 0 to 1", lambda value: 0 <= value <= 1)
+        require(self, "ema_decay", "from 0 (none) to below 1, as 0.999", lambda value: 0 <= value < 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResources:
-    """What one trial runs on, which is no part of a trial's key.
+    """The resources of one trial, which are not part of its key.
 
     Attributes:
-        workers: processes that share each batch, under Ray Train where they are several. With no more than a few
-            expressions for each, they gain nothing: run more trials at once instead, several on one GPU by
-            --gpus-per-trial auto, or several over one read by --fuse auto. The number of workers changes results by
-            rounding only, but with loss.num_points or model.dropout, which are drawn for each part of a batch, as much
-            as another seed.
-        cpus: processors of each worker; None takes --cpus-per-trial.
-        gpus: GPUs of each worker, or its share of one; None takes --gpus-per-trial.
+        workers: number of processes that share each batch, under Ray Train if there are several. They gain nothing if
+            each gets only a few expressions: run more trials at once instead, several on one GPU with --gpus-per-trial
+            auto, or several over one read with --fuse auto. The number of workers changes results only by rounding.
+            With loss.num_points or model.dropout, which are drawn for each part of a batch, it changes them as much as
+            another seed does.
+        cpus: processors per worker; None uses --cpus-per-trial.
+        gpus: GPUs per worker, or a share of one; None uses --gpus-per-trial.
     """
 
     workers: int = 1
@@ -128,24 +121,21 @@ class TrialResources:
     gpus: float | None = None
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise SettingError(f"workers is {self.workers}; accepted: a whole number from 1", "workers")
-        if self.cpus is not None and not 0 < self.cpus < math.inf:
-            raise SettingError(f"cpus is {self.cpus}; accepted: a number above 0, or null", "cpus")
-        if self.gpus is not None and not 0 <= self.gpus < math.inf:
-            raise SettingError(f"gpus is {self.gpus}; accepted: 0 or a number above it, or null", "gpus")
+        require(self, "workers", "a whole number from 1", lambda value: value >= 1)
+        require(self, "cpus", "a number above 0, or null", lambda value: 0 < value < math.inf)
+        require(self, "gpus", "0 or a number above it, or null", lambda value: 0 <= value < math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialConfig:
-    """Everything that decides a trial's outcome, apart from the features it reads; and what it runs on.
+    """Everything that determines a trial's outcome, apart from the features it reads; and its resources.
 
     Attributes:
-        model: the head.
-        loss: what it is trained to minimise.
-        train: how it is trained.
-        resources: what the trial runs on.
-        seed: of the initial weights and all that is drawn; a grid lists it under `seeds`.
+        model: options of the head.
+        loss: weights of the losses.
+        train: training settings.
+        resources: resources of the trial.
+        seed: seed of the initial weights and of all random choices; a grid lists it under `seeds`.
     """
 
     model: HeadOptions = field(default_factory=default_options)
@@ -155,8 +145,7 @@ class TrialConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed <= MOST_SEED:
-            raise SettingError(f"seed is {self.seed}; accepted: a whole number from 0 to {MOST_SEED}", "seed")
+        require(self, "seed", f"a whole number from 0 to {MOST_SEED}", lambda value: 0 <= value <= MOST_SEED)
         needs = self.model.needs()
         for name, read in (("audio", needs.audio), ("text", needs.text)):
             if read and getattr(self.model, name) is False:
@@ -165,27 +154,27 @@ class TrialConfig:
 
     @property
     def order_seed(self) -> int:
-        """The seed of what a trial reads, in which order."""
+        """The seed of the order in which a trial reads."""
         return self.seed if self.train.order_seed is None else self.train.order_seed
 
 
 def defaults(head: Any = DEFAULT) -> TrialConfig:
-    """The settings of a trial with this head, all at their defaults.
+    """The default settings of a trial with this head.
 
     Raises:
-        ConfigError: no such head, or one that cannot be loaded.
+        ConfigError: the head is unknown or cannot be loaded.
     """
     if not isinstance(head, str):
-        raise ConfigError(f"{HEAD} is {head!r}; accepted: the name of a head, as {DEFAULT}")
+        raise ConfigError(f"{HEAD} is {head!r}; accepted: the name of a head, e.g. {DEFAULT}")
     return TrialConfig(model=default_options(head))
 
 
 def trial_config(settings: Mapping[str, Any]) -> TrialConfig:
-    """The settings of a trial by their dotted names, others at the defaults of its head.
+    """The settings of a trial from dotted names; the others have the defaults of its head.
 
     Raises:
-        ConfigError: a setting that the head lacks, or a value of another type.
-        SettingError: values out of range or that do not agree.
+        ConfigError: the head lacks a setting, or a value has another type.
+        SettingError: values are out of range or in conflict.
     """
     config = replace(defaults(settings.get(HEAD, DEFAULT)), settings)
     if config.train.epochs and not config.model.trainable:

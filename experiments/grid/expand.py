@@ -1,4 +1,4 @@
-"""Grids: many trials by one description, expanded and checked before anything starts."""
+"""Grids: one description of many trials, expanded and checked before anything starts."""
 
 import dataclasses
 import itertools
@@ -23,8 +23,8 @@ class Grid:
     """A named set of distinct trials, in the order of the file.
 
     Attributes:
-        trials: all of them; none of a search, which makes them as it goes.
-        search: where trials are looked for.
+        trials: all trials; empty for a search, which creates them while it runs.
+        search: the search, if the grid is one.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Grid:
 
     @property
     def kinds(self) -> tuple[Trial, ...]:
-        """Trials that stand for all that may run, to be checked before anything does."""
+        """Representatives of all trials that may run, for checks before anything starts."""
         return self.search.examples if self.search else self.trials
 
     def with_kinds(self, change: Callable[[Trial], Trial]) -> "Grid":
-        """The grid whose trials are changed, or those that a search will make."""
+        """The grid with `change` applied to its trials, or to those that a search will create."""
         if self.search is None:
             return dataclasses.replace(self, trials=tuple(map(change, self.trials)))
         search = dataclasses.replace(self.search, examples=tuple(map(change, self.search.examples)))
@@ -46,24 +46,24 @@ class Grid:
 
 
 def read_grid(grid: str, overrides: Mapping[str, Any] | None = None) -> Grid:
-    """Reads a grid file, or a shipped grid by its name, and expands it into trials.
+    """Reads a grid file, or a shipped grid by name, and expands it into trials.
 
     Args:
         grid: a path that ends in .yaml or .yml, or the name of a shipped grid.
-        overrides: dotted settings that replace those of `base`, as `--set` gives them.
+        overrides: dotted settings from `--set`, which replace those of `base`.
 
     Raises:
-        ConfigError: an unknown grid, section or setting; a value of another type; a setting that two sections claim.
+        ConfigError: a grid, section or setting is unknown, a value has another type, or two sections set one setting.
     """
     name, text, where = grid_text(grid)
     return expand(name, parse_yaml(text, where), where, overrides or {})
 
 
 def expand(name: str, content: Any, where: str, overrides: Mapping[str, Any]) -> Grid:
-    """The trials of a parsed grid file: cases x paired axes x Cartesian product of the axes x seeds.
+    """Expands a parsed grid file: cases x paired axes x Cartesian product of the axes x seeds.
 
     Args:
-        content: as `parse_yaml` gives it, or plain values.
+        content: the result of `parse_yaml`, or plain values.
 
     Raises:
         ConfigError: as `read_grid`.
@@ -109,16 +109,16 @@ def expand(name: str, content: Any, where: str, overrides: Mapping[str, Any]) ->
                 trials.append(Trial(name=label or name, config=config))
     _refuse_idle([when for when in whens if not any(when is one for one in held)], overrides)
     if not trials:
-        raise ConfigError(f"{where}: its conditions skip every trial; take one of them out")
+        raise ConfigError(f"{where}: its conditions skip every trial; remove one of them")
     refuse_twins(where, trials)
     return Grid(name=name, description=description, trials=tuple(trials))
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
-    """Settings written as `name=value`, with the value read as YAML.
+    """Parses settings written as `name=value`; the value is YAML.
 
     Raises:
-        ConfigError: no `=`, or a name given twice.
+        ConfigError: there is no `=`, or a name is repeated.
     """
     overrides: dict[str, Any] = {}
     for pair in pairs:
@@ -142,7 +142,7 @@ def _points(
     in_cases: Mapping[str, Settings], paired: Mapping[str, list[Located]], crossed: Mapping[str, list[Located]],
     schema: Schema,
 ) -> Iterator[tuple[str, dict[str, Located]]]:
-    """Name and own settings of each trial, without its seed."""
+    """Yields name and own settings of each trial, without the seed."""
     pairs = list(zip(*paired.values(), strict=True)) or [()]
     names = [*paired, *crossed]
     shown = short_names(names)
@@ -163,8 +163,8 @@ def _either(several: Iterable[Settings]) -> dict[str, Located]:
 
 
 def _refuse_idle(idle: Iterable[Condition], overrides: Mapping[str, Any]) -> None:
-    """A condition that never holds is a mistake, unless --set made it so."""
+    """Checks that every condition holds for some trial, unless --set prevents it."""
     for when in idle:
         if not overrides.keys() & when.wanted.keys():
             wanted = " and ".join(f"{name} {' or '.join(map(str, vals))}" for name, vals in when.wanted.items())
-            raise ConfigError(f"{when.place}: no trial has {wanted}; name values that the grid gives, or take it out")
+            raise ConfigError(f"{when.place}: no trial has {wanted}; name values that occur in the grid, or remove it")

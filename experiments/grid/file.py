@@ -1,4 +1,4 @@
-"""Grid files as text: YAML whose every value knows its line, and the grids that come with the package."""
+"""Reads grid files: YAML in which every value has its line, and the grids that come with the package."""
 
 import re
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from refavs.errors import ConfigError
 from refavs.files.plain_file import UnusableFileError, read_plain
 
 MAX_VALUES = 100_000
-MAX_CHARACTERS = 200_000  # of a file, which takes seconds to read
+MAX_CHARACTERS = 200_000  # in a file; parsing takes seconds
 MAX_NUMBER_CHARACTERS = 100
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -26,7 +26,7 @@ class Located:
 
     Attributes:
         value: a plain scalar, or a list or mapping of located values.
-        place: file and line, as `my.yaml:7`; a mapping's entry stands where its key does.
+        place: file and line, e.g. `my.yaml:7`; an entry of a mapping has the line of its key.
     """
 
     value: Any
@@ -45,7 +45,7 @@ class Located:
         return isinstance(self.value, dict)
 
     def labelled(self, label: str) -> "Located":
-        """The same, with `label` beside the place of everything in it."""
+        """A copy with `label` added to the place of everything in it."""
         value = self.value
         if isinstance(value, dict):
             value = {name: inner.labelled(label) for name, inner in value.items()}
@@ -55,14 +55,14 @@ class Located:
 
 
 def located(value: Any, place: str) -> Located:
-    """A plain value as if all of it stood at `place`."""
+    """A plain value with `place` for all of its parts."""
     if isinstance(value, dict):
         return Located({str(name): located(inner, place) for name, inner in value.items()}, place)
     return Located([located(inner, place) for inner in value] if isinstance(value, list) else value, place)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of plain values alone, in which `1e-3` is a number."""
+    """Loads YAML with plain values only; `1e-3` is a number."""
 
 
 _Loader.add_implicit_resolver(
@@ -71,7 +71,7 @@ _Loader.add_implicit_resolver(
 
 
 class _Reader:
-    """Turns the nodes of one text into located values."""
+    """Converts the nodes of one text to located values."""
 
     def __init__(self, loader: _Loader, where: str, lines: bool) -> None:
         self.loader, self.where, self.lines = loader, where, lines
@@ -93,8 +93,8 @@ class _Reader:
         if isinstance(node, yaml.ScalarNode):
             refuse_ambiguous(node, self.loader, place)
             if node.tag != "tag:yaml.org,2002:str" and len(node.value) > MAX_NUMBER_CHARACTERS:
-                raise ConfigError(f"{place}: a value of {len(node.value):,} characters that is no text; write a number "
-                                  "of fewer digits, or quote a text")
+                raise ConfigError(f"{place}: a value of {len(node.value):,} characters that is not text; write a "
+                                  "number with fewer digits, or put text in quotes")
             return Located(self.loader.construct_object(node), place)
         self.open.append(node)
         if isinstance(node, yaml.MappingNode):
@@ -107,7 +107,7 @@ class _Reader:
         return Located(value, place)
 
     def mapping(self, node: yaml.MappingNode) -> dict[str, Located]:
-        """Keys are text as it is written, so that a case may be named `no`."""
+        """Reads a mapping. Keys are taken as text, so that a case may be named `no`."""
         if node.tag != "tag:yaml.org,2002:map":
             raise ConfigError(f"{self.place(node)}: the tag {node.tag} is not accepted; write plain values")
         if id(node) not in self.merged:
@@ -125,7 +125,7 @@ class _Reader:
 
 
     def flattened(self, node: yaml.MappingNode) -> list[tuple[yaml.Node, yaml.Node]]:
-        """The entries of a mapping with those that it merges: of two of one name its own one, then the earlier."""
+        """The entries of a mapping and of those it merges; its own entries come first, then earlier merges."""
         if id(node) in self.flat:
             return self.flat[id(node)]
         if any(node is outer for outer in self.merging):
@@ -151,14 +151,14 @@ class _Reader:
 
 
 def parse_yaml(text: str, where: str, lines: bool = True) -> Located:
-    """The value that `text` holds, in which every part knows its line.
+    """Parses `text` into a value in which every part has its line.
 
     Args:
-        where: the file, as errors shall name it.
-        lines: whether errors name lines; of a text without any they would say nothing.
+        where: name of the file for errors.
+        lines: whether errors include line numbers, which mean nothing for a single-line text.
 
     Raises:
-        ConfigError: text that is not YAML, a mapping with a repeated key, or a tag, which would make an object.
+        ConfigError: the text is not YAML, a mapping repeats a key, or there is a tag, which could create an object.
     """
     if len(text) > MAX_CHARACTERS:
         raise ConfigError(f"{where}: {len(text):,} characters; accepted: up to {MAX_CHARACTERS:,}. Split the grid")
@@ -172,7 +172,7 @@ def parse_yaml(text: str, where: str, lines: bool = True) -> Located:
         told = ", ".join(part for part in (error.context, error.problem) if part)
         raise ConfigError(f"{place}: not valid YAML: {told}") from error
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        # PyYAML raises various errors for a value that does not fit its tag.
+        # PyYAML raises various errors for a value that does not match its tag.
         told = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise ConfigError(f"{where}: not valid YAML: {told}") from error
 
@@ -185,10 +185,10 @@ def shipped_grids() -> dict[str, str]:
 
 
 def grid_text(grid: str) -> tuple[str, str, str]:
-    """Name, text and place of a grid file, or of a shipped grid by its name.
+    """Name, text and place of a grid file, or of a shipped grid by name.
 
     Raises:
-        ConfigError: no such grid, or a file that is not text.
+        ConfigError: the grid does not exist, or the file is not text.
     """
     path = Path(grid)
     if path.suffix not in (".yaml", ".yml"):
@@ -210,10 +210,10 @@ def grid_text(grid: str) -> tuple[str, str, str]:
 
 
 def mapping(part: Located, accepted: str = "a mapping, `name: value` lines") -> dict[str, Located]:
-    """The entries of a mapping; none of an empty section.
+    """The entries of a mapping; empty for an empty section.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: it is not a mapping.
     """
     if part.value is None:
         return {}
@@ -224,10 +224,10 @@ def mapping(part: Located, accepted: str = "a mapping, `name: value` lines") -> 
 
 
 def settings(part: Located, prefix: str = "") -> dict[str, Located]:
-    """Nested or dotted settings as dotted ones.
+    """Flattens nested or dotted settings to dotted ones.
 
     Raises:
-        ConfigError: a setting that is written twice, once nested and once dotted.
+        ConfigError: a setting is given twice, once nested and once dotted.
     """
     found: dict[str, Located] = {}
     for name, inner in mapping(part).items():
@@ -239,10 +239,10 @@ def settings(part: Located, prefix: str = "") -> dict[str, Located]:
 
 
 def refuse_unknown(part: Located, known: Iterable[str], what: str) -> None:
-    """Refuses keys of a mapping that nobody reads.
+    """Checks that all keys of a mapping are known.
 
     Raises:
-        ConfigError: such a key; names the nearest that is read.
+        ConfigError: a key is unknown; the message suggests the closest known one.
     """
     known = tuple(known)
     for name, inner in mapping(part).items():

@@ -1,6 +1,6 @@
 """refavs-sweep settings: every setting of a trial with its default, what it accepts and what it means.
 
-All of it is read from the dataclasses of the settings, whose docstrings hold the meanings.
+Everything is read from the dataclasses of the settings; their docstrings contain the meanings.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from refavs.terminal.printing import say
 
 NAME = "settings"
 WIDEST = 110  # longer lines are hard to read
-_WORDS = re.compile(r"\b(None|True|False)\b")  # which YAML writes otherwise
+_WORDS = re.compile(r"\b(None|True|False)\b")  # YAML spells them differently
 KINDS = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "null"}
 
 
@@ -31,10 +31,10 @@ class Setting:
     """One setting of a trial.
 
     Attributes:
-        name: dotted, as grids and `--set` have it.
-        default: as YAML writes it.
-        accepted: the type, or the values where there are few.
-        meaning: from the docstring.
+        name: dotted name, as in grids and `--set`.
+        default: the default in YAML.
+        accepted: the type, or the list of accepted values.
+        meaning: text from the docstring.
     """
 
     name: str
@@ -48,7 +48,7 @@ def build_parser() -> CommandParser:
     parser = CommandParser(prog=f"refavs-sweep {NAME}", description="Lists the settings of a trial, which a "
                                      "grid file or --set NAME=VALUE changes: default, accepted values, meaning.")
     parser.add_argument("words", metavar="WORD", nargs="*", help=f"the name of a head ({DEFAULT} without one), or the "
-                        f"beginning of settings: {', '.join(_sections())}, or longer, as train.e")
+                        f"beginning of settings: {', '.join(_sections())}, or longer, e.g. train.e")
     return parser
 
 
@@ -80,7 +80,7 @@ def settings(head: str = DEFAULT) -> list[Setting]:
 
 
 def described(chosen: Sequence[Setting], width: int) -> str:
-    """Plain text with a paragraph for each setting."""
+    """Plain text with one paragraph per setting."""
     paragraphs, before = [], None
     for setting in chosen:
         section = setting.name.rpartition(".")[0]
@@ -115,7 +115,7 @@ def _settings_of(config: Any, prefix: str) -> list[Setting]:
 
 
 def meanings_of(kind: type) -> dict[str, str]:
-    """The entries of the section `Attributes` of the docstrings of a class and its bases, each on one line."""
+    """Entries of the `Attributes` sections in the docstrings of a class and its bases, each on one line."""
     found: dict[str, list[str]] = {}
     for part in reversed(kind.__mro__):
         found |= _entries(part)
@@ -136,7 +136,7 @@ def _entries(kind: type) -> dict[str, list[str]]:
 
 
 def _written(value: Any) -> str:
-    """A value as YAML writes it."""
+    """A value in YAML."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""The section `search` of a grid file: ranges of settings, how points are chosen, and when one is given up."""
+"""The section `search` of a grid file: ranges of settings, how points are chosen, and early stopping."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ KINDS = ("uniform", "loguniform", "int", "choice")
 METHODS = ("tpe", "random")
 PARTS = ("ranges", "budget", "method", "metric", "seed", "asha")
 DIGITS = 5
-NOT_SEARCHED = ("seed", "resources.")  # nor what a trial starts from, which is looked at once, before anything starts
+NOT_SEARCHED = ("seed", "resources.")  # nor initial weights, which are checked once before anything starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,10 @@ class Range:
     """The values that a search may give a setting.
 
     Attributes:
-        kind: one of `KINDS`; both ends of an `int` belong to it.
-        ends: lowest and highest value; of a choice all values.
-        place: of the setting in the grid file.
-        places: of its ends there.
+        kind: one of `KINDS`; `int` includes both ends.
+        ends: lowest and highest value; for a choice, all values.
+        place: place of the setting in the grid file.
+        places: places of the ends in the grid file.
     """
 
     kind: str
@@ -38,7 +38,7 @@ class Range:
     places: tuple[str, ...] = field(default=(), compare=False)
 
     def draw(self, rng: np.random.Generator) -> Any:
-        """A value at random."""
+        """Draws a random value."""
         if self.kind == "choice":
             return self.ends[int(rng.integers(len(self.ends)))]
         low, high = self.ends
@@ -48,7 +48,7 @@ class Range:
                             else rng.uniform(low, high))  # fmt: skip
 
     def rounded(self, value: float) -> float:
-        """A value as it is written and compared: with a few digits, within the range."""
+        """Rounds a value to the few digits that are stored and compared, within the range."""
         return min(max(float(f"{value:.{DIGITS}g}"), self.ends[0]), self.ends[1])
 
     def located(self, value: Any) -> Located:
@@ -61,10 +61,10 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class Asha:
-    """Early stopping by asynchronous successive halving: after 1, r, r^2, ... times `min_epochs` only the best go on.
+    """Early stopping by asynchronous successive halving: only the best continue after `min_epochs` times 1, r, r^2, ...
 
     Attributes:
-        reduction: r; of the trials that have come so far, one in r goes on.
+        reduction: r; of the trials that reach a rung, one in r continues.
     """
 
     min_epochs: int = 1
@@ -80,14 +80,13 @@ class Asha:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan:
-    """What a search looks for, and where.
+    """The plan of a search.
 
     Attributes:
-        ranges: by the dotted name of the setting.
-        budget: points that are tried; each seed of a point is a trial.
-        metric: of the validation, by which points are compared, as `val/J` or `val/acoustic/J`; of several seeds the
-            mean.
-        seed: of the choice of points, none of a trial's.
+        ranges: range of each setting, by dotted name.
+        budget: number of points to try; each seed of a point is a trial.
+        metric: validation metric that ranks points, e.g. `val/J` or `val/acoustic/J`; the mean over several seeds.
+        seed: seed of the choice of points, independent of the trials' seeds.
     """
 
     ranges: Mapping[str, Range]
@@ -99,25 +98,25 @@ class SearchPlan:
 
     @property
     def maximize(self) -> bool:
-        """Whether more of the metric is better."""
+        """Whether a higher value of the metric is better."""
         return metrics()[self.metric.rpartition("/")[2]].better == "higher"
 
     def draw(self, index: int, attempt: int) -> dict[str, Any]:
-        """The point of this number at random, whatever was found before."""
+        """Draws the random point with this index, independently of earlier results."""
         rng = np.random.default_rng([self.seed, index, attempt])
         return {name: self.ranges[name].draw(rng) for name in sorted(self.ranges)}
 
     def extremes(self) -> list[dict[str, Any]]:
-        """Points that have each end and each choice once, others at their first; the first one has all firsts."""
+        """Points with each end and each choice once and all others at their first value; the first has all firsts."""
         first = {name: part.ends[0] for name, part in self.ranges.items()}
         return [first, *(first | {name: end} for name, part in self.ranges.items() for end in part.ends[1:])]
 
 
 def search_plan(part: Located, num_seeds: int, schema: Schema) -> SearchPlan:
-    """The section as it is checked by itself; whether its ends can be used is seen when trials are made of them.
+    """Parses and checks the section; whether the ends are usable is checked when trials are created from them.
 
     Raises:
-        ConfigError: a part that is missing, unknown or of another form; a setting that cannot be searched.
+        ConfigError: a part is missing, unknown or malformed, or a setting cannot be searched.
     """
     parts = mapping(part, "a mapping with ranges and budget")
     refuse_unknown(part, PARTS, "part of search")
@@ -145,7 +144,7 @@ def search_plan(part: Located, num_seeds: int, schema: Schema) -> SearchPlan:
 
 
 def _ranges(part: Located, prefix: str, schema: Schema) -> list[tuple[str, Range]]:
-    """Ranges of nested or dotted settings by their dotted names."""
+    """Ranges of nested or dotted settings, by dotted name."""
     found: dict[str, tuple[Range, str]] = {}
     for name, inner in mapping(part).items():
         dotted = f"{prefix}{name}"
@@ -162,7 +161,7 @@ def _range(name: str, part: Located, schema: Schema) -> Range:
     schema.refuse_unknown(name, part.place)
     if name.startswith(NOT_SEARCHED) or schema.starts(name):
         raise ConfigError(f"{part.place}: {name} cannot be searched; set it in base, or list seeds under seeds")
-    content = mapping(part, "one of uniform, loguniform, int and choice, as {uniform: [0, 2]}")
+    content = mapping(part, "one of uniform, loguniform, int and choice, e.g. {uniform: [0, 2]}")
     refuse_unknown(part, KINDS, f"kind of range for {name}")
     if len(content) != 1:
         raise ConfigError(f"{part.place}: {name} has {' and '.join(content) or 'no range'}; accepted: one of "
@@ -209,7 +208,7 @@ def _number(part: Located, name: str, least: int) -> int:
 
 
 def _metric(part: Located) -> str:
-    """`val/METRIC`, or `val/DIMENSION/METRIC` of a dimension that the store will have to have."""
+    """Checks `val/METRIC` or `val/DIMENSION/METRIC`; whether the store has the dimension is checked later."""
     parts = str(part.plain).split("/")
     groups = [VALIDATION, f"{VALIDATION}/{parts[1]}"] if len(parts) == 3 and parts[1] else [VALIDATION]
     return _one_of(part, "metric", tuple(f"{group}/{name}" for group in groups for name in metrics()))

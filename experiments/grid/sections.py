@@ -1,4 +1,4 @@
-"""The sections of a grid file, each checked by itself: axes, cases, conditions, seeds; and that no two contradict."""
+"""Parses and checks the sections of a grid file (axes, cases, conditions, seeds), and that no two conflict."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,10 +10,10 @@ from refavs.errors import ConfigError
 
 
 def axes(part: Located, schema: Schema) -> dict[str, list[Located]]:
-    """The values of each axis of `grid` or `zip`, as they are written.
+    """The values of each axis of `grid` or `zip`.
 
     Raises:
-        ConfigError: an unknown setting, no list, or a value of another type.
+        ConfigError: a setting is unknown, its value is not a list, or an entry has another type.
     """
     found: dict[str, list[Located]] = {}
     for name, values in settings(part).items():
@@ -27,10 +27,10 @@ def axes(part: Located, schema: Schema) -> dict[str, list[Located]]:
 
 
 def paired_axes(part: Located, schema: Schema) -> dict[str, list[Located]]:
-    """The axes of `zip`, of which the first values belong together, then the second ones, and so on.
+    """The axes of `zip`: the first values of all axes form one trial, the second values the next, and so on.
 
     Raises:
-        ConfigError: as `axes`; one axis alone, or axes of different lengths.
+        ConfigError: as `axes`; or there is only one axis, or lengths differ.
     """
     found = axes(part, schema)
     lengths = {name: len(values) for name, values in found.items()}
@@ -40,7 +40,7 @@ def paired_axes(part: Located, schema: Schema) -> dict[str, list[Located]]:
         told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
         places = {name: values.place for name, values in settings(part).items()}
         odd = next(name for name, length in lengths.items() if length != next(iter(lengths.values())))
-        raise ConfigError(f"{places[odd]}: {told} values; accepted: lists of equal length, which are read in step")
+        raise ConfigError(f"{places[odd]}: {told} values; accepted: lists of equal length")
     return found
 
 
@@ -48,7 +48,7 @@ def conditions(part: Located, schema: Schema) -> tuple[Condition, ...]:
     """The entries of `when`.
 
     Raises:
-        ConfigError: an entry that is no condition; a setting or a value that no trial could have.
+        ConfigError: an entry is not a condition, or no trial can have its setting or value.
     """
     if part.value is None:
         return ()
@@ -75,23 +75,23 @@ def _condition(entry: Located, schema: Schema) -> Condition:
         raise ConfigError(f"{parts['skip'].place}: skip is {parts['skip'].plain!r}; accepted: true, or leave it out")
     if "seed" in wanted and changes:
         raise ConfigError(
-            f"{entry.place}: a condition on seed sets other settings, and seeds of a trial differ in nothing else; "
+            f"{entry.place}: a condition on seed sets other settings, but seeds of a trial may differ in nothing else; "
             "accepted: if: {seed: ...} with skip: true"
         )
     return Condition(place=entry.place, wanted=wanted, changes=changes, skip="skip" in parts)
 
 
 def _accepted(name: str, value: Located, schema: Schema) -> tuple[Any, ...]:
-    """A list is one of several values."""
+    """The accepted values; a list means any of its entries."""
     several = value.value if isinstance(value.value, list) else [value]
     return tuple(schema.typed(name, one).value for one in several)
 
 
 def cases(part: Located, schema: Schema) -> dict[str, dict[str, Located]]:
-    """The settings of each named case; one without a name where there are none.
+    """The settings of each named case; a single unnamed case if the section is absent.
 
     Raises:
-        ConfigError: an unknown setting, or a value of another type.
+        ConfigError: a setting is unknown, or a value has another type.
     """
     named = mapping(part)
     return {name: schema.settings(case.labelled(f"case {name!r}")) for name, case in named.items()} or {"": {}}
@@ -101,27 +101,27 @@ def seeds(part: Located) -> list[int]:
     """The seeds of every trial.
 
     Raises:
-        ConfigError: no list of distinct whole numbers.
+        ConfigError: it is not a list of distinct whole numbers.
     """
     value = part.plain
     good = isinstance(value, list) and value and all(type(seed) is int and seed >= 0 for seed in value)
     if not good or len(set(value)) < len(value):
         raise ConfigError(f"{part.place}: seeds is {value!r}; accepted: a list of distinct whole numbers, as [0, 1, 2]")
     if max(value) > MOST_SEED:
-        raise ConfigError(f"{part.place}: a seed is {max(value)}; accepted: up to {MOST_SEED}, the largest of torch")
+        raise ConfigError(f"{part.place}: a seed is {max(value)}; accepted: up to {MOST_SEED}, torch's limit")
     return value
 
 
 def refuse_clashes(
     sources: Sequence[tuple[str, Settings]], base: Settings, overrides: Mapping[str, Any], where: str
 ) -> None:
-    """One setting has one place beside base: else a value would be overruled without a word.
+    """Checks that only one place besides base sets each setting, so that no value is silently overridden.
 
     Args:
-        sources: what varies settings, as `an axis of grid`, with these.
+        sources: settings by the description of their source, e.g. `an axis of grid`.
 
     Raises:
-        ConfigError: a setting that two sources claim, one of them and --set, or a seed among the settings.
+        ConfigError: two sources set one setting, --set names a varied setting, or `seed` is set directly.
     """
     claims: dict[str, str] = {}
     given = dict.fromkeys(overrides, Located(None, "--set"))

@@ -1,4 +1,4 @@
-"""Settings of a grid file and how a trial's come together: of the right type, under conditions, each with its place."""
+"""Settings of a grid file: checks types, applies conditions, and combines them into a trial's settings."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Settings = Mapping[str, Located]
 
 
 class Schema:
-    """The settings that a grid may name: those of every head that it names."""
+    """The settings that a grid may use: those of every head that it names."""
 
     def __init__(self, heads: Iterable[Located]) -> None:
         found: dict[str, TrialConfig] = {}
@@ -27,7 +27,7 @@ class Schema:
 
     @classmethod
     def of(cls, content: Located, base: Located, overrides: Mapping[str, Any]) -> "Schema":
-        """The settings for a grid file, whose section `base` names a head, or `--set` does, or some trials do."""
+        """The schema for a grid file; the heads are named in `base`, by `--set` or by some trials."""
         named = [*_heads(content), *(Located(overrides[name], "--set") for name in overrides if name == HEAD)]
         fixed = HEAD in overrides or HEAD in settings(base)
         return cls(named if fixed else [Located(DEFAULT, ""), *named])
@@ -36,41 +36,41 @@ class Schema:
         return name in self._with
 
     def typed(self, name: str, value: Located) -> Located:
-        """One setting's value as its field takes it.
+        """Converts the value of a setting to the type of its field.
 
         Raises:
-            ConfigError: an unknown setting, or a value of another type.
+            ConfigError: the setting is unknown, or the value has another type.
         """
         self.refuse_unknown(name, value.place)
         return _typed(self._with[name], name, value)
 
     def settings(self, part: Located, prefix: str = "") -> dict[str, Located]:
-        """The settings of a section by their dotted names, each of the type that its field takes.
+        """The settings of a section by dotted name, converted to the types of their fields.
 
         Raises:
-            ConfigError: an unknown setting, a value of another type, or a setting that is written twice.
+            ConfigError: a setting is unknown or repeated, or a value has another type.
         """
         return {name: self.typed(name, value) for name, value in settings(part, prefix).items()}
 
     def refuse_unknown(self, name: str, place: str) -> None:
-        """Refuses a setting that no head of this grid has."""
+        """Checks that some head of this grid has the setting."""
         if name not in self:
             raise ConfigError(f"{place}: unknown setting {name!r}; {nearest(name, self._with)}")
 
     def starts(self, name: str) -> bool:
-        """Whether a setting decides which weights a trial starts from."""
+        """Whether a setting determines a trial's initial weights."""
         return name == "train.init" or (name in self and name == f"model.{self._with[name].model.weights_setting}")
 
 
 def _heads(part: Located, within: str = "") -> Iterator[Located]:
-    """Every value that a grid gives `model.head`, alone or in a list."""
+    """Every value of `model.head` in a grid, alone or in a list."""
     if isinstance(part.value, dict):
         for name, inner in part.value.items():
             yield from _heads(inner, f"{within}.{name}")
     elif isinstance(part.value, list):
         for inner in part.value:
             yield from _heads(inner, within)
-    elif f".{HEAD}" in within:  # or below it, as a range of a search
+    elif f".{HEAD}" in within:  # or below it, in a range of a search
         yield part
 
 
@@ -83,12 +83,12 @@ def _typed(config: TrialConfig, name: str, value: Located) -> Located:
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """An entry of `when`: what a trial must have so that it gets other settings, or is left out.
+    """An entry of `when`, which changes the settings of matching trials or skips them.
 
     Attributes:
-        wanted: accepted values by setting; all settings must have one of theirs.
-        changes: settings of the trials that it holds for.
-        skip: leaves these trials out.
+        wanted: accepted values by setting; a trial matches if every setting has an accepted value.
+        changes: settings for matching trials.
+        skip: whether matching trials are left out.
     """
 
     place: str
@@ -97,31 +97,31 @@ class Condition:
     skip: bool
 
     def holds(self, values: Mapping[str, Any]) -> bool:
-        """Whether it holds for a trial with these settings, by their dotted names; its head may lack some of them."""
+        """Whether it matches a trial with these dotted settings; the trial's head may lack some."""
         return all(name in values and values[name] in accepted for name, accepted in self.wanted.items())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """What all trials of a grid share: settings that they start from, and conditions."""
+    """The base settings and conditions that all trials of a grid share."""
 
     base: Settings
     conditions: Sequence[Condition] = ()
 
     def holding(self, own: Settings, seed: int) -> list[Condition]:
-        """The conditions that hold for a trial; they see what it has without any of them.
+        """The conditions that match a trial, evaluated on its settings before any condition is applied.
 
         Args:
-            own: what this trial sets beside `base`.
+            own: the trial's own settings in addition to `base`.
         """
         values = flat(resolve(seed, self.base, own)) if self.conditions else {}
         return [condition for condition in self.conditions if condition.holds(values)]
 
     def config(self, own: Settings, seed: int) -> TrialConfig | None:
-        """The settings of a trial; None where a condition leaves it out.
+        """The settings of a trial; None if a condition skips it.
 
         Raises:
-            ConfigError: values that do not agree, or two conditions that set one setting differently.
+            ConfigError: values conflict, or two conditions set one setting differently.
         """
         holding = self.holding(own, seed)
         if any(condition.skip for condition in holding):
@@ -139,11 +139,11 @@ class Template:
 
 
 def resolve(seed: int, *layers: Settings) -> TrialConfig:
-    """The defaults with the values of `layers` in their place, all at once; of one setting the last layer's counts.
+    """The defaults with the values of `layers` applied together; later layers override earlier ones.
 
     Raises:
-        ConfigError: values that are out of range or do not agree, with the place of the one to change: it is in the
-            last layer that has any of them, for the same value may be right in other trials.
+        ConfigError: values are out of range or in conflict. The message names the place to change, in the last layer
+            that sets one of them, because the others may be right for other trials.
     """
     values = {name: value for layer in layers for name, value in layer.items()}
     try:

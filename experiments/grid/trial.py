@@ -1,4 +1,4 @@
-"""One trial as it is described: its name, all its settings, and the key by which it is known as done."""
+"""The description of one trial: its name, all its settings, and the key that identifies it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,14 +11,14 @@ from refavs.errors import ConfigError
 from refavs.model.heads.registry import DEFAULT
 
 _UNKNOWN = object()
-# What a trial runs on, and the place of a file whose digest counts instead.
+# Resources do not affect the result; for `train.init` the digest of the file counts, not its path.
 NOT_IN_KEY = ("resources.", "train.init")
 MAX_TRIALS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialStore:
-    """The store of a trial in a sweep over several; `name` is what its user calls it."""
+    """The store of a trial in a sweep over several stores; `name` is the name given by the user."""
 
     name: str
     location: str
@@ -30,9 +30,9 @@ class Trial:
     """One training run of a grid: a name without the seed, and every setting resolved.
 
     Attributes:
-        digests: of the files that the trial starts from, by what they are to it.
-        weights_dir: where these files lie, which makes no other trial.
-        store: whose features it reads; None where a sweep has one store for all.
+        digests: digests of the files that the trial starts from, by their role.
+        weights_dir: folder of these files; not part of the key.
+        store: the store that it reads; None if the sweep has only one.
     """
 
     name: str
@@ -47,15 +47,15 @@ class Trial:
         return f"{self.name}, seed {self.config.seed}"
 
     def key(self, fingerprint: str, recorded: Mapping[str, Any] | None = None) -> str:
-        """What makes this trial the same as another: its settings, the features it reads and the files it starts from.
+        """Identifies the trial by its settings, the features it reads and the files it starts from.
 
-        Only settings that differ from their defaults count, so that a setting which is new in the code makes no new
-        trial where it is left at its default.
+        Only settings that differ from their defaults count, so that adding a setting to the code does not change the
+        keys of trials that leave it at its default.
 
         Args:
-            fingerprint: of the features that it reads.
-            recorded: every setting's default when the sweep began, as `recorded_defaults` names it; those of the code
-                where one is missing.
+            fingerprint: fingerprint of the features that it reads.
+            recorded: the defaults when the sweep began, by the names of `recorded_defaults`; missing ones are taken
+                from the code.
         """
         known = known_defaults(self.config.model.head, recorded or {})
         settings = {
@@ -66,12 +66,12 @@ class Trial:
 
 
 def _prefix(head: str) -> str:
-    """What the recorded names of the settings below `model.` begin with; those of the default head are as in a grid."""
+    """Prefix of the recorded names of `model.*` settings; the default head has the same names as in a grid."""
     return "model." if head == DEFAULT else f"model:{head}."
 
 
 def recorded_defaults(heads: Iterable[str]) -> dict[str, Any]:
-    """The defaults of all settings of trials with these heads, by names under which a sweep records them."""
+    """The defaults of all settings for these heads, by the names under which a sweep records them."""
     return {
         f"{_prefix(head)}{name.removeprefix('model.')}" if name.startswith("model.") else name: value
         for head in heads for name, value in known_defaults(head, {}).items()
@@ -79,36 +79,36 @@ def recorded_defaults(heads: Iterable[str]) -> dict[str, Any]:
 
 
 def known_defaults(head: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """The default of each setting of a trial with this head, as recorded, or else as the code has it."""
-    now = flat(defaults(head)) | {HEAD: DEFAULT}  # another head is a difference
+    """The default of each setting for this head: the recorded one, or else that of the code."""
+    now = flat(defaults(head)) | {HEAD: DEFAULT}  # another head counts as a difference
     then = {f"model.{name.removeprefix(_prefix(head))}" if name.startswith(_prefix(head)) else name: value
             for name, value in recorded.items() if not name.startswith("model") or name.startswith(_prefix(head))}
     return now | {name: value for name, value in then.items() if name in now}
 
 
 def _unsigned(value: Any) -> Any:
-    """A value in which -0.0 is 0.0: the same number is the same setting."""
+    """Replaces -0.0 with 0.0, because they are the same setting."""
     if isinstance(value, list):
         return [_unsigned(item) for item in value]
     return value + 0.0 if isinstance(value, float) else value
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """The last part of each name, where that is enough to tell it from the others."""
+    """Shortens each name to its last part if that is unambiguous."""
     last = [name.rpartition(".")[2] for name in names]
     return [short if last.count(short) == 1 else name for short, name in zip(last, names, strict=True)]
 
 
 def refuse_twins(where: str, trials: Sequence[Trial]) -> None:
-    """Refuses trials that are one and the same.
+    """Checks that trials are distinct.
 
     Raises:
-        ConfigError: two trials of one name, or of the same settings.
+        ConfigError: two trials have the same name or the same settings.
     """
     titles: set[str] = set()
     by_key: dict[tuple[str, str | None], str] = {}
     for trial in trials:
-        init = None if trial.digests else trial.config.train.init  # a place, until the file has a digest
+        init = None if trial.digests else trial.config.train.init  # the path counts until the file has a digest
         own = trial.store.fingerprint if trial.store else ""
         twin = by_key.setdefault((trial.key(own), init), trial.title)
         if trial.title in titles:

@@ -1,6 +1,6 @@
-"""Words of a YAML file that its versions read differently: `010` is 8 in YAML 1.1, which PyYAML speaks, and 10 in 1.2.
+"""Words that YAML versions read differently: `010` is 8 in YAML 1.1, which PyYAML implements, and 10 in YAML 1.2.
 
-None of them is guessed at. What both versions read alike is taken as it is.
+Such words are rejected. Words that both versions read alike are accepted.
 """
 
 import re
@@ -23,7 +23,7 @@ _TAGS = {
 }  # fmt: skip
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9]")
 _HOW = ((re.compile(r".*:"), "in base 60"), (re.compile(r"[-+]?0[0-7_]+"), "octal"), (re.compile(r"[-+]?0b"), "binary"))
-MOST_SHOWN = 40  # letters; of more the number is not computed, which may take long
+MOST_SHOWN = 40  # characters; longer numbers are not computed, which could take long
 
 
 def refuse_ambiguous(node: yaml.ScalarNode, loader: yaml.SafeLoader, place: str) -> None:
@@ -53,7 +53,7 @@ def refuse_ambiguous(node: yaml.ScalarNode, loader: yaml.SafeLoader, place: str)
 
 
 def _meaning_before(node: yaml.ScalarNode, loader: yaml.SafeLoader, kind: str) -> str:
-    """A value as it would be read by YAML 1.1, or only its kind."""
+    """The value in YAML 1.1, or only its kind."""
     if kind not in (NUMBER, BOOLEAN) or len(node.value) > MOST_SHOWN:
         return kind
     value = loader.construct_object(node)
@@ -61,7 +61,7 @@ def _meaning_before(node: yaml.ScalarNode, loader: yaml.SafeLoader, kind: str) -
 
 
 def _meaning_now(word: str, kind: str) -> str:
-    """A value as it would be read by YAML 1.2, or only its kind."""
+    """The value in YAML 1.2, or only its kind."""
     if kind != NUMBER or len(word) > MOST_SHOWN:
         return kind
     if word.startswith(("0o", "0x")):

@@ -1,4 +1,4 @@
-"""A trained run on a video it has not seen: the run's own encoders, its head, and the probability of each pixel."""
+"""Applies a trained run to a new video: encodes it with the run's encoders and predicts with its head."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +14,7 @@ from torch import Tensor
 from experiments.predict.overlay_video import SOUND_HZ
 from extract.encoders.networks import refuse_precision
 from extract.encoders.protocol import EncoderSetup
+from extract.encoders.stored_types import StoredTypes
 from extract.encoders.streams import StreamSet, choose_streams
 from extract.encoders.weights import WeightSource
 from extract.media.clip import Media, read_media
@@ -29,18 +30,18 @@ from refavs.machine.accelerator import compute_fp32_exactly, require_usable
 from refavs.model.checkpoint import CONFIG, load_model, read_config
 from refavs.model.heads.protocol import Head
 from refavs.store.fingerprints import says_random
-from refavs.store.format.schema import table_path
+from refavs.store.format.array_spec import table_path
 from refavs.store.reader import Sample
 
-AT_ONCE = 8  # expressions
+AT_ONCE = 8  # expressions per batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a run says of one expression about a video.
+    """The prediction for one expression about a video.
 
     Attributes:
-        probs: probability of each pixel to belong to the referred object, one map per second, at the size of the masks
+        probs: probability that each pixel belongs to the referred object, one map per second, at the size of the masks
             that the run was trained on.
     """
 
@@ -48,18 +49,18 @@ class Prediction:
     probs: Float[Tensor, "t h w"]
 
     def masks(self, height: int, width: int) -> Bool[np.ndarray, "t height width"]:
-        """Where the object is, at the size of the video."""
+        """Masks of the object at the size of the video."""
         probs = torch.nn.functional.interpolate(self.probs[None], (height, width), mode="bilinear")[0]
         return (probs > 0.5).numpy()
 
     @property
     def shares(self) -> list[float]:
-        """For each second, the share of the frame that the object covers."""
+        """The fraction of the frame that the object covers in each second."""
         return (self.probs > 0.5).float().mean(dim=(1, 2)).tolist()
 
 
 class _Facts(TypedDict):
-    """What a checkpoint must tell of the features that it was trained on."""
+    """The facts that a checkpoint must contain about its training features."""
 
     encoders: dict[str, dict[str, Any]]
     seconds: int
@@ -76,8 +77,8 @@ class Predictor:
 
     Raises:
         ConfigError: the device cannot be used, or does not compute in the precision of the features.
-        WeightsError: the checkpoint cannot be used, says nothing of its encoders, or was trained on the features of
-            others than those found here.
+        WeightsError: the checkpoint cannot be used, does not name its encoders, or was trained on features of other
+            encoders than those found here.
     """
 
     def __init__(self, folder: Path, weights_folder: Path | None = None, device: str = "cpu") -> None:
@@ -100,10 +101,10 @@ class Predictor:
         self._refuse_other_sizes(folder)
 
     def read(self, video: Path) -> Media:
-        """The frames and the sound that the encoders take of a video.
+        """Reads the frames and the audio that the encoders need from a video.
 
         Raises:
-            DatasetError: the file is missing, damaged or no video.
+            DatasetError: the file is missing, damaged or not a video.
         """
         if video.suffix.lower() not in VIDEO_SUFFIXES:
             raise DatasetError(
@@ -115,11 +116,11 @@ class Predictor:
         return read_media(clip, self.streams.seconds, frames, {*rates_hz, SOUND_HZ})
 
     def predict(self, media: Media, expressions: Sequence[str]) -> Iterator[Prediction]:
-        """The prediction for each expression; frames and sound are encoded once, expressions by a few at a time.
+        """Yields the prediction for each expression; frames and audio are encoded once, expressions a few at a time.
 
         Raises:
             WeightsError: the encoders compute features that are not finite.
-            StatisticsError: so are the head's probabilities.
+            StatisticsError: the head computes probabilities that are not finite.
         """
         with torch.no_grad():
             clip = self._encoded(media)
@@ -130,10 +131,10 @@ class Predictor:
                 probs = self.model.probs(self.model(batch), (self.mask_size, self.mask_size)).cpu()
             require_finite_probs(repr(texts[0]), probs.isfinite().all())
             for text, one in zip(texts, probs, strict=True):
-                yield Prediction(expression=text, probs=one.clone())  # which alone stays in memory
+                yield Prediction(expression=text, probs=one.clone())  # releases the rest of the batch
 
     def _streams(self, facts: Mapping[str, Any], weights_folder: Path | None) -> StreamSet:
-        """The streams that the head reads, made by the encoders that it was trained on."""
+        """The streams that the head reads, with the encoders that it was trained on."""
         sizes = self.model.sizes
         read = (*sizes.maps, *(size for size in (sizes.audio, sizes.text) if size is not None))
         places = [size.path.removeprefix("clips/").split("/") for size in read]
@@ -154,7 +155,7 @@ class Predictor:
             return EncoderSetup(weights=weights, precision=precision, device=self.device)
 
         names = dict.fromkeys("/".join(place[1:-1]) for place in places)
-        return choose_streams(list(names), int(facts["seconds"]), setup)
+        return choose_streams(list(names), int(facts["seconds"]), setup, types=StoredTypes(known=facts["encoders"]))
 
     def _refuse_others(self, trained_on: Mapping[str, Any], folder: Path) -> None:
         other = [id for id, stream in self.streams.streams.items()
@@ -162,7 +163,7 @@ class Predictor:
         if other:
             raise WeightsError(
                 f"the head in {folder} was trained on features of {', '.join(other)} from other weights than those "
-                "found here; give the folder of the weights that refavs-extract had by --weights-dir"
+                "found here; pass the weights folder used for refavs-extract as --weights-dir"
             )
 
     def _refuse_other_sizes(self, folder: Path) -> None:
@@ -174,11 +175,11 @@ class Predictor:
         for path, size in wanted.items():
             shape = list(made.get(path, ())[-len(size):])
             if shape != size:
-                raise WeightsError(f"{folder / CONFIG} names {path} of {size}, its encoders make {shape}; copy the "
+                raise WeightsError(f"{folder / CONFIG} says {path} is {size}, its encoders give {shape}; copy the "
                                    "checkpoint again or train again")
 
     def _arrays(self, items: Mapping[str, Any], what: str) -> dict[str, np.ndarray]:
-        """The arrays of one item for each encoder, by their paths in a store."""
+        """The arrays of one item from each encoder, by their paths in a store, rounded as that store rounds them."""
         found = {}
         for name, item in items.items():
             encoder = self.streams.encoders[name]
@@ -186,18 +187,18 @@ class Predictor:
             levels = [stream.level for stream in streams.values()]
             (arrays,) = encoder.encode([encoder.prepare(item)], levels)
             for id, stream in streams.items():
-                found |= {f"{table_path(id)}/{path}": array for path, array in stream.part(arrays).items()}
+                found |= {f"{table_path(id)}/{path}": array for path, array in stream.read_back(arrays).items()}
         require_finite_features(what, found)
         return found
 
     def _encoded(self, media: Media) -> dict[str, np.ndarray]:
-        """The features of frames and of sound."""
+        """The features of frames and audio."""
         encoders = self.streams.encoders.items()
         return self._arrays({name: media.taken(encoder.takes) for name, encoder in encoders
                              if encoder.modality != "text"}, "the video")  # fmt: skip
 
     def _batch(self, clip: Mapping[str, np.ndarray], expressions: Sequence[str]) -> Batch:
-        """What the head reads; a modality that it does not read is one zero."""
+        """The input of the head; a modality that it does not read is a single zero."""
         sizes = self.model.sizes
         readers = [name for name, encoder in self.streams.encoders.items() if encoder.modality == "text"]
         samples = []
@@ -216,20 +217,20 @@ class Predictor:
 
 
 def checkpoint_of(run: str, tracking_uri: str | None) -> Path:
-    """The checkpoint's folder: given itself, inside a trial's folder, or fetched from an MLflow run.
+    """The checkpoint's folder: `run` itself, a folder inside a trial's folder, or a download from an MLflow run.
 
     Raises:
-        ConfigError: no such folder, and no such run.
+        ConfigError: there is no such folder or run.
     """
     for folder in (Path(run), Path(run) / "checkpoint"):
         if (folder / CONFIG).is_file() and (folder / "model.safetensors").is_file():
             return folder
     if Path(run).exists():
-        raise ConfigError(f"--run {run} holds no checkpoint; give a finished trial's folder, SWEEP/trials/KEY, or an "
+        raise ConfigError(f"--run {run} has no checkpoint; give a finished trial's folder, SWEEP/trials/KEY, or an "
                           "MLflow run's id with --tracking-uri")  # fmt: skip
     if tracking_uri is None:
-        raise ConfigError(f"--run {run} is no folder; give a trial's folder, SWEEP/trials/KEY, or for an MLflow run's "
-                          "id also --tracking-uri")  # fmt: skip
+        raise ConfigError(f"--run {run} is not a folder; give the folder of a trial, SWEEP/trials/KEY, or for the id "
+                          "of an MLflow run also --tracking-uri")  # fmt: skip
     from experiments.tracking.artifacts import download
 
     return download(tracking_uri, run, "checkpoint")

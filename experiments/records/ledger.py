@@ -16,6 +16,7 @@ from experiments.records.record_types import (
     STOP_FILE,
     Epoch,
     Sent,
+    Settings,
     Status,
     SweepFacts,
     read_lines,
@@ -198,6 +199,24 @@ class Ledger:
             f"defaults have changed since {self.root} began: {told}; {num_new} trials that take them are new, and "
             "what was finished with the former values stays (to go on with those, set them in the grid's base)"
         )
+
+    def elsewhere(self, entries: Sequence[Entry], fingerprint: str) -> str:
+        """Says how many of the new trials are finished here on other features; empty where none are.
+
+        Args:
+            fingerprint: of the store of the trials that name none.
+        """
+        new = {(entry.trial.name, entry.trial.config.seed): _store_facts(entry.trial, fingerprint)["store"]
+               for entry in entries if entry.state == "new"}  # fmt: skip
+        num_known = 0
+        for path in (self.root / "trials").glob("*/result.json") if new else ():
+            with contextlib.suppress(ConfigError):  # a damaged record of a trial that nobody asks for
+                known = read_record(path.with_name("config.json"), Settings)
+                num_known += bool(known) and new.get((known["name"], known["seed"]), known["store"]) != known["store"]
+        if not num_known:
+            return ""
+        return (f"{self.root} has {num_known} finished trials of these names from other features, of another store or "
+                "of this one before it was changed or upgraded; they stay, and the trials run again")  # fmt: skip
 
     @property
     def sweep(self) -> dict[str, Any]:

@@ -114,6 +114,7 @@ class Controls(TypedDict):
     """`controls.json`: metrics of the constant predictions, by protocol, prediction, group and measure."""
 
     store: str
+    metrics: NotRequired[list[str]]
     controls: NotRequired[dict[str, Values]]
     protocols: NotRequired[dict[str, dict[str, dict[str, Values]]]]
 

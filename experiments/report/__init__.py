@@ -1,1 +1,1 @@
-"""The report of a sweep: what its runs reached, as the paper's tables show it, and how far that can be trusted."""
+"""The report of a sweep: results of its runs in the layout of the paper's tables, with their uncertainty."""

@@ -1,4 +1,4 @@
-"""Numbers as tables show them: which columns there are, and a cell for a mean, an interval or a difference."""
+"""Numbers in tables: the columns, and cells for a mean, an interval or a difference."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ DASH = Cell(value=None)
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """What a column shows: a measure of a group of expressions."""
+    """The content of a column: a measure of a group of expressions."""
 
     column: Column
     group: str
@@ -23,16 +23,16 @@ class Number:
 
 
 def column_of(metric: Metric, group: str, name: str = "") -> Column:
-    """A column of a metric, under the heading `group`."""
+    """The column of a metric, under the heading `group`."""
     return Column(group=group, name=name or metric.heading or metric.name, unit=metric.unit,
                   lower_is_better=metric.better == "lower")  # fmt: skip
 
 
 def main_numbers(splits: Splits, protocol: str, known: Iterable[str]) -> tuple[Number, ...]:
-    """The columns of the paper's Tables 3 and 4, and canonically every other metric.
+    """The columns of the paper's Tables 3 and 4, and for the canonical protocol every other metric.
 
     Args:
-        known: the metrics that some row has; one that none has is left out.
+        known: the metrics that some row has; others are left out.
     """
     known = {*known, *(each.metric.name for each in shown(splits, ""))}
     return tuple(
@@ -42,7 +42,7 @@ def main_numbers(splits: Splits, protocol: str, known: Iterable[str]) -> tuple[N
 
 
 def scaled(value: float | None, unit: str) -> float | None:
-    """A value in the unit of its column; None where there is none."""
+    """A value in the unit of its column; None stays None."""
     if value is None or math.isnan(value):
         return None
     return 100 * value if unit == "%" else value
@@ -63,7 +63,7 @@ def mean_cell(interval: Interval | None, unit: str) -> Cell:
 
 
 def seeds_cell(values: Sequence[float], unit: str) -> Cell:
-    """The mean over seeds with half its t interval; a dash without any."""
+    """The mean over seeds with half its t interval; a dash without seeds."""
     return mean_cell(seed_interval(values) if values else None, unit)
 
 
@@ -76,7 +76,7 @@ def bounds_cell(interval: Interval | None, unit: str) -> Cell:
 
 
 def difference_cell(difference: Difference | None, unit: str) -> Cell:
-    """A difference with both ends of its interval, and whether it is shown."""
+    """A difference with both ends of its interval, and whether it is significant."""
     if difference is None:
         return DASH
     mean, low, high = (scaled(value, unit) for value in (difference.mean, difference.low, difference.high))
@@ -86,7 +86,7 @@ def difference_cell(difference: Difference | None, unit: str) -> Cell:
 
 
 def printed_cell(value: float | None) -> Cell:
-    """With all digits of the publication, but for zeros at the end."""
+    """A published number with all its digits, except trailing zeros."""
     return Cell(value=value, text="-" if value is None else repr(value))
 
 

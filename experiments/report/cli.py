@@ -1,4 +1,4 @@
-"""refavs-report: what a sweep reached, as the paper's tables show it, with intervals, figures and pictures."""
+"""refavs-report: results of a sweep in the layout of the paper's tables, with intervals, figures and pictures."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -32,8 +32,8 @@ def build_parser() -> CommandParser:
         prog="refavs-report", description=__doc__, epilog=EPILOG, formatter_class=_Formatter
     )
     parser.add_argument("sweeps", metavar="SWEEP", nargs="+", type=Path, help="a folder that refavs-sweep wrote")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the report goes; SWEEP/report of the first one "
-                        "where none is given")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write the report; default: SWEEP/report of "
+                        "the first sweep")
     parser.add_argument("--protocol", action="append", default=[], metavar="NAME", dest="protocols",
                         help="canonical (the default), released, per_frame, per_expression or davis; given several "
                         "times, each gets its tables, and figures show the first")
@@ -41,12 +41,12 @@ def build_parser() -> CommandParser:
     parser.add_argument("--latex", action="store_true", help="also write report.tex")
     parser.add_argument("--mixed", action="store_true", help="allow runs of different stores in one table, and several "
                         "protocols in one more; each such row is marked")
-    parser.add_argument("--reference", metavar="NAME", help="the row that others are compared with; `full`, or else "
-                        "the first, where none is given")
-    parser.add_argument("--store", metavar="STORE", help="the features whose pictures the gallery shows; where the "
-                        "sweep says, if that is a folder and not an address, where none is given")
-    parser.add_argument("--tracking-uri", help="MLflow server or database with the sweep's run; the database beside or "
-                        "in the sweep's folder where none is given")
+    parser.add_argument("--reference", metavar="NAME", help="the row that others are compared with; default: `full` "
+                        "or else the first row")
+    parser.add_argument("--store", metavar="STORE", help="the features whose pictures the gallery shows; default: "
+                        "the sweep's store, if it is a folder and not a URL")
+    parser.add_argument("--tracking-uri", help="MLflow server or database with the sweep's run; default: the database "
+                        "beside or in the sweep's folder")
     return parser
 
 
@@ -94,7 +94,7 @@ def _options(args: argparse.Namespace) -> "Options":
 
 
 def written(report: "Report", with_latex: bool) -> dict[str, bytes]:
-    """The tables of a report by the name of their file."""
+    """The tables of a report, by file name."""
     from experiments.report import text
 
     found = {"report.md": text.markdown(report), "report.csv": text.csv_text(report)}
@@ -103,7 +103,7 @@ def written(report: "Report", with_latex: bool) -> dict[str, bytes]:
 
 
 def write(out: Path, files: Mapping[str, bytes]) -> None:
-    """Writes all files or none; the page is written last."""
+    """Writes all files or none; writes the page last."""
     from refavs.files.atomic import write_atomically
     from refavs.files.staged import staged
 
@@ -113,7 +113,7 @@ def write(out: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _upload(sweep: Path, tracking_uri: str | None, out: Path, names: Sequence[str]) -> int:
-    """Gives the files to the sweep's run in MLflow; what fails there is told, the report stands."""
+    """Uploads the files to the sweep's run in MLflow; a failure is only reported, since the report is complete."""
     from experiments.records.ledger import Ledger
     from experiments.tracking.artifacts import upload
     from experiments.tracking.client import without_password

@@ -1,4 +1,4 @@
-"""What a report compares: runs that differ in their seed alone, how far to trust each, and whether two differ."""
+"""The rows that a report compares: runs that differ only in their seed, their uncertainty, and their differences."""
 
 import dataclasses
 import itertools
@@ -23,13 +23,13 @@ REFERENCE = "full"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Contender:
-    """The runs of one trial, which differ in their seed alone.
+    """The runs of one trial, which differ only in their seed.
 
     Attributes:
-        label: the trial's name, with settings where another line has the same name.
-        config: their settings, without the seed and what is no part of a trial's key.
-        runs: in the order of their seeds.
-        mark: what sets the line apart from the reference; empty where nothing does.
+        label: the trial's name, with settings added if another line has the same name.
+        config: their settings, without the seed and settings that are not part of a trial's key.
+        runs: the runs, ordered by seed.
+        mark: how the line's store or sizes differ from the reference; empty if they do not.
     """
 
     label: str
@@ -49,34 +49,34 @@ class Contender:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What two lines of one table share: expressions and masks, and the size and number of frames of these."""
+        """Key of comparable lines: expressions and masks, and the size and number of frames of the masks."""
         sizes = (self.runs[0].facts[name] for name in ("height", "width", "num_frames"))
         return (self.runs[0].run.contents, *sizes)
 
     @property
     def removed(self) -> tuple[str, ...]:
-        """The parts of the head that are left out, as the paper's Table 4 names them; none of a head not known here."""
+        """The removed parts of the head, by the names in the paper's Table 4; empty for an unknown head."""
         head = head_of(self.config)
         settings = {name.removeprefix("model."): value for name, value in self.config.items()}
         return () if head is None else head.removed(settings)
 
     @property
     def curve(self) -> tuple[str, str]:
-        """The setting of the head against which J is drawn, and its words for the axis; empty where there is none."""
+        """The setting of the head against which J is plotted, and the axis label; empty if there is none."""
         head = head_of(self.config)
         return (f"model.{head.curve_setting}", head.curve_words) if head and head.curve_setting else ("", "")
 
     def interval(self, protocol: str, group: str, measure: str) -> Interval | None:
-        """Mean over the seeds with its t interval; None where a seed has no such number."""
+        """Mean over seeds with its t interval; None if a seed lacks the number."""
         values = [run.values[protocol].get(group, {}).get(measure, math.nan) for run in self.runs]
         return None if any(map(math.isnan, values)) else seed_interval(values)
 
     def count(self, group: str) -> int:
-        """Expressions of a group."""
+        """Number of expressions in a group."""
         return self.runs[0].counts.get(group, 0)
 
     def scores(self, protocol: str, split: str, measure: str) -> SeedScores | None:
-        """The scores of each expression of a group of `Splits.groups`; None where there are none."""
+        """The scores of each expression of a group of `Splits.groups`; None if there are none."""
         results = [run.results for run in self.runs]
         name, splits = f"{protocol}/{measure}", self.splits.groups.get(split, ())
         if name not in results[0].values or not splits or not all(self.count(part) for part in splits):
@@ -87,12 +87,12 @@ class Contender:
         return found if said else None
 
     def sampled(self, protocol: str, split: str, measure: str) -> Interval | None:
-        """Mean and interval over seeds and clips; None where the measure is not one of single expressions."""
+        """Mean and interval over seeds and clips; None if the measure is not defined for single expressions."""
         scores = self.scores(protocol, split, measure)
         return None if scores is None else bootstrap_interval(scores)
 
     def minus(self, reference: "Contender", protocol: str, split: str, measure: str) -> Difference | None:
-        """How much this line is above `reference`, by paired bootstrap; None where clips cannot be paired."""
+        """Difference of this line minus `reference` by paired bootstrap; None if clips cannot be paired."""
         mine, theirs = (line.scores(protocol, split, measure) for line in (self, reference))
         if mine is None or theirs is None or self.kind != reference.kind:
             return None
@@ -100,10 +100,10 @@ class Contender:
 
 
 def contenders_of(runs: Sequence[RunScores], stores: Mapping[str, str]) -> list[Contender]:
-    """Contenders in the order of their labels; the same run that two sweeps hold counts once.
+    """Contenders ordered by label; a run that occurs in two sweeps counts once.
 
     Args:
-        stores: for messages and marks, what to call each store by its fingerprint.
+        stores: name of each store by fingerprint, for messages and marks.
     """
     groups: dict[str, dict[str, RunScores]] = {}
     for scores in sorted(runs, key=lambda scores: (scores.run.seed, scores.run.key)):
@@ -117,7 +117,7 @@ def contenders_of(runs: Sequence[RunScores], stores: Mapping[str, str]) -> list[
     for line in found:
         for first, second in itertools.pairwise(line.runs):
             if first.run.seed == second.run.seed:
-                raise ConfigError(f"{first.run.title} is there twice with the same settings, in {first.run.folder} and "
+                raise ConfigError(f"{first.run.title} occurs twice with the same settings, in {first.run.folder} and "
                                   f"in {second.run.folder}; remove one of the two folders")
     labels = _labels(found, stores)
     named = [dataclasses.replace(line, label=label) for label, line in zip(labels, found, strict=True)]
@@ -125,10 +125,10 @@ def contenders_of(runs: Sequence[RunScores], stores: Mapping[str, str]) -> list[
 
 
 def reference_of(lines: Sequence[Contender], wanted: str | None) -> Contender:
-    """The line that others are compared with: the wanted one, else `full`, else the first that leaves nothing out.
+    """The line that others are compared with: the wanted one, else `full`, else the first that removes no part.
 
     Raises:
-        ConfigError: there is no line of the wanted name.
+        ConfigError: there is no line with the wanted name.
     """
     if wanted is None:
         full = [line for line in lines if line.label == REFERENCE or line.runs[0].run.name == REFERENCE]
@@ -138,28 +138,28 @@ def reference_of(lines: Sequence[Contender], wanted: str | None) -> Contender:
             return line
     names = {line.runs[0].run.name: line for line in reversed(lines)}
     if wanted not in names:
-        raise ConfigError(f"--reference {wanted!r} is no row; {nearest(wanted, [line.label for line in lines])}")
+        raise ConfigError(f"--reference {wanted!r} is not a row; {nearest(wanted, [line.label for line in lines])}")
     return names[wanted]
 
 
 def marked(lines: Sequence[Contender], reference: Contender, mixed: bool, stores: Mapping[str, str]) -> list[Contender]:
-    """The lines, those of other stores or sizes than the reference with a mark that says so.
+    """Marks the lines whose store or sizes differ from those of the reference.
 
     Raises:
-        StatisticsError: there are such lines, and `mixed` does not allow them.
+        StatisticsError: there are such lines, but `mixed` is False.
     """
     others = [line for line in lines if line.kind != reference.kind]
     if others and not mixed:
         raise StatisticsError(
             f"{others[0].label} ({_described(others[0], stores)}) and {reference.label} "
-            f"({_described(reference, stores)}) are not to be compared in one table; report the sweeps one by one, or "
-            "give --mixed, which marks such rows"
+            f"({_described(reference, stores)}) cannot be compared in one table; report the sweeps one by one, or "
+            "pass --mixed, which marks such rows"
         )
     return [dataclasses.replace(line, mark=_described(line, stores)) if line in others else line for line in lines]
 
 
 def few_seeds(lines: Sequence[Contender]) -> str:
-    """What to say of lines with one seed alone; empty where there is none."""
+    """A warning about lines with a single seed; empty if there are none."""
     single = [line.label for line in lines if len(line.runs) == 1]
     if not single:
         return ""
@@ -174,7 +174,7 @@ def differing(lines: Sequence[Contender]) -> list[str]:
 
 
 def _labels(lines: Sequence[Contender], stores: Mapping[str, str]) -> list[str]:
-    """Each line's name, and where several have the same what sets them apart."""
+    """Each line's name, with the differing settings added if several lines have the same name."""
     labels = []
     for line in lines:
         twins = [other for other in lines if other.label == line.label]
@@ -186,7 +186,7 @@ def _labels(lines: Sequence[Contender], stores: Mapping[str, str]) -> list[str]:
 
 
 def _value(line: Contender, name: str) -> str:
-    """A setting as a label shows it; of a digest the first letters are enough."""
+    """A setting for a label; digests are shortened."""
     value = str(line.config.get(name))
     return value.removeprefix("sha256:")[:8] if name.startswith("digests.") else value
 

@@ -1,4 +1,4 @@
-"""Builds the report of one or several sweeps: reads, compares, lays out; writes nothing."""
+"""Builds the report of one or several sweeps: reads, compares and lays out; writes nothing."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -35,12 +35,12 @@ CURVES = ("train/loss", SCORE)
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a report is asked for.
+    """Options of a report.
 
     Attributes:
         mixed: whether runs of different stores, and several protocols, may share a table; such rows are marked.
-        reference: label of the row that others are compared with; `full` or the first one where None.
-        store: location of the features whose pictures are shown; the one that the sweep names where None.
+        reference: label of the row that others are compared with; None means `full` or else the first.
+        store: location of the features whose pictures are shown; None means the sweep's store.
     """
 
     protocols: tuple[str, ...] = ("canonical",)
@@ -51,11 +51,11 @@ class Options:
 
 
 def build_report(folders: Sequence[Path], options: Options) -> Report:
-    """Reads the sweeps and says what is to be shown of them.
+    """Reads the sweeps and builds the content of their report.
 
     Raises:
-        ConfigError: a folder is no sweep, none of its trials is finished, or there is no such reference.
-        StatisticsError: statistics are missing, damaged or without test splits, or runs are not to be compared.
+        ConfigError: a folder is not a sweep, none of its trials is finished, or the reference does not exist.
+        StatisticsError: statistics are missing, damaged or without test splits, or runs cannot be compared.
     """
     sweeps = read_sweeps(folders)
     stores = _store_names(sweeps)
@@ -69,7 +69,7 @@ def build_report(folders: Sequence[Path], options: Options) -> Report:
     random_features = any(known.get(one.store) for one in ordered)
     setting = Setting(
         contenders=ordered, controls=controls, random_features=random_features,
-        published=options.published and reference.splits == Splits.of({}),  # those are of Ref-AVS Bench
+        published=options.published and reference.splits == Splits.of({}),  # published rows are for Ref-AVS Bench
     )
     first = options.protocols[0]
     return Report(
@@ -85,7 +85,7 @@ def build_report(folders: Sequence[Path], options: Options) -> Report:
     )  # fmt: skip
 
 
-def _tables(setting: Setting, options: Options, encoders: Mapping[str, str]) -> list[Table]:
+def _tables(setting: Setting, options: Options, encoders: Mapping[str, Mapping[str, str]]) -> list[Table]:
     found: list[Table | None] = []
     for protocol in options.protocols:
         found += [layout.main_table(setting, protocol), layout.ablation_table(setting, protocol)]
@@ -98,7 +98,7 @@ def _tables(setting: Setting, options: Options, encoders: Mapping[str, str]) -> 
 
 
 def _store_names(sweeps: Sequence[Sweep]) -> dict[str, str]:
-    """What to call each store by its fingerprint: the end of its location."""
+    """Name of each store by fingerprint: the last part of its location."""
     found = {}
     for known in (store for sweep in sweeps for store in sweep.stores):
         if "store" in known and "fingerprint" in known:
@@ -108,27 +108,26 @@ def _store_names(sweeps: Sequence[Sweep]) -> dict[str, str]:
 
 
 def _random_stores(sweeps: Sequence[Sweep]) -> dict[str, bool]:
-    """Whether an encoder of a store has random weights, by its fingerprint; not of stores that no sweep describes."""
+    """Whether an encoder of a store has random weights, by fingerprint; only for stores that a sweep describes."""
     stores = [store for sweep in sweeps for store in sweep.stores]
     told = [facts for facts in stores if {"fingerprint", "random_features"} <= set(facts)]
     return {str(facts["fingerprint"]): bool(facts["random_features"]) for facts in told}
 
 
-def _encoders(sweeps: Sequence[Sweep]) -> dict[str, str]:
-    """The encoders of each store by its fingerprint: text, audio, visual."""
+def _encoders(sweeps: Sequence[Sweep]) -> dict[str, dict[str, str]]:
+    """The encoders that each store uses by default, by its fingerprint and by modality."""
     found = {}
     for known in (store for sweep in sweeps for store in sweep.stores):
         names: Mapping[str, str] = known.get("encoders", {})
-        order = sorted(names, key=lambda stream: (stream != "text", stream != "audio", stream))
         if names and "fingerprint" in known:
-            found[str(known["fingerprint"])] = " + ".join(names[stream] for stream in order)
+            found[str(known["fingerprint"])] = {stream.split("/")[0]: name for stream, name in names.items()}
     return found
 
 
 def _controls(
     sweeps: Sequence[Sweep], reference: Contender, protocols: Sequence[str]
 ) -> tuple[dict[str, dict[str, Values]], list[str]]:
-    """The constant predictions on the reference's store, and the protocols by which they are not known."""
+    """The constant predictions on the reference's store, and the protocols for which they are missing."""
     for sweep in sweeps:
         known: Mapping[str, Any] = sweep.controls
         several = {store["contents"] for store in sweep.facts.get("stores", {}).values()}
@@ -173,10 +172,10 @@ def _warnings(
 ) -> list[str]:
     found = [layout.RANDOM] if any(random.get(one.store) for one in contenders) else []
     if not found and any(one.store not in random for one in contenders):
-        found.append("Whether the features are of random weights is not known; the refavs-sweep command, run again, "
+        found.append("Whether the features have random weights is not known; the refavs-sweep command, run again, "
                      "notes it.")  # fmt: skip
     if missing:
-        found.append(f"Constant predictions are not known by {', '.join(missing)}; the refavs-sweep command, run "
+        found.append(f"Constant predictions are missing for {', '.join(missing)}; the refavs-sweep command, run "
                      "again, computes them (its store needs training expressions).")  # fmt: skip
     for name in metrics():
         runs = [run for one in contenders for run in one.runs if "canonical" in run.values]
@@ -193,7 +192,7 @@ def _warnings(
 
 
 def _estimate(contender: Contender, protocol: str, group: str, measure: str = PRIMARY) -> Estimate:
-    """In %."""
+    """Mean and interval in %."""
     found = contender.interval(protocol, group, measure)
     if found is None:
         return Estimate(value=None)
@@ -221,7 +220,7 @@ def _points(run: Run, measure: str) -> list[tuple[int, float]]:
 
 
 def _beta(contenders: Sequence[Contender], protocol: str) -> tuple[Line, ...]:
-    """J along the head's curve setting, as beta, over the most contenders that differ in nothing else, if possible with
+    """J against the head's curve setting, e.g. beta, for the most contenders that differ only in it, preferably with
     the reference."""
     families: dict[str, list[Contender]] = {}
     for one in contenders:
@@ -261,7 +260,7 @@ def _ablations(contenders: Sequence[Contender], protocol: str) -> Bars | None:
 
 
 def _dimensions(setting: Setting, protocol: str) -> Bars | None:
-    """J of the reference and what it is compared with in Table 4, and of the best constant."""
+    """J of the reference, of the rows compared with it in Table 4, and of the best constant prediction."""
     reference = setting.reference
     found = [name.split("/", 1)[1] for name in reference.runs[0].counts if name.startswith("dimension/")]
     groups = (*(name for name in DIMENSIONS if name in found), *sorted(set(found) - set(DIMENSIONS)))

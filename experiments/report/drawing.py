@@ -1,7 +1,7 @@
-"""A figure of a report before and after it is rendered: matplotlib's settings, a Drawing, its SVG and PNG.
+"""Figures of a report: matplotlib's settings, the `Drawing`, and its rendering as SVG and PNG.
 
-360 points wide, so that the text is legible where a page is 400 px wide. Series differ in colour (Okabe and Ito's,
-which colour-blind readers can tell apart) and in marker, line style or hatching.
+Figures are 360 points wide, so that text is legible on a page of 400 px. Series differ in colour (Okabe and Ito's
+palette for colour-blind readers) and in marker, line style or hatching.
 """
 
 import io
@@ -46,10 +46,10 @@ class Drawing:
     """One figure.
 
     Attributes:
-        name: short, for files and links.
-        caption: says what is shown, of which protocol.
-        alt: the figure in words, for those who cannot see it.
-        figure: drawn but not rendered.
+        name: short name for files and links.
+        caption: describes the content and the protocol.
+        alt: text alternative.
+        figure: the figure, drawn but not rendered.
     """
 
     name: str
@@ -59,29 +59,29 @@ class Drawing:
     figure: Figure
 
     def svg(self) -> str:
-        """As a file of its own."""
+        """Renders a stand-alone SVG file."""
         with style(self.name):
             text = io.StringIO()
             self.figure.savefig(text, format="svg", metadata={"Date": None})
         return text.getvalue()
 
     def png(self, dpi: int = 200) -> bytes:
-        """As a picture of `5 * dpi` pixels in width."""
+        """Renders a PNG, `5 * dpi` pixels wide."""
         with style(self.name):
             content = io.BytesIO()
             self.figure.savefig(content, format="png", dpi=dpi, metadata={"Software": None})
         return content.getvalue()
 
     def markup(self) -> str:
-        """As an element of a page, whose style sheet sets fonts and, by `--series-0`, `--ink` and so on, colours."""
+        """Renders an SVG element for a page whose style sheet sets fonts and colours (`--series-0`, `--ink`, ...)."""
         return themed(self.svg(), THEME, prefix=self.name, label=self.alt)
 
 
 @contextmanager
 def style(salt: str) -> Iterator[None]:
-    """matplotlib's settings for our figures, and only for them.
+    """Applies matplotlib settings for our figures only.
 
-    Names may be of scripts that its font lacks; a reader's browser has them, so that is no reason to warn.
+    Glyphs that matplotlib's font lacks are no reason to warn, because the reader's browser has them.
     """
     settings: dict[Any, Any] = {**STYLE, "svg.hashsalt": salt}
     with mpl.rc_context(settings), warnings.catch_warnings():
@@ -97,7 +97,7 @@ def new_figure(height_in: float, title: str) -> tuple[Figure, Axes]:
 
 
 def set_title(axes: Axes, title: str) -> None:
-    """Over the whole figure, not over the axes alone, whose left edge depends on the labels."""
+    """Sets a title over the whole figure rather than the axes, whose left edge depends on the labels."""
     figure = axes.get_figure()
     assert figure is not None
     figure.suptitle(
@@ -113,13 +113,13 @@ def add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) ->
         handles, [str(place) for place in range(len(short))], loc="outside lower left", handlelength=2.6,
         ncols=max(1, min(4, 58 // (wide + 9))), columnspacing=1.2,
     )  # fmt: skip
-    # Set afterwards: matplotlib leaves out entries whose label begins with an underscore.
+    # Set afterwards, because matplotlib leaves out entries whose label starts with an underscore.
     for entry, label in zip(legend.get_texts(), short, strict=True):
         entry.set_text(label)
 
 
 def settle(figure: Figure) -> None:
-    """Fixes where everything stands, which each rendering would else decide a little differently."""
+    """Fixes the layout, which each rendering would otherwise compute slightly differently."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
 

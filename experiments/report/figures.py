@@ -1,4 +1,4 @@
-"""The figures of a report: from plain data to drawings, the same bytes for the same numbers."""
+"""The figures of a report: drawings from plain data; the same numbers give the same bytes."""
 
 import dataclasses
 import textwrap
@@ -34,7 +34,7 @@ LABEL_WIDTH = 24
 
 
 def report_figures(report: Report) -> tuple[Drawing, ...]:
-    """Every figure that the report has numbers for."""
+    """Every figure for which the report has numbers."""
     protocol = report.protocols[0] if report.protocols else ""
     order = list(dict.fromkeys([report.reference, *(curve.label for curve in report.curves)]))
     found: list[Drawing | None] = [
@@ -49,7 +49,7 @@ def report_figures(report: Report) -> tuple[Drawing, ...]:
 
 
 def draw_beta(lines: Sequence[Line], protocol: str) -> Drawing | None:
-    """The primary metric in % along a setting, a line for each split, with intervals; None without lines."""
+    """The primary metric in % against a setting, one line per split, with intervals; None without lines."""
     if not lines:
         return None
     measure = f"{PRIMARY} (%)"
@@ -94,10 +94,10 @@ def draw_beta(lines: Sequence[Line], protocol: str) -> Drawing | None:
 def draw_bars(name: str, bars: Bars | None, order: Sequence[str] = ()) -> Drawing | None:
     """Horizontal bars in groups, with intervals and values; None without bars.
 
-    A single series takes the groups as its labels; several share a legend.
+    A single series is labelled by its groups; several series share a legend.
 
     Args:
-        order: labels in the order of their colours, so that a trial has the same one in every figure.
+        order: labels in the order of their colours, so that a trial has the same colour in every figure.
     """
     if bars is None or not bars.groups or not bars.series:
         return None
@@ -143,10 +143,10 @@ def draw_bars(name: str, bars: Bars | None, order: Sequence[str] = ()) -> Drawin
 
 
 def draw_curves(curves: Sequence[Curve], order: Sequence[str] = ()) -> Drawing | None:
-    """Training loss and J on val by epoch: each seed thin, their mean thick; None without curves.
+    """Training loss and J on val by epoch: a thin line per seed, a thick one for their mean; None without curves.
 
     Args:
-        order: labels in the order of their colours; the first are shown where there are too many.
+        order: labels in the order of their colours; if there are too many, the first are shown.
     """
     score = SCORE
     panels = {"train/loss": ("training loss", 1.0), score: (f"{PRIMARY} on val (%)", 100.0)}
@@ -183,10 +183,10 @@ def draw_curves(curves: Sequence[Curve], order: Sequence[str] = ()) -> Drawing |
 
 
 def draw_calibration(calibrations: Sequence[Calibration], order: Sequence[str] = ()) -> Drawing | None:
-    """Reliability of p(object): how sure the model is, against how often there is an object; None without runs.
+    """Reliability of p(object): the model's confidence against the frequency of objects; None without runs.
 
     Args:
-        order: as of `draw_curves`.
+        order: as for `draw_curves`.
     """
     labels = _first([one.label for one in calibrations], order)
     chosen = [next(one for one in calibrations if one.label == label) for label in labels]
@@ -213,7 +213,7 @@ def draw_calibration(calibrations: Sequence[Calibration], order: Sequence[str] =
     left_out = len(calibrations) - len(chosen)
     caption = (
         "Frames of the test splits, all seeds together, in bins by the largest probability the model gives any of "
-        "their pixels; below, how many frames a bin holds. On the dotted diagonal the model is as sure as it is right. "
+        "their pixels; below, the number of frames in each bin. On the dotted diagonal the model is calibrated. "
         "ECE is the mean distance from it, weighted by frames. Protocol: none, no mask is scored."
     ) + (f" {left_out} more trials are not drawn." if left_out else "")  # fmt: skip
     errors = ", ".join(f"{one.label} {calibration_error(one):.3f}" for one in chosen)
@@ -224,7 +224,7 @@ def draw_calibration(calibrations: Sequence[Calibration], order: Sequence[str] =
 
 
 def calibration_error(calibration: Calibration) -> float:
-    """Expected calibration error: mean distance of probability and share over the bins, weighted by their frames."""
+    """Expected calibration error: mean distance between probability and share over bins, weighted by frames."""
     prob, share, count = (
         np.array(part, float) for part in (calibration.mean_prob, calibration.share_object, calibration.num_frames)
     )
@@ -268,40 +268,40 @@ def _label(group: str, count: int | None) -> str:
 
 
 def _first(labels: Iterable[str], order: Sequence[str]) -> list[str]:
-    """As many labels as can be told apart, those of `order` before others."""
+    """The first labels, as many as there are styles; those in `order` come first."""
     known = dict.fromkeys(labels)
     first = [label for label in order if label in known]
     return [*first, *(label for label in known if label not in first)][:MOST_SERIES]
 
 
 def _limits(points: Iterable[Estimate]) -> tuple[float, float]:
-    """The smallest and largest value with its interval, never equal."""
+    """The smallest and largest value including intervals, never equal."""
     ends = [end for p in points for end in (p.value, p.low, p.high) if end is not None]
     low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
     return low, high if high > low else low + 1.0
 
 
 def _cut(point: Estimate, measure: str) -> Estimate:
-    """A t interval may reach beyond what a percentage can be; there it says nothing and is not drawn."""
+    """Clips a t interval to the range of a percentage."""
     if not measure.endswith("(%)") or point.low is None or point.high is None:
         return point
     return dataclasses.replace(point, low=max(point.low, 0.0), high=min(point.high, 100.0))
 
 
 def _styles(labels: Sequence[str], order: Sequence[str]) -> list[int]:
-    """A colour's number for each label, no two alike: its place in `order` where that has a colour, else a free one."""
+    """A distinct colour index for each label: its position in `order` if that has a colour, else a free one."""
     known = {label: place for place, label in enumerate(order[:MOST_SERIES]) if label in labels}
     free = iter(place for place in range(MOST_SERIES) if place not in known.values())
     return [known[label] if label in known else next(free) for label in labels]
 
 
 def _values(points: Sequence[Estimate]) -> np.ndarray:
-    """NaN where there is none."""
+    """The means; NaN for missing ones."""
     return np.array([point.value for point in points], np.float64)
 
 
 def _error_bars(points: Sequence[Estimate]) -> np.ndarray:
-    """Distances down and up; zero where a point has no interval."""
+    """Distances to the lower and upper bounds; zero for a point without an interval."""
     pairs = [
         (0.0, 0.0) if p.value is None or p.low is None or p.high is None else (p.value - p.low, p.high - p.value)
         for p in points

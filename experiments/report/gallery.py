@@ -1,6 +1,6 @@
-"""The gallery: what one run predicts for its best, median and worst expressions, and false objects on null ones.
+"""The gallery: one run's predictions for its best, median and worst expressions, and false objects on null ones.
 
-After Fig. 4 of Ref-AVS (arXiv 2407.10957v1): frames with outlines, the sound below them, the sentence above.
+The layout follows Fig. 4 of Ref-AVS (arXiv 2407.10957v1): outlined frames, audio below, the sentence above.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from refavs.model.checkpoint import load_model, read_config
 from refavs.store import FeatureStore
 
 PER_GROUP = 2
-DRIFT = 0.02  # of J between this machine's prediction and the run's own that is not worth a word
+DRIFT = 0.02  # tolerated difference in J between this machine's prediction and the run's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,9 @@ class Card:
     """One expression with its clip.
 
     Attributes:
-        score: its measure with the name, as `J 71.3 %`.
-        width: of its pictures, px.
-        note: what is missing or odd, in words.
+        score: its measure with the name, e.g. `J 71.3 %`.
+        width: width of its pictures in pixels.
+        note: text about anything missing or unusual.
     """
 
     sentence: str
@@ -50,7 +50,7 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Expressions that were chosen for one reason, which `text` gives."""
+    """Expressions chosen for one reason, given in `text`."""
 
     name: str
     title: str
@@ -60,10 +60,10 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """All that is shown of one run.
+    """The gallery of one run.
 
     Attributes:
-        reason: why there is nothing to show; empty where there is.
+        reason: why there is nothing to show; empty otherwise.
     """
 
     label: str = ""
@@ -76,10 +76,10 @@ class Scored:
     """Expressions of the test splits.
 
     Attributes:
-        table: a line per expression, as `Statistics.expressions`.
-        jaccard: J of the canonical protocol.
-        empty: expressions that refer to nothing in any frame.
-        area: predicted share of all pixels.
+        table: one line per expression, as in `Statistics.expressions`.
+        jaccard: canonical J.
+        empty: whether an expression refers to nothing in all frames.
+        area: predicted fraction of all pixels.
     """
 
     table: pd.DataFrame
@@ -90,7 +90,7 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A group before it is drawn: places in `Scored`."""
+    """A group before drawing: indices into `Scored`."""
 
     name: str
     title: str
@@ -99,11 +99,11 @@ class Choice:
 
 
 def make_gallery(source: GallerySource | None) -> Gallery:
-    """Predicts and draws the chosen expressions; says what is missing where there is nothing to show."""
+    """Predicts and draws the chosen expressions; gives the reason if there is nothing to show."""
     if source is None:
         return Gallery(reason="no run of this report keeps what a gallery needs")
     if source.store is None:
-        reason = "the sweep does not say where its store lies; its refavs-sweep command, run again, notes it"
+        reason = "the sweep does not say where its store is; its refavs-sweep command, run again, records it"
         return Gallery(label=source.label, reason=reason)
     if "://" in source.store and not source.given:
         place = without_password(source.store)
@@ -150,7 +150,7 @@ def read_scores(source: GallerySource, splits: Splits) -> Scored:
 
 
 def choose(scored: Scored) -> tuple[Choice, ...]:
-    """Best, median and worst by J, and the largest false objects; within a group each of another clip."""
+    """Best, median and worst by J, and the largest false objects; each of a group from a different clip."""
     clips = scored.table["clip_id"].tolist()
     objects, nulls = np.flatnonzero(~scored.empty), np.flatnonzero(scored.empty)
     found = []
@@ -188,7 +188,7 @@ def _of_other_clips(order: Int[np.ndarray, " n"], clips: Sequence[str]) -> tuple
 def _cards(
     source: GallerySource, store: FeatureStore, scored: Scored, places: Sequence[int], rows: np.ndarray
 ) -> dict[int, Card]:
-    """The cards of these places; one expression may stand in two groups and is predicted once."""
+    """The cards of these expressions; one that is in two groups is predicted once."""
     distinct = sorted(set(places))
     model = load_model(source.checkpoint)
     settings: dict[str, Any] = read_config(source.checkpoint)["facts"].get("trial", {}).get("train", {})
@@ -198,24 +198,27 @@ def _cards(
     for place, (batch, probs) in zip(
         distinct, predictions(config, model, store, wanted, torch.device("cpu")), strict=True
     ):
-        assert batch.mask is not None
+        assert batch.mask is not None and batch.labelled is not None
         pred, truth = (probs[0] > 0.5).numpy(), batch.mask[0].numpy()
-        found[place] = _card(store, scored, place, pred, truth)
+        found[place] = _card(store, scored, place, pred, truth, batch.labelled[0].numpy())
     return found
 
 
-def _card(store: FeatureStore, scored: Scored, place: int, pred: np.ndarray, truth: np.ndarray) -> Card:
+def _card(
+    store: FeatureStore, scored: Scored, place: int, pred: np.ndarray, truth: np.ndarray, labelled: np.ndarray
+) -> Card:
     facts = scored.table.iloc[place]
     hits, union = (pred & truth).sum((1, 2)), (pred | truth).sum((1, 2))
     scores = np.where(truth.any((1, 2)), hits / np.maximum(union, 1), ~pred.any((1, 2)))
     footage = footage_of(store, str(facts["clip_id"]))
     notes = [footage.note] * bool(footage.note)
-    if abs(scores.mean() - scored.jaccard[place]) > DRIFT:
-        notes.append(f"Predicted again for this page it scores {100 * scores.mean():.1f} %.")
+    score = scores[labelled].mean()
+    if abs(score - scored.jaccard[place]) > DRIFT:
+        notes.append(f"Predicted again for this page it scores {100 * score:.1f} %.")
     area = f"{100 * scored.area[place]:.1f} % of all pixels predicted"
     return Card(
         sentence=str(facts["text"]), uid=str(facts["uid"]), split=str(facts["split"]),
         dimension=str(facts["dimension"]), width=footage.width, note=" ".join(notes),
         score=area if scored.empty[place] else f"J {100 * scored.jaccard[place]:.1f} %",
-        seconds=seconds_of(footage, pred, truth, scores.tolist()),
+        seconds=seconds_of(footage, pred, truth, np.where(labelled, scores, np.nan).tolist()),
     )  # fmt: skip

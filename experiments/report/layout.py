@@ -1,6 +1,6 @@
-"""The tables of a report, laid out as the paper's: Table 3, Table 4, and Tables 2 and 3 of its supplement.
+"""The tables of a report in the paper's layout: Table 3, Table 4, and Tables 2 and 3 of its supplement.
 
-Every table is of one protocol, but for the one that shows protocols side by side and says so in each row.
+Every table has one protocol, except the one that compares protocols and names one in each row.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,9 +26,10 @@ from refavs.metrics import PROTOCOLS, metrics
 from refavs.metrics.groups import Values
 
 DIFFERENCES = (
-    "Mean difference and its 95 % interval when clips, and seeds where there are several, are drawn anew, the same "
+    "Mean difference and its 95 % bootstrap interval over clips, and over seeds if there are several, with the same "
     "clips for both rows. Not shown: the interval contains 0."
 )
+MODALITIES = ("text", "audio", "visual")
 POINTS = "In percent points under a heading with %, else fractions."
 UNITS = "In the unit of the heading, else fractions; mean over seeds ± 95 % t interval."
 PARTS = {
@@ -42,13 +43,13 @@ RANDOM = "RANDOM FEATURES: an encoder has random weights; compare rows with each
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all tables of a report share.
+    """Data shared by all tables of a report.
 
     Attributes:
         contenders: the reference first, with their marks.
         controls: values of the constant predictions on the reference's store, by protocol and name.
         published: whether published rows are shown.
-        random_features: whether each table has to say so.
+        random_features: whether features have random weights, which each table must say.
     """
 
     contenders: tuple[Contender, ...]
@@ -63,33 +64,33 @@ class Setting:
 
     @property
     def splits(self) -> Splits:
-        """Those of the reference."""
+        """The reference's splits."""
         return self.reference.splits
 
     def numbers(self, protocol: str) -> tuple[Number, ...]:
-        """As `main_numbers`, of the metrics that some run has."""
+        """As `main_numbers`, for the metrics that some run has."""
         runs = (run for one in self.contenders for run in one.runs)
         return main_numbers(self.splits, protocol, {name for run in runs for name in run.measures(protocol)})
 
 
 def main_table(setting: Setting, protocol: str) -> Table:
-    """Table 3: every row of the sweep, the constant predictions, and where wanted the published methods."""
+    """Table 3: every row of the sweep, the constant predictions and, if requested, the published methods."""
     numbers = setting.numbers(protocol)
     rows = [*_run_rows(setting.contenders, protocol, numbers), *_control_rows(setting, protocol, numbers)]
     rows += _published_rows(setting, published.MAIN, numbers)
     title = "Results on the test splits (layout of Table 3)"
     notes = [f"Protocol {protocol}: {PROTOCOLS[protocol].about}."]
     if any(row.kind == "control" for row in rows):
-        notes.append("Controls never look or listen: constant predictions, and what the sentence alone gives.")
+        notes.append("Controls ignore video and audio: constant predictions, and one from the sentence alone.")
     if setting.published:
-        notes.append("Published rows are by the protocol that each names; numbers of two protocols do not compare.")
+        notes.append("Published rows use the protocol that each names; protocols are not comparable.")
     if PROTOCOLS[protocol].of_batches:
-        notes.append("Its F and S are of batches, so there are no intervals over clips and no paired differences.")
+        notes.append("Its F and S are per batch, so there are no intervals over clips and no paired differences.")
     return _table(setting, protocol, "table3", title, "method", numbers, rows, notes)
 
 
 def ablation_table(setting: Setting, protocol: str) -> Table | None:
-    """Table 4: the reference and what leaves parts of the model out; None where nothing does."""
+    """Table 4: the reference and the rows that remove parts of the model; None if there are none."""
     chosen = ablated(setting.contenders)
     if not chosen:
         return None
@@ -99,7 +100,7 @@ def ablation_table(setting: Setting, protocol: str) -> Table | None:
 
 
 def detail_table(setting: Setting, protocol: str) -> Table | None:
-    """What else the canonical protocol says of the predictions; None for the others."""
+    """Further measures of the canonical protocol; None for the others."""
     if protocol != "canonical":
         return None
     measures = (("J, object", "J_object"), ("background", "background"), ("F, one threshold", "F_split"))
@@ -116,13 +117,13 @@ def detail_table(setting: Setting, protocol: str) -> Table | None:
 
 
 def ablated(contenders: Sequence[Contender]) -> tuple[Contender, ...]:
-    """The first and those that leave out other parts of the model than it; empty where there is none."""
+    """The first contender and those that remove other parts of the model; empty if there are none."""
     others = [one for one in contenders[1:] if one.removed != contenders[0].removed]
     return (contenders[0], *others) if others else ()
 
 
 def difference_table(setting: Setting, protocol: str) -> Table | None:
-    """Each row minus the reference by paired bootstrap over clips; None where there is nothing to compare."""
+    """Each row minus the reference by paired bootstrap over clips; None if there is nothing to compare."""
     reference, others = setting.reference, setting.contenders[1:]
     known = reference.runs[0].results.values
     numbers = tuple(n for n in setting.numbers(protocol) if f"{protocol}/{n.measure}" in known)
@@ -146,7 +147,7 @@ def difference_table(setting: Setting, protocol: str) -> Table | None:
 
 
 def interval_table(setting: Setting, protocol: str) -> Table | None:
-    """How far each mean can be trusted: over seeds, and over seeds and clips; None with one seed a row."""
+    """Intervals of each mean: over seeds, and over seeds and clips; None if each row has one seed."""
     several = [one for one in setting.contenders if len(one.runs) > 1]
     known = setting.reference.runs[0].results.values
     numbers = [n for n in setting.numbers(protocol) if f"{protocol}/{n.measure}" in known]
@@ -165,8 +166,8 @@ def interval_table(setting: Setting, protocol: str) -> Table | None:
             sampled = one.sampled(protocol, number.group, number.measure)
             cells += [bounds_cell(found, number.column.unit) for found in (over_seeds, sampled)]
         rows.append(Row(label=one.label, cells=tuple(cells), protocol=protocol, num_seeds=len(one.runs), mark=one.mark))
-    notes = ("95 % intervals of the means: the t interval over seeds, and the bootstrap that draws seeds and clips "
-             "anew. With few seeds the first is the cautious one.",)  # fmt: skip
+    notes = ("95 % intervals of the means: the t interval over seeds, and the bootstrap over seeds and clips. With "
+             "few seeds the first is the cautious one.",)  # fmt: skip
     return Table(
         name=f"intervals-{protocol}", title="Intervals", protocol=protocol, row_heading="row", columns=columns,
         rows=tuple(rows), notes=(*notes, *_stamp(setting)),
@@ -174,7 +175,7 @@ def interval_table(setting: Setting, protocol: str) -> Table | None:
 
 
 def part_table(setting: Setting, protocol: str, part: str) -> Table | None:
-    """Supplement Table 2: J by grade, length or dimension; None where no expression has one."""
+    """Supplement Table 2: J by grade, length or dimension; None if no expression has one."""
     title, known = PARTS[part]
     found = [name.split("/", 1)[1] for name in setting.reference.runs[0].counts if name.startswith(f"{part}/")]
     if not found:
@@ -197,15 +198,24 @@ def part_table(setting: Setting, protocol: str, part: str) -> Table | None:
     return _table(setting, protocol, f"supplement2-{part}", title, "row", numbers, rows, notes, units)
 
 
-def encoder_table(setting: Setting, protocol: str, encoders: Mapping[str, str]) -> Table | None:
-    """Supplement Table 3: the reference's settings on stores of different encoders; None where there is one store."""
+def encoder_table(setting: Setting, protocol: str, encoders: Mapping[str, Mapping[str, str]]) -> Table | None:
+    """Supplement Table 3: the reference's settings with other encoders, of one store or of several.
+
+    Args:
+        setting: what is compared.
+        protocol: of the numbers.
+        encoders: name of the encoder that a store uses by default, by the store's fingerprint and modality.
+
+    Returns:
+        The table; None where all rows read the same encoders.
+    """
     reference = setting.reference
-    alike = [
-        one for one in setting.contenders
-        if one.runs[0].run.name == reference.runs[0].run.name or one.config == reference.config
-    ]
-    stores = {one.store: one for one in reversed(alike)}
-    if len(stores) < 2:
+    read = {
+        (one.store, *(name for _, name in _encoders_of(one, encoders))): one for one in reversed(setting.contenders)
+        if one.runs[0].run.name == reference.runs[0].run.name
+        or (_but_encoders(one) == _but_encoders(reference) and one.removed == reference.removed)
+    }  # fmt: skip
+    if len(read) < 2:
         return None
     overall = list(setting.splits.about_objects)[-1:]
     numbers = tuple(
@@ -213,18 +223,31 @@ def encoder_table(setting: Setting, protocol: str, encoders: Mapping[str, str]) 
     )
     rows = [
         Row(
-            label=f"{encoders.get(one.store, 'unknown encoders')}: {one.label}", num_seeds=len(one.runs), mark=one.mark,
+            label=f"{' + '.join(name for _, name in _encoders_of(one, encoders)) or 'unknown encoders'}: {one.label}",
+            num_seeds=len(one.runs), mark=one.mark,
             cells=tuple(mean_cell(one.interval(protocol, n.group, n.measure), n.column.unit) for n in numbers),
             protocol=protocol,
-        ) for one in reversed(stores.values())
+        ) for one in reversed(read.values())
     ]  # fmt: skip
     rows += _published_rows(setting, published.ENCODERS, numbers)
     title = "Encoders (layout of supplement Table 3)"
     return _table(setting, protocol, "supplement3", title, "encoders", numbers, rows)
 
 
+def _encoders_of(one: Contender, encoders: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str]]:
+    """The encoders that a row reads, by modality: those that its settings name, else the store's."""
+    named = {modality: one.config.get(f"model.{modality}") for modality in MODALITIES}
+    known = encoders.get(one.store, {})
+    found = [(modality, name if isinstance(name, str) else known.get(modality)) for modality, name in named.items()]
+    return [(modality, name) for modality, name in found if name]
+
+
+def _but_encoders(one: Contender) -> dict[str, object]:
+    return {name: value for name, value in one.config.items() if name.removeprefix("model.") not in MODALITIES}
+
+
 def protocol_table(setting: Setting, protocols: Sequence[str]) -> Table:
-    """The same predictions by several protocols; each row names its own."""
+    """The same predictions under several protocols; each row names its protocol."""
     numbers = setting.numbers("")
     rows = [
         row for protocol in protocols for row in _run_rows(setting.contenders, protocol, numbers)

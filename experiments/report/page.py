@@ -1,4 +1,4 @@
-"""The report as one HTML file: nothing is loaded from elsewhere, no script runs, all foreign text is escaped."""
+"""The report as one HTML file: it loads nothing, runs no script, and escapes all text from users."""
 
 import re
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from refavs.metrics import PROTOCOLS
 from refavs.metrics.intervals import NOT_SHOWN
 
 TEMPLATE, STYLE = "page.html.jinja", "page.css"
-# The last line of defence, should a text ever get by the escaping: nothing is loaded and no script runs.
+# A second line of defence if escaping ever fails: nothing is loaded and no script runs.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
@@ -32,12 +32,12 @@ class Section:
 
 
 def render(report: Report, drawings: Sequence[Drawing] | None = None, gallery: Gallery | None = None) -> str:
-    """The page.
+    """Renders the page.
 
     Args:
-        report: what it says.
+        report: its content.
         drawings: its figures; None draws them.
-        gallery: its pictures; None predicts them with the report's run.
+        gallery: its gallery; None predicts it with the report's run.
     """
     drawings = report_figures(report) if drawings is None else drawings
     gallery = make_gallery(report.gallery) if gallery is None else gallery
@@ -64,15 +64,15 @@ def anchor(name: str) -> str:
 
 
 def spans(columns: Sequence[Column]) -> list[tuple[str, int]]:
-    """The shared headings of neighbouring columns with the number of columns below them; none where all are empty."""
+    """The shared headings of neighbouring columns with the number of columns below; empty if no heading is set."""
     found = column_groups(columns)
     return found if any(name for name, _ in found) else []
 
 
 def best(table: Table) -> set[tuple[int, int]]:
-    """Row and column of the best number of each column among our runs, of differences among those that are shown.
+    """Row and column of the best number of each column among our runs; for differences, among the significant ones.
 
-    None where fewer than two have one, or all the same.
+    A column with fewer than two numbers, or with equal numbers, has no best.
     """
     found = set()
     for place, column in enumerate(table.columns):
@@ -88,13 +88,13 @@ def best(table: Table) -> set[tuple[int, int]]:
 
 
 def parts(text: str) -> tuple[str, str]:
-    """A number as a table shows it, and its interval, `± 1.2` or `[0.1, 2.5]` with what follows it."""
+    """Splits the text of a cell into the number and its interval, `± 1.2` or `[0.1, 2.5]`, with what follows."""
     number, interval = re.fullmatch(r"(.*?)(?: ([±\[].*))?", text, re.DOTALL).groups()  # type: ignore[union-attr]
     return number, interval or ""
 
 
 def tip(cell: Cell) -> str:
-    """The interval of a number and what was noted of it, in words."""
+    """The interval and note of a number as text."""
     bounds = "" if cell.low is None or cell.high is None else f"95 % interval {cell.low:.4g} to {cell.high:.4g}"
     return "; ".join(part for part in (bounds, cell.note) if part)
 

@@ -1,4 +1,4 @@
-"""Published numbers on Ref-AVS Bench, for `--published`. They are by several protocols, which their rows name.
+"""Published numbers on Ref-AVS Bench, for `--published`. Rows name the protocol, which differs between them.
 
 J and F in %, S as a fraction, as printed: Mix is not always the mean of the two splits. Sources: Ref-AVS
 (arXiv 2407.10957v1), Tables 3 and 4, supplement Tables 2 and 3; others as each row names them.
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from refavs.data.layouts.ref_avs_metadata import TEST_N, TEST_S, TEST_U
 from refavs.data.splits import MIX
 
-# How the numbers were computed: by the protocol of that name where the authors' code shows it.
+# The protocol of a row if the authors' code shows it, else this.
 NOT_STATED = "not stated"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A row of the paper's Tables 3 or 4; None where nothing is printed.
+    """A row of the paper's Tables 3 or 4; None for values that are not printed.
 
     Attributes:
-        values: by split, or `mix`, and measure.
-        protocol: one of `refavs.metrics.PROTOCOLS`, or that it is not stated.
-        removed: for Table 4, what is left out of the model.
+        values: values by split, or `mix`, and measure.
+        protocol: one of `refavs.metrics.PROTOCOLS`, or `NOT_STATED`.
+        removed: for Table 4, the removed parts of the model.
     """
 
     label: str
@@ -75,7 +75,7 @@ ABLATIONS = (
          removed=("modality encoding",)),
 )  # fmt: skip
 
-# The supplement's Table 2, "mIoU" in %; it does not say over which splits.
+# The supplement's Table 2, "mIoU" in %; the splits are not stated.
 PARTS = {
     "grade": {"1+2": 39.27, "3": 37.78, "4": 35.31, "5": 33.39},
     "length": {"<=4": 39.66, "5-8": 37.00, "9-12": 33.74, ">12": 29.61},

@@ -1,4 +1,4 @@
-"""The runs of a sweep, read from its folder as refavs-sweep leaves it."""
+"""Reads the runs of a sweep from its folder."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,13 @@ class Run:
     """One finished trial.
 
     Attributes:
-        name: of the trial, without its seed.
+        name: name of the trial, without its seed.
         store: fingerprint of the features it read.
-        contents: names the expressions and masks that are behind it, which another store may have as well; the
-            fingerprint where no sweep tells.
-        splits: of the expressions, with their roles.
-        config: every setting by its dotted name, `seed` among them, and the `digests` of files that it started from;
-            a setting that the code got later has its default, one that it lost is left out where it had its default.
+        contents: digest of its expressions and masks, which other stores may share; the store's fingerprint if no sweep
+            records it.
+        splits: splits of the expressions, with their roles.
+        config: every setting by dotted name, including `seed`, and the `digests` of files that it started from. A
+            setting added to the code later has its default; a removed one is left out if it had its default.
         history: the records of its epochs, oldest first.
     """
 
@@ -51,7 +51,7 @@ class Run:
 
     @property
     def statistics(self) -> Path:
-        """The statistics of its predictions."""
+        """Path of the statistics of its predictions."""
         return self.folder / STATISTICS_FILE
 
     @property
@@ -62,15 +62,15 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A sweep's finished runs and what is known of it.
+    """A sweep's finished runs and facts.
 
     Attributes:
         grid: name of its grid.
-        runs: in the order of their names, numbers in them by value, then of seeds.
-        unfinished: state by title of the trials without a result.
-        controls: of the constant predictions, as `controls.json` has it: `store` and by name their `controls`.
-        facts: as `sweep.json` has them: `id`, `tracking_uri`, `run_id` (MLflow's parent run), and not of older sweeps
-            `store` (location), `fingerprint`, `encoders` (name by stream), `random_features`, `git`.
+        runs: ordered by name (numbers in names by value), then by seed.
+        unfinished: state of each trial without a result, by title.
+        controls: the constant predictions from `controls.json`: `store`, and `controls` by name.
+        facts: the content of `sweep.json`: `id`, `tracking_uri`, `run_id` (MLflow's parent run) and, except in older
+            sweeps, `store` (location), `fingerprint`, `encoders` (name by stream), `random_features`, `git`.
     """
 
     folder: Path
@@ -82,7 +82,7 @@ class Sweep:
 
     @property
     def stores(self) -> list[dict[str, Any]]:
-        """Of each store that is known: `store`, `fingerprint`, `encoders`, `random_features`, as `facts` has them."""
+        """For each known store: `store`, `fingerprint`, `encoders` and `random_features`, as in `facts`."""
         several = self.facts.get("stores", {})
         return [*several.values(), *([self.facts] if self.facts.get("fingerprint") not in several else [])]
 
@@ -91,13 +91,13 @@ def read_sweep(folder: Path) -> Sweep:
     """Reads a sweep's folder.
 
     Raises:
-        ConfigError: `folder` is not a sweep's, or none of its trials is finished.
+        ConfigError: `folder` is not a sweep, or none of its trials is finished.
     """
     facts = Ledger(folder).sweep
     if not facts and not (folder / "trials").is_dir():
-        kind = "is not a sweep's folder" if folder.is_dir() else "is no folder"
+        kind = "is not a sweep's folder" if folder.is_dir() else "is not a folder"
         raise ConfigError(f"{folder} {kind} (it has no sweep.json and no trials); give the folder that refavs-sweep "
-                          "wrote, as runs/NAME")
+                          "wrote, e.g. runs/NAME")
     runs, unfinished = [], {}
     for path in sorted((folder / "trials").glob("*/config.json")):
         try:
@@ -120,7 +120,7 @@ def read_sweep(folder: Path) -> Sweep:
 
 
 def read_sweeps(folders: Sequence[Path]) -> list[Sweep]:
-    """As `read_sweep` for each; what one of them knows of a store holds for the runs of all on that store."""
+    """As `read_sweep` for each; facts that one sweep records about a store apply to all runs on that store."""
     sweeps = [read_sweep(folder) for folder in folders]
     known = {name: store["contents"] for sweep in sweeps for name, store in sweep.facts.get("stores", {}).items()}
     return [
@@ -130,13 +130,13 @@ def read_sweeps(folders: Sequence[Path]) -> list[Sweep]:
 
 
 def natural(text: str) -> list[tuple[float, str]]:
-    """A key that sorts the numbers in texts by their value: beta 0.5, beta 2, beta 10."""
+    """A sort key that orders numbers in texts by value: beta 0.5, beta 2, beta 10."""
     parts = re.split(r"(\d+(?:\.\d+)?)", text)
     return [(float(part), "") if place % 2 else (-1.0, part) for place, part in enumerate(parts)]
 
 
 def head_of(config: Mapping[str, Any]) -> type[HeadOptions] | None:
-    """The options class of a run's head; None of one that is not installed here."""
+    """The options class of a run's head; None if it is not installed here."""
     try:
         return options_class(str(config.get(HEAD, DEFAULT)))
     except ConfigError:
@@ -145,7 +145,7 @@ def head_of(config: Mapping[str, Any]) -> type[HeadOptions] | None:
 
 @cache
 def _settings_of(head: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Default and type of every setting of a trial; without those of a head that is not installed here."""
+    """Default and type of every setting of a trial, except those of a head that is not installed here."""
     own = head_of({HEAD: head})
     config = defaults(head if own else DEFAULT)
     values, types = ({name: value for name, value in found.items() if own or not name.startswith("model.")}
@@ -154,10 +154,10 @@ def _settings_of(head: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _read_run(folder: Path, facts: Mapping[str, Any]) -> tuple[Run, str]:
-    """A trial with its state in the ledger; one that was killed may be `running`.
+    """Reads a trial and its state in the ledger; a killed trial may be `running`.
 
     Args:
-        facts: of the sweep; among them every setting's default when it began, as far as that is known.
+        facts: facts of the sweep, including the settings' defaults when it began, as far as known.
     """
     began = facts.get("defaults", {})
     contents = {fingerprint: store["contents"] for fingerprint, store in facts.get("stores", {}).items()}

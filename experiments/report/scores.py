@@ -1,6 +1,6 @@
-"""What each run reached on each part of the test splits, from one pass over its statistics.
+"""Scores of each run on each part of the test splits, from one pass over its statistics.
 
-Only the numbers that tables and figures need are kept, so that the memory of a report does not grow with histograms.
+Only the numbers for tables and figures are kept in memory, not the histograms.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,17 +33,17 @@ from refavs.terminal.console import ProgressBar
 
 NUM_BINS = 10
 _SAME = ("version", "height", "width", "num_frames", "store")
-_COMPARED = ("row", "clip_id", "split")  # of each expression, what comparing two runs needs
+_COMPARED = ("row", "clip_id", "split")  # the columns of expressions needed to compare two runs
 _MAX_THREADS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peaks:
-    """Frames in `NUM_BINS` even bins of the largest probability that a pixel has.
+    """Frames in `NUM_BINS` equal bins by the largest probability of any pixel.
 
     Attributes:
-        num_frames, num_object: all frames, and those with an object.
-        sum_prob: of the largest probabilities.
+        num_frames, num_object: number of frames, and of those with an object.
+        sum_prob: sum of the largest probabilities.
     """
 
     num_frames: Int[np.ndarray, " n"]
@@ -56,10 +56,10 @@ class Peaks:
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Expressions and the groups they are in, which runs on one store share.
+    """Expressions and their groups, shared by the runs on one store.
 
     Attributes:
-        compared: the columns that comparing two runs needs.
+        compared: the columns needed to compare two runs.
     """
 
     table: pd.DataFrame
@@ -70,13 +70,13 @@ class Parts:
 
 @dataclass(kw_only=True)
 class KnownParts:
-    """The parts of the runs so far, so that each table of expressions is kept and grouped once; for several threads."""
+    """Thread-safe cache of parts, so that each table of expressions is stored and grouped once."""
 
     found: list[Parts] = field(default_factory=list)
     lock: Lock = field(default_factory=Lock)
 
     def of(self, expressions: pd.DataFrame, splits: Splits) -> Parts:
-        """Those of the same expressions, or new ones."""
+        """The parts of these expressions, new or cached."""
         table = expressions.loc[:, [*_COMPARED, *PARTS]]
         with self.lock:
             for parts in self.found:
@@ -94,10 +94,10 @@ class RunScores:
     """The scores of one run.
 
     Attributes:
-        facts: of the statistics: size and number of frames, fingerprint of the store.
-        values: by protocol, then as `values_of` gives them.
-        counts: expressions of each group.
-        results: the scores of each expression that can be compared with another run's, as `canonical/J`.
+        facts: facts of the statistics: size and number of frames, fingerprint of the store.
+        values: results of `values_of`, by protocol.
+        counts: number of expressions in each group.
+        results: scores of each expression that can be compared with another run's, e.g. `canonical/J`.
     """
 
     run: Run
@@ -108,20 +108,20 @@ class RunScores:
     peaks: Peaks
 
     def measures(self, protocol: str) -> set[str]:
-        """What is known by a protocol."""
+        """The measures known for a protocol."""
         return {name for scores in self.values.get(protocol, {}).values() for name in scores}
 
 
 def read_scores(runs: Sequence[Run], protocols: Sequence[str]) -> list[RunScores]:
-    """Reads the statistics of all runs, several at once, with a progress bar; the order of `runs` changes no number.
+    """Reads the statistics of all runs, several at once, with a progress bar; the order of `runs` does not matter.
 
     Raises:
-        StatisticsError: a run's statistics are missing, damaged, of another store than its settings say, or without
-            any expression of a test split.
+        StatisticsError: a run's statistics are missing, damaged, from another store than its settings say, or have no
+            expression of a test split.
     """
     num_threads = min(num_processors(), _MAX_THREADS, len(runs))
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # runs are read side by side, which is faster than each on all processors
+    torch.set_num_threads(1)  # reading runs in parallel is faster than each on all processors
     found: list[RunScores] = []
     try:
         with ProgressBar("report", len(runs), "runs") as bar, ThreadPoolExecutor(num_threads) as pool:
@@ -146,7 +146,7 @@ def scores_of_run(run: Run, protocols: Sequence[str], known: KnownParts) -> RunS
     """
     facts = read_facts(run.statistics)
     if facts["store"] != run.store:
-        raise StatisticsError(f"{run.statistics} is of the store {facts['store']}, the run of {run.store}; remove "
+        raise StatisticsError(f"{run.statistics} is from the store {facts['store']}, the run from {run.store}; remove "
                               f"{run.folder} and run the sweep's refavs-sweep command again")
     peaks: list[Peaks] = []
     results = expression_results(_tested(run, histograms_of(protocols), peaks), protocols)
@@ -166,7 +166,7 @@ def scores_of_run(run: Run, protocols: Sequence[str], known: KnownParts) -> RunS
 
 
 def _tested(run: Run, histograms: Sequence[str], peaks: list[Peaks]) -> Iterator[Statistics]:
-    """The parts of a run's statistics that are of test splits; adds to `peaks` what they say of single frames."""
+    """Yields the parts of a run's statistics from test splits; appends their per-frame peaks to `peaks`."""
     splits = run.splits.tested
     for block in statistics_blocks(run.statistics, histograms, splits):
         tested = block.expressions["split"].isin(splits).to_numpy()
@@ -175,7 +175,7 @@ def _tested(run: Run, histograms: Sequence[str], peaks: list[Peaks]) -> Iterator
         yield block
     if not peaks:
         found = {split for block in statistics_blocks(run.statistics, ()) for split in block.expressions["split"]}
-        raise StatisticsError(f"{run.statistics} holds no expression of {', '.join(splits)} (it holds "
+        raise StatisticsError(f"{run.statistics} has no expression of {', '.join(splits)} (it has "
                               f"{', '.join(sorted(found)) or 'none at all'}); a report needs a store with a test split")
 
 

@@ -1,7 +1,8 @@
-"""What the gallery shows of one second of a clip: its frame with outlines, and its piece of the waveform."""
+"""One second of a clip in the gallery: its outlined frame, and its part of the waveform."""
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,11 +18,11 @@ from refavs.data.layouts import find_clip
 from refavs.errors import DatasetError
 from refavs.store import FeatureStore
 
-HEIGHT = 160  # of a picture, px; its width follows from the clip's shape
+HEIGHT = 160  # of a picture in pixels; the width follows from the clip's shape
 JPEG_QUALITY = 80
 WAVE_WIDTH, WAVE_HEIGHT, WAVE_BINS, WAVE_HZ = 100, 24, 50, 8_000
 WIDEST = 2.5  # width of a picture as a multiple of its height
-_NEAREST = 1.0  # points of an outline that are closer than this, in px of the picture, become one
+_NEAREST = 1.0  # points of an outline that are closer than this, in pixels, are merged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +30,10 @@ class Second:
     """One second of a card.
 
     Attributes:
-        picture: the frame as a data URI; empty where there is none.
-        truth, pred: outlines as SVG path data, in px of the picture; empty where there is nothing.
-        wave: the sound as SVG path data, `WAVE_WIDTH` by `WAVE_HEIGHT`; empty where it could not be read.
-        verdict: `J 71`, or what was found where there is no object.
+        picture: the frame as a data URI; empty if missing.
+        truth, pred: outlines as SVG path data, in pixels of the picture; empty for an empty mask.
+        wave: the audio as SVG path data, `WAVE_WIDTH` by `WAVE_HEIGHT`; empty if it could not be read.
+        verdict: e.g. `J 71`, or a word for frames without an object.
     """
 
     number: int
@@ -45,11 +46,11 @@ class Second:
 
 @dataclass(frozen=True, kw_only=True)
 class Footage:
-    """A clip's frames and sound, as far as they are there.
+    """A clip's available frames and audio.
 
     Attributes:
-        width: of a picture, px.
-        note: what is missing, in words.
+        width: width of a picture in pixels.
+        note: text about missing parts.
     """
 
     width: int
@@ -59,7 +60,7 @@ class Footage:
 
 
 def footage_of(store: FeatureStore, clip_id: str) -> Footage:
-    """The frames and sound of a clip where its source still lies where it was extracted from; frames are square."""
+    """Frames and audio of a clip, if its source is still where it was extracted from; frames are square."""
     clip = find_clip(store.attributes, clip_id)
     bare = Footage(width=HEIGHT, frames=None, waves=("",) * store.seconds)
     if clip is None:
@@ -79,10 +80,10 @@ def footage_of(store: FeatureStore, clip_id: str) -> Footage:
 def seconds_of(
     footage: Footage, pred: Bool[np.ndarray, "t h w"], truth: Bool[np.ndarray, "t h w"], scores: Sequence[float]
 ) -> tuple[Second, ...]:
-    """A clip's seconds with what was predicted and what is true.
+    """A clip's seconds with prediction and ground truth.
 
     Args:
-        scores: J of each frame.
+        scores: J of each frame; NaN where it has no label.
     """
     pictures = ("",) * len(pred) if footage.frames is None else [data_uri(f, footage.width) for f in footage.frames]
     size = (footage.width, HEIGHT)
@@ -107,13 +108,13 @@ def outline(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> str:
 
 
 def wave_path(samples: Float[np.ndarray, " s"], loudest: float) -> str:
-    """The envelope of a second's sound as SVG path data: lowest and highest sample of each bin."""
+    """The envelope of a second's audio as SVG path data: lowest and highest sample of each bin."""
     bins = rearrange(samples[: len(samples) // WAVE_BINS * WAVE_BINS], "(k n) -> k n", k=WAVE_BINS)
     middle = WAVE_HEIGHT / 2
     scale = 0.0 if loudest <= 0 else (middle - 1) / loudest
     high = middle - scale * reduce(bins, "k n -> k", "max")
     low = middle - scale * reduce(bins, "k n -> k", "min")
-    # Half a unit thick at least, so that silence is a line.
+    # At least half a unit thick, so that silence is a visible line.
     high, low = np.minimum(high, middle - 0.25), np.maximum(low, middle + 0.25)
     xs = np.linspace(0, WAVE_WIDTH, WAVE_BINS)
     there = [f"{x:.0f} {y:.1f}" for x, y in zip(xs, high, strict=True)]
@@ -143,6 +144,8 @@ def _waves(sound: Float[np.ndarray, " s"], num_seconds: int) -> tuple[str, ...]:
 
 
 def _verdict(there: bool, found: bool, score: float) -> str:
+    if math.isnan(score):
+        return "no label"
     if there:
         return f"J {100 * score:.0f}" if found else "missed"
     return "false object" if found else "rightly empty"

@@ -1,4 +1,4 @@
-"""The tables that a sweep ends with: trials best first with the constant predictions among them, and a break-down."""
+"""The tables at the end of a sweep: trials and constant predictions, best first, and a breakdown by dimension."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,11 +18,11 @@ MINUTES = Column(group="", name="minutes", lower_is_better=None)
 def summary_tables(
     name: str, entries: Sequence[Entry], controls: Mapping[str, Values], splits: Splits
 ) -> list[Table]:
-    """Means over the seeds of finished trials with their intervals; by dimension too, where there are several.
+    """Means over the seeds of finished trials with intervals; also by dimension, if there are several.
 
     Args:
-        name: of the grid.
-        controls: of the constant predictions, by their name.
+        name: name of the grid.
+        controls: values of the constant predictions, by name.
     """
     split = next(iter(splits.tested), "")
     runs: dict[str, list[Values]] = {}

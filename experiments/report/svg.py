@@ -1,4 +1,4 @@
-"""SVG for pages: foreign text made printable, and matplotlib's files made elements whose colours the page sets."""
+"""SVG for pages: makes user text printable, and turns matplotlib's files into elements with the page's colours."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -11,20 +11,20 @@ _REFERENCE = re.compile(r"url\(#([^)]*)\)")
 
 
 def printable(text: str) -> str:
-    """`text` in one line, without what XML refuses or what turns the order of letters around."""
+    """`text` on one line, without characters that XML forbids or that change the direction of text."""
     return _UNPRINTABLE.sub("\ufffd", re.sub(r"[\t\r\n]+", " ", text))
 
 
 def themed(svg: str, theme: Mapping[str, str], prefix: str, label: str) -> str:
-    """An `<svg>` element for a page.
+    """Converts a file to an `<svg>` element for a page.
 
-    Ids that nothing refers to, metadata and style sheets, which would hold for the whole page, are left out.
+    Unused ids, metadata and style sheets, which would apply to the whole page, are left out.
 
     Args:
-        svg: a whole file.
-        theme: by a colour as the file writes it, e.g. `#1b1f24`, the name of the page's variable that replaces it.
-        prefix: makes the remaining ids unlike those of the page's other figures.
-        label: the picture in words.
+        svg: the whole file.
+        theme: name of the page's variable for each colour as written in the file, e.g. `#1b1f24`.
+        prefix: prefix of the remaining ids, different for each figure of the page.
+        label: text alternative.
     """
     ET.register_namespace("", SVG)
     ET.register_namespace("xlink", XLINK)

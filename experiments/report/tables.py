@@ -1,6 +1,6 @@
-"""What a report says, as plain data: tables, the numbers behind the figures, and where the gallery looks.
+"""The content of a report as plain data: tables, the numbers of the figures, and the source of the gallery.
 
-`layout` fills these from the runs of a sweep; `text` and `page` only write them down.
+`layout` fills these from the runs of a sweep; `text` and `page` only write them.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ class Cell:
     """One number of a table.
 
     Attributes:
-        value: in the unit of its column; None where there is nothing.
-        low, high: 95 % interval of the mean, None where there is none: over seeds (t), and for a difference of two
-            rows over clips and seeds (bootstrap).
-        text: the number as a table shows it, with its interval; a dash where there is nothing.
+        value: value in the unit of its column; None if missing.
+        low, high: 95 % interval of the mean over seeds (t), or of a difference of two rows over clips and seeds
+            (bootstrap); None if there is none.
+        text: the number with its interval, as shown in a table; a dash if missing.
         note: why there is no number, or no interval.
     """
 
@@ -35,10 +35,10 @@ class Column:
     """One column of numbers.
 
     Attributes:
-        group: the heading that neighbouring columns share, as `Seen`; may be empty.
-        name: the heading of this one, as `J`.
+        group: the heading shared with neighbouring columns, e.g. `Seen`; may be empty.
+        name: the heading of this column, e.g. `J`.
         unit: `%`, or empty for a fraction or a count.
-        lower_is_better: whether the best row has the smallest number; None where no row is better.
+        lower_is_better: whether the smallest number is best; None if there is no best.
     """
 
     group: str
@@ -52,11 +52,11 @@ class Row:
     """One line of a table.
 
     Attributes:
-        label: the trial's name, a control's, or a published method's; as the user typed it, not escaped.
-        kind: where the numbers are from.
-        protocol: by which they were computed; a published row has its own.
-        num_seeds: runs behind each number; None for controls and published rows.
-        mark: what sets this row apart from the others of its table, as another store; empty where nothing does.
+        label: name of the trial, control or published method; as typed by the user, not escaped.
+        kind: origin of the numbers.
+        protocol: protocol of the numbers; a published row has its own.
+        num_seeds: number of runs behind each number; None for controls and published rows.
+        mark: how this row differs from the others of its table, e.g. another store; empty if it does not.
     """
 
     label: str
@@ -69,11 +69,11 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table, whose title does not name the protocol: whoever shows it does.
+    """A table. Its title does not include the protocol, which is added when it is shown.
 
     Attributes:
-        name: a short name for files and links, as `table3-canonical`.
-        notes: sentences that stand below it.
+        name: a short name for files and links, e.g. `table3-canonical`.
+        notes: sentences below the table.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Table:
 
 
 def origin(row: Row, table: Table) -> list[str]:
-    """What a reader must know of a row beside its name: whose it is, by another protocol, on another store."""
+    """What a reader must know about a row besides its name: its origin, another protocol, another store."""
     words = [] if row.kind == "run" else [row.kind]
     if row.protocol and row.protocol != table.protocol:
         words.append(f"protocol: {row.protocol}")
@@ -95,7 +95,7 @@ def origin(row: Row, table: Table) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over seeds with its 95 % t interval; no bounds with one seed, nothing at all where nothing is known."""
+    """A mean over seeds with its 95 % t interval; without bounds for one seed, empty if nothing is known."""
 
     value: float | None
     low: float | None = None
@@ -107,7 +107,7 @@ class Curve:
     """One run's values of one measure, epoch by epoch.
 
     Attributes:
-        measure: as the history has it: `train/loss`, `val/J`, ...; J, F and S are fractions.
+        measure: name in the history: `train/loss`, `val/J`, ...; J, F and S are fractions.
     """
 
     label: str
@@ -119,7 +119,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """Estimates along a setting, as J in % against beta; `label` names the split, as `Seen`; `axis` the setting."""
+    """Estimates against a setting, e.g. J in % against beta; `label` is the split, e.g. `Seen`, `axis` the setting."""
 
     label: str
     x: tuple[float, ...]
@@ -129,7 +129,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class BarSeries:
-    """The bars of one row of a table, one for each group of its `Bars`."""
+    """The bars of one table row, one for each group of its `Bars`."""
 
     label: str
     estimates: tuple[Estimate, ...]
@@ -138,10 +138,10 @@ class BarSeries:
 
 @dataclass(frozen=True, kw_only=True)
 class Bars:
-    """Bars in groups; `measure` is the axis' label with its unit, as `J (%)`.
+    """Bars in groups; `measure` is the axis label with its unit, e.g. `J (%)`.
 
     Attributes:
-        counts: expressions of each group; empty where the groups are not parts of the data.
+        counts: number of expressions in each group; empty if the groups are not parts of the data.
     """
 
     title: str
@@ -154,13 +154,13 @@ class Bars:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Frames by the largest probability that a run gives any of their pixels, against how many have an object.
+    """Frames binned by the largest probability of any pixel, with the share that has an object.
 
     Attributes:
-        edges: bounds of the bins in [0, 1], one more than bins.
+        edges: bounds of the bins in [0, 1], one more than the number of bins.
         num_frames: frames in each bin, over all seeds.
-        mean_prob: mean of that probability in each bin; NaN in an empty one.
-        share_object: share of frames in each bin that have an object; NaN in an empty one.
+        mean_prob: mean of that probability in each bin; NaN for an empty bin.
+        share_object: share of frames with an object in each bin; NaN for an empty bin.
     """
 
     label: str
@@ -175,9 +175,9 @@ class GallerySource:
     """The run that the gallery shows: the reference row's first seed.
 
     Attributes:
-        store: location of the features that it reads; None where the sweep does not say.
-        given: whether the user named that location, who may have another host asked for it.
-        fingerprint: of that store, which the statistics are of.
+        store: location of the features that it reads; None if the sweep does not say.
+        given: whether the user named that location; only then may it be on another host.
+        fingerprint: fingerprint of the store in the statistics.
     """
 
     label: str
@@ -190,15 +190,15 @@ class GallerySource:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything a report shows. Text from grids, folders and CSV files is as it was found: escape it when writing.
+    """Everything a report shows. Text from grids, folders and CSV files is unescaped: escape it when writing.
 
     Attributes:
-        facts: name and value of what the sweep is of: grid, store, fingerprint, seeds, commit, ...
-        warnings: what a reader must know before the numbers; `random_features` is one of them.
-        protocols: those of the tables, in their order; figures show the first.
+        facts: names and values that describe the sweep: grid, store, fingerprint, seeds, commit, ...
+        warnings: warnings to read before the numbers, including the one for `random_features`.
+        protocols: protocols of the tables, in order; figures show the first.
         reference: label of the row that others are compared with.
-        beta: J against beta, a line for each split; empty unless runs differ in beta.
-        ablations, dimensions, categories: None where there is nothing to compare.
+        beta: J against beta, one line per split; empty unless runs differ in beta.
+        ablations, dimensions, categories: None if there is nothing to compare.
     """
 
     title: str
@@ -218,7 +218,7 @@ class Report:
 
 
 def column_groups(columns: Sequence[Column]) -> list[tuple[str, int]]:
-    """The headings that neighbouring columns share, and over how many they stand."""
+    """The headings shared by neighbouring columns, and the number of columns below each."""
     found: list[tuple[str, int]] = []
     for column in columns:
         if found and found[-1][0] == column.group:

@@ -1,4 +1,4 @@
-"""A report as Markdown for papers and READMEs, as LaTeX, and as CSV for machines. What a user typed is escaped."""
+"""A report as Markdown for papers and READMEs, as LaTeX, and as CSV for machines. Text from users is escaped."""
 
 import csv
 import io
@@ -17,13 +17,13 @@ _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", "±": r"$\pm$",
-    "[": "{[}", "*": "{*}",  # which would belong to the end of the line before
+    "[": "{[}", "*": "{*}",  # otherwise parsed as an argument of the previous line's end
 }  # fmt: skip
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def markdown(report: Report) -> str:
-    """All tables with the facts before them, as GitHub's Markdown."""
+    """The facts and all tables in GitHub's Markdown."""
     parts = [f"# {escape_markdown(report.title)}", ""]
     parts += [f"- {escape_markdown(name)}: {escape_markdown(value)}" for name, value in report.facts]
     for warning in report.warnings:
@@ -46,7 +46,7 @@ def latex(report: Report) -> str:
 
 
 def csv_text(report: Report) -> str:
-    """A line for each number of each table, with its bounds, in full precision; a dash is an empty value."""
+    """One line per number of each table, with its bounds, in full precision; a dash becomes an empty value."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -62,17 +62,17 @@ def csv_text(report: Report) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """`text` on one line, shown as it is: no table cell ends in it, no link, emphasis, HTML or heading begins."""
+    """`text` on one line, escaped so that it does not end a table cell or start a link, emphasis, HTML or heading."""
     return re.sub(r"([\\`*_{}\[\]<>|~#!$&])", r"\\\1", _one_line(text))
 
 
 def escape_latex(text: str) -> str:
-    """`text` on one line, set as it is."""
+    """`text` on one line, escaped for LaTeX."""
     return "".join(_LATEX.get(character, character) for character in _one_line(text))
 
 
 def terminal(table: Table) -> rich.table.Table:
-    """A table for a terminal, with headings of two lines; rows of constant predictions are dim."""
+    """A table for a terminal with two-line headings; rows of constant predictions are dim."""
     found = rich.table.Table(title=table.title, caption=" ".join(table.notes), box=rich.box.SIMPLE_HEAD,
                              title_justify="left", caption_justify="left")
     found.add_column(table.row_heading)
@@ -86,7 +86,7 @@ def terminal(table: Table) -> rich.table.Table:
 
 
 def _plain(value: object) -> object:
-    """A cell of CSV that no spreadsheet takes for a formula."""
+    """A CSV cell that spreadsheets do not interpret as a formula."""
     if not isinstance(value, str):
         return value
     text = _one_line(value)

@@ -44,15 +44,17 @@ def run_sweep(
             in the options that no trial has.
         StoreError: a store that is damaged, not fully extracted, or has nothing to train on.
     """
-    refuse_unwritable(out)
+    refuse_unwritable("the sweep's folder", str(out.resolve()))
     ledger, options = Ledger(out), options or Options()
     # A sweep over several stores belongs to the one it began with, whatever their order now.
     store = stores_of(grid.kinds, store).get(ledger.sweep.get("fingerprint", ""), store)
-    for unfinished in (one for one in stores_of(grid.kinds, store).values() if not one.finished):
-        raise StoreError(
-            f"the extraction into {unfinished.location} is not finished, and its statistics would still change; run "
-            "the same refavs-extract command again, then this one"
-        )
+    for one in stores_of(grid.kinds, store).values():
+        refuse_unwritable("the store", one.location)
+        if not one.finished:
+            raise StoreError(
+                f"the extraction into {one.location} is not finished, and its statistics would still change; run the "
+                "same refavs-extract command again, then this one"
+            )
     for part in check_models(grid, store):
         warn(f"refavs-sweep: starts from random weights, not from the checkpoint: {part}")
     # Checked before anything is locked, so that a wrong key or address leaves no folder behind.
@@ -74,8 +76,8 @@ def run_sweep(
         if not num_to_come(search, ledger) and _nothing_to_do(ledger, outcome, options):
             outcome.controls = baselines.values()
             return outcome
-        if changes := ledger.changes(entries):
-            warn(f"refavs-sweep: {changes}")
+        for remark in filter(None, (ledger.changes(entries), ledger.elsewhere(entries, store.fingerprint))):
+            warn(f"refavs-sweep: {remark}")
         sweep_id = ledger.sweep.get("id") or uuid.uuid4().hex
         guard = guard_of(out, uri, tracking_uri)
         run = Run(grid, store, ledger, outcome, options, baselines, search, sweep_id, guard)
@@ -92,16 +94,15 @@ def run_sweep(
     return outcome
 
 
-def refuse_unwritable(out: Path) -> None:
-    """Refuses a folder whose path is not valid UTF-8, as MLflow would put artifacts elsewhere.
+def refuse_unwritable(what: str, path: str) -> None:
+    """Refuses a path that is not valid UTF-8: records do not hold it, and MLflow would put artifacts elsewhere.
 
     Raises:
         ConfigError: such a path.
     """
-    path = str(out.resolve())
     if not path.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in path):
-        raise ConfigError(f"the sweep's folder {path!a} has bytes in its name that are not UTF-8, which MLflow cannot "
-                          "store; rename that folder, or give another one by --out")  # fmt: skip
+        raise ConfigError(f"{what} {path!a} has bytes in its name that are not UTF-8, which MLflow cannot store; "
+                          "rename it, or its folder, or name another one")  # fmt: skip
 
 
 def _own(ledger: Ledger, uri: str, given: bool) -> None:

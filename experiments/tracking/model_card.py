@@ -60,7 +60,8 @@ def _version() -> str:
 
 
 def _dtype(store: "FeatureStore", path: str) -> str:
-    return store.specs[path].dtype
+    """The type of an array's values in a batch."""
+    return "float32" if store.specs[path].scale else store.specs[path].dtype
 
 
 def _tensor(name: str, dtype: str, *shape: int) -> dict[str, Any]:

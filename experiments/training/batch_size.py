@@ -1,4 +1,4 @@
-"""How large a batch of a trial is."""
+"""Size of a trial's batch."""
 
 import math
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def bytes_of_batch(config: TrialConfig, store: "FeatureStore") -> int:
-    """Bytes of the visual maps that one worker of a trial reads at once in training."""
+    """Bytes of the visual maps in one worker's batch or part of a batch."""
     train, sizes = config.train, FeatureSizes.from_store(store, config.model.needs(), config.model.head)
     at_once = math.ceil(train.batch_size / train.accumulate / config.resources.workers)
     num_clips = math.ceil(at_once / train.expressions_per_clip)

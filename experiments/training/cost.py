@@ -1,4 +1,4 @@
-"""What a trial costs before it runs: parameters, arithmetic, time by a few real steps on this machine, disk."""
+"""Cost of a trial before it runs: parameters, arithmetic, time from a few real steps on this machine, disk space."""
 
 import dataclasses
 import functools
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from refavs.model.heads.protocol import PartSize
     from refavs.store import FeatureStore
 
-# Measured on runs of the synthetic benchmark: 660 to 800 for each frame of an expression.
+# Measured on runs of the synthetic benchmark: 660 to 800 bytes per frame of an expression.
 STATISTICS_BYTES_PER_FRAME = 750
-GROWTH = 4  # of the number of expressions, from one try to the next
+GROWTH = 4  # factor of the number of expressions from one try to the next
 
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """What a trial takes, in seconds.
+    """Times of a trial, in seconds.
 
     Attributes:
-        step: of training, reading included.
-        read: the reading of a step, which trials in one process do once.
-        predict: of one expression in evaluation.
-        measured: whether steps of this model ran; else the time follows from its arithmetic and another model's time.
+        step: time of a training step, including reading.
+        read: time to read a batch, which trials in one process share.
+        predict: time per expression in evaluation.
+        measured: whether steps of this model ran; otherwise times are scaled from another model by arithmetic.
     """
 
     step: float
@@ -49,11 +49,11 @@ class Times:
 
     @property
     def without_read(self) -> "Times":
-        """What a trial adds to another one that reads the same batches in the same process."""
+        """Additional times of a trial next to another one that reads the same batches in the same process."""
         return dataclasses.replace(self, step=self.step - self.read)
 
     def scaled(self, known: "Cost", wanted: "Cost") -> "Times":
-        """The times of another model, whose time for a unit of arithmetic is taken to be the same."""
+        """Times of another model, assuming the same time per unit of arithmetic."""
         step, forward = (wanted_flops / max(1, known_flops) for wanted_flops, known_flops in (
             (wanted.step_flops, known.step_flops), (wanted.forward_flops, known.forward_flops)))  # fmt: skip
         return Times(step=self.read + (self.step - self.read) * step, read=self.read,
@@ -62,14 +62,14 @@ class Times:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a trial costs, apart from time.
+    """Cost of a trial, apart from time.
 
     Attributes:
         parts: parameters of each part of the model.
-        forward_flops: of the model on one batch; a multiplication and an addition are two, other operations none.
-        step_flops: the same with the backward pass.
-        state_bytes: what lies on disk while a trial runs.
-        kept_bytes: what stays of it: checkpoint and statistics.
+        forward_flops: arithmetic of the forward pass on one batch; a multiply-add counts two, other operations nothing.
+        step_flops: the same including the backward pass.
+        state_bytes: disk space while the trial runs.
+        kept_bytes: disk space after it has finished: checkpoint and statistics.
     """
 
     parts: list["PartSize"]
@@ -80,7 +80,7 @@ class Cost:
 
 
 class Measured(NamedTuple):
-    """A model whose cost is known; `times` is None where it was not run."""
+    """A model whose cost is known; `times` is None if it was not run."""
 
     cost: Cost
     times: Times | None
@@ -90,15 +90,15 @@ def measure(
     config: "TrialConfig", store: "FeatureStore", device: torch.device | None, weights_dir: Path | None = None,
     budget_s: float = math.inf, counter: FlopCounter | None = None,
 ) -> Measured:  # fmt: skip
-    """Counts a training step, where there are epochs to train, and times steps and evaluation; writes nothing.
+    """Counts the arithmetic of a training step (unless epochs is 0) and times steps and evaluation; writes nothing.
 
     Args:
-        device: what to time on; None times nothing.
-        budget_s: seconds of processor that timing may take. Where a whole batch takes longer, the time of a batch
-            follows from that of some of its expressions; one is always tried.
-        counter: of the arithmetic, which other models used before and whose operations it knows.
+        device: the device for timing; None skips it.
+        budget_s: processor seconds available for timing. If a whole batch would take longer, its time is extrapolated
+            from some of its expressions; at least one is always tried.
+        counter: counter of the arithmetic, shared between models so that it already knows their operations.
     """
-    config = replace(config, {"train.compile": False})  # compiling takes longer than all that is measured
+    config = replace(config, {"train.compile": False})  # compiling takes longer than the whole measurement
     config = computed_as(config, None, device or torch.device("cpu"))
     learner = Learner(config, build_model(config, store, weights_dir))
     forward_flops = step_flops = 0
@@ -117,7 +117,7 @@ def measure(
 
 
 def _flops(learner: Learner, sampler: Sampler, counter: FlopCounter) -> tuple[int, int]:
-    """The arithmetic of a step: forward alone, and all."""
+    """The arithmetic of a step: of the forward pass, and in total."""
     forwards, forward = [], learner.forward
 
     def counted(*inputs: object) -> object:
@@ -162,9 +162,9 @@ def _times(
 def _of_all(
     run: Callable[[int], tuple[float, float]], number_of_all: int, budget_s: float
 ) -> tuple[float, float]:
-    """What `run` returns for all, or for as many as the budget allows, scaled up.
+    """Result of `run` for all expressions, or for as many as the budget allows, scaled up.
 
-    It runs twice with each number, for the first time pays for memory, buffers and kernels that a trial makes once.
+    It runs twice with each number, because the first run includes the one-time cost of memory, buffers and kernels.
     """
     number, started_s = 1, time.process_time()
     while True:
@@ -179,7 +179,7 @@ def _of_all(
 
 
 def _step(learner: Learner, sampler: Sampler, rows: list[int], device: torch.device) -> tuple[float, float]:
-    """Seconds of reading and of computing a step on these expressions, in parts as large as those of a whole batch."""
+    """Seconds for reading and for computing a step on these expressions, in parts of the same size as in training."""
     train, started = learner.config.train, time.perf_counter()
     num_parts = math.ceil(len(rows) * train.accumulate / train.batch_size)
     parts = [[int(row) for row in part] for part in np.array_split(rows, min(num_parts, len(rows)))]
@@ -192,7 +192,7 @@ def _step(learner: Learner, sampler: Sampler, rows: list[int], device: torch.dev
 
 
 def seconds(times: Times, config: "TrialConfig", store: "FeatureStore", num_done: int = 0) -> float:
-    """Time that is left of a trial of which `num_done` epochs are done: steps, a validation an epoch, the last test."""
+    """Remaining time of a trial after `num_done` epochs: steps, a validation per epoch, and the final test."""
     num_epochs, (num_train, num_val, num_all) = config.train.epochs - num_done, _counts(store)
     num_steps = steps_per_epoch(config.train, num_train)
     return num_epochs * (num_steps * times.step + num_val * times.predict) + num_all * times.predict
@@ -200,14 +200,14 @@ def seconds(times: Times, config: "TrialConfig", store: "FeatureStore", num_done
 
 @functools.lru_cache(maxsize=8)
 def _counts(store: "FeatureStore") -> tuple[int, int, int]:
-    """Expressions to train on, to validate on, and to evaluate in the end."""
+    """Number of expressions for training, for validation, and for the final evaluation."""
     splits = Splits.of(store.attributes)
     train, val, every = (rows_of(store, names) for names in (splits.train, splits.validation, splits.evaluated))
     return len(train), len(val), len(every)
 
 
 def alike(config: "TrialConfig") -> tuple[object, ...]:
-    """What trials have in common whose steps cost the same."""
+    """Key of trials whose steps cost the same."""
     train, loss = config.train, config.loss
     return (
         config.model.same_cost(), loss.num_points, loss.oversampling, loss.deep_supervision,
@@ -217,7 +217,7 @@ def alike(config: "TrialConfig") -> tuple[object, ...]:
 
 
 def _bytes(learner: Learner, store: "FeatureStore") -> tuple[int, int]:
-    """Sizes of a running trial's state and of what stays; call it after a step, when the optimiser has its moments."""
+    """Sizes of a running trial's state and of its final files; call it after a step, which creates optimiser state."""
     tensors, _ = learner.state()
     model = sum(value.nbytes for value in tensors["model"].values())
     state = sum(value.nbytes for part in tensors.values() for value in part.values())

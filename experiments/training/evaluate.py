@@ -1,4 +1,4 @@
-"""Every metric of a head on the splits of a store, as a whole and by dimension."""
+"""Evaluates every metric of a head on the splits of a store, in total and by dimension."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,12 +36,12 @@ def evaluate_splits(
     config: TrainConfig, model: Head, store: "FeatureStore", splits: Sequence[str], device: torch.device,
     recorder: Recorder | None = None,
 ) -> dict[str, float]:
-    """Metrics as fractions by name: `test_s/J`, `test_s/acoustic/J`, and where several test splits are there `mix/J`.
+    """Metrics as fractions by name: `test_s/J`, `test_s/acoustic/J`, and `mix/J` if there are several test splits.
 
-    A split without expressions, and a metric that says nothing on a split, is left out.
+    Splits without expressions and metrics that are undefined on a split are left out.
 
     Args:
-        recorder: receives the statistics of each expression and frame, from which all other protocols follow.
+        recorder: receives the statistics of each expression and frame, from which all other protocols are computed.
     """  # fmt: skip
     (found,) = evaluate_together([Trained(config, model)], store, splits, device, [recorder])
     if isinstance(found, Exception):
@@ -53,10 +53,10 @@ def evaluate_together(
     heads: Sequence[Trained], store: "FeatureStore", splits: Sequence[str], device: torch.device,
     recorders: Sequence[Recorder | None],
 ) -> list[dict[str, float] | Exception]:
-    """As `evaluate_splits` for several heads, with one recorder or None for each; every batch is read once.
+    """As `evaluate_splits` for several heads, with one recorder or None for each; reads every batch once.
 
     Returns:
-        For each head its metrics, or the error that its predictions gave.
+        For each head its metrics, or the error that its predictions caused.
     """  # fmt: skip
     groups: list[dict[str, SegmentationMetrics]] = [{} for _ in heads]
     errors: dict[int, Exception] = {}
@@ -74,7 +74,7 @@ def evaluate_together(
                     counts = batch_counts(probs, batch.mask, batch.labelled)
                 else:
                     counts = recorder.add(rows[place : place + len(batch)], probs, batch.mask, batch.labelled)
-            except (RefAVSError, ValueError) as error:  # probabilities that are no numbers
+            except (RefAVSError, ValueError) as error:  # probabilities are NaN
                 errors[number] = error
                 continue
             add_to_groups(groups[number], counts, names)
@@ -89,7 +89,7 @@ def record_splits(
     """As `evaluate_splits`, and writes the statistics of the same inference to `path`; none for splits without masks.
 
     Raises:
-        StatisticsError: the probabilities are not numbers; names the expressions.
+        StatisticsError: probabilities are NaN; the message names the expressions.
     """
     (found,) = record_together([Trained(config, model)], store, splits, device, [path])
     if isinstance(found, Exception):
@@ -100,9 +100,9 @@ def record_splits(
 def record_together(
     heads: Sequence[Trained], store: "FeatureStore", splits: Sequence[str], device: torch.device, paths: Sequence[Path]
 ) -> list[dict[str, float] | Exception]:
-    """As `record_splits` for several heads, each with a path of its own, and `evaluate_together`.
+    """As `record_splits` for several heads, each with its own path, using `evaluate_together`.
 
-    What cannot be written is the error of that head.
+    A failed write becomes the error of that head.
     """
     recorders = [Recorder(table=store.expressions, store=store.fingerprint) for _ in heads]
     found = evaluate_together(heads, store, splits, device, recorders)
@@ -118,10 +118,10 @@ def record_together(
 def predictions(
     config: TrainConfig, model: Head, store: "FeatureStore", rows: Sequence[int], device: torch.device
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """The batches of `rows` with the probabilities of each pixel at the size of the masks.
+    """Yields the batches of `rows` with the probability of each pixel at the size of the masks.
 
     Raises:
-        StatisticsError: some probabilities were not numbers; raised after the last batch.
+        StatisticsError: some probabilities were NaN; raised after the last batch.
     """
     finite = []
     for batch, found in predictions_together([Trained(config, model)], store, rows, device):
@@ -136,9 +136,9 @@ def predictions(
 def predictions_together(
     heads: Sequence[Trained], store: "FeatureStore", rows: Sequence[int], device: torch.device
 ) -> Iterator[tuple[Batch, Iterator[tuple[int, Tensor]]]]:
-    """As `predictions` for heads that read the same maps: with each batch, the number of a head and what it predicts.
+    """As `predictions` for heads that read the same maps: yields each batch with a head's number and its prediction.
 
-    The probabilities of a head are computed when they are asked for, so that only those of one take memory.
+    A head's probabilities are computed on demand, so that only one head's are in memory.
     """
     if not heads:
         return
@@ -154,7 +154,7 @@ def predictions_together(
 
 
 def all_levels(models: Iterable[Head]) -> list[str]:
-    """What models read that read the same batches: what one of them needs."""
+    """The levels to read for models that share batches, i.e. those that any one of them needs."""
     return list(dict.fromkeys(level for model in models for level in model.sizes.levels))
 
 
@@ -177,7 +177,7 @@ def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
 
 
 def rows_of(store: "FeatureStore", splits: Sequence[str]) -> list[int]:
-    """The expressions of `splits` that have masks, clip by clip so that each clip's maps are read once."""
+    """The expressions of `splits` that have masks, grouped by clip so that each clip's maps are read once."""
     table = store.expressions
     rows = np.flatnonzero((table["split"].isin(list(splits)) & (table["object"] >= 0)).to_numpy())
     clips = table["clip"].to_numpy()[rows]
@@ -186,8 +186,8 @@ def rows_of(store: "FeatureStore", splits: Sequence[str]) -> list[int]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """For many small operations: threads that wait for each other at each of them gain nothing, and on a busy machine
-    take 35 times as long."""
+    """Context with one torch thread, for many small operations: synchronising threads gains nothing there and takes 35
+    times as long on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Arithmetic of a model, counted with torch's own formulas and without doing most of it."""
+"""Counts the arithmetic of a model with torch's own formulas, without computing most of it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
-LARGE = 4096  # values; operations on smaller tensors are run, for some of them decide which others follow
+LARGE = 4096  # values; operations on smaller tensors are computed, because control flow may depend on them
 _COUNTED_AS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
@@ -19,14 +19,14 @@ _COUNTED_AS = {
 
 
 class FlopCounter(TorchDispatchMode):
-    """Adds up the products of matrices and convolutions, a multiplication and an addition being two.
+    """Adds up the arithmetic of matrix products and convolutions; a multiply-add counts two.
 
-    What would be computed from a large tensor of numbers is taken to be zero: shapes alone decide what is counted, and
-    a step of a large model costs no more than that of a small one. Whole numbers and truth values are computed, as
-    those that say which expressions belong to a clip. Use it on the CPU.
+    Results of operations on large float tensors are replaced by zeros: only shapes affect the count, and a step of a
+    large model takes no longer than that of a small one. Integers and booleans are computed, e.g. those that map
+    expressions to clips. Use it on the CPU.
 
-    torch's FlopCounterMode computes everything, fails on parameters given to a module, and takes the fused attention of
-    a CPU for nothing.
+    torch's FlopCounterMode computes everything, fails on parameters passed to a module, and does not count the CPU's
+    fused attention.
     """
 
     def __init__(self) -> None:
@@ -45,31 +45,31 @@ class FlopCounter(TorchDispatchMode):
         return found
 
     def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """What `func` returns, or zeros of the same shape."""
+        """The result of `func`, or zeros of the same shape."""
         returned = [part.alias_info for part in func._schema.returns]
         is_view = any(alias is not None and not alias.is_write for alias in returned)
         if is_view or not _has_large((*args, *kwargs.values())):
             return func(*args, **kwargs)
         if func._schema.is_mutable:
-            return args[0] if returned else None  # as it was
+            return args[0] if returned else None  # unchanged
         known = func, _described(args), _described(tuple(kwargs.items()))
         if known not in self._shapes:
             try:
                 self._shapes[known] = func(*tree_map(_without_values, args), **tree_map(_without_values, kwargs))
-            except (NotImplementedError, RuntimeError):  # the shape of the result depends on values, so it is computed
+            except (NotImplementedError, RuntimeError):  # the result's shape depends on values, so compute it
                 return func(*args, **kwargs)
         shapes = self._shapes[known]
         return self._zeros(shapes) if isinstance(shapes, Tensor) else tree_map(self._zeros, shapes)
 
 
 class _Zeros:
-    """Makes tensors that are all zero and take no memory, for their memory is never touched."""
+    """Creates zero tensors that take no physical memory, because their pages are never written."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def __call__(self, like: Any) -> Any:
-        """Zeros as a tensor without values has them; anything else as it is."""
+        """Zeros in place of a meta tensor; anything else unchanged."""
         if not isinstance(like, Tensor):
             return like
         num_bytes = like.untyped_storage().nbytes()
@@ -81,7 +81,7 @@ class _Zeros:
 
 
 def _has_large(values: Sequence[Any]) -> bool:
-    """Whether a large tensor of numbers is among arguments, or in a list among them."""
+    """Whether a large float tensor is among the arguments, or in a list among them."""
     for value in values:
         if isinstance(value, Tensor):
             if value.numel() > LARGE and value.is_floating_point():
@@ -92,7 +92,7 @@ def _has_large(values: Sequence[Any]) -> bool:
 
 
 def _described(value: Any) -> Any:
-    """An argument as far as it decides the shape of a result."""
+    """The properties of an argument that determine the shape of a result."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
     if isinstance(value, list | tuple):

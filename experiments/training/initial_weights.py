@@ -1,4 +1,4 @@
-"""What the trials of a grid start from: pretrained decoders and trained heads, found before anything starts."""
+"""Initial weights of the trials of a grid: pretrained decoders and trained heads, checked before anything starts."""
 
 import dataclasses
 import functools
@@ -14,14 +14,14 @@ from refavs.model.heads.registry import default_options, implementation_of
 
 
 def with_weights(grid: Grid, weights_dir: Path | None) -> Grid:
-    """The grid with the pretrained weights that its trials start from.
+    """Adds to the grid the pretrained weights that its trials start from.
 
     Args:
-        weights_dir: as refavs-extract takes it; trials that start from random weights need none.
+        weights_dir: the same folder as for refavs-extract; not needed if all trials start from random weights.
 
     Raises:
-        ConfigError: a trial starts from weights, and no folder is given.
-        WeightsError: the folder has no such weights.
+        ConfigError: a trial starts from pretrained weights, but no folder is given.
+        WeightsError: the folder lacks these weights.
     """
     starting = [trial for trial in grid.kinds if trial.config.model.pretrained]
     if starting and weights_dir is None:
@@ -45,15 +45,15 @@ def with_weights(grid: Grid, weights_dir: Path | None) -> Grid:
 
 
 def with_checkpoints(grid: Grid, features: Features, any_store: bool = False) -> Grid:
-    """The grid with the trained heads that its trials start from.
+    """Adds to the grid the trained heads that its trials start from.
 
     Args:
-        features: names what a trial reads, as `stores.features_in` does.
+        features: identifies the features that a trial reads, as `stores.features_in` does.
         any_store: accept a head that was trained on other features.
 
     Raises:
-        ConfigError: a head that was trained on other features.
-        WeightsError: a folder without a checkpoint.
+        ConfigError: a head was trained on other features.
+        WeightsError: a folder has no checkpoint.
     """
     def found(trial: Trial) -> Trial:
         init = trial.config.train.init
@@ -61,13 +61,13 @@ def with_checkpoints(grid: Grid, features: Features, any_store: bool = False) ->
             return trial
         folder = Path(init).absolute()
         kind = implementation_of(trial.config.model)
-        if not kind.own_format:  # a file in a format of its own knows no store
+        if not kind.own_format:  # a head's own format does not record a store
             known = read_config(folder)["facts"].get("store")
             own = features(trial)
             if known != own and not any_store:
                 raise ConfigError(
                     f"trial {trial.name!r}: the head in {init} was trained on the features {str(known)[:12]}, these "
-                    f"are {own[:12]}; give the store that it knows, or --any-store to train it on other features"
+                    f"are {own[:12]}; give the store it was trained on, or --any-store to train it on other features"
                 )
         digest = kind.own_stamp(folder) if kind.own_format else checkpoint_digest(folder)
         digests = {**trial.digests, "init": digest}

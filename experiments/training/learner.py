@@ -1,4 +1,4 @@
-"""A head in training: weights, their average, optimiser and the step that changes them, on one worker or on several."""
+"""A head in training: weights, their average, the optimiser and the training step, on one or several workers."""
 
 import copy
 import math
@@ -26,12 +26,12 @@ from refavs.model.target import FrameCounts, Target
 
 
 class NonFiniteError(ConfigError):
-    """A loss or gradient that is not a number: the trial stops before the weights are lost."""
+    """A loss or gradient is not finite; the trial stops before the weights are spoiled."""
 
 
 @dataclass(frozen=True)
 class Team:
-    """The workers that train one head together; their process group exists already where they are several."""
+    """The workers that train one head together; if there are several, their process group already exists."""
 
     rank: int = 0
     size: int = 1
@@ -48,8 +48,8 @@ class Learner:
 
     Attributes:
         model: the weights in training.
-        average: a head with the weights to evaluate and keep: their running mean, or `model` itself without one.
-        best: those weights as they were after the best epoch, once there is one and the settings ask for it.
+        average: a head with the weights to evaluate and keep: their running mean, or `model` itself.
+        best: these weights after the best epoch, if early stopping is on.
     """
 
     def __init__(self, config: TrialConfig, model: Head, team: Team | None = None) -> None:
@@ -67,23 +67,23 @@ class Learner:
             self.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
-        self.scaler.scale(torch.zeros((), device=self.device))  # its scale is there for workers without a part as well
+        self.scaler.scale(torch.zeros((), device=self.device))  # creates the scale also on workers without a part
 
     def step(
         self, parts: Sequence[tuple[int, Batch]], step: int, num_steps: int, once: Once | None = None
     ) -> dict[str, Tensor]:
-        """One step of the optimiser on a batch of which this worker has `parts`; returns the losses of the whole batch.
+        """Takes one optimiser step on this worker's `parts` of a batch; returns the losses of the whole batch.
 
-        The gradient is that of the whole batch, however many parts and workers share it: a part draws from a seed of
-        its own and its losses are divided by the frames of all.
+        The gradient is that of the whole batch, independent of the number of parts and workers: each part has its own
+        random seed, and its losses are divided by the frame counts of the whole batch.
 
         Args:
-            parts: pieces of the batch on the CPU, with their number among all of them.
-            once: shares what is frozen with the other learners that take this step on the same parts; of a batch in
-                several parts only what is counted, for parts are there so that less lies in memory at once.
+            parts: parts of the batch on the CPU, with their number among all parts.
+            once: cache of frozen results, shared with the other learners that take this step on the same parts. For a
+                batch in several parts it caches only the counts, because parts exist to save memory.
 
         Raises:
-            NonFiniteError: a loss or gradient is not finite; names the step and the expressions.
+            NonFiniteError: a loss or gradient is not finite; the message names the step and the expressions.
         """
         rate = learning_rate(self.config.train, step, num_steps)
         for group in self.optimizer.param_groups:
@@ -95,7 +95,7 @@ class Learner:
         sums: dict[str, Tensor] = {}
         for number, part in parts:
             torch.manual_seed(derived_seed(self.config.seed, "part", step, number))
-            of_part = shared.of(number) if len(parts) == 1 else Once()  # no part's tensors outlast it
+            of_part = shared.of(number) if len(parts) == 1 else Once()  # a part's tensors are released with it
             losses = self._losses(part, frames, whole, of_part)
             self.scaler.scale(losses["total"]).backward()
             for name, value in losses.items():
@@ -105,7 +105,7 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.config.train.clip_norm)
         skipped = torch.zeros_like(norm)
         if not bool(torch.isfinite(sums["total"]) & torch.isfinite(norm)):
-            # fp16 overflows now and then: the scaler then skips the step and lowers its scale.
+            # fp16 overflows occasionally: the scaler then skips the step and lowers its scale.
             if not bool(torch.isfinite(sums["total"])) or not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
                 raise NonFiniteError(self._refusal(sums["total"], norm, step, num_steps, parts))
             skipped, norm = torch.ones_like(norm), torch.zeros_like(norm)
@@ -115,7 +115,7 @@ class Learner:
         return {**sums, "grad_norm": norm, **({"skipped_steps": skipped} if self.scaler.is_enabled() else {})}
 
     def _frames(self, parts: Sequence[tuple[int, Batch]], step: int) -> list[int] | None:
-        """The seconds of this step, the same for all its parts; None for all."""
+        """The seconds decoded in this step, the same for all parts; None means all."""
         wanted = self.config.train.frames
         masks = [part.mask for _, part in parts if part.mask is not None]
         if not wanted or not masks or wanted >= masks[0].shape[1]:
@@ -124,7 +124,7 @@ class Learner:
         return sorted(rng.permutation(masks[0].shape[1])[:wanted].tolist())
 
     def _count(self, parts: Sequence[tuple[int, Batch]], frames: list[int] | None) -> FrameCounts:
-        """The frames of the whole batch; no device is asked unless several workers have to tell each other."""
+        """Frame counts of the whole batch; uses the device only to add them up over several workers."""
         shown = [_shown(part, frames) for _, part in parts]
         counted = [_of_frames(part.counted, frames) for _, part in parts]
         found = (sum(int(one.sum()) for one in shown),
@@ -140,7 +140,7 @@ class Learner:
         mask = part.mask
         seconds = once("seconds", lambda: None if frames is None else Seconds.of(frames, self.device))
         with autocast(self.config.train, self.device):
-            # A compiled model is compiled for tensors alone.
+            # A compiled model accepts only tensors.
             output = self.forward(part, seconds) if self.config.train.compile else self.forward(part, seconds, once)
         mask = once("mask", lambda: mask if seconds is None else mask[:, seconds.index])
         shown = once("shown", lambda: _places(_shown(part, frames)).to(self.device, non_blocking=True))
@@ -152,7 +152,7 @@ class Learner:
         return self.model.loss(output, target, self.config.loss)
 
     def _share(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Adds up gradients and losses over the workers, in one message."""
+        """Sums gradients and losses over the workers in one message."""
         if self.team.size == 1:
             return sums
         names = ("total", *self.model.losses)
@@ -167,11 +167,13 @@ class Learner:
 
     @torch.no_grad()
     def _take_average(self, step: int) -> None:
-        """Moves the average towards the weights; in the first steps faster, so that it does not remember the start."""
+        """Updates the average; faster in the first steps, so that it forgets the initial weights."""
         if self.average is self.model:
             return
         decay = min(self.config.train.ema_decay, (1 + step) / (10 + step))
         get_ema_multi_avg_fn(decay)(tuple(self.averaged), tuple(self.trained), step)
+        for own, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            own.copy_(buffer)  # statistics of a batch normalisation are a running mean already
 
     def _refusal(
         self, loss: Tensor, norm: Tensor, step: int, num_steps: int, parts: Sequence[tuple[int, Batch]]
@@ -185,11 +187,11 @@ class Learner:
         )
 
     def keep_as_best(self) -> None:
-        """Keeps the weights that were just evaluated."""
+        """Saves the weights that were just evaluated as the best ones."""
         self.best = {name: value.detach().clone() for name, value in self.average.state_dict().items()}
 
     def use_best(self) -> None:
-        """Puts the best epoch's weights back, where they were kept."""
+        """Restores the best epoch's weights, if they were saved."""
         if self.best is not None:
             self.average.load_state_dict(self.best)
 
@@ -208,10 +210,10 @@ class Learner:
         return tensors, facts | {"precision": self.config.train.precision}
 
     def load_state(self, tensors: Mapping[str, dict[str, Tensor]], facts: Mapping[str, Any]) -> None:
-        """Puts back what `state` gave.
+        """Restores the result of `state`.
 
         Raises:
-            KeyError, RuntimeError, ValueError: a state of other settings.
+            KeyError, RuntimeError, ValueError: the state belongs to other settings.
         """
         self.model.load_state_dict(tensors["model"])
         if self.average is not self.model:
@@ -227,23 +229,23 @@ class Learner:
 
 
 def _of_frames(known: Bool[np.ndarray, "b t"] | None, frames: list[int] | None) -> Bool[np.ndarray, "b f"]:
-    """What is known of the chosen seconds."""
+    """Selects the chosen seconds."""
     assert known is not None
     return known if frames is None else known[:, frames]
 
 
 def _shown(part: Batch, frames: list[int] | None) -> Bool[np.ndarray, "b f"]:
-    """Which of the chosen seconds are labelled and show each expression's object."""
+    """The chosen seconds that are labelled and show the expression's object."""
     return _of_frames(part.shown, frames) & _of_frames(part.counted, frames)
 
 
 def _places(shown: Bool[np.ndarray, "b t"]) -> Int[Tensor, "s"]:
-    """The frames that show an object, counted expression after expression."""
+    """Indices of the frames that show an object, expression after expression."""
     return torch.from_numpy(np.flatnonzero(shown))
 
 
 def computed_as(config: TrialConfig, before: str | None, device: torch.device) -> TrialConfig:
-    """The settings of a trial with its precision: as they name it, as it was `before` it was interrupted, or by the
+    """The settings with the precision resolved: the one named, the one used `before` an interruption, or that of the
     device."""
     asked = config.train.precision
     precision = before if asked == "auto" and before is not None else resolved_precision(asked, device)

@@ -1,11 +1,11 @@
-"""Trials as a plain loop: no Ray and no MLflow in it. A trial goes on from its last finished epoch.
+"""Trains trials in a plain loop, without Ray and MLflow. An interrupted trial resumes from its last finished epoch.
 
-A trial is a group of one. Trials of a larger group read the same batches and the same splits, each once for all, and
-are apart from that as they would be alone: each with its own weights, optimiser, random numbers, files and failures.
+A single trial is a group of one. Trials of a larger group share the reads of batches and splits; apart from that, each
+has its own weights, optimiser, random numbers, files and failures, as if it ran alone.
 
-With one thread on a processor, a trial that was stopped, or that trained in a group, comes out equal to the bit. With
-several, and on a GPU, two runs of one trial differ in their last bits anyway: the device chooses in which order it adds
-(as in the backward of `grid_sample`).
+With one CPU thread, a trial that was resumed or trained in a group gives bitwise the same result. With several threads,
+or on a GPU, even two identical runs differ in the last bits, because the order of additions varies (e.g. in the
+backward pass of `grid_sample`).
 """
 
 import contextlib
@@ -53,18 +53,18 @@ Report = Callable[[list[dict[str, Any]]], None]
 
 @dataclass(kw_only=True)
 class Run:
-    """A trial to train, and what becomes of it.
+    """A trial to train, and its outcome.
 
     Attributes:
         folder: receives `state/` (the last epoch's checkpoint while training), `metrics.jsonl` (a record per epoch),
             `checkpoint/` (the trained head), `statistics.parquet` (from which every protocol is computed), `overlays/`
-            and at last `result.json`. What is there of an earlier call is gone on from.
-        report: called with the records of finished epochs, first with those of earlier calls.
-        over: called when the trial ends, whether it failed or not.
-        weights_dir: has the weights that the settings start from.
-        result: a record like an epoch's, whose `metrics` are the final ones by name, as `test_s/J`, with a `note` where
-            a picture could not be drawn; empty on all workers but the first, and where the trial was asked to stop.
-        error: why the trial failed.
+            and finally `result.json`. A run resumes from the files of an earlier call.
+        report: called with the records of finished epochs, starting with those of earlier calls.
+        over: called when the trial ends, successfully or not.
+        weights_dir: folder with the pretrained weights.
+        result: a record like an epoch's with the final `metrics` by name, e.g. `test_s/J`, and a `note` if an overlay
+            could not be drawn; empty on all workers except the first, and if the trial was asked to stop.
+        error: the reason of a failure.
     """
 
     config: TrialConfig
@@ -77,7 +77,7 @@ class Run:
     ended: bool = False
 
     def end(self, error: Exception | None = None) -> None:
-        """The trial is over: finished, asked to stop, or failed by `error`."""
+        """Ends the trial: finished, asked to stop, or failed with `error`."""
         self.error, self.ended = error, True
         self.over(self)
 
@@ -91,17 +91,17 @@ def train(
     team: Team | None = None,
     weights_dir: Path | None = None,
 ) -> dict[str, Any]:
-    """Trains and evaluates one head, or goes on where an earlier call with this folder stopped; see `Run`.
+    """Trains and evaluates one head, or resumes an earlier call with the same folder; see `Run`.
 
     Args:
-        team: the workers of which this is one. All of them train, the first one evaluates and writes.
+        team: the workers that include this one. All of them train; the first one evaluates and writes.
 
     Returns:
         The result of the run.
 
     Raises:
-        ConfigError: early stopping on a store that has no validation.
-        NonFiniteError: a loss or gradient is not finite; names the epoch, the step and the batch's expressions.
+        ConfigError: early stopping is on, but the store has no validation split.
+        NonFiniteError: a loss or gradient is not finite; the message names the epoch, step and expressions.
         StoreError: the store has no training expressions.
     """
     run = Run(config=config, folder=folder, report=report, weights_dir=weights_dir)
@@ -114,16 +114,16 @@ def train(
 def train_group(
     runs: Sequence[Run], store: "FeatureStore", device: torch.device | None = None, team: Team | None = None
 ) -> None:
-    """Trains trials that read the same batches (see `fuse.reading`), each of which is read once for all of them.
+    """Trains trials that read the same batches (see `grouping.reading`); each batch is read once for all.
 
-    They may stand at different epochs, as after a kill: those that are behind catch up first. One that fails leaves
-    the group with its error, and the others go on.
+    After a kill they may be at different epochs: those that are behind catch up first. A trial that fails leaves the
+    group with its error, and the others continue.
 
     Args:
         team: for a group of one; see `train`.
 
     Raises:
-        torch.OutOfMemoryError: several trials do not fit on the device together; each may go on alone.
+        torch.OutOfMemoryError: several trials do not fit on the device together; each may continue alone.
     """
     device, team = device or torch.device("cpu"), team or Team()
     group: list[Training] = []
@@ -140,7 +140,7 @@ def train_group(
         complete = [training for training in group if training.complete]
         epoch = min(training.epoch for training in group)
         alone = isolated(group[0].run, 1) if len(group) == 1 else contextlib.nullcontext()
-        with alone:  # what is shared fails for all of a group, which then try apart
+        with alone:  # a failure of shared work fails the whole group, whose trials are then retried alone
             if complete:
                 finish(complete, store, len(group))
             else:
@@ -149,7 +149,7 @@ def train_group(
 
 @contextlib.contextmanager
 def isolated(run: Run, num_runs: int) -> Iterator[None]:
-    """What fails in here ends this run alone; a lack of memory may come from the others."""
+    """A failure inside ends only this run, except lack of memory, which other runs may have caused."""
     try:
         yield
     except Exception as error:
@@ -159,7 +159,7 @@ def isolated(run: Run, num_runs: int) -> Iterator[None]:
 
 
 class Training:
-    """A trial on its way: its learner, its finished epochs and their history."""
+    """A trial in training: its learner, its finished epochs and their history."""
 
     def __init__(self, run: Run, store: "FeatureStore", device: torch.device, team: Team) -> None:
         config = computed_as(run.config, saved_precision(run.folder / "state"), device)
@@ -179,7 +179,7 @@ class Training:
         self.learner = Learner(config, build_model(config, store, run.weights_dir).to(device), team)
         self.epoch, self.history = load_state(run.folder / "state", self.learner)
         if self.history:
-            if team.rank == 0:  # a kill may have come between the state and this file
+            if team.rank == 0:  # a kill may have happened between writing the state and this file
                 write_history(run.folder / "metrics.jsonl", self.history)
             run.report(self.history)
         self.sampler = Sampler(config, store, device)
@@ -188,17 +188,17 @@ class Training:
 
     @property
     def complete(self) -> bool:
-        """Whether no epoch is left to train."""
+        """Whether all epochs are trained."""
         settings = self.run.config.train
         return self.epoch >= settings.epochs or stalled(self.history, settings.patience)
 
     @property
     def head(self) -> Trained:
-        """What is evaluated."""
+        """The head to evaluate."""
         return Trained(self.learner.config.train, self.learner.average)
 
     def step(self, parts: Sequence[tuple[int, Batch]], index: int, once: Once) -> None:
-        """One step of the epoch; `index` counts from its start."""
+        """Takes one step; `index` counts from the start of the epoch."""
         num_steps = self.sampler.num_steps
         losses = self.learner.step(
             parts, self.epoch * num_steps + index, self.run.config.train.epochs * num_steps, once
@@ -207,7 +207,7 @@ class Training:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def losses(self) -> dict[str, float]:
-        """Means over the epoch's steps, which begin anew then."""
+        """Returns the mean losses of the epoch's steps and resets them."""
         metrics = {f"train/{name}": float(value) / self.sampler.num_steps for name, value in self.sums.items()}
         metrics["train/loss"] = metrics.pop("train/total")
         metrics["train/learning_rate"] = self.learner.optimizer.param_groups[0]["lr"]
@@ -215,7 +215,7 @@ class Training:
         return metrics
 
     def close_epoch(self, metrics: dict[str, float], seconds: float) -> None:
-        """Keeps the epoch and reports it."""
+        """Saves and reports the epoch."""
         self.epoch += 1
         record = {
             "step": self.epoch * self.sampler.num_steps, "metrics": metrics, "epoch": self.epoch,
@@ -230,10 +230,10 @@ class Training:
         self.run.report([record])
 
     def keep(self, metrics: dict[str, float], seconds: float, store: "FeatureStore", note: str | None) -> None:
-        """Checkpoint and result; the result is written last, so that it stands for all that is kept.
+        """Writes the checkpoint and the result. The result is written last and marks the trial as complete.
 
         Raises:
-            StoreError: another store took the place of the one that the trial read.
+            StoreError: the store that the trial read was replaced by another one.
         """
         refuse_exchanged(store)
         run, model = self.run, self.learner.average
@@ -254,7 +254,7 @@ class Training:
 
 
 def asked_to_stop(folder: Path, learner: Learner) -> bool:
-    """Whether the trial in `folder`, or its whole sweep, is to end now, as the first worker sees it."""
+    """Whether the trial in `folder`, or its whole sweep, was asked to stop, according to the first worker."""
     asked = any((place / STOP_FILE).exists() for place in (folder, folder.parent.parent))
     if learner.team.size == 1:
         return asked
@@ -263,12 +263,12 @@ def asked_to_stop(folder: Path, learner: Learner) -> bool:
 
 
 def advance(trainings: Sequence[Training], store: "FeatureStore", num_runs: int) -> None:
-    """Trains one epoch of trials that stand at the same one, and evaluates them.
+    """Trains one epoch of trials that are at the same epoch, and evaluates them.
 
-    Every random choice follows from the seed and the epoch. Of the time each trial is given its share.
+    Every random choice follows from the seed and the epoch. The recorded time is divided among the trials.
 
     Args:
-        num_runs: trials of the whole group, which lie in the same memory.
+        num_runs: number of trials in the whole group, which share the memory.
     """
     started = time.monotonic()
     running, waited_s = take_steps(trainings, num_runs)
@@ -287,9 +287,9 @@ def advance(trainings: Sequence[Training], store: "FeatureStore", num_runs: int)
 
 
 def take_steps(trainings: Sequence[Training], num_runs: int) -> tuple[list[Training], float]:
-    """The steps of one epoch; returns the trials that did not fail, and the seconds in which they waited for data.
+    """Takes the steps of one epoch; returns the trials that did not fail, and the seconds spent waiting for data.
 
-    The last batch and what is shared of it are let go with it.
+    As a function of its own it releases the last batch and its cached results on return.
     """
     for training in trainings:
         training.learner.model.train()
@@ -309,8 +309,7 @@ def take_steps(trainings: Sequence[Training], num_runs: int) -> tuple[list[Train
 
 
 def validate(trainings: Sequence[Training], store: "FeatureStore") -> list[dict[str, float] | Exception]:
-    """Metrics on val, or why there are none. The first worker finds them; the others learn J, on which early stopping
-    hangs."""
+    """Metrics on val, or the error. The first worker computes them and sends J to the others for early stopping."""
     learner, team = trainings[0].learner, trainings[0].team
     found: list[dict[str, float] | Exception] = [{} for _ in trainings]
     if team.rank == 0:
@@ -326,7 +325,7 @@ def validate(trainings: Sequence[Training], store: "FeatureStore") -> list[dict[
 
 
 def finish(trainings: Sequence[Training], store: "FeatureStore", num_runs: int) -> None:
-    """Final metrics and what is kept of trials whose epochs are done.
+    """Computes the final metrics of trials whose epochs are done, and writes their results.
 
     Args:
         num_runs: as for `advance`.
@@ -363,11 +362,11 @@ def _good(metrics: dict[str, float] | Exception) -> dict[str, float]:
 
 
 def build_model(config: TrialConfig, store: "FeatureStore", weights_dir: Path | None = None) -> Head:
-    """A new head for the features of `store`, which are standardised inside it.
+    """A new head for the features of `store`, which it standardises.
 
     Raises:
-        ConfigError: settings that do not fit the store.
-        WeightsError: weights to start from that are missing, damaged, of another size, or not those of the store.
+        ConfigError: the settings do not fit the store.
+        WeightsError: the initial weights are missing, damaged, of another size, or do not match the store.
     """
     model = implementation_of(config.model).from_store(store, config.model)
     load_start(config, model, store, weights_dir)
@@ -376,14 +375,14 @@ def build_model(config: TrialConfig, store: "FeatureStore", weights_dir: Path | 
 
 
 def load_start(config: TrialConfig, model: Head, store: "FeatureStore", weights_dir: Path | None) -> list[str]:
-    """Puts into a new head for `store` what it starts from: what `train.init` names, or pretrained weights.
+    """Loads the initial weights of a new head for `store`: those that `train.init` names, or pretrained ones.
 
     Returns:
-        Parts that start from random weights all the same, with the reason.
+        Parts that still start from random weights, each with the reason.
 
     Raises:
-        ConfigError: the settings want pretrained weights, and `weights_dir` is None.
-        WeightsError: the weights are missing, damaged, of another size, or not those of the store.
+        ConfigError: the settings require pretrained weights, but `weights_dir` is None.
+        WeightsError: the weights are missing, damaged, of another size, or do not match the store.
     """
     init = config.train.init
     if init is not None and model.own_format:

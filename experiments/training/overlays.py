@@ -1,4 +1,4 @@
-"""Pictures of a trial: all frames of a clip side by side, the prediction filled in, the ground truth outlined."""
+"""Overlays of a trial: all frames of a clip side by side, with the prediction filled and the ground truth outlined."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 OVERLAYS = "overlays"  # in a trial's folder
 NUM_PICTURES = 2
 LONGEST_CAPTION = 300  # characters; more do not fit the picture
-LONGEST_NAME = 200  # bytes of a file's name; most file systems take 255
+LONGEST_NAME = 200  # bytes of a file name; most file systems allow 255
 FRAME_PX = 160
 CAPTION_PX = 44
 GAP_PX = 3
@@ -33,15 +33,15 @@ BACKDROP = 60
 def write_overlays(
     folders: Sequence[Path], heads: Sequence[Trained], store: "FeatureStore", device: torch.device
 ) -> list[list[Path] | str]:
-    """Writes for each head, into a folder of its own, a picture of two expressions: the same for every trial.
+    """Writes pictures of two expressions, the same for every trial, into a folder for each head.
 
-    Pictures decide over no result: what goes wrong with them is told and not raised.
+    Pictures do not affect results, so failures are returned and not raised.
 
     Returns:
-        For each head the pictures, or why they could not all be written.
+        For each head its pictures, or the reason why not all could be written.
 
     Raises:
-        torch.OutOfMemoryError: several heads do not fit on the device together; each may do so alone.
+        torch.OutOfMemoryError: several heads do not fit on the device together; each may fit alone.
     """
     written: list[list[Path]] = [[] for _ in heads]
     errors: dict[int, str] = {}
@@ -64,7 +64,7 @@ def write_overlays(
 def _pictures(
     heads: Sequence[Trained], store: "FeatureStore", device: torch.device
 ) -> Iterator[tuple[int, str, Image.Image]]:
-    """Each picture with the number of its head and the end of its name."""
+    """Yields each picture with the number of its head and the suffix of its name."""
     backdrops: dict[str, list[Image.Image]] = {}
     for row in chosen_rows(store):
         clip_id = str(store.expressions["clip_id"].iloc[row])
@@ -85,7 +85,7 @@ def _told(error: Exception) -> str:
 
 
 def chosen_rows(store: "FeatureStore") -> list[int]:
-    """The first expression of the first test split and the first of another dimension and clip: always the same."""
+    """The first expression of the first test split, and the first of another dimension and clip; deterministic."""
     table, splits = store.expressions, Splits.of(store.attributes)
     rows = rows_of(store, splits.test[:1]) or rows_of(store, splits.validation) or rows_of(store, splits.train)
     if not rows:
@@ -101,11 +101,11 @@ def chosen_rows(store: "FeatureStore") -> list[int]:
 
 
 def frame_pictures(store: "FeatureStore", clip_id: str, num_seconds: int) -> list[Image.Image]:
-    """The clip's frames where the source still lies where it was extracted from, plain backdrops for the others."""
+    """The clip's frames, if the source is still where it was extracted from; plain backdrops for missing ones."""
     clip = find_clip(store.attributes, clip_id)
     found = [Image.new("RGB", (FRAME_PX, FRAME_PX), (BACKDROP,) * 3) for _ in range(num_seconds)]
     for second, path in enumerate(clip.frames[:num_seconds] if clip else ()):
-        # A frame only decorates.
+        # A missing frame does no harm.
         with contextlib.suppress(*PICTURE_ERRORS), open_picture(path, clip and clip.root) as picture:
             found[second] = picture.convert("RGB").resize((FRAME_PX, FRAME_PX))
     return found
@@ -114,7 +114,7 @@ def frame_pictures(store: "FeatureStore", clip_id: str, num_seconds: int) -> lis
 def draw(
     frames: list[Image.Image], pred: np.ndarray, target: np.ndarray, sentence: str, origin: str
 ) -> Image.Image:
-    """One strip: the sentence above, the frames below. `pred` and `target` are boolean, (t, h, w)."""
+    """Draws one strip: the sentence above, the frames below. `pred` and `target` are boolean, (t, h, w)."""
     step = FRAME_PX + GAP_PX
     strip = Image.new("RGB", (step * len(frames) - GAP_PX, FRAME_PX + CAPTION_PX), (20, 20, 20))
     pen = ImageDraw.Draw(strip)
@@ -130,12 +130,12 @@ def draw(
 
 
 def enlarged(mask: np.ndarray) -> np.ndarray:
-    """The mask at the size of the picture, by nearest neighbour."""
+    """Resizes the mask to the size of the picture by nearest neighbour."""
     return np.asarray(Image.fromarray(mask.astype(np.uint8)).resize((FRAME_PX, FRAME_PX), Image.Resampling.NEAREST)) > 0
 
 
 def outline(mask: np.ndarray) -> np.ndarray:
-    """The pixels of the mask that touch its outside, two wide."""
+    """The outline of the mask, two pixels wide, inside it."""
     inner = np.pad(mask, 2, constant_values=False)
     kept = mask.copy()
     for dy, dx in ((0, 2), (4, 2), (2, 0), (2, 4)):
@@ -144,7 +144,7 @@ def outline(mask: np.ndarray) -> np.ndarray:
 
 
 def safe_name(uid: str) -> str:
-    """`uid` as a part of a file name; one that is long ends in what tells it from others."""
+    """`uid` as part of a file name; a long one is shortened and ends with a digest."""
     name = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in uid)
     if len(name.encode()) <= LONGEST_NAME:
         return name

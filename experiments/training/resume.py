@@ -1,4 +1,4 @@
-"""What a trial leaves on disk so that it can go on after a kill: model, optimiser and history, whole or not at all."""
+"""State files that let a trial resume after a kill: model, optimiser and history, written atomically."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ PREFIX = "epoch-"
 
 
 class Stateful(Protocol):
-    """What a trial changes while it runs, as tensors by part and name and as facts that JSON can hold."""
+    """An object whose state consists of tensors by part and name, and of facts that fit into JSON."""
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]: ...
 
@@ -26,7 +26,7 @@ class Stateful(Protocol):
 
 
 def save_state(folder: Path, subject: Stateful, epoch: int, history: list[dict[str, Any]]) -> None:
-    """Writes the state after `epoch` finished epochs, then removes the older ones."""
+    """Writes the state after `epoch` finished epochs, then removes older states."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{PREFIX}{epoch:06d}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -38,7 +38,7 @@ def save_state(folder: Path, subject: Stateful, epoch: int, history: list[dict[s
             write_atomically(partial / f"{name}.safetensors", save(plain))
         facts = {"epoch": epoch, "parts": sorted(tensors), "facts": facts, "history": history}
         write_json(partial / "state.json", facts)
-    except OSError:  # on a disk that is full others need the place
+    except OSError:  # on a full disk, others need the space
         shutil.rmtree(partial, ignore_errors=True)
         raise
     whole = folder / f"{PREFIX}{epoch:06d}"
@@ -52,7 +52,7 @@ def save_state(folder: Path, subject: Stateful, epoch: int, history: list[dict[s
 
 
 def saved_precision(folder: Path) -> str | None:
-    """The precision in which the trial whose states are in `folder` has computed so far; None for a new one."""
+    """The precision that the trial with states in `folder` has used so far; None for a new trial."""
     for newest in sorted(folder.glob(f"{PREFIX}*"))[-1:]:
         facts = (read_record(newest / "state.json") or {}).get("facts")
         return facts.get("precision") if isinstance(facts, dict) else None
@@ -60,10 +60,10 @@ def saved_precision(folder: Path) -> str | None:
 
 
 def load_state(folder: Path, subject: Stateful) -> tuple[int, list[dict[str, Any]]]:
-    """Puts the newest state back; returns the number of finished epochs and their history (0 and none without one).
+    """Restores the newest state; returns the number of finished epochs and their history (0 and empty without one).
 
     Raises:
-        ConfigError: a state that cannot be read or is of another model.
+        ConfigError: the state cannot be read or belongs to another model.
     """
     saved = sorted(folder.glob(f"{PREFIX}*"))
     if not saved:

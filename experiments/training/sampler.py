@@ -1,4 +1,4 @@
-"""Which expressions a trial trains on in each epoch; every choice follows from the seed and the epoch."""
+"""Chooses the expressions that a trial trains on in each epoch, determined by the seed and the epoch."""
 
 import math
 import zlib
@@ -12,6 +12,7 @@ import torch
 from experiments.grid.config import TrainConfig, TrialConfig
 from experiments.training.evaluate import rows_of
 from refavs.data.batches import Batch, batch_rows, read_batches
+from refavs.data.cues import ACOUSTIC_TEMPORAL
 from refavs.data.splits import Splits, refers_to_nothing
 from refavs.errors import StoreError
 from refavs.model.feature_sizes import FeatureSizes
@@ -20,16 +21,16 @@ if TYPE_CHECKING:
     from refavs.store import FeatureStore
 
 
-HARDEST, NULL = "acoustic+temporal", "null"
+NULL = "null"
 
 
 def derived_seed(seed: int, *parts: object) -> int:
-    """A seed of its own for each use, the same on every machine."""
+    """Derives a separate seed for each use, the same on every machine."""
     return zlib.crc32(repr((seed, *parts)).encode())
 
 
 class Sampler:
-    """Chooses the training expressions of each epoch; the choice follows from the seed and the epoch alone."""
+    """Chooses the training expressions of each epoch; depends only on the seed and the epoch."""
 
     def __init__(self, config: TrialConfig, store: "FeatureStore", device: torch.device | None = None) -> None:
         self.config, self.store, self.device = config, store, device or torch.device("cpu")
@@ -40,19 +41,20 @@ class Sampler:
             counts = ", ".join(f"{name} {count}" for name, count in table["split"].value_counts().items())
             raise StoreError(
                 f"{store.location} has no expressions to train on with masks (it has {counts or 'none at all'}); "
-                "extract a source that has them, as refavs-synth writes it"
+                "extract a source that has them, e.g. one written by refavs-synth"
             )
         groups: dict[str, list[int]] = defaultdict(list)
         kinds = table["dimension"].where(~refers_to_nothing(table), NULL).astype(str).tolist()
         for row in rows:
             groups["" if config.train.sampling == "uniform" else kinds[row]].append(row)
         self.groups = [np.array(groups[name]) for name in sorted(groups)]
-        weights = [config.train.acoustic_temporal_weight if name == HARDEST else 1.0 for name in sorted(groups)]
+        hardest = config.train.acoustic_temporal_weight
+        weights = [hardest if name == ACOUSTIC_TEMPORAL else 1.0 for name in sorted(groups)]
         self.shares = [weight / sum(weights) for weight in weights]
         self.num_steps = steps_per_epoch(config.train, len(rows))
 
     def rows(self, epoch: int) -> list[int]:
-        """The expressions of an epoch: each group shuffled, and again when it is used up."""
+        """The expressions of an epoch; each group is shuffled, and reshuffled when it is used up."""
         wanted = self.num_steps * self.config.train.batch_size
         if not self.config.train.steps_per_epoch and len(self.groups) == 1:
             wanted = len(self.groups[0])
@@ -67,10 +69,10 @@ class Sampler:
     def batches(
         self, epoch: int, rank: int = 0, num_workers: int = 1, levels: Sequence[str] | None = None
     ) -> Iterator[list[tuple[int, Batch]]]:
-        """The batches of an epoch, in numbered parts of about the same size: those that fall to worker `rank`.
+        """The batches of an epoch in numbered parts of about equal size; only the parts of worker `rank`.
 
         Args:
-            levels: visual levels to read; None reads what the trial's model reads.
+            levels: visual levels to read; None reads those of the trial's model.
         """
         train = self.config.train
         whole = batch_rows(
@@ -84,7 +86,7 @@ class Sampler:
             yield [(number, batch) for (number, _), batch in zip(parts, found, strict=True)]
 
     def _parts(self, rows: list[int], num_parts: int) -> Iterator[tuple[int, list[int]]]:
-        """Neighbouring expressions, which often share a clip, stay together; a part that would be empty is left out."""
+        """Splits rows into parts without empty ones; neighbours, which often share a clip, stay together."""
         for number in range(num_parts):
             part = rows[number * len(rows) // num_parts : (number + 1) * len(rows) // num_parts]
             if part:
@@ -92,5 +94,5 @@ class Sampler:
 
 
 def steps_per_epoch(train: TrainConfig, num_rows: int) -> int:
-    """The steps of an epoch over a split of so many expressions."""
+    """Number of steps in an epoch over `num_rows` expressions."""
     return train.steps_per_epoch or math.ceil(num_rows / train.batch_size)

@@ -1,4 +1,4 @@
-"""What a process takes of its machine while it trains: for MLflow's system metrics, once an epoch."""
+"""Resource usage of a training process, for MLflow's system metrics, once per epoch."""
 
 import os
 import time
@@ -10,10 +10,10 @@ MEBI = 2**20
 
 
 class Usage:
-    """Measures between calls of `take`; trials that train together in a process see the same process.
+    """Measures between calls of `take`; trials that train together in a process get the same values.
 
     Args:
-        device: whose memory is looked at where it is a GPU.
+        device: its memory is measured too if it is a GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -21,7 +21,7 @@ class Usage:
         self._wall_s, self._cpu_s = time.monotonic(), time.process_time()
 
     def take(self) -> dict[str, float]:
-        """By MLflow's names without `system/`: processors in percent of one, memory in MB, both of this process."""
+        """CPU (percent of one processor) and memory (MB) of this process, by MLflow's names without `system/`."""
         wall_s, cpu_s = time.monotonic(), time.process_time()
         found = {"cpu_utilization_percentage": 100 * (cpu_s - self._cpu_s) / max(wall_s - self._wall_s, 1e-9)}
         self._wall_s, self._cpu_s = wall_s, cpu_s
@@ -34,7 +34,7 @@ class Usage:
 
 
 def resident_bytes() -> int | None:
-    """Memory that this process holds; None where the system does not tell."""
+    """Resident memory of this process; None if the system does not say."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):

@@ -1,4 +1,4 @@
-"""refavs-extract --check-weights: which pretrained weights a folder has, and what to fetch."""
+"""refavs-extract --check-weights: lists the pretrained weights in a folder, and what to download."""
 
 import hashlib
 from pathlib import Path
@@ -16,13 +16,13 @@ def check_weights(streams: StreamSet, folder: Path) -> int:
     """Prints the state of each file that the encoders read, and returns the exit status.
 
     Returns:
-        `Exit.COMPLETE` where an extraction with this folder finds all it needs, else `Exit.USAGE`.
+        `Exit.COMPLETE` if an extraction with this folder finds everything it needs, else `Exit.USAGE`.
 
     Raises:
-        ConfigError: there is no such folder.
+        ConfigError: the folder does not exist.
     """
     if not folder.is_dir():
-        raise ConfigError(f"--check-weights {folder} is no folder; make it and fetch weights into it")
+        raise ConfigError(f"--check-weights {folder} is not a folder; create it and download weights into it")
     good = [_is_good(part, folder) for encoder in streams.encoders.values() for part in encoder.weight_parts()]
     names = ", ".join(streams.encoders)
     if not all(good):
@@ -33,7 +33,7 @@ def check_weights(streams: StreamSet, folder: Path) -> int:
 
 
 def _is_good(part: WeightPart, folder: Path) -> bool:
-    """Prints a line about a file; loads it as its encoder does, so that what is found good is good."""
+    """Prints a line about a file; checks it by loading it as its encoder does."""
     name, fetch = f"{part.name:{NAME_WIDTH}}", f"fetch it by: {part.fetch.format(folder=folder)}"
     try:
         path = part.find()

@@ -1,4 +1,4 @@
-"""Checks that an encoder keeps its protocol; for the tests of this package and of plug-ins."""
+"""Checks that an encoder follows its protocol; for the tests of this package and of plug-ins."""
 
 import json
 import pickle
@@ -16,14 +16,14 @@ FACTS = {"name", "weights", "preprocessing", "precision"}
 
 
 def check_encoder(encoder: Encoder, seconds: int = 3) -> None:
-    """Runs an encoder on two made-up inputs and checks all that its protocol promises.
+    """Runs an encoder on two synthetic inputs and checks everything that the protocol requires.
 
     Args:
-        encoder: as its factory returns it; with small or random weights, for it computes.
+        encoder: as returned by its factory, with random weights or small, because it is run.
         seconds: length of the clips.
 
     Raises:
-        AssertionError: what it does not keep, in words.
+        AssertionError: the encoder breaks the protocol; the message says how.
     """
     assert isinstance(encoder, Encoder), f"{encoder!r} lacks a member of extract.encoders.protocol.Encoder; subclass it"
     assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", encoder.name), (
@@ -43,17 +43,17 @@ def check_encoder(encoder: Encoder, seconds: int = 3) -> None:
     first, second = encoder.encode([one, other], levels)
     _check_arrays(first, arrays)
     _check_arrays(second, arrays)
-    assert not _same(first, second), "two inputs have the same arrays"
+    assert not _same(first, second), "two different inputs give the same arrays"
     again = pickle.loads(packed)
     for alone, by in ((encoder, "by itself"), (again, "by a copy that was pickled")):
         (found,) = alone.encode([alone.prepare(_input(encoder, seconds, 0))], levels)
-        assert _same(found, first), f"an input has other arrays {by} than in a batch"
+        assert _same(found, first), f"an input gives other arrays {by} than in a batch"
     for level in levels:
         (found,) = encoder.encode([one], [level])
         expected = {name: array for name, array in first.items() if name in _names({level: arrays[level]})}
         assert found.keys() == expected.keys(), f"level {level!r} alone gives {', '.join(found)}"
-        assert _same(found, expected), f"level {level!r} has other arrays alone than with the others"
-    assert list(encoder.encode([], levels)) == [], "no input gives arrays"
+        assert _same(found, expected), f"level {level!r} gives other arrays alone than together with the others"
+    assert list(encoder.encode([], levels)) == [], "an empty batch gives arrays"
 
 
 def _input(encoder: Encoder, seconds: int, seed: int) -> Any:

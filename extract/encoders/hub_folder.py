@@ -152,6 +152,25 @@ class HubFolder:
             raise WeightsError(f"{CONFIG} of {self.folder or self.repository} cannot be used "
                                f"({' '.join(str(error).split())[:200]}); {self._again}") from error
 
+    def tower(self, published: Mapping[str, Any], describe: Callable[[Mapping[str, Any]], Any]) -> Mapping[str, Any]:
+        """The sizes of a network that may be a part of another one, as one flat mapping.
+
+        Args:
+            published: those without a file, as of `settings`.
+            describe: finds the network's part in the content of config.json; returns a config of transformers.
+
+        Raises:
+            WeightsError: the file is damaged, or describes another kind of network.
+        """
+        found = self.settings(published)
+        if found == published:
+            return published
+        try:
+            return describe(found).to_dict()
+        except Exception as error:  # the library raises what its checks do
+            raise WeightsError(f"{CONFIG} of {self.folder or self.repository} cannot be used "
+                               f"({' '.join(str(error).split())[:200]}); {self._again}") from error
+
     def network(self, kind: Any, config: Any, unused: Sequence[str] = (), **options: Any) -> Any:
         """A network of transformers with these weights or random ones, in float32.
 

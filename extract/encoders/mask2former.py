@@ -1,4 +1,4 @@
-"""Visual encoders: Swin, and behind it Mask2Former's pixel decoder, over the frames of clips; a level for each."""
+"""Visual encoders for the frames of clips: Swin followed by Mask2Former's pixel decoder, with a level for each."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -29,12 +29,12 @@ _CHECKPOINT_PREFIX = "model.pixel_level_module."
 
 @dataclass(frozen=True, kw_only=True)
 class VisualSettings:
-    """The networks, and where their pretrained weights lie.
+    """The networks, and the location of their pretrained weights.
 
     Attributes:
-        pixel_decoder: None where there is only a backbone, which is then wired as timm's classifiers are.
-        repository: on the hub; None where the package holds the weights.
-        folder: that of the repository's files within the folder of all weights.
+        pixel_decoder: None for a backbone alone, which is then wired like timm's classifiers.
+        repository: repository on the hub; None if the package contains the weights.
+        folder: folder of the repository's files within the weights folder.
         shipped: file in the package with the weights of both networks.
         fixed: the sizes are these whatever the files of the repository say.
     """
@@ -48,7 +48,7 @@ class VisualSettings:
 
 
 class VisualNetworks(nn.Module):
-    """Both networks under the names that shipped weights have; normalised frames to the maps of the pixel decoder."""
+    """Both networks with the names used in the shipped weights; maps normalised frames to the pixel decoder's maps."""
 
     def __init__(self, swin: SwinSettings, pixel_decoder: PixelDecoderSettings | None) -> None:
         super().__init__()
@@ -57,13 +57,13 @@ class VisualNetworks(nn.Module):
             self.pixel_decoder = build_pixel_decoder(pixel_decoder)
 
     def forward(self, frames: Float[Tensor, "f 3 h w"]) -> dict[str, Tensor]:
-        """Runs one network after the other."""
+        """Runs both networks in sequence."""
         return self.pixel_decoder(self.swin(frames))
 
 
 @dataclass
 class VisualEncoder(FrameEncoder):
-    """Frames of clips to maps, float16; sampling points of the pixel decoder stay in float32."""
+    """Encodes frames of clips as float16 maps; the pixel decoder's sampling points stay in float32."""
 
     name: str
     published: VisualSettings
@@ -88,7 +88,7 @@ class VisualEncoder(FrameEncoder):
         return usual if self.published.fixed else preprocessing(self.files, usual)
 
     def facts(self, level: str) -> dict[str, Any]:
-        """Facts about the networks behind a level; the pixel decoder's maps depend on the backbone's too."""
+        """Facts about the networks of a level; the pixel decoder's maps also depend on the backbone."""
         backbone = {
             "name": self.name, "weights": self._stamp,
             "preprocessing": PREPROCESSING if self.published.fixed else described(self.takes),
@@ -110,7 +110,7 @@ class VisualEncoder(FrameEncoder):
         return shapes
 
     def weight_parts(self) -> Sequence[WeightPart]:
-        """The file of both networks."""
+        """The weights file of both networks."""
         if self.published.shipped is not None:
             return [WeightPart(name=self.name, find=lambda: self._shipped, load=lambda: self._frozen,
                                fetch=f"cp {self.published.shipped} {{folder}}/")]  # fmt: skip
@@ -142,7 +142,7 @@ class VisualEncoder(FrameEncoder):
         return self.files.stamp()
 
     def build(self) -> VisualNetworks:
-        """Both networks as they are read, in float32."""
+        """Both networks as loaded, in float32."""
         settings, seed = self.settings, self.setup.weights.seed
         networks = randomly(lambda: VisualNetworks(settings.swin, settings.pixel_decoder), seed)
         if self._shipped is not None:
@@ -157,7 +157,7 @@ class VisualEncoder(FrameEncoder):
 
     @cached_property
     def _frozen(self) -> tuple[Swin, FrozenPixelDecoder | None]:
-        """Both networks as they compute."""
+        """Both networks, ready to compute."""
         networks, (device, dtype) = self.build(), (self.setup.device, DTYPES[self.setup.precision])
         swin = frozen(networks.swin, device, dtype)
         if self.settings.pixel_decoder is None:
@@ -195,7 +195,7 @@ def _settings(files: HubFolder, published: VisualSettings) -> VisualSettings:
 
 
 def _from_checkpoint(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Backbone and pixel decoder of a Mask2Former checkpoint, under the names of `VisualNetworks`."""
+    """Backbone and pixel decoder of a Mask2Former checkpoint, with the names of `VisualNetworks`."""
     inside = {key.removeprefix(_CHECKPOINT_PREFIX): value for key, value in state.items()
               if key.startswith(_CHECKPOINT_PREFIX)}  # fmt: skip
     swin = from_mask2former({k.removeprefix("encoder."): v for k, v in inside.items() if k.startswith("encoder.")})
@@ -234,7 +234,7 @@ TINY = VisualSettings(
 
 
 def mask2former_swin_base_ade(setup: EncoderSetup) -> VisualEncoder:
-    """The paper's: Swin-B and the pixel decoder of Mask2Former, trained on ADE20k."""
+    """The paper's encoder: Swin-B and the pixel decoder of Mask2Former, trained on ADE20k."""
     return VisualEncoder("mask2former-swin-base-ade", BASE, setup, "other (as the hub says)", 92_424_760)
 
 
@@ -262,7 +262,7 @@ mask2former_tiny, mask2former_small, mask2former_base, mask2former_large = (
 
 
 def swin_base_imagenet(setup: EncoderSetup) -> VisualEncoder:
-    """Swin-B with ImageNet's weights, whose pixel decoder a head trains itself."""
+    """Swin-B with ImageNet weights; a head trains its own pixel decoder on its maps."""
     return VisualEncoder("swin-base-imagenet", IMAGENET, setup, "MIT", 86_876_536)
 
 

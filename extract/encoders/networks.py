@@ -1,4 +1,4 @@
-"""Networks of frozen encoders: built with random weights or none, filled from a file, and made ready to compute."""
+"""Networks of frozen encoders: built with random or zero weights, filled from a file, and prepared for inference."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -21,19 +21,19 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def refuse_precision(precision: Precision, device: str) -> None:
-    """Checks that the device computes in that precision.
+    """Checks that the device supports the precision.
 
     Raises:
-        ConfigError: it has no instructions for it, so that it would be far slower than fp32.
+        ConfigError: it has no instructions for it and would be far slower than in fp32.
     """
     if precision != "fp16" or device != "cpu" or torch.ops.mkldnn._is_mkldnn_fp16_supported():
         return
-    raise ConfigError("--precision fp16 needs a GPU, or a processor with AVX512-FP16, which this one lacks; take fp32 "
-                      "or bf16, or --device cuda where there is a GPU")
+    raise ConfigError("--precision fp16 needs a GPU, or a processor with AVX512-FP16, which this one lacks; use fp32 "
+                      "or bf16, or --device cuda on a machine with a GPU")
 
 
 def randomly(build: Callable[[], Network], seed: int | None) -> Network:
-    """Builds a network whose weights depend on nothing but the seed; without a seed they are zeros, made at no cost."""
+    """Builds a network with weights that depend only on the seed; without a seed they are zeros, at no cost."""
     if seed is None:
         with torch.device("meta"):
             network = build().to_empty(device="cpu")
@@ -46,10 +46,10 @@ def randomly(build: Callable[[], Network], seed: int | None) -> Network:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads a file of weights; pickles only in the form that cannot run code.
+    """Reads a weights file; pickles are read without running code.
 
     Raises:
-        WeightsError: the file is not one of weights, or they are not finite.
+        WeightsError: the file does not contain weights, or they are not finite.
     """
     import pickle
 
@@ -73,7 +73,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Loads `state` into `network`; every weight must be there.
+    """Loads `state` into `network`; every weight must be present.
 
     Raises:
         OtherArchitecture: names or shapes differ.
@@ -89,18 +89,18 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def frozen(network: Network, device: str, dtype: torch.dtype) -> Network:
-    """A network ready to compute features: for inference, on its device, and exact where it is fp32.
+    """Prepares a network for inference: frozen, on its device, in its precision, and exact in fp32.
 
-    Every encoder goes through here. Autocast instead would convert the weights in each pass.
+    Every encoder uses this. Autocast would convert the weights again in each pass.
     """
     compute_fp32_exactly()
     return network.eval().requires_grad_(False).to(device, dtype)
 
 
 def to_host(maps: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors on the host; from a GPU through pinned memory, which is ten times as fast as pageable memory.
+    """Moves tensors to the host; from a GPU through pinned memory, which is ten times faster than pageable memory.
 
-    The pinned blocks come from torch's cache and return to it when the arrays made of them are freed.
+    The pinned blocks come from torch's cache and return to it when the arrays on them are freed.
     """
     if not all(value.is_cuda for value in maps.values()):
         return {path: value.cpu() for path, value in maps.items()}

@@ -1,8 +1,8 @@
-"""Mask2Former's pixel decoder, the second half of the visual encoder, frozen: the same maps in less than half the time.
+"""Mask2Former's pixel decoder for inference, the second half of the visual encoder: the same maps in half the time.
 
-Deformable attention takes most of the decoder's time where it is written with `grid_sample`: it builds every sampled
-value before it sums them. Here a sampling point is four rows of a table with four weights, and `embedding_bag` sums
-the rows as it reads them. Positions and reference points depend on the sizes of the maps alone and are kept.
+Deformable attention with `grid_sample` takes most of the decoder's time, because it stores every sampled value before
+summing. Here a sampling point is four weighted rows of a table, and `embedding_bag` sums the rows as it reads them.
+Positions and reference points depend only on the sizes of the maps and are cached.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ Sizes = tuple[tuple[int, int], ...]
 
 
 class FrozenPixelDecoder(nn.Module):
-    """A pixel decoder for inference, in the type that it is moved to; sampling points stay in float32."""
+    """A pixel decoder for inference in any floating-point type; sampling points stay in float32."""
 
     def __init__(self, decoder: PixelDecoder) -> None:
         super().__init__()
@@ -69,10 +69,10 @@ class FrozenPixelDecoder(nn.Module):
 
 
 class _Places:
-    """What depends on the sizes of the maps alone: positions, and where in the table of values each map begins.
+    """Data that depends only on the sizes of the maps: positions, and the offset of each map in the table of values.
 
-    Every map has a border of zeros in the table, so that a point outside of it needs no test. A row of the table is
-    one head's value at one place.
+    Every map has a border of zeros in the table, so that points outside need no check. A row of the table is one head's
+    value at one pixel.
 
     Attributes:
         position: added to the tokens from which sampling points are computed.
@@ -90,7 +90,7 @@ class _Places:
         heights, widths = (torch.tensor(part, dtype=torch.float64) for part in zip(*sizes, strict=True))
         self.first_x, self.first_y = self._spread(x * widths - 0.5, device), self._spread(y * heights - 0.5, device)
         self.width, self.height = self._spread(widths, device), self._spread(heights, device)
-        # Where the map's own first row and column lie behind its border.
+        # Offset of the map's first row and column, after its border.
         starts = [0]
         for height, width in sizes:
             starts.append(starts[-1] + (height + 2) * (width + 2))
@@ -104,7 +104,7 @@ class _Places:
         return spread.float().contiguous().to(device)
 
     def table(self, values: Float[Tensor, "f n c"]) -> Float[Tensor, "rows d"]:
-        """Values with a border of zeros around every map, and as many zeros behind the last as a point may reach."""
+        """Values with a border of zeros around every map, and enough zeros after the last for points beyond it."""
         width = max(width for _, width in self.sizes) + 3
         num_rows = len(values) * self.rows_per_frame + width
         table = values.new_zeros(num_rows, values.shape[-1])
@@ -148,7 +148,7 @@ class _Layer(nn.Module):
 
 
 def _points_linear(attention: Any) -> nn.Linear:
-    """One linear layer for x, y and weight of every point, in this order."""
+    """A linear layer that outputs x, y and weight of every point, in this order."""
     if attention.n_points != _POINTS:
         raise ValueError(f"the attention samples {attention.n_points} points, this code {_POINTS}")
     weight = rearrange(attention.sampling_offsets.weight, "(point xy) c -> xy point c", xy=2)
@@ -164,9 +164,9 @@ def _attend(
     places: _Places, values: Float[Tensor, "f n c"], x: Float[Tensor, "f n p"], y: Float[Tensor, "f n p"],
     weights: Float[Tensor, "f n p"],
 ) -> Float[Tensor, "f n c"]:  # fmt: skip
-    """Weighted sum of the values at the points (x, y), in pixels, read bilinearly; zero outside of the maps."""
+    """Weighted sum of bilinear samples at the points (x, y), in pixels; zero outside of the maps."""
     table = places.table(values)
-    # A point further out than the border reads the border's zeros.
+    # Points beyond the border read the border's zeros.
     x, y = (torch.minimum(part.clamp_(min=-1), size) for part, size in ((x, places.width), (y, places.height)))
     left, up = x.floor(), y.floor()
     row = up.mul(places.width + 2).add_(left).int().mul_(places.num_heads).add_(places.base)

@@ -1,4 +1,4 @@
-"""Named lists of streams, and what a store of them is made with."""
+"""Presets: named lists of streams with the settings of their store."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ class Preset:
     """A list of streams.
 
     Attributes:
-        about: for the help.
+        about: description for the help.
         streams: `<encoder>` or `<encoder>/<level>`.
-        mask_size: side of the stored masks where the user does not say, px.
+        mask_size: default side of the stored masks in pixels.
     """
 
     about: str
@@ -42,7 +42,7 @@ PRESETS = {
 
 
 def preset_named(name: str) -> Preset:
-    """The preset of that name.
+    """The preset with that name.
 
     Raises:
         ConfigError: there is none.

@@ -1,8 +1,8 @@
-"""What a frozen encoder is: the protocol that built-in encoders and plug-ins follow.
+"""The protocol of frozen encoders, for built-in encoders and plug-ins.
 
-An encoder turns the frames, the sound or the text of a clip into arrays; each level of its arrays is a stream of the
+An encoder turns the frames, the audio or the text of a clip into arrays; each level of its arrays is a stream of the
 store, `<modality>/<encoder>` or `<modality>/<encoder>/<level>`. A plug-in subclasses `Encoder`, registers a factory in
-the entry-point group `refavs.encoders`, and tests itself by `extract.encoders.contract.check_encoder`:
+the entry-point group `refavs.encoders`, and runs `extract.encoders.contract.check_encoder` in its tests:
 
     class Loudness(Encoder):
         name, modality, takes = "loudness", "audio", Sound(rate_hz=48_000)
@@ -41,10 +41,10 @@ Modality = Literal["visual", "audio", "text"]
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSetup:
-    """What a factory is given: the user's choices.
+    """The user's choices, passed to a factory.
 
     Attributes:
-        weights: where pretrained weights come from, or the seed of random ones.
+        weights: source of pretrained weights, or the seed of random ones.
         precision: type in which the network computes.
         device: `cpu` or `cuda`.
     """
@@ -56,19 +56,19 @@ class EncoderSetup:
 
 @runtime_checkable
 class Encoder(Protocol):
-    """One frozen encoder.
+    """A frozen encoder.
 
-    Making one costs nothing and reads nothing, so that it can be sent to workers; weights are read by the first
-    `encode`. The arrays of an input depend on that input alone, never on what else was encoded before or beside it (on
-    a GPU, whose kernels change with the size of a batch, up to the last bits).
+    Creating one is cheap and reads nothing, so that it can be sent to workers; the first `encode` reads the weights.
+    The arrays of an input depend only on that input, never on other inputs before it or in the batch (on a GPU, whose
+    kernels depend on the batch size, up to the last bits).
 
     Attributes:
-        name: letters, digits, `_`, `-` and `.`.
-        modality: what it encodes; names the streams.
-        takes: the form in which it takes that.
-        licence: of its weights; shown by `refavs-extract --list-encoders`, like the next two.
-        num_parameters: of the network.
-        weights: where they come from.
+        name: consists of letters, digits, `_`, `-` and `.`.
+        modality: the modality it encodes, used in stream ids.
+        takes: the form of its input.
+        licence: licence of its weights; shown by `refavs-extract --list-encoders`, like the next two.
+        num_parameters: number of parameters of the network.
+        weights: origin of the weights.
     """
 
     name: str
@@ -79,25 +79,25 @@ class Encoder(Protocol):
     weights: str = "its own package"
 
     def facts(self, level: str) -> Mapping[str, Any]:
-        """Plain facts that name the stream of a level, its fingerprint: all that changes a value of its arrays.
+        """The fingerprint of a level's stream: plain facts about everything that affects the values of its arrays.
 
-        `name`, `weights`, `preprocessing` and `precision` are required. Random weights are named `random:<seed>`.
+        `name`, `weights`, `preprocessing` and `precision` are required. Random weights are called `random:<seed>`.
 
         Raises:
-            WeightsError: the weights are nowhere to be found.
+            WeightsError: the weights cannot be found.
         """
         ...
 
     def arrays(self, seconds: int) -> Mapping[str, Sequence[ArraySpec]]:
-        """The arrays of one clip of so many seconds, or of one text, by level; one level is called ``""``."""
+        """The arrays of one clip of `seconds` seconds, or of one text, by level; a single level is called ``""``."""
         ...
 
     def encode(self, batch: Sequence[Any], levels: Sequence[str]) -> Sequence[Mapping[str, np.ndarray]]:
-        """Arrays of each prepared input by their names, `<level>/<array>` or `<array>`.
+        """Computes the arrays of each prepared input, by name: `<level>/<array>` or `<array>`.
 
         Args:
-            batch: what `prepare` returned for each input.
-            levels: those to compute.
+            batch: results of `prepare` for each input.
+            levels: levels to compute.
 
         Raises:
             WeightsError: the weights are missing or of another architecture.
@@ -105,13 +105,13 @@ class Encoder(Protocol):
         ...
 
     def prepare(self, item: Any) -> Any:
-        """What can be computed of one input without the network; called from the threads that decode."""
+        """Preprocesses one input without the network; called in the decoding threads."""
         return item
 
     def weight_parts(self) -> Sequence[WeightPart]:
-        """The files that it reads, for `refavs-extract --check-weights`."""
+        """The weights files that it reads, for `refavs-extract --check-weights`."""
         return ()
 
     def remarks(self, items: Sequence[Any]) -> Sequence[str]:
-        """Lines to show before a run about inputs that it does not take whole."""
+        """Lines to show before a run about inputs that will be truncated."""
         return ()

@@ -44,14 +44,34 @@ BUILT_IN: Mapping[str, str] = {
     "vggish": "extract.encoders.vggish:vggish",
     "vggish-back-to-back": "extract.encoders.vggish:vggish_back_to_back",
     "tiny-vggish": "extract.encoders.vggish:tiny_vggish",
+    "languagebind-audio": "extract.encoders.languagebind:languagebind_audio",
+    "clap-htsat-unfused": "extract.encoders.clap:clap_audio",
+    "clap-htsat-fused": "extract.encoders.clap:clap_audio_fused",
+    "ast-audioset": "extract.encoders.ast_audioset:ast_audioset",
+    "beats-iter3-plus": "extract.encoders.beats:beats_audioset",
+    "whisper-tiny": "extract.encoders.whisper:whisper_tiny",
+    "whisper-base": "extract.encoders.whisper:whisper_base",
+    "whisper-small": "extract.encoders.whisper:whisper_small",
+    "whisper-medium": "extract.encoders.whisper:whisper_medium",
+    "whisper-large-v3": "extract.encoders.whisper:whisper_large_v3",
     "roberta-base": "extract.encoders.roberta:roberta_base",
+    "roberta-large": "extract.encoders.roberta:roberta_large",
     "distilroberta-base": "extract.encoders.roberta:distilroberta_base",
+    "bert-base-uncased": "extract.encoders.bert:bert_base_uncased",
+    "flan-t5-small": "extract.encoders.flan_t5:flan_t5_small",
+    "flan-t5-base": "extract.encoders.flan_t5:flan_t5_base",
+    "flan-t5-large": "extract.encoders.flan_t5:flan_t5_large",
+    "flan-t5-xl": "extract.encoders.flan_t5:flan_t5_xl",
+    "clip-text-base-patch32": "extract.encoders.clip_text:clip_text_base",
+    "clip-text-large-patch14": "extract.encoders.clip_text:clip_text_large",
+    "languagebind-text": "extract.encoders.clip_text:languagebind_text",
+    "clap-text-unfused": "extract.encoders.clap:clap_text",
     "tiny-roberta": "extract.encoders.roberta:tiny_roberta",
 }
 
 
 def make_encoder(name: str, setup: EncoderSetup) -> Encoder:
-    """The encoder of that name, without its weights.
+    """Creates the encoder with that name; does not load weights.
 
     Args:
         name: of an entry, or `<entry>:<model>` where the entry is a family, whose factory takes the model as well.
@@ -59,7 +79,7 @@ def make_encoder(name: str, setup: EncoderSetup) -> Encoder:
         setup: the user's choices.
 
     Raises:
-        ConfigError: there is none, or its package cannot be imported.
+        ConfigError: the name is unknown, or its package cannot be imported.
     """
     entries = entries_of(GROUP, BUILT_IN)
     entry, model = name, ""
@@ -74,12 +94,12 @@ def make_encoder(name: str, setup: EncoderSetup) -> Encoder:
 
 
 def all_encoders(setup: EncoderSetup) -> dict[str, Encoder]:
-    """Every encoder by name; a warning names those whose packages cannot be imported."""
+    """All encoders by name; warns about packages that cannot be imported."""
     return {name: make(setup) for name, make in all_entries(GROUP, BUILT_IN).items() if not is_family(make)}
 
 
 def all_families() -> dict[str, str]:
-    """What each family has, by its name."""
+    """What each family contains, by its name."""
     return {name: summary(make) for name, make in all_entries(GROUP, BUILT_IN).items() if is_family(make)}
 
 

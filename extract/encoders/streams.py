@@ -1,19 +1,25 @@
-"""The streams of a run: which encoders it needs, and which of their levels."""
+"""The streams of a run: the encoders it needs, and their levels."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from extract.encoders.protocol import Encoder, EncoderSetup, Frames, Sound
 from extract.encoders.registry import make_encoder
+from extract.encoders.stored_types import StoredTypes
+from refavs.choices import StoredType
 from refavs.config import nearest
 from refavs.errors import ConfigError
-from refavs.store.format.schema import ArraySpec, StreamSpec
+from refavs.store.format.array_spec import ArraySpec
+from refavs.store.format.quantised import stored_as, stored_rows, values_of
+from refavs.store.format.schema import StreamSpec
 
 SHARD_BYTES = 2**28
-MOST_CLIPS, MOST_TEXTS = 8, 256  # in a shard
+MOST_CLIPS, MOST_TEXTS = 8, 256  # per shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,18 +28,36 @@ class Stream:
 
     Attributes:
         encoder: its name in the store, `<encoder>` or `<encoder>@<name>`.
-        level: empty where the encoder has but one.
-        arrays: of one row.
+        level: empty if the encoder has only one level.
+        given: the arrays of one row, as the encoder returns them.
+        dtype: the type in which they are stored; None stores them as they are.
     """
 
     id: str
     encoder: str
     level: str
-    arrays: tuple[ArraySpec, ...]
+    given: tuple[ArraySpec, ...]
+    dtype: StoredType | None = None
+
+    @cached_property
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        """The arrays of one row, as they are stored."""
+        return stored_as(self.given, self.dtype)
 
     def part(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """This level's part of what the encoder returned for an input, by the names of the arrays."""
-        return {spec.name: arrays[f"{self.level}/{spec.name}".lstrip("/")] for spec in self.arrays}
+        """This level's arrays from the encoder's output for an input, by array name."""
+        return {spec.name: arrays[f"{self.level}/{spec.name}".lstrip("/")] for spec in self.given}
+
+    def stored(self, part: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The arrays of `part` as they are stored."""
+        return stored_rows(part, self.arrays)
+
+    def read_back(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """As `part`, with the values that a reader of the store gets."""
+        part = self.part(arrays)
+        stored = self.stored(part)
+        found = {spec.path: torch.from_numpy(stored[spec.name]) for spec in self.arrays}
+        return {spec.name: values_of(spec, found).numpy() for spec in self.arrays if spec.name in part}
 
 
 @dataclass(frozen=True)
@@ -41,10 +65,10 @@ class StreamSet:
     """The streams that a run computes, with their encoders.
 
     Attributes:
-        encoders: by name in the store; without weights, so that they can be sent to workers.
-        streams: by id.
-        seconds: steps in time of a clip.
-        device: where the encoders compute.
+        encoders: encoders by name in the store; without weights, so that they can be sent to workers.
+        streams: streams by id.
+        seconds: number of time steps per clip.
+        device: device of the encoders.
     """
 
     encoders: Mapping[str, Encoder]
@@ -53,24 +77,24 @@ class StreamSet:
     device: str = "cpu"
 
     def of(self, *modalities: str) -> dict[str, Stream]:
-        """The streams of some modalities."""
+        """The streams of the given modalities."""
         return {id: stream for id, stream in self.streams.items() if id.split("/")[0] in modalities}
 
     def only(self, ids: Collection[str]) -> "StreamSet":
-        """The same with fewer streams."""
+        """The subset with these streams."""
         streams = {id: stream for id, stream in self.streams.items() if id in ids}
         names = {stream.encoder for stream in streams.values()}
         encoders = {name: encoder for name, encoder in self.encoders.items() if name in names}
         return StreamSet(encoders, streams, self.seconds, self.device)
 
     def inputs(self) -> tuple[list[Frames], list[int]]:
-        """The frames and the sample rates that the encoders take, each once."""
+        """The distinct frame formats and sample rates that the encoders take."""
         takes = [encoder.takes for encoder in self.encoders.values()]
         frames = dict.fromkeys(each for each in takes if isinstance(each, Frames))
         return list(frames), list(dict.fromkeys(each.rate_hz for each in takes if isinstance(each, Sound)))
 
     def specs(self) -> dict[str, StreamSpec]:
-        """What a store is opened with; reads the files of the weights to name them."""
+        """The stream specifications for opening a store; hashes the weights files."""
         rows = self._rows_per_shard()
         return {
             id: StreamSpec(fingerprint=self.fingerprint(stream), arrays=stream.arrays, rows_per_shard=rows[id])
@@ -79,10 +103,11 @@ class StreamSet:
 
     def fingerprint(self, stream: Stream) -> dict[str, Any]:
         """The facts of a stream."""
-        return dict(self.encoders[stream.encoder].facts(stream.level))
+        facts = dict(self.encoders[stream.encoder].facts(stream.level))
+        return facts if stream.arrays == stream.given else facts | {"dtype": stream.dtype}
 
     def _rows_per_shard(self) -> dict[str, int]:
-        """Streams of clips take as many rows as the one with the largest; a text stream what fits in a shard."""
+        """Rows per shard: all clip streams use the number for their largest rows; a text stream as many as fit."""
         texts = self.of("text")
         fitting = {
             id: rows_within(SHARD_BYTES, sum(spec.row_bytes for spec in stream.arrays),
@@ -94,29 +119,31 @@ class StreamSet:
 
 
 def rows_within(shard_bytes: int, row_bytes: int, most: int) -> int:
-    """Rows of a shard of about so many bytes: a power of two, at most `most`."""
+    """Number of rows in a shard of about `shard_bytes`: a power of two, at most `most`."""
     return min(most, 2 ** max(0, (shard_bytes // row_bytes).bit_length() - 1))
 
 
 def choose_streams(
-    names: Sequence[str], seconds: int, setup: Callable[[str], EncoderSetup], levels: Sequence[str] | None = None
-) -> StreamSet:
-    """The streams of the names given.
+    names: Sequence[str], seconds: int, setup: Callable[[str], EncoderSetup], levels: Sequence[str] | None = None,
+    types: StoredTypes | None = None,
+) -> StreamSet:  # fmt: skip
+    """Creates the streams with the given names.
 
     Args:
-        names: each `<encoder>[@<name>][/<level>]`; all levels of an encoder where none is named.
-        seconds: steps in time of a clip.
-        setup: of an encoder, given its name in the store.
-        levels: replaces the levels in `names`; encoders with one level are not concerned.
+        names: names of the form `<encoder>[@<name>][/<level>]`; without a level, all levels of the encoder.
+        seconds: number of time steps per clip.
+        setup: returns the setup of an encoder, given its name in the store.
+        levels: replaces the levels of visual encoders in `names`; has no effect on those with one level.
+        types: the types in which the streams are stored; None stores what the encoders return.
 
     Raises:
-        ConfigError: an encoder or a level that does not exist, or nothing at all.
+        ConfigError: an encoder or level does not exist, `types` names another stream, or no stream is named.
     """
     if not names or (levels is not None and not levels):
         raise ConfigError(f"--{'streams' if not names else 'levels'} names none; see refavs-extract --list-encoders")
     encoders: dict[str, Encoder] = {}
     streams: dict[str, Stream] = {}
-    device = "cpu"
+    device, types = "cpu", types or StoredTypes()
     for whole in names:
         asked_name, _, level = whole.partition("/")
         name = asked_name.replace(":", "-")  # which no stream's name has
@@ -125,11 +152,12 @@ def choose_streams(
         encoder = encoders.setdefault(name, make_encoder(asked_name.partition("@")[0], chosen))
         arrays = encoder.arrays(seconds)
         asked = [level] if level else list(arrays)
-        if levels is not None and "" not in arrays:
+        if levels is not None and encoder.modality == "visual" and "" not in arrays:
             asked = list(levels)
         for each in asked:
             if each not in arrays:
                 raise ConfigError(f"encoder {name} has no level {each!r}; {nearest(each, filter(None, arrays))}")
             id = f"{encoder.modality}/{name}" + (f"/{each}" if each else "")
-            streams[id] = Stream(id=id, encoder=name, level=each, arrays=tuple(arrays[each]))
+            streams[id] = Stream(id=id, encoder=name, level=each, given=tuple(arrays[each]), dtype=types.of(id))
+    types.refuse_unused(streams)
     return StreamSet(encoders, streams, seconds, device)

@@ -1,7 +1,7 @@
-"""Swin backbone: normalised frames to a pyramid of feature maps at strides 4, 8, 16 and 32.
+"""Swin backbone: turns normalised frames into a pyramid of feature maps at strides 4, 8, 16 and 32.
 
-The network is timm's; the wiring is that of Mask2Former's backbone, so that its checkpoints give its feature maps:
-windows are partitioned and shifted in every stage, and every stage's output has a norm of its own.
+The network is timm's, wired like Mask2Former's backbone, so that its checkpoints give the same feature maps: windows
+are partitioned and shifted in every stage, and the output of every stage has its own norm.
 """
 
 import re
@@ -31,7 +31,7 @@ class SwinSettings:
     patch_size: int = 4
 
     def __post_init__(self) -> None:
-        """Refuses sizes whose maps would not halve from stage to stage."""
+        """Checks that the maps halve from stage to stage."""
         smallest = self.patch_size * 2 ** (len(self.depths) - 1)
         if len(self.depths) != len(self.num_heads) or self.input_size % smallest:
             raise ConfigError(
@@ -47,11 +47,11 @@ class SwinSettings:
 
 
 class Swin(nn.Module):
-    """Frames to the maps `res2` .. `res5`, each normalised over its channels.
+    """Computes the maps `res2` .. `res5` of frames, each normalised over its channels.
 
     Args:
-        imagenet: wired as timm's classifiers are, which do not shift windows where the map is one window and have no
-            norms behind their stages.
+        imagenet: wires it like timm's classifiers, which do not shift windows if the map is a single window and have no
+            norms after their stages.
     """
 
     def __init__(self, settings: SwinSettings, imagenet: bool = False) -> None:
@@ -77,7 +77,7 @@ class Swin(nn.Module):
         """Runs the backbone.
 
         Args:
-            frames: RGB, normalised by ImageNet's mean and deviation, of the size in the settings.
+            frames: RGB, normalised by ImageNet's mean and standard deviation, of the size in the settings.
         """
         features = self.trunk.patch_embed(frames)
         pyramid = {}
@@ -101,14 +101,14 @@ def _padded_first(
 
 
 def build_swin(settings: SwinSettings, imagenet: bool = False) -> Swin:
-    """Builds the backbone with fresh weights from torch's global generator."""
+    """Builds the backbone with random weights from torch's global generator."""
     return Swin(settings, imagenet)
 
 
 def from_timm(state: Mapping[str, Tensor], swin: Swin) -> dict[str, Tensor]:
-    """Renames a classifier's weights, timm's or those of Swin's authors, to the names of a `Swin` wired as timm's.
+    """Renames the weights of a classifier, by timm or Swin's authors, for a `Swin` wired like timm's.
 
-    The maps are then those of timm's `features_only`: what the stages give, without the classifier's norm.
+    The maps are then those of timm's `features_only`: the outputs of the stages, without the classifier's norm.
     """
     ensure_torchvision()
     from timm.models.swin_transformer import checkpoint_filter_fn
@@ -117,8 +117,8 @@ def from_timm(state: Mapping[str, Tensor], swin: Swin) -> dict[str, Tensor]:
     return {f"trunk.{name}": value for name, value in renamed.items() if not name.startswith(("norm.", "head."))}
 
 
-# One row per module that carries weights: pattern in Mask2Former's checkpoints (names before and after transformers 5)
-# and its name here. Query, key and value are joined separately.
+# One row per module with weights: pattern in Mask2Former's checkpoints (names before and after transformers 5) and its
+# name here. Query, key and value are joined separately.
 _RENAMES = (
     (r"embeddings\.patch_embeddings\.projection\.(.+)", r"trunk.patch_embed.proj.\1"),
     (r"embeddings\.norm\.(.+)", r"trunk.patch_embed.norm.\1"),
@@ -145,10 +145,10 @@ def from_mask2former(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Renames the backbone of a Mask2Former checkpoint to the names of `Swin`.
 
     Args:
-        state: Weights below `model.pixel_level_module.encoder.`, that prefix removed.
+        state: weights below `model.pixel_level_module.encoder.`, with that prefix removed.
 
     Raises:
-        WeightsError: a name that no part of a Swin backbone has.
+        WeightsError: a name belongs to no part of a Swin backbone.
     """
     renamed: dict[str, Tensor] = {}
     projections: dict[str, dict[str, Tensor]] = {}

@@ -1,7 +1,7 @@
 """The recipe of `tiny-swin`: pretrains its Swin and pixel decoder on densely labelled synthetic frames.
 
-It stands for what Mask2Former's pretraining gives the real encoders: maps that separate foreground, shape and colour.
-The result ships with the package; `python -m extract.encoders.tiny` makes it again.
+It replaces Mask2Former's pretraining of the real encoders: the maps separate foreground, shape and colour. The result
+ships with the package; `python -m extract.encoders.tiny` creates it again.
 """
 
 import argparse
@@ -27,7 +27,7 @@ FOREGROUND, SHAPE, COLOUR = 2, len(CATEGORIES), len(COLOURS)
 
 
 def labelled_frames(rng: np.random.Generator, count: int, size: int) -> tuple[Tensor, Tensor]:
-    """Renders `count` frames of scenes of their own.
+    """Renders `count` frames, each of a different scene.
 
     Returns:
         Frames, uint8 RGB (frame, row, column, channel), and labels (frame, kind, row, column) with the kinds
@@ -58,7 +58,7 @@ def dense_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def accuracies(logits: Tensor, labels: Tensor) -> list[float]:
-    """Share of right pixels for foreground, shape and colour, the last two on objects only."""
+    """Fraction of correct pixels for foreground, shape and colour; the last two on objects only."""
     labels = functional.interpolate(labels.float(), size=logits.shape[-2:], mode="nearest-exact").long()
     found = []
     for kind, part in enumerate(logits.split([FOREGROUND, SHAPE, COLOUR], dim=1)):
@@ -70,7 +70,7 @@ def accuracies(logits: Tensor, labels: Tensor) -> list[float]:
 def pretrain(
     settings: VisualSettings, steps: int, batch_size: int, learning_rate: float, seed: int
 ) -> tuple[VisualNetworks, list[float]]:
-    """Trains both networks; returns them with the accuracies of the mask features on frames it has not seen."""
+    """Trains both networks; returns them with the accuracies of the mask features on unseen frames."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     assert settings.pixel_decoder is not None

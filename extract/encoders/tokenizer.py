@@ -1,6 +1,6 @@
 """Trains the byte-level tokenizer that ships with the package, of RoBERTa's kind, on the synthetic expressions.
 
-`python -m extract.encoders.tokenizer` writes it again.
+`python -m extract.encoders.tokenizer` creates it again.
 """
 
 import argparse
@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extract.encoders.roberta import TINY, TOKENIZER
+from extract.encoders.roberta import TINY
+from extract.encoders.tokens import SHIPPED
 from refavs.synthetic.scene import CATEGORIES
 from refavs.synthetic.templates import TEMPLATES, sentences
 from refavs.terminal.command import CommandParser, run_command
@@ -22,11 +23,11 @@ SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> "Tokenizer":
-    """A byte-level BPE tokenizer with RoBERTa's special tokens; any string can be encoded with it.
+    """Trains a byte-level BPE tokenizer with RoBERTa's special tokens, which can encode any string.
 
     Args:
         texts: expressions to learn merges from.
-        vocabulary: most tokens it may have, bytes and special tokens included.
+        vocabulary: maximum number of tokens, including bytes and special tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -54,12 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m extract.encoders.tokenizer", description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=TOKENIZER, help="file to write")
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="file to write")
     args = parser.parse_args(argv)
 
     def command() -> int:
         texts = synthetic_sentences()
-        tokenizer = train_tokenizer(texts, TINY.vocabulary)
+        tokenizer = train_tokenizer(texts, TINY.config["vocab_size"])
         args.out.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(str(args.out), pretty=False)
         longest = max(len(encoding.ids) for encoding in tokenizer.encode_batch(texts))

@@ -1,4 +1,4 @@
-"""VGGish: one window of sound per second, 128 channels."""
+"""VGGish: one audio window per second, 128 channels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ PATCH_FRAMES = 96
 HOP_S = 0.010
 WINDOW_S = 0.025
 FFT_LENGTH = 512
-# The 96 short windows of a patch start in [t, t + 0.96) s; the last one reaches this far.
+# The 96 short windows of a patch start in [t, t + 0.96) s; this is the end of the last one.
 PATCH_SAMPLES = round(((PATCH_FRAMES - 1) * HOP_S + WINDOW_S) * SAMPLE_RATE_HZ)
 Windows = Literal["second", "back_to_back"]
 # Seconds from the start of one window to that of the next.
@@ -38,15 +38,15 @@ URL = "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-
 
 @dataclass
 class VGGishEncoder(Encoder):
-    """Sound of clips to 128 channels per second, float32.
+    """Encodes audio of clips as 128 float32 channels per second.
 
-    The values are those before the network's last ReLU, as in Google's graph and in the paper's release; a head that
-    wants the rectified form of torchvggish applies the ReLU (`model.rectified_audio`).
+    The values are taken before the network's last ReLU, as in Google's graph and in the paper's release; a head that
+    needs the rectified form of torchvggish applies the ReLU (`model.rectified_audio`).
 
     Attributes:
-        windows: `second` starts a window at each second, so that sound and frames stay together; `back_to_back` puts
-            one after the other as the paper's public release does, whose row 9 therefore starts at 8.64 s.
-        always_random: it has no pretrained weights, whatever the user chose.
+        windows: `second` starts a window at each second, in sync with the frames; `back_to_back` uses contiguous
+            windows like the paper's public release, where row 9 therefore starts at 8.64 s.
+        always_random: whether weights are random regardless of the user's choice.
     """
 
     name: str
@@ -80,17 +80,17 @@ class VGGishEncoder(Encoder):
         return [WeightPart(name=self.name, find=lambda: self._weights_file, load=lambda: self._network, fetch=fetch)]
 
     def prepare(self, item: Float[np.ndarray, " s"]) -> Float[Tensor, "t 1 96 64"]:
-        """The log-mel patches of one sound."""
+        """Computes the log-mel patches of one clip's audio."""
         return log_mel_patches(item, len(item) // SAMPLE_RATE_HZ, STRIDES_S[self.windows])
 
     @torch.no_grad()
     def encode(
         self, batch: Sequence[Float[Tensor, "t 1 96 64"]], levels: Sequence[str]
     ) -> list[dict[str, np.ndarray]]:
-        """A vector per window.
+        """Computes one vector per window.
 
-        A GPU takes the windows of all sounds in one pass; a processor takes one sound after the other, so that no
-        sound depends on its company.
+        A GPU processes the windows of all clips in one pass, a CPU clip by clip, so that results do not depend on the
+        batch.
         """
         if self.setup.device == "cpu":
             parts = [self._features(item).numpy() for item in batch]
@@ -133,11 +133,11 @@ def build_vggish() -> nn.Module:
 def log_mel_patches(
     sound: Float[np.ndarray, " s"], num_windows: int, stride_s: float = 1.0
 ) -> Float[Tensor, "t 1 96 64"]:
-    """VGGish's front end, each window by itself, so that windows cannot drift against the frames.
+    """VGGish's front end, applied to each window separately, so that windows cannot drift relative to the frames.
 
     Args:
-        sound: mono at 16 kHz.
-        num_windows: rows of the result; a window beyond the end of the sound is silence.
+        sound: mono audio at 16 kHz.
+        num_windows: number of rows; windows beyond the end of the audio are silence.
         stride_s: seconds from the start of one window to that of the next.
     """
     from torchvggish import mel_features, vggish_params
@@ -157,7 +157,7 @@ def log_mel_patches(
 
 @lru_cache(maxsize=1)
 def _mel_matrix() -> Float[np.ndarray, "257 64"]:
-    """Spectrum to mel bands; it depends on constants alone, and building it takes longer than using it."""
+    """Matrix from spectrum to mel bands; cached, because building it takes longer than using it."""
     from torchvggish import mel_features, vggish_params
 
     return mel_features.spectrogram_to_mel_matrix(
@@ -168,7 +168,7 @@ def _mel_matrix() -> Float[np.ndarray, "257 64"]:
 
 
 def vggish(setup: EncoderSetup) -> VGGishEncoder:
-    """The paper's: a window at each second."""
+    """The paper's audio encoder: a window at each second."""
     return VGGishEncoder("vggish", setup)
 
 

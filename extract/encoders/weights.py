@@ -1,4 +1,4 @@
-"""Where encoder weights come from: a folder, the package, the hub's cache or a download; or a random generator."""
+"""Sources of encoder weights: a folder, the package, the hub's cache, a download, or a random generator."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from refavs.errors import ConfigError, WeightsError
 TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
 CONNECT_TIMEOUT_S = 10.0
 TOKEN = "a token (accept the licence at hf.co/{}, then hf auth login)"
-LEAST_SEED, MOST_SEED = -(2**63), 2**64 - 1  # that torch takes
+LEAST_SEED, MOST_SEED = -(2**63), 2**64 - 1  # torch's limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +20,10 @@ class WeightSource:
 
     Attributes:
         kind: `pretrained`, or `random` for smoke runs and tests without a network.
-        seed: of random weights; None makes them zeros, which costs little, to time an encoder.
-        folder: holds `mask2former/` and `roberta-base/` (folders as the hub has them) and `vggish.pth` for preset base,
-            `visual.safetensors` for preset tiny; None for the hub's cache or a download.
-        fetch: whether a file that is not on this machine is downloaded; a dry run only says that it would be.
+        seed: seed of random weights; None means zeros, which are cheap, to time an encoder.
+        folder: folder with `mask2former/` and `roberta-base/` (as on the hub) and `vggish.pth` for preset base, or
+            `visual.safetensors` for preset tiny; None means the hub's cache or a download.
+        fetch: whether missing files are downloaded; a dry run only reports them.
     """
 
     kind: Literal["pretrained", "random"] = "pretrained"
@@ -37,21 +37,21 @@ class WeightSource:
 
 
 class NotFetched(WeightsError):
-    """Weights that are not on this machine and that a run would download."""
+    """The weights are not on this machine; a run would download them."""
 
 
 class OtherArchitecture(WeightsError):
-    """Weights whose names or sizes are not those of the network."""
+    """The names or sizes of the weights do not match the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightPart:
-    """A file that an encoder reads its weights from, for `refavs-extract --check-weights`.
+    """A weights file of an encoder, for `refavs-extract --check-weights`.
 
     Attributes:
-        find: the file, or None where the preset needs none.
+        find: returns the file, or None if none is needed.
         load: reads the file as the encoder does.
-        fetch: a command that brings the file into the folder `{folder}`.
+        fetch: a command that downloads the file into the folder `{folder}`.
     """
 
     name: str
@@ -61,27 +61,27 @@ class WeightPart:
 
 
 def weights_stamp(file: Path | None, seed: int | None) -> str:
-    """How a fingerprint names weights: by the hash of their file, or by the seed of random ones."""
+    """Identifies weights in a fingerprint, by the hash of their file or the seed of random ones."""
     return f"random:{seed}" if file is None else file_stamp(file)
 
 
 def in_folder(folder: Path, *names: str) -> Path:
-    """The first of `names` that `folder` has.
+    """The first of `names` that exists in `folder`.
 
     Raises:
-        WeightsError: it has none of them.
+        WeightsError: none of them exists.
     """
     for name in names:
         if (folder / name).is_file():
             return folder / name
     raise WeightsError(
         f"--weights-dir {folder} has none of {', '.join(names)}; put the file there, leave out --weights-dir to use "
-        "the hub's cache or a download, or take --weights random"
+        "the hub's cache or a download, or pass --weights random"
     )
 
 
 def from_hub(repository: str, *names: str, fetch: bool = True, gated: bool = False) -> Path:
-    """A file of a hub repository, the first of `names` there is: from the hub's cache, else by download.
+    """The first existing file of `names` in a hub repository, from the hub's cache or by download.
 
     Args:
         repository: its id.
@@ -96,7 +96,7 @@ def from_hub(repository: str, *names: str, fetch: bool = True, gated: bool = Fal
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-    # A cache filled under the id that a model had before it moved to an organisation, as roberta-base, serves as well.
+    # Also look for the model's id before it moved to an organisation, such as roberta-base.
     for known in (repository, repository.rsplit("/", 1)[-1]):
         for name in names:
             cached = try_to_load_from_cache(known, name)
@@ -106,7 +106,7 @@ def from_hub(repository: str, *names: str, fetch: bool = True, gated: bool = Fal
     what = f"{repository} ({' or '.join(names)}{licence})"
     if not fetch:
         raise NotFetched(f"{what} from the hub")
-    # The hub's client retries for half a minute where there is no network; one request is enough to know.
+    # Without a network the hub's client retries for half a minute; one request is enough to find out.
     if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
         raise _unavailable(what, "the hub cannot be reached")
     problem = "it has no such file"
@@ -121,7 +121,7 @@ def from_hub(repository: str, *names: str, fetch: bool = True, gated: bool = Fal
 
 
 def from_url(url: str, sha256_prefix: str, fetch: bool = True) -> Path:
-    """A file from torch's download cache, else by download.
+    """A file from torch's download cache, or by download.
 
     Raises:
         NotFetched: it is not in the cache, and `fetch` is off.
@@ -147,7 +147,7 @@ def from_url(url: str, sha256_prefix: str, fetch: bool = True) -> Path:
 def _unavailable(what: str, problem: str) -> WeightsError:
     return WeightsError(
         f"pretrained weights {what} are not on this machine and {problem}; give a folder that has them with "
-        "--weights-dir, or take --weights random (features without meaning, for smoke runs)"
+        "--weights-dir, or pass --weights random (meaningless features, for smoke runs)"
     )
 
 

@@ -17,7 +17,7 @@ from refavs.data.layouts import Clip
 from refavs.errors import DatasetError
 from refavs.files.source_files import PICTURE_ERRORS, open_picture, reason_of
 
-# How films are read (`video.py`); raised with what changes that for some of them. Of 1: before stores told it.
+# Version of the rules for reading videos (`video.py`); increase it if some are read differently. 1: not recorded.
 FILM_RULES = 2
 
 

@@ -1,4 +1,4 @@
-"""Content keys: clips whose frames, or whose sound, have the same bytes share a row of each stream."""
+"""Content keys: clips with identical frames, or identical audio, share a row in each stream."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from refavs.files.source_files import open_file, reason_of
 from refavs.machine.processors import num_processors
 
 MOST_THREADS = 32
-SILENCE = "silence"  # the key of a sound that there is no file of
+SILENCE = "silence"  # the key of missing audio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Content:
 def content_of(clip: Clip, seconds: int) -> Content:
     """SHA-256 of the files that a clip is made from.
 
-    Both keys are the video's where the clip is one; otherwise that of the frames is the hash of their hashes.
+    For a video both keys are the hash of the file; otherwise the key of the frames is the hash of their hashes.
 
     Raises:
         DatasetError: a file is missing or cannot be read.
@@ -54,10 +54,10 @@ def content_of(clip: Clip, seconds: int) -> Content:
 def contents_of(
     clips: Sequence[Clip], seconds: int, done: Callable[[], object] = lambda: None
 ) -> tuple[dict[str, Content], dict[str, str]]:
-    """The content keys of clips by id, read by several threads; and why those without any cannot be read.
+    """The content keys of clips by id, and the reasons why others cannot be read; uses several threads.
 
     Args:
-        done: called for each clip.
+        done: called after each clip.
     """
 
     def content(clip: Clip) -> Content | str:

@@ -1,4 +1,4 @@
-"""refavs-extract --dry-run: what a run would do and cost. It writes nothing, downloads nothing and loads no weights."""
+"""refavs-extract --dry-run: shows the work and cost of a run; writes and downloads nothing, and loads no weights."""
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
@@ -26,14 +26,14 @@ TOLD_BY_FILES = ("weights", "preprocessing", "config")  # facts that nobody know
 
 
 def dry_run(run: Run) -> int:
-    """Prints what a run would do and cost; returns the exit status, which says whether the run would find its weights.
+    """Prints the work and cost of a run; the exit status says whether the run would find its weights.
 
     Raises:
-        StoreError: the store is another one's, or has clips of other files.
+        StoreError: the store was made with other settings, or has clips made from other files.
     """
     to_fetch, lacking = _weights(run.streams)
     absent = to_fetch.keys() | lacking.keys()
-    # Zeros for weights compute as fast.
+    # Weights of zero take the same time. Their sizes are those of the user's weights.
     blank = run.choose(lambda name: replace(run.weights, kind="random", seed=None))
     exists = run.folder.exists("zarr.json")
     known = StoreWriter.attach(run.folder.location).schema.streams if exists else {}
@@ -56,13 +56,13 @@ def dry_run(run: Run) -> int:
     for line in [*of_weights, *(f"clips {name}: {reason}" for name, reason in unreadable.items())]:
         console.print(line, soft_wrap=True)
     if absent and exists:
-        console.print("whether the store holds features of these weights is seen when they are on this machine")
+        console.print("whether the store has features of these weights can be checked when they are on this machine")
     _show_cost(console, run, blank, schema, missing)
     return Exit.USAGE if lacking else Exit.COMPLETE
 
 
 def _weights(streams: StreamSet) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Lines about the weights that a run would download, and about those that it would not find, by encoder."""
+    """Lines about weights to download and about missing weights, by encoder."""
     to_fetch, lacking = defaultdict(list), defaultdict(list)
     for name, encoder in streams.encoders.items():
         for part in encoder.weight_parts():
@@ -78,7 +78,7 @@ def _weights(streams: StreamSet) -> tuple[dict[str, list[str]], dict[str, list[s
 def _unread_specs(
     streams: StreamSet, blank: StreamSet, known: Mapping[str, StreamSpec], unread: Collection[str]
 ) -> dict[str, StreamSpec]:
-    """The streams; weights of the encoders in `unread` are taken to be those that the store was made with."""
+    """The streams; for encoders in `unread` the weights are assumed to be those of the store."""
     specs = blank.specs()
     for id, spec in specs.items():
         facts = known[id].fingerprint if id in known else {}
@@ -93,7 +93,7 @@ def _unread_specs(
 
 
 def _show_cost(console: PlainConsole, run: Run, blank: StreamSet, schema: StoreSchema, missing: Missing) -> None:
-    """Prints bytes, and seconds where the device of the run is on this machine."""
+    """Prints bytes, and also seconds if the device of the run is on this machine."""
     sizes = f"{missing.num_bytes:,} bytes"
     on_gpu = run.resources.device == "cuda"
     if on_gpu and not torch.cuda.is_available():
@@ -104,11 +104,11 @@ def _show_cost(console: PlainConsole, run: Run, blank: StreamSet, schema: StoreS
     )
     num_threads = max(1, num_processors() // num_workers)
     torch.set_num_threads(num_threads)
-    # Only what is missing; everything where nothing is, for the costs of further clips.
+    # Only what is missing; if nothing is, everything, to show the cost of further clips.
     try:
         each = calibrate(blank.only(missing.rows) if missing.rows else blank, run.source.clips, run.resources)
     except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
-        console.print(f"{sizes}; the GPU fails, so that no time was measured: {str(error).splitlines()[0]}")
+        console.print(f"{sizes}; the GPU fails, so no time was measured: {str(error).splitlines()[0]}")
         return
     seconds = missing.seconds(each, num_workers, num_threads if on_gpu else None)
     console.print(f"{sizes}; about {seconds:,.0f} s with {num_workers} workers on this machine")
@@ -117,11 +117,11 @@ def _show_cost(console: PlainConsole, run: Run, blank: StreamSet, schema: StoreS
 
 
 def _costs(run: Run, each: Seconds, num_missing: int, bytes_per_clip: int, num_threads: int) -> Table:
-    """Bytes and hours of the clips that are missing, and of a thousand and a million like them."""
+    """Bytes and hours for the missing clips, and for a thousand and a million similar ones."""
     on_gpu = run.resources.device == "cuda"
     hours_each = (each.beside(num_threads) * run.resources.gpus_per_worker if on_gpu
                   else each.of_clip * num_threads) / 3600  # fmt: skip
-    costs = Table("clips", "bytes", "GPU-hours" if on_gpu else "CPU-hours", title="cost of clips as these are")
+    costs = Table("clips", "bytes", "GPU-hours" if on_gpu else "CPU-hours", title="cost of clips like these")
     for count in sorted({num_missing, 1_000, 1_000_000} - {0}):
         costs.add_row(f"{count:,}", f"{count * bytes_per_clip:,}", f"{count * hours_each:,.2f}")
     return costs

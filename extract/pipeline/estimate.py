@@ -1,4 +1,4 @@
-"""What an extraction would cost: counts and bytes exactly, seconds from a short calibration on this machine."""
+"""Cost of an extraction: exact counts and bytes, and seconds from a short calibration on this machine."""
 
 import math
 import time
@@ -22,18 +22,18 @@ from refavs.store.format.schema import OBJECTS, StoreSchema, StreamSpec
 from refavs.store.writer import StoreWriter
 
 START_S = 12.0  # Ray, and imports and weights in each worker
-ONCE_S = 0.5  # beside so much the warming up of a call does not count
+ONCE_S = 0.5  # for longer calls, the warm-up is negligible
 WHOLE_CLIP_S = 1.0  # a clip that takes longer is estimated from one frame
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seconds:
-    """Of each stage.
+    """Seconds of each stage.
 
     Attributes:
-        decode: of one clip, as is `write`.
-        clip: of one clip in each encoder.
-        text: of one expression in each encoder.
+        decode: time per clip, like `write`.
+        clip: time per clip in each encoder.
+        text: time per expression in each encoder.
     """
 
     decode: float
@@ -43,11 +43,11 @@ class Seconds:
 
     @property
     def of_clip(self) -> float:
-        """Of one clip, one stage after the other."""
+        """Time per clip with sequential stages."""
         return self.decode + sum(self.clip.values()) + self.write
 
     def beside(self, num_decoders: int) -> float:
-        """Of one clip where so many threads decode, and one writes, beside the encoders: the longest of the three."""
+        """Time per clip with parallel stages (`num_decoders` threads decode, one writes): the longest of the three."""
         return max(sum(self.clip.values()), self.decode / num_decoders, self.write)
 
     def render(self) -> str:
@@ -59,12 +59,12 @@ class Seconds:
 
 @dataclass(frozen=True, kw_only=True)
 class Missing:
-    """What a store lacks.
+    """Counts of what a store lacks.
 
     Attributes:
-        units: by kind.
-        rows: by table, a stream or `objects`.
-        shards: by table.
+        units: units by kind.
+        rows: rows by table, a stream or `objects`.
+        shards: shards by table.
         inputs: clips or texts to encode, by encoder.
     """
 
@@ -75,11 +75,11 @@ class Missing:
     num_bytes: int
 
     def seconds(self, each: Seconds, num_workers: int, num_decoders: int | None = None) -> float:
-        """Wall-clock time with so many workers; nothing where nothing is missing.
+        """Wall-clock time with `num_workers` workers; 0 if nothing is missing.
 
         Args:
-            num_decoders: threads of each worker that decode while a GPU encodes, and one more writes; the slowest of
-                the three sets the pace. None where all of it shares the worker's processors.
+            num_decoders: decoding threads of each worker while a GPU encodes and another thread writes; the slowest
+                stage determines the speed. None if all stages share the worker's processors.
         """
         if not self.units.total():
             return 0.0
@@ -106,7 +106,7 @@ def missing_of(jobs: Iterable[Job], schema: StoreSchema, streams: StreamSet) -> 
 
 
 def clip_bytes(schema: StoreSchema) -> int:
-    """Bytes of one clip's features in all streams of a store."""
+    """Size of one clip's features in all streams of a store, in bytes."""
     return sum(_row_bytes(spec) for id, spec in schema.streams.items() if not id.startswith("text/"))
 
 
@@ -115,14 +115,14 @@ def _row_bytes(table: StreamSpec) -> int:
 
 
 def calibrate(streams: StreamSet, clips: Iterable[Clip], resources: Resources) -> Seconds:
-    """Times one clip and one text, with as many threads as torch has now; the first readable clip is decoded.
+    """Times one clip (the first readable one) and one text, with torch's current number of threads.
 
-    A processor encodes one frame, and the whole clip only if that is quick. A GPU encodes a whole batch of clips.
+    A CPU encodes one frame, and the whole clip only if that is quick. A GPU encodes a whole batch of clips.
 
     Args:
-        streams: those of the run, or the same with other weights, whose time is the same.
-        clips: of the source.
-        resources: device and batch of the run.
+        streams: the streams of the run; other weights do not change the time.
+        clips: clips of the source.
+        resources: device and batch size of the run.
     """
     media, decode_s = _decoded(streams, clips)
     of_clip, of_text = {}, {}
@@ -144,7 +144,7 @@ def _encode_s(encoder: Encoder, item: Any, levels: Sequence[str]) -> float:
 
 
 def _visual_s(encoder: Encoder, frames: np.ndarray, levels: Sequence[str], resources: Resources) -> float:
-    """Seconds of one clip in a visual encoder."""
+    """Seconds per clip in a visual encoder."""
     if resources.device != "cpu":
         batch = [encoder.prepare(frames)] * resources.clips_per_pass
         return _seconds(lambda: encoder.encode(batch, levels), once_s=math.inf) / len(batch)
@@ -153,7 +153,7 @@ def _visual_s(encoder: Encoder, frames: np.ndarray, levels: Sequence[str], resou
 
 
 def _seconds(call: Callable[[], object], once_s: float = ONCE_S) -> float:
-    """The second of two calls, for the first one warms up; of a call that takes longer than `once_s`, the first."""
+    """Time of the second of two calls, since the first warms up; or of the first if it takes longer than `once_s`."""
     started = time.perf_counter()
     call()
     if (first_s := time.perf_counter() - started) > once_s:
@@ -178,7 +178,7 @@ def _decoded(streams: StreamSet, clips: Iterable[Clip]) -> tuple[Media, float]:
 
 
 def _write_s(streams: StreamSet) -> float:
-    """Seconds to write and commit the rows of one clip, in the folder of temporary files."""
+    """Seconds to write and commit the rows of one clip, in the temporary folder."""
     specs = {id: StreamSpec(fingerprint={}, arrays=stream.arrays, rows_per_shard=1)
              for id, stream in streams.of("visual", "audio").items()}  # fmt: skip
     arrays = {id: {spec.name: np.ones(spec.shape, spec.dtype) for spec in table.arrays} for id, table in specs.items()}

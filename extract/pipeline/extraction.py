@@ -1,4 +1,4 @@
-"""One run of refavs-extract: what is missing of a source, computed by workers and committed to the store."""
+"""One run of refavs-extract: workers compute what is missing of a source and commit it to the store."""
 
 import errno
 import time
@@ -23,6 +23,7 @@ from extract.pipeline.worker import JobResult
 from refavs.choices import MaskRule
 from refavs.data.layouts import Source
 from refavs.errors import RefAVSError
+from refavs.files.path_text import path_text
 from refavs.store.backends.base import Folder
 from refavs.store.lease import Lease
 from refavs.store.writer import StoreWriter
@@ -32,20 +33,20 @@ from refavs.terminal.printing import say, show_trace, warn
 
 NAME = "refavs-extract"
 FPS = 1.0
-MANY_CLIPS = 500  # whose hashing is shown
+MANY_CLIPS = 500  # from this number on, hashing has a progress bar
 MASK_SHARD_BYTES, MOST_OBJECTS = 2**24, 128
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What the command line asks for.
+    """A run as requested by the command line.
 
     Attributes:
-        choose: the streams with other weights, given those of each encoder.
-        weights: that the user chose.
-        mask_size: side of the stored masks, px.
-        keeps_expressions: the source says nothing about expressions, so those of the store stay.
+        choose: creates the streams with other weights, given the weights source of each encoder.
+        weights: the user's choice of weights.
+        mask_size: side of the stored masks in pixels.
+        keeps_expressions: the source has no expressions, so those of the store stay.
     """
 
     folder: Folder
@@ -61,17 +62,18 @@ class Run:
     extraction: dict[str, Any]
 
     def description(self) -> dict[str, Any]:
-        """What a store is opened with, but for the streams."""
+        """The arguments for opening the store, except the streams."""
         mask_bytes = self.streams.seconds * self.mask_size * -(-self.mask_size // 8)
         return {
-            "source": f"{self.source.layout} {self.source.root}", "seconds": self.streams.seconds, "fps": FPS,
-            "mask_size": self.mask_size, "objects_per_shard": rows_within(MASK_SHARD_BYTES, mask_bytes, MOST_OBJECTS),
+            "source": f"{self.source.layout} {path_text(self.source.root)}", "seconds": self.streams.seconds,
+            "fps": FPS, "mask_size": self.mask_size,
+            "objects_per_shard": rows_within(MASK_SHARD_BYTES, mask_bytes, MOST_OBJECTS),
             "mask_rule": self.mask_rule if len(self.source.objects) else None, "extraction": self.extraction,
             "splits": dict(self.source.splits),
         }  # fmt: skip
 
     def contents(self) -> tuple[dict[str, Content], dict[str, str]]:
-        """The content keys of the clips, and why the others cannot be read; shows how far it is with many clips."""
+        """The content keys of the clips, and the reasons why others cannot be read; with a progress bar if many."""
         clips, seconds = self.source.clips, self.streams.seconds
         if len(clips) < MANY_CLIPS:
             return contents_of(clips, seconds)
@@ -81,7 +83,7 @@ class Run:
 
 @dataclass
 class Totals:
-    """What one run did."""
+    """Totals of one run."""
 
     done: Counter[str] = field(default_factory=Counter)
     failures: dict[tuple[Kind, str], str] = field(default_factory=dict)
@@ -96,15 +98,19 @@ class Totals:
             self.broken[result.trace] += 1
 
 
-def complete(run: Run, writer: StoreWriter, lease: Lease) -> int:
-    """Writes what is missing in a store that this process holds; returns the exit status."""
+def complete(run: Run, writer: StoreWriter, lease: Lease, refill: bool = False) -> int:
+    """Computes what is missing in a store whose lease this process holds; returns the exit status.
+
+    Args:
+        refill: removed shards get the rows that they had, as `plan_jobs` says.
+    """
     started = time.monotonic()
     source = run.source
     contents, unreadable = run.contents()
     refuse_replaced(writer, contents)
     _report(run)
     wanted = wanted_units(source, run.streams, contents, run.mask_rule)
-    jobs = plan_jobs(writer, wanted)
+    jobs = plan_jobs(writer, wanted, refill=refill)
     totals = Totals(failures={("clips", name): reason for name, reason in unreadable.items()})
     if jobs:
         _work(run, writer, lease, jobs, totals)
@@ -118,13 +124,13 @@ def complete(run: Run, writer: StoreWriter, lease: Lease) -> int:
 
 
 def _work(run: Run, writer: StoreWriter, lease: Lease, jobs: Sequence[Job], totals: Totals) -> None:
-    """Has the jobs done by workers, and shows how it goes."""
+    """Runs the jobs on workers and shows the progress."""
     num_units: Counter[str] = Counter(dict.fromkeys(ORDER, 0))
     for job in jobs:
         num_units[job.kind] += len(job.units)
     with RunLog(run.log, num_units) as log, closing(
         run_jobs(jobs, writer.location, run.streams, run.resources, log.note)
-    ) as results:  # closed here, so that no worker writes on when the lease is given back
+    ) as results:  # closed here, so that no worker writes after the lease is released
         next(results)
         with ProgressBar(NAME, num_units.total(), "clips, objects and texts") as bar:
             for result in results:
@@ -139,7 +145,7 @@ def _work(run: Run, writer: StoreWriter, lease: Lease, jobs: Sequence[Job], tota
 
 
 def _add_twins(writer: StoreWriter, clips: Sequence[Unit], totals: Totals) -> None:
-    """Names the clips that have no features because their frames or sound are those of a clip that failed."""
+    """Adds the failures of clips that share frames or audio with a clip that failed."""
     committed: dict[str, Mapping[str, int]] = {}
     owners: dict[tuple[str, str], str] = {}
     for clip in clips:
@@ -152,13 +158,13 @@ def _add_twins(writer: StoreWriter, clips: Sequence[Unit], totals: Totals) -> No
 
 
 def stop_at(error: Exception | None) -> None:
-    """Raises what would break every other job as well: a full disk, missing weights, a store that is gone."""
+    """Raises errors that would break every other job too: a full disk, missing weights, a missing store."""
     if isinstance(error, RefAVSError) or (isinstance(error, OSError) and error.errno in _WRITE_ERRORS):
         raise error
 
 
 def _report(run: Run) -> None:
-    """Says what is odd about the source, and what the encoders do not take whole."""
+    """Prints the report on the source, and the inputs that encoders will truncate."""
     if run.source.report.counts:
         for line in run.source.report.lines():
             say(line)
@@ -171,7 +177,7 @@ def _report(run: Run) -> None:
 def _summary(
     run: Run, writer: StoreWriter, totals: Totals, jobs: Sequence[Job], contents: Mapping[str, Content], seconds: float
 ) -> int:
-    """Says what was done and what the store has now; returns the exit status."""
+    """Prints what was done and what the store has now; returns the exit status."""
     if not jobs and not totals.failures:
         say(f"nothing to do: all {len(contents)} clips of {run.source.root} are in {writer.location}")
         return Exit.COMPLETE
@@ -195,7 +201,7 @@ def _summary(
         warn(f"{NAME}: {kind} {name}: {reason}")
     for trace, count in totals.broken.items():
         show_trace(trace.rstrip("\n"))
-        warn(f"{NAME}: so {count} jobs broke")
+        warn(f"{NAME}: {count} jobs broke for this reason")
     if totals.broken:
         return Exit.ERROR
     return Exit.FAILURES if totals.failures else Exit.COMPLETE

@@ -1,8 +1,8 @@
-"""Looks at a source before a run begins, while nothing is written yet.
+"""Checks a source before a run writes anything.
 
-Masks that may be meant in two ways are refused. Those of one source are of one kind, so some objects, evenly spread,
-tell; what only a worker meets later is a failure of that object, named like any other. And no films are added to a
-store whose own were read by other rules.
+Ambiguous masks are rejected. The masks of one source are of one kind, so an evenly spread sample of objects is enough;
+a problem that only a worker finds is reported as a failure of that object. Videos are not added to a store whose own
+videos were read by other rules.
 """
 
 import hashlib
@@ -29,14 +29,14 @@ Each = TypeVar("Each")
 
 
 def check_masks(folder: Folder, objects: Sequence[Unit], num_seconds: int) -> None:
-    """Reads some of the masks that the store at `folder` lacks.
+    """Reads a sample of the masks that the store at `folder` lacks.
 
     Args:
-        objects: those of the source.
+        objects: objects of the source.
 
     Raises:
-        MaskRuleError: masks that may be meant in two ways, or that their rule cannot read.
-        StoreError: the store does not say by which rule its masks were read, and there are several for these.
+        MaskRuleError: masks are ambiguous, or their rule does not apply to them.
+        StoreError: the store does not record the rule by which its masks were read, and several rules are possible.
     """
     known, older = _known(folder)
     missing = [unit.item for unit in objects if isinstance(unit.item, Masks) and unit.name not in known]
@@ -52,10 +52,10 @@ def check_masks(folder: Folder, objects: Sequence[Unit], num_seconds: int) -> No
 
 
 def check_films(folder: Folder, source: Source) -> None:
-    """Compares the rules by which films are read with those of the store at `folder`, where clips are to be added.
+    """Checks that the store at `folder` reads videos by the current rules, if clips are to be added.
 
     Raises:
-        StoreError: its films were read by other rules.
+        StoreError: its videos were read by other rules.
     """
     rules = film_rules(folder, source)
     if not has_films(source) or rules == FILM_RULES:
@@ -69,7 +69,7 @@ def check_films(folder: Folder, source: Source) -> None:
 
 
 def film_rules(folder: Folder, source: Source) -> int:
-    """The rules by which the films of the store were read; those of now where it has none."""
+    """The version of the rules by which the store's videos were read; the current one if it has none."""
     if not has_films(source) or not folder.exists("zarr.json"):
         return FILM_RULES
     writer = StoreWriter.attach(folder.location)
@@ -84,13 +84,13 @@ def has_films(source: Source) -> bool:
 
 
 def evenly(items: Sequence[Each], most: int) -> list[Each]:
-    """At most so many of the items, from the first to the last."""
+    """At most `most` of the items, evenly spread from the first to the last."""
     step = max(1, -(-len(items) // most))
     return list(items[::step])
 
 
 def _refuse_shared(missing: Sequence[Masks], num_seconds: int) -> None:
-    """Refuses one label image of several objects in the folder of each, where all would be read as one object.
+    """Checks that the objects of a clip do not share one label image, which would be read as a single object.
 
     Raises:
         MaskRuleError: two objects of a clip have the same files with several labels, and no rule is given.
@@ -122,7 +122,7 @@ def _digest(paths: Sequence[Path], within: Path | None) -> bytes:
 
 
 def _known(folder: Folder) -> tuple[Collection[str], bool]:
-    """The objects that the store has, and whether it says nothing of the rule by which they were read."""
+    """The objects that the store has, and whether it does not record the rule by which they were read."""
     if not folder.exists("zarr.json"):
         return (), False
     writer = StoreWriter.attach(folder.location)
@@ -131,7 +131,7 @@ def _known(folder: Folder) -> tuple[Collection[str], bool]:
 
 
 def _check(item: Masks, num_seconds: int) -> None:
-    """Masks that cannot be read for another reason are left to the worker, which names them."""
+    """Checks masks for ambiguity only; other errors are left to the worker, which reports them."""
     try:
         item.read(num_seconds, 1)
     except MaskRuleError:

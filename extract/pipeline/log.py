@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from extract.pipeline.worker import STAGES, JobResult
+from extract.pipeline.turns import STAGES
+from extract.pipeline.worker import JobResult
 
 INTERVAL_S = 5.0
 
@@ -26,6 +27,7 @@ class _Span:
 class _Counts:
     done: dict[str, int]
     stages_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    encoded: dict[str, tuple[int, float]] = field(default_factory=dict)
     num_failures: int = 0
     num_broken: int = 0
     num_bytes: int = 0
@@ -89,7 +91,10 @@ class RunLog:
         return f"{self.clips_per_s:.2f} clips/s, encoders {self.encoder_utilisation:.0%} busy"
 
     def summary(self) -> dict[str, Any]:
-        """All counts so far; seconds except `elapsed_s` are summed over the workers."""
+        """All counts so far; seconds except `elapsed_s` are summed over the workers.
+
+        `encoders` has for each the frames, sounds of clips or texts that it took, and the seconds for them.
+        """
         counts = self._counts
         return {
             "elapsed_s": round(self._elapsed_s, 3), "done": dict(counts.done), "total": dict(self._totals),
@@ -97,6 +102,10 @@ class RunLog:
             "failures": counts.num_failures, "broken_jobs": counts.num_broken, "workers": len(self._workers),
             "stages_s": {name: round(seconds, 3) for name, seconds in counts.stages_s.items()},
             "encoder_utilisation": round(self.encoder_utilisation, 4),
+            "encoders": {
+                name: {"inputs": inputs, "seconds": round(seconds, 3), "inputs_per_s": round(inputs / seconds, 3)}
+                for name, (inputs, seconds) in counts.encoded.items() if seconds
+            },
         }  # fmt: skip
 
     @property
@@ -123,6 +132,9 @@ class RunLog:
         counts.num_broken += result.error is not None
         for name, seconds in result.stages_s.items():
             counts.stages_s[name] += seconds
+        for name, (inputs, seconds) in result.encoded.items():
+            known, spent_s = counts.encoded.get(name, (0, 0.0))
+            counts.encoded[name] = known + inputs, spent_s + seconds
         if result.stages_s:
             span = self._workers.setdefault(result.worker, _Span(now - result.seconds))
             span.start_s = min(span.start_s, now - result.seconds)

@@ -1,4 +1,4 @@
-"""What a source needs in a store, and the jobs that compute what is missing there."""
+"""Plans an extraction: the units that a source needs in a store, and the jobs that compute missing ones."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,15 +53,15 @@ class Masks:
         return found
 
     def of(self, num_seconds: int) -> dict[int, Mask]:
-        """Where the masks of the first seconds are, as far as these are labelled."""
+        """The masks of the labelled seconds among the first `num_seconds`."""
         return {second: mask for second, mask in sorted(self.object.masks.items()) if second < num_seconds}
 
     def paths(self, num_seconds: int) -> list[Path]:
-        """Those of them that are files."""
+        """The masks that are files."""
         return [mask for mask in self.of(num_seconds).values() if isinstance(mask, Path)]
 
     def labelled(self, num_seconds: int) -> Bool[np.ndarray, " t"]:
-        """The seconds in which it is known where the object is; none after the end of the clip."""
+        """The labelled seconds; none after the end of the clip."""
         found = self.object.labelled(num_seconds)
         if self.clip.frames:
             found[len(self.clip.frames) :] = False
@@ -99,7 +99,7 @@ class Job:
 def wanted_units(
     source: Source, streams: StreamSet, contents: Mapping[str, Content], mask_rule: MaskRule = "auto"
 ) -> dict[Kind, list[Unit]]:
-    """All that a source needs in a store.
+    """All units that a source needs in a store.
 
     Args:
         contents: content keys of the clips that can be read; the others are left out.
@@ -127,7 +127,9 @@ def object_units(source: Source, mask_rule: MaskRule) -> list[Unit]:
     return [Unit(name=key, item=item, keys={OBJECTS: key}) for key, item in items.items()]
 
 
-def plan_jobs(writer: StoreWriter, wanted: Mapping[Kind, Sequence[Unit]], plan: Plan | None = None) -> list[Job]:
+def plan_jobs(
+    writer: StoreWriter, wanted: Mapping[Kind, Sequence[Unit]], plan: Plan | None = None, refill: bool = False
+) -> list[Job]:
     """The jobs that compute what is missing, in the order in which to start them.
 
     A job has as many units as the smallest of its shards has rows. It writes a row where a key occurs first, in the
@@ -136,28 +138,36 @@ def plan_jobs(writer: StoreWriter, wanted: Mapping[Kind, Sequence[Unit]], plan: 
 
     Args:
         plan: finds the shards; None makes room for them in the store.
+        refill: group all units as for an empty store, so that shards that were removed get the rows that they had,
+            instead of the units that miss something, which fills as few shards as possible.
     """
-    return [job for kind in ORDER for job in _jobs(writer, kind, wanted[kind], plan or writer.plan)]
+    return [job for kind in ORDER for job in _jobs(writer, kind, wanted[kind], plan or writer.plan, refill)]
 
 
-def _jobs(writer: StoreWriter, kind: Kind, units: Sequence[Unit], plan: Plan) -> Iterator[Job]:
+def _jobs(writer: StoreWriter, kind: Kind, units: Sequence[Unit], plan: Plan, refill: bool) -> Iterator[Job]:
     tables = list(units[0].keys) if units else []
     if not tables:
         return
-    # Of each table the keys that nobody has claimed yet.
-    missing = {table: set(writer.missing(table, [unit.keys[table] for unit in units])) for table in tables}
+    # The keys of each table that are not in a job yet.
+    unclaimed = {table: {unit.keys[table] for unit in units} for table in tables}
+    missing = {table: set(writer.missing(table, list(keys))) for table, keys in unclaimed.items()}
     failed = {table: writer.failed(table).keys() for table in tables}
-    fresh, again = [], []
+    claimed = []  # each with the keys that occur first in it
     for unit in units:
-        keys = {table: key for table, key in unit.keys.items() if key in missing[table]}
+        keys = {table: key for table, key in unit.keys.items() if key in unclaimed[table]}
         for table, key in keys.items():
-            missing[table].discard(key)
-        for units_left, is_again in ((fresh, False), (again, True)):
-            mine = {table: key for table, key in keys.items() if (key in failed[table]) == is_again}
-            if mine:
-                units_left.append(replace(unit, keys=mine))
+            unclaimed[table].discard(key)
+        claimed.append(replace(unit, keys=keys))
+
+    def lacking(units: Sequence[Unit], again: bool) -> list[Unit]:
+        return [replace(unit, keys=keys) for unit in units if (keys := {
+            table: key for table, key in unit.keys.items() if key in missing[table] and (key in failed[table]) == again
+        })]  # fmt: skip
+
     size = min(writer.schema.tables[table].rows_per_shard for table in tables)
-    groups = [*_chunks(fresh, size), *_chunks(again, size)]
+    fresh = ([lacking(group, False) for group in _chunks([unit for unit in claimed if unit.keys], size)] if refill
+             else _chunks(lacking(claimed, False), size))  # fmt: skip
+    groups = [group for group in (*fresh, *_chunks(lacking(claimed, True), size)) if group]
     plans = [plan(table, [[unit.keys[table] for unit in group if table in unit.keys] for group in groups])
              for table in tables]  # fmt: skip
     for group, *shards in zip(groups, *plans, strict=True):

@@ -16,6 +16,7 @@ from extract.pipeline.schedule import GivenUp, Schedule, Task
 from extract.pipeline.worker import JobResult, Worker
 from refavs.errors import ConfigError, RefAVSError
 from refavs.machine.processors import num_processors
+from refavs.store.writer import StoreWriter
 
 POLL_S = 1.0
 # An autoscaler takes minutes to add a node.
@@ -105,7 +106,7 @@ def run_jobs(
         def hire() -> Any:
             return actor.remote(location, streams, room.threads_per_worker, resources.clips_per_pass)
 
-        crew = _Crew(jobs, hire, room.num_workers, note or (lambda line: None))
+        crew = _Crew(jobs, location, hire, room.num_workers, note or (lambda line: None))
         try:
             yield None
             yield from crew.results()
@@ -124,9 +125,9 @@ class _Crew:
     """The worker processes of one run: starts them, gives them tasks of the schedule, and replaces those that die."""
 
     def __init__(
-        self, jobs: Sequence[Job], hire: Callable[[], Any], num_workers: int, note: Callable[[str], None]
+        self, jobs: Sequence[Job], location: str, hire: Callable[[], Any], num_workers: int, note: Callable[[str], None]
     ) -> None:
-        self._jobs, self._hire, self._note = jobs, hire, note
+        self._jobs, self._location, self._hire, self._note = jobs, location, hire, note
         self._num_wanted = num_workers
         self._schedule = Schedule([job.names for job in jobs], JOBS_PER_WORKER)
         self._ready: dict[_Member, str] = {}
@@ -233,7 +234,7 @@ class _Crew:
             self._give_work(other)
 
     def _failed(self, given_up: GivenUp) -> JobResult:
-        return JobResult(kind=self._jobs[given_up.job].kind, failures=given_up.failures)
+        return result_without_worker(self._jobs[given_up.job], given_up.failures, self._location)
 
     def _count_stillborn(self, error: Exception) -> None:
         self._stillborn += 1
@@ -256,6 +257,19 @@ class _Crew:
                           f"nodes with {free['CPU']:g} free CPUs and {free['GPU']:g} free GPUs, and a worker takes 1 "
                           "CPU and the GPUs of --gpus-per-worker; end other jobs there or add nodes, then run the "
                           "same command again")
+
+
+def result_without_worker(job: Job, failures: Mapping[str, str], location: str) -> JobResult:
+    """The result of a job that is given up: its worker may have committed shards before it died.
+
+    Args:
+        failures: reason for each unit, unless all of its rows are in the store.
+    """
+    writer = StoreWriter.attach(location)
+    rows = {shard.table: writer.committed(shard.table) for shard in job.shards}
+    lost = {unit.name: failures[unit.name] for unit in job.units
+            if any(key not in rows[table] for table, key in unit.keys.items())}  # fmt: skip
+    return JobResult(kind=job.kind, num_done=len(job.units) - len(lost), failures=lost)
 
 
 def _gist(error: Exception) -> str:

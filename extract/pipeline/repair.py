@@ -1,4 +1,4 @@
-"""refavs-store repair: removes what is damaged in a store, and extracts it again as it was extracted."""
+"""refavs-store repair: removes damaged parts of a store, and extracts them again with the original settings."""
 
 import argparse
 from dataclasses import replace
@@ -9,6 +9,7 @@ from extract.encoders.weights import WeightSource
 from extract.pipeline.extraction import Run, complete
 from extract.store_cli import NAME, report, verified
 from refavs.errors import StoreError
+from refavs.files.path_text import path_of
 from refavs.store.backends.base import open_folder
 from refavs.store.columns import table_record
 from refavs.store.format.commits import record_name
@@ -20,6 +21,7 @@ from refavs.terminal.command import Exit
 from refavs.terminal.printing import say, warn
 
 OWN = ("source", "expressions", "weights_dir", "workers", "gpus_per_worker", "batch_clips", "address")
+PATHS = ("source", "expressions")
 MOST_NAMED = 5
 
 
@@ -27,7 +29,7 @@ def repair(args: argparse.Namespace) -> int:
     """Repairs the store; returns the exit status."""
     folder = open_folder(args.store)
     if root_copy(folder) is None:
-        root_attributes(folder)  # there must be a store, before anything is made
+        root_attributes(folder)  # fails if there is no store, before anything is created
     with Lease(folder, NAME) as lease:
         if restore_root(folder):
             say(f"{folder.where('zarr.json')} was restored from its copy")
@@ -37,7 +39,7 @@ def repair(args: argparse.Namespace) -> int:
         if not verdict.damage:
             return Exit.COMPLETE
         before = root_attributes(folder).get("fingerprint")
-        # Whether the source and the weights are there is known before anything is removed.
+        # Check that the source and the weights exist before removing anything.
         run = _prepared(args, schema_at(folder))
         specs, description = run.streams.specs(), run.description()
         planned_schema(folder, streams=specs, **description)
@@ -49,19 +51,19 @@ def repair(args: argparse.Namespace) -> int:
         writer = StoreWriter.open(args.store, streams=specs, **description)
         if removed:
             say(f"removed, to be extracted again: {', '.join(removed)}")
-            status = complete(run, writer, lease)
+            status = complete(run, writer, lease, refill=True)
         else:
             writer.finalise()
         lost = [(table, gone) for table, known in (keys[file] for file in removed if file in keys)
                 if (gone := sorted(known - writer.committed(table).keys()))]  # fmt: skip
         for table, gone in lost:
-            warn(f"{NAME}: {len(gone)} rows of {table} are lost, for the source does not have them any more: "
+            warn(f"{NAME}: {len(gone)} rows of {table} are lost, because the source no longer has them: "
                  f"{', '.join(gone[:MOST_NAMED])}{' ...' if len(gone) > MOST_NAMED else ''}")  # fmt: skip
         if run.keeps_expressions is False and not folder.exists(table_record("expressions")):
             warn(f"{NAME}: the expressions are lost; give their CSV as --expressions")
         after = root_attributes(folder).get("fingerprint")
         if before is not None and before != after and not lost and status == Exit.COMPLETE:
-            say(f"rows lie elsewhere or differ from the lost ones (other hardware or software), so the fingerprint of "
+            say(f"rows moved or differ from the lost ones (other hardware or software), so the fingerprint of "
                 f"{folder.location} changed from {before} to {after}")  # fmt: skip
     verdict = verified(args.store)
     report(args.store, verdict)
@@ -69,7 +71,7 @@ def repair(args: argparse.Namespace) -> int:
 
 
 def _readable(writer: StoreWriter) -> list:
-    """The commit records, if none of them is damaged: then nobody knows what all of them held."""
+    """The commit records; none if any is damaged, because their total content is then unknown."""
     try:
         return writer.records()
     except StoreError:
@@ -80,9 +82,10 @@ def _prepared(args: argparse.Namespace, schema: StoreSchema) -> Run:
     """The extraction that made the store.
 
     Raises:
-        StoreError: the store does not say where it was extracted from.
+        StoreError: the store does not record where it was extracted from.
     """
-    told = {name: value for name, value in schema.extraction.items() if name in OWN and value is not None}
+    told = {name: path_of(value) if name in PATHS else value
+            for name, value in schema.extraction.items() if name in OWN and value is not None}  # fmt: skip
     told |= {name: value for name in OWN if (value := getattr(args, name)) is not None}
     if "source" not in told:
         raise StoreError(f"{args.store} does not say where it was extracted from; give --source")

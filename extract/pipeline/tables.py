@@ -1,4 +1,4 @@
-"""The plain tables of a store, of clips, texts and expressions, from a source and what was committed."""
+"""Writes the plain tables of a store (clips, texts and expressions) from a source and the committed rows."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -16,10 +16,10 @@ MOST_NAMED = 5
 
 
 def refuse_replaced(writer: StoreWriter, contents: Mapping[str, Content]) -> None:
-    """Checks that the clips a store has were made from the same files as the clips of their ids now.
+    """Checks that the store's clips were made from the same files as the source's clips with the same ids.
 
     Raises:
-        StoreError: other files; the first clips are named.
+        StoreError: files differ; the message names the first clips.
     """
     known = writer.table("clips")
     if known is None:
@@ -66,7 +66,7 @@ def _has(writer: StoreWriter, modality: str, keys: Collection[str], key: str) ->
 
 
 def _clips(writer: StoreWriter, source: Source, contents: Mapping[str, Content]) -> pd.DataFrame:
-    """The clips that can be read, with what was noted of them in any stream."""
+    """The readable clips, with the facts noted for them in any stream."""
     noted = {modality: [writer.noted(id) for id in writer.schema.streams if id.startswith(f"{modality}/")]
              for modality in ("visual", "audio")}  # fmt: skip
     rows = []
@@ -92,7 +92,7 @@ def _clips(writer: StoreWriter, source: Source, contents: Mapping[str, Content])
 def _expressions(
     source: Source, clips: Mapping[str, int], objects: Mapping[str, int], texts: Mapping[str, int]
 ) -> pd.DataFrame:
-    """The source's expressions by the places of what they speak of; those of clips or objects that failed left out."""
+    """The source's expressions with the places of their clips, texts and objects; without those that failed."""
     table = source.expressions.copy()
     keys = [object_key(clip, fid) for clip, fid in zip(table["clip_id"], table["fid"], strict=True)]
     table["clip"] = [float(clips.get(clip, np.nan)) for clip in table["clip_id"]]

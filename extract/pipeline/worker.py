@@ -1,21 +1,20 @@
-"""What runs in a worker process: whole jobs, from media to the commits of their shards.
+"""The worker process: runs whole jobs, from media to the commits of their shards.
 
-Two jobs run in a worker at a time, each in a thread of its own. A pool of threads decodes ahead of both by a few clips;
-one job at a time has the encoders; meanwhile the other one writes what it was given, or flushes and commits. So the
-encoders wait for neither, not even at the end of a job, and at no time do more clips' features exist than the batch in
-the encoders and `SPARE_CLIPS` that wait to be written.
+A worker runs two jobs at a time, each in its own thread. A thread pool decodes a few clips ahead for both. One job at a
+time uses the encoders, while the other one writes, flushes or commits. So the encoders never wait, not even at the end
+of a job, and the only features in memory are those of the batch in the encoders and of `SPARE_CLIPS` clips that wait to
+be written.
 """
 
 import json
 import os
 import platform
-import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -28,6 +27,7 @@ from extract.encoders.protocol import Frames, Sound, Text
 from extract.encoders.streams import StreamSet
 from extract.media.clip import Media, read_media
 from extract.pipeline.plan import Job, Kind, Masks, Unit
+from extract.pipeline.turns import Stages, Turns
 from refavs.data.layouts import Clip
 from refavs.errors import ConfigError, DatasetError, StoreError, WeightsError
 from refavs.machine.accelerator import require_usable
@@ -35,28 +35,27 @@ from refavs.store.format.schema import OBJECTS, pack_mask
 from refavs.store.shard_writer import ShardWriter
 from refavs.store.writer import StoreWriter
 
-STAGES = ("decode", "encode", "write", "commit", "waiting")
-SPARE_CLIPS = 2
 TEXTS_PER_PASS = 64  # on a GPU
 MOST_DECODERS = 16
-SAME_FILES = "have the same files under the same path on every node, as a shared --weights-dir"
+SAME_FILES = "provide the same files under the same path on every node, e.g. in a shared --weights-dir"
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobResult:
-    """What became of one job.
+    """The result of one job.
 
     Attributes:
-        num_done: units computed.
-        seconds: from the start of the job to its last commit.
-        stages_s: by name in `STAGES`. Decoding is done by threads beside the job's own; encoding holds the reading of
-            weights in a worker's first job; `waiting` is the time without media, or without the turn at the encoders.
+        num_done: number of units computed.
+        seconds: time from the start of the job to its last commit.
+        stages_s: seconds by name in `STAGES`. Decoding runs in other threads than the job; encoding includes reading
+            the weights in a worker's first job; `waiting` is time without media, or without access to the encoders.
+        encoded: per encoder, the number of inputs (frames, sounds of clips, or texts) and the seconds for them.
         failures: units that could not be computed, with the reason.
-        error: what broke the whole job; None where nothing did.
+        error: the error that broke the whole job; None if it did not break.
         trace: traceback of `error`.
-        worker: node and process that did it.
+        worker: node and process that ran it.
     """
 
     kind: Kind
@@ -64,71 +63,22 @@ class JobResult:
     num_bytes: int = 0
     seconds: float = 0.0
     stages_s: dict[str, float] = field(default_factory=dict)
+    encoded: dict[str, tuple[int, float]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     error: Exception | None = None
     trace: str = ""
     worker: str = ""
 
 
-class Stages:
-    """Seconds spent in each stage of one job, by all of its threads."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Counts the time inside."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.seconds[stage] += time.perf_counter() - started
-
-
-class Turns:
-    """One job at a time encodes, and none while another has more than `SPARE_CLIPS` clips of features to write."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._busy = False
-        self._unwritten = 0
-
-    @contextmanager
-    def encoding(self, num_clips: int, stages: Stages) -> Iterator[None]:
-        """The time in which a job has the encoders; it leaves the features of `num_clips` clips to be written."""
-        with stages("waiting"), self._changed:
-            self._changed.wait_for(lambda: not self._busy and self._unwritten <= SPARE_CLIPS)
-            self._busy = True
-        made = 0
-        try:
-            with stages("encode"):
-                yield
-            made = num_clips
-        finally:
-            with self._changed:
-                self._busy = False
-                self._unwritten += made
-                self._changed.notify_all()
-
-    def written(self, num_clips: int = 1) -> None:
-        """The features of so many clips are gone from memory."""
-        with self._changed:
-            self._unwritten -= num_clips
-            self._changed.notify_all()
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Decoded:
-    """One unit as far as no encoder is needed.
+    """A decoded unit, before encoding.
 
     Attributes:
-        failures: why it could not be decoded, by modality or `objects`.
-        arrays: those that need no encoder, by table.
-        inputs: what is to be encoded, by encoder, as that has prepared it.
-        facts: to note beside its rows, by modality.
+        failures: reasons of failed decoding, by modality or `objects`.
+        arrays: arrays that need no encoder, by table.
+        inputs: prepared input of each encoder.
+        facts: facts to note with its rows, by modality.
     """
 
     unit: Unit
@@ -139,14 +89,14 @@ class _Decoded:
 
 
 class Worker:
-    """Computes jobs of one store with one set of encoders, whose weights it reads once.
+    """Computes jobs for one store with one set of encoders, whose weights it reads once.
 
     Args:
         location: path or URL of the store, which must exist.
-        streams: with their encoders, as they are sent to workers, without weights.
-        num_threads: of the encoders on processors; as many others decode.
-        batch_clips: clips in one pass through the visual encoders. They are neighbours in a job, so that what is
-            computed with what depends on the plan alone.
+        streams: the streams with their encoders, without weights.
+        num_threads: number of encoder threads on a CPU, and of decoding threads.
+        batch_clips: number of clips in one pass through the visual encoders. They are neighbours in a job, so the
+            composition of batches depends only on the plan.
     """
 
     def __init__(self, location: str, streams: StreamSet, num_threads: int = 1, batch_clips: int = 1) -> None:
@@ -168,8 +118,8 @@ class Worker:
 
         Raises:
             ConfigError: the GPU cannot be used.
-            StoreError: there is no store, as on a node that does not share the driver's folder.
-            WeightsError: the files of the encoders are missing on this node, or differ from the driver's.
+            StoreError: there is no store, e.g. on a node that does not share the driver's folder.
+            WeightsError: the weights files are missing on this node, or differ from the driver's.
         """
         wanted = self._writer.schema.streams
         try:
@@ -186,16 +136,16 @@ class Worker:
         return self._name
 
     def run(self, job: Job, condemned: Mapping[str, str] | None = None) -> JobResult:
-        """Computes a job and commits its shards; an error that concerns all of it is returned, not raised.
+        """Computes a job and commits its shards; an error of the whole job is returned, not raised.
 
         Args:
-            job: what to compute.
-            condemned: units that are failed without being touched, with the reason.
+            job: the job to compute.
+            condemned: units to fail without computing them, with the reason.
 
         Raises:
-            AcceleratorError: the GPU has failed this process, which computes nothing on it any more.
+            AcceleratorError: the GPU is no longer usable in this process.
         """
-        # Per thread: Ray starts this one with the environment's count, which OpenMP would go by.
+        # The setting is per thread; Ray starts this one with the environment's number of OpenMP threads.
         torch.set_num_threads(self._num_threads)
         started = time.perf_counter()
         stages = Stages()
@@ -207,21 +157,21 @@ class Worker:
                 filled = time.perf_counter()
         except torch.AcceleratorError:
             raise
-        except Exception as error:  # a job is the unit of failure: report it and go on with others
+        except Exception as error:  # a job is the unit of failure: report it and continue with others
             trace = traceback.format_exc()
-            # Without its traceback, whose frames would carry the job's arrays to the driver.
+            # Drop the traceback, whose frames would send the job's arrays to the driver.
             return JobResult(kind=job.kind, error=error.with_traceback(None), trace=trace, worker=self._name)
         ended = time.perf_counter()
         stages.seconds["commit"] = ended - filled
         records = [shard.record for shard in shards.values() if shard.record is not None]
         return JobResult(
             kind=job.kind, failures=failures, seconds=ended - started, stages_s=stages.seconds,
-            num_done=len(job.units) - len(failures), worker=self._name,
+            num_done=len(job.units) - len(failures), worker=self._name, encoded=stages.encoded,
             num_bytes=sum(array.num_bytes for record in records for array in record.arrays.values()),
         )
 
     def probe(self, job: Job, name: str) -> None:
-        """Computes one unit and throws the result away: whether that kills the process is all that is asked."""
+        """Computes one unit and discards the result, only to find out whether it kills the process."""
         stages = Stages()
         try:
             decoded = self._decode(next(unit for unit in job.units if unit.name == name), stages)
@@ -235,7 +185,7 @@ class Worker:
         self, shards: Mapping[str, ShardWriter], job: Job, condemned: Mapping[str, str], failures: dict[str, str],
         stages: Stages,
     ) -> None:  # fmt: skip
-        """Writes every row of the shards, or notes its failure."""
+        """Writes every row of the shards, or records its failure."""
         size = self._per_pass[job.kind]
         wanted = [unit for unit in job.units if unit.name not in condemned]
         with closing(ahead(self._pool, lambda unit: self._decode(unit, stages), wanted, 2 * size)) as decoding:
@@ -264,8 +214,10 @@ class Worker:
                     for table, key in unit.keys.items():
                         reason = failed.get(_modality(table))
                         if reason is None:
+                            row, stream = arrays[table], self._streams.streams.get(table)
                             try:
-                                shards[table].write(key, arrays[table], facts.get(_modality(table)))
+                                shards[table].write(key, stream.stored(row) if stream else row,
+                                                    facts.get(_modality(table)))
                             except StoreError as error:
                                 reason = str(error)
                         if reason is not None:
@@ -282,7 +234,7 @@ class Worker:
     def _encode(
         self, batch: Sequence[_Decoded], stages: Stages
     ) -> tuple[deque[dict[str, dict[str, np.ndarray]]], int]:
-        """The arrays of each unit of a batch by table, and how many clips are counted as not written yet."""
+        """The arrays of each unit of a batch by table, and the number of clips that count as not yet written."""
         found = [dict(decoded.arrays) for decoded in batch]
         num_clips = sum(isinstance(decoded.unit.item, Clip) and bool(decoded.inputs) for decoded in batch)
         names = dict.fromkeys(name for decoded in batch for name in decoded.inputs)
@@ -293,16 +245,18 @@ class Worker:
                     wanted = {id: stream for id, stream in self._streams.streams.items() if stream.encoder == name and
                               any(id in batch[number].unit.keys for number in given)}  # fmt: skip
                     levels = [stream.level for stream in wanted.values()]
-                    encoded = self._in_passes(name, [batch[number].inputs[name] for number in given], levels)
+                    per_clip = self._streams.seconds if self._streams.encoders[name].modality == "visual" else 1
+                    with stages.encoder(name, per_clip * len(given)):
+                        encoded = self._in_passes(name, [batch[number].inputs[name] for number in given], levels)
                     for number, arrays in zip(given, encoded, strict=True):
                         found[number] |= {id: stream.part(arrays) for id, stream in wanted.items()}
         return deque(found), num_clips
 
     def _in_passes(self, name: str, inputs: list[Any], levels: Sequence[str]) -> list[Mapping[str, np.ndarray]]:
-        """The arrays of some inputs; from the first time on that a GPU has no memory for all of them, in two halves.
+        """The arrays of some inputs; once the GPU runs out of memory, batches are split in halves from then on.
 
         Raises:
-            ConfigError: the memory of the GPU does not suffice for the halves either.
+            ConfigError: the GPU's memory does not suffice for the halves either.
         """
         encoder = self._streams.encoders[name]
 
@@ -327,7 +281,7 @@ class Worker:
             ) from error
 
     def _decode(self, unit: Unit, stages: Stages) -> _Decoded:
-        """Reads what one unit is made from; what is wrong with it becomes its failure."""
+        """Reads and decodes one unit; errors become its failures."""
         names = dict.fromkeys(self._streams.streams[id].encoder for id in unit.keys if id != OBJECTS)
         encoders = {name: self._streams.encoders[name] for name in names}
         schema = self._writer.schema
@@ -355,7 +309,7 @@ def _modality(table: str) -> str:
 def _read(
     clip: Clip, seconds: int, takes: Sequence[Frames | Sound | Text]
 ) -> tuple[dict[str, Media], dict[str, str]]:
-    """What is wanted of a clip by modality, and what is wrong with it; each of the two may be damaged alone."""
+    """Reads the needed modalities of a clip, and their failures; frames and audio may fail independently."""
     frames = {each for each in takes if isinstance(each, Frames)}
     rates_hz = {each.rate_hz for each in takes if isinstance(each, Sound)}
     wanted = [name for name, forms in (("visual", frames), ("audio", rates_hz)) if forms]
@@ -374,7 +328,7 @@ def _read(
 
 
 def _facts(media: Media) -> dict[str, dict[str, Any]]:
-    """What is noted of a clip beside its rows, by modality."""
+    """Facts to note with the rows of a clip, by modality."""
     ended = media.repeated_from_s
     seen = {"notes": ",".join(media.frame_notes), "repeated_from_s": ended}
     heard = {"notes": ",".join(media.sound_notes), "silent": media.silent}
@@ -383,7 +337,7 @@ def _facts(media: Media) -> dict[str, dict[str, Any]]:
 
 
 def ahead(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_T], window: int) -> Generator[_R]:
-    """Results of `work`, in order; at most `window` items are begun before their results are taken."""
+    """Yields the results of `work` in order; starts at most `window` items ahead."""
     left = iter(items)
     pending = deque(pool.submit(work, item) for item in islice(left, window))
     try:

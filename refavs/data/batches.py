@@ -1,4 +1,4 @@
-"""Batches of stored expressions, in which each clip's maps occur once."""
+"""Batches of stored expressions, in which the maps of each clip occur once."""
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,28 +11,30 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from refavs.config import nearest
 from refavs.data.clip_groups import ClipGroups
+from refavs.data.maps import Maps
 from refavs.data.prefetch import Arrival, Sender
 from refavs.errors import DatasetError
+from refavs.store.format.quantised import values_of
 from refavs.store.format.schema import LABELLED, MASK
 from refavs.store.reader import FeatureStore, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Expressions and the distinct clips they speak of; features are as stored, not standardised.
+    """Expressions and the distinct clips they refer to; features are not standardised.
 
     Attributes:
-        visual: maps of the distinct clips by their name, e.g. `mask_features`.
-        valid: True where a text has a token.
-        clip: which of the distinct clips each expression speaks of.
-        mask: the referred object, all False where there is none; None where the store holds no masks.
-        labelled: the seconds in which the mask is known; the others take no part in losses and metrics.
-        arrival: of a batch that was sent to a device, which has to wait for it; `to` sees to that.
+        visual: maps of the distinct clips by name, e.g. `mask_features`. A batch from a store has a `Maps`, which
+            computes the values of quantised maps on access.
+        valid: True for the real tokens of a text.
+        clip: the distinct clip that each expression refers to.
+        mask: the referred object, all False if there is none; None if the store has no masks.
+        labelled: the seconds whose mask is known; the others do not count in losses and metrics.
+        arrival: the pending copy of a batch that was sent to a device; `to` waits for it.
     """
 
-    visual: dict[str, Float[Tensor, "u t _ _ _"]]
+    visual: Mapping[str, Float[Tensor, "u t ..."]]
     audio: Float[Tensor, "u tokens _"]
     text: Float[Tensor, "b l _"]
     valid: Bool[Tensor, "b l"]
@@ -50,18 +52,18 @@ class Batch:
 
     @cached_property
     def groups(self) -> ClipGroups:
-        """Which expressions share a clip."""
+        """The expressions grouped by clip."""
         return ClipGroups.of(self.clip.tolist(), len(self.audio))
 
     @cached_property
     def text_length(self) -> int:
-        """Places up to the last token of any text."""
+        """Length of the longest text in tokens."""
         places = np.flatnonzero(self.valid.numpy(force=True).any(axis=0))
         return int(places[-1]) + 1 if len(places) else 0
 
     @cached_property
     def shown(self) -> Bool[np.ndarray, "b t"] | None:
-        """In which seconds each object is to be seen."""
+        """The seconds in which each object is visible."""
         if self.mask is None:
             return None
         pixels = np.ascontiguousarray(self.mask.flatten(2).numpy(force=True))
@@ -69,61 +71,46 @@ class Batch:
 
     @cached_property
     def counted(self) -> Bool[np.ndarray, "b t"] | None:
-        """In which seconds it is known where each object is."""
+        """`labelled` on the CPU."""
         return None if self.labelled is None else self.labelled.numpy(force=True)
 
     def known(self) -> "Batch":
-        """This batch, which from now on knows what a step asks about it, so that no device has to be asked."""
+        """Caches the facts that a training step needs, so that it does not wait for a device; returns the batch."""
         _ = self.groups, self.text_length, self.shown, self.counted
         return self
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The batch with its tensors on `device`, whose current stream may use them."""
+        """Moves the tensors to `device`, safe to use on its current stream."""
         self.known()
         names = [field.name for field in fields(self) if isinstance(getattr(self, field.name), Tensor)]
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        visual = {name: value.to(device, non_blocking=True) for name, value in self.visual.items()}
+        visual = Maps.of(self.visual).to(device)
         groups = self.groups.to(device)
         if self.arrival is not None:
-            self.arrival.wait([*visual.values(), *moved.values(), groups.slot])
+            self.arrival.wait([*visual.tensors, *moved.values(), groups.slot])
         return self.same(groups, visual=visual, **moved)
 
     def same(self, groups: ClipGroups, **changes: Any) -> "Batch":
-        """The batch with its values in other places; what is known of them stays known."""
+        """A copy of the batch with `changes`, which must not change its values; keeps the cached facts."""
         batch = replace(self, **changes)
         vars(batch).update(groups=groups, text_length=self.text_length, shown=self.shown, counted=self.counted)
         return batch
 
 
-def split_indices(store: FeatureStore, splits: Sequence[str] | None) -> list[int]:
-    """Expressions of `splits` in the store's order; all of them for None.
-
-    Raises:
-        DatasetError: the store has no expressions of a split.
-    """
-    found = store.expressions["split"].tolist()
-    for split in splits or ():
-        if split not in found:
-            raise DatasetError(
-                f"store {store.location} has no expressions of split {split!r}; {nearest(split, {*found})}"
-            )
-    return [row for row, split in enumerate(found) if splits is None or split in splits]
-
-
 def default_levels(store: FeatureStore) -> list[str]:
-    """The visual level that the model reads: the pixel decoder's where the store has it, else all there are."""
+    """The visual level that the model reads: that of the pixel decoder if the store has it, else all levels."""
     levels = {path.split("/")[3] for path in store.visual_paths().values()}
     return ["pixel_decoder"] if "pixel_decoder" in levels else sorted(levels)
 
 
 class Recycler:
-    """Gives memory that is used again once nobody holds what was made of it.
+    """Allocates tensors whose memory is reused once nothing refers to them.
 
-    Pages that are new to a process cost several times what copying a batch of maps into old ones does.
+    Touching new pages costs a process several times as much as copying a batch of maps into pages it already has.
 
     Args:
-        pinned: take memory that a GPU reads without a copy in between. Who sends it there without waiting keeps the
-            tensors until the copy is done.
+        pinned: allocate pinned memory for copies to a GPU. The caller of a non-blocking copy must keep the tensors
+            until it is done.
     """
 
     def __init__(self, pinned: bool = False) -> None:
@@ -131,13 +118,13 @@ class Recycler:
         self._free: dict[tuple[tuple[int, ...], torch.dtype], list[np.ndarray]] = {}
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor of any content."""
+        """Returns an uninitialised tensor."""
         num_rows, of_row = shape[0], tuple(shape[1:])
         free = self._free.setdefault((of_row, dtype), [])
         memory = free.pop() if free else np.empty(0)
         if len(memory) < num_rows:
             memory = self._new((num_rows, *of_row), dtype).numpy()
-        lent = memory[:num_rows]  # lives for as long as a tensor that shares its bytes
+        lent = memory[:num_rows]  # lives as long as any tensor that shares its bytes
         weakref.finalize(lent, free.append, memory).atexit = False
         return torch.from_numpy(lent)
 
@@ -146,7 +133,7 @@ class Recycler:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stacks samples; expressions of the same clip share its row.
+    """Stacks samples; expressions of the same clip share one row of features.
 
     Raises:
         DatasetError: some of the samples have a mask and some have none.
@@ -173,7 +160,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def read_batch(store: FeatureStore, indices: Sequence[int], levels: Sequence[str], memory: Recycler) -> Batch:
-    """As `collate` of the expressions' samples; each clip, text and mask is read once, straight into its place.
+    """As `collate` of the expressions' samples, but reads each clip, text and mask once, directly into the batch.
 
     Raises:
         DatasetError: some of the expressions have a mask and some have none.
@@ -183,7 +170,8 @@ def read_batch(store: FeatureStore, indices: Sequence[int], levels: Sequence[str
     _refuse_bare([(fact["uid"], fact["split"]) for fact in facts if fact["object"] < 0], len(facts))
     clips, texts, objects = ([fact[name] for fact in facts] for name in ("clip", "text_row", "object"))
     visual, masked = store.visual_paths(levels), objects[0] >= 0
-    wanted = [([*visual.values(), store.audio_path], clips), ([store.text_path, store.valid_path], texts)]
+    wanted = [(store.schema.with_scales(*visual.values(), store.audio_path), clips),
+              (store.schema.with_scales(store.text_path, store.valid_path), texts)]  # fmt: skip
     wanted += [([MASK, LABELLED], objects)] * masked
     slots = [{place: slot for slot, place in enumerate(dict.fromkeys(own))} for _, own in wanted]
     found = store.read_rows(
@@ -196,10 +184,12 @@ def read_batch(store: FeatureStore, indices: Sequence[int], levels: Sequence[str
         rows = [distinct[slot[place]] for place in own]
         return torch.stack(rows, out=memory.empty((len(rows), *rows[0].shape), rows[0].dtype))
 
+    text, sound = (values_of(store.specs[path], found) for path in (store.text_path, store.audio_path))
+    scales = {name: found[scale] for name, path in visual.items() if (scale := store.specs[path].scale_path)}
     labelled = each(list(found[LABELLED]), objects, slots[2]) if masked else None
     return Batch(
-        visual={name: found[path] for name, path in visual.items()}, audio=found[store.audio_path],
-        text=each(list(found[store.text_path]), texts, slots[1]),
+        visual=Maps({name: found[path] for name, path in visual.items()}, scales), audio=sound,
+        text=each(list(text), texts, slots[1]),
         valid=each(list(found[store.valid_path]), texts, slots[1]),
         clip=torch.tensor([slots[0][place] for place in clips]),
         mask=each([store.unpacked(mask) for mask in found[MASK]], objects, slots[2]) if masked else None,
@@ -210,26 +200,26 @@ def read_batch(store: FeatureStore, indices: Sequence[int], levels: Sequence[str
 
 
 def _refuse_bare(bare: Sequence[tuple[str, str]], num_expressions: int) -> None:
-    """Refuses expressions without a mask, by name and split, beside others that have one."""
+    """Checks that either all expressions of a batch have a mask or none has."""
     if 0 < len(bare) < num_expressions:
         uid, split = bare[0]
         raise DatasetError(f"{len(bare)} of {num_expressions} expressions of a batch have no mask, e.g. {uid!r} of "
-                           f"split {split!r}; choose splits that have masks, or only such as have none")
+                           f"split {split!r}; choose splits that all have masks, or splits that have none")
 
 
 def batches(
     store: FeatureStore, indices: Sequence[int], batch_size: int, *, seed: int | None = None, epoch: int = 0,
     expressions_per_clip: int = 1, levels: Sequence[str] | None = None, device: torch.device | None = None,
 ) -> Iterator[Batch]:  # fmt: skip
-    """Batches of the expressions `indices`, each taken as often as it is named; the last one may be smaller.
+    """Yields batches of the expressions `indices`, which may repeat; the last batch may be smaller.
 
-    The memory of a batch's maps serves a later batch as soon as nothing refers to it.
+    The memory of a batch's maps is reused for a later batch once nothing refers to it.
 
     Args:
-        seed: together with `epoch` it decides the order; None keeps the order given.
-        expressions_per_clip: shuffle groups of up to so many expressions of one clip instead of single ones, so that
-            a batch reads fewer clips.
-        levels: visual levels to read; None reads what the model reads.
+        seed: determines the order together with `epoch`; None keeps the given order.
+        expressions_per_clip: shuffle groups of up to this many expressions of one clip instead of single expressions,
+            so that a batch reads fewer clips.
+        levels: visual levels to read; None reads those that the model reads.
         device: see `read_batches`.
     """
     rows = batch_rows(store, indices, batch_size, seed=seed, epoch=epoch, expressions_per_clip=expressions_per_clip)
@@ -241,7 +231,7 @@ def batch_rows(
     store: FeatureStore, indices: Sequence[int], batch_size: int, *, seed: int | None = None, epoch: int = 0,
     expressions_per_clip: int = 1,
 ) -> list[list[int]]:  # fmt: skip
-    """The expressions of each of the `batches` of `indices`."""
+    """The expressions in each of the `batches` of `indices`."""
     order = list(indices)
     if seed is not None:
         clips = store.expressions["clip"].to_numpy()[np.array(order, int)]
@@ -253,12 +243,12 @@ def read_batches(
     store: FeatureStore, wanted: Iterable[Sequence[Sequence[int]]], levels: Sequence[str] | None = None,
     device: torch.device | None = None,
 ) -> Iterator[list[Batch]]:  # fmt: skip
-    """Batches in pieces, each piece read from the store straight into its place in memory that is used again.
+    """Yields batches in pieces, each read from the store directly into reused memory.
 
     Args:
         wanted: for each batch, the expressions of each of its pieces.
-        device: where the batches will be used. One with streams gets them sent on a stream of its own; `Batch.to` has
-            the stream that uses them wait for that.
+        device: the device that will use the batches. If it has streams, batches are copied on a separate stream, and
+            `Batch.to` makes the current stream wait for the copy.
     """
     levels = default_levels(store) if levels is None else levels
     sender = None if device is None else Sender.to(device)
@@ -275,7 +265,7 @@ def read_batches(
 def shuffled(
     indices: Sequence[int], clips: Int[np.ndarray, "b"], expressions_per_clip: int, rng: np.random.Generator
 ) -> list[int]:
-    """A random order of `indices` in which up to `expressions_per_clip` of one clip stand together."""
+    """Shuffles `indices` in groups of up to `expressions_per_clip` expressions of one clip."""
     by_clip: dict[int, list[int]] = {}
     for place in rng.permutation(len(indices)):
         by_clip.setdefault(int(clips[place]), []).append(int(indices[place]))

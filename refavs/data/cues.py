@@ -1,17 +1,18 @@
-"""Grade, dimension and length of an expression, read from its words: the benchmark's metadata.csv has none of them.
+"""Grade, dimension and length of an expression, derived from its words, because metadata.csv does not have them.
 
-The rules are those of Ref-AVS (arXiv 2407.10957v1), supplement Fig. 4 (templates and grades), Table 1 (placeholders)
-and Table 2 (dimensions, bins of length). They look for cue words, no more. `python -m refavs.data.cues metadata.csv`
-prints how much of a file they cover.
+The rules follow Ref-AVS (arXiv 2407.10957v1), supplement Fig. 4 (templates and grades), Table 1 (placeholders) and
+Table 2 (dimensions, length bins). They only look for cue words. `python -m refavs.data.cues metadata.csv` prints their
+coverage of a file.
 
-Dimension, the cues that an expression names:
-    `acoustic`    it speaks of sound, whatever else it says (Fig. 4 "Acoustic" and "Audio-Visual");
-    `spatial`     it says where (left, near, on the ...), and nothing of sound;
-    `semantic`    neither: category, appearance, or an action; singing and speaking are actions unless sound is named;
-    `+temporal`   order, duration, or change over time. Table 1 files `continuous` and `intermittent` under acoustic,
-                  and section 3.3 rhythm, so these alone are not temporal. Without sound: always `spatial+temporal`.
+Dimension: the kinds of cues in an expression:
+    `acoustic`    it mentions sound, whatever else it says (Fig. 4 "Acoustic" and "Audio-Visual");
+    `spatial`     it says where (left, near, on the ...) and does not mention sound;
+    `semantic`    neither: category, appearance or action; singing and speaking are actions unless sound is mentioned;
+    `+temporal`   order, duration or change over time. Table 1 lists `continuous` and `intermittent` under acoustic, and
+                  section 3.3 does so for rhythm, so these alone are not temporal. Without sound it is always
+                  `spatial+temporal`.
 
-Grade, as Fig. 4 prints it; a sentence that is no template gets the grade of the template with the same cues:
+Grade, as in Fig. 4; a sentence that matches no template gets the grade of the template with the same cues:
     1  category, appearance, place, or an action without another object; appearing first, last, throughout; "the
        sounding [category]"
     2  an action upon another object, or two visible cues; appearing before, after or longer; "the sounding object"
@@ -19,10 +20,10 @@ Grade, as Fig. 4 prints it; a sentence that is no template gets the grade of the
     4  volume; making a sound by an action
     5  rhythm, continuity, and every temporal cue of sound; "sounding" and a place
 
-None where the sentence does not say: no grade for denied sound ("made no sound") and for seen actions in time ("the
-person singing after the woman"), which no template has, nor for "the [surface] [object] that makes [volume] sound
-than", for which Fig. 4 prints 1 but 4 and 5 for the same without the surface; neither for placeholders ("NO."), error
-messages, other languages, and forms that none of the cue words explain.
+None if unknown. There is no grade for negated sound ("made no sound") or visible actions in time ("the person singing
+after the woman"), for which there is no template, or for "the [surface] [object] that makes [volume] sound than", which
+Fig. 4 grades 1 although it grades the same without the surface 4 and 5. Neither value is known for placeholders
+("NO."), error messages, other languages and sentences without a known cue word.
 """
 
 import sys
@@ -34,19 +35,20 @@ from refavs.data.layouts.ref_avs_metadata import is_placeholder, read_metadata
 from refavs.terminal.command import CommandParser, Exit, run_command
 from refavs.terminal.printing import say
 
-DIMENSIONS = ("semantic", "spatial", "acoustic", "spatial+temporal", "acoustic+temporal")
+ACOUSTIC_TEMPORAL = "acoustic+temporal"
+DIMENSIONS = ("semantic", "spatial", "acoustic", "spatial+temporal", ACOUSTIC_TEMPORAL)
 LENGTH_BINS = ("<=4", "5-8", "9-12", ">12")
-_MAX_WORDS = 64  # the longest real expression has 22; a longer text is not understood
+_MAX_WORDS = 64  # the longest real expression has 22; longer texts are not parsed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parsed:
-    """What a sentence says of itself; None where it does not say.
+    """Properties of a sentence; None if unknown.
 
     Attributes:
         grade: difficulty, 1 (easy) to 5 (hard).
         dimension: one of `DIMENSIONS`.
-        length: number of words between white space.
+        length: number of words separated by white space.
     """
 
     grade: int | None
@@ -54,9 +56,9 @@ class Parsed:
     length: int
 
 
-# "The sounding [object] [spatial] the [object]", a sixth of the real rows, is 5 in Fig. 4 as we have it. With 3 the
-# shares of grades 1-2, 3-4 and 5 would be 24, 53 and 21 %, with 5 they are 24, 37 and 37 %; section 3.3 says 20, 60
-# and 20 %, so 5 may be a misprint.
+# "The sounding [object] [spatial] the [object]", a sixth of the real rows, has grade 5 in our copy of Fig. 4. With 3
+# the shares of grades 1-2, 3-4 and 5 would be 24, 53 and 21 %; with 5 they are 24, 37 and 37 %. Section 3.3 says 20, 60
+# and 20 %, so the 5 may be a misprint.
 _PLACED_SOUNDING = 5
 
 
@@ -64,8 +66,8 @@ def _set(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-# Cue words by class. Misspelt ones are those of the real benchmark.
-_SOUNDING = _set("sounding soundning resonating resounding noisy audible")  # said of an object
+# Cue words by class. The misspellings occur in the real benchmark.
+_SOUNDING = _set("sounding soundning resonating resounding noisy audible")  # attributes of an object
 _SOUND = _set(
     "sound sounds sounded noise noises audio tone tones music melody resounded reverberated echoed acoustic volume "
     "valume decibel loud loudly rhythm rhythms tempo tempos pitch voice vocal"
@@ -119,7 +121,7 @@ _NO_ACTION = _set(
 )
 _NO_TARGET = _set("a the song songs opera and or not together happily loudly slowly quickly alone around")
 _ARTICLES = _set("the a an")
-_OWN = _set("its his her their")  # wagging its tail: no other object
+_OWN = _set("its his her their")  # "wagging its tail" involves no other object
 _GENERIC = _set("object obiect objects item entity thing source emitter presence")
 _COMPOUNDS = {"hair": ["dryer"], "vacuum": ["cleaner"], "emergency": ["car"]}  # one category in two words
 _FILLER = _set(
@@ -131,7 +133,7 @@ _SAID_ELSEWHERE = _FILLER | _SOUNDING | _SOUND | _MAKING | _VOLUME | _ORDER
 
 
 def parse(text: str) -> Parsed:
-    """Grade, dimension and length of one expression. Time is linear in its length; any string is accepted."""
+    """Parses one expression. Any string is accepted; the time is linear in its length."""
     length = len(text.split())
     if length > _MAX_WORDS or is_placeholder(text):
         return Parsed(grade=None, dimension=None, length=length)
@@ -143,12 +145,12 @@ def parse(text: str) -> Parsed:
 
 
 def length_bin(num_words: int) -> str:
-    """One of `LENGTH_BINS`, the bins of the supplement's Table 2."""
+    """The bin of `LENGTH_BINS`, from Table 2 of the supplement."""
     return LENGTH_BINS[(num_words > 4) + (num_words > 8) + (num_words > 12)]
 
 
 def _words(text: str) -> list[str]:
-    """Lower-case words of letters; an apostrophe joins (didnt), everything else that is no letter or digit parts."""
+    """Splits into lower-case words at everything but letters, digits and apostrophes, which are dropped (didnt)."""
     joined = text.casefold().replace("'", "").replace("\u2019", "")
     return "".join(letter if letter.isalnum() else " " for letter in joined).split()
 
@@ -158,11 +160,11 @@ def _any(words: Sequence[str], cues: frozenset[str]) -> bool:
 
 
 def _follows(words: Sequence[str], first: frozenset[str], then: frozenset[str], within: int) -> bool:
-    """Whether a word of `then` comes at most `within` words after one of `first`."""
+    """Whether a word in `then` follows a word in `first` within `within` words."""
     return any(_any(words[place + 1 : place + 1 + within], then) for place, word in enumerate(words) if word in first)
 
 
-# Sentences that speak of sound.
+# Sentences that mention sound.
 
 
 def _has_sound(words: Sequence[str]) -> bool:
@@ -174,14 +176,14 @@ def _emits_cry(words: Sequence[str]) -> bool:
 
 
 def _heard(words: list[str]) -> tuple[int | None, str]:
-    attributive = not _any(words, _SOUND) and not _emits_cry(words)  # "sounding" tells which, "sound" what it does
+    attributive = not _any(words, _SOUND) and not _emits_cry(words)  # "sounding" is an attribute, "sound" an action
     means = next((i for i, word in enumerate(words) if word in _MEANS and _any(words[:i], _SOUND)), len(words))
-    what = words[:means]  # behind it stands who makes the sound and how
+    what = words[:means]  # the rest says who makes the sound and how
     places = _places(what)
     first = what[: places[0]] if places else what
     actions = _actions(words)
     temporal = _is_timed_sounding(words) if attributive else _is_temporal(what)
-    dimension = "acoustic+temporal" if temporal else "acoustic"
+    dimension = ACOUSTIC_TEMPORAL if temporal else "acoustic"
     if not _any(words, _SOUNDING) and (_any(words, _DENIED) or _follows(words, _NOT, _SOUND, 3)):
         return None, dimension
     if attributive and temporal and (places or actions):
@@ -200,7 +202,7 @@ def _heard(words: list[str]) -> tuple[int | None, str]:
 
 
 def _is_timed_sounding(words: Sequence[str]) -> bool:
-    """Whether "sounding" has a time: the first sounding object, perpetually sounding."""
+    """Whether "sounding" has a temporal cue, as in "the first sounding object" or "perpetually sounding"."""
     timed = _LASTING | _CHANGE | {"before", "after", "beginning"}
     return _any(words, timed) or _follows(words, _ORDER, _SOUNDING, 2)
 
@@ -211,11 +213,11 @@ def _is_temporal(words: Sequence[str]) -> bool:
 
 
 def _is_ordered(words: Sequence[str]) -> bool:
-    """Whether something is first or last in time; the first from the left, or of the first row, is so in space."""
+    """Whether something is first or last in time. "First from the left" and "first row" are spatial."""
     return any(word in _ORDER and not _any(words[i + 1 : i + 5], _IN_SPACE) for i, word in enumerate(words))
 
 
-# Sentences that do not.
+# Sentences that do not mention sound.
 
 
 def _seen(words: list[str]) -> tuple[int | None, str | None]:
@@ -223,7 +225,7 @@ def _seen(words: list[str]) -> tuple[int | None, str | None]:
     if _any(words, _APPEAR) and _is_temporal(words):
         return (2 if _any(words, _SEQUENCE | _DURATION) else 1), "spatial+temporal"
     if _is_ordered(words) or "after" in words or ("before" in words and actions):
-        return None, "spatial+temporal"  # an action that has a time: no template
+        return None, "spatial+temporal"  # no template has an action with a temporal cue
     first = words[: places[0]] if places else words
     own = [place for place in actions if place < len(first)]
     is_upon = any(_has_target(words, place) for place in own)
@@ -240,7 +242,7 @@ def _seen(words: list[str]) -> tuple[int | None, str | None]:
 
 
 def _places(words: Sequence[str]) -> list[int]:
-    """Where the words stand that say a place. "Sat on by" and "with a cup on it" say none."""
+    """Positions of the words that express a place. "Sat on by" and "with a cup on it" express none."""
     found = []
     for place, word in enumerate(words):
         following = words[place + 1] if place + 1 < len(words) else ""
@@ -252,7 +254,7 @@ def _places(words: Sequence[str]) -> list[int]:
 
 
 def _actions(words: Sequence[str]) -> list[int]:
-    """Where the verbs stand that say what an object does, or what is done to it."""
+    """Positions of the verbs that say what an object does or what is done to it."""
     return [place for place, word in enumerate(words) if word in _FINITE or _is_participle(words, place)]
 
 
@@ -265,7 +267,7 @@ def _is_participle(words: Sequence[str], place: int) -> bool:
 
 
 def _has_target(words: Sequence[str], place: int) -> bool:
-    """Whether the verb at a place is done to, or by, another object; before its noun (the standing man) it is not."""
+    """Whether the verb at `place` involves another object. Before its noun ("the standing man") it does not."""
     if place and words[place - 1] in _ARTICLES:
         return False
     others = _NO_TARGET | _SPATIAL
@@ -275,7 +277,7 @@ def _has_target(words: Sequence[str], place: int) -> bool:
 
 
 def _is_modified(words: Sequence[str]) -> bool:
-    """Whether a noun phrase, the start of a sentence, says more than a category."""
+    """Whether the noun phrase at the start of a sentence says more than a category."""
     plain = [
         word for place, word in enumerate(words)
         if word not in _SAID_ELSEWHERE and words[place + 1 : place + 2] != _COMPOUNDS.get(word)
@@ -292,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def coverage(texts: Sequence[str], num_examples: int = 8) -> str:
-    """What `parse` says of the rows of a benchmark, and the commonest expressions it says nothing of, as text."""
+    """Text report: how many rows `parse` assigns to each value, and the most common expressions it cannot parse."""
     parsed = {text: parse(text) for text in texts}
     total = max(len(texts), 1)
     lines = [f"{len(texts):,} expressions, {len(parsed):,} distinct"]
@@ -313,7 +315,7 @@ def coverage(texts: Sequence[str], num_examples: int = 8) -> str:
 def _run(argv: Sequence[str] | None) -> int:
     parser = CommandParser(
         prog="python -m refavs.data.cues",
-        description="Prints how many expressions of a metadata.csv are of each grade, dimension and length.",
+        description="Prints how many expressions of a metadata.csv have each grade, dimension and length.",
     )
     parser.add_argument("csv", metavar="CSV", help="the benchmark's metadata.csv")
     table, _ = read_metadata(parser.parse_args(argv).csv)

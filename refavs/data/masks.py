@@ -1,16 +1,16 @@
-"""Masks: which pixels of a PNG file belong to the object, by one rule for every kind of PNG.
+"""Reads masks from PNG files of every kind: which pixels belong to the object.
 
-A file says it in up to three ways, its *readings*:
+A file can be interpreted in up to three ways, its *readings*:
 
-- `nonzero`: the colour is not black, that is, some channel is above zero. Of a palette the colour counts; a number for
-  which the palette has no colour counts by itself.
-- `index`: the number is not zero: a palette's index, a grey value, or the id `R + 256 G + 65536 B` of a colour. Only a
-  palette makes it another reading than `nonzero`.
-- `alpha`: the pixel is not wholly transparent, by an alpha channel or by a transparent colour.
+- `nonzero`: the colour is not black, i.e. some channel is above zero. For a palette its colour is used; an index
+  without a palette colour is used as a number.
+- `index`: the number is not zero: a palette index, a grey value, or the colour's id `R + 256 G + 65536 B`. It differs
+  from `nonzero` only for palettes.
+- `alpha`: the pixel is not fully transparent, by alpha channel or transparent colour.
 
-Where no rule is given (`auto`), the readings of all seconds of an object must agree. One that is the same for every
-pixel of every second says nothing beside one that tells pixels apart. What they do not agree on, and what would be full
-although its pixels differ (each has the id of some segment), is refused until `--mask-rule` names the reading.
+Without a rule (`auto`), the readings of all seconds of an object must agree. A reading that is the same for every pixel
+of every second is ignored if another one distinguishes pixels. If readings disagree, or if the mask would be full
+although pixels have different values (each the id of a segment), `--mask-rule` must name the reading.
 """
 
 import functools
@@ -30,25 +30,25 @@ from refavs.errors import DatasetError
 from refavs.files.source_files import PICTURE_ERRORS, open_picture, reason_of
 
 ALPHA, INDEX, NONZERO = "alpha", "index", "nonzero"
-# Grey values of less than a byte, which Pillow spreads over 0 to 255.
+# Pillow scales grey values of less than a byte to 0..255.
 _SPREAD = {"L;2": 85, "L;4": 17}
 _CHANNELS = {"ya16be": 2, "rgb48be": 3, "rgba64be": 4}
 
 
 class MaskRuleError(DatasetError):
-    """Masks that may be meant in two ways, or that the rule given cannot read."""
+    """The masks are ambiguous, or the given rule does not apply to them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
-    """What one second's file says.
+    """The content of one second's file.
 
     Attributes:
-        readings: by name, at the size asked for.
-        marked: share of the file's pixels that each marks.
+        readings: masks by name, at the requested size.
+        marked: fraction of the file's pixels that each reading marks.
         agree: pairs of readings that mark the same pixels of the file.
-        several: whether its pixels have more than one number; looked at where a reading marks all of them.
-        lacks_colours: whether a palette has no colour for some of them, so that `nonzero` counts numbers.
+        several: whether its pixels have more than one value; computed only if a reading marks all of them.
+        lacks_colours: whether a palette has no colour for some pixels, so that `nonzero` uses numbers.
     """
 
     path: Path
@@ -63,18 +63,18 @@ def read_masks(
     masks: Sequence[Mask], size: tuple[int, int] | None = None, expected_size: tuple[int, int] | None = None,
     rule: MaskRule = "auto", root: Path | None = None,
 ) -> Bool[np.ndarray, "t h w"]:  # fmt: skip
-    """Reads an object's masks: True for its pixels.
+    """Reads an object's masks, which are True for its pixels.
 
     Args:
-        masks: where they are, second by second.
-        size: height and width to return, by nearest neighbour; the files' own where None.
-        expected_size: height and width the files must have, e.g. those of the frames they belong to.
-        rule: the reading that counts; `auto` takes what all of them agree on.
-        root: folder that no file may lie outside of, symbolic links followed.
+        masks: the mask of each second.
+        size: height and width of the result, by nearest neighbour; None keeps the files' size.
+        expected_size: height and width the files must have, e.g. those of their frames.
+        rule: the reading to use; `auto` requires that all readings agree.
+        root: folder that must contain the files after following symbolic links.
 
     Raises:
-        MaskRuleError: they may be meant in two ways, or have no such reading.
-        DatasetError: a file is missing, is no picture, or has another size than `expected_size`.
+        MaskRuleError: the masks are ambiguous, or lack the requested reading.
+        DatasetError: a file is missing, is not a picture, or does not have `expected_size`.
     """
     files = [_file(mask, root, size, expected_size) for mask in masks]
     if rule == "auto":
@@ -83,14 +83,14 @@ def read_masks(
         name = rule
         bare = next((file for file in files if rule not in file.readings), None)
         if bare is not None:
-            raise MaskRuleError(f"{bare.path} has no transparency, by which --mask-rule {rule} would read it; leave "
-                                f"the rule out, give --mask-rule {NONZERO}, or draw it with an alpha channel.")
+            raise MaskRuleError(f"{bare.path} has no transparency, which --mask-rule {rule} needs; leave the rule out, "
+                                f"pass --mask-rule {NONZERO}, or draw the mask with an alpha channel.")
     return np.stack([file.readings[name] if name in file.readings else np.ones_like(file.readings[INDEX])
                      for file in files])  # fmt: skip
 
 
 def num_labels(path: Path, root: Path | None = None) -> int:
-    """How many numbers but 0 a mask's pixels have, an alpha channel apart.
+    """Number of distinct values other than 0 in a mask, ignoring an alpha channel.
 
     Raises:
         OSError, SyntaxError, ValueError: it cannot be read (`PICTURE_ERRORS`).
@@ -104,7 +104,7 @@ def num_labels(path: Path, root: Path | None = None) -> int:
 
 
 def is_plain_grey(path: Path, root: Path | None = None) -> bool:
-    """Whether a mask is grey without transparency, which was never read in another way than as above zero.
+    """Whether a mask is grey without transparency; earlier versions read such masks the same way, as above zero.
 
     Raises:
         OSError, SyntaxError, ValueError: it cannot be read (`PICTURE_ERRORS`).
@@ -114,10 +114,10 @@ def is_plain_grey(path: Path, root: Path | None = None) -> bool:
 
 
 def _agreed(files: Sequence[_File]) -> str:
-    """The reading that counts where no rule is given.
+    """The reading to use if no rule is given.
 
     Raises:
-        MaskRuleError: several count, and they differ.
+        MaskRuleError: several readings are possible, and they differ.
     """
 
     def marks(name: str) -> list[float]:
@@ -132,12 +132,12 @@ def _agreed(files: Sequence[_File]) -> str:
         for file in files:
             if (one, other) not in file.agree:
                 told = " and ".join(f"{file.marked.get(name, 1.0):.1%} by {name}" for name in (one, other))
-                raise MaskRuleError(f"{file.path} may be meant in two ways: the object is {told} of the picture; "
+                raise MaskRuleError(f"{file.path} is ambiguous: the object covers {told} of the picture; "
                                     f"accepted: --mask-rule {one} or --mask-rule {other}, for all masks of SOURCE.")
     if min(marks(telling[0])) == 1 and any(file.several for file in files):
         path = next(file.path for file in files if file.several)
-        raise MaskRuleError(f"{path} has no pixel of value 0 and several other values, so the whole picture would be "
-                            f"the object; draw what is not the object as 0, or give --mask-rule {NONZERO} if it is so.")
+        raise MaskRuleError(f"{path} has several values but no pixel of value 0, so the whole picture would be the "
+                            f"object; draw the background as 0, or pass --mask-rule {NONZERO} if that is meant.")
     return telling[0]
 
 
@@ -145,7 +145,7 @@ def _file(mask: Mask, root: Path | None, size: tuple[int, int] | None, expected_
     """Reads one second's mask.
 
     Raises:
-        DatasetError: the file is missing, is no picture, or has another size than `expected_size`.
+        DatasetError: the file is missing, is not a picture, or does not have `expected_size`.
     """
     if not isinstance(mask, Path):
         pixels = mask()
@@ -192,7 +192,7 @@ def _described(
     size: tuple[int, int] | None,
 ) -> _File:  # fmt: skip
     marked = {name: float(np.count_nonzero(mask) / mask.size) for name, mask in readings.items()}
-    whole = {id(mask): _resized(mask, size) for mask in readings.values()}  # two readings may be one array
+    whole = {id(mask): _resized(mask, size) for mask in readings.values()}  # two readings may share an array
     return _File(
         path=path, readings={name: whole[id(mask)] for name, mask in readings.items()}, marked=marked,
         agree=frozenset((one, other) for one, other in combinations((NONZERO, INDEX, ALPHA), 2)
@@ -202,7 +202,7 @@ def _described(
 
 
 def _same(readings: Mapping[str, Any], one: str, other: str) -> bool:
-    """Whether two readings mark the same pixels; without an alpha channel all pixels are opaque."""
+    """Whether two readings mark the same pixels. Without an alpha channel, all pixels are opaque."""
     first, second = readings[one], readings.get(other)  # `alpha`, the only one that a file may lack, comes second
     return first is second or bool(first.all() if second is None else np.array_equal(first, second))
 
@@ -215,14 +215,14 @@ def _of_colours(colours: Any, transparent: np.ndarray | None) -> dict[str, Bool[
 
 
 def _any_channel(marked: Bool[np.ndarray, "h w c"]) -> Bool[np.ndarray, "h w"]:
-    """As `any` over the last axis, several times as fast where that is short."""
+    """As `any` over the last axis, but several times faster if that is short."""
     return functools.reduce(np.logical_or, np.moveaxis(marked, -1, 0))
 
 
 def _of_palette(
     numbers: Any, palette: Sequence[int], transparent: int | bytes | None
 ) -> tuple[dict[str, Bool[np.ndarray, "h w"]], bool]:
-    """The readings of a palette's indices, and whether it has no colour for some of them."""
+    """The readings of palette indices, and whether some have no colour in the palette."""
     num_colours = len(palette) // 3
     shown = np.arange(256) > 0
     shown[:num_colours] = np.array(palette, np.uint8).reshape(-1, 3).any(axis=-1)
@@ -238,13 +238,13 @@ def _of_palette(
 
 
 def _numbers(picture: ImageFile.ImageFile) -> Any:
-    """What the file has for each pixel: a number, or several channels."""
+    """The raw values of the pixels: a number or several channels each."""
     deep = str(picture.tile[0][3]).endswith(";16B") and picture.mode in ("RGB", "RGBA")
     return _deep(picture) if deep else np.asarray(picture)
 
 
 def _deep(picture: Image.Image) -> Any:
-    """Colours of 16 bits a channel, of which Pillow keeps the high byte alone.
+    """Colours with 16 bits per channel, of which Pillow would keep only the high byte.
 
     Raises:
         ValueError: the file is damaged.

@@ -1,4 +1,4 @@
-"""Batches read while the present one is used, and sent to the device beside what is computed there."""
+"""Prefetching: reads batches while the current one is in use, and copies them to the device during computation."""
 
 import itertools
 import time
@@ -15,13 +15,13 @@ Item = TypeVar("Item")
 
 
 class Ahead(Generic[Item]):
-    """Takes the next items in a thread while the present one is used; their order stays.
+    """Computes the next items in a thread while the current one is in use; keeps their order.
 
     Args:
-        depth: items that are taken before they are asked for.
+        depth: number of items to compute ahead.
 
     Attributes:
-        waited_s: seconds in which the user of the items waited for one.
+        waited_s: total time in seconds that the consumer waited for an item.
     """
 
     def __init__(self, items: Iterable[Item], depth: int = 1) -> None:
@@ -47,35 +47,34 @@ class Ahead(Generic[Item]):
 
 
 def _next_of(items: Iterator[Item]) -> list[Item]:
-    """The next item, or nothing."""
+    """The next item in a list, or an empty list at the end."""
     return list(itertools.islice(items, 1))
 
 
 def depth_for(device: torch.device) -> int:
-    """How many batches to be ahead of their use: one is read while one is on its way to a device that has its own
-    memory."""
+    """Number of batches to prefetch. For a device with its own memory, one is read while another is being copied."""
     return 1 if device.type == "cpu" else 2
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A batch's copy to a device, which may not be done yet."""
+    """A batch's copy to a device, possibly still in progress."""
 
     device: torch.device
     event: Any
 
     def wait(self, tensors: Iterable[Tensor]) -> None:
-        """Has the device's current stream wait for the copy of `tensors`; the processor does not wait."""
+        """Makes the device's current stream wait for the copy of `tensors`, without blocking the CPU."""
         stream = torch.get_device_module(self.device).current_stream(self.device)
         stream.wait_event(self.event)
-        for tensor in tensors:  # whose memory is not to be used again before this stream is done with them
+        for tensor in tensors:  # keeps their memory from being reused before this stream is done with it
             tensor.record_stream(stream)
 
 
 class Sender:
-    """Sends batches to a device on a stream of its own, so that they travel while the one before is computed.
+    """Copies batches to a device on a separate stream, in parallel with the computation on the previous batch.
 
-    It holds a batch until its copy is done: the memory of one that nobody holds is used again.
+    It keeps a reference to a batch until its copy is done, because memory without references is reused.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -86,14 +85,14 @@ class Sender:
 
     @classmethod
     def to(cls, device: torch.device) -> "Sender | None":
-        """What sends to `device`; None where it has no streams."""
+        """A sender to `device`; None if it has no streams."""
         streams = device.type != "cpu" and all(
             hasattr(torch.get_device_module(device), name) for name in ("Stream", "Event", "current_stream")
         )
         return cls(device) if streams else None
 
     def send(self, batch: Any) -> Any:
-        """A `Batch` on the device; `Batch.to` makes it safe to use."""
+        """Returns the `Batch` on the device; `Batch.to` makes it safe to use."""
         while self._under_way and self._under_way[0][0].query():
             self._under_way.popleft()
         with self._module.stream(self._stream):
@@ -104,6 +103,6 @@ class Sender:
         return moved.same(moved.groups, arrival=Arrival(self.device, event))
 
     def finish(self) -> None:
-        """Waits for the copies that are under way."""
+        """Waits for all pending copies."""
         while self._under_way:
             self._under_way.popleft()[0].synchronize()

@@ -1,4 +1,4 @@
-"""The splits of a store by what they are for, so that nobody compares with the name of one."""
+"""The splits of a store by role, so that no code compares with the name of a split."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from refavs.choices import VALIDATION, Role
 from refavs.data.layouts.ref_avs_metadata import NULL_PREFIX, SPLITS, TITLES
 
-MIX = "mix"  # the unweighted mean of the test splits about objects, in names of metrics
+MIX = "mix"  # in metric names: the unweighted mean of the test splits about objects
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,18 @@ class Splits:
     """Splits and their roles.
 
     Attributes:
-        roles: role of each split by its name.
+        roles: role of each split by name.
     """
 
     roles: Mapping[str, Role]
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> "Splits":
-        """From what a store or a sweep says of its `splits`; those of Ref-AVS Bench where it says nothing."""
+        """Reads `splits` from the facts of a store or sweep; without it, the splits of Ref-AVS Bench."""
         return cls(facts.get("splits", SPLITS))
 
     def having(self, *roles: Role) -> tuple[str, ...]:
-        """The splits with these roles: role by role, in the order of their names."""
+        """The splits with these roles, ordered by role and then by name."""
         return tuple(name for role in roles for name in sorted(self.roles) if self.roles[name] == role)
 
     @property
@@ -40,7 +40,7 @@ class Splits:
 
     @property
     def validation(self) -> tuple[str, ...]:
-        """Splits that are looked at after each epoch, together as `val`."""
+        """Splits that are evaluated after each epoch, together as `val`."""
         return self.having("validation")
 
     @property
@@ -60,25 +60,25 @@ class Splits:
 
     @property
     def about_objects(self) -> dict[str, tuple[str, ...]]:
-        """What tables show of expressions that refer to an object: each test split, and the mean of several, `mix`."""
+        """Groups about objects in tables: each test split, and `mix`, the mean of several."""
         return {**{name: (name,) for name in self.test}, **({MIX: self.test} if len(self.test) > 1 else {})}
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
-        """The splits of all that tables show."""
+        """All groups in tables, with their splits."""
         return {**self.about_objects, **{name: (name,) for name in self.having("null-test")}}
 
     def group_of(self, split: str) -> str:
-        """What the metrics of a split are called by."""
+        """The group whose name prefixes the metrics of a split."""
         return VALIDATION if self.roles.get(split) == "validation" else split
 
     def title(self, group: str) -> str:
-        """What a table calls one of the `groups`."""
+        """The title of a group in tables."""
         return TITLES.get(group, group)
 
 
 def refers_to_nothing(expressions: pd.DataFrame) -> Bool[np.ndarray, " n"]:
-    """Which expressions refer to nothing; of stores that do not tell, those about a null clip of Ref-AVS Bench."""
+    """Which expressions refer to nothing. Older stores do not say so; there, null clips of Ref-AVS Bench decide."""
     if "null" in expressions:
         return expressions["null"].to_numpy(bool)
     return expressions["clip_id"].str.startswith(NULL_PREFIX).to_numpy(bool)

@@ -1,4 +1,4 @@
-"""Metrics of segmentation masks: their table, streaming sums, statistics for every protocol, and constant baselines."""
+"""Segmentation metrics: their table, streaming sums, statistics for every protocol and constant baselines."""
 
 from refavs.metrics.frame_counts import Recorder, Statistics, concat
 from refavs.metrics.intervals import (

@@ -1,4 +1,4 @@
-"""How well the contours of predicted masks meet those of the objects: the boundary counts of the DAVIS challenge."""
+"""Boundary counts of the DAVIS challenge: how well the contours of predicted masks match those of the objects."""
 
 import math
 from functools import lru_cache
@@ -14,7 +14,7 @@ BOUNDARY_SHARE = 0.008
 
 
 def boundary_map(masks: Bool[Tensor, "*frames h w"]) -> Bool[Tensor, "*frames h w"]:
-    """Pixels whose right, lower or lower right neighbour has another value; the frame's edge is no boundary."""
+    """Pixels whose right, lower or lower right neighbour differs; the edge of the frame is not a boundary."""
     found = torch.zeros_like(masks)
     found[..., :, :-1] |= masks[..., :, :-1] ^ masks[..., :, 1:]
     found[..., :-1, :] |= masks[..., :-1, :] ^ masks[..., 1:, :]
@@ -23,20 +23,20 @@ def boundary_map(masks: Bool[Tensor, "*frames h w"]) -> Bool[Tensor, "*frames h 
 
 
 def boundary_radius(height: int, width: int) -> int:
-    """The distance in pixels up to which two contours meet: 0.008 of the frame's diagonal, rounded up."""
+    """The largest distance in pixels at which contours match: 0.008 of the frame's diagonal, rounded up."""
     return math.ceil(BOUNDARY_SHARE * math.hypot(height, width))
 
 
 class Contours(NamedTuple):
-    """The boundary pixels of masks, and the pixels from which one of them is at most `boundary_radius` away."""
+    """The boundary pixels of masks, and all pixels within `boundary_radius` of one."""
 
     pixels: Bool[Tensor, "*frames h w"]
     around: Bool[Tensor, "*frames h w"]
 
     @classmethod
     def of(cls, masks: Bool[Tensor, "*frames h w"]) -> "Contours":
-        """Finds them. A disc of pixels is the union of a few rectangles, and a rectangle grows along one axis at a
-        time, tripling with each step."""
+        """Computes both. A disc is the union of a few rectangles; a dilation by a rectangle grows along one axis at a
+        time and triples with each step."""
         pixels = boundary_map(masks)
         return cls(pixels, _dilated(pixels, _rectangles(boundary_radius(*masks.shape[-2:]))))
 
@@ -44,19 +44,19 @@ class Contours(NamedTuple):
 def boundary_counts(
     pred: Bool[Tensor, "*frames h w"], masks: Bool[Tensor, "*frames h w"]
 ) -> dict[str, Int[Tensor, "*frames"]]:
-    """Numbers of boundary pixels per frame, from which precision, recall and F follow.
+    """Counts boundary pixels per frame; precision, recall and F follow from the counts.
 
-    Follows DAVIS (Perazzi et al., CVPR 2016): a boundary pixel is met if the other contour passes within
-    `boundary_radius`, a disc.
+    Follows DAVIS (Perazzi et al., CVPR 2016): a boundary pixel matches if the other contour passes through the disc of
+    `boundary_radius` around it.
 
     Returns:
-        `pred` and `target`, the boundary pixels of each; `pred_met` and `target_met`, those that meet the other.
+        `pred` and `target`, the boundary pixels of each; `pred_met` and `target_met`, those that match the other.
     """
     return contour_counts(Contours.of(pred), Contours.of(masks))
 
 
 def contour_counts(pred: Contours, target: Contours) -> dict[str, Int[Tensor, "..."]]:
-    """As `boundary_counts`, of contours that are known already; one of them may be the same for all frames."""
+    """As `boundary_counts`, for contours computed before; one of them may be shared by all frames."""
     return {
         "pred": count_true(pred.pixels),
         "target": count_true(target.pixels),
@@ -68,7 +68,7 @@ def contour_counts(pred: Contours, target: Contours) -> dict[str, Int[Tensor, ".
 def _dilated(
     contour: Bool[Tensor, "*frames h w"], rectangles: tuple[tuple[int, int], ...]
 ) -> Bool[Tensor, "*frames h w"]:
-    """Pixels with one of the contour in any of the rectangles around them, the narrowest of which comes first."""
+    """Dilates a contour by the union of `rectangles`, narrowest first."""
     found, widened, reached = torch.zeros_like(contour), contour, 0
     for half_height, half_width in rectangles:
         widened, reached = _grown(widened, -1, reached, half_width), half_width
@@ -77,9 +77,9 @@ def _dilated(
 
 
 def _grown(part: Tensor, axis: int, reached: int, wanted: int) -> Tensor:
-    """`part`, whose pixels have grown by `reached` to both sides along an axis, grown by `wanted`.
+    """Dilates `part`, which is already dilated by `reached` to both sides along an axis, to `wanted`.
 
-    Two copies shifted by up to 2 x reached + 1 leave no gap.
+    Two copies shifted against each other by up to 2 x reached + 1 leave no gap.
     """
     while reached < wanted:
         step = min(2 * reached + 1, wanted - reached)
@@ -93,7 +93,7 @@ def _grown(part: Tensor, axis: int, reached: int, wanted: int) -> Tensor:
 
 @lru_cache
 def _rectangles(radius: int) -> tuple[tuple[int, int], ...]:
-    """Half heights and half widths of the largest rectangles in a disc, narrowest first; the disc is their union."""
+    """Half heights and half widths of rectangles whose union is a disc, narrowest first."""
     tallest: dict[int, int] = {}
     for half_height in range(radius + 1):
         tallest[math.isqrt(radius**2 - half_height**2)] = half_height

@@ -1,4 +1,4 @@
-"""What predictions reach that never look at their input: the floor that a trained model has to beat."""
+"""Scores of constant predictions, which ignore their input: the floor that a trained model has to beat."""
 
 import itertools
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from refavs.metrics.constant_counts import ConstantPrediction, constant_statistics
-from refavs.metrics.frame_counts import VERSION, Statistics
+from refavs.metrics.frame_counts import LABELLED, VERSION, Statistics
 from refavs.metrics.reference import Results, expression_results, joined, spread
 from refavs.metrics.segmentation import NUM_THRESHOLDS, curve_thresholds
 from refavs.metrics.text_baseline import TextControl
@@ -26,11 +26,11 @@ MASKS_AT_ONCE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSum:
-    """Frames in which each pixel is the object's, over expressions; sums of parts are exact in any order.
+    """For each pixel, the number of frames in which it belongs to the object; sums are exact in any order.
 
     Attributes:
-        frames: whole numbers.
-        num_frames: of all masks together.
+        frames: the counts, whole numbers.
+        num_frames: total number of frames.
     """
 
     frames: Float[np.ndarray, "h w"]
@@ -38,7 +38,7 @@ class MaskSum:
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "t h w"], count: int = 1) -> "MaskSum":
-        """A mask of `count` expressions."""
+        """The sum for one mask that `count` expressions share."""
         return cls(frames=count * np.count_nonzero(mask.numpy(), axis=0).astype(np.float64),
                    num_frames=count * len(mask))  # fmt: skip
 
@@ -46,12 +46,12 @@ class MaskSum:
         return MaskSum(frames=self.frames + other.frames, num_frames=self.num_frames + other.num_frames)
 
     def mean(self) -> Float[Tensor, "h w"]:
-        """Share of frames in which each pixel is the object's."""
+        """Fraction of frames in which each pixel belongs to the object."""
         return torch.from_numpy(self.frames / self.num_frames).float()
 
 
 def best_of(jaccard: Iterable[Float[Tensor, " k"]], counts: Iterable[int] | None = None) -> float:
-    """The threshold with the largest sum of `threshold_jaccard` over masks, each as often as `counts` says."""
+    """The threshold with the largest sum of `threshold_jaccard` over masks, weighted by `counts`."""
     total = torch.zeros(NUM_THRESHOLDS, dtype=torch.float64)
     for part, count in zip(jaccard, counts or itertools.repeat(1), strict=False):
         total += count * part
@@ -59,7 +59,7 @@ def best_of(jaccard: Iterable[Float[Tensor, " k"]], counts: Iterable[int] | None
 
 
 def centredness(height: int, width: int) -> Float[Tensor, "h w"]:
-    """1 in the middle of a frame, 0 in its corners; what lies at or above a threshold is a disc in the middle."""
+    """A map that is 1 in the centre of a frame and 0 in its corners; thresholding it gives a centred disc."""
     rows, columns = (torch.arange(length, dtype=torch.float64) - (length - 1) / 2 for length in (height, width))
     distance = (rows[:, None] ** 2 + columns**2).sqrt()
     return (1 - distance / distance.max().clamp_min(1)).clamp(0, 1).float()
@@ -67,11 +67,11 @@ def centredness(height: int, width: int) -> Float[Tensor, "h w"]:
 
 @dataclass(frozen=True, kw_only=True)
 class Constants:
-    """Predictions that never look at their input, fitted on the training masks.
+    """Constant predictions, fitted on the training masks.
 
     Attributes:
-        mean: from `MaskSum`.
-        mean_threshold: the threshold of `mean` with the best J in training, from `best_of`.
+        mean: the mean mask, from `MaskSum`.
+        mean_threshold: the threshold of `mean` with the best J on the training masks, from `best_of`.
         centre_threshold: the same for `centredness`.
     """
 
@@ -80,7 +80,7 @@ class Constants:
     centre_threshold: float
 
     def predictions(self) -> dict[str, tuple[Float[Tensor, "h w"], Float[Tensor, "h w"]]]:
-        """By name: the scores that F's thresholds cut, and the prediction whose masks are counted."""
+        """By name: the scores to which F's thresholds apply, and the prediction whose masks are counted."""
         mean, centre = self.mean, centredness(*self.mean.shape)
         zeros, ones = torch.zeros_like(mean), torch.ones_like(mean)
         return {
@@ -93,17 +93,19 @@ class Constants:
 
 
 def control_results(
-    constants: Constants, masks: Iterable[Bool[Tensor, "t h w"]], store: str
-) -> dict[str, Results]:
-    """What constant predictions reach on each of some distinct masks, through the statistics of a model's predictions.
+    constants: Constants, masks: Iterable[Bool[Tensor, "t h w"]], store: str,
+    labelled: Bool[np.ndarray, "n t"] | None = None,
+) -> dict[str, Results]:  # fmt: skip
+    """Scores of constant predictions on distinct masks, computed from the same statistics as a model's scores.
 
     Args:
-        masks: each mask once; `row` of the results is its place.
-        store: the fingerprint of the store they are of.
+        masks: each distinct mask once; `row` of the results is its index.
+        store: fingerprint of the store that the masks belong to.
+        labelled: frames of each mask that count, at least one per mask; all of them where None.
 
     Returns:
-        By the name of the constant; `spread` gives them to the expressions. F is the largest over thresholds, and
-        threshold 0 predicts every pixel; so every constant has at least the F of all foreground.
+        Results by the name of the constant; `spread` assigns them to expressions. F is the largest over thresholds,
+        and threshold 0 predicts every pixel, so every constant has at least the F of all foreground.
     """
     predictions = {name: ConstantPrediction(*maps) for name, maps in constants.predictions().items()}
     blocks: dict[str, list[Results]] = {name: [] for name in predictions}
@@ -113,18 +115,20 @@ def control_results(
         count, num_frames, height, width = target.shape
         facts = {"version": VERSION, "height": height, "width": width, "num_frames": num_frames, "store": store}
         table = pd.DataFrame({"row": range(start, start + count)})
-        for name, frames in constant_statistics(predictions, target).items():
+        known = {} if labelled is None else {LABELLED: labelled[start : start + count]}
+        for name, counts in constant_statistics(predictions, target).items():
+            frames = counts | known
             blocks[name].append(expression_results([Statistics(expressions=table, frames=frames, facts=facts)]))
         start += count
     return {name: joined(parts) for name, parts in blocks.items() if parts}
 
 
 def text_only(control: TextControl, results: Mapping[str, Results]) -> Results:
-    """Nothing where the sentence says so, else the mean training mask at its best threshold.
+    """Scores of an empty mask if the sentence predicts one, else of the mean training mask at its best threshold.
 
     Args:
         control: fitted on the training expressions.
-        results: of the constants, of the same expressions, in whose table the texts are.
+        results: results of the constants for the same expressions, with their texts.
     """
     nothing, something = results[BACKGROUND], results[MEAN_MASK_BEST]
     empty = control.predict(something.expressions["text"].tolist())

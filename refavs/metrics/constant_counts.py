@@ -1,4 +1,4 @@
-"""Counts of a prediction that is the same in every frame: what depends on the prediction alone is computed once."""
+"""Counts for a prediction that is the same in every frame; computes once what depends only on the prediction."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ THRESHOLDS = {"50": 0.5, "40": 0.4}
 
 
 class Levels:
-    """A map of scores, by how many thresholds of F's curve each pixel reaches."""
+    """A map of scores, stored as the number of F thresholds that each pixel reaches."""
 
     def __init__(self, scores: Float[Tensor, "h w"]) -> None:
         bins = threshold_bins(scores)
@@ -26,12 +26,12 @@ class Levels:
         self.whole = torch.bincount(bins.flatten(), minlength=NUM_CELLS).numpy()
 
     def inside(self, masks: Bool[np.ndarray, "t h w"]) -> Int[np.ndarray, "t k"]:
-        """Pixels of each mask in each of the 256 cells."""
+        """Number of pixels of each mask in each of the 256 histogram cells."""
         return np.stack([np.bincount(self._bins[mask], minlength=NUM_CELLS) for mask in masks])
 
 
 def threshold_jaccard(levels: Levels, mask: Bool[Tensor, "t h w"]) -> Float[Tensor, " k"]:
-    """J of the frames of a mask, summed, where a pixel is predicted at or above each threshold of the curve."""
+    """J summed over the frames of a mask, for a prediction of all pixels at or above each threshold."""
     inside = torch.from_numpy(levels.inside(mask.numpy()))
     histogram = torch.stack([torch.from_numpy(levels.whole) - inside, inside], dim=1)
     target = inside.sum(1)
@@ -44,7 +44,7 @@ def threshold_jaccard(levels: Levels, mask: Bool[Tensor, "t h w"]) -> Float[Tens
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """Masks of some frames, in every form in which predictions are compared with them."""
+    """Masks of frames in all forms needed for comparison with predictions."""
 
     masks: Bool[Tensor, "t h w"]
     small: Bool[Tensor, "t 256 256"]
@@ -52,15 +52,15 @@ class Targets:
 
     @classmethod
     def of(cls, masks: Bool[Tensor, "t h w"]) -> "Targets":
-        """Computes each form once for all predictions."""
+        """Computes all forms, once for all predictions."""
         return cls(masks=masks, small=released_view(masks.float(), masks)[1], contours=Contours.of(masks))
 
 
 class ConstantPrediction:
-    """One prediction for every frame.
+    """A prediction that is the same for every frame.
 
     Args:
-        scores: the map whose thresholds F's curve takes.
+        scores: the map to which F's thresholds apply.
         pred: the probabilities whose masks are counted.
     """
 
@@ -72,7 +72,7 @@ class ConstantPrediction:
         self._contours = Contours.of(above(pred, THRESHOLDS["50"]).unsqueeze(0))
 
     def counts(self, targets: Targets) -> dict[str, np.ndarray]:
-        """As `frame_statistics` of this prediction in each frame, without the largest probability; axis `t`."""
+        """As `frame_statistics` of this prediction for each frame, without `max_prob`; axis `t`."""
         contours = contour_counts(self._contours, targets.contours)
         found = {f"boundary_{name}": value.numpy() for name, value in contours.items()}
         for prefix, masks in (("", targets.masks.numpy()), ("released_", targets.small.numpy())):
@@ -95,7 +95,7 @@ class ConstantPrediction:
 def constant_statistics(
     predictions: Mapping[str, ConstantPrediction], masks: Bool[Tensor, "b t h w"]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The counts of each prediction by its name, with the axes `b t`."""
+    """Counts of each prediction by name, with axes `b t`."""
     found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in predictions}
     for mask in masks:
         targets = Targets.of(mask)

@@ -1,4 +1,4 @@
-"""The contract test of a metric: `check_metric(MY_METRIC)` raises an AssertionError that says what it breaks."""
+"""The contract test of metrics: `check_metric(MY_METRIC)` raises an AssertionError if the metric breaks it."""
 
 from collections.abc import Callable
 
@@ -17,24 +17,24 @@ Twin = Callable[[np.ndarray, np.ndarray], float]
 
 
 def check_metric(metric: Metric, twin: Twin | None = None) -> None:
-    """Scores smooth predictions that know a little of their masks, and checks that nothing but them decides.
+    """Scores smooth predictions that correlate with their masks, and checks the properties of a metric.
 
-    The values stay within `bounds`; they depend on no other expression of a batch, on no order, and not on frames
-    without a label; the counts of a frame depend on no other frame; parts add up to the whole.
+    Values must stay within `bounds` and must not depend on other expressions of a batch, the order, or frames without a
+    label. The counts of a frame must not depend on other frames. Parts must add up to the whole.
 
     Args:
-        twin: the metric of one expression in plain NumPy, for probabilities and masks (t h w); NaN where it says
-            nothing. Compared with it to 1e-6.
+        twin: the metric of one expression in plain NumPy, for probabilities and masks (t h w); NaN if undefined. The
+            metric must equal it within 1e-6.
     """
     assert metric.better in ("higher", "lower") and metric.on in ("objects", "nulls", "rate"), f"{metric}"
     assert bool(metric.columns) == (metric.counts is not None), f"{metric.name}: `counts` and `columns` go together"
     probs, masks = example_predictions()
     over, under = _scored(metric, probs, masks)
-    assert over.shape == under.shape == (len(probs),), f"{metric.name}: {tuple(over.shape)} numbers of {len(probs)}"
+    assert over.shape == under.shape == (len(probs),), f"{metric.name}: {tuple(over.shape)} values for {len(probs)}"
     values = over / under
     low, high = metric.bounds
     said = values[~values.isnan()]
-    assert len(said), f"{metric.name} says nothing of any expression"
+    assert len(said), f"{metric.name} is undefined for every expression"
     assert ((said >= low) & (said <= high)).all(), f"{metric.name}: values {said.tolist()} outside {metric.bounds}"
     for size in (1, 3):
         parts = [_scored(metric, *part) for part in zip(probs.split(size), masks.split(size), strict=True)]
@@ -55,7 +55,7 @@ def check_metric(metric: Metric, twin: Twin | None = None) -> None:
 
 
 def example_predictions() -> tuple[Float[Tensor, "b t h w"], Bool[Tensor, "b t h w"]]:
-    """Every third expression has no object, the first frame of each has none, and one frame no prediction."""
+    """Example data: every third expression and every first frame have no object; one frame has no prediction."""
     maker = torch.Generator().manual_seed(0)
     coarse = torch.randn(2, NUM_EXPRESSIONS * NUM_FRAMES, 1, 5, 6, generator=maker)
     smooth = [functional.interpolate(part, size=(HEIGHT, WIDTH), mode="bilinear")[:, 0] for part in coarse]
@@ -75,7 +75,7 @@ def _scored(metric: Metric, probs: Tensor, masks: Tensor, labelled: Tensor | Non
 
 
 def _ratio(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The value of a group that comes in parts."""
+    """The value of a group given in parts."""
     over, under = (torch.stack([part[side].nansum() for part in parts]).sum() for side in (0, 1))
     return over / under
 

@@ -1,6 +1,6 @@
-"""Sufficient statistics of predictions, per expression and frame: every protocol is recomputed from them.
+"""Sufficient statistics of predictions, per expression and frame, from which every protocol is recomputed.
 
-They are counted once, where the model runs; no number of theirs depends on batches, order or the number of workers.
+They are counted once, during inference, and do not depend on batches, order or the number of workers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +32,7 @@ COUNTS = (
 )  # fmt: skip
 HISTOGRAMS = ("background", "object", "released_background", "released_object")
 PEAK = "max_prob"
-LABELLED = "labelled"  # only where some frame has no label
+LABELLED = "labelled"  # present only if some frame has no label
 ALWAYS = ("target", "pred_50", "hits_50")  # other counts may be missing in a file
 FACTS = ("version", "height", "width", "num_frames", "store")
 
@@ -40,13 +40,13 @@ FACTS = ("version", "height", "width", "num_frames", "store")
 def frame_statistics(
     probs: Float[Tensor, "b t h w"], masks: Bool[Tensor, "b t mh mw"]
 ) -> dict[str, np.ndarray]:
-    """What is kept of each frame, with the axes `b t`, histograms `b t k` (256 cells).
+    """Computes the statistics of each frame, with axes `b t`; histograms have axes `b t k` (256 cells).
 
-    At the size of the masks: `target`, `pred_50` and `hits_50` (predicted pixels and those of the object among them,
-    probability above 0.5), the same at 0.4, `background` and `object` (pixels by the number of thresholds their
-    probability reaches), `max_prob` (the largest probability, how sure the model is that there is an object), and
-    `boundary_*` (see `boundary_counts`, at 0.5). At 256 x 256, from `released_view`: `released_*`. And what metrics
-    count themselves, as `METRIC/COLUMN`.
+    At the size of the masks: `target`; `pred_50` and `hits_50` (predicted pixels, probability above 0.5, and those of
+    them on the object); the same at 0.4; `background` and `object` (pixels by the number of thresholds their
+    probability reaches); `max_prob` (the largest probability, i.e. how sure the model is of an object); and
+    `boundary_*` (see `boundary_counts`, at 0.5). At 256 x 256, from `released_view`: `released_*`. The own counts of
+    metrics are called `METRIC/COLUMN`.
 
     Raises:
         StatisticsError: probs hold NaN or values outside [0, 1], or the masks have another size.
@@ -86,14 +86,14 @@ def _counted(probs: Float[Tensor, "n h w"], masks: Bool[Tensor, "n h w"]) -> dic
 def released_view(
     probs: Float[Tensor, "n h w"], masks: Bool[Tensor, "n h w"]
 ) -> tuple[Float[Tensor, "n 256 256"], Bool[Tensor, "n 256 256"]]:
-    """Predictions and masks at 256 x 256, resized as the authors' code does.
+    """Predictions and masks at 256 x 256, resized as in the authors' code.
 
-    Predictions: bilinear, corners not aligned, no anti-aliasing, from 384 x 384. Masks: OpenCV's `resize` (bilinear)
-    of 0 and 255, rounded, then > 0; equal to OpenCV's result bit by bit. Objects grow by up to a pixel, so that even
-    a perfect prediction does not score 1.
+    Predictions: bilinear from 384 x 384, corners not aligned, no anti-aliasing. Masks: OpenCV's bilinear `resize` of 0
+    and 255, rounded, then > 0; bitwise equal to OpenCV's result. Objects grow by up to a pixel, so even a perfect
+    prediction does not score 1.
 
-    Differs: the authors resize logits, this model has probabilities; and they resize the masks as annotated, here the
-    store's masks are resized, which came from those by nearest pixels.
+    Differs: the authors resize logits, this function probabilities. They resize the annotated masks, this function the
+    store's masks, which were resized from those by nearest neighbour.
     """
     if tuple(probs.shape[-2:]) == (RELEASED_SIZE, RELEASED_SIZE):
         return probs, masks
@@ -110,10 +110,10 @@ class Statistics:
     """The statistics of some expressions of one run, in the order of the metadata file.
 
     Attributes:
-        expressions: a line per expression with `EXPRESSION_COLUMNS`; `row` is its place in the store's table, which
-            names it (uids repeat), `length` its number of words.
-        frames: by name, the arrays of `frame_statistics`, as far as they are known; and `labelled`, frames that take
-            part, unless all do.
+        expressions: one line per expression with `EXPRESSION_COLUMNS`; `row` is its index in the store's table, which
+            identifies it (uids repeat), `length` its number of words.
+        frames: the available arrays of `frame_statistics` by name, and `labelled`, the frames that count, unless all
+            do.
         facts: `height`, `width`, `num_frames` of the masks, the fingerprint of the `store`, `version`.
     """
 
@@ -125,7 +125,7 @@ class Statistics:
         return len(self.expressions)
 
     def select(self, chosen: np.ndarray) -> "Statistics":
-        """The expressions at these places, or where this is True."""
+        """The statistics of the `chosen` expressions, given as indices or as a boolean mask."""
         return Statistics(
             expressions=self.expressions.iloc[np.arange(len(self))[chosen]].reset_index(drop=True),
             frames={name: values[chosen] for name, values in self.frames.items()},
@@ -133,16 +133,16 @@ class Statistics:
         )
 
     def counts(self, prefix: str = "", threshold: str = "50") -> FrameCounts:
-        """The counts from which scores are made, with the axes `b t`.
+        """The counts from which scores are computed, with axes `b t`.
 
         Args:
             prefix: empty for the size of the masks, `released_` for 256 x 256.
-            threshold: of the predicted pixels, `50` or `40`.
+            threshold: threshold of the predicted pixels in percent, `50` or `40`.
         """
         return counts_of(self.frames, self.frame_size(prefix), prefix, threshold)
 
     def frame_size(self, prefix: str = "") -> int:
-        """Pixels of a frame."""
+        """Number of pixels in a frame."""
         return RELEASED_SIZE**2 if prefix else self.facts["height"] * self.facts["width"]
 
 
@@ -165,39 +165,39 @@ def counts_of(
 
 
 def own_columns() -> tuple[str, ...]:
-    """The columns that installed metrics count themselves."""
+    """The columns of the own counts of installed metrics."""
     return tuple(column for metric in metrics().values() for column in metric.own)
 
 
 def concat(parts: Iterable[Statistics]) -> Statistics:
-    """The statistics of all parts, as if one process had counted them; their order changes nothing.
+    """Joins the statistics of all parts, in any order, as if one process had counted them.
 
-    A count that one of the parts lacks is left out.
+    A count that is missing in one of the parts is left out.
 
     Raises:
-        StatisticsError: there is no part, the parts are of different stores or sizes, or share an expression.
+        StatisticsError: there are no parts, or they have different stores or sizes or share an expression.
     """
     found = list(parts)
     if not found:
-        raise StatisticsError("statistics of no part at all; expected those of at least one worker")
+        raise StatisticsError("there are no statistics to join; expected those of at least one worker")
     for part in found[1:]:
         for name in FACTS:
             if part.facts[name] != found[0].facts[name]:
-                raise StatisticsError(f"statistics of {name} {found[0].facts[name]} and of {part.facts[name]} cannot "
-                                      "be one run; give parts of one store and size")
+                raise StatisticsError(f"statistics with {name} {found[0].facts[name]} and {part.facts[name]} cannot "
+                                      "belong to one run; pass parts of one store and size")
     expressions = pd.concat([part.expressions for part in found], ignore_index=True)
     order = np.argsort(expressions["row"].to_numpy(), kind="stable")
     expressions = expressions.iloc[order].reset_index(drop=True)
     twice = expressions["row"].duplicated()
     if twice.any():
         uid = expressions["uid"][twice.idxmax()]
-        raise StatisticsError(f"{int(twice.sum())} expressions occur in two parts, e.g. {uid!r}; give each part once")
+        raise StatisticsError(f"{int(twice.sum())} expressions occur in two parts, e.g. {uid!r}; pass each part once")
     frames = {name: values[order] for name, values in _joined([part.frames for part in found]).items()}
     return Statistics(expressions=expressions, frames=frames, facts=found[0].facts)
 
 
 def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays that all parts have, one part after the other; `labelled` is True where a part does not have it."""
+    """Concatenates the arrays that all parts have; `labelled` is True for a part without it."""
     if any(LABELLED in part for part in parts):
         parts = [{LABELLED: np.ones(part["target"].shape, bool), **part} for part in parts]
     shared = [name for name in parts[0] if all(name in part for part in parts)]
@@ -206,10 +206,10 @@ def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 @dataclass(kw_only=True)
 class Recorder:
-    """Gathers the statistics of an inference, batch by batch.
+    """Collects the statistics of an inference, batch by batch.
 
     Attributes:
-        table: the store's expressions; their place in it is their `row`.
+        table: the store's expressions; `row` is the index in this table.
         store: the store's fingerprint.
     """
 
@@ -223,13 +223,13 @@ class Recorder:
         self, rows: Sequence[int], probs: Float[Tensor, "b t h w"], masks: Bool[Tensor, "b t mh mw"],
         labelled: Bool[Tensor, "b t"] | None = None,
     ) -> FrameCounts:
-        """Counts a batch, the expressions `rows` of the table, and returns its counts at the threshold 0.5.
+        """Adds a batch, the expressions `rows` of the table, and returns its counts at the threshold 0.5.
 
         Args:
-            labelled: frames that take part; all where None.
+            labelled: the frames that count; None means all.
 
         Raises:
-            StatisticsError: probs hold NaN, or the masks have another size; names the expression.
+            StatisticsError: probs hold NaN, or the masks have another size; the message names the expression.
         """
         uids = self.table["uid"].iloc[list(rows)].tolist()
         try:
@@ -242,18 +242,18 @@ class Recorder:
             part[LABELLED] = labelled.cpu().numpy()
         size = tuple(masks.shape[1:])
         if self._size and size != self._size:
-            raise StatisticsError(f"masks of {uids[0]!r} are {size}, those before "
-                                  f"{self._size} (frames, height, width); all masks of a run have one size")
+            raise StatisticsError(f"masks of {uids[0]!r} are {size}, earlier ones "
+                                  f"{self._size} (frames, height, width); all masks of a run must have the same size")
         self._size = size
         self._rows += [int(row) for row in rows]
         self._parts.append(part)
         return counts_of(part, size[1] * size[2])
 
     def statistics(self) -> Statistics:
-        """All that was added, in the order of the table.
+        """Everything added so far, in the order of the table.
 
         Raises:
-            StatisticsError: nothing was added, or an expression twice.
+            StatisticsError: nothing was added, or an expression was added twice.
         """
         if not self._parts:
             raise StatisticsError("no expression was evaluated; choose splits that the store has with masks")
@@ -264,7 +264,7 @@ class Recorder:
 
 
 def describe(table: pd.DataFrame, rows: Sequence[int]) -> pd.DataFrame:
-    """What is kept of expressions: `EXPRESSION_COLUMNS`; the category is the object's name in the uid."""
+    """The `EXPRESSION_COLUMNS` of expressions; the category is the object's name in the uid."""
     chosen = table.iloc[list(rows)].reset_index(drop=True)
     given: Mapping[str, Any] = {
         "row": np.asarray(rows),
@@ -287,6 +287,6 @@ def _require_numbers(probs: Float[Tensor, "b t h w"]) -> None:
     low, high = torch.aminmax(probs) if probs.numel() else (torch.zeros(()), torch.zeros(()))
     if not (low >= 0 and high <= 1):
         raise StatisticsError(f"probabilities from {float(low)} to {float(high)}; accepted: numbers in [0, 1]; the "
-                              "model has diverged, train it anew with a lower train.learning_rate")
+                              "model has diverged, train it again with a lower train.learning_rate")
 
 

@@ -1,4 +1,4 @@
-"""The groups of expressions: splits, the mean of several of them, and parts by dimension, grade, length or category."""
+"""Groups of expressions: splits, the mean of several splits, and parts by dimension, grade, length or category."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from refavs.metrics.registry import Metric, metrics
 
 Values = dict[str, dict[str, float]]  # by group and measure, as fractions
 
-GRADES = {"1": "1+2", "2": "1+2"}  # as the supplement's Table 2 takes them together
+GRADES = {"1": "1+2", "2": "1+2"}  # merged as in the supplement's Table 2
 PARTS = ("grade", "length", "dimension", "category")
 
 
@@ -27,10 +27,10 @@ class Shown(NamedTuple):
 
 
 def shown(splits: Splits, protocol: str = "canonical") -> Iterator[Shown]:
-    """What tables show, in their order: metrics of splits with objects and of their mean, of null splits, and rates.
+    """The columns of tables in order: metrics of splits with objects and of their mean, of null splits, and rates.
 
     Args:
-        protocol: any but the canonical one has the metrics that publications print.
+        protocol: every protocol except the canonical one has only the metrics that publications print.
     """
     printed = {measure for known in PROTOCOLS.values() for measure in known.measures}
     places = {"objects": splits.about_objects, "nulls": splits.having("null-test"), "rate": splits.test[:1]}
@@ -42,13 +42,13 @@ def shown(splits: Splits, protocol: str = "canonical") -> Iterator[Shown]:
 
 
 def group_names(splits: Splits, split: str, dimension: str) -> list[str]:
-    """The groups in which an expression is counted while a head is evaluated."""
+    """The groups that an expression belongs to during the evaluation of a head."""
     name = splits.group_of(split)
     return [name, f"{name}/{dimension}"] if dimension else [name]
 
 
 def named_values(groups: Mapping[str, Mapping[str, float]], splits: Splits) -> dict[str, float]:
-    """One level of names, as `test_s/J`, without the values that are not numbers; and `mix` of several test splits."""
+    """Flattens names to `test_s/J`, drops values that are not numbers, and adds `mix` of several test splits."""
     values = {
         f"{group}/{name}": scores[name]
         for group, scores in sorted(groups.items()) for name in metrics()
@@ -62,10 +62,10 @@ def named_values(groups: Mapping[str, Mapping[str, float]], splits: Splits) -> d
 
 
 def report_groups(expressions: pd.DataFrame, splits: Splits) -> dict[str, Int[np.ndarray, " m"]]:
-    """Rows of each test split by its name, and of parts of those about objects, taken together.
+    """Rows of each test split by name, and of parts of all test splits about objects.
 
-    Parts are `grade/1+2`, `length/5-8`, `dimension/spatial`, `category/dog`: the columns' values, grades and lengths
-    in the bins of the paper's supplement, Table 2. Expressions without a value are in no part.
+    Parts are e.g. `grade/1+2`, `length/5-8`, `dimension/spatial` or `category/dog`, with grades and lengths in the bins
+    of the paper's supplement, Table 2. Expressions without a value are in no part.
     """
     found = {name: rows for name, rows in grouped(expressions, ["split"]).items() if name in splits.tested}
     objects = np.flatnonzero(expressions["split"].isin(splits.test).to_numpy())
@@ -81,7 +81,7 @@ def report_groups(expressions: pd.DataFrame, splits: Splits) -> dict[str, Int[np
 def values_of(
     results: Results, protocol: str, groups: Mapping[str, Int[np.ndarray, " m"]], splits: Splits
 ) -> Values:
-    """The protocol's values of each group, and where all of its parts are there `mix`, their unweighted mean."""
+    """The protocol's values of each group, and `mix`, the unweighted mean of its parts, if all of them are present."""
     values = {name: protocol_values(results, protocol, rows) for name, rows in groups.items()}
     if MIX in splits.groups and values.keys() >= {*splits.test}:
         parts = [values[split] for split in splits.test]
@@ -90,7 +90,7 @@ def values_of(
 
 
 def control_values(controls: Mapping[str, Results], splits: Splits) -> dict[str, dict[str, Values]]:
-    """Values of the constant predictions by protocol and name; what is not a number is left out, for JSON."""
+    """Values of the constant predictions by protocol and name; NaN is left out, because JSON has none."""
     groups = {name: report_groups(results.expressions, splits) for name, results in controls.items()}
     return {
         protocol: {
@@ -101,7 +101,7 @@ def control_values(controls: Mapping[str, Results], splits: Splits) -> dict[str,
 
 
 def canonical_values(controls: Mapping[str, Results], splits: Splits) -> Values:
-    """As `named_values`, of the constant predictions by their name."""
+    """As `named_values`, for the constant predictions by name."""
     found = {}
     for name, results in controls.items():
         groups = grouped(results.expressions, ["split"]) | grouped(results.expressions, ["split", "dimension"])

@@ -1,6 +1,6 @@
-"""How far a mean can be trusted: intervals over seeds and clips, and whether a difference of two runs is shown.
+"""Uncertainty of means: intervals over seeds and clips, and whether the difference between two runs is significant.
 
-Expressions of one clip share its frames and sound, so clips are drawn anew, never single expressions.
+Expressions of one clip share its frames and audio, so the bootstrap resamples clips, never single expressions.
 """
 
 import functools
@@ -25,7 +25,7 @@ class Interval:
     """A mean over seeds with its 95 % interval.
 
     Attributes:
-        low: None where there is no interval, and `note` says why.
+        low: None if there is no interval; `note` says why.
     """
 
     mean: float
@@ -40,7 +40,7 @@ class Difference:
     """Second minus first, with its 95 % interval.
 
     Attributes:
-        verdict: `not shown` where the interval holds 0, else `higher` or `lower` (the second than the first).
+        verdict: `not shown` if the interval contains 0, else `higher` or `lower` (the second than the first).
         note: what the interval does not cover.
     """
 
@@ -52,18 +52,18 @@ class Difference:
 
     @property
     def shown(self) -> bool:
-        """Whether the interval leaves 0 out."""
+        """Whether the interval excludes 0."""
         return self.verdict != NOT_SHOWN
 
 
 def seed_interval(values: Sequence[float]) -> Interval:
-    """Mean and t interval over seeds; one seed has none.
+    """Mean and t interval over seeds; a single seed has no interval.
 
     Raises:
         StatisticsError: there is no value.
     """
     if not len(values):
-        raise StatisticsError("the mean over no seed; expected at least one finished run")
+        raise StatisticsError("there is no seed to average over; expected at least one finished run")
     mean, num_seeds = float(np.mean(values)), len(values)
     if num_seeds == 1:
         return Interval(mean=mean, low=None, high=None, num_seeds=1, note=ONE_SEED)
@@ -73,11 +73,11 @@ def seed_interval(values: Sequence[float]) -> Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedScores:
-    """SeedScores of the same expressions by runs that differ in their seed alone; NaN where an expression says nothing.
+    """Scores of the same expressions by runs that differ only in their seed; NaN where a score is undefined.
 
     Attributes:
         clips: the clip of each expression.
-        strata: the split of each expression; the mean is the mean of the splits' means, as Mix has it.
+        strata: the split of each expression; the overall mean is the mean of the splits' means, as in Mix.
     """
 
     values: Float[np.ndarray, "s n"]
@@ -86,25 +86,25 @@ class SeedScores:
 
 
 def scores_of(runs: Sequence[Results], measure: str, splits: Sequence[str]) -> SeedScores:
-    """The scores `measure` (as `canonical/J`) of runs on splits; several splits are weighted alike.
+    """The scores `measure` (e.g. `canonical/J`) of runs on splits; several splits have equal weight.
 
     Raises:
-        StatisticsError: no run, no such measure or split, or the runs are of different stores or expressions.
+        StatisticsError: no run, no such measure or split, or the runs have different stores or expressions.
     """
     if not runs:
         raise StatisticsError("no run to compare; expected at least one finished run")
     for run in runs:
         if measure not in run.values:
-            raise StatisticsError(f"there is no score {measure!r} of an expression; known: {', '.join(run.values)}")
+            raise StatisticsError(f"expressions have no score {measure!r}; known: {', '.join(run.values)}")
     chosen = [np.concatenate([run.rows(split=split) for split in splits]) for run in runs]
     tables = [run.expressions.iloc[rows] for run, rows in zip(runs, chosen, strict=True)]
     for run, table in zip(runs[1:], tables[1:], strict=True):
         if run.facts["store"] != runs[0].facts["store"]:
-            raise StatisticsError(f"runs of the stores {runs[0].facts['store']} and {run.facts['store']} are not to be "
+            raise StatisticsError(f"runs on the stores {runs[0].facts['store']} and {run.facts['store']} cannot be "
                                   "compared expression by expression; evaluate both on one store")
         if table["row"].tolist() != tables[0]["row"].tolist():
-            raise StatisticsError(f"the runs have {len(tables[0])} and {len(table)} expressions of "
-                                  f"{', '.join(splits)}, or others; evaluate both on the same splits")
+            raise StatisticsError(f"the runs have different expressions of {', '.join(splits)} ({len(tables[0])} and "
+                                  f"{len(table)}); evaluate both on the same splits")
     return SeedScores(
         values=np.stack([run.values[measure][rows] for run, rows in zip(runs, chosen, strict=True)]),
         clips=np.unique(tables[0]["clip_id"].to_numpy(str), return_inverse=True)[1].astype(np.int64),
@@ -113,13 +113,13 @@ def scores_of(runs: Sequence[Results], measure: str, splits: Sequence[str]) -> S
 
 
 def bootstrap_interval(scores: SeedScores, seed: int = 0, num_samples: int = NUM_SAMPLES) -> Interval:
-    """Mean over seeds, and its interval when both seeds and clips are drawn anew (2.5 and 97.5 percentiles).
+    """Mean over seeds with a bootstrap interval over both seeds and clips (2.5 and 97.5 percentiles).
 
-    The clips of a draw are the same for all its seeds. With the few seeds that are usual the interval is rather too
-    narrow; `seed_interval` is the cautious one. The same `seed` gives the same interval.
+    All seeds of a sample share its clips. With the usual small number of seeds the interval tends to be too narrow;
+    `seed_interval` is the cautious alternative. The same `seed` gives the same interval.
 
     Raises:
-        StatisticsError: no expression says anything.
+        StatisticsError: the score is undefined for all expressions.
     """
     num_seeds = len(scores.values)
     mean = _estimate(scores)
@@ -133,10 +133,10 @@ def bootstrap_interval(scores: SeedScores, seed: int = 0, num_samples: int = NUM
 def paired_difference(
     first: SeedScores, second: SeedScores, seed: int = 0, num_samples: int = NUM_SAMPLES
 ) -> Difference:
-    """Second minus first when the same clips are drawn for both, and the seeds of each where it has several.
+    """Second minus first, with a bootstrap over clips shared by both and over the seeds of each, if it has several.
 
     Raises:
-        StatisticsError: the two are of different expressions, or none says anything.
+        StatisticsError: the two have different expressions, or the score is undefined for all of them.
     """
     if not (np.array_equal(first.clips, second.clips) and np.array_equal(first.strata, second.strata)):
         raise StatisticsError("the two runs have different expressions; evaluate both on the same splits of one store")
@@ -148,7 +148,7 @@ def paired_difference(
     single = min(len(first.values), len(second.values)) == 1
     return Difference(
         mean=_estimate(second) - _estimate(first), low=low, high=high, verdict=verdict,
-        note="one seed: of these trained heads alone, other seeds may differ" if single else "",
+        note="one seed: holds for these trained heads only, other seeds may differ" if single else "",
     )  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def _estimate(scores: SeedScores) -> float:
 
 
 def _over_clips(runs: Sequence[SeedScores], seed: int, num_samples: int) -> list[Float[np.ndarray, "r s"]]:
-    """Means of each run's seeds in samples of clips, drawn within each split; the same clips for all runs."""
+    """Means of each run's seeds over samples of clips, drawn within each split and shared by all runs."""
     strata = enumerate(_strata(runs[0]))
     weights = [_draws(_num_clips(runs[0], stratum), place, seed, num_samples) for place, stratum in strata]
     return [_weighted(run, [drawn.astype(float) for drawn in weights]) for run in runs]
@@ -166,10 +166,10 @@ def _over_clips(runs: Sequence[SeedScores], seed: int, num_samples: int) -> list
 
 @functools.lru_cache(maxsize=4)
 def _draws(num_clips: int, place: int, seed: int, num_samples: int) -> Int[np.ndarray, "r n"]:
-    """How often each clip is drawn in each sample; kept, for the many rows and measures that are of the same splits.
+    """How often each clip is drawn in each sample; cached for the many rows and measures with the same splits.
 
     Args:
-        place: of the split among those that are drawn from, so that two of one size have draws of their own.
+        place: index of the split, so that two splits of one size have different draws.
     """
     rng = np.random.default_rng([seed, place])
     found = rng.multinomial(num_clips, np.full(num_clips, 1 / num_clips), size=num_samples).astype(np.int32)
@@ -178,7 +178,7 @@ def _draws(num_clips: int, place: int, seed: int, num_samples: int) -> Int[np.nd
 
 
 def _weighted(scores: SeedScores, weights: Sequence[Float[np.ndarray, "r _"]]) -> Float[np.ndarray, "r s"]:
-    """For each line of clips' weights the mean of each seed: that over the splits of means over their expressions."""
+    """Mean of each seed for each row of clip weights: the mean over splits of the means over their expressions."""
     means = []
     for stratum, clip_weights in zip(_strata(scores), weights, strict=True):
         inside = scores.strata == stratum
@@ -191,7 +191,7 @@ def _weighted(scores: SeedScores, weights: Sequence[Float[np.ndarray, "r _"]]) -
         )
         if not known.any(1).all():
             raise StatisticsError("the score is not defined on any expression of a split; choose another measure")
-        # A draw may miss every clip that says something; it says nothing then, and percentiles leave it out.
+        # A sample may contain no clip with a defined score. Its mean is then NaN, and percentiles ignore it.
         weight = clip_weights @ counts.T
         means.append(np.divide(clip_weights @ totals.T, weight, out=np.full(weight.shape, np.nan), where=weight > 0))
     return np.mean(means, axis=0)

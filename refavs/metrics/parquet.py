@@ -1,7 +1,7 @@
-"""Statistics of a run as one Parquet file: a line per expression and frame, readable by any Parquet reader.
+"""Statistics of a run as one Parquet file: one row per expression and frame, readable by any Parquet reader.
 
-A row group holds whole expressions, in the order of the metadata file, so that a run is read in bounded memory. Parquet
-stores every unsigned integer of up to 32 bits alike; zstd takes the empty cells of the histograms away.
+A row group holds complete expressions, in the order of the metadata file, so that a run is read in bounded memory.
+Parquet stores all unsigned integers of up to 32 bits alike; zstd compresses the empty cells of the histograms away.
 """
 
 import json
@@ -38,7 +38,7 @@ STATISTICS_FILE = "statistics.parquet"
 EXPRESSIONS_PER_GROUP = 256
 _MOST_GROUP_BYTES = 2**28
 _KEY = b"refavs.statistics"
-_AGAIN = "evaluate the run again, which writes them anew"
+_AGAIN = "evaluate the run again, which rewrites them"
 _STRING = pa.dictionary(pa.int32(), pa.string())
 _REPETITIVE = [*EXPRESSION_COLUMNS, "frame"]
 _TYPES = {"int32": pa.int32(), "int16": pa.int16(), "str": _STRING}
@@ -56,10 +56,10 @@ _FIELDS = {
 
 
 def statistics_schema(statistics: Statistics) -> pa.Schema:
-    """The columns of the file; the facts lie in its metadata as JSON under `refavs.statistics`.
+    """The columns of the file; its metadata has the facts as JSON under `refavs.statistics`.
 
-    Only what says which frame of which expression a line is of, and `target`, `pred_50` and `hits_50`, is in every
-    file. What metrics of plug-ins count has columns of their own, `METRIC/COLUMN`, of any type of numbers.
+    Every file has the columns that identify expression and frame, and `target`, `pred_50` and `hits_50`. The own counts
+    of plug-in metrics have columns `METRIC/COLUMN` of any numeric type.
     """
     frames = statistics.frames
     others = {name: pa.from_numpy_dtype(frames[name].dtype) for name in sorted({*frames} - {*_FIELDS})}
@@ -69,7 +69,7 @@ def statistics_schema(statistics: Statistics) -> pa.Schema:
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
-    """Replaces `path`, which appears whole or not at all; the same statistics give the same bytes."""
+    """Replaces `path` atomically; the same statistics give the same bytes."""
     ordered = concat([statistics])
     schema = statistics_schema(ordered)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
 
 
 def _most_expressions(num_frames: int) -> int:
-    """In a row group, whose histograms are in memory at once."""
+    """Maximum number of expressions in a row group, whose histograms are in memory at once."""
     line_bytes = 4 * NUM_CELLS * len(HISTOGRAMS)
     return max(1, min(EXPRESSIONS_PER_GROUP, _MOST_GROUP_BYTES // (line_bytes * num_frames)))
 
@@ -116,7 +116,7 @@ def _table(part: Statistics, schema: pa.Schema) -> pa.Table:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What the statistics are of: size and number of frames, the store's fingerprint.
+    """Reads what the statistics describe: size and number of frames, and the store's fingerprint.
 
     Raises:
         StatisticsError: as `statistics_blocks`.
@@ -128,14 +128,14 @@ def read_facts(path: Path) -> dict[str, Any]:
 def statistics_blocks(
     path: Path, histograms: Sequence[str] = HISTOGRAMS, splits: Sequence[str] | None = None
 ) -> Iterator[Statistics]:
-    """The statistics of a run in parts of up to 256 expressions, with the counts that the file has.
+    """Yields the statistics of a run in parts of up to 256 expressions, with the counts that the file has.
 
     Args:
-        splits: parts without any expression of these are not read; others may be among what is.
-        histograms: the wanted ones, as `histograms_of` names them; without any, reading is several times faster.
+        splits: skip parts without expressions of these splits; the other parts may still contain other splits.
+        histograms: the histograms to read, by the names of `histograms_of`; reading none is several times faster.
 
     Raises:
-        StatisticsError: there is no such file, it is damaged, or not one that `write_statistics` wrote.
+        StatisticsError: the file is missing, damaged, or was not written by `write_statistics`.
     """
     with _open(path) as file:
         facts = _facts(file, path)
@@ -155,19 +155,19 @@ def statistics_blocks(
 
 
 def _refuse_long(file: pq.ParquetFile, group: int, num_frames: int, path: Path) -> None:
-    """Checks that a row group is not longer than `write_statistics` makes it, before it is read."""
+    """Checks, before reading a row group, that it is not longer than `write_statistics` makes it."""
     told = file.metadata.row_group(group)
     most = _most_expressions(num_frames)
     if told.num_rows > most * num_frames or told.total_byte_size > 2 * _MOST_GROUP_BYTES:
         raise StatisticsError(
-            f"{path} holds {told.num_rows:,} lines ({told.total_byte_size:,} bytes) in its row group {group}; "
+            f"{path} has {told.num_rows:,} rows ({told.total_byte_size:,} bytes) in row group {group}; "
             f"accepted: up to {most} expressions, as refavs writes them; {_AGAIN}"
         )
 
 
 def _open(path: Path) -> pq.ParquetFile:
     if not path.is_file():
-        raise StatisticsError(f"run {path.parent} has no statistics (there is no {path.name}); {_AGAIN}")
+        raise StatisticsError(f"run {path.parent} has no statistics ({path.name} is missing); {_AGAIN}")
     try:
         return pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
@@ -179,7 +179,7 @@ def _facts(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
         facts = read_json((file.schema_arrow.metadata or {})[_KEY])
         version = facts["version"]
     except (KeyError, ValueError, TypeError) as error:
-        raise StatisticsError(f"{path} is no file of statistics: it does not say what it is of; {_AGAIN}") from error
+        raise StatisticsError(f"{path} is not a statistics file: its facts are missing; {_AGAIN}") from error
     if version != VERSION:
         raise StatisticsError(f"{path} holds statistics of version {version!r}, this program reads {VERSION}; {_AGAIN}")
     numbers = [facts.get(name) for name in ("height", "width", "num_frames")]
@@ -212,10 +212,10 @@ def _alike(found: pa.DataType, expected: pa.DataType) -> bool:
 def _statistics(table: pa.Table, facts: dict[str, Any], path: Path, group: int) -> Statistics:
     where, num_frames = f"{path}, row group {group}", facts["num_frames"]
     if table.num_rows % num_frames or any(column.null_count for column in table.columns):
-        raise _damaged(where, "lines are missing or empty")
+        raise _damaged(where, "rows are missing or empty")
     frame, row = (table[name].to_numpy().reshape(-1, num_frames) for name in ("frame", "row"))
     if (frame != np.arange(num_frames)).any() or (row != row[:, :1]).any():
-        raise _damaged(where, "its lines are not whole expressions")
+        raise _damaged(where, "its rows are not complete expressions")
     first = pa.array(np.arange(0, table.num_rows, num_frames))
     columns = table.select(list(EXPRESSION_COLUMNS)).take(first)
     expressions = pd.DataFrame({
@@ -235,7 +235,7 @@ def _statistics(table: pa.Table, facts: dict[str, Any], path: Path, group: int) 
 
 
 def _check_numbers(part: Statistics, where: str) -> None:
-    """What cannot be true of any prediction."""
+    """Checks for numbers that no prediction can have."""
     frames, sizes = part.frames, (part.facts["height"] * part.facts["width"], RELEASED_SIZE**2)
     if PEAK in frames and not ((frames[PEAK] >= 0) & (frames[PEAK] <= 1)).all():
         raise _damaged(where, "a probability is not a number in [0, 1]")

@@ -1,4 +1,4 @@
-"""Frames scored under one protocol, `canonical` (ours) or `released` (the authors' code); their numbers never mix."""
+"""Scores frames under one protocol: `canonical` (ours) or `released` (the authors' code). Their numbers never mix."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ RELEASED_J_THRESHOLD = 0.4
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """J, F (1 is best) and S (0 is best; says something on null frames alone), as fractions.
+    """J, F (1 is best) and S (0 is best; meaningful only on null frames), as fractions.
 
     Attributes:
-        J_per_frame: J of each frame, in the order given.
+        J_per_frame: J of each frame, in the given order.
     """
 
     J: float
@@ -52,12 +52,12 @@ def canonical(logits: Tensor | np.ndarray, masks: Tensor | np.ndarray) -> Scores
 def released(logits: Tensor | np.ndarray, masks: Tensor | np.ndarray) -> Scores:
     """Scores the frames as one batch, by the formulas of the authors' released code.
 
-    J: mean over frames, threshold 0.4; a frame without object counts its share of background pixels that are right.
+    J: mean over frames, threshold 0.4; a frame without object counts its fraction of correct background pixels.
     F: the largest over 255 thresholds of the mean F over the frames with an object; 0 if none has one.
     S: sqrt(predicted area / frame area) over all frames, threshold 0.5.
 
-    The authors average this over batches of 40 frames (four clips) at 256 x 256, in the order of the file, so that F
-    and S change with the size and the order of batches.
+    The authors average this over batches of 40 frames (four clips) at 256 x 256, in the order of the file, so F and S
+    depend on the size and order of batches.
 
     Args:
         logits: (N, H, W), before the sigmoid.

@@ -1,6 +1,7 @@
-"""Every published protocol from the statistics of one inference. Their numbers differ and never mix: name them.
+"""Computes every published protocol from the statistics of one inference.
 
-`canonical` has every metric of the table in `registry`, the others have the formulas of publications for J, F and S.
+Numbers of different protocols are not comparable, so always name the protocol. `canonical` has every metric of the
+table in `registry`; the others use the formulas of publications for J, F and S.
 
 | protocol         | size      | J at | F                                  | S                 | mean over        |
 |------------------|-----------|------|------------------------------------|-------------------|------------------|
@@ -29,7 +30,7 @@ from refavs.metrics.registry import metrics
 from refavs.metrics.segmentation import FrameCounts, jaccard_per_frame
 
 BATCH_CLIPS = 4
-EPSILON = 1e-7  # of the authors' J
+EPSILON = 1e-7  # in the authors' J
 BOUNDARY = tuple(f"boundary_{name}" for name in ("pred", "target", "pred_met", "target_met"))
 
 
@@ -39,9 +40,9 @@ class Results:
 
     Attributes:
         expressions: as `Statistics.expressions`.
-        values: a number for each expression by `PROTOCOL/MEASURE`; NaN where it says nothing. Of a metric that is a
-            ratio of sums, `PROTOCOL/MEASURE/over` and `.../under`.
-        curves: sums over the frames with an object of F at the 255 thresholds, of `canonical` and `released`.
+        values: a number for each expression, by `PROTOCOL/MEASURE`; NaN if undefined. A metric that is a ratio of sums
+            has `PROTOCOL/MEASURE/over` and `.../under`.
+        curves: F at the 255 thresholds, summed over the frames with an object, for `canonical` and `released`.
         facts: as `Statistics.facts`.
     """
 
@@ -54,29 +55,29 @@ class Results:
         return len(self.expressions)
 
     def rows(self, **wanted: str) -> Int[np.ndarray, " m"]:
-        """The expressions with these columns, e.g. `split="test_s", dimension="acoustic"`.
+        """The expressions with these column values, e.g. `split="test_s", dimension="acoustic"`.
 
         Raises:
-            StatisticsError: there is none; says what values the column has.
+            StatisticsError: there are none; the message lists the values that the column has.
         """
         chosen = np.ones(len(self), bool)
         for name, value in wanted.items():
             chosen &= (self.expressions[name] == value).to_numpy()
             if not chosen.any():
                 found = ", ".join(sorted(map(str, self.expressions[name].unique()))) or "none at all"
-                raise StatisticsError(f"the statistics hold no expression of {name} {value!r}; they hold {found}")
+                raise StatisticsError(f"the statistics have no expression with {name} {value!r}; they have {found}")
         return np.flatnonzero(chosen)
 
 
 def expression_results(blocks: Iterable[Statistics], protocols: Sequence[str] | None = None) -> Results:
-    """Scores from the parts of one run, as `statistics_blocks` gives them; the order of the parts changes nothing.
+    """Scores from the parts of one run, as `statistics_blocks` yields them; their order does not matter.
 
     Args:
-        protocols: the wanted ones, of whose histograms alone the parts need to have; all where none are given.
+        protocols: the protocols to compute; the parts need only their histograms. None computes all.
 
     Raises:
-        ConfigError: there is no such protocol.
-        StatisticsError: there is no part.
+        ConfigError: a protocol is unknown.
+        StatisticsError: there are no parts.
     """
     wanted = set(PROTOCOLS if protocols is None else protocols)
     histograms_of(wanted)
@@ -89,12 +90,12 @@ def expression_results(blocks: Iterable[Statistics], protocols: Sequence[str] | 
 
 
 def _with_label(block: Statistics) -> Statistics:
-    """The expressions of which some frame takes part."""
+    """The expressions that have at least one labelled frame."""
     return block.select(np.flatnonzero(block.frames[LABELLED].any(1))) if LABELLED in block.frames else block
 
 
 def joined(parts: Sequence[Results]) -> Results:
-    """All parts, one after the other."""
+    """Concatenates results."""
     return Results(
         expressions=pd.concat([part.expressions for part in parts], ignore_index=True),
         values={name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values},
@@ -104,7 +105,7 @@ def joined(parts: Sequence[Results]) -> Results:
 
 
 def spread(results: Results, places: Int[np.ndarray, " n"], expressions: pd.DataFrame) -> Results:
-    """The scores at `places`, each as often as it is named, as those of `expressions`."""
+    """The scores at `places`, which may repeat, as the scores of `expressions`."""
     return Results(
         expressions=expressions.reset_index(drop=True),
         values={name: values[places] for name, values in results.values.items()},
@@ -121,7 +122,7 @@ def _block(block: Statistics, protocols: set[str]) -> Results:
         protocol = PROTOCOLS[name]
         lacking = [count for count in protocol.reads if count not in block.frames]
         if lacking and not protocol.partly:
-            raise StatisticsError(f"the statistics lack {', '.join(lacking)}, of which the protocol {name} is made; "
+            raise StatisticsError(f"the statistics lack {', '.join(lacking)}, which the protocol {name} needs; "
                                   "evaluate the run again")
         found = protocol.scores(block, counts[protocol.view[0]])
         values |= {f"{name}/{measure}": value for measure, value in found.items()}
@@ -136,10 +137,10 @@ def _block(block: Statistics, protocols: set[str]) -> Results:
 
 
 def histograms_of(protocols: Iterable[str]) -> tuple[str, ...]:
-    """The histograms from which these protocols are computed.
+    """The histograms that these protocols need.
 
     Raises:
-        ConfigError: there is no such protocol.
+        ConfigError: a protocol is unknown.
     """
     wanted = set(protocols)
     unknown = sorted(wanted - set(PROTOCOLS))
@@ -149,7 +150,7 @@ def histograms_of(protocols: Iterable[str]) -> tuple[str, ...]:
 
 
 def _released(block: Statistics, counts: FrameCounts) -> dict[str, Tensor]:
-    """What `_released_values` averages over batches."""
+    """The values that `_released_values` averages over batches."""
     area = counts.over_frames(torch.from_numpy(block.frames["released_pred_50"].astype(np.int64)).double())
     return {
         "J": counts.over_frames(_jaccard_or_background(counts)),
@@ -159,8 +160,8 @@ def _released(block: Statistics, counts: FrameCounts) -> dict[str, Tensor]:
 
 
 def _canonical(block: Statistics, counts: FrameCounts) -> dict[str, Tensor]:
-    """Every metric whose counts are there; and `J_object`, J over the frames with an object, and `background`, the
-    share of pixels that are rightly left out of the others."""
+    """Every metric whose counts are present; also `J_object`, J over the frames with an object, and `background`, the
+    fraction of correct background pixels in the other frames."""
     found = {
         "J_object": _mean_where(jaccard_per_frame(counts), counts.present),
         "background": _mean_where(_background(counts), counts.absent),
@@ -177,9 +178,9 @@ def _canonical(block: Statistics, counts: FrameCounts) -> dict[str, Tensor]:
 
 
 def _per_frame(block: Statistics, counts: FrameCounts) -> dict[str, Tensor]:
-    """Crab's (GeWu-Lab/Crab 9dd8bc7): each frame is scored alone. A frame without object counts its background in J
-    and 0 in F. Differs: at the size of the store's masks, not 224; and Crab leaves out frames for which its language
-    model names no mask, which this model has not."""
+    """Crab's protocol (GeWu-Lab/Crab 9dd8bc7): each frame is scored alone. A frame without object counts its background
+    in J and 0 in F. Differs: computed at the size of the store's masks, not 224. Crab also leaves out frames for which
+    its language model names no mask; there is no such case here."""
     return {
         "J": counts.over_frames(_jaccard_or_background(counts)),
         "F": counts.over_frames(counts.f_curve.amax(-1)),
@@ -188,8 +189,8 @@ def _per_frame(block: Statistics, counts: FrameCounts) -> dict[str, Tensor]:
 
 
 def _per_expression(block: Statistics, counts: FrameCounts) -> dict[str, Tensor]:
-    """SimToken's (DianJin-HFUT/SimToken 6975001): the authors' formulas with each expression as a batch. Where no frame
-    has an object, F counts 0. Differs: at the size of the store's masks, not of the video."""
+    """SimToken's protocol (DianJin-HFUT/SimToken 6975001): the authors' formulas with each expression as a batch. F is
+    0 if no frame has an object. Differs: computed at the size of the store's masks, not of the video."""
     pred, hits = (torch.from_numpy(block.frames[f"{name}_40"].astype(np.int64)) for name in ("pred", "hits"))
     jaccard = _score_or_background(counts.target, pred, hits, counts.num_pixels)
     return {
@@ -200,9 +201,9 @@ def _per_expression(block: Statistics, counts: FrameCounts) -> dict[str, Tensor]
 
 
 def _davis(block: Statistics, counts: FrameCounts) -> dict[str, Tensor]:
-    """OmniAVS's (FudanCVL/OmniAVS 1bff420): region J and boundary F of DAVIS per frame, then the mean. A frame with
-    neither object nor prediction counts 1; so does an expression without any object if nothing is predicted in any of
-    its frames, and it counts 0 otherwise. Differs: masks are compared at the size of the store's, not of the video."""
+    """OmniAVS's protocol (FudanCVL/OmniAVS 1bff420): mean over frames of DAVIS's region J and boundary F. A frame with
+    neither object nor prediction counts 1. An expression without any object counts 1 if nothing is predicted in any
+    frame, else 0. Differs: masks are compared at the size of the store's masks, not of the video."""
     union = (counts.pred + counts.target - counts.hits).double()
     jaccard = counts.over_frames((counts.hits + EPSILON) / (union + EPSILON))
     pred, target, pred_met, target_met = (
@@ -221,7 +222,7 @@ def _jaccard_or_background(counts: FrameCounts) -> Float[Tensor, "b t"]:
 
 
 def _score_or_background(target: Tensor, pred: Tensor, hits: Tensor, num_pixels: int) -> Float[Tensor, "b t"]:
-    """The authors' J: a frame without object counts its share of background pixels that are right."""
+    """The authors' J: a frame without object counts its fraction of correct background pixels."""
     jaccard = hits.double() / (pred + target - hits + EPSILON)
     return torch.where(target > 0, jaccard, (num_pixels - pred).double() / (num_pixels + EPSILON))
 
@@ -240,7 +241,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _canonical_values(results: Results, rows: Int[np.ndarray, " m"]) -> dict[str, float]:
-    """Also `F_split`: the maximum over thresholds of the mean curve, one threshold for all rows."""
+    """The means, and `F_split`, the maximum of the mean curve, with one threshold for all rows."""
     values = {name.removeprefix("canonical/"): each[rows] for name, each in results.values.items()
               if name.startswith("canonical/")}  # fmt: skip
     found = {name: _mean(values[name]) for name in (*metrics(), "J_object", "background") if name in values}
@@ -256,8 +257,8 @@ def _canonical_values(results: Results, rows: Int[np.ndarray, " m"]) -> dict[str
 
 
 def _released_values(results: Results, rows: Int[np.ndarray, " m"]) -> dict[str, float]:
-    """The authors' (GeWu-Lab/Ref-AVS 82eb688): means over batches of 4 of the rows in the file's order; a short last
-    batch counts as one, a batch without objects has F 0. A group is batched as if it were a split of its own."""
+    """The authors' values (GeWu-Lab/Ref-AVS 82eb688): means over batches of 4 rows in the file's order. A short last
+    batch counts fully; a batch without objects has F 0. Each group is batched as if it were a split."""
     starts = np.arange(0, len(rows), BATCH_CLIPS)
     sizes = np.diff(np.append(starts, len(rows)))
     rows = np.sort(rows)
@@ -276,15 +277,15 @@ class Protocol:
     """How a publication, or `canonical`, computes its numbers.
 
     Attributes:
-        scores: of each expression of some statistics, by measure, from its counts.
-        measures: what the publication prints; none of `canonical`, which has every metric.
-        values: of a group of expressions, by measure; the means of `measures` where None.
-        about: what a reader has to know of it.
-        reads: the counts that it needs beyond those that every file has.
-        view: prefix and threshold of its counts, as `Statistics.counts` takes them.
-        partly: whether a measure whose counts are missing is left out, and the others are computed.
-        keeps_curves: whether `values` needs the curves of F.
-        of_batches: whether its numbers are of batches, so that those of single expressions say nothing.
+        scores: computes the scores of each expression, by measure, from its counts.
+        measures: the measures that the publication prints; empty for `canonical`, which has every metric.
+        values: computes the values of a group of expressions, by measure; None takes the means of `measures`.
+        about: description for readers.
+        reads: the counts it needs in addition to those in every file.
+        view: prefix and threshold of its counts, as arguments of `Statistics.counts`.
+        partly: whether measures with missing counts are left out while the others are computed.
+        keeps_curves: whether `values` needs the F curves.
+        of_batches: whether it scores batches, so that scores of single expressions are meaningless.
     """
 
     scores: Callable[[Statistics, FrameCounts], dict[str, Tensor]]
@@ -327,10 +328,10 @@ PROTOCOLS = {
 
 
 def protocol_values(results: Results, protocol: str, rows: Int[np.ndarray, " m"]) -> dict[str, float]:
-    """The measures of a group of expressions, as fractions; a mean over nothing is NaN.
+    """The measures of a group of expressions, as fractions; an empty mean is NaN.
 
     Raises:
-        ConfigError: there is no such protocol.
+        ConfigError: the protocol is unknown.
         StatisticsError: `rows` is empty.
     """
     histograms_of([protocol])
@@ -343,7 +344,7 @@ def protocol_values(results: Results, protocol: str, rows: Int[np.ndarray, " m"]
 
 
 def grouped(expressions: pd.DataFrame, by: Sequence[str]) -> dict[str, Int[np.ndarray, " m"]]:
-    """Rows by the values of columns, joined by `/`, e.g. `test_s/acoustic`; lines with an empty value are left out."""
+    """Rows by column values joined with `/`, e.g. `test_s/acoustic`; rows with an empty value are left out."""
     places: dict[str, list[int]] = {}
     for place, values in enumerate(zip(*(expressions[name].astype(str) for name in by), strict=True)):
         if all(values):

@@ -1,6 +1,6 @@
-"""The table of metrics: evaluation counts them, tables and figures show them, a search may optimise each.
+"""The table of metrics: evaluation computes them, tables and figures show them, and a search can optimise any of them.
 
-A package adds a metric by an entry point, whose name is the metric's:
+A package adds a metric with an entry point of the same name:
 
     # pyproject.toml
     [project.entry-points."refavs.metrics"]
@@ -10,14 +10,14 @@ A package adds a metric by an entry point, whose name is the metric's:
     # my_metrics.py
     from refavs.metrics.registry import Metric
 
-    # From counts that are always there: how far the predicted area is from the object's.
+    # From built-in counts: how far the predicted area is from the object's.
     AREA_ERROR = Metric(
         name="area_error", unit="%", better="lower", heading="area error",
         per_expression=lambda counts: counts.over_frames((counts.pred - counts.target).abs() / counts.num_pixels),
     )
 
-    # With a count of its own: how often the frame's middle is wrong, over the frames with an object.
-    def count(probs, masks):  # of frames: probabilities and masks, (n h w)
+    # With a count of its own: how often the centre pixel is wrong, over the frames with an object.
+    def count(probs, masks):  # probabilities and masks of frames, (n h w)
         middle = masks.shape[-2] // 2, masks.shape[-1] // 2
         return {"wrong": (probs[:, *middle] > 0.5) != masks[:, *middle]}
 
@@ -60,19 +60,20 @@ class Metric:
     """A number of each expression, and its mean over a group.
 
     Attributes:
-        name: of the numbers in files and in MLflow, as `test_s/NAME`.
-        unit: `%` for a fraction that tables show in percent; any other, or none, is shown as it is.
-        better: whether more or less of it is better.
-        per_expression: from the counts of expressions, with the axes `b t`, the number of each, NaN where it says
-            nothing: a group has the mean of the others. Or two numbers, for a group that has the ratio of their sums.
-        counts: counts what the built-in counts lack: for probabilities and masks of any number of frames, by column
-            a number of each frame. `per_expression` finds them as `counts.own["NAME/COLUMN"]`.
-        columns: the names of what `counts` returns.
-        reads: built-in columns that older statistics may lack.
-        heading: of the column in tables; the name where empty.
+        name: its name in files and in MLflow, e.g. `test_s/NAME`.
+        unit: `%` for a fraction that tables show in percent; values with another or no unit are shown unchanged.
+        better: whether higher or lower values are better.
+        per_expression: maps the counts of expressions, with axes `b t`, to one value each, NaN if undefined; a group's
+            value is the mean of the others. It may return two tensors instead; a group's value is then the ratio of
+            their sums.
+        counts: additional counts: maps probabilities and masks of any number of frames to one number per frame and
+            column. `per_expression` reads them as `counts.own["NAME/COLUMN"]`.
+        columns: names of the columns that `counts` returns.
+        reads: built-in columns it needs that older statistics may lack.
+        heading: heading of the column in tables; empty uses the name.
         on: where tables show it. `objects`: test splits whose expressions refer to an object, and their mean; `nulls`:
-            splits whose expressions refer to nothing; `rate`: the first split with objects, beside the nulls.
-        bounds: its smallest and largest value.
+            splits whose expressions refer to nothing; `rate`: the first split with objects, next to the nulls.
+        bounds: its smallest and largest possible value.
     """
 
     name: str
@@ -88,11 +89,11 @@ class Metric:
 
     @property
     def own(self) -> tuple[str, ...]:
-        """The columns of its own counts in a file."""
+        """The columns of its additional counts in a file."""
         return tuple(f"{self.name}/{column}" for column in self.columns)
 
     def known(self, columns: Container[str]) -> bool:
-        """Whether statistics with these columns have what it is computed from."""
+        """Whether it can be computed from statistics with these columns."""
         return all(column in columns for column in (*self.reads, *self.own))
 
 
@@ -111,11 +112,12 @@ def _false_empty(counts: FrameCounts) -> tuple[Tensor, Tensor]:
 # J: mean over the frames; a frame without object counts 1 if nothing is predicted in it, else 0.
 JACCARD = Metric(name=PRIMARY, unit="%", better="higher",
                  per_expression=lambda counts: counts.over_frames(jaccard_per_frame(counts)))  # fmt: skip
-# F: the largest, over 255 thresholds, of the mean F over the frames with an object; NaN where none has one.
+# F: the largest over 255 thresholds of the mean F over the frames with an object; NaN if none has one.
 F_SCORE = Metric(name="F", unit="%", better="higher", reads=HISTOGRAMS, per_expression=_f_score)
-# S: sqrt(predicted area / frame area); says something on null expressions alone.
+# S: sqrt(predicted area / frame area); meaningful only on null expressions.
 EMPTY_SCORE = Metric(name="S", unit="", better="lower", on="nulls", per_expression=_empty_score)
-# Share of the frames with an object in which nothing is predicted; a head that never predicts anything has S = 0.
+# Fraction of the frames with an object in which nothing is predicted. It exposes a head that reaches S = 0 by never
+# predicting anything.
 FALSE_EMPTY = Metric(name="false_empty", unit="%", better="lower", on="rate", heading="falsely empty",
                      per_expression=_false_empty)  # fmt: skip
 BUILT_IN = {
@@ -125,10 +127,10 @@ BUILT_IN = {
 
 @cache
 def metrics() -> dict[str, Metric]:
-    """Every metric by its name: the built-in ones, then those of installed packages; a warning names what is none.
+    """All metrics by name: the built-in ones, then those of installed packages; warns about entries that are invalid.
 
     Raises:
-        ConfigError: two packages have a metric of one name.
+        ConfigError: two packages define a metric with the same name.
     """
     found = sorted(all_entries(GROUP, BUILT_IN).items(), key=lambda item: "" if item[0] in BUILT_IN else item[0])
     good = {name: each for name, each in found if isinstance(each, Metric) and each.name == name and "/" not in name}
@@ -141,10 +143,10 @@ def metrics() -> dict[str, Metric]:
 def own_counts(
     probs: Float[Tensor, "*frames h w"], masks: Bool[Tensor, "*frames h w"], of: Iterable[Metric] | None = None
 ) -> dict[str, Tensor]:
-    """What metrics count themselves, by column; those of all metrics where none are given.
+    """The additional counts of metrics, by column; None means all metrics.
 
     Raises:
-        ValueError: a metric does not return its columns, with a number of each frame.
+        ValueError: a metric does not return its columns with one number per frame.
     """
     found: dict[str, Tensor] = {}
     *frames, height, width = masks.shape
@@ -154,12 +156,12 @@ def own_counts(
         counted = metric.counts(probs.detach().float().reshape(-1, height, width), masks.reshape(-1, height, width))
         shapes = {column: tuple(values.shape) for column, values in counted.items()}
         if shapes != dict.fromkeys(metric.columns, (math.prod(frames),)):
-            raise ValueError(f"the metric {metric.name!r} counts {shapes}; accepted: a number of each of "
-                             f"{math.prod(frames)} frames for {', '.join(metric.columns)}")
+            raise ValueError(f"the metric {metric.name!r} counts {shapes}; accepted: one number for each of "
+                             f"{math.prod(frames)} frames in {', '.join(metric.columns)}")
         found |= {f"{metric.name}/{column}": values.reshape(frames) for column, values in counted.items()}
     return found
 
 
 def sums_of(found: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """What a group adds up: numerators and denominators of expressions; a group's value is the ratio of their sums."""
+    """Numerators and denominators of expressions; a group's value is the ratio of their sums."""
     return found if isinstance(found, tuple) else (found, ~torch.isnan(found))

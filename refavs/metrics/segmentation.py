@@ -1,4 +1,4 @@
-"""Counts of pixels per frame, from which every metric follows; none depends on how frames are batched."""
+"""Pixel counts per frame, from which every metric is computed; independent of batching."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,22 +18,22 @@ THRESHOLD = 0.5
 
 
 def curve_thresholds() -> Float[Tensor, " k"]:
-    """The thresholds of the F curve, evenly from 0 to 1 - 1e-10 as the released code has them (in float32: 1)."""
+    """The thresholds of the F curve, evenly spaced from 0 to 1 - 1e-10 as in the released code (in float32: 1)."""
     return torch.linspace(0, 1 - 1e-10, NUM_THRESHOLDS, dtype=torch.float64).float()
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrameCounts:
-    """Numbers of pixels per frame, with the axes `b t` where expressions are scored.
+    """Pixel counts per frame, with axes `b t` when scoring expressions.
 
     Attributes:
-        num_pixels: of a frame.
+        num_pixels: number of pixels in a frame.
         target: pixels of the object.
         pred: predicted pixels at one threshold.
-        hits: predicted pixels of the object at that threshold.
-        histogram: from `pixel_histogram`; None where only the counts at one threshold are known.
-        labelled: frames that take part; None where all do.
-        own: what metrics count themselves, as `METRIC/COLUMN`.
+        hits: predicted pixels on the object at that threshold.
+        histogram: from `pixel_histogram`; None if only the counts at one threshold are known.
+        labelled: the frames that count; None means all.
+        own: additional counts of metrics, by `METRIC/COLUMN`.
     """
 
     num_pixels: int
@@ -46,24 +46,24 @@ class FrameCounts:
 
     @property
     def present(self) -> Bool[Tensor, "*frames"]:
-        """Frames with an object."""
+        """Labelled frames with an object."""
         return self._labelled(self.target > 0)
 
     @property
     def absent(self) -> Bool[Tensor, "*frames"]:
-        """Frames without an object."""
+        """Labelled frames without an object."""
         return self._labelled(self.target == 0)
 
     @cached_property
     def curve(self) -> tuple[Int[Tensor, "*frames k"], Int[Tensor, "*frames k"]]:
-        """At each of `curve_thresholds`: predicted pixels, and those of the object among them."""
+        """Predicted pixels, and those of them on the object, at each of `curve_thresholds`."""
         assert self.histogram is not None
         at_least = self.histogram.flip(-1).cumsum(-1).flip(-1)[..., 1:]
         return at_least.sum(-2), at_least[..., 1, :]
 
     @cached_property
     def f_curve(self) -> Float[Tensor, "*frames k"]:
-        """F of each frame at each threshold, beta^2 = 0.3; 0 where nothing is hit or there is no object."""
+        """F (beta^2 = 0.3) of each frame at each threshold; 0 without hits or without an object."""
         pred, hits = self.curve
         hits = hits.double()
         precision = hits / (pred + 1e-20)
@@ -73,12 +73,12 @@ class FrameCounts:
 
     @cached_property
     def f_sum(self) -> Float[Tensor, "b k"]:
-        """`f_curve`, summed over the frames of each expression."""
+        """`f_curve` summed over the frames of each expression."""
         curve = self.f_curve
         return (curve if self.labelled is None else curve * self.labelled.unsqueeze(-1)).sum(1)
 
     def over_frames(self, values: Float[Tensor, "b t"]) -> Float[Tensor, " b"]:
-        """The mean over the labelled frames of each expression; NaN where none has a label."""
+        """The mean over the labelled frames of each expression; NaN if none has a label."""
         if self.labelled is None:
             return values.mean(1)
         return torch.where(self.labelled, values, 0).sum(1) / self.labelled.sum(1)
@@ -88,10 +88,10 @@ class FrameCounts:
 
 
 def threshold_bins(probs: Float[Tensor, "*frames h w"]) -> Int[Tensor, "*frames h w"]:
-    """For each pixel, how many of the curve's thresholds its probability reaches: 1 to 255.
+    """The number of curve thresholds that each pixel's probability reaches, from 1 to 255.
 
     Raises:
-        ValueError: a value outside [0, 1] or NaN: logits by mistake, or a model that diverged.
+        ValueError: a value is outside [0, 1] or NaN, e.g. logits by mistake or a diverged model.
     """
     require_probabilities(probs)
     return _bins(probs.detach().float())
@@ -100,10 +100,10 @@ def threshold_bins(probs: Float[Tensor, "*frames h w"]) -> Int[Tensor, "*frames 
 def pixel_histogram(
     probs: Float[Tensor, "*frames h w"], masks: Bool[Tensor, "*frames h w"]
 ) -> Int[Tensor, "*frames 2 k"]:
-    """Pixels of the background (first) and of the object (second) by their `threshold_bins`, in 256 cells.
+    """Histogram (256 cells) of `threshold_bins` over the background (first) and the object (second).
 
     Raises:
-        ValueError: a value outside [0, 1] or NaN.
+        ValueError: a value is outside [0, 1] or NaN.
     """
     require_probabilities(probs)
     flat_probs = rearrange(probs.detach().float(), "... h w -> (...) (h w)")
@@ -117,7 +117,7 @@ def pixel_histogram(
 
 
 def _histogram_numpy(probs: Float[np.ndarray, " p"], masks: Bool[np.ndarray, " p"]) -> Int[Tensor, "2 k"]:
-    """As `_histogram` of `_bins`, for one frame; on a processor bytes in the cache are fastest."""
+    """As `_histogram` of `_bins` for one frame; fastest on a CPU, because it works on bytes in the cache."""
     nearest = np.rint(probs * np.float32(NUM_THRESHOLDS - 1))
     bins = nearest.astype(np.uint8)
     nearest /= np.float32(NUM_THRESHOLDS - 1)
@@ -129,7 +129,7 @@ def _histogram_numpy(probs: Float[np.ndarray, " p"], masks: Bool[np.ndarray, " p
 
 
 def frames_at_once(device: torch.device, num_pixels: int, num_frames: int) -> int:
-    """A processor is fastest on as many frames as its cache holds, an accelerator on all of them."""
+    """The number of frames to process together: as many as fit in a CPU's cache, or all on an accelerator."""
     return max(1, CACHED_PIXELS // num_pixels if device.type == "cpu" else num_frames)
 
 
@@ -143,7 +143,7 @@ def require_probabilities(probs: Float[Tensor, "*frames h w"]) -> None:
 
 
 def _bins(probs: Tensor) -> Tensor:
-    """The nearest threshold is one too high where the value lies below it; the sign of a float32 is its first bit."""
+    """Rounds to the nearest threshold, minus 1 if the value is below it; the first bit of a float32 is its sign."""
     nearest = (probs * (NUM_THRESHOLDS - 1)).round_()
     bins = nearest.to(torch.int32)
     below = torch.sub(probs, nearest.div_(NUM_THRESHOLDS - 1)).view(torch.int32)
@@ -159,7 +159,7 @@ def _histogram(bins: Int[Tensor, "n p"], masks: Bool[Tensor, "n p"]) -> Int[Tens
 
 
 def jaccard_per_frame(counts: FrameCounts) -> Float[Tensor, "*frames"]:
-    """Intersection over union; 1 where there is neither object nor prediction, 0 where there is only a prediction."""
+    """Intersection over union; 1 if there is neither object nor prediction, 0 if there is only a prediction."""
     union = (counts.pred + counts.target - counts.hits).clamp_min(1)
     return torch.where(counts.target > 0, counts.hits.double() / union, (counts.pred == 0).double())
 
@@ -168,7 +168,7 @@ def counts_at(
     probs: Float[Tensor, "*frames h w"], masks: Bool[Tensor, "*frames h w"], threshold: float,
     labelled: Bool[Tensor, "*frames"] | None = None, own: Mapping[str, Tensor] | None = None,
 ) -> FrameCounts:
-    """Counts of frames; a pixel is predicted where its probability is above `threshold`."""
+    """Counts per frame; a pixel is predicted if its probability is above `threshold`."""
     histogram = pixel_histogram(probs, masks)
     pred, hits = predicted(probs, masks, threshold)
     return FrameCounts(
@@ -180,7 +180,7 @@ def counts_at(
 def predicted(
     probs: Float[Tensor, "*frames h w"], masks: Bool[Tensor, "*frames h w"], threshold: float
 ) -> tuple[Int[Tensor, "*frames"], Int[Tensor, "*frames"]]:
-    """Pixels whose probability is above `threshold`, and those of the object among them."""
+    """Number of pixels with a probability above `threshold`, and of those on the object."""
     if probs.device.type != "cpu":
         pred = probs > threshold
         return count_true(pred), count_true(pred & masks)
@@ -194,14 +194,14 @@ def predicted(
 
 
 def above(probs: Float[Tensor, "*frames h w"], threshold: float) -> Bool[Tensor, "*frames h w"]:
-    """Where a probability is above `threshold`; on a processor NumPy compares and counts several times faster."""
+    """Pixels with a probability above `threshold`. On a CPU, NumPy compares several times faster than torch."""
     if probs.device.type == "cpu" and probs.dtype == torch.float32:
         return torch.from_numpy(probs.numpy() > np.float32(threshold))
     return probs > threshold
 
 
 def count_true(masks: Bool[Tensor, "*frames h w"]) -> Int[Tensor, "*frames"]:
-    """Pixels that are True in each frame."""
+    """Number of True pixels in each frame."""
     if masks.device.type != "cpu":
         return masks.count_nonzero(dim=(-2, -1))
     frames = rearrange(masks, "... h w -> (...) h w").numpy()

@@ -1,4 +1,4 @@
-"""Every metric as a running sum over expressions, which depends neither on the size nor on the order of batches."""
+"""Every metric as a running sum over expressions, independent of the size and order of batches."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ class SegmentationMetrics:
     """Running sums of all metrics; `update` with batches of any size, `merge` across workers, then `compute`.
 
     Attributes:
-        sums: of the numerators and of the denominators, by metric.
+        sums: sums of numerators and denominators, by metric.
     """
 
     num_expressions: int = 0
@@ -28,11 +28,11 @@ class SegmentationMetrics:
         self, probs: Float[Tensor, "b t h w"], masks: Bool[Tensor, "b t h w"],
         labelled: Bool[Tensor, "b t"] | None = None,
     ) -> None:
-        """Adds `b` expressions: probabilities after the sigmoid, and the object's masks (all False: no object)."""
+        """Adds `b` expressions: probabilities after the sigmoid, and the object's masks (all False if no object)."""
         self.add(expression_sums(batch_counts(probs, masks, labelled)), range(len(probs)))
 
     def add(self, scored: Sums, rows: Sequence[int]) -> None:
-        """Adds `rows` of expressions that are scored already."""
+        """Adds the `rows` of expressions that have already been scored."""
         chosen = list(rows)
         self.num_expressions += len(chosen)
         for name, (over, under) in scored.items():
@@ -40,35 +40,35 @@ class SegmentationMetrics:
             self.sums[name] = before[0] + float(over[chosen].nansum()), before[1] + float(under[chosen].sum())
 
     def merge(self, other: "SegmentationMetrics") -> "SegmentationMetrics":
-        """The metrics of both parts; neither is changed."""
+        """The metrics of both parts together; changes neither."""
         both = {name: (a + other.sums[name][0], b + other.sums[name][1]) for name, (a, b) in self.sums.items()}
         return SegmentationMetrics(num_expressions=self.num_expressions + other.num_expressions, sums=both)
 
     def compute(self) -> dict[str, float]:
-        """Each metric by its name, fractions as fractions; NaN where no expression says anything."""
+        """Each metric by name, as fractions; NaN if it is undefined for all expressions."""
         return {name: over / under if under else math.nan for name, (over, under) in self.sums.items()}
 
 
 def batch_counts(
     probs: Float[Tensor, "b t h w"], masks: Bool[Tensor, "b t h w"], labelled: Bool[Tensor, "b t"] | None = None
 ) -> FrameCounts:
-    """The counts that all metrics need; `Recorder.add` counts what is written to a file besides."""
+    """The counts that all metrics need; `Recorder.add` also counts what is written to a file."""
     return counts_at(probs, masks, THRESHOLD, labelled, own_counts(probs, masks))
 
 
 def expression_sums(counts: FrameCounts) -> dict[str, tuple[Tensor, Tensor]]:
-    """What each metric adds up of each expression."""
+    """Numerator and denominator of each metric for each expression."""
     return {name: sums_of(metric.per_expression(counts)) for name, metric in metrics().items()}
 
 
 def add_to_groups(
     groups: dict[str, SegmentationMetrics], counts: FrameCounts, names: Sequence[Sequence[str]]
 ) -> None:
-    """Adds each expression of a batch to every group that is named for it; new groups are made.
+    """Adds each expression of a batch to its groups, creating new groups if needed.
 
     Args:
-        groups: changed in place, e.g. `{"test_s": ..., "test_s/spatial": ...}`.
-        names: for each expression, the groups it belongs to.
+        groups: updated in place, e.g. `{"test_s": ..., "test_s/spatial": ...}`.
+        names: the groups that each expression belongs to.
     """
     scored = expression_sums(counts)
     rows: dict[str, list[int]] = {}

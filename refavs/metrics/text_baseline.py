@@ -1,8 +1,8 @@
-"""What the sentence alone gives away: whether an expression refers to nothing, without looking or listening.
+"""Text-only baseline: predicts from the sentence alone whether an expression refers to nothing.
 
-In Ref-AVS Bench the eight sentences of the Null split occur in training almost only with empty masks, so that a look-up
-reaches S = 0. Three of them have twins of other rows that differ in nothing but a full stop at the end, which the null
-rows lack. A head's S says something about sound only beside this control.
+In Ref-AVS Bench the eight sentences of the Null split occur in training almost only with empty masks, so a look-up
+reaches S = 0. Three of them differ from sentences of other rows only by the full stop at the end, which the null rows
+lack. A head's S therefore says something about sound only in comparison with this baseline.
 """
 
 import math
@@ -19,16 +19,15 @@ TEXT_ONLY = "text only"
 
 @dataclass(frozen=True, kw_only=True)
 class TextControl:
-    """Says from its words whether an expression has an empty mask.
+    """Predicts from its words whether an expression has an empty mask.
 
-    A sentence that training has, letter by letter, is decided by its majority there (a tie is not empty). Any other is
-    decided by naive Bayes over the words and punctuation marks it has, in lower case and each counted once, with one
-    imagined sentence of each kind with and without each of them.
+    A sentence that occurs verbatim in training gets the majority label there (a tie is not empty). Any other sentence
+    is classified by naive Bayes over its distinct lower-case words and punctuation marks, with add-one smoothing.
 
     Attributes:
-        known: the decision for each sentence of training.
-        log_odds: of each word of training, for empty against not.
-        prior: log odds of empty without any word; -inf where training has no empty expression.
+        known: the label of each training sentence.
+        log_odds: log odds of each training word, for empty against not empty.
+        prior: log odds of empty without any word; -inf if training has no empty expression.
     """
 
     known: dict[str, bool]
@@ -37,7 +36,7 @@ class TextControl:
 
     @classmethod
     def fit(cls, texts: Sequence[str], empty: Sequence[bool]) -> "TextControl":
-        """Learns from the training expressions, where `empty` says which have no object in any frame."""
+        """Fits to the training expressions; `empty` is True for those without an object in any frame."""
         votes: Counter[str] = Counter()
         words: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
         totals: Counter[bool] = Counter()
@@ -54,7 +53,7 @@ class TextControl:
         return cls(known={text: vote > 0 for text, vote in votes.items()}, log_odds=odds, prior=prior)
 
     def predict(self, texts: Sequence[str]) -> Bool[ndarray, " n"]:
-        """True where the sentence alone says that there is nothing."""
+        """Whether each sentence is predicted to refer to nothing."""
         return array([self._empty(text) for text in texts], bool)
 
     def _empty(self, text: str) -> bool:

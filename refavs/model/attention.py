@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 POSITION_TEMPERATURE = 10000.0
-FUSED_KEYS = 128  # from so many keys a CPU takes the fused attention
+FUSED_KEYS = 128  # with this many keys or more, a CPU uses the fused attention
 
 
 def attend(
@@ -19,8 +19,8 @@ def attend(
 ) -> Float[Tensor, "s m q d"]:
     """Scaled dot-product attention of m heads; `bias` is added to the scores (-inf where a key must not be seen).
 
-    On a CPU the fused kernel pays with many keys in float32 (2,304 keys: 1.8x, forward and backward); with few keys or
-    in bfloat16 it is up to ten times as slow as the products written out.
+    On a CPU the fused kernel is faster for many keys in float32 (1.8x forward and backward at 2,304 keys). For few keys
+    or in bfloat16 it is up to ten times slower than explicit matrix products.
     """
     if query.device.type != "cpu" or (query.dtype == torch.float32 and key.shape[-2] >= FUSED_KEYS):
         query = query.expand(len(key), -1, -1, -1)
@@ -33,12 +33,12 @@ def attend(
 
 
 def hidden_bias(seen: Bool[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-    """The bias that hides what is not `seen`: 0 where True, -inf where False."""
+    """Attention bias that hides keys: 0 where `seen` is True, -inf where it is False."""
     return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -math.inf)
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose projections can be called one by one, so that shared keys are projected once."""
+    """Multi-head attention with separate projections, so that shared keys are projected once."""
 
     def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
@@ -50,14 +50,14 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def parts(self) -> list[tuple[Float[Tensor, "c c"], Float[Tensor, "c"]]]:
-        """Weight and bias of queries, keys and values. Taken once for all three, their gradients are joined once."""
+        """Weight and bias of queries, keys and values; split once, so that their gradients are joined once."""
         return list(zip(self.project.weight.chunk(3), self.project.bias.chunk(3), strict=True))
 
     def heads(
         self, inputs: Float[Tensor, "s k c"], part: tuple[Float[Tensor, "c c"], Float[Tensor, "c"]],
         offset: Float[Tensor, "c"] | None = None,
     ) -> Float[Tensor, "s m k d"]:  # fmt: skip
-        """What a part makes of `inputs`, each with `offset` added, split into heads."""
+        """Projects `inputs`, each with `offset` added, by one of the `parts` and splits the result into heads."""
         weight, bias = part
         if offset is not None:
             bias = bias + weight @ offset
@@ -88,9 +88,9 @@ def feedforward(channels: int, hidden_channels: int, dropout: float = 0.0) -> nn
 
 
 class SelfAttentionLayer(nn.Module):
-    """Self-attention and a feed-forward part, each on normalised inputs and added to them (pre-norm).
+    """Self-attention and a feed-forward block, both residual and pre-norm.
 
-    `forward` is `project`, attention, `finish`; where tokens are shared, the parts are called one by one.
+    `forward` runs `project`, attention and `finish`. Callers whose tokens are shared call these steps themselves.
     """
 
     def __init__(self, channels: int, num_heads: int, feedforward_channels: int, dropout: float) -> None:
@@ -112,13 +112,13 @@ class SelfAttentionLayer(nn.Module):
         return self.attention.project(self.norm(tokens))
 
     def finish(self, tokens: Float[Tensor, "s k c"], attended: Float[Tensor, "s m k d"]) -> Float[Tensor, "s k c"]:
-        """Adds what the tokens attended to, then the feed-forward part."""
+        """Adds the attention output, then applies the feed-forward block."""
         tokens = tokens + self.dropout(self.attention.join(attended))
         return tokens + self.dropout(self.feedforward(self.feedforward_norm(tokens)))
 
 
 class CrossAttentionLayer(nn.Module):
-    """Queries attend to a source, then pass a feed-forward part (pre-norm)."""
+    """Queries attend to a source, followed by a feed-forward block (pre-norm)."""
 
     def __init__(self, channels: int, num_heads: int, feedforward_channels: int, dropout: float) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class CrossAttentionLayer(nn.Module):
         source: Float[Tensor, "s k c"],
         bias: Float[Tensor, "#s 1 1 k"] | None = None,
     ) -> Float[Tensor, "s q c"]:
-        """Queries that are the same for every source need not be repeated."""
+        """Attends to `source`. Queries that are the same for every source need not be repeated."""
         attended = self.attention(self.norm(queries), self.source_norm(source), bias)
         queries = queries + self.dropout(attended)
         return queries + self.dropout(self.feedforward(self.feedforward_norm(queries)))
@@ -144,9 +144,9 @@ class CrossAttentionLayer(nn.Module):
 def sine_positions(
     height: int, width: int, channels: int, device: torch.device | None = None
 ) -> Float[Tensor, "n c"]:
-    """Sine and cosine of the place of each pixel, row by row: the first half of the channels for y, the rest for x.
+    """Sine position embedding of each pixel, in row order: the first half of the channels encodes y, the rest x.
 
-    The same values as Mask2Former's position embedding, which its decoder was trained with.
+    The values equal those of Mask2Former's position embedding, with which its decoder was trained.
     """
     half = channels // 2
     steps = torch.arange(half, device=device) // 2 * 2 / half

@@ -57,7 +57,7 @@ class _Trial(TypedDict, total=False):
 
 
 class Facts(TypedDict, total=False):
-    """What is read of the facts that are kept with a model."""
+    """The facts saved with a model that this package reads back."""
 
     store: str
     encoders: dict[str, dict[str, Any]]
@@ -67,16 +67,16 @@ class Facts(TypedDict, total=False):
 
 
 def save_model(folder: Path, model: Head, facts: Mapping[str, Any] | None = None) -> None:
-    """Writes weights and configuration; a reader meets the old checkpoint or the new one, never a part.
+    """Writes weights and configuration. A reader sees either the old checkpoint or the new one, never a mixture.
 
     Args:
-        facts: what else to keep with the model, e.g. the fingerprint of the store it was trained on.
+        facts: other facts to save with the model, e.g. the fingerprint of the store it was trained on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     described = {**to_dict(model.options), "sizes": to_dict(model.sizes)}
     config = {"format": FORMAT, "model": described, "facts": dict(facts or {})}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    # The weights name their configuration, so that a crash between the two files cannot pair old with new.
+    # The weights contain the digest of their configuration, so a crash between the two writes cannot pair old with new.
     for path, content in (
         (folder / WEIGHTS, save(weights, metadata={"config": digest(described)})),
         (folder / CONFIG, json.dumps(config, indent=1).encode()),
@@ -89,8 +89,8 @@ def load_model(folder: Path) -> Head:
     """The model saved in `folder`, on the CPU and in evaluation mode.
 
     Raises:
-        WeightsError: a file is missing, truncated, of another format, does not belong to the other, or holds weights
-            that are not finite.
+        WeightsError: a file is missing, truncated or of another format, the two files do not belong together, or a
+            weight is not finite.
     """
     config = read_config(folder)
     found = _shapes(folder / WEIGHTS)
@@ -98,12 +98,12 @@ def load_model(folder: Path) -> Head:
         options, sizes = _described(config["model"])
         _refuse_deeper(options, sizes, len(found))
         kind = implementation_of(options)
-        with torch.device("meta"):  # which takes no memory, whatever the sizes are
+        with torch.device("meta"):  # the meta device allocates no memory, whatever the sizes are
             _refuse_other_shapes(folder / WEIGHTS, kind(options, sizes), found)
         model = kind(options, sizes)
     except WeightsError:
         raise
-    except (TypeError, ValueError, RuntimeError, RefAVSError) as error:  # torch's refusal of a size is a RuntimeError
+    except (TypeError, ValueError, RuntimeError, RefAVSError) as error:  # torch rejects a bad size with a RuntimeError
         raise WeightsError(
             f"{folder / CONFIG} does not describe a head of this version ({error}); train again or use the version "
             "that wrote it"
@@ -113,10 +113,10 @@ def load_model(folder: Path) -> Head:
 
 
 def load_weights(folder: Path, model: Head) -> None:
-    """Puts the weights saved in `folder` into `model`.
+    """Loads the weights saved in `folder` into `model`.
 
     Raises:
-        WeightsError: as `load_model`, or the weights are of a model of other sizes.
+        WeightsError: as `load_model`, or the weights belong to a model of other sizes.
     """
     config = read_config(folder)["model"]
     weights = _read_weights(folder / WEIGHTS, digest(config))
@@ -135,7 +135,7 @@ def load_weights(folder: Path, model: Head) -> None:
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """What names the weights saved in `folder`: the sha256 of their file.
+    """The sha256 of the weights file in `folder`.
 
     Raises:
         WeightsError: there is no checkpoint.
@@ -149,7 +149,7 @@ def checkpoint_digest(folder: Path) -> str:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The checkpoint's description: `model`, its configuration, and `facts`, what was kept with it."""
+    """The checkpoint's description: `model`, its configuration, and `facts`, what was saved with it."""
     path = folder / CONFIG
     try:
         config = read_json(read_plain(path))
@@ -171,20 +171,20 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _head_of(facts: Mapping[str, Any]) -> str:
-    """The head's name; before heads had names, `variant` told the release's from EEMC."""
+    """The head's name. Older checkpoints have no head name, only `variant`, which is set for the released model."""
     return str(facts.get("head", "released" if facts.get("variant") == "released" else DEFAULT))
 
 
 def _described(facts: Mapping[str, Any]) -> tuple[HeadOptions, FeatureSizes]:
-    """The head's options and the features that it reads, as a checkpoint describes them.
+    """The options of the head and the features it reads, from a checkpoint's description.
 
     Raises:
-        ConfigError: an unknown head, or options that it refuses.
-        ValueError, TypeError: a description of another form.
+        ConfigError: the head is unknown, or it rejects the options.
+        ValueError, TypeError: the description has another form.
     """
     kind = options_class(_head_of(facts))
     hints = {field.name: get_type_hints(kind)[field.name] for field in fields(kind)} | {"sizes": _Sizes}
-    if "head" not in facts:  # as it was written when all heads shared one set of options
+    if "head" not in facts:  # written when all heads shared one set of options
         facts = {name: value for name, value in facts.items() if name in hints and value is not None}
     for name in hints.keys() & facts.keys() | {"sizes"}:
         shaped(facts.get(name), hints[name], name)
@@ -198,7 +198,7 @@ def _described(facts: Mapping[str, Any]) -> tuple[HeadOptions, FeatureSizes]:
 
 
 def _refuse_deeper(options: HeadOptions, sizes: FeatureSizes, num_tensors: int) -> None:
-    """Checks that so many tensors can be those of so many layers, before any layer is built."""
+    """Checks before building that the number of layers is not above the number of tensors in the file."""
     parts = {name: getattr(options, name) for name in options.layer_settings} | {"maps": len(sizes.maps)}
     for name, number in parts.items():
         if number > num_tensors:
@@ -207,10 +207,10 @@ def _refuse_deeper(options: HeadOptions, sizes: FeatureSizes, num_tensors: int) 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The file of weights.
+    """Opens the weights file.
 
     Raises:
-        WeightsError: it is missing, truncated, or no safetensors file.
+        WeightsError: it is missing, truncated or not a safetensors file.
     """
     try:
         os.close(open_plain(path))
@@ -226,7 +226,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in the file; no tensor is read."""
+    """The shape of each tensor in the file, from the header alone."""
     with _opened(path) as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 

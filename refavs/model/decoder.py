@@ -1,8 +1,8 @@
 """Mask queries to masks: the transformer decoder of Mask2Former with its mask and class heads.
 
-Written here rather than taken from `transformers`, whose decoder it equals (a test compares them), because the keys
-and values of a clip's maps are the same for all its expressions and the attention masks are needed at the levels' own
-resolution only; and so that the library does not load `transformers` to run a head.
+It computes the same as the decoder in `transformers` (a test compares them). It is a separate implementation for three
+reasons: all expressions of a clip share the keys and values of its maps, attention masks are needed only at each
+level's own resolution, and running a head should not import `transformers`.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ OBJECT, NO_OBJECT = 0, 1
 class EEMCOutput:
     """Predictions of the mask queries, before the sigmoid and the softmax.
 
-    Masks are kept as the two factors of the product that makes them, so that training, which needs one of them per
-    frame, pays and differentiates only that one.
+    Masks are stored as the two factors of a matrix product. Training needs one mask per frame and so computes and
+    differentiates only that one.
 
     Attributes:
-        mask_embeddings: for each query the weights of the mask features, and last a bias.
-        mask_features: those of the distinct clips.
-        groups: which of the distinct clips each expression speaks of.
+        mask_embeddings: for each query, the weights of the mask features followed by a bias.
+        mask_features: mask features of the distinct clips.
+        groups: the distinct clip that each expression refers to.
         class_logits: index 0 is "this query is the referred object", index 1 "no object".
         auxiliary: the predictions before each decoder layer, for deep supervision; empty outside training.
     """
@@ -43,7 +43,7 @@ class EEMCOutput:
 
     @property
     def mask_logits(self) -> Float[Tensor, "b t q h w"]:
-        """One mask for each query at the resolution of the mask features; computed anew each time."""
+        """One mask per query at the resolution of the mask features; computed on each access."""
         return mask_logits(self.mask_embeddings, self.mask_features, self.groups)
 
     def mask_logits_of(self, query: Int[Tensor, "b t"]) -> Float[Tensor, "b t h w"]:
@@ -56,10 +56,10 @@ class EEMCOutput:
 def mask_logits(
     embeddings: Float[Tensor, "b t q cm1"], features: Float[Tensor, "u t cm h w"], groups: ClipGroups
 ) -> Float[Tensor, "b t q h w"]:
-    """Products of queries and mask features, and a bias of each query.
+    """Products of queries and mask features, plus a bias per query.
 
-    Differs: Mask2Former has no such bias; its features have a mean that serves as one. Features that are standardised
-    put the background at zero, where no query can tell it from the border of an object.
+    Differs: Mask2Former has no bias, because the mean of its features acts as one. Standardised features put the
+    background at zero, where a query without a bias cannot separate it from the border of an object.
     """
     height = features.shape[3]
     grouped = rearrange(groups.join(embeddings), "u t k q c -> u t (k q) c")
@@ -70,7 +70,7 @@ def mask_logits(
 
 
 class MaskedAttentionLayer(nn.Module):
-    """Queries attend to one level inside their own predicted masks, then to each other (post-norm)."""
+    """Queries attend to one level within their own predicted masks, then to each other (post-norm)."""
 
     def __init__(self, channels: int, num_heads: int, feedforward_channels: int, dropout: float) -> None:
         super().__init__()
@@ -91,12 +91,12 @@ class MaskedAttentionLayer(nn.Module):
         embedding: Float[Tensor, "c"],
         bias: Float[Tensor, "r 1 kq n"],
     ) -> Float[Tensor, "r k q c"]:
-        """Queries of k expressions for each of r frames of distinct clips.
+        """Refines the queries of k expressions for each of r frames of distinct clips.
 
         Args:
-            placed: a level's pixels with their positions, from which the keys come.
-            level: without them, for the values.
-            embedding: of the level, projected by itself: frozen maps then need no gradient for the sake of it.
+            placed: a level's pixels with positions added, for the keys.
+            level: the same pixels without positions, for the values.
+            embedding: the level embedding. It is projected separately so that frozen maps need no gradient.
         """
         cross, size = self.cross_attention, queries.shape[1]
         query, key, value = cross.parts()
@@ -119,9 +119,9 @@ class MaskedAttentionLayer(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Refines prompted mask queries on the levels of the pixel decoder and predicts a mask and a class for each.
+    """Refines the prompted mask queries on the levels of the pixel decoder and predicts a mask and a class for each.
 
-    With no layers, the masks come straight from the prompted queries.
+    Without layers, it predicts the masks directly from the prompted queries.
     """
 
     def __init__(
@@ -165,10 +165,10 @@ class MaskDecoder(nn.Module):
 
         Args:
             levels: the maps at strides 32, 16 and 8, in this order.
-            groups: which of the u clips each expression speaks of.
+            groups: which of the u clips each expression refers to.
         """
         device = mask_features.device.type
-        if torch.is_autocast_enabled(device):  # once, and not in every product
+        if torch.is_autocast_enabled(device):  # cast once rather than in every product
             mask_features = mask_features.to(torch.get_autocast_dtype(device))
         hidden = rearrange(groups.join(queries), "u t k q c -> (u t) k q c")
         outputs = []
@@ -192,7 +192,7 @@ class MaskDecoder(nn.Module):
     def _sources(
         self, mask_features: Tensor, levels: Sequence[Tensor]
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """For each level read: its tokens with positions and without, and the mask features at its resolution."""
+        """For each level: its tokens with and without positions, and the mask features at its resolution."""
         flat = rearrange(mask_features, "u t c h w -> (u t) c h w")
         sources = []
         for index in range(self.levels_read):
@@ -200,7 +200,7 @@ class MaskDecoder(nn.Module):
             tokens = rearrange(levels[index], "u t c h w -> (u t) (h w) c").contiguous()
             tokens = self.level_projections[index](tokens)
             positions = sine_positions(height, width, tokens.shape[-1], tokens.device)
-            # Interpolation is linear, so that it may come before the product with the queries.
+            # Interpolation is linear, so it can be done before the product with the queries.
             small = _smaller(flat, height, width)
             sources.append((tokens + positions, tokens, rearrange(small, "r c h w -> r c (h w)")))
         return sources
@@ -209,7 +209,7 @@ class MaskDecoder(nn.Module):
     def _attention_bias(
         self, hidden: Float[Tensor, "r k q c"], small: Float[Tensor, "r cm n"]
     ) -> Float[Tensor, "r 1 kq n"]:
-        """Hides the pixels outside each query's mask; a query whose mask is empty sees all."""
+        """Hides the pixels outside each query's mask; a query with an empty mask sees all pixels."""
         embedding = self.mask_head(self.norm(rearrange(hidden.detach(), "r k q c -> r (k q) c")))
         inside = torch.matmul(embedding[..., :-1], small) + embedding[..., -1:] >= 0
         inside = inside | ~inside.any(dim=-1, keepdim=True)
@@ -217,7 +217,7 @@ class MaskDecoder(nn.Module):
 
 
 def _smaller(maps: Float[Tensor, "r c h w"], height: int, width: int) -> Float[Tensor, "r c _ _"]:
-    """Bilinear resizing; by an even factor it is the mean of the four pixels around each place, read without copies."""
+    """Bilinear downsampling; for an even factor, the mean of the four pixels around each point, without copies."""
     factor = maps.shape[2] // height
     if factor % 2 or (height * factor, width * factor) != maps.shape[2:]:
         return nn.functional.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
@@ -227,10 +227,10 @@ def _smaller(maps: Float[Tensor, "r c h w"], height: int, width: int) -> Float[T
 
 
 def predict(output: EEMCOutput, size: tuple[int, int] | None = None) -> Float[Tensor, "b t _ _"]:
-    """Probability of each pixel to belong to the referred object: the masks of all queries, weighted by their class.
+    """Probability that each pixel belongs to the referred object: the masks of all queries weighted by their class.
 
     Args:
-        size: height and width of the result in pixels; that of the mask features by default.
+        size: height and width of the result in pixels; by default those of the mask features.
     """
     objectness = output.class_logits.float().softmax(dim=-1)[..., OBJECT]
     probs = torch.einsum("btq,btqhw->bthw", objectness, output.mask_logits.float().sigmoid()).clamp(max=1)

@@ -1,4 +1,4 @@
-"""What a head reads of a store, and the sizes of that, which come from the store and never from a constant."""
+"""The features that a head reads from a store, and their sizes, which come from the store and never from a constant."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +9,19 @@ from refavs.errors import StoreError
 if TYPE_CHECKING:
     from refavs.store.reader import FeatureStore
 
+EXTENT = "extent"  # of an encoder that pads frames: the part of its map that the picture fills
 MASKS = "mask_features"
 LEVELS = ("s32", "s16", "s8")
+MAP_AXES = {"channels": "c", "height": "h", "width": "w"}
 STAGES = ("res2", "res3", "res4", "res5")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MapSize:
-    """One stored visual map of a frame: its name in a batch, its path in the store, channels, height and width."""
+    """One stored visual map of a frame: its name in a batch, its path in the store, channels, height and width.
+
+    An array beside the maps that lacks one of these axes has the size 1 there.
+    """
 
     name: str
     path: str
@@ -26,7 +31,7 @@ class MapSize:
 
     @property
     def stream(self) -> str:
-        """Id of the stream that has the map."""
+        """Id of the stream that contains the map."""
         return self.path.removeprefix("clips/").rpartition("/")[0]
 
 
@@ -40,32 +45,30 @@ class StreamSize:
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a head reads of a store.
+    """The features that a head needs from a store.
 
     Attributes:
-        maps: names of visual maps, finest first. Of several such sets the head reads the first that the store has.
-        audio: whether it reads the features of the sound.
+        maps: alternative sets of visual maps, each listed finest first. The head reads the first set the store has.
+        audio: whether it reads audio features.
         text: whether it reads the features of the expression.
-        sound_by_second: whether it reads one vector of the sound for each second, and no finer tokens.
-        padded: whether it also reads maps of which the picture fills a part, and finds that part itself.
-        advice: what to do where the store lacks the maps, after a message that names these.
+        sound_by_second: whether it needs exactly one audio vector per second, not several tokens.
+        advice: what to do if the store lacks the maps; ends the error message that lists them.
     """
 
     maps: tuple[tuple[str, ...], ...]
     audio: bool = True
     text: bool = True
     sound_by_second: bool = False
-    padded: bool = False
     advice: str = "run refavs-extract with that level again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSizes:
-    """The features of a store that a head reads.
+    """Sizes of the features that a head reads from a store.
 
     Attributes:
-        audio: None where the head reads no sound.
-        text: None where it reads no expression.
+        audio: None if the head reads no audio.
+        text: None if it reads no expression.
         maps: visual maps, finest first.
     """
 
@@ -78,10 +81,10 @@ class FeatureSizes:
         """The sizes of what `needs` names, from the array descriptions of `store`.
 
         Args:
-            head: its name, for the message.
+            head: name of the head, for error messages.
 
         Raises:
-            StoreError: the store lacks maps, or its sound has another form.
+            StoreError: the store lacks maps, or has several audio tokens a second where the head needs one.
         """
         paths = store.visual_paths()
         names = next((names for names in needs.maps if all(name in paths for name in names)), None)
@@ -90,8 +93,7 @@ class FeatureSizes:
             read = " or ".join(", ".join(names) for names in needs.maps)
             raise StoreError(f"store {store.location} has no maps {', '.join(missing)}; {head} reads {read}; "
                              f"{needs.advice}")  # fmt: skip
-
-        if not needs.padded:
+        if EXTENT not in names:
             _refuse_padded(store, [paths[name] for name in names], head)
 
         def size(path: str) -> dict[str, int]:
@@ -99,8 +101,8 @@ class FeatureSizes:
 
         if needs.audio and needs.sound_by_second and "t" not in store.specs[store.audio_path].axes:
             encoder = store.audio_path.split("/")[2]
-            raise StoreError(f"the encoder {encoder!r} of store {store.location} has several tokens a second; {head} "
-                             "reads one vector a second; choose another by model.audio, or another head")
+            raise StoreError(f"the encoder {encoder!r} of store {store.location} has several tokens per second; {head} "
+                             "reads one vector per second; choose another encoder with model.audio, or another head")
 
         def stream(path: str) -> StreamSize:
             return StreamSize(path=path, channels=size(path)["c"])
@@ -109,23 +111,23 @@ class FeatureSizes:
         return cls(
             audio=stream(store.audio_path) if needs.audio else None,
             text=stream(store.text_path) if needs.text else None,
-            maps=tuple(MapSize(name=name, path=path, channels=shape["c"], height=shape["h"], width=shape["w"])
+            maps=tuple(MapSize(name=name, path=path, **{side: shape.get(axis, 1) for side, axis in MAP_AXES.items()})
                        for name, path, shape in shapes),
         )  # fmt: skip
 
     @property
     def paths(self) -> list[str]:
-        """The arrays, by their paths in the store."""
+        """Paths of the arrays in the store."""
         return [size.path for size in (*self.maps, self.audio, self.text) if size is not None]
 
     @property
     def has_mask_features(self) -> bool:
-        """Whether the maps are those of a pixel decoder, so that the head needs none of its own."""
+        """Whether the maps come from a pixel decoder, in which case the head needs none of its own."""
         return any(size.name == MASKS for size in self.maps)
 
     @property
     def levels(self) -> list[str]:
-        """The maps as `batches` takes them: level/map, or the map of an encoder without levels."""
+        """Names of the maps as `batches` accepts them: level/map, or just the map for an encoder without levels."""
         return ["/".join(size.path.split("/")[3:]) for size in self.maps]
 
     def map(self, name: str) -> MapSize:
@@ -134,7 +136,7 @@ class FeatureSizes:
 
 
 def _refuse_padded(store: "FeatureStore", paths: Sequence[str], head: str) -> None:
-    """A mask covers the picture; a map that the picture fills in part does not lie upon it."""
+    """A mask covers the picture; a map that the picture fills only in part is misaligned with it."""
     for stream in dict.fromkeys(path.removeprefix("clips/").rpartition("/")[0] for path in paths):
         if (fit := store.schema.streams[stream].fingerprint.get("fit", "squash")) != "squash":
             raise StoreError(

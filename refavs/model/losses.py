@@ -11,7 +11,7 @@ from refavs.model.decoder import NO_OBJECT, OBJECT, EEMCOutput
 from refavs.model.options import LossConfig
 from refavs.model.target import FrameCounts, Target
 
-CACHED = 2**20  # values of masks that are looked at together
+CACHED = 2**20  # number of mask values processed together
 
 
 def eemc_loss(
@@ -19,12 +19,12 @@ def eemc_loss(
 ) -> dict[str, Float[Tensor, ""]]:
     """Total loss, and its parts on the final prediction.
 
-    Each expression names at most one object, so that a frame has at most one target and the best assignment of targets
-    to queries is the query of least cost: no Hungarian solver is needed, and a test compares with one.
+    An expression refers to at most one object, so a frame has at most one target and the best assignment is the query
+    with the lowest cost. No Hungarian solver is needed; a test compares with one.
 
     Returns:
-        `total` (all weights applied, summed over the final and the auxiliary predictions), and unweighted `bce`, `dice`
-        and `classification` of the final prediction.
+        `total` (weighted, summed over the final and the auxiliary predictions), and the unweighted `bce`, `dice` and
+        `classification` of the final prediction.
     """
     config, whole = config or LossConfig(), target.whole
     labels = target.once("labels", lambda: Labels(target.masks, target.shown, target.labelled))
@@ -40,14 +40,14 @@ def _weighted(parts: dict[str, Tensor], config: LossConfig) -> Tensor:
 
 
 class Labels:
-    """Masks as the losses take them.
+    """Target masks in the form that the losses use.
 
     Attributes:
-        shown: the labelled frames that show the object.
-        has_object: whether a frame is one of them.
-        labelled: whether a frame has a label; None where all have one.
-        target: the masks as numbers.
-        shown_target: those of the frames with an object.
+        shown: indices of the labelled frames that show the object.
+        has_object: whether each frame is one of them.
+        labelled: whether each frame has a label; None if all have one.
+        target: the masks as floats.
+        shown_target: the masks of the `shown` frames.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Labels:
         self._smaller: dict[tuple[int, int], Tensor] = {}
 
     def smaller(self, height: int, width: int) -> Float[Tensor, "s 1 p"]:
-        """The share of the object in each place of a coarser map."""
+        """The fraction of each cell of a coarser map that the object covers."""
         if (height, width) not in self._smaller:
             labels = nn.functional.adaptive_avg_pool2d(self.target, (height, width))
             self._smaller[height, width] = labels.flatten(2)
@@ -79,13 +79,13 @@ def _loss_of(
     with torch.no_grad():
         logits = rearrange(output.mask_logits, "b t q h w -> (b t) q h w").float()
         values, labels = _matching_values(logits, truth, config)
-        # In pieces that stay in a processor's cache: several times as fast as passes over all masks.
+        # Chunks that fit in the processor's cache are several times faster than passes over all masks.
         size = max(1, CACHED // values[0].numel()) if logits.device.type == "cpu" else len(logits)
         pieces = zip(values.split(size), labels.split(size), class_logits.split(size), strict=True)
         matched = torch.cat([matching_costs(*piece, config).argmin(dim=1) for piece in pieces])
     chosen = output.mask_logits_of(rearrange(matched, "(b t) -> b t", t=output.class_logits.shape[1]))
     chosen = rearrange(chosen, "b t h w -> (b t) 1 h w").float()
-    # Only frames with an object have a mask to compare with.
+    # The mask losses use only frames with an object.
     logits, labels = _compared_values(chosen.index_select(0, truth.shown), truth.shown_target, config)
     num_masks = max(whole.shown, 1)
     return {
@@ -96,12 +96,12 @@ def _loss_of(
 
 
 def mask_bce(logits: Float[Tensor, "*s p"], labels: Float[Tensor, "*#s p"]) -> Float[Tensor, "*s"]:
-    """Binary cross-entropy over the compared places."""
+    """Binary cross-entropy over the compared points."""
     return (nn.functional.softplus(logits) - logits * labels).mean(dim=-1)
 
 
 def mask_dice(logits: Float[Tensor, "*s p"], labels: Float[Tensor, "*#s p"]) -> Float[Tensor, "*s"]:
-    """Dice loss over the compared places, smoothed by one place."""
+    """Dice loss over the compared points, with smoothing 1."""
     probs = logits.sigmoid()
     overlap = (probs * labels).sum(dim=-1)
     return 1 - (2 * overlap + 1) / (probs.sum(dim=-1) + labels.sum(dim=-1) + 1)
@@ -113,10 +113,10 @@ def matching_costs(
     class_logits: Float[Tensor, "s q 2"],
     config: LossConfig,
 ) -> Float[Tensor, "s q"]:
-    """Cost of giving a frame's object to each query."""
+    """Cost of assigning a frame's object to each query."""
     probability = class_logits.softmax(dim=-1)[..., OBJECT]
     probs, labels = logits.sigmoid(), rearrange(labels, "s 1 p -> s p 1")
-    # `mask_bce` and `mask_dice` of every query, with a matrix product for each sum over places.
+    # `mask_bce` and `mask_dice` of every query, with each sum over points as a matrix product.
     bce = (nn.functional.softplus(logits).sum(dim=-1) - (logits @ labels)[..., 0]) / logits.shape[-1]
     dice = 1 - (2 * (probs @ labels)[..., 0] + 1) / (probs.sum(dim=-1) + labels.sum(dim=1) + 1)
     return config.bce * bce + config.dice * dice - config.matching * probability
@@ -126,7 +126,7 @@ def classification_loss(
     class_logits: Float[Tensor, "s q 2"], matched: Int[Tensor, "s"], truth: Labels, config: LossConfig,
     whole: FrameCounts,
 ) -> Float[Tensor, ""]:  # fmt: skip
-    """Weighted mean of the cross-entropy of object against no object over all queries of the frames in `whole`."""
+    """Weighted mean cross-entropy of "object" against "no object" over all queries of the frames in `whole`."""
     has_object = truth.has_object
     queries = torch.arange(class_logits.shape[1], device=matched.device)
     taken = (queries == matched[:, None]) & has_object[:, None]
@@ -136,7 +136,7 @@ def classification_loss(
         weight = weight * truth.labelled[:, None]
     log_probs = class_logits.log_softmax(dim=-1)
     entropy = -torch.where(taken, log_probs[..., OBJECT], log_probs[..., NO_OBJECT])
-    num_queries = class_logits.shape[1]  # each frame with an object has one that is matched
+    num_queries = class_logits.shape[1]  # one of them is matched in each frame with an object
     of_shown, of_null = 1 + (num_queries - 1) * config.no_object, num_queries * config.null_frame
     return (weight * entropy).sum() / max(whole.shown * of_shown + whole.null * of_null, 1e-8)
 
@@ -144,8 +144,8 @@ def classification_loss(
 def _matching_values(
     mask_logits: Float[Tensor, "s q h w"], labels: Labels, config: LossConfig
 ) -> tuple[Float[Tensor, "s q p"], Float[Tensor, "s 1 p"]]:
-    """Where queries are compared: the same uniform points for all of a frame's queries, or the pixels of the logits
-    where these are not more than the points."""
+    """Values for the matching: at uniform points shared by all queries of a frame, or at all pixels of the logits if
+    these are no more than the points."""
     height, width = mask_logits.shape[-2:]
     if config.num_points == 0 or config.num_points >= height * width:
         return mask_logits.flatten(2), labels.smaller(height, width)
@@ -156,7 +156,7 @@ def _matching_values(
 def _compared_values(
     logits: Float[Tensor, "s 1 h w"], target: Float[Tensor, "s 1 hm wm"], config: LossConfig
 ) -> tuple[Float[Tensor, "s p"], Float[Tensor, "s p"]]:
-    """Where the matched masks are compared: points where they are least certain, or all pixels of the target."""
+    """Values for the mask losses: at points where the prediction is least certain, or at all pixels of the target."""
     if config.num_points == 0:
         return _resized(logits, target.shape[-2:]).flatten(1), target.flatten(1)
     points = uncertain_points(logits.detach(), config)
@@ -164,7 +164,7 @@ def _compared_values(
 
 
 def _resized(maps: Float[Tensor, "s 1 h w"], size: Sequence[int]) -> Float[Tensor, "s 1 _ _"]:
-    """Bilinear resizing as a matrix product for each axis, whose backward is several times as fast on a CPU."""
+    """Bilinear resizing by one matrix product per axis; its backward pass is several times faster on a CPU."""
     rows, columns = (
         nn.functional.interpolate(torch.eye(old, device=maps.device)[None], size=new, mode="linear")[0]
         for old, new in zip(maps.shape[-2:], size, strict=True)
@@ -174,7 +174,7 @@ def _resized(maps: Float[Tensor, "s 1 h w"], size: Sequence[int]) -> Float[Tenso
 
 @torch.no_grad()
 def uncertain_points(logits: Float[Tensor, "s 1 h w"], config: LossConfig) -> Float[Tensor, "s p 2"]:
-    """Random places (x, y in 0..1), most of them where the logits are nearest to zero."""
+    """Random points (x, y in 0..1), most of them where the logits are closest to zero."""
     num_frames, device = len(logits), logits.device
     num_uncertain = int(config.importance * config.num_points)
     candidates = torch.rand(num_frames, int(config.num_points * config.oversampling), 2, device=device)
@@ -185,7 +185,7 @@ def uncertain_points(logits: Float[Tensor, "s 1 h w"], config: LossConfig) -> Fl
 
 
 def _sample(maps: Float[Tensor, "s q h w"], points: Float[Tensor, "s p 2"]) -> Float[Tensor, "s q p"]:
-    """Bilinear values of `maps` at `points`."""
+    """Samples `maps` at `points` bilinearly."""
     grid = rearrange(2 * points - 1, "s p xy -> s p 1 xy")
     sampled = nn.functional.grid_sample(maps, grid, mode="bilinear", align_corners=False)
     return rearrange(sampled, "s q p 1 -> s q p")

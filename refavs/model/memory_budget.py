@@ -1,4 +1,4 @@
-"""What a head needs of memory at the least, so that one that cannot fit is refused before anything is allocated."""
+"""Lower bounds of a head's memory, so that a head that cannot fit is rejected before anything is allocated."""
 
 import os
 from collections.abc import Iterator
@@ -21,27 +21,27 @@ FLOAT_BYTES = 4
 
 
 def training_bytes(num_trained: int, num_parameters: int, num_copies: int = 0) -> int:
-    """Bytes that a head in training occupies between its steps: weights, gradients, two moments, and further copies."""
+    """Bytes a head in training occupies between steps: weights, gradients, two moments and `num_copies` more copies."""
     return FLOAT_BYTES * (num_parameters * (1 + num_copies) + 3 * num_trained)
 
 
 def batch_bytes(store: "FeatureStore", sizes: FeatureSizes, num_clips: int, num_frames: int) -> int:
-    """Bytes of the visual maps of a batch, which are nearly all of it."""
+    """Bytes of the visual maps of a batch, which make up nearly all of it."""
     of_frame = sum(size.channels * size.height * size.width * np.dtype(store.specs[size.path].dtype).itemsize
                    for size in sizes.maps)  # fmt: skip
     return of_frame * num_frames * num_clips
 
 
 def batches_held(device: torch.device) -> int:
-    """How many batches the device holds at once: the one in use, and those that are read ahead of it."""
+    """Number of batches on the device at once: the one in use and those read ahead."""
     return 1 + depth_for(device)
 
 
 def memory_bytes(device: torch.device, proc: Path = PROC) -> int:
-    """Memory of the device; of a processor what the machine has, or less where a control group of the process has less.
+    """Memory of the device. For a CPU it is the machine's memory or the limit of a control group, if that is lower.
 
     Args:
-        proc: what the kernel says of the process.
+        proc: the /proc folder of the process.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
@@ -50,9 +50,9 @@ def memory_bytes(device: torch.device, proc: Path = PROC) -> int:
 
 
 def _limits(proc: Path) -> Iterator[int]:
-    """Bytes that the process's control groups allow, of those that have a limit."""
+    """Memory limits in bytes of the process's control groups."""
     for folder in groups_of("memory", proc):
-        # Version 2 has "max" for no limit; version 1 a number that no machine reaches.
+        # No limit is "max" in version 2 and a very large number in version 1.
         for word in words_of(folder / "memory.max") or words_of(folder / "memory.limit_in_bytes"):
             if word.isdigit():
                 yield int(word)
@@ -62,15 +62,15 @@ def require_memory(
     options: HeadOptions, sizes: FeatureSizes, device: torch.device, num_expressions: int = 1, num_frames: int = 1,
     bytes_of_batch: int = 0,
 ) -> None:  # fmt: skip
-    """Refuses what needs more memory than there is.
+    """Checks that a training step can fit into memory.
 
     Args:
-        num_expressions: that go through the model at once.
-        num_frames: that are decoded of each.
-        bytes_of_batch: of which the device holds several.
+        num_expressions: number of expressions that pass through the model at once.
+        num_frames: number of frames decoded for each.
+        bytes_of_batch: size of a batch, of which the device holds several.
 
     Raises:
-        ConfigError: with both numbers.
+        ConfigError: it cannot; the message has the needed and the available memory.
     """
     held = batches_held(device) * bytes_of_batch
     needed = held + options.step_bytes(sizes, num_expressions, num_frames)
@@ -80,6 +80,6 @@ def require_memory(
         told = " with ".join(f"{name}={getattr(options, name)}" for name in options.step_settings)
         raise ConfigError(
             f"{told or f'the head {options.head}'}, {num_expressions} expressions and {num_frames} frames at once "
-            f"needs at least {needed / 1e9:,.1f} GB for its masks{' and batches' if held else ''}, and {device} has "
+            f"need at least {needed / 1e9:,.1f} GB for masks{' and batches' if held else ''}, and {device} has "
             f"{there / 1e9:,.1f}; lower {', '.join([*own[:1], 'train.batch_size'])} or train.frames"
         )

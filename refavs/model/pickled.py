@@ -1,4 +1,4 @@
-"""Pickled state dicts, read in the only form that cannot run code, and only where they are as large as their file."""
+"""Safe reading of pickled state dicts: no code is run, and tensors larger than the file are rejected."""
 
 import os
 import zipfile
@@ -12,10 +12,10 @@ from refavs.files.plain_file import open_plain
 
 
 def load_pickled(path: Path) -> Any:
-    """What `torch.save` wrote into `path`.
+    """Loads what `torch.save` wrote to `path`.
 
     Raises:
-        ValueError: it is packed, or would take more memory than its file has bytes.
+        ValueError: it is compressed, or needs more memory than the file has bytes.
         OSError, RuntimeError, EOFError, KeyError, AttributeError, pickle.UnpicklingError: as of `torch.load`.
     """
     file = open_plain(path)
@@ -26,13 +26,13 @@ def load_pickled(path: Path) -> Any:
     state = torch.load(path, map_location="cpu", weights_only=True)
     tensors = state.values() if isinstance(state, dict) else ()
     unpacked = sum(one.numel() * one.element_size() for one in tensors if isinstance(one, Tensor))
-    if unpacked > num_bytes:  # views that repeat a few numbers
-        raise ValueError(f"its tensors have {unpacked:,} bytes, the file {num_bytes:,}")
+    if unpacked > num_bytes:  # expanded views of small tensors
+        raise ValueError(f"its tensors need {unpacked:,} bytes, but the file has {num_bytes:,}")
     return state
 
 
 def _refuse_packed(path: Path, num_bytes: int) -> None:
-    """torch packs nothing; what is packed says nothing of the memory that it takes."""
+    """Rejects compressed archives, whose size says nothing about memory; torch does not compress."""
     try:
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
@@ -40,4 +40,4 @@ def _refuse_packed(path: Path, num_bytes: int) -> None:
         raise ValueError(str(error)) from error
     unpacked = sum(part.file_size for part in parts)
     if unpacked > num_bytes or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-        raise ValueError(f"it is packed: {unpacked:,} bytes in a file of {num_bytes:,}; save it again by torch.save")
+        raise ValueError(f"it is compressed: {unpacked:,} bytes in a file of {num_bytes:,}; save it with torch.save")

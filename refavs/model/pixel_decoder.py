@@ -1,4 +1,4 @@
-"""Mask2Former's pixel decoder: a backbone's pyramid to mask features at stride 4 and maps at strides 8, 16 and 32."""
+"""Mask2Former's pixel decoder: turns a backbone's pyramid into mask features and maps at strides 8, 16 and 32."""
 
 import math
 import warnings
@@ -28,7 +28,7 @@ class PixelDecoderSettings:
 
 
 class PixelDecoder(nn.Module):
-    """A pyramid to `mask_features`, `s8`, `s16` and `s32`."""
+    """Computes `mask_features`, `s8`, `s16` and `s32` from a pyramid."""
 
     def __init__(self, settings: PixelDecoderSettings) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class PixelDecoder(nn.Module):
             common_stride=settings.strides[0],
         )
         with warnings.catch_warnings():
-            # Advice about the speed of a CUDA kernel that is not used here.
+            # The warning is about the speed of a CUDA kernel that is not used here.
             warnings.filterwarnings("ignore", message="You'd better set embed_dim")
             self.decoder = Mask2FormerPixelDecoder(config, feature_channels=list(settings.in_channels))
         nn.init.normal_(self.decoder.level_embed)
@@ -60,14 +60,14 @@ class PixelDecoder(nn.Module):
 
 
 def build_pixel_decoder(settings: PixelDecoderSettings) -> PixelDecoder:
-    """Builds the decoder with fresh weights from torch's global generator."""
+    """Builds the decoder with random weights from torch's global generator."""
     return PixelDecoder(settings)
 
 
 def _initialise(attention: Any) -> None:
-    """Deformable DETR's start: sampling points on rays around each place, one direction per head, equal attention.
+    """Deformable DETR's initialisation: sampling points on rays, one direction per head, with equal attention.
 
-    transformers initialises these only within a whole Mask2Former; alone, one of them is uninitialised memory.
+    transformers initialises these only as part of a whole Mask2Former; otherwise one of them is uninitialised memory.
     """
     angles = torch.arange(attention.n_heads) * (2 * math.pi / attention.n_heads)
     rays = torch.stack([angles.cos(), angles.sin()], -1)

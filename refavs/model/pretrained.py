@@ -1,4 +1,4 @@
-"""The head's decoders from Mask2Former's checkpoint: a folder as transformers writes it, read tensor by tensor."""
+"""Loads the head's decoders from a Mask2Former checkpoint in transformers' format, tensor by tensor."""
 
 import json
 import re
@@ -22,11 +22,10 @@ from refavs.model.pixel_decoder import PixelDecoder
 
 FOLDER, WEIGHTS, CONFIG = "mask2former", "model.safetensors", "config.json"
 REPOSITORY = "facebook/mask2former-swin-base-ade-semantic"
-FETCH = f"hf download {REPOSITORY} --local-dir"
 PIXEL_DECODER = "model.pixel_level_module.decoder."
 DECODER = "model.transformer_module."
 CLASSES = "class_predictor."
-# What their decoder has and ours has not: the queries come from the fusion here.
+# Not used here, because the queries come from the fusion.
 UNUSED = {"queries_features.weight"}
 
 _LAYER = r"decoder\.layers\.(\d+)\."
@@ -48,11 +47,11 @@ _MASK_HEAD = re.compile(r"decoder\.mask_predictor\.mask_embedder\.(\d)\.0\.(weig
 
 
 @dataclass(frozen=True)
-class Mask2Former:
-    """A checkpoint in `DIR/mask2former`, as refavs-extract reads it from the same `--weights-dir DIR`.
+class WeightsFolder:
+    """A folder with `model.safetensors`, as it is downloaded from the hub.
 
     Raises:
-        WeightsError: the folder has no safetensors, or no description, of a Mask2Former.
+        WeightsError: the folder has no such file.
     """
 
     folder: Path
@@ -60,24 +59,57 @@ class Mask2Former:
     def __post_init__(self) -> None:
         if not self.path.is_file():
             pickled = " (its pytorch_model.bin is a pickle)" if (self.folder / "pytorch_model.bin").is_file() else ""
+            raise WeightsError(f"{self.folder} has no {WEIGHTS}{pickled}; download the checkpoint with {self.fetch}")
+
+    @property
+    def repository(self) -> str:
+        """The id on the hub."""
+        raise NotImplementedError
+
+    @property
+    def fetch(self) -> str:
+        """The command that downloads it."""
+        return f"hf download {self.repository} --local-dir {self.folder}"
+
+    @property
+    def path(self) -> Path:
+        """Path of the weights file."""
+        return self.folder / WEIGHTS
+
+    @property
+    def stamp(self) -> str:
+        """Digest of the file, equal to the one in the fingerprints of encoders loaded from it."""
+        return file_stamp(self.path)
+
+    def tensors(self, *prefixes: str) -> dict[str, Tensor]:
+        """Reads only the tensors whose names start with one of `prefixes`, as float32.
+
+        Raises:
+            WeightsError: the file is damaged, not safetensors, or contains values that are not finite.
+        """
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                found = {name: file.get_tensor(name).float() for name in file.keys() if name.startswith(prefixes)}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
             raise WeightsError(
-                f"{self.folder} has no {WEIGHTS}{pickled}; fetch the checkpoint by {FETCH} {self.folder}"
-            )
+                f"{self.path} is not a whole safetensors file ({error}); truncated copies and pickles are rejected: "
+                f"download it again with {self.fetch}"
+            ) from error
+        require_finite_weights(self.path, found)
+        return found
+
+
+class Mask2Former(WeightsFolder):
+    """A checkpoint in `DIR/mask2former`, as refavs-extract reads it from the same `--weights-dir DIR`."""
+
+    @property
+    def repository(self) -> str:
+        return REPOSITORY
 
     @classmethod
     def within(cls, weights_dir: Path) -> "Mask2Former":
         """The checkpoint in the folder of all weights."""
         return cls(weights_dir / FOLDER)
-
-    @property
-    def path(self) -> Path:
-        """The file of weights."""
-        return self.folder / WEIGHTS
-
-    @property
-    def stamp(self) -> str:
-        """Names the file's content, as the fingerprints of encoders that were read from it do."""
-        return file_stamp(self.path)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -91,42 +123,25 @@ class Mask2Former:
             config = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise WeightsError(
-                f"{path} cannot be read ({error}); it belongs to the checkpoint, fetch both by {FETCH} {self.folder}"
+                f"{path} cannot be read ({error}); it belongs to the checkpoint, fetch both by {self.fetch}"
             ) from error
         if not isinstance(config, dict) or config.get("model_type") != "mask2former":
-            raise WeightsError(f"{path} describes no mask2former; fetch the checkpoint by {FETCH} {self.folder}")
+            raise WeightsError(f"{path} describes no mask2former; fetch the checkpoint by {self.fetch}")
         return config
-
-    def tensors(self, *prefixes: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with one of `prefixes`, in float32; no other is read.
-
-        Raises:
-            WeightsError: the file is damaged, no safetensors, or holds values that are not finite.
-        """
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                found = {name: file.get_tensor(name).float() for name in file.keys() if name.startswith(prefixes)}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(
-                f"{self.path} is not a whole safetensors file ({error}); truncated copies and pickles are refused: "
-                f"fetch it again by {FETCH} {self.folder}"
-            ) from error
-        require_finite_weights(self.path, found)
-        return found
 
 
 def load_decoders(
     decoder: MaskDecoder, pixel_decoder: PixelDecoder | None, checkpoint: Mask2Former, options: EEMCOptions
 ) -> list[str]:
-    """Puts Mask2Former's weights into a head's decoders, so that these compute what Mask2Former's do.
+    """Loads Mask2Former's weights into a head's decoders, which then compute the same as Mask2Former's.
 
     Differs from Mask2Former: the bias of each query's mask (see `MaskDecoder`) starts at zero and may be trained.
 
     Returns:
-        Parts of the decoders that start from random weights all the same, with the reason.
+        Parts of the decoders that still start from random weights, each with the reason.
 
     Raises:
-        WeightsError: the checkpoint is damaged, or of another size.
+        WeightsError: the checkpoint is damaged or has other sizes.
     """
     _refuse_other_wiring(decoder, checkpoint, options)
     state = checkpoint.tensors(PIXEL_DECODER, DECODER, CLASSES)
@@ -148,13 +163,13 @@ def load_decoders(
 def refuse_other_maps(
     sizes: FeatureSizes, checkpoint: Mask2Former, encoders: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Refuses stored maps that were made with other weights than the decoders get.
+    """Checks that the stored maps were made with the same weights that the decoders load.
 
     Args:
         encoders: fingerprints of the store's encoders.
 
     Raises:
-        WeightsError: with both digests.
+        WeightsError: they were not; the message has both digests.
     """
     stamp = checkpoint.stamp
     for stream in dict.fromkeys(size.stream for size in sizes.maps):
@@ -168,7 +183,7 @@ def refuse_other_maps(
 
 
 def _refuse_other_wiring(decoder: MaskDecoder, checkpoint: Mask2Former, known: EEMCOptions) -> None:
-    """What the sizes of the tensors do not tell."""
+    """Checks the settings that tensor sizes do not show."""
     config, width = checkpoint.config, len(decoder.norm.weight)
     wiring = {"num_attention_heads": (8, known.num_heads), "pre_norm": (False, False),
               "activation_function": ("relu", "relu"), "hidden_dim": (256, width),
@@ -182,16 +197,16 @@ def _refuse_other_wiring(decoder: MaskDecoder, checkpoint: Mask2Former, known: E
             continue
         value = found - 1 if name == "decoder_layers" else found
         fix = f"--set model.{options[name]}={value}" if name in options else f"a checkpoint such as {REPOSITORY}"
-        raise WeightsError(f"{checkpoint.folder / CONFIG} says {name}={found}, the head has {wanted}; take {fix}")
+        raise WeightsError(f"{checkpoint.folder / CONFIG} says {name}={found}, the head has {wanted}; use {fix}")
 
 
 def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
+    """The tensors whose names start with `prefix`, with the prefix removed."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def decoder_state(decoder: MaskDecoder, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Mask2Former's transformer decoder under the names of `MaskDecoder`, without the class head."""
+    """Mask2Former's transformer decoder with the names of `MaskDecoder`, without the class head."""
     own: dict[str, Tensor] = {}
     attention: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():
@@ -226,18 +241,18 @@ def _renamed(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def _fill(module: nn.Module, state: Mapping[str, Tensor], checkpoint: Mask2Former, part: str) -> None:
-    """Loads `state`, which must have every tensor of `module`, of its size, and no other."""
+    """Loads `state`, which must have exactly the tensors of `module`, with the same sizes."""
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     if wrong := mismatch(expected, {name: tuple(value.shape) for name, value in state.items()}):
         raise WeightsError(
-            f"the {part} of {checkpoint.path} {wrong}; take {REPOSITORY} with the sizes that the options "
-            "have by default, or --set model.decoder_weights=random"
+            f"the {part} of {checkpoint.path} {wrong}; use {REPOSITORY} with the default sizes of the options, or "
+            "--set model.decoder_weights=random"
         )
     module.load_state_dict(dict(state))
 
 
 def mismatch(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
-    """What of a checkpoint's names and shapes is not as expected, as the end of a sentence; empty where all is."""
+    """Describes how a checkpoint's names and shapes differ, as a predicate for a message; empty if they match."""
     other = [f"{name} {found[name]} instead of {shape}" for name, shape in expected.items()
              if name in found and found[name] != shape]  # fmt: skip
     lists = {"lacks": sorted(expected.keys() - found.keys()), "has the unknown": sorted(found.keys() - expected.keys()),

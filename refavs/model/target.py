@@ -1,4 +1,4 @@
-"""What a loss compares a prediction with."""
+"""The ground truth that a loss compares a prediction with."""
 
 from dataclasses import dataclass, field
 
@@ -10,14 +10,14 @@ from refavs.model.batch_cache import Once
 
 @dataclass(frozen=True, kw_only=True)
 class FrameCounts:
-    """The labelled frames that a loss is a mean over: those that show the object and those without one."""
+    """The number of labelled frames that a loss averages over: with the object (`shown`) and without it (`null`)."""
 
     shown: int
     null: int
 
     @classmethod
     def of(cls, masks: Bool[Tensor, "b t h w"], labelled: Bool[Tensor, "b t"] | None = None) -> "FrameCounts":
-        """The frames of `masks`."""
+        """Counts the frames of `masks`."""
         shown = masks.flatten(2).any(dim=2)
         if labelled is not None:
             shown = shown & labelled
@@ -27,16 +27,16 @@ class FrameCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The truth about the decoded seconds of a batch, or of a part of one.
+    """The ground truth for the decoded seconds of a batch, or of a part of a batch.
 
     Attributes:
-        masks: the referred object; an empty mask means that there is none.
-        labelled: the seconds that have a label, the others take no part in a loss; None where all have one.
-        counts: the frames of the whole batch. The losses of its parts add up to those of the batch, and so do their
-            gradients, where each is a sum over its own frames divided by these. None for a batch in one piece.
-        shown: the labelled frames with an object, counted expression after expression; None finds them in the masks,
-            which on a device waits for it.
-        once: shares what depends on the target alone with the other heads that have the same.
+        masks: masks of the referred object; empty if there is none.
+        labelled: which seconds have a label; the others do not contribute to a loss. None if all have one.
+        counts: the frame counts of the whole batch. If the loss of each part is a sum over its frames divided by these
+            counts, losses and gradients of the parts add up to those of the batch. None if the batch is not split.
+        shown: indices of the labelled frames with an object, expression after expression; None computes them from the
+            masks, which waits for the device.
+        once: cache of results that depend only on the target, shared with the other heads that have the same target.
     """
 
     masks: Bool[Tensor, "b t h w"]
@@ -47,5 +47,5 @@ class Target:
 
     @property
     def whole(self) -> FrameCounts:
-        """The frames that a loss is a mean over."""
+        """The frame counts that a loss divides by."""
         return self.counts or FrameCounts.of(self.masks, self.labelled)

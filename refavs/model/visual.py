@@ -1,4 +1,4 @@
-"""From stored visual maps to the tokens of the fusion and the maps of the decoder, once per distinct clip."""
+"""Turns stored visual maps into tokens for the fusion and maps for the decoder, once per distinct clip."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,21 +7,23 @@ from typing import cast
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from refavs.data.maps import Maps
 from refavs.errors import ConfigError
 from refavs.model.attention import sine_positions
 from refavs.model.batch_cache import Once
 from refavs.model.feature_sizes import LEVELS, MASKS, FeatureSizes
 from refavs.model.pixel_decoder import PixelDecoder, PixelDecoderSettings
+from refavs.store.format.quantised import numbers, scaled
 
 Moments = Float[Tensor, "c"] | Float[np.ndarray, "c"]
 Statistics = Mapping[str, tuple[Moments, Moments]]
 
 
 class Standardisation(nn.Module):
-    """Brings stored features to mean 0 and deviation 1 per channel; does nothing until the statistics are set."""
+    """Standardises each channel to mean 0 and standard deviation 1; the identity until the statistics are set."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -31,7 +33,7 @@ class Standardisation(nn.Module):
         self.register_buffer("scale", torch.ones(channels))
 
     def set(self, mean: Moments, std: Moments) -> None:
-        """Takes the statistics of a stream. A channel that never changes becomes zero."""
+        """Sets the statistics of a stream. A constant channel becomes zero."""
         mean, std = torch.as_tensor(mean), torch.as_tensor(std)
         alive = std > 1e-6 * (1 + mean.abs())
         self.mean.copy_(mean)
@@ -40,15 +42,24 @@ class Standardisation(nn.Module):
     def forward(self, features: Float[Tensor, "*axes c"]) -> Float[Tensor, "*axes c"]:
         return (features.float() - self.mean) * self.scale
 
-    def maps(self, features: Float[Tensor, "u t c h w"]) -> Float[Tensor, "u t c h w"]:
-        """The same for maps, whose channels do not come last."""
-        mean, scale = (rearrange(part, "c -> c 1 1") for part in (self.mean, self.scale))
-        # Stored halves become float32 on the way, in one pass: memory for each step costs more than the arithmetic.
-        return (features - mean).mul_(scale)
+    def maps(
+        self, stored: Shaped[Tensor, "u t c h w"], scale: Float[Tensor, "u c"] | None = None
+    ) -> Float[Tensor, "u t c h w"]:
+        """The same for maps, whose channel axis is not the last.
+
+        Args:
+            scale: the scales of quantised maps, one per clip and channel.
+        """
+        # The first operation also converts to float32: one pass over memory costs more than the arithmetic.
+        if scale is None:
+            mean, factor = (rearrange(part, "c -> c 1 1") for part in (self.mean, self.scale))
+            return (stored - mean).mul_(factor)
+        factor = rearrange(scale * self.scale, "u c -> u 1 c 1 1")
+        return scaled(stored, factor).sub_(rearrange(self.mean * self.scale, "c -> c 1 1"))
 
 
 class FeatureProjection(nn.Module):
-    """Standardises a stored stream and projects it to the width of the model."""
+    """Standardises a stored stream and projects it to the model's width."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -61,12 +72,12 @@ class FeatureProjection(nn.Module):
 
 @dataclass
 class VisualFeatures:
-    """What a batch's distinct clips show.
+    """The visual features of a batch's distinct clips.
 
     Attributes:
-        tokens: tokens of all frames, with their positions.
+        tokens: tokens of all frames, with positions added.
         mask_features: maps at stride 4 of the decoded frames.
-        levels: maps at strides 32, 16 and 8 of the decoded frames, as many as the decoder reads.
+        levels: maps at strides 32, 16 and 8 of the decoded frames, as far as the decoder reads them.
     """
 
     tokens: Float[Tensor, "u t n c"]
@@ -81,16 +92,16 @@ def _pixel_decoder(sizes: FeatureSizes, channels: int) -> PixelDecoder:
 
 
 class VisualInput(nn.Module):
-    """Standardises, downsamples and flattens visual features; runs a pixel decoder on the maps of a backbone.
+    """Standardises, downsamples and flattens visual features; runs a pixel decoder on a backbone's maps.
 
-    A visual token is the mean of the mask features (stride 4) over a square of `downsample` x `downsample` of their
-    pixels, squares next to each other: 8 x 8, so 32 x 32 px of the frame and 12 x 12 tokens at 384 px, by default. The
-    paper (Sec. 5.1) says 8-fold without saying how, and 64 x 64 before it, which is no stride of Swin at its 384 px.
-    Sine positions are added to the tokens: the paper names none, but without them no attention tells left from right.
+    A visual token is the mean of the mask features (stride 4) over a square of `downsample` x `downsample` pixels
+    without overlap. By default that is 8 x 8, i.e. 32 x 32 px of the frame and 12 x 12 tokens at 384 px. The paper
+    (Sec. 5.1) says 8-fold without saying how, from 64 x 64, which is not a stride of Swin at its 384 px. Sine positions
+    are added to the tokens; the paper mentions none, but without them attention cannot distinguish left from right.
 
     Args:
-        as_stored: the decoders get the maps as they are stored, as pretrained ones expect; the tokens are standardised
-            in any case.
+        as_stored: whether the decoders get the maps as stored, as pretrained ones expect. The tokens are always
+            standardised.
     """
 
     def __init__(
@@ -119,13 +130,13 @@ class VisualInput(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """The maps that are read here; a batch may have others for other heads."""
+        """Names of the maps that this module reads; a batch may contain more for other heads."""
         return list(self.paths) if self.pixel_decoder is not None else [MASKS, *LEVELS[: self.num_levels]]
 
     def set_statistics(self, statistics: Statistics) -> None:
-        """Takes the statistics of the stored maps that are read here.
+        """Sets the statistics of the maps that this module reads.
 
-        A pretrained pixel decoder begins with the mask features of the store, where that has them as well.
+        A pretrained pixel decoder starts with the statistics of the stored mask features, if the store has them.
         """
         for name in self.inputs:
             cast(Standardisation, self.inputs[name]).set(*statistics[self.paths[name]])
@@ -142,47 +153,55 @@ class VisualInput(nn.Module):
         """Tokens of all frames and the maps of the chosen ones.
 
         Args:
-            once: shares what is frozen with the other heads that read these maps and choose the same of them.
-            seconds: which of the batch's seconds `visual` has, by a name of its own for each choice.
+            once: cache of frozen results, shared with the other heads that read the same maps and seconds.
+            seconds: a name for the selection of seconds in `visual`, different for each selection.
         """
         once = once or Once()
-        raw_masks, maps = self._maps(visual, frames, once)
+        raw_masks, maps = self._maps(Maps.of(visual), frames, once)
         if self.pixel_decoder is None:
-            tokens = once(("tokens", self.downsample, seconds), lambda: self._pooled(raw_masks))
+            tokens = once(("tokens", self.downsample, seconds), lambda: self._pooled(*raw_masks))
         else:
-            tokens = self._pooled(raw_masks)
+            tokens = self._pooled(*raw_masks)
         tokens = self.project(tokens)
         tokens = tokens + sine_positions(*self.grid, tokens.shape[-1], tokens.device)
         return VisualFeatures(
             tokens=tokens, mask_features=maps[MASKS], levels=[maps[name] for name in LEVELS[: self.num_levels]]
         )
 
-    def _pooled(self, raw_masks: Float[Tensor, "u t c h w"]) -> Float[Tensor, "u t n c"]:
-        # A clip at a time: its maps in float32 then stay in a processor's cache.
-        pooled = [nn.functional.avg_pool2d(maps.float(), self.downsample) for maps in raw_masks]
-        return self.token_input(rearrange(pooled, "u t c h w -> u t (h w) c"))
+    def _pooled(
+        self, raw_masks: Shaped[Tensor, "u t c h w"], scale: Float[Tensor, "u c"] | None = None
+    ) -> Float[Tensor, "u t n c"]:
+        # One clip at a time, so that its maps in float32 stay in the processor's cache.
+        pooled = [nn.functional.avg_pool2d((maps if scale is None else numbers(maps)).float(), self.downsample)
+                  for maps in raw_masks]  # fmt: skip
+        tokens = rearrange(pooled, "u t c h w -> u t (h w) c")
+        return self.token_input(tokens if scale is None else tokens * rearrange(scale, "u c -> u 1 1 c"))
 
     def _maps(
-        self, visual: Mapping[str, Tensor], frames: Tensor | None, once: Once
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mask features of all frames, not standardised, and every map of the chosen frames for the decoder."""
-        def chosen(maps: Tensor) -> Tensor:
-            return maps if frames is None else maps[:, frames]
+        self, visual: Maps, frames: Tensor | None, once: Once
+    ) -> tuple[tuple[Tensor, Tensor | None], dict[str, Tensor]]:
+        """The stored mask features of all frames with their scales, and the decoder's maps of the chosen frames."""
+        needed = (MASKS, *LEVELS[: self.num_levels])
 
         def standardised(name: str) -> Tensor:
-            return once((name, name in self.inputs), lambda: self._standardised(name, chosen(visual[name])))
+            return once((name, name in self.inputs), lambda: self._standardised(
+                name, visual if frames is None else visual.part([name], frames)))  # fmt: skip
 
-        needed = (MASKS, *LEVELS[: self.num_levels])
         if self.pixel_decoder is None:
-            return visual[MASKS], {name: standardised(name) for name in needed}
-        num_clips = next(iter(visual.values())).shape[0]
-        pyramid = {name: self._standardised(name, visual[name]) for name in self.paths}
+            masks = visual.stored[MASKS], visual.scales.get(MASKS)
+            return masks, {name: standardised(name) for name in needed}
+        num_clips = next(iter(visual.stored.values())).shape[0]
+        pyramid = {name: self._standardised(name, visual) for name in self.paths}
         pyramid = {name: rearrange(maps, "u t c h w -> (u t) c h w") for name, maps in pyramid.items()}
         decoded = {
             name: rearrange(maps, "(u t) c h w -> u t c h w", u=num_clips)
             for name, maps in self.pixel_decoder(pyramid).items()
         }
-        return decoded[MASKS], {name: chosen(decoded[name]) for name in needed}
+        return (decoded[MASKS], None), {
+            name: decoded[name] if frames is None else decoded[name][:, frames] for name in needed
+        }
 
-    def _standardised(self, name: str, maps: Tensor) -> Tensor:
-        return cast(Standardisation, self.inputs[name]).maps(maps) if name in self.inputs else maps.float()
+    def _standardised(self, name: str, maps: Maps) -> Tensor:
+        if name not in self.inputs:
+            return maps[name].float()
+        return cast(Standardisation, self.inputs[name]).maps(maps.stored[name], maps.scales.get(name))

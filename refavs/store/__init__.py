@@ -1,4 +1,4 @@
-"""The feature store: a Zarr v3 group of whole, checksummed, committed shards."""
+"""The feature store: a Zarr v3 group of complete shards with checksums and commit records."""
 
 from refavs.store.format.schema import ArraySpec, StreamSpec, object_key, pack_mask, text_key, unpack_mask
 from refavs.store.plan import ShardPlan

@@ -1,7 +1,7 @@
-"""Plain tables: clips, texts and expressions, and the columns that tell other readers which rows belong to them.
+"""Plain tables: clips, texts and expressions, and columns that tell other readers which rows belong to them.
 
-A plain table is written whole when an extraction ends. Strings are UTF-8 padded with zero bytes to the longest one, an
-encoding that every Zarr reader has.
+A plain table is written as a whole when an extraction ends. Strings are UTF-8, zero-padded to the longest one, which
+every Zarr reader can decode.
 """
 
 import math
@@ -21,26 +21,26 @@ from refavs.store.format.shard import CRC_BYTES, crc32c
 from refavs.store.format.zarr_metadata import column_metadata, group_metadata
 
 Columns = dict[str, np.ndarray]
-Table = tuple[pd.DataFrame, dict[str, Any]]  # with its record
-# Columns that a table must have, and the kind of those that are looked into.
+Table = tuple[pd.DataFrame, dict[str, Any]]  # the frame and its record
+# Columns that a table must have, and the kind of those that are checked.
 NEEDED: dict[str, dict[str, str]] = {
     "clips": {"id": "str", "frames": "str", "sound": "str", "seconds": "int"},
     "text": {"key": "str", "text": "str"},
     "expressions": {"uid": "str", "vid": "", "clip": "int", "object": "int", "text": "int", "split": "str", "fid": "",
                     "grade": "", "dimension": "str"},
 }  # fmt: skip
-_AXES = {"clips": "clip", "objects": "object", "expressions": "expression"}  # of a column, by the start of its path
-# Names of columns: beside those of `clips` and `text` lie the streams; a reader adds two to `expressions`.
+_AXES = {"clips": "clip", "objects": "object", "expressions": "expression"}  # axis by the start of a path
+# Allowed column names. Streams share the groups `clips` and `text`; a reader adds two columns to `expressions`.
 _NAMES = {"clips": r"(?!(?:visual|audio)\b)\w+", "text": "key|text", "expressions": r"(?!(?:clip_id|text_row)\b)\w+"}
 _TEXT = {"encoding": "utf-8"}
-_NEXT = ".next"  # of a column that has not yet taken the place of another one
-AGAIN = "run the same refavs-extract command again, which writes it again"
-MOST_BYTES = 2**28  # of a column
+_NEXT = ".next"  # suffix of a new column that has not yet replaced the old one
+AGAIN = "run the same refavs-extract command again, which rewrites it"
+MOST_BYTES = 2**28  # in a column
 _DTYPES = {"str": "uint8", "int": "int64", "float": "float64", "bool": "bool"}
 
 
 class ColumnFacts(TypedDict):
-    """The description of a column, as far as it is read."""
+    """The parts of a column's description that are read."""
 
     shape: list[Count]
     data_type: Literal["uint8", "int64", "float64", "bool"]
@@ -61,15 +61,15 @@ class _Facts(TypedDict):
 
 
 def table_record(table: str) -> str:
-    """The file whose presence says that a plain table is whole."""
+    """The file whose presence marks a plain table as complete."""
     return f"commits/{table}.json"
 
 
 def encode_strings(values: list[str], where: str) -> np.ndarray:
-    """Rows of UTF-8 bytes, padded with zeros.
+    """Encodes strings as rows of zero-padded UTF-8 bytes.
 
     Raises:
-        StoreError: a string holds a NUL or cannot be written as UTF-8; the message names its place.
+        StoreError: a string contains a NUL or cannot be encoded as UTF-8; the message names its row.
     """
     encoded = []
     for place, value in enumerate(values):
@@ -90,14 +90,14 @@ def decode_strings(rows: np.ndarray) -> list[str]:
 
 
 def from_frame(frame: pd.DataFrame) -> tuple[Columns, dict[str, str]]:
-    """Arrays of the columns of `frame`, and for each the kind that restores it: str, int, float or bool."""
+    """Converts the columns of `frame` to arrays, each with the kind that restores it: str, int, float or bool."""
     columns: Columns = {}
     kinds: dict[str, str] = {}
     for name in map(str, frame.columns):
         values = frame[name]
         present = values.dropna()
         if values.dtype == object and all(isinstance(value, bool) for value in present):
-            # A fact that was not noted of some rows: not so, or, where it was noted of none, no number.
+            # A missing fact means False; if all rows lack it, the column becomes NaN.
             values = values == True if len(present) else values.astype("float64")  # noqa: E712
         if pd.api.types.is_bool_dtype(values.dtype):
             columns[name], kinds[name] = values.to_numpy(bool), "bool"
@@ -114,7 +114,7 @@ def from_frame(frame: pd.DataFrame) -> tuple[Columns, dict[str, str]]:
 def column_files(
     group: str, columns: Mapping[str, np.ndarray], kinds: Mapping[str, str]
 ) -> Iterator[tuple[str, bytes]]:
-    """Name and content of the files of columns that are arrays of one chunk below `group`."""
+    """Yields name and content of the files of columns, which are one-chunk arrays below `group`."""
     for name, column in columns.items():
         if column.size:
             yield _chunk_name(group, name, column), _chunk(column)
@@ -128,10 +128,10 @@ def _description(group: str, column: np.ndarray, attributes: Mapping[str, Any]) 
 
 
 def read_column(folder: Folder, group: str, name: str) -> np.ndarray | None:
-    """A column by its own description and checksum; None where it was not written or is damaged.
+    """Reads a column by its own description and checksum; None if it is missing or damaged.
 
     Raises:
-        OSError: its files are out of reach.
+        OSError: its files cannot be accessed.
     """
     try:
         told: ColumnFacts = shaped(read_json(folder.read(f"{group}/{name}/zarr.json")), ColumnFacts, name)
@@ -146,16 +146,16 @@ def read_column(folder: Folder, group: str, name: str) -> np.ndarray | None:
 
 
 def write_table(folder: Folder, table: str, frame: pd.DataFrame, first: Callable[[], None] = lambda: None) -> None:
-    """Replaces a plain table; whoever reads meanwhile finds the old one or the new one.
+    """Replaces a plain table; concurrent readers see either the old or the new one.
 
-    New columns are written beside the old ones, the record is exchanged, then they take the old ones' place. If this is
-    interrupted, the next call completes it.
+    New columns are written next to the old ones, the record is replaced, and then the new columns replace the old ones.
+    If this is interrupted, the next call completes it.
 
     Args:
-        first: called before another table is replaced, and only then.
+        first: called before the table is replaced, but not if it is unchanged.
 
     Raises:
-        StoreError: a column is missing, or cannot be stored.
+        StoreError: a column is missing or cannot be stored.
     """
     columns, kinds = from_frame(frame)
     facts = {
@@ -190,14 +190,14 @@ def write_table(folder: Folder, table: str, frame: pd.DataFrame, first: Callable
 
 
 def _files_there(folder: Folder, table: str) -> dict[str, str]:
-    """Files of the names that a table has, each with its column; in an order in which a description goes last."""
+    """Files of the table's columns, each with its column, ordered so that descriptions come last."""
     file = re.compile(rf"{table}/(zarr\.json|({_NAMES[table]})/(zarr\.json|c(\.0){{1,2}}({re.escape(_NEXT)})?))")
     found = [match for name in folder.names(table) if (match := file.fullmatch(name))]
     return {match[0]: match[2] or "" for match in found}
 
 
 def _is_ours(folder: Folder, table: str, name: str) -> bool:
-    """Whether a column was described by this code, so that it is nobody else's."""
+    """Whether a column's description was written by this code."""
     try:
         data = folder.read(f"{table}/{name}/zarr.json")
         told: ColumnFacts = shaped(read_json(data), ColumnFacts, name)
@@ -209,7 +209,7 @@ def _is_ours(folder: Folder, table: str, name: str) -> bool:
 
 
 def read_table(folder: Folder, table: str) -> Table | None:
-    """A plain table and its record, or None where none was written yet.
+    """Reads a plain table and its record; None if it was not written yet.
 
     Raises:
         StoreError: it is half-written or damaged.
@@ -234,14 +234,14 @@ def read_table(folder: Folder, table: str) -> Table | None:
 
 
 def _read_column(folder: Folder, table: str, fact: dict[str, Any]) -> np.ndarray:
-    """One column, compared with the record; until it has taken its place, it lies beside that."""
+    """Reads one column and compares it with the record. It may still be in its `.next` file."""
     name = fact["name"]
     empty = _described(fact["shape"], fact["dtype"])
     if not empty.size:
         return empty
     file = _chunk_name(table, name, empty)
     what, most = f"column {name} of the table {table}", empty.nbytes + CRC_BYTES
-    # Twice in its place, for a writer may bring it there between two looks.
+    # Try the final place twice, because a writer may move the column there in between.
     for place in (file, f"{file}{_NEXT}", file):
         data = _read_if_there(folder, place, what, most)
         payload = data[:-CRC_BYTES]
@@ -256,16 +256,16 @@ def _read_if_there(folder: Folder, file: str, what: str, most: int) -> bytes:
     try:
         return read_or_refuse(folder, file, what, AGAIN, most)
     except StoreError as error:
-        if isinstance(error.__cause__, FileNotFoundError | UnusableFileError):  # or of the table before
+        if isinstance(error.__cause__, FileNotFoundError | UnusableFileError):  # or it belongs to the previous table
             return b""
         raise
 
 
 def _refuse_odd(table: str, facts: dict[str, Any]) -> None:
-    """Checks what a record says before anything of that size is asked for.
+    """Checks a record before memory of the size it claims is allocated.
 
     Raises:
-        ValueError: columns are missing, of another type, or of other numbers of rows.
+        ValueError: columns are missing, or have another type or number of rows.
     """
     known: _Facts = shaped(facts, _Facts, "the record")
     columns = {fact["name"]: fact for fact in known["columns"]}
@@ -286,10 +286,10 @@ def _refuse_odd(table: str, facts: dict[str, Any]) -> None:
 
 
 def _described(shape: list[int], dtype: str) -> np.ndarray:
-    """An array of that shape and type that takes no memory.
+    """An array of that shape and type that occupies no memory.
 
     Raises:
-        ValueError: a column of that size is longer than any can be.
+        ValueError: the column is longer than allowed.
     """
     if len(shape) > 2 or math.prod(shape) * np.dtype(dtype).itemsize > MOST_BYTES:
         raise ValueError(f"a column of {dtype} {shape}; accepted: up to {MOST_BYTES:,} bytes")

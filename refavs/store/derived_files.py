@@ -1,4 +1,4 @@
-"""Files of a finished store that readers without this code want: all follow from its records and plain tables.
+"""Files of a finished store for readers without this code; all are derived from its records and plain tables.
 
 `StoreWriter.finalise` writes them, `verify` compares them.
 """
@@ -12,24 +12,25 @@ import pandas as pd
 
 from refavs.config import digest
 from refavs.store.columns import Table, column_files, from_frame
+from refavs.store.format.array_spec import ArraySpec, table_path
 from refavs.store.format.channel_stats import ChannelSums
 from refavs.store.format.commits import LISTING, CommitRecord, seal
-from refavs.store.format.schema import OBJECTS, ArraySpec, StoreSchema, table_path
+from refavs.store.format.schema import OBJECTS, StoreSchema
 from refavs.store.format.zarr_metadata import array_metadata, group_metadata
 
-# The column that holds the keys of a modality's streams: of the clips, or of the texts.
+# The table and column with the keys of a modality's streams.
 KEYS = {"visual": ("clips", "frames"), "audio": ("clips", "sound"), "text": ("text", "key")}
 
 
 def finished_files(
     schema: StoreSchema, records: Sequence[CommitRecord], tables: Mapping[str, Table]
 ) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each file, in the order in which they are written; the last one says that all are there.
+    """Yields name and content of each file in writing order; the last one marks the store as complete.
 
     Args:
-        schema: of the store.
-        records: all of them, by table and index.
-        tables: the plain tables that the store has, by name.
+        schema: the store's schema.
+        records: all commit records, by table and index.
+        tables: the store's plain tables by name.
     """
     for name, table in schema.tables.items():
         own = [record for record in records if record.table == name]
@@ -45,13 +46,13 @@ def finished_files(
             yield from column_files(table_path(name), *from_frame(columns))
     root = group_metadata(schema.to_attributes() | {"fingerprint": store_fingerprint(schema, records, tables)})
     names = sorted(record.file for record in records)
-    # With a copy of the root: what the fingerprint leaves out of it, as where the clips came from, is nowhere else.
+    # Includes a copy of the root, because parts that the fingerprint omits, e.g. the source, are stored nowhere else.
     yield LISTING, seal({"names": names, "zarr.json": root.decode()})
     yield "zarr.json", root
 
 
 def store_fingerprint(schema: StoreSchema, records: Sequence[CommitRecord], tables: Mapping[str, Table]) -> str:
-    """Names the content of a store: schema, every row with its checksums, statistics, and the plain tables."""
+    """Fingerprint of a store's content: schema, every row with its checksums, statistics, and the plain tables."""
     described = schema.to_attributes()
     told = [described[name] for name in ("refavs_schema", "seconds", "fps", "mask_size")]
     facts = [digest({**record.facts(), "failures": {}}) for record in records]
@@ -59,7 +60,7 @@ def store_fingerprint(schema: StoreSchema, records: Sequence[CommitRecord], tabl
 
 
 def stream_groups(schema: StoreSchema, table: str) -> Iterator[tuple[str, bytes]]:
-    """Descriptions of the group of a stream or of `objects`, which has the fingerprint, and of those around it."""
+    """Descriptions of the group of a stream or of `objects`, with the fingerprint, and of its parent groups."""
     *names, last = table_path(table).split("/")
     for depth in range(1, len(names) + 1):
         yield f"{'/'.join(names[:depth])}/zarr.json", group_metadata()
@@ -75,14 +76,14 @@ def array_file(
 
 
 def committed_rows(records: Iterable[CommitRecord]) -> dict[str, int]:
-    """Row of every key of a table."""
+    """The row of every key in a table."""
     return {key: row for record in records for key, row in record.rows.items()}
 
 
 def merged_statistics(
     schema: StoreSchema, records: Iterable[CommitRecord]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Mean and deviation per channel over all rows, by array path."""
+    """Mean and standard deviation per channel over all rows, by array path."""
     by_path: dict[str, list[ChannelSums]] = {}
     for record in records:
         specs = schema.tables[record.table].specs
@@ -92,12 +93,12 @@ def merged_statistics(
 
 
 def num_rows(records: Iterable[CommitRecord]) -> int:
-    """Rows that the arrays of a table have."""
+    """Number of rows in the arrays of a table."""
     return max((row + 1 for record in records for row in record.rows.values()), default=0)
 
 
 def rows_of_table(stream: str, records: Iterable[CommitRecord], tables: Mapping[str, Table]) -> np.ndarray:
-    """The row of a stream that belongs to each clip, or to each text; -1 where there is none."""
+    """The stream's row for each clip or text; -1 if it has none."""
     table, column = KEYS[stream.split("/")[0]]
     rows = committed_rows(records)
     return np.array([rows.get(key, -1) for key in tables[table][0][column]], "int64")
@@ -110,7 +111,7 @@ def _row_column(stream: str, records: Sequence[CommitRecord], tables: Mapping[st
 
 
 def _object_columns(records: Sequence[CommitRecord], tables: Mapping[str, Table]) -> pd.DataFrame:
-    """The clip and the fid of each object; -1 where a row is a hole, or the clip is not in the store."""
+    """The clip and fid of each object; -1 if the row is empty or the clip is not in the store."""
     ids = tables["clips"][0]["id"] if "clips" in tables else []
     clips = {name: place for place, name in enumerate(ids)}
     pairs = [("", "-1")] * num_rows(records)

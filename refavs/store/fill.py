@@ -1,4 +1,4 @@
-"""Rows of arrays into memory that is there already: from the map, from the disk by several readers, from a server."""
+"""Reads rows of arrays into existing memory: from a memory map, from disk with several readers, or from a server."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +13,11 @@ from refavs.store.backends.base import LocalFolder
 if TYPE_CHECKING:
     from refavs.store.reader import FeatureStore
 
-READERS = 4  # of what is not in memory; disks answer several at once
+READERS = 4  # threads for rows that are not in memory; disks serve several requests at once
 
 
 class Target(NamedTuple):
-    """A row, and the memory that is to hold it."""
+    """A row and the memory to read it into."""
 
     path: str
     row: int
@@ -30,10 +30,10 @@ class Target(NamedTuple):
 
 
 def fill(store: "FeatureStore", targets: Sequence[Target]) -> None:
-    """Brings rows to their targets.
+    """Reads rows into their targets.
 
     Raises:
-        StoreError: as for `FeatureStore.read`; what the targets then hold is not defined.
+        StoreError: as for `FeatureStore.read`; the content of the targets is then undefined.
     """
     if not isinstance(store.folder, LocalFolder):
         store.folder.together([partial(_copy, store, [target]) for target in targets])
@@ -49,14 +49,14 @@ def fill(store: "FeatureStore", targets: Sequence[Target]) -> None:
 
 
 def _readers(store: "FeatureStore", target: Target) -> list[Callable[[], None]]:
-    """Calls that read the row from the disk; none where it is in memory, or its target lies in pieces."""
+    """Calls that read the row from disk; empty if it is in memory or the target is not contiguous."""
     if not target.out.flags.c_contiguous:
         return []
     with store.shard_of(target.path, target.row) as (shard, place):
         calls = shard.readers(place, target.flat)
 
     def read(call: Callable[[], None]) -> None:
-        with store.shard_of(target.path, target.row):  # which is named by errors
+        with store.shard_of(target.path, target.row):  # names the shard in errors
             call()
 
     return [partial(read, call) for call in calls]
@@ -74,7 +74,7 @@ def _run(calls: Iterator[Callable[[], None]]) -> None:
 
 
 def _at_once(work: Callable[[], None], num_threads: int) -> None:
-    """Runs `work` in this thread, and in others beside it."""
+    """Runs `work` in this thread and in others at the same time."""
     if num_threads < 2:
         work()
         return

@@ -1,4 +1,4 @@
-"""The fingerprint of what a trial reads of a store."""
+"""The fingerprint of the parts of a store that a trial reads."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def fingerprint_of(store: "FeatureStore", paths: Iterable[str]) -> str:
-    """Names the expressions, the masks and the arrays at `paths`.
+    """Fingerprint of the expressions, the masks and the arrays at `paths`.
 
-    Of an array it names the encoder, the statistics and the rows of the clips and texts that the expressions speak of.
-    Other streams and other clips of the store, and the way in which rows lie in shards, change nothing.
+    For an array it covers the encoder, the statistics and the rows of the clips and texts that the expressions refer
+    to. It does not depend on other streams or clips of the store, or on how rows are distributed over shards.
     """
     table, arrays = store.expressions, []
-    for path in sorted(paths):
+    for path in sorted({*store.schema.with_scales(*paths)}):
         spec = store.specs[path]
         places = np.unique(table["text_row" if spec.table.startswith("text/") else "clip"].to_numpy())
         sums = checksums(store, path)
@@ -33,7 +33,7 @@ def fingerprint_of(store: "FeatureStore", paths: Iterable[str]) -> str:
 
 
 def checksums(store: "FeatureStore", path: str) -> dict[int, int]:
-    """Checksum of each row of an array, as the commit records have them."""
+    """Checksum of each row of an array, from the commit records."""
     spec = store.specs[path]
     size = store.schema.tables[spec.table].rows_per_shard
     return {record.index * size + place: crc for record in store.records if record.table == spec.table
@@ -41,7 +41,7 @@ def checksums(store: "FeatureStore", path: str) -> dict[int, int]:
 
 
 def says_random(value: Any) -> bool:
-    """Whether a fingerprint, or a part of one, names random weights."""
+    """Whether a fingerprint or any part of it says that weights are random."""
     if isinstance(value, dict):
         return any(map(says_random, value.values()))
     if isinstance(value, Iterable) and not isinstance(value, str):

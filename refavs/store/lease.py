@@ -1,15 +1,15 @@
-"""The lease of a store: one process at a time plans and finishes it, and one that died does not block the next.
+"""The lease of a store: only one process at a time plans and finishes it, and a dead process does not block the next.
 
-The file `lease.json` names its owner, who renews it every few seconds by counting its beat on. Nobody's clock is
-compared with anybody else's: whoever waits watches the beat by its own monotonic clock, so a clock that is wrong or set
-back changes nothing. A lease is taken over at once if its owner ran on this machine and is gone, and otherwise after
-its beat has stood still for `expires_s`. An owner that was stopped for that long finds out by `check`.
+The file `lease.json` names its owner, which renews it every few seconds by incrementing its beat. Clocks of different
+machines are never compared: a waiting process watches the beat with its own monotonic clock, so a wrong or changed
+clock has no effect. A lease is taken over at once if its owner ran on this machine and has ended, otherwise after the
+beat has not changed for `expires_s`. An owner that was suspended for that long detects this in `check`.
 
-Relied on: `Folder.create` and `Folder.swap` succeed for one of several who try at once. On a local or network disk
-these are a hard link (atomic on NFS too) and flock (which Linux passes on to an NFS server, unless it is mounted with
-`nolock` or `local_lock`; Lustre needs `-o flock`), and a file just renamed is seen by the next `open` (NFS:
-close-to-open). Object stores have conditional writes. Between `check` and what follows it there is always a moment in
-which a process can be stopped; what is written then is a whole file of a plan, never half of one.
+This relies on `Folder.create` and `Folder.swap` succeeding for only one of several concurrent callers. On a local or
+network disk they use a hard link (atomic on NFS too) and flock (which Linux forwards to an NFS server unless it is
+mounted with `nolock` or `local_lock`; Lustre needs `-o flock`), and the next `open` sees a renamed file (NFS:
+close-to-open). Object stores have conditional writes. A process can always be suspended between `check` and the write
+that follows; it then writes a complete file of its plan, never a partial one.
 """
 
 import json
@@ -36,13 +36,13 @@ _LOOKS_PER_BEAT = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Who holds a lease, as its file says.
+    """The owner of a lease, as recorded in its file.
 
     Attributes:
-        token: random, of one lease.
-        machine: boot and process namespace in which `pid` means something; empty where the system does not tell.
-        started: start time of the process in ticks since boot, which tells it from a later one of the same number.
-        beat: counted on at each renewal.
+        token: random id of one lease.
+        machine: boot and process namespace in which `pid` is valid; empty if the system does not say.
+        started: start time of the process in ticks since boot, which tells apart processes with the same pid.
+        beat: incremented at each renewal.
     """
 
     token: str
@@ -62,7 +62,7 @@ class Owner:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Owner | None":
-        """The owner that a lease file names; None where it is no lease file."""
+        """Parses a lease file; None if it is not one."""
         try:
             facts = json.loads(data)
             kinds = {name: type(value) for name, value in facts.items()}
@@ -71,7 +71,7 @@ class Owner:
         return cls(**facts) if kinds == cls.__annotations__ and 0 < facts["pid"] < 2**31 else None
 
     def gone(self) -> bool:
-        """Whether it ran on this machine and no longer does; False where that cannot be known."""
+        """Whether it ran on this machine and has ended; False if that is unknown."""
         if not self.machine or self.machine != _machine():
             return False
         try:
@@ -79,21 +79,21 @@ class Owner:
         except ProcessLookupError:
             return True
         except PermissionError:
-            pass  # somebody else's process, which may be the owner
+            pass  # a process of another user, possibly the owner
         try:
             return _started(self.pid) != self.started
         except OSError:
-            return False  # it ended just now, or the system hides it (hidepid)
+            return False  # it has just ended, or the system hides it (hidepid)
 
 
 class Lease:
     """Holds a store for this process; use it as a context manager.
 
     Args:
-        folder: the store, made where there is none.
-        program: name of the command, for those who wait.
-        beat_s: seconds between two renewals.
-        expires_s: seconds without a renewal after which another process may take the lease over.
+        folder: the store; created if it does not exist.
+        program: name of the command, shown to waiting processes.
+        beat_s: seconds between renewals.
+        expires_s: seconds without a renewal after which another process may take over the lease.
     """
 
     def __init__(self, folder: Folder, program: str, *, beat_s: float = BEAT_S, expires_s: float = EXPIRES_S) -> None:
@@ -110,18 +110,18 @@ class Lease:
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     def __enter__(self) -> "Lease":
-        """Takes the lease, waiting where it is not known whether its owner is alive.
+        """Takes the lease; waits if it is unknown whether the owner is alive.
 
         Raises:
-            StoreError: another process holds it, or the file system cannot keep one.
+            StoreError: another process holds it, or the file system does not support leases.
         """
         try:
             self._acquire()
         except OSError as error:
             if error.errno in NO_LOCKS:
                 raise StoreError(
-                    f"{self._folder.location} lies on a file system without hard links or locks ({error.strerror}), "
-                    "which keep two writers apart; mount it with them (Lustre: -o flock) or name another store"
+                    f"{self._folder.location} is on a file system without hard links or locks ({error.strerror}), "
+                    "needed to exclude a second writer; mount it with them (Lustre: -o flock) or name another store"
                 ) from error
             raise
         self._renewed = _now()
@@ -137,17 +137,17 @@ class Lease:
             self.check()
             self._folder.remove(NAME)
         except (OSError, StoreError):
-            return  # somebody else's, or out of reach: then it expires, and why the work ended matters more here
+            return  # another's, or out of reach: it will expire, and the error that ended the work is more important
 
     def check(self) -> None:
-        """Makes sure that the lease is still this process's; call it before anything is planned or finished.
+        """Checks that this process still owns the lease; call it before planning or finishing anything.
 
         Raises:
-            StoreError: another process took it over.
+            StoreError: another process has taken it over.
         """
         with self._mutex:
             if not self._lost:
-                # A process that was stopped for long renews first, so that nobody takes over while it goes on.
+                # After a long suspension, renew first, so that no other process takes over in the meantime.
                 stale = _now() - self._renewed > self._expires_s / 2
                 if stale:
                     self._renew()
@@ -168,10 +168,10 @@ class Lease:
             found = self._read()
             owner = Owner.from_bytes(found or b"")
             now = time.monotonic()
-            # Time in which this process itself was stopped and did not look does not count.
+            # Time during which this process itself was suspended does not count.
             watched_s, last = watched_s + min(now - last, 2 * look_s), now
             if owner is not None and owner.token == self._me.token:
-                return  # written, though the answer was lost
+                return  # the write succeeded although its answer was lost
             if found is not None and found != watched:
                 if watched is not None and _token(found) == _token(watched):
                     raise StoreError(
@@ -185,7 +185,7 @@ class Lease:
                 why = "no longer runs" if gone else f"gave no sign of life for {self._expires_s:g} s"
                 self._tell(f"took over {self._folder.location} from {owner or 'an unknown process'}, which {why}")
                 return
-            if not told and watched_s > 2 * self._beat_s:  # who lives has been refused by now
+            if not told and watched_s > 2 * self._beat_s:  # a live owner would have been detected by now
                 told = True
                 self._tell(f"{self._folder.location} is held by {owner or 'an unknown process'}; waiting for a sign "
                            f"of life, at most {self._expires_s:g} s")  # fmt: skip
@@ -197,11 +197,11 @@ class Lease:
                 try:
                     self._renew()
                 except OSError:
-                    continue  # a disk or network that is away may come back; `check` meets the same and says it
+                    continue  # the disk or network may come back; otherwise `check` reports the same error
 
     def _renew(self) -> None:
         for _ in range(2):
-            # An earlier renewal whose answer was lost counts: `_data` is then what `_is_mine` found.
+            # An earlier renewal whose answer was lost counts: `_is_mine` then set `_data` to it.
             began = _now()
             owner = Owner.from_bytes(self._data)
             assert owner is not None
@@ -213,7 +213,7 @@ class Lease:
                 return
 
     def _is_mine(self, found: bytes | None) -> bool:
-        """Whether the file still names this lease; if not, notes who has it."""
+        """Whether the file still names this lease; if not, records the new owner."""
         if found is not None and _token(found) == self._me.token:
             self._data = found
             return True
@@ -223,7 +223,7 @@ class Lease:
     def _created(self) -> bool:
         try:
             return self._folder.create(NAME, self._data)
-        except FileNotFoundError:  # the owner swept our temporary file away
+        except FileNotFoundError:  # the owner's sweep removed our temporary file
             return False
 
     def _swapped(self, old: bytes, new: bytes) -> bool:
@@ -243,7 +243,7 @@ class Lease:
 
 
 def writer_of(folder: Folder) -> str:
-    """Who holds the store, unless that is known to be gone or is this process; empty where nobody does."""
+    """The other process that holds the store, unless it has ended; empty if there is none."""
     try:
         found = folder.read(NAME)
     except OSError:
@@ -261,12 +261,12 @@ def _token(data: bytes) -> str:
 
 
 def _now() -> float:
-    """Seconds that go on while the machine sleeps, where the system counts them."""
+    """Monotonic seconds, including time asleep if the system counts it."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _machine() -> str:
-    """Names the space in which process numbers are unique: this boot, and this container of it."""
+    """Identifies the scope in which process ids are unique: the boot and the container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -275,7 +275,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> int:
-    """When process `pid` of this machine started, in ticks since boot; -1 where only its remains are there."""
+    """Start time of process `pid` in ticks since boot; -1 if it is a zombie."""
     facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     remains = facts[0] in "ZX" and len(os.listdir(f"/proc/{pid}/task")) < 2
     return -1 if remains else int(facts[19])

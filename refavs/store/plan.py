@@ -1,8 +1,8 @@
-"""What is missing of a table, as shards to compute.
+"""Plans the missing rows of a table as shards to compute.
 
-A shard is written by one process in one go. Whoever plans says which keys lie together: each group becomes one shard,
-in the smallest numbers that no commit record has taken. So an interrupted run that passes the remaining groups again
-gets the same places. A key that fails leaves a hole in its shard.
+A shard is written by one process in one go. The caller groups the keys: each group becomes one shard, with the smallest
+index that no commit record uses. An interrupted run that passes the remaining groups again therefore gets the same
+places. A key that fails leaves an empty row in its shard.
 """
 
 import itertools
@@ -16,11 +16,11 @@ from refavs.store.format.schema import StoreSchema
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
-    """One shard to compute.
+    """A shard to compute.
 
     Attributes:
         table: id of the stream, or `objects`.
-        keys: in the order in which they are written.
+        keys: the keys, in writing order.
         rows: row of each key.
     """
 
@@ -33,10 +33,10 @@ class ShardPlan:
 def plan_shards(
     schema: StoreSchema, table: str, records: Sequence[CommitRecord], groups: Sequence[Sequence[str]]
 ) -> list[ShardPlan | None]:
-    """A shard for what is missing of each group; None for a group of which nothing is missing.
+    """Plans a shard for the missing keys of each group; None for a group without missing keys.
 
     Args:
-        records: of the table.
+        records: commit records of the table.
 
     Raises:
         StoreError: a key is not valid Unicode.

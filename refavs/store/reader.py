@@ -1,4 +1,4 @@
-"""Reading a store: committed rows only, as views of mapped shards whose checksums are compared on first touch."""
+"""Reading a store: committed rows only, as views of mapped shards whose checksums are checked on first read."""
 
 import contextlib
 import itertools
@@ -21,27 +21,28 @@ from refavs.store.backends.base import TRY_AGAIN, open_folder, out_of_reach
 from refavs.store.derived_files import KEYS, merged_statistics, rows_of_table, store_fingerprint
 from refavs.store.fill import Target, fill
 from refavs.store.fingerprints import fingerprint_of, says_random
+from refavs.store.format.array_spec import ArraySpec, table_path
 from refavs.store.format.commits import CommitRecord
-from refavs.store.format.schema import LABELLED, MASK, MODALITIES, OBJECTS, ArraySpec, unpack_mask
+from refavs.store.format.quantised import values_of
+from refavs.store.format.schema import LABELLED, MASK, MODALITIES, OBJECTS, unpack_mask
 from refavs.store.format.shard import ShardReader, shard_name
 from refavs.store.snapshot import read_snapshot
 
 POLICIES = ("first", "always", "never")
 PAPERS = {"visual": "mask2former-swin-base-ade", "audio": "vggish", "text": "roberta-base"}
-MOST_OPEN = 2**14  # shards; Linux gives a process 65,530 mappings
+MOST_OPEN = 2**14  # shards; Linux allows a process 65,530 mappings
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One expression with the features of its clip; the maps are views of the store.
+    """One expression with the features of its clip; maps that are not quantised are views of the store.
 
     Attributes:
-        visual: maps of each second by their name, e.g. `mask_features`.
-        valid: True where the text has a token.
-        mask: the referred object in each second, all False for an expression that refers to nothing; None where the
-            store has no masks for it.
-        labelled: the seconds in which the mask is known; None where there is none.
+        visual: maps of each second by name, e.g. `mask_features`.
+        valid: True for the real tokens of the text.
+        mask: the referred object in each second, all False if there is none; None if the store has no masks for it.
+        labelled: the seconds with a known mask; None if there is no mask.
     """
 
     visual: dict[str, Float[Tensor, "t _ _ _"]]
@@ -60,17 +61,17 @@ class Sample:
 class FeatureStore:
     """A store opened for reading.
 
-    What is committed later is not seen; open it again for that. A store may be read from many processes, and pickling
-    one opens it again on the other side.
+    It does not see rows that are committed later; open it again to see them. Many processes may read a store, and
+    unpickling one opens it again.
 
     Args:
-        location: the store's folder, or its URL (`s3://bucket/prefix`).
-        use: encoder to read of a modality (`{"audio": "clap"}`). The default is the only one that the store has, or
-            the paper's among several.
-        verify: compare each row with its checksum on its `first` read, `always` or `never`.
+        location: the store's folder or URL (`s3://bucket/prefix`).
+        use: encoder to read for a modality (`{"audio": "clap"}`). The default is the store's only one, or the paper's
+            among several.
+        verify: when to compare a row with its checksum: on its `first` read, `always` or `never`.
 
     Raises:
-        StoreError: there is no store, it is damaged, a plain table is half-written, or it lacks an encoder of `use`.
+        StoreError: there is no store, it is damaged, a plain table is incomplete, or it lacks an encoder in `use`.
     """
 
     def __init__(self, location: str | Path, use: Mapping[str, str] | None = None, verify: str = "first") -> None:
@@ -106,12 +107,12 @@ class FeatureStore:
 
     @property
     def seconds(self) -> int:
-        """Steps in time of a clip, T."""
+        """Number of time steps per clip, T."""
         return self.schema.seconds
 
     @property
     def mask_size(self) -> int:
-        """Side of the masks, px."""
+        """Side of the masks in pixels."""
         return self.schema.mask_size
 
     @property
@@ -120,10 +121,10 @@ class FeatureStore:
         return self.schema.specs
 
     def streams_of(self, modality: str) -> list[str]:
-        """The streams in use of a modality: that of one encoder, or those of its levels.
+        """The streams in use for a modality: the stream of one encoder, or those of its levels.
 
         Raises:
-            StoreError: the store has none, or not the encoder of `use`, or several of which none is the paper's.
+            StoreError: the store has none, lacks the encoder in `use`, or has several and none is the paper's.
         """
         known = {name.split("/")[1] for name in self.streams if name.startswith(f"{modality}/")}
         name = self.use.get(modality) or (next(iter(known)) if len(known) == 1 else PAPERS.get(modality, ""))
@@ -131,52 +132,52 @@ class FeatureStore:
         if not found:
             there = f"has the {modality} encoders {', '.join(sorted(known))}" if known else f"has no {modality} encoder"
             raise StoreError(f"store {self.location} {there}{f', not {name!r}' if modality in self.use else ''}; name "
-                             "one that it has, or add another by refavs-extract --streams")
+                             "one that it has, or add another with refavs-extract --streams")
         return found
 
     @property
     def in_use(self) -> dict[str, list[str]]:
-        """The streams in use of each modality in which the choice is clear."""
+        """The streams in use for each modality with an unambiguous choice."""
         found = {}
         for modality in MODALITIES:
-            with contextlib.suppress(StoreError):  # `streams_of` tells whoever reads that modality
+            with contextlib.suppress(StoreError):  # `streams_of` raises the error for readers of that modality
                 found[modality] = self.streams_of(modality)
         return found
 
     @property
     def encoders(self) -> dict[str, dict]:
-        """Fingerprint of the encoder of each stream in use, by the stream's id."""
+        """The encoder's fingerprint for each stream in use, by stream id."""
         return {stream: self.schema.streams[stream].fingerprint for stream in itertools.chain(*self.in_use.values())}
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names the content of the whole store; `fingerprint_of` names what a trial reads of it."""
+        """Identifies the content of the whole store; `fingerprint_of` identifies the part that a trial reads."""
         return store_fingerprint(self.schema, self.records, self.tables)
 
     def fingerprint_of(self, paths: Iterable[str]) -> str:
-        """Names the expressions, the masks and the arrays at `paths`; what else the store holds changes nothing."""
+        """Identifies the expressions, the masks and the arrays at `paths`, regardless of other content."""
         if (wanted := tuple(sorted(paths))) not in self._fingerprints:
             self._fingerprints[wanted] = fingerprint_of(self, wanted)
         return self._fingerprints[wanted]
 
     @property
     def finished(self) -> bool:
-        """Whether the extraction came to its end, and nothing was committed since."""
+        """Whether the extraction was finished and nothing has been committed since."""
         return self.attributes.get("fingerprint") == self.fingerprint
 
     @cached_property
     def statistics(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Mean and deviation per channel, float32, of each array that keeps them."""
+        """Mean and standard deviation per channel (float32) of each array that keeps them."""
         return merged_statistics(self.schema, self.records)
 
     @property
     def random_weights(self) -> bool:
-        """Whether an encoder in use had random weights; tables made from such features must say so."""
+        """Whether an encoder in use had random weights; tables made from its features must say so."""
         return any(says_random(fingerprint) for fingerprint in self.encoders.values())
 
     @property
     def clips(self) -> pd.DataFrame:
-        """The clips: `id`, `frames` and `sound` (keys in the streams), valid `seconds`, and what was noted of each."""
+        """The clips: `id`, `frames` and `sound` (keys in the streams), valid `seconds`, and noted facts."""
         return self._table("clips")
 
     @property
@@ -197,7 +198,7 @@ class FeatureStore:
         """One row per expression: uid, vid, clip_id, clip, object (-1 = none), text, text_row, split, fid, grade, ...
 
         Raises:
-            StoreError: the extraction has not come to writing them.
+            StoreError: the extraction has not written them yet.
         """
         frame = self._table("expressions").rename(columns={"text": "text_row"})
         ids, strings = self.clips["id"].tolist(), self.texts["text"].tolist()
@@ -218,18 +219,19 @@ class FeatureStore:
         return self.sample(index)
 
     def sample(self, index: int, levels: Sequence[str] | None = None) -> Sample:
-        """Expression `index` with the visual `levels` named, as `visual_paths` takes them; None reads all."""
+        """Expression `index` with the given visual `levels`, as accepted by `visual_paths`; None reads all."""
         if not 0 <= index < len(self):
             raise IndexError(f"expression {index} of a store of {len(self)}")
         facts = self.facts[index]
         visual, text, valid = self.visual_paths(levels), self.text_path, self.valid_path
-        places = {path: int(facts["clip"]) for path in (*visual.values(), self.audio_path)}
-        places |= {path: int(facts["text_row"]) for path in (text, valid)}
+        places = {path: int(facts["clip"]) for path in self.schema.with_scales(*visual.values(), self.audio_path)}
+        places |= {path: int(facts["text_row"]) for path in self.schema.with_scales(text, valid)}
         if facts["object"] >= 0:
             places |= {path: int(facts["object"]) for path in (MASK, LABELLED)}
         calls = [partial(self.read, path, self.rows(path, [place])[0]) for path, place in places.items()]
         found = dict(zip(places, self.folder.together(calls), strict=True))
         masked = MASK in found
+        found |= {path: values_of(self.specs[path], found) for path in (*visual.values(), self.audio_path, text)}
         return Sample(
             visual={name: found[path] for name, path in visual.items()}, audio=found[self.audio_path],
             text=found[text], valid=found[valid], mask=self.unpacked(found[MASK]) if masked else None,
@@ -239,7 +241,7 @@ class FeatureStore:
         )  # fmt: skip
 
     def rows_of(self, stream: str) -> Int[np.ndarray, "n"]:
-        """The row of a stream that belongs to each clip, or to each text; -1 where there is none."""
+        """The stream's row for each clip or text; -1 if it has none."""
         if stream not in self._rows:
             self._table(KEYS[stream.split("/")[0]][0])
             own = [record for record in self.records if record.table == stream]
@@ -247,10 +249,10 @@ class FeatureStore:
         return self._rows[stream]
 
     def rows(self, path: str, places: Sequence[int]) -> list[int]:
-        """Rows of an array that belong to the clips, texts or objects at `places`.
+        """Rows of an array for the clips, texts or objects at `places`.
 
         Raises:
-            StoreError: there is no such array, or it lacks one of them.
+            StoreError: there is no such array, or it lacks a row.
         """
         table = self._spec(path).table
         if table == OBJECTS:
@@ -274,10 +276,10 @@ class FeatureStore:
 
     @contextlib.contextmanager
     def shard_of(self, path: str, row: int) -> Iterator[tuple[ShardReader, int]]:
-        """The shard that has a row, and the row's place in it.
+        """Yields the shard that contains a row, and the row's place in it.
 
         Raises:
-            StoreError: as for `read`, also for what goes wrong while the shard is used.
+            StoreError: as for `read`, also for errors while the shard is in use.
         """
         spec, row = self._spec(path), int(row)
         if (spec.table, row) not in self._places:
@@ -294,10 +296,10 @@ class FeatureStore:
                              f"{error}; {TRY_AGAIN if out_of_reach(error.__cause__) else remedy}") from error
 
     def read_rows(self, wanted: Mapping[str, Sequence[int]], empty: Empty) -> dict[str, Shaped[Tensor, "_ ..."]]:
-        """Rows of several arrays by path, all in one go; name a row once only, a server is asked for each.
+        """Reads rows of several arrays, by path, together; do not repeat rows, since each is a request to a server.
 
         Args:
-            empty: gives memory of a shape and a type.
+            empty: allocates a tensor of a shape and type.
 
         Raises:
             StoreError: as for `read`.
@@ -319,17 +321,16 @@ class FeatureStore:
         return spec
 
     def visual_paths(self, levels: Sequence[str] | None = None) -> dict[str, str]:
-        """Paths of the visual maps of the encoder in use by their short name, in the schema's order.
+        """Paths of the visual maps of the encoder in use, by short name, in the schema's order.
 
         Args:
-            levels: as `pixel_decoder` or, for one map of it, `pixel_decoder/s32`; None names all. Maps of one name in
-                several levels are told apart by their level, `pixel_decoder/s32`.
+            levels: e.g. `pixel_decoder`, or `pixel_decoder/s32` for one map of it; None means all. If several levels
+                have a map of the same name, its short name includes the level, e.g. `pixel_decoder/s32`.
 
         Raises:
             StoreError: the store has no such level or map.
         """
-        streams = self.streams_of("visual")
-        specs = [spec for stream in streams for spec in self.schema.tables[stream].arrays]
+        specs = [spec for stream in self.streams_of("visual") for spec in self.schema.tables[stream].values]
         parts = {spec.path: spec.path.split("/")[3:] for spec in specs}
         known = {name for names in parts.values() for name in (names[0], "/".join(names))}
         for level in levels or ():
@@ -352,7 +353,7 @@ class FeatureStore:
 
     @property
     def valid_path(self) -> str:
-        """Path of the valid places of the text features."""
+        """Path of the array that marks real tokens of the text features."""
         return f"{self.text_path.rpartition('/')[0]}/valid"
 
     def mask(self, row: int) -> Bool[Tensor, "t h w"] | None:
@@ -360,11 +361,11 @@ class FeatureStore:
         return None if row < 0 else self.unpacked(self.read(MASK, row))
 
     def unpacked(self, mask: Tensor) -> Bool[Tensor, "t h w"]:
-        """A mask as it is stored, as booleans."""
+        """Converts a stored mask to booleans."""
         return torch.from_numpy(unpack_mask(mask.numpy(), self.mask_size))
 
     def within(self, clips: Sequence[int]) -> Bool[Tensor, "b t"]:
-        """The seconds that each of the clips at these places has."""
+        """The valid seconds of the clips at these places."""
         return torch.arange(self.seconds) < self._lengths[list(clips), None]
 
     @cached_property
@@ -373,18 +374,17 @@ class FeatureStore:
 
     @cached_property
     def facts(self) -> list[dict[str, Any]]:
-        """Of each expression uid, clip_id, clip, object, text, text_row, split and dimension."""
+        """For each expression: uid, clip_id, clip, object, text, text_row, split and dimension."""
         names = ["uid", "clip_id", "clip", "object", "text", "text_row", "split", "dimension"]
         columns = [self.expressions[name].tolist() for name in names]
         return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
     def _features(self, modality: str) -> str:
         streams = self.streams_of(modality)
-        found = [spec.path for stream in streams for spec in self.schema.tables[stream].arrays
-                 if spec.name == "features"]  # fmt: skip
+        found = [path for stream in streams if (path := f"{table_path(stream)}/features") in self.specs]
         if len(found) != 1:
             raise StoreError(f"store {self.location} has {len(found)} arrays called features in {', '.join(streams)}, "
-                             f"a sample needs one; choose one by use={{{modality!r}: ...}}")
+                             f"a sample needs one; name it, as model.{modality}={streams[0].partition('/')[2]}")
         return found[0]
 
     def _shard(self, spec: ArraySpec, record: CommitRecord) -> ShardReader:

@@ -1,4 +1,4 @@
-"""Making a damaged store one from which an extraction computes again what is damaged: nothing but files is removed."""
+"""Repair of a damaged store: removes damaged files, so that the next extraction computes their rows again."""
 
 import contextlib
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ ROOT = "zarr.json"
 def drop_damaged(folder: Folder, damage: Sequence[Damage]) -> list[str]:
     """Removes the shards and plain tables that `verify` found damaged; returns what was removed, by commit record.
 
-    What follows from the rest (names of rows, statistics, descriptions) is left to `StoreWriter.finalise`.
+    Derived files (row columns, statistics, descriptions) are left to `StoreWriter.finalise`.
     """
     schema = schema_at(folder)
     tables = {spec.path: spec.table for spec in schema.specs.values()}
@@ -32,8 +32,8 @@ def drop_damaged(folder: Folder, damage: Sequence[Damage]) -> list[str]:
             gone[one.where] = None
         elif one.where in map(table_record, NEEDED):
             gone[one.where] = None
-            gone[table_record("expressions")] = None  # which name rows of the other tables
-        elif start == "expressions" or one.where in ("clips", "objects", "text"):  # expressions of rows that are lost
+            gone[table_record("expressions")] = None  # expressions refer to rows of the other tables
+        elif start == "expressions" or one.where in ("clips", "objects", "text"):  # expressions that refer to lost rows
             gone[table_record("expressions")] = None
     for file in gone:
         folder.remove(file)
@@ -44,15 +44,15 @@ def drop_damaged(folder: Folder, damage: Sequence[Damage]) -> list[str]:
 
 
 def restore_root(folder: Folder) -> bool:
-    """Writes the description of a finished store again from the copy in the list of its records, if they differ.
+    """Restores the description of a finished store from its copy in the list of records, if they differ.
 
     Returns:
-        Whether that was needed and done.
+        Whether it was restored.
     """
     copy = root_copy(folder)
     try:
         told = root_attributes(folder)
-        # A store that is being added to says nothing but its schema, and differs from what it was when last finished.
+        # An unfinished store's description has only the schema, and legitimately differs from the last copy.
         finished = told.keys() != StoreSchema.from_attributes(told, f"store {folder.location}").to_attributes().keys()
     except StoreError:
         if copy is None:
@@ -65,7 +65,7 @@ def restore_root(folder: Folder) -> bool:
 
 
 def root_copy(folder: Folder) -> bytes | None:
-    """The store's description when it was last finished; None where there is no whole copy."""
+    """The store's description from when it was last finished; None if there is no intact copy."""
     with contextlib.suppress(StoreError, KeyError, ValueError, TypeError, AttributeError):
         copy = read_listing(folder)["zarr.json"].encode()
         StoreSchema.from_attributes(read_json(copy)["attributes"], "")

@@ -1,4 +1,4 @@
-"""Writing one shard of a table: its rows into a file per array, then the commit record."""
+"""Writes one shard of a table: the rows into one file per array, then the commit record."""
 
 import time
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from refavs.errors import StoreError
 from refavs.store.backends.base import Folder
 from refavs.store.format.channel_stats import ChannelSums
 from refavs.store.format.commits import CommitRecord, read_record, record_name, short_digest, write_record
+from refavs.store.format.quantised import sums_of
 from refavs.store.format.schema import StoreSchema
 from refavs.store.format.shard import ShardFile, shard_name
 from refavs.store.plan import ShardPlan
@@ -20,7 +21,7 @@ class ShardWriter:
     """Writes the rows of one shard, row by row; use it as a context manager.
 
     Attributes:
-        record: the commit record after a clean exit; None where no key succeeded, which leaves nothing behind.
+        record: the commit record after a clean exit; None if no key succeeded, in which case nothing is left behind.
     """
 
     def __init__(self, folder: Folder, schema: StoreSchema, plan: ShardPlan) -> None:
@@ -40,14 +41,14 @@ class ShardWriter:
         return self
 
     def write(self, key: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any] | None = None) -> None:
-        """Appends the row of `key`; the bytes of the shard follow the order of the calls, so keep the plan's.
+        """Appends the row of `key`. Rows are stored in the order of the calls, so keep the plan's order.
 
         Args:
-            arrays: one row for each array of the table, by its name.
-            meta: plain facts to keep of the key.
+            arrays: one row for each array of the table, by name.
+            meta: plain facts to store with the key.
 
         Raises:
-            StoreError: a value is infinite or not a number; nothing of the row was written, so `fail` can follow.
+            StoreError: a value is not finite; nothing was written, so `fail` may be called next.
             ValueError: the arrays are not those of the table.
         """
         self._claim(key)
@@ -67,7 +68,7 @@ class ShardWriter:
         self._meta[key] = dict(meta or {})
 
     def fail(self, key: str, reason: str) -> None:
-        """Notes that `key` could not be computed; its row stays a hole."""
+        """Records that `key` could not be computed; its row stays empty."""
         self._claim(key)
         self._failures[key] = reason
 
@@ -96,12 +97,13 @@ class ShardWriter:
                                  f"{spec.dtype} {spec.shape}")
         sums = {}
         for name, spec in self._specs.items():
-            if spec.statistics:
-                valid = arrays[spec.valid] if spec.valid else None
-                sums[name] = ChannelSums.of(arrays[name], spec.axes.index("c"), valid)
-                if not sums[name].finite:
-                    raise StoreError(f"{spec.path} of {key!r} holds values that are infinite or not a number; look at "
-                                     "that input, or use a wider precision")
+            finite = spec.scale is None or np.isfinite(arrays[spec.scale]).all()
+            if spec.statistics and finite:
+                sums[name] = sums_of(spec, arrays)
+                finite = sums[name].finite
+            if not finite:
+                raise StoreError(f"{spec.path} of {key!r} holds values that are infinite or not a number; look at "
+                                 "that input, or use a wider precision")
         return sums
 
     def _commit(self) -> None:
@@ -113,14 +115,14 @@ class ShardWriter:
         if not self._meta:
             return
         if not self._folder.exists("zarr.json"):
-            raise StoreError(f"the store is not at {self._folder.location} any more: it was moved or removed during "
-                             "the run; run the same refavs-extract command again with the place where it is now")
+            raise StoreError(f"the store is no longer at {self._folder.location}: it was moved or removed during the "
+                             "run; run the same refavs-extract command again with its new place")
         name = record_name(self.plan.table, self.plan.index)
-        if self._folder.exists(name):  # a process that was thought dead has written it
+        if self._folder.exists(name):  # written by a process that was considered dead
             old = read_record(self._folder, name, self._schema)
             if {*old.rows, *old.failures} != set(self._rows):
-                raise StoreError(f"{self._folder.where(name)} holds other keys than this run planned: another run has "
-                                 "written it; run the same refavs-extract command again")
+                raise StoreError(f"{self._folder.where(name)} has other keys than this run planned: another run wrote "
+                                 "it; run the same refavs-extract command again")
             self.record = old
             return
         record = CommitRecord(
@@ -136,7 +138,7 @@ class ShardWriter:
                 published.append(file)
             write_record(self._folder, record)
         except FileNotFoundError:
-            raise  # another run has swept the temporary files, so what has their names now may be its own
+            raise  # another run swept the temporary files, and files of these names may now be its own
         except BaseException:
             if not self._folder.exists(name):
                 for file in published:

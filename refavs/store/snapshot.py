@@ -1,9 +1,8 @@
-"""What a store holds at one moment, while a writer may be adding to it.
+"""A consistent snapshot of a store while a writer may be adding to it.
 
-A writer first takes the fingerprint out of the description, then commits shards, then adds to the clips and texts, then
-exchanges the expressions, and at last writes the description again. Read in the order of `read_snapshot`, what was read
-first never needs what was not yet there; what still does not fit together is read again for as long as the store
-changes.
+A writer first removes the fingerprint from the description, then commits shards, adds to the clips and texts, replaces
+the expressions, and finally writes the description again. `read_snapshot` reads in an order in which earlier parts do
+not refer to parts that did not exist yet. If parts still do not match, it reads again while the store keeps changing.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,12 +19,12 @@ from refavs.store.format.commits import CommitRecord, read_records, record_files
 from refavs.store.format.schema import OBJECTS, StoreSchema, root_attributes
 
 T = TypeVar("T")
-COLUMN_OF = {"clips": "clip", "objects": "object", "text": "text"}  # of the expressions, by the table of its rows
+COLUMN_OF = {"clips": "clip", "objects": "object", "text": "text"}  # the expressions' column, by the table it refers to
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A store's description, commit records, and plain tables with their records."""
+    """The description of a store, its commit records, and its plain tables with their records."""
 
     attributes: dict[str, Any]
     schema: StoreSchema
@@ -37,16 +36,16 @@ def read_snapshot(folder: Folder) -> Snapshot:
     """Reads a store.
 
     Raises:
-        StoreError: there is none, it is damaged, or its expressions need rows that no record holds.
+        StoreError: there is no store, it is damaged, or its expressions need rows that are not committed.
     """
     return while_it_changes(folder, lambda: _read(folder))
 
 
 def while_it_changes(folder: Folder, read: Callable[[], T]) -> T:
-    """What `read` returns; where that fails and a writer has changed the store since, it is called again.
+    """Returns the result of `read`; retries a failure if a writer has changed the store since.
 
     Raises:
-        StoreError: of `read`, which failed twice on the same store, or on one that is out of reach.
+        StoreError: from `read`, if it failed twice on the unchanged store or on one that is out of reach.
     """
     seen = None
     while True:
@@ -60,7 +59,7 @@ def while_it_changes(folder: Folder, read: Callable[[], T]) -> T:
 
 
 def state_of(folder: Folder) -> tuple[Any, ...] | None:
-    """Changes with every step of a writer that readers see; None where it cannot be read."""
+    """A value that changes with every visible step of a writer; None if it cannot be read."""
     try:
         return *described(folder), *record_files(folder)
     except (OSError, StoreError):
@@ -68,7 +67,7 @@ def state_of(folder: Folder) -> tuple[Any, ...] | None:
 
 
 def described(folder: Folder) -> tuple[bytes, ...]:
-    """The description of the store and the records of its plain tables, which change unless only shards are added."""
+    """The store's description and the records of its plain tables; unchanged if only shards are added."""
     names = ["zarr.json", *map(table_record, NEEDED)]
     return tuple(folder.read(name) if folder.exists(name) else b"" for name in names)
 
@@ -76,11 +75,11 @@ def described(folder: Folder) -> tuple[bytes, ...]:
 def lost_rows(
     expressions: pd.DataFrame, objects: list[CommitRecord], tables: Mapping[str, pd.DataFrame]
 ) -> dict[str, np.ndarray]:
-    """Rows that the expressions need and that are not there, by table.
+    """Missing rows that the expressions refer to, by table.
 
     Args:
         objects: commit records of the masks.
-        tables: the clips and the texts, where they are there.
+        tables: the clips and the texts, if they exist.
     """
     found = {}
     for table, column in COLUMN_OF.items():
@@ -102,7 +101,7 @@ def _read(folder: Folder) -> Snapshot:
         known = {name: frame for name, (frame, _) in tables.items()}
         for table, rows in lost_rows(known["expressions"], objects, known).items():
             raise StoreError(
-                f"the expressions of store {folder.location} need row {rows[0]} of {table}, which is not there "
+                f"the expressions of store {folder.location} need row {rows[0]} of {table}, which is missing "
                 f"({len(rows)} such rows); run the same refavs-extract command again, or remove "
                 f"{folder.where(table_record('expressions'))} to read the rest"
             )

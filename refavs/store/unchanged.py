@@ -1,4 +1,4 @@
-"""Whether the store at a path is still the one that was opened there."""
+"""Checks that the store at a path is still the one that was opened there."""
 
 import itertools
 
@@ -12,20 +12,20 @@ _REMEDY = "put the store back, or run the same command again with the store that
 
 
 def refuse_exchanged(store: FeatureStore, fingerprint: str | None = None) -> None:
-    """Makes sure that the store is the one that was planned, and that its place still holds what was opened.
+    """Checks that the store is the planned one, and that its location still contains what was opened.
 
-    A finished store that nobody has touched costs the reading of one file. A store still holds what was opened if rows,
-    streams or expressions were added since, or a stream that is not in use was dropped.
+    For an untouched finished store this reads only one file. Adding rows, streams or expressions, or dropping a stream
+    that is not in use, is allowed.
 
     Args:
-        fingerprint: of the store that was planned; None where any will do.
+        fingerprint: fingerprint of the planned store; None accepts any.
 
     Raises:
-        StoreError: another store was opened, or another one or none is in its place now, or it cannot be read.
+        StoreError: another store was opened, its location now has another store or none, or it cannot be read.
     """
     if fingerprint is not None and store.fingerprint != fingerprint:
         raise StoreError(f"the store at {store.location} is {store.fingerprint}, this work was planned with "
-                         f"{fingerprint}: it was exchanged or added to since; {_REMEDY}")
+                         f"{fingerprint}: it was replaced or added to since; {_REMEDY}")
     attributes = root_attributes(store.folder)
     if store.finished and attributes == store.attributes:
         return
@@ -35,9 +35,9 @@ def refuse_exchanged(store: FeatureStore, fingerprint: str | None = None) -> Non
     used = {OBJECTS, *itertools.chain(*store.in_use.values())}
     if not same_sizes or not all(_holds(now.get(old.file), old) for old in store.records if old.table in used):
         raise StoreError(f"the store at {store.location} is no longer the one that was opened there "
-                         f"({store.fingerprint}): it was exchanged, or rows of it were computed again; {_REMEDY}")
+                         f"({store.fingerprint}): it was replaced, or some of its rows were computed again; {_REMEDY}")
 
 
 def _holds(record: CommitRecord | None, old: CommitRecord) -> bool:
-    """Whether a record is an older one, unchanged."""
+    """Whether a record still contains an older one unchanged."""
     return record is not None and {**record.facts(), "failures": {}} == {**old.facts(), "failures": {}}

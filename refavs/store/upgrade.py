@@ -1,8 +1,8 @@
-"""A store of schema version 2 made one of version 3: files move and records are rewritten, no feature is computed.
+"""Upgrades a store from schema version 2 to 3: moves files and rewrites records without computing any feature.
 
-The commit records of the streams are written first, beside the old ones, which stay valid. Then a journal
-(`upgrade.json`) says what is to be done, the description says that the store is half upgraded, and the shards move.
-After an interruption at any point the next call completes the upgrade.
+The new commit records are written first, next to the old ones, which stay valid. Then a journal (`upgrade.json`) lists
+the remaining work, the description marks the store as half upgraded, and the shards move. After an interruption at any
+point, the next call completes the upgrade.
 """
 
 import re
@@ -44,7 +44,7 @@ from refavs.store.writer import StoreWriter
 
 JOURNAL = "upgrade.json"
 PROGRAM = "refavs-store"
-SILENCE = "silence"  # the key that an extraction gives a sound without a file
+SILENCE = "silence"  # the extraction's key for missing audio
 Progress = Callable[[int, int, str], None]
 _RECORD = re.compile(r"commits/(clips|objects|text)-(\d{5,9})\.json")
 _VISUAL = {
@@ -54,7 +54,7 @@ _VISUAL = {
 }
 _REPAIR = "repair the store with the refavs that wrote it, then upgrade it"
 _NOTED = ("source", "silent", "repeated_from_s", "notes")
-_COLUMNS = ("clips/visual_row", "clips/audio_row", "text/string")  # which version 3 does not have
+_COLUMNS = ("clips/visual_row", "clips/audio_row", "text/string")  # columns that version 3 does not have
 
 
 class _Tables(TypedDict):
@@ -85,10 +85,10 @@ class _Record(TypedDict):
 
 
 class _Journal(TypedDict):
-    """What is left to do.
+    """The remaining work of an upgrade.
 
-    `moves` has the new path of each old array, `expressions` the record of the old table or nothing; `finished` says
-    whether the extraction had come to its end, `tables_done` whether the plain tables are those of version 3.
+    `moves` has the new path of each old array, and `expressions` the record of the old table, if any. `finished` says
+    whether the extraction was finished, `tables_done` whether the plain tables have been upgraded.
     """
 
     attributes: dict[str, Any]
@@ -99,22 +99,22 @@ class _Journal(TypedDict):
 
 
 def upgrade(location: str | Path, progress: Progress = lambda done, total, note: None) -> str:
-    """Makes a store of version 2 one of version 3; call it again after an interruption.
+    """Upgrades a store from version 2 to 3; call it again after an interruption.
 
     Args:
-        progress: told how many shard files have moved, how many there are, and which was the last.
+        progress: called with the number of shard files moved, their total, and the last one moved.
 
     Returns:
         The store's fingerprint.
 
     Raises:
-        StoreError: there is no store, it is of another version, damaged, or held by another process.
+        StoreError: there is no store, or it has another version, is damaged, or is held by another process.
     """
     folder = open_folder(location)
     found = root_attributes(folder)["refavs_schema"]
     version = found.get("version") if isinstance(found, dict) else None
     if version not in (2, 3, HALF_UPGRADED):
-        raise StoreError(f"{folder.location} has schema version {version!r}, refavs-store upgrade takes version 2; "
+        raise StoreError(f"{folder.location} has schema version {version!r}, refavs-store upgrade accepts version 2; "
                          "extract into a new store, or use the refavs that wrote it")
     with Lease(folder, PROGRAM) as lease:
         if version == 2:
@@ -131,7 +131,7 @@ def upgrade(location: str | Path, progress: Progress = lambda done, total, note:
 
 
 def _prepare(folder: Folder) -> None:
-    """Writes what the old store does not mind, then the journal; from then on the store is half upgraded."""
+    """Writes the new records, which do not affect the old store, then the journal, which starts the upgrade."""
     try:
         told: _Attributes = shaped(root_attributes(folder), _Attributes, "attributes")
         schema, moves = _schema(told, f"store {folder.location}")
@@ -140,7 +140,7 @@ def _prepare(folder: Folder) -> None:
     old = _old_records(folder)
     expressions = read_table(folder, "expressions")
     for table in schema.tables:
-        folder.remove_all(f"commits/{table}")  # of an upgrade that did not come to its journal
+        folder.remove_all(f"commits/{table}")  # left by an upgrade that was interrupted before the journal
     for record in _records(folder, schema, moves, old):
         write_record(folder, record)
     journal = _Journal(
@@ -152,7 +152,7 @@ def _prepare(folder: Folder) -> None:
 
 
 def _complete(folder: Folder, progress: Progress) -> None:
-    """Does what the journal says is left."""
+    """Does the work left in the journal."""
     journal: _Journal = shaped(unseal(folder, JOURNAL), _Journal, "the journal")
     schema = StoreSchema.from_attributes(journal["attributes"], f"the store in {folder.where(JOURNAL)}")
     if not journal["tables_done"]:
@@ -175,7 +175,7 @@ def _complete(folder: Folder, progress: Progress) -> None:
         folder.remove_all(column)
     for old in old_paths.values():
         for name in folder.names(old):
-            if name.rpartition("/")[0] == old:  # its description, and shards of which every row is in another one
+            if name.rpartition("/")[0] == old:  # its description, and shards whose rows are all in other shards
                 folder.remove(name)
         group = old.rpartition("/")[0]
         if not any(f"{path}/".startswith(f"{group}/") for path in schema.specs):
@@ -184,7 +184,7 @@ def _complete(folder: Folder, progress: Progress) -> None:
 
 
 def _schema(told: _Attributes, where: str) -> tuple[StoreSchema, dict[str, str]]:
-    """The description of version 3, and the new path of each old array."""
+    """The schema for version 3, and the new path of each old array."""
     tables = told["refavs_schema"]["tables"]
     streams: dict[str, dict[str, Any]] = {}
     moves: dict[str, str] = {}
@@ -246,7 +246,7 @@ def _old_records(folder: Folder) -> list[_Record]:
 def _records(
     folder: Folder, schema: StoreSchema, moves: Mapping[str, str], old: Sequence[_Record]
 ) -> Iterator[CommitRecord]:
-    """The records of version 3; of rows of the same content the first is kept."""
+    """The version 3 records; keeps the first of several rows with the same content."""
     seen: dict[str, set[str]] = {table: set() for table in schema.tables}
     for record in old:
         of_stream: dict[str, list[str]] = {}
@@ -273,7 +273,7 @@ def _records(
 
 
 def _own_rows(table: str, record: _Record) -> dict[str, tuple[int, dict[str, Any]]]:
-    """Row and facts of the content keys that the record of a table has rows of, the first of each."""
+    """The first row and the facts for each content key in the record of a table."""
     modality = table.split("/")[0]
     found: dict[str, tuple[int, dict[str, Any]]] = {}
     for key, row in sorted(record["rows"].items(), key=lambda item: item[1]):
@@ -287,7 +287,7 @@ def _own_rows(table: str, record: _Record) -> dict[str, tuple[int, dict[str, Any
 
 
 def _content(clip_id: str, facts: Mapping[str, Any]) -> dict[str, str]:
-    """The content keys of a clip, as an extraction makes them."""
+    """The content keys of a clip, as an extraction computes them."""
     frames = facts.get("visual_input") or f"clip {clip_id}"
     return {"visual": frames, "audio": (facts.get("audio_input") or SILENCE) if "visual_input" in facts else frames}
 
@@ -299,17 +299,17 @@ def _noted(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _shard(
     folder: Folder, schema: StoreSchema, path: str, moves: Mapping[str, str], record: _Record, places: set[int]
 ) -> ShardFacts:
-    """What the old record says of a shard file, of the rows that are kept."""
+    """The old record's facts about a shard file, for the rows that are kept."""
     spec, told = schema.specs[moves.get(path, path)], record["arrays"][path]
     name = shard_name(spec, record["index"]).replace(spec.path, path, 1)
     if not folder.exists(name) or folder.open(name).num_bytes != told["bytes"]:
-        raise StoreError(f"shard {folder.where(name)} is missing or of another length than its record says; {_REPAIR}")
+        raise StoreError(f"shard {folder.where(name)} is missing or its length differs from its record; {_REPAIR}")
     rows = {int(place): crc for place, crc in told["rows"].items() if int(place) in places}
     return ShardFacts(num_bytes=told["bytes"], crc32c=told["crc32c"], rows=rows)
 
 
 def _all_labelled(folder: Folder, schema: StoreSchema, index: int, places: Sequence[int]) -> ShardFacts:
-    """Writes that every second of these objects is labelled, as version 2 had it."""
+    """Marks every second of these objects as labelled, as version 2 implied."""
     spec = schema.specs[LABELLED]
     file = ShardFile(folder, shard_name(spec, index), schema.objects_per_shard)
     try:
@@ -323,7 +323,7 @@ def _all_labelled(folder: Folder, schema: StoreSchema, index: int, places: Seque
 
 
 def _write_tables(folder: Folder, schema: StoreSchema, old_expressions: Mapping[str, Any]) -> None:
-    """Writes the clips, the texts and the expressions, whose rows become places in the other two."""
+    """Writes the clips, the texts and the expressions, which now refer to places in the other two tables."""
     old = _old_records(folder)
     rows = {row: (key, record) for record in old if record["table"] == "clips" for key, row in record["rows"].items()}
     here = {key for key, _ in rows.values()}

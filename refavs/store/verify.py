@@ -1,4 +1,4 @@
-"""Re-hashing a store: every byte of every committed row, index, record and description."""
+"""Verifies a store: re-hashes every byte of every committed row, index, record and description."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +12,7 @@ from refavs.files.typed_json import read_json
 from refavs.store.backends.base import Folder, holds, is_stray, open_folder, out_of_reach, refuse_out_of_reach
 from refavs.store.columns import AGAIN, NEEDED, Table, column_files, from_frame, read_column, read_table, table_record
 from refavs.store.derived_files import KEYS, finished_files
+from refavs.store.format.array_spec import table_path
 from refavs.store.format.commits import (
     LISTING,
     READERS,
@@ -24,7 +25,7 @@ from refavs.store.format.commits import (
     refuse_doubles,
     shard_of,
 )
-from refavs.store.format.schema import OBJECTS, StoreSchema, root_attributes, table_path
+from refavs.store.format.schema import OBJECTS, StoreSchema, root_attributes
 from refavs.store.format.shard import ShardReader, shard_name
 from refavs.store.format.zarr_metadata import array_metadata
 from refavs.store.lease import writer_of
@@ -35,12 +36,12 @@ _MOST_LOOKS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """Something that cannot be used.
+    """A damaged file.
 
     Attributes:
         where: the file, relative to the store.
         keys: the clips (by id), objects or texts that are lost with it.
-        problem: what was found.
+        problem: description of the damage.
     """
 
     where: str
@@ -50,14 +51,14 @@ class Damage:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
-        num_rows: committed rows looked at.
-        num_bytes: bytes hashed.
-        damage: empty where every byte is as it was written.
-        uncommitted: shard files that no commit record names and temporary files; harmless, readers do not see them.
-        writer: the process that holds the store meanwhile; empty where none is known to.
+        num_rows: number of committed rows checked.
+        num_bytes: number of bytes hashed.
+        damage: empty if every byte is as written.
+        uncommitted: temporary files and shard files that no commit record lists; harmless, because readers ignore them.
+        writer: the process that currently holds the store; empty if none is known.
     """
 
     num_rows: int
@@ -68,25 +69,25 @@ class Verdict:
 
 
 def verify(location: str | Path, progress: Callable[[str], None] = lambda record: None) -> Verdict:
-    """Compares everything in the store with its checksums; `progress` is told each commit record that is done.
+    """Compares everything in the store with its checksums; `progress` is called with each commit record checked.
 
     Raises:
-        StoreError: there is no store, its description cannot be read, or a file is out of reach (network, permission),
-            which says nothing about it.
+        StoreError: there is no store, its description cannot be read, or a file cannot be accessed (network,
+            permission), which does not mean that it is damaged.
     """
     folder = open_folder(location)
     whole: dict[str, tuple[Any, ...]] = {}
     for look in range(_MOST_LOOKS):
         before = described(folder)
         verdict = _look(folder, whole, progress)
-        # Shards that are added meanwhile do no harm; what else a writer did may be taken for damage.
+        # Shards added during the check do no harm; other changes by a writer could look like damage.
         if not verdict.damage or described(folder) == before or look == _MOST_LOOKS - 1:
             return verdict
     raise AssertionError("at least one look")
 
 
 def _look(folder: Folder, whole: dict[str, tuple[Any, ...]], progress: Callable[[str], None]) -> Verdict:
-    """Looks at everything but the rows that were found `whole` before, by commit record, and adds to these."""
+    """Checks everything except the rows already in `whole`, by commit record, and adds intact ones to it."""
     told = root_attributes(folder)
     schema = StoreSchema.from_attributes(told, f"store {folder.location}")
     tables, table_damage = _read_tables(folder)
@@ -115,7 +116,7 @@ def _look(folder: Folder, whole: dict[str, tuple[Any, ...]], progress: Callable[
 
 
 def _read_tables(folder: Folder) -> tuple[dict[str, Table], list[Damage]]:
-    """The plain tables, those that other tables name last, and what is damaged of them."""
+    """The plain tables, those that others refer to last, and their damage."""
     tables, damage = {}, []
     for name in reversed(NEEDED):
         try:
@@ -130,11 +131,11 @@ def _read_tables(folder: Folder) -> tuple[dict[str, Table], list[Damage]]:
 def _read_records(
     folder: Folder, schema: StoreSchema, tables: Mapping[str, Table]
 ) -> tuple[list[CommitRecord], list[Damage]]:
-    """The whole records, and those that are damaged or gone with the keys that they held."""
-    listed = _listed(folder, "names")  # first, for a writer may add to both
+    """The intact records, and the damaged or missing ones with the keys they contained."""
+    listed = _listed(folder, "names")  # read first, because a writer may add to both
     files = files_of(folder, schema)
     records: list[CommitRecord] = []
-    problems = {file: f"the commit record is gone; {AGAIN}" for file in listed
+    problems = {file: f"the commit record is missing; {AGAIN}" for file in listed
                 if file not in files and (shard := shard_of(file)) and shard[0] in schema.tables}  # fmt: skip
 
     def read(file: str) -> CommitRecord | str:
@@ -156,7 +157,7 @@ def _read_records(
 
 
 def _names(stream: str, tables: Mapping[str, Table]) -> dict[str, list[str]]:
-    """What people call the keys of a stream: the ids of the clips that have it, or the text."""
+    """Readable names for the keys of a stream: the ids of its clips, or the text."""
     table, column = KEYS.get(stream.split("/")[0], ("", ""))
     found: dict[str, list[str]] = {}
     if table in tables:
@@ -167,7 +168,7 @@ def _names(stream: str, tables: Mapping[str, Table]) -> dict[str, list[str]]:
 
 
 def _keys_of_shard(folder: Folder, schema: StoreSchema, tables: Mapping[str, Table], file: str) -> tuple[str, ...]:
-    """What a lost commit record held when the store was last finished, by the columns; empty if these are damaged."""
+    """The keys of a lost commit record, from the columns of the finished store; empty if these are damaged."""
     shard = shard_of(file)
     assert shard is not None
     table, index = shard
@@ -188,7 +189,7 @@ def _keys_of_shard(folder: Folder, schema: StoreSchema, tables: Mapping[str, Tab
 def _shard_damage(
     folder: Folder, schema: StoreSchema, record: CommitRecord, names: Mapping[str, list[str]]
 ) -> Iterator[Damage]:
-    """Damage of the files of one shard, as exactly as it can be told which rows it reaches."""
+    """Damage to the files of one shard, narrowed down to the affected rows as far as possible."""
     table = schema.tables[record.table]
     keys = sorted(record.rows, key=record.rows.__getitem__)
     for name, facts in record.arrays.items():
@@ -206,18 +207,18 @@ def _shard_damage(
         for key, problem in bad:
             yield Damage(where=where, keys=tuple(names.get(key, [key])), problem=problem)
         if not bad and shard.file_crc32c() != facts.crc32c:
-            yield Damage(where=where, keys=(), problem="bytes between its rows have changed; every row is whole")
+            yield Damage(where=where, keys=(), problem="bytes between its rows have changed; every row is intact")
 
 
 def _description_damage(
     folder: Folder, told: dict[str, Any], schema: StoreSchema, records: list[CommitRecord],
     tables: Mapping[str, Table], complete: bool,
 ) -> Iterator[Damage]:  # fmt: skip
-    """What would mislead a reader without this code; of a finished store whose records are `complete`, every file."""
+    """Damage that would mislead readers without this code; in a finished, `complete` store, of every file."""
     finished = told.keys() != schema.to_attributes().keys()
     if finished and _listed(folder, "zarr.json") not in ("", folder.read("zarr.json").decode(errors="replace")):
-        yield Damage(where="zarr.json", keys=(), problem="is not what it was when the store was finished, of which "
-                     f"{LISTING} has a copy")
+        yield Damage(where="zarr.json", keys=(), problem="differs from its copy when the store was finished, in "
+                     f"{LISTING}")
         return
     if not finished or not complete:
         yield from _array_damage(folder, schema, records)
@@ -232,11 +233,11 @@ def _description_damage(
         expected |= dict(column_files(name, *from_frame(frame)))
     for file, data in expected.items():
         if not holds(folder, file, data):
-            yield Damage(where=file, keys=(), problem=f"is not what the commit records say; {AGAIN}")
+            yield Damage(where=file, keys=(), problem=f"does not match the commit records; {AGAIN}")
 
 
 def _listed(folder: Folder, name: str) -> Any:
-    """What the list of records says; empty where there is none, or a damaged one."""
+    """An entry of the list of records; empty if the list is missing or damaged."""
     try:
         return read_listing(folder).get(name, "") if folder.exists(LISTING) else ""
     except StoreError as error:
@@ -245,7 +246,7 @@ def _listed(folder: Folder, name: str) -> Any:
 
 
 def _array_damage(folder: Folder, schema: StoreSchema, records: list[CommitRecord]) -> Iterator[Damage]:
-    """Arrays with rows whose zarr.json does not describe them; lengths and statistics may be those of another time."""
+    """Arrays whose zarr.json does not describe them; outdated lengths and statistics are allowed."""
     for spec in schema.specs.values():
         if not any(spec.table == record.table for record in records):
             continue
@@ -253,8 +254,9 @@ def _array_damage(folder: Folder, schema: StoreSchema, records: list[CommitRecor
         expected = json.loads(array_metadata(spec, schema.tables[spec.table].rows_per_shard, 0))
         try:
             found = read_json(folder.read(path))
-            told = {**found, "shape": [0, *found["shape"][1:]], "attributes": {}}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            attributes = {name: value for name, value in found["attributes"].items() if name != "statistics"}
+            told = {**found, "shape": [0, *found["shape"][1:]], "attributes": attributes}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if out_of_reach(error):
                 raise
             told = repr(error)
@@ -280,7 +282,7 @@ def _double_keys(folder: Folder, records: list[CommitRecord]) -> Iterator[Damage
 
 
 def _lost_rows(tables: Mapping[str, Table], records: list[CommitRecord]) -> Iterator[Damage]:
-    """Clips, texts and masks that expressions name and that are not there."""
+    """Missing clips, texts and masks that expressions refer to."""
     if "expressions" not in tables:
         return
     frames = {name: frame for name, (frame, _) in tables.items()}
@@ -293,9 +295,9 @@ def _lost_rows(tables: Mapping[str, Table], records: list[CommitRecord]) -> Iter
 
 
 def _uncommitted(folder: Folder, schema: StoreSchema, records: list[CommitRecord]) -> tuple[list[str], str]:
-    """Shard files that no commit record names, and temporary files; and the process that may be writing them.
+    """Shard files that no commit record lists, temporary files, and the process that may be writing them.
 
-    A damaged record may name what has its number.
+    A damaged record may list the files with its number.
     """
     tables = {spec.path: spec.table for spec in schema.specs.values()}
     known = {record.file for record in records}
@@ -303,7 +305,7 @@ def _uncommitted(folder: Folder, schema: StoreSchema, records: list[CommitRecord
     for name in folder.names():
         parent, _, file = name.rpartition("/")
         shard = shard_of(name)
-        if is_stray(name) or (shard and shard[0] not in schema.tables):  # which an interrupted `drop` left
+        if is_stray(name) or (shard and shard[0] not in schema.tables):  # left by an interrupted `drop`
             found.append((name, ""))
         elif parent in tables and file.startswith("c."):
             index = file.split(".")[1]
@@ -311,6 +313,6 @@ def _uncommitted(folder: Folder, schema: StoreSchema, records: list[CommitRecord
             if record not in known:
                 found.append((name, record))
     writer = writer_of(folder)
-    # Looked at once more, so that what a writer has committed or given its name since is not called left over.
+    # Check again, so that files committed or renamed by a writer in the meantime are not reported.
     damaged_or_new = {*record_files(folder)} - known
     return [name for name, record in found if record not in damaged_or_new and folder.exists(name)], writer

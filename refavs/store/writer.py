@@ -1,4 +1,4 @@
-"""Writing a store: plan the missing shards, write each whole, commit it, and finish the store."""
+"""Writing a store: plan the missing shards, write and commit each as a whole, and finish the store."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +21,7 @@ from refavs.store.derived_files import (
     store_fingerprint,
     stream_groups,
 )
+from refavs.store.format.array_spec import table_path
 from refavs.store.format.commits import CommitRecord, files_of, read_each, record_files, refuse_doubles
 from refavs.store.format.schema import (
     OBJECTS,
@@ -30,7 +31,6 @@ from refavs.store.format.schema import (
     extended,
     refuse_foreign,
     schema_at,
-    table_path,
 )
 from refavs.store.format.zarr_metadata import group_metadata
 from refavs.store.plan import ShardPlan, plan_shards
@@ -41,7 +41,7 @@ EXPRESSION_COLUMNS = tuple(NEEDED["expressions"])
 
 
 class StoreWriter:
-    """Plans, writes and finishes a store; `open` in the process that plans, `attach` in those that write shards."""
+    """Plans, writes and finishes a store; use `open` in the planning process, `attach` in those that write shards."""
 
     def __init__(self, folder: Folder, schema: StoreSchema) -> None:
         self.folder, self.schema = folder, schema
@@ -53,14 +53,13 @@ class StoreWriter:
         mask_size: int, objects_per_shard: int, mask_rule: str | None = None,
         extraction: Mapping[str, Any] | None = None, splits: Mapping[str, Role] | None = None,
     ) -> "StoreWriter":  # fmt: skip
-        """Creates the store, or opens the one that is there, adds the streams that it lacks and removes what
-        interrupted writers left.
+        """Creates a store, or opens an existing one and adds missing streams; removes leftovers of interrupted writers.
 
-        An existing store keeps its own `source` and shard sizes, which do not change what its rows hold.
+        An existing store keeps its `source` and shard sizes, which do not affect the content of rows.
 
         Raises:
-            StoreError: the folder holds something else, or a store of other seconds or masks, or a stream of the same
-                id that another encoder made.
+            StoreError: the folder contains something else, a store with other seconds or masks, or a stream of the same
+                id from another encoder.
         """
         folder = open_folder(location)
         refuse_foreign(folder)
@@ -73,7 +72,7 @@ class StoreWriter:
         found = schema_at(folder) if there else None
         for stream in schema.streams.keys() - (found.streams.keys() if found else set()):
             for place in _places(stream):
-                folder.remove_all(place)  # which an interrupted `drop` left
+                folder.remove_all(place)  # left by an interrupted `drop`
         if found != schema:
             folder.write("zarr.json", group_metadata(schema.to_attributes()))
         writer = cls(folder, schema)
@@ -85,7 +84,7 @@ class StoreWriter:
 
     @classmethod
     def attach(cls, location: str | Path) -> "StoreWriter":
-        """Opens an existing store for `shard`, changing nothing."""
+        """Opens an existing store for `shard` without changing it."""
         folder = open_folder(location)
         return cls(folder, schema_at(folder))
 
@@ -95,10 +94,10 @@ class StoreWriter:
         return self.folder.location
 
     def records(self, table: str | None = None) -> list[CommitRecord]:
-        """The commit records at this moment; a record is read once.
+        """The current commit records; each record is read only once.
 
         Raises:
-            StoreError: a record is damaged, or two of them hold the same key.
+            StoreError: a record is damaged, or two records contain the same key.
         """
         files = files_of(self.folder, self.schema)
         unknown = [file for file in files if file not in self._records]
@@ -109,35 +108,35 @@ class StoreWriter:
         return [record for record in self._records.values() if table in (None, record.table)]
 
     def committed(self, table: str) -> dict[str, int]:
-        """Row of every committed key."""
+        """The row of every committed key."""
         return committed_rows(self.records(table))
 
     def missing(self, table: str, keys: Sequence[str]) -> list[str]:
-        """The keys that are not committed, each once and in their order."""
+        """The keys that are not committed, without repeats, in order."""
         done = self.committed(table)
         return [key for key in dict.fromkeys(keys) if key not in done]
 
     def failed(self, table: str) -> dict[str, str]:
-        """Keys that failed and were not committed since, with the reason."""
+        """Keys that failed and have not been committed since, with the reason."""
         records = self.records(table)
         done = committed_rows(records)
         return {key: why for record in records for key, why in record.failures.items() if key not in done}
 
     def noted(self, table: str) -> dict[str, dict]:
-        """What was noted of every committed key, e.g. that a sound is silent."""
+        """Facts noted for every committed key, e.g. that the audio is silent."""
         return {key: facts for record in self.records(table) for key, facts in record.meta.items()}
 
     def table(self, name: str) -> pd.DataFrame | None:
-        """The plain table `clips`, `text` or `expressions`; None where it was not written, or only half."""
+        """The plain table `clips`, `text` or `expressions`; None if it was not written completely."""
         found = read_table(self.folder, name) if self.folder.exists(table_record(name)) else None
         return found and found[0]
 
     def plan(self, table: str, groups: Sequence[Sequence[str]]) -> list[ShardPlan | None]:
-        """For each group of keys the shard that computes what is missing of it, or None; and room for it in the arrays.
+        """Plans a shard for the missing keys of each group (None if none), and makes room for it in the arrays.
 
         Args:
-            groups: keys that are to lie together, at most `rows_per_shard` each; pass keys that failed before in
-                groups of their own.
+            groups: keys to store together, at most `rows_per_shard` each; pass keys that failed before in separate
+                groups.
 
         Raises:
             StoreError: a key is not valid Unicode.
@@ -151,22 +150,22 @@ class StoreWriter:
         return plans
 
     def shard(self, plan: ShardPlan) -> ShardWriter:
-        """A context in which the rows of `plan` are written; leaving it without an error commits them."""
+        """Context manager that writes the rows of `plan` and commits them on exit without an error."""
         return ShardWriter(self.folder, self.schema, plan)
 
     def write_clips(self, frame: pd.DataFrame) -> dict[str, int]:
-        """Adds clips to the table of clips, or new facts of those that it has; returns the place of each id.
+        """Adds clips to the table, or updates the facts of existing ones; returns the place of each id.
 
         Args:
-            frame: columns `id`, `frames` and `sound` (keys in the visual and audio streams), `seconds` (of the clip,
-                at most those of the store); further columns are kept.
+            frame: columns `id`, `frames` and `sound` (keys in the visual and audio streams) and `seconds` (at most
+                those of the store); further columns are kept.
 
         Raises:
-            StoreError: a column is missing, an id comes twice, or a clip has more seconds than the store.
+            StoreError: a column is missing, an id is repeated, or a clip has more seconds than the store.
         """
         ids, seconds = (frame[name].tolist() if name in frame.columns else [] for name in ("id", "seconds"))
         if len(set(ids)) < len(ids) or max(seconds, default=0) > self.schema.seconds:
-            raise StoreError(f"a clip of {max(seconds, default=0)} seconds, or an id that comes twice, among "
+            raise StoreError(f"a clip of {max(seconds, default=0)} seconds, or a repeated id, among "
                              f"{len(ids)} clips; accepted: up to the {self.schema.seconds} seconds of the store")
         return self._write_growing("clips", frame)
 
@@ -175,11 +174,11 @@ class StoreWriter:
         return self._write_growing("text", frame)
 
     def write_expressions(self, frame: pd.DataFrame) -> None:
-        """Replaces the table of expressions, one row each, unless it is the same already.
+        """Replaces the table of expressions, one row each, unless it is unchanged.
 
         Args:
-            frame: columns `EXPRESSION_COLUMNS`, where clip and text are places in those tables and object is a
-                committed row of `objects`, or -1; further columns are kept.
+            frame: columns `EXPRESSION_COLUMNS`; clip and text are places in those tables, object is a committed row of
+                `objects` or -1. Further columns are kept.
 
         Raises:
             StoreError: a column is missing, or a row does not exist.
@@ -187,12 +186,12 @@ class StoreWriter:
         _refuse_lacking("expressions", frame)
         tables = {name: found for name in ("clips", "text") if (found := self.table(name)) is not None}
         for name, rows in lost_rows(frame, self.records(OBJECTS), tables).items():
-            raise StoreError(f"the expressions name row {rows[0]} of {name}, which does not exist; leave out the "
+            raise StoreError(f"the expressions refer to row {rows[0]} of {name}, which does not exist; leave out the "
                              "expressions of clips that failed")
         write_table(self.folder, "expressions", frame, self.unfinish)
 
     def finalise(self) -> str:
-        """Writes what readers without this code want (rows of clips, statistics, lengths); returns the fingerprint."""
+        """Writes the derived files (rows of clips, statistics, lengths) and returns the fingerprint."""
         tables = {name: found for name in NEEDED if (found := read_table(self.folder, name))}
         records = self.records()
         for name, data in finished_files(self.schema, records, tables):
@@ -200,16 +199,16 @@ class StoreWriter:
         return store_fingerprint(self.schema, records, tables)
 
     def describe(self) -> None:
-        """Describes the arrays as long as they are, for a store that is not finished."""
+        """Updates the lengths in the arrays' descriptions, for a store that is not finished."""
         for table in self.schema.tables:
             for name, data in self._descriptions(table, num_rows(self.records(table))):
                 write_if_changed(self.folder, name, data)
 
     def drop(self, stream: str) -> list[str]:
-        """Removes a stream, or all levels of an encoder, and gives its space back; returns the ids.
+        """Removes a stream, or all levels of an encoder, and frees its space; returns the ids.
 
-        The description goes first, then the commit records, then the shards: whoever opens the store meanwhile does not
-        see the stream. Call it again after an interruption, and `finalise` at the end.
+        The description is changed first, then the commit records are removed, then the shards, so that readers who open
+        the store in the meantime do not see the stream. Call it again after an interruption, and `finalise` at the end.
 
         Raises:
             StoreError: the store has no such stream.
@@ -225,11 +224,11 @@ class StoreWriter:
             self.folder.remove_all(place)
         modality = table_path(stream).rpartition("/")[0]
         if modality not in NEEDED and not any(table_path(name).startswith(f"{modality}/") for name in kept):
-            self.folder.remove_all(modality)  # the description of a group that has nothing any more
+            self.folder.remove_all(modality)  # the description of an empty group
         return gone
 
     def _write_growing(self, table: str, frame: pd.DataFrame) -> dict[str, int]:
-        """Adds rows to a table whose rows keep their places, for the expressions name them."""
+        """Adds rows to a table without moving existing rows, because the expressions refer to them."""
         _refuse_lacking(table, frame)
         key = next(iter(NEEDED[table]))
         old = self.table(table)
@@ -240,7 +239,7 @@ class StoreWriter:
         return {name: place for place, name in enumerate(rows)}
 
     def unfinish(self) -> None:
-        """Takes the fingerprint out of the description until `finalise`, so that the store says it is not finished."""
+        """Removes the fingerprint from the description until `finalise`, which marks the store as unfinished."""
         write_if_changed(self.folder, "zarr.json", group_metadata(self.schema.to_attributes()))
 
     def _descriptions(self, table: str, rows: int) -> Iterator[tuple[str, bytes]]:
@@ -254,10 +253,10 @@ def planned_schema(
     objects_per_shard: int, mask_rule: str | None = None, extraction: Mapping[str, Any] | None = None,
     splits: Mapping[str, Role] | None = None,
 ) -> StoreSchema:  # fmt: skip
-    """The schema that a run makes of what is at `folder`, where nothing is changed; arguments as for `open`.
+    """The schema that `open` would create with these arguments, without changing anything.
 
     Raises:
-        StoreError: a store is there, of other seconds or masks, or with a stream that another encoder made.
+        StoreError: an existing store has other seconds or masks, or a stream of the same id from another encoder.
     """
     wanted = StoreSchema.from_attributes(
         StoreSchema(
@@ -270,7 +269,7 @@ def planned_schema(
         return wanted
     found = schema_at(folder)
     if found.mask_rule is None and record_files(folder, OBJECTS):
-        wanted = replace(wanted, mask_rule=None)  # no rule tells how those were read
+        wanted = replace(wanted, mask_rule=None)  # the store does not record the rule
     return extended(found, wanted, folder.location)
 
 
@@ -281,5 +280,5 @@ def _refuse_lacking(table: str, frame: pd.DataFrame) -> None:
 
 
 def _places(stream: str) -> tuple[str, str]:
-    """Where the commit records and the arrays of a stream lie."""
+    """Folders of the commit records and the arrays of a stream."""
     return f"commits/{stream}", table_path(stream)

@@ -1,4 +1,4 @@
-"""Both commands beside other work: one busy loop per processor, against a quiet machine.
+"""Times both commands on a busy machine (one busy loop per processor) and on a quiet one.
 
 Prints a Markdown table of wall times of whole commands, Ray's start included, all from one run: with Ray as the
 commands start it, and with Ray's own settings (workers at nice 15, threads that spin, large blocks given back). Weights
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="where to work; default: the folder of temporary files")
     args = parser.parse_args(argv)
     num_clips, steps = (3, 2) if args.quick else (args.clips, 100)
+    num_loops = 1 if args.quick else num_processors()  # beside more, Ray's own workers starve for minutes
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         root = Path(name)
         print(describe(root, ["torch", "ray"]), flush=True)
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (root / "grid.yaml").write_text(GRID.format(steps=steps))
         seconds_of(root, "extract.cli", [str(root / "bench"), str(root / "store"), *OPTIONS], "")  # warms the disk up
         found = GrowingTable(
-            f"{num_clips} clips and 2 trials of {2 * steps} steps beside {num_processors()} busy loops",
+            f"{num_clips} clips and 2 trials of {2 * steps} steps beside {num_loops} busy loops",
             ["command", "Ray", "quiet, s", "busy, s", "busy / quiet"],
         )
         commands = {
@@ -64,16 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         for settings, before in SETTINGS.items():  # Ray's own last: a busy machine starves them for minutes
             for command, options in commands.items():
                 quiet = measured(root, options, before)
-                with busy_loops():
+                with busy_loops(num_loops):
                     busy = measured(root, options, before)
                 found.add(command, settings, f"{quiet:.1f}", f"{busy:.1f}", f"{busy / quiet:.2f}")
     return 0
 
 
 @contextmanager
-def busy_loops() -> Iterator[None]:
-    """One process per processor that does nothing but compute, at the usual nice level."""
-    loops = [subprocess.Popen([sys.executable, "-c", BUSY_LOOP]) for _ in range(num_processors())]
+def busy_loops(count: int) -> Iterator[None]:
+    """Processes that do nothing but compute, at the usual nice level."""
+    loops = [subprocess.Popen([sys.executable, "-c", BUSY_LOOP]) for _ in range(count)]
     try:
         yield
     finally:

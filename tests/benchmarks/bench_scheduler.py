@@ -1,4 +1,4 @@
-"""What scheduling costs for each shard, in time and memory, with encoders that only sleep.
+"""Cost of scheduling per shard, in time and memory, with encoders that only sleep.
 
 `make bench-scheduler` runs it. Three parts: the real plan and the real schedule with workers and a clock that are
 simulated; the real driver on Ray with workers that do nothing; and the whole of planning, extracting, committing and
@@ -31,7 +31,8 @@ from extract.pipeline.log import RunLog
 from extract.pipeline.plan import Job, Unit, plan_jobs
 from extract.pipeline.ray_pool import Resources, run_jobs
 from extract.pipeline.schedule import Schedule
-from extract.pipeline.worker import STAGES, JobResult
+from extract.pipeline.turns import STAGES
+from extract.pipeline.worker import JobResult
 from refavs.data.layouts import Clip
 from refavs.machine.processors import num_processors
 from refavs.store.backends.base import open_folder
@@ -221,7 +222,7 @@ def with_commits(num_shards: int, num_workers: int, folder: Path) -> str:
     texts = [f"object {number}" for number in range(num_shards * ROWS)]
     units = [Unit(name=text, item=text, keys={id: text_key(text)}) for text in texts]
     spec = ArraySpec(name="features", shape=(4, 8), dtype="float16", axes=("l", "c"), statistics=True)
-    streams = StreamSet({"asleep": encoder}, {id: Stream(id=id, encoder="asleep", level="", arrays=(spec,))}, 1)
+    streams = StreamSet({"asleep": encoder}, {id: Stream(id=id, encoder="asleep", level="", given=(spec,))}, 1)
 
     def opened() -> StoreWriter:
         table = StreamSpec(fingerprint=encoder.facts(""), arrays=(spec,), rows_per_shard=ROWS)

@@ -1,4 +1,4 @@
-"""What a sweep costs beside the training in it: trials, fused trials, logging, and a call that finds nothing to do.
+"""Overhead of a sweep on top of training: trials, fused trials, logging, and a call with nothing to do.
 
 Prints Markdown tables, each row as it is found; a ratio is of times taken in one run. Features are made up, which takes
 the same time as real ones. Usage: python tests/benchmarks/bench_sweep.py [--quick]

@@ -1,4 +1,4 @@
-"""What needs a GPU to be believed, in under 8 minutes on one; on a processor what of it has a meaning there, smaller.
+"""Checks that need a GPU, in under 8 minutes on one; on a CPU it runs the meaningful ones at a smaller size.
 
 Prints a Markdown table for README.md of this folder. Each check runs in a process of its own: one that fails, dies or
 hangs is a FAIL row, and the others go on. Exit status: 1 if any failed. Needs no network, no Ray and no MLflow.

@@ -1,4 +1,4 @@
-"""Where and on what the checks of `gpu_checks.py` run, what they measure with, and the rows that they yield."""
+"""The device and data of the checks in `gpu_checks.py`, their measuring tools, and the rows that they yield."""
 
 import functools
 import itertools

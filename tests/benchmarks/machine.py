@@ -1,4 +1,4 @@
-"""What a benchmark ran on, and tables of what it found; shared by the benchmarks of this folder."""
+"""Description of the machine and tables of results, shared by the benchmarks of this folder."""
 
 import importlib.metadata
 import os

@@ -1,4 +1,4 @@
-"""The way of Ray's guides to tune a trainer: each trial of Tune starts a TorchTrainer; the contender of our sweep."""
+"""Tuning as in Ray's guides, where each Tune trial starts a TorchTrainer; compared with our sweep."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""How often the right object is segmented, beside what the cached memory can bring; prints a table for `make proof`.
+"""How often the right object is segmented, and the most that the cached memory can add; a table for `make proof`.
 
 Counted are the seconds of test_s in which the question is decided and its object in view; right is an IoU above 0.5.
 The ceilings are those of observers that know one second, or all seconds until then, perfectly.

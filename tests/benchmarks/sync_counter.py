@@ -1,4 +1,4 @@
-"""Counts what a call asks of an accelerator: kernels, copies, and the places where the processor waits for it.
+"""Counts a call's kernels and copies on an accelerator, and the places where the processor waits for it.
 
 On a GPU torch's own tools count. Without one, `FakeAccelerator` stands for it: a device of its own whose tensors lie in
 this machine's memory and whose operations are counted on their way there; what would wait on a GPU waits here as well.

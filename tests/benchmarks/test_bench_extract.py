@@ -1,4 +1,4 @@
-"""The benchmark of the extraction runs to its end; its numbers are nobody's concern here."""
+"""The benchmark of the extraction runs to its end; its numbers are not checked."""
 
 import os
 import subprocess

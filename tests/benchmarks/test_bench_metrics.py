@@ -1,4 +1,4 @@
-"""The benchmark of the metrics runs to its end and finds what the loop finds."""
+"""The benchmark of the metrics runs to its end, and its results equal those of the loop."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The benchmark of the scheduler runs to its end, but for the parts that need Ray."""
+"""The benchmark of the scheduler runs to its end, except the parts that need Ray."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The checks for a GPU run on a processor as well, and one that fails is a row among the others."""
+"""The GPU checks also run on a CPU, and a failing check becomes a row of the table."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def test_every_check_runs_on_a_processor(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "the checks left files behind"
 
 
-def test_check_that_fails_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
+def test_failing_check_becomes_a_row_and_the_others_still_run(tmp_path: Path) -> None:
     out = tmp_path / "table.md"
     done = run(tmp_path, "--preset", "nowhere", "--only", "environment", "scores", "--out", str(out))
     assert done.returncode == 1

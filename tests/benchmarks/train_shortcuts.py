@@ -1,4 +1,4 @@
-"""What a step's shortcuts replace: each context runs the head without one of them, for `bench_train.py`."""
+"""Contexts that run the head without one of a step's optimisations, for `bench_train.py`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""A store of made-up features in which each cue is one channel, so that a head learns it in seconds."""
+"""A store of synthetic features in which each cue is one channel, so that a head learns it in seconds."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,13 +40,15 @@ CLIPS = {"train": 6, "val": 2, "test_s": 2, "test_u": 2, "test_n": 2}
 
 def make_store(
     path: Path, clips: Mapping[str, int] = CLIPS, seed: int = 0, noise: int = 0,
-    roles: Mapping[str, Role] | None = None,
+    roles: Mapping[str, Role] | None = None, unlabelled: bool | None = None,
 ) -> FeatureStore:  # fmt: skip
     """Clips with a left and a right object, one of which sounds; clips of test_n are silent and refer to nothing.
 
     Args:
         noise: another number gives other features of the same expressions and masks.
         roles: of the splits, as a layout gives them.
+        unlabelled: where given, the last second of every object has no label, and all of the first clip of each split;
+            what the masks hold there.
     """
     rng = np.random.default_rng(seed)
     writer = StoreWriter.open(
@@ -62,8 +64,12 @@ def make_store(
     features = {name: clip_features(name, sides[name], masks, rng) for name in ids}
     rows = {stream: {name: features[name].get(stream, features[name][AUDIO]) for name in ids}
             for stream in STREAMS if stream != TEXT}  # fmt: skip
-    rows["objects"] = {key: {"mask": pack_mask(masks[key]), "labelled": np.ones(SECONDS, bool)}
-                       for key in sorted(masks)}  # fmt: skip
+    labelled = {key: np.ones(SECONDS, bool) for key in sorted(masks)}
+    if unlabelled is not None:
+        for key, known in labelled.items():
+            known[0 if "0/" in key else -1 :] = False
+            masks[key][~known] = unlabelled
+    rows["objects"] = {key: {"mask": pack_mask(masks[key]), "labelled": known} for key, known in labelled.items()}
     rows[TEXT] = {text_key(text): text_features(text) for text in sorted(TEXTS, key=text_key)}
     for table, arrays in rows.items():
         write_rows(writer, table, arrays)

@@ -1,4 +1,4 @@
-"""A sweep's folder made by hand: trials with statistics of small predictions, as refavs-sweep leaves it."""
+"""Builds a sweep's folder like refavs-sweep does: trials with statistics of small predictions."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,25 @@ def test_second_sweep_on_the_same_masks_computes_nothing(
     assert len(computed) == 1
     written = [json.loads((tmp_path / name / "controls.json").read_text()) for name in ("one", "two", "three")]
     assert written[0] == written[1] and written[2] == written[0] | {"store": other.fingerprint}
+    assert "metrics" in written[0]
     values_in(tmp_path / "four", make_store(tmp_path / "fewer", {"train": 3, "test_s": 2}))
     assert len(computed) == 2
 
 
 @pytest.mark.long
+def test_metric_that_is_installed_later_is_computed_in_a_sweep_that_has_the_others(
+    store: FeatureStore, tmp_path: Path, computed: list[str], install: Callable[..., None]
+) -> None:
+    assert "test_s/area_error" not in values_in(tmp_path, store)["all foreground"]
+    install(("area_error", "other-package", "tests.refavs.small_metrics:AREA_ERROR"))
+    assert 0 < values_in(tmp_path, store)["all foreground"]["test_s/area_error"] < 1
+    values_in(tmp_path, store)
+    assert len(computed) == 2
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["truncated", "changed", "empty", "another's", "no seal"])
-def test_damaged_cache_is_computed_anew(
+def test_damaged_cache_is_recomputed(
     store: FeatureStore, tmp_path: Path, computed: list[str], damage: str
 ) -> None:
     first = values_in(tmp_path / "one", store)
@@ -93,7 +106,7 @@ def test_cache_that_cannot_be_written_is_done_without(
     assert user_cache() is None and values_in(tmp_path / "two", store) == first and len(computed) == 2
 
 
-def test_who_gives_up_has_none_and_leaves_nothing_half(
+def test_giving_up_returns_no_values_and_leaves_no_partial_file(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = threading.Event()
@@ -136,7 +149,7 @@ def test_bar_is_shown_to_who_waits(
     assert "constant predictions: " in capsys.readouterr().err
 
 
-def test_masks_that_are_damaged_are_told_by_the_one_who_waits(
+def test_damaged_masks_raise_in_the_waiting_thread(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def damaged(store: FeatureStore, progress: Any) -> Any:

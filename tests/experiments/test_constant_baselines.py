@@ -39,12 +39,23 @@ def test_constants_name_every_constant_on_every_split(store: FeatureStore) -> No
     assert found["text only"] == found["mean training mask, best threshold"], "no null in training, none in the text"
 
 
+def test_seconds_without_a_label_change_no_constant(tmp_path: Path) -> None:
+    one, other = (make_store(tmp_path / name, unlabelled=value) for name, value in (("one", False), ("other", True)))
+    assert not bool(one.read("objects/labelled", 0).all())
+    found, same = (canonical_values(control_results_of(each), Splits.of({})) for each in (one, other))
+    assert found == same
+    areas = [sample.mask[sample.labelled].float().mean().item() for row in rows_of(one, ("test_s",))
+             if (sample := one[row]).mask is not None and sample.labelled is not None and sample.labelled.any()]
+    assert len(areas) < len(rows_of(one, ("test_s",)))
+    assert found["all foreground"]["test_s/J"] == pytest.approx(np.mean(areas))
+
+
 def test_constants_without_training_masks_are_none(tmp_path: Path) -> None:
     assert canonical_values(control_results_of(make_store(tmp_path / "store", {"test_s": 1})), Splits.of({})) == {}
 
 
 @pytest.mark.process
-def test_processes_find_what_this_thread_finds_to_the_bit(
+def test_several_processes_give_bitwise_the_same_values(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constant_baselines, "TRAINING_AT_ONCE", 5)

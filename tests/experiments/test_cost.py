@@ -1,4 +1,4 @@
-"""What a trial will cost: counted arithmetic, parameters by part, time and disk; nothing is written."""
+"""Cost of a trial: counted arithmetic, parameters by part, time and disk; nothing is written."""
 
 import io
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def test_arithmetic_is_counted_and_grows_with_the_batch_not_with_its_parts(store
     assert seconds(times, config, store, num_done=4) == pytest.approx(9 * times.predict)
 
 
-def test_trials_side_by_side_take_what_their_places_allow() -> None:
+def test_concurrent_trials_are_limited_by_their_slots() -> None:
     assert side_by_side([(2, 3.0)] * 4) == (6.0, 2) and side_by_side([(1, 3.0)] * 4) == (12.0, 1)
     assert side_by_side([(2, 3.0), (1, 5.0), (2, 1.0)]) == (7.0, 2)
     assert side_by_side([(4, 3.0), (4, 1.0)]) == (3.0, 2) and side_by_side([]) == (0.0, 0)

@@ -72,7 +72,7 @@ def test_database_of_another_program_is_refused_and_stays_as_it_is(tmp_path: Pat
     assert hashlib.sha256(path.read_bytes()).digest() == before
 
 
-def test_database_that_another_process_makes_for_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_wait_for_the_database_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WAIT_S", 0.1)
     monkeypatch.setattr(module, "_create", lambda uri, database: None)
     uri = f"sqlite:///{tmp_path}/mlflow.db"

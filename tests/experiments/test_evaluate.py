@@ -1,4 +1,4 @@
-"""Evaluation: names and groups of the metrics; and what a store without some parts gives."""
+"""Evaluation: names and groups of the metrics, also for a store that lacks some parts."""
 
 import itertools
 from pathlib import Path
@@ -95,7 +95,7 @@ def test_values_that_say_nothing_are_left_out() -> None:
     assert named_values({"test_n": nothing}, Splits.of({})) == {"test_n/J": 1.0, "test_n/S": 0.0}
 
 
-def test_rows_of_one_clip_stand_together(store: FeatureStore) -> None:
+def test_rows_of_one_clip_are_adjacent(store: FeatureStore) -> None:
     rows = rows_of(store, ("train", "test_u"))
     clips = store.expressions["clip_id"].iloc[rows].tolist()
     assert len(rows) == 24 and sum(a != b for a, b in itertools.pairwise(clips)) == 7

@@ -1,4 +1,4 @@
-"""Arithmetic is counted as torch counts it, though little of it is done."""
+"""The counted arithmetic equals torch's count, although little of it is computed."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def counted(call) -> int:
 
 
 @pytest.mark.parametrize("size", [8, 40])
-def test_arithmetic_is_that_of_torchs_counter(size: int) -> None:
+def test_count_equals_that_of_torch(size: int) -> None:
     layer = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(),
                                 torch.nn.Linear(4 * (size - 2) ** 2, 5))  # fmt: skip
     maps = torch.rand(2, 3, size, size)

@@ -1,4 +1,4 @@
-"""Trials over one read: each equals its unfused self to the bit, fails alone, and goes on in any other group."""
+"""Fused trials: each is bitwise equal to its unfused run, fails alone, and can resume in any other group."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,7 +86,7 @@ def test_fused_trials_equal_their_unfused_selves(
 
 
 @pytest.mark.long
-def test_killed_group_goes_on_in_other_groups(store: FeatureStore, alone: Path, tmp_path: Path) -> None:
+def test_killed_group_resumes_in_other_groups(store: FeatureStore, alone: Path, tmp_path: Path) -> None:
     names = ["plain", "seed", "beta", "no_memory"]
 
     def killed(records: list[dict[str, Any]]) -> None:
@@ -226,7 +226,7 @@ def test_memory_limits_a_group(store: FeatureStore, monkeypatch: pytest.MonkeyPa
     assert limit(CONFIGS["plain"]) == 1
 
 
-def test_memory_is_that_of_the_device_that_the_sweep_gives(
+def test_memory_limit_uses_the_device_of_the_sweep(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -1,4 +1,4 @@
-"""Grid files: expansion, and the text of every refusal."""
+"""Grid files: expansion, and the text of every error."""
 
 import dataclasses
 from pathlib import Path
@@ -8,8 +8,10 @@ import pytest
 from experiments.grid.config import TrialConfig
 from experiments.grid.expand import expand, parse_overrides, read_grid
 from experiments.grid.file import shipped_grids
+from experiments.report.published import ENCODERS
 from refavs.config import flat, replace
 from refavs.errors import ConfigError
+from refavs.model.heads.registry import names
 
 GRID = """
 description: two axes and two cases
@@ -81,7 +83,7 @@ def test_zip_pairs_its_axes_and_is_crossed_with_the_others(tmp_path: Path) -> No
     assert trials[3].name == "num_layers 2, learning_rate 0.0005, beta 1"
 
 
-def test_axes_of_one_last_name_are_told_apart(tmp_path: Path) -> None:
+def test_axes_with_the_same_last_name_are_distinguished(tmp_path: Path) -> None:
     text = "zip: {model.feedforward_channels: [8, 16], loss.num_points: [0, 9], model.num_layers: [1, 2]}"
     assert read_grid(grid_file(tmp_path, text)).trials[0].name == "feedforward_channels 8, num_points 0, num_layers 1"
 
@@ -104,7 +106,7 @@ def test_conditions_set_and_skip_what_they_name(tmp_path: Path) -> None:
     assert of_four == [(True, 0)] and len(trials) == 4 + 4 + 1
 
 
-def test_condition_that_an_override_leaves_idle_is_no_error(tmp_path: Path) -> None:
+def test_condition_made_idle_by_an_override_is_accepted(tmp_path: Path) -> None:
     text = "base: {model.num_layers: 4}\nwhen: [{if: {model.num_layers: 4}, set: {train.batch_size: 2}}]"
     sizes = [
         read_grid(grid_file(tmp_path, text), overrides).trials[0].config.train.batch_size
@@ -113,7 +115,7 @@ def test_condition_that_an_override_leaves_idle_is_no_error(tmp_path: Path) -> N
     assert sizes == [2, 8]
 
 
-def test_resources_of_all_trials_and_of_a_case_are_no_part_of_the_key(tmp_path: Path) -> None:
+def test_resources_are_not_part_of_the_key(tmp_path: Path) -> None:
     text = "cases: {small: {}, large: {model.num_layers: 6, resources.workers: 4}}"
     plain = read_grid(grid_file(tmp_path, text)).trials
     spread = read_grid(grid_file(tmp_path, f"{text}\nresources: {{workers: 2}}")).trials
@@ -155,8 +157,9 @@ def test_override_replaces_the_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["smoke", "proof", "proof_quick", "per_clip", "table4", "beta", "layers", "encoders", "released"]
-)
+    "name", ["smoke", "proof", "proof_quick", "per_clip", "table4", "beta", "layers", "encoders", "dtypes",
+             "released"],
+)  # fmt: skip
 def test_shipped_grid_expands(name: str) -> None:
     assert name in shipped_grids()
     grid = read_grid(name, {"train.init": "ckpt_best_miou.pth"} if name == "released" else {})
@@ -178,6 +181,16 @@ def test_shipped_table4_has_the_ablations_of_the_paper() -> None:
         "full": [], "no_text": ["text"], "no_audio": ["audio"], "no_memory": ["memory"],
         "no_modality_tokens": ["modality_tokens"],
     }  # fmt: skip
+
+
+def test_shipped_encoders_has_the_rows_of_the_supplement_on_one_store() -> None:
+    rows = {trial.name: (trial.config.model.text, trial.config.model.audio) for trial in read_grid("encoders").trials}
+    flan, bound = "flan-t5-base/tokens", "languagebind-audio/seconds"
+    assert rows == {
+        "full": ("roberta-base", "vggish"), "text Flan-T5": (flan, "vggish"), "both": (flan, bound),
+        "text LanguageBind": ("languagebind-text/tokens", "vggish"), "audio LanguageBind": ("roberta-base", bound),
+    }  # fmt: skip
+    assert {label.label for label in ENCODERS} - {"RoBERTa + VGGish"} <= rows.keys()
 
 
 @pytest.mark.parametrize("name", ["table4", "beta", "layers", "encoders"])
@@ -246,7 +259,7 @@ def test_proof_varies_one_thing_at_a_time_with_five_seeds() -> None:
         ("when: [{if: {model.beta: 1}, skip: false}]", "skip is False; accepted: true, or leave it out"),
         ("when: [{if: {model.beta: x}, skip: true}]", "mine.yaml:1, when: model.beta is 'x' (str); accepted: a value "),
         ("when: [{if: {model.beat: 1}, skip: true}]", "mine.yaml:1, when: unknown setting 'model.beat'; did you mean"),
-        ("when: [{if: {model.beta: 1}, skip: true}]", "mine.yaml: its conditions skip every trial; take one of them o"),
+        ("when: [{if: {model.beta: 1}, skip: true}]", "mine.yaml: its conditions skip every trial; remove one of th"),
         ("when: [{if: {model.beta: [2, 3]}, skip: true}]", ":1, when: no trial has model.beta 2.0 or 3.0; name values"),
         ("when: [{if: {seed: 1}, set: {model.beta: 2}}]", "a condition on seed sets other settings"),
         ("when: [{if: {model.text: true}, set: {model.beta: 2}}]\ngrid: {model.beta: [1, 2]}", "grid and set by when"),
@@ -300,7 +313,7 @@ def test_value_of_the_command_line_is_refused_as_such(tmp_path: Path) -> None:
     assert trained.startswith("--set: model.trained is fusion, which would leave")
 
 
-def test_override_of_what_the_grid_varies_is_refused(tmp_path: Path) -> None:
+def test_override_of_a_varied_setting_is_refused(tmp_path: Path) -> None:
     assert "--set model.beta:" in refused(tmp_path, GRID, {"model.beta": 1.0})
     assert "mine.yaml varies it; change the grid file" in refused(tmp_path, GRID, {"model.text": False})
 
@@ -351,7 +364,7 @@ cases:
 """
 
 
-def test_axis_may_mix_heads_each_with_settings_of_its_own(tmp_path: Path) -> None:
+def test_axis_may_mix_heads_with_different_settings(tmp_path: Path) -> None:
     text = MIXED.replace("  - {if: {model.text: false}, skip: true}\n", "")
     trials = read_grid(grid_file(tmp_path, text)).trials
     assert [trial.name for trial in trials[:2]] == [f"plain, head eemc, num_queries {number}" for number in (3, 5)]
@@ -376,9 +389,9 @@ def test_setting_of_another_head_is_refused_with_the_nearest_of_this_one(tmp_pat
 @pytest.mark.parametrize(("text", "told"), [
     ("base: {model: {head: eemk}}", "mine.yaml:1, base: model.head is 'eemk'; did you mean 'eemc'?"),
     ("grid:\n  model.head:\n  - eemc\n  - 3",
-     "mine.yaml:4, grid: model.head is 3; accepted: the name of a head, as eemc"),
+     "mine.yaml:4, grid: model.head is 3; accepted: the name of a head, e.g. eemc"),
     ("search:\n  budget: 3\n  ranges:\n    model.head: {choice: [eemc, other]}",
-     "mine.yaml:4, search: model.head is 'other'; known: eemc, released"),
+     f"mine.yaml:4, search: model.head is 'other'; known: {', '.join(sorted(names()))}"),
 ])  # fmt: skip
 def test_unknown_head_is_refused(tmp_path: Path, text: str, told: str) -> None:
     assert refused(tmp_path, text) == told

@@ -38,7 +38,7 @@ def test_evaluation_waits_for_no_batch(counts: dict[str, dict]) -> None:
     assert sum(syncs.values()) <= 3 and all(place.startswith("refavs/data/prefetch.py:") for place in syncs), syncs
 
 
-def test_counter_sees_what_waits() -> None:
+def test_counter_detects_waits() -> None:
     program = (
         "import torch; from sync_counter import FakeAccelerator, count\n"
         "device = FakeAccelerator.start(); one = torch.ones(4, 4, device=device)\n"

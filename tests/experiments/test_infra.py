@@ -1,4 +1,4 @@
-"""The scripts that open the MLflow UI and give a sweep to a cluster as a job."""
+"""The scripts that open the MLflow UI and submit a sweep to a cluster as a job."""
 
 import json
 import os
@@ -115,7 +115,7 @@ def test_slurm_script_outside_a_job_says_how_it_is_used() -> None:
     assert done.stderr.startswith("Runs refavs-sweep or refavs-extract on the nodes of a Slurm job")
 
 
-def test_clusters_give_workers_what_a_ray_of_our_own_does() -> None:
+def test_cluster_workers_get_the_same_environment_as_local_ones() -> None:
     """With the job script's, which `test_job_carries_the_code_and_joins_the_cluster` sees as it is sent."""
     wanted = {name: value for name, value in LOCAL_ENVIRONMENT.items() if name not in PATIENCE}
     script = SCRIPT.with_name("slurm.sh").read_text("utf-8").replace("\\\n", "")
@@ -158,7 +158,7 @@ def test_slurm_script_gives_each_step_the_processors_of_its_task(command: str, t
 
 
 @pytest.mark.process
-def test_what_a_gpu_machine_lacks_is_pinned() -> None:
+def test_packages_for_a_gpu_machine_are_pinned() -> None:
     script = SCRIPT.with_name("gpu-carry.sh")
     done = subprocess.run([str(script)], capture_output=True, text=True)
     assert done.returncode == 2 and "infra/gpu-carry.sh FOLDER" in done.stderr

@@ -1,4 +1,4 @@
-"""Trials under Ray: killed in the middle, resumed by the same command, equal to trials that were left alone."""
+"""Trials under Ray: killed halfway and resumed by the same command, they equal undisturbed trials."""
 
 import os
 import signal
@@ -97,7 +97,7 @@ ENTRIES = Ledger(Path("nowhere")).entries(
 A, B, C, WIDE, PAIR = ENTRIES
 
 
-def test_trials_of_other_sizes_share_the_nodes_and_none_is_overtaken() -> None:
+def test_trials_of_different_sizes_share_nodes_without_overtaking() -> None:
     placed = Placed([[A], [WIDE], [B], [PAIR], [C]], [{"CPU": 2.0}, {"CPU": 1.0}])
     assert placed.take() == [["a"], ["wide"]]
     placed.placement.completed("0")
@@ -109,7 +109,7 @@ def test_trials_of_other_sizes_share_the_nodes_and_none_is_overtaken() -> None:
     assert Placed([[A], [B], [C]], [{"CPU": 2.0}], max_concurrent=1).take() == [["a"]]
 
 
-def test_trial_whose_worker_dies_goes_on_and_fails_after_three_deaths_without_an_epoch() -> None:
+def test_trial_resumes_after_worker_deaths_and_fails_after_three_without_an_epoch() -> None:
     placed = Placed([[A], [B]], [{"CPU": 1.0}])
     for number, epoch in enumerate((0, 1, 1, 2, 2)):
         assert placed.take() == [["a"]]
@@ -143,7 +143,7 @@ def test_trials_without_any_node_wait_for_one_and_then_fail(monkeypatch: pytest.
     assert all("Ray found nodes with no node at all" in reason for reason in placed.reasons.values())
 
 
-def test_group_whose_worker_dies_goes_on_in_halves_without_those_that_are_over() -> None:
+def test_group_with_a_dead_worker_resumes_in_halves_without_finished_trials() -> None:
     placed = Placed([[A, B, C]], [{"CPU": 2.0}])
     assert placed.take() == [["a", "b", "c"]]
     placed.report(0, "b", over="loss nan")
@@ -157,7 +157,7 @@ def test_group_whose_worker_dies_goes_on_in_halves_without_those_that_are_over()
 
 
 @pytest.mark.slow
-def test_killed_sweep_goes_on_and_equals_an_undisturbed_one(tmp_path: Path) -> None:
+def test_killed_sweep_resumes_and_equals_an_undisturbed_one(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", {"train": 2, "val": 1, "test_s": 1, "test_n": 1})
     (tmp_path / "g.yaml").write_text(GRID)
     full, _, no_audio = Ledger(tmp_path / "g").entries(read_grid(str(tmp_path / "g.yaml")).trials, features_in(store))

@@ -113,8 +113,16 @@ def test_average_is_the_running_mean_of_the_weights(store: FeatureStore) -> None
     assert learner_of(store).average is not None and learner.average is not learner.model
 
 
+def test_average_has_the_statistics_of_the_model(store: FeatureStore) -> None:
+    learner = learner_of(store, train__ema_decay=0.25)
+    for head, value in ((learner.model, 3.0), (learner.average, 0.0)):
+        head.register_buffer("running_mean", torch.tensor(value))
+    steps(learner, store)
+    assert float(learner.average.get_buffer("running_mean")) == 3.0
+
+
 @pytest.mark.long
-def test_state_goes_on_to_the_bit(store: FeatureStore, tmp_path: Path) -> None:
+def test_restored_state_continues_bitwise_equal(store: FeatureStore, tmp_path: Path) -> None:
     settings = {"train__ema_decay": 0.9, "train__precision": "fp16", "loss__num_points": 8, "model__dropout": 0.1}
     learner = learner_of(store, **settings)
     steps(learner, store)

@@ -13,6 +13,7 @@ import pytest
 
 from experiments.grid.expand import expand
 from experiments.records.ledger import Ledger, read_metrics
+from experiments.records.record_types import write_json
 from refavs.errors import ConfigError
 
 TRIALS = expand("g", {"grid": {"model.beta": [0, 1]}}, "g.yaml", {}).trials
@@ -38,7 +39,7 @@ def test_entries_of_another_store_are_other_ones(tmp_path: Path) -> None:
     assert len(folders) == 4
 
 
-def test_new_setting_keeps_the_keys_and_a_changed_default_changes_them_and_is_told(tmp_path: Path) -> None:
+def test_new_setting_keeps_keys_and_a_changed_default_is_reported(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     before = ledger.entries(TRIALS, lambda trial: "store")
     known = ledger.record_defaults(before)
@@ -55,6 +56,22 @@ def test_new_setting_keeps_the_keys_and_a_changed_default_changes_them_and_is_to
     after[0].set_status("finished")
     after[1].set_status("failed")
     assert ledger.changes(after) == ""
+
+
+def test_trials_that_are_finished_on_other_features_are_counted(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    before = ledger.entries(TRIALS, lambda trial: "read of a")
+    for entry in before:
+        ledger.enter(entry, "a")
+    write_json(before[0].folder / "result.json", {"epoch": 1, "metrics": {}})
+    after = ledger.entries(TRIALS, lambda trial: "read of b")
+    assert f"{tmp_path} has 1 finished trials of these names from other features" in ledger.elsewhere(after, "b")
+    assert ledger.elsewhere(after, "a") == "", "another key on the same features is another trial"
+    for entry in after:
+        entry.set_status("finished")
+    assert ledger.elsewhere(after, "b") == ""
+    (before[0].folder / "config.json").write_text("{")
+    assert ledger.elsewhere(ledger.entries(TRIALS, lambda trial: "read of c"), "c") == ""
 
 
 def test_defaults_are_recorded_for_each_head(tmp_path: Path) -> None:

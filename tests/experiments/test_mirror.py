@@ -1,4 +1,4 @@
-"""MLflow mirrors the ledger: nothing is lost while it is away, nothing is doubled, and nobody waits for it."""
+"""MLflow mirrors the ledger: nothing is lost during an outage, nothing is duplicated, and trials never wait for it."""
 
 import json
 import threading
@@ -207,7 +207,7 @@ def test_each_epoch_is_one_request_and_a_request_whose_note_was_lost_changes_not
     assert sweep.points(entry) == [(1, 1000.0), (2, 500.0), (3, 1000 / 3)]
 
 
-def test_trial_that_began_anew_leaves_no_point_of_its_first_epochs(sweep: Sweep) -> None:
+def test_restarted_trial_leaves_no_metrics_of_its_first_run(sweep: Sweep) -> None:
     entry = sweep.entries[0]
     mirror = sweep.open()
     sweep.train(entry, 1, 2)
@@ -232,7 +232,7 @@ def test_rerun_takes_the_old_run_out_at_once(sweep: Sweep) -> None:
     assert sweep.open().close("FINISHED") == [] and sweep.points(entry) == [(1, 3000.0), (2, 1500.0)]
 
 
-def test_what_mlflow_refuses_is_told_and_the_rest_goes_on(sweep: Sweep) -> None:
+def test_data_refused_by_mlflow_is_reported_and_the_rest_is_sent(sweep: Sweep) -> None:
     first, second = sweep.entries
     for entry in sweep.entries:
         sweep.train(entry, 1)
@@ -266,7 +266,7 @@ def test_run_that_was_deleted_between_two_calls_gets_all_epochs_again(sweep: Swe
     assert sweep.points(entry) == [(1, 1000.0), (2, 500.0), (3, 1000 / 3)]
 
 
-def test_runs_that_are_deleted_while_they_run_are_made_anew(sweep: Sweep) -> None:
+def test_runs_deleted_while_running_are_created_again(sweep: Sweep) -> None:
     entry = sweep.entries[0]
     mirror = sweep.open()
     sweep.train(entry, 1)
@@ -321,6 +321,6 @@ def test_checkpoint_that_is_gone_holds_nothing_else_up(sweep: Sweep, monkeypatch
     assert mirror.refused == {first.trial.title: "WeightsError: no config.json"}
 
 
-def test_what_trying_again_does_not_mend() -> None:
+def test_permanent_errors_are_distinguished() -> None:
     assert lasts(ModuleNotFoundError("psycopg2")) and lasts(WeightsError("gone"))
     assert not lasts(UnreachableError("away")) and not lasts(AWAY) and not lasts(ConnectionError("cut"))

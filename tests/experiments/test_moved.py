@@ -48,7 +48,7 @@ def test_database_of_any_path_has_an_address(tmp_path: Path, name: str) -> None:
     assert path.is_file() and [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
-def test_address_of_a_server_is_no_file() -> None:
+def test_server_address_is_not_a_file() -> None:
     for uri in ("http://host:5000", "postgresql://me@host/db", "sqlite://", "sqlite:///:memory:?cache=shared"):
         assert database_at(uri) is None
     assert database_at("sqlite:///runs/a.db") == Path("runs/a.db")
@@ -67,7 +67,7 @@ def test_only_a_database_that_has_the_run_is_followed(tmp_path: Path) -> None:
     assert moved_to(facts, sqlite_uri(database_with(tmp_path / "copy" / "mlflow.db", "run"))) is None
 
 
-def test_what_was_sent_to_a_database_that_moved_is_sent(tmp_path: Path) -> None:
+def test_data_sent_to_a_moved_database_counts_as_sent(tmp_path: Path) -> None:
     now = sqlite_uri(database_with(tmp_path / "after" / "mlflow.db", "run"))
     before, ledger = f"sqlite:///{tmp_path}/before/mlflow.db", Ledger(tmp_path / "after" / "s")
     ledger.set_sweep(tracking_uri=before, run_id="run", closed="mark of before")
@@ -84,10 +84,10 @@ def test_what_was_sent_to_a_database_that_moved_is_sent(tmp_path: Path) -> None:
     assert found == {"trials/a": {"uri": now, "epochs": 3}, "trials/b": sent["trials/b"]}
 
 
-def test_sweep_in_a_folder_whose_name_is_no_utf8_is_refused(tmp_path: Path) -> None:
-    refuse_unwritable(tmp_path / "é")
-    with pytest.raises(ConfigError, match=r"caf\\udce9/s' has bytes in its name that are not UTF-8, .* by --out"):
-        refuse_unwritable(tmp_path / os.fsdecode(b"caf\xe9") / "s")
+def test_sweep_folder_with_a_non_utf8_name_is_refused() -> None:
+    refuse_unwritable("the store", "/é")
+    with pytest.raises(ConfigError, match=r"the store '/caf\\udce9/s' has bytes in its name that are not UTF-8"):
+        refuse_unwritable("the store", os.fsdecode(b"/caf\xe9/s"))
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
-def test_moved_and_renamed_sweep_goes_on_where_it_was(jobs: InProcess, store: FeatureStore, tmp_path: Path) -> None:
+def test_moved_and_renamed_sweep_continues(jobs: InProcess, store: FeatureStore, tmp_path: Path) -> None:
     """Into a folder of an odd name, with the database; then its own folder gets another name."""
     before, after = tmp_path / "before", tmp_path / "50%20off?#"
     run_sweep(grid_of("full"), store, before / "s")

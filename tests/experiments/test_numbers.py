@@ -1,4 +1,4 @@
-"""Numbers as people write them: words that versions of YAML read differently, seeds that torch does not take, zeros."""
+"""Number edge cases: words that YAML versions read differently, seeds that torch rejects, zeros."""
 
 import dataclasses
 

@@ -1,6 +1,5 @@
-"""Overlay videos of odd films: every second shows what the encoders were given of it."""
+"""Overlay videos of unusual videos: every second shows the same picture that the encoders got."""
 
-import importlib.util
 from pathlib import Path
 
 import av
@@ -10,16 +9,11 @@ import pytest
 from experiments.predict.overlay_video import SOUND_HZ, frame_size, write_overlay_video
 from extract.media.clip import read_media
 from refavs.data.layouts import Clip
+from tests.extract import film_oracle as oracle
+from tests.extract import film_variants
 
 pytestmark = pytest.mark.long  # for what its fixtures make
 
-_spec = importlib.util.spec_from_file_location(
-    "film_variants", Path(__file__).parents[1] / "extract" / "film_variants.py"
-)
-assert _spec is not None and _spec.loader is not None
-film_variants = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(film_variants)
-oracle = film_variants.sibling("film_oracle")
 
 
 @pytest.mark.parametrize("name", [

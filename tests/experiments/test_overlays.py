@@ -100,7 +100,7 @@ def test_file_name_keeps_to_the_folder() -> None:
         assert len(names) == 196 and max(len(name.encode()) for name in names) <= 200
 
 
-def test_what_goes_wrong_with_a_picture_is_told_and_not_raised(
+def test_picture_failures_are_reported_and_not_raised(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heads = [Trained(TrainConfig(), build_model(replace(TrialConfig(), SMALL), store)) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Trials that share a GPU: the arithmetic, and what is asked of Ray, which has no GPU here."""
+"""Trials that share a GPU: the arithmetic, and the requests to a fake Ray, since there is no GPU."""
 
 import contextlib
 import sys
@@ -104,7 +104,7 @@ def test_the_largest_trial_is_tried_on_a_whole_gpu(
     assert sizes["wide"] > sizes["small"] > sizes["again"] > 0
 
 
-def test_what_cannot_be_packed_is_refused(store: FeatureStore, ray_with: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unpackable_sweeps_are_refused(store: FeatureStore, ray_with: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trials = expand("g", GRID, "g.yaml", {}).trials
     ray_with(0)
     with pytest.raises(ConfigError, match="Ray found no GPU on any node; leave it out"):

@@ -1,4 +1,4 @@
-"""A sweep's folder from anywhere: which addresses in it hold, and whether it is itself, moved or a copy."""
+"""A sweep's folder from elsewhere: which of its addresses are used, and whether it was moved or copied."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def sweep_at(out: Path, **facts: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "named", ["http://stranger:5000", "sqlite:////home/me/photos.db", "sqlite:///photos.db", "file:///home/me", 7]
 )
-def test_address_that_only_the_folder_names_is_refused_with_what_to_give(tmp_path: Path, named: Any) -> None:
+def test_address_named_only_by_the_folder_is_refused_with_advice(tmp_path: Path, named: Any) -> None:
     facts = sweep_at(tmp_path / "s", tracking_uri=named)
     with pytest.raises(ConfigError, match=r"sweep\.json names the MLflow .*, outside of that folder, .*; give --tr"):
         tracking_address(tmp_path / "s", facts, None)
@@ -63,7 +63,7 @@ def test_moved_sweep_finds_the_database_that_moved_with_it(tmp_path: Path, insid
     assert found == (f"sqlite:///{now}/own.db" if inside else default_tracking_uri(now))
 
 
-def test_copy_beside_its_original_is_told_from_a_sweep_that_was_moved(tmp_path: Path) -> None:
+def test_copy_next_to_its_original_is_distinguished_from_a_moved_sweep(tmp_path: Path) -> None:
     facts = sweep_at(tmp_path / "mine" / "s", tracking_uri="http://team:5000")
     copy = shutil.copytree(tmp_path / "mine", tmp_path / "copy") / "s"
     assert original_of(copy, facts, "http://team:5000") == str(tmp_path / "mine" / "s")

@@ -1,4 +1,4 @@
-"""refavs-predict on real containers: it sees and hears what the store holds, and what it writes can be played."""
+"""refavs-predict on real containers: it reads the same frames and audio as the store, and its videos can be played."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,10 @@ from tests.extract.command import extract
 from tests.extract.make_videos import write_video
 
 # Warnings of MLflow and what it imports.
-pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [
+    pytest.mark.long, pytest.mark.usefixtures("small_networks"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]  # fmt: skip
 SENTENCES = ["the object on the left", "the sounding object"]
 HEAD = {"num_layers": 1, "num_queries": 4, "num_heads": 4, "feedforward_channels": 32, "decoder_layers": 1,
         "decoder_feedforward_channels": 32}  # fmt: skip
@@ -192,8 +195,8 @@ def test_bad_input_is_one_line(
     (tmp_path / "full" / "thesis.txt").touch()
     video, run = str(video_of(store)), ["--run", str(trial)]
     for arguments, told in (
-        ([video, "a", "--run", str(tmp_path / "none")], "is no folder; give a trial's folder"),
-        ([video, "a", "--run", str(tmp_path)], "holds no checkpoint"),
+        ([video, "a", "--run", str(tmp_path / "none")], "is not a folder; give a trial's folder"),
+        ([video, "a", "--run", str(tmp_path)], "has no checkpoint"),
         ([str(tmp_path / "clip.mp4"), "a", *run], "is cut off, damaged or not a video"),
         ([str(tmp_path / "clip.txt"), "a", *run], "is not named like a video"),
         ([video, "a", *run, "--out", str(tmp_path / "full")], "holds other files"),

@@ -1,4 +1,4 @@
-"""Trials that start from Mask2Former's decoder: their keys, what they begin with, and what is refused."""
+"""Trials that start from Mask2Former's decoder: their keys, their initial weights, and errors."""
 
 import json
 from dataclasses import replace as changed
@@ -124,7 +124,7 @@ def test_sweep_says_what_starts_fresh(
     assert main(arguments) == 2
     assert "has model.decoder_weights=mask2former; give the folder that has mask2former/ by" in capsys.readouterr().err
     assert main([*arguments, "--weights-dir", str(tmp_path)]) == 2
-    assert f"{tmp_path}/mask2former has no model.safetensors; fetch the checkpoint" in capsys.readouterr().err
+    assert f"{tmp_path}/mask2former has no model.safetensors; download the checkpoint" in capsys.readouterr().err
 
 
 def test_decoder_that_does_not_belong_to_the_store_is_refused(store: FeatureStore, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_decoder_that_does_not_belong_to_the_store_is_refused(store: FeatureStor
 
 def test_trial_that_cannot_fit_into_memory_is_refused(store: FeatureStore, tmp_path: Path) -> None:
     settings = {**SETTINGS, "model.decoder_weights": "random", "train.batch_size": 100_000_000}
-    with pytest.raises(ConfigError, match=r"num_queries=3 with .* at least 681\.6 GB for its masks and batches, and"):
+    with pytest.raises(ConfigError, match=r"num_queries=3 with .* at least 681\.6 GB for masks and batches, and"):
         train(replace(TrialConfig(), {**settings, "train.frames": 1}), store, tmp_path)
-    with pytest.raises(ConfigError, match=r"num_queries=1000000000 with .* needs at least 1,536\.0 GB"):
+    with pytest.raises(ConfigError, match=r"num_queries=1000000000 with .* need at least 1,536\.0 GB"):
         check_models(grid({**settings, "model.num_queries": 10**9}), store)

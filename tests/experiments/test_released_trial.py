@@ -1,4 +1,4 @@
-"""Trials without an epoch: what they start from is evaluated as it is, a trained head or the release's checkpoint."""
+"""Trials with 0 epochs: they only evaluate a trained head or the release's checkpoint."""
 
 import dataclasses
 import io
@@ -139,7 +139,7 @@ def test_cost_of_a_trial_without_an_epoch_is_that_of_its_evaluation(
     assert "pixel decoder" in shown.getvalue() and "0 GFLOP" in shown.getvalue()
 
 
-def test_what_cannot_be_evaluated_is_refused(stores: dict[str, FeatureStore], file: Path, tmp_path: Path) -> None:
+def test_trial_that_cannot_be_evaluated_is_refused(stores: dict[str, FeatureStore], file: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"epochs is 0; .* or 0 to evaluate a given train\.init"):
         TrainConfig(epochs=0)
     with pytest.raises(ConfigError, match=r"released, which is evaluated, not trained: give --set train\.epochs=0 and"):

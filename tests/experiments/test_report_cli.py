@@ -1,4 +1,4 @@
-"""refavs-report: what it writes and where, that MLflow has it, and what it says of input that it cannot use."""
+"""refavs-report: the files it writes, their upload to MLflow, and its errors for bad input."""
 
 import csv
 import errno
@@ -54,7 +54,7 @@ def test_report_of_a_sweep_lies_beside_it_and_in_mlflow(
 
     markdown = (out / "report" / "report.md").read_text()
     assert "protocol released" in markdown and "| text only (control) |" in markdown and "Null" in markdown
-    assert re.search(r"\n- store: .*store\n", markdown) and "Constant predictions are not known" not in markdown
+    assert re.search(r"\n- store: .*store\n", markdown) and "Constant predictions are missing" not in markdown
     lines = list(csv.DictReader((out / "report" / "report.csv").read_text().splitlines()))
     value = next(line for line in lines if line["table"] == "table3-canonical" and line["row"] == "full")
     (path,) = [path for path in out.glob("trials/*/config.json") if json.loads(path.read_text())["name"] == "full"]
@@ -170,14 +170,14 @@ def test_report_that_cannot_be_written_to_its_end_leaves_the_one_before(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere is no folder (it has no sweep.json and no trials); give the folder that refavs-sweep"),
+        (["nowhere"], "nowhere is not a folder (it has no sweep.json and no trials); give the folder that"),
         (["empty"], "empty is not a sweep's folder"),
         (["new"], "the sweep new has no finished run (1 trials without a result); run its refavs-sweep command again"),
-        (["bare"], "has no statistics (there is no statistics.parquet); evaluate the run again"),
+        (["bare"], "has no statistics (statistics.parquet is missing); evaluate the run again"),
         (["damaged"], "cannot be used ("),
-        (["good", "other"], "are not to be compared in one table; report the sweeps one by one, or give --mixed"),
+        (["good", "other"], "cannot be compared in one table; report the sweeps one by one, or pass --mixed"),
         (["good", "--protocol", "canonic"], "no protocol 'canonic'; did you mean 'canonical'?"),
-        (["good", "--reference", "ful"], "--reference 'ful' is no row; did you mean 'full'?"),
+        (["good", "--reference", "ful"], "--reference 'ful' is not a row; did you mean 'full'?"),
         (["good", "--out", "file"], "--out file is a file; name a folder, or one that does not exist"),
     ],
 )

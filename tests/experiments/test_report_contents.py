@@ -1,4 +1,4 @@
-"""What a report takes for one row, what it says of stores, and what it never shows."""
+"""Content of a report: how runs form rows, the description of stores, and what must never appear."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_only_the_store_that_a_sweep_describes_is_known_to_be_random_or_not(tmp_
     write_trial(tmp_path / "s", "full")
     report = build_report([tmp_path / "s"], Options())
     assert not report.random_features
-    assert "Whether the features are of random weights is not known" in " ".join(report.warnings)
+    assert "Whether the features have random weights is not known" in " ".join(report.warnings)
 
 
 def test_passwords_are_not_shown(tmp_path: Path) -> None:

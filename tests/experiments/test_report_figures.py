@@ -1,4 +1,4 @@
-"""Figures of a report: what is drawn of which numbers, the same bytes each time, and names that are not trusted."""
+"""Figures of a report: their content, reproducible bytes, and untrusted names."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -126,14 +126,14 @@ def test_a_trial_has_one_colour_in_every_figure() -> None:
         assert COLOURS[2] in drawing.svg() and COLOURS[1] not in drawing.svg()
 
 
-def test_nothing_to_draw_is_no_figure() -> None:
+def test_no_data_gives_no_figure() -> None:
     assert figures.draw_beta([], "canonical") is None and figures.draw_calibration([]) is None
     assert figures.draw_bars("x", None) is None
     assert figures.draw_bars("x", Bars(title="", measure="", protocol="", groups=(), series=())) is None
     assert figures.draw_curves([Curve(label="a", seed=0, measure="lr", epochs=(1,), values=(1.0,))]) is None
 
 
-def test_intervals_beyond_what_a_share_can_be_do_not_stretch_the_axis() -> None:
+def test_intervals_beyond_0_to_100_do_not_stretch_the_axis() -> None:
     wide = Estimate(value=50.0, low=-200.0, high=300.0)
     for drawing in (
         figures.draw_beta([Line(label="a", x=(0.0, 1.0), estimates=(wide, KNOWN))], "canonical"),
@@ -175,7 +175,7 @@ def test_colours_differ_for_colour_blind_readers() -> None:
         assert distance[np.triu_indices(4, 1)].min() > 0.08
 
 
-def test_figure_for_a_page_has_ids_and_colours_of_its_own() -> None:
+def test_figure_for_a_page_has_unique_ids_and_page_colours() -> None:
     svg = ('<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="9pt">'
            '<metadata>x</metadata><defs><style>*{}</style><clipPath id="c"/></defs>'
            '<g id="unused" style="fill: #1b1f24"><use xlink:href="#c" clip-path="url(#c)"/></g></svg>')  # fmt: skip

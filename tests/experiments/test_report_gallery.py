@@ -1,7 +1,8 @@
-"""The gallery: which expressions, what is drawn of them, and what it says where something is missing."""
+"""The gallery: its choice of expressions, their drawings, and its text if something is missing."""
 
 import base64
 import io
+import math
 import re
 from dataclasses import replace as changed
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from experiments.grid.config import TrainConfig, TrialConfig
-from experiments.report.gallery import Scored, choose, make_gallery, read_scores
+from experiments.report.gallery import Scored, _card, choose, make_gallery, read_scores
 from experiments.report.seconds import (
     HEIGHT,
     WAVE_BINS,
@@ -111,7 +112,7 @@ def test_gallery_shows_the_run_and_says_that_the_media_is_gone(source: GallerySo
 def test_gallery_says_why_there_is_none(source: GallerySource, tmp_path: Path) -> None:
     for wrong, reason in (
         (None, "no run of this report keeps"),
-        (changed(source, store=None), "does not say where its store lies"),
+        (changed(source, store=None), "does not say where its store is"),
         (changed(source, store=str(tmp_path / "gone")), "gone"),
         (changed(source, fingerprint="0" * 64), "has changed since"),
         (changed(source, checkpoint=tmp_path), "config.json is missing"),
@@ -121,7 +122,7 @@ def test_gallery_says_why_there_is_none(source: GallerySource, tmp_path: Path) -
         assert reason in gallery.reason and not gallery.groups
 
 
-def test_prediction_that_differs_from_the_statistics_is_told(
+def test_prediction_that_differs_from_the_statistics_is_noted(
     source: GallerySource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = read_scores(source, Splits.of({}))
@@ -155,12 +156,25 @@ def test_footage_of_a_benchmark_has_its_frames_shape_and_sound(
     pred[1:, :4, :4] = True
     first, second, third = seconds_of(footage, pred, np.roll(pred, -1, 0), [0.0, 1.0, 0.0])
     assert [first.verdict, second.verdict, third.verdict] == ["missed", "J 100", "false object"]
+    assert seconds_of(footage, pred, pred, [math.nan, 1.0, 1.0])[0].verdict == "no label"
     with Image.open(io.BytesIO(base64.b64decode(third.picture.removeprefix("data:image/jpeg;base64,")))) as picture:
         assert picture.size == (2 * HEIGHT, HEIGHT)
         assert picture.convert("RGB").getpixel((9, 9))[2] == pytest.approx(180, abs=6)  # type: ignore[index]
     loud = second.wave
     low, high = heights(first.wave)
     assert high - low <= 1.5 and heights(loud)[0] <= 1.5 and heights(loud)[1] >= WAVE_HEIGHT - 1.5
+
+
+def test_card_is_scored_on_the_labelled_seconds(store: FeatureStore) -> None:
+    facts = {"clip_id": "gone", "text": "the left one", "uid": "u", "split": "test_s", "dimension": "spatial"}
+    scored = Scored(table=pd.DataFrame([facts]), jaccard=np.ones(1), empty=np.zeros(1, bool), area=np.ones(1))
+    pred = np.ones((SECONDS, 8, 8), bool)
+    labelled = np.array([True] * (SECONDS - 1) + [False])
+    truth = pred & labelled[:, None, None]
+    card = _card(store, scored, 0, pred, truth, labelled)
+    assert "scores" not in card.note and [each.verdict for each in card.seconds][-2:] == ["J 100", "no label"]
+    other = _card(store, scored, 0, pred, truth, labelled | True)
+    assert "Predicted again for this page it scores 66.7 %" in other.note
 
 
 def test_footage_of_a_video_folder_is_decoded(
@@ -173,7 +187,7 @@ def test_footage_of_a_video_folder_is_decoded(
     assert footage.frames[2].mean() > footage.frames[0].mean() + 20
 
 
-def test_footage_that_cannot_be_read_is_told(
+def test_unreadable_footage_is_noted(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     benchmark_clip(tmp_path, "clip")

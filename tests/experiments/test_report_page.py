@@ -1,4 +1,4 @@
-"""The page of a report: what it shows, that nothing foreign gets into it, and how it looks to a real browser."""
+"""The page of a report: its content, escaping of untrusted text, and its rendering in a real browser."""
 
 import dataclasses
 import re
@@ -137,7 +137,7 @@ def test_number_is_set_apart_from_its_interval() -> None:
     assert page.parts("[19.6, 29.7]") == ("[19.6, 29.7]", "") and page.parts("") == ("", "")
 
 
-def test_number_tells_its_interval_and_note() -> None:
+def test_tooltip_has_interval_and_note() -> None:
     assert page.tip(Cell(value=1.0, low=0.5, high=2.0)) == "95 % interval 0.5 to 2"
     assert page.tip(Cell(value=None, note="one seed: no interval")) == "one seed: no interval"
 
@@ -156,7 +156,7 @@ def test_foreign_text_is_shown_as_it_is_and_adds_no_element() -> None:
         assert text in elements.text
 
 
-def test_page_without_anything_still_stands() -> None:
+def test_empty_report_still_renders() -> None:
     html = page.render(Report(title="t", facts=(), warnings=(), random_features=False, protocols=(), reference="",
                               tables=()))  # fmt: skip
     assert "There is no table" in html and "There is no gallery: no run of this report keeps" in html

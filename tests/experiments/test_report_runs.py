@@ -1,4 +1,4 @@
-"""Reading a sweep's folder: its runs in one order, what is not finished, and what is no sweep."""
+"""Reading a sweep's folder: the order of runs, unfinished trials, and folders that are not sweeps."""
 
 import json
 from pathlib import Path
@@ -68,8 +68,8 @@ def test_numbers_in_names_are_sorted_by_value() -> None:
     assert sorted(names, key=natural) == ["", "9", "10", "a", "a 9.5", "a 10", "b"]
 
 
-def test_what_is_no_sweep_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere is no folder \(it has no sweep.json and no trials\); give the"):
+def test_folder_that_is_not_a_sweep_is_refused_on_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere is not a folder \(it has no sweep.json and no trials\); give the"):
         read_sweep(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="is not a sweep's folder"):
         read_sweep(tmp_path)

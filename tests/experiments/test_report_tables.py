@@ -1,4 +1,4 @@
-"""The numbers of a report's tables against plain NumPy, who is compared with whom, and what is refused."""
+"""The numbers of a report's tables against plain NumPy, the choice of comparisons, and errors."""
 
 import json
 from pathlib import Path
@@ -108,7 +108,7 @@ def test_parts_that_no_expression_has_are_dashes(report: Report) -> None:
     assert cell_of(table, "full", "grade", "3").text == "-"
 
 
-def test_controls_and_published_rows_stand_beside_ours_and_say_what_they_are(report: Report) -> None:
+def test_controls_and_published_rows_are_shown_and_labelled(report: Report) -> None:
     table = table_of(report, "table3-canonical")
     assert [row.kind for row in table.rows][:5] == ["run", "run", "run", "control", "published"]
     control = row_of(table, "all background")
@@ -122,7 +122,7 @@ def test_controls_and_published_rows_stand_beside_ours_and_say_what_they_are(rep
     assert row_of(table_of(report, "supplement2-dimension-canonical"), eemc.label).cells[0].value == 33.83
 
 
-def test_every_table_is_of_a_protocol_that_it_names(report: Report) -> None:
+def test_every_table_names_its_protocol(report: Report) -> None:
     assert [table.name for table in report.tables] == [
         "table3-canonical", "table4-canonical", "differences-canonical", "intervals-canonical",
         "supplement2-grade-canonical", "supplement2-length-canonical", "supplement2-dimension-canonical",
@@ -199,7 +199,7 @@ def test_calibration_counts_each_frame_of_the_test_splits(report: Report) -> Non
             assert (mean, share) == pytest.approx((peaks[inside].mean(), present[inside].mean()))
 
 
-def test_beta_lines_take_what_differs_in_nothing_else(tmp_path: Path) -> None:
+def test_beta_lines_use_runs_that_differ_only_in_beta(tmp_path: Path) -> None:
     write_facts(tmp_path / "beta")
     for beta in (2.0, 0.5, 1.0):
         for seed in (0, 1):
@@ -226,7 +226,7 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
     assert said in report.warnings and said in table_of(report, "table3-canonical").notes
     assert "intervals-canonical" not in [table.name for table in report.tables]
     notes = table_of(report, "differences-canonical").notes
-    assert "One seed: of these trained heads alone, other seeds may differ." in notes
+    assert "One seed: holds for these trained heads only, other seeds may differ." in notes
 
 
 def test_split_without_expressions_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_split_without_expressions_is_named_and_the_rest_is_shown(tmp_path: Path
 
 def test_run_without_any_test_split_is_refused(tmp_path: Path) -> None:
     write_trial(tmp_path, "full", table=make_table({"val": 2}))
-    with pytest.raises(StatisticsError, match=r"holds no expression of test_s, test_u, test_n \(it holds val\); a rep"):
+    with pytest.raises(StatisticsError, match=r"has no expression of test_s, test_u, test_n \(it has val\); a rep"):
         build_report([tmp_path], Options())
 
 
@@ -254,13 +254,13 @@ def test_random_features_are_stamped_on_every_table(tmp_path: Path) -> None:
     assert all(RANDOM in table.notes for table in report.tables) and len(report.tables) == 10
 
 
-def test_what_is_not_known_of_an_older_sweep_is_said(tmp_path: Path) -> None:
+def test_missing_facts_of_an_older_sweep_are_reported(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps({"id": "x"}))
     write_trial(tmp_path, "full")
     write_trial(tmp_path, "broken", quality=None, state="failed")
     warnings = " ".join(build_report([tmp_path], Options()).warnings)
-    assert "Whether the features are of random weights is not known" in warnings
-    assert "Constant predictions are not known by canonical" in warnings
+    assert "Whether the features have random weights is not known" in warnings
+    assert "Constant predictions are missing for canonical" in warnings
     assert "Not finished, and left out: broken, seed 0 (failed)." in warnings
 
 
@@ -281,7 +281,7 @@ def two_stores(tmp_path: Path) -> list[Path]:
 
 def test_runs_of_different_stores_are_refused_unless_asked_for_and_then_marked(tmp_path: Path) -> None:
     sweeps = two_stores(tmp_path)
-    with pytest.raises(StatisticsError, match=r"two-store another-.*one-store fingerpr.* are not to be compared in"):
+    with pytest.raises(StatisticsError, match=r"two-store another-.*one-store fingerpr.* cannot be compared in"):
         build_report(sweeps, Options(reference="full (one-store fingerpr)"))
     report = build_report(sweeps, Options(mixed=True, published=True, reference="full (one-store fingerpr)"))
     rows = table_of(report, "table3-canonical").rows
@@ -293,6 +293,20 @@ def test_runs_of_different_stores_are_refused_unless_asked_for_and_then_marked(t
         "one + vggish: full (one-store fingerpr)", "two + vggish: full (two-store another-)", "RoBERTa + VGGish",
     ]  # fmt: skip
     assert [column.group for column in encoders.columns] == ["Mix", "Mix"]
+
+
+def test_encoders_of_one_store_are_compared(tmp_path: Path) -> None:
+    """Rows that differ from the reference in their encoders alone; an ablation and another setting are none of them."""
+    write_facts(tmp_path, encoders={"text/roberta": "roberta", "audio/vggish": "vggish"})
+    lines = {"full": {}, "t": {"model__text": "flan-t5-base/tokens"}, "a": {"model__audio": "languagebind"},
+             "no_text": {"model__text": False}, "beta": {"model__beta": 2.0}}  # fmt: skip
+    for name, changes in lines.items():
+        write_trial(tmp_path, name, **changes)
+    table = table_of(build_report([tmp_path], Options(published=True)), "supplement3-canonical")
+    assert [row.label for row in table.rows] == [
+        "roberta + vggish: full", "roberta + languagebind: a", "flan-t5-base/tokens + vggish: t", "RoBERTa + VGGish",
+        "text Flan-T5", "text LanguageBind", "audio LanguageBind",
+    ]  # fmt: skip
 
 
 def test_stores_of_other_splits_have_columns_of_the_reference_alone(tmp_path: Path) -> None:
@@ -321,7 +335,7 @@ def test_masks_of_another_size_are_refused(tmp_path: Path, monkeypatch: pytest.M
         build_report([tmp_path / "s"], Options())
 
 
-def test_same_name_with_other_settings_is_a_row_of_its_own(tmp_path: Path) -> None:
+def test_same_name_with_other_settings_is_a_separate_row(tmp_path: Path) -> None:
     for rate in (1e-4, 1e-3):
         write_trial(tmp_path, "full", train__learning_rate=rate, quality=0.4 + 100 * rate)
     report = build_report([tmp_path], Options(reference="full (learning_rate 0.001)"))
@@ -336,17 +350,17 @@ def test_run_that_is_there_twice_is_refused_and_one_of_two_sweeps_counts_once(tm
     assert table_of(report, "table3-canonical").rows[0].num_seeds == 1
     facts = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**facts, "key": "another"}))
-    with pytest.raises(ConfigError, match=r"full, seed 0 is there twice with the same settings, in .*; remove one of"):
+    with pytest.raises(ConfigError, match=r"full, seed 0 occurs twice with the same settings, in .*; remove one of"):
         build_report([tmp_path / "a", tmp_path / "b"], Options())
 
 
 def test_statistics_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
     folder = write_trial(tmp_path, "full", quality=None)
-    with pytest.raises(StatisticsError, match=r"has no statistics \(there is no statistics.parquet\); evaluate the"):
+    with pytest.raises(StatisticsError, match=r"has no statistics \(statistics.parquet is missing\); evaluate the"):
         build_report([tmp_path], Options())
     other = write_trial(tmp_path / "other", "full", store="elsewhere")
     (folder / "statistics.parquet").write_bytes((other / "statistics.parquet").read_bytes())
-    with pytest.raises(StatisticsError, match="is of the store elsewhere, the run of fingerprint-of-tests; remove"):
+    with pytest.raises(StatisticsError, match="is from the store elsewhere, the run from fingerprint-of-tests; remove"):
         build_report([tmp_path], Options())
     path = write_trial(tmp_path / "good", "full") / "statistics.parquet"
     good, columns = path.read_bytes(), pq.read_metadata(path).row_group(0)
@@ -376,7 +390,7 @@ def test_details_are_of_frames_with_and_without_the_object_and_of_one_threshold(
 
 
 def test_unknown_reference_is_one_line(sweep: Path) -> None:
-    with pytest.raises(ConfigError, match="--reference 'ful' is no row; did you mean 'full'"):
+    with pytest.raises(ConfigError, match="--reference 'ful' is not a row; did you mean 'full'"):
         build_report([sweep], Options(reference="ful"))
     report = build_report([sweep], Options(reference="no_text"))
     assert report.reference == "no_text" == table_of(report, "table3-canonical").rows[0].label

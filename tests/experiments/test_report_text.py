@@ -1,4 +1,4 @@
-"""Markdown, LaTeX and CSV: numbers come through, and nothing that a user typed is taken for markup."""
+"""Markdown, LaTeX and CSV: numbers are unchanged, and text from users is never interpreted as markup."""
 
 import csv
 import io
@@ -42,7 +42,7 @@ def test_markdown_is_a_table_that_names_its_protocol() -> None:
 
 
 @pytest.mark.parametrize("label", NASTY)
-def test_markdown_keeps_its_columns_whatever_a_label_holds(label: str) -> None:
+def test_markdown_keeps_its_columns_for_any_label(label: str) -> None:
     lines = markdown(make_report(label)).splitlines()
     rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == 4
@@ -51,7 +51,7 @@ def test_markdown_keeps_its_columns_whatever_a_label_holds(label: str) -> None:
 
 
 @pytest.mark.parametrize("label", NASTY)
-def test_latex_escapes_what_it_would_read(label: str) -> None:
+def test_latex_special_characters_are_escaped(label: str) -> None:
     row = next(line for line in latex(make_report(label)).splitlines() if "other store" in line)
     cells = re.split(r"(?<!\\)&", row)
     assert len(cells) == 4 and cells[1].strip() == "3" and row.endswith(r"\\")
@@ -90,6 +90,6 @@ def test_csv_says_on_each_line_that_features_are_random() -> None:
     assert {line["mark"] for line in lines} == {"other store; random features", "random features"}
 
 
-def test_text_is_one_line_without_what_cannot_be_seen() -> None:
+def test_text_is_one_line_without_invisible_characters() -> None:
     assert escape_markdown("a\n\tb\x00c‮d") == "a b c d" == escape_latex("a\n\tb\x00c‮d")
     assert escape_latex("±") == r"$\pm$"

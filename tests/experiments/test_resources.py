@@ -1,4 +1,4 @@
-"""What trials ask for, and what finds room on the nodes."""
+"""Resource requests of trials, and whether they fit on the nodes."""
 
 import pytest
 

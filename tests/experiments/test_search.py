@@ -1,4 +1,4 @@
-"""A search: its section, the points it suggests, and that the ledger alone decides how it goes on."""
+"""A search: its section, the points it suggests, and that its continuation depends only on the ledger."""
 
 import dataclasses
 import json
@@ -93,7 +93,7 @@ def test_tpe_finds_better_points_than_chance(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("method", ["random", "tpe"])
-def test_search_that_is_resumed_or_grown_suggests_what_it_would_have(tmp_path: Path, method: str) -> None:
+def test_resumed_or_extended_search_suggests_the_same_points(tmp_path: Path, method: str) -> None:
     def text(budget: int) -> str:
         return f"\n  budget: {budget}\n  method: {method}{RANGES}"
 
@@ -194,7 +194,7 @@ def test_pruned_trials_are_known_from_the_ledger(tmp_path: Path) -> None:
     assert again.suggest() is not None and again.best() is None
 
 
-def test_what_was_decided_at_a_rung_stays(tmp_path: Path) -> None:
+def test_rung_decisions_are_kept(tmp_path: Path) -> None:
     search = search_in(tmp_path, ASHA)
     entries = [search.suggest() for _ in range(3)]
     for entry, value in zip(entries, (0.5, 0.1, 0.9), strict=True):
@@ -210,7 +210,7 @@ def test_what_was_decided_at_a_rung_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["random", "tpe"])
-def test_values_that_do_not_agree_are_no_point(tmp_path: Path, method: str) -> None:
+def test_conflicting_values_are_not_a_point(tmp_path: Path, method: str) -> None:
     ranges = "{train.sampling: {choice: [dimension, uniform]}, train.acoustic_temporal_weight: {uniform: [1, 3]}}"
     found = _drain(search_in(tmp_path, f"\n  budget: 8\n  method: {method}\n  ranges: {ranges}"))
     assert [entry.trial.config.train.sampling for entry in found] == ["dimension"] * 8

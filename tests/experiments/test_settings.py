@@ -1,4 +1,4 @@
-"""refavs-sweep settings lists every setting with its default, what it accepts and what it means."""
+"""refavs-sweep settings lists every setting with its default, accepted values and meaning."""
 
 import pytest
 import yaml
@@ -59,7 +59,7 @@ def test_list_fits_the_terminal(
 def test_head_chooses_a_section_or_less(capsys: pytest.CaptureFixture[str]) -> None:
     lines = lines_of(capsys, "train.batch_size")
     assert lines[0] == f"train.batch_size = {TrainConfig().batch_size}  (whole number)"
-    assert lines[1].startswith("    expressions in a batch")
+    assert lines[1].startswith("    number of expressions per optimiser step")
     found = [line.split(".")[0] for line in lines_of(capsys, "loss") if line and line[0] != " "]
     assert set(found) == {"loss"}
 
@@ -84,6 +84,6 @@ def test_settings_of_a_head_are_listed_by_its_name(capsys: pytest.CaptureFixture
     names = {line.split(" =")[0] for line in lines_of(capsys, "released", "model") if line and line[0] != " "}
     assert names == {"model.head", "model.visual", "model.audio", "model.text", "model.channels", "model.num_queries",
                      "model.decoder_layers", "model.decoder_feedforward_channels"}  # fmt: skip
-    assert "model.head = eemc  (eemc, released)" in lines_of(capsys)
+    assert "model.head = eemc  (eemc, released, avsbench, avsegformer, gavs)" in lines_of(capsys)
     assert main(["settings", "released", "eemc"]) == 2
     assert "released and eemc are two heads; name one" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A folder of results holds what its seal says, whenever its writer is killed; the same command finishes it."""
+"""A folder of results always matches its seal, even if its writer is killed; the same command completes it."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""A trial's state: whole or not at all, and equal after a round trip."""
+"""A trial's state: written atomically, and equal after a round trip."""
 
 import json
 from collections.abc import Mapping

@@ -1,10 +1,10 @@
-"""Sweeps over several stores: which may be compared, and how their trials are named and known."""
+"""Sweeps over several stores: which stores may be compared, and the names and keys of their trials."""
 
 from pathlib import Path
 
 import pytest
 
-from experiments.grid.expand import expand, read_grid
+from experiments.grid.expand import expand
 from experiments.records.stores import contents_digest, features_in, named_locations, store_of, with_stores
 from refavs.errors import ConfigError, StoreError
 from refavs.store import FeatureStore
@@ -57,8 +57,9 @@ def test_every_trial_runs_on_every_store(stores: dict[str, FeatureStore]) -> Non
     assert with_stores(grid, {"": stores["vit"]}) is grid
 
 
-def test_grid_encoders_is_a_trial_a_store_and_seed(stores: dict[str, FeatureStore]) -> None:
-    names = [trial.title for trial in with_stores(read_grid("encoders"), stores).trials]
+def test_grid_without_axes_is_a_trial_a_store_and_seed(stores: dict[str, FeatureStore]) -> None:
+    grid = expand("g", {"seeds": [0, 1, 2]}, "g.yaml", {})
+    names = [trial.title for trial in with_stores(grid, stores).trials]
     assert names == [f"encoders {name}, seed {seed}" for seed in (0, 1, 2) for name in ("swin", "vit")]
 
 

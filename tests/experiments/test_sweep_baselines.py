@@ -1,4 +1,4 @@
-"""The constant predictions beside a sweep without Ray: trials wait for them at no time, and the table has them."""
+"""Constant predictions during a sweep without Ray: trials never wait for them, and the table contains them."""
 
 import sys
 import threading

@@ -1,4 +1,4 @@
-"""MLflow runs: parent and children, nothing doubled by a resume, statuses that are true."""
+"""MLflow runs: parent and children, no duplicates after a resume, and correct statuses."""
 
 import functools
 import subprocess

@@ -422,7 +422,7 @@ def test_sampler_balances_dimensions(store: FeatureStore) -> None:
 
 def test_sampler_draws_the_hardest_dimension_more_often(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(train__sampling="dimension", train__steps_per_epoch=10, train__acoustic_temporal_weight=2.0)
-    monkeypatch.setattr("experiments.training.sampler.HARDEST", "acoustic")
+    monkeypatch.setattr("experiments.training.sampler.ACOUSTIC_TEMPORAL", "acoustic")
     counts = store.expressions["dimension"].iloc[Sampler(config, store).rows(0)].value_counts()
     assert counts.to_dict() == {"acoustic": 40, "spatial": 20}
     with pytest.raises(ConfigError, match=r"acoustic_temporal_weight is 2\.0 with train\.sampling uniform"):

@@ -1,4 +1,4 @@
-"""What a process of trials says when one of them, or the process itself, cannot go on; without Ray."""
+"""Reports of a trial process when a trial, or the process itself, cannot continue; without Ray."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What each second of a film shows and sounds like: as it was read, and as ffmpeg's own command has it."""
+"""Picture and tone of each second of a video: as read by refavs, and according to ffmpeg's command."""
 
 import math
 import re

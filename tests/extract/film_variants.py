@@ -1,34 +1,19 @@
-"""Films as people have them, with what each second must show: codec x container x offsets x matrix x tracks x cuts.
+"""Realistic videos with the expected content of each second: codec x container x offsets x matrix x tracks x cuts.
 
 The truth follows from how a film is built, never from a decoder.
 """
 
-import importlib.util
 import math
 import struct
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
 
+from tests.extract import mp4_boxes as boxes
+from tests.extract.film_oracle import Shown
+from tests.extract.films import Pictures, Sound, Subtitles, write_film
 
-def sibling(name: str) -> ModuleType:
-    """A module of this folder, which is no package."""
-    known = f"tests_extract_{name}"
-    if known not in sys.modules:
-        spec = importlib.util.spec_from_file_location(known, Path(__file__).parent / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[known] = module
-        spec.loader.exec_module(module)
-    return sys.modules[known]
-
-
-films, boxes = sibling("films"), sibling("mp4_boxes")
-Pictures, Sound, Subtitles, write_film = films.Pictures, films.Sound, films.Subtitles, films.write_film
-Shown = sibling("film_oracle").Shown
 PLAIN = ("TL", "TR")
 
 

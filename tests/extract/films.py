@@ -1,4 +1,4 @@
-"""Films of which every second is known: grey 40 + 10 k and a tone of 300 + 100 k Hz in second k, in any container.
+"""Videos with known content: grey 40 + 10 k and a tone of 300 + 100 k Hz in second k, in any container.
 
 Two corners of the picture are marked, white at the top left and black at the top right, so that turns and mirrors show.
 """

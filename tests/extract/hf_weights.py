@@ -1,4 +1,4 @@
-"""Folders of made-up pretrained weights, as the hub has them: right names and sizes, random values of order 1."""
+"""Folders of fake pretrained weights in the hub's layout: right names and sizes, random values of order 1."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from extract.encoders.hub_text import TextSettings
 from extract.encoders.mask2former import VisualSettings
-from extract.encoders.roberta import RobertaSettings
 from extract.encoders.tokenizer import train_tokenizer
 from refavs.machine.torchvision_shim import ensure_torchvision
 
@@ -23,7 +23,7 @@ def randomise(module: nn.Module, seed: int, gain: float = 1.0) -> None:
             elif parameter.ndim > 1:
                 centre, spread = 0.0, gain * parameter[0].numel() ** -0.5
             else:
-                centre, spread = float("norm" in name and name.endswith("weight")), 0.3
+                centre, spread = float("norm" in name.lower() and name.endswith("weight")), 0.3
             parameter.copy_(centre + spread * torch.randn(parameter.shape, generator=generator))
 
 
@@ -57,16 +57,12 @@ def write_mask2former(folder: Path, visual: VisualSettings, seed: int = 0, **opt
     return model
 
 
-def write_roberta(folder: Path, settings: RobertaSettings, texts: list[str], seed: int = 0) -> nn.Module:
+def write_roberta(folder: Path, settings: TextSettings, texts: list[str], seed: int = 0) -> nn.Module:
     """Saves a RoBERTa with its language head, as the hub has it, and a tokenizer trained on `texts`."""
     ensure_torchvision()
     from transformers import RobertaConfig, RobertaForMaskedLM
 
-    model = RobertaForMaskedLM(RobertaConfig(
-        vocab_size=settings.vocabulary, hidden_size=settings.channels, num_hidden_layers=settings.num_layers,
-        num_attention_heads=settings.num_heads, intermediate_size=settings.feedforward_channels,
-        max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5,
-    )).eval()  # fmt: skip
+    model = RobertaForMaskedLM(RobertaConfig(**settings.config)).eval()
     randomise(model, seed)
     model.save_pretrained(folder)
     train_tokenizer(texts, 400).save(str(folder / "tokenizer.json"))

@@ -1,4 +1,4 @@
-"""Where a process and those that it started take connections, as the kernel says."""
+"""The addresses on which a process and its children listen, according to the kernel."""
 
 import ipaddress
 import os
@@ -11,7 +11,7 @@ LISTEN = "0A"
 
 def listening(pid: int) -> list[tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]]:
     """Address and port of each socket that takes connections from a network."""
-    sockets = {name for one in _with_children(pid) for name in _sockets(one)}
+    sockets = {name for one in with_children(pid) for name in _sockets(one)}
     found = []
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
@@ -29,12 +29,13 @@ def _address(words: bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def _with_children(pid: int) -> Iterator[int]:
+def with_children(pid: int) -> Iterator[int]:
+    """A process and all that it started."""
     yield pid
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
             for child in file.read_text().split():
-                yield from _with_children(int(child))
+                yield from with_children(int(child))
 
 
 def _sockets(pid: int) -> Iterator[str]:

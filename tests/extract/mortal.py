@@ -1,4 +1,4 @@
-"""Stands for a worker, and imports nothing that takes time: each of its processes would import it again."""
+"""A stand-in for a worker, without slow imports, because each of its processes would repeat them."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What refavs-extract --check-weights says of a folder."""
+"""The output of refavs-extract --check-weights for a folder."""
 
 import hashlib
 import pickle
@@ -46,7 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.long
-def test_each_file_is_found_with_its_hash_or_what_to_fetch(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_file_is_listed_with_hash_or_download_command(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check_weights(streams(whole), whole) == 2
     lines = lines_of(capsys)
     path = whole / "mask2former" / "model.safetensors"
@@ -100,7 +100,7 @@ def test_command_needs_no_source_and_no_store(tmp_path: Path, capsys: pytest.Cap
     shown = capsys.readouterr().out
     assert f"{'tiny-vggish':30} not needed" in shown and f"{tmp_path} has all that tiny-swin, tiny-vggish" in shown
     assert main(["--check-weights", str(tmp_path / "none")]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         main([])
     assert stopped.value.code == 2 and "SOURCE and STORE are required" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The command's answers to bad input, and what it says when there is nothing to do."""
+"""The command's messages for bad input, and if there is nothing to do."""
 
 import errno
 import json
@@ -17,6 +17,8 @@ from refavs.store.reader import FeatureStore
 from refavs.synthetic.write import write_benchmark
 from tests.extract.command import in_this_process, refusal, run_with, tiny
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -33,7 +35,7 @@ def test_missing_source_is_refused(capsys: pytest.CaptureFixture[str], tmp_path:
 def test_folder_without_videos_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     line = refusal(capsys, *tiny(tmp_path / "empty", tmp_path / "store"))
-    assert "empty has none of the known layouts; accepted: a benchmark" in line
+    assert "empty matches no known layout; accepted: a benchmark" in line
 
 
 def test_csv_without_a_column_is_refused(capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path) -> None:
@@ -65,7 +67,7 @@ def test_encoders_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list-encoders"]) == 0
     out = capsys.readouterr().out
     assert "vggish: audio, takes sound 16 kHz, 72,141,184 parameters, licence Apache-2.0, weights https://" in out
-    assert "pixel_decoder: mask_features 10x256x96x96 float16" in out and "62,668,800 bytes a clip of 10 s" in out
+    assert "pixel_decoder: mask_features 10x256x96x96 float16" in out and "62.7 MB a clip of 10 s" in out
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_long_expressions_are_named(
     arguments = tiny(bench / "videos", tmp_path / "store", "--expressions", tmp_path / "questions.csv")
     assert main([str(part) for part in arguments]) == 0
     out = capsys.readouterr().out
-    assert "1 expressions have more than 16 tokens and lose their end:" in out and f"tokens: '{long}'" in out
+    assert "1 expressions have more than 16 tokens and are truncated:" in out and f"tokens: '{long}'" in out
 
 
 def test_store_of_other_weights_is_refused(
@@ -179,7 +181,7 @@ def test_store_of_other_weights_is_refused(
     assert main([str(part) for part in tiny(bench, tmp_path / "store")]) == 0
     capsys.readouterr()
     line = refusal(capsys, *tiny(bench, tmp_path / "store", "--seed", "1"))
-    assert "random:0" in line and "random:1" in line and "remove it by refavs-store drop" in line
+    assert "random:0" in line and "random:1" in line and "remove it with refavs-store drop" in line
     assert "random:1" in refusal(capsys, *tiny(bench, tmp_path / "store", "--seed", "1", "--dry-run"))
 
 
@@ -289,7 +291,7 @@ def test_workers_are_as_many_as_find_a_gpu(gpus_per_worker: float, gpus: list[fl
 
 
 @pytest.mark.parametrize(("asked", "expected"), [({"gpus_per_worker": 1.0}, (1, 16)), ({"num_workers": 4}, (4, 4))])
-def test_processors_of_a_machine_are_dealt_to_the_workers_it_has(
+def test_processors_of_a_machine_are_divided_among_its_workers(
     monkeypatch: pytest.MonkeyPatch, asked: dict, expected: tuple[int, int]
 ) -> None:
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}}])

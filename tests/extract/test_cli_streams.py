@@ -1,4 +1,4 @@
-"""The command with several streams, clips of the same bytes, precisions, dry runs and stores elsewhere."""
+"""The command with several streams, identical clips, precisions, dry runs and remote stores."""
 
 import json
 import shutil
@@ -12,14 +12,17 @@ import torch
 from extract.cli import main
 from extract.encoders.mask2former import VisualEncoder
 from extract.encoders.pixel_decoder import FrozenPixelDecoder
-from extract.encoders.protocol import Encoder, EncoderSetup, Sound
+from extract.encoders.protocol import Encoder, EncoderSetup, Frames, Sound, Text
 from extract.encoders.registry import make_encoder
 from extract.pipeline.estimate import Seconds
 from extract.store_cli import main as store_command
 from refavs.store.format.schema import ArraySpec
 from refavs.store.reader import FeatureStore
+from refavs.store.verify import verify
 from refavs.synthetic.write import write_benchmark
 from tests.extract.command import in_this_process, refusal, run_with, streams_of, tiny
+
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,14 @@ def stamps(store: Path) -> dict[str, tuple[int, int]]:
     """Inode and time of every file of a store."""
     return {path.relative_to(store).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns)
             for path in store.rglob("*") if path.is_file()}  # fmt: skip
+
+
+def require_alone(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]], *folders: str) -> None:
+    """Files came only to these folders; of the others the store's own description alone was written again."""
+    changed = {name for name, stamp in before.items() if after.get(name) != stamp}
+    assert changed <= {"zarr.json", "commits/listing.json", ".lock"}
+    added = {name for name in after.keys() - before.keys() if not name.endswith(".lock")}
+    assert added and all(name.startswith(folders) for name in added)
 
 
 class Loud(Encoder):
@@ -105,11 +116,7 @@ def test_stream_of_another_rate_is_added_and_dropped_without_touching_the_others
         monkeypatch.setattr(f"extract.encoders.{name}.encode", lambda *_: pytest.fail("computed again"))
     monkeypatch.setattr("extract.media.clip.fitted", lambda *_: pytest.fail("decoded again"))
     assert main([*map(str, (bench, store)), "--streams", "loud"]) == 0
-    after = stamps(store)
-    changed = {name for name, stamp in before.items() if after[name] != stamp}
-    assert changed <= {"zarr.json", "commits/listing.json", ".lock"}
-    added = {name for name in after.keys() - before.keys() if not name.endswith(".lock")}
-    assert added and all(name.startswith(("clips/audio/loud/", "commits/audio/loud/")) for name in added)
+    require_alone(before, stamps(store), "clips/audio/loud/", "commits/audio/loud/")
     opened = FeatureStore(store, use={"audio": "loud"})
     assert opened.finished and opened[0].audio.shape == (40, 1) and opened[0].audio.any()
     assert opened.fingerprint_of(paths) == read
@@ -119,15 +126,66 @@ def test_stream_of_another_rate_is_added_and_dropped_without_touching_the_others
     assert "has no stream 'audio/loud'" in capsys.readouterr().err
 
 
-def _with(encoder: Encoder) -> Any:
+def _with(*encoders: Encoder) -> Any:
+    named = {encoder.name: encoder for encoder in encoders}
+
     def make(name: str, setup: EncoderSetup) -> Encoder:
-        return encoder if name == encoder.name else make_encoder(name, setup)
+        return named[name] if name in named else make_encoder(name, setup)
 
     return make
 
 
+class Plain(Encoder):
+    """An encoder of the modality with which its name begins; its features are all the same."""
+
+    def __init__(self, name: str, width: int, takes: Frames | Sound | Text) -> None:
+        self.name, self.width, self.takes = name, width, takes
+        self.modality: Any = name.split("-")[0]
+        self.num_encoded = 0
+
+    def facts(self, level: str) -> dict[str, Any]:
+        return {"name": self.name, "weights": "none", "precision": "fp32", "preprocessing": "none"}
+
+    def arrays(self, seconds: int) -> dict[str, list[ArraySpec]]:
+        if self.modality == "text":
+            return {"": [ArraySpec(name="features", shape=(2, self.width), dtype="float32", axes=("l", "c"),
+                                   statistics=True, valid="valid"),
+                         ArraySpec(name="valid", shape=(2,), dtype="bool", axes=("l",))]}  # fmt: skip
+        axes = ("t", "c", "h", "w") if self.modality == "visual" else ("t", "c")
+        shape = (seconds, self.width, 1, 1)[: len(axes)]
+        return {"": [ArraySpec(name="map" if self.modality == "visual" else "features", shape=shape, dtype="float32",
+                               axes=axes, statistics=True)]}  # fmt: skip
+
+    def encode(self, batch: Any, levels: Any) -> list[dict[str, np.ndarray]]:
+        self.num_encoded += len(batch)
+        made = {spec.name: np.ones(spec.shape, spec.dtype) for spec in self.arrays(10)[""]}
+        return [made for _ in batch]
+
+
+@pytest.mark.parametrize(
+    "num_clips", [pytest.param(3, marks=pytest.mark.long), pytest.param(1000, marks=pytest.mark.slow)]
+)
+def test_text_of_another_width_is_computed_and_written_alone(
+    num_clips: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_with(monkeypatch, in_this_process)
+    bench, store = tmp_path / "bench", tmp_path / "store"
+    write_benchmark(bench, num_clips=num_clips, seed=1, size=48, videos=False)
+    first = [Plain("visual-a", 3, Frames(size=2)), Plain("audio-a", 4, Sound(rate_hz=16_000)),
+             Plain("text-a", 5, Text())]  # fmt: skip
+    wide = Plain("text-wide", 7, Text())
+    monkeypatch.setattr("extract.encoders.streams.make_encoder", _with(*first, wide))
+    assert main([str(bench), str(store), "--streams", "visual-a,audio-a,text-a"]) == 0
+    before, num_encoded = stamps(store), [encoder.num_encoded for encoder in first]
+    assert min(num_encoded[:2]) >= num_clips and len(FeatureStore(store).clips) >= num_clips
+    assert main([str(bench), str(store), "--streams", "text-wide"]) == 0
+    assert [encoder.num_encoded for encoder in first] == num_encoded and wide.num_encoded == num_encoded[2]
+    require_alone(before, stamps(store), "text/text-wide/", "commits/text/text-wide/")
+    assert not verify(store).damage
+
+
 @pytest.mark.long
-def test_another_version_of_an_encoder_lies_beside_the_first_under_a_name_of_its_own(
+def test_second_version_of_an_encoder_is_stored_under_its_own_name(
     capsys: pytest.CaptureFixture[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_with(monkeypatch, in_this_process)

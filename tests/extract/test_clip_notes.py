@@ -1,6 +1,5 @@
-"""What is odd about a clip: kept in the store with it, counted by kind as a run ends and by refavs-store."""
+"""Peculiarities of clips: stored with the clip, and counted by kind at the end of a run and by refavs-store."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -9,12 +8,10 @@ from extract.cli import main
 from extract.media.notes import NOTES, counted, oddities
 from extract.store_cli import main as store_main
 from refavs.store.reader import FeatureStore
+from tests.extract import film_variants
 from tests.extract.command import in_this_process, run_with, tiny
 
-_spec = importlib.util.spec_from_file_location("film_variants", Path(__file__).parent / "film_variants.py")
-assert _spec is not None and _spec.loader is not None
-film_variants = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(film_variants)
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 FILMS = {
     "plain": "libx264 flac 16000.mp4", "late": "picture 2 s late.mkv", "joined": "two parts joined.mkv",

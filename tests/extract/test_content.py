@@ -1,4 +1,4 @@
-"""Content keys: clips of the same bytes have the same keys, whatever they are called."""
+"""Content keys: clips with identical bytes have the same keys, regardless of their names."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a dry run says of weights, which it neither downloads nor loads."""
+"""A dry run's output about weights, which it neither downloads nor loads."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("extract.encoders.weights._reachable", "huggingface_hub.hf_hub_download",
                  "torch.hub.download_url_to_file",
                  "extract.encoders.mask2former.load_tensors", "extract.encoders.vggish.load_tensors",
-                 "extract.encoders.roberta.load_tensors", "extract.encoders.weights.file_stamp"):
+                 "extract.encoders.hub_folder.load_tensors", "extract.encoders.weights.file_stamp"):
         monkeypatch.setattr(name, refuse)
     monkeypatch.setattr(dry_run, "calibrate", lambda *_: Seconds(decode=0.1, write=0.1, clip={"a": 1.1}, text={}))
 
@@ -52,7 +52,7 @@ def test_weights_that_would_be_downloaded_are_named_and_not_fetched(
     for part in ("mask2former-swin-base-ade, facebook/mask2former-swin-base-ade-semantic", "vggish, https:",
                  "roberta-base, FacebookAI/roberta-base (model", "roberta-base, tokenizer, FacebookAI/roberta-base"):
         assert f"not on this machine, a run downloads it: {part}" in out
-    assert "about" in out and not (tmp_path / "store").exists() and "is seen when they are" not in out
+    assert "about" in out and not (tmp_path / "store").exists() and "can be checked when they are" not in out
 
 
 def test_weights_that_the_folder_lacks_are_all_named_with_status_2(
@@ -88,7 +88,7 @@ def test_store_of_weights_that_are_elsewhere_is_taken_to_be_the_right_one(
 ) -> None:
     store = store_of(tmp_path, videos, SHA)
     assert main([str(videos), str(store), "--dry-run"]) == 0
-    assert "is seen when they are on this machine" in printed(capsys)
+    assert "can be checked when they are on this machine" in printed(capsys)
     assert "precision" in refusal(capsys, videos, store, "--dry-run", "--precision", "bf16")
 
 
@@ -110,7 +110,7 @@ def test_gpu_that_fails_is_one_line(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert main([str(videos), str(tmp_path / "store"), "--dry-run", "--gpus-per-worker", "1"]) == 0
-    assert "the GPU fails, so that no time was measured: CUDA out of memory." in printed(capsys)
+    assert "the GPU fails, so no time was measured: CUDA out of memory." in printed(capsys)
 
 
 def test_presets_are_lists_of_streams(videos: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What every encoder promises, and each one's own behaviour."""
+"""The contract of every encoder, and the specific behaviour of each."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from extract.encoders.contract import check_encoder
+from extract.encoders.hub_folder import HubFolder
 from extract.encoders.listing import described
 from extract.encoders.mask2former import LEVELS, VisualEncoder
 from extract.encoders.networks import refuse_precision
@@ -55,7 +56,7 @@ INPUTS = {"visual": frames, "audio": sound, "text": lambda seed=0: ["The loudest
 
 
 def encode(encoder: Encoder, item: Any, levels: tuple[str, ...] = LEVELS) -> Any:
-    return encoder.encode([encoder.prepare(item)], levels)[0]
+    return encoder.encode([encoder.prepare(item)], levels if encoder.modality == "visual" else [""])[0]
 
 
 def cosines(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, float]:
@@ -80,13 +81,18 @@ def test_every_encoder_is_made_without_weights_and_says_what_it_is() -> None:
 
 @pytest.mark.long
 def test_parameters_are_counted_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hollow(build: Any, seed: int | None) -> Any:
+    def without_memory(hub: HubFolder, kind: Any, config: Any, unused: Any = (), **options: Any) -> torch.nn.Module:
+        with torch.device("meta"):
+            return kind(config, **options)
+
+    def hollow(build: Any, seed: int | None) -> torch.nn.Module:
         with torch.device("meta"):
             return build()
 
-    monkeypatch.setattr("extract.encoders.hub_folder.randomly", hollow)
+    monkeypatch.setattr(HubFolder, "network", without_memory)
     monkeypatch.setattr("extract.encoders.mask2former.randomly", hollow)
-    for name, encoder in all_encoders(EncoderSetup(weights=WeightSource(kind="random", seed=None))).items():
+    setup = EncoderSetup(weights=WeightSource(kind="random", seed=None), device="meta")
+    for name, encoder in all_encoders(setup).items():
         network: Any = encoder
         network = network.build() if encoder.modality == "visual" else network._network
         assert sum(weights.numel() for weights in network.parameters()) == encoder.num_parameters, name
@@ -127,7 +133,7 @@ def test_visual_clips_of_a_batch_have_the_bytes_they_have_alone(visual: VisualEn
 
 
 @pytest.mark.long
-def test_visual_frames_of_all_clips_in_one_pass_are_dealt_back_to_their_clips(visual: VisualEncoder) -> None:
+def test_frames_of_all_clips_in_one_pass_are_returned_per_clip(visual: VisualEncoder) -> None:
     """As on a GPU, where the size of the batch may move the last bit."""
     clips = [frames(seed) for seed in range(2)]
     together = visual._clips(np.concatenate(clips), 2, LEVELS)
@@ -183,7 +189,7 @@ def test_audio_bf16_is_close_to_fp32(audio: VGGishEncoder) -> None:
 
 def test_fp16_is_refused_where_it_would_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)
-    with pytest.raises(ConfigError, match=r"--precision fp16 needs a GPU, .*; take fp32 or bf16, or --device cuda"):
+    with pytest.raises(ConfigError, match=r"--precision fp16 needs a GPU, .*; use fp32 or bf16, or --device cuda"):
         refuse_precision("fp16", "cpu")
     refuse_precision("fp16", "cuda")
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: True)
@@ -277,7 +283,7 @@ def test_text_features_of_padding_are_zero(text: RobertaEncoder) -> None:
 
 def test_texts_of_one_pass_are_as_by_themselves(text: RobertaEncoder) -> None:
     items = [text.prepare(each) for each in ("The star.", "The loudest object before the disc.", "")]
-    for item, found in zip(items, text._features(items), strict=True):  # as on a GPU
+    for item, found in zip(items, text._features(items, [""]), strict=True):  # as on a GPU
         (alone,) = text.encode([item], [""])
         np.testing.assert_allclose(found["features"], alone["features"], atol=2e-3)
         assert np.array_equal(found["valid"], alone["valid"])
@@ -287,7 +293,7 @@ def test_text_that_is_too_long_is_named(text: RobertaEncoder) -> None:
     long = "The object that was making a sound before the star and the disc started to be heard again."
     count = text.num_tokens(long)
     assert text.remarks(["The star."]) == [] and text.remarks(["The star.", long]) == [
-        "tiny-roberta: 1 expressions have more than 16 tokens and lose their end:", f"  {count} tokens: {long!r}"]
+        "tiny-roberta: 1 expressions have more than 16 tokens and are truncated:", f"  {count} tokens: {long!r}"]
     assert count > 16 and encode(text, long)["valid"].all()
 
 

@@ -1,4 +1,4 @@
-"""A program whose command line is no valid Unicode may start Ray."""
+"""A program whose command line is not valid Unicode can start Ray."""
 
 import pytest
 from ray._private import utils

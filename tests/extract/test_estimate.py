@@ -1,4 +1,4 @@
-"""What a dry run says, against what a run then does."""
+"""The estimate of a dry run against the actual run."""
 
 from collections import Counter
 from pathlib import Path
@@ -106,7 +106,7 @@ def test_visual_encoder_is_timed_on_a_frame_unless_a_clip_is_quick(
     assert slow.calls == calls
 
 
-def test_on_a_gpu_decoding_and_writing_go_on_beside_the_encoders() -> None:
+def test_on_a_gpu_decoding_and_writing_overlap_with_encoding() -> None:
     missing = Missing(units=Counter(clips=10, text=3), rows=Counter(), shards=Counter(), num_bytes=0,
                       inputs=Counter(seen=10, heard=10, read=3))  # fmt: skip
     each = Seconds(decode=8.0, write=2.0, clip={"seen": 4.0, "heard": 1.0}, text={"read": 1.0})

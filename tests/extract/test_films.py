@@ -1,19 +1,15 @@
-"""Films of which every second is known, and the files of the cases, second by second against truth and ffmpeg."""
+"""Videos with known content, and the files of the cases, compared second by second with the truth and ffmpeg."""
 
-import importlib.util
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from refavs.data.layouts import Clip
+from tests.extract import film_oracle as oracle
+from tests.extract.film_variants import VARIANTS, Variant
 from tests.extract.one_form import Media, read_media
 
-_spec = importlib.util.spec_from_file_location("film_variants", Path(__file__).parent / "film_variants.py")
-assert _spec is not None and _spec.loader is not None
-film_variants = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(film_variants)
-oracle, VARIANTS, Variant = film_variants.sibling("film_oracle"), film_variants.VARIANTS, film_variants.Variant
 Shown = oracle.Shown
 
 MEDIA = next((parent / "shared/cases/media" for parent in Path(__file__).resolve().parents

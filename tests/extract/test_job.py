@@ -12,19 +12,21 @@ from pathlib import Path
 import pytest
 
 from extract.cli import main
+from extract.pipeline.local_ray import few_processes
 from extract.pipeline.plan import Job, Unit
 from extract.pipeline.ray_pool import Resources, run_jobs
 from extract.pipeline.worker import JobResult
 from refavs.errors import ConfigError, StoreError
 from refavs.store.reader import FeatureStore
 from refavs.synthetic.write import write_benchmark
-from tests.extract.command import in_this_process, run_with, streams_of
+from tests.extract.command import in_this_process, open_store, run_with, streams_of
 from tests.extract.make_videos import write_video
 from tests.extract.mortal import Mortal
 from tests.faults.command import prepare
 
 pytestmark = pytest.mark.ray
 OPTIONS = ("--preset", "tiny", "--weights", "random", "--workers", "2")
+TEXT = "text/tiny-roberta"
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,8 @@ def cluster() -> Iterator[None]:
     import ray
 
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    ray.init(address="local", num_cpus=2, object_store_memory=2**27, **quiet)
+    with few_processes():
+        ray.init(address="local", num_cpus=2, object_store_memory=2**27, **quiet)
     yield
     ray.shutdown()
 
@@ -88,14 +91,18 @@ def test_videos_are_extracted_once_each(
 
 
 @pytest.fixture
-def crew(cluster: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[JobResult]]:
+def crew(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[JobResult]]:
     """Runs jobs of the keys given with workers that stand for real ones."""
     monkeypatch.setattr("extract.pipeline.ray_pool.Worker", Mortal)
+    writer = open_store(tmp_path / "store", streams_of())
+
     def run_keys(
-        *keys: tuple[str, ...], location: str = "store", num_workers: int = 2, note: Callable[[str], None] | None = None
-    ) -> list[JobResult]:
-        jobs = [Job(kind="text", units=tuple(Unit(name=key, item=key, keys={}) for key in part), shards=())
-                for part in keys]  # fmt: skip
+        *keys: tuple[str, ...], location: str = writer.location, num_workers: int = 2,
+        note: Callable[[str], None] | None = None,
+    ) -> list[JobResult]:  # fmt: skip
+        plans = writer.plan(TEXT, keys)
+        jobs = [Job(kind="text", units=tuple(Unit(name=key, item=key, keys={TEXT: key}) for key in part),
+                    shards=(plan,)) for part, plan in zip(keys, plans, strict=True) if plan]  # fmt: skip
         results = run_jobs(jobs, location, streams_of(), Resources(num_workers=num_workers), note)
         return [result for result in results if result is not None]
 

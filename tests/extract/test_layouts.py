@@ -14,6 +14,8 @@ from tests.extract.command import in_this_process, refusal, run_with, tiny
 from tests.extract.make_videos import write_video
 from tests.refavs.test_layouts import Kitchen, installed, write_kitchen
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 
 @pytest.mark.long
 def test_ids_that_are_paths_are_safe_wherever_they_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A Ray of one's own on this machine: what its workers get, who cannot use it, starts that fail, and its folder."""
+"""A private Ray on this machine: its workers' environment, access control, failing starts, and its folder."""
 
 import importlib
 import os
@@ -14,7 +14,7 @@ from extract.pipeline import local_ray
 from extract.pipeline.local_ray import ray_at
 from refavs.errors import ConfigError
 from refavs.machine.environment import environment_of
-from tests.extract.listening import listening
+from tests.extract.listening import listening, with_children
 
 TIMED_OUT = "The current node timed out during startup. This could happen because some of the raylet failed to startup"
 
@@ -69,9 +69,11 @@ def test_workers_are_as_nice_as_the_driver_and_share_processors_and_memory_well(
         assert not set(local_ray.LOCAL_ENVIRONMENT) - {"MALLOC_ARENA_MAX"} & set(os.environ)
         nice, environment, num_bytes, found = ray.get(ray.remote(look).remote(ray.put(bytes(2**20))))
         address, places = ray.get_runtime_context().gcs_address, listening(os.getpid())
+        programs = b" ".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in with_children(os.getpid()))
         known = stranger(address)
         refused = stranger(address, RAY_AUTH_MODE="disabled"), stranger(address, RAY_AUTH_TOKEN="0" * 64)
     assert len(places) >= 5 and all(place.is_loopback for place, _ in places), places
+    assert b"raylet" in programs and not any(name in programs for name in (b"monitor.py", b"dashboard.py"))
     assert "ran code" in known and all("AuthenticationError" in told for told in refused), (known, refused)
     assert os.environ["RAY_AUTH_MODE"] == "disabled" and "RAY_AUTH_TOKEN" not in os.environ
     assert not ray.is_initialized()
@@ -168,7 +170,7 @@ def test_folder_that_ray_cannot_use_is_named_before_it_starts(monkeypatch: pytes
     assert "where this user may not write" in refused_folder()
 
 
-def test_name_too_long_for_a_socket_is_told_with_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_too_long_for_a_socket_is_reported_with_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "mkdir", lambda *_, **__: None)
     monkeypatch.setattr(local_ray.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**30))
     monkeypatch.setattr(local_ray.os, "access", lambda path, mode: True)

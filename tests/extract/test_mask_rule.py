@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.training.evaluate import rows_of
 from extract.cli import main
 from extract.pipeline.input_check import check_masks
 from extract.pipeline.plan import Masks, object_units
@@ -18,6 +19,8 @@ from refavs.store.reader import FeatureStore
 from refavs.synthetic.write import write_wav
 from tests.extract.command import in_this_process, refusal, run_with, tiny
 from tests.refavs.png import GREY, PALETTE, write_png
+
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 NULL = "null_m-a_0_10"
 TWO_WAYS = bytes([255, 255, 255, 0, 0, 0])  # index 1 is black, 0 is white
@@ -60,7 +63,7 @@ def test_masks_of_two_meanings_are_refused_before_anything_is_made(
     source = write_bench(tmp_path / "bench", "train a_0_10")
     draw(source, "a_0_10", PALETTE, TWO_WAYS)
     line = refusal(capsys, *tiny(source, tmp_path / "store", *more))
-    assert "gt_mask/a_0_10/fid_0/00000.png may be meant in two ways" in line
+    assert "gt_mask/a_0_10/fid_0/00000.png is ambiguous" in line
     assert "--mask-rule nonzero or --mask-rule index" in line and not (tmp_path / "store").exists()
 
 
@@ -111,6 +114,21 @@ def test_nulls_need_no_mask_files(tmp_path: Path) -> None:
     assert source.report.names["missing_masks"] == ["a_0_10/fid_0"]
     assert list(source.expressions["fid"]) == [-1, 0]
     assert [unit.name for unit in object_units(source, "auto")] == [f"{NULL}/0"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", ["masks/index_no_palette", "null-masks-not-shipped"])
+def test_source_of_the_cases_is_extracted_with_all_its_masks(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str
+) -> None:
+    run_with(monkeypatch, in_this_process)
+    assert main([*map(str, tiny(shared / "cases" / case, tmp_path / "store"))]) == 0
+    store = FeatureStore(tmp_path / "store")
+    table, shares = store.expressions, masks_of(tmp_path / "store")
+    assert {uid: share > 0 for uid, share in shares.items()} == {uid: "null" not in uid for uid in table["uid"]}
+    assert "null" not in case or [uid for uid in shares if "null" in uid]
+    for split in set(table["split"]):
+        assert len(rows_of(store, [split])) == (table["split"] == split).sum()
 
 
 def test_masks_of_a_null_are_empty_or_refused(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Decoding of real containers and of the benchmark's files, good and bad."""
 
-import importlib.util
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,12 +14,9 @@ from extract.media.forms import IMAGENET_MEAN, IMAGENET_STD, Frames
 from extract.media.pictures import fitted
 from refavs.data.layouts import Clip
 from refavs.errors import DatasetError
+from tests.extract import make_videos
 from tests.extract.one_form import SAMPLE_RATE_HZ, Media, read_media
 
-_spec = importlib.util.spec_from_file_location("make_videos", Path(__file__).parent / "make_videos.py")
-assert _spec is not None and _spec.loader is not None
-make_videos = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(make_videos)
 write_video, gray_of, TONE_HZ = make_videos.write_video, make_videos.gray_of, make_videos.TONE_HZ
 
 
@@ -81,7 +77,7 @@ def test_container_gives_each_second_and_its_sound(tmp_path: Path, name: str, se
     assert not media.silent and media.repeated_from_s is None
 
 
-def test_container_of_variable_frame_rate_shows_what_a_player_shows(tmp_path: Path) -> None:
+def test_variable_frame_rate_is_read_as_players_show_it(tmp_path: Path) -> None:
     times_s = [0, 0.1, 0.5, 1.2, 1.9, 2.0, 4.5, 5, 6, 7.7, 8, 9.3]
     media = read(write_video(tmp_path / "vfr.mp4", times_s=times_s))
     assert seconds_shown(media) == [0, 1, 2, 2, 4, 5, 6, 7, 8, 9]

@@ -1,8 +1,8 @@
-"""What overlaps in a worker, what is computed together, and how much of it exists at a time; encoders are stand-ins."""
+"""Overlap of stages in a worker, composition of batches, and memory, with fake encoders."""
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +16,12 @@ from extract.encoders.protocol import Encoder, Frames, Sound
 from extract.encoders.streams import Stream, StreamSet
 from extract.media.clip import Media
 from extract.pipeline.plan import Job, Unit, plan_jobs
-from extract.pipeline.worker import SPARE_CLIPS, STAGES, JobResult, Stages, Turns, Worker, ahead
+from extract.pipeline.ray_pool import result_without_worker
+from extract.pipeline.turns import SPARE_CLIPS, STAGES, Stages, Turns
+from extract.pipeline.worker import JobResult, Worker, ahead
 from refavs.data.layouts import Clip
 from refavs.errors import ConfigError, DatasetError
+from refavs.store.format.commits import record_name
 from refavs.store.format.schema import ArraySpec, StreamSpec
 from refavs.store.reader import FeatureStore
 from refavs.store.writer import StoreWriter
@@ -96,19 +99,23 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return begun
 
 
-def jobs_of(location: Path, num_clips: int, size: int) -> list[Job]:
+def jobs_of(
+    location: Path, num_clips: int, size: int, refill: bool = False, sounds: Mapping[str, str] | None = None
+) -> list[Job]:
+    """What is missing of some clips; `sounds` names those that sound like another."""
     streams = {id: StreamSpec(fingerprint={}, arrays=arrays, rows_per_shard=size) for id, arrays in ARRAYS.items()}
     writer = StoreWriter.open(
         location, streams=streams, source="test", seconds=1, fps=1.0, mask_size=2, objects_per_shard=1
     )
     names = [f"{number:02d}" for number in range(10, 10 + num_clips)]
-    clips = [Unit(name=name, item=Clip(id=name), keys=dict.fromkeys(ARRAYS, name)) for name in names]
-    return plan_jobs(writer, {"clips": clips, "text": [], "objects": []})
+    clips = [Unit(name=name, item=Clip(id=name), keys={VISUAL: name, AUDIO: (sounds or {}).get(name, name)})
+             for name in names]  # fmt: skip
+    return plan_jobs(writer, {"clips": clips, "text": [], "objects": []}, refill=refill)
 
 
 def worker(location: Path, visual: Visual, batch_clips: int = 1) -> Worker:
     encoders = {encoder.name: encoder for encoder in (visual, Audio())}
-    streams = {id: Stream(id=id, encoder=id.split("/")[1], level="".join(id.split("/")[2:]), arrays=arrays)
+    streams = {id: Stream(id=id, encoder=id.split("/")[1], level="".join(id.split("/")[2:]), given=arrays)
                for id, arrays in ARRAYS.items()}  # fmt: skip
     return Worker(str(location), StreamSet(encoders, streams, 1), 1, batch_clips)
 
@@ -134,6 +141,31 @@ def test_batches_are_neighbours_of_one_shard_whatever_fails(
             features = store.read(f"clips/{VISUAL}/res2", seen[str(name)]).numpy()
             assert (features[0, 0] == batch[0]).all() and (features[0, 1:] == name).all()
             assert (store.read(f"clips/{AUDIO}/features", heard[str(name)]).numpy() == name).all()
+
+
+def test_removed_shards_are_planned_with_the_rows_that_they_had(tmp_path: Path, decoded: list[int]) -> None:
+    clips: dict[str, Any] = {"num_clips": 8, "size": 2, "sounds": {"14": "10"}}
+    first = jobs_of(tmp_path, **clips)
+    done = worker(tmp_path, Visual())
+    assert [list(done.run(job).failures) for job in first] == [[], ["13"], [], []]
+    shards = {(shard.table, shard.index): shard for job in first for shard in job.shards}
+    removed = [(AUDIO, 2), (AUDIO, 3), (VISUAL, 0)]  # of the clip that has a sound of its own, not of its neighbour
+    for table, index in removed:
+        (tmp_path / record_name(table, index)).unlink()
+    again = jobs_of(tmp_path, **clips, refill=True)
+    planned = {(shard.table, shard.index): shard for job in again for shard in job.shards}
+    failed = {key: planned.pop(key) for key in [(VISUAL, 4), (AUDIO, 4)]}
+    assert planned == {key: shards[key] for key in removed} and {each.keys for each in failed.values()} == {("13",)}
+
+
+def test_job_that_is_given_up_reports_what_it_committed_as_done(tmp_path: Path, decoded: list[int]) -> None:
+    (job,) = jobs_of(tmp_path, 3, size=4)
+    reasons = dict.fromkeys(job.names, "its worker process died 3 times")
+    assert result_without_worker(job, reasons, str(tmp_path)) == JobResult(kind="clips", failures=reasons)
+    worker(tmp_path, Visual()).run(job)
+    assert result_without_worker(job, reasons, str(tmp_path)) == JobResult(kind="clips", num_done=3)
+    (tmp_path / record_name(AUDIO, 0)).unlink()
+    assert result_without_worker(job, reasons, str(tmp_path)).failures == reasons
 
 
 def test_condemned_keys_are_failed_without_being_touched(tmp_path: Path, decoded: list[int]) -> None:
@@ -169,6 +201,8 @@ def test_next_clip_is_decoded_while_one_is_encoded(tmp_path: Path, decoded: list
     result = worker(tmp_path, Visual(during=lambda names: names[0] < 12 and wait_for_next(names))).run(job)
     assert seen == [True, True] and result.error is None
     assert set(result.stages_s) == set(STAGES) and result.stages_s["encode"] > 0
+    inputs, seconds = result.encoded["seen"]
+    assert inputs == 3 and 0 < seconds <= result.stages_s["encode"]
 
 
 def test_decoding_stays_a_few_clips_ahead(tmp_path: Path, decoded: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""Sound frames placed on the clock of their file: stamps that lack, gaps, steps back, forms that change."""
+"""Audio frames placed on the clock of their file: missing time stamps, gaps, steps back, changing formats."""
 
 from fractions import Fraction
 
@@ -48,7 +48,7 @@ def test_gap_is_silent_and_noted_and_a_step_back_is_heard_once() -> None:
     assert levels(sound, 5) == [0.1, 0, 0.2, 0.4, 0] and sound.notes() == ["sound_gap", "sound_short"]
 
 
-def test_what_lies_before_the_clock_is_not_heard() -> None:
+def test_sound_before_the_clock_is_dropped() -> None:
     sound = PlacedSound(2)
     for start_s, level in ((-2, 0.1), (-1, 0.2), (0, 0.3), (1, 0.4), (2, 0.5)):
         sound.add(frame(start_s, 1, level))

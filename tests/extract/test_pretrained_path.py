@@ -1,4 +1,4 @@
-"""From a folder as the hub has it, through our extraction and our head, to the values of transformers' own model."""
+"""Extraction and head with weights from a folder in the hub's layout equal the transformers model."""
 
 import json
 import pickle
@@ -249,13 +249,13 @@ def test_checkpoint_of_other_tensors_is_refused(small: Case, tmp_path: Path, cha
 
 @pytest.mark.parametrize(("damage", "text"), [
     ("truncated", "is not a whole safetensors file"), ("pickle", "is not a whole safetensors file"),
-    ("bin", r"has no model.safetensors \(its pytorch_model.bin is a pickle\); fetch the checkpoint by hf download"),
-    ("missing", "has no model.safetensors; fetch the checkpoint by hf download facebook/mask2former-swin-base"),
-    ("no config", "config.json cannot be read .* fetch both by hf download"),
+    ("bin", r"has no model.safetensors \(its pytorch_model.bin is a pickle\); download the checkpoint with hf"),
+    ("missing", "has no model.safetensors; download the checkpoint with hf download facebook/mask2former-swin-base"),
+    ("no config", "config.json cannot be read .* download the whole checkpoint with hf download"),
     ("other config", "config.json describes no mask2former"),
-    ("heads", "says num_attention_heads=4, the head has 8; take --set model.num_heads=4"),
-    ("layers", "says decoder_layers=10, the head has 5; take --set model.decoder_layers=9"),
-    ("pre-norm", "says pre_norm=True, the head has False; take a checkpoint such as facebook/"),
+    ("heads", "says num_attention_heads=4, the head has 8; use --set model.num_heads=4"),
+    ("layers", "says decoder_layers=10, the head has 5; use --set model.decoder_layers=9"),
+    ("pre-norm", "says pre_norm=True, the head has False; use a checkpoint such as facebook/"),
 ])  # fmt: skip
 def test_damaged_checkpoint_is_refused(small: Case, tmp_path: Path, damage: str, text: str) -> None:
     folder = tmp_path / "mask2former"

@@ -1,4 +1,4 @@
-"""Text and sound with weights from a folder: the values of transformers' RoBERTa and of the published VGGish."""
+"""Text and audio encoders with weights from a folder equal transformers' RoBERTa and the published VGGish."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,24 +9,24 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.torch import save_file
 
+from extract.encoders.hub_text import TextSettings
 from extract.encoders.protocol import EncoderSetup
-from extract.encoders.roberta import BASE, RobertaEncoder, RobertaSettings, distilroberta_base
+from extract.encoders.roberta import BASE, RobertaEncoder, distilroberta_base
 from extract.encoders.vggish import SAMPLE_RATE_HZ, build_vggish, log_mel_patches, vggish
 from extract.encoders.weights import WeightSource
 from tests.extract.hf_weights import randomise, write_roberta
 
 TEXTS = ["The object that sounds before the star.", "The loudest one, is it?", "It"]
-SMALL = RobertaSettings(
-    length=14, channels=48, num_layers=3, num_heads=4, feedforward_channels=96, vocabulary=420,
-    repository="FacebookAI/roberta-base",
-)
+SMALL = TextSettings(length=14, repository="FacebookAI/roberta-base", config=dict(BASE.config) | {
+    "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 420,
+})  # fmt: skip
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     "settings", [SMALL, pytest.param(BASE, marks=pytest.mark.slow)], ids=["small", "base"]
 )
-def test_text_of_a_folder_is_that_of_transformers(settings: RobertaSettings, tmp_path: Path) -> None:
+def test_text_features_equal_those_of_transformers(settings: TextSettings, tmp_path: Path) -> None:
     """Their own tokenizer class, their own reading of the folder, each text alone and without padding."""
     write_roberta(tmp_path / "roberta-base", settings, TEXTS)
     from transformers import RobertaModel, RobertaTokenizerFast
@@ -52,7 +52,9 @@ def test_text_of_a_folder_is_that_of_transformers(settings: RobertaSettings, tmp
 def test_padding_that_is_kept_has_the_features_that_transformers_gives_it(tmp_path: Path) -> None:
     """As the release of Ref-AVS reads distilroberta-base: padded to the full length, nothing taken out."""
     released = distilroberta_base(EncoderSetup(weights=WeightSource())).settings
-    assert released == replace(BASE, num_layers=6, repository="distilbert/distilroberta-base", keeps_padding=True)
+    shallow = dict(BASE.config) | {"num_hidden_layers": 6}
+    assert released == replace(
+        BASE, config=shallow, repository="distilbert/distilroberta-base", keeps_padding=True)
     settings = replace(SMALL, repository="distilbert/distilroberta-base", keeps_padding=True)
     write_roberta(tmp_path / "distilroberta-base", settings, TEXTS)
     from transformers import RobertaModel, RobertaTokenizerFast
@@ -103,7 +105,7 @@ def published_vggish(patches: np.ndarray, state: dict[str, np.ndarray]) -> np.nd
 
 
 @pytest.mark.long
-def test_sound_with_weights_of_a_folder_is_that_of_the_published_network(tmp_path: Path) -> None:
+def test_audio_features_equal_those_of_the_published_network(tmp_path: Path) -> None:
     network = build_vggish()
     randomise(network, seed=1, gain=1.4)
     save_file(network.state_dict(), tmp_path / "vggish.safetensors")

@@ -1,4 +1,4 @@
-"""How many workers find room on the nodes of a cluster, and with how many threads each."""
+"""The number of workers that fit on the nodes of a cluster, and their threads."""
 
 import pytest
 

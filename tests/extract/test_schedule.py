@@ -1,4 +1,4 @@
-"""The scheduler alone: workers are names, and time does not pass."""
+"""The scheduler in isolation, with names for workers and no real time."""
 
 import random
 import time

@@ -1,6 +1,7 @@
-"""refavs-store on stores that refavs-extract made: repair computes what is lost, export and import go both ways."""
+"""refavs-store on extracted stores: repair recomputes lost rows, and export and import are lossless."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +10,14 @@ import pytest
 
 from extract.cli import main as extract
 from extract.store_cli import main
+from refavs.data.layouts.registry import find_clip
 from refavs.store.reader import FeatureStore
 from refavs.store.shard_writer import ShardWriter
 from refavs.store.verify import verify
 from refavs.synthetic.write import write_benchmark
 from tests.extract.command import in_this_process, run_with, tiny
 
-pytestmark = pytest.mark.long  # for what its fixtures make
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("small_networks")]  # for what its fixtures make
 
 MAPS = "clips/visual/tiny-swin/pixel_decoder/mask_features/c.0.0.0.0.0"
 
@@ -146,6 +148,22 @@ def test_repair_from_other_files_is_refused(
     assert "holds features of other files" in capsys.readouterr().err
 
 
+def test_folders_whose_names_are_no_text_are_extracted_and_repaired(bench: Path, tmp_path: Path) -> None:
+    place = tmp_path / os.fsdecode(b"caf\xe9 %41")
+    source = Path(shutil.copytree(bench, place / "bench", symlinks=True))
+    table = place / "about.csv"
+    table.write_text("video,exp\n" + "".join(f"{path.name},the dog\n" for path in (source / "videos").iterdir()))
+    root = place / "store"
+    assert extract([*map(str, tiny(source / "videos", root)), f"--expressions={table}"]) == 0
+    found = find_clip(FeatureStore(root).attributes, next((source / "videos").iterdir()).stem)
+    assert found is not None and found.video is not None and found.video.parent == source / "videos"
+    before = content(root)
+    flip(root / MAPS, 100)
+    flip(root / "expressions/uid/c.0.0", 1)
+    assert main(["repair", str(root)]) == 0
+    assert content(root) == before and not verify(root).damage
+
+
 def test_rows_that_are_gone_from_the_source_are_named(
     root: Path, bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,7 +173,7 @@ def test_rows_that_are_gone_from_the_source_are_named(
     flip(root / MAPS, 100)
     assert main(["repair", str(root), "--source", str(moved)]) == 3
     err = capsys.readouterr().err
-    assert "rows of visual/tiny-swin/pixel_decoder are lost, for the source does not have them any more" in err
+    assert "rows of visual/tiny-swin/pixel_decoder are lost, because the source no longer has them" in err
 
 
 def test_export_and_import_commands(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Where weights come from, and what is said where they are not."""
+"""Sources of weights, and the messages if they are missing."""
 
 import http.server
 import threading
@@ -16,7 +16,7 @@ from extract.encoders.weights import WeightSource, from_hub, from_url, in_folder
 from refavs.config import file_stamp
 from refavs.errors import WeightsError
 
-BOTH_WAYS_OUT = r"give a folder that has them with --weights-dir, or take --weights random"
+BOTH_WAYS_OUT = r"give a folder that has them with --weights-dir, or pass --weights random"
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_random_weights_depend_on_the_seed_alone() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_stamp_tells_files_apart(tmp_path: Path) -> None:
+def test_stamp_distinguishes_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_text(name)
     assert file_stamp(tmp_path / "a") != file_stamp(tmp_path / "b")

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from extract.encoders.mask2former import TINY
-from extract.encoders.roberta import TOKENIZER, RobertaEncoder, read_tokenizer
+from extract.encoders.roberta import RobertaEncoder
+from extract.encoders.tokens import SHIPPED, read_tokenizer
 from extract.media.clip import frame_size, read_media
 from extract.pipeline.worker import Worker
 from refavs.data.layouts import Clip, Source, read_source
@@ -22,7 +23,8 @@ from refavs.store.reader import FeatureStore
 from refavs.synthetic.write import write_benchmark
 from tests.extract.command import extract, jobs_of, open_store, streams_of
 
-pytestmark = pytest.mark.long  # what they read is made by encoders, or drawn
+# Long, as what they read is made by encoders, or drawn.
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("small_networks")]
 
 STREAMS = streams_of()
 
@@ -106,7 +108,7 @@ def damaged(bench: Path, root: Path) -> Source:
 
 
 @pytest.mark.long
-def test_worker_lists_what_it_cannot_read_and_does_the_rest(bench: Path, tmp_path: Path) -> None:
+def test_worker_lists_unreadable_units_and_computes_the_others(bench: Path, tmp_path: Path) -> None:
     source = damaged(bench, tmp_path / "copy")
     results = extract(source, tmp_path / "store", STREAMS)
     failures = {key: reason for result in results for key, reason in result.failures.items()}
@@ -124,7 +126,7 @@ def test_worker_lists_what_it_cannot_read_and_does_the_rest(bench: Path, tmp_pat
 
 
 @pytest.mark.long
-def test_worker_retries_what_failed_once_it_is_mended(bench: Path, tmp_path: Path) -> None:
+def test_worker_retries_failures_after_the_input_is_repaired(bench: Path, tmp_path: Path) -> None:
     source = damaged(bench, tmp_path / "copy")
     extract(source, tmp_path / "store", STREAMS)
     for folder in ("media", "gt_mask"):
@@ -188,7 +190,7 @@ def test_real_expressions_that_are_too_long_are_counted(shared: Path) -> None:
     assert len(texts) == 5226
     text = streams_of("base").encoders["roberta-base"]
     assert isinstance(text, RobertaEncoder)
-    tokenizer = read_tokenizer(TOKENIZER)
+    tokenizer = read_tokenizer([SHIPPED])
     encodings = tokenizer.encode_batch(texts)
     assert [tokenizer.decode(encoding.ids) for encoding in encodings] == texts
     expected = {text: len(encoding.ids) for text, encoding in zip(texts, encodings, strict=True) if len(encoding) > 25}

@@ -42,6 +42,7 @@ TEXTS = {
 }  # fmt: skip
 PLACES = {"a pipe": os.mkfifo, "an endless device": lambda path: os.symlink("/dev/zero", path),
           "a folder": os.mkdir, "a huge file": lambda path: path.touch() or os.truncate(path, 2**40)}  # fmt: skip
+DECLARED = "declared sizes"
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def _trial(root: Path) -> Target:
     from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
     from refavs.model.heads.eemc import EEMC
     from refavs.model.heads.options import EEMCOptions
-    from refavs.store.format.schema import table_path
+    from refavs.store.format.array_spec import table_path
     from refavs.terminal.command import run_command
     from tests.extract.command import streams_of
 
@@ -314,12 +315,12 @@ def try_declared(work: Path, store: Path, checkpoint: Path, outcome: Outcome) ->
         read()
         return 0
 
-    counts = outcome.counts.setdefault("declared sizes", Counter())
+    counts = outcome.counts.setdefault(DECLARED, Counter())
     for what, read in refusals(work, store, checkpoint):
         fault = _fault(lambda _, read=read: run_command("reader", lambda: run(read)), work)
         counts["refused" if fault == "refused" else "fault"] += 1
         if fault != "refused":
-            outcome.faults.append(f"declared sizes: {what}: {fault or 'taken'}")
+            outcome.faults.append(f"{DECLARED}: {what}: {fault or 'taken'}")
 
 
 def _put(case: Case, copy: Path) -> None:
@@ -373,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="every case, not a sample")
     parser.add_argument("--most", type=int, default=40, help="cases of one file in the sample")
-    parser.add_argument("--file", default="", help="only files whose names hold this")
+    parser.add_argument("--only", choices=["store", "sweep", "trial", DECLARED], help="a part of the cases")
     args = parser.parse_args(argv)
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -381,16 +382,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as work:
         found = targets(Path(work))
         limit_memory()
-        for target in found:
+        for target in (one for one in found if args.only in (None, one.folder.name)):
             for file in target.files:
-                if args.file not in file:
-                    continue
                 cases = [*cases_of(target.folder, file)]
                 if not args.all and len(cases) > args.most:
                     cases = rng.sample(cases, args.most)
                 try_all(target, cases, outcome)
-        (Path(work) / "declared").mkdir()
-        try_declared(Path(work) / "declared", found[0].folder, found[2].folder / "checkpoint", outcome)
+        if args.only in (None, DECLARED):
+            (Path(work) / "sizes").mkdir()
+            try_declared(Path(work) / "sizes", found[0].folder, found[2].folder / "checkpoint", outcome)
         outcome.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(json.dumps(vars(outcome), indent=1))
     return 0

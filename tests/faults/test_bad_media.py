@@ -26,6 +26,8 @@ from tests.extract.command import in_this_process, run_with, tiny
 from tests.extract.one_form import SAMPLE_RATE_HZ, Media, read_media
 from tests.faults import bad_media as bad
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 NO_VIDEO = r"cut off, damaged or not a video \(Invalid (data|argument).*\); accepted: an MP4, MOV, Matroska, WebM, AVI"
 TOO_LARGE = r"its frames have more than 40,000,000 pixels"
 LINK_OUT = r"cannot be read \(a symbolic link leads out of .*src to .*elsewhere"
@@ -267,7 +269,7 @@ def bytes_read() -> int:
     return int(path.read_text().split()[1]) if path.exists() else 0
 
 
-def test_picture_that_begins_late_stands_in_for_the_seconds_before_it(tmp_path: Path) -> None:
+def test_late_first_picture_fills_the_seconds_before_it(tmp_path: Path) -> None:
     sound = np.r_[np.zeros(2 * bad.RATE_HZ, np.float32), bad.tone(10)]
     media = read_odd(tmp_path, lambda path: bad.write_packets(
         path, bad.every(0.5, 10, start_s=2), sound=sound, container_format="matroska"))  # fmt: skip
@@ -283,7 +285,7 @@ def test_short_clip_that_begins_late_is_not_taken_for_cut_off(tmp_path: Path) ->
     assert media.repeated_from_s == 4 and grays(media)[3:] == [bad.GRAY + 30] * 7
 
 
-def test_negative_start_time_is_what_a_player_skips(tmp_path: Path) -> None:
+def test_negative_start_times_are_skipped_as_by_players(tmp_path: Path) -> None:
     media = read_odd(tmp_path, lambda path: bad.write_packets(
         path, bad.every(0.5, 13, start_s=-3), options={"avoid_negative_ts": "disabled"}))  # fmt: skip
     assert grays(media) == [min(bad.GRAY + 10 * second, 255) for second in range(3, 13)]
@@ -355,7 +357,7 @@ def test_sound_is_as_long_as_its_samples(tmp_path: Path, declared: int, tail: by
     assert media.notes == ("length_false",) and not media.silent
 
 
-def test_what_lies_behind_the_samples_of_a_wave_is_no_sound(tmp_path: Path) -> None:
+def test_bytes_after_the_samples_of_a_wave_are_ignored(tmp_path: Path) -> None:
     tail = b"LIST" + struct.pack("<I", 40_000) + bytes(range(200)) * 200
     media = read_media(
         bench_clip(tmp_path, "audio.wav", lambda path: bad.wave_length(path, None, tail, seconds=5)), 10, 32

@@ -29,11 +29,11 @@ def text_of(row: str, header: str = HEADER) -> Callable[[Path], object]:
 
 # Kind -> how metadata.csv is written, and what the one line says.
 BAD_TABLES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "NUL byte in an expression": (text_of("b_0_1,b_0_1_cat_1,train,0,The\0cat\n"), r"line 3 holds a NUL byte"),
+    "NUL byte in an expression": (text_of("b_0_1,b_0_1_cat_1,train,0,The\0cat\n"), r"line 3 contains a NUL byte"),
     "UTF-16 with a mark": (
         lambda path: path.write_bytes((HEADER + GOOD).encode("utf-16")), r"as CSV in UTF-8 .*save it as such"),
     "UTF-16 without": (
-        lambda path: path.write_bytes((HEADER + GOOD).encode("utf-16-le")), r"line 1 holds a NUL byte, as UTF-16"),
+        lambda path: path.write_bytes((HEADER + GOOD).encode("utf-16-le")), r"line 1 contains a NUL byte .UTF-16"),
     "Latin-1": (lambda path: path.write_bytes((HEADER + "caf\xe9").encode("latin-1")), r"as CSV in UTF-8 .*save it"),
     "column twice": (
         lambda path: path.write_text("vid,uid,split,fid,exp,exp\n"), r"column 'exp' more than once among vid, "),

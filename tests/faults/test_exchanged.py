@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,14 +34,6 @@ NAMES = {small.content_key(stream, clip): clip for stream in (small.VISUAL, smal
     small.text_key(text): text for text in small.TEXTS
 }
 Change = Callable[[Path, Path], object]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nothing here loses power, and fsync is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +159,7 @@ def test_shard_that_is_not_the_one_that_was_committed(
 
 
 @pytest.mark.long
-def test_shards_of_a_store_with_the_same_fingerprints_are_told_apart(built: Path, twin: Path, tmp_path: Path) -> None:
+def test_shards_of_stores_with_equal_fingerprints_are_distinguished(built: Path, twin: Path, tmp_path: Path) -> None:
     for name in MAPS:
         root = Path(shutil.copytree(built, tmp_path / name.replace("/", "_")))
         shutil.copyfile(twin / name, root / name)
@@ -178,7 +170,7 @@ def test_shards_of_a_store_with_the_same_fingerprints_are_told_apart(built: Path
 def test_masks_without_their_record_are_missed_at_once(built: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(built, tmp_path / "s"))
     (root / "commits/objects/00001.json").unlink()
-    with pytest.raises(StoreError, match=r"need row 3 of objects, which is not there \(2 such rows\)"):
+    with pytest.raises(StoreError, match=r"need row 3 of objects, which is missing \(2 such rows\)"):
         FeatureStore(root)
     damage = {(found.where, found.keys) for found in verify(root).damage}
     assert ("commits/objects/00001.json", ("d/1", "e/1")) in damage
@@ -198,7 +190,7 @@ def test_shard_without_its_record_is_not_seen_and_is_written_again(built: Path, 
     mend(root, built, [])
 
 
-SPEAKS = f"it speaks of shard 0 of {small.VISUAL}"
+SPEAKS = f"it belongs to shard 0 of {small.VISUAL}"
 # Name: what is done to a record, its file, and what the error of opening the store says.
 RECORD_FAULTS: dict[str, tuple[Change, str, str]] = {
     "copied under another index": (copy(RECORDS[0], RECORDS[1]), RECORDS[1], SPEAKS),
@@ -207,10 +199,10 @@ RECORD_FAULTS: dict[str, tuple[Change, str, str]] = {
     "copied to another table": (copy(RECORDS[0], "commits/objects/00000.json"), "commits/objects/00000.json", SPEAKS),
     "copied to another stream": (copy(RECORDS[0], f"commits/{small.BACKBONE_STREAM}/00000.json"),
                                  f"commits/{small.BACKBONE_STREAM}/00000.json", SPEAKS),
-    "of another store": (from_other(RECORDS[0]), RECORDS[0], "its rows are of the fingerprint"),
+    "of another store": (from_other(RECORDS[0]), RECORDS[0], "its rows have the fingerprint"),
     "cut": (cut(RECORDS[0], -1), RECORDS[0], "does not match its own checksum"),
     "emptied": (lambda root, other: (root / RECORDS[0]).write_bytes(b""), RECORDS[0], "does not match its own"),
-    "exchanged with another": (swap(RECORDS[0], RECORDS[1]), RECORDS[0], f"it speaks of shard 1 of {small.VISUAL}"),
+    "exchanged with another": (swap(RECORDS[0], RECORDS[1]), RECORDS[0], f"it belongs to shard 1 of {small.VISUAL}"),
 }  # fmt: skip
 
 

@@ -1,11 +1,10 @@
 """One flipped bit anywhere in a store: `verify` finds it, a read of what it reaches raises, nothing else is lost."""
 
 import json
-import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,14 +15,17 @@ import pytest
 from refavs.errors import StoreError
 from refavs.store.backends.base import LocalFolder
 from refavs.store.columns import NEEDED, table_record
+from refavs.store.format.array_spec import table_path
 from refavs.store.format.commits import read_records
-from refavs.store.format.schema import StoreSchema, root_attributes, table_path
+from refavs.store.format.schema import StoreSchema, root_attributes
 from refavs.store.format.shard import CRC_BYTES, shard_name
 from refavs.store.reader import FeatureStore
 from refavs.store.repair import ROOT
 from refavs.store.verify import verify
 from tests.faults import command
 from tests.refavs import small_store as small
+
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 # b has the frames of a, d has frames and sound of a; so what is lost of a is lost of them as well.
 NAMES = {"frames of a": {"a", "b", "d"}, "sound of a": {"a", "d"}}
@@ -52,14 +54,6 @@ class Region:
     stop: int
     kind: str
     lost: frozenset[tuple[str, str]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nothing here loses power, and fsync is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
 
 
 def build(root: Path) -> Path:
@@ -296,7 +290,7 @@ def repair_rounds(extracted: Path, folder: Path, rounds: int, flips_each: int, s
 
 
 @pytest.mark.long
-def test_repair_mends_flipped_bits_and_nothing_else(
+def test_repair_fixes_flipped_bits_and_nothing_else(
     extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_ray(monkeypatch)
@@ -304,7 +298,7 @@ def test_repair_mends_flipped_bits_and_nothing_else(
 
 
 @pytest.mark.faults
-def test_repair_mends_many_flipped_bits_and_nothing_else(
+def test_repair_fixes_many_flipped_bits_and_nothing_else(
     extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_ray(monkeypatch)

@@ -5,7 +5,6 @@ and workers of real extractions are killed at random moments.
 """
 
 import contextlib
-import os
 import random
 import shutil
 import subprocess
@@ -24,13 +23,6 @@ from tests.refavs import small_store as small
 
 REPOSITORY = Path(__file__).parents[2]
 WIDER = small.STREAMS | {small.BACKBONE_STREAM: small.LEVEL}
-
-
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A killed process loses nothing that fsync guards, and it is slow."""
-    monkeypatch.setattr(os, "fsync", lambda file: None)
-    yield
 
 
 def fresh(root: Path) -> None:
@@ -138,7 +130,7 @@ def test_kill_at_some_points_of_a_commit(tmp_path: Path) -> None:
 def test_kill_at_many_points_of_a_commit(tmp_path: Path) -> None:
     kills = kill_at_points(tmp_path, 3)
     print(f"kills at points: {kills}")
-    assert all(count > 50 for count in kills.values())
+    assert kills["fresh"] > 200 and kills["second stream"] > 50 and kills["drop"] > 20
 
 
 @pytest.fixture(scope="module")

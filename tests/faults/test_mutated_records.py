@@ -28,5 +28,8 @@ def test_sample_of_odd_records_and_sizes_is_refused_in_one_line() -> None:
 
 
 @pytest.mark.faults
-def test_every_odd_record_is_refused_in_one_line() -> None:
-    assert outcome("--all")["faults"] == []
+@pytest.mark.parametrize("part", ["store", "sweep", "trial", "declared sizes"])
+def test_every_odd_record_is_refused_in_one_line(part: str) -> None:
+    found = outcome("--all", "--only", part)
+    print(f"{part}: {found['counts']}, at most {found['peak_mb']} MB")
+    assert found["faults"] == []

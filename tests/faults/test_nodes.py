@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from extract.pipeline.content import contents_of
+from extract.pipeline.local_ray import few_processes
 from extract.pipeline.plan import Job
 from extract.pipeline.ray_pool import Resources, run_jobs
 from extract.pipeline.tables import write_tables
@@ -46,7 +47,8 @@ class Nodes:
 
     def add(self) -> Any:
         """One more node with room for one worker."""
-        return self.cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
+        with few_processes():
+            return self.cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
 
     @staticmethod
     def of_worker(pid: int) -> int:
@@ -77,7 +79,8 @@ def nodes() -> Iterator[Nodes]:
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    with few_processes():
+        cluster = Cluster(initialize_head=True, head_node_args=head)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     yield Nodes(cluster)
     ray.shutdown()

@@ -52,7 +52,7 @@ class Hunt(Sweep):
         return [(entry.key, entry.state, entry.status.get("reason", "")) for entry in self.entries]
 
 
-def test_search_that_is_killed_goes_on_with_the_same_points(tmp_path: Path) -> None:
+def test_killed_search_resumes_with_the_same_points(tmp_path: Path) -> None:
     generator = random.Random(int(os.environ.get("REFAVS_SEED", "0")))
     undisturbed = Hunt(tmp_path / "undisturbed", SEARCH, "--max-concurrent", "1")
     status, out, err = undisturbed.run()

@@ -105,7 +105,7 @@ def test_trial_that_the_kernel_kills_for_its_memory(small_memory: Path, tmp_path
   train: {epochs: 2, steps_per_epoch: 5}
 cases:
   full: {}
-  hungry: {model.num_queries: 400000}
+  hungry: {model.num_queries: 150000}  # more are refused at once: their masks alone would not fit
   no_audio: {model.audio: false}
 """
     sweep = Sweep(tmp_path, grid, "--max-concurrent", "1")
@@ -161,7 +161,7 @@ def nodes() -> Iterator[Any]:
     cluster.shutdown()
 
 
-def test_trials_of_a_lost_node_go_on_elsewhere_from_their_last_epoch(nodes: Any, tmp_path: Path) -> None:
+def test_trials_of_a_lost_node_resume_elsewhere_from_their_last_epoch(nodes: Any, tmp_path: Path) -> None:
     grid = """
   train: {epochs: 8, steps_per_epoch: 60}
 cases:

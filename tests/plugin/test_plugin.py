@@ -1,10 +1,12 @@
 """A package with encoders, a head, a layout and a metric: built, installed beside refavs, used by every command."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,21 @@ grid:
   model.audio: [quarters-48k, tiny-vggish]
 """
 
+# Runs a command for each line on stdin, so that everything is imported once; `here` leaves Ray out.
+DRIVER = """
+import contextlib, importlib, json, sys
+import pytest
+from tests.extract.command import in_this_process, run_with
+for line in sys.stdin:
+    call = json.loads(line)
+    with open(call["out"], "w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        with pytest.MonkeyPatch.context() as patch:
+            if call["here"]:
+                run_with(patch, in_this_process)
+            status = importlib.import_module(call["module"]).main(call["arguments"])
+    print(int(status), flush=True)
+"""
+
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 
@@ -44,22 +61,41 @@ class Environment:
         (site / "present.pth").write_text(f"{sysconfig.get_path('purelib')}\n{REPOSITORY}\n")
         (self.wheel,) = (root / "wheels").glob("refavs_example-*.whl")
         self.run(*pip, "--python", self.python, "install", *offline, self.wheel)
+        self._out = root / "out"
+        self._driver = subprocess.Popen(
+            [self.python, "-c", DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._variables()
+        )
 
-    def run(self, *command: Any, status: int = 0) -> str:
-        environment = os.environ | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, check=False)
-        assert done.returncode == status, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        return done.stdout + done.stderr
+    @staticmethod
+    def _variables() -> dict[str, str]:
+        return os.environ | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
 
-    def refavs(self, module: str, *arguments: Any, status: int = 0) -> str:
-        assert module in NAMES
-        program = f"import sys; from {module} import main; sys.exit(main(sys.argv[1:]))"
-        return self.run(self.python, "-c", program, *arguments, status=status)
+    def run(self, *command: Any) -> None:
+        done = subprocess.run(
+            [*map(str, command)], capture_output=True, text=True, env=self._variables(), check=False
+        )  # fmt: skip
+        assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+    def refavs(self, module: str, *arguments: Any, status: int = 0, here: bool = False) -> str:
+        """What a command of refavs prints in this environment; with `here` its jobs run without Ray."""
+        assert module in NAMES and self._driver.stdin is not None and self._driver.stdout is not None
+        call = {"module": module, "arguments": [*map(str, arguments)], "out": str(self._out), "here": here}
+        self._driver.stdin.write(json.dumps(call) + "\n")
+        self._driver.stdin.flush()
+        ended, told = self._driver.stdout.readline(), self._out.read_text()
+        assert ended == f"{status}\n", told[-3000:]
+        return told
+
+    def close(self) -> None:
+        with self._driver:  # closes its pipes
+            self._driver.kill()
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    return Environment(tmp_path_factory.mktemp("environment"))
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
+    environment = Environment(tmp_path_factory.mktemp("environment"))
+    yield environment
+    environment.close()
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +134,7 @@ def test_package_is_used_by_every_command(environment: Environment, kitchen: Pat
     listed = environment.refavs("extract.cli", "--list-encoders")
     assert all(name in listed for name in ("quarters-48k", "letters", "patches-14", "vggish"))
 
-    environment.refavs("extract.cli", kitchen, store, "--preset", "tiny", "--seconds", 5, "--workers", 1)
+    environment.refavs("extract.cli", kitchen, store, "--preset", "tiny", "--seconds", 5, here=True)
     before = files_of(store)
     environment.refavs("extract.cli", kitchen, store, "--streams", "quarters-48k,letters,patches-14", "--workers", 1)
     after = files_of(store)

@@ -1,4 +1,4 @@
-"""What the cached memory can bring on the synthetic benchmark: accuracy of observers that know a second perfectly."""
+"""Upper bounds for the cached memory on the synthetic benchmark: accuracy of observers with perfect perception."""
 
 import math
 from collections import Counter, defaultdict

@@ -1,7 +1,6 @@
-"""Batches are read ahead, sent to a device on a stream of its own, and hold their memory until they are there."""
+"""Batches are prefetched, copied on a separate stream, and keep their memory until the copy is done."""
 
 import contextlib
-import os
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
@@ -24,9 +23,7 @@ META = torch.device("meta")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     """Two expressions of each of five clips."""
     root = tmp_path_factory.mktemp("store") / "s"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        small.write_store(root)
+    small.write_store(root)
     return FeatureStore(root)
 
 
@@ -153,7 +150,7 @@ def test_reading_ahead_keeps_the_order_and_counts_only_the_waiting() -> None:
     assert 0.03 < hidden.waited_s < waited.waited_s
 
 
-def test_reading_ahead_passes_an_error_on_after_what_was_read_before_it() -> None:
+def test_prefetching_raises_an_error_after_the_earlier_items() -> None:
     def broken() -> Iterator[int]:
         yield 1
         raise DatasetError("damaged")
@@ -165,7 +162,7 @@ def test_reading_ahead_passes_an_error_on_after_what_was_read_before_it() -> Non
     assert taken == [1]
 
 
-def test_reading_ahead_takes_as_many_as_it_is_told_and_no_more() -> None:
+def test_prefetching_takes_exactly_its_depth() -> None:
     taken: list[int] = []
 
     def items() -> Iterator[int]:

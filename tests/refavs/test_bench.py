@@ -146,8 +146,8 @@ def test_metadata_refuses_ids_that_leave_the_folder(tmp_path: Path, media_id: st
         ("a,a_1_cat_1,train,x,x", r"row 1: fid 'x'; accepted: the whole number of its mask folder fid_<fid>"),
         ("a,a_1_cat_1,train,-1,x", r"row 1: fid '-1'; accepted"),
         ("a,cat_1,train,0,x", r"row 1: uid 'cat_1' is not of the form <media id>_<object>_<number>"),
-        ("a,a_1_cat_1,train,0,x,y", r"line 3: 6 fields where the header has 5; put an expression with a comma in"),
-        ("a,a_1_cat_1,train,0", r"line 3: 4 fields where the header has 5"),
+        ("a,a_1_cat_1,train,0,x,y", r"line 3: 6 fields, but the header has 5; put an expression with a comma in"),
+        ("a,a_1_cat_1,train,0", r"line 3: 4 fields, but the header has 5"),
         ('a,a_1_cat_1,train,0,"x" y', r"cannot be read as CSV in UTF-8"),
     ],
 )
@@ -266,7 +266,7 @@ COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 
 
 @pytest.mark.parametrize(("written", "stored"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
-def test_names_meet_however_unicode_writes_them(tmp_path: Path, written: str, stored: str) -> None:
+def test_names_match_in_either_unicode_form(tmp_path: Path, written: str, stored: str) -> None:
     """A table from one machine and files from another, as of a Mac."""
     videos = tmp_path / "videos"
     videos.mkdir()
@@ -299,7 +299,7 @@ def test_names_that_differ_in_their_form_alone_are_refused(tmp_path: Path) -> No
         with pytest.raises(DatasetError, match="have the same id 'caf\u00e9'; rename one of them"):
             Videos().read(tmp_path)
         write_csv(tmp_path / "bench", f"x,{COMPOSED}_0_10_cat_1,train,0,The cat.")
-        with pytest.raises(DatasetError, match="has two folders 'caf\u00e9_0_10', in the composed and the decomposed"):
+        with pytest.raises(DatasetError, match="has two folders 'caf\u00e9_0_10', in composed and in decomposed"):
             RefAvsBench().read(tmp_path / "bench")
 
 
@@ -347,7 +347,7 @@ def test_source_errors_name_both_forms(tmp_path: Path) -> None:
     both = r"accepted: a benchmark folder \(metadata.csv, .*\) .*or a folder of videos \(\*.mp4 \*.mkv \*.webm"
     with pytest.raises(DatasetError, match="does not exist; " + both):
         read_source(tmp_path / "no")
-    with pytest.raises(DatasetError, match="has none of the known layouts; " + both):
+    with pytest.raises(DatasetError, match="matches no known layout; " + both):
         read_source(tmp_path)
     (tmp_path / "x.mp4").touch()
     with pytest.raises(DatasetError, match="is a file; " + both):
@@ -357,5 +357,5 @@ def test_source_errors_name_both_forms(tmp_path: Path) -> None:
 def test_source_refuses_expressions_for_a_benchmark(tmp_path: Path) -> None:
     write_benchmark(tmp_path)
     assert read_source(tmp_path).layout == "ref-avs-bench"
-    with pytest.raises(DatasetError, match=r"is a benchmark, its expressions are in metadata.csv; leave out the CSV"):
+    with pytest.raises(DatasetError, match=r"is a benchmark with its expressions in metadata.csv; leave out the CSV"):
         read_source(tmp_path, "say.csv")

@@ -1,4 +1,4 @@
-"""Checkpoints: the same model again, and every damaged one refused with what to do."""
+"""Checkpoints: a loaded model equals the saved one, and every damaged checkpoint is rejected with advice."""
 
 import dataclasses
 import json

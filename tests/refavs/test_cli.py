@@ -1,4 +1,4 @@
-"""What every command tells on one line, and what keeps its traceback."""
+"""Which errors every command prints on one line, and which keep their traceback."""
 
 import errno
 import os
@@ -49,7 +49,7 @@ def test_python_without_docstrings_is_refused_in_a_line() -> None:
         assert status == 0 or done.stderr.startswith("refavs-x: python -OO and PYTHONOPTIMIZE=2 drop")
 
 
-def test_machine_without_room_for_temporary_files_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_temporary_folder_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def gettempdir() -> str:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
 

@@ -1,8 +1,6 @@
-"""Batches hold each clip once, follow from seed and epoch alone, and say what cannot be batched."""
+"""Batches contain each clip once, depend only on seed and epoch, and reject samples that do not fit together."""
 
-import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,19 +16,10 @@ from refavs.data.batches import (
     collate,
     default_levels,
     shuffled,
-    split_indices,
 )
 from refavs.errors import DatasetError
 from refavs.store import FeatureStore
 from tests.refavs import small_store as small
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nothing here loses power, and fsync is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +34,7 @@ def uids(found: list[Batch]) -> list[str]:
     return [uid for batch in found for uid in batch.uid]
 
 
-def test_memory_is_used_again_only_when_nobody_holds_it() -> None:
+def test_memory_is_reused_only_without_references() -> None:
     memory = Recycler()
 
     def take(value: float, num_rows: int = 4) -> torch.Tensor:
@@ -142,7 +131,7 @@ def test_batches_follow_from_seed_and_epoch(store: FeatureStore, expressions_per
     assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
 
 
-def test_expressions_of_a_clip_stand_together() -> None:
+def test_expressions_of_a_clip_are_adjacent() -> None:
     clips = np.arange(40) // 8
     order = shuffled(range(40), clips, 4, np.random.default_rng(0))
     groups = [set(clips[order[start : start + 4]]) for start in range(0, 40, 4)]
@@ -170,7 +159,7 @@ def test_levels_read_are_those_of_the_model(tmp_path: Path, store: FeatureStore)
 
 
 def test_store_feeds_a_data_loader(store: FeatureStore) -> None:
-    some = Subset(store, split_indices(store, ["train", "val"]))  # pyright: ignore[reportArgumentType]
+    some = Subset(store, range(4))  # pyright: ignore[reportArgumentType]
     (batch,) = DataLoader(some, batch_size=4, collate_fn=collate)
     assert batch.uid == ["a_0", "a_1", "b_0", "b_1"] and batch.audio.shape[0] == 2
 
@@ -186,11 +175,6 @@ def test_batch_says_which_seconds_are_labelled(tmp_path: Path) -> None:
     assert batch.labelled[1:].tolist() == [[bool(known[1][0]), False, False]] * 2, "clip b has one second"
     collated = collate([store[index] for index in (0, 2, 3)]).labelled
     assert collated is not None and torch.equal(collated, batch.labelled)
-
-
-def test_unknown_split_is_refused_with_the_nearest(store: FeatureStore) -> None:
-    with pytest.raises(DatasetError, match="has no expressions of split 'tset_s'; did you mean 'test_s'"):
-        split_indices(store, ["tset_s"])
 
 
 def test_masks_for_some_expressions_only_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The mask decoder against Mask2Former's own, and what its shortcuts must keep."""
+"""The mask decoder against Mask2Former's, and that its optimisations do not change results."""
 
 import re
 
@@ -114,7 +114,7 @@ def _reference_masks(module: nn.Module, queries: Tensor, masks: Tensor, levels: 
 
 
 @pytest.mark.parametrize("clips", [CLIP, [0, 0, 0], [0, 1, 1], [0, 0, 1]])
-def test_decoder_gives_each_expression_what_it_would_get_alone(clips: list[int]) -> None:
+def test_decoder_treats_expressions_independently(clips: list[int]) -> None:
     decoder, (queries, masks, levels) = make_decoder(), inputs()
     num_clips = max(clips) + 1
     masks, levels = masks[:num_clips], [level[:num_clips] for level in levels]

@@ -1,4 +1,4 @@
-"""EEMC: its wiring, its ablations, and its independence of what it must not see."""
+"""EEMC: its wiring, its ablations, and that its outputs do not depend on masked inputs."""
 
 import re
 from dataclasses import fields, replace
@@ -160,7 +160,7 @@ def test_eemc_combines_the_cues_as_the_equations_say() -> None:
         torch.testing.assert_close(cue[:, 1:], 2 * features[:, 1:] - past)
 
 
-def test_eemc_ignores_what_stands_in_the_padding() -> None:
+def test_eemc_ignores_padding() -> None:
     batch, model = make_batch(), make_model()
     filled = replace(batch, text=torch.where(batch.valid[..., None], batch.text, torch.full_like(batch.text, 9.0)))
     assert not outputs_differ(run(model, batch), run(model, filled)).any()
@@ -188,7 +188,7 @@ def test_eemc_predicts_an_expression_alike_in_any_company() -> None:
     torch.testing.assert_close(run(model, alone).mask_logits[0], together.mask_logits[2])
 
 
-def test_eemc_tells_mirrored_places_apart() -> None:
+def test_eemc_distinguishes_mirrored_positions() -> None:
     """The same content at another place gives other queries, which needs positions on the visual tokens."""
     model, batch = make_model(decoder_layers=0), make_batch()
     mirrored = replace(batch, visual={name: maps.flip(-1) for name, maps in batch.visual.items()})

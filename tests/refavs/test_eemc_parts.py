@@ -1,4 +1,4 @@
-"""Which parts of EEMC are trained, what level of a store they read, and what is refused."""
+"""Trained and frozen parts of EEMC, the levels that they read, and errors."""
 
 import copy
 import re
@@ -63,7 +63,7 @@ def test_parts_hold_every_parameter_once_and_those_named_are_trained(options: di
     {"trained": "fusion", "decoder_weights": "mask2former", "sizes": BACKBONE},
     {"decoder_weights": "mask2former", "sizes": BACKBONE},
 ])  # fmt: skip
-def test_a_step_moves_what_is_trained_and_nothing_else(options: dict) -> None:
+def test_a_step_changes_only_trained_parts(options: dict) -> None:
     """Frozen parts keep their bits, also in copies of the model, and what is frozen lets the gradient through."""
     model = copy.deepcopy(make_model(**options, dropout=0.1)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -87,10 +87,10 @@ def test_dropout_stays_off_in_frozen_parts() -> None:
 
 @pytest.mark.parametrize(("sizes", "options", "text"), [
     (SIZES, {"trained": "fusion"},
-     "trained is fusion, which would leave the transformer decoder at random weights; take "
+     "trained is fusion, which would leave the transformer decoder at random weights; pass "
      "--set model.decoder_weights=mask2former"),
-    (BACKBONE, {}, "the store has only the backbone's maps and the pixel decoder would stay at random weights; add"),
-    (SIZES, {"trained": ALL}, "the maps are those of a pixel decoder that ran before, so that none can be trained"),
+    (BACKBONE, {}, "the store has only the backbone's maps, and the pixel decoder would keep random weights; add"),
+    (SIZES, {"trained": ALL}, "the maps are the output of a pixel decoder, so none can be trained"),
 ])  # fmt: skip
 def test_weights_that_would_stay_random_are_refused(sizes: FeatureSizes, options: dict, text: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(text)):
@@ -106,7 +106,7 @@ def test_a_trained_pixel_decoder_reads_the_backbone_of_a_store_with_both_levels(
     assert sizes_of(both) == SIZES and sizes_of(both, trained=ALL) == BACKBONE
     assert sizes_of(described_store(tmp_path / "one", BACKBONE)) == BACKBONE
     with pytest.raises(StoreError, match="has no maps res2, res3, res4, res5; the head reads res2, res3, res4, res5; "
-                                         "a pixel decoder is trained on these"):
+                                         "a pixel decoder is trained on them"):
         sizes_of(described_store(tmp_path / "other", SIZES), trained=ALL)
 
 

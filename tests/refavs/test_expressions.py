@@ -149,7 +149,7 @@ def test_other_expressions_do_not_depend_on_the_sound() -> None:
 
 
 @pytest.mark.long
-def test_sounding_object_cannot_be_told_by_its_looks() -> None:
+def test_sounding_object_cannot_be_identified_visually() -> None:
     looks = {
         "largest": lambda objects: {max(range(len(objects)), key=lambda i: objects[i].radius_px)},
         "leftmost": lambda objects: {min(range(len(objects)), key=lambda i: objects[i].start_px[0])},

@@ -1,4 +1,4 @@
-"""Weights, features and probabilities that are no numbers are an error wherever they come from."""
+"""Weights, features and probabilities that are not finite are an error everywhere."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Memory that a process may use, and that training takes at the least."""
+"""The memory available to a process, and lower bounds for training."""
 
 from pathlib import Path
 
@@ -56,5 +56,5 @@ def test_batches_ahead_count_where_they_lie(store: FeatureStore, monkeypatch: py
     least = options.step_bytes(sizes, 1, 1)
     monkeypatch.setattr(footprint, "memory_bytes", lambda device: least + 2 * of_batch)
     require_memory(options, sizes, CPU, bytes_of_batch=of_batch)
-    with pytest.raises(ConfigError, match="GB for its masks and batches, and cuda has"):
+    with pytest.raises(ConfigError, match="GB for masks and batches, and cuda has"):
         require_memory(options, sizes, torch.device("cuda"), bytes_of_batch=of_batch)

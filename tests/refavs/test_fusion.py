@@ -1,4 +1,4 @@
-"""The fusion transformers against plain NumPy, and padding without influence."""
+"""The fusion transformers against plain NumPy, and that padding has no influence."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Heads by name: the contract that all keep, the registry, and checkpoints that name theirs."""
+"""Heads by name: their contract, the registry, and checkpoints that name their head."""
 
 import json
 from dataclasses import dataclass, replace
@@ -103,18 +103,18 @@ def test_built_in_head_keeps_the_contract(options: HeadOptions) -> None:
 
 def test_head_of_a_package_keeps_the_contract(install: Any) -> None:
     install(MINE)
-    assert registry.names() == ["eemc", "released", "mine"]
+    assert registry.names()[0] == "eemc" and registry.names()[-1] == "mine"
     assert registry.default_options("mine") == Mine()
     check_head(Mine())
 
 
 @pytest.mark.parametrize(("method", "broken", "told"), [
     ("probs", lambda self, output, size=None: output, "probs of size"),
-    ("loss", lambda self, output, target, weights: {"total": output.mean(), "more": output.mean()}, "`losses` names"),
+    ("loss", lambda self, output, target, weights: {"total": output.mean(), "more": output.mean()}, "`losses` lists"),
     ("loss", lambda self, output, target, weights: {"total": output.mean() + target.masks.float().mean()},
-     "a second without a label takes part"),
+     "a second without a label contributes"),
     ("loss", lambda self, output, target, weights: {"total": output.square().mean()}, "do not add up"),
-    ("trained_parameters", lambda self: [], "no parameter is trained"),
+    ("trained_parameters", lambda self: [], "no trained parameter"),
 ])  # fmt: skip
 def test_contract_names_what_a_head_breaks(
     install: Any, monkeypatch: pytest.MonkeyPatch, method: str, broken: Any, told: str
@@ -150,7 +150,7 @@ def test_checkpoint_of_a_package_that_is_gone_is_refused(install: Any, tmp_path:
     install(MINE)
     save_model(tmp_path, MyHead(Mine(), made_up_sizes(Mine())))
     install()
-    with pytest.raises(WeightsError, match=r"does not describe a head .*model.head is 'mine'; known: eemc"):
+    with pytest.raises(WeightsError, match=r"does not describe a head .*model.head is 'mine'; known: .*eemc"):
         load_model(tmp_path)
 
 
@@ -180,7 +180,7 @@ def test_checkpoint_from_before_heads_had_names_is_read(tmp_path: Path, options:
     assert found == options and (sizes.audio is None) == (head.sizes.audio is None)
 
 
-def test_lacking_maps_are_told_with_every_choice() -> None:
+def test_missing_maps_are_reported_with_all_choices() -> None:
     class Lacking:
         location, specs = "STORE", {}
 
@@ -193,19 +193,22 @@ def test_lacking_maps_are_told_with_every_choice() -> None:
 
 def test_maps_that_the_picture_fills_in_part_are_refused_by_heads_that_expect_all_of_it() -> None:
     fit = {"fit": "pad"}
-    arrays = (ArraySpec(name="res2", shape=(2, 4, 8, 8), dtype="float16", axes=("t", "c", "h", "w"),
-                        table="visual/sam"),)  # fmt: skip
+    arrays = (
+        ArraySpec(name="res2", shape=(2, 4, 8, 8), dtype="float16", axes=("t", "c", "h", "w"), table="visual/sam"),
+        ArraySpec(name="extent", shape=(2, 2), dtype="float32", axes=("t", "yx"), table="visual/sam"),
+    )
 
     class Padded:
-        location, specs = "STORE", {"clips/visual/sam/res2": arrays[0]}
+        location, specs = "STORE", {spec.path: spec for spec in arrays}
         schema = SimpleNamespace(streams={"visual/sam": StreamSpec(fingerprint=fit, arrays=arrays, rows_per_shard=1)})
 
         def visual_paths(self) -> dict[str, str]:
-            return {"res2": "clips/visual/sam/res2"}
+            return {name: f"clips/visual/sam/{name}" for name in ("res2", "extent")}
 
     needs = Needs(maps=(("res2",),), audio=False, text=False)
     with pytest.raises(StoreError, match=r"visual/sam of store STORE has maps of frames fitted by 'pad'; mine reads"):
         FeatureSizes.from_store(Padded(), needs, "mine")  # type: ignore[arg-type]
-    assert FeatureSizes.from_store(Padded(), replace(needs, padded=True), "mine").maps[0].height == 8  # type: ignore[arg-type]
+    reads_extent = replace(needs, maps=(("res2", "extent"),))
+    assert FeatureSizes.from_store(Padded(), reads_extent, "mine").maps[0].height == 8  # type: ignore[arg-type]
     fit["fit"] = "squash"
     assert FeatureSizes.from_store(Padded(), needs, "mine").maps[0].height == 8  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The cached memory against a plain loop, and what it must not see."""
+"""The cached memory against a plain loop, and that it does not read later seconds."""
 
 import numpy as np
 import pytest

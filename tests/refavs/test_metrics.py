@@ -165,7 +165,7 @@ def test_histograms_of_processor_and_accelerator_are_equal() -> None:
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, math.nan])
-def test_metrics_refuse_values_that_are_no_probabilities(value: float) -> None:
+def test_metrics_refuse_values_outside_0_to_1(value: float) -> None:
     probs, masks = torch.full((1, 1, 4, 4), 0.5), torch.zeros(1, 1, 4, 4, dtype=torch.bool)
     probs[0, 0, 1, 2] = value
     with pytest.raises(ValueError, match=r"expected values in \[0, 1\], after the sigmoid"):

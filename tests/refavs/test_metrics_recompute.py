@@ -200,7 +200,7 @@ def test_groups_leave_out_what_is_not_known(results: Results) -> None:
 
 
 def test_what_is_not_there_is_one_line(results: Results) -> None:
-    with pytest.raises(StatisticsError, match="no expression of split 'val'; they hold test_n, test_s, test_u"):
+    with pytest.raises(StatisticsError, match="no expression with split 'val'; they have test_n, test_s, test_u"):
         results.rows(split="val")
     with pytest.raises(ConfigError, match="no protocol 'canonic'; did you mean 'canonical'"):
         protocol_values(results, "canonic", np.arange(2))

@@ -1,4 +1,4 @@
-"""The table of metrics: the contract, plug-ins with good and bad manners, and files with other columns than today's."""
+"""The table of metrics: the contract, valid and invalid plug-ins, and files with other columns."""
 
 import dataclasses
 import re
@@ -116,7 +116,7 @@ def test_file_with_other_columns_stays_readable(install: Callable[..., None], tm
     assert protocol_values(expression_results(statistics_blocks(new)), "canonical", np.arange(8)) == before
 
 
-def test_missing_counts_leave_out_what_is_made_of_them(tmp_path: Path) -> None:
+def test_missing_counts_leave_out_their_metrics(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     write_statistics(path, record([range(8)]))
     table = pq.read_table(path)
@@ -125,7 +125,7 @@ def test_missing_counts_leave_out_what_is_made_of_them(tmp_path: Path) -> None:
     found = protocol_values(expression_results(blocks, ["canonical"]), "canonical", np.arange(8))
     assert {"J", "S", "false_empty"} <= set(found) and not {"F", "F_split"} & set(found)
     for protocol, lacking in (("davis", "boundary_pred"), ("per_expression", "hits_40, background")):
-        with pytest.raises(StatisticsError, match=f"lack {lacking}, of which the protocol {protocol} is made"):
+        with pytest.raises(StatisticsError, match=f"lack {lacking}, which the protocol {protocol} needs"):
             expression_results(blocks, [protocol])
 
 
@@ -161,7 +161,7 @@ def test_bad_plugin_is_named_and_the_rest_works(
 
 def test_metric_that_counts_something_else_is_named(install: Callable[..., None]) -> None:
     install(("centre_miss", "a", f"{HERE}:OTHER_COUNT"))
-    with pytest.raises(ValueError, match=r"metric 'centre_miss' counts {'wrong': \(8,\)}; accepted: .* for right"):
+    with pytest.raises(ValueError, match=r"metric 'centre_miss' counts {'wrong': \(8,\)}; accepted: .* in right"):
         record([[0, 1]])
 
 

@@ -153,7 +153,7 @@ def test_masks_of_another_size_are_one_line() -> None:
         frame_statistics(probs, masks[..., :-1])
     recorder = Recorder(table=TABLE, store="x")
     recorder.add([0, 1], probs, masks)
-    with pytest.raises(StatisticsError, match=r"masks of 'v1_2_cat_2' are \(4, 40, 47\), those before \(4, 40, 48\)"):
+    with pytest.raises(StatisticsError, match=r"masks of 'v1_2_cat_2' are \(4, 40, 47\), earlier ones \(4, 40, 48\)"):
         recorder.add([2], probs[:1, ..., 1:], masks[:1, ..., 1:])
 
 
@@ -161,10 +161,10 @@ def test_parts_that_do_not_belong_together_are_refused() -> None:
     whole = record([range(len(TABLE))])
     with pytest.raises(StatisticsError, match=r"8 expressions occur in two parts, e\.g\. 'v0_0_cat_0'"):
         concat([whole, whole])
-    with pytest.raises(StatisticsError, match="statistics of store of-tests and of other cannot be one run"):
+    with pytest.raises(StatisticsError, match="statistics with store of-tests and other cannot belong to one run"):
         concat([whole, Statistics(expressions=whole.expressions, frames=whole.frames,
                                   facts={**whole.facts, "store": "other"})])  # fmt: skip
-    with pytest.raises(StatisticsError, match="no part at all"):
+    with pytest.raises(StatisticsError, match="no statistics to join"):
         concat([])
     with pytest.raises(StatisticsError, match="no expression was evaluated"):
         Recorder(table=TABLE, store="x").statistics()
@@ -208,15 +208,15 @@ def facts_changed(table: pa.Table, **facts) -> pa.Table:
 
 
 CHANGES = {
-    "it does not say what it is of": lambda table: table.replace_schema_metadata({}),
+    "its facts are missing": lambda table: table.replace_schema_metadata({}),
     "holds statistics of version 9, this program reads 1": lambda table: facts_changed(table, version=9),
     "has facts": lambda table: facts_changed(table, height="40"),
     "has column target of type None": lambda table: table.drop_columns("target"),
     "has column target of type double": lambda table: table.set_column(
         table.column_names.index("target"), "target", table["target"].cast(pa.float64())
     ),
-    "its lines are not whole expressions": lambda table: table.take(list(reversed(range(len(table))))),
-    "lines are missing or empty": lambda table: table.slice(1),
+    "its rows are not complete expressions": lambda table: table.take(list(reversed(range(len(table))))),
+    "rows are missing or empty": lambda table: table.slice(1),
     "a histogram does not count the 1600 pixels": lambda table: facts_changed(table, width=40),
     "a probability is not a number": lambda table: table.set_column(
         table.column_names.index("max_prob"), pa.field("max_prob", pa.float32()),

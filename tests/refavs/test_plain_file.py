@@ -27,7 +27,7 @@ def test_plain_file_is_read_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
-def test_what_is_no_file_is_refused_at_once(tmp_path: Path, name: str) -> None:
+def test_path_that_is_not_a_file_is_refused_at_once(tmp_path: Path, name: str) -> None:
     make, text = KINDS[name]
     make(tmp_path / "x")
     for call in (open_plain, read_plain, open_lock):

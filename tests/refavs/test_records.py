@@ -69,7 +69,7 @@ def test_record_of_another_shape_is_named(value: Any, text: str) -> None:
     (b"1" * 5000, "4300 digits"),
     (json.dumps("\ud800").encode(), "surrogates not allowed"),
 ])  # fmt: skip
-def test_what_is_no_json_is_one_line(data: bytes, text: str) -> None:
+def test_invalid_json_is_reported_on_one_line(data: bytes, text: str) -> None:
     with pytest.raises(OddRecord, match=text) as caught:
         read_json(data)
     assert "\n" not in str(caught.value)

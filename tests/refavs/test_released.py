@@ -252,7 +252,7 @@ def test_expression_is_changed_by_the_one_beside_it(head: ReleasedHead) -> None:
         assert (head(both).mask_logits[:1] - head(first).mask_logits).abs().max() > 1e-3
 
 
-def test_padding_is_no_less_a_cue_than_words_are(head: ReleasedHead) -> None:
+def test_padding_is_a_cue_like_words(head: ReleasedHead) -> None:
     batch = make_batch([0])
     text = batch.text.clone()
     text[:, -1] += 1
@@ -321,7 +321,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "code", "text", "empty", "none", "folder"])
-def test_file_that_is_no_state_dict_is_refused(file: Path, tmp_path: Path, damage: str) -> None:
+def test_file_that_is_not_a_state_dict_is_refused(file: Path, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "bad.pth"
     if damage == "code":
         torch.save({"mha_mm.in_proj_weight": Evil(tmp_path / "ran")}, path)
@@ -330,7 +330,7 @@ def test_file_that_is_no_state_dict_is_refused(file: Path, tmp_path: Path, damag
     elif damage != "none":
         content = file.read_bytes()
         path.write_bytes({"truncated": content[: len(content) // 2], "text": b"<html>", "empty": b""}[damage])
-    message = rf"{re.escape(str(path))} cannot be read \(.+\); accepted: ckpt_best_miou\.pth of .* fetch it again"
+    message = rf"{re.escape(str(path))} cannot be read \(.+\); accepted: ckpt_best_miou\.pth of .* download it again"
     with pytest.raises(WeightsError, match=message) as caught:
         load_released(path, make_head(), ENCODERS)
     assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
@@ -340,7 +340,7 @@ def test_file_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bad.pth"
     for content in ({"epoch": 3, "model": {}}, [torch.zeros(1)], torch.zeros(2)):
         torch.save(content, path)
-        with pytest.raises(WeightsError, match="holds no state dict of plain tensors; accepted: ckpt_best_miou"):
+        with pytest.raises(WeightsError, match="is not a state dict of plain tensors; accepted: ckpt_best_miou"):
             load_released(path, make_head(), ENCODERS)
 
 

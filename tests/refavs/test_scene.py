@@ -33,7 +33,7 @@ def test_objects_stay_inside_and_mostly_apart(size: int) -> None:
     assert covered / total < 0.02
 
 
-def test_render_hides_what_lies_behind() -> None:
+def test_render_hides_occluded_objects() -> None:
     scene = make_scene(np.random.default_rng(0), 96, ["disc", "square"])
     disc, square = scene.objects
     scene = replace(scene, objects=(disc, replace(square, start_px=disc.start_px, velocity_px_s=disc.velocity_px_s)))

@@ -28,7 +28,7 @@ def spectrum(category: str, seed: int) -> np.ndarray:
     return np.bincount(bands, power, 28) / power.sum()
 
 
-def test_every_category_has_a_voice_of_its_own() -> None:
+def test_every_category_has_a_distinct_voice() -> None:
     assert set(VOICES) == set(CATEGORIES)
     voices = {category: (spectrum(category, 0), spectrum(category, 1)) for category in CATEGORIES}
     for one, (first, again) in voices.items():
@@ -56,7 +56,7 @@ def test_schedule_sets_start_end_and_level() -> None:
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("num_objects", [2, 3, 4])
-def test_schedules_are_dealt_blindly(scenario: str, num_objects: int) -> None:
+def test_schedules_are_assigned_independently_of_the_scene(scenario: str, num_objects: int) -> None:
     rng = np.random.default_rng(1)
     sounding = Counter()
     loudest = Counter()

@@ -15,16 +15,6 @@ from refavs.store.backends.base import MappedFile
 from tests.refavs import small_store as small
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished store that no test changes."""
-    root = tmp_path_factory.mktemp("built") / "s"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        small.write_store(root)
-    return root
-
-
 @pytest.fixture
 def cold(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """No row is in memory; the lengths of what is read from the disk, in pieces that fit no row."""

@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,6 @@ OLD, NEW = small.CLIPS[:3], small.CLIPS
 CHANGES = ("write", "create", "remove", "publish")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nothing here loses power, and fsync is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished store of some clips, with two columns that the next table lacks."""
@@ -39,12 +31,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer.write_expressions(small.expressions(writer, OLD).assign(note="old", count=1))
     writer.finalise()
     return root
-
-
-@pytest.fixture
-def root(built: Path, tmp_path: Path) -> Path:
-    """A store of the test's own."""
-    return Path(shutil.copytree(built, tmp_path / "s"))
 
 
 def grow(root: Path) -> None:
@@ -131,7 +117,7 @@ def test_expressions_on_a_server_are_readable_at_every_step(built: Path, monkeyp
 @pytest.mark.long
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("reader", [look, verify])
-def test_writer_that_is_done_between_two_reads_is_no_damage(
+def test_writer_that_finishes_between_two_reads_is_not_damage(
     built: Path, tmp_path: Path, job: Callable[[Path], None], reader: Callable[[Path], Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -204,7 +190,7 @@ def test_looks_beside_a_writer_that_never_rests(root: Path) -> None:
     assert rounds > 1
 
 
-def test_files_of_a_living_writer_are_told_from_those_of_a_dead_one(
+def test_files_of_live_and_dead_writers_are_distinguished(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = small.open_writer(root)

@@ -200,7 +200,7 @@ def test_killed_owner_on_this_machine_is_replaced_at_once(
 
 
 @pytest.mark.process
-def test_killed_owner_that_nobody_waited_for_is_gone(tmp_path: Path, holders: Callable[..., Holder]) -> None:
+def test_killed_zombie_owner_counts_as_gone(tmp_path: Path, holders: Callable[..., Holder]) -> None:
     first = holders()
     assert first.line() == "held"
     first.signal(signal.SIGKILL)
@@ -285,7 +285,7 @@ def test_removed_lease_counts_as_lost(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_stopped_owner_that_nobody_replaced_goes_on(tmp_path: Path, holders: Callable[..., Holder]) -> None:
+def test_suspended_owner_that_was_not_replaced_continues(tmp_path: Path, holders: Callable[..., Holder]) -> None:
     first = holders()
     assert first.line() == "held"
     first.signal(signal.SIGSTOP)

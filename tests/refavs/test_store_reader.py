@@ -1,10 +1,8 @@
 """A reader sees committed rows only, finds what is damaged on the first touch, and names it."""
 
 import json
-import os
 import pickle
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,28 +22,6 @@ from tests.refavs import small_store as small
 SHARD = f"{small.MAPS}/c.0.0.0.0.0"
 RECORD = record_name(small.VISUAL, 0)
 EXPRESSIONS_RECORD = table_record("expressions")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nothing here loses power, and fsync is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished store that no test changes."""
-    root = tmp_path_factory.mktemp("built") / "s"
-    small.write_store(root)
-    return root
-
-
-@pytest.fixture
-def root(built: Path, tmp_path: Path) -> Path:
-    """A finished store of the test's own."""
-    return Path(shutil.copytree(built, tmp_path / "s"))
 
 
 def flip(path: Path, byte: int, bit: int = 0) -> None:
@@ -119,7 +95,7 @@ def test_levels_choose_the_maps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("weights", "expected"), [("random:0", True), ("0f" * 32, False)])
-def test_random_weights_are_told(tmp_path: Path, weights: str, expected: bool) -> None:
+def test_random_weights_are_reported(tmp_path: Path, weights: str, expected: bool) -> None:
     sound = replace(small.STREAMS[small.SOUND], fingerprint={"name": "vggish", "parts": [{"weights": weights}]})
     small.open_writer(tmp_path / "s", streams=small.STREAMS | {small.SOUND: sound})
     assert FeatureStore(tmp_path / "s").random_weights is expected
@@ -180,7 +156,7 @@ def test_half_written_expressions_are_refused(root: Path) -> None:
 def test_expressions_whose_objects_lost_their_record_are_refused(root: Path) -> None:
     file = record_name("objects", 1)
     (root / file).unlink()
-    with pytest.raises(StoreError, match=r"need row 3 of objects, which is not there \(2 such rows\); run"):
+    with pytest.raises(StoreError, match=r"need row 3 of objects, which is missing \(2 such rows\); run"):
         FeatureStore(root)
     before = small.files_of(root)
     small.write_store(root)
@@ -302,8 +278,8 @@ def test_commit_record_cannot_point_out_of_the_store(root: Path) -> None:
     changes = {
         "arrays ": other_array,
         "rows": lambda facts: facts["rows"].update(a=99),
-        "the stream's is": lambda facts: facts.update(fingerprint="0" * 16),
-        "speaks of shard": lambda facts: facts.update(index=5),
+        ", the stream has": lambda facts: facts.update(fingerprint="0" * 16),
+        "belongs to shard": lambda facts: facts.update(index=5),
         r"of \.\./x": lambda facts: facts.update(table="../x"),
         "crc32c is 'many'; accepted: a whole number": lambda facts: facts["arrays"]["s8"].update(crc32c="many"),
         "failures.q is '3'; accepted: a text": lambda facts: facts["failures"].update(q=3),

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -25,11 +24,8 @@ from refavs.store import FeatureStore
 from refavs.store.backends.base import Folder, LocalFolder, open_folder
 from refavs.store.backends.object_store import PART_BYTES, RemoteFile, RemoteFolder, _scratch_folder
 from refavs.store.verify import verify
+from tests.refavs import servers
 
-_spec = importlib.util.spec_from_file_location("servers", Path(__file__).parent / "servers.py")
-assert _spec is not None and _spec.loader is not None
-servers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(servers)
 endpoint, bucket, website, local = servers.endpoint, servers.bucket, servers.website, servers.local
 small = servers.small
 SECRET, KINDS = servers.SECRET, ("local", "memory", "s3")
@@ -53,7 +49,7 @@ def publish(folder: Folder, name: str, data: bytes) -> None:
     assert not scratch.exists()
 
 
-def test_folder_gives_back_what_was_written(folder: Folder) -> None:
+def test_folder_returns_the_written_bytes(folder: Folder) -> None:
     assert isinstance(folder, Folder)
     for data in (b"old", b"", b"new" * 1000):
         folder.write("clips/zarr.json", data)
@@ -62,7 +58,7 @@ def test_folder_gives_back_what_was_written(folder: Folder) -> None:
     assert folder.where("clips/zarr.json") == f"{folder.location}/clips/zarr.json"
 
 
-def test_folder_has_no_file_that_nobody_wrote(folder: Folder) -> None:
+def test_folder_lists_only_written_files(folder: Folder) -> None:
     folder.write("clips/a", b"a")
     for name in ("clips/b", "clips", "a", "clips/a/b"):
         assert not folder.exists(name)
@@ -115,7 +111,7 @@ def test_folder_publishes_a_file_whole(folder: Folder) -> None:
         folder.read("clips/c.0")
 
 
-def test_folder_sweeps_only_what_nobody_writes(folder: Folder) -> None:
+def test_folder_sweeps_only_files_without_a_writer(folder: Folder) -> None:
     folder.write("zarr.json", b"x")
     folder.sweep()
     assert folder.names() == ["zarr.json"]
@@ -129,7 +125,7 @@ def test_folder_creates_once(folder: Folder) -> None:
     assert folder.create("lease.json", b"yours")
 
 
-def test_folder_swaps_only_what_it_still_holds(folder: Folder) -> None:
+def test_folder_swaps_only_unchanged_files(folder: Folder) -> None:
     folder.write("zarr.json", b"x")
     assert not folder.swap("lease.json", b"old", b"new") and not folder.exists("lease.json")
     folder.write("lease.json", b"old")
@@ -157,7 +153,7 @@ def test_folder_is_the_same_after_pickling(folder: Folder) -> None:
     assert SECRET.encode() not in pickle.dumps(folder)
 
 
-def test_sweep_removes_scratch_files_of_writers_that_are_no_more(
+def test_sweep_removes_scratch_files_of_dead_writers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -1,6 +1,5 @@
 """What servers do wrong, and what is wrong with a URL or with credentials, is one line that names the file."""
 
-import importlib.util
 import os
 import pickle
 import socket
@@ -16,11 +15,8 @@ from refavs.store.backends.base import LocalFolder, open_folder
 from refavs.store.backends.object_store import NUM_PARTS, PART_BYTES, RETRIES, RemoteFolder
 from refavs.store.backends.remote_errors import os_error
 from refavs.store.verify import verify
+from tests.refavs import servers
 
-_spec = importlib.util.spec_from_file_location("servers", Path(__file__).parent / "servers.py")
-assert _spec is not None and _spec.loader is not None
-servers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(servers)
 endpoint, bucket, website, local = servers.endpoint, servers.bucket, servers.website, servers.local
 small = servers.small
 SECRET = servers.SECRET
@@ -113,7 +109,7 @@ def test_range_beyond_the_end_is_refused(bucket: str) -> None:
     folder = RemoteFolder(bucket)
     folder.write("a", b"12345")
     for start, stop in ((0, 6), (7, 9), (-1, 2), (3, 2)):
-        with pytest.raises(OSError, match=f"bytes {start} to {stop} are asked for, it has 5") as caught:
+        with pytest.raises(OSError, match=f"bytes {start} to {stop} were requested, it has 5") as caught:
             folder.open("a").read(start, stop)
         check_error(caught.value, folder.where("a"))
 
@@ -230,7 +226,7 @@ def test_flipped_byte_on_s3_is_found_and_named(local: LocalFolder, bucket: str) 
 
 
 @pytest.mark.long
-def test_store_that_is_out_of_reach_is_no_damage(
+def test_unreachable_store_is_not_damage(
     local: LocalFolder, hasty: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

@@ -1,8 +1,5 @@
 """What is damaged is dropped, and an extraction that runs again makes the same store of what is left."""
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,26 +15,12 @@ from tests.refavs import small_store as small
 FAILING = ("d",)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nothing here loses power, and fsync is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished store, of which one clip failed; no test changes it."""
     root = tmp_path_factory.mktemp("built") / "s"
     small.write_store(root, failing=FAILING)
     return root
-
-
-@pytest.fixture
-def root(built: Path, tmp_path: Path) -> Path:
-    """A finished store of the test's own."""
-    return Path(shutil.copytree(built, tmp_path / "s"))
 
 
 def mended(built: Path, root: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -18,25 +17,11 @@ from hypothesis import strategies as st
 from refavs.errors import StoreError
 from refavs.store import ArraySpec, FeatureStore, StreamSpec, pack_mask, unpack_mask
 from refavs.store.backends.base import LocalFolder
+from refavs.store.format.array_spec import DTYPES
 from refavs.store.format.checksum import crc32c
-from refavs.store.format.schema import DTYPES
 from refavs.store.format.shard import ALIGNMENT_BYTES, ShardFacts, ShardFile, ShardReader, shard_name
 from refavs.store.format.zarr_metadata import array_metadata
 from tests.refavs import small_store as small
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished store that no test changes."""
-    root = tmp_path_factory.mktemp("built") / "s"
-    small.write_store(root)
-    return root
-
-
-@pytest.fixture
-def root(built: Path, tmp_path: Path) -> Path:
-    """A finished store of the test's own."""
-    return Path(shutil.copytree(built, tmp_path / "s"))
 
 
 def open_tensorstore(root: Path, path: str) -> tensorstore.TensorStore:

@@ -86,7 +86,7 @@ def test_small_deviation_beside_a_large_mean_is_kept() -> None:
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("place", [(0, 1, 0, 0), (1, 1, 3, 2)])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_values_that_are_not_finite_are_told(bad: float, place: tuple[int, ...], dtype: type) -> None:
+def test_values_that_are_not_finite_are_reported(bad: float, place: tuple[int, ...], dtype: type) -> None:
     values = np.zeros((2, 3, 4, 4), dtype)
     assert ChannelSums.of(values, 1).finite
     values[place] = bad

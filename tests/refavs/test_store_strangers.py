@@ -1,8 +1,6 @@
 """What lies in or beside a store and is not of it stays as it is: no link is followed in writing, none removed."""
 
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,28 +14,6 @@ from refavs.store.columns import table_record
 from refavs.store.hdf5.exchange import export, import_
 from refavs.store.verify import verify
 from tests.refavs import small_store as small
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nothing here loses power, and fsync is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished store that no test changes."""
-    root = tmp_path_factory.mktemp("built") / "s"
-    small.write_store(root)
-    return root
-
-
-@pytest.fixture
-def root(built: Path, tmp_path: Path) -> Path:
-    """A finished store of the test's own."""
-    return Path(shutil.copytree(built, tmp_path / "s"))
 
 
 @pytest.fixture
@@ -129,7 +105,7 @@ def test_column_that_a_new_table_lacks_goes(root: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["film.mkv.partial", "film.mkv.12-0badcafe.partial", "lease.json", "zarr.json.partial", "a.json.partial"]
 )
-def test_folder_with_files_of_others_is_no_place_for_a_store(built: Path, tmp_path: Path, name: str) -> None:
+def test_folder_with_other_files_is_refused(built: Path, tmp_path: Path, name: str) -> None:
     export(built, tmp_path / "s.h5")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text('{"tenant": "mine"}')
@@ -139,7 +115,7 @@ def test_folder_with_files_of_others_is_no_place_for_a_store(built: Path, tmp_pa
     assert small.files_of(tmp_path / "out") == {name: b'{"tenant": "mine"}'}
 
 
-def test_only_what_a_writer_left_is_swept(root: Path) -> None:
+def test_sweep_removes_only_leftovers_of_writers(root: Path) -> None:
     others = ["film.mkv.partial", "clips/film.mkv.12-0badcafe.partial", "c.0.0.partial", "zarr.json.1-2.partial"]
     left = ["zarr.json.12-0badcafe.partial", "clips/c.0.0.12-0badcafe.partial", "lease.json.1-00000000.partial"]
     for name in (*others, *left):
@@ -161,7 +137,7 @@ def test_temporary_name_fits_beside_the_longest_name(tmp_path: Path) -> None:
         partial.unlink()
 
 
-def test_store_in_a_folder_whose_name_is_no_text_is_whole(root: Path) -> None:
+def test_store_in_a_folder_with_a_non_utf8_name_works(root: Path) -> None:
     odd = Path(os.fsdecode(os.fsencode(root.parent) + b"/caf\xe9"))
     root.rename(odd)
     assert verify(odd).damage == () and len(list(FeatureStore(odd))) == 10

@@ -1,8 +1,5 @@
 """Streams stand on their own: each is added, chosen and dropped without touching a file of another."""
 
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,28 +19,6 @@ CLAP = replace(
     arrays=(small.ArraySpec(name="features", shape=(6, 4), dtype="float32", axes=("n", "c"), statistics=True),),
 )  # fmt: skip
 WIDER = small.STREAMS | {"audio/clap": CLAP, small.BACKBONE_STREAM: small.LEVEL}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nothing here loses power, and fsync is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished store that no test changes."""
-    root = tmp_path_factory.mktemp("built") / "s"
-    small.write_store(root)
-    return root
-
-
-@pytest.fixture
-def root(built: Path, tmp_path: Path) -> Path:
-    """A finished store of the test's own."""
-    return Path(shutil.copytree(built, tmp_path / "s", copy_function=shutil.copy2))
 
 
 def stamps(root: Path) -> dict[str, tuple[int, int]]:
@@ -95,12 +70,12 @@ def test_encoder_is_dropped_with_all_its_levels(root: Path) -> None:
     assert not (root / "clips/visual").exists() and not verify(root).damage
     store = FeatureStore(root)
     assert store.streams == ["audio/clap", small.SOUND, small.TEXT] and len(store) == 10
-    with pytest.raises(StoreError, match=r"has no visual encoder; name one .*or add another by refavs-extract"):
+    with pytest.raises(StoreError, match=r"has no visual encoder; name one .*or add another with refavs-extract"):
         store.visual_paths()
 
 
 @pytest.mark.parametrize("place", range(0, 30, 3))
-def test_interrupted_drop_goes_on_or_is_undone(
+def test_interrupted_drop_is_completed_or_undone(
     built: Path, root: Path, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small.write_store(root, streams=WIDER)
@@ -153,7 +128,7 @@ def test_encoder_is_chosen_by_name(root: Path) -> None:
         _ = FeatureStore(root).audio_path
 
 
-def test_maps_of_one_name_in_two_levels_are_told_apart(tmp_path: Path) -> None:
+def test_maps_with_one_name_in_two_levels_are_distinguished(tmp_path: Path) -> None:
     twice = replace(small.LEVEL, arrays=(replace(small.LEVEL.arrays[0], name="s8"),))
     small.write_store(tmp_path / "s", streams=small.STREAMS | {small.BACKBONE_STREAM: twice})
     store = FeatureStore(tmp_path / "s")

@@ -1,8 +1,6 @@
 """Whoever reads a store finds out that another one has taken its place; a store that grows stays the same one."""
 
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,14 +9,6 @@ from refavs.errors import StoreError
 from refavs.store import FeatureStore
 from refavs.store.unchanged import refuse_exchanged
 from tests.refavs import small_store as small
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nothing here loses power, and fsync is slow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +38,7 @@ def test_store_exchanged_after_it_was_opened_is_refused(stores: tuple[Path, Path
     root = Path(shutil.copytree(stores[0], tmp_path / "s"))
     store = FeatureStore(root)
     exchange(root, stores[1])
-    with pytest.raises(StoreError, match=r"no longer the one that was opened there .*exchanged.*put the store back"):
+    with pytest.raises(StoreError, match=r"no longer the one that was opened there .*replaced.*put the store back"):
         refuse_exchanged(store, store.fingerprint)
 
 

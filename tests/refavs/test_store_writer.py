@@ -23,12 +23,6 @@ from tests.refavs import small_store as small
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a killed process nor a full disk loses what fsync guards, and it is slow."""
-    monkeypatch.setattr(os, "fsync", lambda file: None)
-
-
 MAP_ARRAYS = small.STREAMS[small.VISUAL].arrays
 FRAMES = [small.content_key(small.VISUAL, clip) for clip in small.CLIPS]
 
@@ -55,7 +49,7 @@ def test_each_group_of_keys_becomes_a_shard_in_the_smallest_free_place(tmp_path:
             writer.plan(small.VISUAL, groups)
 
 
-def test_interrupted_run_gets_the_same_places_for_what_is_left(tmp_path: Path) -> None:
+def test_interrupted_run_gets_the_same_places_for_remaining_keys(tmp_path: Path) -> None:
     writer = small.open_writer(tmp_path / "s")
     groups = [["a", "b"], ["c", "d"], ["e"]]
     plans = writer.plan(small.VISUAL, groups)
@@ -118,7 +112,7 @@ def test_interrupted_run_ends_in_the_same_store_even_with_failures(tmp_path: Pat
     assert small.files_of(tmp_path / "halves") == small.files_of(tmp_path / "whole")
 
 
-def test_failed_key_is_a_hole_and_is_tried_again_in_a_shard_of_its_own(tmp_path: Path) -> None:
+def test_failed_key_leaves_an_empty_row_and_is_retried_in_its_own_shard(tmp_path: Path) -> None:
     writer = small.open_writer(tmp_path / "s")
     small.write_rows(writer, small.VISUAL, small.CLIPS, failing=["b", "e"])
     assert writer.committed(small.VISUAL) == {"a": 0, "c": 2, "d": 3}
@@ -230,7 +224,7 @@ def test_other_fingerprint_of_a_stream_is_refused_with_both_named(tmp_path: Path
         small.open_writer(tmp_path / "s", streams={small.VISUAL: other})
     text = str(raised.value)
     assert f"weights={'a1' * 32}" in text and "weights=random:0" in text and text.count("swin@") == 3
-    assert "remove it by refavs-store drop" in text and "call the new one visual/swin@NAME/pixel_decoder" in text
+    assert "remove it with refavs-store drop" in text and "call the new one visual/swin@NAME/pixel_decoder" in text
     wider = replace(stream, arrays=(replace(stream.arrays[0], shape=(3, 4, 5, 7)), stream.arrays[1]))
     with pytest.raises(StoreError, match=r"mask_features float16 \(3, 4, 5, 6\)\), this run makes .*\(3, 4, 5, 7\)"):
         small.open_writer(tmp_path / "s", streams={small.VISUAL: wider})
@@ -239,9 +233,9 @@ def test_other_fingerprint_of_a_stream_is_refused_with_both_named(tmp_path: Path
 
 def test_other_sizes_are_refused_with_both_named(tmp_path: Path) -> None:
     small.write_store(tmp_path / "s")
-    for changes, text in (({"mask_size": 13}, "has clips of 11 px masks, this run makes 13 px masks"),
-                          ({"seconds": 5}, "of 3 seconds, this run makes 5 seconds"),
-                          ({"fps": 2.0}, r"of 1\.0 frames a second, this run makes 2\.0 frames")):  # fmt: skip
+    for changes, text in (({"mask_size": 13}, "has clips with 11 px masks, this run makes 13 px masks"),
+                          ({"seconds": 5}, "with 3 seconds, this run makes 5 seconds"),
+                          ({"fps": 2.0}, r"with 1\.0 frames per second, this run makes 2\.0 frames")):  # fmt: skip
         with pytest.raises(StoreError, match=text):
             small.open_writer(tmp_path / "s", streams={}, **changes)
 
@@ -290,7 +284,7 @@ def test_array_description_that_cannot_work_is_refused() -> None:
     for changes, text in (
         ({"name": "../x"}, "array name '../x' cannot be used; accepted: letters"),
         ({"name": "row"}, "array name 'row' cannot be used"),
-        ({"dtype": "complex64"}, "of type 'complex64'; accepted: bool"),
+        ({"dtype": "complex64"}, "has type 'complex64'; accepted: bool"),
         ({"shape": (0, 2)}, "accepted: positive sizes"),
         ({"axes": ("t",)}, "one name for each"),
         ({"axes": ("t", "h"), "statistics": True}, "must be called 'c'"),
@@ -308,7 +302,7 @@ def test_ids_cannot_leave_the_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["a\udcff", "a\0"])
-def test_id_that_is_no_text_is_refused(tmp_path: Path, key: str) -> None:
+def test_id_that_is_not_unicode_is_refused(tmp_path: Path, key: str) -> None:
     writer = small.open_writer(tmp_path / "s")
     with pytest.raises(StoreError, match=r"keys of objects, row 1: .* (is not valid Unicode; rename|holds a NUL)"):
         writer.plan("objects", [["0", key]])
@@ -319,7 +313,7 @@ def test_expressions_of_missing_rows_or_columns_are_refused(tmp_path: Path) -> N
     frame = small.expressions(writer)
     with pytest.raises(StoreError, match=r"the table expressions lacks grade; needed: uid, vid"):
         writer.write_expressions(frame.drop(columns="grade"))
-    with pytest.raises(StoreError, match=r"name row 77 of clips, which does not exist"):
+    with pytest.raises(StoreError, match=r"refer to row 77 of clips, which does not exist"):
         writer.write_expressions(frame.assign(clip=77))
     with pytest.raises(StoreError, match=r"column uid, row 0: 'a\\x00' holds a NUL character"):
         writer.write_expressions(frame.assign(uid="a\0"))
@@ -470,7 +464,7 @@ def test_record_of_other_keys_in_the_place_of_a_shard_is_refused(tmp_path: Path)
 
     write(ours)
     write(late)  # the same keys: what is there is as good
-    with pytest.raises(StoreError, match="holds other keys than this run planned"):
+    with pytest.raises(StoreError, match="has other keys than this run planned"):
         write(other)
     assert writer.committed(small.VISUAL) == {"a": 0, "b": 1}
 
@@ -485,7 +479,7 @@ def test_clips_keep_their_places_and_facts_when_others_come(tmp_path: Path) -> N
     assert str(clips["silent"].dtype) == "bool" and clips["repeated_from_s"].isna().tolist() == [True, False, False]
     frame = small.clip_table(("d",))
     for bad in (frame.assign(seconds=4), small.clip_table(("d", "d"))):
-        with pytest.raises(StoreError, match="or an id that comes twice, among"):
+        with pytest.raises(StoreError, match="or a repeated id, among"):
             writer.write_clips(bad)
     with pytest.raises(StoreError, match="the table clips lacks sound; needed: id, frames, sound, seconds"):
         writer.write_clips(frame.drop(columns="sound"))

@@ -1,4 +1,4 @@
-"""The test that every layout passes; a package that adds one calls `check_layout(Kitchen(), root)` in its own tests."""
+"""The contract test of layouts; a package that adds a layout calls `check_layout(Kitchen(), root)` in its tests."""
 
 import pickle
 import tempfile
@@ -16,10 +16,10 @@ from refavs.errors import DatasetError
 
 
 def check_layout(layout: Layout, root: Path) -> Source:
-    """Reads a small folder and checks all that refavs relies on.
+    """Reads a small folder and checks everything that refavs relies on.
 
     Raises:
-        AssertionError: lists what is wrong.
+        AssertionError: the layout breaks the contract; the message lists every violation.
     """
     root = root.absolute()
     source = layout.read(root)
@@ -34,12 +34,12 @@ def _of_folders(layout: Layout, root: Path, source: Source) -> Iterator[str]:
         yield "`accepts` is not one line"
     with tempfile.TemporaryDirectory() as empty:
         if not layout.detect(root) or layout.detect(Path(empty)):
-            yield "`detect` is false of this folder, or true of an empty one"
+            yield "`detect` returns False for this folder, or True for an empty one"
     if source.root != root:
         yield f"the source's root is {source.root}"
     for clip in source.clips[:1] + source.clips[-1:]:
         if layout.clip(root, clip.id) != clip:
-            yield f"`clip` does not find {clip.id!r} again"
+            yield f"`clip` does not find {clip.id!r}"
     for name in ("", "..", "../x", "/etc/passwd", "no such clip"):
         if layout.clip(root, name) is not None:
             yield f"`clip` finds {name!r}"
@@ -48,27 +48,27 @@ def _of_folders(layout: Layout, root: Path, source: Source) -> Iterator[str]:
 def _of_clips(source: Source) -> Iterator[str]:
     ids = [clip.id for clip in source.clips]
     if not ids or ids != sorted(set(ids)):
-        yield "there is no clip, or the clips are not sorted by id, each once"
+        yield "there are no clips, or they are not sorted by id without repeats"
     for clip in source.clips:
         if not is_plain_path(clip.id):
-            yield f"{clip.id!r} cannot be the name of a clip; accepted: plain names joined by '/'"
+            yield f"{clip.id!r} is not a valid clip id; accepted: plain names joined by '/'"
         if (clip.video is None) != bool(clip.frames):
             yield f"clip {clip.id!r} needs either frames or a video"
         for path in (*clip.frames, *([clip.video] if clip.video else ())):
             if not path.is_absolute() or not path.is_file():
-                yield f"{path} of clip {clip.id!r} is no file with an absolute path"
+                yield f"{path} of clip {clip.id!r} is not a file with an absolute path"
 
 
 def _of_objects(source: Source) -> Iterator[str]:
     clips = {clip.id: clip for clip in source.clips}
     for key, count in Counter((one.clip_id, one.fid) for one in source.objects).items():
         if count > 1 or key[0] not in clips or key[1] < 0:
-            yield f"object {key} is there {count} times, of no clip, or has a negative number"
+            yield f"object {key} occurs {count} times, belongs to no clip, or has a negative fid"
     for one in source.objects:
         num_seconds = len(clips[one.clip_id].frames) if one.clip_id in clips else 0
         odd = [second for second in one.masks if second < 0 or (num_seconds and second >= num_seconds)]
         if odd or not (one.masks or one.null):
-            yield f"object {one.fid} of {one.clip_id!r} has masks in seconds {odd}, outside the clip, or none at all"
+            yield f"object {one.fid} of {one.clip_id!r} has masks outside the clip, in seconds {odd}, or no mask"
         yield from _of_masks(one)
 
 
@@ -76,8 +76,8 @@ def _of_masks(one: Object) -> Iterator[str]:
     try:
         pickle.dumps(one)
         if one.masks and read_masks(list(one.masks.values()), root=one.root).any() and one.null:
-            yield f"object {one.fid} of {one.clip_id!r} refers to nothing and has pixels"
-    except (DatasetError, ValueError, pickle.PicklingError, AttributeError) as error:  # sizes differ: ValueError
+            yield f"object {one.fid} of {one.clip_id!r} is null but its masks have pixels"
+    except (DatasetError, ValueError, pickle.PicklingError, AttributeError) as error:  # ValueError: sizes differ
         yield f"masks of object {one.fid} of {one.clip_id!r}: {error}"
 
 
@@ -93,9 +93,9 @@ def _of_expressions(source: Source) -> Iterator[str]:
         if clip_id not in clips or (fid >= 0 and (clip_id, fid) not in objects) or not text.strip():
             yield f"expression {uid!r} has no clip {clip_id!r}, no object {fid}, or no text"
         if fid >= 0 and split not in source.splits:
-            yield f"expression {uid!r} is of split {split!r}, of which `splits` says nothing"
+            yield f"expression {uid!r} has split {split!r}, which `splits` does not list"
     for split, role in source.splits.items():
         if role not in get_args(Role):
-            yield f"split {split!r} is for {role!r}; accepted: {', '.join(get_args(Role))}"
+            yield f"split {split!r} has role {role!r}; accepted: {', '.join(get_args(Role))}"
         if split == MIX or (split == VALIDATION) > (role == "validation"):
-            yield f"a split for {role} cannot be called {split!r}, as other metrics are"
+            yield f"a {role} split cannot be called {split!r}, because other metrics have that name"

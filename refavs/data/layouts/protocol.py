@@ -1,42 +1,13 @@
-"""What a dataset layout is: it recognises its folders and says where clips, masks, splits and expressions lie in them.
+"""The protocol of dataset layouts. A layout recognises its folders and finds clips, masks, splits and expressions.
 
-A package adds one by the entry-point group `refavs.layouts`, whose names are those of `--layout`. For example
+A package adds a layout as an entry point in the group `refavs.layouts`; its name is the value of `--layout`. Example:
 
     [project.entry-points."refavs.layouts"]
     kitchen = "my_package.kitchen:Kitchen"
 
-and, for folders with `FILM/frames/*.jpg`, `FILM/sound.wav`, one object in `FILM/masks/<second>.png` for some seconds,
-and a `list.csv` with the columns `film,split,expression`:
-
-    class Kitchen(Layout):
-        accepts = "a folder with list.csv and FILM/frames/*.jpg, FILM/masks/*.png, FILM/sound.wav"
-
-        def detect(self, root):
-            return (root / "list.csv").is_file()
-
-        def read(self, root, expressions=None):
-            rows = list(read_rows(root / "list.csv", ("film", "split", "expression")))
-            films = sorted({film for film, _, _ in rows})
-            return Source(
-                root=root,
-                clips=tuple(
-                    Clip(id=film, frames=tuple(sorted((root / film / "frames").glob("*.jpg"))),
-                         audio=root / film / "sound.wav", root=root)
-                    for film in films
-                ),
-                objects=tuple(
-                    Object(clip_id=film, fid=0, root=root, masks={
-                        int(path.stem): path for path in sorted((root / film / "masks").glob("*.png"))})
-                    for film in films
-                ),
-                expressions=expression_table(
-                    {"uid": f"{film}_{number}", "clip_id": film, "fid": 0, "split": split, "text": text}
-                    for number, (film, split, text) in enumerate(rows)
-                ),
-                splits={"fit": "train", "dev": "validation", "exam": "test"},
-            )
-
-`refavs.data.layouts.contract.check_layout(Kitchen(), root)` tests it.
+`tests/plugin/refavs_example/layout.py` is such a class, of 30 lines, for folders with `FILM/frames/*.jpg`,
+`FILM/sound.wav`, one object in `FILM/masks/<second>.png` for some seconds, and a `list.csv` with the columns
+`film,split,expression`. `refavs.data.layouts.contract.check_layout(Kitchen(), root)` tests it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -51,7 +22,7 @@ from jaxtyping import Bool
 from refavs.choices import Role
 from refavs.data.layouts.report import SourceReport
 
-# A PNG file, or a function of a module (it is pickled) that a worker process calls for the pixels of the object.
+# A PNG file, or a module-level function (it is pickled) that a worker process calls to get the pixels of the object.
 Mask = Path | Callable[[], Bool[np.ndarray, "h w"]]
 _DEFAULTS: dict[str, Any] = {"fid": -1, "grade": "", "dimension": "", "null": False}
 EXPRESSION_COLUMNS = {
@@ -62,12 +33,12 @@ EXPRESSION_COLUMNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """Where one clip's media lies: a picture for each second and a sound file, or one video file.
+    """The media files of a clip: one picture per second and an audio file, or a single video file.
 
     Attributes:
-        id: its name in the store, unique in a source; may have the parts of a path, as `day1/cam2/a`.
-        frames: a picture for each second from the first on; as many as the clip has seconds.
-        root: folder that none of the files may lie outside of, symbolic links followed; None where they may.
+        id: its name in the store, unique in a source; may be a path such as `day1/cam2/a`.
+        frames: one picture for each second of the clip.
+        root: folder that must contain the files after following symbolic links; None allows any place.
     """
 
     id: str
@@ -82,10 +53,10 @@ class Object:
     """One object of a clip.
 
     Attributes:
-        fid: tells it from other objects of the clip; 0 or more.
-        masks: where its pixels are, by the second; only labelled seconds have a mask.
-        null: there is no such object. Its masks are empty in every second by definition; those given must be empty.
-        root: as of `Clip`.
+        fid: its number within the clip, 0 or more.
+        masks: its mask by second; only labelled seconds have one.
+        null: the object does not exist, so its masks are empty in every second; any given masks must be empty.
+        root: as for `Clip`.
     """
 
     clip_id: str
@@ -95,17 +66,17 @@ class Object:
     root: Path | None = None
 
     def labelled(self, num_seconds: int) -> Bool[np.ndarray, " t"]:
-        """For which of the first seconds it is known where the object is."""
+        """Which of the first `num_seconds` seconds have a label."""
         return np.array([self.null or second in self.masks for second in range(num_seconds)])
 
 
 def expression_table(rows: Iterable[Mapping[str, Any]] = ()) -> pd.DataFrame:
-    """A table of expressions: `uid, clip_id, split, text` of each, and where known
+    """Builds a table of expressions from rows with `uid, clip_id, split, text` and optionally
 
-    - `fid`: the object of the clip, -1 where there are no masks;
-    - `vid`: the film that the clip is from, by default the clip;
-    - `grade`, `dimension`: how hard it is, and the cues it needs, as `spatial`; empty where unknown;
-    - `null`: whether it refers to nothing.
+    - `fid`: the object of the clip; -1 if there are no masks;
+    - `vid`: the video that the clip was cut from; by default the clip;
+    - `grade`, `dimension`: its difficulty and the cues it needs, e.g. `spatial`; empty if unknown;
+    - `null`: whether it refers to no object.
     """
     full = [{**_DEFAULTS, "vid": row["clip_id"], **row} for row in rows]
     return pd.DataFrame({
@@ -116,16 +87,16 @@ def expression_table(rows: Iterable[Mapping[str, Any]] = ()) -> pd.DataFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Everything that can be extracted from one place.
+    """Everything that can be extracted from one folder.
 
     Attributes:
-        clips: sorted by id, each id once.
-        objects: (clip_id, fid) is each there once.
-        expressions: see `expression_table`; none where the source says nothing about expressions. A row with a `fid`
-            speaks of one of `objects`.
-        splits: for each split of expressions with masks, what it is for.
-        report: every odd row, clip and object by kind.
-        layout: its name, which `read_source` fills in.
+        clips: sorted by id; ids are unique.
+        objects: unique by (clip_id, fid).
+        expressions: see `expression_table`; empty if the source has no expressions. A row with a `fid` refers to one
+            of `objects`.
+        splits: the role of each split whose expressions have masks.
+        report: rows, clips and objects with a peculiarity, by kind.
+        layout: name of the layout, set by `read_source`.
     """
 
     root: Path
@@ -139,35 +110,34 @@ class Source:
 
 @runtime_checkable
 class Layout(Protocol):
-    """A form in which folders hold data sets.
+    """A way in which data sets are organised in folders.
 
     Attributes:
-        accepts: what its folders hold, for messages: a noun with an article.
+        accepts: noun phrase with an article that describes its folders, for messages.
     """
 
     accepts: str
 
     def detect(self, root: Path) -> bool:
-        """Whether a folder has this layout, by a look at few names; a damaged one has it as well."""
+        """Whether a folder has this layout. Looks at a few names only, so that a damaged folder is recognised too."""
         ...
 
     def read(self, root: Path, expressions: Path | None = None) -> Source:
         """Reads a folder.
 
         Args:
-            root: absolute.
-            expressions: a CSV (`video,exp`) as given to `--expressions`; only for layouts without expressions of their
-                own.
+            root: an absolute path.
+            expressions: the CSV (`video,exp`) given as `--expressions`; only for layouts that contain no expressions.
 
         Raises:
-            DatasetError: it cannot be read; says what was found, what is accepted, and what to do.
+            DatasetError: it cannot be read; the message says what was found, what is accepted and what to do.
         """
         ...
 
     def clip(self, root: Path, clip_id: str) -> Clip | None:
-        """Finds a clip's media again, without reading the whole source where that can be avoided.
+        """Finds a clip's media by id, if possible without reading the whole source.
 
         Args:
-            clip_id: as a store has it, so it may be anything: no file outside of `root` may be read for it.
+            clip_id: an id from a store, which is not trusted: no file outside of `root` may be read.
         """
         return next((clip for clip in self.read(root).clips if clip.id == clip_id), None)

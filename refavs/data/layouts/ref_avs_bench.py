@@ -1,4 +1,4 @@
-"""The layout of Ref-AVS Bench, in which `refavs-synth` writes as well."""
+"""The layout of Ref-AVS Bench, which `refavs-synth` writes as well."""
 
 import os
 from pathlib import Path
@@ -22,20 +22,20 @@ class RefAvsBench(Layout):
     accepts = "a benchmark folder (metadata.csv, media/<id>/frames/{0..9}.jpg, media/<id>/audio.wav, gt_mask/)"
 
     def detect(self, root: Path) -> bool:
-        """Whether there is a metadata.csv, whatever the name stands for."""
+        """Whether an entry called metadata.csv exists, of any type."""
         return os.path.lexists(root / "metadata.csv")
 
     def read(self, root: Path, expressions: Path | None = None) -> Source:
-        """Reads the table; a clip or mask folder that is missing is named in the report.
+        """Reads the table; the report names missing clips and mask folders.
 
-        An optional `expressions.csv` beside metadata.csv (`uid,grade,dimension`, more columns allowed) says what cues
-        an expression needs. The real benchmark has none; there `refavs.data.cues` reads them from the words.
+        An optional `expressions.csv` beside metadata.csv (`uid,grade,dimension`, more columns allowed) states the cues
+        that an expression needs. The real benchmark has none; `refavs.data.cues` then derives them from the words.
 
         Raises:
             DatasetError: metadata.csv cannot be read, none of its clips has media, or `expressions` are given.
         """
         if expressions is not None:
-            raise DatasetError(f"{root} is a benchmark, its expressions are in metadata.csv; leave out the CSV "
+            raise DatasetError(f"{root} is a benchmark with its expressions in metadata.csv; leave out the CSV "
                                f"{expressions}.")
         table, report = read_metadata(root / "metadata.csv")
         media = root / "media"
@@ -78,9 +78,9 @@ def _clip(name: str, folder: Path, media: Path) -> Clip:
 
 
 def _folders(path: Path, required: bool = False) -> dict[str, str]:
-    """The folders in `path`, as the disk writes their names, by the composed form of these.
+    """Names of the folders in `path` as they are on disk, by the name in composed Unicode form.
 
-    None where it cannot be listed, unless it is required and there.
+    Empty if `path` cannot be listed, unless it is required and exists.
     """
     try:
         with os.scandir(path) as entries:
@@ -90,18 +90,18 @@ def _folders(path: Path, required: bool = False) -> dict[str, str]:
     except OSError as error:
         if not required:
             return {}
-        raise DatasetError(f"{path} cannot be read ({reason_of(error)}); give yourself access to it.") from error
+        raise DatasetError(f"{path} cannot be read ({reason_of(error)}); change its permissions.") from error
     found: dict[str, str] = {}
     for name in names:
         if composed(name) in found:
-            raise DatasetError(f"{path} has two folders {composed(name)!r}, in the composed and the decomposed form of "
-                               "Unicode; rename one of them, or merge them.")
+            raise DatasetError(f"{path} has two folders {composed(name)!r}, in composed and in decomposed Unicode; "
+                               "rename one of them, or merge them.")
         found[composed(name)] = name
     return found
 
 
 def _objects(root: Path, named: set[tuple[str, int]], report: SourceReport) -> dict[tuple[str, int], Object]:
-    """The objects that have a folder of masks, and the nulls, which need none."""
+    """The objects with a folder of masks, and the null objects, which need none."""
     on_disk = _folders(root)
     folder_of = {clip_id: root / on_disk.get(clip_id, clip_id) for clip_id, _ in named}
     present = {clip_id: _folders(folder) for clip_id, folder in folder_of.items()}
@@ -120,7 +120,7 @@ def _objects(root: Path, named: set[tuple[str, int]], report: SourceReport) -> d
 
 
 def _cues(path: Path, table: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Grade and dimension of each row, empty where unknown: from the file where there is one, else from the text."""
+    """Grade and dimension of each row, from the file if it exists, else from the text; empty if unknown."""
     if os.path.lexists(path):
         rows = read_rows(path, ("uid", "grade", "dimension"))
         by_uid = {composed(uid): (grade, dimension) for uid, grade, dimension in rows}

@@ -1,6 +1,6 @@
-"""The benchmark's metadata.csv: a table of its good rows and a report that names every odd one by kind.
+"""Reads the benchmark's metadata.csv into a table of valid rows and a report of all peculiar rows by kind.
 
-The only place that knows the benchmark's splits by name.
+Only this file knows the benchmark's splits by name.
 """
 
 import os
@@ -20,7 +20,7 @@ TRAIN, VAL, TEST_S, TEST_U, TEST_N = "train", "val", "test_s", "test_u", "test_n
 SPLITS: dict[str, Role] = {
     TRAIN: "train", VAL: "validation", TEST_S: "test", TEST_U: "test", TEST_N: "null-test",
 }  # fmt: skip
-TITLES = {TEST_S: "Seen", TEST_U: "Unseen", "mix": "Mix", TEST_N: "Null"}  # as the paper's tables have them
+TITLES = {TEST_S: "Seen", TEST_U: "Unseen", "mix": "Mix", TEST_N: "Null"}  # as in the paper's tables
 UNFINISHED_SPLIT = "TODO"
 COLUMNS = ("vid", "uid", "split", "fid", "exp")
 NULL_PREFIX = "null_"
@@ -45,17 +45,17 @@ class _Row(NamedTuple):
 
 
 def read_metadata(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, SourceReport]:
-    """Reads a metadata.csv of the benchmark's form (`vid,uid,split,fid,exp`).
+    """Reads a metadata.csv in the benchmark's format (`vid,uid,split,fid,exp`).
 
     Returns:
-        The rows kept, with columns `uid, vid, media_id, split, fid, text` and the row's 0-based place in the file as
-        index, and the report. Expressions are left exactly as they are. A uid may occur more than once.
+        The rows kept, with columns `uid, vid, media_id, split, fid, text`, indexed by the row's 0-based number in the
+        file, and the report. Expressions are unchanged. A uid may occur more than once.
 
-    Memory is about 700 bytes for each row.
+    Reading takes about 700 bytes of memory per row.
 
     Raises:
-        DatasetError: no such file, a missing column, or a row that cannot be read: an unknown split, a fid that is not
-            a whole number, a uid that does not hold a plain media id, a control character in an id.
+        DatasetError: the file or a column is missing, or a row is invalid: an unknown split, a fid that is not a whole
+            number, a uid without a plain media id, a control character in an id.
     """
     path = Path(path)
     rows = _parsed(path)
@@ -77,7 +77,7 @@ def read_metadata(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, SourceRep
 
 
 def media_id_of(uid: str, where: str) -> str:
-    """The media id in a uid of the form `<media id>_<object>_<number>`.
+    """Extracts the media id from a uid of the form `<media id>_<object>_<number>`.
 
     Raises:
         DatasetError: the uid has another form, or its media id is not a plain name.
@@ -89,14 +89,14 @@ def media_id_of(uid: str, where: str) -> str:
 
 
 def is_placeholder(text: str) -> bool:
-    """Whether an expression is none: letters such as "NO." where a sentence should be."""
+    """Whether an expression is a placeholder such as "NO." instead of a sentence."""
     return re.sub(r"[\W_]+", "", text.lower()) in _PLACEHOLDERS
 
 
 def _parsed(path: Path) -> list[_Row]:
     accepted = (*SPLITS, UNFINISHED_SPLIT)
     rows = []
-    # One object for each distinct value, which a clip's rows share.
+    # Rows share one string object per distinct value.
     shared: dict[str, str] = {}
     plain: dict[str, str] = {}
     for number, (vid, uid, split, fid, text) in enumerate(read_rows(path, COLUMNS)):
@@ -132,7 +132,7 @@ def _table(rows: list[_Row]) -> pd.DataFrame:
 
 
 def _repeats(keys: Iterable[Hashable]) -> list[bool]:
-    """For each key, whether it came before."""
+    """For each key, whether it occurred before."""
     seen: set[Hashable] = set()
     return [key in seen or bool(seen.add(key)) for key in keys]
 
@@ -162,7 +162,7 @@ def _note_texts(report: SourceReport, kept: list[_Row]) -> None:
         "padded_text": lambda text: text != text.strip(),
         "double_space_text": lambda text: "  " in text,
     }
-    # Many rows share a text, so each is looked at once.
+    # Many rows share a text, so each distinct text is examined once.
     num_words = {text: len(text.split()) for text in {row.text for row in kept}}
     for kind, is_odd in kinds.items():
         odd = {text for text in num_words if is_odd(text)}

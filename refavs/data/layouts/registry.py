@@ -1,4 +1,4 @@
-"""The layouts by name: ours, and those of installed packages (entry-point group `refavs.layouts`)."""
+"""The layouts by name: the built-in ones and those of installed packages (entry-point group `refavs.layouts`)."""
 
 import os
 from collections.abc import Mapping
@@ -9,23 +9,24 @@ from typing import Any
 from refavs.choices import LAYOUTS
 from refavs.data.layouts.protocol import Clip, Layout, Source
 from refavs.errors import ConfigError, DatasetError
+from refavs.files.path_text import path_of
 from refavs.plugins import all_entries, entry_named
 
 GROUP = "refavs.layouts"
-FALLBACK = "videos"  # many layouts have videos somewhere, so it takes what no other one recognises
+FALLBACK = "videos"  # used only if no other layout matches, because many layouts contain videos
 
 
 def read_source(
     path: str | os.PathLike[str], expressions: str | os.PathLike[str] | None = None, layout: str | None = None
 ) -> Source:
-    """Reads a folder by the layout of that name, or by the one that recognises it.
+    """Reads a folder with the named layout, or with the one that recognises it.
 
     Args:
-        expressions: a CSV, for layouts without expressions of their own.
+        expressions: a CSV of expressions, for layouts that contain none.
 
     Raises:
-        DatasetError: `path` is no folder, none recognises it, or it cannot be read.
-        ConfigError: there is no such layout, several recognise the folder, or two packages give theirs one name.
+        DatasetError: `path` is not a folder, no layout recognises it, or it cannot be read.
+        ConfigError: the layout is unknown, several layouts recognise the folder, or two packages use the same name.
     """
     root = Path(path).absolute()
     if not root.is_dir():
@@ -36,14 +37,14 @@ def read_source(
 
 
 def find_clip(store: Mapping[str, Any], clip_id: str) -> Clip | None:
-    """Where a stored clip's media lies, if it still lies where it was extracted from.
+    """Finds a stored clip's media, if it is still in the folder it was extracted from.
 
     Args:
         store: a store's root attributes.
-        clip_id: not trusted: no file outside of the source's folder is read for it.
+        clip_id: not trusted: no file outside of the source folder is read.
     """
     told = store.get("extraction", {})
-    root, layout = Path(str(told.get("source") or "")), told.get("layout")
+    root, layout = path_of(str(told.get("source") or "")), told.get("layout")
     if not told.get("source") or not os.path.isdir(root):
         return None
     try:
@@ -63,9 +64,9 @@ def _detected(root: Path) -> tuple[str, Layout]:
     found = {name: one for name, one in layouts.items() if one.detect(root)}
     found = found or {name: one for name, one in fallback.items() if one.detect(root)}
     if not found:
-        raise DatasetError(f"{root} has none of the known layouts; accepted: {_accepted({**layouts, **fallback})}.")
+        raise DatasetError(f"{root} matches no known layout; accepted: {_accepted({**layouts, **fallback})}.")
     if len(found) > 1:
-        raise ConfigError(f"{root} has the layouts {' and '.join(sorted(found))}; choose by --layout NAME")
+        raise ConfigError(f"{root} matches the layouts {' and '.join(sorted(found))}; choose one with --layout NAME")
     return next(iter(found.items()))
 
 

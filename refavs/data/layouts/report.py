@@ -1,4 +1,4 @@
-"""What is odd about a source: which rows, clips and objects, by kind."""
+"""Report on a source: rows, clips and objects with a peculiarity, by kind."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ _KINDS = {
     "rows_kept": "rows kept, each an expression of one of the five splits",
     "split_todo": "rows left out: split TODO, annotation never finished",
     "empty_text": "rows left out: no expression",
-    "repeated_uids": "rows whose uid an earlier row has; all kept, so a uid does not name a row",
+    "repeated_uids": "rows that repeat the uid of an earlier row; all kept, so a uid does not identify a row",
     "uid_with_two_fids": "uids whose rows point at different objects",
     "repeated_expressions": "rows with the vid, fid and expression of an earlier row of their split",
     "null_rows": "rows whose expression refers to nothing; their media id is not their vid",
@@ -25,20 +25,20 @@ _KINDS = {
     "objects": "distinct mask folders (media id and fid)",
     "null_media": "distinct media ids of null rows",
     "distinct_texts": "distinct expressions, what the text encoder needs",
-    "distinct_texts_normalised": "distinct expressions but for case and white space",
+    "distinct_texts_normalised": "distinct expressions, ignoring case and white space",
     "longest_text_words": "words of the longest expression",
     "total_text_words": "words of all expressions",
-    "null_texts": "distinct expressions of test_n; where few other rows have them, they alone give nulls away",
+    "null_texts": "distinct expressions of test_n; if few other rows have them, the text alone identifies nulls",
     "null_text_rows_train_null": "null train rows with an expression of test_n",
     "null_text_rows_train_object": "train rows with an expression of test_n that do refer to an object",
     "null_text_rows_test_object": "test_s and test_u rows with an expression of test_n",
-    "null_vids_of_test_s": "vids of test_n that test_s has too",
-    "null_vids_of_train": "vids of null train rows that other train rows have too",
+    "null_vids_of_test_s": "vids of test_n that also occur in test_s",
+    "null_vids_of_train": "vids of null train rows that also occur in other train rows",
     "vids_across_splits": "vids in more than one of train, val and test",
     "unseen_objects": "object names of test_u",
-    "unseen_objects_absent_from_train": "object names of test_u that train lacks",
-    "unseen_objects_in_train": "object names of test_u that train has as well, so not unseen",
-    "missing_media": "clips left out with their expressions: no media of theirs was found",
+    "unseen_objects_absent_from_train": "object names of test_u that do not occur in train",
+    "unseen_objects_in_train": "object names of test_u that also occur in train, so not unseen",
+    "missing_media": "clips left out with their expressions: their media was not found",
     "missing_masks": "objects left out: no mask folder; their expressions stay, with fid -1",
     "null_masks_not_shipped": "nulls without a mask folder; their masks are empty by definition, so nothing is lost",
     "not_files": "entries with a video's name left out: folders, pipes, sockets or devices; no clip is lost",
@@ -59,13 +59,13 @@ _PER_SPLIT = {
 
 @dataclass(frozen=True, kw_only=True)
 class SourceReport:
-    """What is odd about a source: counts by kind, the rows of a kind, and the names that a kind is about.
+    """Peculiarities of a source: for each kind its count, and the rows or names concerned.
 
-    A row number is the row's 0-based place in the CSV below its header.
+    Row numbers count from 0 after the header of the CSV.
 
     Attributes:
         source: the file or folder.
-        splits: those with counts of their own, as `rows_train`.
+        splits: splits that have their own counts, e.g. `rows_train`.
     """
 
     source: str = ""
@@ -75,19 +75,19 @@ class SourceReport:
     names: dict[str, list[str]] = field(default_factory=dict)
 
     def note_rows(self, kind: str, rows: Iterable[int]) -> None:
-        """Counts the rows of one kind and remembers which they are."""
+        """Records the rows of one kind."""
         self.rows[kind] = [int(row) for row in rows]
         self.counts[kind] = len(self.rows[kind])
 
     def note_names(self, kind: str, names: Iterable[str]) -> None:
-        """Counts the clips, uids, objects or expressions of one kind and remembers which they are."""
+        """Records the clips, uids, objects or expressions of one kind."""
         self.names[kind] = sorted(names)
         self.counts[kind] = len(self.names[kind])
 
     def lines(self, num_examples: int = 3) -> list[str]:
-        """The report: each kind that occurs, its count, meaning and first rows or names; then the splits."""
+        """The report as lines: each kind found with its count, meaning and first rows or names; then the splits."""
         lines = [self.source]
-        unknown = {kind: "" for kind in (*self.rows, *self.names) if kind not in _KINDS}  # of a plug-in
+        unknown = {kind: "" for kind in (*self.rows, *self.names) if kind not in _KINDS}  # from plug-ins
         for kind, meaning in {**_KINDS, **unknown}.items():
             if not self.counts.get(kind):
                 continue

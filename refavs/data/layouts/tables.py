@@ -1,4 +1,4 @@
-"""Tables and names of a source, whatever they hold: CSV files, ids that become names of files, Unicode's two forms."""
+"""Safe reading of untrusted tables and names: CSV files, ids that become file names, both forms of Unicode."""
 
 import csv
 import io
@@ -12,15 +12,15 @@ from refavs.errors import DatasetError
 from refavs.files.plain_file import UnusableFileError
 from refavs.files.source_files import open_file, reason_of
 
-# A store pads its texts to the longest one; an expression has some ten words, and a page of text is an open quote.
+# A store pads texts to the longest one. Expressions have about ten words; a much longer text means an unclosed quote.
 MOST_CHARACTERS = 2_000
 _LINE_CHARACTERS = 2**20
-# The last range is what Python makes of bytes in a file name that are not UTF-8.
+# The last range is how Python represents file name bytes that are not UTF-8.
 _SEPARATOR_OR_CONTROL = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def plain_name(name: str, where: str) -> str:
-    """Returns `name` where it can safely name a folder inside another.
+    """Returns `name` if it is safe as the name of a folder inside another.
 
     Raises:
         DatasetError: `name` is empty, starts with a dot, or has a path separator, `..`, a control character or
@@ -35,16 +35,16 @@ def plain_name(name: str, where: str) -> str:
 
 
 def composed(name: str) -> str:
-    """A name in Unicode's composed form: a table and a disk, of a Mac say, may write one letter in two ways."""
+    """A name in composed Unicode form. Disks, e.g. on a Mac, may use the decomposed form for the same letters."""
     return unicodedata.normalize("NFC", name)
 
 
 def read_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, ...]]:
-    """The `columns` of each row of a CSV file in UTF-8 with a header, values as they are; other columns are skipped.
+    """Yields the `columns` of each row of a UTF-8 CSV file with a header, unchanged; other columns are skipped.
 
     Raises:
-        DatasetError: no such file, no plain file, no text in UTF-8, a column that is missing or there twice, or a row
-            with another number of fields than the header.
+        DatasetError: the file is missing, not a plain file or not UTF-8, a column is missing or repeated, or a row has
+            a different number of fields than the header.
     """
     columns = tuple(columns)
     expected = f"expected a CSV file with columns {','.join(columns)}"
@@ -56,7 +56,7 @@ def read_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, ...]]:
             for fields in reader:
                 if len(fields) != len(header) and fields:
                     raise DatasetError(
-                        f"{path}, line {reader.line_num}: {len(fields)} fields where the header has {len(header)}; "
+                        f"{path}, line {reader.line_num}: {len(fields)} fields, but the header has {len(header)}; "
                         "put an expression with a comma in double quotes."
                     )
                 if fields:
@@ -78,7 +78,7 @@ def _lines(file: io.TextIOWrapper, path: Path) -> Iterator[str]:
     while line := file.readline(_LINE_CHARACTERS):
         number += 1
         if "\0" in line:
-            raise DatasetError(f"{path}, line {number} holds a NUL byte, as UTF-16 or a damaged file does; save it as "
+            raise DatasetError(f"{path}, line {number} contains a NUL byte (UTF-16 or a damaged file); save it as "
                                "CSV in UTF-8.")  # fmt: skip
         if len(line) == _LINE_CHARACTERS:
             raise DatasetError(f"{path}, line {number} is longer than {_LINE_CHARACTERS:,} characters; save the file "
@@ -108,7 +108,7 @@ def _places(path: Path, header: list[str], columns: tuple[str, ...]) -> list[int
 
 
 def is_plain_path(name: str) -> bool:
-    """Whether `name`, plain names joined by '/', can safely name a file inside a folder."""
+    """Whether `name`, plain names joined by '/', is safe as a path inside a folder."""
     try:
         return all(plain_name(part, "") for part in name.split("/"))
     except DatasetError:
@@ -116,7 +116,7 @@ def is_plain_path(name: str) -> bool:
 
 
 def named_on_disk(folder: Path, name: str) -> Path:
-    """The entry of a folder with that name, in whichever form of Unicode the disk writes it."""
+    """Path of the entry `name` in a folder, in the Unicode form used on disk."""
     path = folder / name
     if name.isascii() or os.path.exists(path) or not os.access(folder, os.R_OK | os.X_OK):
         return path

@@ -1,4 +1,4 @@
-"""The layout of a folder of video files, with or without a CSV of expressions about them."""
+"""The layout of a folder of videos, with or without a CSV of expressions."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -16,26 +16,26 @@ PREDICT_SPLIT = "predict"
 
 
 class Videos(Layout):
-    """Video files in a folder and its subfolders; a clip's id is its path without the suffix, as `day1/cam2/a`."""
+    """Video files in a folder and its subfolders; a clip's id is its path without the suffix, e.g. `day1/cam2/a`."""
 
     accepts = f"a folder of videos (*{' *'.join(VIDEO_SUFFIXES)})"
 
     def detect(self, root: Path) -> bool:
-        """Whether there is a name of a video."""
+        """Whether any entry is named like a video."""
         return next(_named_as_videos(root), None) is not None
 
     def read(self, root: Path, expressions: Path | None = None) -> Source:
-        """Reads a folder. Hidden files and folders are passed over, links to folders not followed.
+        """Reads a folder. Skips hidden files and folders and does not follow links to folders.
 
-        What is no file, or has a name that cannot be an id, is left out and named in the report.
+        Entries that are not files or whose name cannot be an id are left out and named in the report.
 
         Args:
-            root: holds files of the types in `VIDEO_SUFFIXES`, or folders of them.
-            expressions: columns `video,exp`, where video is a path below the folder with or without its suffix. Rows
-                about videos that the folder lacks are left out and named in the report.
+            root: folder with files of the types in `VIDEO_SUFFIXES`, possibly in subfolders.
+            expressions: CSV with columns `video,exp`; video is a path below the folder, with or without suffix. Rows
+                about missing videos are left out and named in the report.
 
         Raises:
-            DatasetError: no video in the folder, two videos of one id, or a CSV that names none of them.
+            DatasetError: the folder has no video, two videos have the same id, or the CSV names none of them.
         """
         report = SourceReport(source=str(root))
         clips = _clips(root, report)
@@ -50,7 +50,7 @@ class Videos(Layout):
         )
 
     def clip(self, root: Path, clip_id: str) -> Clip | None:
-        """Finds a video by the folder that its id names."""
+        """Finds a video by looking in the folder that its id names."""
         if not is_plain_path(clip_id):
             return None
         *folders, name = clip_id.split("/")
@@ -66,14 +66,14 @@ class Videos(Layout):
 
 
 def _named_as_videos(root: Path) -> Iterator[Path]:
-    """What has a video's name, folder by folder and sorted in each.
+    """Entries named like videos, folder by folder, sorted within each.
 
     Raises:
         DatasetError: a folder cannot be read.
     """
 
     def refuse(error: OSError) -> None:
-        raise DatasetError(f"{error.filename} cannot be read ({reason_of(error)}); give yourself access to it.")
+        raise DatasetError(f"{error.filename} cannot be read ({reason_of(error)}); change its permissions.")
 
     for place, folders, files in os.walk(root, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -1,6 +1,7 @@
-"""The contract of heads as a test that anyone can run on theirs: `check_head(MyOptions(width=8))`."""
+"""The contract of heads as a test for any head: `check_head(MyOptions(width=8))`."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from refavs.data.batches import Batch
+from refavs.data.maps import Maps
 from refavs.model.checkpoint import load_model, save_model
 from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
 from refavs.model.heads.protocol import Head, Seconds
@@ -15,20 +17,20 @@ from refavs.model.heads.registry import implementation_of
 from refavs.model.options import HeadOptions, LossConfig
 from refavs.model.target import FrameCounts, Target
 
-CLIP_OF = (0, 0, 1)  # which clip each expression speaks of
+CLIP_OF = (0, 0, 1)  # the clip that each expression refers to
 NUM_STEPS, SIDE, CHANNELS, LENGTH = 20, 16, 32, 4
-EVERYWHERE = LossConfig(num_points=0)  # masks are compared at all pixels, so that nothing is drawn
+EVERYWHERE = LossConfig(num_points=0)  # compares masks at all pixels, so nothing is random
 
 
 def check_head(options: HeadOptions, sizes: FeatureSizes | None = None) -> None:
-    """Builds the head with these options, trains it for some steps and saves it, all on made-up features.
+    """Builds a head with these options, trains it for a few steps and saves it, all on random features.
 
     Args:
-        options: small ones, so that a step takes milliseconds.
-        sizes: of the features; None makes up maps of 16 x 16 and coarser with 32 channels.
+        options: small sizes, so that a step takes milliseconds.
+        sizes: sizes of the features; None uses maps of 16 x 16 pixels and coarser with 32 channels.
 
     Raises:
-        AssertionError: the head breaks the contract; says how.
+        AssertionError: the head breaks the contract; the message says how.
     """
     torch.manual_seed(0)
     sizes = sizes or made_up_sizes(options)
@@ -38,6 +40,7 @@ def check_head(options: HeadOptions, sizes: FeatureSizes | None = None) -> None:
     for num_seconds in (1, 3):
         _check_prediction(head, made_up_batch(sizes, num_seconds))
     batch = made_up_batch(sizes, 3)
+    _check_quantised(head, batch)
     _check_labels(head, batch)
     if options.trainable:
         _check_parts(head, batch)
@@ -57,7 +60,7 @@ def made_up_sizes(options: HeadOptions) -> FeatureSizes:
 
 
 def made_up_batch(sizes: FeatureSizes, num_seconds: int) -> Batch:
-    """Three expressions about two clips; the object of the second is not to be seen at first, the third has none."""
+    """Three expressions for two clips. The second's object is not visible at first; the third refers to no object."""
     generator = torch.Generator().manual_seed(1)
 
     def noise(*shape: int) -> Tensor:
@@ -89,30 +92,42 @@ def _probs(head: Head, batch: Batch, seconds: Seconds | None = None) -> Tensor:
 def _check_prediction(head: Head, batch: Batch) -> None:
     num_seconds = batch.audio.shape[1]
     found = _probs(head, batch)
-    assert found.shape == (len(batch), num_seconds, 24, 40), f"probs of size (24, 40) are of shape {tuple(found.shape)}"
+    assert found.shape == (len(batch), num_seconds, 24, 40), f"probs of size (24, 40) have shape {tuple(found.shape)}"
     assert bool(((found >= 0) & (found <= 1)).all()), "probs are not between 0 and 1"
     last = _probs(head, batch, Seconds.of([num_seconds - 1]))
-    assert torch.allclose(last, found[:, -1:], atol=1e-4), "a second's probs depend on which seconds are asked for"
+    assert torch.allclose(last, found[:, -1:], atol=1e-4), "a second's probs depend on the seconds requested"
+
+
+def _check_quantised(head: Head, batch: Batch) -> None:
+    """A store may keep maps in one byte a value; a head that takes them from `batch.visual` gets their values."""
+    generator = torch.Generator().manual_seed(2)
+    stored = {name: torch.randint(-127, 128, maps.shape, generator=generator, dtype=torch.int8)
+              for name, maps in batch.visual.items()}  # fmt: skip
+    scales = {name: 0.05 * torch.rand(maps.shape[0], maps.shape[2], generator=generator)
+              for name, maps in stored.items()}  # fmt: skip
+    quantised = Maps(stored, scales)
+    found, expected = (_probs(head, replace(batch, visual=maps)) for maps in (quantised, dict(quantised)))
+    assert torch.allclose(found, expected, atol=1e-4), "probs of quantised maps are not those of their values"
 
 
 def _check_labels(head: Head, batch: Batch) -> None:
     assert batch.mask is not None
     labelled = torch.ones(batch.mask.shape[:2], dtype=torch.bool)
     losses, all_labelled = _loss(head, batch), _loss(head, batch, labelled)
-    assert losses.keys() == {"total", *head.losses}, f"loss gives {', '.join(losses)}; `losses` names {head.losses}"
+    assert losses.keys() == {"total", *head.losses}, f"loss returns {', '.join(losses)}; `losses` lists {head.losses}"
     for name, value in losses.items():
-        assert bool(value.isfinite()), f"the loss {name} is not finite, with a frame that shows no object"
-        assert torch.allclose(value, all_labelled[name]), f"the loss {name} changes where all seconds are labelled"
+        assert bool(value.isfinite()), f"the loss {name} is not finite for a frame without an object"
+        assert torch.allclose(value, all_labelled[name]), f"the loss {name} changes if all seconds are labelled"
     labelled[:, 1] = False
     before = _loss(head, batch, labelled)["total"]
     batch.mask[:, 1] = ~batch.mask[:, 1]
     after = _loss(head, batch, labelled)["total"]
     batch.mask[:, 1] = ~batch.mask[:, 1]
-    assert torch.allclose(before, after), "a second without a label takes part in the loss"
+    assert torch.allclose(before, after), "a second without a label contributes to the loss"
 
 
 def _check_parts(head: Head, batch: Batch) -> None:
-    """A batch may be computed in parts, here those of seconds."""
+    """Checks that a batch can be computed in parts, here one second at a time."""
     assert batch.mask is not None
     whole, output = FrameCounts.of(batch.mask), _loss(head, batch)["total"]
     parts = [
@@ -120,13 +135,13 @@ def _check_parts(head: Head, batch: Batch) -> None:
                   Target(masks=batch.mask[:, seconds.index], counts=whole), EVERYWHERE)["total"]
         for second in range(batch.mask.shape[1])
     ]  # fmt: skip
-    assert torch.allclose(torch.stack(parts).sum(), output, rtol=1e-3), "the losses of parts do not add up to the whole"
+    assert torch.allclose(torch.stack(parts).sum(), output, rtol=1e-3), "the losses of the parts do not add up"
 
 
 def _check_training(head: Head, batch: Batch) -> None:
     head.train()
     trained = head.trained_parameters()
-    assert trained, "no parameter is trained"
+    assert trained, "the head has no trained parameter"
     optimizer, totals = torch.optim.AdamW(trained, lr=3e-3), []
     for _ in range(NUM_STEPS):
         optimizer.zero_grad()
@@ -138,12 +153,12 @@ def _check_training(head: Head, batch: Batch) -> None:
         optimizer.step()
     assert totals[-1] < totals[0], f"the loss does not fall: {totals[0]:.4g}, {totals[-1]:.4g} after {NUM_STEPS} steps"
     counted = sum(size.trained for size in head.part_sizes())
-    assert counted == sum(one.numel() for one in trained), "`parts` does not hold every trained parameter once"
+    assert counted == sum(one.numel() for one in trained), "`parts` must hold each trained parameter once"
 
 
 def _check_checkpoint(head: Head, batch: Batch) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder), head)
         loaded = load_model(Path(folder))
-    assert (loaded.options, loaded.sizes) == (head.options, head.sizes), "a checkpoint changes the options"
-    assert torch.equal(_probs(loaded, batch), _probs(head, batch)), "a checkpoint changes the prediction"
+    assert (loaded.options, loaded.sizes) == (head.options, head.sizes), "a saved and loaded head has other options"
+    assert torch.equal(_probs(loaded, batch), _probs(head, batch)), "a saved and loaded head predicts otherwise"

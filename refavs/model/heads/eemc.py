@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from refavs.data.batches import Batch
+from refavs.data.maps import Maps
 from refavs.errors import ConfigError
 from refavs.model.batch_cache import Once
 from refavs.model.decoder import EEMCOutput, MaskDecoder, predict
@@ -27,8 +28,8 @@ from refavs.model.visual import FeatureProjection, Statistics, VisualInput
 class EEMC(Head):
     """Segments the object an expression refers to in each second, from cached features.
 
-    Follows Ref-AVS (arXiv 2407.10957v1), section 4. Differs: normalisation before each fusion layer, and sine positions
-    on the visual tokens, both of which the paper leaves open.
+    Follows Ref-AVS (arXiv 2407.10957v1), section 4. Differs: fusion layers are pre-norm and visual tokens have sine
+    positions; the paper specifies neither.
     """
 
     losses: ClassVar[tuple[str, ...]] = ("bce", "dice", "classification")
@@ -40,8 +41,8 @@ class EEMC(Head):
         width, heads = options.channels or stored.get(MASKS, 256), options.num_heads
         if width % heads or width % 4:
             raise ConfigError(
-                f"the model's width {width} must be a multiple of 4 and of model.num_heads={heads}; choose another "
-                "with --set model.channels=... or --set model.num_heads=..."
+                f"the model's width {width} must be a multiple of 4 and of model.num_heads={heads}; change it with "
+                "--set model.channels=... or --set model.num_heads=..."
             )
         fusion = (width, options.num_layers, heads, options.feedforward_channels, options.dropout)
         self.visual = VisualInput(
@@ -64,29 +65,29 @@ class EEMC(Head):
         self._freeze()
 
     def parts(self) -> dict[str, nn.Module]:
-        """The parts that are trained or not, by name; a module in two of them belongs to the first."""
+        """The parts that can be trained or frozen, by name; a module in two of them belongs to the first."""
         parts = {"class head": self.decoder.class_head, "transformer decoder": self.decoder}
         if self.visual.pixel_decoder is not None:
             parts["pixel decoder"] = self.visual.pixel_decoder
         return {**parts, "fusion": self}
 
     def _freeze(self) -> None:
-        """Chooses what is trained, by modules.
+        """Freezes the modules that the options exclude from training.
 
         Raises:
-            ConfigError: a pixel decoder would stay at random weights, or there is none to train.
+            ConfigError: a pixel decoder would keep random weights, or there is none to train.
         """
         trained, pixel_decoder = self.options.trained.split("+"), self.visual.pixel_decoder
         if pixel_decoder is None and "pixel_decoder" in trained:
             raise ConfigError(
-                "the maps are those of a pixel decoder that ran before, so that none can be trained; give the sizes of "
-                "the backbone's maps, or take --set model.trained=fusion+transformer_decoder"
+                "the maps are the output of a pixel decoder, so none can be trained; pass the sizes of the backbone's "
+                "maps, or --set model.trained=fusion+transformer_decoder"
             )
         if pixel_decoder is not None and "pixel_decoder" not in trained and self.options.decoder_weights == "random":
             raise ConfigError(
-                "the store has only the backbone's maps and the pixel decoder would stay at random weights; add its "
-                "maps by refavs-extract --levels pixel_decoder, train it by --set "
-                f"model.trained={get_args(Trained)[-1]}, or take --set model.decoder_weights=mask2former"
+                "the store has only the backbone's maps, and the pixel decoder would keep random weights; add its maps "
+                "with refavs-extract --levels pixel_decoder, train it with --set "
+                f"model.trained={get_args(Trained)[-1]}, or pass --set model.decoder_weights=mask2former"
             )
         self._frozen = [
             part for name, part in (("transformer_decoder", self.decoder), ("pixel_decoder", pixel_decoder))
@@ -97,22 +98,22 @@ class EEMC(Head):
         self.decoder.class_head.requires_grad_(True)
 
     def train(self, mode: bool = True) -> "EEMC":
-        """As of any module; dropout stays off in the parts that are not trained."""
+        """As `nn.Module.train`, but dropout stays off in the frozen parts."""
         super().train(mode)
         for part in self._frozen:
-            for child in part.children():  # the decoder itself has to know, for its deep supervision
+            for child in part.children():  # not the decoder itself: its mode switches deep supervision on
                 child.eval()
         return self
 
     def set_statistics(self, statistics: Statistics) -> None:
-        """Takes the per-channel mean and deviation of each stream from `FeatureStore.statistics`, before training."""
+        """Takes the per-channel mean and standard deviation from `FeatureStore.statistics`; call it before training."""
         self.visual.set_statistics(statistics)
         for projection, size in ((self.audio, self.sizes.audio), (self.text, self.sizes.text)):
             if projection is not None and size is not None:
                 projection.standardise.set(*statistics[size.path])
 
     def load_pretrained(self, folder: Path, encoders: Mapping[str, Mapping[str, Any]]) -> list[str]:
-        """Loads Mask2Former's decoders, where a stored pixel decoder's maps are those of the same weights."""
+        """Loads Mask2Former's decoders; stored pixel decoder maps must come from the same weights."""
         checkpoint = Mask2Former(folder)
         if not self.options.trains_pixel_decoder:
             refuse_other_maps(self.sizes, checkpoint, encoders)
@@ -120,22 +121,22 @@ class EEMC(Head):
 
     @classmethod
     def pretrained_stamp(cls, folder: Path) -> str:
-        """The digest of Mask2Former's file."""
+        """The digest of Mask2Former's weights file."""
         return Mask2Former(folder).stamp
 
     def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> EEMCOutput:
         """Predicts masks and classes.
 
-        The cached memory sees every second before the chosen ones, so that the prediction of a second does not depend
-        on which others are decoded.
+        The cached memory reads every second before the chosen ones, so a second's prediction does not depend on which
+        other seconds are decoded.
         """
         read, chosen, name = slice(None), None, "all"
         if seconds is not None and self.options.memory:
-            # The memory looks back from the chosen seconds, never ahead.
+            # The memory reads only seconds before the chosen ones.
             read, chosen, name = slice(seconds.end), seconds.index, "until the last"
         elif seconds is not None:
-            read, name = seconds.index, "chosen"  # no second needs another
-        maps = {name: batch.visual[name][:, read] for name in self.visual.names}
+            read, name = seconds.index, "chosen"  # without memory, no second depends on another
+        maps = Maps.of(batch.visual).part(self.visual.names, read)
         visual = self.visual(maps, chosen, once, name)
         audio, text, valid = self._audio(batch.audio[:, read]), *self._text(batch)
         cues = self.cues(audio, visual.tokens, text, valid, batch.clip, chosen)
@@ -179,7 +180,7 @@ class EEMC(Head):
         return rearrange(self.audio(audio.relu() if self.options.rectified_audio else audio), "u t c -> u t 1 c")
 
     def _text(self, batch: Batch) -> tuple[Float[Tensor, "b l c"] | None, Bool[Tensor, "b l"]]:
-        """The expressions without the places that are padding in all of them."""
+        """The features of the expressions, cut to the longest one of the batch, and which tokens are real."""
         if self.text is None:
             return None, batch.valid[:, :0]
         return self.text(batch.text[:, : batch.text_length]), batch.valid[:, : batch.text_length]

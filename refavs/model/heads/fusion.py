@@ -1,6 +1,6 @@
-"""Fusion of the cues: temporal bi-modal transformers, multimodal integration, and the prompting of the mask queries.
+"""Fusion of the cues: temporal bi-modal transformers, multimodal integration and prompting of the mask queries.
 
-All attention is within one second; only the cached memory links seconds.
+All attention stays within one second; only the cached memory connects seconds.
 """
 
 from typing import cast
@@ -18,8 +18,8 @@ QUERY_STD = 0.02
 class BimodalFusion(nn.Module):
     """Self-attention over one modality and the expression, second by second.
 
-    Ref-AVS (arXiv 2407.10957v1), Eq. 1. What it starts from is the same for all expressions of a clip (the modality)
-    and in all seconds (the expression), so that the first layer projects each only once.
+    Ref-AVS (arXiv 2407.10957v1), Eq. 1. All expressions of a clip share the modality's tokens, and all seconds share
+    the expression's, so the first layer projects each of them only once.
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class BimodalFusion(nn.Module):
         clip: Int[Tensor, "b"],
         frames: Int[Tensor, "f"] | None = None,
     ) -> tuple[Float[Tensor, "b t n c"], Float[Tensor, "b _ l c"] | None]:
-        """Returns the modality's features, related to the expression, and the expression's, aware of the modality.
+        """Returns the features of the modality and of the expression, each informed by the other.
 
         Args:
             modality: tokens of the distinct clips.
-            clip: which of them each expression speaks of.
-            frames: the seconds in which the expression's features are wanted, all of them by default.
+            clip: the distinct clip that each expression refers to.
+            frames: the seconds for which to return the expression's features; all by default.
         """
         num_frames, num_tokens = modality.shape[1:3]
         if text is None:
@@ -74,7 +74,7 @@ def _related(
     bias: Float[Tensor, "b t 1 1 k"],
     frames: Int[Tensor, "f"] | None,
 ) -> tuple[Float[Tensor, "b t n c"], Float[Tensor, "b _ l c"]]:
-    """One layer on [modality; text], whose queries, keys and values are the `parts`."""
+    """One layer on [modality; text]; the `parts` are its projected queries, keys and values."""
     num_frames, width = modality.shape[1], modality.shape[-1]
     queries, text_queries = modality_parts[..., :width], text_parts[..., :width]
     source = torch.cat([modality_parts[..., width:], text_parts[..., width:].expand(-1, num_frames, -1, -1)], dim=2)
@@ -93,7 +93,7 @@ def _attended(
     source: Float[Tensor, "b t k c2"],
     bias: Float[Tensor, "b t 1 1 k"],
 ) -> Float[Tensor, "b t q c"]:
-    """The tokens after attention to keys and values, which follow each other in the last axis of `source`."""
+    """The tokens after attention to `source`, which holds keys and then values in its last axis."""
     num_frames = tokens.shape[1]
     tokens, queries, source = (rearrange(part, "b t k c -> (b t) k c") for part in (tokens, queries, source))
     query, key, value = (layer.attention.split(part) for part in (queries, *source.chunk(2, dim=-1)))
@@ -102,7 +102,7 @@ def _attended(
 
 
 class MultimodalIntegration(nn.Module):
-    """Joins the cues of a second, marks audio and vision with learned tokens, and lets all attend to all.
+    """Concatenates the cues of a second, marks audio and vision with learned tokens, and applies self-attention.
 
     Ref-AVS (arXiv 2407.10957v1), Eq. 4: [Q_A; aud; Q_V; vis; Q_T].
     """
@@ -132,7 +132,7 @@ class MultimodalIntegration(nn.Module):
         text: Float[Tensor, "b t l c"] | None,
         valid: Bool[Tensor, "b l"],
     ) -> tuple[Float[Tensor, "b t k c"], Bool[Tensor, "b k"]]:
-        """Returns the comprehensive cues Q_m and which of them are real (padding of the text is not)."""
+        """Returns the comprehensive cues Q_m and which of them are real (False for padding of the text)."""
         num_expressions, num_frames = visual.shape[:2]
 
         def marked(cue: Tensor | None, token: Tensor | None) -> list[Tensor]:
@@ -155,7 +155,7 @@ class MultimodalIntegration(nn.Module):
 
 
 class QueryPrompting(nn.Module):
-    """Learned mask queries attend to the comprehensive cues of their second.
+    """Learned mask queries that attend to the comprehensive cues of their second.
 
     Ref-AVS (arXiv 2407.10957v1), Eq. 5.
     """
@@ -171,7 +171,7 @@ class QueryPrompting(nn.Module):
         num_queries: int,
     ) -> None:
         super().__init__()
-        # Small, so that from the first step what a query becomes is decided by the cues it attends to.
+        # Small, so that the cues dominate the prompted queries from the first step.
         self.queries = nn.Parameter(QUERY_STD * torch.randn(num_queries, channels))
         self.layers = nn.ModuleList(
             CrossAttentionLayer(channels, num_heads, feedforward_channels, dropout) for _ in range(num_layers)

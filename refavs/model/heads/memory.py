@@ -1,4 +1,4 @@
-"""The cached memory: what is new in a second against the mean of all seconds before it."""
+"""The cached memory: the change of a second's cues from the mean of all earlier seconds."""
 
 import torch
 from jaxtyping import Float
@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def cached_memory(features: Float[Tensor, "b t k c"]) -> Float[Tensor, "b t k c"]:
-    """Mean of each token over the seconds before the current one, zero in the first second.
+    """Mean of each token over all earlier seconds; zero in the first second.
 
-    Ref-AVS (arXiv 2407.10957v1), Eq. 3. Differs: the printed sum has one term more than its divisor and starts before
+    Ref-AVS (arXiv 2407.10957v1), Eq. 3. Differs: the printed sum has one more term than its divisor and starts before
     the first second; this is the mean over i = 1..t-1 that the text describes.
     """
     past = features.cumsum(dim=1)[:, :-1]
@@ -17,7 +17,7 @@ def cached_memory(features: Float[Tensor, "b t k c"]) -> Float[Tensor, "b t k c"
 
 
 def emphasise_change(features: Float[Tensor, "b t k c"], beta: float) -> Float[Tensor, "b t k c"]:
-    """Cue features with the change against the cached memory amplified by `beta`; 0 leaves them as they are.
+    """Amplifies the change of the cue features from the cached memory by `beta`; 0 leaves them unchanged.
 
     Ref-AVS (arXiv 2407.10957v1), Eq. 2.
     """

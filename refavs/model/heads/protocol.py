@@ -1,10 +1,10 @@
-'''What a head is: the trainable part that turns stored features and an expression into masks.
+'''The protocol of heads: a head is the trainable part that turns stored features and an expression into masks.
 
-A package adds one without a change here. It installs the entry point `mine = "my_head:MyOptions"` of the group
+A package adds a head without a change here. It installs the entry point `mine = "my_head:MyOptions"` in the group
 `refavs.heads`, where `mine` is also the default of `MyOptions.head`. Then `--set model.head=mine` trains it, and
 `refavs-sweep settings mine` lists its settings. `refavs.model.heads.contract.check_head` tests it on a small store.
 
-A whole head:
+A complete head:
 
     @dataclass(frozen=True, kw_only=True)
     class MyOptions(HeadOptions):
@@ -63,7 +63,7 @@ from refavs.store.reader import FeatureStore
 
 
 class PartSize(NamedTuple):
-    """How many parameters of a part of the head are trained, and how many stay as they are."""
+    """The number of trained and of frozen parameters in a part of the head."""
 
     part: str
     trained: int
@@ -72,11 +72,11 @@ class PartSize(NamedTuple):
 
 @dataclass(frozen=True)
 class Seconds:
-    """Some of a clip's seconds, in rising order.
+    """A selection of a clip's seconds, in ascending order.
 
     Attributes:
-        index: to take them from an axis of seconds.
-        end: one after the last of them, known without asking a device.
+        index: selects them from an axis of seconds.
+        end: one past the last selected second; a plain int, so reading it does not wait for a device.
     """
 
     index: Int[Tensor, "f"]
@@ -84,19 +84,19 @@ class Seconds:
 
     @classmethod
     def of(cls, seconds: Sequence[int], device: torch.device | str = "cpu") -> "Seconds":
-        """The seconds named, to be used on `device`."""
+        """Selects `seconds`, with the index on `device`."""
         index = torch.tensor(seconds, dtype=torch.long)
         return cls(index.to(device, non_blocking=True), max(seconds) + 1)
 
 
 class Head(nn.Module, abc.ABC):
-    """Base of every head. A subclass gives `forward`, `loss` and `probs`; the rest has defaults that may be replaced.
+    """Base of every head. A subclass defines `forward`, `loss` and `probs`; the rest has defaults it may override.
 
     Attributes:
         options: its settings.
         sizes: the features that it reads.
-        losses: what `loss` returns beside `total`, by name.
-        own_format: whether `train.init` names a file that `load_own` reads, and not a checkpoint of this package.
+        losses: names of the losses that `loss` returns besides `total`.
+        own_format: whether `train.init` names a file for `load_own` rather than a checkpoint of this package.
     """
 
     losses: ClassVar[tuple[str, ...]] = ()
@@ -109,10 +109,10 @@ class Head(nn.Module, abc.ABC):
 
     @classmethod
     def from_store(cls, store: FeatureStore, options: HeadOptions) -> "Head":
-        """A new head for the features of `store`, whose statistics it knows.
+        """Builds a head for the features of `store` and sets their statistics.
 
         Raises:
-            ConfigError: options that do not fit the store.
+            ConfigError: the options do not fit the store.
             StoreError: the store lacks maps that the head reads.
         """
         head = cls(options, FeatureSizes.from_store(store, options.needs(), options.head))
@@ -121,44 +121,44 @@ class Head(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> Any:
-        """Predicts what `loss` and `probs` take.
+        """Computes the output that `loss` and `probs` take.
 
         Args:
-            batch: features as they are stored, not standardised.
+            batch: features, not standardised.
             seconds: those to predict; None is all.
             once: shares what no parameter enters with the other heads of this kind that read this batch.
         """
 
     @abc.abstractmethod
     def loss(self, output: Any, target: Target, weights: LossConfig) -> dict[str, Float[Tensor, ""]]:
-        """`total`, which is trained, and the parts that `losses` names, without a gradient."""
+        """Returns `total`, which is minimised, and the losses named in `losses`, without gradients."""
 
     @abc.abstractmethod
     def probs(self, output: Any, size: tuple[int, int] | None = None) -> Float[Tensor, "b t _ _"]:
-        """The probability of each pixel to belong to the referred object; `size` is height and width of the result."""
+        """Probability that each pixel belongs to the referred object; `size` is height and width of the result."""
 
     def set_statistics(self, statistics: Statistics) -> None:
-        """Takes the mean and deviation of each channel by the array's path, before training."""
+        """Takes the mean and standard deviation of each channel, by array path; called before training."""
 
     def load_pretrained(self, folder: Path, encoders: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """Loads pretrained weights.
 
         Args:
-            folder: in `--weights-dir`, as `HeadOptions.pretrained` names it.
+            folder: the folder in `--weights-dir` that `HeadOptions.pretrained` names.
             encoders: fingerprints of the store's encoders.
 
         Returns:
-            Parts that start from random weights all the same, with the reason.
+            Parts that still start from random weights, each with the reason.
         """
         return []
 
     @classmethod
     def pretrained_stamp(cls, folder: Path) -> str:
-        """The digest of what `load_pretrained` would load."""
+        """The digest of the weights that `load_pretrained` would load."""
         raise NotImplementedError
 
     def load_own(self, path: Path, encoders: Mapping[str, Mapping[str, Any]]) -> None:
-        """Loads the file that `train.init` names, on a store whose encoders have these fingerprints."""
+        """Loads the file that `train.init` names; `encoders` are the fingerprints of the store's encoders."""
         raise NotImplementedError
 
     @classmethod
@@ -171,11 +171,11 @@ class Head(nn.Module, abc.ABC):
         return {"head": self}
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """What an optimiser is given."""
+        """The parameters for the optimiser."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def part_sizes(self) -> list[PartSize]:
-        """Parameters of each part, the last one first and the first one last."""
+        """Sizes of the parts, in reverse order of `parts`."""
         sizes, counted = [], set()
         for name, part in self.parts().items():
             own = [parameter for parameter in part.parameters() if id(parameter) not in counted]

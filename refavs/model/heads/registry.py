@@ -1,6 +1,6 @@
-"""The heads by name: the built-in ones, and those of installed packages (entry points of the group `refavs.heads`).
+"""The heads by name: the built-in ones and those of installed packages (entry points in the group `refavs.heads`).
 
-An entry names the head's options, which name its implementation, so that a grid is read without torch.
+An entry names the head's options class, which names its implementation, so a grid can be read without torch.
 """
 
 import functools
@@ -20,20 +20,23 @@ DEFAULT = "eemc"
 BUILT_IN = {
     "eemc": "refavs.model.heads.options:EEMCOptions",
     "released": "refavs.model.heads.options:ReleasedOptions",
+    "avsbench": "refavs.model.heads.baseline_options:AVSBenchOptions",
+    "avsegformer": "refavs.model.heads.baseline_options:AVSegFormerOptions",
+    "gavs": "refavs.model.heads.baseline_options:GAVSOptions",
 }
 
 
 def names() -> list[str]:
-    """Every head's name, the built-in ones first."""
+    """Names of all heads, the built-in ones first."""
     return list(entries_of(GROUP, BUILT_IN))
 
 
 @functools.cache
 def options_class(name: str) -> type[HeadOptions]:
-    """The options of the head called `name`.
+    """The options class of the head called `name`.
 
     Raises:
-        ConfigError: there is no such head, several packages have one, or its package cannot be imported.
+        ConfigError: no package or several packages define the head, or its package cannot be imported.
     """
     if name not in names():
         raise ConfigError(f"model.head is {name!r}; {nearest(name, names())}")
@@ -45,7 +48,7 @@ def options_class(name: str) -> type[HeadOptions]:
 
 
 def default_options(name: str = DEFAULT) -> HeadOptions:
-    """The options of a head, all at their defaults.
+    """The default options of a head.
 
     Raises:
         ConfigError: as `options_class`.

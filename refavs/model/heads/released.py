@@ -1,7 +1,7 @@
-"""The public release of Ref-AVS, as a check: its arithmetic, so that its own checkpoint can be judged here.
+"""The public release of Ref-AVS, reproduced so that its own checkpoint can be evaluated here.
 
-It is not the method of the paper (see `ReleasedHead`) and is not trained here. What it needs of a store is the level
-`backbone` and the text features of preset `released`.
+It is not the method of the paper (see `ReleasedHead`) and is not trained here. It needs a store with the level
+`backbone` and the text features of the preset `released`.
 """
 
 import pickle
@@ -33,36 +33,36 @@ from refavs.model.pretrained import CLASSES, DECODER, PIXEL_DECODER, below, deco
 from refavs.model.target import Target
 
 NUM_HEADS, PROMPT_HEADS = 8, 4
-NUM_CLASSES = 151  # those of ADE20k and "no object"; the release reads the first and the last
-GROUPS = 32  # of the pixel decoder's normalisation
+NUM_CLASSES = 151  # the classes of ADE20k and "no object"; the release reads the first and the last
+GROUPS = 32  # in the pixel decoder's normalisation
 CERTAIN = 1000.0
 
 FILE = "ckpt_best_miou.pth"
 THEIRS = "model_v."
-SWIN = f"{THEIRS}model.pixel_level_module.encoder."  # its maps are in the store
-UNUSED = f"{THEIRS}criterion.empty_weight"  # of a loss
+SWIN = f"{THEIRS}model.pixel_level_module.encoder."  # not loaded: the store has its maps
+UNUSED = f"{THEIRS}criterion.empty_weight"  # belongs to a loss
 QUERIES, PROMPTING = "queries_features.weight", "ref_avs_attn."
 FUSION = ("audio_proj", "text_proj", "prompt_proj", "mha_A_T", "mha_V_T", "mha_mm")
 
 
 class ReleasedHead(Head):
-    """What the release computes, from stored features. The names of its parts are those of its checkpoint.
+    """The computation of the release, from stored features. Module names are those of its checkpoint.
 
-    The paper's wiring with other parts: one attention for each pair of modalities and one for all, of random weights
-    that were never trained; 1024 channels; adapters in Mask2Former's pixel decoder; one mask, the sum of all queries'
-    mask logits by their class. Kept as they are there:
+    It follows the paper's wiring with other parts: one attention per pair of modalities and one over all cues, with
+    random weights that were never trained; 1024 channels; adapters in Mask2Former's pixel decoder; one mask, the sum
+    of all queries' mask logits weighted by class. These peculiarities of the release are reproduced:
 
-    - A visual token is a run of 1024 values of a frame's last map as it lies in memory, channel after channel: pieces
-      of about seven channels' pictures, and not a place with its channels.
-    - The memory is the mean of all tokens up to and with the present one, in a row over frames and places.
-    - The sound of all seconds and the text are cues of each frame; padding is not masked.
+    - A visual token is a run of 1024 values of a frame's last map in memory order, channel after channel. It therefore
+      contains pixels of about seven channels rather than all channels of one pixel.
+    - The memory is the running mean of all tokens up to and including the current one, over frames and pixels in a row.
+    - The audio of all seconds and the text are cues of every frame; padding is not masked.
     - The attention over all cues runs **across the batch**: each cue of an expression attends to the same cue of the
-      expressions beside it. Its predictions depend on these, and on the batch size: the release evaluates batches of
-      four in the order of its file. The nearest here is train.eval_batch_size=4, whose batches go clip by clip.
+      other expressions in the batch. Predictions therefore depend on them and on the batch size. The release evaluates
+      batches of four in the order of its file; train.eval_batch_size=4 is closest, with batches in clip order.
 
-    Differs: features come from the store, in float16 and from the encoders of this package (sound from the start of
-    each second on); mask logits are summed before they are resized, which is linear; the sigmoid comes at 384 x 384,
-    before the release's own protocol resizes to 256 x 256.
+    Differs: features come from the store, in float16 and from the encoders of this package (audio from the start of
+    each second); mask logits are summed before resizing, which is linear; the sigmoid is applied at 384 x 384, before
+    the release's own protocol resizes to 256 x 256.
     """
 
     losses: ClassVar[tuple[str, ...]] = ("bce", "dice", "classification")
@@ -74,7 +74,7 @@ class ReleasedHead(Head):
         if width % GROUPS or wide % NUM_HEADS:
             raise ConfigError(
                 f"model.channels={width} must be a multiple of {GROUPS}, and the {wide} channels of the store's last "
-                f"map one of {NUM_HEADS}; the release has 256 and 1024"
+                f"map a multiple of {NUM_HEADS}; the release has 256 and 1024"
             )
         assert sizes.audio is not None and sizes.text is not None
         self.audio_proj = _projection(sizes.audio.channels, 2 * wide, wide)
@@ -94,7 +94,7 @@ class ReleasedHead(Head):
         )
         self.requires_grad_(False)
         for part in (self.audio_proj, self.text_proj, self.prompt_proj, self.prompting, *adapters):
-            part.requires_grad_(True)  # what the release trained
+            part.requires_grad_(True)  # as in the release
 
     def parts(self) -> dict[str, nn.Module]:
         return {
@@ -112,17 +112,17 @@ class ReleasedHead(Head):
         return released_stamp(path)
 
     def loss(self, output: EEMCOutput, target: Target, weights: LossConfig) -> dict[str, Float[Tensor, ""]]:
-        """Losses of the one mask, by which nothing is trained here."""
+        """Losses of the single mask, for reporting; nothing is trained."""
         return eemc_loss(output, target, weights)
 
     def probs(self, output: EEMCOutput, size: tuple[int, int] | None = None) -> Float[Tensor, "b t _ _"]:
-        """The sigmoid of the one mask."""
+        """The sigmoid of the single mask."""
         return predict(output, size)
 
     def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> EEMCOutput:
-        """One query for each expression, which is the object for certain and whose mask is the release's.
+        """Returns one query per expression, which is certainly the object and whose mask is the release's mask.
 
-        Its mask features are that mask itself, four times as high and wide as the finest map.
+        The mask features are that mask itself; each side is four times that of the finest map.
         """
         maps, prompts = self._maps(batch), self._prompts(batch)
         if seconds is not None:
@@ -143,14 +143,14 @@ class ReleasedHead(Head):
         )  # fmt: skip
 
     def _maps(self, batch: Batch) -> dict[str, Float[Tensor, "u t _ _ _"]]:
-        """The maps of the pixel decoder."""
+        """Runs the pixel decoder on the stored maps."""
         names = [size.name for size in self.sizes.maps]
         pyramid = {name: rearrange(batch.visual[name].float(), "u t c h w -> (u t) c h w") for name in names}
         decoded = self.pixel_decoder(pyramid).items()
         return {name: rearrange(one, "(u t) c h w -> u t c h w", t=batch.audio.shape[1]) for name, one in decoded}
 
     def _prompts(self, batch: Batch) -> Float[Tensor, "b t k c"]:
-        """The cues of each frame: sound of all seconds, a tag, the frame's visual tokens, a tag, text."""
+        """The cues of each frame: audio of all seconds, a tag, the frame's visual tokens, a tag, text."""
         last = batch.visual[self.sizes.maps[-1].name].float()
         visual = rearrange(last, "u t d h w -> u (t d h w)")
         visual = rearrange(visual, "u (n d) -> u n d", d=last.shape[2])[batch.clip]
@@ -164,13 +164,13 @@ class ReleasedHead(Head):
             repeat(tokens, "b k d -> b t k d", t=last.shape[1]) for tokens in (_against_memory(audio), text)
         )
         cues = torch.cat([audio, tags[0], visual, tags[1], text], dim=2)
-        across = rearrange(cues, "b t k d -> b (t k) d")  # the first axis is what the attention takes for a sequence
+        across = rearrange(cues, "b t k d -> b (t k) d")  # the attention treats the first axis as the sequence
         across, _ = self.mha_mm(across, across, across, need_weights=False)
         return self.prompt_proj(rearrange(across, "b (t k) d -> b t k d", t=last.shape[1]))
 
 
 class ReleasedPrompting(nn.Module):
-    """Adds to the queries what they attend to among the cues, and the mean of the cues, each through a gate."""
+    """Adds to the queries their attention over the cues and the mean of the cues, each through a gate."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -192,15 +192,14 @@ class ReleasedPrompting(nn.Module):
 
 
 def load_released(path: Path, model: ReleasedHead, encoders: Mapping[str, Mapping[str, Any]]) -> None:
-    """Puts the release's checkpoint into `model`: the whole model's state dict as it was saved, read without running
-    anything that a pickle may hold.
+    """Loads the release's checkpoint, a pickled state dict of the whole model, without running code from the pickle.
 
     Args:
         encoders: fingerprints of the encoders of the store that the model will read.
 
     Raises:
-        WeightsError: the file is missing, damaged, no state dict, or has other tensors than the release.
-        StoreError: the store's text features are not those that the release reads.
+        WeightsError: the file is missing, damaged or not a state dict, or its tensors are not those of the release.
+        StoreError: the store's text features are not the ones that the release reads.
     """
     _refuse_other_text(encoders)
     state = _read(path)
@@ -208,7 +207,7 @@ def load_released(path: Path, model: ReleasedHead, encoders: Mapping[str, Mappin
     if wrong := mismatch(_released_shapes(model), found):
         raise WeightsError(
             f"{path} {wrong}; accepted: {FILE} of the release of Ref-AVS, on a store of refavs-extract --preset "
-            "released, with the settings below model. at their defaults"
+            "released, with all model.* settings at their defaults"
         )
     theirs = below(state, THEIRS)
     module, classes = below(theirs, DECODER), below(theirs, CLASSES)
@@ -224,7 +223,7 @@ def load_released(path: Path, model: ReleasedHead, encoders: Mapping[str, Mappin
 
 
 def released_stamp(path: Path) -> str:
-    """Names the content of the release's checkpoint.
+    """The digest of the release's checkpoint.
 
     Raises:
         WeightsError: there is no such file.
@@ -236,14 +235,14 @@ def released_stamp(path: Path) -> str:
 
 
 def _refuse_other_text(encoders: Mapping[str, Mapping[str, Any]]) -> None:
-    """Text features of another encoder have the same size, so that nothing else would tell."""
+    """Checks the text encoder by its fingerprint, because features of other encoders have the same size."""
     facts = next((facts for stream, facts in encoders.items() if stream.startswith("text/")), {})
     if facts.get("padding") != "kept":
         layers = facts.get("sizes", {}).get("num_layers", "unknown")
         raise StoreError(
             f"the store has text features of {facts.get('name', 'an unknown encoder')} ({layers} layers, padding left "
-            "out); model.head=released reads those of distilroberta-base with its padding: extract a store of "
-            "its own by refavs-extract --preset released --levels backbone"
+            "out); model.head=released reads those of distilroberta-base with its padding: extract a separate store "
+            "with refavs-extract --preset released --levels backbone"
         )
 
 
@@ -254,7 +253,7 @@ def _projection(in_channels: int, hidden_channels: int, channels: int) -> nn.Seq
 
 
 def _adapted(attention: nn.Module, channels: int) -> nn.Sequential:
-    """Gives a deformable attention the adapter through which its output goes, with nothing beside it."""
+    """Adds an adapter to a deformable attention; the attention's output passes through it, without a residual."""
     adapter = _projection(channels, channels // 4, channels)
     attention.add_module("avs_adapt", adapter)
     attention.register_forward_hook(_through_adapter)
@@ -268,7 +267,7 @@ def _through_adapter(attention: nn.Module, inputs: Any, output: tuple[Tensor, Te
 def _fused(
     attention: nn.MultiheadAttention, tokens: Float[Tensor, "b n d"], text: Float[Tensor, "b l d"]
 ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b l d"]]:
-    """Both after one attention over the two of them, within each expression."""
+    """Applies one attention over both, within each expression, and returns them separately."""
     joined = rearrange(torch.cat([tokens, text], dim=1), "b k d -> k b d")
     joined, _ = attention(joined, joined, joined, need_weights=False)
     joined = rearrange(joined, "k b d -> b k d")
@@ -276,7 +275,7 @@ def _fused(
 
 
 def _against_memory(tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-    """Twice the tokens, less the mean of those up to each, itself included."""
+    """Twice each token minus the mean of all tokens up to and including it."""
     counts = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
     return 2 * tokens - tokens.cumsum(dim=1) / rearrange(counts, "n -> n 1")
 
@@ -287,7 +286,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     except (RuntimeError, OSError, ValueError, EOFError, KeyError, AttributeError, pickle.UnpicklingError) as error:
         raise _unreadable(path, error) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path} holds no state dict of plain tensors; accepted: {FILE} as the release saves it")
+        raise WeightsError(f"{path} is not a state dict of plain tensors; accepted: {FILE} as the release saves it")
     require_finite_weights(path, state)
     return state
 
@@ -296,12 +295,12 @@ def _unreadable(path: Path, error: Exception) -> WeightsError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return WeightsError(
         f"{path} cannot be read ({reason}); accepted: {FILE} of the release of Ref-AVS, a pickled state dict of plain "
-        "tensors; truncated copies, and pickles that hold anything else, are refused: fetch it again"
+        "tensors; truncated copies, and pickles that hold anything else, are rejected: download it again"
     )
 
 
 def _released_shapes(model: ReleasedHead) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the release's checkpoint but those of Swin, by its name there."""
+    """Shapes of all tensors in the release's checkpoint except Swin's, by their names there."""
     from transformers.models.mask2former.configuration_mask2former import Mask2FormerConfig
     from transformers.models.mask2former.modeling_mask2former import Mask2FormerTransformerModule
 

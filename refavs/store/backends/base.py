@@ -1,7 +1,7 @@
-"""Where the files of a store lie: a folder of this machine or network disk, or a prefix of an object store.
+"""Storage backends: the files of a store are in a local or network folder, or under a prefix of an object store.
 
-Files are named by their place below the store, with `/`, and appear whole or not at all. What goes wrong is an OSError
-whose `filename` is the full name, whatever the place is.
+File names are paths relative to the store, with `/`. A write is atomic: a file appears completely or not at all. On
+every backend, failures are OSErrors whose `filename` is the full name.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from refavs.files.plain_file import MOST_BYTES, UnusableFileError, open_lock, op
 TRY_AGAIN = "nothing need be wrong with it: look at the connection and the permissions, then try again"
 _PROBE_BYTES = 2**21
 _FILES = re.compile(r"c(\.\d+)+(\.next)?|(zarr|lease|listing|clips|text|expressions|upgrade|\d{5,9})\.json")
-_OURS = (errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # nothing that a file is to blame for
+_OURS = (errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # not caused by the file itself
 T = TypeVar("T")
 
 
@@ -35,7 +35,7 @@ class Blob(Protocol):
 
     Attributes:
         num_bytes: its length.
-        mapped: bytes that `read` returns are pages of the file, which cost nothing to read again.
+        mapped: whether `read` returns memory-mapped pages, which cost nothing to read again.
     """
 
     num_bytes: int
@@ -52,79 +52,79 @@ class Folder(Protocol):
 
     @property
     def location(self) -> str:
-        """The absolute path or the URL; `open_folder` of it gives this folder again."""
+        """The absolute path or URL; `open_folder(location)` opens this folder again."""
         ...
 
     def where(self, name: str) -> str:
-        """Full name of a file, for people."""
+        """Full name of a file, for messages."""
         ...
 
     def read(self, name: str, most: int = MOST_BYTES) -> bytes:
-        """The whole file, of up to `most` bytes.
+        """Reads the whole file, up to `most` bytes.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: the file does not exist.
             UnusableFileError: it is longer, or a pipe or device.
         """
         ...
 
     def open(self, name: str) -> Blob:
-        """The file, to read parts of it.
+        """Opens the file for reading parts of it.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: the file does not exist.
         """
         ...
 
     def write(self, name: str, data: bytes) -> None:
-        """Replaces the file by `data`, durably; whoever reads it sees the old bytes or the new ones."""
+        """Replaces the file with `data`, durably; readers see either the old bytes or the new ones."""
 
     def create(self, name: str, data: bytes) -> bool:
-        """Writes the file if there is none; says whether it did. Of several who try at once, one succeeds."""
+        """Writes the file if it does not exist; returns whether it did. Of concurrent callers, exactly one succeeds."""
         ...
 
     def swap(self, name: str, old: bytes, new: bytes) -> bool:
-        """Replaces the file if it still holds `old`; says whether it did. Of several who try at once, one succeeds."""
+        """Replaces the file if it still contains `old`; returns whether it did. Of concurrent callers, one succeeds."""
         ...
 
     def exists(self, name: str) -> bool:
-        """Whether the file is there."""
+        """Whether the file exists."""
         ...
 
     def names(self, under: str = "") -> list[str]:
-        """All files whose name starts with the folder `under`, at any depth, sorted."""
+        """All files below the folder `under`, at any depth, sorted."""
         ...
 
     def remove(self, name: str) -> None:
-        """Removes the file, if it is there, durably."""
+        """Removes the file durably, if it exists."""
 
     def remove_all(self, under: str) -> None:
-        """Removes the folder `under` with all its files, if it is there."""
+        """Removes the folder `under` with all its files, if it exists."""
 
     def move(self, name: str, new: str) -> None:
-        """Gives the file another name."""
+        """Renames the file."""
 
     def scratch(self, name: str) -> Path:
-        """A local file, which does not exist yet, to write what `publish` will call `name`."""
+        """Path for a new local file, whose content `publish` will store as `name`."""
         ...
 
     def publish(self, scratch: Path, name: str) -> None:
-        """Gives a scratch file, whose bytes are on the disk, its name; the scratch file is gone afterwards."""
+        """Stores a flushed scratch file as `name` and removes the scratch file."""
 
     def sweep(self) -> list[str]:
-        """Removes what interrupted writers left; returns the names removed."""
+        """Removes the temporary files of interrupted writers; returns their names."""
         ...
 
     def together(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        """Results of calls that read, made at once where each is a request to a server."""
+        """Results of reading calls, which run concurrently if each is a request to a server."""
         ...
 
 
 def open_folder(location: str | Path) -> Folder:
-    """The folder at a path or a URL (`s3://bucket/prefix`, `gs://`, `http(s)://`, `memory://`).
+    """Opens the folder at a path or URL (`s3://bucket/prefix`, `gs://`, `http(s)://`, `memory://`).
 
     Raises:
-        StoreError: the URL's scheme is not known.
+        StoreError: the URL's scheme is unknown.
     """
     if isinstance(location, str) and "://" in location:
         from refavs.store.backends.object_store import RemoteFolder
@@ -134,7 +134,7 @@ def open_folder(location: str | Path) -> Folder:
 
 
 class MappedFile:
-    """A local file, mapped privately: writing into its bytes changes this process's copy and never the file."""
+    """A local file, mapped privately: writing to the mapped bytes changes this process's copy, never the file."""
 
     mapped = True
 
@@ -149,7 +149,7 @@ class MappedFile:
         try:
             with _name_for_torch(path) as name:
                 self._bytes = torch.from_file(name, shared=False, size=self.num_bytes, dtype=torch.uint8).numpy()
-        except RuntimeError as error:  # what the system refuses, as a folder in the file's place
+        except RuntimeError as error:  # the system refuses to map it, e.g. a folder
             number = re.search(r"\((\d+)\)", str(error))
             code = int(number[1]) if number else errno.EIO
             raise OSError(code, os.strerror(code), str(path)) from error
@@ -159,9 +159,9 @@ class MappedFile:
         return self._bytes[start:stop]
 
     def is_cold(self, start: int, stop: int) -> bool:
-        """Whether some of the bytes are not in memory, or the system does not tell.
+        """Whether some of the bytes are not in memory, or the system does not say.
 
-        A file that has taken this one's place counts as none.
+        If another file has replaced this one, its bytes do not count.
         """
         with self._opened() as file:
             if file is None:
@@ -176,20 +176,20 @@ class MappedFile:
             return False
 
     def copy(self, start: int, out: UInt8[np.ndarray, " b"]) -> None:
-        """Copies bytes from `start` on, as `read` gives them, without mapping what is not in memory."""
+        """Copies the bytes from `start`, as `read` would return them, without mapping pages that are not in memory."""
         with self._opened() as file:
             place = 0
             while place < len(out):
                 rest = memoryview(out[place:])  # pyright: ignore[reportArgumentType] (NumPy's stubs lack __buffer__)
                 done = 0 if file is None else os.preadv(file, [rest], start + place)
-                if not done:  # of another length than it was, or another file
+                if not done:  # its length changed, or it is another file
                     out[place:] = self._bytes[start + place : start + len(out)]
                     return
                 place += done
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int | None]:
-        """The file to read from, unless another one has its name now."""
+        """Opens the file for reading, unless another file has replaced it."""
         try:
             file = open_plain(self._path)
         except (FileNotFoundError, UnusableFileError):
@@ -204,7 +204,7 @@ class MappedFile:
 
 @contextlib.contextmanager
 def _name_for_torch(path: Path) -> Iterator[str]:
-    """A name of the file that is valid Unicode, which torch asks for and a Linux path need not be."""
+    """A name of the file in valid Unicode, which torch requires and a Linux path need not be."""
     name = str(path)
     try:
         name.encode()
@@ -219,7 +219,7 @@ def _name_for_torch(path: Path) -> Iterator[str]:
 
 
 class LocalFolder:
-    """A folder on a disk that this machine sees."""
+    """A folder on a local or mounted disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -245,7 +245,7 @@ class LocalFolder:
         return MappedFile(self.path / name)
 
     def write(self, name: str, data: bytes) -> None:
-        """Replaces the file: temporary name, flush to the disk, rename, flush of the folder."""
+        """Replaces the file: writes under a temporary name, flushes, renames and flushes the folder."""
         write_atomically(self._own(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
@@ -259,7 +259,7 @@ class LocalFolder:
         return True
 
     def swap(self, name: str, old: bytes, new: bytes) -> bool:
-        """Replaces the file if it still holds `old`; a lock of the kernel keeps others out meanwhile."""
+        """Replaces the file if it still contains `old`, under a kernel lock."""
         with open_lock(self._own(LOCK)) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not self.exists(name) or self.read(name) != old:
@@ -268,7 +268,7 @@ class LocalFolder:
         return True
 
     def exists(self, name: str) -> bool:
-        """Whether the file is there."""
+        """Whether the file exists."""
         return (self.path / name).is_file()
 
     def names(self, under: str = "") -> list[str]:
@@ -276,7 +276,7 @@ class LocalFolder:
 
         def refuse(error: OSError) -> None:
             if not isinstance(error, FileNotFoundError):
-                raise error  # a folder that cannot be listed is not empty
+                raise error  # do not treat an unreadable folder as empty
 
         found = []
         for folder, _, files in os.walk(self.path / under, onerror=refuse):
@@ -303,11 +303,11 @@ class LocalFolder:
         for name in self.names(under):
             self._own(name).unlink(missing_ok=True)
         for folder, _, _ in os.walk(self.path / under, topdown=False):
-            with contextlib.suppress(OSError):  # something of another kind lies in it
+            with contextlib.suppress(OSError):  # it contains other entries
                 os.rmdir(folder)
 
     def scratch(self, name: str) -> Path:
-        """A temporary name beside the file's, on the same disk, that no other process uses and `sweep` removes."""
+        """A unique temporary name next to the file, on the same disk, that `sweep` recognises."""
         path = self._own(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         return partial_path(path)
@@ -319,59 +319,59 @@ class LocalFolder:
         sync_folder(path.parent)
 
     def sweep(self) -> list[str]:
-        """Removes the temporary files of such writers."""
+        """Removes the temporary files of interrupted writers."""
         strays = [name for name in self.names() if is_stray(name)]
         for stray in strays:
             self._own(stray).unlink(missing_ok=True)
         return strays
 
     def _own(self, name: str) -> Path:
-        """Where a file is written or removed, which only happens in folders of the store's own.
+        """Path for writing or removing a file, which must be inside the store's own folders.
 
         Raises:
-            StoreError: one of its folders is a symbolic link, behind which there may be anything of anybody's.
+            StoreError: one of its folders is a symbolic link, which may lead to data outside the store.
         """
         path = self.path
         for part in name.split("/")[:-1]:
             path /= part
             if path.is_symlink():
                 raise StoreError(
-                    f"{path} is a symbolic link (to {os.readlink(path)}), through which no file of a store is written "
-                    "or removed; put the folder itself in its place (by mv, or mount --bind for another disk), then "
+                    f"{path} is a symbolic link (to {os.readlink(path)}); no file of a store is written or removed "
+                    "through it; put the folder itself in its place (with mv, or mount --bind for another disk), then "
                     "run the same command again"
                 )
         return self.path / name
 
     def together(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        """Results of the calls, one after the other: reading what is mapped waits for nobody."""
+        """Results of the calls, one after the other, because reading mapped files does not wait for a server."""
         return [call() for call in calls]
 
 
 def is_stray(name: str) -> bool:
-    """Whether a file is a temporary one of a store's writer, by its name."""
+    """Whether a file name is that of a store writer's temporary file."""
     found = without_mark(name.rpartition("/")[2])
     return found is not None and _FILES.fullmatch(found) is not None
 
 
 def holds(folder: Folder, name: str, data: bytes) -> bool:
-    """Whether the file is there and is `data`."""
+    """Whether the file exists and contains exactly `data`."""
     try:
         return folder.exists(name) and folder.read(name, len(data)) == data
-    except UnusableFileError:  # a longer one
+    except UnusableFileError:  # it is longer
         return False
 
 
 def write_if_changed(folder: Folder, name: str, data: bytes) -> None:
-    """Writes `data` unless the file holds it already."""
+    """Writes `data` unless the file already contains it."""
     if not holds(folder, name, data):
         folder.write(name, data)
 
 
 def read_or_refuse(folder: Folder, name: str, what: str, remedy: str, most: int = MOST_BYTES) -> bytes:
-    """The bytes of a file.
+    """Reads a file.
 
     Raises:
-        StoreError: it is missing or cannot be read; the message names `what` it is and the `remedy`.
+        StoreError: it is missing or cannot be read; the message says `what` it is and the `remedy`.
     """
     try:
         return folder.read(name, most)
@@ -381,18 +381,18 @@ def read_or_refuse(folder: Folder, name: str, what: str, remedy: str, most: int 
 
 
 def out_of_reach(error: BaseException | None) -> bool:
-    """Whether only the way to a file failed (server, network, permission), which says nothing about the file."""
-    if isinstance(error, OSError) and isinstance(error, StoreError):  # what a server said
+    """Whether only the access to a file failed (server, network, permission), which says nothing about the file."""
+    if isinstance(error, OSError) and isinstance(error, StoreError):  # a server's answer
         return not isinstance(error, FileNotFoundError)
     ours = isinstance(error, OSError) and error.errno in _OURS
     return ours or isinstance(error, ConnectionError | TimeoutError | PermissionError)
 
 
 def refuse_out_of_reach(error: StoreError, where: str = "") -> None:
-    """Goes on if the error speaks of damage; called where an error is taken for that.
+    """Returns if the error is about damage; called before an error is treated as damage.
 
     Raises:
-        StoreError: only the way to the file failed; `where` names the file if the error does not.
+        StoreError: only the access to the file failed; `where` names the file if the error does not.
     """
     if out_of_reach(error) or out_of_reach(error.__cause__):
         text = f"{where}: {error}" if where else str(error)

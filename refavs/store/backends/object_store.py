@@ -1,11 +1,11 @@
-"""Stores in S3, in Google Cloud Storage, behind a web server (read only) or in this process's memory.
+"""Stores in S3, in Google Cloud Storage, behind a web server (read only), or in this process's memory.
 
 Credentials and endpoints come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `AWS_SKIP_SIGNATURE=true`
-for a public bucket, `GOOGLE_APPLICATION_CREDENTIALS`, ...) or from what the machine's cloud gives it.
+for a public bucket, `GOOGLE_APPLICATION_CREDENTIALS`, ...) or from the cloud machine's own identity.
 
-The library is obstore: it read ranges of 60 MB at 3 to 5 times the speed of tensorstore and s3fs (5 and 20 MB, lists
-and small files about as fast), puts on both conditions (absent, unchanged) and needs no other package. Parts fetched at
-once make 5 times the speed of one request where a connection is held to 85 MB/s, as on S3 (bench_remote.py).
+The library is obstore: it read ranges of 60 MB 3 to 5 times faster than tensorstore and s3fs (about equal for 5 and 20
+MB, lists and small files), supports both conditional puts (absent, unchanged) and needs no other package. If a
+connection is limited to 85 MB/s, as on S3, concurrent parts are 5 times faster than one request (bench_remote.py).
 """
 
 import atexit
@@ -37,25 +37,25 @@ from refavs.files.temporary import temporary_folder
 from refavs.store.backends.remote_errors import RemoteError, RemoteMissing, os_error, refuse_url
 
 PART_BYTES = 8 << 20
-NUM_PARTS = 8  # of one file at once
+NUM_PARTS = 8  # parts of one file fetched concurrently
 NUM_TOGETHER = 16
-# A dead server is given up after 15 s at most: 8 s in which a request may be repeated and one last try.
+# A dead server causes an error after at most 15 s: 8 s during which a request is retried, and one last try.
 READING = {"connect_timeout": "4s", "read_timeout": "6s", "timeout": "120s"}
-# Sending a part may take long on a thin line, and a read timeout runs while it does.
+# No read timeout for writes: it also runs while a part is being sent, which can take long on a slow connection.
 WRITING = {"connect_timeout": "4s", "timeout": "120s"}
 RETRIES = {"max_retries": 5, "retry_timeout": timedelta(seconds=8)}
 
 _WRITER = "refavs-writer"
 _SCRATCH = f"refavs-scratch-{os.getuid()}-"
 _SCRATCH_FILE = re.compile(r".+\.[0-9a-f]{8}")
-_MAX_PARTS = 9_000  # S3 takes 10,000
+_MAX_PARTS = 9_000  # S3's limit is 10,000
 _memories: dict[str, MemoryStore] = {}
 _used_by: set[int] = set()
 T = TypeVar("T")
 
 
 class RemoteFile:
-    """A file of a server, read by ranges."""
+    """A file on a server, read in ranges."""
 
     mapped = False
 
@@ -67,14 +67,14 @@ class RemoteFile:
         self._tag = facts["e_tag"]
 
     def read(self, start: int, stop: int) -> UInt8[np.ndarray, " b"]:
-        """A copy of the bytes; long ranges come in parts, several at once.
+        """Returns a copy of the bytes; long ranges are fetched in concurrent parts.
 
         Raises:
-            OSError: the file has no such bytes, or it was replaced since it was opened.
+            OSError: the range is outside the file, or the file was replaced after it was opened.
         """
         with self._folder.errors(self._name):
             if not 0 <= start <= stop <= self.num_bytes:
-                raise OSError(errno.EINVAL, f"bytes {start} to {stop} are asked for, it has {self.num_bytes}")
+                raise OSError(errno.EINVAL, f"bytes {start} to {stop} were requested, it has {self.num_bytes}")
             data = np.empty(stop - start, np.uint8)
             places = range(start, stop, PART_BYTES)
             parts = [(place, min(place + PART_BYTES, stop)) for place in places]
@@ -97,21 +97,21 @@ class RemoteFile:
         except PreconditionError:
             raise OSError(errno.ESTALE, "it was replaced by another file while it was open; open it again") from None
         if len(found) != stop - start:
-            raise OSError(errno.EIO, f"{len(found)} bytes came where {stop - start} were asked for")
+            raise OSError(errno.EIO, f"{len(found)} bytes arrived, {stop - start} were requested")
         return np.frombuffer(memoryview(found), np.uint8)
 
 
 class RemoteFolder:
-    """A prefix of an object store, a folder of a web server, or a place in this process's memory.
+    """A prefix of an object store, a folder of a web server, or a location in this process's memory.
 
-    A process that was forked from one that has read remotely cannot read: start workers by `spawn`, as Ray does.
-    Interrupted uploads leave parts that no listing shows; a rule of the bucket that ends them after some days is wise.
+    A process that was forked from one that has read remotely cannot read; start workers with `spawn`, as Ray does.
+    Interrupted uploads leave parts that no listing shows; set a bucket rule that aborts them after a few days.
 
     Args:
         location: `s3://bucket/prefix`, `gs://bucket/prefix`, `http(s)://host/path` (read only) or `memory://name`.
 
     Raises:
-        StoreError: the URL is not of one of these forms, or carries a password or a query.
+        StoreError: the URL has none of these forms, or contains a password or a query.
     """
 
     def __init__(self, location: str) -> None:
@@ -166,7 +166,7 @@ class RemoteFolder:
             obstore.put(self.writing, self.key(name), data, use_multipart=False)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Writes the file if there is none (`If-None-Match`).
+        """Writes the file if it does not exist (`If-None-Match`).
 
         Raises:
             OSError: the server does not support conditions, or ignores them.
@@ -175,7 +175,7 @@ class RemoteFolder:
             return self._put_if(name, data, "create", ask_again=True)
 
     def swap(self, name: str, old: bytes, new: bytes) -> bool:
-        """Replaces the file if it still holds `old` (`If-Match`).
+        """Replaces the file if it still contains `old` (`If-Match`).
 
         Raises:
             OSError: the server does not support conditions, or ignores them.
@@ -192,7 +192,7 @@ class RemoteFolder:
             return self._put_if(name, new, version, ask_again=old != new)
 
     def exists(self, name: str) -> bool:
-        """Whether the file is there."""
+        """Whether the file exists."""
         with self.errors(name):
             try:
                 obstore.head(self.reading, self.key(name))
@@ -201,7 +201,7 @@ class RemoteFolder:
         return True
 
     def names(self, under: str = "") -> list[str]:
-        """All files below the folder `under`, sorted; of a web server's, only those in the list of commit records."""
+        """All files below the folder `under`, sorted; for a web server, only those in the list of commit records."""
         if self.read_only:
             return self._listed(under)
         start = f"{self._prefix}/" if self._prefix else ""
@@ -225,12 +225,12 @@ class RemoteFolder:
             self.remove(name)
 
     def scratch(self, name: str) -> Path:
-        """A file in a folder of this process below `$TMPDIR`, where a shard needs room until it is published."""
+        """A file in this process's folder below `$TMPDIR`, which must have space for a shard until it is published."""
         self._refuse_writing(name)
         return _scratch_folder(os.getpid()) / f"{name.replace('/', '-')}.{secrets.token_hex(4)}"
 
     def publish(self, scratch: Path, name: str) -> None:
-        """Uploads the scratch file, in parts where it is long; readers see all of it or nothing."""
+        """Uploads the scratch file, in parts if it is long; readers see all of it or nothing."""
         num_bytes = scratch.stat().st_size
         part = max(PART_BYTES, -(-num_bytes // _MAX_PARTS))
         with self.errors(name, writes=True):
@@ -241,21 +241,21 @@ class RemoteFolder:
         scratch.unlink()
 
     def sweep(self) -> list[str]:
-        """Removes this machine's scratch files of writers that are no more; an object store shows no halves."""
+        """Removes this machine's scratch files of dead writers; an object store never shows partial files."""
         self._refuse_writing("")
         return _sweep_scratch()
 
     def together(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        """Results of calls that read, several at once."""
+        """Results of reading calls, run concurrently."""
         return list(_threads("calls", NUM_TOGETHER, os.getpid()).map(lambda call: call(), calls))
 
     def key(self, name: str) -> str:
-        """Name of a file within the bucket."""
+        """Key of a file within the bucket."""
         return "/".join(part for part in (self._prefix, name) if part)
 
     @contextlib.contextmanager
     def errors(self, name: str, writes: bool = False) -> Iterator[None]:
-        """Turns what the library raises into an OSError about the file `name`, without secrets."""
+        """Converts the library's exceptions to an OSError about the file `name`, without secrets."""
         url = self.where(name)
         if writes:
             self._refuse_writing(name)
@@ -264,7 +264,7 @@ class RemoteFolder:
         try:
             yield
         except (BaseError, OSError, ValueError, NotImplementedError) as error:
-            # The library's own text can hold signatures and keys, so it does not stay as the cause.
+            # The library's own text can contain signatures and keys, so it is not kept as the cause.
             raise os_error(error, url) from None
 
     def _refuse_writing(self, name: str) -> None:
@@ -272,9 +272,9 @@ class RemoteFolder:
             raise RemoteError(errno.EROFS, "a store behind a web server can only be read", self.where(name))
 
     def _put_if(self, name: str, data: bytes, mode: Any, ask_again: bool) -> bool:
-        """Puts `data` under a condition; says whether that succeeded.
+        """Puts `data` under a condition; returns whether that succeeded.
 
-        The mark tells this request's result, met by its own repetition after a lost answer, from another writer's.
+        If an answer is lost and the request is repeated, the mark distinguishes this writer's result from another's.
         """
         mark = {_WRITER: secrets.token_hex(8)}
 
@@ -301,7 +301,7 @@ class RemoteFolder:
             return None
 
     def _listed(self, under: str) -> list[str]:
-        """Names of the commit records of a store that cannot be listed; `StoreWriter.finalise` wrote them."""
+        """Names of the commit records of a store that cannot be listed, as written by `StoreWriter.finalise`."""
         from refavs.store.format.commits import LISTING, read_listing
 
         if not self.exists(LISTING):
@@ -325,7 +325,7 @@ class RemoteFolder:
 
 
 def _refuse_fork(url: str) -> None:
-    """The library's threads do not live on in a forked process, where every call would wait for ever."""
+    """Checks that the process was not forked: the library's threads do not survive, so every call would hang."""
     if not _used_by:
         _used_by.add(os.getpid())
     if os.getpid() not in _used_by:
@@ -335,15 +335,15 @@ def _refuse_fork(url: str) -> None:
 
 @functools.cache
 def _threads(_purpose: str, number: int, _process: int) -> ThreadPoolExecutor:
-    """Threads of this process; those of one purpose never wait for their like."""
+    """Thread pool of this process; tasks for one purpose never wait for others of the same purpose."""
     return ThreadPoolExecutor(number, thread_name_prefix="refavs-remote")
 
 
 @functools.cache
 def _scratch_folder(process: int) -> Path:
-    """A private folder, locked for as long as this process lives, so that `sweep` of another one leaves it.
+    """A private folder, locked while this process lives, so that the `sweep` of another process leaves it.
 
-    Where the file system has no locks, `sweep` leaves every such folder.
+    Without locks in the file system, `sweep` leaves every such folder.
     """
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=temporary_folder()))
@@ -353,10 +353,10 @@ def _scratch_folder(process: int) -> Path:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-        if folder.is_dir():  # nobody swept it before it was locked
+        if folder.is_dir():  # not swept before it was locked
             break
         os.close(lock)
-    # A forked process runs its parent's exit handlers as well.
+    # A forked process also runs its parent's exit handlers.
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == process else None)
     return folder
 
@@ -369,7 +369,7 @@ def _sweep_scratch() -> list[str]:
         try:
             lock = os.open(folder, os.O_RDONLY)
         except (FileNotFoundError, PermissionError):
-            continue  # gone meanwhile, or not ours
+            continue  # already removed, or not ours
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for path in folder.iterdir():
@@ -380,7 +380,7 @@ def _sweep_scratch() -> list[str]:
         except OSError as error:
             if not isinstance(error, BlockingIOError) and error.errno not in (*NO_LOCKS, errno.ENOTEMPTY):
                 raise
-            # Its writer lives, nobody knows, or there is something of somebody else's in it.
+            # Its writer is alive, cannot be determined, or the folder contains something else.
         finally:
             os.close(lock)
     return removed

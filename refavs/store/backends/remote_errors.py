@@ -1,4 +1,4 @@
-"""What can be said of a store's URL and of a server's answer, on one line and without secrets."""
+"""One-line error messages about a store's URL and a server's answer, without secrets."""
 
 import errno
 import os
@@ -15,10 +15,10 @@ CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGN
 
 
 def refuse_url(location: str) -> None:
-    """Checks the form of a URL; the message repeats no part that could be a secret.
+    """Checks the form of a URL; the message leaves out any part that could be a secret.
 
     Raises:
-        StoreError: it is not one that `RemoteFolder` accepts.
+        StoreError: `RemoteFolder` does not accept it.
     """
     parts = urlsplit(location)
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
@@ -35,22 +35,22 @@ def refuse_url(location: str) -> None:
 
 
 class RemoteError(StoreError, OSError):
-    """What went wrong with a file of a server: an OSError with the URL, and an error that a user can meet."""
+    """A failure with a file on a server: an OSError with the URL that is also shown to users as a StoreError."""
 
     def __str__(self) -> str:
         return f"{self.filename}: {self.strerror}"
 
 
 class RemoteMissing(RemoteError, FileNotFoundError):
-    """There is no such file or bucket."""
+    """The file or bucket does not exist."""
 
 
 class RemoteRefused(RemoteError, PermissionError):
-    """The server asks for other credentials."""
+    """The server rejects the credentials."""
 
 
 class RemoteUnreachable(RemoteError, ConnectionError):
-    """The server cannot be reached, or broke off."""
+    """The server cannot be reached, or closed the connection."""
 
 
 class RemoteTimeout(RemoteError, TimeoutError):
@@ -58,7 +58,7 @@ class RemoteTimeout(RemoteError, TimeoutError):
 
 
 def os_error(error: Exception, url: str) -> RemoteError:
-    """An error about `url` that says in one line what an error of the library means."""
+    """Translates an error of the library into a one-line error about `url`."""
     text = str(error)
     if isinstance(error, OSError) and error.errno is not None:
         return RemoteError(error.errno, error.strerror, url)

@@ -1,4 +1,4 @@
-"""Mean and deviation of each channel as sums that merge, so that neither order nor sharding changes them."""
+"""Mean and standard deviation of each channel as mergeable sums, independent of order and sharding."""
 
 import base64
 import math
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64
 
-# Values that are widened and summed at once. torch shares more than these among its threads, which changes the bits of
-# long sums and makes short work wait for whatever else the processor does.
+# Number of values widened and summed together. torch splits larger sums among its threads, which changes their bits and
+# makes short tasks wait for other work on the processor.
 _BLOCK = 2**15 - 1
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +19,9 @@ class ChannelSums:
     """Sums over all values of each channel.
 
     Attributes:
-        count: values per channel.
-        total: their sum.
-        squares: the sum of their squares.
+        count: number of values per channel.
+        total: sum of the values.
+        squares: sum of their squares.
     """
 
     count: int
@@ -47,7 +47,7 @@ class ChannelSums:
         )
 
     def moments(self) -> tuple[Float32[np.ndarray, "c"], Float32[np.ndarray, "c"]]:
-        """Mean and deviation; a channel that never changes has deviation 1, so that dividing by it is safe."""
+        """Mean and standard deviation; a constant channel has 1, so that dividing by it is safe."""
         count = max(self.count, 1)
         mean = self.total / count
         std = np.sqrt(np.maximum(self.squares / count - mean**2, 0))
@@ -58,7 +58,7 @@ class ChannelSums:
         """Checks sums that come from a file.
 
         Raises:
-            ValueError: they are not of that many channels, or no number.
+            ValueError: they have another number of channels, or are not finite.
         """
         finite = self.finite and np.isfinite(self.squares).all()
         if not finite or not len(self.total) == len(self.squares) == channels:
@@ -66,11 +66,11 @@ class ChannelSums:
 
     @property
     def finite(self) -> bool:
-        """Whether no value was infinite or not a number."""
+        """Whether all values were finite."""
         return bool(np.isfinite(self.total).all())
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; the sums survive exactly, as base64 of little-endian float64."""
+        """Plain values; the sums are stored exactly, as base64 of little-endian float64."""
         return {"count": self.count, "sum": _text(self.total), "sumsq": _text(self.squares)}
 
     @classmethod
@@ -80,13 +80,13 @@ class ChannelSums:
 
 
 def _sums(values: np.ndarray, channel_axis: int) -> tuple[Float64[np.ndarray, "c"], Float64[np.ndarray, "c"]]:
-    """Sum and sum of squares of each channel, the same bits however many threads there are.
+    """Sum and sum of squares of each channel, bitwise independent of the number of threads.
 
-    Each run of a channel is summed as differences from its first value, then moved back in float64. So float32 is wide
-    enough for the runs of a float16 map, and one that is constant has no deviation, whatever its rounding.
+    Each run of a channel is summed as differences from its first value and shifted back in float64. So float32 is
+    precise enough for runs of a float16 map, and a constant run has deviation 0 despite rounding.
     """
     if not (values.flags.c_contiguous and values.flags.writeable and min(values.strides) > 0):
-        values = values.copy()  # torch takes no negative strides and warns of what cannot be written
+        values = values.copy()  # torch rejects negative strides and warns about read-only arrays
     channels, inner = values.shape[channel_axis], math.prod(values.shape[channel_axis + 1 :])
     runs = torch.from_numpy(values).reshape(-1, inner)
     if inner == 1:

@@ -1,4 +1,4 @@
-"""crc32c of bytes, and of bytes that follow each other from the checksums of both."""
+"""crc32c of bytes, and of concatenated bytes from the checksums of the parts."""
 
 import warnings
 from functools import cache
@@ -8,14 +8,14 @@ import numpy as np
 from refavs.terminal.printing import warn
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", RuntimeWarning)  # of a lacking C extension, of which `_warn_if_slow` says more
+    warnings.simplefilter("ignore", RuntimeWarning)  # missing C extension; `_warn_if_slow` says more
     import google_crc32c
 
 _POLYNOMIAL = 0x82F63B78  # bit-reflected: the highest bit is the coefficient of x^0
 
 
 def crc32c(data: np.ndarray | bytes, start: int = 0) -> int:
-    """Checksum of `data`, going on from `start`."""
+    """Checksum of `data`, continuing from the checksum `start`."""
     _warn_if_slow()
     if isinstance(data, np.ndarray):
         data = data.reshape(-1).view(np.uint8)
@@ -23,13 +23,13 @@ def crc32c(data: np.ndarray | bytes, start: int = 0) -> int:
 
 
 def joined(first: int, second: int, second_bytes: int) -> int:
-    """Checksum of two pieces, one after the other, from their checksums and the length of the second one."""
+    """Checksum of two concatenated pieces, from their checksums and the length of the second."""
     return _times(_power(second_bytes), first) ^ second
 
 
 @cache
 def _warn_if_slow() -> None:
-    """Says once in each process where checksums are computed by Python: the work goes on, a thousand times slower."""
+    """Warns once per process if checksums are computed in Python, which is a thousand times slower."""
     if google_crc32c.implementation != "c":
         warn(
             "refavs: google-crc32c has no C extension here, so the checksum of each clip takes seconds (10 MB/s); "
@@ -38,7 +38,7 @@ def _warn_if_slow() -> None:
 
 @cache
 def _power(num_bytes: int) -> int:
-    """x^(8 num_bytes) modulo the polynomial: what that many further bytes do to a checksum."""
+    """x^(8 num_bytes) modulo the polynomial: the effect of appending that many bytes on a checksum."""
     power, square = 1 << 31, 1 << 23
     while num_bytes:
         if num_bytes & 1:

@@ -1,7 +1,7 @@
-"""Commit records: what makes a shard part of the store.
+"""Commit records, which make a shard part of the store.
 
-A record is one line of JSON with its own checksum. It is written after the shard files it speaks of, so whatever a
-record names is whole; whatever no record names does not exist for a reader.
+A record is one line of JSON with its own checksum. It is written after the shard files it lists, so these are complete.
+Readers ignore files that no record lists.
 """
 
 import json
@@ -21,15 +21,15 @@ from refavs.store.format.shard import ShardFacts, crc32c
 
 REMEDY = "remove it and run the same refavs-extract command again, which computes its rows again"
 _NAME = re.compile(rf"commits/({OBJECTS}|{STREAM_ID})/(\d{{5,9}})\.json")
-LISTING = "commits/listing.json"  # the names of all records, for places that cannot list their files
+LISTING = "commits/listing.json"  # names of all records, for backends that cannot list files
 READERS = 16
-MOST_ROWS = 2**22  # of a table
+MOST_ROWS = 2**22  # in a table
 _OBJECT = re.compile(r"(?s).+/\d{1,9}")
 Crc = Annotated[int, range(2**32)]
 
 
 class ShardJson(TypedDict):
-    """What a record keeps of a shard file."""
+    """The entry of a shard file in a record."""
 
     bytes: Count
     crc32c: Crc
@@ -37,7 +37,7 @@ class ShardJson(TypedDict):
 
 
 class SumsJson(TypedDict):
-    """Sums of the channels of an array."""
+    """Channel sums of an array."""
 
     count: Count
     sum: str
@@ -61,17 +61,17 @@ _Listing = TypedDict("_Listing", {"names": list[str], "zarr.json": NotRequired[s
 
 @dataclass(frozen=True, kw_only=True)
 class CommitRecord:
-    """One committed shard of a stream, or of the masks, in all its arrays.
+    """A committed shard of a stream or of the masks, with all its arrays.
 
     Attributes:
         table: id of the stream, or `objects`.
         rows: row of each key.
-        meta: what the extraction noted of each key, e.g. that a sound is silent.
-        arrays: what was written, by the array's name.
+        meta: facts that the extraction noted for each key, e.g. that the audio is silent.
+        arrays: the shard file of each array, by array name.
         fingerprint: digest of the stream's fingerprint.
-        statistics: sums per channel, by the array's name.
+        statistics: sums per channel, by array name.
         failures: keys of this shard that could not be computed, with the reason.
-        seconds: time the shard took; the only thing that differs between two runs.
+        seconds: time taken; the only value that differs between two runs.
     """
 
     table: str
@@ -104,12 +104,12 @@ class CommitRecord:
 
 
 def record_name(table: str, index: int) -> str:
-    """File of the record of shard `index` of a stream or of `objects`."""
+    """File name of the record of shard `index` of a stream or of `objects`."""
     return f"commits/{table}/{index:05d}.json"
 
 
 def shard_of(file: str) -> tuple[str, int] | None:
-    """Table and index of the shard of a commit record's file; None for another file."""
+    """Table and shard index of a commit record's file; None for other files."""
     name = _NAME.fullmatch(file)
     return (name[1], int(name[2])) if name else None
 
@@ -124,13 +124,13 @@ def read_record(folder: Folder, file: str, schema: StoreSchema) -> CommitRecord:
     """Reads and checks one record against the schema.
 
     Raises:
-        StoreError: it is damaged, or speaks of rows or arrays that the shard of its name cannot have.
+        StoreError: it is damaged, or lists rows or arrays that this shard cannot have.
     """
     return parse_record(read_or_refuse(folder, file, "commit record", REMEDY), file, schema, folder.where(file))
 
 
 def parse_record(data: bytes, file: str, schema: StoreSchema, where: str) -> CommitRecord:
-    """The record in the bytes of `file`, as `read_record` does; `where` names their place for people."""
+    """Parses the bytes of `file` as `read_record` does; `where` is its full name for messages."""
     found = _opened(data, where)
     try:
         facts: _Record = shaped(found, _Record, "the record")
@@ -145,7 +145,7 @@ def parse_record(data: bytes, file: str, schema: StoreSchema, where: str) -> Com
             statistics={array: ChannelSums.from_json(value) for array, value in facts["statistics"].items()},
         )  # fmt: skip
         if (record.table, record.index) != shard_of(file):
-            raise ValueError(f"it speaks of shard {record.index} of {record.table}")
+            raise ValueError(f"it belongs to shard {record.index} of {record.table}")
         _check(record, schema)
     except (KeyError, ValueError) as error:
         raise StoreError(f"commit record {where} cannot be used: {error}; {REMEDY}") from error
@@ -160,7 +160,7 @@ def _check(record: CommitRecord, schema: StoreSchema) -> None:
     if len(places) != len(record.rows) or not places or not inside or set(record.meta) != set(record.rows):
         raise ValueError(f"its rows {sorted(record.rows.values())} are not those of shard {record.index}")
     if record.table == OBJECTS and (odd := [key for key in record.rows if not _OBJECT.fullmatch(key)]):
-        raise ValueError(f"{odd[0]!r} is no key of an object")
+        raise ValueError(f"{odd[0]!r} is not a key of an object")
     if set(record.arrays) != set(table.specs) or any(set(facts.rows) != places for facts in record.arrays.values()):
         raise ValueError(f"its arrays {', '.join(record.arrays)} or their rows are not those of the store's schema")
     for name, sums in record.statistics.items():
@@ -169,7 +169,7 @@ def _check(record: CommitRecord, schema: StoreSchema) -> None:
             raise ValueError(f"it has statistics of {name}, which keeps none")
         sums.refuse_odd(spec.shape[spec.axes.index("c")])
     if record.fingerprint != (known := short_digest(table.fingerprint)):
-        raise ValueError(f"its rows are of the fingerprint {record.fingerprint}, the stream's is {known}")
+        raise ValueError(f"its rows have the fingerprint {record.fingerprint}, the stream has {known}")
 
 
 def record_files(folder: Folder, table: str | None = None) -> list[str]:
@@ -179,10 +179,10 @@ def record_files(folder: Folder, table: str | None = None) -> list[str]:
 
 
 def read_records(folder: Folder, schema: StoreSchema) -> list[CommitRecord]:
-    """All commit records of the streams that the store has, by table and index.
+    """All commit records of the store's streams, by table and index.
 
     Raises:
-        StoreError: a record is damaged, or two of them hold the same key.
+        StoreError: a record is damaged, or two records contain the same key.
     """
     records = read_each(folder, files_of(folder, schema), schema)
     refuse_doubles(folder, records)
@@ -190,12 +190,12 @@ def read_records(folder: Folder, schema: StoreSchema) -> list[CommitRecord]:
 
 
 def files_of(folder: Folder, schema: StoreSchema) -> list[str]:
-    """`record_files` of the streams that the store has; an interrupted `drop` leaves others for a while."""
+    """`record_files` of the store's streams; an interrupted `drop` may have left files of others."""
     return [file for file in record_files(folder) if (shard := shard_of(file)) and shard[0] in schema.tables]
 
 
 def read_each(folder: Folder, files: Sequence[str], schema: StoreSchema) -> list[CommitRecord]:
-    """The records in these files, several read at once, which is of use where a file is a request to a server.
+    """Reads records concurrently, which helps if each file is a request to a server.
 
     Raises:
         StoreError: as for `read_record`.
@@ -208,7 +208,7 @@ def refuse_doubles(folder: Folder, records: Iterable[CommitRecord]) -> None:
     """Checks that no key is in two records.
 
     Raises:
-        StoreError: one is.
+        StoreError: a key is.
     """
     seen: dict[tuple[str, str], int] = {}
     for record in records:
@@ -220,7 +220,7 @@ def refuse_doubles(folder: Folder, records: Iterable[CommitRecord]) -> None:
 
 
 def short_digest(fingerprint: dict[str, Any]) -> str:
-    """A short name of a stream's fingerprint."""
+    """A short digest of a stream's fingerprint."""
     return digest(fingerprint)[:16]
 
 
@@ -234,26 +234,26 @@ def unseal(folder: Folder, file: str) -> dict[str, Any]:
     """Reads what `seal` wrote.
 
     Raises:
-        StoreError: a byte of it has changed.
+        StoreError: the bytes have changed.
     """
     return _opened(read_or_refuse(folder, file, "commit record", REMEDY), folder.where(file))
 
 
 def read_listing(folder: Folder) -> dict[str, Any]:
-    """The names of all commit records, and a copy of the store's description, as of when the store was last finished.
+    """Reads the names of all commit records and the copy of the store's description from when it was last finished.
 
     Raises:
-        StoreError: a byte of it has changed, or it is something else.
+        StoreError: the bytes have changed, or the file has another form.
     """
     facts = unseal(folder, LISTING)
     try:
         known: _Listing = shaped(facts, _Listing, "the list")
         odd = [name for name in known["names"] if shard_of(name) is None]
         if odd:
-            raise OddRecord(f"{odd[0]!r} is no commit record")
+            raise OddRecord(f"{odd[0]!r} is not a commit record")
     except OddRecord as error:
         raise StoreError(f"{folder.where(LISTING)} cannot be used ({error}); remove it and run the same refavs-extract "
-                         "command again, which writes it again") from error
+                         "command again, which rewrites it") from error
     return facts
 
 
@@ -269,5 +269,5 @@ def _opened(data: bytes, where: str) -> dict[str, Any]:
 
 
 def _head(body: bytes) -> bytes:
-    """What comes before the record, in as many bytes whatever the body is."""
+    """The prefix of a record; its length does not depend on the body."""
     return f'{{"crc32c":"{crc32c(body):08x}","record":'.encode()

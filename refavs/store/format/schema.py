@@ -1,7 +1,7 @@
-"""What a store holds: streams of frozen features, and masks, as arrays with named axes.
+"""The schema of a store: streams of frozen features, and masks, as arrays with named axes.
 
-A *stream* is what one frozen encoder, or one level of it, makes of one modality. Its id is `visual/<encoder>`,
-`audio/<encoder>/<level>` and so on. Each stream is a table of its own, and so are the masks (`objects`).
+A *stream* is the output of one frozen encoder, or of one of its levels, for one modality. Its id is `visual/<encoder>`,
+`audio/<encoder>/<level>` and so on. Each stream is a separate table, and so are the masks (`objects`).
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, NotRequired, TypedDict, get_args
 
@@ -22,6 +22,7 @@ from refavs.errors import StoreError
 from refavs.files.atomic import LOCK
 from refavs.files.typed_json import read_json, shaped
 from refavs.store.backends.base import Folder, LocalFolder, is_stray, read_or_refuse
+from refavs.store.format.array_spec import NAME, RESERVED, ArraySpec
 
 SCHEMA_VERSION = 3
 HALF_UPGRADED = "2, half upgraded to 3"
@@ -31,12 +32,8 @@ MASK, LABELLED = "objects/mask", "objects/labelled"
 LEASE = "lease.json"
 LOG = "extract.jsonl"
 OTHER_STORE = "name another store, or remove this one and extract again"
-DTYPES = ("bool", "uint8", "int16", "int32", "int64", "float16", "float32", "float64")
-MOST_PLACES = 10**6  # of a shard; its index is in memory
-_MOST_ROW_BYTES = 2**31
-_NAME = r"(?!zarr\.json(?:/|$))[A-Za-z0-9_][A-Za-z0-9_.@-]*"
-STREAM_ID = rf"(?:{'|'.join(MODALITIES)})/{_NAME}(?:/{_NAME})?"
-_RESERVED = ("row", "key", "text")  # columns beside the arrays of a stream, or beside the streams of a modality
+MOST_PLACES = 10**6  # rows in a shard; its index is in memory
+STREAM_ID = rf"(?:{'|'.join(MODALITIES)})/{NAME}(?:/{NAME})?"
 
 
 class _Array(TypedDict):
@@ -46,6 +43,8 @@ class _Array(TypedDict):
     axes: list[str]
     statistics: NotRequired[bool]
     valid: NotRequired[str | None]
+    scale: NotRequired[str]
+    number_format: NotRequired[str]
 
 
 class _Table(TypedDict):
@@ -71,64 +70,11 @@ class _Attributes(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArraySpec:
-    """One array of a stream.
-
-    Attributes:
-        name: of the array within its stream, e.g. `features`.
-        shape: shape of one row, without the row axis.
-        dtype: one of `DTYPES`.
-        axes: a name per axis of `shape`; the channel axis is called `c`.
-        statistics: keep the mean and deviation of each channel over all rows.
-        valid: name of a boolean array of the same stream that says which places of the leading axes are real; the
-            others are left out of the statistics.
-        table: the stream that has the array; `StoreSchema` fills it in.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    axes: tuple[str, ...]
-    statistics: bool = False
-    valid: str | None = None
-    table: str = ""
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(_NAME, self.name) or self.name in _RESERVED:
-            raise StoreError(f"array name {self.name!r} cannot be used; accepted: letters, digits, _ - . and @, but "
-                             f"none of {', '.join(_RESERVED)}")
-        if self.dtype not in DTYPES:
-            raise StoreError(f"array {self.name} is of type {self.dtype!r}; accepted: {', '.join(DTYPES)}")
-        if not self.shape or min(self.shape) < 1 or len(self.shape) != len(self.axes):
-            raise StoreError(f"array {self.name} has row shape {self.shape} and axes {self.axes}; accepted: positive "
-                             "sizes and one name for each")
-        if self.row_bytes > _MOST_ROW_BYTES:
-            raise StoreError(f"array {self.name} has rows of {self.row_bytes:,} bytes; accepted: up to "
-                             f"{_MOST_ROW_BYTES:,}")
-        if self.statistics and self.axes.count("c") != 1:
-            raise StoreError(f"array {self.name} keeps statistics, so one of its axes {self.axes} must be called 'c'")
-
-    @property
-    def path(self) -> str:
-        """Where the array lies in the store, e.g. `clips/audio/vggish/features`."""
-        return f"{table_path(self.table)}/{self.name}"
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
-
-    def told(self) -> dict[str, Any]:
-        """Plain values for the store's description."""
-        return {name: value for name, value in asdict(self).items() if name != "table"}
-
-
-@dataclass(frozen=True, kw_only=True)
 class StreamSpec:
-    """A stream, or the table of masks: its arrays and how many rows one shard of them takes.
+    """A stream, or the table of masks: its arrays and the number of rows per shard.
 
     Attributes:
-        fingerprint: name, weights, preprocessing and whatever else changes the values; plain values.
+        fingerprint: name, weights, preprocessing and everything else that affects the values, as plain values.
     """
 
     fingerprint: dict[str, Any]
@@ -138,17 +84,26 @@ class StreamSpec:
     def __post_init__(self) -> None:
         named = {spec.name: spec for spec in self.arrays}
         if not named or len(named) < len(self.arrays) or not 1 <= self.rows_per_shard <= MOST_PLACES:
-            raise StoreError(f"a stream of the arrays {[spec.name for spec in self.arrays]} with {self.rows_per_shard} "
+            raise StoreError(f"a stream has the arrays {[spec.name for spec in self.arrays]} and {self.rows_per_shard} "
                              f"rows per shard; accepted: arrays of different names, 1 to {MOST_PLACES:,} rows")
         for spec in self.arrays:
             if spec.valid is not None and (spec.valid not in named or named[spec.valid].dtype != "bool"):
-                raise StoreError(f"array {spec.name} names {spec.valid!r} as its valid places, which is no boolean "
+                raise StoreError(f"array {spec.name} has valid={spec.valid!r}, which is not a boolean "
                                  "array of its stream")
+            if spec.scale and named.get(spec.scale) != replace(spec.scale_spec(spec.scale), table=spec.table):
+                raise StoreError(f"array {spec.name} has scale={spec.scale!r}, which is not a float32 array of its "
+                                 "stream with one number per channel")
 
     @property
     def specs(self) -> dict[str, ArraySpec]:
         """The arrays by name."""
         return {spec.name: spec for spec in self.arrays}
+
+    @property
+    def values(self) -> tuple[ArraySpec, ...]:
+        """The arrays without the scales of other arrays."""
+        scales = {spec.scale for spec in self.arrays}
+        return tuple(spec for spec in self.arrays if spec.name not in scales)
 
     def told(self) -> dict[str, Any]:
         """Plain values for the store's description."""
@@ -156,7 +111,7 @@ class StreamSpec:
 
     @classmethod
     def of(cls, told: _Table) -> "StreamSpec":
-        """Reads what `told` gave."""
+        """Reads the output of `told`."""
         arrays = tuple(
             ArraySpec(**{**spec, "shape": tuple(spec["shape"]), "axes": tuple(spec["axes"])})
             for spec in told["arrays"]
@@ -169,17 +124,17 @@ class StoreSchema:
     """The description of a store.
 
     Attributes:
-        streams: by id.
+        streams: the streams by id.
         source: where the clips came from, for people to read.
-        seconds: steps in time of a clip, T.
-        fps: frames taken of each second.
-        mask_size: side of the stored masks, px.
-        objects_per_shard: masks in one shard.
-        mask_rule: by which all masks were read, of `refavs.choices`; None where there are none, or were read before
-            stores told it.
-        extraction: how the last run made the rows, plain values, so that `refavs-store repair` can do it again; no part
-            of what the store is.
-        splits: what each split of the expressions is for, by its name; None where that was not told.
+        seconds: number of time steps per clip, T.
+        fps: number of frames per second.
+        mask_size: side of the stored masks in pixels.
+        objects_per_shard: number of masks in one shard.
+        mask_rule: rule in `refavs.choices` by which all masks were read; None if there are none, or if they were read
+            before stores recorded it.
+        extraction: settings of the last run as plain values, so that `refavs-store repair` can repeat it; not part of
+            the store's identity.
+        splits: role of each split by name; None if not recorded.
     """
 
     streams: dict[str, StreamSpec]
@@ -194,12 +149,12 @@ class StoreSchema:
 
     def __post_init__(self) -> None:
         if self.mask_rule not in (None, *get_args(MaskRule)):
-            raise StoreError(f"mask rule {self.mask_rule!r}; accepted: one of {', '.join(get_args(MaskRule))}")
+            raise StoreError(f"the mask rule is {self.mask_rule!r}; accepted: {', '.join(get_args(MaskRule))}")
         if not 0 < self.fps < math.inf:
-            raise StoreError(f"{self.fps} frames a second; accepted: a number above 0")
+            raise StoreError(f"the store has {self.fps} frames per second; accepted: a number above 0")
         for name in self.streams:
             inside = [other for other in self.streams if other.startswith(f"{name}/")]
-            if not re.fullmatch(STREAM_ID, name) or name.split("/")[1] in _RESERVED or inside:
+            if not re.fullmatch(STREAM_ID, name) or name.split("/")[1] in RESERVED or inside:
                 raise StoreError(
                     f"stream {name!r} cannot be used{f' beside {inside[0]!r}' if inside else ''}; accepted: "
                     f"<modality>/<encoder> or <modality>/<encoder>/<level>, the modality one of {', '.join(MODALITIES)}"
@@ -208,7 +163,7 @@ class StoreSchema:
 
     @cached_property
     def tables(self) -> dict[str, StreamSpec]:
-        """The streams by id, and the masks as `objects`; each array knows its table."""
+        """The streams by id, and the masks as `objects`, with `table` set in each array."""
         masks = object_arrays(self.seconds, self.mask_size)
         found = self.streams | {OBJECTS: StreamSpec(fingerprint={}, arrays=masks,
                                                     rows_per_shard=self.objects_per_shard)}  # fmt: skip
@@ -221,6 +176,10 @@ class StoreSchema:
     def specs(self) -> dict[str, ArraySpec]:
         """All arrays by path."""
         return {spec.path: spec for table in self.tables.values() for spec in table.arrays}
+
+    def with_scales(self, *paths: str) -> list[str]:
+        """The paths to read for the values of some arrays: their own and those of their scales."""
+        return [one for path in paths for one in self.specs[path].paths]
 
     def to_attributes(self) -> dict[str, Any]:
         """The attributes of the root group, plain values."""
@@ -239,12 +198,12 @@ class StoreSchema:
         """Reads what `to_attributes` wrote.
 
         Raises:
-            StoreError: the attributes are another schema's or damaged; `where` names the store.
+            StoreError: the attributes are damaged or have another schema version; `where` names the store.
         """
         found = attributes.get("refavs_schema")
         version = found.get("version") if isinstance(found, dict) else None
         if version != SCHEMA_VERSION:
-            remedy = ("bring it to this version by refavs-store upgrade" if version in (2, HALF_UPGRADED)
+            remedy = ("bring it to this version with refavs-store upgrade" if version in (2, HALF_UPGRADED)
                       else "extract into a new store, or use the refavs that wrote it")  # fmt: skip
             raise StoreError(f"{where} has schema version {version!r}, this refavs reads {SCHEMA_VERSION}; {remedy}")
         try:
@@ -264,17 +223,12 @@ class StoreSchema:
             raise StoreError(f"{where} has a damaged zarr.json: {error}") from error
         if masks != object_arrays(schema.seconds, schema.mask_size):
             raise StoreError(f"{where} has a damaged zarr.json: its arrays {[spec.name for spec in masks]} of objects "
-                             f"are no masks of {schema.mask_size} px in {schema.seconds} seconds")
+                             f"are not masks of {schema.mask_size} px in {schema.seconds} seconds")
         return schema
 
 
-def table_path(table: str) -> str:
-    """The group that has the arrays of a stream or of `objects`."""
-    return f"clips/{table}" if table.startswith(("visual/", "audio/")) else table
-
-
 def object_arrays(seconds: int, mask_size: int) -> tuple[ArraySpec, ...]:
-    """The masks, eight pixels to a byte, and in which seconds an object is labelled."""
+    """The arrays of objects: masks with eight pixels per byte, and the labelled seconds."""
     return (
         ArraySpec(name="mask", shape=(seconds, mask_size, -(-mask_size // 8)), dtype="uint8", axes=("t", "h", "bytes")),
         ArraySpec(name="labelled", shape=(seconds,), dtype="bool", axes=("t",)),
@@ -285,7 +239,7 @@ def root_attributes(folder: Folder) -> dict[str, Any]:
     """Attributes of the group at `folder`.
 
     Raises:
-        StoreError: there is no store there.
+        StoreError: there is no store.
     """
     if not folder.exists("zarr.json"):
         raise StoreError(f"no feature store at {folder.location} (it has no zarr.json); name a folder that "
@@ -305,16 +259,16 @@ def schema_at(folder: Folder) -> StoreSchema:
     """The description of the store at `folder`.
 
     Raises:
-        StoreError: there is no store there, or one of another version.
+        StoreError: there is no store, or it has another version.
     """
     return StoreSchema.from_attributes(root_attributes(folder), f"store {folder.location}")
 
 
 def refuse_foreign(folder: Folder) -> None:
-    """Checks that a store is at `folder`, or can be made there.
+    """Checks that a store exists at `folder` or can be created there.
 
     Raises:
-        StoreError: it is a file, or a folder of other files.
+        StoreError: it is a file, or a folder with other files.
     """
     if isinstance(folder, LocalFolder):
         if folder.path.exists() and not folder.path.is_dir():
@@ -329,7 +283,7 @@ def refuse_foreign(folder: Folder) -> None:
 
 
 def _is_lease(folder: Folder) -> bool:
-    """Whether the file of that name is the lease of a store, and not something else that somebody calls so."""
+    """Whether lease.json is really the lease of a store and not an unrelated file of that name."""
     try:
         return {"token", "pid", "beat"} <= set(json.loads(folder.read(LEASE)))
     except (OSError, ValueError, TypeError, RecursionError):
@@ -337,12 +291,12 @@ def _is_lease(folder: Folder) -> bool:
 
 
 def extended(found: StoreSchema, wanted: StoreSchema, where: str) -> StoreSchema:
-    """The schema of a store after a run that wants `wanted`: what it has stays, and streams that it lacks are added.
+    """The schema of a store after a run that needs `wanted`: existing streams stay, missing ones are added.
 
-    Its `source` and shard sizes stay too; they do not change what its rows hold.
+    The existing `source` and shard sizes stay too, because they do not affect the content of rows.
 
     Raises:
-        StoreError: a stream has another fingerprint or other arrays, or the seconds, the masks' size or rule differ.
+        StoreError: a stream has another fingerprint or other arrays, or the seconds, the mask size or rule differ.
     """
     for name in found.streams.keys() & wanted.streams.keys():
         old, new = found.streams[name], wanted.streams[name]
@@ -351,12 +305,12 @@ def extended(found: StoreSchema, wanted: StoreSchema, where: str) -> StoreSchema
             other = "/".join([modality, f"{encoder}@NAME", *level])
             raise StoreError(
                 f"store {where} has a stream {name} of {_differing(old, new)}, this run makes {_differing(new, old)}; "
-                f"remove it by refavs-store drop, or keep both and call the new one {other}"
+                f"remove it with refavs-store drop, or keep both and call the new one {other}"
             )
-    for attribute, unit in (("seconds", "seconds"), ("fps", "frames a second"), ("mask_size", "px masks")):
+    for attribute, unit in (("seconds", "seconds"), ("fps", "frames per second"), ("mask_size", "px masks")):
         old, new = getattr(found, attribute), getattr(wanted, attribute)
         if old != new:
-            raise StoreError(f"store {where} has clips of {old} {unit}, this run makes {new} {unit}; {OTHER_STORE}")
+            raise StoreError(f"store {where} has clips with {old} {unit}, this run makes {new} {unit}; {OTHER_STORE}")
     if None not in (found.mask_rule, wanted.mask_rule) and found.mask_rule != wanted.mask_rule:
         raise StoreError(f"store {where} has masks read by mask rule {found.mask_rule}, this run reads them by "
                          f"{wanted.mask_rule}; leave out --mask-rule, or {OTHER_STORE}")
@@ -367,7 +321,7 @@ def extended(found: StoreSchema, wanted: StoreSchema, where: str) -> StoreSchema
 
 
 def _differing(stream: StreamSpec, other: StreamSpec) -> str:
-    """A fingerprint by name and digest, with the facts in which it differs from the other one."""
+    """Name and digest of a fingerprint, with the facts that differ from the other one."""
     one, two = stream.fingerprint, other.fingerprint
     facts = [f"{key}={one.get(key)}" for key in sorted({*one, *two}) if one.get(key) != two.get(key)]
     facts += [f"{spec.name} {spec.dtype} {spec.shape}" for spec in stream.arrays if spec not in other.arrays]
@@ -375,7 +329,7 @@ def _differing(stream: StreamSpec, other: StreamSpec) -> str:
 
 
 def text_key(text: str) -> str:
-    """Key of a string in a text stream: two expressions with the same words share a row."""
+    """Key of a string in a text stream; expressions with the same text share a row."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -385,7 +339,7 @@ def object_key(clip_id: str, fid: int) -> str:
 
 
 def pack_mask(mask: Bool[np.ndarray, "t h w"]) -> UInt8[np.ndarray, "t h bytes"]:
-    """Eight pixels per byte, as `objects/mask` stores them."""
+    """Packs eight pixels per byte, the format of `objects/mask`."""
     return np.packbits(mask, axis=-1)
 
 

@@ -1,8 +1,8 @@
-"""One shard of one array: a standard Zarr v3 `sharding_indexed` file, streamed row by row and read in place.
+"""One shard of one array: a standard Zarr v3 `sharding_indexed` file, written row by row and read in place.
 
-A file is the rows one after the other, each followed by its crc32c, and an index at the end (offset and length of each
-row, then the index's own crc32c). Rows start at multiples of 64 bytes, which the format permits and which makes every
-mapped row an aligned tensor.
+A file contains the rows, each followed by its crc32c, and an index at the end (offset and length of each row, then the
+index's own crc32c). Rows start at multiples of 64 bytes, which the format permits, so that every mapped row is an
+aligned tensor.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from torch import Tensor
 from refavs.errors import StoreError
 from refavs.files.atomic import write_all
 from refavs.store.backends.base import Folder, MappedFile
+from refavs.store.format.array_spec import ArraySpec
 from refavs.store.format.checksum import crc32c, joined
-from refavs.store.format.schema import ArraySpec
 
 ALIGNMENT_BYTES = 64
 CRC_BYTES = 4
@@ -28,23 +28,23 @@ _ABSENT = 2**64 - 1
 _PIECE_BYTES = 2**24
 _FLUSH_BYTES = 2**23
 _PAGE_BYTES = 2**12
-SMALL_BYTES = 2**18  # a row is read through the map that has less
-READ_BYTES = 2**23  # that one reader asks for at a time
+SMALL_BYTES = 2**18  # smaller rows are read through the memory map
+READ_BYTES = 2**23  # size of one read request
 
 
 def shard_name(spec: ArraySpec, index: int) -> str:
-    """File of shard `index` of an array; only its first axis is split."""
+    """File name of shard `index` of an array; only the first axis is split."""
     return f"{spec.path}/{'.'.join(['c', str(index), *('0' for _ in spec.shape)])}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardFacts:
-    """What a commit record keeps of a shard file.
+    """The facts about a shard file in its commit record.
 
     Attributes:
         num_bytes: length of the file.
         crc32c: checksum of the whole file.
-        rows: checksum of the bytes of each row, by its place in the shard.
+        rows: checksum of each row's bytes, by place in the shard.
     """
 
     num_bytes: int
@@ -53,7 +53,7 @@ class ShardFacts:
 
 
 class ShardFile:
-    """Writes one shard under a temporary name; memory holds no row after `append` returns."""
+    """Writes one shard under a temporary name; keeps no row in memory after `append` returns."""
 
     def __init__(self, folder: Folder, name: str, num_places: int) -> None:
         self.name = name
@@ -67,7 +67,7 @@ class ShardFile:
         self._file = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
 
     def append(self, place: int, row: np.ndarray) -> None:
-        """Adds the row that belongs at `place`; the bytes of the file follow the order of the calls."""
+        """Appends the row for `place`; rows are stored in the order of the calls."""
         payload = np.ascontiguousarray(row).reshape(-1).view(np.uint8)
         self._write(np.zeros(-self._end % ALIGNMENT_BYTES, np.uint8))
         self._index[place] = self._end, payload.size + CRC_BYTES
@@ -78,7 +78,7 @@ class ShardFile:
             self._start_flush()
 
     def finish(self) -> ShardFacts:
-        """Adds the index and flushes the file to the disk; it keeps its temporary name until `publish`."""
+        """Appends the index and flushes the file to disk; it keeps its temporary name until `publish`."""
         self._write(self._index)
         self._write(np.frombuffer(crc32c(self._index).to_bytes(CRC_BYTES, "little"), np.uint8))
         os.fsync(self._file)
@@ -86,16 +86,16 @@ class ShardFile:
         return ShardFacts(num_bytes=self._end, crc32c=self._crc, rows=self._rows)
 
     def publish(self) -> None:
-        """Gives the finished file its name."""
+        """Renames the finished file to its final name."""
         self._folder.publish(self._partial, self.name)
 
     def discard(self) -> None:
-        """Removes the temporary file, if it is still there."""
+        """Removes the temporary file, if it still exists."""
         self._close()
         self._partial.unlink(missing_ok=True)
 
     def _write(self, data: np.ndarray, crc: int | None = None) -> None:
-        """Adds `data`, whose checksum is `crc` where it is known already."""
+        """Appends `data`; `crc` is its checksum, if already known."""
         flat = data.reshape(-1).view(np.uint8)
         try:
             write_all(self._file, memoryview(flat))  # pyright: ignore[reportArgumentType] (NumPy's stubs lack __buffer__)
@@ -106,9 +106,9 @@ class ShardFile:
         self._end += flat.size
 
     def _start_flush(self) -> None:
-        """Has the kernel begin to write what is complete, so that the disk works while the next row is computed."""
+        """Makes the kernel start writing complete rows while the next row is computed."""
         stop = self._end - self._end % _PAGE_BYTES
-        # Beside forgetting pages that are on the disk, this advice starts to write those that are not.
+        # This advice drops pages that are already on disk and starts writing the others.
         os.posix_fadvise(self._file, self._flushed, stop - self._flushed, os.POSIX_FADV_DONTNEED)
         self._flushed = stop
 
@@ -119,10 +119,10 @@ class ShardFile:
 
 
 class ShardReader:
-    """A committed shard file; `read` returns views of it where it is mapped.
+    """A committed shard file; `read` returns views if the file is memory-mapped.
 
     Raises:
-        StoreError: the file is missing, of another length than its commit record says, or its index is damaged.
+        StoreError: the file is missing, its length differs from the commit record, or its index is damaged.
     """
 
     def __init__(self, folder: Folder, name: str, spec: ArraySpec, num_places: int, facts: ShardFacts) -> None:
@@ -149,16 +149,16 @@ class ShardReader:
 
     @property
     def order(self) -> list[int]:
-        """The places that have rows, in the order in which the file holds them."""
+        """The places that have rows, in the order of the file."""
         return sorted(self.offsets, key=self.offsets.__getitem__)
 
     @property
     def offsets(self) -> dict[int, int]:
-        """Where the row of each place starts."""
+        """Offset of the row of each place."""
         return {place: int(self._index[place, 0]) for place in self._facts.rows}
 
     def check(self, place: int) -> None:
-        """Compares the row at `place` with its two checksums, beside it and in the commit record.
+        """Compares the row at `place` with its two checksums, in the shard and in the commit record.
 
         Raises:
             StoreError: they differ.
@@ -167,7 +167,7 @@ class ShardReader:
         self._compare(place, data[:-CRC_BYTES], data[-CRC_BYTES:])
 
     def read(self, place: int, verify: str) -> Tensor:
-        """The row at `place`; `verify` is `first` (on first touch), `always` or `never`.
+        """Reads the row at `place`; `verify` is `first` (on first read), `always` or `never`.
 
         Raises:
             StoreError: its checksum differs, or it cannot be read.
@@ -175,14 +175,14 @@ class ShardReader:
         data = self._bytes(place)
         row = data[:-CRC_BYTES]
         self._check_once(place, row, data[-CRC_BYTES:], verify)
-        # Other writers' rows may start anywhere, which a tensor cannot.
+        # Rows of other writers may be unaligned, which a tensor does not allow.
         row = row if row.ctypes.data % np.dtype(self._spec.dtype).itemsize == 0 else row.copy()
         return torch.from_numpy(row.view(self._spec.dtype).reshape(self._spec.shape))
 
     def readers(self, place: int, out: UInt8[np.ndarray, " b"]) -> list[Callable[[], None]]:
-        """Calls that, in any order, bring the row at `place` into `out`; none where copying from the map will do.
+        """Calls that together read the row at `place` into `out`, in any order; empty if copying from the map is best.
 
-        A map is read page by page as it is touched, by one thread and, on many disks, at a fraction of their speed.
+        A map is read page by page on access, in one thread and, on many disks, at a fraction of their speed.
         """
         blob, start, num_bytes = self._blob, int(self._index[place, 0]), self._spec.row_bytes
         if not isinstance(blob, MappedFile) or num_bytes < SMALL_BYTES:
@@ -198,7 +198,7 @@ class ShardReader:
         return [partial(read, at) for at in range(0, num_bytes, READ_BYTES)]
 
     def check_copy(self, place: int, row: UInt8[np.ndarray, " b"], verify: str) -> None:
-        """Compares what `readers` brought, as `read` does.
+        """Checks a row read by `readers`, as `read` does.
 
         Raises:
             StoreError: its checksum differs.
@@ -214,13 +214,13 @@ class ShardReader:
         return crc
 
     def _bytes(self, place: int) -> np.ndarray:
-        """The row and the checksum beside it."""
+        """The row and the checksum stored after it."""
         start = int(self._index[place, 0])
         with _readable():
             return self._blob.read(start, start + self._spec.row_bytes + CRC_BYTES)
 
     def _check_once(self, place: int, row: np.ndarray, beside: np.ndarray, verify: str) -> None:
-        # What is not mapped has travelled anew, so a first look does not vouch for it.
+        # A row that is not mapped is transferred again on each read, so an earlier check does not cover it.
         if verify == "always" or (verify == "first" and not (self._blob.mapped and place in self._verified)):
             self._compare(place, row, beside)
             self._verified.add(place)

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from refavs.store.format.schema import OBJECTS, ArraySpec
+from refavs.store.format.array_spec import ArraySpec
+from refavs.store.format.schema import OBJECTS
 
 
 def group_metadata(attributes: Mapping[str, Any] | None = None) -> bytes:
@@ -17,7 +18,10 @@ def group_metadata(attributes: Mapping[str, Any] | None = None) -> bytes:
 def array_metadata(
     spec: ArraySpec, rows_per_shard: int, num_rows: int, attributes: Mapping[str, Any] | None = None
 ) -> bytes:
-    """The zarr.json of a sharded array: one row is an inner chunk, all arrays carry checksums and no compression."""
+    """The zarr.json of a sharded array: one row per inner chunk, with checksums and without compression.
+
+    The attributes name the scales of a quantised array, for readers without this package.
+    """
     chunk_bytes = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
     shards = {
         "chunk_shape": [1, *spec.shape], "codecs": chunk_bytes, "index_codecs": chunk_bytes, "index_location": "end",
@@ -25,12 +29,13 @@ def array_metadata(
     first = "object" if spec.table == OBJECTS else "row"
     return _encode(_array(
         spec.dtype, [num_rows, *spec.shape], [rows_per_shard, *spec.shape],
-        [{"name": "sharding_indexed", "configuration": shards}], [first, *spec.axes], attributes,
+        [{"name": "sharding_indexed", "configuration": shards}], [first, *spec.axes],
+        {**spec.number_attributes, **(attributes or {})},
     ))  # fmt: skip
 
 
 def column_metadata(column: np.ndarray, axis: str, attributes: Mapping[str, Any] | None = None) -> bytes:
-    """The zarr.json of a small array that is one chunk; `axis` names its rows."""
+    """The zarr.json of a small array with a single chunk; `axis` names its rows."""
     codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
     shape = list(column.shape)
     axes = [axis, "byte"][: column.ndim]

@@ -1,9 +1,9 @@
-"""One HDF5 file for a whole store: for people who have no refavs, and back into a store without a loss.
+"""Export of a store to one HDF5 file, for use without refavs, and lossless import.
 
-Each array is a dataset of its own path and axes whose chunk is one row, uncompressed; `key` beside it names the rows
-(empty where there is none) and `row` says which row belongs to each clip or text. The columns of the plain tables are
-datasets too. The group `refavs` keeps the description of the store and its commit records. Memory holds one row, both
-ways.
+Each array is an uncompressed dataset with the same path and axes, one row per chunk. Next to it, `key` has the key of
+each row (empty if unused) and `row` the row of each clip or text. The columns of the plain tables are datasets too. The
+group `refavs` contains the description of the store and its commit records. Both directions keep only one row in
+memory.
 """
 
 import json
@@ -22,9 +22,10 @@ from refavs.files.typed_json import read_json, shaped
 from refavs.store.backends.base import Folder, open_folder
 from refavs.store.columns import NEEDED, encode_strings, from_frame, read_table, write_table
 from refavs.store.derived_files import KEYS, num_rows, store_fingerprint
+from refavs.store.format.array_spec import table_path
 from refavs.store.format.checksum import crc32c
 from refavs.store.format.commits import CommitRecord, parse_record, read_records, record_name, seal, write_record
-from refavs.store.format.schema import StoreSchema, refuse_foreign, schema_at, table_path
+from refavs.store.format.schema import StoreSchema, refuse_foreign, schema_at
 from refavs.store.format.shard import ShardFile, ShardReader, shard_name
 from refavs.store.format.zarr_metadata import group_metadata
 from refavs.store.hdf5.guarded_file import AGAIN, ForeignFile, NewFile, strings
@@ -48,28 +49,28 @@ class _About(TypedDict):
 
 
 def silent(done: int, total: int, note: str) -> None:
-    """The progress that nobody wants to see."""
+    """Progress callback that does nothing."""
 
 
 def export(location: str | Path, file: str | Path, progress: Progress = silent) -> str:
-    """Writes the committed rows of a store and all that is known of them to one new HDF5 file.
+    """Writes the committed rows of a store with all metadata to one new HDF5 file.
 
     Args:
-        progress: told the rows done, all rows, and the shard file they came from.
+        progress: called with the number of rows done, the total, and the current shard file.
 
     Returns:
         The store's fingerprint.
 
     Raises:
-        StoreError: a row is damaged, the store changes meanwhile, or the file exists and is not an export of the same
-            content.
+        StoreError: a row is damaged, the store changes during the export, or the file exists and is not an export of
+            the same content.
     """
     target, folder = Path(file).absolute(), open_folder(location)
     before = state_of(folder)
     store = FeatureStore(location)
     if target.exists():
         if _fingerprint_in(target) != store.fingerprint:
-            raise StoreError(f"{target} exists and is no export of what {store.location} holds now; name another file")
+            raise StoreError(f"{target} exists and is not an export of the current {store.location}; name another file")
         remove_left(target)
         return store.fingerprint
     with NewFile(target) as new:
@@ -79,22 +80,22 @@ def export(location: str | Path, file: str | Path, progress: Progress = silent) 
             _write_rows(out, store, new.check, progress)
         new.check()
         if before is None or state_of(folder) != before:
-            raise StoreError(f"{store.location} has changed while it was exported; run the same command again when "
-                             "nothing writes it")
+            raise StoreError(f"{store.location} changed during the export; run the same command again when nothing "
+                             "writes to it")
     return store.fingerprint
 
 
 def import_(file: str | Path, location: str | Path, progress: Progress = silent) -> str:
-    """Makes the store again that a file was exported from; run it again after an interruption.
+    """Restores a store from an export; call it again after an interruption.
 
     Args:
-        progress: told the rows done, all rows, and the shard file they went to.
+        progress: called with the number of rows done, the total, and the current shard file.
 
     Returns:
         The store's fingerprint.
 
     Raises:
-        StoreError: the file is damaged or no export, or another store is at `location`.
+        StoreError: the file is damaged or not an export, or another store is at `location`.
     """
     folder = open_folder(location)
     refuse_foreign(folder)
@@ -124,7 +125,7 @@ def import_(file: str | Path, location: str | Path, progress: Progress = silent)
             tables = {name: found for name in NEEDED if (found := read_table(folder, name))}
             fingerprint = store_fingerprint(schema, writer.records(), tables)
             if whole and not there and fingerprint != about["fingerprint"]:
-                raise StoreError(f"{kept.path} says that it holds store {about['fingerprint']}, its content is "
+                raise StoreError(f"{kept.path} claims to contain store {about['fingerprint']}, its content is "
                                  f"{fingerprint}; export the store again")
             lease.check()
             if about["finished"]:
@@ -135,17 +136,17 @@ def import_(file: str | Path, location: str | Path, progress: Progress = silent)
 
 
 def is_finished(file: Path) -> bool:
-    """Whether the extraction of the store in an export had come to its end.
+    """Whether the extraction of an exported store was finished.
 
     Raises:
-        StoreError: the file is damaged or no export.
+        StoreError: the file is damaged or not an export.
     """
     with ForeignFile(file.absolute()) as kept:
         return _about(kept)["finished"]
 
 
 def _write_about(out: h5py.File, store: FeatureStore) -> None:
-    """What the file is, for `import_` and, as attributes, for people; texts are JSON where they are not plain."""
+    """Writes the metadata, for `import_` and, as attributes, for people; values other than strings are JSON."""
     attributes = store.schema.to_attributes()
     about = _About(version=VERSION, fingerprint=store.fingerprint, finished=store.finished, attributes=attributes,
                    tables={name: facts for name, (_, facts) in store.tables.items()})  # fmt: skip
@@ -153,7 +154,7 @@ def _write_about(out: h5py.File, store: FeatureStore) -> None:
     lines = [seal(record.facts() | {"seconds": round(record.seconds, 3)}) for record in store.records]
     out[RECORDS] = np.frombuffer(b"\n".join(lines) or b"\n", np.uint8)
     facts = {
-        "about": "refavs feature store; refavs-store import makes the store again", "fingerprint": store.fingerprint,
+        "about": "refavs feature store; refavs-store import restores it", "fingerprint": store.fingerprint,
         "source": store.schema.source, "refavs_schema": json.dumps(attributes["refavs_schema"]),
     }  # fmt: skip
     for name, text in facts.items():
@@ -188,6 +189,8 @@ def _write_rows(out: h5py.File, store: FeatureStore, check: Callable[[], None], 
         data = out.create_dataset(path, (num_rows(records), *spec.shape), spec.dtype, chunks=(1, *spec.shape))
         for axis, label in enumerate(("row", *spec.axes)):
             data.dims[axis].label = label
+        for name, value in spec.number_attributes.items():
+            data.attrs[name] = value
         if path in store.statistics:
             data.attrs["mean"], data.attrs["std"] = store.statistics[path]
         for record in records:
@@ -221,7 +224,7 @@ def _about(kept: ForeignFile) -> _About:
 
 
 def _fingerprint_in(path: Path) -> str | None:
-    """Fingerprint of the store in a file; None where that is no whole export."""
+    """Fingerprint of the store in a file; None if it is not a complete export."""
     try:
         with ForeignFile(path) as kept:
             return _about(kept)["fingerprint"]
@@ -230,7 +233,7 @@ def _fingerprint_in(path: Path) -> str | None:
 
 
 def _records(kept: ForeignFile, schema: StoreSchema) -> list[CommitRecord]:
-    """The commit records in a file, whose rows find room in it."""
+    """Reads the commit records and checks that the file is large enough for their rows."""
     found: dict[str, CommitRecord] = {}
     for line in filter(None, kept.small(RECORDS, "uint8").tobytes().splitlines()):
         told = read_json(line)["record"]
@@ -240,12 +243,12 @@ def _records(kept: ForeignFile, schema: StoreSchema) -> list[CommitRecord]:
     num_bytes = sum(len(record.rows) * spec.row_bytes for record in found.values()
                     for spec in schema.tables[record.table].arrays)  # fmt: skip
     if len(set(keys)) != len(keys) or num_bytes > kept.num_bytes:
-        raise ValueError(f"its records name {num_bytes} bytes of rows in a file of {kept.num_bytes}, or a key twice")
+        raise ValueError(f"its records list {num_bytes} bytes of rows in a file of {kept.num_bytes}, or a key twice")
     return list(found.values())
 
 
 def _read_table(kept: ForeignFile, folder: Folder, name: str, facts: dict[str, Any]) -> None:
-    """Writes a plain table, if its columns are those of which the file has the checksums."""
+    """Writes a plain table if its columns match the checksums in the file."""
     with kept.refusing():
         frame = {}
         for column in facts["columns"]:
@@ -260,7 +263,7 @@ def _read_table(kept: ForeignFile, folder: Folder, name: str, facts: dict[str, A
 
 
 def _read_shard(kept: ForeignFile, folder: Folder, schema: StoreSchema, record: CommitRecord) -> CommitRecord:
-    """Writes the files of a shard from rows that are what the record says, and commits it."""
+    """Writes the files of a shard from rows that match the record, and commits it."""
     table, arrays = schema.tables[record.table], {}
     for spec in table.arrays:
         data, row = kept.rows(spec.path, spec.shape, spec.dtype), np.empty(spec.shape, spec.dtype)
@@ -278,23 +281,23 @@ def _read_shard(kept: ForeignFile, folder: Folder, schema: StoreSchema, record: 
             shard.publish()
         finally:
             shard.discard()
-    made = replace(record, arrays=arrays)  # the bytes between rows may have been others
+    made = replace(record, arrays=arrays)  # the padding between rows may differ
     write_record(folder, made)
     return made
 
 
 def _there(folder: Folder, schema: StoreSchema, records: list[CommitRecord], path: Path) -> set[str]:
-    """The records that an interrupted import has committed.
+    """The records that an interrupted import already committed.
 
     Raises:
-        StoreError: what is at `folder` is another store, or has rows that the file has not.
+        StoreError: `folder` contains another store, or has rows that the file lacks.
     """
     if not folder.exists("zarr.json"):
         return set()
     known = {record.file: record for record in records}
     found = read_records(folder, schema) if (same := schema_at(folder) == schema) else []
     if not same or not all(one.file in known and _rows(one) == _rows(known[one.file]) for one in found):
-        raise StoreError(f"{folder.location} holds another store than {path}; name a new folder")
+        raise StoreError(f"{folder.location} contains another store than {path}; name a new folder")
     return {record.file for record in found}
 
 
@@ -303,5 +306,5 @@ def _rows(record: CommitRecord) -> tuple[Any, ...]:
 
 
 def _num_rows(record: CommitRecord) -> int:
-    """Rows of all arrays together."""
+    """Total number of rows in all arrays."""
     return sum(len(facts.rows) for facts in record.arrays.values())

@@ -1,8 +1,8 @@
-"""HDF5 files: written under a temporary name, and read without trust.
+"""HDF5 files: written under a temporary name, and read without trusting their content.
 
-What is read may come from anywhere: only names asked for are looked up, through hard links of the file itself; a
-dataset that lies in another file, is computed from others, has filters or is of another type or shape than expected is
-refused, and whatever the library says of a damaged file becomes one line. Nothing is unpickled.
+A file may come from anywhere. Only requested names are looked up, through hard links within the file. A dataset that is
+in another file, is virtual, has filters, or has an unexpected type or shape is rejected, and the library's errors about
+a damaged file become one line. Nothing is unpickled.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class ForeignFile:
     """An HDF5 file opened for reading; use it as a context manager.
 
     Raises:
-        StoreError: it is missing, cut short or no HDF5 file.
+        StoreError: it is missing, truncated or not an HDF5 file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,7 +53,7 @@ class ForeignFile:
 
     @contextlib.contextmanager
     def refusing(self) -> Iterator[None]:
-        """Turns what goes wrong in reading the file into one line."""
+        """Converts errors in reading the file to a one-line StoreError."""
         try:
             yield
         except FileNotFoundError as error:
@@ -63,26 +63,26 @@ class ForeignFile:
             raise StoreError(f"{self.path} cannot be used ({reason}); {AGAIN}") from error
 
     def dataset(self, name: str) -> h5py.Dataset | None:
-        """The dataset `name`; None where the file has none."""
+        """The dataset `name`; None if the file has none."""
         with self.refusing():
             at = h5py.h5g.open(self._file.id, b"/")
             for part in name.encode().split(b"/"):
                 if not isinstance(at, h5py.h5g.GroupID) or not at.links.exists(part):
                     return None
                 if at.links.get_info(part).type != h5l.TYPE_HARD:
-                    raise ValueError(f"{name} is a link to another place")
+                    raise ValueError(f"{name} is a soft or external link")
                 at = h5o.open(at, part)
             if not isinstance(at, h5py.h5d.DatasetID):
-                raise ValueError(f"{name} is no dataset")
+                raise ValueError(f"{name} is not a dataset")
             facts = at.get_create_plist()
             if facts.get_external_count() or facts.get_layout() == h5py.h5d.VIRTUAL:
-                raise ValueError(f"{name} lies in another file")
+                raise ValueError(f"{name} is stored in another file")
             if facts.get_nfilters():
                 raise ValueError(f"{name} is compressed or filtered, which h5repack -f NONE undoes")
             return h5py.Dataset(at)
 
     def small(self, name: str, dtype: str) -> np.ndarray:
-        """All of a one-dimensional dataset of numbers (`dtype`), or of UTF-8 strings of any length (`S`)."""
+        """Reads a one-dimensional dataset of numbers (`dtype`) or of UTF-8 strings of any length (`S`)."""
         found = self._flat(name, dtype)
         with self.refusing():
             return found[:]
@@ -94,7 +94,7 @@ class ForeignFile:
                 raise ValueError(f"it has no {name}, so refavs-store export did not write it")
             if found.ndim != 1 or (found.dtype != dtype if dtype != "S" else found.dtype.kind != "S"):
                 raise ValueError(f"{name} is {found.dtype} {found.shape}")
-            # A small file that claims to hold much must not take the memory for it.
+            # Do not allocate memory for more than a small file can contain.
             chunk = int(np.prod(found.chunks)) * found.dtype.itemsize if found.chunks else 0
             if found.nbytes > self.num_bytes or chunk > _MOST_CHUNK_BYTES:
                 raise ValueError(f"{name} claims {found.nbytes} bytes in chunks of {chunk}, the file has "
@@ -102,7 +102,7 @@ class ForeignFile:
             return found
 
     def rows(self, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
-        """The dataset of an array, whose chunks are rows of this shape."""
+        """The dataset of an array, checked to have one row of this shape per chunk."""
         found = self.dataset(name)
         with self.refusing():
             if found is None:
@@ -113,26 +113,25 @@ class ForeignFile:
             return found
 
     def row(self, found: h5py.Dataset, place: int, row: np.ndarray) -> None:
-        """Reads one row of a dataset that `rows` gave into `row`."""
+        """Reads one row of a dataset from `rows` into `row`."""
         with self.refusing():
             at = (place, *(0 for _ in row.shape))
             if not 0 <= place < found.shape[0]:
                 raise ValueError(f"{found.name} has no row {place}")
             facts = found.id.get_chunk_info_by_coord(at)
             if facts.byte_offset is None or facts.size != row.nbytes or facts.byte_offset + facts.size > self.num_bytes:
-                raise ValueError(f"{found.name} has no whole row {place}")
+                raise ValueError(f"{found.name} has no complete row {place}")
             found.id.read_direct_chunk(at, out=row.reshape(-1).view(np.uint8))
 
 
 class NewFile:
-    """What HDF5 writes to: a temporary file beside `target`, which gets that name at the end; use as a context manager.
+    """Output file for HDF5: a temporary file, renamed to `target` at the end; use it as a context manager.
 
-    The library does not survive a write that fails (it ends in a segmentation fault later on), so it never learns of
-    one: the first failure is kept for `check`, and what would be written after it is dropped. What an interrupted
-    process left of the same target is removed first.
+    A failed write makes the library crash later with a segmentation fault, so failures are hidden from it: the first
+    one is stored for `check`, and later writes are dropped. Leftovers of an interrupted process are removed first.
 
     Raises:
-        StoreError: there is a file `target` at the end, or another process is writing it.
+        StoreError: `target` exists at the end, or another process is writing it.
     """
 
     def __init__(self, target: Path) -> None:
@@ -156,13 +155,13 @@ class NewFile:
                 if error.errno not in NO_LOCKS:
                     raise
                 raise StoreError(
-                    f"{self._target} would lie on a file system without locks ({error.strerror}), which keep two "
-                    "writers apart; mount it with them (Lustre: -o flock) or name a file elsewhere"
+                    f"{self._target} is on a file system without locks ({error.strerror}), which are needed to "
+                    "exclude a second writer; mount it with locks (Lustre: -o flock) or name a file elsewhere"
                 ) from error
             if file is not None:
                 self._file = file
                 return self
-            self._partial = partial_path(self._target)  # another process took it for one that was left
+            self._partial = partial_path(self._target)  # another process removed it as a leftover
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -174,7 +173,7 @@ class NewFile:
                 give_name(self._partial, self._target)
                 sync_folder(self._target.parent)
         except FileExistsError as found:
-            raise StoreError(f"{self._target} has come into being meanwhile; name another file") from found
+            raise StoreError(f"{self._target} was created by another process; name another file") from found
         finally:
             self._partial.unlink(missing_ok=True)
             os.close(self._file)
@@ -185,29 +184,29 @@ class NewFile:
             raise self._failure
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Moves to a place of the file, as `io.RawIOBase` does."""
+        """Moves to a position, as `io.RawIOBase` does."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: os.fstat(self._file).st_size}[whence]
         self._at = base + offset
         return self._at
 
     def tell(self) -> int:
-        """The place."""
+        """The current position."""
         return self._at
 
     def read(self, size: int) -> bytes:
-        """Bytes from the place on."""
+        """Reads from the current position."""
         data = os.pread(self._file, size, self._at)
         self._at += len(data)
         return data
 
     def readinto(self, data: Any) -> int:
-        """Fills `data` from the place on."""
+        """Fills `data` from the current position."""
         num_bytes = os.preadv(self._file, [memoryview(data)], self._at)
         self._at += num_bytes
         return num_bytes
 
     def write(self, data: Any) -> int:
-        """Writes all of `data` from the place on."""
+        """Writes all of `data` at the current position."""
         left = memoryview(data).cast("B")
         num_bytes = len(left)
         try:
@@ -221,7 +220,7 @@ class NewFile:
         return num_bytes
 
     def truncate(self, size: int) -> int:
-        """Sets the length."""
+        """Sets the length of the file."""
         try:
             os.ftruncate(self._file, size)
         except OSError as error:
@@ -230,10 +229,10 @@ class NewFile:
         return size
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Does nothing, because writes are not buffered."""
 
 
 def strings(values: UInt8[np.ndarray, "n width"]) -> np.ndarray:
-    """Rows of padded UTF-8 as a column of fixed-length strings, which h5py reads with `.asstr()`."""
+    """Converts rows of padded UTF-8 to fixed-length strings, which h5py reads with `.asstr()`."""
     width = values.shape[1]
     return np.ascontiguousarray(values).reshape(-1).view(f"S{width}").astype(h5py.string_dtype("utf-8", width))

@@ -1,0 +1,154 @@
+"""A training step of each baseline at the sizes of Swin-B, and AVSBench's interaction against its quadratic form.
+
+`make bench-heads` runs it: one clip of 10 seconds, one expression, fp32. Each head runs in a process of its own; its
+rate is compared with that of matrix products before and after it. `--quick` shrinks it to a smoke test.
+"""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from experiments.training.flops import FlopCounter
+from refavs.data.batches import Batch
+from refavs.model.feature_sizes import FeatureSizes
+from refavs.model.heads.avsbench import Interaction
+from refavs.model.heads.baseline_options import BaselineOptions
+from refavs.model.heads.registry import implementation_of, names, options_class
+from refavs.model.options import HeadOptions
+from tests.benchmarks.machine import GrowingTable, describe
+from tests.refavs.small_heads import loss_of, published_sizes, quadratic_interaction
+
+NUM_SECONDS, MASK_SIDE, NUM_WORDS = 10, 384, 25
+TARGET_RATE, TARGET_PEAK, TARGET_TIMES, TOLERANCE = 0.4, 8e9, 10, 1e-5
+
+
+def main() -> int:
+    """Runs all parts; 1 where the two forms of the interaction differ."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a smoke test: small sizes, numbers mean nothing")
+    parser.add_argument("--heads", nargs="+", metavar="NAME", default=baselines(), help="all by default")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--step-of", help=argparse.SUPPRESS)  # the process whose time and memory are measured
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.step_of:
+        print(json.dumps(step_of(arguments.step_of, arguments.quick)))
+        return 0
+    print(describe(Path.cwd(), ("torch",)), flush=True)
+    seconds = 1 if arguments.quick else NUM_SECONDS
+    found = GrowingTable(f"A step of 1 clip x {seconds} s x 1 expression, fp32, {arguments.threads} threads", [
+        "head", "parameters", "GFLOP", "s", "GFLOP/s over a product's, by the clock / by processor time",
+        f"peak memory, GB (target {TARGET_PEAK / 1e9:.0f})",
+    ])  # fmt: skip
+    for name in arguments.heads:
+        command = [sys.executable, __file__, "--step-of", name, "--threads", str(arguments.threads)]
+        done = subprocess.run([*command, *["--quick"] * arguments.quick], capture_output=True, text=True, check=True)
+        one = json.loads(done.stdout)
+        found.add(name, f"{one['parameters'] / 1e6:.2f} M", f"{one['flops'] / 1e9:.0f}", f"{one['clock']:.1f}",
+                  f"{one['by_clock']:.2f} / {one['by_processor']:.2f} (target {TARGET_RATE})",
+                  f"{one['peak'] / 1e9:.2f}")  # fmt: skip
+    return int(bench_interaction(arguments.quick) > TOLERANCE)
+
+
+def baselines() -> list[str]:
+    """The heads that are baselines of Table 3."""
+    return [name for name in names() if issubclass(options_class(name), BaselineOptions)]
+
+
+def step_of(name: str, quick: bool) -> dict[str, float]:
+    """Time, arithmetic and memory of a step; the second one is measured."""
+    options = options_class(name)(head=name)
+    sizes = published_sizes(options)
+    if quick:
+        sizes = dataclasses.replace(sizes, maps=tuple(
+            dataclasses.replace(one, channels=8, height=one.height // 12, width=one.width // 12) for one in sizes.maps
+        ))  # fmt: skip
+    torch.manual_seed(0)
+    head = implementation_of(options)(options, sizes).train()
+    batch = made_up(sizes, options, 1 if quick else NUM_SECONDS)
+
+    def step() -> None:
+        head.zero_grad(set_to_none=True)
+        loss_of(head, batch).backward()
+
+    counter = FlopCounter()
+    with counter:
+        step()
+    head.zero_grad(set_to_none=True)
+    step()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    size = 256 if quick else 4096
+    before = rates(lambda: product(size), 2 * size**3)
+    own = timed(step)
+    after = rates(lambda: product(size), 2 * size**3)
+    clock, processor = ((counter.total / taken) / ((one + other) / 2)
+                        for taken, one, other in zip(own, before, after, strict=True))  # fmt: skip
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+    return {"parameters": sum(one.numel() for one in head.parameters()), "flops": counter.total, "clock": own[0],
+            "by_clock": clock, "by_processor": processor, "peak": peak}  # fmt: skip
+
+
+def made_up(sizes: FeatureSizes, options: HeadOptions, num_seconds: int) -> Batch:
+    """One expression about one clip, with an object in a corner."""
+    mask = torch.zeros(1, num_seconds, MASK_SIDE, MASK_SIDE, dtype=torch.bool)
+    mask[..., : MASK_SIDE // 3, : MASK_SIDE // 3] = True
+    return Batch(
+        visual={one.name: torch.randn(1, num_seconds, one.channels, one.height, one.width).half()
+                for one in sizes.maps},
+        audio=torch.randn(1, num_seconds, sizes.audio.channels if sizes.audio else 1),
+        text=torch.randn(1, NUM_WORDS, sizes.text.channels if sizes.text else 1),
+        valid=torch.ones(1, NUM_WORDS, dtype=torch.bool), clip=torch.tensor([0]), mask=mask, uid=["a"],
+        split=["train"], dimension=[""], text_string=["a"],
+    )  # fmt: skip
+
+
+def bench_interaction(quick: bool) -> float:
+    """Prints the table of both forms; returns their greatest difference."""
+    side, num_seconds = (6, 2) if quick else (48, NUM_SECONDS)
+    interaction = Interaction(256, 128, by_batch=False).eval()
+    torch.nn.init.ones_(interaction.out_norm.weight)
+    maps, sound = torch.randn(1, num_seconds, 256, side, side), torch.randn(1, num_seconds, 128)
+    clip, results = torch.tensor([0]), []
+    with torch.no_grad():
+        interaction(maps, sound, clip)
+        ours = timed(lambda: results.append(interaction(maps, sound, clip)[0][0]))[0]
+        theirs = timed(lambda: results.append(quadratic_interaction(interaction, maps[0], sound[0])))[0]
+    difference = float((results[0] - results[1]).abs().max())
+    found = GrowingTable(f"The interaction over {num_seconds} x {side} x {side} pixels, forward", [
+        "form", "s", "times as fast", "greatest difference"
+    ])  # fmt: skip
+    found.add("quadratic", f"{theirs:.3f}", "1", "")
+    found.add("sums first", f"{ours:.3f}", f"{theirs / ours:.1f} (target {TARGET_TIMES})", f"{difference:.1e}")
+    return difference
+
+
+def timed(call: Callable[[], object]) -> tuple[float, float]:
+    """Seconds by the clock and of the processor."""
+    clock, processor = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - clock, time.process_time() - processor
+
+
+def rates(call: Callable[[], object], flops: int) -> list[float]:
+    """FLOP/s by the clock and by processor time, the better of three."""
+    call()
+    taken = [timed(call) for _ in range(3)]
+    return [flops / min(one) for one in zip(*taken, strict=True)]
+
+
+def product(size: int) -> torch.Tensor:
+    """A product of two square matrices."""
+    return torch.ones(size, size) @ torch.ones(size, size)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Trials of the baselines on a store with a backbone's maps; the learner knows none of them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tests.experiments.small_store as small_store
+from experiments.grid.expand import Grid, expand
+from experiments.records.stores import features_in
+from experiments.sweep.driver import check_models
+from experiments.training.cost import measure
+from experiments.training.initial_weights import with_checkpoints
+from experiments.training.loop import train
+from refavs.errors import StoreError
+from refavs.model.checkpoint import load_model
+from refavs.store import ArraySpec, FeatureStore, StreamSpec
+
+SIDES = {"res2": 8, "res3": 4, "res4": 2, "res5": 1}
+HEADS: dict[str, dict[str, Any]] = {
+    "avsbench": {"channels": 8},
+    "avsegformer": {"channels": 32, "num_queries": 3, "num_heads": 2, "generator_layers": 1, "encoder_layers": 1,
+                    "decoder_layers": 1, "generator_feedforward_channels": 8, "feedforward_channels": 8,
+                    "mask_channels": 8},
+    "gavs": {"channels": 16, "num_heads": 2, "decoder_layers": 1, "feedforward_channels": 8},
+}  # fmt: skip
+STEPS = {"train.epochs": 1, "train.steps_per_epoch": 2, "train.batch_size": 4, "train.learning_rate": 0.001}
+
+
+def made_up_store(path: Path, maps: str, arrays: tuple[ArraySpec, ...]) -> FeatureStore:
+    """A store with random maps of one visual stream."""
+    sound, text = small_store.AUDIO, small_store.TEXT
+    streams = {maps: StreamSpec(fingerprint={"name": "made-up"}, arrays=arrays, rows_per_shard=4),
+               sound: small_store.STREAMS[sound], text: small_store.STREAMS[text]}  # fmt: skip
+
+    def features(name: str, *others: Any) -> dict[str, dict[str, np.ndarray]]:
+        rng = np.random.default_rng(len(name))
+        made = {spec.name: (1 + rng.random(spec.shape)).astype(spec.dtype) for spec in arrays}
+        return {maps: made, sound: {"features": rng.standard_normal((small_store.SECONDS, 4)).astype(np.float32)}}
+
+    with pytest.MonkeyPatch().context() as patched:
+        patched.setattr(small_store, "STREAMS", streams)
+        patched.setattr(small_store, "clip_features", features)
+        return small_store.make_store(path, {"train": 2, "val": 1, "test_s": 1, "test_n": 1})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """The four maps of a backbone."""
+    arrays = tuple(
+        ArraySpec(name=name, shape=(small_store.SECONDS, 8 << index, side, side), dtype="float16",
+                  axes=("t", "c", "h", "w"), statistics=True)
+        for index, (name, side) in enumerate(SIDES.items())
+    )  # fmt: skip
+    return made_up_store(tmp_path_factory.mktemp("baselines") / "store", "visual/made-up/backbone", arrays)
+
+
+def grid_of(store: FeatureStore, head: str, **settings: Any) -> Grid:
+    base = {"model.head": head, **{f"model.{name}": value for name, value in HEADS[head].items()}, **STEPS}
+    return with_checkpoints(expand("g", {"base": base | settings}, "g.yaml", {}), features_in(store))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("head", HEADS)
+def test_baseline_is_trained_evaluated_and_kept(store: FeatureStore, tmp_path: Path, head: str) -> None:
+    settings = {"train.frames": 2, "train.accumulate": 2, "train.ema_decay": 0.9, "train.precision": "bf16"}
+    (trial,) = grid_of(store, head, **settings).trials
+    result = train(trial.config, store, tmp_path / "trial")
+    assert 0 <= result["metrics"]["test_s/J"] <= 1 and "test_n/S" in result["metrics"]
+    assert load_model(tmp_path / "trial" / "checkpoint").options == trial.config.model
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_cost_of_a_baseline_is_counted(store: FeatureStore, head: str) -> None:
+    (trial,) = grid_of(store, head).trials
+    (alone,) = grid_of(store, head, **{"model.text": False}).trials
+    whole, part = (measure(one.config, store, None).cost for one in (trial, alone))
+    assert whole.step_flops > 2 * whole.forward_flops > 0
+    assert sum(one.trained for one in whole.parts) > sum(one.trained for one in part.parts) > 0
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_store_without_the_maps_is_refused(tmp_path: Path, head: str) -> None:
+    store = small_store.make_store(tmp_path / "store", {"train": 1, "val": 1})
+    with pytest.raises(StoreError, match=rf"has no maps .*; {head} reads .*res4, res5; .* --levels backbone"):
+        check_models(grid_of(store, head), store)
+
+
+@pytest.mark.long
+def test_gavs_reads_the_map_of_sam_and_which_part_is_picture(tmp_path: Path) -> None:
+    arrays = (
+        ArraySpec(name="map", shape=(small_store.SECONDS, 16, 4, 4), dtype="float16", axes=("t", "c", "h", "w"),
+                  statistics=True),
+        ArraySpec(name="extent", shape=(small_store.SECONDS, 2), dtype="float32", axes=("t", "yx")),
+    )  # fmt: skip
+    store = made_up_store(tmp_path / "store", "visual/sam-vit-base", arrays)
+    (trial,) = grid_of(store, "gavs").trials
+    train(trial.config, store, tmp_path / "trial")
+    head = load_model(tmp_path / "trial" / "checkpoint")
+    assert [size.name for size in head.sizes.maps] == ["map", "extent"]
