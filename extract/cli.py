@@ -49,7 +49,8 @@ def build_parser() -> CommandParser:
     add("--weights", choices=("pretrained", "random"), default="pretrained", help="weights of the encoders")
     add("--seed", type=int, default=0, help="seed of random weights")
     add("--weights-dir", type=Path, metavar="DIR",
-        help="pretrained weights: mask2former/, swin/, roberta-base/, distilroberta-base/ as on the hub, vggish.pth, "
+        help="pretrained weights: for each encoder the files of its repository on the hub, in a folder named by the "
+        "last part of its id (mask2former-swin-base-ade: mask2former/, swin-base-imagenet: swin/), vggish.pth, "
         "visual.safetensors (tiny-swin); otherwise the hub's cache or a download")  # fmt: skip
     add("--precision", choices=("auto", *PRECISIONS), default="auto", help="of visual and audio encoders; auto: that "
         "of the stream in STORE, and fp32 for a new one, so that features are the same on every machine")  # fmt: skip
@@ -199,8 +200,8 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
     }  # fmt: skip
     # A source without expressions leaves those of the store unchanged.
     keeps = not len(source.expressions) and folder.exists(table_record("expressions"))
-    return Run(folder=folder, source=source, streams=streams, choose=choose, resources=resources, log=log,
-               mask_rule=_mask_rule(args.mask_rule, kept), mask_size=mask_size, keeps_expressions=keeps,
+    return Run(folder=folder, source=source, streams=streams, choose=choose, weights=given, resources=resources,
+               log=log, mask_rule=_mask_rule(args.mask_rule, kept), mask_size=mask_size, keeps_expressions=keeps,
                extraction=extraction)  # fmt: skip
 
 

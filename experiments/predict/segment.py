@@ -144,7 +144,7 @@ class Predictor:
             kind, _, seed = str(known.get("weights")).partition(":")
             weights = WeightSource(folder=weights_folder)
             if kind == "random":
-                weights = WeightSource(kind="random", seed=int(seed))
+                weights = WeightSource(kind="random", seed=int(seed), folder=weights_folder)
             precision = PRECISIONS[PRECISIONS.index(known.get("precision", "fp32"))]
             try:
                 refuse_precision(precision, self.device)

@@ -60,7 +60,11 @@ def _input(encoder: Encoder, seconds: int, seed: int) -> Any:
     rng = np.random.default_rng(seed)
     takes = encoder.takes
     if isinstance(takes, Frames):
-        return rng.integers(0, 256, (seconds, takes.size, takes.size, 3), dtype=np.uint8)
+        frames = rng.integers(0, 256, (seconds, *takes.shape), dtype=np.uint8)
+        frames[..., 3:] = 255
+        if takes.fit == "pad":
+            frames[:, takes.size * 9 // 16 :] = 0
+        return frames
     if isinstance(takes, Sound):
         return (0.1 * rng.standard_normal(seconds * takes.rate_hz)).astype(np.float32)
     return ("The loudest object.", "The star.")[seed]

@@ -131,22 +131,23 @@ class HubFolder:
         """
         return {name: value for path in self.tensor_files() for name, value in load_tensors(path).items()}
 
-    def config(self, kind: Any, published: Mapping[str, Any]) -> Any:
+    def config(self, kind: Any, published: Mapping[str, Any], also: Sequence[str] = ()) -> Any:
         """The sizes of a network of transformers.
 
         Args:
             kind: the class of its config.
             published: values that differ from the class's own, as of `settings`.
+            also: what files may say of the network instead of the class's own name.
 
         Raises:
             WeightsError: the file is damaged, or describes another kind of network.
         """
         found = self.settings({"model_type": kind.model_type, **published})
-        if found.get("model_type") != kind.model_type:
+        if found.get("model_type") not in (kind.model_type, *also):
             raise OtherArchitecture(f"{CONFIG} of {self.folder or self.repository} describes a "
                                     f"{found.get('model_type')!r}, no {kind.model_type!r}; {self._again}")
         try:
-            return kind.from_dict(found)
+            return kind.from_dict({**found, "model_type": kind.model_type})
         except Exception as error:  # the library raises what its checks do
             raise WeightsError(f"{CONFIG} of {self.folder or self.repository} cannot be used "
                                f"({' '.join(str(error).split())[:200]}); {self._again}") from error

@@ -1,7 +1,7 @@
 """refavs-extract --list-encoders: input, output and size of each encoder."""
 
 from extract.encoders.protocol import Encoder, EncoderSetup
-from extract.encoders.registry import all_encoders
+from extract.encoders.registry import all_encoders, all_families
 from extract.encoders.weights import WeightSource
 from refavs.terminal.command import Exit
 from refavs.terminal.printing import say
@@ -14,6 +14,8 @@ def list_encoders() -> int:
     for name, encoder in all_encoders(EncoderSetup(weights=WeightSource(kind="random"))).items():
         for line in described(name, encoder):
             say(line)
+    for name, about in all_families().items():
+        say(f"{name}:MODEL: {about}")
     return Exit.COMPLETE
 
 

@@ -145,10 +145,11 @@ def choose_streams(
     streams: dict[str, Stream] = {}
     device, types = "cpu", types or StoredTypes()
     for whole in names:
-        name, _, level = whole.partition("/")
+        asked_name, _, level = whole.partition("/")
+        name = asked_name.replace(":", "-")  # which no stream's name has
         chosen = setup(name)
         device = chosen.device
-        encoder = encoders.setdefault(name, make_encoder(name.partition("@")[0], chosen))
+        encoder = encoders.setdefault(name, make_encoder(asked_name.partition("@")[0], chosen))
         arrays = encoder.arrays(seconds)
         asked = [level] if level else list(arrays)
         if levels is not None and encoder.modality == "visual" and "" not in arrays:

@@ -5,13 +5,15 @@ are partitioned and shifted in every stage, and the output of every stage has it
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from refavs.errors import ConfigError, WeightsError
 from refavs.machine.torchvision_shim import ensure_torchvision
@@ -55,7 +57,7 @@ class Swin(nn.Module):
     def __init__(self, settings: SwinSettings, imagenet: bool = False) -> None:
         super().__init__()
         ensure_torchvision()
-        from timm.models.swin_transformer import SwinTransformer
+        from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 
         self.settings = settings
         self.trunk = SwinTransformer(
@@ -64,6 +66,9 @@ class Swin(nn.Module):
             norm_layer=nn.LayerNorm, drop_path_rate=0.0, num_classes=0, always_partition=not imagenet,
         )
         self.trunk.norm = nn.Identity()
+        for block in self.trunk.modules():
+            if isinstance(block, SwinTransformerBlock) and not imagenet:
+                block._attn = partial(_padded_first, block._attn, block.window_size)  # type: ignore[assignment]
         self.norms = nn.ModuleList(
             nn.Identity() if imagenet else nn.LayerNorm(channels) for channels, _, _ in settings.levels.values()
         )
@@ -80,6 +85,19 @@ class Swin(nn.Module):
             features = stage(features)
             pyramid[name] = rearrange(norm(features), "f h w c -> f c h w")
         return pyramid
+
+
+def _padded_first(
+    attend: Callable[[Tensor], Tensor], window: tuple[int, int], tokens: Float[Tensor, "f h w c"]
+) -> Float[Tensor, "f h w c"]:
+    """Windowed attention over a map that its windows do not divide: Mask2Former pads it, then shifts; timm shifts it,
+    then pads.
+    """
+    height, width = tokens.shape[1:3]
+    below, right = -height % window[0], -width % window[1]
+    if not below and not right:
+        return attend(tokens)
+    return attend(functional.pad(tokens, (0, 0, 0, right, 0, below)))[:, :height, :width]
 
 
 def build_swin(settings: SwinSettings, imagenet: bool = False) -> Swin:

@@ -35,7 +35,7 @@ class Media:
         sound_notes: the same of the sound.
     """
 
-    frames: Mapping[Frames, UInt8[np.ndarray, "t h w 3"]]
+    frames: Mapping[Frames, UInt8[np.ndarray, "t h w c"]]
     sound: Mapping[int, Float[np.ndarray, " s"]]
     silent: bool
     repeated_from_s: int | None = None

@@ -22,16 +22,19 @@ MOST_FRAMES_PER_S = 1000
 MOST_PIXELS_PER_S = 4_000_000_000
 
 
-def fitted(picture: Image.Image, frames: Frames) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture as a square RGB array, smoothed by the reduction factor as Mask2Former's own preprocessing does."""
+def fitted(picture: Image.Image, frames: Frames) -> UInt8[np.ndarray, "h w c"]:
+    """The picture as a square array, smoothed by the reduction factor as Mask2Former's own preprocessing does."""
     rgb, size = picture if picture.mode == "RGB" else picture.convert("RGB"), frames.size
+    resample = Image.Resampling[frames.resample.upper()]
     if frames.fit == "squash":
-        return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR))
+        return np.asarray(rgb.resize((size, size), resample))
     scale = size / (max if frames.fit == "pad" else min)(rgb.size)
-    width, height = (max(1, round(side * scale)) for side in rgb.size)
-    scaled = rgb.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = ((width - size) // 2, (height - size) // 2) if frames.fit == "crop" else (0, 0)
-    return np.asarray(scaled.crop((left, top, left + size, top + size)))  # black beyond the picture
+    width, height = (max(1, int(side * scale + 0.5)) for side in rgb.size)
+    scaled = rgb.resize((width, height), resample)
+    if frames.fit == "pad":
+        return np.asarray(scaled.convert("RGBA").crop((0, 0, size, size)))  # beyond the picture all four are 0
+    left, top = (width - size) // 2, (height - size) // 2
+    return np.asarray(scaled.crop((left, top, left + size, top + size)))
 
 
 @dataclass
@@ -51,7 +54,7 @@ class PlacedPictures:
 
     num_frames: int
     wanted: Sequence[Frames]
-    chosen: dict[int, list[UInt8[np.ndarray, "h w 3"]]] = field(default_factory=dict)
+    chosen: dict[int, list[UInt8[np.ndarray, "h w c"]]] = field(default_factory=dict)
     last: "av.VideoFrame | None" = None
     time_s: Fraction = Fraction(0)
     num_decoded: int = 0
@@ -82,7 +85,7 @@ class PlacedPictures:
             self.chosen[second] = self._pixels(frame)
         self.last = frame
 
-    def stacked(self) -> dict[Frames, UInt8[np.ndarray, "t h w 3"]]:
+    def stacked(self) -> dict[Frames, UInt8[np.ndarray, "t h w c"]]:
         """The pictures of all seconds in each form."""
         return {form: np.stack([self.chosen[second][number] for second in range(self.num_frames)])
                 for number, form in enumerate(self.wanted)}  # fmt: skip
@@ -114,7 +117,7 @@ class PlacedPictures:
                 "frames of this size per second"
             )
 
-    def _pixels(self, frame: "av.VideoFrame") -> list[UInt8[np.ndarray, "h w 3"]]:
+    def _pixels(self, frame: "av.VideoFrame") -> list[UInt8[np.ndarray, "h w c"]]:
         if frame.is_corrupt:
             raise DatasetError(f"the frame at {float(self.time_s):.2f} s is damaged")
         picture = Image.fromarray(upright(frame))

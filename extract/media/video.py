@@ -43,7 +43,7 @@ class Decoded:
         sound_notes: the same of the sound.
     """
 
-    frames: Mapping[Frames, UInt8[np.ndarray, "t h w 3"]]
+    frames: Mapping[Frames, UInt8[np.ndarray, "t h w c"]]
     sound: Mapping[int, Float[np.ndarray, " s"]] | None
     repeated_from_s: int | None
     frame_notes: tuple[str, ...]

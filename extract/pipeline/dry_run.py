@@ -2,12 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import torch
 from rich.table import Table
 
 from extract.encoders.streams import StreamSet
-from extract.encoders.weights import NotFetched, WeightSource
+from extract.encoders.weights import NotFetched
 from extract.pipeline.estimate import Missing, Seconds, calibrate, clip_bytes, missing_of
 from extract.pipeline.extraction import Run
 from extract.pipeline.plan import ORDER, plan_jobs, wanted_units
@@ -21,6 +22,8 @@ from refavs.store.writer import StoreWriter, planned_schema
 from refavs.terminal.command import Exit
 from refavs.terminal.console import PlainConsole
 
+TOLD_BY_FILES = ("weights", "preprocessing", "config")  # facts that nobody knows without an encoder's files
+
 
 def dry_run(run: Run) -> int:
     """Prints the work and cost of a run; the exit status says whether the run would find its weights.
@@ -30,8 +33,8 @@ def dry_run(run: Run) -> int:
     """
     to_fetch, lacking = _weights(run.streams)
     absent = to_fetch.keys() | lacking.keys()
-    # Weights of zero take the same time.
-    blank = run.choose(lambda name: WeightSource(kind="random", seed=None))
+    # Weights of zero take the same time. Their sizes are those of the user's weights.
+    blank = run.choose(lambda name: replace(run.weights, kind="random", seed=None))
     exists = run.folder.exists("zarr.json")
     known = StoreWriter.attach(run.folder.location).schema.streams if exists else {}
     specs = _unread_specs(run.streams, blank, known, absent if exists else blank.encoders.keys())
@@ -83,7 +86,7 @@ def _unread_specs(
         if stream.encoder not in unread:
             spec.fingerprint.update(streams.fingerprint(stream))
         elif str(facts.get("weights")).startswith("sha256:"):
-            spec.fingerprint.update({name: facts[name] for name in ("weights", "preprocessing")})
+            spec.fingerprint.update({name: facts[name] for name in TOLD_BY_FILES if name in facts})
         else:
             spec.fingerprint["weights"] = "those that are not on this machine"
     return specs

@@ -172,7 +172,7 @@ def _decoded(streams: StreamSet, clips: Iterable[Clip]) -> tuple[Media, float]:
         except DatasetError:
             continue
     return Media(
-        frames={form: np.zeros((streams.seconds, form.size, form.size, 3), np.uint8) for form in frames},
+        frames={form: np.zeros((streams.seconds, *form.shape), np.uint8) for form in frames},
         sound={rate_hz: np.zeros(streams.seconds * rate_hz, np.float32) for rate_hz in rates_hz}, silent=True,
     ), 0.0  # fmt: skip
 

@@ -44,6 +44,7 @@ class Run:
 
     Attributes:
         choose: creates the streams with other weights, given the weights source of each encoder.
+        weights: the user's choice of weights.
         mask_size: side of the stored masks in pixels.
         keeps_expressions: the source has no expressions, so those of the store stay.
     """
@@ -52,6 +53,7 @@ class Run:
     source: Source
     streams: StreamSet
     choose: Callable[[Callable[[str], WeightSource]], StreamSet]
+    weights: WeightSource
     resources: Resources
     log: Path | None
     mask_rule: MaskRule

@@ -92,13 +92,15 @@ def _prepared(args: argparse.Namespace, schema: StoreSchema) -> Run:
     options = [f"--{name.replace('_', '-')}={value}" for name, value in told.items() if name != "source"]
     streams = ",".join(name.partition("/")[2] for name in schema.streams)
 
+    folder = None if args.weights_dir is None else Path(args.weights_dir)
+
     def weights_of(name: str) -> WeightSource:
         stamps = [str(stream.fingerprint.get("weights")) for id, stream in schema.streams.items()
                   if id.split("/")[1] == name]  # fmt: skip
         kind, _, seed = stamps[0].partition(":")
         if kind == "random":
-            return WeightSource(kind="random", seed=int(seed))
-        return WeightSource(folder=None if args.weights_dir is None else Path(args.weights_dir))
+            return WeightSource(kind="random", seed=int(seed), folder=folder)
+        return WeightSource(folder=folder)
 
     arguments = [str(told["source"]), args.store, f"--streams={streams}", *options]
     run = prepared(build_parser().parse_args(arguments), weights_of)

@@ -1,5 +1,6 @@
 """The features that a head reads from a store, and their sizes, which come from the store and never from a constant."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ from refavs.errors import StoreError
 if TYPE_CHECKING:
     from refavs.store.reader import FeatureStore
 
+EXTENT = "extent"  # of an encoder that pads frames: the part of its map that the picture fills
 MASKS = "mask_features"
 LEVELS = ("s32", "s16", "s8")
 MAP_AXES = {"channels": "c", "height": "h", "width": "w"}
@@ -91,6 +93,8 @@ class FeatureSizes:
             read = " or ".join(", ".join(names) for names in needs.maps)
             raise StoreError(f"store {store.location} has no maps {', '.join(missing)}; {head} reads {read}; "
                              f"{needs.advice}")  # fmt: skip
+        if EXTENT not in names:
+            _refuse_padded(store, [paths[name] for name in names], head)
 
         def size(path: str) -> dict[str, int]:
             return dict(zip(store.specs[path].axes, store.specs[path].shape, strict=True))
@@ -129,3 +133,13 @@ class FeatureSizes:
     def map(self, name: str) -> MapSize:
         """Size of the map called `name`."""
         return next(size for size in self.maps if size.name == name)
+
+
+def _refuse_padded(store: "FeatureStore", paths: Sequence[str], head: str) -> None:
+    """A mask covers the picture; a map that the picture fills only in part is misaligned with it."""
+    for stream in dict.fromkeys(path.removeprefix("clips/").rpartition("/")[0] for path in paths):
+        if (fit := store.schema.streams[stream].fingerprint.get("fit", "squash")) != "squash":
+            raise StoreError(
+                f"stream {stream} of store {store.location} has maps of frames fitted by {fit!r}; {head} reads maps "
+                "that the whole picture fills; choose another encoder by model.visual, or a head that reads these"
+            )

@@ -58,7 +58,7 @@ def test_base_clip_is_stored_as_its_encoders_make_it(tmp_path: Path) -> None:
     media = read_media(source.clips[0], 10, *STREAMS.inputs())
     visual, audio, text = STREAMS.encoders.values()
     assert isinstance(visual, VisualEncoder)
-    networks = visual._networks
+    networks = visual.build()
     with torch.no_grad():
         pyramid = networks.swin(STREAMS.inputs()[0][0].normalised(torch.from_numpy(media.taken(visual.takes))))
         maps = networks.pixel_decoder(pyramid)

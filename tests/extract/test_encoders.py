@@ -15,7 +15,7 @@ from extract.encoders.mask2former import LEVELS, VisualEncoder
 from extract.encoders.networks import refuse_precision
 from extract.encoders.pixel_decoder import FrozenPixelDecoder
 from extract.encoders.protocol import Encoder, EncoderSetup
-from extract.encoders.registry import BUILT_IN, all_encoders, make_encoder
+from extract.encoders.registry import BUILT_IN, all_encoders, all_families, make_encoder
 from extract.encoders.roberta import RobertaEncoder
 from extract.encoders.vggish import PATCH_SAMPLES, SAMPLE_RATE_HZ, VGGishEncoder, log_mel_patches
 from extract.encoders.weights import WeightSource
@@ -72,8 +72,8 @@ def test_encoder_keeps_its_contract(name: str) -> None:
 
 
 def test_every_encoder_is_made_without_weights_and_says_what_it_is() -> None:
-    encoders = all_encoders(EncoderSetup(weights=WeightSource()))
-    assert encoders.keys() == BUILT_IN.keys()
+    encoders = all_encoders(EncoderSetup(weights=WeightSource(fetch=False)))
+    assert encoders.keys() | all_families().keys() == BUILT_IN.keys() and all(all_families().values())
     for name, encoder in encoders.items():
         assert encoder.name == name and isinstance(encoder, Encoder) and encoder.num_parameters > 0
         assert encoder.licence != "unknown" and len(described(name, encoder)) == 1 + len(encoder.arrays(10))
@@ -85,11 +85,16 @@ def test_parameters_are_counted_right(monkeypatch: pytest.MonkeyPatch) -> None:
         with torch.device("meta"):
             return kind(config, **options)
 
+    def hollow(build: Any, seed: int | None) -> torch.nn.Module:
+        with torch.device("meta"):
+            return build()
+
     monkeypatch.setattr(HubFolder, "network", without_memory)
+    monkeypatch.setattr("extract.encoders.mask2former.randomly", hollow)
     setup = EncoderSetup(weights=WeightSource(kind="random", seed=None), device="meta")
     for name, encoder in all_encoders(setup).items():
         network: Any = encoder
-        network = network._networks if encoder.modality == "visual" else network._network
+        network = network.build() if encoder.modality == "visual" else network._network
         assert sum(weights.numel() for weights in network.parameters()) == encoder.num_parameters, name
 
 
@@ -131,7 +136,7 @@ def test_visual_clips_of_a_batch_have_the_bytes_they_have_alone(visual: VisualEn
 def test_frames_of_all_clips_in_one_pass_are_returned_per_clip(visual: VisualEncoder) -> None:
     """As on a GPU, where the size of the batch may move the last bit."""
     clips = [frames(seed) for seed in range(2)]
-    together = visual._maps(np.concatenate(clips), 2, LEVELS)
+    together = visual._clips(np.concatenate(clips), 2, LEVELS)
     for clip, found in zip(clips, together, strict=True):
         for path, maps in encode(visual, clip).items():
             assert found[path].flags.c_contiguous
@@ -154,7 +159,7 @@ def test_clips_are_encoded_on_one_device(monkeypatch: pytest.MonkeyPatch, precis
 
 def test_visual_maps_are_those_of_the_networks(visual: VisualEncoder) -> None:
     found = encode(visual, frames())
-    networks = visual._networks
+    networks = visual.build()
     with torch.no_grad():
         pyramid = networks.swin(visual.takes.normalised(torch.from_numpy(frames())))  # pyright: ignore
         maps = networks.pixel_decoder(pyramid)
@@ -201,7 +206,7 @@ def test_shipped_weights_are_those_of_the_tiny_swin() -> None:
 
 
 def test_visual_weights_of_a_folder_are_used_and_named(visual: VisualEncoder, tmp_path: Path) -> None:
-    state = {name: torch.zeros_like(value) for name, value in visual._networks.state_dict().items()}
+    state = {name: torch.zeros_like(value) for name, value in visual.build().state_dict().items()}
     save_file(state, tmp_path / "visual.safetensors")
     encoder = make("tiny-swin", kind="pretrained", folder=tmp_path)
     assert encoder.facts("backbone")["weights"].startswith("sha256:")

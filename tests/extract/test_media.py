@@ -180,12 +180,28 @@ def test_normalised_frames_are_those_of_imagenet() -> None:
     np.testing.assert_allclose(Frames(size=5).normalised(frames).permute(0, 2, 3, 1).numpy(), expected, atol=1e-6)
 
 
+def test_padding_is_zero_behind_the_normalisation() -> None:
+    form = Frames(size=8, fit="pad")
+    frames = torch.from_numpy(fitted(Image.new("RGB", (40, 20), "white"), form).copy())[None]
+    normal = form.normalised(frames)
+    assert not normal[:, :, 4:].any()
+    assert torch.equal(normal[:, :, :4], Frames(size=8).normalised(frames[..., :3])[:, :, :4])
+
+
+def test_pixels_are_resampled_as_asked() -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8))
+    expected = picture.resize((5, 5), Image.Resampling.BICUBIC)
+    assert np.array_equal(fitted(picture, Frames(size=5, resample="bicubic")), expected)
+
+
 def test_picture_is_squashed_padded_or_cropped() -> None:
     picture = Image.new("RGB", (40, 20), "white")
     picture.paste("red", (10, 0, 30, 20))
     squashed, padded, cropped = (fitted(picture, Frames(size=8, fit=fit)) for fit in ("squash", "pad", "crop"))
-    assert squashed.shape == padded.shape == cropped.shape == (8, 8, 3) and (squashed[:, 0] > 200).all()
-    assert (padded[:3, 0] > 200).all() and not padded[4:].any()  # black below
+    assert squashed.shape == cropped.shape == (8, 8, 3) and (squashed[:, 0] > 200).all()
+    assert padded.shape == Frames(size=8, fit="pad").shape == (8, 8, 4)
+    assert (padded[:3, 0] > 200).all() and not padded[4:].any()  # nothing below
+    assert (padded[:4, :, 3] == 255).all()
     assert (cropped[:, :, 0] == 255).all() and not cropped[:, 1:-1, 1].any()  # the middle alone
 
 

@@ -189,7 +189,7 @@ def test_imagenet_swin_of_a_folder_equals_timms_own(tmp_path: Path, authors: boo
     inputs = Frames(size=128).normalised(torch.from_numpy(frames))
     with torch.no_grad():
         expected = theirs.forward_intermediates(inputs, intermediates_only=True)
-        found = encoder._networks.swin(inputs)
+        found = encoder.build().swin(inputs)
     stored = encoder.encode([frames], ["backbone"])[0]
     for (name, ours), maps in zip(found.items(), expected, strict=True):
         assert 0.3 < maps.std() < 10 and relative_error(ours, maps) < 1e-5

@@ -1,9 +1,10 @@
 """Heads by name: their contract, the registry, and checkpoints that name their head."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -19,6 +20,7 @@ from refavs.model.heads.contract import check_head, made_up_sizes
 from refavs.model.heads.options import EEMCOptions, ReleasedOptions
 from refavs.model.heads.protocol import Head
 from refavs.model.options import HeadOptions
+from refavs.store.format.schema import ArraySpec, StreamSpec
 
 SMALL = {"num_layers": 1, "num_queries": 3, "num_heads": 2, "feedforward_channels": 8, "visual_downsample": 4,
          "decoder_layers": 1, "decoder_feedforward_channels": 8}  # fmt: skip
@@ -187,3 +189,26 @@ def test_missing_maps_are_reported_with_all_choices() -> None:
 
     with pytest.raises(StoreError, match=r"STORE has no maps mask_features; mine reads mask_features or res2; run"):
         FeatureSizes.from_store(Lacking(), Mine().needs(), "mine")  # type: ignore[arg-type]
+
+
+def test_maps_that_the_picture_fills_in_part_are_refused_by_heads_that_expect_all_of_it() -> None:
+    fit = {"fit": "pad"}
+    arrays = (
+        ArraySpec(name="res2", shape=(2, 4, 8, 8), dtype="float16", axes=("t", "c", "h", "w"), table="visual/sam"),
+        ArraySpec(name="extent", shape=(2, 2), dtype="float32", axes=("t", "yx"), table="visual/sam"),
+    )
+
+    class Padded:
+        location, specs = "STORE", {spec.path: spec for spec in arrays}
+        schema = SimpleNamespace(streams={"visual/sam": StreamSpec(fingerprint=fit, arrays=arrays, rows_per_shard=1)})
+
+        def visual_paths(self) -> dict[str, str]:
+            return {name: f"clips/visual/sam/{name}" for name in ("res2", "extent")}
+
+    needs = Needs(maps=(("res2",),), audio=False, text=False)
+    with pytest.raises(StoreError, match=r"visual/sam of store STORE has maps of frames fitted by 'pad'; mine reads"):
+        FeatureSizes.from_store(Padded(), needs, "mine")  # type: ignore[arg-type]
+    reads_extent = replace(needs, maps=(("res2", "extent"),))
+    assert FeatureSizes.from_store(Padded(), reads_extent, "mine").maps[0].height == 8  # type: ignore[arg-type]
+    fit["fit"] = "squash"
+    assert FeatureSizes.from_store(Padded(), needs, "mine").maps[0].height == 8  # type: ignore[arg-type]

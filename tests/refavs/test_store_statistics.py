@@ -96,3 +96,13 @@ def test_values_that_are_not_finite_are_reported(bad: float, place: tuple[int, .
 def test_nothing_valid_sums_to_nothing() -> None:
     sums = ChannelSums.of(np.ones((5, 3), np.float32), 1, np.zeros(5, bool))
     assert sums.count == 0 and not sums.total.any() and not sums.squares.any()
+
+
+def test_padded_places_of_a_map_are_left_out() -> None:
+    values = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float16)
+    valid = np.random.default_rng(1).random((2, 4, 5)) > 0.5
+    sums = ChannelSums.of(values, 1, valid)
+    expected = np.moveaxis(values.astype(np.float64), 1, -1)[valid]
+    assert sums.count == len(expected)
+    np.testing.assert_allclose(sums.total, expected.sum(0), atol=1e-3)
+    np.testing.assert_allclose(sums.squares, (expected**2).sum(0), atol=1e-3)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from refavs.errors import SettingError
-from refavs.model.feature_sizes import STAGES, FeatureSizes, Needs
+from refavs.model.feature_sizes import EXTENT, STAGES, FeatureSizes, Needs
 from refavs.model.options import HeadOptions, require
 
 FLOAT_BYTES = 4
-SAM_MAP, EXTENT = "map", "extent"  # of SAM's encoder; the second says which part of the map is picture
+SAM_MAP = "map"  # of SAM's encoder
 GROUPS = 32  # of the normalisation behind AVSegFormer's convolutions
 SamWeights = Literal["random", "sam-vit-base", "sam-vit-large", "sam-vit-huge"]
 

@@ -30,10 +30,10 @@ class ChannelSums:
 
     @classmethod
     def of(cls, values: np.ndarray, channel_axis: int, valid: Bool[np.ndarray, "..."] | None = None) -> "ChannelSums":
-        """Sums of one row; `valid` masks its leading axes, which must come before the channels."""
+        """Sums of one row; `valid` masks its leading axes, those of the channels left out."""
         if valid is not None:
-            values = values[valid]
-            channel_axis += 1 - valid.ndim
+            behind = max(channel_axis, valid.ndim)
+            values, channel_axis = np.moveaxis(values, channel_axis, behind)[valid], 1 + behind - valid.ndim
         channels = values.shape[channel_axis]
         if not values.size:
             return cls(count=0, total=np.zeros(channels), squares=np.zeros(channels))
