@@ -17,7 +17,7 @@ from refavs.errors import StoreError
 from refavs.model.checkpoint import load_model
 from refavs.store import ArraySpec, FeatureStore, StreamSpec
 
-SIDES = {"res2": 8, "res3": 4, "res4": 2, "res5": 1}
+SIDES = {"res2": 16, "res3": 8, "res4": 4, "res5": 2}
 CLIP_QUERIES = {"channels": 32, "num_queries": 2, "num_heads": 2, "encoder_layers": 1, "decoder_layers": 1,
                 "feedforward_channels": 8}  # fmt: skip
 HEADS: dict[str, dict[str, Any]] = {

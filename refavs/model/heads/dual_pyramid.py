@@ -1,6 +1,7 @@
 """R2VOS's pixel decoder: pixels and words read each other at the coarsest level, from which a sentence is guessed."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from einops import rearrange, repeat
@@ -36,7 +37,7 @@ class DualPyramid(nn.Module):
         )  # fmt: skip
         self.sentence = SentenceDecoder(channels, num_heads, feedforward_channels, dropout)
         for layer in (self.filters, self.enter[0], self.leave[0]):
-            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.kaiming_uniform_(cast(Tensor, layer.weight), a=1)
         nn.init.zeros_(self.filters.bias)
 
     def forward(

@@ -107,7 +107,8 @@ def attended(
 ) -> Float[Tensor, "s q c"]:  # fmt: skip
     """Attention whose keys, unlike its values, may contain positions."""
     inputs = (queries, keys, values)
-    return attention.join(attend(*(map(attention.heads, inputs, attention.parts())), bias))
+    query, key, value = map(attention.heads, inputs, attention.parts())
+    return attention.join(attend(query, key, value, bias))
 
 
 def read_words(

@@ -14,6 +14,7 @@ from refavs.model.heads.expression_input import Words, attended, read_words
 
 PYRAMID_GROUPS = 8  # of the normalisation behind the pyramid's convolutions
 REDUCTIONS = (8, 4, 2, 1)  # of the levels' sides in the self-attention, finest first
+HIDDEN_VALUES = 2**24  # of the feed-forward layers, for the frames that are processed together
 
 
 class VisionLanguageBlock(nn.Module):
@@ -23,7 +24,7 @@ class VisionLanguageBlock(nn.Module):
         self, channels: int, num_heads: int, feedforward_channels: int, dropout: float, reduction: int
     ) -> None:
         super().__init__()
-        self.reduction = reduction
+        self.reduction, self.hidden_channels = reduction, feedforward_channels
         self.self_attention, self.cross_attention = (Attention(channels, num_heads) for _ in range(2))
         self.feedforward = feedforward(channels, feedforward_channels, dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
@@ -34,15 +35,16 @@ class VisionLanguageBlock(nn.Module):
         attended_maps = clip_attention(self.self_attention, maps, self.reduction)
         repeated = words.repeated(num_frames)
         frames = (rearrange(one, "b t c h w -> (b t) (h w) c") for one in (maps, attended_maps))
-        # A frame at a time, and recomputed in the backward pass: the hidden layer of a clip takes a gigabyte.
-        parts = zip(*(one.split(1) for one in (*frames, *repeated)), strict=True)
-        read = [checkpoint(self._frame, *part, (height, width), use_reentrant=False) for part in parts]
+        # In parts, and recomputed in the backward pass: the hidden layer of a clip takes a gigabyte.
+        size = max(1, HIDDEN_VALUES // (height * width * self.hidden_channels))
+        parts = zip(*(one.split(size) for one in (*frames, *repeated)), strict=True)
+        read = [checkpoint(self._frames, *part, (height, width), use_reentrant=False) for part in parts]
         return rearrange(torch.cat(cast(list[Tensor], read)), "(b t) (h w) c -> b t c h w", t=num_frames, h=height)
 
-    def _frame(
+    def _frames(
         self, pixels: Tensor, attended_pixels: Tensor, tokens: Tensor, places: Tensor, valid: Tensor,
         size: tuple[int, int],
-    ) -> Float[Tensor, "1 n c"]:  # fmt: skip
+    ) -> Float[Tensor, "s n c"]:  # fmt: skip
         pixels = self.norms[0](pixels + self.dropout(attended_pixels))
         placed = pixels + sine_positions(*size, pixels.shape[-1], pixels.device)
         read = read_words(self.cross_attention, placed, Words(tokens, places, valid))

@@ -69,7 +69,7 @@ class R2VOS(ClipQueryHead):
             options.dropout,
         )  # fmt: skip
         self.mixing = nn.Sequential(nn.Linear(2 * width, width), nn.LayerNorm(width))
-        self.judge = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), *perceptron(width, 1)[2:])
+        self.judge = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), perceptron(width, 1)[2:])
         for part in (self.pyramid.block, self.pyramid.sentence.layers):
             start_evenly(part)
 
@@ -89,7 +89,7 @@ class R2VOS(ClipQueryHead):
             others = self._others(batch, expression, once)
         return R2VOSOutput(found.layers, found.scores, self._pairs(expression.sentence, guessed), others)
 
-    def loss(self, output: R2VOSOutput, target: Target, weights: LossConfig) -> dict[str, Float[Tensor, ""]]:
+    def loss(self, output: Any, target: Target, weights: LossConfig) -> dict[str, Float[Tensor, ""]]:
         """Losses of the matched query and of the sentences."""
         found = super().loss(output, target, weights)
         labelled = torch.ones_like(target.masks[:, :, 0, 0]) if target.labelled is None else target.labelled
@@ -100,7 +100,7 @@ class R2VOS(ClipQueryHead):
         parts = {"pairs": pairs, "contrast": contrast, "relation": relation}
         return {**found, "total": total, **{name: part.detach() for name, part in parts.items()}}
 
-    def probs(self, output: R2VOSOutput, size: tuple[int, int] | None = None) -> Float[Tensor, "b t _ _"]:
+    def probs(self, output: Any, size: tuple[int, int] | None = None) -> Float[Tensor, "b t _ _"]:
         """The masks of the best query, which are empty where the expression is judged not to fit."""
         fits = rearrange(output.pairs.logits < 0, "b -> b 1 1 1")
         return torch.where(fits, super().probs(output, size), 0.0)
