@@ -16,7 +16,9 @@ from refavs.choices import StoredType
 from refavs.store.format.array_spec import FLOAT8, ArraySpec
 from refavs.store.format.channel_stats import ChannelSums
 
-_BLOCK = 2**16  # values per thread that are converted at once, so that they stay in its cache
+# Values that are converted at once. torch splits more than these among its threads, which wait for one another on a busy
+# processor.
+_BLOCK = 2**15 - 1
 _MOST = {None: 127.0, FLOAT8: 448.0}  # the largest stored number of each number format
 _LEAST_SCALE = float(np.finfo(np.float32).tiny)  # its inverse is finite
 
@@ -60,7 +62,7 @@ def quantise(values: np.ndarray, spec: ArraySpec) -> tuple[np.ndarray, Float32[n
     """The stored numbers of a row and the scale of each channel; a channel of zeros has the scale 0."""
     channels, inner = spec.shape[spec.channel_axis], int(np.prod(spec.shape[spec.channel_axis + 1 :]))
     runs = torch.from_numpy(np.require(values, requirements=("C", "W"))).reshape(-1, inner)
-    step, most = max(1, _BLOCK * torch.get_num_threads() // inner), _MOST[spec.number_format]
+    step, most = max(1, _BLOCK // inner), _MOST[spec.number_format]
     greatest = torch.cat([part.abs().amax(1) for part in runs.split(step)]).double()
     scale = (greatest.reshape(-1, channels).amax(0) / most).float()
     scale = torch.where(scale < _LEAST_SCALE, 0.0, scale)  # which leaves NaN as it is
