@@ -16,8 +16,7 @@ from refavs.choices import StoredType
 from refavs.store.format.array_spec import FLOAT8, ArraySpec
 from refavs.store.format.channel_stats import ChannelSums
 
-# Values that are converted at once. torch splits more than these among its threads, which wait for one another on a busy
-# processor.
+# Values converted at once. torch splits longer work among its threads, which wait for each other on a busy processor.
 _BLOCK = 2**15 - 1
 _MOST = {None: 127.0, FLOAT8: 448.0}  # the largest stored number of each number format
 _LEAST_SCALE = float(np.finfo(np.float32).tiny)  # its inverse is finite
