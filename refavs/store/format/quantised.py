@@ -18,6 +18,7 @@ from refavs.store.format.channel_stats import ChannelSums
 
 # Values converted at once. torch splits longer work among its threads, which wait for each other on a busy processor.
 _BLOCK = 2**15 - 1
+_TO_INTEGER = 1.5 * 2**23  # adding it rounds a float32 to an integer; `round` would be split even for short blocks
 _MOST = {None: 127.0, FLOAT8: 448.0}  # the largest stored number of each number format
 _LEAST_SCALE = float(np.finfo(np.float32).tiny)  # its inverse is finite
 
@@ -71,7 +72,7 @@ def quantise(values: np.ndarray, spec: ArraySpec) -> tuple[np.ndarray, Float32[n
     for part, factor, out in zip(runs.split(step), inverse.split(step), stored.split(step), strict=True):
         scaled = torch.mul(part, factor, out=buffer[: len(part)])
         if spec.number_format is None:
-            scaled.round_()
+            scaled.add_(_TO_INTEGER).sub_(_TO_INTEGER)
         out.copy_(scaled.clamp_(-most, most))
     return stored.view(torch.uint8).numpy().view(spec.dtype).reshape(spec.shape), scale.numpy()
 
