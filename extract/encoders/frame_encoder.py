@@ -192,7 +192,7 @@ class HubFrameEncoder(FrameEncoder):
         return preprocessing(self.files, Frames(size=self.input_size, fit=published.fit, resample=published.resample,
                                                 mean=published.mean, std=published.std))  # fmt: skip
 
-    @cached_property
+    @property
     def _stamp(self) -> str:
         return self.files.stamp()
 

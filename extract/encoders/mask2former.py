@@ -135,7 +135,7 @@ class VisualEncoder(FrameEncoder):
             return None
         return in_folder(weights.folder or shipped.parent, shipped.name)
 
-    @cached_property
+    @property
     def _stamp(self) -> str:
         if self.published.shipped is not None:
             return weights_stamp(self._shipped, self.setup.weights.seed)
