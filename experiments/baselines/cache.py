@@ -108,7 +108,7 @@ class Baselines:
 
 def cache_key(store: FeatureStore) -> str:
     """Hash of all inputs of the constant predictions: expressions, splits and masks in order, and the code."""
-    of_metrics = {inspect.getfile(metric.per_expression) for metric in metrics().values()}
+    of_metrics = {inspect.getfile(inspect.unwrap(metric.per_expression)) for metric in metrics().values()}
     code = {*map(inspect.getfile, (constant_baselines, Splits)), *of_metrics}
     code |= {*map(str, Path(groups.__file__).parent.glob("*.py"))}
     return digest({

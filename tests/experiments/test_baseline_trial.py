@@ -17,13 +17,16 @@ from refavs.errors import StoreError
 from refavs.model.checkpoint import load_model
 from refavs.store import ArraySpec, FeatureStore, StreamSpec
 
-SIDES = {"res2": 8, "res3": 4, "res4": 2, "res5": 1}
+SIDES = {"res2": 16, "res3": 8, "res4": 4, "res5": 2}
+CLIP_QUERIES = {"channels": 32, "num_queries": 2, "num_heads": 2, "encoder_layers": 1, "decoder_layers": 1,
+                "feedforward_channels": 8}  # fmt: skip
 HEADS: dict[str, dict[str, Any]] = {
     "avsbench": {"channels": 8},
     "avsegformer": {"channels": 32, "num_queries": 3, "num_heads": 2, "generator_layers": 1, "encoder_layers": 1,
                     "decoder_layers": 1, "generator_feedforward_channels": 8, "feedforward_channels": 8,
                     "mask_channels": 8},
     "gavs": {"channels": 16, "num_heads": 2, "decoder_layers": 1, "feedforward_channels": 8},
+    "referformer": CLIP_QUERIES, "r2vos": CLIP_QUERIES,
 }  # fmt: skip
 STEPS = {"train.epochs": 1, "train.steps_per_epoch": 2, "train.batch_size": 4, "train.learning_rate": 0.001}
 

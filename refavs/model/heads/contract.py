@@ -127,15 +127,27 @@ def _check_labels(head: Head, batch: Batch) -> None:
 
 
 def _check_parts(head: Head, batch: Batch) -> None:
-    """Checks that a batch can be computed in parts, here one second at a time."""
+    """Checks that a batch can be computed in parts, here one expression at a time."""
     assert batch.mask is not None
     whole, output = FrameCounts.of(batch.mask), _loss(head, batch)["total"]
-    parts = [
-        head.loss(head(batch, seconds := Seconds.of([second])),
-                  Target(masks=batch.mask[:, seconds.index], counts=whole), EVERYWHERE)["total"]
-        for second in range(batch.mask.shape[1])
-    ]  # fmt: skip
+    parts = []
+    for row in range(len(batch)):
+        part = _expression(batch, row)
+        assert part.mask is not None
+        parts.append(head.loss(head(part), Target(masks=part.mask, counts=whole), EVERYWHERE)["total"])
     assert torch.allclose(torch.stack(parts).sum(), output, rtol=1e-3), "the losses of the parts do not add up"
+
+
+def _expression(batch: Batch, row: int) -> Batch:
+    """The batch of a single expression and its clip."""
+    assert batch.mask is not None
+    clip, rows = slice(CLIP_OF[row], CLIP_OF[row] + 1), slice(row, row + 1)
+    return replace(
+        batch, visual={name: maps[clip] for name, maps in batch.visual.items()}, audio=batch.audio[clip],
+        text=batch.text[rows], valid=batch.valid[rows], clip=torch.zeros(1, dtype=torch.long), mask=batch.mask[rows],
+        uid=batch.uid[rows], split=batch.split[rows], dimension=batch.dimension[rows],
+        text_string=batch.text_string[rows],
+    )  # fmt: skip
 
 
 def _check_training(head: Head, batch: Batch) -> None:

@@ -23,6 +23,8 @@ BUILT_IN = {
     "avsbench": "refavs.model.heads.baseline_options:AVSBenchOptions",
     "avsegformer": "refavs.model.heads.baseline_options:AVSegFormerOptions",
     "gavs": "refavs.model.heads.baseline_options:GAVSOptions",
+    "referformer": "refavs.model.heads.rvos_options:ReferFormerOptions",
+    "r2vos": "refavs.model.heads.rvos_options:R2VOSOptions",
 }
 
 
