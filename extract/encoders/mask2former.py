@@ -127,7 +127,7 @@ class VisualEncoder(FrameEncoder):
             found |= {f"pixel_decoder/{name}": maps for name, maps in pixel_decoder(pyramid).items()}
         return found
 
-    @property
+    @cached_property
     def _shipped(self) -> Path | None:
         """The file that comes with the package."""
         weights, shipped = self.setup.weights, self.published.shipped
