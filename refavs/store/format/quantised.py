@@ -16,7 +16,9 @@ from refavs.choices import StoredType
 from refavs.store.format.array_spec import FLOAT8, ArraySpec
 from refavs.store.format.channel_stats import ChannelSums
 
-_BLOCK = 2**16  # values per thread that are converted at once, so that they stay in its cache
+# Values converted at once. torch splits longer work among its threads, which wait for each other on a busy processor.
+_BLOCK = 2**15 - 1
+_TO_INTEGER = 1.5 * 2**23  # adding it rounds a float32 to an integer; `round` would be split even for short blocks
 _MOST = {None: 127.0, FLOAT8: 448.0}  # the largest stored number of each number format
 _LEAST_SCALE = float(np.finfo(np.float32).tiny)  # its inverse is finite
 
@@ -60,7 +62,7 @@ def quantise(values: np.ndarray, spec: ArraySpec) -> tuple[np.ndarray, Float32[n
     """The stored numbers of a row and the scale of each channel; a channel of zeros has the scale 0."""
     channels, inner = spec.shape[spec.channel_axis], int(np.prod(spec.shape[spec.channel_axis + 1 :]))
     runs = torch.from_numpy(np.require(values, requirements=("C", "W"))).reshape(-1, inner)
-    step, most = max(1, _BLOCK * torch.get_num_threads() // inner), _MOST[spec.number_format]
+    step, most = max(1, _BLOCK // inner), _MOST[spec.number_format]
     greatest = torch.cat([part.abs().amax(1) for part in runs.split(step)]).double()
     scale = (greatest.reshape(-1, channels).amax(0) / most).float()
     scale = torch.where(scale < _LEAST_SCALE, 0.0, scale)  # which leaves NaN as it is
@@ -70,7 +72,7 @@ def quantise(values: np.ndarray, spec: ArraySpec) -> tuple[np.ndarray, Float32[n
     for part, factor, out in zip(runs.split(step), inverse.split(step), stored.split(step), strict=True):
         scaled = torch.mul(part, factor, out=buffer[: len(part)])
         if spec.number_format is None:
-            scaled.round_()
+            scaled.add_(_TO_INTEGER).sub_(_TO_INTEGER)
         out.copy_(scaled.clamp_(-most, most))
     return stored.view(torch.uint8).numpy().view(spec.dtype).reshape(spec.shape), scale.numpy()
 
