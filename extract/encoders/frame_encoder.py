@@ -189,10 +189,11 @@ class HubFrameEncoder(FrameEncoder):
     def takes(self) -> Frames:  # type: ignore[override]
         """Squares with the checkpoint's mean and deviation."""
         published = self.published
-        return preprocessing(self.files, Frames(size=self.input_size, fit=published.fit, resample=published.resample,
-                                                mean=published.mean, std=published.std))  # fmt: skip
+        return preprocessing(self.files, Frames(size=self.input_size, fit=published.fit, alpha=published.fit == "pad",
+                                                resample=published.resample, mean=published.mean,
+                                                std=published.std))  # fmt: skip
 
-    @cached_property
+    @property
     def _stamp(self) -> str:
         return self.files.stamp()
 

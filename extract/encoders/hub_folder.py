@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,10 @@ class HubFolder:
             NotFetched: a run would download them.
             WeightsError: they are missing, or the index of their shards is damaged.
         """
-        if self.source.kind == "random":
-            return []
+        return [] if self.source.kind == "random" else self._tensor_files
+
+    @cached_property
+    def _tensor_files(self) -> list[Path]:  # kept when the encoder is sent to a worker, which must have the same files
         first = self.file(*_tensor_names())
         if not first.name.endswith(INDEX):
             return [first]

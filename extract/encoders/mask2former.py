@@ -127,7 +127,7 @@ class VisualEncoder(FrameEncoder):
             found |= {f"pixel_decoder/{name}": maps for name, maps in pixel_decoder(pyramid).items()}
         return found
 
-    @property
+    @cached_property
     def _shipped(self) -> Path | None:
         """The file that comes with the package."""
         weights, shipped = self.setup.weights, self.published.shipped
@@ -135,7 +135,7 @@ class VisualEncoder(FrameEncoder):
             return None
         return in_folder(weights.folder or shipped.parent, shipped.name)
 
-    @cached_property
+    @property
     def _stamp(self) -> str:
         if self.published.shipped is not None:
             return weights_stamp(self._shipped, self.setup.weights.seed)

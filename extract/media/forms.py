@@ -20,9 +20,9 @@ class Frames:
 
     Attributes:
         size: height and width, px.
-        fit: how a picture becomes a square. `squash` stretches it; `pad` scales the longer side and adds to the right
-            or the bottom, and a fourth channel is 255 where the picture is and 0 elsewhere; `crop` scales the shorter
-            side and keeps the middle.
+        fit: how a picture becomes a square. `squash` stretches it, `pad` scales the longer side and fills the right or
+            the bottom with black, `crop` scales the shorter side and keeps the middle.
+        alpha: adds a fourth channel, 255 where the picture is and 0 in the padding, which `normalised` makes zero.
         resample: how pixels are interpolated, by Pillow.
         mean: of each channel, subtracted from values in [0, 1] by `normalised`.
         std: of each channel, by which `normalised` divides.
@@ -30,6 +30,7 @@ class Frames:
 
     size: int
     fit: Fit = "squash"
+    alpha: bool = False
     resample: Resample = "bilinear"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -37,18 +38,18 @@ class Frames:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of one frame."""
-        return self.size, self.size, 4 if self.fit == "pad" else 3
+        return self.size, self.size, 4 if self.alpha else 3
 
     def normalised(self, frames: "Tensor") -> "Tensor":
-        """Frames as networks take them: float32 (f, 3, h, w), by mean and deviation; zero beyond a padded picture."""
+        """Frames as networks take them: float32 (f, 3, h, w), by mean and deviation."""
         import torch
 
         scaled = rearrange(frames, "f h w c -> f c h w").float() / 255
-        scaled, picture = scaled[:, :3], scaled[:, 3:]
+        scaled, alpha = scaled[:, :3], scaled[:, 3:]
         mean, std = (rearrange(torch.tensor(values, device=frames.device), "c -> c 1 1")
                      for values in (self.mean, self.std))  # fmt: skip
         normal = (scaled - mean) / std
-        return normal * picture if picture.shape[1] else normal
+        return normal * alpha if self.alpha else normal
 
     def __str__(self) -> str:
         return f"frames {self.size} px, {self.fit}"

@@ -26,15 +26,14 @@ def fitted(picture: Image.Image, frames: Frames) -> UInt8[np.ndarray, "h w c"]:
     """The picture as a square array, smoothed by the reduction factor as Mask2Former's own preprocessing does."""
     rgb, size = picture if picture.mode == "RGB" else picture.convert("RGB"), frames.size
     resample = Image.Resampling[frames.resample.upper()]
+    rgb = rgb.convert("RGBA") if frames.alpha else rgb
     if frames.fit == "squash":
         return np.asarray(rgb.resize((size, size), resample))
     scale = size / (max if frames.fit == "pad" else min)(rgb.size)
-    width, height = (max(1, int(side * scale + 0.5)) for side in rgb.size)
+    width, height = (max(1, round(side * scale)) for side in rgb.size)
     scaled = rgb.resize((width, height), resample)
-    if frames.fit == "pad":
-        return np.asarray(scaled.convert("RGBA").crop((0, 0, size, size)))  # beyond the picture all four are 0
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(scaled.crop((left, top, left + size, top + size)))
+    left, top = ((width - size) // 2, (height - size) // 2) if frames.fit == "crop" else (0, 0)
+    return np.asarray(scaled.crop((left, top, left + size, top + size)))  # all channels are 0 beyond the picture
 
 
 @dataclass

@@ -123,7 +123,7 @@ class Mask2Former(WeightsFolder):
             config = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise WeightsError(
-                f"{path} cannot be read ({error}); it belongs to the checkpoint, fetch both by {self.fetch}"
+                f"{path} cannot be read ({error}); download the whole checkpoint with {self.fetch}"
             ) from error
         if not isinstance(config, dict) or config.get("model_type") != "mask2former":
             raise WeightsError(f"{path} describes no mask2former; fetch the checkpoint by {self.fetch}")

@@ -157,8 +157,8 @@ def test_override_replaces_the_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["smoke", "proof", "proof_quick", "per_clip", "table4", "beta", "layers", "encoders", "dtypes",
-             "released"],
+    "name", ["smoke", "proof", "proof_quick", "per_clip", "table3", "table4", "beta", "layers", "encoders",
+             "dtypes", "released"],
 )  # fmt: skip
 def test_shipped_grid_expands(name: str) -> None:
     assert name in shipped_grids()
@@ -183,6 +183,16 @@ def test_shipped_table4_has_the_ablations_of_the_paper() -> None:
     }  # fmt: skip
 
 
+def test_shipped_table3_has_each_baseline_alone_and_extended() -> None:
+    cues = {(trial.config.model.head, trial.config.model.text, trial.config.model.audio)
+            for trial in read_grid("table3").trials}  # fmt: skip
+    by_sound, by_words = ("avsbench", "avsegformer", "gavs"), ("referformer", "r2vos")
+    assert cues == {
+        ("eemc", True, True), *((head, True, True) for head in (*by_sound, *by_words)),
+        *((head, False, True) for head in by_sound), *((head, True, False) for head in by_words),
+    }  # fmt: skip
+
+
 def test_shipped_encoders_has_the_rows_of_the_supplement_on_one_store() -> None:
     rows = {trial.name: (trial.config.model.text, trial.config.model.audio) for trial in read_grid("encoders").trials}
     flan, bound = "flan-t5-base/tokens", "languagebind-audio/seconds"
@@ -193,7 +203,7 @@ def test_shipped_encoders_has_the_rows_of_the_supplement_on_one_store() -> None:
     assert {label.label for label in ENCODERS} - {"RoBERTa + VGGish"} <= rows.keys()
 
 
-@pytest.mark.parametrize("name", ["table4", "beta", "layers", "encoders"])
+@pytest.mark.parametrize("name", ["table3", "table4", "beta", "layers", "encoders"])
 def test_shipped_grids_take_one_expression_of_a_clip(name: str) -> None:
     assert {trial.config.train.expressions_per_clip for trial in read_grid(name).trials} == {1}
 
@@ -340,7 +350,7 @@ def test_unknown_grid_names_the_nearest_shipped_one() -> None:
 
 
 def test_missing_grid_file_names_the_shipped_ones() -> None:
-    with pytest.raises(ConfigError, match=r"no grid file gone\.yaml; .*encoders, layers, .*proof, .*smoke, table4"):
+    with pytest.raises(ConfigError, match=r"no grid file gone\.yaml; .*encoders, layers, .*proof, .*smoke, table3"):
         read_grid("gone.yaml")
 
 

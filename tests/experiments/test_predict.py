@@ -195,7 +195,7 @@ def test_bad_input_is_one_line(
     (tmp_path / "full" / "thesis.txt").touch()
     video, run = str(video_of(store)), ["--run", str(trial)]
     for arguments, told in (
-        ([video, "a", "--run", str(tmp_path / "none")], "is not a folder; give a trial's folder"),
+        ([video, "a", "--run", str(tmp_path / "none")], "is not a folder; give the folder of a trial"),
         ([video, "a", "--run", str(tmp_path)], "has no checkpoint"),
         ([str(tmp_path / "clip.mp4"), "a", *run], "is cut off, damaged or not a video"),
         ([str(tmp_path / "clip.txt"), "a", *run], "is not named like a video"),

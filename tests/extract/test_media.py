@@ -181,8 +181,9 @@ def test_normalised_frames_are_those_of_imagenet() -> None:
 
 
 def test_padding_is_zero_behind_the_normalisation() -> None:
-    form = Frames(size=8, fit="pad")
+    form = Frames(size=8, fit="pad", alpha=True)
     frames = torch.from_numpy(fitted(Image.new("RGB", (40, 20), "white"), form).copy())[None]
+    assert frames[0].shape == form.shape == (8, 8, 4) and (frames[0, :4, :, 3] == 255).all()
     normal = form.normalised(frames)
     assert not normal[:, :, 4:].any()
     assert torch.equal(normal[:, :, :4], Frames(size=8).normalised(frames[..., :3])[:, :, :4])
@@ -198,10 +199,8 @@ def test_picture_is_squashed_padded_or_cropped() -> None:
     picture = Image.new("RGB", (40, 20), "white")
     picture.paste("red", (10, 0, 30, 20))
     squashed, padded, cropped = (fitted(picture, Frames(size=8, fit=fit)) for fit in ("squash", "pad", "crop"))
-    assert squashed.shape == cropped.shape == (8, 8, 3) and (squashed[:, 0] > 200).all()
-    assert padded.shape == Frames(size=8, fit="pad").shape == (8, 8, 4)
-    assert (padded[:3, 0] > 200).all() and not padded[4:].any()  # nothing below
-    assert (padded[:4, :, 3] == 255).all()
+    assert squashed.shape == padded.shape == cropped.shape == (8, 8, 3) and (squashed[:, 0] > 200).all()
+    assert (padded[:3, 0] > 200).all() and not padded[4:].any()  # black below
     assert (cropped[:, :, 0] == 255).all() and not cropped[:, 1:-1, 1].any()  # the middle alone
 
 

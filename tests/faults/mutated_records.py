@@ -234,11 +234,11 @@ def _trial(root: Path) -> Target:
 
     built, known, choose = streams_of(), {}, predict.choose_streams
 
-    def remembered(names: Any, seconds: int, setup: Any) -> Any:
+    def remembered(names: Any, seconds: int, setup: Any, **others: Any) -> Any:
         """Encoders take longest to build; those of other arguments are built, or refused, all the same."""
-        key = repr((names, seconds, [setup(name.partition("/")[0]) for name in names]))
+        key = repr((names, seconds, [setup(name.partition("/")[0]) for name in names], others))
         if key not in known:
-            known[key] = choose(names, seconds, setup)
+            known[key] = choose(names, seconds, setup, **others)
         return known[key]
 
     predict.choose_streams = remembered

@@ -26,11 +26,11 @@ _LEAST_SCALE = float(np.finfo(np.float32).tiny)  # its inverse is finite
 def stored_as(specs: Sequence[ArraySpec], dtype: StoredType | None) -> tuple[ArraySpec, ...]:
     """The arrays of a stream that is stored as `dtype`; None changes nothing.
 
-    Arrays without a channel axis are not quantised. Integers and booleans keep their type.
+    Integers, booleans and arrays without a channel axis, which are no features, keep their type.
     """
     found = []
     for spec in specs:
-        if dtype is None or not spec.dtype.startswith("float") or (dtype != "float16" and "c" not in spec.axes):
+        if dtype is None or not spec.dtype.startswith("float") or "c" not in spec.axes:
             found.append(spec)
         elif dtype == "float16":
             found.append(dataclasses.replace(spec, dtype=dtype))
