@@ -54,9 +54,9 @@ def build_parser() -> CommandParser:
         "visual.safetensors (tiny-swin); otherwise the hub's cache or a download")  # fmt: skip
     add("--precision", choices=("auto", *PRECISIONS), default="auto", help="of visual and audio encoders; auto: that "
         "of the stream in STORE, and fp32 for a new one, so that features are the same on every machine")  # fmt: skip
-    add("--dtype", metavar="TYPE", help=f"of the visual streams in the store: {', '.join(STORED_TYPES)}, of which the "
-        "last two halve the bytes; STREAM=TYPE for one stream, several separated by commas; default: that of the "
-        "stream in STORE, and what the encoder gives for a new one")  # fmt: skip
+    add("--dtype", metavar="TYPE", help=f"type of the stored visual streams: {', '.join(STORED_TYPES)}; int8 and "
+        "float8 halve the bytes; STREAM=TYPE for one stream, several separated by commas; default: the type that the "
+        "stream has in STORE, or the encoder's own for a new stream")  # fmt: skip
     add("--seconds", type=int, metavar="N", help=f"seconds of a clip; default: STORE's, and {SECONDS} for a new one")
     add("--mask-size", type=int, metavar="PX", help="height and width of the stored masks; default: STORE's, and for a "
         "new one 384, or 96 with preset tiny")  # fmt: skip

@@ -17,11 +17,11 @@ SHIPPED = Path(__file__).parents[1] / "presets" / "tiny" / WHOLE
 
 
 def tokenizer_files(hub: HubFolder, older: Sequence[str]) -> list[Path]:
-    """The files of a repository's tokenizer: `tokenizer.json`, else the `older` ones, of which it takes every one.
+    """The tokenizer files of a repository: `tokenizer.json`, or all of the `older` files if it is missing.
 
     Raises:
         NotFetched: a run would download them.
-        WeightsError: there are none.
+        WeightsError: the repository has none of them.
     """
     first = hub.file(WHOLE, *older[:1])
     return [first] if first.name == WHOLE else [first, *(hub.file(name) for name in older[1:])]
@@ -30,7 +30,7 @@ def tokenizer_files(hub: HubFolder, older: Sequence[str]) -> list[Path]:
 def read_tokenizer(
     files: Sequence[Path], from_older: "Callable[..., Tokenizer] | None" = None, advice: str = ""
 ) -> "Tokenizer":
-    """A tokenizer without cutting or padding.
+    """Loads a tokenizer, without truncation or padding.
 
     Args:
         files: as `tokenizer_files` gives them.

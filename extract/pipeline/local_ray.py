@@ -233,9 +233,9 @@ def _loopback() -> Iterator[None]:
 
 @contextmanager
 def few_processes() -> Iterator[None]:
-    """Leaves out three of Ray's processes, which take half of the processor time of a start.
+    """Starts Ray without three of its processes, which take half of the processor time of a start.
 
-    They scale clusters, serve the dashboard and forward the workers' output, none of which a local run uses.
+    They scale clusters, serve the dashboard and forward the workers' output. A local run needs none of this.
     """
     from ray._private.node import Node
 

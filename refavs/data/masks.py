@@ -244,7 +244,7 @@ def _numbers(picture: ImageFile.ImageFile) -> Any:
 
 
 def _deep(picture: Image.Image) -> Any:
-    """Colours with 16 bits per channel, of which Pillow would keep only the high byte.
+    """Reads colours with 16 bits per channel; Pillow would keep only the high byte.
 
     Raises:
         ValueError: the file is damaged.

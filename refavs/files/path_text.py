@@ -18,5 +18,5 @@ def path_text(path: Path) -> str:
 
 
 def path_of(text: str) -> Path:
-    """The path of which `path_text` made `text`."""
+    """The path that `path_text` turned into `text`."""
     return Path(os.fsdecode(unquote_to_bytes(text.removeprefix(_URI))) if text.startswith(_URI) else text)

@@ -67,7 +67,7 @@ def require_memory(
     Args:
         num_expressions: number of expressions that pass through the model at once.
         num_frames: number of frames decoded for each.
-        bytes_of_batch: size of a batch, of which the device holds several.
+        bytes_of_batch: size of one batch; the device holds several batches.
 
     Raises:
         ConfigError: it cannot; the message has the needed and the available memory.

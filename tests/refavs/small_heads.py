@@ -42,6 +42,27 @@ def loss_of(head: Head, batch: Batch) -> Tensor:
     return head.loss(head(batch), Target(masks=batch.mask), PIXELS)["total"]
 
 
+def overfit(head: Head, batch: Batch, most_steps: int = 300) -> float:
+    """Trains on one batch until J is above 0.95 or the steps are used up; returns J."""
+    assert batch.mask is not None
+    optimizer = torch.optim.AdamW(head.trained_parameters(), lr=3e-3)
+    jaccard = 0.0
+    for step in range(1, most_steps + 1):
+        optimizer.zero_grad()
+        loss_of(head.train(), batch).backward()
+        nn.utils.clip_grad_norm_(head.trained_parameters(), 1.0)
+        optimizer.step()
+        if step % 20 == 0:
+            with torch.no_grad():
+                found = head.eval().probs(head(batch), batch.mask.shape[-2:]) > 0.5
+            union = (found | batch.mask).sum(dim=(2, 3))
+            shared = (found & batch.mask).sum(dim=(2, 3))
+            jaccard = float(torch.where(union > 0, shared / union.clamp(min=1), 1.0).mean())
+            if jaccard > 0.95:
+                break
+    return jaccard
+
+
 def published_sizes(options: HeadOptions, maps: int = -1) -> FeatureSizes:
     """Features as Swin-B at 384 pixels (SAM's encoder for its map), VGGish and RoBERTa give them.
 

@@ -12,7 +12,7 @@ from refavs.model.heads.baseline_options import AVSBenchOptions, AVSegFormerOpti
 from refavs.model.heads.contract import check_head
 from refavs.model.heads.registry import implementation_of
 from refavs.model.options import HeadOptions
-from tests.refavs.small_heads import loss_of, published_sizes, small_head, small_sizes, with_other
+from tests.refavs.small_heads import loss_of, overfit, published_sizes, small_head, small_sizes, with_other
 
 SMALL: dict[str, HeadOptions] = {
     "avsbench": AVSBenchOptions(channels=16),
@@ -95,23 +95,7 @@ def test_padding_of_an_expression_has_no_influence(name: str) -> None:
 @pytest.mark.long
 @each
 def test_baseline_overfits_one_batch(name: str) -> None:
-    head, batch = small_head(SMALL[name])
-    assert batch.mask is not None
-    head.train()
-    optimizer = torch.optim.AdamW(head.trained_parameters(), lr=3e-3)
-    jaccard = torch.zeros(1)
-    for step in range(300):
-        optimizer.zero_grad()
-        loss_of(head, batch).backward()
-        optimizer.step()
-        if step % 20 == 19:
-            with torch.no_grad():
-                found = head.probs(head(batch), batch.mask.shape[-2:]) > 0.5
-            union = (found | batch.mask).sum(dim=(2, 3))
-            jaccard = torch.where(union > 0, (found & batch.mask).sum(dim=(2, 3)) / union.clamp(min=1), 1.0)
-            if jaccard.mean() > 0.95:
-                return
-    pytest.fail(f"J is {float(jaccard.mean()):.3f}")
+    assert overfit(*small_head(SMALL[name])) > 0.95
 
 
 @each

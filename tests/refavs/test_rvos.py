@@ -13,7 +13,7 @@ from refavs.model.heads.contract import check_head
 from refavs.model.heads.registry import implementation_of, names
 from refavs.model.heads.rvos_options import ClipQueryOptions, R2VOSOptions, ReferFormerOptions
 from refavs.model.target import Target
-from tests.refavs.small_heads import PIXELS, loss_of, published_sizes, small_head, small_sizes, with_other
+from tests.refavs.small_heads import PIXELS, loss_of, overfit, published_sizes, small_head, small_sizes, with_other
 
 TINY = {"channels": 64, "num_queries": 3, "num_heads": 2, "encoder_layers": 1, "decoder_layers": 2,
         "feedforward_channels": 16, "dropout": 0.0}  # fmt: skip
@@ -86,25 +86,7 @@ def test_padding_of_an_expression_has_no_influence(name: str) -> None:
 @pytest.mark.long
 @each
 def test_head_overfits_one_batch(name: str) -> None:
-    head, batch = small_head(SMALL[name])
-    assert batch.mask is not None
-    head.train()
-    optimizer = torch.optim.AdamW(head.trained_parameters(), lr=3e-3)
-    jaccard = torch.zeros(1)
-    for step in range(300):
-        optimizer.zero_grad()
-        loss_of(head, batch).backward()
-        torch.nn.utils.clip_grad_norm_(head.trained_parameters(), 1.0)
-        optimizer.step()
-        if step % 20 == 19:
-            with torch.no_grad():
-                found = head.eval().probs(head(batch), batch.mask.shape[-2:]) > 0.5
-            head.train()
-            union = (found | batch.mask).sum(dim=(2, 3))
-            jaccard = torch.where(union > 0, (found & batch.mask).sum(dim=(2, 3)) / union.clamp(min=1), 1.0)
-            if jaccard.mean() > 0.95:
-                return
-    pytest.fail(f"J is {jaccard}")
+    assert overfit(*small_head(SMALL[name])) > 0.95
 
 
 @each

@@ -181,9 +181,9 @@ class GAVSOptions(BaselineOptions):
         feedforward_channels: hidden width of the decoder.
         decoder_weights: what the decoder starts from: `random`, which is trained, or SAM's of that folder in
             `--weights-dir`, which is not and gets the maps as they are stored.
-        noise: in training, `add` adds noise to the sound, as the paper says; `replace` puts noise in the place of the
-            sound, as the release does, so that training sees none; `none` leaves it as it is; null takes `replace`
-            where `faithful`, else `add`.
+        noise: in training, `add` adds noise to the sound, as the paper says; `replace` replaces the
+            sound by noise, as the release does, so training never uses the sound; `none` leaves the sound unchanged;
+            null means `replace` if `faithful`, else `add`.
         mask_loss: `bce`, the binary cross-entropy, is the release's default; `avs` is 20 times focal loss, and Dice.
     """
 

@@ -1,4 +1,4 @@
-"""ReferFormer: queries that are made from the expression, one of which follows the object through the clip."""
+"""ReferFormer: the expression gives the queries, and the best query follows the object through the clip."""
 
 from torch import nn
 
