@@ -22,8 +22,8 @@ from refavs.finite import require_finite_features
 from refavs.machine.accelerator import compute_fp32_exactly, require_usable
 from refavs.model.checkpoint import CONFIG, load_model, read_config
 from refavs.model.heads.protocol import Head
-from refavs.store.fingerprints import says_random
 from refavs.store.format.array_spec import table_path
+from refavs.store.format.schema import says_random
 from refavs.store.reader import Sample
 
 

@@ -43,6 +43,7 @@ from refavs.model.feature_sizes import FeatureSizes
 from refavs.model.heads.protocol import Head
 from refavs.model.heads.registry import implementation_of
 from refavs.model.memory_budget import require_memory
+from refavs.store.fingerprints import fingerprint_of
 from refavs.store.unchanged import refuse_exchanged
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class Training:
         num_frames, batch = settings.frames or store.seconds, bytes_of_batch(config, store)
         require_memory(config.model, sizes, device, at_once, num_frames, batch)
         self.run, self.team = run, team
-        self.features = store.fingerprint_of(sizes.paths)
+        self.features = fingerprint_of(store, sizes.paths)
         self.learner = Learner(config, build_model(config, store, run.weights_dir).to(device), team)
         self.epoch, self.history = load_state(run.folder / "state", self.learner)
         if self.history:

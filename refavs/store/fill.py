@@ -2,18 +2,34 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
+from torch import Tensor
 
-from refavs.store.backends.base import LocalFolder
-
-if TYPE_CHECKING:
-    from refavs.store.reader import FeatureStore
+from refavs.store.backends.base import Folder, LocalFolder
+from refavs.store.format.shard import ShardReader
 
 READERS = 4  # threads for rows that are not in memory; disks serve several requests at once
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """What is needed of a `FeatureStore`."""
+
+    folder: Folder
+    verify: str
+
+    def read(self, path: str, row: int) -> Tensor:
+        """One row of an array."""
+        ...
+
+    def shard_of(self, path: str, row: int) -> AbstractContextManager[tuple[ShardReader, int]]:
+        """The shard that contains a row, and the row's place in it."""
+        ...
 
 
 class Target(NamedTuple):
@@ -29,7 +45,7 @@ class Target(NamedTuple):
         return self.out.reshape(-1).view(np.uint8)
 
 
-def fill(store: "FeatureStore", targets: Sequence[Target]) -> None:
+def fill(store: Rows, targets: Sequence[Target]) -> None:
     """Reads rows into their targets.
 
     Raises:
@@ -48,7 +64,7 @@ def fill(store: "FeatureStore", targets: Sequence[Target]) -> None:
     _copy(store, [target for target in targets if id(target) not in cold])
 
 
-def _readers(store: "FeatureStore", target: Target) -> list[Callable[[], None]]:
+def _readers(store: Rows, target: Target) -> list[Callable[[], None]]:
     """Calls that read the row from disk; empty if it is in memory or the target is not contiguous."""
     if not target.out.flags.c_contiguous:
         return []
@@ -62,7 +78,7 @@ def _readers(store: "FeatureStore", target: Target) -> list[Callable[[], None]]:
     return [partial(read, call) for call in calls]
 
 
-def _copy(store: "FeatureStore", targets: Sequence[Target]) -> None:
+def _copy(store: Rows, targets: Sequence[Target]) -> None:
     """Copies rows one after the other."""
     for path, row, out in targets:
         np.copyto(out, store.read(path, row).numpy())

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from refavs.config import nearest
 from refavs.errors import StoreError
-from refavs.store.backends.base import TRY_AGAIN, open_folder, out_of_reach
+from refavs.store.backends.base import TRY_AGAIN, out_of_reach
 from refavs.store.derived_files import KEYS, merged_statistics, rows_of_table, store_fingerprint
 from refavs.store.fill import Target, fill
-from refavs.store.fingerprints import fingerprint_of, says_random
+from refavs.store.folders import open_folder
 from refavs.store.format.array_spec import ArraySpec, table_path
 from refavs.store.format.commits import CommitRecord
 from refavs.store.format.quantised import values_of
-from refavs.store.format.schema import LABELLED, MASK, MODALITIES, OBJECTS, unpack_mask
+from refavs.store.format.schema import LABELLED, MASK, MODALITIES, OBJECTS, says_random, unpack_mask
 from refavs.store.format.shard import ShardReader, shard_name
 from refavs.store.snapshot import read_snapshot
 
@@ -90,7 +90,6 @@ class FeatureStore:
         self._rows: dict[str, np.ndarray] = {}
         self._shards: dict[tuple[str, int], ShardReader] = {}
         self._opening = threading.Lock()
-        self._fingerprints: dict[tuple[str, ...], str] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FeatureStore, (self.location, self.use, self.verify)
@@ -151,14 +150,8 @@ class FeatureStore:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the content of the whole store; `fingerprint_of` identifies the part that a trial reads."""
+        """Identifies the content of the whole store; see `fingerprint_of` for the part that a trial reads."""
         return store_fingerprint(self.schema, self.records, self.tables)
-
-    def fingerprint_of(self, paths: Iterable[str]) -> str:
-        """Identifies the expressions, the masks and the arrays at `paths`, regardless of other content."""
-        if (wanted := tuple(sorted(paths))) not in self._fingerprints:
-            self._fingerprints[wanted] = fingerprint_of(self, wanted)
-        return self._fingerprints[wanted]
 
     @property
     def finished(self) -> bool:

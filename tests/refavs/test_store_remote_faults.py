@@ -11,9 +11,10 @@ from moto.server import ThreadedMotoServer
 
 from refavs.errors import StoreError
 from refavs.store import FeatureStore
-from refavs.store.backends.base import LocalFolder, open_folder
+from refavs.store.backends.base import LocalFolder
 from refavs.store.backends.object_store import NUM_PARTS, PART_BYTES, RETRIES, RemoteFolder
 from refavs.store.backends.remote_errors import os_error
+from refavs.store.folders import open_folder
 from refavs.store.verify import verify
 from tests.refavs import servers
 
