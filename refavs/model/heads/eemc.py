@@ -1,6 +1,6 @@
 """EEMC, Expression Enhancing with Multimodal Cues: the trainable head on frozen visual, audio and text features."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -104,6 +104,16 @@ class EEMC(Head):
             for child in part.children():  # not the decoder itself: its mode switches deep supervision on
                 child.eval()
         return self
+
+    def seconds_read(self, seconds: Sequence[int]) -> Mapping[str, Sequence[int]]:
+        """The chosen seconds; for the memory also the tokens of those before, or all maps of a pixel decoder."""
+        *names, pooled = self.visual.names
+        if not self.options.memory:
+            return dict.fromkeys(names, seconds)
+        before = range(max(seconds) + 1)
+        if self.visual.pixel_decoder is not None:
+            return dict.fromkeys(names, before)
+        return dict.fromkeys(names, seconds) | {pooled: before}
 
     def set_statistics(self, statistics: Statistics) -> None:
         """Takes the per-channel mean and standard deviation from `FeatureStore.statistics`; call it before training."""
