@@ -58,7 +58,7 @@ def voice(pitch_hz: float) -> np.ndarray:
     """Five seconds of a gliding tone with its overtones."""
     times = np.arange(5 * 16_000) / 16_000
     phase = 2 * np.pi * (pitch_hz * times + 5 * np.sin(2 * times))
-    return (0.05 * sum(np.sin(n * phase) / n for n in range(1, 12))).astype(np.float32)
+    return (0.05 * np.sum([np.sin(n * phase) / n for n in range(1, 12)], 0)).astype(np.float32)
 
 
 def noise() -> np.ndarray:

@@ -114,8 +114,12 @@ def _check_seconds_read(head: Head, batch: Batch) -> None:
         stored[name] = maps[:, own]
         if own != [*range(len(own))]:
             places[name] = Maps.places_of(own, num_seconds)
-    found = _probs(head, replace(batch, visual=Maps(stored, {}, places)), Seconds.of(chosen))
-    assert torch.equal(found, _probs(head, batch, Seconds.of(chosen))), "`seconds_read` lacks seconds that are read"
+    expected, told = _probs(head, batch, Seconds.of(chosen)), "`seconds_read` lacks seconds that `forward` reads"
+    try:
+        found = _probs(head, replace(batch, visual=Maps(stored, {}, places)), Seconds.of(chosen))
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise AssertionError(told) from error
+    assert torch.equal(found, expected), told
 
 
 def _check_quantised(head: Head, batch: Batch) -> None:
