@@ -32,6 +32,7 @@ POLICIES = ("first", "always", "never")
 PAPERS = {"visual": "mask2former-swin-base-ade", "audio": "vggish", "text": "roberta-base"}
 MOST_OPEN = 2**14  # shards; Linux allows a process 65,530 mappings
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
+Rows = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,14 +296,12 @@ class FeatureStore:
             raise StoreError(f"{path} of {key!r} (row {row} of {spec.table}) in {self.location} cannot be used: "
                              f"{error}; {TRY_AGAIN if out_of_reach(error.__cause__) else remedy}") from error
 
-    def read_rows(
-        self, wanted: Mapping[str, Sequence[int]], empty: Empty, seconds: Mapping[str, Sequence[int]] | None = None
-    ) -> dict[str, Shaped[Tensor, "_ ..."]]:
+    def read_rows(self, wanted: Rows, empty: Empty, seconds: Rows | None = None) -> dict[str, Shaped[Tensor, "_ ..."]]:
         """Reads rows of several arrays, by path, together; do not repeat rows, since each is a request to a server.
 
         Args:
             empty: allocates a tensor of a shape and type.
-            seconds: by path, the seconds to read of a row, ascending; other rows are read whole.
+            seconds: those to read of a row, ascending, by path; other rows are read whole.
 
         Raises:
             StoreError: as for `read`.
@@ -310,7 +309,7 @@ class FeatureStore:
         found, targets = {}, []
         for path, rows in wanted.items():
             spec = self._spec(path)
-            chosen = (seconds or {}).get(path, range(spec.shape[0]))
+            chosen = range(spec.shape[0]) if seconds is None else seconds.get(path, range(spec.shape[0]))
             found[path] = empty((len(rows), len(chosen), *spec.shape[1:]), getattr(torch, spec.dtype))
             for row, place in zip(rows, found[path].numpy(), strict=True):
                 targets += targets_of(path, row, place, chosen, spec.shape[0])
@@ -369,11 +368,8 @@ class FeatureStore:
 
     def within(self, clips: Sequence[int]) -> Bool[Tensor, "b t"]:
         """The valid seconds of the clips at these places."""
-        return torch.arange(self.seconds) < self._lengths[list(clips), None]
-
-    @cached_property
-    def _lengths(self) -> Int[Tensor, "n"]:
-        return torch.tensor(self.clips["seconds"].to_numpy(np.int64))
+        lengths = torch.tensor(self.clips["seconds"].to_numpy(np.int64)[list(clips)])
+        return torch.arange(self.seconds) < lengths[:, None]
 
     @cached_property
     def facts(self) -> list[dict[str, Any]]:
