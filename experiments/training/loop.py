@@ -22,7 +22,7 @@ from torch import Tensor
 from experiments.grid.config import TrialConfig
 from experiments.records.record_types import STOP_FILE, Epoch, read_record, write_json
 from experiments.training.batch_size import bytes_of_batch
-from experiments.training.evaluate import Trained, all_levels, evaluate_together, record_together, rows_of
+from experiments.training.evaluate import Trained, evaluate_together, record_together, rows_of
 from experiments.training.history import best_epoch, stalled, write_history
 from experiments.training.learner import Learner, Team, computed_as
 from experiments.training.overlays import OVERLAYS, write_overlays
@@ -295,8 +295,8 @@ def take_steps(trainings: Sequence[Training], num_runs: int) -> tuple[list[Train
     for training in trainings:
         training.learner.model.train()
     lead, running = trainings[0], list(trainings)
-    levels = all_levels(training.learner.model for training in trainings)
-    read = lead.sampler.batches(lead.epoch, lead.team.rank, lead.team.size, levels)
+    heads = [training.learner.model for training in trainings]
+    read = lead.sampler.batches(lead.epoch, lead.team.rank, lead.team.size, heads)
     ahead = Ahead(read, depth_for(lead.sampler.device))
     for index, parts in enumerate(ahead):
         once = Once(keep=len(running) > 1)

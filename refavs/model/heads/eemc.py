@@ -106,6 +106,16 @@ class EEMC(Head):
                 child.eval()
         return self
 
+    def seconds_read(self, seconds: Sequence[int]) -> Mapping[str, Sequence[int]]:
+        """The chosen seconds; for the memory also the tokens of those before, or all maps of a pixel decoder."""
+        *names, pooled = self.visual.names
+        if not self.options.memory:
+            return dict.fromkeys(names, seconds)
+        before = range(max(seconds) + 1)
+        if self.visual.pixel_decoder is not None:
+            return dict.fromkeys(names, before)
+        return dict.fromkeys(names, seconds) | {pooled: before}
+
     def set_statistics(self, statistics: Statistics) -> None:
         """Takes the per-channel mean and standard deviation from `FeatureStore.statistics`; call it before training."""
         self.visual.set_statistics(statistics)

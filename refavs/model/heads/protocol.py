@@ -139,6 +139,15 @@ class Head(nn.Module, abc.ABC):
     def probs(self, output: Any, size: tuple[int, int] | None = None) -> Float[Tensor, "b t _ _"]:
         """Probability that each pixel belongs to the referred object; `size` is height and width of the result."""
 
+    def seconds_read(self, seconds: Sequence[int]) -> Mapping[str, Sequence[int]]:
+        """The seconds of each map that `forward` reads to predict `seconds`, by the map's name; a map that is left out
+        is read whole.
+
+        A name by `pooled_name` asks for the pooled map, which is in the batch if the store has it; else the map itself
+        is in the batch in those seconds. `Maps.part` selects seconds from maps that were read in part.
+        """
+        return {}
+
     def next_piece(self, batch: Batch, past: Any = None, window: int | None = None) -> tuple[Any, Any]:
         """Computes the output for the next seconds of a long video, and what to pass for the piece after them.
 

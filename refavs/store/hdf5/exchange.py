@@ -269,7 +269,7 @@ def _read_shard(kept: ForeignFile, folder: Folder, schema: StoreSchema, record: 
     for spec in table.arrays:
         data, row = kept.rows(spec.path, spec.shape, spec.dtype), np.empty(spec.shape, spec.dtype)
         keys = {row - record.index * table.rows_per_shard: key for key, row in record.rows.items()}
-        shard = ShardFile(folder, shard_name(spec, record.index), table.rows_per_shard)
+        shard = ShardFile(folder, shard_name(spec, record.index), table.rows_per_shard, spec.num_parts)
         try:
             for place in sorted(keys):
                 kept.row(data, record.index * table.rows_per_shard + place, row)
