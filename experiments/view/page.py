@@ -1,0 +1,199 @@
+"""The page of refavs-view, drawn by Gradio: tabs for clips, features, runs and new videos."""
+
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI
+from gradio import processing_utils
+from gradio.themes import Default
+
+from experiments.view.answers import CLIP_COLUMNS, RUN_COLUMNS, Answers
+from experiments.view.guard import App, Guard
+from experiments.view.markup import style
+from experiments.view.runs import ORDERS, WORST
+from experiments.view.shown import Shown
+
+QUEUE = 32  # requests that may wait; further ones are told that the page is busy
+AT_ONCE = 4
+KEPT_S = 3600  # of uploads and results
+MOST_STREAMS = 4
+MOST_UPLOAD_BYTES = 200 * 2**20
+PICK = """element.addEventListener("click", event => {
+  const chosen = event.target.closest("[data-clip]");
+  if (chosen) trigger("select", {clip: chosen.dataset.clip});
+});"""
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+
+
+def build_page(answers: Answers) -> gr.Blocks:
+    """The page."""
+    # A request may name an address in the place of a file; Gradio would fetch it.
+    processing_utils.async_ssrf_protected_download = _refuse_address  # type: ignore[assignment]
+    with gr.Blocks(title="refavs-view", analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S)) as page:
+        bar = Bar(answers) if answers.shown.stores else None
+        with gr.Tabs():
+            if bar is not None:
+                _connect(answers, page, bar, ClipsTab(), FeaturesTab(answers))
+            if answers.shown.runs:
+                RunsTab(answers, page)
+    return page.queue(max_size=QUEUE, default_concurrency_limit=AT_ONCE)
+
+
+def application(shown: Shown, port: int, token: str | None = None, any_host: bool = False) -> App:
+    """The web application: Gradio's page behind the guard."""
+    site = gr.mount_gradio_app(
+        FastAPI(openapi_url=None), build_page(Answers(shown)), path="/", server_port=port, footer_links=[],
+        run_history=False, allowed_paths=[], show_error=False, max_file_size=MOST_UPLOAD_BYTES, ssr_mode=False,
+        enable_monitoring=False, pwa=False, mcp_server=False, theme=_theme(), css=style(),
+    )  # fmt: skip
+    return Guard(site, token, any_host, port)
+
+
+def _theme() -> Default:
+    """Gradio's plain theme in fonts that every system has, as others would be fetched."""
+    return Default(
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "Liberation Sans", "sans-serif"],
+        font_mono=["ui-monospace", "DejaVu Sans Mono", "monospace"], primary_hue="blue", spacing_size="sm",
+        radius_size="sm", text_size="md",
+    )  # fmt: skip
+
+
+class Bar:
+    """The store that is shown, above all tabs."""
+
+    def __init__(self, answers: Answers) -> None:
+        names = list(answers.shown.stores)
+        with gr.Row(elem_classes="bar"):
+            self.store = gr.Dropdown(names, value=names[0], label="Store", visible=len(names) > 1, scale=1)
+            self.head = _html(scale=6)
+            self.refresh = gr.Button("Refresh", size="sm", scale=0, min_width=110)
+        self.chosen = gr.State("")
+
+
+class ClipsTab:
+    """The table of clips, and the chosen one."""
+
+    def __init__(self) -> None:
+        with gr.Tab("Clips"):
+            with gr.Row():
+                self.text = gr.Textbox(label="Search", placeholder="an id, or words of an expression", scale=3)
+                self.flag = gr.Dropdown(["any"], value="any", label="Flag", scale=1, min_width=120)
+                self.split = gr.Dropdown(["any"], value="any", label="Split", scale=1, min_width=120)
+            self.count = gr.Markdown("", elem_classes="count")
+            self.table = _table(CLIP_COLUMNS, ["str", "number", "number", "str", "str"],
+                                ["30%", "8%", "14%", "18%", "30%"])  # fmt: skip
+            self.clip = _html()
+
+
+class FeaturesTab:
+    """The features of the chosen clip, and the clips nearest to it."""
+
+    def __init__(self, answers: Answers) -> None:
+        choices = list(answers.places())
+        with gr.Tab("Features") as self.tab:
+            self.streams = gr.Dropdown(choices, value=_first_of_each(choices), multiselect=True,
+                                       max_choices=MOST_STREAMS, label="Streams, side by side")  # fmt: skip
+            self.pictures = _html()
+            self.near = gr.Dropdown([], label="Clips that look or sound alike, by the mean of")
+            self.neighbours = _html(js_on_load=PICK)
+
+
+class RunsTab:
+    """The expressions of a run by score, and its prediction beside the truth."""
+
+    def __init__(self, answers: Answers, page: gr.Blocks) -> None:
+        names = list(answers.shown.runs)
+        with gr.Tab("Runs"):
+            with gr.Row():
+                run = gr.Dropdown(names, value=names[0], label="Run", scale=2)
+                order = gr.Radio(list(ORDERS), value=WORST, label="Order", scale=2)
+                split = gr.Dropdown(["any"], value="any", label="Split", scale=1, min_width=120)
+                text = gr.Textbox(label="Search", placeholder="words, or a clip's id", scale=2)
+            count = gr.Markdown("", elem_classes="count")
+            table = _table(RUN_COLUMNS, ["number", "number", "number", "str", "str", "str", "str"],
+                           ["7%", "7%", "8%", "9%", "14%", "35%", "20%"])  # fmt: skip
+            card = _html()
+
+        def first(name: str) -> tuple[Any, ...]:
+            lines, told = answers.expressions(name)
+            return gr.Dropdown(answers.splits(name), value="any"), lines, told, _card(answers, name, lines)
+
+        def pick(name: str, event: gr.SelectData) -> str:
+            return answers.prediction(name, _number(event.row_value[0]))
+
+        page.load(first, [run], [split, table, count, card], **PRIVATE)
+        run.input(first, [run], [split, table, count, card], **PRIVATE)
+        for part in (order.input, split.input, text.change):
+            part(answers.expressions, [run, order, text, split], [table, count], trigger_mode="always_last", **PRIVATE)
+        table.select(pick, [run], card, **PRIVATE)
+
+
+def _connect(answers: Answers, page: gr.Blocks, bar: Bar, clips: ClipsTab, features: FeaturesTab) -> None:
+    """Connects the parts that show the chosen clip of the chosen store."""
+    store, chosen = bar.store, bar.chosen
+    tables, clip = [clips.table, clips.count], [chosen, clips.clip]
+    everything = [bar.head, clips.flag, clips.split, features.near, *tables, *clip]
+
+    def first(name: str) -> tuple[Any, ...]:
+        clip_id = answers.first_clip(name)
+        near = answers.stream_names(name)
+        return (answers.head(name), gr.Dropdown(answers.values(name, "flags"), value="any"),
+                gr.Dropdown(answers.values(name, "splits"), value="any"),
+                gr.Dropdown(near, value=near[0] if near else None), *answers.clips(name), clip_id,
+                answers.clip(name, clip_id))  # fmt: skip
+
+    def again(name: str) -> tuple[Any, ...]:
+        answers.reopen(name)
+        return first(name)
+
+    def pick(name: str, event: gr.SelectData) -> tuple[str, str]:
+        clip_id = str(event.row_value[0])
+        return clip_id, answers.clip(name, clip_id)
+
+    def move(name: str, streams: list[str], stream: str, event: gr.EventData) -> tuple[str, ...]:
+        clip_id = str(event.clip)
+        return (clip_id, answers.clip(name, clip_id), answers.streams(clip_id, streams),
+                answers.neighbours(name, stream, clip_id))  # fmt: skip
+
+    page.load(first, [store], everything, **PRIVATE)
+    store.input(first, [store], everything, **PRIVATE)
+    bar.refresh.click(again, [store], everything, **PRIVATE)
+    for part in (clips.text.change, clips.flag.input, clips.split.input):
+        part(answers.clips, [store, clips.text, clips.flag, clips.split], tables, trigger_mode="always_last", **PRIVATE)
+    clips.table.select(pick, [store], clip, **PRIVATE)
+    # Only an open tab reads features.
+    for part in (features.tab.select, features.streams.input):
+        part(answers.streams, [chosen, features.streams], features.pictures, **PRIVATE)
+    for part in (features.tab.select, features.near.input):
+        part(answers.neighbours, [store, features.near, chosen], features.neighbours, **PRIVATE)
+    features.neighbours.select(move, [store, features.streams, features.near],
+                               [*clip, features.pictures, features.neighbours], **PRIVATE)  # fmt: skip
+
+
+def _html(**options: Any) -> gr.HTML:
+    return gr.HTML("", elem_classes="refavs", apply_default_css=False, **{"js_on_load": None, **options})
+
+
+def _table(headers: list[str], kinds: list[Any], widths: list[Any]) -> gr.Dataframe:
+    return gr.Dataframe(headers=headers, datatype=kinds, type="array", interactive=False, max_height=320, wrap=True,
+                        column_widths=widths, show_label=False, buttons=[], elem_classes="lines")  # fmt: skip
+
+
+def _first_of_each(choices: list[str]) -> list[str]:
+    """A visual and an audio array to begin with."""
+    return [found for kind in ("visual/", "audio/") if (found := next((one for one in choices if kind in one), None))]
+
+
+def _card(answers: Answers, name: str, lines: list[list[Any]]) -> str:
+    return answers.prediction(name, lines[0][0]) if lines else ""
+
+
+def _number(value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return -1
+
+
+async def _refuse_address(url: str, cache_dir: str) -> str:
+    raise gr.Error("an upload is a file, not an address")
