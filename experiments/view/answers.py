@@ -3,19 +3,27 @@
 Every choice comes from a browser and is looked up among what the stores and runs have. Errors become a note.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from experiments.view import clips, neighbours, runs, streams
+from experiments.view.attempt import Loaded
 from experiments.view.markup import render
 from experiments.view.shown import Shown, ShownRun, ShownStore
 from experiments.view.streams import Place
-from refavs.errors import ConfigError, RefAVSError
+from refavs.data.layouts import find_clip
+from refavs.errors import ConfigError, DatasetError, RefAVSError
 
-CLIP_COLUMNS = ["clip", "s", "expressions", "splits", "flags"]
-RUN_COLUMNS = ["row", "J %", "area %", "split", "cue", "expression", "clip"]
-MOST_LINES = 2000  # of a table in the browser; a search finds the others
+CLIP_COLUMNS = {"clip": "id", "seconds": "seconds", "expressions": "expressions", "splits": "splits", "flags": "flags"}
+RUN_COLUMNS = {"expression": "text", "J %": "J", "area %": "area", "split": "split", "cue": "dimension",
+               "clip": "clip_id"}  # fmt: skip
+WIDE = {"seconds", "expressions", "area %", "cue", "clip"}  # columns that a narrow window leaves out
+PER_PAGE = 200
 ANY = "any"
 
 
@@ -36,7 +44,7 @@ class Answers:
     """Answers about the stores and runs that are shown."""
 
     def __init__(self, shown: Shown) -> None:
-        self.shown = shown
+        self.shown, self._loaded = shown, Loaded()
 
     def store(self, name: str) -> ShownStore:
         """The store of this name.
@@ -74,14 +82,12 @@ class Answers:
             warnings.append("Random features: at least one encoder of this store has random weights.")
         return render("head", shown.name, store.location, facts, warnings)
 
-    def clips(self, name: str, text: str = "", flag: str = ANY, split: str = ANY) -> tuple[list[list[Any]], str]:
-        """The lines of the table of clips, and how many there are."""
-        if name not in self.shown.stores:
-            return [], ""
-        table = clips.clip_table(self.shown.stores[name])
+    @told
+    def clips(self, name: str, text: str = "", flag: str = ANY, split: str = ANY, page: float | None = 1) -> str:
+        """One page of the table of clips."""
+        table = clips.clip_table(self.store(name))
         found = clips.search(table, text, _wanted(flag), _wanted(split))
-        lines = found[["id", "seconds", "expressions", "splits", "flags"]].head(MOST_LINES).to_numpy().tolist()
-        return lines, _count(len(lines), len(found), len(table), "clips")
+        return _lines(CLIP_COLUMNS, found, found["id"], page, f"{len(found):,} of {len(table):,} clips")
 
     def values(self, name: str, column: str) -> list[str]:
         """The entries of the menu of flags or of splits."""
@@ -124,19 +130,23 @@ class Answers:
         near = neighbours.nearest(shown, stream, clip_id)
         return render("neighbours", clip_id, near, [clips.thumbnail(shown.store, one.clip_id) for one in near.found])
 
+    @told
     def expressions(
-        self, name: str, order: str = runs.WORST, text: str = "", split: str = ANY
-    ) -> tuple[list[list[Any]], str]:
-        """The lines of the table of a run's expressions, and how many there are or why there are none."""
-        try:
-            shown = self.run(name)
-            found = runs.ranked(shown, order if order in runs.ORDERS else runs.WORST, text, _wanted(split))
-        except RefAVSError as error:
-            return [], str(error)
-        columns = ["row", "J", "area", "split", "dimension", "text", "clip_id"]
+        self, name: str, order: str = runs.WORST, text: str = "", split: str = ANY, page: float | None = 1
+    ) -> str:  # fmt: skip
+        """One page of the table of a run's expressions."""
+        shown = self.run(name)
+        found = runs.ranked(shown, order if order in runs.ORDERS else runs.WORST, text, _wanted(split))
         found = found.assign(J=found["J"].round(1), area=found["area"].round(2))
-        lines = found[columns].head(MOST_LINES).to_numpy().tolist()
-        return lines, _count(len(lines), len(found), len(shown.scored.table), "expressions")
+        count = f"{len(found):,} of {len(shown.scored.table):,} expressions"
+        return _lines(RUN_COLUMNS, found, found["row"], page, count)
+
+    @told
+    def first_prediction(self, name: str) -> str:
+        """The prediction for the expression that the table of a run begins with."""
+        shown = self.run(name)
+        found = runs.ranked(shown)
+        return render("prediction", runs.card(shown, int(found["row"].iloc[0]))) if len(found) else ""
 
     def splits(self, name: str) -> list[str]:
         """The entries of the menu of a run's splits."""
@@ -146,9 +156,36 @@ class Answers:
             return [ANY]
 
     @told
-    def prediction(self, name: str, row: int) -> str:
+    def prediction(self, name: str, row: str) -> str:
         """A run's prediction beside the truth."""
-        return render("prediction", runs.card(self.run(name), row))
+        return render("prediction", runs.card(self.run(name), int(row) if row.isascii() and row.isdigit() else -1))
+
+    def videos(self, name: str) -> list[str]:
+        """The clips of a store that are videos and still where they were."""
+        if name not in self.shown.stores or not (first := self.first_clip(name)):
+            return []
+        store = self.shown.stores[name].store
+        clip = find_clip(store.attributes, first)
+        return [] if clip is None or clip.video is None else clips.clip_table(self.shown.stores[name])["id"].tolist()
+
+    @told
+    def attempt(self, name: str, uploaded: str | None, store: str, clip_id: str, expression: str, out: Path) -> str:
+        """A run's masks over a video, which is written to `out`, in words.
+
+        Args:
+            uploaded: the file's place on this machine, as the page's server chose it.
+            clip_id: a video of the store, if nothing is uploaded.
+        """
+        run, video = self.run(name), Path(uploaded) if uploaded else None
+        if video is None and clip_id in self.videos(store):
+            clip = find_clip(self.store(store).store.attributes, clip_id)
+            video = clip and clip.video
+        if video is None:
+            raise ConfigError("there is no video; choose one, or upload one")
+        try:
+            return render("attempt", self._loaded.attempt(run.run.checkpoint, video, expression, out))
+        except DatasetError as error:
+            raise DatasetError(str(error).replace(str(video), video.name)) from error
 
     def reopen(self, name: str) -> None:
         """Opens a store again; it stays as it was if that fails."""
@@ -162,6 +199,12 @@ def _wanted(choice: str | None) -> str:
     return "" if choice in (None, ANY) else str(choice)
 
 
-def _count(shown: int, found: int, known: int, what: str) -> str:
-    more = f"; the first {shown:,} are listed" if shown < found else ""
-    return f"{found:,} of {known:,} {what}{more}"
+def _lines(columns: Mapping[str, str], found: pd.DataFrame, keys: pd.Series, page: float | None, count: str) -> str:
+    """A page of a table; `columns` are its headings with their columns in `found`."""
+    pages = max(1, math.ceil(len(found) / PER_PAGE))
+    number = min(max(1, int(page or 1)), pages)
+    part = slice((number - 1) * PER_PAGE, number * PER_PAGE)
+    told = count if pages == 1 else f"{count}; page {number} of {pages}"
+    rows = list(zip(keys[part].astype(str), found[list(columns.values())][part].to_numpy().tolist(), strict=True))
+    wide = [place for place, head in enumerate(columns) if place and head in WIDE]
+    return render("lines", list(columns), rows, wide, told)

@@ -17,10 +17,12 @@ PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robot
 FOLDERS = ("/assets/", "/static/", "/gradio_api/queue/", "/gradio_api/run/", "/gradio_api/upload", "/gradio_api/file=",
            "/gradio_api/heartbeat/", "/gradio_api/startup-events", "/gradio_api/cancel", "/gradio_api/reset",
            "/gradio_api/app_id")  # fmt: skip
-# Gradio evaluates templates of its own; nothing is loaded from, or sent to, any other place.
-POLICY = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-          "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
-          "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'")  # fmt: skip
+# Gradio evaluates templates of its own and cuts videos in a worker; nothing is loaded from, or sent to, another place.
+POLICY = "; ".join((
+    "default-src 'self'", "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:", "style-src 'self' 'unsafe-inline'",
+    "img-src 'self' data: blob:", "media-src 'self' data: blob:", "font-src 'self' data:", "connect-src 'self' blob:",
+    "object-src 'none'", "base-uri 'self'", "form-action 'self'", "frame-ancestors 'none'",
+))  # fmt: skip
 HEADERS = ((b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff"),
            (b"referrer-policy", b"no-referrer"))  # fmt: skip
 

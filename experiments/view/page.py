@@ -1,5 +1,8 @@
 """The page of refavs-view, drawn by Gradio: tabs for clips, features, runs and new videos."""
 
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -7,7 +10,8 @@ from fastapi import FastAPI
 from gradio import processing_utils
 from gradio.themes import Default
 
-from experiments.view.answers import CLIP_COLUMNS, RUN_COLUMNS, Answers
+from experiments.view.answers import ANY, Answers
+from experiments.view.attempt import MOST_LETTERS, MOST_SECONDS
 from experiments.view.guard import App, Guard
 from experiments.view.markup import style
 from experiments.view.runs import ORDERS, WORST
@@ -18,9 +22,13 @@ AT_ONCE = 4
 KEPT_S = 3600  # of uploads and results
 MOST_STREAMS = 4
 MOST_UPLOAD_BYTES = 200 * 2**20
+# A click on anything that names what it stands for; Python gets the name.
 PICK = """element.addEventListener("click", event => {
-  const chosen = event.target.closest("[data-clip]");
-  if (chosen) trigger("select", {clip: chosen.dataset.clip});
+  const chosen = event.target.closest("[data-pick]");
+  if (!chosen) return;
+  element.querySelectorAll("[aria-current]").forEach(row => row.removeAttribute("aria-current"));
+  chosen.closest("tr")?.setAttribute("aria-current", "true");
+  trigger("select", {picked: chosen.dataset.pick});
 });"""
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
 
@@ -36,6 +44,7 @@ def build_page(answers: Answers) -> gr.Blocks:
                 _connect(answers, page, bar, ClipsTab(), FeaturesTab(answers))
             if answers.shown.runs:
                 RunsTab(answers, page)
+                TryTab(answers)
     return page.queue(max_size=QUEUE, default_concurrency_limit=AT_ONCE)
 
 
@@ -76,12 +85,11 @@ class ClipsTab:
     def __init__(self) -> None:
         with gr.Tab("Clips"):
             with gr.Row():
-                self.text = gr.Textbox(label="Search", placeholder="an id, or words of an expression", scale=3)
-                self.flag = gr.Dropdown(["any"], value="any", label="Flag", scale=1, min_width=120)
-                self.split = gr.Dropdown(["any"], value="any", label="Split", scale=1, min_width=120)
-            self.count = gr.Markdown("", elem_classes="count")
-            self.table = _table(CLIP_COLUMNS, ["str", "number", "number", "str", "str"],
-                                ["30%", "8%", "14%", "18%", "30%"])  # fmt: skip
+                self.text = gr.Textbox(label="Search", placeholder="an id, or words of an expression", scale=4)
+                self.flag = _any("Flag")
+                self.split = _any("Split")
+                self.number = _page()
+            self.table = _html(js_on_load=PICK)
             self.clip = _html()
 
 
@@ -105,61 +113,92 @@ class RunsTab:
         names = list(answers.shown.runs)
         with gr.Tab("Runs"):
             with gr.Row():
-                run = gr.Dropdown(names, value=names[0], label="Run", scale=2)
-                order = gr.Radio(list(ORDERS), value=WORST, label="Order", scale=2)
-                split = gr.Dropdown(["any"], value="any", label="Split", scale=1, min_width=120)
-                text = gr.Textbox(label="Search", placeholder="words, or a clip's id", scale=2)
-            count = gr.Markdown("", elem_classes="count")
-            table = _table(RUN_COLUMNS, ["number", "number", "number", "str", "str", "str", "str"],
-                           ["7%", "7%", "8%", "9%", "14%", "35%", "20%"])  # fmt: skip
+                run = gr.Dropdown(names, value=names[0], label="Run", scale=3, min_width=220)
+                order = gr.Dropdown(list(ORDERS), value=WORST, label="Order", scale=1, min_width=120)
+                split = _any("Split")
+                text = gr.Textbox(label="Search", placeholder="words, or a clip's id", scale=3, min_width=180)
+                number = _page()
+            table = _html(js_on_load=PICK)
             card = _html()
 
         def first(name: str) -> tuple[Any, ...]:
-            lines, told = answers.expressions(name)
-            return gr.Dropdown(answers.splits(name), value="any"), lines, told, _card(answers, name, lines)
+            return (gr.Dropdown(answers.splits(name), value=ANY), 1, answers.expressions(name),
+                    answers.first_prediction(name))  # fmt: skip
 
-        def pick(name: str, event: gr.SelectData) -> str:
-            return answers.prediction(name, _number(event.row_value[0]))
+        def pick(name: str, event: gr.EventData) -> str:
+            return answers.prediction(name, str(event.picked))
 
-        page.load(first, [run], [split, table, count, card], **PRIVATE)
-        run.input(first, [run], [split, table, count, card], **PRIVATE)
-        for part in (order.input, split.input, text.change):
-            part(answers.expressions, [run, order, text, split], [table, count], trigger_mode="always_last", **PRIVATE)
+        for event in (page.load, run.input):
+            event(first, [run], [split, number, table, card], **PRIVATE)
+        for event in (order.input, split.input, text.change, number.change):
+            event(answers.expressions, [run, order, text, split, number], table, trigger_mode="always_last", **PRIVATE)
         table.select(pick, [run], card, **PRIVATE)
+
+
+class TryTab:
+    """A run on a video of the store or of one's own."""
+
+    def __init__(self, answers: Answers) -> None:
+        names = list(answers.shown.runs)
+        videos = answers.videos(next(iter(answers.shown.stores), ""))
+        with gr.Tab("Try"), gr.Row():
+            with gr.Column(scale=2, min_width=280):
+                run = gr.Dropdown(names, value=names[0], label="Run")
+                video = gr.Video(label=f"A video (up to {MOST_UPLOAD_BYTES >> 20} MB; its first {MOST_SECONDS} s are "
+                                 "used)", sources=["upload"], height=240)  # fmt: skip
+                clip = gr.Dropdown(["", *videos], value="", label="or a video of the store", visible=bool(videos))
+                text = gr.Textbox(label="Expression", placeholder="the object making a sound before the man",
+                                  max_length=MOST_LETTERS)  # fmt: skip
+                start = gr.Button("Segment", variant="primary")
+            with gr.Column(scale=3, min_width=280):
+                overlay = gr.Video(label="What it refers to", interactive=False, height=420)
+                told = _html()
+
+        folder = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR")))
+
+        def attempt(name: str, uploaded: str | None, clip_id: str, sentence: str) -> tuple[str | None, str]:
+            out = folder / "overlay.mp4"  # copied by Gradio before the next attempt begins
+            out.unlink(missing_ok=True)
+            store = next(iter(answers.shown.stores), "")
+            words = answers.attempt(name, uploaded, store, clip_id, sentence, out)
+            return str(out) if out.exists() else None, words
+
+        gr.on([start.click, text.submit], attempt, [run, video, clip, text], [overlay, told], concurrency_limit=1,
+              api_visibility="private", show_progress="full")  # fmt: skip
 
 
 def _connect(answers: Answers, page: gr.Blocks, bar: Bar, clips: ClipsTab, features: FeaturesTab) -> None:
     """Connects the parts that show the chosen clip of the chosen store."""
     store, chosen = bar.store, bar.chosen
-    tables, clip = [clips.table, clips.count], [chosen, clips.clip]
-    everything = [bar.head, clips.flag, clips.split, features.near, *tables, *clip]
+    clip = [chosen, clips.clip]
+    everything = [bar.head, clips.flag, clips.split, clips.number, features.near, clips.table, *clip]
 
     def first(name: str) -> tuple[Any, ...]:
         clip_id = answers.first_clip(name)
         near = answers.stream_names(name)
-        return (answers.head(name), gr.Dropdown(answers.values(name, "flags"), value="any"),
-                gr.Dropdown(answers.values(name, "splits"), value="any"),
-                gr.Dropdown(near, value=near[0] if near else None), *answers.clips(name), clip_id,
+        return (answers.head(name), gr.Dropdown(answers.values(name, "flags"), value=ANY),
+                gr.Dropdown(answers.values(name, "splits"), value=ANY), 1,
+                gr.Dropdown(near, value=near[0] if near else None), answers.clips(name), clip_id,
                 answers.clip(name, clip_id))  # fmt: skip
 
     def again(name: str) -> tuple[Any, ...]:
         answers.reopen(name)
         return first(name)
 
-    def pick(name: str, event: gr.SelectData) -> tuple[str, str]:
-        clip_id = str(event.row_value[0])
-        return clip_id, answers.clip(name, clip_id)
+    def pick(name: str, event: gr.EventData) -> tuple[str, str]:
+        return str(event.picked), answers.clip(name, str(event.picked))
 
     def move(name: str, streams: list[str], stream: str, event: gr.EventData) -> tuple[str, ...]:
-        clip_id = str(event.clip)
+        clip_id = str(event.picked)
         return (clip_id, answers.clip(name, clip_id), answers.streams(clip_id, streams),
                 answers.neighbours(name, stream, clip_id))  # fmt: skip
 
     page.load(first, [store], everything, **PRIVATE)
     store.input(first, [store], everything, **PRIVATE)
     bar.refresh.click(again, [store], everything, **PRIVATE)
-    for part in (clips.text.change, clips.flag.input, clips.split.input):
-        part(answers.clips, [store, clips.text, clips.flag, clips.split], tables, trigger_mode="always_last", **PRIVATE)
+    for part in (clips.text.change, clips.flag.input, clips.split.input, clips.number.change):
+        part(answers.clips, [store, clips.text, clips.flag, clips.split, clips.number], clips.table,
+             trigger_mode="always_last", **PRIVATE)  # fmt: skip
     clips.table.select(pick, [store], clip, **PRIVATE)
     # Only an open tab reads features.
     for part in (features.tab.select, features.streams.input):
@@ -174,25 +213,17 @@ def _html(**options: Any) -> gr.HTML:
     return gr.HTML("", elem_classes="refavs", apply_default_css=False, **{"js_on_load": None, **options})
 
 
-def _table(headers: list[str], kinds: list[Any], widths: list[Any]) -> gr.Dataframe:
-    return gr.Dataframe(headers=headers, datatype=kinds, type="array", interactive=False, max_height=320, wrap=True,
-                        column_widths=widths, show_label=False, buttons=[], elem_classes="lines")  # fmt: skip
+def _any(label: str) -> gr.Dropdown:
+    return gr.Dropdown([ANY], value=ANY, label=label, scale=1, min_width=110)
+
+
+def _page() -> gr.Number:
+    return gr.Number(1, label="Page", precision=0, minimum=1, scale=0, min_width=80)
 
 
 def _first_of_each(choices: list[str]) -> list[str]:
     """A visual and an audio array to begin with."""
     return [found for kind in ("visual/", "audio/") if (found := next((one for one in choices if kind in one), None))]
-
-
-def _card(answers: Answers, name: str, lines: list[list[Any]]) -> str:
-    return answers.prediction(name, lines[0][0]) if lines else ""
-
-
-def _number(value: Any) -> int:
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        return -1
 
 
 async def _refuse_address(url: str, cache_dir: str) -> str:

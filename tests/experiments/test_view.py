@@ -13,8 +13,10 @@ from experiments.grid.config import TrainConfig, TrialConfig
 from experiments.report import gallery
 from experiments.training.evaluate import record_splits
 from experiments.training.loop import build_model
+from experiments.view import answers as answers_module
 from experiments.view import clips, neighbours, runs, streams
 from experiments.view.answers import ANY, Answers
+from experiments.view.attempt import Attempt
 from experiments.view.guard import POLICY, Guard
 from experiments.view.shown import Shown, ShownStore, open_all
 from refavs.config import replace, to_dict
@@ -23,6 +25,7 @@ from refavs.errors import ConfigError, RefAVSError, StoreError
 from refavs.model.checkpoint import save_model
 from refavs.store import FeatureStore
 from tests.experiments.small_store import AUDIO, CLIPS, MAPS, SECONDS, VISUAL, make_store
+from tests.experiments.small_sweep import write_trial
 from tests.experiments.test_report_gallery import SMALL
 from tests.experiments.test_report_page import HOSTILE, TAGS, Elements
 from tests.refavs import small_store as small
@@ -45,6 +48,11 @@ def answers_of(*stores: ShownStore) -> Answers:
     return Answers(Shown(stores={one.name: one for one in stores}, runs={}))
 
 
+def picks(html: str) -> list[str]:
+    """What the lines of a table stand for."""
+    return [attributes["data-pick"] for tag, attributes in Elements(html).found if tag == "tr" and attributes]
+
+
 def test_table_of_clips_is_searched_by_text_flag_and_split(shown: ShownStore) -> None:
     table = clips.clip_table(shown)
     assert len(table) == sum(CLIPS.values()) and set(table["expressions"]) == {3}
@@ -54,6 +62,16 @@ def test_table_of_clips_is_searched_by_text_flag_and_split(shown: ShownStore) ->
     assert clips.search(table, ".*").empty  # no pattern
     assert clips.search(table, flag="shared").empty
     assert clips.values_in(table, "splits") == sorted(CLIPS)
+
+
+def test_long_table_has_pages(shown: ShownStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers_module, "PER_PAGE", 5)
+    answers = answers_of(shown)
+    pages = [picks(answers.clips("store", page=number)) for number in (1, 2, 3)]
+    assert [len(page) for page in pages] == [5, 5, 4]
+    assert [one for page in pages for one in page] == clips.clip_table(shown)["id"].tolist()
+    assert picks(answers.clips("store", page=9)) == pages[2] and picks(answers.clips("store", page=None)) == pages[0]
+    assert "page 2 of 3" in answers.clips("store", page=2)
 
 
 def test_flags_tell_what_is_silent_shared_repeated_failed_and_missing(tmp_path: Path) -> None:
@@ -73,7 +91,7 @@ def test_store_that_is_written_for_the_first_time_shows_what_is_committed(tmp_pa
     assert clips.clip_table(shown).empty
     shown.reopen()
     answers = answers_of(shown)
-    assert [line[0] for line in answers.clips("s")[0]] == ["frames of a", "frames of b"]
+    assert picks(answers.clips("s")) == ["frames of a", "frames of b"]
     assert "has not written its table" in answers.clip("s", "frames of a")
     assert "being written" in answers.head("s")
     view = streams.stream_view(shown, small.MAPS, "frames of b")
@@ -83,7 +101,7 @@ def test_store_that_is_written_for_the_first_time_shows_what_is_committed(tmp_pa
     writer.write_expressions(small.expressions(writer))
     writer.finalise()
     shown.reopen()
-    assert [line[0] for line in answers.clips("s")[0]] == list(small.CLIPS)
+    assert picks(answers.clips("s")) == list(small.CLIPS)
     assert "being written" not in answers.head("s")
 
 
@@ -180,22 +198,23 @@ def test_opening_a_store_reads_no_feature(store: FeatureStore, monkeypatch: pyte
     monkeypatch.setattr(FeatureStore, "read", refuse)
     shown = open_all([store.location])
     answers = Answers(shown)
-    assert answers.clips("store")[0] and "14 clips" in answers.head("store")
+    assert len(picks(answers.clips("store"))) == 14 and "14 clips" in answers.head("store")
 
 
-@pytest.fixture(scope="module")
-def sweep(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_run(store: FeatureStore, sweep: Path) -> Path:
     """A sweep with one untrained run on the small store."""
-    from tests.experiments.small_sweep import write_trial
-
-    folder = tmp_path_factory.mktemp("sweep")
-    trial = write_trial(folder, "full", store=store.fingerprint, quality=None)
+    trial = write_trial(sweep, "full", store=store.fingerprint, quality=None)
     torch.manual_seed(0)
     config = replace(TrialConfig(), SMALL)
     model = build_model(config, store)
     record_splits(TrainConfig(), model, store, Splits.of({}).tested, torch.device("cpu"), trial / "statistics.parquet")
     save_model(trial / "checkpoint", model, {"store": store.fingerprint, "trial": to_dict(config)})
-    return folder
+    return sweep
+
+
+@pytest.fixture(scope="module")
+def sweep(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(store, tmp_path_factory.mktemp("sweep"))
 
 
 @pytest.mark.long
@@ -208,14 +227,14 @@ def test_run_shows_its_worst_and_best_and_predicts_one_of_them(store: FeatureSto
     assert set(runs.ranked(run, runs.FALSE)["split"]) <= {"test_n"}
     assert set(runs.ranked(run, runs.BEST, "LEFT", "test_s")["text"]) == {"the left one"}
     answers = Answers(shown)
-    lines, told = answers.expressions(name, runs.WORST, "sounding")
-    assert len(lines) == 4 and told == "4 of 18 expressions"
+    lines = answers.expressions(name, runs.WORST, "sounding")
+    assert len(picks(lines)) == 4 and "4 of 18 expressions" in lines
     assert answers.splits(name) == [ANY, "test_n", "test_s", "test_u"]
     card = runs.card(run, int(worst["row"].iloc[0]))
     assert card.sentence == worst["text"].iloc[0] and len(card.seconds) == SECONDS
-    html = answers.prediction(name, int(worst["row"].iloc[0]))
-    assert card.uid in html and 'class="truth"' in html
-    for row in (-1, 10**9):
+    html = answers.prediction(name, str(worst["row"].iloc[0]))
+    assert card.uid in html and 'class="truth"' in html and html == answers.first_prediction(name)
+    for row in ("-1", "1000000000", "1.5", "", "٣"):
         assert "has no expression" in answers.prediction(name, row)
 
 
@@ -227,9 +246,9 @@ def test_run_without_its_store_shows_scores_and_says_why_there_is_no_prediction(
     assert not shown.stores and len(shown.runs) == 1
     answers = Answers(shown)
     (name,) = shown.runs
-    lines, _ = answers.expressions(name)
-    assert lines and "does not say where its store is" in answers.prediction(name, lines[0][0])
-    assert answers.expressions("none")[0] == [] and "no run" in answers.expressions("none")[1]
+    row = picks(answers.expressions(name))[0]
+    assert "does not say where its store is" in answers.prediction(name, row)
+    assert "no run" in answers.expressions("none")
 
 
 @pytest.mark.parametrize(("place", "told"), [
@@ -257,7 +276,8 @@ def test_no_text_becomes_markup(text: str) -> None:
         render("clip", clips.ClipView(id=text, facts={"flags": text, "splits": text, "seconds": text}, said=(said,),
                                       seconds=group.cards[0].seconds, note=text)),
         render("streams", text, [streams.StreamView(title=text, note=text, facts=((text, text),))]),
-        render("neighbours", text, near, [""]),
+        render("neighbours", text, near, [""]), render("lines", [text], [(text, [text, text])], [], text),
+        render("attempt", Attempt(expression=text, overlay=Path("x"), shares=(1.0,), notes=(text,))),
     ]  # fmt: skip
     for html in parts:
         for tag, attributes in Elements(html).found:
