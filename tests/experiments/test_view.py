@@ -28,8 +28,9 @@ from tests.experiments.small_store import AUDIO, CLIPS, MAPS, SECONDS, VISUAL, m
 from tests.experiments.small_sweep import write_trial
 from tests.experiments.test_report_gallery import SMALL
 from tests.experiments.test_report_page import HOSTILE, TAGS, Elements
-from tests.refavs import small_store as small
+from tests.refavs import servers
 
+endpoint, bucket, small = servers.endpoint, servers.bucket, servers.small
 MASK_FEATURES = f"clips/{VISUAL}/mask_features"
 AUDIO_PATH = f"clips/{AUDIO}/features"
 
@@ -189,6 +190,19 @@ def test_neighbours_are_nearest_by_the_mean_within_a_bounded_sample(
     assert neighbours.nearest(shown, VISUAL, "train0").num_sampled <= 3
     assert set(read[number + 1 :]) == {f"clips/{VISUAL}/{min(MAPS, key=lambda name: MAPS[name])}"}
     assert "no stream" in neighbours.nearest(shown, "visual/none", "train0").note
+
+
+@pytest.mark.long
+def test_store_of_a_server_is_shown_by_range(bucket: str) -> None:
+    servers.write_small(bucket)
+    shown = open_all([bucket])
+    (name,), (one,) = shown.stores, shown.stores.values()
+    answers = Answers(shown)
+    assert picks(answers.clips(name)) == list(small.CLIPS)
+    assert one.store.location in answers.head(name) and "no longer at" in answers.clip(name, "a")
+    view = streams.stream_view(one, small.MAPS, "c")
+    assert len(view.rows[0].pictures) == 3 and not view.note
+    assert len(neighbours.nearest(one, small.SOUND, "c").found) == len(small.CLIPS) - 1
 
 
 def test_opening_a_store_reads_no_feature(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
