@@ -20,7 +20,7 @@ from experiments.training.flops import FlopCounter
 from refavs.data.batches import Batch
 from refavs.model.feature_sizes import FeatureSizes
 from refavs.model.heads.avsbench import Interaction
-from refavs.model.heads.baseline_options import BaselineOptions
+from refavs.model.heads.parts.baseline_options import BaselineOptions
 from refavs.model.heads.registry import implementation_of, names, options_class
 from refavs.model.options import HeadOptions
 from tests.benchmarks.machine import GrowingTable, describe

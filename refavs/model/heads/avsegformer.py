@@ -12,10 +12,10 @@ from refavs.data.batches import Batch
 from refavs.model.attention import Attention, attend, feedforward
 from refavs.model.batch_cache import Once
 from refavs.model.feature_sizes import FeatureSizes
-from refavs.model.heads.baseline_inputs import CueInput, MapInput
-from refavs.model.heads.baseline_masks import MaskConvolutions, by_frame, flat_pair, mean_of_frames, resized
-from refavs.model.heads.baseline_options import GROUPS, AVSegFormerOptions
-from refavs.model.heads.deformable import DeformableEncoder, shapes_of, unflattened
+from refavs.model.heads.parts.baseline_inputs import CueInput, MapInput
+from refavs.model.heads.parts.baseline_masks import MaskConvolutions, by_frame, flat_pair, mean_of_frames, resized
+from refavs.model.heads.parts.baseline_options import GROUPS, AVSegFormerOptions
+from refavs.model.heads.parts.deformable import DeformableEncoder, shapes_of, unflattened
 from refavs.model.heads.protocol import Head, Seconds
 from refavs.model.losses import mask_bce
 from refavs.model.options import LossConfig

@@ -14,9 +14,9 @@ from refavs.errors import ConfigError
 from refavs.model.batch_cache import Once
 from refavs.model.decoder import EEMCOutput, MaskDecoder, predict
 from refavs.model.feature_sizes import LEVELS, MASKS, FeatureSizes
-from refavs.model.heads.fusion import BimodalFusion, MultimodalIntegration, QueryPrompting
-from refavs.model.heads.memory import CarriedMemory, emphasise_change
 from refavs.model.heads.options import EEMCOptions, Trained
+from refavs.model.heads.parts.fusion import BimodalFusion, MultimodalIntegration, QueryPrompting
+from refavs.model.heads.parts.memory import CarriedMemory, emphasise_change
 from refavs.model.heads.protocol import Head, Seconds
 from refavs.model.losses import eemc_loss
 from refavs.model.options import LossConfig

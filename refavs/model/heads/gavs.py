@@ -14,11 +14,11 @@ from refavs.data.batches import Batch
 from refavs.errors import ConfigError, StoreError
 from refavs.model.batch_cache import Once
 from refavs.model.feature_sizes import FeatureSizes
-from refavs.model.heads.baseline_inputs import CueInput, MapInput
-from refavs.model.heads.baseline_masks import flat_pair, mean_of_frames, resized
-from refavs.model.heads.baseline_options import EXTENT, SAM_MAP, GAVSOptions
+from refavs.model.heads.parts.baseline_inputs import CueInput, MapInput
+from refavs.model.heads.parts.baseline_masks import flat_pair, mean_of_frames, resized
+from refavs.model.heads.parts.baseline_options import EXTENT, SAM_MAP, GAVSOptions
+from refavs.model.heads.parts.sam_decoder import SamDecoder, SamWeightsFolder
 from refavs.model.heads.protocol import Head, Seconds
-from refavs.model.heads.sam_decoder import SamDecoder, SamWeightsFolder
 from refavs.model.losses import mask_bce, mask_dice
 from refavs.model.options import LossConfig
 from refavs.model.target import Target
