@@ -41,10 +41,14 @@ def told(answer: Callable[..., str]) -> Callable[..., str]:
 
 
 class Answers:
-    """Answers about the stores and runs that are shown."""
+    """Answers about the stores and runs that are shown.
 
-    def __init__(self, shown: Shown) -> None:
-        self.shown, self._loaded = shown, Loaded()
+    Args:
+        weights_dir: the encoders' weights for new videos; None for the hub's cache.
+    """
+
+    def __init__(self, shown: Shown, weights_dir: Path | None = None) -> None:
+        self.shown, self._loaded = shown, Loaded(weights_dir)
 
     def store(self, name: str) -> ShownStore:
         """The store of this name.

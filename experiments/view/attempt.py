@@ -40,10 +40,15 @@ class Attempt:
 
 
 class Loaded:
-    """The run that was tried last, kept in memory with its encoders; one prediction at a time."""
+    """The run that was tried last, kept in memory with its encoders; one prediction at a time.
 
-    def __init__(self) -> None:
-        self._lock, self._folder, self._segmenter = threading.Lock(), None, None
+    Args:
+        weights_dir: the encoders' weights; None for the hub's cache.
+    """
+
+    def __init__(self, weights_dir: Path | None = None) -> None:
+        self._weights_dir, self._lock = weights_dir, threading.Lock()
+        self._folder, self._segmenter = None, None
 
     def attempt(self, folder: Path, video: Path, expression: str, overlay: Path) -> Attempt:
         """As `attempt`, with the run in `folder`."""
@@ -52,7 +57,7 @@ class Loaded:
         with self._lock:
             if folder != self._folder:
                 self._segmenter, self._folder = None, None  # before the next one takes memory
-                self._segmenter = refavs.load(folder)
+                self._segmenter = refavs.load(folder, weights_dir=self._weights_dir)
                 self._folder = folder
             assert self._segmenter is not None
             return attempt(self._segmenter, video, expression, overlay)
@@ -83,6 +88,8 @@ def attempt(segmenter: "Segmenter | Any", video: Path, expression: str, overlay:
     (found,) = segmenter.segment(frames, sound, [expression], sample_rate=SOUND_HZ)
     write_overlay_video(overlay, video, resized(found.masks, height, width), sound)
     notes = [
+        *["RANDOM FEATURES: at least one encoder of this run has random weights; the result says nothing about the "
+          "method"] * segmenter.run.random_features,
         *["nothing in this video is what the expression refers to"] * (not found.masks.any()),
         *["the expression is longer than the text encoder takes; its end was not read"] * found.truncated,
         *["the video has no sound track and counts as silent"] * media.silent,

@@ -1,12 +1,16 @@
 """refavs-view: a local page that shows what is in stores and what trained runs predict."""
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import secrets
+import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refavs.errors import ConfigError
@@ -15,7 +19,7 @@ from refavs.terminal.command import CommandParser, Exit, run_command
 from refavs.terminal.printing import say
 
 if TYPE_CHECKING:
-    from experiments.view.shown import Shown
+    from experiments.view.answers import Answers
 
 NAME = "refavs-view"
 EPILOG = """examples:
@@ -38,6 +42,8 @@ def build_parser() -> CommandParser:
     add("--port", type=int, default=7860, help="port to serve on; 0 takes a free one (default: 7860)")
     add("--token", action="store_true", help="ask for a token on 127.0.0.1 too, where other users of this machine "
         "could open the page")  # fmt: skip
+    add("--weights-dir", type=Path, metavar="DIR", help="the encoders' weights for new videos, as for refavs-extract; "
+        "default: the hub's cache, without a download")  # fmt: skip
     return parser
 
 
@@ -51,18 +57,20 @@ def _view(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError("the page needs Gradio, which is not installed; run: pip install 'refavs[view]'")
     share_processors()
+    from experiments.view.answers import Answers
     from experiments.view.guard import LOOPBACK
     from experiments.view.shown import open_all
 
-    token = secrets.token_urlsafe(24) if args.token or args.host not in LOOPBACK else None
+    own = args.host in LOOPBACK
     with _bound(args.host, args.port) as listening:
-        shown = open_all(args.places)
-        port = listening.getsockname()[1]
-        return serve(shown, listening, f"http://{args.host}:{port}/", token)
+        answers = Answers(open_all(args.places), args.weights_dir)
+        return serve(answers, listening, secrets.token_urlsafe(24) if args.token or not own else None, any_host=not own)
 
 
-def serve(shown: "Shown", listening: socket.socket, address: str, token: str | None) -> int:
-    """Serves the page until Ctrl-C."""
+def serve(answers: "Answers", listening: socket.socket, token: str | None, any_host: bool = False) -> int:
+    """Serves the page until Ctrl-C or SIGTERM."""
+    host, port = listening.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     with tempfile.TemporaryDirectory(prefix="refavs-view-") as folder:
         # Read by Gradio when it is imported: no word to its makers, and files in a folder of this process alone.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder, "HF_HUB_OFFLINE": "1",
@@ -71,9 +79,14 @@ def serve(shown: "Shown", listening: socket.socket, address: str, token: str | N
 
         from experiments.view.page import application
 
-        app = application(shown, listening.getsockname()[1], token, any_host=not address.startswith("http://127.0.0.1"))
+        app = application(answers, port, token, any_host)
         say(f"{NAME}: {address}{f'?token={token}' if token else ''}  (Ctrl-C ends it)")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
+        sys.stdout.flush()
+        # uvicorn ends at either signal, and then sends it again.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+        with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+            config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+            uvicorn.Server(config).run(sockets=[listening])
     return Exit.COMPLETE
 
 

@@ -75,9 +75,7 @@ def clip_table(shown: ShownStore) -> pd.DataFrame:
 
     Before the table of clips is written, each line is a committed row of frames or of sound, named by its key.
     """
-    if "clips" not in shown.kept:
-        shown.keep("clips", _clip_table(shown.store) if has_clips(shown.store) else _committed(shown.store))
-    return shown.kept["clips"]
+    return shown.once("clips", lambda store: (_clip_table if has_clips(store) else _committed)(store))
 
 
 def search(table: pd.DataFrame, text: str = "", flag: str = "", split: str = "") -> pd.DataFrame:

@@ -66,7 +66,7 @@ class Guard:
         """Status, text and headers of the answer to a request that is not passed on; the status 0 passes it on."""
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
-        if not self.any_host and urlsplit(f"//{host}").hostname not in LOOPBACK:
+        if not self.any_host and _name_of(host) not in LOOPBACK:
             return 403, "this server answers to its own address only, as refavs-view printed it", ()
         if scope["method"] not in ("GET", "HEAD") and origin is not None and urlsplit(origin).netloc != host:
             return 403, "a page of another site may not use this server", ()
@@ -88,6 +88,13 @@ class Guard:
         except CookieError:
             return False
         return found is not None and secrets.compare_digest(found.value.encode(), self.token.encode())
+
+
+def _name_of(host: str) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 async def _answer(send: Send, status: int, told: str, more: tuple[tuple[bytes, bytes], ...]) -> None:

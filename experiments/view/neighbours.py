@@ -1,14 +1,16 @@
 """Clips that look or sound alike: nearest by the mean of a stream, over a bounded sample of the store."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
 
 from experiments.view.clips import clip_table
 from experiments.view.shown import ShownStore
-from experiments.view.streams import row_of, values
+from experiments.view.streams import values
 from refavs.errors import StoreError
+from refavs.store import FeatureStore
 from refavs.store.format.array_spec import ArraySpec
 
 MOST_CLIPS, MOST_BYTES = 400, 2**28  # of a sample
@@ -55,7 +57,7 @@ def nearest(shown: ShownStore, stream: str, clip_id: str, count: int = 8) -> Nei
     spec = smallest_array(shown, stream)
     name = spec.path.removeprefix("clips/")
     try:
-        own = _mean(shown, spec, clip_id)
+        own = _mean(shown.store, spec, clip_id)
     except StoreError as error:
         return Neighbours(array=name, note=str(error))
     means = sample_means(shown, spec)
@@ -74,26 +76,27 @@ def nearest(shown: ShownStore, stream: str, clip_id: str, count: int = 8) -> Nei
 
 def sample_means(shown: ShownStore, spec: ArraySpec) -> dict[str, Float[np.ndarray, " c"]]:
     """The mean of each sampled clip by its id; clips are taken at equal distances, within `MOST_BYTES`."""
-    if ("means", spec.path) not in shown.kept:
-        ids = clip_table(shown)["id"].tolist()
-        most = max(1, min(MOST_CLIPS, MOST_BYTES // spec.row_bytes))
-        chosen = [ids[place] for place in np.unique(np.linspace(0, len(ids) - 1, min(most, len(ids))).astype(int))]
+    ids = clip_table(shown)["id"].tolist()
+    most = max(1, min(MOST_CLIPS, MOST_BYTES // spec.row_bytes, len(ids)))
+    chosen = [ids[place] for place in np.unique(np.linspace(0, len(ids) - 1, most).astype(int))]
 
-        def mean(clip_id: str) -> Float[np.ndarray, " c"] | None:
-            try:
-                return _mean(shown, spec, clip_id)
-            except StoreError:  # a clip that failed, is not committed yet, or is damaged
-                return None
+    def read(store: FeatureStore) -> dict[str, Float[np.ndarray, " c"]]:
+        found = store.folder.together([partial(_mean_or_none, store, spec, clip_id) for clip_id in chosen])
+        return {clip_id: one for clip_id, one in zip(chosen, found, strict=True) if one is not None}
 
-        found = shown.store.folder.together([lambda clip_id=clip_id: mean(clip_id) for clip_id in chosen])
-        means = {clip_id: one for clip_id, one in zip(chosen, found, strict=True) if one is not None}
-        shown.keep(("means", spec.path), means)
-    return shown.kept["means", spec.path]
+    return shown.once(("means", spec.path), read)
 
 
-def _mean(shown: ShownStore, spec: ArraySpec, clip_id: str) -> Float[np.ndarray, " c"]:
-    row_of(shown.store, spec.table, clip_id)
-    found = values(shown.store, spec, clip_id).float()
+def _mean_or_none(store: FeatureStore, spec: ArraySpec, clip_id: str) -> Float[np.ndarray, " c"] | None:
+    """None for a clip that failed, is not committed yet, or is damaged."""
+    try:
+        return _mean(store, spec, clip_id)
+    except StoreError:
+        return None
+
+
+def _mean(store: FeatureStore, spec: ArraySpec, clip_id: str) -> Float[np.ndarray, " c"]:
+    found = values(store, spec, clip_id).float()
     mean = found.mean([axis for axis in range(found.ndim) if axis != spec.channel_axis]).double().numpy()
-    middle, deviation = shown.store.statistics.get(spec.path, (0.0, np.ones(1)))
+    middle, deviation = store.statistics.get(spec.path, (0.0, np.ones(1)))
     return np.nan_to_num((mean - middle) / np.where(deviation > 0, deviation, 1), posinf=0, neginf=0)

@@ -15,7 +15,6 @@ from experiments.view.attempt import MOST_LETTERS, MOST_SECONDS
 from experiments.view.guard import App, Guard
 from experiments.view.markup import style
 from experiments.view.runs import ORDERS, WORST
-from experiments.view.shown import Shown
 
 QUEUE = 32  # requests that may wait; further ones are told that the page is busy
 AT_ONCE = 4
@@ -48,10 +47,10 @@ def build_page(answers: Answers) -> gr.Blocks:
     return page.queue(max_size=QUEUE, default_concurrency_limit=AT_ONCE)
 
 
-def application(shown: Shown, port: int, token: str | None = None, any_host: bool = False) -> App:
+def application(answers: Answers, port: int, token: str | None = None, any_host: bool = False) -> App:
     """The web application: Gradio's page behind the guard."""
     site = gr.mount_gradio_app(
-        FastAPI(openapi_url=None), build_page(Answers(shown)), path="/", server_port=port, footer_links=[],
+        FastAPI(openapi_url=None), build_page(answers), path="/", server_port=port, footer_links=[],
         run_history=False, allowed_paths=[], show_error=False, max_file_size=MOST_UPLOAD_BYTES, ssr_mode=False,
         enable_monitoring=False, pwa=False, mcp_server=False, theme=_theme(), css=style(),
     )  # fmt: skip
@@ -140,7 +139,8 @@ class TryTab:
 
     def __init__(self, answers: Answers) -> None:
         names = list(answers.shown.runs)
-        videos = answers.videos(next(iter(answers.shown.stores), ""))
+        store = next((name for name in answers.shown.stores if answers.videos(name)), "")
+        videos = answers.videos(store)
         with gr.Tab("Try"), gr.Row():
             with gr.Column(scale=2, min_width=280):
                 run = gr.Dropdown(names, value=names[0], label="Run")
@@ -159,7 +159,6 @@ class TryTab:
         def attempt(name: str, uploaded: str | None, clip_id: str, sentence: str) -> tuple[str | None, str]:
             out = folder / "overlay.mp4"  # copied by Gradio before the next attempt begins
             out.unlink(missing_ok=True)
-            store = next(iter(answers.shown.stores), "")
             words = answers.attempt(name, uploaded, store, clip_id, sentence, out)
             return str(out) if out.exists() else None, words
 

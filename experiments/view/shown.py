@@ -1,10 +1,11 @@
 """What refavs-view shows: the stores and the trained runs that its command line names."""
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 from experiments.report.gallery import Scored, read_scores
 from experiments.report.runs import Run, Sweep, read_sweep
@@ -13,6 +14,7 @@ from experiments.tracking.client import without_password
 from refavs.errors import ConfigError, RefAVSError
 from refavs.store import FeatureStore
 
+T = TypeVar("T")
 ACCEPTED = "a store (a folder or URL of refavs-extract), a sweep's folder, or a trial's folder, SWEEP/trials/KEY"
 
 
@@ -27,6 +29,7 @@ class ShownStore:
     def __init__(self, location: str, name: str) -> None:
         self.name = name
         self._location, self._lock = location, threading.Lock()
+        self._kept: dict[Any, Any] = {}
         self.reopen()
 
     def reopen(self) -> None:
@@ -37,12 +40,15 @@ class ShownStore:
         """
         store = FeatureStore(self._location)
         with self._lock:
-            self.store, self.kept = store, {}
+            self.store, self._kept = store, {}
 
-    def keep(self, key: object, value: object) -> None:
-        """Keeps a result until the store is opened again."""
+    def once(self, key: object, make: Callable[[FeatureStore], T]) -> T:
+        """What `make` makes of the store, kept until the store is opened again."""
         with self._lock:
-            self.kept[key] = value
+            store, kept = self.store, self._kept
+        if key not in kept:
+            kept[key] = make(store)
+        return kept[key]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What refavs-view shows, without the page: clips and flags, features as pictures, neighbours, runs, the guard."""
 
 import asyncio
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from experiments.report import gallery
 from experiments.training.evaluate import record_splits
 from experiments.training.loop import build_model
 from experiments.view import answers as answers_module
-from experiments.view import clips, neighbours, runs, streams
+from experiments.view import cli, clips, neighbours, runs, streams
 from experiments.view.answers import ANY, Answers
 from experiments.view.attempt import Attempt
 from experiments.view.guard import POLICY, Guard
@@ -361,3 +362,15 @@ def test_error_of_the_store_is_one_note(shown: ShownStore, monkeypatch: pytest.M
     html = answers_of(shown).clip("store", "train0")
     assert "&lt;b&gt;damaged" in html and html.count("<p") == 1
     assert isinstance(clips.clip_table(shown), pd.DataFrame)
+
+
+def test_command_without_gradio_or_with_a_port_in_use_says_what_to_do(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert cli.main([store.location, "--port", str(other.getsockname()[1])]) == 2
+    assert "in use; name another --port" in capsys.readouterr().err
+    assert cli.main([store.location, "--host", "no.such.host.invalid"]) == 2
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert cli.main([store.location]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("run: pip install 'refavs[view]'")

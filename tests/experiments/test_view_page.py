@@ -1,7 +1,11 @@
 """The page of refavs-view in Gradio: what its server gives out and takes in, and the page in a real browser."""
 
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from experiments.view.answers import Answers
 from experiments.view.shown import open_all
 from extract.cli import build_parser, prepared
 from refavs.store import FeatureStore
@@ -74,7 +79,7 @@ class served:
         self.listening = socket.create_server(("127.0.0.1", 0))
         port = self.listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}/"
-        config = uvicorn.Config(application(shown, port), log_level="error", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(application(Answers(shown), port), log_level="error", timeout_graceful_shutdown=1)
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, args=([self.listening],), daemon=True)
 
@@ -273,3 +278,26 @@ def choose(page: Browser, label: str, start: str) -> None:
     wait(page, f"{entries}.some(one => one.textContent.trim().includes({json.dumps(start)}))")
     page.value(f"{entries}.find(one => one.textContent.trim().includes({json.dumps(start)}))"
                ".dispatchEvent(new MouseEvent('mousedown', {bubbles: true}))")  # fmt: skip
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_command_serves_until_it_is_ended_and_leaves_no_upload(
+    tmp_path: Path, site: Site, ending: signal.Signals
+) -> None:  # fmt: skip
+    code = "import sys; from experiments.view.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, site.store.location, "--port", "0", "--token"]
+    own = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=own) as one:
+        assert one.stdout is not None
+        address = one.stdout.readline().split()[1]
+        bare, _, token = address.partition("?token=")
+        with httpx.Client(trust_env=False, timeout=600) as asked:
+            assert asked.get(bare).status_code == 401 and len(token) > 20
+            assert asked.get(address, follow_redirects=True).status_code == 200
+            assert asked.post(f"{bare}gradio_api/upload", files={"files": ("a.mp4", b"x")}).status_code == 200
+        (folder,) = tmp_path.glob("refavs-view-*")
+        assert list(folder.rglob("a.mp4")) and folder.stat().st_mode & 0o77 == 0
+        one.send_signal(ending)
+        assert one.wait(600) == 0
+    assert not list(tmp_path.glob("refavs-view-*"))
