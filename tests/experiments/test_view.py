@@ -370,7 +370,7 @@ def test_command_without_gradio_or_with_a_port_in_use_says_what_to_do(
     with socket.create_server(("127.0.0.1", 0)) as other:
         assert cli.main([store.location, "--port", str(other.getsockname()[1])]) == 2
     assert "in use; name another --port" in capsys.readouterr().err
-    assert cli.main([store.location, "--host", "no.such.host.invalid"]) == 2
+    assert cli.main([store.location, "--host", "203.0.113.7"]) == 2
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main([store.location]) == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("run: pip install 'refavs[view]'")
