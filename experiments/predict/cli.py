@@ -12,7 +12,9 @@ from refavs.terminal.command import CommandParser, Exit, run_command
 from refavs.terminal.printing import say, warn
 
 if TYPE_CHECKING:
-    from experiments.predict.segment import Prediction
+    from torch import Tensor
+
+    from experiments.predict.trained_run import TrainedRun
     from extract.media.clip import Media
 
 NAME = "refavs-predict"
@@ -50,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     share_processors()
-    from experiments.predict.segment import Predictor, checkpoint_of
+    from experiments.predict.segmenter import VideoPass
+    from experiments.predict.trained_run import TrainedRun, checkpoint_of
     from refavs.files.staged import is_half_written
     from refavs.machine.accelerator import local_gpus_seen
 
@@ -62,36 +65,56 @@ def _predict(args: argparse.Namespace) -> int:
     ours = (out / SEAL).is_file() or is_half_written(out)
     if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} holds other files; name a new folder by --out")
-    predictor = Predictor(checkpoint_of(args.run, args.tracking_uri), args.weights_dir, device)
-    media = predictor.read(args.video)
-    found = _write(out, args.video, args.run, media, predictor.predict(media, args.expressions))
+    run = TrainedRun(checkpoint_of(args.run, args.tracking_uri), args.weights_dir, device)
+    media = _read(run, args.video)
+    predictions = VideoPass(run, args.expressions).next(media, run.streams.seconds)
+    found = _write(out, args.video, args.run, media, predictions)
     _show(found, media, out)
-    if predictor.random_features:
+    if run.random_features:
         warn("RANDOM FEATURES: at least one encoder of this run has random weights; the result says nothing about the "
              "method")  # fmt: skip
     return Exit.COMPLETE
 
 
+def _read(run: "TrainedRun", video: Path) -> "Media":
+    """Reads the frames and the audio that the encoders need from a video."""
+    from experiments.predict.overlay_video import SOUND_HZ
+    from extract.media.clip import read_media
+    from refavs.config import nearest
+    from refavs.data.layouts import Clip
+    from refavs.data.layouts.videos import VIDEO_SUFFIXES
+    from refavs.errors import DatasetError
+
+    if video.suffix.lower() not in VIDEO_SUFFIXES:
+        raise DatasetError(
+            f"{video} is not named like a video; {nearest(video.suffix, VIDEO_SUFFIXES)}, accepted: "
+            f"{', '.join(sorted(VIDEO_SUFFIXES))}"
+        )
+    clip, (frames, rates_hz) = Clip(id=video.stem, video=video.absolute()), run.streams.inputs()
+    return read_media(clip, run.streams.seconds, frames, {*rates_hz, SOUND_HZ})
+
+
 def _write(
-    out: Path, video: Path, run: str, media: "Media", predictions: "Iterable[Prediction]"
+    out: Path, video: Path, run: str, media: "Media", predictions: "Iterable[tuple[str, Tensor]]"
 ) -> list[dict[str, Any]]:
     """Writes the predictions, all or none; returns their entries in prediction.json."""
     from PIL import Image
 
     from experiments.predict.overlay_video import SOUND_HZ, frame_size, write_overlay_video
+    from experiments.predict.segmenter import masks_of
     from experiments.records.record_types import write_json
     from refavs.files.staged import staged
 
     height, width = frame_size(video)
     found: list[dict[str, Any]] = []
     with staged(out, SEAL, _names_of) as folder:
-        for number, prediction in enumerate(predictions, start=1):
+        for number, (text, probs) in enumerate(predictions, start=1):
             (folder / str(number)).mkdir()
-            masks = prediction.masks(height, width)
+            masks, shares = masks_of(probs, height, width), (probs > 0.5).float().mean(dim=(1, 2)).tolist()
             for second, mask in enumerate(masks):
                 Image.fromarray(mask).convert("L").save(folder / str(number) / f"{second}.png")
             write_overlay_video(folder / str(number) / OVERLAY, video, masks, media.sound[SOUND_HZ])
-            found.append({"expression": prediction.expression, "folder": str(number), "shares": prediction.shares})
+            found.append({"expression": text, "folder": str(number), "shares": shares})
         write_json(folder / SEAL, {
             "video": str(video), "run": run, "silent": media.silent, "repeated_from_s": media.repeated_from_s,
             "notes": list(media.notes), "predictions": found,

@@ -61,6 +61,8 @@ class LanguageBindAudioEncoder(WindowEncoder):
 def _tower_class() -> type:
     from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
 
+    tower: Any = CLIPVisionModelWithProjection  # to check a subclass of it, pyright would read every model there is
+
     class Patches(nn.Module):
         """CLIP's embeddings of a picture that is no square; its names are those of the checkpoint."""
 
@@ -77,10 +79,10 @@ def _tower_class() -> type:
             whole = repeat(self.class_embedding, "c -> b 1 c", b=len(patches))
             return torch.cat([whole, patches], dim=1) + self.position_embedding.weight
 
-    class AudioTower(CLIPVisionModelWithProjection):
+    class AudioTower(tower):
         def __init__(self, config: Any) -> None:
             super().__init__(config)
-            self.vision_model.embeddings = Patches(config)  # pyright: ignore[reportAttributeAccessIssue]
+            self.vision_model.embeddings = Patches(config)
 
     return AudioTower
 

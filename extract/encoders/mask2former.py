@@ -170,7 +170,7 @@ def _settings(files: HubFolder, published: VisualSettings) -> VisualSettings:
     if files.source.folder is None and files.source.kind == "random":
         return published
     ensure_torchvision()
-    from transformers import Mask2FormerConfig
+    from transformers.models.mask2former.configuration_mask2former import Mask2FormerConfig
 
     told = files.settings({})
     if not told:

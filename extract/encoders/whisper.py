@@ -76,10 +76,12 @@ class WhisperEncoder(PatchEncoder):
 def _encoder_class() -> type:
     from transformers.models.whisper import modeling_whisper
 
-    class EncoderAlone(modeling_whisper.WhisperPreTrainedModel):
+    whisper: Any = modeling_whisper  # to check a subclass of its models, pyright would read every model there is
+
+    class EncoderAlone(whisper.WhisperPreTrainedModel):
         def __init__(self, config: Any) -> None:
             super().__init__(config)
-            self.encoder = modeling_whisper.WhisperEncoder(config)
+            self.encoder = whisper.WhisperEncoder(config)
             self.post_init()
 
     return EncoderAlone

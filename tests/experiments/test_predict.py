@@ -12,16 +12,12 @@ from PIL import Image
 
 from experiments.predict.cli import main
 from experiments.predict.overlay_video import write_overlay_video
-from experiments.predict.segment import Predictor, checkpoint_of
-from extract.cli import build_parser, prepared
-from refavs.data.batches import collate
+from experiments.predict.trained_run import TrainedRun, checkpoint_of
 from refavs.errors import ConfigError, WeightsError
 from refavs.model.checkpoint import CONFIG, load_model, read_config, save_model
-from refavs.model.decoder import predict
 from refavs.model.heads.eemc import EEMC
-from refavs.model.heads.options import EEMCOptions
 from refavs.store import FeatureStore
-from tests.extract.command import extract
+from tests.experiments.small_run import SENTENCES, make_store, make_trial, video_of
 from tests.extract.make_videos import write_video
 
 # Warnings of MLflow and what it imports.
@@ -29,50 +25,15 @@ pytestmark = [
     pytest.mark.long, pytest.mark.usefixtures("small_networks"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]  # fmt: skip
-SENTENCES = ["the object on the left", "the sounding object"]
-HEAD = {"num_layers": 1, "num_queries": 4, "num_heads": 4, "feedforward_channels": 32, "decoder_layers": 1,
-        "decoder_feedforward_channels": 32}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    """One video with two sentences, extracted by preset tiny."""
-    root = tmp_path_factory.mktemp("predict")
-    (root / "videos").mkdir()
-    write_video(root / "videos" / "clip.mp4", size=(72, 128))
-    (root / "sentences.csv").write_text("video,exp\n" + "".join(f"clip.mp4,{text}\n" for text in SENTENCES))
-    run = prepared(build_parser().parse_args(
-        [str(root / "videos"), str(root / "store"), "--preset", "tiny", "--expressions", str(root / "sentences.csv")]
-    ))  # fmt: skip
-    assert not any(result.error for result in extract(run.source, root / "store", run.streams))
-    return FeatureStore(root / "store")
+    return make_store(tmp_path_factory.mktemp("predict"))
 
 
 @pytest.fixture(scope="module")
 def trial(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trial's folder with a head of random weights."""
-    torch.manual_seed(0)
-    model = EEMC.from_store(store, EEMCOptions(**HEAD))
-    with torch.no_grad():  # so that a random head finds something
-        model.decoder.class_head.bias.copy_(torch.tensor([4.0, -4.0]))
-    folder = tmp_path_factory.mktemp("trial")
-    facts = {"store": store.fingerprint, "encoders": store.encoders, "seconds": store.seconds,
-             "mask_size": store.mask_size}  # fmt: skip
-    save_model(folder / "checkpoint", model, facts)
-    return folder
-
-
-def video_of(store: FeatureStore) -> Path:
-    return Path(store.location).parent / "videos" / "clip.mp4"
-
-
-def test_prediction_equals_the_one_from_the_store(store: FeatureStore, trial: Path) -> None:
-    predictor = Predictor(checkpoint_of(str(trial), None))
-    found = list(predictor.predict(predictor.read(video_of(store)), SENTENCES))
-    with torch.no_grad():
-        wanted = predict(predictor.model(collate([store[0], store[1]])), (96, 96))
-    order = [SENTENCES.index(store[row].text_string) for row in (0, 1)]
-    torch.testing.assert_close(torch.stack([found[place].probs for place in order]), wanted, rtol=0, atol=0)
+    return make_trial(store, tmp_path_factory.mktemp("trial"))
 
 
 def test_command_writes_masks_and_a_video_with_sound(
@@ -104,21 +65,6 @@ def test_command_writes_masks_and_a_video_with_sound(
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["1", "2", "prediction.json"]
 
 
-def test_hundreds_of_sentences_are_predicted_by_a_few_at_a_time(
-    store: FeatureStore, trial: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    predictor, sizes = Predictor(checkpoint_of(str(trial), None)), []
-    forward = predictor.model.forward
-    monkeypatch.setattr(predictor.model, "forward", lambda batch: sizes.append(len(batch)) or forward(batch))
-    media = predictor.read(video_of(store))
-    wanted = {one.expression: one.probs for one in predictor.predict(media, SENTENCES)}
-    for number, one in enumerate(predictor.predict(media, [SENTENCES[number % 2] for number in range(21)])):
-        assert one.expression == SENTENCES[number % 2]
-        torch.testing.assert_close(one.probs, wanted[one.expression], rtol=1e-4, atol=1e-5)
-        assert one.probs.untyped_storage().nbytes() == 4 * one.probs.numel(), "nothing else is kept with it"
-    assert sizes == [2, 8, 8, 5]
-
-
 def test_values_that_are_not_finite_are_an_error_and_not_an_empty_video(
     store: FeatureStore, trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -132,21 +78,21 @@ def test_values_that_are_not_finite_are_an_error_and_not_an_empty_video(
     told = capsys.readouterr().err
     assert "tensors in " in told and "hold values that are infinite or not a number (decoder.class_head.bias)" in told
     with monkeypatch.context() as patch:
-        patch.setattr(EEMC, "forward", lambda model, batch: batch)
+        patch.setattr(EEMC, "next_piece", lambda model, batch, past, window: (batch, past))
         nan = torch.full((1, 10, 96, 96), float("nan"))
         patch.setattr(EEMC, "probs", lambda model, output, size: nan)
         assert main([*command, "--run", str(trial)]) == 2
         assert "the head predicts probabilities of 'the object on the left' that are not" in capsys.readouterr().err
     with monkeypatch.context() as patch:
-        predictor = Predictor(checkpoint_of(str(trial), None))
-        reader: Any = predictor.streams.encoders["tiny-roberta"]
+        run = TrainedRun(checkpoint_of(str(trial), None))
+        reader: Any = run.streams.encoders["tiny-roberta"]
         encode = reader.encode
         patch.setattr(reader, "encode", lambda prepared, levels: [
             {path: array * np.nan if array.dtype.kind == "f" else array for path, array in one.items()}
             for one in encode(prepared, levels)
         ])  # fmt: skip
         with pytest.raises(WeightsError, match="compute values of 'the object on the left' that are infinite or not"):
-            next(predictor.predict(predictor.read(video_of(store)), SENTENCES[:1]))
+            run.words(SENTENCES[0])
     assert not (tmp_path / "out").exists()
 
 
@@ -215,8 +161,8 @@ def test_other_encoders_are_refused(store: FeatureStore, trial: Path, tmp_path: 
     (tmp_path / "model.safetensors").write_bytes((trial / "checkpoint" / "model.safetensors").read_bytes())
     (tmp_path / CONFIG).write_text(json.dumps(told))
     with pytest.raises(WeightsError, match=f"features of {stream} from other weights"):
-        Predictor(tmp_path)
+        TrainedRun(tmp_path)
     del told["facts"]["encoders"]
     (tmp_path / CONFIG).write_text(json.dumps(told))
     with pytest.raises(WeightsError, match="does not say which encoders"):
-        Predictor(tmp_path)
+        TrainedRun(tmp_path)

@@ -1,5 +1,6 @@
 """AVSegFormer: queries made from the sound, a deformable encoder of the pixels, and a gate of the sound on them."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -86,6 +87,10 @@ class AVSegFormer(Head):
     def set_statistics(self, statistics: Statistics) -> None:
         self.maps.set_statistics(statistics)
         self.cue.set_statistics(statistics)
+
+    def seconds_read(self, seconds: Sequence[int]) -> Mapping[str, Sequence[int]]:
+        """Only those to predict."""
+        return dict.fromkeys(self.maps.paths, seconds)
 
     def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> AVSegFormerOutput:
         """The encoder runs once for each clip, the rest for each expression."""

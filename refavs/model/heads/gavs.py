@@ -1,6 +1,6 @@
 """GAVS: the sound is the prompt of SAM's mask decoder, which adapters fit to the task."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -88,6 +88,10 @@ class GAVS(Head):
     def pretrained_stamp(cls, folder: Path) -> str:
         """The digest of SAM's file."""
         return SamWeightsFolder(folder).stamp
+
+    def seconds_read(self, seconds: Sequence[int]) -> Mapping[str, Sequence[int]]:
+        """Only those to predict."""
+        return dict.fromkeys(self.maps.paths, seconds)
 
     def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> GAVSOutput:
         """Each second is segmented for itself."""
