@@ -1,6 +1,6 @@
 """SimToken's decoder half: one token, made from words, sound and pixels, prompts SAM 2's decoder in all seconds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -89,6 +89,10 @@ class SimToken(Head):
     def pretrained_stamp(cls, folder: Path) -> str:
         """The digest of SAM 2.1's file."""
         return SamWeightsFolder(folder).stamp
+
+    def seconds_read(self, seconds: Sequence[int]) -> Mapping[str, Sequence[int]]:
+        """The finer maps of those to predict; the fusion reads the coarse map of all seconds."""
+        return dict.fromkeys(FINER, seconds)
 
     def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> SimTokenOutput:
         """The fusion reads all seconds; the decoder runs on the chosen ones."""
