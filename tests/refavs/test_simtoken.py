@@ -96,8 +96,8 @@ def test_decoder_has_the_size_of_that_of_sam2() -> None:
         head = SimToken(options, replace(sam_sizes(options), maps=maps))
     (_, decoder) = head.part_sizes()
     applied = 256 * (32 + 64) + 32 + 64  # the convolutions of the finer maps, which the encoder applies
-    fourier = 256
-    assert (decoder.trained + decoder.frozen - fourier + applied) / 1e6 == pytest.approx(4.215, rel=0.001)
+    no_mask = 256  # SAM 2 has it in its prompt encoder
+    assert (decoder.trained + decoder.frozen - no_mask + applied) / 1e6 == pytest.approx(4.215, rel=0.001)
 
 
 @pytest.mark.parametrize("settings", [{}, {"faithful": True}, {"prompt": "second"}])

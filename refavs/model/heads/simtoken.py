@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor, nn, where
+from torch import Tensor, nn
 
 from refavs.data.batches import Batch
 from refavs.errors import ConfigError
@@ -127,7 +128,7 @@ class SimToken(Head):
         found = resized(output.logits.float(), size).sigmoid()
         if output.scores is None:
             return found
-        return where(rearrange(output.scores > 0, "b t -> b t 1 1"), found, 0.0)
+        return torch.where(rearrange(output.scores > 0, "b t -> b t 1 1"), found, 0.0)
 
     def _frames(self, name: str, maps: Float[Tensor, "u t d h w"], batch: Batch) -> Float[Tensor, "s _ h w"]:
         """A map in the width that the decoder has there, for all frames of each expression."""

@@ -1,5 +1,7 @@
 """A small transformer that turns an expression, the sound and coarse pixels into a prompt for a mask decoder."""
 
+from typing import cast
+
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float
@@ -44,7 +46,7 @@ class PromptFusion(nn.Module):
     def set_statistics(self, statistics: Statistics) -> None:
         """Takes the mean and deviation of the channels of each stream."""
         for name, path in self.paths.items():
-            self.inputs[name].standardise.set(*statistics[path])  # type: ignore[union-attr, operator]
+            cast(FeatureProjection, self.inputs[name]).standardise.set(*statistics[path])
 
     def forward(self, batch: Batch, once: Once | None = None) -> Float[Tensor, "b p c"]:
         """The prompts: one of the clip, or one of each second."""
