@@ -9,6 +9,7 @@ import pytest
 import tests.experiments.small_store as small_store
 from experiments.cluster.grouping import reading
 from experiments.grid.expand import Grid, expand, read_grid
+from experiments.records.ledger import read_metrics
 from experiments.records.stores import features_in
 from experiments.sweep.driver import check_models
 from experiments.training.cost import measure
@@ -125,8 +126,8 @@ def test_simtoken_reads_the_maps_of_sam2(tmp_path: Path) -> None:
     streams = {f"visual/sam2.1-hiera-tiny/{level}": maps for level, maps in arrays.items()}
     store = made_up_store(tmp_path / "store", streams)
     (trial,) = grid_of(store, "simtoken", **{"train.frames": 2}).trials
-    result = train(trial.config, store, tmp_path / "trial")
-    assert {"train/object", "train/dice"} <= result["metrics"].keys()
+    train(trial.config, store, tmp_path / "trial")
+    assert {"train/object", "train/dice"} <= read_metrics(tmp_path / "trial")[0]["metrics"].keys()
     head = load_model(tmp_path / "trial" / "checkpoint")
     assert [size.name for size in head.sizes.maps] == ["s4", "s8", "map"]
 
