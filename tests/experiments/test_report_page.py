@@ -189,6 +189,7 @@ def complaints(found: Browser) -> list[str]:
     return [*wrong, *([f"{wide} px too wide"] if wide else [])]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("width", [1400, 400])
 def test_browser_has_nothing_against_the_page(chromium: Browser, tmp_path: Path, width: int) -> None:
     path = tmp_path / "report.html"
@@ -205,6 +206,7 @@ def test_browser_has_nothing_against_the_page(chromium: Browser, tmp_path: Path,
     assert chromium.value(smallest) >= 8
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("body", "complaint"),
     [
