@@ -159,8 +159,8 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
     from extract.pipeline.local_ray import chosen_gpus
     from extract.pipeline.ray_pool import Resources
     from refavs.data.layouts import read_source
-    from refavs.store.backends.base import open_folder
     from refavs.store.columns import table_record
+    from refavs.store.folders import open_folder
     from refavs.store.format.schema import refuse_foreign, schema_at
 
     names, levels = _streams(args)

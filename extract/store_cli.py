@@ -11,11 +11,10 @@ from extract.media.notes import NOTES, counted
 from refavs.errors import StoreError
 from refavs.terminal.command import CommandParser, Exit, run_command
 from refavs.terminal.console import PlainConsole, ProgressBar
-from refavs.terminal.printing import say, warn
+from refavs.terminal.printing import readable_bytes, say, warn
 
 if TYPE_CHECKING:
     from refavs.store.reader import FeatureStore
-    from refavs.store.verify import Verdict
 
 NAME = "refavs-store"
 EXAMPLE = """example:
@@ -93,8 +92,8 @@ def info(location: str) -> int:
     """Prints a summary of the store."""
     from rich.table import Table
 
-    from refavs.store.fingerprints import says_random
     from refavs.store.format.commits import short_digest
+    from refavs.store.format.schema import says_random
     from refavs.store.reader import FeatureStore
 
     store = FeatureStore(location)
@@ -119,7 +118,7 @@ def info(location: str) -> int:
         num_bytes = sum(record.arrays[spec.name].num_bytes for record in records)
         table.add_row(
             spec.path, " ".join(spec.axes), "x".join(map(str, spec.shape)), spec.number_format or spec.dtype,
-            str(sum(len(record.rows) for record in records)), str(len(records)), readable(num_bytes),
+            str(sum(len(record.rows) for record in records)), str(len(records)), readable_bytes(num_bytes),
         )  # fmt: skip
     console.print(table)
     for line in facts_of_rows(store):
@@ -163,7 +162,7 @@ def _failures(store: "FeatureStore", clips: Sequence[Mapping[str, Any]]) -> dict
 
 def drop(location: str, stream: str) -> int:
     """Removes a stream, or all levels of an encoder."""
-    from refavs.store.backends.base import open_folder
+    from refavs.store.folders import open_folder
     from refavs.store.lease import Lease
     from refavs.store.writer import StoreWriter
 
@@ -185,6 +184,8 @@ def upgrade(location: str) -> int:
 
 def verify(location: str) -> int:
     """Hashes the store again and prints what is damaged."""
+    from extract.damage import report, verified
+
     verdict = verified(location)
     report(location, verdict)
     if not verdict.damage:
@@ -193,41 +194,16 @@ def verify(location: str) -> int:
     return Exit.FAILURES
 
 
-def verified(location: str) -> "Verdict":
-    """Verifies a store with a progress bar."""
-    from refavs.store.backends.base import open_folder
-    from refavs.store.format.commits import record_files
-    from refavs.store.format.schema import root_attributes
-    from refavs.store.verify import verify as verify_store
-
-    folder = open_folder(location)
-    root_attributes(folder)
-    with ProgressBar("verify", len(record_files(folder)), "shards") as bar:
-        return verify_store(location, lambda name: bar.advance(note=name))
-
-
-def report(location: str, verdict: "Verdict") -> None:
-    """Prints the result of `verify`."""
-    for name in verdict.uncommitted:
-        whose = f"of {verdict.writer}, which is at work" if verdict.writer else "left by an interrupted run"
-        say(f"uncommitted: {name} ({whose}; readers do not see it)")
-    for damage in verdict.damage:
-        keys = f" [{', '.join(damage.keys)}]" if damage.keys else ""
-        say(f"damaged: {damage.where}{keys}: {damage.problem}")
-    size = readable(verdict.num_bytes)
-    say(f"{location}: {verdict.num_rows} rows, {size} hashed, {len(verdict.damage)} damaged")
-
-
 def export(location: str, file: Path) -> int:
     """Writes the store to an HDF5 file."""
-    from refavs.store.backends.base import open_folder
+    from refavs.store.folders import open_folder
     from refavs.store.hdf5.exchange import export as export_store
     from refavs.store.hdf5.exchange import is_finished
     from refavs.store.lease import writer_of
 
     with _Rows("export") as rows:
         fingerprint = export_store(location, file, rows)
-    say(f"{location} is in {file}: {readable(file.stat().st_size)}, fingerprint {fingerprint}")
+    say(f"{location} is in {file}: {readable_bytes(file.stat().st_size)}, fingerprint {fingerprint}")
     if is_finished(file):
         return Exit.COMPLETE
     writer = writer_of(open_folder(location))
@@ -268,19 +244,9 @@ class _Rows:
 
 
 def _repair(args: argparse.Namespace) -> int:
-    from extract.pipeline.repair import repair  # imports Ray, which the other commands do not need
+    from extract.repair import repair  # imports Ray, which the other commands do not need
 
     return repair(args)
-
-
-def readable(num_bytes: int) -> str:
-    """A size in the largest decimal unit that keeps it above one."""
-    size = float(num_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 if __name__ == "__main__":

@@ -8,16 +8,18 @@ if TYPE_CHECKING:
     from refavs.model.heads.options import EEMCOptions
     from refavs.store.reader import FeatureStore
 
+    load: Any  # experiments.predict.segmenter.load; this package imports no other
+
 _HOMES = {
     "EEMC": "refavs.model.heads.eemc", "EEMCOptions": "refavs.model.heads.options",
-    "FeatureStore": "refavs.store.reader",
+    "FeatureStore": "refavs.store.reader", "load": "experiments.predict.segmenter",
 }
 
-__all__ = ["EEMC", "EEMCOptions", "FeatureStore"]
+__all__ = ["EEMC", "EEMCOptions", "FeatureStore", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the public classes on first use, so that `import refavs` stays fast for the commands."""
+    """Loads what is public on first use, so that `import refavs` stays fast for the commands."""
     if name not in _HOMES:
         raise AttributeError(f"module 'refavs' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

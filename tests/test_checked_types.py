@@ -31,7 +31,7 @@ class Methods:
 
     @classmethod
     @checked
-    def of(cls, name: "Unknown") -> int:  # type: ignore[name-defined]
+    def of(cls, name: "Unknown") -> int:  # noqa: F821  # type: ignore[name-defined]
         return name
 
     @checked

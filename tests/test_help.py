@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = ("torch", "ray", "mlflow", "transformers", "pandas", "timm", "optuna", "matplotlib")
+HEAVY = ("torch", "ray", "mlflow", "transformers", "pandas", "timm", "optuna", "matplotlib", "gradio")
 COMMANDS = [
     ("refavs.synthetic.cli", "--help"), ("extract.cli", "--help"), ("extract.store_cli", "--help"),
     ("extract.store_cli", "repair", "--help"), ("experiments.cli", "--help"), ("experiments.cli", "status", "--help"),
     ("experiments.cli", "settings", "--help"), ("experiments.cli", "settings"), ("experiments.report.cli", "--help"),
-    ("experiments.predict.cli", "--help"),
+    ("experiments.predict.cli", "--help"), ("experiments.view.cli", "--help"),
 ]  # fmt: skip
 
 

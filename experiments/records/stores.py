@@ -14,7 +14,7 @@ from refavs.data.splits import Splits
 from refavs.errors import ConfigError
 from refavs.model.feature_sizes import FeatureSizes
 from refavs.store import FeatureStore
-from refavs.store.fingerprints import checksums
+from refavs.store.fingerprints import checksums, fingerprint_of
 from refavs.store.format.schema import LABELLED, MASK
 
 NAMED = re.compile(r"([\w.+-]+)=(.+)")
@@ -162,6 +162,6 @@ def features_in(default: FeatureStore) -> Features:
     """
     def features_of(trial: Trial) -> str:
         store, model = store_of(trial, default), trial.config.model
-        return store.fingerprint_of(FeatureSizes.from_store(store, model.needs(), model.head).paths)
+        return fingerprint_of(store, FeatureSizes.from_store(store, model.needs(), model.head).paths)
 
     return features_of

@@ -119,8 +119,7 @@ def make_gallery(source: GallerySource | None) -> Gallery:
             )  # fmt: skip
         scored = read_scores(source, Splits.of(store.attributes))
         choices = choose(scored)
-        rows = scored.table["row"].to_numpy()
-        cards = _cards(source, store, scored, [place for choice in choices for place in choice.places], rows)
+        cards = cards_of(source, store, scored, [place for choice in choices for place in choice.places])
     except RefAVSError as error:
         return Gallery(label=source.label, reason=str(error))
     groups = tuple(
@@ -185,15 +184,15 @@ def _of_other_clips(order: Int[np.ndarray, " n"], clips: Sequence[str]) -> tuple
 
 
 @one_thread()
-def _cards(
-    source: GallerySource, store: FeatureStore, scored: Scored, places: Sequence[int], rows: np.ndarray
+def cards_of(
+    source: GallerySource, store: FeatureStore, scored: Scored, places: Sequence[int]
 ) -> dict[int, Card]:
-    """The cards of these expressions; one that is in two groups is predicted once."""
+    """The cards of these expressions, predicted here; one that is in two groups is predicted once."""
     distinct = sorted(set(places))
     model = load_model(source.checkpoint)
     settings: dict[str, Any] = read_config(source.checkpoint)["facts"].get("trial", {}).get("train", {})
     config = TrainConfig(precision=settings.get("precision", "fp32"), eval_batch_size=1)
-    wanted = [int(rows[place]) for place in distinct]
+    wanted = [int(scored.table["row"].iloc[place]) for place in distinct]
     found = {}
     for place, (batch, probs) in zip(
         distinct, predictions(config, model, store, wanted, torch.device("cpu")), strict=True

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from experiments.report.drawing import Drawing
+from experiments.report.drawing import COLOURS, Drawing
 from experiments.report.figures import report_figures
 from experiments.report.gallery import Gallery, make_gallery
 from experiments.report.seconds import HEIGHT, WAVE_HEIGHT, WAVE_WIDTH
@@ -18,7 +18,7 @@ from experiments.report.tables import Cell, Column, Report, Table, column_groups
 from refavs.metrics import PROTOCOLS
 from refavs.metrics.intervals import NOT_SHOWN
 
-TEMPLATE, STYLE = "page.html.jinja", "page.css"
+TEMPLATE, STYLES = "page.html.jinja", ("card.css", "page.css")
 # A second line of defence if escaping ever fails: nothing is loaded and no script runs.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
@@ -44,11 +44,11 @@ def render(report: Report, drawings: Sequence[Drawing] | None = None, gallery: G
     headline, others = report.tables[:1], report.tables[1:]
     first = headline[0].protocol if headline else ""
     names = dict.fromkeys(table.protocol for table in others if table.protocol != first)
-    template = _environment().get_template(TEMPLATE)
+    template = environment().get_template(TEMPLATE)
     return template.render(
         report=report,
         policy=POLICY,
-        style=Markup(_text(STYLE)),
+        style=Markup("".join(map(resource, STYLES))),
         headline=headline,
         tables=[table for table in others if table.protocol == first],
         sections=[Section(protocol=name, tables=tuple(t for t in others if t.protocol == name)) for name in names],
@@ -99,15 +99,16 @@ def tip(cell: Cell) -> str:
     return "; ".join(part for part in (bounds, cell.note) if part)
 
 
-def _environment() -> jinja2.Environment:
+def environment(room: str = "report") -> jinja2.Environment:
+    """Templates of `experiments/ROOM` and of the report, which escape all text."""
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_text), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, finalize=_finalised,
+        loader=jinja2.FunctionLoader(lambda name: resource(name, room)), autoescape=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalised,
     )  # fmt: skip
     environment.filters |= {"anchor": anchor, "markup": lambda drawing: Markup(drawing.markup())}
     environment.globals |= {
         "spans": spans, "best": best, "origin": origin, "tip": tip, "parts": parts, "not_shown": NOT_SHOWN,
-        "height": HEIGHT, "wave_width": WAVE_WIDTH, "wave_height": WAVE_HEIGHT,
+        "height": HEIGHT, "num_colours": len(COLOURS), "wave_width": WAVE_WIDTH, "wave_height": WAVE_HEIGHT,
     }  # fmt: skip
     return environment
 
@@ -116,5 +117,8 @@ def _finalised(value: Any) -> Any:
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _text(name: str) -> str:
-    return (resources.files("experiments") / "report" / name).read_text("utf-8")
+def resource(name: str, room: str = "report") -> str:
+    """A template or style sheet of `experiments/ROOM`, or else of the report."""
+    folder = resources.files("experiments")
+    own = folder / room / name
+    return (own if own.is_file() else folder / "report" / name).read_text("utf-8")

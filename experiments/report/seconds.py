@@ -20,7 +20,7 @@ from refavs.store import FeatureStore
 
 HEIGHT = 160  # of a picture in pixels; the width follows from the clip's shape
 JPEG_QUALITY = 80
-WAVE_WIDTH, WAVE_HEIGHT, WAVE_BINS, WAVE_HZ = 100, 24, 50, 8_000
+WAVE_WIDTH, WAVE_HEIGHT, WAVE_BINS, WAVE_HZ = 100, 24, 50, 16_000
 WIDEST = 2.5  # width of a picture as a multiple of its height
 _NEAREST = 1.0  # points of an outline that are closer than this, in pixels, are merged
 
@@ -32,6 +32,7 @@ class Second:
     Attributes:
         picture: the frame as a data URI; empty if missing.
         truth, pred: outlines as SVG path data, in pixels of the picture; empty for an empty mask.
+        objects: outlines of the objects of a clip, which differ in colour.
         wave: the audio as SVG path data, `WAVE_WIDTH` by `WAVE_HEIGHT`; empty if it could not be read.
         verdict: e.g. `J 71`, or a word for frames without an object.
     """
@@ -42,6 +43,7 @@ class Second:
     pred: str
     wave: str
     verdict: str
+    objects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +52,14 @@ class Footage:
 
     Attributes:
         width: width of a picture in pixels.
+        sound: mono at `WAVE_HZ`; None if it could not be read.
         note: text about missing parts.
     """
 
     width: int
     frames: UInt8[np.ndarray, "t h w 3"] | None
     waves: tuple[str, ...]
+    sound: Float[np.ndarray, " s"] | None = None
     note: str = ""
 
 
@@ -74,7 +78,8 @@ def footage_of(store: FeatureStore, clip_id: str) -> Footage:
     except DatasetError as error:
         return _without(bare, str(error))
     note = "The clip has no sound track." if media.silent else ""
-    return Footage(width=width, frames=media.frames[form], waves=_waves(media.sound[WAVE_HZ], store.seconds), note=note)
+    sound = media.sound[WAVE_HZ]
+    return Footage(width=width, frames=media.frames[form], waves=_waves(sound, store.seconds), sound=sound, note=note)
 
 
 def seconds_of(
@@ -85,8 +90,7 @@ def seconds_of(
     Args:
         scores: J of each frame; NaN where it has no label.
     """
-    pictures = ("",) * len(pred) if footage.frames is None else [data_uri(f, footage.width) for f in footage.frames]
-    size = (footage.width, HEIGHT)
+    pictures, size = _pictures(footage), (footage.width, HEIGHT)
     return tuple(
         Second(
             number=number, picture=pictures[number], wave=footage.waves[number],
@@ -95,6 +99,31 @@ def seconds_of(
         )
         for number in range(len(pred))
     )  # fmt: skip
+
+
+def seconds_with(
+    footage: Footage, objects: Sequence[Bool[np.ndarray, "t _ _"]], labelled: Sequence[Bool[np.ndarray, "t"]]
+) -> tuple[Second, ...]:
+    """A clip's seconds with all of its objects.
+
+    Args:
+        labelled: the seconds in which the mask of each object is known.
+    """
+    pictures, size = _pictures(footage), (footage.width, HEIGHT)
+    return tuple(
+        Second(
+            number=number, picture=pictures[number], wave=footage.waves[number], truth="", pred="",
+            verdict="" if all(known[number] for known in labelled) else "no label",
+            objects=tuple(outline(masks[number], size) for masks in objects),
+        )
+        for number in range(len(footage.waves))
+    )  # fmt: skip
+
+
+def _pictures(footage: Footage) -> Sequence[str]:
+    if footage.frames is None:
+        return [""] * len(footage.waves)
+    return [data_uri(frame, footage.width) for frame in footage.frames]
 
 
 def outline(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> str:

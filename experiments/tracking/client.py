@@ -22,6 +22,7 @@ from refavs.config import digest, flat
 from refavs.errors import ConfigError, RefAVSError
 from refavs.files.partials import PARTIAL
 from refavs.machine.environment import environment_of
+from refavs.store.fingerprints import fingerprint_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -215,7 +216,7 @@ class Tracker:
         from mlflow.entities import RunTag
 
         tags = {"mlflow.note.content": description, "refavs.kind": "sweep", "refavs.grid": name}
-        run_id = self._find_or_create(f"sweep-{store.fingerprint_of(())}", name, tags, store)
+        run_id = self._find_or_create(f"sweep-{fingerprint_of(store, ())}", name, tags, store)
         self.client.log_batch(run_id, tags=[RunTag(f"refavs.{key}", _utf8(value)) for key, value in facts.items()])
         self._log_store(run_id, store)
         return run_id

@@ -18,6 +18,7 @@ from experiments.records.stores import store_of
 from experiments.tracking.client import FEW_RETRIES, Tracker, gone, lasts, one_line, without_password
 from experiments.tracking.model_card import write_card
 from refavs.machine.environment import environment_of
+from refavs.store.fingerprints import fingerprint_of
 
 if TYPE_CHECKING:
     from refavs.store import FeatureStore
@@ -185,7 +186,7 @@ class Mirror:
                 self.tracker.contact()
             parent = self.tracker.start_sweep(self.name, self.description, self.store, self.facts)
             self._send_again_under(parent)
-            known = {**self.ledger.sweep.get("run_ids", {}), self.store.fingerprint_of(()): parent}
+            known = {**self.ledger.sweep.get("run_ids", {}), fingerprint_of(self.store, ()): parent}
             self.ledger.set_sweep(run_id=parent, run_ids=known)
             self._parent = parent
         return self._parent
@@ -193,7 +194,7 @@ class Mirror:
     def _send_again_under(self, parent: str) -> None:
         """Sends all trials again if the sweep has a new run, because the old one or its database was removed."""
         before = self.ledger.sweep
-        known = before.get("run_ids", {}).get(self.store.fingerprint_of(()), before.get("run_id"))
+        known = before.get("run_ids", {}).get(fingerprint_of(self.store, ()), before.get("run_id"))
         if known is None or known == parent:
             return
         for entry in list(self.entries):

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from experiments.grid.config import TrainConfig, TrialConfig
 from experiments.training.evaluate import autocast
-from experiments.training.sampler import derived_seed
+from experiments.training.sampler import derived_seed, frames_of
 from refavs.config import replace
 from refavs.data.batches import Batch
 from refavs.errors import ConfigError
@@ -116,12 +116,8 @@ class Learner:
 
     def _frames(self, parts: Sequence[tuple[int, Batch]], step: int) -> list[int] | None:
         """The seconds decoded in this step, the same for all parts; None means all."""
-        wanted = self.config.train.frames
         masks = [part.mask for _, part in parts if part.mask is not None]
-        if not wanted or not masks or wanted >= masks[0].shape[1]:
-            return None
-        rng = np.random.default_rng(derived_seed(self.config.order_seed, "frames", step))
-        return sorted(rng.permutation(masks[0].shape[1])[:wanted].tolist())
+        return frames_of(self.config, step, masks[0].shape[1]) if masks else None
 
     def _count(self, parts: Sequence[tuple[int, Batch]], frames: list[int] | None) -> FrameCounts:
         """Frame counts of the whole batch; uses the device only to add them up over several workers."""

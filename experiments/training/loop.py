@@ -22,7 +22,7 @@ from torch import Tensor
 from experiments.grid.config import TrialConfig
 from experiments.records.record_types import STOP_FILE, Epoch, read_record, write_json
 from experiments.training.batch_size import bytes_of_batch
-from experiments.training.evaluate import Trained, all_levels, evaluate_together, record_together, rows_of
+from experiments.training.evaluate import Trained, evaluate_together, record_together, rows_of
 from experiments.training.history import best_epoch, stalled, write_history
 from experiments.training.learner import Learner, Team, computed_as
 from experiments.training.overlays import OVERLAYS, write_overlays
@@ -43,6 +43,7 @@ from refavs.model.feature_sizes import FeatureSizes
 from refavs.model.heads.protocol import Head
 from refavs.model.heads.registry import implementation_of
 from refavs.model.memory_budget import require_memory
+from refavs.store.fingerprints import fingerprint_of
 from refavs.store.unchanged import refuse_exchanged
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class Training:
         num_frames, batch = settings.frames or store.seconds, bytes_of_batch(config, store)
         require_memory(config.model, sizes, device, at_once, num_frames, batch)
         self.run, self.team = run, team
-        self.features = store.fingerprint_of(sizes.paths)
+        self.features = fingerprint_of(store, sizes.paths)
         self.learner = Learner(config, build_model(config, store, run.weights_dir).to(device), team)
         self.epoch, self.history = load_state(run.folder / "state", self.learner)
         if self.history:
@@ -294,8 +295,8 @@ def take_steps(trainings: Sequence[Training], num_runs: int) -> tuple[list[Train
     for training in trainings:
         training.learner.model.train()
     lead, running = trainings[0], list(trainings)
-    levels = all_levels(training.learner.model for training in trainings)
-    read = lead.sampler.batches(lead.epoch, lead.team.rank, lead.team.size, levels)
+    heads = [training.learner.model for training in trainings]
+    read = lead.sampler.batches(lead.epoch, lead.team.rank, lead.team.size, heads)
     ahead = Ahead(read, depth_for(lead.sampler.device))
     for index, parts in enumerate(ahead):
         once = Once(keep=len(running) > 1)

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from experiments.grid.config import TrainConfig, TrialConfig
-from experiments.training.evaluate import rows_of
-from refavs.data.batches import Batch, batch_rows, read_batches
+from experiments.training.evaluate import all_levels, rows_of
+from refavs.data.batches import Batch, SecondsRead, batch_rows, read_batches
 from refavs.data.cues import ACOUSTIC_TEMPORAL
 from refavs.data.splits import Splits, refers_to_nothing
 from refavs.errors import StoreError
 from refavs.model.feature_sizes import FeatureSizes
+from refavs.model.heads.protocol import Head
 
 if TYPE_CHECKING:
     from refavs.store import FeatureStore
@@ -67,12 +68,12 @@ class Sampler:
         return [int(row) for row in rng.permutation(np.concatenate(drawn))[:wanted]]
 
     def batches(
-        self, epoch: int, rank: int = 0, num_workers: int = 1, levels: Sequence[str] | None = None
+        self, epoch: int, rank: int = 0, num_workers: int = 1, heads: Sequence[Head] = ()
     ) -> Iterator[list[tuple[int, Batch]]]:
         """The batches of an epoch in numbered parts of about equal size; only the parts of worker `rank`.
 
         Args:
-            levels: visual levels to read; None reads those of the trial's model.
+            heads: those that read the batches, which then have only the maps and seconds that one of them reads.
         """
         train = self.config.train
         whole = batch_rows(
@@ -80,10 +81,15 @@ class Sampler:
             expressions_per_clip=train.expressions_per_clip,
         )
         mine = [list(self._parts(rows, num_workers * train.accumulate))[rank :: num_workers] for rows in whole]
-        wanted = ([rows for _, rows in parts] for parts in mine)
-        read = read_batches(self.store, wanted, levels or self.levels, self.device)
+        wanted = (([rows for _, rows in parts], seconds_of(heads, self.frames(epoch * self.num_steps + index)))
+                  for index, parts in enumerate(mine))  # fmt: skip
+        read = read_batches(self.store, wanted, all_levels(heads) or self.levels, self.device)
         for parts, found in zip(mine, read, strict=True):
             yield [(number, batch) for (number, _), batch in zip(parts, found, strict=True)]
+
+    def frames(self, step: int) -> list[int] | None:
+        """The seconds that a step decodes, the same for all parts of its batch; None means all."""
+        return frames_of(self.config, step, self.store.seconds)
 
     def _parts(self, rows: list[int], num_parts: int) -> Iterator[tuple[int, list[int]]]:
         """Splits rows into parts without empty ones; neighbours, which often share a clip, stay together."""
@@ -91,6 +97,28 @@ class Sampler:
             part = rows[number * len(rows) // num_parts : (number + 1) * len(rows) // num_parts]
             if part:
                 yield number, part
+
+
+def frames_of(config: TrialConfig, step: int, num_seconds: int) -> list[int] | None:
+    """The seconds that a step decodes; None means all."""
+    wanted = config.train.frames
+    if not wanted or wanted >= num_seconds:
+        return None
+    rng = np.random.default_rng(derived_seed(config.order_seed, "frames", step))
+    return sorted(rng.permutation(num_seconds)[:wanted].tolist())
+
+
+def seconds_of(heads: Sequence[Head], frames: Sequence[int] | None) -> SecondsRead:
+    """The seconds to read of each map for heads that share a batch, by its name; the other maps are read whole."""
+    if frames is None or not heads:
+        return {}
+    each = [head.seconds_read(frames) for head in heads]
+    read = {size.name for head in heads for size in head.sizes.maps}
+    whole = {name for name in read for head, own in zip(heads, each, strict=True)
+             if name not in own and any(size.name == name for size in head.sizes.maps)}  # fmt: skip
+    names = dict.fromkeys(name for own in each for name in own)
+    return {name: sorted({second for own in each for second in own.get(name, ())})
+            for name in names if name not in whole}  # fmt: skip
 
 
 def steps_per_epoch(train: TrainConfig, num_rows: int) -> int:

@@ -1,7 +1,8 @@
 """Networks of frozen encoders: built with random or zero weights, filled from a file, and prepared for inference."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +19,8 @@ from refavs.model.pickled import load_pickled
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Network = TypeVar("Network", bound=nn.Module)
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 def refuse_precision(precision: Precision, device: str) -> None:
@@ -95,6 +98,21 @@ def frozen(network: Network, device: str, dtype: torch.dtype) -> Network:
     """
     compute_fp32_exactly()
     return network.eval().requires_grad_(False).to(device, dtype)
+
+
+def each_in_one_thread(compute: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
+    """Computes each item in one torch thread, and as many items at once as torch has threads.
+
+    The sums of several threads depend on their number in the last bits.
+    """
+    num_threads = torch.get_num_threads()
+    if num_threads == 1:
+        return [compute(item) for item in items]
+    try:
+        with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(compute, items))
+    finally:
+        torch.set_num_threads(num_threads)  # the libraries below have one setting for all threads
 
 
 def to_host(maps: dict[str, Tensor]) -> dict[str, Tensor]:

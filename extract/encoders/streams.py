@@ -14,9 +14,11 @@ from extract.encoders.stored_types import StoredTypes
 from refavs.choices import StoredType
 from refavs.config import nearest
 from refavs.errors import ConfigError
+from refavs.model.feature_sizes import MASKS
 from refavs.store.format.array_spec import ArraySpec
 from refavs.store.format.quantised import stored_as, stored_rows, values_of
 from refavs.store.format.schema import StreamSpec
+from refavs.store.pooled import pooled, pooled_array, pooling_of
 
 SHARD_BYTES = 2**28
 MOST_CLIPS, MOST_TEXTS = 8, 256  # per shard
@@ -27,10 +29,11 @@ class Stream:
     """One level of one encoder.
 
     Attributes:
-        encoder: its name in the store, `<encoder>` or `<encoder>@<name>`.
+        encoder: name of its encoder in the `StreamSet`.
         level: empty if the encoder has only one level.
         given: the arrays of one row, as the encoder returns them.
         dtype: the type in which they are stored; None stores them as they are.
+        pools: the stream whose maps this one pools; see `refavs.store.pooled`.
     """
 
     id: str
@@ -38,6 +41,12 @@ class Stream:
     level: str
     given: tuple[ArraySpec, ...]
     dtype: StoredType | None = None
+    pools: "Stream | None" = None
+
+    @property
+    def computed(self) -> str:
+        """The level that the encoder computes for it."""
+        return self.level if self.pools is None else self.pools.level
 
     @cached_property
     def arrays(self) -> tuple[ArraySpec, ...]:
@@ -46,7 +55,16 @@ class Stream:
 
     def part(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """This level's arrays from the encoder's output for an input, by array name."""
+        if self.pools is not None:
+            return self._pooled(self.pools, arrays)
         return {spec.name: arrays[f"{self.level}/{spec.name}".lstrip("/")] for spec in self.given}
+
+    def _pooled(self, source: "Stream", arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The pooled maps of what the store keeps of the encoder's output."""
+        stored = {name: torch.from_numpy(row) for name, row in source.stored(source.part(arrays)).items()}
+        scale = next(spec.scale for spec in source.arrays if spec.name == MASKS)
+        means = pooled(stored[MASKS], None if scale is None else stored[scale], pooling_of(self.level) or 1)
+        return {pooled_array(MASKS): means.numpy()}
 
     def stored(self, part: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The arrays of `part` as they are stored."""
@@ -65,7 +83,9 @@ class StreamSet:
     """The streams that a run computes, with their encoders.
 
     Attributes:
-        encoders: encoders by name in the store; without weights, so that they can be sent to workers.
+        encoders: encoders by name in the store, `<encoder>` or `<encoder>@<name>`; without weights, so that they can be
+            sent to workers. Names that stand for the same encoder with the same setup share the first one's, so that
+            an input is encoded once for all of their streams.
         streams: streams by id.
         seconds: number of time steps per clip.
         device: device of the encoders.
@@ -103,6 +123,8 @@ class StreamSet:
 
     def fingerprint(self, stream: Stream) -> dict[str, Any]:
         """The facts of a stream."""
+        if stream.pools is not None:
+            return self.fingerprint(stream.pools) | {"pooled": pooling_of(stream.level)}
         facts = dict(self.encoders[stream.encoder].facts(stream.level))
         return facts if stream.arrays == stream.given else facts | {"dtype": stream.dtype}
 
@@ -142,6 +164,7 @@ def choose_streams(
     if not names or (levels is not None and not levels):
         raise ConfigError(f"--{'streams' if not names else 'levels'} names none; see refavs-extract --list-encoders")
     encoders: dict[str, Encoder] = {}
+    made: dict[tuple[str, EncoderSetup], str] = {}
     streams: dict[str, Stream] = {}
     device, types = "cpu", types or StoredTypes()
     for whole in names:
@@ -149,15 +172,44 @@ def choose_streams(
         name = asked_name.replace(":", "-")  # which no stream's name has
         chosen = setup(name)
         device = chosen.device
-        encoder = encoders.setdefault(name, make_encoder(asked_name.partition("@")[0], chosen))
+        base = asked_name.partition("@")[0]
+        own = made.setdefault((base.replace(":", "-"), chosen), name)
+        encoder = encoders[own] if own in encoders else encoders.setdefault(own, make_encoder(base, chosen))
         arrays = encoder.arrays(seconds)
         asked = [level] if level else list(arrays)
         if levels is not None and encoder.modality == "visual" and "" not in arrays:
             asked = list(levels)
         for each in asked:
-            if each not in arrays:
-                raise ConfigError(f"encoder {name} has no level {each!r}; {nearest(each, filter(None, arrays))}")
-            id = f"{encoder.modality}/{name}" + (f"/{each}" if each else "")
-            streams[id] = Stream(id=id, encoder=name, level=each, given=tuple(arrays[each]), dtype=types.of(id))
+            stream = _stream(f"{encoder.modality}/{name}", own, each, arrays, types)
+            streams[stream.id] = stream
     types.refuse_unused(streams)
     return StreamSet(encoders, streams, seconds, device)
+
+
+def _stream(
+    name: str, encoder: str, level: str, arrays: Mapping[str, Sequence[ArraySpec]], types: StoredTypes
+) -> Stream:
+    """A level of an encoder, or the pooled mask features of the level that has them.
+
+    Args:
+        name: modality and name in the store.
+        encoder: name of its encoder in the `StreamSet`.
+
+    Raises:
+        ConfigError: it has no such level, or the squares of a pooled one do not divide its mask features.
+    """
+    id = f"{name}/{level}".rstrip("/")
+    masked = next((each for each, specs in arrays.items() if any(spec.name == MASKS for spec in specs)), None)
+    if level not in arrays and masked is not None and (by := pooling_of(level)):
+        source = _stream(name, encoder, masked, arrays, types)
+        seconds, channels, height, width = next(spec.shape for spec in source.given if spec.name == MASKS)
+        if height % by or width % by:
+            raise ConfigError(f"level {level} of {name} pools {height} x {width} mask features, which {by} "
+                              "does not divide; name a common divisor, as the heads' model.visual_downsample")
+        spec = ArraySpec(name=pooled_array(MASKS), shape=(seconds, channels, height // by, width // by),
+                         dtype="float32", axes=("t", "c", "h", "w"))  # fmt: skip
+        return Stream(id=id, encoder=encoder, level=level, given=(spec,), pools=source)
+    if level not in arrays:
+        own = name.partition("/")[2]
+        raise ConfigError(f"encoder {own} has no level {level!r}; {nearest(level, filter(None, arrays))}")
+    return Stream(id=id, encoder=encoder, level=level, given=tuple(arrays[level]), dtype=types.of(id))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from extract.encoders.hub_text import ROWS
 from extract.encoders.protocol import Encoder
 from extract.encoders.streams import StreamSet
 from extract.media.clip import Media, read_media
@@ -129,9 +130,9 @@ def calibrate(streams: StreamSet, clips: Iterable[Clip], resources: Resources) -
     for name, encoder in streams.encoders.items():
         for part in encoder.weight_parts():
             part.load()
-        levels = [stream.level for stream in streams.streams.values() if stream.encoder == name]
+        levels = list(dict.fromkeys(each.computed for each in streams.streams.values() if each.encoder == name))
         if encoder.modality == "text":
-            of_text[name] = _encode_s(encoder, "the object", levels)
+            of_text[name] = _encode_s(encoder, "the object", levels, ROWS)
         elif encoder.modality == "visual":
             of_clip[name] = _visual_s(encoder, media.taken(encoder.takes), levels, resources)
         else:
@@ -139,8 +140,9 @@ def calibrate(streams: StreamSet, clips: Iterable[Clip], resources: Resources) -
     return Seconds(decode=decode_s, write=_write_s(streams), clip=of_clip, text=of_text)
 
 
-def _encode_s(encoder: Encoder, item: Any, levels: Sequence[str]) -> float:
-    return _seconds(lambda: encoder.encode([encoder.prepare(item)], levels))
+def _encode_s(encoder: Encoder, item: Any, levels: Sequence[str], number: int = 1) -> float:
+    """Seconds for one of `number` equal inputs."""
+    return _seconds(lambda: encoder.encode([encoder.prepare(item)] * number, levels)) / number
 
 
 def _visual_s(encoder: Encoder, frames: np.ndarray, levels: Sequence[str], resources: Resources) -> float:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from extract.encoders.protocol import Frames, Sound, Text
-from extract.encoders.streams import StreamSet
+from extract.encoders.streams import MOST_TEXTS, StreamSet
 from extract.media.clip import Media, read_media
 from extract.pipeline.plan import Job, Kind, Masks, Unit
 from extract.pipeline.turns import Stages, Turns
@@ -35,7 +35,7 @@ from refavs.store.format.schema import OBJECTS, pack_mask
 from refavs.store.shard_writer import ShardWriter
 from refavs.store.writer import StoreWriter
 
-TEXTS_PER_PASS = 64  # on a GPU
+TEXTS_PER_PASS = 64  # on a GPU; a CPU takes all of a job, of which the encoder groups those of one length
 MOST_DECODERS = 16
 SAME_FILES = "provide the same files under the same path on every node, e.g. in a shared --weights-dir"
 _T = TypeVar("_T")
@@ -106,7 +106,7 @@ class Worker:
         self._clips_at_once = batch_clips
         self._turns = Turns()
         self._name = f"{platform.node()}:{os.getpid()}"
-        per_pass = 1 if streams.device == "cpu" else TEXTS_PER_PASS
+        per_pass = MOST_TEXTS if streams.device == "cpu" else TEXTS_PER_PASS
         self._per_pass: dict[Kind, int] = {"clips": batch_clips, "text": per_pass, "objects": 1}
 
     @cached_property
@@ -244,7 +244,7 @@ class Worker:
                     given = [number for number, decoded in enumerate(batch) if name in decoded.inputs]
                     wanted = {id: stream for id, stream in self._streams.streams.items() if stream.encoder == name and
                               any(id in batch[number].unit.keys for number in given)}  # fmt: skip
-                    levels = [stream.level for stream in wanted.values()]
+                    levels = list(dict.fromkeys(stream.computed for stream in wanted.values()))
                     per_clip = self._streams.seconds if self._streams.encoders[name].modality == "visual" else 1
                     with stages.encoder(name, per_clip * len(given)):
                         encoded = self._in_passes(name, [batch[number].inputs[name] for number in given], levels)

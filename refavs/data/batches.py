@@ -17,7 +17,10 @@ from refavs.data.prefetch import Arrival, Sender
 from refavs.errors import DatasetError
 from refavs.store.format.quantised import values_of
 from refavs.store.format.schema import LABELLED, MASK
+from refavs.store.pooled import pooled_path
 from refavs.store.reader import FeatureStore, Sample
+
+SecondsRead = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class Batch:
         arrival: the pending copy of a batch that was sent to a device; `to` waits for it.
     """
 
-    visual: Mapping[str, Float[Tensor, "u t ..."]]
+    visual: Mapping[str, Float[Tensor, "u _ ..."]]
     audio: Float[Tensor, "u tokens _"]
     text: Float[Tensor, "b l _"]
     valid: Bool[Tensor, "b l"]
@@ -159,8 +162,14 @@ def collate(samples: Sequence[Sample]) -> Batch:
     ).known()  # fmt: skip
 
 
-def read_batch(store: FeatureStore, indices: Sequence[int], levels: Sequence[str], memory: Recycler) -> Batch:
+def read_batch(
+    store: FeatureStore, indices: Sequence[int], levels: Sequence[str], memory: Recycler,
+    seconds: SecondsRead | None = None,
+) -> Batch:  # fmt: skip
     """As `collate` of the expressions' samples, but reads each clip, text and mask once, directly into the batch.
+
+    Args:
+        seconds: by map, those to read, as `Head.seconds_read` names them; the other maps are read whole.
 
     Raises:
         DatasetError: some of the expressions have a mask and some have none.
@@ -169,14 +178,15 @@ def read_batch(store: FeatureStore, indices: Sequence[int], levels: Sequence[str
     facts = [store.facts[index] for index in indices]
     _refuse_bare([(fact["uid"], fact["split"]) for fact in facts if fact["object"] < 0], len(facts))
     clips, texts, objects = ([fact[name] for fact in facts] for name in ("clip", "text_row", "object"))
-    visual, masked = store.visual_paths(levels), objects[0] >= 0
+    visual, chosen = _chosen(store, store.visual_paths(levels), clips, seconds or {})
+    masked = objects[0] >= 0
     wanted = [(store.schema.with_scales(*visual.values(), store.audio_path), clips),
               (store.schema.with_scales(store.text_path, store.valid_path), texts)]  # fmt: skip
     wanted += [([MASK, LABELLED], objects)] * masked
     slots = [{place: slot for slot, place in enumerate(dict.fromkeys(own))} for _, own in wanted]
     found = store.read_rows(
         {path: store.rows(path, list(slot)) for (paths, _), slot in zip(wanted, slots, strict=True) for path in paths},
-        memory.empty,
+        memory.empty, {path: chosen[name] for name, path in visual.items() if name in chosen},
     )
 
     def each(distinct: Sequence[Tensor], own: Sequence[int], slot: Mapping[int, int]) -> Tensor:
@@ -186,9 +196,10 @@ def read_batch(store: FeatureStore, indices: Sequence[int], levels: Sequence[str
 
     text, sound = (values_of(store.specs[path], found) for path in (store.text_path, store.audio_path))
     scales = {name: found[scale] for name, path in visual.items() if (scale := store.specs[path].scale_path)}
+    places = {name: Maps.places_of(own, store.seconds) for name, own in chosen.items() if [*own] != [*range(len(own))]}
     labelled = each(list(found[LABELLED]), objects, slots[2]) if masked else None
     return Batch(
-        visual=Maps({name: found[path] for name, path in visual.items()}, scales), audio=sound,
+        visual=Maps({name: found[path] for name, path in visual.items()}, scales, places), audio=sound,
         text=each(list(text), texts, slots[1]),
         valid=each(list(found[store.valid_path]), texts, slots[1]),
         clip=torch.tensor([slots[0][place] for place in clips]),
@@ -197,6 +208,26 @@ def read_batch(store: FeatureStore, indices: Sequence[int], levels: Sequence[str
         uid=[fact["uid"] for fact in facts], split=[fact["split"] for fact in facts],
         dimension=[fact["dimension"] for fact in facts], text_string=[fact["text"] for fact in facts],
     ).known()  # fmt: skip
+
+
+def _chosen(
+    store: FeatureStore, visual: Mapping[str, str], clips: Sequence[int], seconds: SecondsRead
+) -> tuple[dict[str, str], dict[str, list[int]]]:
+    """Paths of the maps to read, pooled ones included, and the seconds of those that are not read whole.
+
+    Where the store lacks a pooled map, or its row of a clip, the map itself is read in those seconds too.
+    """
+    paths, wanted = dict(visual), {name: {*own} for name, own in seconds.items() if name in visual}
+    for name, own in seconds.items():
+        source, _, by = name.rpartition("/")
+        if name in visual or source not in wanted:
+            continue
+        path = pooled_path(store, visual[source], int(by))
+        if path is None or -1 in store.rows_of(store.specs[path].table)[[*clips]]:
+            wanted[source] |= {*own}
+        else:
+            paths[name], wanted[name] = path, {*own}
+    return paths, {name: sorted(own) for name, own in wanted.items() if len(own) < store.seconds}
 
 
 def _refuse_bare(bare: Sequence[tuple[str, str]], num_expressions: int) -> None:
@@ -223,7 +254,7 @@ def batches(
         device: see `read_batches`.
     """
     rows = batch_rows(store, indices, batch_size, seed=seed, epoch=epoch, expressions_per_clip=expressions_per_clip)
-    for (batch,) in read_batches(store, ([part] for part in rows), levels, device):
+    for (batch,) in read_batches(store, (([part], {}) for part in rows), levels, device):
         yield batch
 
 
@@ -240,13 +271,13 @@ def batch_rows(
 
 
 def read_batches(
-    store: FeatureStore, wanted: Iterable[Sequence[Sequence[int]]], levels: Sequence[str] | None = None,
-    device: torch.device | None = None,
+    store: FeatureStore, wanted: Iterable[tuple[Sequence[Sequence[int]], SecondsRead]],
+    levels: Sequence[str] | None = None, device: torch.device | None = None,
 ) -> Iterator[list[Batch]]:  # fmt: skip
     """Yields batches in pieces, each read from the store directly into reused memory.
 
     Args:
-        wanted: for each batch, the expressions of each of its pieces.
+        wanted: for each batch, the expressions of each of its pieces, and the seconds to read; see `read_batch`.
         device: the device that will use the batches. If it has streams, batches are copied on a separate stream, and
             `Batch.to` makes the current stream wait for the copy.
     """
@@ -254,8 +285,8 @@ def read_batches(
     sender = None if device is None else Sender.to(device)
     memory = Recycler(pinned=sender is not None)
     try:
-        for pieces in wanted:
-            found = (read_batch(store, piece, levels, memory) for piece in pieces)
+        for pieces, seconds in wanted:
+            found = (read_batch(store, piece, levels, memory, seconds) for piece in pieces)
             yield [*found] if sender is None else [sender.send(batch) for batch in found]
     finally:
         if sender is not None:

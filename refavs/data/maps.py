@@ -1,6 +1,6 @@
 """The visual maps of a batch, quantised until their values are read."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor
 
 from refavs.store.format.quantised import dequantised
 
+NOWHERE = 2**31  # beyond every axis, so that selecting it is an error
+
 
 @dataclass(frozen=True, eq=False)
 class Maps(Mapping[str, Tensor]):
@@ -16,13 +18,18 @@ class Maps(Mapping[str, Tensor]):
 
     Values are computed on every access, on the device of the maps, and are not kept.
 
+    A map of which not all seconds were read has only those; `part` selects from them by the seconds of the clip.
+
     Attributes:
         stored: the numbers as the store has them.
         scales: the scale of each clip and channel of the quantised maps.
+        places: where each second is among the read ones, for a map whose read seconds are not the first ones;
+            `NOWHERE` for a second that was not read.
     """
 
-    stored: Mapping[str, Shaped[Tensor, "u t _ _ _"]]
+    stored: Mapping[str, Shaped[Tensor, "u _ _ _ _"]]
     scales: Mapping[str, Float[Tensor, "u _"]] = field(default_factory=dict)
+    places: Mapping[str, Int[Tensor, "t"]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, maps: Mapping[str, Tensor]) -> "Maps":
@@ -33,6 +40,13 @@ class Maps(Mapping[str, Tensor]):
         stored = self.stored[name]
         return dequantised(stored, self.scales[name], 2) if name in self.scales else stored
 
+    @staticmethod
+    def places_of(seconds: Sequence[int], num_seconds: int) -> Int[Tensor, "t"]:
+        """Where each of `num_seconds` seconds is among those that were read."""
+        places = torch.full((num_seconds,), NOWHERE)
+        places[list(seconds)] = torch.arange(len(seconds))
+        return places
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.stored)
 
@@ -42,15 +56,24 @@ class Maps(Mapping[str, Tensor]):
     @property
     def tensors(self) -> list[Tensor]:
         """All tensors, for example to wait for their copy."""
-        return [*self.stored.values(), *self.scales.values()]
+        return [*self.stored.values(), *self.scales.values(), *self.places.values()]
 
     def part(self, names: Iterable[str], seconds: slice | Int[Tensor, "f"]) -> "Maps":
-        """The maps with these names, of these seconds."""
-        stored = {name: self.stored[name][:, seconds] for name in names}
-        return Maps(stored, {name: scale for name, scale in self.scales.items() if name in stored})
+        """The maps with these names, of these seconds.
+
+        Args:
+            names: one that the batch lacks is left out.
+            seconds: a slice must start with the first second. It keeps of a map the read ones, an index takes all.
+        """
+        stored, places = {}, {}
+        for name in names:
+            if name in self.places and isinstance(seconds, slice):
+                stored[name], places[name] = self.stored[name], self.places[name][seconds]
+            elif name in self.stored:
+                stored[name] = self.stored[name][:, self.places[name][seconds] if name in self.places else seconds]
+        return Maps(stored, {name: scale for name, scale in self.scales.items() if name in stored}, places)
 
     def to(self, device: torch.device | str) -> "Maps":
         """The maps on `device`, copied without waiting for the copy."""
-        stored, scales = ({name: one.to(device, non_blocking=True) for name, one in maps.items()}
-                          for maps in (self.stored, self.scales))  # fmt: skip
-        return Maps(stored, scales)
+        return Maps(*({name: one.to(device, non_blocking=True) for name, one in maps.items()}
+                      for maps in (self.stored, self.scales, self.places)))  # fmt: skip

@@ -1,6 +1,7 @@
 """Turns stored visual maps into tokens for the fusion and maps for the decoder, once per distinct clip."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,7 +17,8 @@ from refavs.model.attention import sine_positions
 from refavs.model.batch_cache import Once
 from refavs.model.feature_sizes import LEVELS, MASKS, FeatureSizes
 from refavs.model.pixel_decoder import PixelDecoder, PixelDecoderSettings
-from refavs.store.format.quantised import numbers, scaled
+from refavs.store.format.quantised import scaled
+from refavs.store.pooled import pooled, pooled_name
 
 Moments = Float[Tensor, "c"] | Float[np.ndarray, "c"]
 Statistics = Mapping[str, tuple[Moments, Moments]]
@@ -130,8 +132,9 @@ class VisualInput(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """Names of the maps that this module reads; a batch may contain more for other heads."""
-        return list(self.paths) if self.pixel_decoder is not None else [MASKS, *LEVELS[: self.num_levels]]
+        """Names of the maps that this module reads, and last the pooled one that a batch may have in addition."""
+        read = self.paths if self.pixel_decoder is not None else (MASKS, *LEVELS[: self.num_levels])
+        return [*read, pooled_name(MASKS, self.downsample)]
 
     def set_statistics(self, statistics: Statistics) -> None:
         """Sets the statistics of the maps that this module reads.
@@ -147,7 +150,7 @@ class VisualInput(nn.Module):
             self.token_input.set(*statistics[path])
 
     def forward(
-        self, visual: Mapping[str, Float[Tensor, "u t _ _ _"]], frames: Int[Tensor, "f"] | None,
+        self, visual: Mapping[str, Float[Tensor, "u _ _ _ _"]], frames: Int[Tensor, "f"] | None,
         once: Once | None = None, seconds: str = "all",
     ) -> VisualFeatures:  # fmt: skip
         """Tokens of all frames and the maps of the chosen ones.
@@ -157,30 +160,36 @@ class VisualInput(nn.Module):
             seconds: a name for the selection of seconds in `visual`, different for each selection.
         """
         once = once or Once()
-        raw_masks, maps = self._maps(Maps.of(visual), frames, once)
-        if self.pixel_decoder is None:
-            tokens = once(("tokens", self.downsample, seconds), lambda: self._pooled(*raw_masks))
+        visual = Maps.of(visual)
+        decoded, maps = self._maps(visual, frames, once)
+        if decoded is None:
+            tokens = once(("tokens", self.downsample, seconds), lambda: self._tokens(visual))
         else:
-            tokens = self._pooled(*raw_masks)
+            tokens = self._pooled(decoded, itertools.repeat(None))
         tokens = self.project(tokens)
         tokens = tokens + sine_positions(*self.grid, tokens.shape[-1], tokens.device)
         return VisualFeatures(
             tokens=tokens, mask_features=maps[MASKS], levels=[maps[name] for name in LEVELS[: self.num_levels]]
         )
 
+    def _tokens(self, visual: Maps) -> Float[Tensor, "u t n c"]:
+        """The tokens of the stored mask features."""
+        stored = visual.stored.get(pooled_name(MASKS, self.downsample))
+        if stored is not None:
+            return self.token_input(rearrange(stored, "u t c h w -> u t (h w) c"))
+        return self._pooled(visual.stored[MASKS], visual.scales.get(MASKS, itertools.repeat(None)))
+
     def _pooled(
-        self, raw_masks: Shaped[Tensor, "u t c h w"], scale: Float[Tensor, "u c"] | None = None
+        self, masks: Shaped[Tensor, "u t c h w"], scales: Iterable[Float[Tensor, "c"] | None]
     ) -> Float[Tensor, "u t n c"]:
         # One clip at a time, so that its maps in float32 stay in the processor's cache.
-        pooled = [nn.functional.avg_pool2d((maps if scale is None else numbers(maps)).float(), self.downsample)
-                  for maps in raw_masks]  # fmt: skip
-        tokens = rearrange(pooled, "u t c h w -> u t (h w) c")
-        return self.token_input(tokens if scale is None else tokens * rearrange(scale, "u c -> u 1 1 c"))
+        tokens = [pooled(maps, scale, self.downsample) for maps, scale in zip(masks, scales, strict=False)]
+        return self.token_input(rearrange(tokens, "u t c h w -> u t (h w) c"))
 
     def _maps(
         self, visual: Maps, frames: Tensor | None, once: Once
-    ) -> tuple[tuple[Tensor, Tensor | None], dict[str, Tensor]]:
-        """The stored mask features of all frames with their scales, and the decoder's maps of the chosen frames."""
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The mask features of all frames from an own pixel decoder, and the decoder's maps of the chosen frames."""
         needed = (MASKS, *LEVELS[: self.num_levels])
 
         def standardised(name: str) -> Tensor:
@@ -188,8 +197,7 @@ class VisualInput(nn.Module):
                 name, visual if frames is None else visual.part([name], frames)))  # fmt: skip
 
         if self.pixel_decoder is None:
-            masks = visual.stored[MASKS], visual.scales.get(MASKS)
-            return masks, {name: standardised(name) for name in needed}
+            return None, {name: standardised(name) for name in needed}
         num_clips = next(iter(visual.stored.values())).shape[0]
         pyramid = {name: self._standardised(name, visual) for name in self.paths}
         pyramid = {name: rearrange(maps, "u t c h w -> (u t) c h w") for name, maps in pyramid.items()}
@@ -197,7 +205,7 @@ class VisualInput(nn.Module):
             name: rearrange(maps, "(u t) c h w -> u t c h w", u=num_clips)
             for name, maps in self.pixel_decoder(pyramid).items()
         }
-        return (decoded[MASKS], None), {
+        return decoded[MASKS], {
             name: decoded[name] if frames is None else decoded[name][:, frames] for name in needed
         }
 

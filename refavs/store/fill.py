@@ -1,27 +1,49 @@
 """Reads rows of arrays into existing memory: from a memory map, from disk with several readers, or from a server."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
+from torch import Tensor
 
-from refavs.store.backends.base import LocalFolder
-
-if TYPE_CHECKING:
-    from refavs.store.reader import FeatureStore
+from refavs.store.backends.base import Folder, LocalFolder
+from refavs.store.format.shard import ShardReader
 
 READERS = 4  # threads for rows that are not in memory; disks serve several requests at once
 
 
+@runtime_checkable
+class RowSource(Protocol):
+    """What is needed of a `FeatureStore`."""
+
+    folder: Folder
+    verify: str
+
+    def read(self, path: str, row: int, part: range | None = None) -> Tensor:
+        """One row of an array, or the entries `part` of its first axis."""
+        ...
+
+    def shard_of(self, path: str, row: int) -> AbstractContextManager[tuple[ShardReader, int]]:
+        """The shard that contains a row, and the row's place in it."""
+        ...
+
+
 class Target(NamedTuple):
-    """A row and the memory to read it into."""
+    """A row, or a part of it, and the memory to read it into.
+
+    Attributes:
+        part: consecutive entries of the row's first axis; None for the whole row.
+    """
 
     path: str
     row: int
     out: np.ndarray
+    part: range | None = None
 
     @property
     def flat(self) -> UInt8[np.ndarray, " b"]:
@@ -29,7 +51,16 @@ class Target(NamedTuple):
         return self.out.reshape(-1).view(np.uint8)
 
 
-def fill(store: "FeatureStore", targets: Sequence[Target]) -> None:
+def targets_of(path: str, row: int, out: np.ndarray, chosen: Sequence[int], whole: int) -> list[Target]:
+    """What to read for the `chosen` ones of the `whole` entries of a row's first axis: a target per run of them."""
+    if len(chosen) == whole:
+        return [Target(path, row, out)]
+    starts = [place for place, entry in enumerate(chosen) if place == 0 or chosen[place - 1] + 1 != entry]
+    return [Target(path, row, out[start:stop], range(chosen[start], chosen[stop - 1] + 1))
+            for start, stop in itertools.pairwise([*starts, len(chosen)])]  # fmt: skip
+
+
+def fill(store: RowSource, targets: Sequence[Target]) -> None:
     """Reads rows into their targets.
 
     Raises:
@@ -43,17 +74,17 @@ def fill(store: "FeatureStore", targets: Sequence[Target]) -> None:
     _at_once(partial(_run, calls), min(READERS, sum(len(calls) for _, calls in waiting)))
     for target, _ in waiting:
         with store.shard_of(target.path, target.row) as (shard, place):
-            shard.check_copy(place, target.flat, store.verify)
+            shard.check_copy(place, target.flat, store.verify, target.part)
     cold = {id(target) for target, _ in waiting}
     _copy(store, [target for target in targets if id(target) not in cold])
 
 
-def _readers(store: "FeatureStore", target: Target) -> list[Callable[[], None]]:
+def _readers(store: RowSource, target: Target) -> list[Callable[[], None]]:
     """Calls that read the row from disk; empty if it is in memory or the target is not contiguous."""
     if not target.out.flags.c_contiguous:
         return []
     with store.shard_of(target.path, target.row) as (shard, place):
-        calls = shard.readers(place, target.flat)
+        calls = shard.readers(place, target.flat, target.part)
 
     def read(call: Callable[[], None]) -> None:
         with store.shard_of(target.path, target.row):  # names the shard in errors
@@ -62,10 +93,10 @@ def _readers(store: "FeatureStore", target: Target) -> list[Callable[[], None]]:
     return [partial(read, call) for call in calls]
 
 
-def _copy(store: "FeatureStore", targets: Sequence[Target]) -> None:
+def _copy(store: RowSource, targets: Sequence[Target]) -> None:
     """Copies rows one after the other."""
-    for path, row, out in targets:
-        np.copyto(out, store.read(path, row).numpy())
+    for path, row, out, part in targets:
+        np.copyto(out, store.read(path, row, part).numpy())
 
 
 def _run(calls: Iterator[Callable[[], None]]) -> None:

@@ -1,25 +1,32 @@
 """The fingerprint of the parts of a store that a trial reads."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from refavs.config import digest
 from refavs.store.format.schema import LABELLED, MASK
+from refavs.store.reader import FeatureStore
 
-if TYPE_CHECKING:
-    from refavs.store.reader import FeatureStore
+_known: WeakKeyDictionary[FeatureStore, dict[tuple[str, ...], str]] = WeakKeyDictionary()
 
 
-def fingerprint_of(store: "FeatureStore", paths: Iterable[str]) -> str:
-    """Fingerprint of the expressions, the masks and the arrays at `paths`.
+def fingerprint_of(store: FeatureStore, paths: Iterable[str]) -> str:
+    """Fingerprint of the expressions, the masks and the arrays at `paths`; computed once for a store that is open.
 
     For an array it covers the encoder, the statistics and the rows of the clips and texts that the expressions refer
     to. It does not depend on other streams or clips of the store, or on how rows are distributed over shards.
     """
+    known, wanted = _known.setdefault(store, {}), tuple(sorted({*store.schema.with_scales(*paths)}))
+    if wanted not in known:
+        known[wanted] = _computed(store, wanted)
+    return known[wanted]
+
+
+def _computed(store: FeatureStore, paths: Iterable[str]) -> str:
     table, arrays = store.expressions, []
-    for path in sorted({*store.schema.with_scales(*paths)}):
+    for path in paths:
         spec = store.specs[path]
         places = np.unique(table["text_row" if spec.table.startswith("text/") else "clip"].to_numpy())
         sums = checksums(store, path)
@@ -32,18 +39,9 @@ def fingerprint_of(store: "FeatureStore", paths: Iterable[str]) -> str:
     return digest([table.to_dict("list"), objects, lengths, arrays, store.seconds, store.schema.fps, store.mask_size])
 
 
-def checksums(store: "FeatureStore", path: str) -> dict[int, int]:
+def checksums(store: FeatureStore, path: str) -> dict[int, int]:
     """Checksum of each row of an array, from the commit records."""
     spec = store.specs[path]
     size = store.schema.tables[spec.table].rows_per_shard
     return {record.index * size + place: crc for record in store.records if record.table == spec.table
             for place, crc in record.arrays[spec.name].rows.items()}  # fmt: skip
-
-
-def says_random(value: Any) -> bool:
-    """Whether a fingerprint or any part of it says that weights are random."""
-    if isinstance(value, dict):
-        return any(map(says_random, value.values()))
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return any(map(says_random, value))
-    return isinstance(value, str) and value.startswith("random:")

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from refavs.config import nearest
 from refavs.errors import StoreError
-from refavs.store.backends.base import TRY_AGAIN, open_folder, out_of_reach
+from refavs.store.backends.base import TRY_AGAIN, out_of_reach
 from refavs.store.derived_files import KEYS, merged_statistics, rows_of_table, store_fingerprint
-from refavs.store.fill import Target, fill
-from refavs.store.fingerprints import fingerprint_of, says_random
+from refavs.store.fill import fill, targets_of
+from refavs.store.folders import open_folder
 from refavs.store.format.array_spec import ArraySpec, table_path
 from refavs.store.format.commits import CommitRecord
 from refavs.store.format.quantised import values_of
-from refavs.store.format.schema import LABELLED, MASK, MODALITIES, OBJECTS, unpack_mask
+from refavs.store.format.schema import LABELLED, MASK, MODALITIES, OBJECTS, says_random, unpack_mask
 from refavs.store.format.shard import ShardReader, shard_name
 from refavs.store.snapshot import read_snapshot
 
@@ -32,6 +32,7 @@ POLICIES = ("first", "always", "never")
 PAPERS = {"visual": "mask2former-swin-base-ade", "audio": "vggish", "text": "roberta-base"}
 MOST_OPEN = 2**14  # shards; Linux allows a process 65,530 mappings
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
+Rows = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,6 @@ class FeatureStore:
         self._rows: dict[str, np.ndarray] = {}
         self._shards: dict[tuple[str, int], ShardReader] = {}
         self._opening = threading.Lock()
-        self._fingerprints: dict[tuple[str, ...], str] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FeatureStore, (self.location, self.use, self.verify)
@@ -151,14 +151,8 @@ class FeatureStore:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the content of the whole store; `fingerprint_of` identifies the part that a trial reads."""
+        """Identifies the content of the whole store; see `fingerprint_of` for the part that a trial reads."""
         return store_fingerprint(self.schema, self.records, self.tables)
-
-    def fingerprint_of(self, paths: Iterable[str]) -> str:
-        """Identifies the expressions, the masks and the arrays at `paths`, regardless of other content."""
-        if (wanted := tuple(sorted(paths))) not in self._fingerprints:
-            self._fingerprints[wanted] = fingerprint_of(self, wanted)
-        return self._fingerprints[wanted]
 
     @property
     def finished(self) -> bool:
@@ -265,14 +259,14 @@ class FeatureStore:
                              f"{table} again, from a source that has it")
         return rows
 
-    def read(self, path: str, row: int) -> Tensor:
-        """One row of an array as a view of its mapped shard.
+    def read(self, path: str, row: int, part: range | None = None) -> Tensor:
+        """One row of an array, or a part of it (consecutive seconds), as a view of its mapped shard.
 
         Raises:
             StoreError: there is no such array or committed row, or the row is damaged; the message names its key.
         """
         with self.shard_of(path, row) as (shard, place):
-            return shard.read(place, self.verify)
+            return shard.read(place, self.verify, part)
 
     @contextlib.contextmanager
     def shard_of(self, path: str, row: int) -> Iterator[tuple[ShardReader, int]]:
@@ -295,23 +289,24 @@ class FeatureStore:
             raise StoreError(f"{path} of {key!r} (row {row} of {spec.table}) in {self.location} cannot be used: "
                              f"{error}; {TRY_AGAIN if out_of_reach(error.__cause__) else remedy}") from error
 
-    def read_rows(self, wanted: Mapping[str, Sequence[int]], empty: Empty) -> dict[str, Shaped[Tensor, "_ ..."]]:
+    def read_rows(self, wanted: Rows, empty: Empty, seconds: Rows | None = None) -> dict[str, Shaped[Tensor, "_ ..."]]:
         """Reads rows of several arrays, by path, together; do not repeat rows, since each is a request to a server.
 
         Args:
             empty: allocates a tensor of a shape and type.
+            seconds: those to read of a row, ascending, by path; other rows are read whole.
 
         Raises:
             StoreError: as for `read`.
         """
-        found = {}
+        found, targets = {}, []
         for path, rows in wanted.items():
             spec = self._spec(path)
-            found[path] = empty((len(rows), *spec.shape), getattr(torch, spec.dtype))
-        fill(self, [
-            Target(path, row, place)
-            for path, rows in wanted.items() for row, place in zip(rows, found[path].numpy(), strict=True)
-        ])  # fmt: skip
+            chosen = range(spec.shape[0]) if seconds is None else seconds.get(path, range(spec.shape[0]))
+            found[path] = empty((len(rows), len(chosen), *spec.shape[1:]), getattr(torch, spec.dtype))
+            for row, place in zip(rows, found[path].numpy(), strict=True):
+                targets += targets_of(path, row, place, chosen, spec.shape[0])
+        fill(self, targets)
         return found
 
     def _spec(self, path: str) -> ArraySpec:
@@ -366,11 +361,8 @@ class FeatureStore:
 
     def within(self, clips: Sequence[int]) -> Bool[Tensor, "b t"]:
         """The valid seconds of the clips at these places."""
-        return torch.arange(self.seconds) < self._lengths[list(clips), None]
-
-    @cached_property
-    def _lengths(self) -> Int[Tensor, "n"]:
-        return torch.tensor(self.clips["seconds"].to_numpy(np.int64))
+        lengths = torch.tensor(self.clips["seconds"].to_numpy(np.int64)[list(clips)])
+        return torch.arange(self.seconds) < lengths[:, None]
 
     @cached_property
     def facts(self) -> list[dict[str, Any]]:

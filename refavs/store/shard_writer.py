@@ -58,7 +58,8 @@ class ShardWriter:
         try:
             for name, spec in self._specs.items():
                 if name not in self._files:
-                    self._files[name] = ShardFile(self._folder, shard_name(spec, self.plan.index), num_places)
+                    self._files[name] = ShardFile(self._folder, shard_name(spec, self.plan.index), num_places,
+                                                  spec.num_parts)
                 self._files[name].append(place, arrays[name])
         except BaseException as error:
             self._broken = error

@@ -15,8 +15,9 @@ import pandas as pd
 
 from refavs.errors import StoreError
 from refavs.files.typed_json import Count, shaped
-from refavs.store.backends.base import Folder, open_folder
+from refavs.store.backends.base import Folder
 from refavs.store.columns import read_table, write_table
+from refavs.store.folders import open_folder
 from refavs.store.format.channel_stats import ChannelSums
 from refavs.store.format.commits import (
     CommitRecord,

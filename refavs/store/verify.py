@@ -9,9 +9,10 @@ from typing import Any
 
 from refavs.errors import StoreError
 from refavs.files.typed_json import read_json
-from refavs.store.backends.base import Folder, holds, is_stray, open_folder, out_of_reach, refuse_out_of_reach
+from refavs.store.backends.base import Folder, holds, is_stray, out_of_reach, refuse_out_of_reach
 from refavs.store.columns import AGAIN, NEEDED, Table, column_files, from_frame, read_column, read_table, table_record
 from refavs.store.derived_files import KEYS, finished_files
+from refavs.store.folders import open_folder
 from refavs.store.format.array_spec import table_path
 from refavs.store.format.commits import (
     LISTING,

@@ -11,7 +11,7 @@ import pandas as pd
 from refavs.choices import Role
 from refavs.config import nearest
 from refavs.errors import StoreError
-from refavs.store.backends.base import Folder, open_folder, write_if_changed
+from refavs.store.backends.base import Folder, write_if_changed
 from refavs.store.columns import NEEDED, read_table, table_record, write_table
 from refavs.store.derived_files import (
     array_file,
@@ -21,6 +21,7 @@ from refavs.store.derived_files import (
     store_fingerprint,
     stream_groups,
 )
+from refavs.store.folders import open_folder
 from refavs.store.format.array_spec import table_path
 from refavs.store.format.commits import CommitRecord, files_of, read_each, record_files, refuse_doubles
 from refavs.store.format.schema import (

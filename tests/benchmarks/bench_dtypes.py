@@ -1,7 +1,8 @@
 """Bytes and speed of stores whose maps are float16, int8 and float8, and what reading them costs a step.
 
-The same clips are written in each type. The readers take turns within one run. `--quick` shrinks it to a smoke test;
-what the types cost in J and F is measured by the grid `dtypes`.
+The same clips are written in each type. The readers take turns within one run. It also measures a step that decodes two
+seconds and reads only these, with and without the pooled mask features of the seconds before. `--quick` shrinks it to a
+smoke test; what the types cost in J and F is measured by the grid `dtypes`.
 """
 
 import argparse
@@ -26,7 +27,8 @@ from refavs.store.format.channel_stats import ChannelSums
 from refavs.store.format.quantised import quantise, stored_as, stored_rows
 
 PACKAGES = ("torch", "numpy", "zarr")
-STREAM, SECONDS, CHANNELS = "visual/bench", 10, 256
+STREAM, POOLED, SECONDS, CHANNELS = "visual/bench", "visual/bench-pooled8", 10, 256
+DECODED, WAYS = 2, ("all seconds", "two seconds", "two seconds, pooled tokens of those before")
 LEVELS = {"mask_features": 4, "s8": 8, "s16": 16, "s32": 32}  # strides
 USES = ("as stored", "values", "standardised")
 Times = dict[tuple[StoredType, str], list[float]]
@@ -36,6 +38,26 @@ def specs_of(side: int) -> tuple[ArraySpec, ...]:
     """The pixel decoder's maps of a frame of `side` pixels, in float16."""
     return tuple(ArraySpec(name=name, shape=(SECONDS, CHANNELS, side // stride, side // stride), dtype="float16",
                            axes=("t", "c", "h", "w"), statistics=True) for name, stride in LEVELS.items())  # fmt: skip
+
+
+def pooled_spec(side: int) -> ArraySpec:
+    """The pooled mask features of a frame, of which there is a token for each 32 x 32 pixels."""
+    return ArraySpec(name="mask_features_pooled", shape=(SECONDS, CHANNELS, side // 32, side // 32), dtype="float32",
+                     axes=("t", "c", "h", "w"))  # fmt: skip
+
+
+def write_pooled(folder: Path, side: int, num_clips: int) -> None:
+    """Adds the pooled mask features of its clips to a store; the values do not matter."""
+    writer, spec = StoreWriter.attach(folder), pooled_spec(side)
+    streams = {**writer.schema.streams, POOLED: StreamSpec(fingerprint={}, arrays=(spec,), rows_per_shard=4)}
+    writer = StoreWriter.open(folder, streams=streams, source="benchmark", seconds=SECONDS, fps=1.0, mask_size=8,
+                              objects_per_shard=1)  # fmt: skip
+    values = np.random.default_rng(0).standard_normal(spec.shape, np.float32)
+    keys = [f"clip{number:05d}" for number in range(num_clips)]
+    for plan in filter(None, writer.plan(POOLED, [keys[at : at + 4] for at in range(0, num_clips, 4)])):
+        with writer.shard(plan) as shard:
+            for key in plan.keys:
+                shard.write(key, {spec.name: values})
 
 
 def write_clips(folder: Path, side: int, num_clips: int) -> dict[StoredType, list[float]]:
@@ -116,6 +138,45 @@ def read_table(title: str, taken: Times, batch: int) -> str:
     return f"### {title}\n\n{table(header, rows)}"
 
 
+def seconds_read(store: FeatureStore, way: str, frames: Sequence[int]) -> dict[str, Sequence[int]]:
+    """The seconds of each array that a step with these frames reads."""
+    before = range(frames[-1] + 1)
+    paths = [spec.path for spec in store.schema.tables[STREAM].values]
+    if way == WAYS[0]:
+        return dict.fromkeys(paths, range(SECONDS))
+    if way == WAYS[1]:
+        return {path: before if path.endswith("mask_features") else frames for path in paths}
+    return {**dict.fromkeys(paths, frames), f"clips/{POOLED}/mask_features_pooled": before}
+
+
+def bench_seconds(folder: Path, num_clips: int, batch: int, repeats: int, cold: bool) -> str:
+    """Clips a second and bytes of a clip, for steps that read all seconds or only what they need, in turns."""
+    memory, rng = Recycler(), np.random.default_rng(2)
+    taken: dict[str, list[float]] = {way: [] for way in WAYS}
+    sizes: dict[str, list[float]] = {way: [] for way in WAYS}
+    store = FeatureStore(folder, verify="never")
+    for row in () if cold else range(num_clips):  # every page is touched once
+        for path in store.specs:
+            if path.startswith("clips/visual"):
+                store.read_rows({path: [row]}, memory.empty)
+    for repeat in range(repeats):
+        rows = rng.choice(num_clips, batch, replace=False).tolist()
+        frames = sorted(rng.choice(SECONDS, DECODED, replace=False).tolist())
+        for way in turn(list(WAYS), repeat):
+            if cold:
+                drop_pages(folder)
+                store = FeatureStore(folder, verify="never")
+            wanted = seconds_read(store, way, frames)
+            started = time.perf_counter()
+            found = store.read_rows({path: rows for path in wanted}, memory.empty, wanted)
+            taken[way].append(time.perf_counter() - started)
+            sizes[way].append(sum(maps.nbytes for maps in found.values()) / len(rows) / 1e6)
+    base = taken[WAYS[0]]
+    lines = [[way, f"{np.mean(sizes[way]):.1f}", f"{batch / min(times):.0f} / {batch / median(times):.0f}",
+              f"{min(base) / min(times):.2f} / {median(base) / median(times):.2f}"] for way, times in taken.items()]
+    return table(["a step reads", "MB a clip", "clips/s best / median", "x all seconds"], lines)
+
+
 def write_table(folder: Path, taken: dict[StoredType, list[float]]) -> str:
     """Bytes of a clip and the speed of writing, disk included."""
     num_bytes = {dtype: sum(path.stat().st_size for path in (folder / dtype).rglob("c.*")) for dtype in STORED_TYPES}
@@ -158,6 +219,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for title, cold in (("Warm reads", False), ("Cold reads", True)):
             taken = bench_reads(folder, num_clips, batch, repeats, cold)
             print("\n" + read_table(f"{title}, {batch} clips to a batch", taken, batch), flush=True)
+        write_pooled(folder / "float16", side, num_clips)
+        for title, cold in (("Warm reads", False), ("Cold reads", True)):
+            found = bench_seconds(folder / "float16", num_clips, batch, repeats, cold)
+            print(f"\n### {title} of a step that decodes {DECODED} of {SECONDS} seconds\n\n{found}", flush=True)
     print("\n" + parts_table(side, repeats))
     return 0
 

@@ -35,7 +35,7 @@ from extract.pipeline.turns import STAGES
 from extract.pipeline.worker import JobResult
 from refavs.data.layouts import Clip
 from refavs.machine.processors import num_processors
-from refavs.store.backends.base import open_folder
+from refavs.store.folders import open_folder
 from refavs.store.format.channel_stats import ChannelSums
 from refavs.store.format.commits import CommitRecord, read_record, record_name, short_digest, write_record
 from refavs.store.format.schema import ArraySpec, StoreSchema, StreamSpec, text_key

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from extract.encoders.presets import preset_named
 from refavs.choices import PRECISIONS
 
 sys.path.insert(0, str(Path(__file__).parent))

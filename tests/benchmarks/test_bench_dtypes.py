@@ -16,6 +16,7 @@ def test_quick_run_prints_every_table(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--quick", "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    for title in ("Bytes and writing", "Warm reads", "Cold reads", "Parts of writing"):
+    for title in ("Bytes and writing", "Warm reads, 2", "Cold reads, 2", "Warm reads of a step", "Cold reads of a step",
+                  "Parts of writing"):  # fmt: skip
         assert done.stdout.count(f"### {title}") == 1
     assert not list(tmp_path.iterdir()), "the benchmark left files behind"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from refavs.model.attention import hidden_bias
 from refavs.model.decoder import EEMCOutput, MaskDecoder
-from refavs.model.heads.fusion import BimodalFusion
+from refavs.model.heads.parts.fusion import BimodalFusion
 
 
 @contextmanager

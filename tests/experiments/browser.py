@@ -52,12 +52,12 @@ class Browser:
                 return found["result"]
             self.events.append(found)
 
-    def open(self, path: Path, width: int, height: int = 900, scheme: str = "light") -> None:
-        """Loads a file from disk in a window of this width, whatever was loaded before, and waits for its end."""
+    def open(self, place: Path | str, width: int, height: int = 900, scheme: str = "light") -> None:
+        """Loads a file or an address in a window of this width, whatever was loaded before, and waits for its end."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.events.clear()
-        self.call("Page.navigate", url=path.absolute().as_uri())
+        self.call("Page.navigate", url=place if isinstance(place, str) else place.absolute().as_uri())
         while not self.heard("Page.loadEventFired"):
             self.events.append(self._receive())
 

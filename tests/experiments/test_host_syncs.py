@@ -60,7 +60,7 @@ def test_counter_detects_waits() -> None:
 
 @pytest.mark.slow
 def test_forward_is_one_graph_to_compile(tmp_path: Path) -> None:
-    """Nothing in it asks a tensor for a number, whether all seconds are decoded or some."""
+    """Nothing in it asks a tensor for a number, whether all seconds are decoded or some, or only some were read."""
     program = (
         "import sys; from pathlib import Path; import torch._dynamo\n"
         "from experiments.grid.config import TrialConfig; from experiments.training.sampler import Sampler\n"
@@ -70,12 +70,16 @@ def test_forward_is_one_graph_to_compile(tmp_path: Path) -> None:
         "sizes = {'model.visual_downsample': 2, 'model.num_layers': 1, 'model.decoder_layers': 1}\n"
         "config = replace(TrialConfig(), sizes); model = build_model(config, store).train()\n"
         "batch = next(Sampler(config, store).batches(0))[0][1]\n"
-        "for more in ((), (Seconds.of([0, 1]),)):\n"
-        "    torch._dynamo.reset(); found = torch._dynamo.explain(model)(batch, *more)\n"
+        "sampler = Sampler(replace(config, {'train.frames': 1}), store)\n"
+        "step, read = next((step, parts) for step, parts in enumerate(sampler.batches(0, heads=[model]))\n"
+        "                  if sampler.frames(step) == [2])\n"
+        "assert read[0][1].visual.places\n"
+        "for one, *more in ((batch,), (batch, Seconds.of([0, 1])), (read[0][1], Seconds.of([2]))):\n"
+        "    torch._dynamo.reset(); found = torch._dynamo.explain(model)(one, *more)\n"
         "    print(found.graph_count, found.graph_break_count)\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "store")]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["1 0", "1 0"]
+    assert done.stdout.splitlines() == ["1 0"] * 3

@@ -16,6 +16,7 @@ from extract.encoders.protocol import Encoder, EncoderSetup, Frames, Sound, Text
 from extract.encoders.registry import make_encoder
 from extract.pipeline.estimate import Seconds
 from extract.store_cli import main as store_command
+from refavs.store.fingerprints import fingerprint_of
 from refavs.store.format.schema import ArraySpec
 from refavs.store.reader import FeatureStore
 from refavs.store.verify import verify
@@ -111,7 +112,7 @@ def test_stream_of_another_rate_is_added_and_dropped_without_touching_the_others
     assert main(arguments) == 0
     before, alone = stamps(store), tree(store)
     paths = [path for path in FeatureStore(store).specs if not path.startswith("objects/")]
-    read = FeatureStore(store).fingerprint_of(paths)
+    read = fingerprint_of(FeatureStore(store), paths)
     for name in ("mask2former.VisualEncoder", "vggish.VGGishEncoder", "roberta.RobertaEncoder"):
         monkeypatch.setattr(f"extract.encoders.{name}.encode", lambda *_: pytest.fail("computed again"))
     monkeypatch.setattr("extract.media.clip.fitted", lambda *_: pytest.fail("decoded again"))
@@ -119,7 +120,7 @@ def test_stream_of_another_rate_is_added_and_dropped_without_touching_the_others
     require_alone(before, stamps(store), "clips/audio/loud/", "commits/audio/loud/")
     opened = FeatureStore(store, use={"audio": "loud"})
     assert opened.finished and opened[0].audio.shape == (40, 1) and opened[0].audio.any()
-    assert opened.fingerprint_of(paths) == read
+    assert fingerprint_of(opened, paths) == read
     assert store_command(["drop", str(store), "audio/loud"]) == 0
     assert tree(store) == alone
     assert store_command(["drop", str(store), "audio/loud"]) == 2

@@ -1,5 +1,6 @@
 """The contract of every encoder, and the specific behaviour of each."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from extract.encoders import clip_text, flan_t5, roberta
+from extract.encoders.clip_text import ClipTextEncoder
 from extract.encoders.contract import check_encoder
+from extract.encoders.flan_t5 import FlanT5Encoder
 from extract.encoders.hub_folder import HubFolder
 from extract.encoders.listing import described
 from extract.encoders.mask2former import LEVELS, VisualEncoder
@@ -287,6 +291,37 @@ def test_texts_of_one_pass_are_as_by_themselves(text: RobertaEncoder) -> None:
         (alone,) = text.encode([item], [""])
         np.testing.assert_allclose(found["features"], alone["features"], atol=2e-3)
         assert np.array_equal(found["valid"], alone["valid"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["roberta", "flan-t5", "clip"])
+def test_text_has_the_same_bytes_in_any_company_order_and_number_of_threads(name: str) -> None:
+    """At the width of the base networks, where sums are split in many ways."""
+    encoder = wide_text(name)
+    items = [[5 + (7 * number + place) % 900 for place in range(length)]
+             for number, length in enumerate([3, 9, 9, 4, 9, 11, 9, 9, 9, 9, 25, 9, 9, 9, 3])]  # fmt: skip
+    levels, before = list(encoder.levels), torch.get_num_threads()
+    alone = [encoder.encode([item], levels)[0] for item in items]
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            for order in (range(15), [*range(14, -1, -1)], [4, 4, 10, 1, 2], [8]):
+                for place, found in zip(order, encoder.encode([items[place] for place in order], levels), strict=True):
+                    assert all(np.array_equal(found[key], array) for key, array in alone[place].items())
+            assert torch.get_num_threads() == num_threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def wide_text(name: str) -> Any:
+    """A text encoder with two layers of the published width, and few words."""
+    make, settings, changed = {
+        "roberta": (RobertaEncoder, roberta.BASE, {"num_hidden_layers": 2, "vocab_size": 1024}),
+        "flan-t5": (FlanT5Encoder, flan_t5.BASE, {"num_layers": 2, "vocab_size": 1024}),
+        "clip": (ClipTextEncoder, clip_text.LARGE, {"num_hidden_layers": 2, "vocab_size": 1024}),
+    }[name]
+    small = dataclasses.replace(settings, config={**settings.config, **changed})
+    return make(name, small, EncoderSetup(weights=WeightSource(kind="random")))
 
 
 def test_text_that_is_too_long_is_named(text: RobertaEncoder) -> None:

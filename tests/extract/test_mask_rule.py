@@ -14,7 +14,7 @@ from extract.pipeline.input_check import check_masks
 from extract.pipeline.plan import Masks, object_units
 from refavs.data.layouts import read_source
 from refavs.errors import DatasetError, StoreError
-from refavs.store.backends.base import open_folder
+from refavs.store.folders import open_folder
 from refavs.store.reader import FeatureStore
 from refavs.synthetic.write import write_wav
 from tests.extract.command import in_this_process, refusal, run_with, tiny

@@ -223,7 +223,7 @@ def _sweep(root: Path) -> Target:
 def _trial(root: Path) -> Target:
     import torch
 
-    from experiments.predict import segment as predict
+    from experiments.predict import trained_run as predict
     from extract.media.clip import Media
     from refavs.model.checkpoint import save_model
     from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
@@ -264,8 +264,8 @@ def _trial(root: Path) -> Target:
     save_model(root / "checkpoint", model, facts)
 
     def predicted(folder: Path) -> int:
-        predictor = predict.Predictor(predict.checkpoint_of(str(folder), None))
-        predictor.predict(SILENT, ["a word"])
+        run = predict.TrainedRun(predict.checkpoint_of(str(folder), None))
+        run.batch(run.features(SILENT), ["a word"], [run.words("a word")])
         return 0
 
     import numpy as np

@@ -134,21 +134,21 @@ def test_videos_that_cannot_be_clips_are_named_and_the_rest_kept(tmp_path: Path)
     assert "['a\\nb.mp4', 'a..b.mp4', 'caf\\udce9.mp4']" in text and len(text.splitlines()) == 3
 
 
-# Measured on a loaded machine: 2 s and 80 MB for 10^5 rows of 100 bytes, 18 s and 700 MB for 10^6.
-SECONDS_PER_ROW, BYTES_PER_ROW, START_MB = 100e-6, 900, 60
+# Measured: 80 MB for 10^5 rows of 100 bytes, 700 MB for 10^6.
+BYTES_PER_ROW, START_MB = 900, 60
 MEASURE = bad.PEAK_MB + """
-import sys, time
+import sys
 from refavs.data.layouts import read_source
-before, started = peak_mb(since_now=True), time.process_time()
+before = peak_mb(since_now=True)
 source = read_source(sys.argv[1])
-print(len(source.expressions), time.process_time() - started, peak_mb() - before)
+print(len(source.expressions), peak_mb() - before)
 """
 
 
 @pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 @pytest.mark.parametrize("num_rows", [10**5, pytest.param(10**6, marks=pytest.mark.slow)])
-def test_many_rows_take_bounded_time_and_memory(tmp_path: Path, num_rows: int) -> None:
+def test_many_rows_take_bounded_memory(tmp_path: Path, num_rows: int) -> None:
     with (tmp_path / "metadata.csv").open("w") as file:
         file.write(HEADER)
         for row in range(num_rows):
@@ -162,8 +162,8 @@ def test_many_rows_take_bounded_time_and_memory(tmp_path: Path, num_rows: int) -
         [sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, check=True,
         cwd=Path(__file__).parents[2],
     )
-    num_kept, seconds, growth_mb = map(float, run.stdout.split())
-    assert num_kept == 500 and seconds < SECONDS_PER_ROW * num_rows
+    num_kept, growth_mb = map(float, run.stdout.split())
+    assert num_kept == 500
     assert growth_mb < START_MB + BYTES_PER_ROW * num_rows / 2**20
 
 

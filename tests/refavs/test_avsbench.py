@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from refavs.model.heads.avsbench import AVSBenchOutput, Interaction, ResidualUnit
-from refavs.model.heads.baseline_options import AVSBenchOptions
+from refavs.model.heads.parts.baseline_options import AVSBenchOptions
 from refavs.model.target import Target
 from tests.refavs.small_heads import PIXELS, quadratic_interaction, small_head
 

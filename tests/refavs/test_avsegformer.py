@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from refavs.model.heads.avsegformer import AVSegFormerOutput, dice_of
-from refavs.model.heads.baseline_options import AVSegFormerOptions
+from refavs.model.heads.parts.baseline_options import AVSegFormerOptions
 from refavs.model.target import Target
 from tests.refavs.small_heads import PIXELS, small_head
 

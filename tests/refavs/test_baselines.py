@@ -8,8 +8,8 @@ import torch
 
 from refavs.errors import SettingError
 from refavs.model.batch_cache import Once
-from refavs.model.heads.baseline_options import AVSBenchOptions, AVSegFormerOptions, GAVSOptions
 from refavs.model.heads.contract import check_head
+from refavs.model.heads.parts.baseline_options import AVSBenchOptions, AVSegFormerOptions, GAVSOptions
 from refavs.model.heads.registry import implementation_of
 from refavs.model.options import HeadOptions
 from tests.refavs.small_heads import loss_of, overfit, published_sizes, small_head, small_sizes, with_other

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from refavs.model.heads.deformable import DeformableAttention, DeformableEncoder, pixel_centres, unflattened
+from refavs.model.heads.parts.deformable import DeformableAttention, DeformableEncoder, pixel_centres, unflattened
 
 SHAPES = [(4, 3), (2, 2)]
 CHANNELS, HEADS, POINTS = 8, 2, 3

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from refavs.model.attention import FUSED_KEYS, attend, hidden_bias, sine_positions
-from refavs.model.heads.fusion import BimodalFusion, MultimodalIntegration, QueryPrompting
+from refavs.model.heads.parts.fusion import BimodalFusion, MultimodalIntegration, QueryPrompting
 
 CHANNELS, HEADS, SIZES = 8, 2, {"num_layers": 2, "num_heads": 2, "feedforward_channels": 12, "dropout": 0.0}
 EACH = torch.arange(2)  # every expression has a clip of its own

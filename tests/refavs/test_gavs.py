@@ -12,10 +12,10 @@ from torch import nn
 from refavs.errors import ConfigError, StoreError, WeightsError
 from refavs.machine.torchvision_shim import ensure_torchvision
 from refavs.model.feature_sizes import FeatureSizes, MapSize
-from refavs.model.heads.baseline_options import GAVSOptions
 from refavs.model.heads.contract import check_head, made_up_batch
 from refavs.model.heads.gavs import GAVS, GAVSOutput, Noise, pictured
-from refavs.model.heads.sam_decoder import SamDecoder
+from refavs.model.heads.parts.baseline_options import GAVSOptions
+from refavs.model.heads.parts.sam_decoder import SamDecoder
 from refavs.model.target import Target
 from tests.refavs.small_heads import PIXELS, loss_of, small_head, small_sizes
 

@@ -115,6 +115,7 @@ def test_head_of_a_package_keeps_the_contract(install: Any) -> None:
      "a second without a label contributes"),
     ("loss", lambda self, output, target, weights: {"total": output.square().mean()}, "do not add up"),
     ("trained_parameters", lambda self: [], "no trained parameter"),
+    ("seconds_read", lambda self, seconds: {"mask_features": seconds}, "`seconds_read` lacks seconds"),
 ])  # fmt: skip
 def test_contract_names_what_a_head_breaks(
     install: Any, monkeypatch: pytest.MonkeyPatch, method: str, broken: Any, told: str

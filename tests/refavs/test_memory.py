@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from refavs.model.heads.memory import cached_memory, emphasise_change
+from refavs.model.heads.parts.memory import cached_memory, emphasise_change
 
 
 def looped_memory(features: np.ndarray) -> np.ndarray:

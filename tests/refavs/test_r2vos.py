@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from refavs.model.attention import sine_positions
-from refavs.model.heads.dual_pyramid import DualBlock, SentenceDecoder, pooled
+from refavs.model.heads.parts.dual_pyramid import DualBlock, SentenceDecoder, pooled
+from refavs.model.heads.parts.rvos_options import R2VOSOptions
 from refavs.model.heads.r2vos import Pairs, relation_of
-from refavs.model.heads.rvos_options import R2VOSOptions
 from refavs.model.target import Target
 from tests.refavs.small_heads import PIXELS, small_head
 from tests.refavs.test_referformer import make_words, plain

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from refavs.model.attention import Attention, sine_positions
-from refavs.model.heads.box_decoder import BoxDecoder
-from refavs.model.heads.clip_matching import ClipPrediction, boxes_of, generalised_iou
-from refavs.model.heads.clip_queries import ClipOutput
-from refavs.model.heads.dynamic_masks import DynamicMasks
-from refavs.model.heads.expression_input import Words, word_places
-from refavs.model.heads.language_pyramid import VisionLanguageBlock
-from refavs.model.heads.rvos_options import ReferFormerOptions
+from refavs.model.heads.parts.box_decoder import BoxDecoder
+from refavs.model.heads.parts.clip_matching import ClipPrediction, boxes_of, generalised_iou
+from refavs.model.heads.parts.clip_queries import ClipOutput
+from refavs.model.heads.parts.dynamic_masks import DynamicMasks
+from refavs.model.heads.parts.expression_input import Words, word_places
+from refavs.model.heads.parts.language_pyramid import VisionLanguageBlock
+from refavs.model.heads.parts.rvos_options import ReferFormerOptions
 from refavs.model.target import Target
 from tests.refavs.small_heads import PIXELS, small_head
 
@@ -39,7 +39,7 @@ def make_words() -> Words:
 
 @pytest.mark.parametrize(("reduction", "at_once"), [(1, 2**24), (2, 2 * 24 * 16), (8, 1)])
 def test_block_equals_its_formulas(monkeypatch: pytest.MonkeyPatch, reduction: int, at_once: int) -> None:
-    monkeypatch.setattr("refavs.model.heads.language_pyramid.HIDDEN_VALUES", at_once)
+    monkeypatch.setattr("refavs.model.heads.parts.language_pyramid.HIDDEN_VALUES", at_once)
     torch.manual_seed(0)
     block, words = VisionLanguageBlock(32, 2, 16, 0.0, reduction), make_words()
     maps = torch.randn(2, 3, 32, 4, 6)

@@ -10,8 +10,8 @@ from refavs.data.batches import Batch
 from refavs.errors import SettingError
 from refavs.model.batch_cache import Once
 from refavs.model.heads.contract import check_head
+from refavs.model.heads.parts.rvos_options import ClipQueryOptions, R2VOSOptions, ReferFormerOptions
 from refavs.model.heads.registry import implementation_of, names
-from refavs.model.heads.rvos_options import ClipQueryOptions, R2VOSOptions, ReferFormerOptions
 from refavs.model.target import Target
 from tests.refavs.small_heads import PIXELS, loss_of, overfit, published_sizes, small_head, small_sizes, with_other
 

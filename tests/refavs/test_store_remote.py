@@ -21,8 +21,9 @@ from refavs.data.batches import batches
 from refavs.errors import StoreError
 from refavs.files.atomic import write_all
 from refavs.store import FeatureStore
-from refavs.store.backends.base import Folder, LocalFolder, open_folder
+from refavs.store.backends.base import Folder, LocalFolder
 from refavs.store.backends.object_store import PART_BYTES, RemoteFile, RemoteFolder, _scratch_folder
+from refavs.store.folders import open_folder
 from refavs.store.verify import verify
 from tests.refavs import servers
 

@@ -11,6 +11,7 @@ from refavs.data.batches import batches
 from refavs.errors import StoreError
 from refavs.store import FeatureStore
 from refavs.store.backends.base import LocalFolder
+from refavs.store.fingerprints import fingerprint_of
 from refavs.store.verify import verify
 from tests.refavs import small_store as small
 
@@ -161,36 +162,36 @@ def test_clips_of_the_same_content_share_a_row(tmp_path: Path) -> None:
 
 def test_fingerprint_of_what_is_read_leaves_the_rest_out(built: Path, root: Path) -> None:
     read = [small.MAPS, small.FEATURES, small.VALID]
-    before = FeatureStore(built).fingerprint_of(read)
+    before = fingerprint_of(FeatureStore(built), read)
     small.write_store(root, clips=(*small.CLIPS, "f"), streams=WIDER)
     writer = small.open_writer(root)
     writer.write_expressions(small.expressions(writer, small.CLIPS))
     writer.finalise()
     more = FeatureStore(root)
     assert more.fingerprint != FeatureStore(built).fingerprint
-    assert more.fingerprint_of([small.FEATURES, small.VALID]) == FeatureStore(built).fingerprint_of([
+    assert fingerprint_of(more, [small.FEATURES, small.VALID]) == fingerprint_of(FeatureStore(built), [
         small.VALID, small.FEATURES])  # fmt: skip
-    assert more.fingerprint_of(read) != before, "the statistics are those of six clips"
+    assert fingerprint_of(more, read) != before, "the statistics are those of six clips"
     small.open_writer(root).write_expressions(small.expressions(writer, small.CLIPS).assign(split="train"))
-    assert FeatureStore(root).fingerprint_of([]) != FeatureStore(built).fingerprint_of([])
+    assert fingerprint_of(FeatureStore(root), []) != fingerprint_of(FeatureStore(built), [])
 
 
 def test_fingerprint_of_what_is_read_follows_rows_masks_and_encoder(built: Path, tmp_path: Path) -> None:
     read = [small.AUDIO]
-    before = FeatureStore(built).fingerprint_of(read)
+    before = fingerprint_of(FeatureStore(built), read)
     right = small.row_of
     for name, changed in (("sound of a", True), ("frames of a", False), ("a/1", True)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(small, "row_of", lambda key, specs, name=name: right(key + " other" * (key == name), specs))
             small.write_store(tmp_path / name.replace("/", " "))
-        found = FeatureStore(tmp_path / name.replace("/", " ")).fingerprint_of(read)
+        found = fingerprint_of(FeatureStore(tmp_path / name.replace("/", " ")), read)
         assert (found != before) is changed, name
     sound = replace(small.STREAMS[small.SOUND], fingerprint={"name": "vggish", "weights": "other"}, rows_per_shard=3)
     small.write_store(tmp_path / "weights", streams=small.STREAMS | {small.SOUND: sound})
-    assert FeatureStore(tmp_path / "weights").fingerprint_of(read) != before
+    assert fingerprint_of(FeatureStore(tmp_path / "weights"), read) != before
     same = replace(small.STREAMS[small.SOUND], rows_per_shard=3)
     small.write_store(tmp_path / "shards", streams=small.STREAMS | {small.SOUND: same})
-    assert FeatureStore(tmp_path / "shards").fingerprint_of(read) == before, "how rows lie in shards changes nothing"
+    assert fingerprint_of(FeatureStore(tmp_path / "shards"), read) == before, "how rows lie in shards changes nothing"
 
 
 def test_store_without_texts_or_objects_is_written(tmp_path: Path) -> None:

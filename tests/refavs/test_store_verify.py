@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract.store_cli import main, readable
+from extract.store_cli import main
 from refavs.errors import StoreError
 from refavs.store import verify as verify_module
 from refavs.store.backends.base import Folder, LocalFolder
@@ -20,6 +20,7 @@ from refavs.store.format.schema import StoreSchema
 from refavs.store.format.shard import ShardReader
 from refavs.store.reader import FeatureStore
 from refavs.store.verify import Damage, verify
+from refavs.terminal.printing import readable_bytes
 from tests.refavs import small_store as small
 
 SHARD = f"{small.MAPS}/c.0.0.0.0.0"
@@ -186,7 +187,7 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     ("size", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (44_200_000, "44.2 MB"), (2 * 10**12, "2.0 TB")]
 )
 def test_sizes_are_readable(size: int, text: str) -> None:
-    assert readable(size) == text
+    assert readable_bytes(size) == text
 
 
 @pytest.mark.parametrize("error", [

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from refavs.data.batches import Batch
 from refavs.model.batch_cache import Once
 from refavs.model.feature_sizes import FeatureSizes
-from refavs.model.heads.baseline_inputs import CueInput, MapInput
-from refavs.model.heads.baseline_masks import MaskConvolutions, flat_pair, mean_of_frames, resized, sum_of_frames
-from refavs.model.heads.baseline_options import AVSBenchOptions
+from refavs.model.heads.parts.baseline_inputs import CueInput, MapInput
+from refavs.model.heads.parts.baseline_masks import MaskConvolutions, flat_pair, mean_of_frames, resized, sum_of_frames
+from refavs.model.heads.parts.baseline_options import AVSBenchOptions
 from refavs.model.heads.protocol import Head, Seconds
 from refavs.model.losses import mask_bce
 from refavs.model.options import LossConfig

@@ -1,5 +1,6 @@
 """AVSegFormer: queries made from the sound, a deformable encoder of the pixels, and a gate of the sound on them."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,10 +13,10 @@ from refavs.data.batches import Batch
 from refavs.model.attention import Attention, attend, feedforward
 from refavs.model.batch_cache import Once
 from refavs.model.feature_sizes import FeatureSizes
-from refavs.model.heads.baseline_inputs import CueInput, MapInput
-from refavs.model.heads.baseline_masks import MaskConvolutions, by_frame, flat_pair, mean_of_frames, resized
-from refavs.model.heads.baseline_options import GROUPS, AVSegFormerOptions
-from refavs.model.heads.deformable import DeformableEncoder, shapes_of, unflattened
+from refavs.model.heads.parts.baseline_inputs import CueInput, MapInput
+from refavs.model.heads.parts.baseline_masks import MaskConvolutions, by_frame, flat_pair, mean_of_frames, resized
+from refavs.model.heads.parts.baseline_options import GROUPS, AVSegFormerOptions
+from refavs.model.heads.parts.deformable import DeformableEncoder, shapes_of, unflattened
 from refavs.model.heads.protocol import Head, Seconds
 from refavs.model.losses import mask_bce
 from refavs.model.options import LossConfig
@@ -86,6 +87,10 @@ class AVSegFormer(Head):
     def set_statistics(self, statistics: Statistics) -> None:
         self.maps.set_statistics(statistics)
         self.cue.set_statistics(statistics)
+
+    def seconds_read(self, seconds: Sequence[int]) -> Mapping[str, Sequence[int]]:
+        """Only those to predict."""
+        return dict.fromkeys(self.maps.paths, seconds)
 
     def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> AVSegFormerOutput:
         """The encoder runs once for each clip, the rest for each expression."""

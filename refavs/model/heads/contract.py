@@ -40,6 +40,7 @@ def check_head(options: HeadOptions, sizes: FeatureSizes | None = None) -> None:
     for num_seconds in (1, 3):
         _check_prediction(head, made_up_batch(sizes, num_seconds))
     batch = made_up_batch(sizes, 3)
+    _check_seconds_read(head, batch)
     _check_quantised(head, batch)
     _check_labels(head, batch)
     if options.trainable:
@@ -96,6 +97,29 @@ def _check_prediction(head: Head, batch: Batch) -> None:
     assert bool(((found >= 0) & (found <= 1)).all()), "probs are not between 0 and 1"
     last = _probs(head, batch, Seconds.of([num_seconds - 1]))
     assert torch.allclose(last, found[:, -1:], atol=1e-4), "a second's probs depend on the seconds requested"
+
+
+def _check_seconds_read(head: Head, batch: Batch) -> None:
+    """A training step reads only the seconds that the head names for those that it decodes."""
+    num_seconds = batch.audio.shape[1]
+    chosen = [num_seconds - 1]
+    read: dict[str, set[int]] = {}
+    for name, seconds in head.seconds_read(chosen).items():  # a store without pooled maps has the maps instead
+        source, _, pooling = name.rpartition("/")
+        own = source if pooling.isdigit() and source in batch.visual else name
+        read[own] = read.get(own, set()) | {*seconds}
+    stored, places = {}, {}
+    for name, maps in batch.visual.items():
+        own = sorted(read.get(name, range(num_seconds)))
+        stored[name] = maps[:, own]
+        if own != [*range(len(own))]:
+            places[name] = Maps.places_of(own, num_seconds)
+    expected, told = _probs(head, batch, Seconds.of(chosen)), "`seconds_read` lacks seconds that `forward` reads"
+    try:
+        found = _probs(head, replace(batch, visual=Maps(stored, {}, places)), Seconds.of(chosen))
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise AssertionError(told) from error
+    assert torch.equal(found, expected), told
 
 
 def _check_quantised(head: Head, batch: Batch) -> None:

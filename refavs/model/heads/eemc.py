@@ -1,6 +1,6 @@
 """EEMC, Expression Enhancing with Multimodal Cues: the trainable head on frozen visual, audio and text features."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -14,9 +14,9 @@ from refavs.errors import ConfigError
 from refavs.model.batch_cache import Once
 from refavs.model.decoder import EEMCOutput, MaskDecoder, predict
 from refavs.model.feature_sizes import LEVELS, MASKS, FeatureSizes
-from refavs.model.heads.fusion import BimodalFusion, MultimodalIntegration, QueryPrompting
-from refavs.model.heads.memory import emphasise_change
 from refavs.model.heads.options import EEMCOptions, Trained
+from refavs.model.heads.parts.fusion import BimodalFusion, MultimodalIntegration, QueryPrompting
+from refavs.model.heads.parts.memory import CarriedMemory, emphasise_change
 from refavs.model.heads.protocol import Head, Seconds
 from refavs.model.losses import eemc_loss
 from refavs.model.options import LossConfig
@@ -33,6 +33,7 @@ class EEMC(Head):
     """
 
     losses: ClassVar[tuple[str, ...]] = ("bce", "dice", "classification")
+    remembers: ClassVar[bool] = True
 
     def __init__(self, options: EEMCOptions, sizes: FeatureSizes) -> None:
         super().__init__(options, sizes)
@@ -105,6 +106,16 @@ class EEMC(Head):
                 child.eval()
         return self
 
+    def seconds_read(self, seconds: Sequence[int]) -> Mapping[str, Sequence[int]]:
+        """The chosen seconds; for the memory also the tokens of those before, or all maps of a pixel decoder."""
+        *names, pooled = self.visual.names
+        if not self.options.memory:
+            return dict.fromkeys(names, seconds)
+        before = range(max(seconds) + 1)
+        if self.visual.pixel_decoder is not None:
+            return dict.fromkeys(names, before)
+        return dict.fromkeys(names, seconds) | {pooled: before}
+
     def set_statistics(self, statistics: Statistics) -> None:
         """Takes the per-channel mean and standard deviation from `FeatureStore.statistics`; call it before training."""
         self.visual.set_statistics(statistics)
@@ -124,11 +135,17 @@ class EEMC(Head):
         """The digest of Mask2Former's weights file."""
         return Mask2Former(folder).stamp
 
-    def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> EEMCOutput:
+    def forward(
+        self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None,
+        past: Sequence[CarriedMemory] | None = None,
+    ) -> EEMCOutput:  # fmt: skip
         """Predicts masks and classes.
 
         The cached memory reads every second before the chosen ones, so a second's prediction does not depend on which
         other seconds are decoded.
+
+        Args:
+            past: the memory of sound and picture from the seconds before this piece of a video; it takes in the piece.
         """
         read, chosen, name = slice(None), None, "all"
         if seconds is not None and self.options.memory:
@@ -139,9 +156,14 @@ class EEMC(Head):
         maps = Maps.of(batch.visual).part(self.visual.names, read)
         visual = self.visual(maps, chosen, once, name)
         audio, text, valid = self._audio(batch.audio[:, read]), *self._text(batch)
-        cues = self.cues(audio, visual.tokens, text, valid, batch.clip, chosen)
+        cues = self.cues(audio, visual.tokens, text, valid, batch.clip, chosen, past)
         queries = self.prompting(*self.integration(*cues, valid))
         return self.decoder(queries, visual.mask_features, visual.levels, batch.groups)
+
+    def next_piece(self, batch: Batch, past: Any = None, window: int | None = None) -> tuple[EEMCOutput, Any]:
+        """The cached memory covers the pieces before; masks do not depend on where the video is cut."""
+        past = past or (CarriedMemory(window), CarriedMemory(window))
+        return self(batch, past=past), past
 
     def loss(self, output: EEMCOutput, target: Target, weights: LossConfig) -> dict[str, Float[Tensor, ""]]:
         """Losses of the matched queries; see `eemc_loss`."""
@@ -159,16 +181,18 @@ class EEMC(Head):
         valid: Bool[Tensor, "b l"],
         clip: Int[Tensor, "b"],
         frames: Int[Tensor, "f"] | None = None,
+        past: Sequence[CarriedMemory] | None = None,
     ) -> tuple[Float[Tensor, "b f one c"] | None, Float[Tensor, "b f n c"], Float[Tensor, "b f l c"] | None]:
         """Q_A, Q_V and Q_T of the chosen seconds (Eq. 1-3 and the mean of the expression's features)."""
         texts = [] if text is None else [rearrange(text, "b l c -> b 1 l c")]
         fused = []
-        for modality, fusion in ((audio, self.audio_fusion), (visual, self.visual_fusion)):
+        for number, (modality, fusion) in enumerate(((audio, self.audio_fusion), (visual, self.visual_fusion))):
             if modality is None or fusion is None:
                 fused.append(None)
                 continue
             features, aware = fusion(modality, text, valid, clip, frames)
-            cue = emphasise_change(features, self.options.beta) if self.options.memory else features
+            emphasise = emphasise_change if past is None else past[number].emphasise_change
+            cue = emphasise(features, self.options.beta) if self.options.memory else features
             fused.append(cue if frames is None else cue[:, frames])
             texts += [] if aware is None else [aware]
         mean = sum(texts[1:], start=texts[0]) / len(texts) if texts else None

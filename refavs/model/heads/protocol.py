@@ -97,10 +97,12 @@ class Head(nn.Module, abc.ABC):
         sizes: the features that it reads.
         losses: names of the losses that `loss` returns besides `total`.
         own_format: whether `train.init` names a file for `load_own` rather than a checkpoint of this package.
+        remembers: whether `next_piece` carries a memory, so that it takes pieces of any length.
     """
 
     losses: ClassVar[tuple[str, ...]] = ()
     own_format: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
 
     def __init__(self, options: Any, sizes: FeatureSizes) -> None:
         super().__init__()
@@ -136,6 +138,26 @@ class Head(nn.Module, abc.ABC):
     @abc.abstractmethod
     def probs(self, output: Any, size: tuple[int, int] | None = None) -> Float[Tensor, "b t _ _"]:
         """Probability that each pixel belongs to the referred object; `size` is height and width of the result."""
+
+    def seconds_read(self, seconds: Sequence[int]) -> Mapping[str, Sequence[int]]:
+        """The seconds of each map that `forward` reads to predict `seconds`, by the map's name; a map that is left out
+        is read whole.
+
+        A name by `pooled_name` asks for the pooled map, which is in the batch if the store has it; else the map itself
+        is in the batch in those seconds. `Maps.part` selects seconds from maps that were read in part.
+        """
+        return {}
+
+    def next_piece(self, batch: Batch, past: Any = None, window: int | None = None) -> tuple[Any, Any]:
+        """Computes the output for the next seconds of a long video, and what to pass for the piece after them.
+
+        By default each piece is treated as a clip by itself, with as many seconds as the clips of training.
+
+        Args:
+            past: the second result of the call for the previous piece, which may change it; None for the first piece.
+            window: how many earlier seconds a memory covers; None for all.
+        """
+        return self(batch), None
 
     def set_statistics(self, statistics: Statistics) -> None:
         """Takes the mean and standard deviation of each channel, by array path; called before training."""

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from refavs.data.batches import Batch
 from refavs.model.batch_cache import Once
 from refavs.model.feature_sizes import FeatureSizes
-from refavs.model.heads.baseline_masks import mean_of_frames
-from refavs.model.heads.box_decoder import perceptron
-from refavs.model.heads.clip_matching import LOSSES
-from refavs.model.heads.clip_queries import ClipOutput, ClipQueryHead, start_evenly
-from refavs.model.heads.dual_pyramid import DualPyramid
-from refavs.model.heads.expression_input import Expression, Words
+from refavs.model.heads.parts.baseline_masks import mean_of_frames
+from refavs.model.heads.parts.box_decoder import perceptron
+from refavs.model.heads.parts.clip_matching import LOSSES
+from refavs.model.heads.parts.clip_queries import ClipOutput, ClipQueryHead, start_evenly
+from refavs.model.heads.parts.dual_pyramid import DualPyramid
+from refavs.model.heads.parts.expression_input import Expression, Words
+from refavs.model.heads.parts.rvos_options import R2VOSOptions
 from refavs.model.heads.protocol import Seconds
-from refavs.model.heads.rvos_options import R2VOSOptions
 from refavs.model.options import LossConfig
 from refavs.model.target import Target
 

@@ -5,10 +5,10 @@ from torch import nn
 from refavs.data.batches import Batch
 from refavs.model.batch_cache import Once
 from refavs.model.feature_sizes import FeatureSizes
-from refavs.model.heads.clip_queries import ClipOutput, ClipQueryHead, start_evenly
-from refavs.model.heads.language_pyramid import LanguagePyramid
+from refavs.model.heads.parts.clip_queries import ClipOutput, ClipQueryHead, start_evenly
+from refavs.model.heads.parts.language_pyramid import LanguagePyramid
+from refavs.model.heads.parts.rvos_options import ReferFormerOptions
 from refavs.model.heads.protocol import Seconds
-from refavs.model.heads.rvos_options import ReferFormerOptions
 
 
 class ReferFormer(ClipQueryHead):

@@ -20,11 +20,12 @@ DEFAULT = "eemc"
 BUILT_IN = {
     "eemc": "refavs.model.heads.options:EEMCOptions",
     "released": "refavs.model.heads.options:ReleasedOptions",
-    "avsbench": "refavs.model.heads.baseline_options:AVSBenchOptions",
-    "avsegformer": "refavs.model.heads.baseline_options:AVSegFormerOptions",
-    "gavs": "refavs.model.heads.baseline_options:GAVSOptions",
-    "referformer": "refavs.model.heads.rvos_options:ReferFormerOptions",
-    "r2vos": "refavs.model.heads.rvos_options:R2VOSOptions",
+    "avsbench": "refavs.model.heads.parts.baseline_options:AVSBenchOptions",
+    "avsegformer": "refavs.model.heads.parts.baseline_options:AVSegFormerOptions",
+    "gavs": "refavs.model.heads.parts.baseline_options:GAVSOptions",
+    "referformer": "refavs.model.heads.parts.rvos_options:ReferFormerOptions",
+    "r2vos": "refavs.model.heads.parts.rvos_options:R2VOSOptions",
+    "simtoken": "refavs.model.heads.parts.simtoken_options:SimTokenOptions",
 }
 
 

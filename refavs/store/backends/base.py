@@ -120,19 +120,6 @@ class Folder(Protocol):
         ...
 
 
-def open_folder(location: str | Path) -> Folder:
-    """Opens the folder at a path or URL (`s3://bucket/prefix`, `gs://`, `http(s)://`, `memory://`).
-
-    Raises:
-        StoreError: the URL's scheme is unknown.
-    """
-    if isinstance(location, str) and "://" in location:
-        from refavs.store.backends.object_store import RemoteFolder
-
-        return RemoteFolder(location)
-    return LocalFolder(Path(location))
-
-
 class MappedFile:
     """A local file, mapped privately: writing to the mapped bytes changes this process's copy, never the file."""
 

@@ -34,7 +34,7 @@ from obstore.store import GCSStore, HTTPStore, MemoryStore, S3Store
 from refavs.files.locks import NO_LOCKS
 from refavs.files.plain_file import MOST_BYTES, refuse_long
 from refavs.files.temporary import temporary_folder
-from refavs.store.backends.remote_errors import RemoteError, RemoteMissing, os_error, refuse_url
+from refavs.store.backends.remote_errors import RemoteError, os_error, refuse_url
 
 PART_BYTES = 8 << 20
 NUM_PARTS = 8  # parts of one file fetched concurrently
@@ -125,7 +125,7 @@ class RemoteFolder:
         self._conditions_hold = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RemoteFolder, (self._location,)
+        return type(self), (self._location,)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemoteFolder) and other._location == self._location
@@ -201,9 +201,7 @@ class RemoteFolder:
         return True
 
     def names(self, under: str = "") -> list[str]:
-        """All files below the folder `under`, sorted; for a web server, only those in the list of commit records."""
-        if self.read_only:
-            return self._listed(under)
+        """All files below the folder `under`, sorted."""
         start = f"{self._prefix}/" if self._prefix else ""
         with self.errors(under):
             pages = obstore.list(self.reading, self.key(under) or None, chunk_size=1000)
@@ -299,15 +297,6 @@ class RemoteFolder:
             return obstore.get(self.reading, self.key(name), options={"head": True}).attributes.get(_WRITER)
         except FileNotFoundError:
             return None
-
-    def _listed(self, under: str) -> list[str]:
-        """Names of the commit records of a store that cannot be listed, as written by `StoreWriter.finalise`."""
-        from refavs.store.format.commits import LISTING, read_listing
-
-        if not self.exists(LISTING):
-            raise RemoteMissing(errno.ENOENT, "there is no list of commit records, which a store behind a web server "
-                                "needs and the end of an extraction writes", self.where(LISTING))  # fmt: skip
-        return sorted(name for name in read_listing(self)["names"] if name.startswith(f"{under}/") or not under)
 
     def _store(self, host: str, options: dict[str, Any]) -> Any:
         if self._scheme == "memory":

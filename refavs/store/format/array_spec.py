@@ -91,6 +91,11 @@ class ArraySpec:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @property
+    def num_parts(self) -> int:
+        """Number of equal parts of a row that a shard keeps a checksum of: the seconds of a map, else the whole row."""
+        return self.shape[0] if self.axes[0] == "t" and "c" in self.axes and len(self.axes) > 2 else 1
+
+    @property
     def number_attributes(self) -> dict[str, str]:
         """Attributes from which other readers get the values; empty if the array is not quantised."""
         told = {"scale": self.scale, "number_format": self.number_format}

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, NotRequired, TypedDict, get_args
@@ -346,3 +346,12 @@ def pack_mask(mask: Bool[np.ndarray, "t h w"]) -> UInt8[np.ndarray, "t h bytes"]
 def unpack_mask(packed: UInt8[np.ndarray, "t h bytes"], width: int) -> Bool[np.ndarray, "t h {width}"]:
     """Inverse of `pack_mask` for masks `width` pixels wide."""
     return np.unpackbits(packed, axis=-1, count=width).astype(bool)
+
+
+def says_random(value: Any) -> bool:
+    """Whether a fingerprint or any part of it says that weights are random."""
+    if isinstance(value, dict):
+        return any(map(says_random, value.values()))
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return any(map(says_random, value))
+    return isinstance(value, str) and value.startswith("random:")

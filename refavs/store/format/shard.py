@@ -2,10 +2,13 @@
 
 A file contains the rows, each followed by its crc32c, and an index at the end (offset and length of each row, then the
 index's own crc32c). Rows start at multiples of 64 bytes, which the format permits, so that every mapped row is an
-aligned tensor.
+aligned tensor. A map's row is also followed by the crc32c of each second, outside the bytes that the index names, so
+that single seconds can be read and verified. Their combination is the checksum of the row. A file without them, e.g. of
+an earlier version, is read all the same: its rows are then verified whole.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -53,10 +56,14 @@ class ShardFacts:
 
 
 class ShardFile:
-    """Writes one shard under a temporary name; keeps no row in memory after `append` returns."""
+    """Writes one shard under a temporary name; keeps no row in memory after `append` returns.
 
-    def __init__(self, folder: Folder, name: str, num_places: int) -> None:
-        self.name = name
+    Args:
+        num_parts: number of equal parts of a row to write a checksum of; see `ArraySpec.num_parts`.
+    """
+
+    def __init__(self, folder: Folder, name: str, num_places: int, num_parts: int = 1) -> None:
+        self.name, self._num_parts = name, num_parts
         self._folder = folder
         self._partial = folder.scratch(name)
         self._index = np.full((num_places, 2), _ABSENT, "<u8")
@@ -71,9 +78,11 @@ class ShardFile:
         payload = np.ascontiguousarray(row).reshape(-1).view(np.uint8)
         self._write(np.zeros(-self._end % ALIGNMENT_BYTES, np.uint8))
         self._index[place] = self._end, payload.size + CRC_BYTES
-        self._rows[place] = crc32c(payload)
+        parts = [crc32c(part) for part in np.split(payload, self._num_parts)]
+        self._rows[place] = _whole(parts, payload.size // self._num_parts)
         self._write(payload, self._rows[place])
-        self._write(np.frombuffer(self._rows[place].to_bytes(CRC_BYTES, "little"), np.uint8))
+        beside = [self._rows[place], *(parts if self._num_parts > 1 else ())]
+        self._write(np.array(beside, "<u4").view(np.uint8))
         if self._end - self._flushed >= _FLUSH_BYTES:
             self._start_flush()
 
@@ -127,7 +136,8 @@ class ShardReader:
 
     def __init__(self, folder: Folder, name: str, spec: ArraySpec, num_places: int, facts: ShardFacts) -> None:
         self._spec, self._facts = spec, facts
-        self._verified: set[int] = set()
+        self._verified: set[int | tuple[int, int]] = set()  # places, and parts of places
+        self._parts: dict[int, list[int]] = {}
         where = folder.where(name)
         try:
             self._blob = folder.open(name)
@@ -163,48 +173,61 @@ class ShardReader:
         Raises:
             StoreError: they differ.
         """
-        data = self._bytes(place)
+        start, stop = self._span(place)
+        with _readable():
+            data = self._blob.read(start, stop + CRC_BYTES)
         self._compare(place, data[:-CRC_BYTES], data[-CRC_BYTES:])
 
-    def read(self, place: int, verify: str) -> Tensor:
-        """Reads the row at `place`; `verify` is `first` (on first read), `always` or `never`.
+    def read(self, place: int, verify: str, part: range | None = None) -> Tensor:
+        """Reads the row at `place`, or a `part` of it, consecutive entries of its first axis.
+
+        Args:
+            verify: `first` (on first read), `always` or `never`.
 
         Raises:
             StoreError: its checksum differs, or it cannot be read.
         """
-        data = self._bytes(place)
-        row = data[:-CRC_BYTES]
-        self._check_once(place, row, data[-CRC_BYTES:], verify)
+        if part is not None and not self._parts_of(place) and not self._blob.mapped:
+            return self.read(place, verify)[part.start : part.stop]  # verified whole, so read whole
+        start, stop = self._span(place, part)
+        with _readable():  # a whole row with its checksum, in one request
+            data = self._blob.read(start, stop + (CRC_BYTES if part is None else 0))
+        row = data[: stop - start]
+        self._check_once(place, row, verify, part, data[len(row) :])
         # Rows of other writers may be unaligned, which a tensor does not allow.
         row = row if row.ctypes.data % np.dtype(self._spec.dtype).itemsize == 0 else row.copy()
-        return torch.from_numpy(row.view(self._spec.dtype).reshape(self._spec.shape))
+        return torch.from_numpy(row.view(self._spec.dtype).reshape(-1, *self._spec.shape[1:]))
 
-    def readers(self, place: int, out: UInt8[np.ndarray, " b"]) -> list[Callable[[], None]]:
-        """Calls that together read the row at `place` into `out`, in any order; empty if copying from the map is best.
+    def readers(
+        self, place: int, out: UInt8[np.ndarray, " b"], part: range | None = None
+    ) -> list[Callable[[], None]]:
+        """Calls that together read the row, or a part of it, into `out`, in any order; empty if copying from the map
+        is best.
 
         A map is read page by page on access, in one thread and, on many disks, at a fraction of their speed.
         """
-        blob, start, num_bytes = self._blob, int(self._index[place, 0]), self._spec.row_bytes
-        if not isinstance(blob, MappedFile) or num_bytes < SMALL_BYTES:
+        blob, (start, stop) = self._blob, self._span(place, part)
+        if not isinstance(blob, MappedFile) or stop - start < SMALL_BYTES:
             return []
         with _readable():
-            if not blob.is_cold(start, start + num_bytes):
+            if not blob.is_cold(start, stop):
                 return []
 
         def read(at: int) -> None:
             with _readable():
                 blob.copy(start + at, out[at : at + READ_BYTES])
 
-        return [partial(read, at) for at in range(0, num_bytes, READ_BYTES)]
+        return [partial(read, at) for at in range(0, stop - start, READ_BYTES)]
 
-    def check_copy(self, place: int, row: UInt8[np.ndarray, " b"], verify: str) -> None:
-        """Checks a row read by `readers`, as `read` does.
+    def check_copy(
+        self, place: int, row: UInt8[np.ndarray, " b"], verify: str, part: range | None = None
+    ) -> None:
+        """Checks what `readers` read, as `read` does.
 
         Raises:
             StoreError: its checksum differs.
         """
-        end = int(self._index[place, 0]) + self._spec.row_bytes
-        self._check_once(place, row, self._blob.read(end, end + CRC_BYTES), verify)
+        self._check_once(place, row, verify, part)
 
     def file_crc32c(self) -> int:
         """Checksum of the whole file, read in pieces."""
@@ -213,23 +236,66 @@ class ShardReader:
             crc = crc32c(self._blob.read(start, min(start + _PIECE_BYTES, self._blob.num_bytes)), crc)
         return crc
 
-    def _bytes(self, place: int) -> np.ndarray:
-        """The row and the checksum stored after it."""
-        start = int(self._index[place, 0])
-        with _readable():
-            return self._blob.read(start, start + self._spec.row_bytes + CRC_BYTES)
+    def _span(self, place: int, part: range | None = None) -> tuple[int, int]:
+        """Where the row, or a part of it, starts and stops in the file."""
+        start, size = int(self._index[place, 0]), self._spec.row_bytes // self._spec.shape[0]
+        return (start, start + self._spec.row_bytes) if part is None else (
+            start + part.start * size, start + part.stop * size)  # fmt: skip
 
-    def _check_once(self, place: int, row: np.ndarray, beside: np.ndarray, verify: str) -> None:
-        # A row that is not mapped is transferred again on each read, so an earlier check does not cover it.
-        if verify == "always" or (verify == "first" and not (self._blob.mapped and place in self._verified)):
-            self._compare(place, row, beside)
-            self._verified.add(place)
+    def _beside(self, place: int, num_bytes: int) -> UInt8[np.ndarray, " b"]:
+        """Bytes that follow the row: its checksum, then those of its parts."""
+        _, end = self._span(place)
+        with _readable():
+            return self._blob.read(end, min(end + num_bytes, self._blob.num_bytes))
+
+    def _parts_of(self, place: int) -> list[int]:
+        """The checksums of a row's parts; empty if the file has none that combine to the checksum of the row."""
+        if place not in self._parts:
+            number = self._spec.num_parts
+            _, *parts = np.frombuffer(self._beside(place, CRC_BYTES * (1 + number)).tobytes(), "<u4").tolist()
+            size = self._spec.row_bytes // number
+            known = number > 1 and len(parts) == number and _whole(parts, size) == self._facts.rows[place]
+            self._parts[place] = parts if known else []
+        return self._parts[place]
+
+    def _check_once(
+        self, place: int, data: UInt8[np.ndarray, " b"], verify: str, part: range | None,
+        beside: UInt8[np.ndarray, " _"] | None = None,
+    ) -> None:  # fmt: skip
+        """Checks a row, or a part of it, unless `verify` says that it need not be.
+
+        Args:
+            beside: the checksum that follows a whole row, if it was read with it.
+        """
+        if verify == "never" or (verify == "first" and self._is_verified(place, part)):
+            return
+        if part is None:
+            self._compare(place, data, self._beside(place, CRC_BYTES) if beside is None else beside)
+        elif parts := self._parts_of(place):
+            for second, piece in zip(part, np.split(data, len(part)), strict=True):
+                if (found := crc32c(piece)) != parts[second]:
+                    raise StoreError(f"the checksum of its second {second} is {found:08x}, the shard says "
+                                     f"{parts[second]:08x}")
+        else:
+            self.check(place)
+            part = None
+        self._verified |= {place} if part is None else {(place, second) for second in part}
+
+    def _is_verified(self, place: int, part: range | None) -> bool:
+        # What is not mapped is transferred again on each read, so an earlier check does not cover it.
+        own = place in self._verified or (part is not None and all((place, one) in self._verified for one in part))
+        return self._blob.mapped and own
 
     def _compare(self, place: int, row: np.ndarray, beside_it: np.ndarray) -> None:
         found, expected, beside = crc32c(row), self._facts.rows[place], _little(beside_it)
         if not found == beside == expected:
             raise StoreError(f"its checksum is {found:08x}, the shard says {beside:08x} and the commit record "
                              f"{expected:08x}")
+
+
+def _whole(parts: list[int], part_bytes: int) -> int:
+    """The checksum of a row, from those of its parts."""
+    return functools.reduce(lambda crc, part: joined(crc, part, part_bytes), parts)
 
 
 @contextlib.contextmanager

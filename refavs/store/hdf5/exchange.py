@@ -19,9 +19,10 @@ import pandas as pd
 from refavs.errors import StoreError
 from refavs.files.partials import remove_left
 from refavs.files.typed_json import read_json, shaped
-from refavs.store.backends.base import Folder, open_folder
+from refavs.store.backends.base import Folder
 from refavs.store.columns import NEEDED, encode_strings, from_frame, read_table, write_table
 from refavs.store.derived_files import KEYS, num_rows, store_fingerprint
+from refavs.store.folders import open_folder
 from refavs.store.format.array_spec import table_path
 from refavs.store.format.checksum import crc32c
 from refavs.store.format.commits import CommitRecord, parse_record, read_records, record_name, seal, write_record
@@ -268,7 +269,7 @@ def _read_shard(kept: ForeignFile, folder: Folder, schema: StoreSchema, record: 
     for spec in table.arrays:
         data, row = kept.rows(spec.path, spec.shape, spec.dtype), np.empty(spec.shape, spec.dtype)
         keys = {row - record.index * table.rows_per_shard: key for key, row in record.rows.items()}
-        shard = ShardFile(folder, shard_name(spec, record.index), table.rows_per_shard)
+        shard = ShardFile(folder, shard_name(spec, record.index), table.rows_per_shard, spec.num_parts)
         try:
             for place in sorted(keys):
                 kept.row(data, record.index * table.rows_per_shard + place, row)

@@ -1,62 +1,30 @@
-"""Applies a trained run to a new video: encodes it with the run's encoders and predicts with its head."""
+"""A trained head together with the encoders whose features it was trained on."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
-from experiments.predict.overlay_video import SOUND_HZ
 from extract.encoders.networks import refuse_precision
 from extract.encoders.protocol import EncoderSetup
 from extract.encoders.stored_types import StoredTypes
 from extract.encoders.streams import StreamSet, choose_streams
 from extract.encoders.weights import WeightSource
-from extract.media.clip import Media, read_media
+from extract.media.clip import Media
 from refavs.choices import PRECISIONS
-from refavs.config import nearest
 from refavs.data.batches import Batch, collate
-from refavs.data.layouts import Clip
-from refavs.data.layouts.videos import VIDEO_SUFFIXES
-from refavs.errors import ConfigError, DatasetError, WeightsError
+from refavs.errors import ConfigError, WeightsError
 from refavs.files.typed_json import OddRecord, shaped
-from refavs.finite import require_finite_features, require_finite_probs
+from refavs.finite import require_finite_features
 from refavs.machine.accelerator import compute_fp32_exactly, require_usable
-from refavs.model.checkpoint import CONFIG, load_model, read_config
+from refavs.model.checkpoint import CONFIG, checkpoint_digest, load_model, read_config
 from refavs.model.heads.protocol import Head
-from refavs.store.fingerprints import says_random
 from refavs.store.format.array_spec import table_path
+from refavs.store.format.schema import says_random
 from refavs.store.reader import Sample
-
-AT_ONCE = 8  # expressions per batch
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """The prediction for one expression about a video.
-
-    Attributes:
-        probs: probability that each pixel belongs to the referred object, one map per second, at the size of the masks
-            that the run was trained on.
-    """
-
-    expression: str
-    probs: Float[Tensor, "t h w"]
-
-    def masks(self, height: int, width: int) -> Bool[np.ndarray, "t height width"]:
-        """Masks of the object at the size of the video."""
-        probs = torch.nn.functional.interpolate(self.probs[None], (height, width), mode="bilinear")[0]
-        return (probs > 0.5).numpy()
-
-    @property
-    def shares(self) -> list[float]:
-        """The fraction of the frame that the object covers in each second."""
-        return (self.probs > 0.5).float().mean(dim=(1, 2)).tolist()
 
 
 class _Facts(TypedDict):
@@ -67,8 +35,13 @@ class _Facts(TypedDict):
     mask_size: int
 
 
-class Predictor:
+class TrainedRun:
     """A trained head with the encoders whose features it was trained on.
+
+    Attributes:
+        random_features: whether at least one encoder has random weights, so that results say nothing about the method.
+        mask_size: height and width of the masks that the head was trained on.
+        digest: of the head's weights.
 
     Args:
         folder: a trial's checkpoint.
@@ -82,7 +55,7 @@ class Predictor:
     """
 
     def __init__(self, folder: Path, weights_folder: Path | None = None, device: str = "cpu") -> None:
-        self.device = device
+        self.device, self.digest = device, checkpoint_digest(folder)
         compute_fp32_exactly()
         require_usable(device, "this machine")
         self.model: Head = load_model(folder).to(device)
@@ -100,38 +73,48 @@ class Predictor:
         self._refuse_others(facts["encoders"], folder)
         self._refuse_other_sizes(folder)
 
-    def read(self, video: Path) -> Media:
-        """Reads the frames and the audio that the encoders need from a video.
-
-        Raises:
-            DatasetError: the file is missing, damaged or not a video.
-        """
-        if video.suffix.lower() not in VIDEO_SUFFIXES:
-            raise DatasetError(
-                f"{video} is not named like a video; {nearest(video.suffix, VIDEO_SUFFIXES)}, accepted: "
-                f"{', '.join(sorted(VIDEO_SUFFIXES))}"
-            )
-        clip = Clip(id=video.stem, video=video.absolute())
-        frames, rates_hz = self.streams.inputs()
-        return read_media(clip, self.streams.seconds, frames, {*rates_hz, SOUND_HZ})
-
-    def predict(self, media: Media, expressions: Sequence[str]) -> Iterator[Prediction]:
-        """Yields the prediction for each expression; frames and audio are encoded once, expressions a few at a time.
+    def features(self, media: Media) -> dict[str, np.ndarray]:
+        """The features of a clip's frames and sound, by their paths in a store.
 
         Raises:
             WeightsError: the encoders compute features that are not finite.
-            StatisticsError: the head computes probabilities that are not finite.
         """
-        with torch.no_grad():
-            clip = self._encoded(media)
-        for start in range(0, len(expressions), AT_ONCE):
-            texts = expressions[start : start + AT_ONCE]
-            with torch.no_grad():
-                batch = self._batch(clip, texts).to(self.device)
-                probs = self.model.probs(self.model(batch), (self.mask_size, self.mask_size)).cpu()
-            require_finite_probs(repr(texts[0]), probs.isfinite().all())
-            for text, one in zip(texts, probs, strict=True):
-                yield Prediction(expression=text, probs=one.clone())  # releases the rest of the batch
+        return self._arrays({name: media.taken(encoder.takes) for name, encoder in self.streams.encoders.items()
+                             if encoder.modality != "text"}, "the video")  # fmt: skip
+
+    def words(self, text: str) -> dict[str, np.ndarray]:
+        """The features of an expression, by their paths in a store.
+
+        Raises:
+            WeightsError: the encoder computes features that are not finite.
+        """
+        return self._arrays(dict.fromkeys(self._readers, text), repr(text))
+
+    def is_cut(self, text: str) -> bool:
+        """Whether an expression has more tokens than its encoder takes."""
+        return any(self.streams.encoders[name].remarks([text]) for name in self._readers)
+
+    def batch(
+        self, clip: Mapping[str, np.ndarray], texts: Sequence[str], words: Sequence[Mapping[str, np.ndarray]]
+    ) -> Batch:
+        """The head's input for some expressions about one clip; a modality that it does not read is a single zero."""
+        sizes, samples = self.model.sizes, []
+        sound = np.zeros((1, 1), np.float32) if sizes.audio is None else clip[sizes.audio.path]
+        for text, word in zip(texts, words, strict=True):
+            features, valid = np.zeros((1, 1), np.float32), np.ones(1, np.bool_)
+            if sizes.text is not None:
+                features, valid = word[sizes.text.path], word[f"{sizes.text.path.rpartition('/')[0]}/valid"]
+            samples.append(Sample(
+                visual={size.name: torch.from_numpy(clip[size.path]) for size in sizes.maps},
+                audio=torch.from_numpy(sound), text=torch.from_numpy(features), valid=torch.from_numpy(valid),
+                mask=None, labelled=None, uid=text, clip_id="video", text_string=text, split="", dimension="",
+            ))  # fmt: skip
+        return collate(samples).to(self.device)
+
+    @property
+    def _readers(self) -> list[str]:
+        """The encoders of the expression."""
+        return [name for name, encoder in self.streams.encoders.items() if encoder.modality == "text"]
 
     def _streams(self, facts: Mapping[str, Any], weights_folder: Path | None) -> StreamSet:
         """The streams that the head reads, with the encoders that it was trained on."""
@@ -191,36 +174,15 @@ class Predictor:
         require_finite_features(what, found)
         return found
 
-    def _encoded(self, media: Media) -> dict[str, np.ndarray]:
-        """The features of frames and audio."""
-        encoders = self.streams.encoders.items()
-        return self._arrays({name: media.taken(encoder.takes) for name, encoder in encoders
-                             if encoder.modality != "text"}, "the video")  # fmt: skip
-
-    def _batch(self, clip: Mapping[str, np.ndarray], expressions: Sequence[str]) -> Batch:
-        """The input of the head; a modality that it does not read is a single zero."""
-        sizes = self.model.sizes
-        readers = [name for name, encoder in self.streams.encoders.items() if encoder.modality == "text"]
-        samples = []
-        for text in expressions:
-            words, valid = np.zeros((1, 1), np.float32), np.ones(1, np.bool_)
-            if sizes.text is not None:
-                encoded = self._arrays(dict.fromkeys(readers, text), repr(text))
-                words, valid = encoded[sizes.text.path], encoded[f"{sizes.text.path.rpartition('/')[0]}/valid"]
-            sound = np.zeros((1, 1), np.float32) if sizes.audio is None else clip[sizes.audio.path]
-            samples.append(Sample(
-                visual={size.name: torch.from_numpy(clip[size.path]) for size in sizes.maps},
-                audio=torch.from_numpy(sound), text=torch.from_numpy(words), valid=torch.from_numpy(valid), mask=None,
-                labelled=None, uid=text, clip_id="video", text_string=text, split="", dimension="",
-            ))  # fmt: skip
-        return collate(samples)
-
 
 def checkpoint_of(run: str, tracking_uri: str | None) -> Path:
-    """The checkpoint's folder: `run` itself, a folder inside a trial's folder, or a download from an MLflow run.
+    """The checkpoint's folder: `run` itself, a folder inside a trial's folder, or a download from MLflow.
+
+    Args:
+        run: a folder, the id of an MLflow run, or a registered model, `models:/NAME@ALIAS`.
 
     Raises:
-        ConfigError: there is no such folder or run.
+        ConfigError: there is no such folder, run or model.
     """
     for folder in (Path(run), Path(run) / "checkpoint"):
         if (folder / CONFIG).is_file() and (folder / "model.safetensors").is_file():
@@ -230,7 +192,9 @@ def checkpoint_of(run: str, tracking_uri: str | None) -> Path:
                           "MLflow run's id with --tracking-uri")  # fmt: skip
     if tracking_uri is None:
         raise ConfigError(f"--run {run} is not a folder; give the folder of a trial, SWEEP/trials/KEY, or for the id "
-                          "of an MLflow run also --tracking-uri")  # fmt: skip
-    from experiments.tracking.artifacts import download
+                          "of an MLflow run or a registered model also --tracking-uri")  # fmt: skip
+    from experiments.tracking.artifacts import download, run_of_model
 
+    if run.startswith("models:/"):
+        run = run_of_model(tracking_uri, run)
     return download(tracking_uri, run, "checkpoint")

@@ -8,7 +8,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from refavs.model.heads.rvos_options import ClipQueryOptions
+from refavs.model.heads.parts.rvos_options import ClipQueryOptions
 from refavs.model.target import Target
 
 ALPHA = 0.25  # the weight of the object in the focal loss; its power is 2

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from refavs.data.batches import Batch
+from refavs.data.maps import Maps
 from refavs.model.batch_cache import Once
 from refavs.model.feature_sizes import FeatureSizes
 from refavs.model.heads.protocol import Seconds
@@ -37,11 +38,10 @@ class MapInput(nn.Module):
     def forward(
         self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None
     ) -> dict[str, Float[Tensor, "u t _ _ _"]]:
-        once = once or Once()
+        once, maps = once or Once(), Maps.of(batch.visual)
 
         def chosen(name: str) -> Callable[[], Tensor]:
-            return lambda: self._read(name, batch.visual[name] if seconds is None else
-                                      batch.visual[name][:, seconds.index])  # fmt: skip
+            return lambda: self._read(name, (maps if seconds is None else maps.part([name], seconds.index))[name])
 
         # The seconds that are chosen are the same for all who share this batch.
         return {name: once(("map", name, name in self.inputs, seconds is None), chosen(name)) for name in self.paths}

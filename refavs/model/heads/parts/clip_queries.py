@@ -13,16 +13,16 @@ from refavs.data.batches import Batch
 from refavs.model.attention import Attention
 from refavs.model.batch_cache import Once
 from refavs.model.feature_sizes import FeatureSizes
-from refavs.model.heads.baseline_inputs import MapInput
-from refavs.model.heads.baseline_masks import resized
-from refavs.model.heads.baseline_options import GROUPS
-from refavs.model.heads.box_decoder import BoxDecoder
-from refavs.model.heads.clip_matching import LOSSES, ClipPrediction, clip_losses
-from refavs.model.heads.deformable import DeformableEncoder, Shapes, shapes_of, unflattened
-from refavs.model.heads.dynamic_masks import DynamicMasks
-from refavs.model.heads.expression_input import ExpressionInput, Words, read_words
+from refavs.model.heads.parts.baseline_inputs import MapInput
+from refavs.model.heads.parts.baseline_masks import resized
+from refavs.model.heads.parts.baseline_options import GROUPS
+from refavs.model.heads.parts.box_decoder import BoxDecoder
+from refavs.model.heads.parts.clip_matching import LOSSES, ClipPrediction, clip_losses
+from refavs.model.heads.parts.deformable import DeformableEncoder, Shapes, shapes_of, unflattened
+from refavs.model.heads.parts.dynamic_masks import DynamicMasks
+from refavs.model.heads.parts.expression_input import ExpressionInput, Words, read_words
+from refavs.model.heads.parts.rvos_options import ClipQueryOptions
 from refavs.model.heads.protocol import Head, Seconds
-from refavs.model.heads.rvos_options import ClipQueryOptions
 from refavs.model.options import LossConfig
 from refavs.model.target import Target
 from refavs.model.visual import Statistics

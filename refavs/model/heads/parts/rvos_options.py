@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from refavs.errors import SettingError
 from refavs.model.feature_sizes import STAGES, FeatureSizes, Needs
-from refavs.model.heads.baseline_options import BACKBONE_ADVICE, FLOAT_BYTES, GROUPS, BaselineOptions
+from refavs.model.heads.parts.baseline_options import BACKBONE_ADVICE, FLOAT_BYTES, GROUPS, BaselineOptions
 from refavs.model.options import require
 
 

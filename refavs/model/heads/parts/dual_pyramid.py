@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from refavs.model.attention import Attention, feedforward, sine_positions
-from refavs.model.heads.expression_input import Words, attended, read_words
-from refavs.model.heads.language_pyramid import PYRAMID_GROUPS, PyramidConvolutions, by_clip, clip_attention
+from refavs.model.heads.parts.expression_input import Words, attended, read_words
+from refavs.model.heads.parts.language_pyramid import PYRAMID_GROUPS, PyramidConvolutions, by_clip, clip_attention
 
 POOLED = 3  # vectors into which the words are pooled
 SENTENCE_LAYERS = 3

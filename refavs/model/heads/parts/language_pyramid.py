@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from refavs.model.attention import Attention, feedforward, sine_positions
-from refavs.model.heads.expression_input import Words, attended, read_words
+from refavs.model.heads.parts.expression_input import Words, attended, read_words
 
 PYRAMID_GROUPS = 8  # of the normalisation behind the pyramid's convolutions
 REDUCTIONS = (8, 4, 2, 1)  # of the levels' sides in the self-attention, finest first

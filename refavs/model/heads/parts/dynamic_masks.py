@@ -5,7 +5,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from refavs.model.heads.box_decoder import perceptron
+from refavs.model.heads.parts.box_decoder import perceptron
 
 HIDDEN = 8  # channels between the convolutions
 STRIDE = 4  # of the mask features, in pixels of the frame

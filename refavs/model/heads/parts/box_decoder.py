@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from refavs.model.attention import Attention, feedforward
-from refavs.model.heads.deformable import DeformableAttention, Shapes
-from refavs.model.heads.expression_input import attended
+from refavs.model.heads.parts.deformable import DeformableAttention, Shapes
+from refavs.model.heads.parts.expression_input import attended
 
 PRIOR = 0.01  # the share of queries that are expected to be the object at the start
 CERTAINTY = 1e-5  # the least distance of a coordinate from 0 and 1 before it becomes a logit

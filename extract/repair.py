@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from extract.cli import build_parser, prepared
+from extract.damage import report, verified
 from extract.encoders.weights import WeightSource
 from extract.pipeline.extraction import Run, complete
-from extract.store_cli import NAME, report, verified
 from refavs.errors import StoreError
 from refavs.files.path_text import path_of
-from refavs.store.backends.base import open_folder
 from refavs.store.columns import table_record
+from refavs.store.folders import open_folder
 from refavs.store.format.commits import record_name
 from refavs.store.format.schema import StoreSchema, root_attributes, schema_at
 from refavs.store.lease import Lease
@@ -20,6 +20,7 @@ from refavs.store.writer import StoreWriter, planned_schema
 from refavs.terminal.command import Exit
 from refavs.terminal.printing import say, warn
 
+NAME = "refavs-store"
 OWN = ("source", "expressions", "weights_dir", "workers", "gpus_per_worker", "batch_clips", "address")
 PATHS = ("source", "expressions")
 MOST_NAMED = 5

@@ -1,0 +1,31 @@
+"""Opens the folder of a store: a local one, a prefix of an object store, or a folder of a web server."""
+
+import errno
+from pathlib import Path
+
+from refavs.store.backends.base import Folder, LocalFolder
+from refavs.store.backends.object_store import RemoteFolder
+from refavs.store.backends.remote_errors import RemoteMissing
+from refavs.store.format.commits import LISTING, read_listing
+
+
+class WebFolder(RemoteFolder):
+    """A folder of a web server, which cannot list its files: their names come from the list that a store keeps."""
+
+    def names(self, under: str = "") -> list[str]:
+        """Names of the commit records below the folder `under`, as written by `StoreWriter.finalise`."""
+        if not self.exists(LISTING):
+            raise RemoteMissing(errno.ENOENT, "there is no list of commit records, which a store behind a web server "
+                                "needs and the end of an extraction writes", self.where(LISTING))  # fmt: skip
+        return sorted(name for name in read_listing(self)["names"] if name.startswith(f"{under}/") or not under)
+
+
+def open_folder(location: str | Path) -> Folder:
+    """Opens the folder at a path or URL (`s3://bucket/prefix`, `gs://`, `http(s)://`, `memory://`).
+
+    Raises:
+        StoreError: the URL's scheme is unknown.
+    """
+    if isinstance(location, str) and "://" in location:
+        return (WebFolder if location.startswith(("http://", "https://")) else RemoteFolder)(location)
+    return LocalFolder(Path(location))

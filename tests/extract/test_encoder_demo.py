@@ -1,0 +1,77 @@
+"""One store of the demo's clips with small relatives of many families, read by others, and grid `encoders` on it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorstore
+import zarr
+
+from refavs.store import FeatureStore
+from refavs.synthetic.write import write_benchmark
+from tests.extract.test_encoder_grid import CONFIGS
+from tests.extract.test_hub_encoders import SMALL
+from tests.support.small_networks import WRITERS
+
+PICTURES = ("mask2former-swin-tiny-coco-panoptic", "dinov2-small", "clip-vit-base-patch32", "pvt-v2-b2", "sam-vit-base",
+            "sam2.1-hiera-tiny", "timm:test_resnet.r160_in1k")  # fmt: skip
+OTHERS = ("tiny-swin/pixel_decoder", "tiny-swin/pooled8", "tiny-vggish@vggish", "roberta-base", "flan-t5-base",
+          "languagebind-text", "languagebind-audio/seconds", "whisper-tiny/seconds")  # fmt: skip
+SETTINGS = ("model.visual=tiny-swin", "model.num_layers=1", "model.num_queries=4", "model.num_heads=2",
+            "model.feedforward_channels=32", "model.decoder_layers=1", "train.epochs=2", "train.steps_per_epoch=3",
+            "train.frames=2", "train.warmup_steps=2")  # fmt: skip
+COMMANDS = {"extract": "extract.cli", "store": "extract.store_cli", "sweep": "experiments.cli",
+            "report": "experiments.report.cli"}  # fmt: skip
+
+
+def run(command: str, *arguments: object) -> str:
+    """What a command prints; it must succeed."""
+    code = f"import sys; from {COMMANDS[command]} import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_store_of_many_encoders_is_read_by_others_and_swept(tmp_path: Path) -> None:
+    bench, store, weights, out = (tmp_path / name for name in ("bench", "store", "weights", "runs/encoders"))
+    write_benchmark(bench, num_clips=24, seed=0, size=96, videos=0)
+    for name in PICTURES:
+        WRITERS[name](weights)
+    for name, config in {**CONFIGS, "whisper-tiny": SMALL["whisper-tiny"]}.items():
+        (weights / name).mkdir(parents=True)
+        (weights / name / "config.json").write_text(json.dumps(config))
+    run("extract", bench, store, "--streams", ",".join(OTHERS), "--weights", "random", "--weights-dir", weights,
+        "--mask-size", 96)  # fmt: skip
+    run("extract", bench, store, "--streams", ",".join(PICTURES), "--weights-dir", weights)
+    told = run("store", "info", store)
+    print(told)
+    streams = FeatureStore(store).streams
+    assert len(streams) >= 20 and all(f"stream       {name}: " in told for name in streams)
+    assert " 0 damaged" in run("store", "verify", store)
+    require_same_by_others(FeatureStore(store))
+
+    sets = [part for setting in SETTINGS for part in ("--set", setting)]
+    swept = run("sweep", "encoders", "--store", store, "--out", out, "--cpus-per-trial", 1, *sets)
+    assert "15 of 15" in swept or "15 trials" in swept, swept
+    run("report", out, "--published")
+    text = (out / "report" / "report.md").read_text()
+    print(text[text.index("Encoders (layout of supplement Table 3)") :][:3000])
+    for row in ("flan-t5-base/tokens + vggish", "roberta-base + languagebind-audio/seconds"):
+        assert row in text
+    assert "38.23" in text, "the published row beside it"
+
+
+def require_same_by_others(store: FeatureStore) -> None:
+    """The first row of every array as zarr-python and tensorstore read it."""
+    group = zarr.open_group(store.location, mode="r")
+    for path, spec in store.specs.items():
+        row = next(row for table, row in store._places if table == spec.table)
+        expected = store.read(path, row).numpy()
+        place = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{store.location}/{path}"}}
+        others = np.asarray(group[path][row]), tensorstore.open(place, read=True).result()[row].read().result()
+        for found in others:
+            np.testing.assert_array_equal(found, expected)
