@@ -44,7 +44,7 @@ proof/store: setup
 	$(BIN)/refavs-synth proof/bench --clips 1200 --seed 0 --no-videos
 	$(BIN)/refavs-extract proof/bench proof/store --preset tiny
 
-# Run it after every change, about 110 seconds on two processors: lint, types, and every test that starts no process and takes
+# Run it after every change: lint, types, and every test that starts no process and takes
 # less than about half a second of processor time.
 check: setup
 	$(MAKE) --no-print-directory lint & lint=$$!; \
