@@ -55,7 +55,8 @@ def overfit(head: Head, batch: Batch, most_steps: int = 300) -> float:
         optimizer.step()
         if step % 20 == 0:
             with torch.no_grad():
-                found = head.eval().probs(head(batch), batch.mask.shape[-2:]) > 0.5
+                size = (batch.mask.shape[-2], batch.mask.shape[-1])
+                found = head.eval().probs(head(batch), size) > 0.5
             union = (found | batch.mask).sum(dim=(2, 3))
             shared = (found & batch.mask).sum(dim=(2, 3))
             jaccard = float(torch.where(union > 0, shared / union.clamp(min=1), 1.0).mean())
