@@ -74,7 +74,7 @@ def _one_pass(film: FilmStream, overlays: Sequence[Overlay], advance: Callable[[
         for time_s, pixels in _shown(film, sound):
             while not film.silent and sound.reached(film.span.start_s + written / SOUND_HZ + 1) and written < end:
                 hear(min(written + SOUND_HZ, end))
-            if time_s - last_s < SHORTEST_S:
+            if time_s - last_s < SHORTEST_S and floor(time_s * rate) <= step:
                 continue
             last_s = time_s
             while step < floor(time_s * rate):
