@@ -152,6 +152,9 @@ def _shown(film: FilmStream, sound: PlacedSound) -> Iterator[tuple[Fraction, Pic
             for held in range(step + 1, min(floor(time_s * rate), film.num_steps)):
                 step = held
                 yield held / rate, pixels if last is None else last
+            if step < 0 < time_s:  # from the start on, as a film without an offset is placed exactly
+                step = 0
+                yield Fraction(0), pixels if last is None else last
             last = pixels
             if 0 <= time_s * rate < film.num_steps:
                 step = floor(time_s * rate)
