@@ -31,9 +31,9 @@ def told(answer: Callable[..., str]) -> Callable[..., str]:
     """Turns an error of what was chosen into a note."""
 
     @wraps(answer)
-    def safe(*arguments: Any) -> str:
+    def safe(*arguments: Any, **named: Any) -> str:
         try:
-            return answer(*arguments)
+            return answer(*arguments, **named)
         except RefAVSError as error:
             return render("note", str(error))
 

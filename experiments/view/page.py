@@ -44,6 +44,10 @@ def build_page(answers: Answers) -> gr.Blocks:
             if answers.shown.runs:
                 RunsTab(answers, page)
                 TryTab(answers)
+    # Until `launch` has set this, Gradio lets a request name any file of this machine as its upload; a mounted page is
+    # never launched.
+    assert page.has_launched is False
+    page.has_launched = True
     return page.queue(max_size=QUEUE, default_concurrency_limit=AT_ONCE)
 
 

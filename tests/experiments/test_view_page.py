@@ -1,5 +1,6 @@
 """The page of refavs-view in Gradio: what its server gives out and takes in, and the page in a real browser."""
 
+import asyncio
 import json
 import os
 import signal
@@ -76,6 +77,8 @@ class served:
 
         from experiments.view.page import application
 
+        self.loop = asyncio.new_event_loop()  # Gradio would make some and close none
+        asyncio.set_event_loop(self.loop)
         self.listening = socket.create_server(("127.0.0.1", 0))
         port = self.listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}/"
@@ -94,6 +97,8 @@ class served:
         self.server.should_exit = True
         self.thread.join()
         self.listening.close()
+        asyncio.set_event_loop(None)
+        self.loop.close()
 
 
 def client(site: Site) -> httpx.Client:
@@ -162,6 +167,7 @@ def test_upload_that_is_no_video_is_told_without_its_place(site: Site) -> None:
     assert str(site.uploads) not in words
 
 
+@pytest.mark.process  # Gradio asks ffprobe about the overlay, where it is installed
 def test_two_viewers_see_what_each_of_them_chose(site: Site) -> None:
     with client(site) as asked:
         (place,) = asked.post(
