@@ -1,6 +1,7 @@
 """The videos to predict and the expressions about each, from the command line or from a table."""
 
 import csv
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ def jobs_of(words: Sequence[str], table: Path | None) -> list[Job]:
 def _leading_videos(words: Sequence[str]) -> list[str]:
     found: list[str] = []
     for word in words:
-        if Path(word).suffix.lower() not in VIDEO_SUFFIXES and not Path(word).is_dir():
+        if Path(word).suffix.lower() not in VIDEO_SUFFIXES and not os.path.isdir(word):  # no error for a long sentence
             break
         found.append(word)
     return found

@@ -74,7 +74,7 @@ def _one_pass(film: FilmStream, overlays: Sequence[Overlay], advance: Callable[[
         for time_s, pixels in _shown(film, sound):
             while not film.silent and sound.reached(film.span.start_s + written / SOUND_HZ + 1) and written < end:
                 hear(min(written + SOUND_HZ, end))
-            if time_s - last_s < SHORTEST_S:
+            if time_s - last_s < SHORTEST_S and floor(time_s * rate) <= step:
                 continue
             last_s = time_s
             while step < floor(time_s * rate):
@@ -152,6 +152,9 @@ def _shown(film: FilmStream, sound: PlacedSound) -> Iterator[tuple[Fraction, Pic
             for held in range(step + 1, min(floor(time_s * rate), film.num_steps)):
                 step = held
                 yield held / rate, pixels if last is None else last
+            if step < 0 < time_s:  # from the start on, as a film without an offset is placed exactly
+                step = 0
+                yield Fraction(0), pixels if last is None else last
             last = pixels
             if 0 <= time_s * rate < film.num_steps:
                 step = floor(time_s * rate)
