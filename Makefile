@@ -7,7 +7,7 @@ QUICK := not slow and not gpu and not faults
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo proof proof-quick proof/store check test test-slow test-faults bench-store bench-encoders bench-extract bench-remote \
-	bench-scheduler bench-metrics bench-train bench-sweep bench-busy bench-heads bench-view check-gpu lint setup clean
+	bench-scheduler bench-metrics bench-train bench-sweep bench-busy bench-heads bench-predict bench-view check-gpu lint setup clean
 
 setup: $(STAMP)
 
@@ -77,6 +77,10 @@ bench-encoders: setup
 
 bench-extract: setup
 	$(BIN)/python tests/benchmarks/bench_extract.py
+
+# RUN=<a trial of `make proof`> adds the video of 90 s whose sounding object changes.
+bench-predict: setup
+	$(BIN)/python tests/benchmarks/bench_predict.py $(if $(RUN),--run $(RUN))
 
 bench-remote: setup
 	$(BIN)/python tests/benchmarks/bench_remote.py

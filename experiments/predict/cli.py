@@ -1,42 +1,55 @@
-"""refavs-predict: segments the object that an expression refers to in a video, with a trained run."""
+"""refavs-predict: segments the objects that expressions refer to in videos of any length, with a trained run."""
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refavs.errors import ConfigError
+from refavs.errors import ConfigError, DatasetError
 from refavs.machine.processors import share_processors
 from refavs.terminal.command import CommandParser, Exit, run_command
 from refavs.terminal.printing import say, warn
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from experiments.predict.trained_run import TrainedRun
-    from extract.media.clip import Media
+    from experiments.predict.jobs import Job
+    from experiments.predict.segmenter import Segmenter
+    from experiments.predict.stored_features import StoredFeatures
 
 NAME = "refavs-predict"
-SEAL, OVERLAY = "prediction.json", "overlay.mp4"
-EPILOG = """example:
+EPILOG = """examples:
   refavs-predict guitar.mp4 "the object making a sound before the man" --run runs/smoke/trials/0123456789abcdef
+  refavs-predict films/ "the louder instrument" --run models:/eemc@best --tracking-uri http://localhost:5000 --fps 2
 
-writes OUT/1/0.png .. 9.png (255 where the object is, at the size of the video), OUT/1/overlay.mp4, OUT/prediction.json
+writes OUT/1/0.png, 1.png, ... (255 where the object is, at the size of the video), OUT/1/masks.jsonl (the same as COCO
+run lengths), OUT/1/overlay.mp4 and OUT/prediction.json; for several videos a folder OUT/NAME for each. The same command
+again keeps the videos that are finished.
 """
 
 
 def build_parser() -> CommandParser:
     """The command line."""
     parser = CommandParser(
-        prog=NAME, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=NAME, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=f"{NAME} VIDEO|FOLDER... EXPRESSION... --run RUN [options]\n       {NAME} --csv TABLE --run RUN",
     )
     add = parser.add_argument
-    add("video", type=Path, metavar="VIDEO", help="a video (.mp4, .m4v, .mkv, .webm, .mov, .avi, .ts, .m2ts, .mts); "
-        "only its first 10 s are used")  # fmt: skip
-    add("expressions", nargs="+", metavar="EXPRESSION", help="one or more sentences in quotes")
-    add("--run", required=True, help="a trial's folder, SWEEP/trials/KEY, or an MLflow run's id with --tracking-uri")
-    add("--out", type=Path, metavar="DIR", help="where to write (default: VIDEO's name without its ending)")
+    add("words", nargs="*", metavar="VIDEO|FOLDER... EXPRESSION", help="videos (.mp4, .m4v, .mkv, .webm, .mov, .avi, "
+        ".ts, .m2ts, .mts) or folders of them, then one or more sentences in quotes")  # fmt: skip
+    add("--csv", type=Path, metavar="TABLE", help="a table with the columns video and expression instead; its paths "
+        "start at its folder")  # fmt: skip
+    add("--run", required=True, help="a trial's folder, SWEEP/trials/KEY, or with --tracking-uri an MLflow run's id or "
+        "a registered model, models:/NAME@alias")  # fmt: skip
+    add("--out", type=Path, metavar="DIR", help="where to write (default: the name of the VIDEO without its ending, or "
+        "predictions)")  # fmt: skip
+    add("--fps", type=float, default=1.0, metavar="N", help="pictures per second to segment (default: 1)")
+    add("--start", type=float, default=0.0, metavar="S", help="second of the video to start at (default: 0)")
+    add("--end", type=float, metavar="S", help="second of the video to end at (default: its end)")
+    add("--memory", type=_memory, default="all", metavar="all|N", help="earlier seconds that a head with a memory "
+        "compares each second with: all, or the last N (default: all)")  # fmt: skip
+    add("--store", help="a store that gives the features of the first seconds of each video that it has")
+    add("--add-to-store", action="store_true", help="first add each video that the --store lacks")
+    add("--no-overlay", action="store_true", help="write no overlay videos")
     add("--tracking-uri", help="the MLflow server or database that has the run")
     add("--weights-dir", type=Path, metavar="DIR", help="the encoders' weights, as for refavs-extract")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto",
@@ -44,107 +57,101 @@ def build_parser() -> CommandParser:
     return parser
 
 
+def _memory(text: str) -> int | str:
+    if text == "all":
+        return text
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither all nor a number of seconds from 1 on")
+    return int(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of refavs-predict; returns the exit status."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_intermixed_args(argv)
+    if not args.words and args.csv is None:
+        parser.error("name a VIDEO and an EXPRESSION, or a --csv")
     return run_command(NAME, lambda: _predict(args))
 
 
 def _predict(args: argparse.Namespace) -> int:
     share_processors()
-    from experiments.predict.segmenter import VideoPass
-    from experiments.predict.trained_run import TrainedRun, checkpoint_of
-    from refavs.files.staged import is_half_written
-    from refavs.machine.accelerator import local_gpus_seen
+    from experiments.predict.jobs import jobs_of
+    from experiments.predict.outputs import is_ours
+    from experiments.predict.segmenter import load, refuse_unusable
+    from experiments.predict.stored_features import StoredFeatures
 
-    seen = local_gpus_seen(args.device, lambda line: warn(f"{NAME}: {line}"))
-    device = "cuda" if seen and args.device != "cpu" else "cpu"
-    if not all(text.strip() for text in args.expressions):
-        raise ConfigError("an EXPRESSION is empty; write each sentence in quotes, for example \"the sounding object\"")
-    out = args.out or Path(args.video.stem)
-    ours = (out / SEAL).is_file() or is_half_written(out)
-    if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} holds other files; name a new folder by --out")
-    run = TrainedRun(checkpoint_of(args.run, args.tracking_uri), args.weights_dir, device)
-    media = _read(run, args.video)
-    predictions = VideoPass(run, args.expressions).next(media, run.streams.seconds)
-    found = _write(out, args.video, args.run, media, predictions)
-    _show(found, media, out)
-    if run.random_features:
+    jobs = jobs_of(args.words, args.csv)
+    if args.add_to_store and args.store is None:
+        raise ConfigError("--add-to-store names no store; name one by --store")
+    refuse_unusable(jobs[0].expressions, args.fps, args.memory)
+    if not 0 <= args.start < (args.start + 1 if args.end is None else args.end):
+        raise ConfigError(f"--start {args.start:g} --end {args.end}; accepted: a start from 0 on, before the end")
+    single = len(jobs) == 1 and (args.csv is not None or not Path(args.words[0]).is_dir())
+    root = args.out or Path(jobs[0].video.stem if single else "predictions")
+    outs = [root if single else root / job.name for job in jobs]
+    for out in outs:
+        if not is_ours(out):
+            raise ConfigError(f"{out} holds other files; name a new folder by --out")
+    segmenter = load(args.run, tracking_uri=args.tracking_uri, weights_dir=args.weights_dir, device=args.device)
+    stored = None if args.store is None else StoredFeatures(args.store, segmenter.run)
+    failed = 0
+    for job, out in zip(jobs, outs, strict=True):
+        try:
+            if stored is not None and args.add_to_store and stored.of(job.video) is None:
+                stored.add(job.video)
+            _predict_video(args, segmenter, stored, job, out)
+        except DatasetError as error:
+            if single:
+                raise
+            warn(f"{NAME}: {' '.join(str(error).split())}")
+            failed += 1
+    if segmenter.run.random_features:
         warn("RANDOM FEATURES: at least one encoder of this run has random weights; the result says nothing about the "
              "method")  # fmt: skip
-    return Exit.COMPLETE
+    return Exit.FAILURES if failed else Exit.COMPLETE
 
 
-def _read(run: "TrainedRun", video: Path) -> "Media":
-    """Reads the frames and the audio that the encoders need from a video."""
-    from experiments.predict.overlay_video import SOUND_HZ
-    from extract.media.clip import read_media
-    from refavs.config import nearest
-    from refavs.data.layouts import Clip
-    from refavs.data.layouts.videos import VIDEO_SUFFIXES
-    from refavs.errors import DatasetError
+def _predict_video(
+    args: argparse.Namespace, segmenter: "Segmenter", stored: "StoredFeatures | None", job: "Job", out: Path
+) -> None:
+    from experiments.predict.outputs import finished, write_predictions
+    from extract.media.film_stream import FilmStream, Span
+    from refavs.terminal.console import ProgressBar
 
-    if video.suffix.lower() not in VIDEO_SUFFIXES:
-        raise DatasetError(
-            f"{video} is not named like a video; {nearest(video.suffix, VIDEO_SUFFIXES)}, accepted: "
-            f"{', '.join(sorted(VIDEO_SUFFIXES))}"
-        )
-    clip, (frames, rates_hz) = Clip(id=video.stem, video=video.absolute()), run.streams.inputs()
-    return read_media(clip, run.streams.seconds, frames, {*rates_hz, SOUND_HZ})
-
-
-def _write(
-    out: Path, video: Path, run: str, media: "Media", predictions: "Iterable[tuple[str, Tensor]]"
-) -> list[dict[str, Any]]:
-    """Writes the predictions, all or none; returns their entries in prediction.json."""
-    from PIL import Image
-
-    from experiments.predict.overlay_video import SOUND_HZ, frame_size, write_overlay_video
-    from experiments.predict.segmenter import masks_of
-    from experiments.records.record_types import write_json
-    from refavs.files.staged import staged
-
-    height, width = frame_size(video)
-    found: list[dict[str, Any]] = []
-    with staged(out, SEAL, _names_of) as folder:
-        for number, (text, probs) in enumerate(predictions, start=1):
-            (folder / str(number)).mkdir()
-            masks, shares = masks_of(probs, height, width), (probs > 0.5).float().mean(dim=(1, 2)).tolist()
-            for second, mask in enumerate(masks):
-                Image.fromarray(mask).convert("L").save(folder / str(number) / f"{second}.png")
-            write_overlay_video(folder / str(number) / OVERLAY, video, masks, media.sound[SOUND_HZ])
-            found.append({"expression": text, "folder": str(number), "shares": shares})
-        write_json(folder / SEAL, {
-            "video": str(video), "run": run, "silent": media.silent, "repeated_from_s": media.repeated_from_s,
-            "notes": list(media.notes), "predictions": found,
-        })  # fmt: skip
-    return found
+    film = FilmStream(job.video.absolute(), Span(start_s=args.start, end_s=args.end, rate=args.fps))
+    status = job.video.stat()
+    request = {
+        "video": str(job.video.absolute()), "bytes": status.st_size, "modified_ns": status.st_mtime_ns,
+        "run": args.run, "checkpoint": segmenter.run.digest, "expressions": list(job.expressions), "fps": args.fps,
+        "start_s": args.start, "end_s": args.end, "memory": args.memory, "overlays": not args.no_overlay,
+    }  # fmt: skip
+    told = finished(out, request)
+    if told is not None:
+        say(f"{job.video}: finished before, kept")
+    else:
+        passes = len(job.expressions) * (1 if args.no_overlay else 2)
+        with ProgressBar(job.video.name, film.num_steps * passes, "masks") as bar:
+            told = write_predictions(
+                out, segmenter, film, job.expressions, request, bar.advance, overlays=not args.no_overlay, stored=stored
+            )
+    _show(told, out)
 
 
-def _names_of(seal: Path) -> Iterator[str]:
-    """The files that a prediction.json lists; none if it is not one of ours."""
-    try:
-        predictions = json.loads(seal.read_text("utf-8"))["predictions"]
-        places = [(str(int(one["folder"])), len(one["shares"])) for one in predictions]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    for folder, num_seconds in places:
-        yield from (f"{folder}/{name}" for name in (OVERLAY, *(f"{second}.png" for second in range(num_seconds))))
-
-
-def _show(predictions: Sequence[Mapping[str, Any]], media: "Media", out: Path) -> None:
-    """Prints for each expression the mask's share of each second's frame, in percent."""
+def _show(told: Mapping[str, Any], out: Path) -> None:
+    """Prints for each expression how many of the masks show the object, and what was odd about the video."""
     from extract.media.notes import NOTES
 
-    for number, prediction in enumerate(predictions, start=1):
-        shares = [f"{100 * share:.1f}" if share else "-" for share in prediction["shares"]]
-        found = f"{' '.join(shares)} % of the frame, by second" if any(prediction["shares"]) else "nothing in the video"
-        say(f"{number}  {json.dumps(prediction['expression'], ensure_ascii=False)}: {found}")
-    if media.silent:
+    for number, one in enumerate(told["predictions"], start=1):
+        shown, area_px = sum(area > 0 for area in one["areas_px"]), told["size"][0] * told["size"][1]
+        share = 100 * max(one["areas_px"]) / area_px
+        found = f"in {shown} of {told['num_frames']} pictures, up to {share:.1f} % of the frame"
+        if one["absent"]:
+            found = "nothing in the video; all masks are empty"
+        cut = "; too long, its end was not read" * one["truncated"]
+        say(f"{number}  {json.dumps(one['expression'], ensure_ascii=False)}: {found}{cut}")
+    if told["silent"]:
         say("the video has no sound track and counts as silent")
-    if media.repeated_from_s is not None:
-        say(f"the picture ends early: its last frame is repeated from second {media.repeated_from_s} on")
-    for note in media.notes:
+    for note in told["notes"]:
         say(f"noted: {NOTES[note]}")
     say(f"masks and overlay videos: {out}")

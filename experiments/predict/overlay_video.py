@@ -1,108 +1,187 @@
-"""Writes a video with the predicted object filled and outlined, and with its sound."""
+"""Writes a video with the predicted object filled and outlined, with its sound and the sentence."""
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from fractions import Fraction
-from math import floor
+from math import floor, inf
 from pathlib import Path
 
 import av
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from experiments.training.overlays import PREDICTION, outline
 from extract.media.display_matrix import upright
-from extract.media.video import open_film
+from extract.media.film_stream import FilmStream
+from extract.media.sound import PlacedSound
 
 LARGEST_SIDE_PX = 1280
 SOUND_HZ = 48_000
 FILL = 0.45
+CLOCK = Fraction(1, 90_000)
+SHORTEST_S = Fraction(1, 100)  # between pictures; of more than 60 in a second, some are left out
+AT_ONCE = 4  # overlays written in one pass; each holds some dozens of pictures in its encoder
+LINES = 3
+Picture = UInt8[np.ndarray, "h w 3"]
 
 
-def frame_size(video: Path) -> tuple[int, int]:
-    """Height and width of a video as shown, px."""
-    first = next(_pictures(video, 1))[1]
-    return first.shape[0], first.shape[1]
+@dataclass(frozen=True)
+class Overlay:
+    """An overlay to write.
+
+    Attributes:
+        masks: of each of the film's steps, in their order, at the size of the film.
+    """
+
+    path: Path
+    sentence: str
+    masks: Iterator[Bool[np.ndarray, "h w"]]
 
 
-def write_overlay_video(
-    path: Path, video: Path, masks: Bool[np.ndarray, "t h w"], sound: Float[np.ndarray, " s"]
+def write_overlay_videos(
+    film: FilmStream, overlays: Sequence[Overlay], advance: Callable[[int], None] = lambda count: None
 ) -> None:
-    """Writes an .mp4 (H.264, AAC) of the seconds that have a mask; each mask is shown for its whole second.
+    """Writes .mp4 files (H.264, AAC), each mask from its step's time to the next, a few files in each pass.
 
     Args:
-        video: checked before by `extract.media.clip.read_media`, which refuses damaged and endless files.
-        masks: at the size of the pictures.
-        sound: mono, at `SOUND_HZ`.
+        advance: called with the number of steps that are done.
     """
-    height, width = _even(masks.shape[1:])
-    with av.open(f"file:{path}", "w", format="mp4") as container:  # prefixed, as a name may contain a colon
-        rate = _rate(video)
-        picture = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "20"})
-        picture.pix_fmt, picture.height, picture.width = "yuv420p", height, width
-        track = container.add_stream("aac", rate=SOUND_HZ, layout="mono")
-        last, phase = -1, None
-        for time_s, pixels in _pictures(video, len(masks)):
-            phase = time_s * rate % 1 if phase is None else phase
-            first = rate * floor(time_s)
-            number = max(first, min(round(time_s * rate - phase), first + rate - 1))  # within its own second
-            if number <= last:  # with a variable rate, two pictures may share a place
+    for start in range(0, len(overlays), AT_ONCE):
+        _one_pass(film, overlays[start : start + AT_ONCE], advance)
+
+
+def _one_pass(film: FilmStream, overlays: Sequence[Overlay], advance: Callable[[int], None]) -> None:
+    sound, written, step, last_s = PlacedSound(inf), 0, -1, -SHORTEST_S
+    end = round(film.num_steps / film.span.rate * SOUND_HZ)
+    size, rate = _even(film.size), Fraction(film.span.rate)
+
+    def hear(until: int) -> None:
+        nonlocal written
+        start = round(film.span.start_s * SOUND_HZ)
+        while not film.silent and written < until:
+            stop = min(written + SOUND_HZ, until)
+            samples = sound.between(start + written, start + stop, SOUND_HZ)
+            for writer in writers:
+                writer.hear(samples)
+            written = stop
+            sound.forget(film.span.start_s + written / SOUND_HZ)
+
+    with ExitStack() as stack:
+        writers = [stack.enter_context(_Writer(each, size, silent=film.silent)) for each in overlays]
+        for time_s, pixels in _shown(film, sound):
+            while not film.silent and sound.reached(film.span.start_s + written / SOUND_HZ + 1) and written < end:
+                hear(min(written + SOUND_HZ, end))
+            if time_s - last_s < SHORTEST_S:
                 continue
-            last = number
-            drawn = Image.fromarray(_drawn(pixels, masks[int(time_s)])).resize((width, height))
-            frame = av.VideoFrame.from_image(drawn)
-            frame.pts = number
-            container.mux(picture.encode(frame))
-        block = av.AudioFrame.from_ndarray(sound[None].astype(np.float32), format="fltp", layout="mono")
-        block.sample_rate, block.pts = SOUND_HZ, 0
-        container.mux(track.encode(block))
-        container.mux(picture.encode())
-        container.mux(track.encode())
+            last_s = time_s
+            while step < floor(time_s * rate):
+                step += 1
+                for writer in writers:
+                    writer.next_mask()
+                advance(len(writers))
+            picture = pixels if pixels.shape[:2] == size else _resized(pixels, size)
+            for writer in writers:
+                writer.show(time_s, picture)
+        hear(end)
 
 
-def _pictures(video: Path, num_seconds: int) -> Iterator[tuple[Fraction, UInt8[np.ndarray, "h w 3"]]]:
-    """The pictures of the first seconds with their times on the file's clock, resized to the first one.
+class _Writer:
+    """One overlay while it is written."""
 
-    As for the encoders, a second in which no picture begins starts with the previous one, and seconds before the first
+    def __init__(self, overlay: Overlay, size: tuple[int, int], *, silent: bool) -> None:
+        self._overlay, self._size, self._num_heard = overlay, size, 0
+        self._caption = _caption(overlay.sentence, size[1])
+        # Prefixed, as a name may contain a colon.
+        self._container = av.open(f"file:{overlay.path}", "w", format="mp4")
+        self._picture = self._container.add_stream("libx264", rate=25, options={"preset": "veryfast", "crf": "20"})
+        self._picture.pix_fmt, (self._picture.height, self._picture.width) = "yuv420p", size
+        self._picture.time_base = self._picture.codec_context.time_base = CLOCK
+        self._track = None if silent else self._container.add_stream("aac", rate=SOUND_HZ, layout="mono")
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        with self._container:
+            if raised[0] is None:
+                self._container.mux(self._picture.encode())
+                if self._track is not None:
+                    self._container.mux(self._track.encode())
+
+    def next_mask(self) -> None:
+        """Goes on to the mask of the next step."""
+        height, width = self._size
+        mask = Image.fromarray(next(self._overlay.masks)).resize((width, height), Image.Resampling.NEAREST)
+        self._mask = np.asarray(mask)
+        self._outline = outline(self._mask)
+
+    def show(self, time_s: Fraction, pixels: Picture) -> None:
+        """Draws the mask and the sentence onto a picture."""
+        drawn, colour = pixels.copy(), np.array(PREDICTION)
+        drawn[self._mask] = (1 - FILL) * drawn[self._mask] + FILL * colour
+        drawn[self._outline] = colour
+        strip = drawn[max(0, len(drawn) - len(self._caption)) :]  # the sentence in white on a darkened strip
+        strip[:] = np.maximum(strip // 3, self._caption[: len(strip), :, None])
+        frame = av.VideoFrame.from_ndarray(drawn, format="rgb24")
+        frame.pts, frame.time_base = round(time_s / CLOCK), CLOCK
+        self._container.mux(self._picture.encode(frame))
+
+    def hear(self, samples: Float[np.ndarray, " s"]) -> None:
+        """Adds the next samples, at `SOUND_HZ`."""
+        assert self._track is not None
+        block = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), format="fltp", layout="mono")
+        block.sample_rate, block.pts, block.time_base = SOUND_HZ, self._num_heard, Fraction(1, SOUND_HZ)
+        self._num_heard += len(samples)
+        self._container.mux(self._track.encode(block))
+
+
+def _shown(film: FilmStream, sound: PlacedSound) -> Iterator[tuple[Fraction, Picture]]:
+    """The pictures of a film with their times from its start, at the size of its first one; fills `sound`.
+
+    As for the encoders, a step in which no picture begins starts with the previous one, and steps before the first
     picture start with that one.
     """
-    with open_film(video) as film:
-        second, last = -1, None
-        for time_s, frame in film.pictures(num_seconds):
+    step, last, rate = -1, None, Fraction(film.span.rate)
+    for found in film.pictures(sound):
+        for time_s, frame in found:
             pixels = upright(frame)
-            if last is not None and pixels.shape != last.shape:
-                height, width = last.shape[:2]
-                pixels = np.asarray(Image.fromarray(pixels).resize((width, height)))
-            for held in range(second + 1, min(floor(time_s), num_seconds)):
-                second = held
-                yield Fraction(held), pixels if last is None else last
-            if time_s >= num_seconds:
-                return
+            pixels = pixels if pixels.shape[:2] == film.size else _resized(pixels, film.size)
+            for held in range(step + 1, min(floor(time_s * rate), film.num_steps)):
+                step = held
+                yield held / rate, pixels if last is None else last
             last = pixels
-            if time_s >= 0:
-                second = floor(time_s)
+            if 0 <= time_s * rate < film.num_steps:
+                step = floor(time_s * rate)
                 yield time_s, pixels
+    for held in range(step + 1, film.num_steps):
         if last is not None:
-            for held in range(second + 1, num_seconds):
-                yield Fraction(held), last
+            yield held / rate, last
 
 
-def _rate(video: Path) -> int:
-    """Pictures per second of the overlay: the video's rate, at most 60."""
-    with open_film(video) as film:
-        average = film.tracks.picture.average_rate
-    return max(1, min(60, round(average or 25)))
+def _resized(pixels: Picture, size: tuple[int, int]) -> Picture:
+    height, width = size
+    return np.asarray(Image.fromarray(pixels).resize((width, height)))
 
 
-def _even(size: tuple[int, ...]) -> tuple[int, int]:
+def _even(size: tuple[int, int]) -> tuple[int, int]:
     """The size of the overlay: the video's, reduced if very large, and even as H.264 requires."""
     scale = min(1.0, LARGEST_SIDE_PX / max(size))
     return max(2, round(size[0] * scale) // 2 * 2), max(2, round(size[1] * scale) // 2 * 2)
 
 
-def _drawn(pixels: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    filled = pixels.astype(np.float32)
-    colour = np.array(PREDICTION, np.float32)
-    filled[mask] = (1 - FILL) * filled[mask] + FILL * colour
-    filled[outline(mask)] = colour
-    return filled.astype(np.uint8)
+def _caption(sentence: str, width: int) -> UInt8[np.ndarray, "h w"]:
+    """The sentence as white letters on black, in a few lines."""
+    size_px = max(10, width // 45)
+    font = ImageFont.load_default(size=size_px)
+    letters = max(8, int(1.8 * width / size_px))
+    lines = textwrap.wrap(" ".join(sentence.split()), letters, max_lines=LINES, placeholder=" ...")
+    if not lines:
+        return np.zeros((0, width), np.uint8)
+    strip = Image.new("L", (width, round(1.35 * size_px * len(lines)) + size_px // 2))
+    pen = ImageDraw.Draw(strip)
+    for number, line in enumerate(lines):
+        pen.text((size_px // 2, round(1.35 * size_px * number)), line, fill=255, font=font)
+    return np.asarray(strip)

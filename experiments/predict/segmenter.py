@@ -1,24 +1,30 @@
 """`refavs.load(run)`: the objects that expressions refer to, in frames and sound of any length."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from experiments.predict.stages import Stages
+from experiments.predict.stored_features import StoredFeatures
 from experiments.predict.trained_run import TrainedRun, checkpoint_of
 from extract.media.clip import Media
+from extract.media.film_stream import Block, FilmStream
 from extract.media.pictures import fitted
 from extract.media.wav import at_sample_rate
+from refavs.choices import Device
+from refavs.data.prefetch import Ahead
 from refavs.errors import ConfigError
 from refavs.finite import require_finite_probs
 from refavs.machine.accelerator import local_gpus_seen
+from refavs.terminal.printing import warn
 
 AT_ONCE = 8  # expressions per batch
 Memory = int | Literal["all"]
@@ -40,49 +46,73 @@ class Segmentation:
     truncated: bool
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stretch:
+    """What was found for one expression in some pictures of a video.
+
+    Attributes:
+        expression: its place among those given.
+        steps: numbers of the pictures, from 0 at the start of the video or of the part of it.
+        masks: at the size of the video.
+        object_probability: see `Segmentation`.
+    """
+
+    expression: int
+    steps: Int[np.ndarray, " k"]
+    masks: Bool[np.ndarray, "k h w"]
+    object_probability: Float[np.ndarray, " k"]
+
+
 class VideoPass:
-    """One pass of a head over a video of one frame per second; keeps what the head remembers for each expression.
+    """One pass of a head over a video of one picture per second; keeps what the head remembers for each expression.
 
     Args:
+        words: the features of each expression.
         memory: the earlier seconds that a head with a memory compares with: all, or this many.
     """
 
-    def __init__(self, run: TrainedRun, expressions: Sequence[str], memory: Memory = "all") -> None:
+    def __init__(
+        self, run: TrainedRun, expressions: Sequence[str], words: Sequence[Mapping[str, np.ndarray]],
+        memory: Memory = "all",
+    ) -> None:  # fmt: skip
         self._run, self._window = run, None if memory == "all" else memory
-        self._groups = [expressions[start : start + AT_ONCE] for start in range(0, len(expressions), AT_ONCE)]
-        with torch.no_grad():
-            self._words = [[run.words(text) for text in texts] for texts in self._groups]
+        starts = range(0, len(expressions), AT_ONCE)
+        self._groups = [(expressions[start : start + AT_ONCE], words[start : start + AT_ONCE]) for start in starts]
         self._past: list[Any] = [None] * len(self._groups)
 
     @torch.no_grad()
-    def next(self, media: Media, num_seconds: int) -> Iterator[tuple[str, Float[Tensor, "t h w"]]]:
-        """Yields each expression with its probabilities in the next seconds, at the size of the masks of training.
+    def next(
+        self, clip: Mapping[str, np.ndarray], num_seconds: int, stages: Stages
+    ) -> Iterator[Float[Tensor, "t h w"]]:
+        """Yields the probabilities of each expression in the next seconds, at the size of the masks of training.
 
         All of it must be consumed before the next call.
 
         Args:
-            media: of as many seconds as the clips of training.
-            num_seconds: how many of them are the video's; fewer than all only in the last call.
+            clip: the features of the seconds; of as many as the clips of training, or only of the video's if the head
+                remembers.
+            num_seconds: how many of them are the video's; fewer than in training only in the last call.
 
         Raises:
-            WeightsError: the encoders compute features that are not finite.
             StatisticsError: the head computes probabilities that are not finite.
         """
-        clip, size = self._run.features(media), (self._run.mask_size,) * 2
-        audio = self._run.model.sizes.audio
-        if self._run.model.remembers and audio is not None:
-            clip[audio.path] = clip[audio.path][:num_seconds]
-        for number, (texts, words) in enumerate(zip(self._groups, self._words, strict=True)):
-            batch = self._run.batch(clip, texts, words)
-            output, self._past[number] = self._run.model.next_piece(batch, self._past[number], self._window)
-            probs = self._run.model.probs(output, size)[:, :num_seconds].cpu()
+        size = (self._run.mask_size, self._run.mask_size)
+        for number, (texts, words) in enumerate(self._groups):
+            with stages("head"):
+                batch = self._run.batch(clip, texts, words)
+                output, self._past[number] = self._run.model.next_piece(batch, self._past[number], self._window)
+                probs = self._run.model.probs(output, size)[:, :num_seconds].cpu()
             require_finite_probs(repr(texts[0]), probs.isfinite().all())
-            for text, one in zip(texts, probs, strict=True):
-                yield text, one.clone()  # releases the rest of the batch
+            for one in probs:
+                yield one.clone()  # releases the rest of the batch
 
 
 class Segmenter:
-    """A trained run that segments the objects which expressions refer to."""
+    """A trained run that segments the objects which expressions refer to.
+
+    Attributes:
+        run: the head and its encoders.
+    """
 
     def __init__(self, run: TrainedRun) -> None:
         self.run = run
@@ -109,44 +139,114 @@ class Segmenter:
         if not len(frames):
             raise ConfigError("frames is empty; pass at least one frame")
         _, height, width, _ = frames.shape
-        num_passes = math.ceil(frames_per_second)
-        passes = [VideoPass(self.run, expressions, memory) for _ in range(min(num_passes, len(frames)))]
         masks = np.zeros((len(expressions), len(frames), height, width), np.bool_)
         highest = np.zeros((len(expressions), len(frames)), np.float32)
-        sound = {rate: at_sample_rate(waveform, sample_rate, rate) for rate in self.run.streams.inputs()[1]}
-        for first, one in enumerate(passes):
-            places = np.arange(first, len(frames), num_passes)
-            for start in range(0, len(places), self.run.streams.seconds):
-                piece = places[start : start + self.run.streams.seconds]
-                media = self._media(frames[piece], sound, piece / frames_per_second)
-                for number, (_, probs) in enumerate(one.next(media, len(piece))):
-                    masks[number, piece] = masks_of(probs, height, width)
-                    highest[number, piece] = probs.amax(dim=(1, 2)).numpy()
+        blocks = self._blocks(frames, waveform, sample_rate, frames_per_second)
+        for one in self._stretches(blocks, expressions, frames_per_second, memory, (height, width), Stages()):
+            masks[one.expression, one.steps] = one.masks
+            highest[one.expression, one.steps] = one.object_probability
         return [Segmentation(expression=text, masks=masks[number], object_probability=highest[number],
                              truncated=self.run.is_cut(text)) for number, text in enumerate(expressions)]  # fmt: skip
 
-    def _media(
-        self, frames: UInt8[np.ndarray, "n h w 3"], sound: dict[int, Float[np.ndarray, " s"]],
-        times_s: Float[np.ndarray, " n"],
-    ) -> Media:  # fmt: skip
-        """A piece of a video: frames, and the second of sound that begins with each of them."""
-        seconds, forms = self.run.streams.seconds, self.run.streams.inputs()[0]
-        pictures = [Image.fromarray(frame) for frame in frames]
-        if not self.run.model.remembers:
-            pictures += pictures[-1:] * (seconds - len(pictures))
-        heard = {}
-        for rate_hz, whole in sound.items():
-            heard[rate_hz] = np.zeros(seconds * rate_hz, np.float32)
-            for second, time_s in enumerate(times_s):
-                start = round(time_s * rate_hz)
+    def segment_video(
+        self, video: FilmStream | Path, expressions: Sequence[str], *, memory: Memory = "all",
+        stages: Stages | None = None, stored: StoredFeatures | None = None,
+    ) -> Iterator[Stretch]:  # fmt: skip
+        """Segments one object per expression in a video of any length, in constant memory.
+
+        Yields each expression in turn for the next pictures; they are complete up to a picture once a later one comes.
+
+        Args:
+            video: a file, of which one picture per second is taken, or a `FilmStream`, which says which part of a file
+                to take and how often.
+            expressions: see `segment`.
+            memory: see `segment`.
+            stages: counts the time that each stage takes.
+            stored: gives the features of the first seconds where it has the video.
+
+        Raises:
+            ConfigError: an empty expression, or a number out of range.
+            DatasetError: the video is damaged or cut off.
+        """
+        film = video if isinstance(video, FilmStream) else FilmStream(video)
+        refuse_unusable(expressions, film.span.rate, memory)
+        stages = stages or Stages()
+        blocks = Ahead(film.blocks(self._block_length(film.span.rate), *self.run.streams.inputs()))
+        known = stored.of(film.path) if stored is not None and film.span.start_s == 0 and film.span.rate == 1 else None
+        yield from self._stretches(
+            stages.each("wait for pictures", blocks), expressions, film.span.rate, memory, film.size, stages, known
+        )
+
+    def _stretches(
+        self, blocks: Iterable[Block], expressions: Sequence[str], rate: float, memory: Memory,
+        size: tuple[int, int], stages: Stages, known: Mapping[str, np.ndarray] | None = None,
+    ) -> Iterator[Stretch]:  # fmt: skip
+        """Segments block by block.
+
+        Heads and encoders know one picture per second. Of more, every n-th belongs to one of n such videos, each with a
+        memory of its own.
+
+        Args:
+            known: the features of the first block.
+        """
+        with stages("text"):
+            words = [self.run.words(text) for text in expressions]
+        passes = [VideoPass(self.run, expressions, words, memory) for _ in range(math.ceil(rate))]
+        for block in blocks:
+            for first, one in enumerate(passes[: len(block)]):
+                places = np.arange(first, len(block), len(passes))
+                with stages("encoders"):
+                    clip = self._features(block, places, rate) if block.first or known is None else known
+                    clip = self._cut(clip, len(places))
+                for number, probs in enumerate(one.next(clip, len(places), stages)):
+                    with stages("masks"):
+                        found = Stretch(
+                            expression=number, steps=block.first + places, masks=masks_of(probs, *size),
+                            object_probability=probs.amax(dim=(1, 2)).numpy(),
+                        )  # fmt: skip
+                    yield found
+
+    def _features(self, block: Block, places: Int[np.ndarray, " k"], rate: float) -> dict[str, np.ndarray]:
+        """The features of some pictures of a block, and of the second of sound that begins with each of them."""
+        seconds, remembers = self.run.streams.seconds, self.run.model.remembers
+        repeated = places if remembers else np.pad(places, (0, seconds - len(places)), mode="edge")
+        sound = {}
+        for rate_hz, whole in block.sound.items():
+            sound[rate_hz] = np.zeros(seconds * rate_hz, np.float32)
+            for second, place in enumerate(places):
+                start = round(place / rate * rate_hz)
                 part = whole[start : start + rate_hz]
-                heard[rate_hz][second * rate_hz : second * rate_hz + len(part)] = part
-        return Media(frames={form: np.stack([fitted(picture, form) for picture in pictures]) for form in forms},
-                     sound=heard, silent=False)  # fmt: skip
+                sound[rate_hz][second * rate_hz : second * rate_hz + len(part)] = part
+        frames = {form: pictures[repeated] for form, pictures in block.frames.items()}
+        return self.run.features(Media(frames=frames, sound=sound, silent=False))
+
+    def _cut(self, clip: Mapping[str, np.ndarray], num_seconds: int) -> Mapping[str, np.ndarray]:
+        """The features of the seconds that a head reads: if it remembers, only those of the video."""
+        return {path: array[:num_seconds] for path, array in clip.items()} if self.run.model.remembers else clip
+
+    def _blocks(
+        self, frames: UInt8[np.ndarray, "n h w 3"], waveform: Float[np.ndarray, " s"], sample_rate: int, rate: float
+    ) -> Iterator[Block]:
+        length, (forms, rates_hz) = self._block_length(rate), self.run.streams.inputs()
+        sound = {rate_hz: at_sample_rate(waveform, sample_rate, rate_hz) for rate_hz in rates_hz}
+        for first in range(0, len(frames), length):
+            pictures = [Image.fromarray(frame) for frame in frames[first : first + length]]
+            yield Block(
+                first=first, is_last=first + length >= len(frames),
+                frames={form: np.stack([fitted(picture, form) for picture in pictures]) for form in forms},
+                sound={rate_hz: whole[round(first / rate * rate_hz) :] for rate_hz, whole in sound.items()},
+            )
+
+    def _block_length(self, rate: float) -> int:
+        """Pictures that are computed together: for each of the videos of one picture per second, a clip of training.
+
+        Results do not depend on where a video is cut because its blocks are always the same.
+        """
+        return self.run.streams.seconds * math.ceil(rate)
 
 
 def load(
-    run: str | Path, *, tracking_uri: str | None = None, weights_dir: str | Path | None = None, device: str = "auto"
+    run: str | Path, *, tracking_uri: str | None = None, weights_dir: str | Path | None = None, device: Device = "auto"
 ) -> Segmenter:
     """Loads a trained run.
 
@@ -160,7 +260,7 @@ def load(
         ConfigError: there is no such run, or the device cannot be used.
         WeightsError: the checkpoint cannot be used, or these are not the encoders that it was trained with.
     """
-    chosen = "cuda" if device != "cpu" and local_gpus_seen(device, lambda line: None) else "cpu"
+    chosen = "cuda" if device != "cpu" and local_gpus_seen(device, warn) else "cpu"
     folder = checkpoint_of(str(run), tracking_uri)
     return Segmenter(TrainedRun(folder, None if weights_dir is None else Path(weights_dir), chosen))
 

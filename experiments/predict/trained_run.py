@@ -20,7 +20,7 @@ from refavs.errors import ConfigError, WeightsError
 from refavs.files.typed_json import OddRecord, shaped
 from refavs.finite import require_finite_features
 from refavs.machine.accelerator import compute_fp32_exactly, require_usable
-from refavs.model.checkpoint import CONFIG, load_model, read_config
+from refavs.model.checkpoint import CONFIG, checkpoint_digest, load_model, read_config
 from refavs.model.heads.protocol import Head
 from refavs.store.format.array_spec import table_path
 from refavs.store.format.schema import says_random
@@ -41,6 +41,7 @@ class TrainedRun:
     Attributes:
         random_features: whether at least one encoder has random weights, so that results say nothing about the method.
         mask_size: height and width of the masks that the head was trained on.
+        digest: of the head's weights.
 
     Args:
         folder: a trial's checkpoint.
@@ -54,7 +55,7 @@ class TrainedRun:
     """
 
     def __init__(self, folder: Path, weights_folder: Path | None = None, device: str = "cpu") -> None:
-        self.device = device
+        self.device, self.digest = device, checkpoint_digest(folder)
         compute_fp32_exactly()
         require_usable(device, "this machine")
         self.model: Head = load_model(folder).to(device)
@@ -175,10 +176,13 @@ class TrainedRun:
 
 
 def checkpoint_of(run: str, tracking_uri: str | None) -> Path:
-    """The checkpoint's folder: `run` itself, a folder inside a trial's folder, or a download from an MLflow run.
+    """The checkpoint's folder: `run` itself, a folder inside a trial's folder, or a download from MLflow.
+
+    Args:
+        run: a folder, the id of an MLflow run, or a registered model, `models:/NAME@ALIAS`.
 
     Raises:
-        ConfigError: there is no such folder or run.
+        ConfigError: there is no such folder, run or model.
     """
     for folder in (Path(run), Path(run) / "checkpoint"):
         if (folder / CONFIG).is_file() and (folder / "model.safetensors").is_file():
@@ -188,7 +192,9 @@ def checkpoint_of(run: str, tracking_uri: str | None) -> Path:
                           "MLflow run's id with --tracking-uri")  # fmt: skip
     if tracking_uri is None:
         raise ConfigError(f"--run {run} is not a folder; give the folder of a trial, SWEEP/trials/KEY, or for the id "
-                          "of an MLflow run also --tracking-uri")  # fmt: skip
-    from experiments.tracking.artifacts import download
+                          "of an MLflow run or a registered model also --tracking-uri")  # fmt: skip
+    from experiments.tracking.artifacts import download, run_of_model
 
+    if run.startswith("models:/"):
+        run = run_of_model(tracking_uri, run)
     return download(tracking_uri, run, "checkpoint")

@@ -31,6 +31,27 @@ def upload(
                               f"{' '.join(str(error).split())[:200]})") from error  # fmt: skip
 
 
+def run_of_model(uri: str, model: str) -> str:
+    """The id of the run whose model is registered as `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Raises:
+        ConfigError: MLflow at `uri` cannot be used, or has no such model.
+    """
+    from mlflow.exceptions import MlflowException
+
+    refuse_missing(uri)
+    name, at, alias = model.removeprefix("models:/").partition("@")
+    name, _, version = (name, "", "") if at else name.rpartition("/")
+    with first_contact(uri) as client:
+        try:
+            found = client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, version)
+        except MlflowException as error:
+            raise ConfigError(f"MLflow at {without_password(uri)} has no model {model} "
+                              f"({' '.join(str(error).split())[:200]}); write models:/NAME@ALIAS or "
+                              "models:/NAME/VERSION") from error  # fmt: skip
+        return str(found.run_id)
+
+
 def download(uri: str, run_id: str, name: str) -> Path:
     """Downloads a folder of a run's artifacts and returns its local path.
 

@@ -5,23 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from jaxtyping import Bool
-from PIL import Image
-
-from experiments.predict.overlay_video import SOUND_HZ, frame_size, write_overlay_video
-from extract.media.clip import read_media
-from extract.media.forms import Frames
+from experiments.predict.overlay_video import Overlay, write_overlay_videos
+from experiments.predict.rle import decoded, encoded
+from extract.media.film_stream import FilmStream, Span
 from extract.media.notes import NOTES
-from extract.media.video import open_film
-from refavs.data.layouts import Clip
 from refavs.errors import ConfigError
 
 if TYPE_CHECKING:
     from experiments.predict.segmenter import Segmenter
 
 MOST_SECONDS, MOST_LETTERS = 60, 500
-SIDE_PX = 768  # of the longer side of the frames that are kept in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,34 +71,20 @@ def attempt(segmenter: "Segmenter | Any", video: Path, expression: str, overlay:
         raise ConfigError("the expression is empty; write a sentence, for example \"the sounding object\"")
     if len(expression) > MOST_LETTERS:
         raise ConfigError(f"the expression has {len(expression):,} characters; accepted: up to {MOST_LETTERS}")
-    form = Frames(size=SIDE_PX, fit="pad")
-    media = read_media(Clip(id=video.stem, video=video.absolute()), MOST_SECONDS, [form], [SOUND_HZ])
-    num_seconds = media.repeated_from_s or MOST_SECONDS
-    height, width = frame_size(video)
-    scale = SIDE_PX / max(height, width)
-    frames = media.frames[form][:num_seconds, : max(1, round(height * scale)), : max(1, round(width * scale))]
-    sound = media.sound[SOUND_HZ][: num_seconds * SOUND_HZ]
-    (found,) = segmenter.segment(frames, sound, [expression], sample_rate=SOUND_HZ)
-    write_overlay_video(overlay, video, resized(found.masks, height, width), sound)
+    film = FilmStream(video.absolute(), Span(end_s=MOST_SECONDS))
+    masks = []
+    for found in segmenter.segment_video(film, [expression]):
+        masks += map(encoded, found.masks)  # one second's mask may have millions of pixels
+    write_overlay_videos(film, [Overlay(overlay, expression, map(decoded, masks))])
+    shares = [100 * float(decoded(mask).mean()) for mask in masks]
+    is_cut = segmenter.run.is_cut(expression)
     notes = [
         *["RANDOM FEATURES: at least one encoder of this run has random weights; the result says nothing about the "
           "method"] * segmenter.run.random_features,
-        *["nothing in this video is what the expression refers to"] * (not found.masks.any()),
-        *["the expression is longer than the text encoder takes; its end was not read"] * found.truncated,
-        *["the video has no sound track and counts as silent"] * media.silent,
-        *[f"only the first {MOST_SECONDS} s are used"] * _is_longer(video),
-        *(NOTES[note] for note in media.notes if note != "sound_short"),  # counted to the limit, not to the video's end
+        *["nothing in this video is what the expression refers to"] * (not any(shares)),
+        *["the expression is longer than the text encoder takes; its end was not read"] * is_cut,
+        *["the video has no sound track and counts as silent"] * film.silent,
+        *[f"only the first {MOST_SECONDS} s are used"] * (film.declared_s > MOST_SECONDS + 0.5),
+        *(NOTES[note] for note in film.notes),
     ]
-    shares = 100 * found.masks.mean((1, 2))
-    return Attempt(expression=expression, overlay=overlay, shares=tuple(map(float, shares)), notes=tuple(notes))
-
-
-def resized(masks: Bool[np.ndarray, "t _ _"], height: int, width: int) -> Bool[np.ndarray, "t height width"]:
-    """The masks at another size, by nearest neighbour."""
-    images = (Image.fromarray(mask.astype(np.uint8)) for mask in masks)
-    return np.stack([np.asarray(image.resize((width, height), Image.Resampling.NEAREST)) > 0 for image in images])
-
-
-def _is_longer(video: Path) -> bool:
-    with open_film(video) as film:
-        return film.declared_s > MOST_SECONDS + 0.5
+    return Attempt(expression=expression, overlay=overlay, shares=tuple(shares), notes=tuple(notes))

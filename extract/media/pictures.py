@@ -41,7 +41,7 @@ class PlacedPictures:
     """The first picture of each second; a second without one repeats the previous picture, as a player does.
 
     Attributes:
-        num_frames: seconds wanted.
+        num_frames: seconds wanted; infinite for a stream, from which `take` removes them.
         wanted: forms in which they are kept; without any, no picture is decoded.
         chosen: for each second its picture in each form.
         time_s: of the latest picture, on the clock.
@@ -49,9 +49,10 @@ class PlacedPictures:
         held: whether a picture was repeated before a later one came.
         late: whether the first picture begins after the first second.
         varies: whether pictures differ in size.
+        num_taken: seconds that were removed.
     """
 
-    num_frames: int
+    num_frames: float
     wanted: Sequence[Frames]
     chosen: dict[int, list[UInt8[np.ndarray, "h w c"]]] = field(default_factory=dict)
     last: "av.VideoFrame | None" = None
@@ -60,6 +61,7 @@ class PlacedPictures:
     held: bool = False
     late: bool = False
     varies: bool = False
+    num_taken: int = 0
 
     @property
     def done(self) -> bool:
@@ -77,22 +79,31 @@ class PlacedPictures:
             self.varies |= (self.last.width, self.last.height) != (frame.width, frame.height)
         second = math.floor(time_s)
         # If the track begins late, its first picture also fills the seconds before.
-        num_missing = self._hold(self.last or frame, min(second, self.num_frames))
+        num_missing = self._hold(self.last or frame, int(min(second, self.num_frames)))
         self.held |= self.last is not None and num_missing > 0
         self.time_s = time_s
-        if 0 <= second < self.num_frames and second not in self.chosen:
+        if self.num_taken <= second < self.num_frames and second not in self.chosen:
             self.chosen[second] = self._pixels(frame)
         self.last = frame
 
     def stacked(self) -> dict[Frames, UInt8[np.ndarray, "t h w c"]]:
         """The pictures of all seconds in each form."""
-        return {form: np.stack([self.chosen[second][number] for second in range(self.num_frames)])
-                for number, form in enumerate(self.wanted)}  # fmt: skip
+        return self.take(int(self.num_frames))
+
+    def take(self, num_frames: int) -> dict[Frames, UInt8[np.ndarray, "t h w c"]]:
+        """Removes the next seconds; returns their pictures in each form."""
+        taken = [self.chosen.pop(second, []) for second in range(self.num_taken, self.num_taken + num_frames)]
+        self.num_taken += num_frames
+        return {form: np.stack([pixels[number] for pixels in taken]) for number, form in enumerate(self.wanted)}
+
+    def fill(self, num_frames: int) -> None:
+        """Repeats the latest picture until there are so many seconds, counted from the start."""
+        if self.last is not None:
+            self._hold(self.last, num_frames)
 
     def finish(self, end_s: float) -> int | None:
         """Fills the seconds after the last picture; returns the first second beyond the track's end, if any."""
-        if self.last is not None:
-            self._hold(self.last, self.num_frames)
+        self.fill(int(self.num_frames))
         first_beyond = max(math.floor(self.time_s) + 1, math.ceil(end_s - 1e-3))
         return first_beyond if first_beyond < self.num_frames else None
 
@@ -102,7 +113,7 @@ class PlacedPictures:
                                          ("size_varies", self.varies)) if is_so]  # fmt: skip
 
     def _hold(self, frame: "av.VideoFrame", second: int) -> int:
-        missing = [earlier for earlier in range(second) if earlier not in self.chosen]
+        missing = [earlier for earlier in range(self.num_taken, second) if earlier not in self.chosen]
         if missing:
             self.chosen.update(dict.fromkeys(missing, self._pixels(frame)))
         return len(missing)
@@ -110,7 +121,7 @@ class PlacedPictures:
     def _refuse_flood(self, frame: "av.VideoFrame") -> None:
         self.num_decoded += 1
         per_second = min(MOST_FRAMES_PER_S, MOST_PIXELS_PER_S // (frame.width * frame.height))
-        if self.num_decoded > per_second * self.num_frames:
+        if self.num_decoded > per_second * min(self.num_frames, max(0, self.time_s) + 10):
             raise DatasetError(
                 f"{self.num_decoded:,} frames and still at {float(self.time_s):.2f} s; accepted: up to {per_second:,} "
                 "frames of this size per second"

@@ -20,40 +20,52 @@ if TYPE_CHECKING:
 SEARCH_SOUND_S = 30.0
 # Every change of rate takes a filter of its own; a splice makes one change.
 _MOST_RATES = 16
+# Samples before and after an interval, for the resampler's filter.
+_MARGIN_S = 1.0
 # Smaller differences come from time stamps rounded to the container's clock, and move no samples.
 _ROUNDING_S = 0.02
 
 
 @dataclass
 class _Piece:
-    """Blocks of one rate, each with its start in seconds."""
+    """Blocks of one rate, each with its start in seconds, and the earliest start of any block."""
 
     rate_hz: int
+    first_s: float = math.inf
     blocks: list[tuple[float, Float[np.ndarray, " s"]]] = field(default_factory=list)
 
-    def at(self, wanted_hz: int, last_s: float) -> tuple[float, Float[np.ndarray, " s"]]:
-        """Where the piece begins, and its samples up to `last_s` at a rate, silence where its blocks leave some out."""
-        start_s = min(start_s for start_s, _ in self.blocks)
-        end_s = min(last_s, max(start_s + len(mono) / self.rate_hz for start_s, mono in self.blocks))
+    def add(self, start_s: float, mono: Float[np.ndarray, " s"]) -> None:
+        self.blocks.append((start_s, mono))
+        self.first_s = min(self.first_s, start_s)
+
+    def at(self, wanted_hz: int, from_s: float, until_s: float) -> tuple[int, Float[np.ndarray, " s"]]:
+        """The samples of an interval at a rate, silence between blocks, and the place of the first on the clock.
+
+        It starts a whole number of seconds into the piece, where samples of both rates coincide.
+        """
+        skipped = max(0, math.floor(from_s - self.first_s))
+        start_s = self.first_s + skipped
+        end_s = min(until_s, max((start_s + len(mono) / self.rate_hz for start_s, mono in self.blocks), default=0.0))
         samples = np.zeros(max(0, math.ceil((end_s - start_s) * self.rate_hz)), np.float32)
         for block_s, mono in self.blocks:
             place = round((block_s - start_s) * self.rate_hz)
-            samples[place : place + len(mono)] = mono[: max(0, len(samples) - place)]
-        return start_s, at_sample_rate(samples, self.rate_hz, wanted_hz)
+            kept = mono[max(0, -place) : max(0, len(samples) - place)]
+            samples[max(0, place) : max(0, place) + len(kept)] = kept
+        return round(self.first_s * wanted_hz) + skipped * wanted_hz, at_sample_rate(samples, self.rate_hz, wanted_hz)
 
 
 class PlacedSound:
     """Collects the frames of a sound track; layout, rate and sample format may change between frames.
 
     Args:
-        num_seconds: seconds to keep from the start of the clock.
+        num_seconds: seconds to keep from the start of the clock; infinite for a stream, which `forget` shortens.
+        start_s: the first second that is wanted.
     """
 
-    def __init__(self, num_seconds: int) -> None:
+    def __init__(self, num_seconds: float, start_s: float = 0.0) -> None:
         self._num_seconds = num_seconds
         self._pieces: list[_Piece] = []
-        self._end_s = 0.0
-        self._reached_s = 0.0
+        self._end_s = self._reached_s = start_s
         self._held_s = 0.0
         self._form: tuple[str, str, int] | None = None
         self._to_float: AudioResampler | None = None
@@ -73,7 +85,7 @@ class PlacedSound:
             start_s = self._end_s
         length_s = len(mono) / frame.sample_rate
         self._end_s, self._held_s = start_s + length_s, self._held_s + length_s
-        if self._end_s <= 0 or start_s >= self._num_seconds + 1:  # a second more, for the resampler's filter
+        if self._end_s <= 0 or start_s >= self._num_seconds + _MARGIN_S:
             return
         if start_s - self._reached_s > MISSING_SOUND_S and self._reached_s < self._num_seconds:
             self._notes.append("sound_gap" if self._pieces else "sound_late")
@@ -82,27 +94,40 @@ class PlacedSound:
             self._pieces.append(_Piece(frame.sample_rate))
             if len(self._pieces) > _MOST_RATES:
                 raise DatasetError(f"its sound changes its rate more than {_MOST_RATES} times")
-        self._pieces[-1].blocks.append((start_s, mono))
+        self._pieces[-1].add(start_s, mono)
 
     @property
     def complete(self) -> bool:
         """Whether the wanted seconds have ended, or more samples came than can belong to them."""
         return self._end_s >= self._num_seconds or self._held_s > self._num_seconds + SEARCH_SOUND_S
 
+    def reached(self, time_s: float) -> bool:
+        """Whether the samples before `time_s` are there, with those that the resampler's filter reads after it."""
+        return self._end_s >= time_s + _MARGIN_S
+
     def finish(self, rate_hz: int) -> Float[np.ndarray, " s"]:
         """The seconds asked for, mono at a sample rate."""
-        placed = np.zeros(self._num_seconds * rate_hz, np.float32)
+        return self.between(0, round(self._num_seconds * rate_hz), rate_hz)
+
+    def between(self, start: int, stop: int, rate_hz: int) -> Float[np.ndarray, " s"]:
+        """Samples `start` to `stop` of the clock, mono at a sample rate; silence where there are none."""
+        placed = np.zeros(stop - start, np.float32)
         for piece in self._pieces:
-            start_s, samples = piece.at(rate_hz, self._num_seconds + 1)
-            start = round(start_s * rate_hz)
-            first, stop = max(start, 0), min(start + len(samples), len(placed))
-            if first < stop:
-                placed[first:stop] = samples[first - start : stop - start]
+            at, samples = piece.at(rate_hz, start / rate_hz - _MARGIN_S, stop / rate_hz + _MARGIN_S)
+            first, last = max(at, start), min(at + len(samples), stop)
+            if first < last:
+                placed[first - start : last - start] = samples[first - at : last - at]
         return placed
 
-    def notes(self) -> list[str]:
-        """Oddities of the sound, as keys of `extract.media.notes.NOTES`."""
-        is_short = self._num_seconds - self._reached_s > MISSING_SOUND_S
+    def forget(self, before_s: float) -> None:
+        """Frees the samples that no interval from `before_s` on reads."""
+        for piece in self._pieces:
+            piece.blocks = [(start_s, mono) for start_s, mono in piece.blocks
+                            if start_s + len(mono) / piece.rate_hz > before_s - 2 * _MARGIN_S]  # fmt: skip
+
+    def notes(self, end_s: float | None = None) -> list[str]:
+        """Oddities of the sound up to a time, as keys of `extract.media.notes.NOTES`."""
+        is_short = (self._num_seconds if end_s is None else end_s) - self._reached_s > MISSING_SOUND_S
         return list(dict.fromkeys(self._notes + ["sound_short"] * is_short))
 
     def _mono(self, frame: "av.AudioFrame") -> Float[np.ndarray, " s"]:

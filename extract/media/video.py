@@ -63,16 +63,19 @@ class Film:
         self._times = PictureTimes(tracks.picture)
         self._begun: set[int] = set()
 
-    def packets(self, num_seconds: int) -> "Iterator[av.Packet]":
+    def packets(self, num_seconds: int | None = None) -> "Iterator[av.Packet]":
         """The packets of the film's tracks with their time stamps on its clock.
+
+        Args:
+            num_seconds: that are read at most; None for all.
 
         Raises:
             DatasetError: there are more of them than belong to so many seconds.
         """
-        most = round(MOST_PACKETS_PER_S * (num_seconds + SEARCH_SOUND_S))
         for number, packet in enumerate(self._container.demux(*self.tracks.all)):
-            if number > most:
-                raise DatasetError(f"its first {most:,} packets do not come to {num_seconds} s")
+            length_s = max(self.ends_s.values()) if num_seconds is None else num_seconds
+            if number > MOST_PACKETS_PER_S * (length_s + SEARCH_SOUND_S):
+                raise DatasetError(f"its first {number:,} packets do not come to {length_s:g} s")
             end_s = self.clock.set(packet)
             if end_s is not None:
                 index = packet.stream.index
@@ -101,16 +104,12 @@ class Film:
         """When a picture is shown, in seconds of the clock; asked for each picture once, in the order of decoding."""
         return self._times.of(frame)
 
-    def pictures(self, num_seconds: int) -> "Iterator[tuple[Fraction, av.VideoFrame]]":
-        """The pictures of the first seconds, each with its time; what goes back in time is left out."""
-        latest_s: Fraction | None = None
-        for packet in self.packets(num_seconds):
-            for frame in self.decoded(packet) if packet.stream is self.tracks.picture else ():
-                time_s = self.time_of(frame)  # type: ignore[arg-type]
-                if latest_s is not None and time_s < latest_s:
-                    continue
-                latest_s = time_s
-                yield time_s, frame  # type: ignore[misc]
+    def seek(self, time_s: float) -> None:
+        """Goes to the last key picture before a time, where that is reliable; else the film is read from its start."""
+        starts = [track.start_time * track.time_base for track in self.tracks.all
+                  if track.start_time is not None and track.time_base is not None]  # fmt: skip
+        if time_s > 0 and len(starts) == len(self.tracks.all) and self._container.format.name != "mpegts":
+            self._container.seek(round((time_s + min(starts)) * 1_000_000))
 
     @property
     def declared_s(self) -> float:
@@ -148,9 +147,34 @@ def read_container(
     Raises:
         DatasetError: the file is missing, empty, cut off, damaged, no video, or beyond the limits of this module.
     """
+    pictures, sound = PlacedPictures(num_seconds, tuple(frames)), PlacedSound(num_seconds)
+    with opened(path, within) as film:
+        ended = _decode(film, pictures, sound if rates_hz else None, num_seconds)
+        silent = film.tracks.sound is None
+        is_short = ended and is_shorter_than_declared(film, path, num_seconds)
+        repeated_from_s = pictures.finish(film.ends_s[film.tracks.picture.index])
+        notes = film.notes() + ["length_false"] * is_short
+        if frames and pictures.last is None:
+            raise DatasetError("it holds no picture")
+        heard = None if silent else {rate_hz: sound.finish(rate_hz) for rate_hz in rates_hz}
+    return Decoded(
+        frames=pictures.stacked(), sound=heard, repeated_from_s=repeated_from_s if frames else None,
+        frame_notes=(*notes, *pictures.notes()), sound_notes=(*notes, *([] if silent else sound.notes())),
+    )
+
+
+@contextmanager
+def opened(path: Path, within: Path | None = None) -> Iterator[Film]:
+    """Opens a video, and names it in the errors of what is done with it.
+
+    Args:
+        within: folder that the file may not lie outside of.
+
+    Raises:
+        DatasetError: the file is missing, empty, cut off, damaged, no video, or beyond the limits of this module.
+    """
     from av.error import FFmpegError
 
-    pictures, sound = PlacedPictures(num_seconds, tuple(frames)), PlacedSound(num_seconds)
     try:
         check_file(path, within)
         refuse_declared_samples(path)
@@ -158,14 +182,7 @@ def read_container(
         raise DatasetError(f"video {path} cannot be read ({reason_of(error)}); copy or encode it again") from error
     try:
         with open_film(path) as film:
-            ended = _decode(film, pictures, sound if rates_hz else None, num_seconds)
-            silent = film.tracks.sound is None
-            is_short = ended and _is_shorter_than_declared(film, path, num_seconds)
-            repeated_from_s = pictures.finish(film.ends_s[film.tracks.picture.index])
-            notes = film.notes() + ["length_false"] * is_short
-        if frames and pictures.last is None:
-            raise DatasetError("it holds no picture")
-        heard = None if silent else {rate_hz: sound.finish(rate_hz) for rate_hz in rates_hz}
+            yield film
     except DatasetError as error:
         raise DatasetError(f"video {path}: {error}; copy or encode it again") from error
     except (FFmpegError, OSError, ValueError, EOFError, ArithmeticError) as error:
@@ -173,10 +190,6 @@ def read_container(
             f"video {path} is cut off, damaged or not a video ({reason_of(error)}); accepted: {ACCEPTED}. Copy or "
             "encode it again"
         ) from error
-    return Decoded(
-        frames=pictures.stacked(), sound=heard, repeated_from_s=repeated_from_s if frames else None,
-        frame_notes=(*notes, *pictures.notes()), sound_notes=(*notes, *([] if silent else sound.notes())),
-    )
 
 
 @contextmanager
@@ -225,7 +238,7 @@ def _decode(film: Film, pictures: PlacedPictures, sound: PlacedSound | None, num
     return True
 
 
-def _is_shorter_than_declared(film: Film, path: Path, num_seconds: int) -> bool:
+def is_shorter_than_declared(film: Film, path: Path, num_seconds: float) -> bool:
     """Whether a file that has ended declares more seconds; all of its bytes are there.
 
     Raises:

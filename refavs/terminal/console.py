@@ -40,8 +40,8 @@ def wide_console() -> PlainConsole:
 class ProgressBar:
     """Counts finished units of one long job on stderr.
 
-    A terminal shows a bar with elapsed and remaining time. Anything else gets a line every few seconds and one at the
-    end, which keeps logs of batch systems readable.
+    A terminal shows a bar with elapsed and remaining time. Anything else gets a line with both every few seconds and
+    one at the end, which keeps logs of batch systems readable.
     """
 
     def __init__(self, title: str, total: int, unit: str) -> None:
@@ -82,5 +82,7 @@ class ProgressBar:
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
         elapsed = self._last_line - self._started
+        left = elapsed / self.done * (self.total - self.done) if 0 < self.done < self.total else 0
+        left_note = f", about {left:.0f} s left" if left else ""
         note = f", {self._note}" if self._note else ""
-        warn(f"{self.title}: {self.done}/{self.total} {self.unit}, {elapsed:.0f} s{note}")
+        warn(f"{self.title}: {self.done}/{self.total} {self.unit}, {elapsed:.0f} s{left_note}{note}")

@@ -1,4 +1,4 @@
-"""A training step of each baseline at the sizes of Swin-B, and AVSBench's interaction against its quadratic form.
+"""A training step of each baseline at the sizes of its backbone, and AVSBench's interaction against its quadratic form.
 
 `make bench-heads` runs it: one clip of 10 seconds, one expression, fp32. Each head runs in a process of its own; its
 rate is compared with that of matrix products before and after it. `--quick` shrinks it to a smoke test.
@@ -68,8 +68,10 @@ def step_of(name: str, quick: bool) -> dict[str, float]:
     options = options_class(name)(head=name)
     sizes = published_sizes(options)
     if quick:
+        fold = sizes.maps[0].height // 8
         sizes = dataclasses.replace(sizes, maps=tuple(
-            dataclasses.replace(one, channels=8, height=one.height // 12, width=one.width // 12) for one in sizes.maps
+            dataclasses.replace(one, channels=8, height=one.height // fold, width=one.width // fold)
+            for one in sizes.maps
         ))  # fmt: skip
     torch.manual_seed(0)
     head = implementation_of(options)(options, sizes).train()

@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 
 import tests.experiments.small_store as small_store
-from experiments.grid.expand import Grid, expand
+from experiments.cluster.grouping import reading
+from experiments.grid.expand import Grid, expand, read_grid
+from experiments.records.ledger import read_metrics
 from experiments.records.stores import features_in
 from experiments.sweep.driver import check_models
 from experiments.training.cost import measure
 from experiments.training.initial_weights import with_checkpoints
-from experiments.training.loop import train
+from experiments.training.loop import Run, train, train_group
 from refavs.errors import StoreError
 from refavs.model.checkpoint import load_model
 from refavs.store import ArraySpec, FeatureStore, StreamSpec
+from tests.experiments.test_fuse import require_equal
 
 SIDES = {"res2": 16, "res3": 8, "res4": 4, "res5": 2}
 CLIP_QUERIES = {"channels": 32, "num_queries": 2, "num_heads": 2, "encoder_layers": 1, "decoder_layers": 1,
@@ -28,19 +31,23 @@ HEADS: dict[str, dict[str, Any]] = {
     "gavs": {"channels": 16, "num_heads": 2, "decoder_layers": 1, "feedforward_channels": 8},
     "referformer": CLIP_QUERIES, "r2vos": CLIP_QUERIES,
 }  # fmt: skip
+SIMTOKEN = {"channels": 16, "num_heads": 2, "fusion_layers": 1, "decoder_layers": 1, "feedforward_channels": 8,
+            "tokens_per_side": 2, "decoder_feedforward_channels": 8}  # fmt: skip
 STEPS = {"train.epochs": 1, "train.steps_per_epoch": 2, "train.batch_size": 4, "train.learning_rate": 0.001}
 
 
-def made_up_store(path: Path, maps: str, arrays: tuple[ArraySpec, ...]) -> FeatureStore:
-    """A store with random maps of one visual stream."""
+def made_up_store(path: Path, maps: dict[str, tuple[ArraySpec, ...]]) -> FeatureStore:
+    """A store with random maps of these visual streams."""
     sound, text = small_store.AUDIO, small_store.TEXT
-    streams = {maps: StreamSpec(fingerprint={"name": "made-up"}, arrays=arrays, rows_per_shard=4),
-               sound: small_store.STREAMS[sound], text: small_store.STREAMS[text]}  # fmt: skip
+    streams = {stream: StreamSpec(fingerprint={"name": "made-up"}, arrays=arrays, rows_per_shard=4)
+               for stream, arrays in maps.items()}  # fmt: skip
+    streams |= {sound: small_store.STREAMS[sound], text: small_store.STREAMS[text]}
 
     def features(name: str, *others: Any) -> dict[str, dict[str, np.ndarray]]:
         rng = np.random.default_rng(len(name))
-        made = {spec.name: (1 + rng.random(spec.shape)).astype(spec.dtype) for spec in arrays}
-        return {maps: made, sound: {"features": rng.standard_normal((small_store.SECONDS, 4)).astype(np.float32)}}
+        made = {stream: {spec.name: (1 + rng.random(spec.shape)).astype(spec.dtype) for spec in arrays}
+                for stream, arrays in maps.items()}  # fmt: skip
+        return {**made, sound: {"features": rng.standard_normal((small_store.SECONDS, 4)).astype(np.float32)}}
 
     with pytest.MonkeyPatch().context() as patched:
         patched.setattr(small_store, "STREAMS", streams)
@@ -56,11 +63,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
                   axes=("t", "c", "h", "w"), statistics=True)
         for index, (name, side) in enumerate(SIDES.items())
     )  # fmt: skip
-    return made_up_store(tmp_path_factory.mktemp("baselines") / "store", "visual/made-up/backbone", arrays)
+    return made_up_store(tmp_path_factory.mktemp("baselines") / "store", {"visual/made-up/backbone": arrays})
 
 
 def grid_of(store: FeatureStore, head: str, **settings: Any) -> Grid:
-    base = {"model.head": head, **{f"model.{name}": value for name, value in HEADS[head].items()}, **STEPS}
+    sizes = (HEADS | {"simtoken": SIMTOKEN})[head]
+    base = {"model.head": head, **{f"model.{name}": value for name, value in sizes.items()}, **STEPS}
     return with_checkpoints(expand("g", {"base": base | settings}, "g.yaml", {}), features_in(store))
 
 
@@ -97,8 +105,51 @@ def test_gavs_reads_the_map_of_sam_and_which_part_is_picture(tmp_path: Path) -> 
                   statistics=True),
         ArraySpec(name="extent", shape=(small_store.SECONDS, 2), dtype="float32", axes=("t", "yx")),
     )  # fmt: skip
-    store = made_up_store(tmp_path / "store", "visual/sam-vit-base", arrays)
+    store = made_up_store(tmp_path / "store", {"visual/sam-vit-base": arrays})
     (trial,) = grid_of(store, "gavs").trials
     train(trial.config, store, tmp_path / "trial")
     head = load_model(tmp_path / "trial" / "checkpoint")
     assert [size.name for size in head.sizes.maps] == ["map", "extent"]
+
+
+@pytest.mark.long
+def test_simtoken_reads_the_maps_of_sam2(tmp_path: Path) -> None:
+    arrays = {
+        "image": (ArraySpec(name="map", shape=(small_store.SECONDS, 16, 4, 4), dtype="float16",
+                            axes=("t", "c", "h", "w"), statistics=True),
+                  ArraySpec(name="no_memory", shape=(16,), dtype="float16", axes=("c",))),
+        "high_resolution": tuple(
+            ArraySpec(name=name, shape=(small_store.SECONDS, width, side, side), dtype="float16",
+                      axes=("t", "c", "h", "w"), statistics=True) for name, width, side in (("s4", 2, 16), ("s8", 4, 8))
+        ),
+    }  # fmt: skip
+    streams = {f"visual/sam2.1-hiera-tiny/{level}": maps for level, maps in arrays.items()}
+    store = made_up_store(tmp_path / "store", streams)
+    (trial,) = grid_of(store, "simtoken", **{"train.frames": 2}).trials
+    train(trial.config, store, tmp_path / "trial")
+    assert {"train/object", "train/dice"} <= read_metrics(tmp_path / "trial")[0]["metrics"].keys()
+    head = load_model(tmp_path / "trial" / "checkpoint")
+    assert [size.name for size in head.sizes.maps] == ["s4", "s8", "map"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("head", HEADS)
+def test_forms_of_a_baseline_fused_equal_their_unfused_selves(store: FeatureStore, tmp_path: Path, head: str) -> None:
+    forms = {"both": {}, "text": {"model.audio": False}, "audio": {"model.text": False}}
+    configs = {name: grid_of(store, head, **form).trials[0].config for name, form in forms.items()}
+    train_group([Run(config=config, folder=tmp_path / "fused" / name) for name, config in configs.items()], store)
+    for name, config in configs.items():
+        train(config, store, tmp_path / "alone" / name)
+        require_equal(tmp_path / "fused" / name, tmp_path / "alone" / name)
+
+
+def test_forms_of_a_head_in_table3_share_a_read() -> None:
+    heads: dict[Any, set[str]] = {}
+    for trial in read_grid("table3").trials:
+        heads.setdefault(reading(trial.config), set()).add(f"{trial.config.model.head} {trial.config.seed}")
+    assert len(heads) == 6 * 3 and all(len(names) == 1 for names in heads.values())
+
+
+def test_simtoken_refuses_a_store_without_the_maps_of_sam2(store: FeatureStore) -> None:
+    with pytest.raises(StoreError, match=r"has no maps s4, s8, map; simtoken reads .*--streams sam2.1-hiera-tiny"):
+        check_models(grid_of(store, "simtoken"), store)

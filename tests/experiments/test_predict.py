@@ -1,6 +1,7 @@
 """refavs-predict on real containers: it reads the same frames and audio as the store, and its videos can be played."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,13 @@ import torch
 from PIL import Image
 
 from experiments.predict.cli import main
-from experiments.predict.overlay_video import write_overlay_video
+from experiments.predict.rle import decoded
 from experiments.predict.trained_run import TrainedRun, checkpoint_of
 from refavs.errors import ConfigError, WeightsError
 from refavs.model.checkpoint import CONFIG, load_model, read_config, save_model
 from refavs.model.heads.eemc import EEMC
 from refavs.store import FeatureStore
 from tests.experiments.small_run import SENTENCES, make_store, make_trial, video_of
-from tests.extract.make_videos import write_video
 
 # Warnings of MLflow and what it imports.
 pytestmark = [
@@ -47,11 +47,16 @@ def test_command_writes_masks_and_a_video_with_sound(
     for number, one in enumerate(told["predictions"], start=1):
         masks = np.stack([np.asarray(Image.open(tmp_path / "out" / str(number) / f"{s}.png")) for s in range(10)])
         assert masks.shape == (10, 72, 128) and set(np.unique(masks)) <= {0, 255}
-        assert (masks > 0).mean(axis=(1, 2)) == pytest.approx(one["shares"], abs=0.05)
+        assert (masks > 0).sum(axis=(1, 2)).tolist() == one["areas_px"] and len(one["object_probability"]) == 10
+        text = (tmp_path / "out" / str(number) / "masks.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
+        assert [line["time_s"] for line in lines] == list(range(10))
+        assert np.array_equal([decoded(line["segmentation"]) for line in lines], masks > 0)
         with av.open(str(tmp_path / "out" / str(number) / "overlay.mp4")) as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
             assert len(frames) == 100 and frames[0].shape == (72, 128, 3)
             inside = masks[4] > 0
+            inside[50:] = False  # below is the sentence
             red = frames[45][..., 0].astype(int) - frames[45][..., 2]
             assert red[inside].mean() > red[~inside].mean() + 40
         with av.open(str(tmp_path / "out" / str(number) / "overlay.mp4")) as container:
@@ -96,26 +101,6 @@ def test_values_that_are_not_finite_are_an_error_and_not_an_empty_video(
     assert not (tmp_path / "out").exists()
 
 
-def test_each_mask_is_shown_where_pictures_are_rare_or_end(tmp_path: Path) -> None:
-    times_s = [1.4, 1.9, 2.4, 5.6]  # from the first one on 0, 0.5, 1 and 4.2
-    video = write_video(tmp_path / "rare.mkv", times_s=times_s, size=(64, 96), sound_codec=None)
-    masks = np.zeros((10, 64, 96), bool)
-    for second in range(10):
-        masks[second, :, 9 * second : 9 * second + 9] = True
-    folder = tmp_path / "12:30"
-    folder.mkdir()
-    write_overlay_video(folder / "overlay.mp4", video, masks, np.zeros(480_000, np.float32))
-    with av.open(f"file:{folder / 'overlay.mp4'}") as container:
-        shown = {
-            float(frame.pts * frame.time_base): frame.to_ndarray(format="rgb24").astype(int)
-            for frame in container.decode(video=0)
-        }
-    for second in range(10):
-        time_s = max(time for time in shown if time <= second + 0.5)
-        red = (shown[time_s][..., 0] - shown[time_s][..., 2]).mean(0)
-        assert abs(int(red.argmax()) - (9 * second + 4)) < 6, (second, time_s)
-
-
 def test_mlflow_run_is_fetched(trial: Path, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
@@ -126,6 +111,13 @@ def test_mlflow_run_is_fetched(trial: Path, tmp_path: Path) -> None:
     client.log_artifacts(run_id, str(trial / "checkpoint"), "checkpoint")
     fetched = checkpoint_of(run_id, uri)
     assert (fetched / CONFIG).read_bytes() == (trial / "checkpoint" / CONFIG).read_bytes()
+    client.create_registered_model("eemc")
+    client.create_model_version("eemc", f"runs:/{run_id}/checkpoint", run_id)
+    client.set_registered_model_alias("eemc", "best", "1")
+    for model in ("models:/eemc@best", "models:/eemc/1"):
+        assert (checkpoint_of(model, uri) / CONFIG).read_bytes() == (trial / "checkpoint" / CONFIG).read_bytes()
+    with pytest.raises(ConfigError, match="has no model models:/eemc@other"):
+        checkpoint_of("models:/eemc@other", uri)
     with pytest.raises(ConfigError, match="has no checkpoint of run 'nope'"):
         checkpoint_of("nope", uri)
     with pytest.raises(ConfigError, match=r"there is no MLflow database .*gone\.db; give its address by"):
@@ -139,6 +131,8 @@ def test_bad_input_is_one_line(
     (tmp_path / "clip.mp4").write_bytes(b"no video")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
+    (tmp_path / "odd.csv").write_text("clip,text\na,b\n")
+    (tmp_path / "empty.csv").write_text("video,expression\na.mp4,\n")
     video, run = str(video_of(store)), ["--run", str(trial)]
     for arguments, told in (
         ([video, "a", "--run", str(tmp_path / "none")], "is not a folder; give the folder of a trial"),
@@ -148,6 +142,14 @@ def test_bad_input_is_one_line(
         ([video, "a", *run, "--out", str(tmp_path / "full")], "holds other files"),
         ([video, "a", *run, "--device", "cuda"], "--device cuda: "),
         ([video, " ", *run], "an EXPRESSION is empty"),
+        ([video, *run], "no EXPRESSION is given"),
+        ([video, "a", *run, "--fps", "0"], "0 frames per second; accepted"),
+        ([video, "a", *run, "--start", "3", "--end", "2"], "accepted: a start from 0 on, before the end"),
+        ([video, "a", *run, "--start", "99"], "--start 99 lies behind the end of"),
+        ([str(tmp_path / "full"), "a", *run], "holds no video"),
+        (["--csv", str(tmp_path / "none.csv"), *run], "cannot be read"),
+        (["--csv", str(tmp_path / "odd.csv"), *run], "has the columns clip, text; needed: video, expression"),
+        (["--csv", str(tmp_path / "empty.csv"), *run], "line 2: the expression is empty"),
     ):
         assert main(arguments) == 2
         lines = capsys.readouterr().err.splitlines()
@@ -166,3 +168,47 @@ def test_other_encoders_are_refused(store: FeatureStore, trial: Path, tmp_path: 
     (tmp_path / CONFIG).write_text(json.dumps(told))
     with pytest.raises(WeightsError, match="does not say which encoders"):
         TrainedRun(tmp_path)
+
+
+def test_several_videos_keep_what_is_finished_and_name_what_is_bad(
+    store: FeatureStore, trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        shutil.copy(video_of(store), tmp_path / f"{name}.mp4")
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    (tmp_path / "table.csv").write_text(
+        f'video,expression,other\na.mp4,{SENTENCES[0]},\na.mp4,"{SENTENCES[1]}",\nbad.mp4,one,\nb.mp4,one,\n'
+    )
+    command = ["--run", str(trial), "--out", str(tmp_path / "out"), "--end", "2", "--no-overlay"]
+    assert main(["--csv", str(tmp_path / "table.csv"), *command]) == 3
+    told = capsys.readouterr()
+    assert "bad.mp4 is cut off, damaged or not a video" in told.err and "finished before" not in told.out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b"]
+    assert sorted(path.name for path in (tmp_path / "out" / "a" / "2").iterdir()) == ["0.png", "1.png", "masks.jsonl"]
+    before = (tmp_path / "out" / "a" / "prediction.json").stat().st_mtime_ns
+    (tmp_path / "out" / "b" / "1" / "0.png").unlink()
+    assert main(["--csv", str(tmp_path / "table.csv"), *command]) == 3
+    out = capsys.readouterr().out
+    assert out.count("finished before, kept") == 1 and (tmp_path / "out" / "b" / "1" / "0.png").is_file()
+    assert (tmp_path / "out" / "a" / "prediction.json").stat().st_mtime_ns == before
+    (tmp_path / "bad.mp4").unlink()
+    assert main([str(tmp_path), "one", *command[:2], "--out", str(tmp_path / "folder"), *command[4:]]) == 0
+    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["a", "b"]
+
+
+def test_object_that_is_absent_has_empty_masks_and_a_long_sentence_is_cut(
+    store: FeatureStore, trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_model(trial / "checkpoint")
+    with torch.no_grad():
+        model.decoder.class_head.bias.copy_(torch.tensor([-20.0, 20.0]))
+    save_model(tmp_path / "checkpoint", model, read_config(trial / "checkpoint")["facts"])
+    out = tmp_path / "out"
+    command = [str(video_of(store)), "the " * 200, "--run", str(tmp_path), "--out", str(out), "--end", "3"]
+    assert main([*command, "--fps", "2", "--start", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "nothing in the video; all masks are empty; too long, its end was not read" in told
+    (one,) = json.loads((out / "prediction.json").read_text())["predictions"]
+    assert one["absent"] and one["areas_px"] == [0, 0, 0, 0] and max(one["object_probability"]) < 0.5
+    with av.open(str(out / "1" / "overlay.mp4")) as container:
+        assert len(list(container.decode(video=0))) == 20

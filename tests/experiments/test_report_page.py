@@ -206,6 +206,7 @@ def test_browser_has_nothing_against_the_page(chromium: Browser, tmp_path: Path,
     assert chromium.value(smallest) >= 8
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("body", "complaint"),
     [

@@ -1,5 +1,6 @@
 """`refavs.load(run).segment(...)`: pieces give what the whole gives, and the store's features give the same."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +10,15 @@ import torch
 from PIL import Image
 
 import refavs
-from experiments.predict.segmenter import Segmenter, VideoPass
-from extract.media.clip import read_media
+from experiments.predict.segmenter import Segmenter, masks_of
+from experiments.predict.stored_features import StoredFeatures
+from extract.media.film_stream import FilmStream
 from refavs.data.batches import collate
-from refavs.data.layouts import Clip
-from refavs.errors import ConfigError
+from refavs.errors import ConfigError, StoreError
 from refavs.model.decoder import predict
 from refavs.store import FeatureStore
 from tests.experiments.small_run import SENTENCES, make_store, make_trial, video_of
+from tests.extract.make_videos import write_video
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("small_networks")]
 
@@ -43,13 +45,13 @@ def noise(num_frames: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_probabilities_equal_those_from_the_store(store: FeatureStore, segmenter: Segmenter) -> None:
-    run = segmenter.run
-    media = read_media(Clip(id="clip", video=video_of(store)), 10, *run.streams.inputs())
-    found = dict(VideoPass(run, SENTENCES).next(media, 10))
+    found = list(segmenter.segment_video(FilmStream(video_of(store)), SENTENCES))
     with torch.no_grad():
-        wanted = predict(run.model(collate([store[0], store[1]])), (96, 96))
+        wanted = predict(segmenter.run.model(collate([store[0], store[1]])), (96, 96))
     for row in (0, 1):
-        torch.testing.assert_close(found[store[row].text_string], wanted[row], rtol=0, atol=0)
+        one = found[SENTENCES.index(store[row].text_string)]
+        assert np.array_equal(one.object_probability, wanted[row].amax(dim=(1, 2)))
+        assert np.array_equal(one.masks, masks_of(wanted[row], 72, 128))
 
 
 def test_hundreds_of_sentences_are_predicted_by_a_few_at_a_time(
@@ -79,6 +81,38 @@ def test_memory_of_a_long_video_is_that_of_one_pass(segmenter: Segmenter, monkey
         np.testing.assert_allclose(one.object_probability, wanted.object_probability, atol=1e-5)
         assert np.array_equal(one.masks[:4], other.masks[:4])
         assert not np.array_equal(one.masks[4:], other.masks[4:])
+
+
+def test_features_of_a_store_are_used_and_added(
+    store: FeatureStore, segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film = FilmStream(video_of(store))
+    wanted = list(segmenter.segment_video(film, SENTENCES))
+    location = str(shutil.copytree(store.location, tmp_path / "store"))
+    stored = StoredFeatures(location, segmenter.run)
+    other = write_video(tmp_path / "other.mp4", size=(72, 128), duration_s=4)
+    assert stored.of(other) is None
+    stored.add(other)
+    assert len(FeatureStore(location)) == len(store) and StoredFeatures(location, segmenter.run).of(other) is not None
+    computed = list(segmenter.segment_video(other, SENTENCES))
+    with monkeypatch.context() as patch:
+        patch.setattr(segmenter.run, "features", None)
+        for one, two in zip(segmenter.segment_video(film, SENTENCES, stored=stored), wanted, strict=True):
+            assert np.array_equal(one.masks, two.masks)
+        for one, two in zip(segmenter.segment_video(other, SENTENCES, stored=stored), computed, strict=True):
+            assert one.masks.shape == (4, 72, 128)
+            np.testing.assert_allclose(one.object_probability, two.object_probability, atol=1e-5)
+    monkeypatch.setattr(segmenter.run, "streams", replace(segmenter.run.streams, seconds=5))
+    with pytest.raises(StoreError, match="has clips of 10 s than those that the run was trained on"):
+        StoredFeatures(location, segmenter.run)
+
+
+def test_more_pictures_per_second_are_videos_of_their_own(segmenter: Segmenter) -> None:
+    frames, waveform = noise(24)
+    (found,) = segmenter.segment(frames, waveform, SENTENCES[:1], frames_per_second=2)
+    (even,) = segmenter.segment(frames[::2], waveform, SENTENCES[:1])
+    (odd,) = segmenter.segment(frames[1::2], waveform[8_000:], SENTENCES[:1])
+    assert np.array_equal(found.masks[::2], even.masks) and np.array_equal(found.masks[1::2], odd.masks)
 
 
 def test_unusable_input_is_refused(segmenter: Segmenter, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from refavs.model.options import HeadOptions, LossConfig
 from refavs.model.target import Target
 
 PIXELS = LossConfig(num_points=0)
-SWIN_B = {"res2": (128, 96), "res3": (256, 48), "res4": (512, 24), "res5": (1024, 12), "map": (256, 64)}
+SWIN_B = {"res2": (128, 96), "res3": (256, 48), "res4": (512, 24), "res5": (1024, 12)}
+SAM = {"s4": (32, 256), "s8": (64, 128), "map": (256, 64)}
 
 
 def small_sizes(options: HeadOptions) -> FeatureSizes:
@@ -64,18 +65,18 @@ def overfit(head: Head, batch: Batch, most_steps: int = 300) -> float:
 
 
 def published_sizes(options: HeadOptions, maps: int = -1) -> FeatureSizes:
-    """Features as Swin-B at 384 pixels (SAM's encoder for its map), VGGish and RoBERTa give them.
+    """Features as Swin-B at 384 pixels (SAM's encoders for their maps), VGGish and RoBERTa give them.
 
     Args:
         maps: which of the sets that the head can read.
     """
-    needs = options.needs()
+    needs, shapes = options.needs(), SWIN_B | SAM
     return FeatureSizes(
         audio=StreamSize(path="clips/audio/vggish", channels=128) if needs.audio else None,
         text=StreamSize(path="text/roberta/features", channels=768) if needs.text else None,
         maps=tuple(
-            MapSize(name=name, path=f"clips/visual/swin/{name}", channels=SWIN_B[name][0], height=SWIN_B[name][1],
-                    width=SWIN_B[name][1]) for name in needs.maps[maps]
+            MapSize(name=name, path=f"clips/visual/swin/{name}", channels=shapes[name][0], height=shapes[name][1],
+                    width=shapes[name][1]) for name in needs.maps[maps]
         ),
     )  # fmt: skip
 

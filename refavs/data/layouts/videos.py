@@ -22,7 +22,7 @@ class Videos(Layout):
 
     def detect(self, root: Path) -> bool:
         """Whether any entry is named like a video."""
-        return next(_named_as_videos(root), None) is not None
+        return next(named_as_videos(root), None) is not None
 
     def read(self, root: Path, expressions: Path | None = None) -> Source:
         """Reads a folder. Skips hidden files and folders and does not follow links to folders.
@@ -65,7 +65,7 @@ class Videos(Layout):
         return Clip(id=clip_id, video=found[0], root=root) if len(found) == 1 else None
 
 
-def _named_as_videos(root: Path) -> Iterator[Path]:
+def named_as_videos(root: Path) -> Iterator[Path]:
     """Entries named like videos, folder by folder, sorted within each.
 
     Raises:
@@ -85,7 +85,7 @@ def _named_as_videos(root: Path) -> Iterator[Path]:
 def _clips(root: Path, report: SourceReport) -> dict[str, Clip]:
     clips: dict[str, Clip] = {}
     not_files, unusable_names = [], []
-    for path in _named_as_videos(root):
+    for path in named_as_videos(root):
         told = path.relative_to(root).as_posix()
         name = composed(path.relative_to(root).with_suffix("").as_posix())
         if not (path.is_symlink() or path.is_file()) or path.is_dir():

@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from refavs.data.batches import Batch
-from refavs.errors import ConfigError, StoreError
+from refavs.errors import ConfigError
 from refavs.model.batch_cache import Once
 from refavs.model.feature_sizes import FeatureSizes
 from refavs.model.heads.parts.baseline_inputs import CueInput, MapInput
 from refavs.model.heads.parts.baseline_masks import flat_pair, mean_of_frames, resized
 from refavs.model.heads.parts.baseline_options import EXTENT, SAM_MAP, GAVSOptions
-from refavs.model.heads.parts.sam_decoder import SamDecoder, SamWeightsFolder
+from refavs.model.heads.parts.sam_decoder import SamDecoder, SamWeightsFolder, require_same_sam
 from refavs.model.heads.protocol import Head, Seconds
 from refavs.model.losses import mask_bce, mask_dice
 from refavs.model.options import LossConfig
@@ -80,13 +80,7 @@ class GAVS(Head):
 
     def load_pretrained(self, folder: Path, encoders: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """Loads SAM's mask decoder, on the maps of the same SAM."""
-        stream = self.sizes.maps[0].stream
-        found = encoders.get(stream, {}).get("name")
-        if found != folder.name:
-            raise StoreError(
-                f"the store's maps are of {found or stream}, the decoder is that of {folder.name}; extract "
-                f"{folder.name}, or take --set model.decoder_weights=random"
-            )
+        require_same_sam(folder, self.sizes.maps[0].stream, encoders)
         self.decoder.load(folder)
         return []
 

@@ -25,6 +25,7 @@ BUILT_IN = {
     "gavs": "refavs.model.heads.parts.baseline_options:GAVSOptions",
     "referformer": "refavs.model.heads.parts.rvos_options:ReferFormerOptions",
     "r2vos": "refavs.model.heads.parts.rvos_options:R2VOSOptions",
+    "simtoken": "refavs.model.heads.parts.simtoken_options:SimTokenOptions",
 }
 
 

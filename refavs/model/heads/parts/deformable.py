@@ -116,7 +116,10 @@ class DeformableEncoderLayer(nn.Module):
     ) -> Float[Tensor, "s n c"]:  # fmt: skip
         attended = self.attention(tokens + positions, reference, tokens, shapes)
         tokens = self.attention_norm(tokens + self.dropout(attended))
-        return self.norm(tokens + self.dropout(self.feedforward(tokens)))
+        # Recomputed in the backward pass: the hidden layers of a clip at Swin-B's sizes take 1.5 GB.
+        hidden = checkpoint(self.feedforward, tokens, use_reentrant=False)
+        assert isinstance(hidden, Tensor)
+        return self.norm(tokens + self.dropout(hidden))
 
 
 class DeformableEncoder(nn.Module):

@@ -1,25 +1,32 @@
-"""SAM's mask decoder (arXiv 2304.02643): a prompt and a map of the image read each other, and one mask comes out.
+"""The mask decoders of SAM (arXiv 2304.02643) and SAM 2 (arXiv 2408.00714), which turn a prompt into one mask.
 
-The names of the parts are those of SAM's checkpoints in transformers' layout.
+Prompt and image map attend to each other. The parts have the names of SAM's checkpoints in transformers' layout.
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from refavs.errors import WeightsError
+from refavs.errors import StoreError, WeightsError
 from refavs.model.attention import attend
 from refavs.model.pretrained import WeightsFolder, below, mismatch
 
 NUM_MASKS = 4  # the first is the one for a prompt that names one object
 TINY = 1e-6
 DECODER, NO_MASK = "mask_decoder.", "prompt_encoder.no_mask_embed.weight"
-FOURIER = "shared_image_embedding.positional_embedding"
+FOURIER, NO_MEMORY = "shared_image_embedding.positional_embedding", "no_memory_embedding"
+# SAM 2 renamed some parts. Its encoder has applied the convolutions to the finer maps before they are stored.
+SAM2_RENAMES = (
+    (r"\.o_proj\.", ".out_proj."), (r"\.mlp\.proj_in\.", ".mlp.lin1."), (r"\.mlp\.proj_out\.", ".mlp.lin2."),
+)  # fmt: skip
+SAM2_APPLIED = ("conv_s0.", "conv_s1.")
 
 
 class SamWeightsFolder(WeightsFolder):
@@ -30,17 +37,38 @@ class SamWeightsFolder(WeightsFolder):
         return f"facebook/{self.folder.name}"
 
 
+def require_same_sam(folder: Path, stream: str, encoders: Mapping[str, Mapping[str, Any]]) -> None:
+    """Checks that the store's maps come from the SAM whose decoder is in `folder`.
+
+    Args:
+        stream: id of the stream with the maps.
+        encoders: fingerprints of the store's encoders.
+
+    Raises:
+        StoreError: they come from another encoder.
+    """
+    found = encoders.get(stream, {}).get("name")
+    if found != folder.name:
+        raise StoreError(
+            f"the store's maps are of {found or stream}, the decoder is that of {folder.name}; extract {folder.name}, "
+            "or take --set model.decoder_weights=random"
+        )
+
+
 class SamDecoder(nn.Module):
-    """One mask, four times as high and wide as the map.
+    """Predicts one mask, four times as high and wide as the map.
 
     The other masks and the estimate of their quality are kept, so that SAM's weights fit, but they are not computed and
     not trained.
     """
 
+    norm_eps: ClassVar[float] = TINY
+    """Epsilon of the normalisations in the layers of the transformer."""
+
     def __init__(self, channels: int, num_heads: int, num_layers: int, feedforward_channels: int) -> None:
         super().__init__()
         self.iou_token, self.mask_tokens = nn.Embedding(1, channels), nn.Embedding(NUM_MASKS, channels)
-        self.transformer = TwoWayTransformer(channels, num_heads, num_layers, feedforward_channels)
+        self.transformer = TwoWayTransformer(channels, num_heads, num_layers, feedforward_channels, self.norm_eps)
         self.upscale_conv1 = nn.ConvTranspose2d(channels, channels // 4, 2, stride=2)
         self.upscale_conv2 = nn.ConvTranspose2d(channels // 4, channels // 8, 2, stride=2)
         self.upscale_layer_norm = nn.LayerNorm(channels // 4, eps=TINY)
@@ -62,17 +90,29 @@ class SamDecoder(nn.Module):
         Args:
             adapters: for each layer, what is added behind the feed-forward part of the tokens.
         """
-        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        return self._read(torch.cat([self.iou_token.weight, self.mask_tokens.weight]), image, prompt, adapters)[1]
+
+    def _read(
+        self, own: Float[Tensor, "k c"], image: Float[Tensor, "s c h w"], prompt: Float[Tensor, "s p c"],
+        adapters: Sequence[nn.Module] = (), finer: Sequence[Float[Tensor, "s _ _ _"]] = (),
+    ) -> tuple[Float[Tensor, "s k_p c"], Float[Tensor, "s _ _"]]:  # fmt: skip
+        """All tokens after the transformer, and mask logits.
+
+        Args:
+            own: the decoder's tokens; those of the masks come last.
+            finer: what is added to the maps on the way up, the coarser one first.
+        """
         tokens = torch.cat([own.expand(len(prompt), -1, -1), prompt.to(own.dtype)], dim=1)
         height, width = image.shape[-2:]
         pixels = rearrange(image, "s c h w -> s (h w) c") + self.no_mask
         tokens, pixels = self.transformer(tokens, pixels, self.positions(height, width), adapters)
         enlarged = self.upscale_conv1(rearrange(pixels, "s (h w) c -> s c h w", h=height))
+        enlarged = enlarged + finer[0] if finer else enlarged
         enlarged = self.upscale_layer_norm(rearrange(enlarged, "s c h w -> s h w c"))
-        enlarged = nn.functional.gelu(rearrange(enlarged, "s h w c -> s c h w"))
-        enlarged = nn.functional.gelu(self.upscale_conv2(enlarged))
-        weights = self.output_hypernetworks_mlps[0](tokens[:, 1])
-        return torch.einsum("sc,schw->shw", weights, enlarged)
+        enlarged = self.upscale_conv2(nn.functional.gelu(rearrange(enlarged, "s h w c -> s c h w")))
+        enlarged = nn.functional.gelu(enlarged + finer[1] if finer else enlarged)
+        weights = self.output_hypernetworks_mlps[0](tokens[:, len(own) - NUM_MASKS])
+        return tokens, torch.einsum("sc,schw->shw", weights, enlarged)
 
     def positions(self, height: int, width: int) -> Float[Tensor, "n c"]:
         """Sine and cosine of random projections of the place of each pixel."""
@@ -88,24 +128,67 @@ class SamDecoder(nn.Module):
             WeightsError: there is no such checkpoint, it is damaged, or of another size.
         """
         checkpoint = SamWeightsFolder(folder)
-        state = checkpoint.tensors(DECODER, NO_MASK, FOURIER)
-        found = below(state, DECODER)
-        found |= {"fourier": state[FOURIER]} if FOURIER in state else {}
-        found |= {"no_mask": state[NO_MASK][0]} if NO_MASK in state else {}
+        found = self._own(checkpoint.tensors(DECODER, NO_MASK, FOURIER, NO_MEMORY))
         expected = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         if wrong := mismatch(expected, {name: tuple(value.shape) for name, value in found.items()}):
             raise WeightsError(f"the mask decoder of {checkpoint.path} {wrong}; take {checkpoint.repository} with the "
                                "sizes that the options have by default, or --set model.decoder_weights=random")
         self.load_state_dict(found)
 
+    def _own(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a checkpoint by the names of this module."""
+        found = below(state, DECODER)
+        found |= {"fourier": state[FOURIER]} if FOURIER in state else {}
+        return found | ({"no_mask": state[NO_MASK][0]} if NO_MASK in state else {})
+
+
+class Sam2Decoder(SamDecoder):
+    """SAM 2's decoder: two finer maps enter on the way up, and a token says whether the object is in the frame.
+
+    Differs: where the mask is unstable, SAM 2 takes another one at inference, which this decoder does not compute.
+    """
+
+    norm_eps: ClassVar[float] = 1e-5
+
+    def __init__(self, channels: int, num_heads: int, num_layers: int, feedforward_channels: int) -> None:
+        super().__init__(channels, num_heads, num_layers, feedforward_channels)
+        self.obj_score_token = nn.Embedding(1, channels)
+        self.pred_obj_score_head = ThreeLayers(channels, 1)
+
+    def segment(
+        self, image: Float[Tensor, "s c h w"], finer: Sequence[Float[Tensor, "s _ _ _"]],
+        prompt: Float[Tensor, "s p c"],
+    ) -> tuple[Float[Tensor, "s _ _"], Float[Tensor, "s"]]:  # fmt: skip
+        """Mask logits, and a logit that is positive where the frame shows the object.
+
+        Args:
+            finer: maps of a quarter and an eighth of the channels, at twice and four times the height and width.
+        """
+        own = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight])
+        tokens, masks = self._read(own, image, prompt, finer=finer)
+        return masks, rearrange(self.pred_obj_score_head(tokens[:, 0]), "s 1 -> s")
+
+    def _own(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        renamed = {}
+        for name, value in super()._own(state).items():
+            for pattern, replacement in SAM2_RENAMES:
+                name = re.sub(pattern, replacement, name)
+            renamed[name] = value
+        if "no_mask" in renamed and NO_MEMORY in state:  # both are added to every pixel of the map
+            renamed["no_mask"] = renamed["no_mask"] + state[NO_MEMORY][0, 0]
+        return {name: value for name, value in renamed.items() if not name.startswith(SAM2_APPLIED)}
+
 
 class TwoWayTransformer(nn.Module):
     """Layers in which tokens and pixels read each other, and a last look of the tokens at the pixels."""
 
-    def __init__(self, channels: int, num_heads: int, num_layers: int, feedforward_channels: int) -> None:
+    def __init__(
+        self, channels: int, num_heads: int, num_layers: int, feedforward_channels: int, norm_eps: float
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            TwoWayLayer(channels, num_heads, feedforward_channels, first=number == 0) for number in range(num_layers)
+            TwoWayLayer(channels, num_heads, feedforward_channels, norm_eps, first=number == 0)
+            for number in range(num_layers)
         )
         self.final_attn_token_to_image = NarrowAttention(channels, channels // 2, num_heads)
         self.layer_norm_final_attn = nn.LayerNorm(channels)
@@ -128,7 +211,9 @@ class TwoWayLayer(nn.Module):
         first: the tokens see each other without themselves as positions, and what they see replaces them.
     """
 
-    def __init__(self, channels: int, num_heads: int, feedforward_channels: int, first: bool) -> None:
+    def __init__(
+        self, channels: int, num_heads: int, feedforward_channels: int, norm_eps: float, first: bool
+    ) -> None:
         super().__init__()
         self.first = first
         self.self_attn = NarrowAttention(channels, channels, num_heads)
@@ -136,7 +221,7 @@ class TwoWayLayer(nn.Module):
         self.cross_attn_image_to_token = NarrowAttention(channels, channels // 2, num_heads)
         self.mlp = TwoLayers(channels, feedforward_channels)
         self.layer_norm1, self.layer_norm2, self.layer_norm3, self.layer_norm4 = (
-            nn.LayerNorm(channels, eps=TINY) for _ in range(4)
+            nn.LayerNorm(channels, eps=norm_eps) for _ in range(4)
         )
 
     def forward(
