@@ -1,6 +1,7 @@
 """The page of refavs-view in Gradio: what its server gives out and takes in, and the page in a real browser."""
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +32,10 @@ from tests.extract.command import extract
 from tests.extract.make_videos import write_video
 
 pytest.importorskip("gradio", reason="Gradio is not installed: pip install 'refavs[view]'")
-# Of the libraries that Gradio and MLflow import.
-pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+# Of the libraries that Gradio and MLflow import, and of event loops that Gradio makes in passing and does not close.
+pytestmark = [
+    pytest.mark.long, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
+]  # fmt: skip
 HOSTILE = "<img src=x onerror=window.caught=1><script>window.caught=2</script>${window.caught=3}{{caught}}"
 WIDTHS = (1400, 400)
 
@@ -57,6 +61,9 @@ def site(tmp_path_factory: pytest.TempPathFactory, small_networks: None) -> Iter
         [str(root / "films"), str(root / "videos"), "--preset", "tiny", "--expressions", str(root / "sentences.csv")]
     ))  # fmt: skip
     assert not any(result.error for result in extract(run.source, root / "videos", run.streams))
+    description = json.loads((root / "videos" / "zarr.json").read_text())
+    description["attributes"]["extraction"] = {"source": str(root / "films"), "layout": "videos"}
+    (root / "videos" / "zarr.json").write_text(json.dumps(description))
     store = FeatureStore(root / "videos")
     small_run.make_trial(store, write_trial(root / "tried", "tried", store=store.fingerprint, quality=None))
     write_run(make_store(root / "store"), root / "sweep")
@@ -99,6 +106,9 @@ class served:
         self.listening.close()
         asyncio.set_event_loop(None)
         self.loop.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()  # here, and not in a test of another file
 
 
 def client(site: Site) -> httpx.Client:
@@ -205,7 +215,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 def wait(page: Browser, condition: str) -> None:
     """Waits until a line of JavaScript is true in the page."""
-    limit = time.monotonic() + 300
+    limit = time.monotonic() + 120
     while not page.value(condition):
         assert time.monotonic() < limit, condition
         time.sleep(0.1)
@@ -280,7 +290,7 @@ def choose(page: Browser, label: str, start: str) -> None:
     """Chooses an entry of a menu by its start."""
     page.value(f"(() => {{const field = document.querySelector('input[aria-label={json.dumps(label)}]');"
                "field.focus(); field.dispatchEvent(new Event('focus')); field.click()})()")  # fmt: skip
-    entries = "[...document.querySelectorAll('ul.options li')]"
+    entries = "[...document.querySelectorAll('li[role=option]')]"
     wait(page, f"{entries}.some(one => one.textContent.trim().includes({json.dumps(start)}))")
     page.value(f"{entries}.find(one => one.textContent.trim().includes({json.dumps(start)}))"
                ".dispatchEvent(new MouseEvent('mousedown', {bubbles: true}))")  # fmt: skip
