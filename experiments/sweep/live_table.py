@@ -39,7 +39,7 @@ class Watch:
         self._console = PlainConsole(stderr=True)
         self._display = (
             Live(console=self._console, auto_refresh=False, transient=True) if sys.stderr.isatty()
-            else ProgressBar(title, total, "epochs")
+            else ProgressBar(title, total, "epochs", time_left=False)
         )  # fmt: skip
         self._shown = -math.inf
 

@@ -42,10 +42,13 @@ class ProgressBar:
 
     A terminal shows a bar with elapsed and remaining time. Anything else gets a line with both every few seconds and
     one at the end, which keeps logs of batch systems readable.
+
+    Args:
+        time_left: whether lines estimate the remaining time; the notes of some jobs say it better.
     """
 
-    def __init__(self, title: str, total: int, unit: str) -> None:
-        self.title, self.total, self.unit = printable(title), total, unit
+    def __init__(self, title: str, total: int, unit: str, time_left: bool = True) -> None:
+        self.title, self.total, self.unit, self.time_left = printable(title), total, unit, time_left
         self.done = 0
         self._note = ""
         self._started = self._last_line = time.monotonic()
@@ -82,7 +85,7 @@ class ProgressBar:
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
         elapsed = self._last_line - self._started
-        left = elapsed / self.done * (self.total - self.done) if 0 < self.done < self.total else 0
-        left_note = f", about {left:.0f} s left" if left else ""
+        known = self.time_left and 0 < self.done < self.total
+        left_note = f", about {elapsed / self.done * (self.total - self.done):.0f} s left" if known else ""
         note = f", {self._note}" if self._note else ""
         warn(f"{self.title}: {self.done}/{self.total} {self.unit}, {elapsed:.0f} s{left_note}{note}")

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments.predict.cli import SEAL, _names_of
+from experiments.predict.outputs import SEAL, _names_of
 from refavs.errors import ConfigError
 from refavs.files import staged as module
 from refavs.files.staged import BEFORE, STAGING, is_half_written, staged
 
+FILES = ("0.png", "1.png", "masks.jsonl", "overlay.mp4")
+REQUEST = {"request": {"overlays": True}}
 FORK = multiprocessing.get_context("fork")
 
 
@@ -23,11 +25,11 @@ def write(out: Path, text: str, num_folders: int, pause: Callable[[int], None] =
     with staged(out, SEAL, _names_of) as folder:
         for number in range(1, num_folders + 1):
             (folder / str(number)).mkdir()
-            for name in ("0.png", "1.png", "overlay.mp4"):
+            for name in FILES:
                 (folder / str(number) / name).write_text(text)
             pause(number)
-        told = [{"folder": str(number), "shares": [0, 0]} for number in range(1, num_folders + 1)]
-        (folder / SEAL).write_text(json.dumps({"text": text, "predictions": told}))
+        told = [{"folder": str(number), "areas_px": [0, 0]} for number in range(1, num_folders + 1)]
+        (folder / SEAL).write_text(json.dumps({"text": text, "predictions": told, **REQUEST}))
 
 
 def texts_of(out: Path) -> dict[str, str]:
@@ -59,7 +61,7 @@ def own(tmp_path: Path) -> Iterator[Path]:
 
 
 def names(*folders: int) -> set[str]:
-    return {SEAL, "notes.txt"} | {f"{n}/{name}" for n in folders for name in ("0.png", "1.png", "overlay.mp4")}
+    return {SEAL, "notes.txt"} | {f"{n}/{name}" for n in folders for name in FILES}
 
 
 @pytest.mark.process
@@ -139,10 +141,10 @@ def test_seal_of_a_stranger_removes_nothing_outside_of_the_folder(own: Path, tmp
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "0.png").write_text("mine")
     (own / "9").symlink_to(tmp_path / "elsewhere")
-    told = [{"folder": place, "shares": [0]} for place in ("..", "../elsewhere", str(tmp_path), "9")]
-    (own / SEAL).write_text(json.dumps({"predictions": told[:3]}))
+    told = [{"folder": place, "areas_px": [0]} for place in ("..", "../elsewhere", str(tmp_path), "9")]
+    (own / SEAL).write_text(json.dumps({"predictions": told[:3], **REQUEST}))
     write(own, "B", 3)
-    (own / SEAL).write_text(json.dumps({"predictions": told[3:]}))
+    (own / SEAL).write_text(json.dumps({"predictions": told[3:], **REQUEST}))
     with pytest.raises(ConfigError, match="is a link, and results are not written through links"):
         write(own, "C", 3)
     assert (tmp_path / "0.png").exists() and (tmp_path / "elsewhere" / "0.png").exists()
