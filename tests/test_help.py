@@ -36,3 +36,14 @@ def test_state_of_a_sweep_needs_no_torch(tmp_path: Path) -> None:
            f"print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout
+
+
+@pytest.mark.process
+def test_reader_that_ends_early_gets_no_traceback() -> None:
+    code = "import sys; from experiments.cli import main; sys.exit(main(['settings']))"
+    running = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    assert running.stdout is not None and running.stderr is not None
+    running.stdout.close()
+    said = running.stderr.read()
+    running.stderr.close()
+    assert (running.wait(), said) == (141, b"")

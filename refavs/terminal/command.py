@@ -2,6 +2,8 @@
 
 import argparse
 import errno
+import os
+import select
 import sys
 from collections.abc import Callable
 from enum import IntEnum
@@ -14,6 +16,7 @@ from refavs.terminal.printing import printable, printable_streams, warn
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 WRONG_PATH = (errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+STDOUT = 1
 STRIPPED = 2  # optimisation level at which Python drops docstrings
 
 
@@ -25,6 +28,7 @@ class Exit(IntEnum):
     USAGE = 2
     FAILURES = 3
     INTERRUPTED = 130
+    READER_GONE = 141  # as a shell reports a program whose reader, e.g. `head`, has ended
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -45,7 +49,9 @@ def _status_of(name: str, command: Callable[[], int]) -> int:
         if sys.flags.optimize >= STRIPPED:
             raise ConfigError("python -OO and PYTHONOPTIMIZE=2 drop the docstrings that Ray and the list of settings "
                               "need; run Python with -O or without it")  # fmt: skip
-        return command()
+        status = command()
+        sys.stdout.flush()
+        return status
     except RefAVSError as error:
         warn(f"{name}: {' '.join(str(error).split())}")
         return Exit.USAGE
@@ -57,6 +63,9 @@ def _status_of(name: str, command: Callable[[], int]) -> int:
         warn(f"{name}: interrupted; run the same command again to resume")
         return Exit.INTERRUPTED
     except OSError as error:
+        if error.errno == errno.EPIPE and _reader_is_gone():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # Python writes what is left when it ends
+            return Exit.READER_GONE
         if error.errno in FULL:
             where, remedy = error.filename or "the output folder", "free space or name another folder"
             warn(f"{name}: cannot write {where}: {error.strerror}; {remedy}, then run the same command again")
@@ -70,6 +79,13 @@ def _status_of(name: str, command: Callable[[], int]) -> int:
     except Exception:
         sys.excepthook = _show_bug
         raise
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(STDOUT, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
