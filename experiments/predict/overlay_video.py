@@ -25,6 +25,7 @@ CLOCK = Fraction(1, 90_000)
 SHORTEST_S = Fraction(1, 100)  # between pictures; of more than 60 in a second, some are left out
 AT_ONCE = 4  # overlays written in one pass; each holds some dozens of pictures in its encoder
 LINES = 3
+TINT = [int((1 - FILL) * value + FILL * colour) for colour in PREDICTION for value in range(256)]  # of each channel
 Picture = UInt8[np.ndarray, "h w 3"]
 
 
@@ -114,15 +115,15 @@ class _Writer:
     def next_mask(self) -> None:
         """Goes on to the mask of the next step."""
         height, width = self._size
-        mask = Image.fromarray(next(self._overlay.masks)).resize((width, height), Image.Resampling.NEAREST)
-        self._mask = np.asarray(mask)
-        self._outline = outline(self._mask)
+        self._mask = Image.fromarray(next(self._overlay.masks)).resize((width, height), Image.Resampling.NEAREST)
+        self._outline = Image.fromarray(outline(np.asarray(self._mask)))
 
     def show(self, time_s: Fraction, pixels: Picture) -> None:
         """Draws the mask and the sentence onto a picture."""
-        drawn, colour = pixels.copy(), np.array(PREDICTION)
-        drawn[self._mask] = (1 - FILL) * drawn[self._mask] + FILL * colour
-        drawn[self._outline] = colour
+        image = Image.fromarray(pixels)
+        image.paste(image.point(TINT), mask=self._mask)
+        image.paste(PREDICTION, mask=self._outline)
+        drawn = np.array(image)
         strip = drawn[max(0, len(drawn) - len(self._caption)) :]  # the sentence in white on a darkened strip
         strip[:] = np.maximum(strip // 3, self._caption[: len(strip), :, None])
         frame = av.VideoFrame.from_ndarray(drawn, format="rgb24")
