@@ -26,7 +26,8 @@ from refavs.finite import require_finite_probs
 from refavs.machine.accelerator import local_gpus_seen
 from refavs.terminal.printing import warn
 
-AT_ONCE = 8  # expressions per batch
+AT_ONCE = 8  # expressions per batch of the head
+TEXTS_AT_ONCE = 64  # of the text encoder
 Memory = int | Literal["all"]
 
 
@@ -190,7 +191,8 @@ class Segmenter:
             known: the features of the first block.
         """
         with stages("text"):
-            words = [self.run.words(text) for text in expressions]
+            starts = range(0, len(expressions), TEXTS_AT_ONCE)
+            words = [one for start in starts for one in self.run.words(expressions[start : start + TEXTS_AT_ONCE])]
         passes = [VideoPass(self.run, expressions, words, memory) for _ in range(math.ceil(rate))]
         for block in blocks:
             for first, one in enumerate(passes[: len(block)]):

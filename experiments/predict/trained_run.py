@@ -79,16 +79,17 @@ class TrainedRun:
         Raises:
             WeightsError: the encoders compute features that are not finite.
         """
-        return self._arrays({name: media.taken(encoder.takes) for name, encoder in self.streams.encoders.items()
-                             if encoder.modality != "text"}, "the video")  # fmt: skip
+        (found,) = self._arrays({name: [media.taken(encoder.takes)] for name, encoder in self.streams.encoders.items()
+                                 if encoder.modality != "text"}, ["the video"])  # fmt: skip
+        return found
 
-    def words(self, text: str) -> dict[str, np.ndarray]:
-        """The features of an expression, by their paths in a store.
+    def words(self, texts: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        """The features of each expression, by their paths in a store.
 
         Raises:
             WeightsError: the encoder computes features that are not finite.
         """
-        return self._arrays(dict.fromkeys(self._readers, text), repr(text))
+        return self._arrays(dict.fromkeys(self._readers, texts), [repr(text) for text in texts])
 
     def is_cut(self, text: str) -> bool:
         """Whether an expression has more tokens than its encoder takes."""
@@ -161,17 +162,18 @@ class TrainedRun:
                 raise WeightsError(f"{folder / CONFIG} says {path} is {size}, its encoders give {shape}; copy the "
                                    "checkpoint again or train again")
 
-    def _arrays(self, items: Mapping[str, Any], what: str) -> dict[str, np.ndarray]:
-        """The arrays of one item from each encoder, by their paths in a store, rounded as that store rounds them."""
-        found = {}
-        for name, item in items.items():
+    def _arrays(self, items: Mapping[str, Sequence[Any]], what: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        """The arrays of each item from all encoders, by their paths in a store, rounded as that store rounds them."""
+        found: list[dict[str, np.ndarray]] = [{} for _ in what]
+        for name, each in items.items():
             encoder = self.streams.encoders[name]
             streams = {id: stream for id, stream in self.streams.streams.items() if stream.encoder == name}
             levels = [stream.level for stream in streams.values()]
-            (arrays,) = encoder.encode([encoder.prepare(item)], levels)
-            for id, stream in streams.items():
-                found |= {f"{table_path(id)}/{path}": array for path, array in stream.read_back(arrays).items()}
-        require_finite_features(what, found)
+            for item, arrays in zip(found, encoder.encode([encoder.prepare(one) for one in each], levels), strict=True):
+                for id, stream in streams.items():
+                    item |= {f"{table_path(id)}/{path}": array for path, array in stream.read_back(arrays).items()}
+        for whose, item in zip(what, found, strict=True):
+            require_finite_features(whose, item)
         return found
 
 

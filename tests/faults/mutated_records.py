@@ -265,7 +265,7 @@ def _trial(root: Path) -> Target:
 
     def predicted(folder: Path) -> int:
         run = predict.TrainedRun(predict.checkpoint_of(str(folder), None))
-        run.batch(run.features(SILENT), ["a word"], [run.words("a word")])
+        run.batch(run.features(SILENT), ["a word"], run.words(["a word"]))
         return 0
 
     import numpy as np
