@@ -142,5 +142,6 @@ def test_list_of_runs_shows_the_sweep_and_its_trials(page: Browser, address: str
 
     # One row, under which the trials are folded, and the features it was trained on.
     assert within(lambda: f"{len(trials) + 1} matching runs" in text()), text()
-    assert re.search(r"Run Name.*\ng\n.*\bstore \([0-9a-f]{8}", text(), re.DOTALL) and NAME in text(), text()
+    row = re.compile(r"Run Name.*\ng\n.*\bstore \([0-9a-f]{8}", re.DOTALL)
+    assert within(lambda: row.search(text())) and NAME in text(), text()
     assert not any(str(run.info.run_name) in text() for run in trials)
