@@ -154,4 +154,4 @@ def _show(told: Mapping[str, Any], out: Path) -> None:
         say("the video has no sound track and counts as silent")
     for note in told["notes"]:
         say(f"noted: {NOTES[note]}")
-    say(f"masks and overlay videos: {out}")
+    say(f"masks{' and overlay videos' * told['request']['overlays']}: {out}")

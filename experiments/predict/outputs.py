@@ -64,7 +64,7 @@ def write_predictions(
     """Writes the predictions for a video into a folder, all or none; returns the content of prediction.json.
 
     Args:
-        request: what makes the same call again unnecessary; `is_finished` compares it.
+        request: what makes the same call again unnecessary; `finished` compares it.
         advance: called with the number of pictures that are done.
         stored: see `Segmenter.segment_video`.
     """

@@ -158,8 +158,7 @@ class Segmenter:
         Yields each expression in turn for the next pictures; they are complete up to a picture once a later one comes.
 
         Args:
-            video: a file, of which one picture per second is taken, or a `FilmStream`, which says which part of a file
-                to take and how often.
+            video: a file, sampled at one picture per second, or a `FilmStream` with its own span and rate.
             expressions: see `segment`.
             memory: see `segment`.
             stages: counts the time that each stage takes.

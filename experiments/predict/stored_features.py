@@ -8,8 +8,9 @@ import torch
 
 from experiments.predict.trained_run import TrainedRun
 from extract.pipeline.content import contents_of
+from extract.pipeline.input_check import check_films
 from extract.pipeline.plan import plan_jobs, wanted_units
-from extract.pipeline.tables import write_tables
+from extract.pipeline.tables import refuse_replaced, write_tables
 from extract.pipeline.worker import Worker
 from refavs.data.layouts import Clip, Source
 from refavs.errors import DatasetError, StoreError
@@ -59,7 +60,8 @@ class StoredFeatures:
 
         Raises:
             DatasetError: the video cannot be read.
-            StoreError: another process writes into the store.
+            StoreError: another process writes into the store, it has another video under this name, or its videos
+                were read by other rules.
         """
         source = Source(root=video.parent, clips=(self._clip(video),))
         writer = StoreWriter.attach(self._location)
@@ -67,6 +69,8 @@ class StoredFeatures:
             contents, unreadable = contents_of(source.clips, self._streams.seconds)
             if unreadable:
                 raise DatasetError(next(iter(unreadable.values())))
+            check_films(writer.folder, source)
+            refuse_replaced(writer, contents)
             worker = Worker(self._location, self._streams, torch.get_num_threads())
             for job in plan_jobs(writer, wanted_units(source, self._streams, contents)):
                 result = worker.run(job)

@@ -34,7 +34,7 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "minima
 
 def build_page(answers: Answers) -> gr.Blocks:
     """The page."""
-    # A request may name an address in the place of a file; Gradio would fetch it.
+    # Gradio would fetch an address that a request gives instead of a file.
     processing_utils.async_ssrf_protected_download = _refuse_address  # type: ignore[assignment]
     with gr.Blocks(title="refavs-view", analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S)) as page:
         bar = Bar(answers) if answers.shown.stores else None

@@ -35,7 +35,7 @@ from refavs.store.format.schema import OBJECTS, pack_mask
 from refavs.store.shard_writer import ShardWriter
 from refavs.store.writer import StoreWriter
 
-TEXTS_PER_PASS = 64  # on a GPU; a CPU takes all of a job, of which the encoder groups those of one length
+TEXTS_PER_PASS = 64  # on a GPU; on a CPU the encoder gets all texts of a job and groups them by length
 MOST_DECODERS = 16
 SAME_FILES = "provide the same files under the same path on every node, e.g. in a shared --weights-dir"
 _T = TypeVar("_T")

@@ -18,7 +18,7 @@ class Maps(Mapping[str, Tensor]):
 
     Values are computed on every access, on the device of the maps, and are not kept.
 
-    A map of which not all seconds were read has only those; `part` selects from them by the seconds of the clip.
+    A map that was read in part has only the seconds that were read; `part` selects from them by seconds of the clip.
 
     Attributes:
         stored: the numbers as the store has them.

@@ -41,7 +41,7 @@ def specs_of(side: int) -> tuple[ArraySpec, ...]:
 
 
 def pooled_spec(side: int) -> ArraySpec:
-    """The pooled mask features of a frame, of which there is a token for each 32 x 32 pixels."""
+    """The pooled mask features of a frame: a token for each 32 x 32 pixels."""
     return ArraySpec(name="mask_features_pooled", shape=(SECONDS, CHANNELS, side // 32, side // 32), dtype="float32",
                      axes=("t", "c", "h", "w"))  # fmt: skip
 

@@ -102,6 +102,11 @@ def test_features_of_a_store_are_used_and_added(
         for one, two in zip(segmenter.segment_video(other, SENTENCES, stored=stored), computed, strict=True):
             assert one.masks.shape == (4, 72, 128)
             np.testing.assert_allclose(one.object_probability, two.object_probability, atol=1e-5)
+    tables = FeatureStore(location).clips
+    (tmp_path / "second").mkdir()
+    with pytest.raises(StoreError, match="holds features of other files under the same id for 'other'"):
+        stored.add(write_video(tmp_path / "second" / "other.mp4", size=(72, 128), duration_s=3))
+    assert FeatureStore(location).clips.equals(tables)
     monkeypatch.setattr(segmenter.run, "streams", replace(segmenter.run.streams, seconds=5))
     with pytest.raises(StoreError, match="has clips of 10 s than those that the run was trained on"):
         StoredFeatures(location, segmenter.run)
