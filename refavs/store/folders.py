@@ -4,6 +4,7 @@ import errno
 from pathlib import Path
 
 from refavs.store.backends.base import Folder, LocalFolder
+from refavs.store.backends.disk_cache import cache_in_use
 from refavs.store.backends.object_store import RemoteFolder
 from refavs.store.backends.remote_errors import RemoteMissing
 from refavs.store.format.commits import LISTING, read_listing
@@ -20,12 +21,17 @@ class WebFolder(RemoteFolder):
         return sorted(name for name in read_listing(self)["names"] if name.startswith(f"{under}/") or not under)
 
 
-def open_folder(location: str | Path) -> Folder:
+def open_folder(location: str | Path, *, cached: bool = False) -> Folder:
     """Opens the folder at a path or URL (`s3://bucket/prefix`, `gs://`, `http(s)://`, `memory://`).
+
+    Args:
+        cached: read the files of a remote folder through the cache that the environment names, if any.
 
     Raises:
         StoreError: the URL's scheme is unknown.
+        ConfigError: the cache cannot be used.
     """
     if isinstance(location, str) and "://" in location:
-        return (WebFolder if location.startswith(("http://", "https://")) else RemoteFolder)(location)
+        kind = WebFolder if location.startswith(("http://", "https://")) else RemoteFolder
+        return kind(location, cache_in_use() if cached else None)
     return LocalFolder(Path(location))

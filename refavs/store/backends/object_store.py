@@ -34,6 +34,7 @@ from obstore.store import GCSStore, HTTPStore, MemoryStore, S3Store
 from refavs.files.locks import NO_LOCKS
 from refavs.files.plain_file import MOST_BYTES, refuse_long
 from refavs.files.temporary import temporary_folder
+from refavs.store.backends.disk_cache import CachedFile, DiskCache
 from refavs.store.backends.remote_errors import RemoteError, os_error, refuse_url
 
 PART_BYTES = 8 << 20
@@ -55,7 +56,11 @@ T = TypeVar("T")
 
 
 class RemoteFile:
-    """A file on a server, read in ranges."""
+    """A file on a server, read in ranges.
+
+    Attributes:
+        version: a text that changes with the content.
+    """
 
     mapped = False
 
@@ -65,6 +70,7 @@ class RemoteFile:
             facts = obstore.head(folder.reading, folder.key(name))
         self.num_bytes = facts["size"]
         self._tag = facts["e_tag"]
+        self.version = f"{folder.where(name)} {self._tag or facts['last_modified']}"
 
     def read(self, start: int, stop: int) -> UInt8[np.ndarray, " b"]:
         """Returns a copy of the bytes; long ranges are fetched in concurrent parts.
@@ -110,12 +116,15 @@ class RemoteFolder:
     Args:
         location: `s3://bucket/prefix`, `gs://bucket/prefix`, `http(s)://host/path` (read only) or `memory://name`.
 
+    Attributes:
+        cache: where parts of files that are read are kept; None for none.
+
     Raises:
         StoreError: the URL has none of these forms, or contains a password or a query.
     """
 
-    def __init__(self, location: str) -> None:
-        self._location = location.rstrip("/")
+    def __init__(self, location: str, cache: DiskCache | None = None) -> None:
+        self._location, self.cache = location.rstrip("/"), cache
         refuse_url(location)
         parts = urlsplit(self._location)
         self._scheme = parts.scheme
@@ -125,7 +134,7 @@ class RemoteFolder:
         self._conditions_hold = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._location,)
+        return type(self), (self._location, self.cache)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemoteFolder) and other._location == self._location
@@ -156,9 +165,10 @@ class RemoteFolder:
         refuse_long(num_bytes, most)
         return content
 
-    def open(self, name: str) -> RemoteFile:
+    def open(self, name: str) -> RemoteFile | CachedFile:
         """The file, to read ranges of it."""
-        return RemoteFile(self, name)
+        file = RemoteFile(self, name)
+        return file if self.cache is None else self.cache.opened(file)
 
     def write(self, name: str, data: bytes) -> None:
         """Replaces the file in one request."""
