@@ -11,7 +11,10 @@ from refavs.store.format.commits import LISTING, read_listing
 
 
 class WebFolder(RemoteFolder):
-    """A folder of a web server, which cannot list its files: their names come from the list that a store keeps."""
+    """A folder of a web server or of a repository on the hub, which cannot list its files.
+
+    Their names come from the list that a store keeps.
+    """
 
     def names(self, under: str = "") -> list[str]:
         """Names of the commit records below the folder `under`, as written by `StoreWriter.finalise`."""
@@ -22,7 +25,8 @@ class WebFolder(RemoteFolder):
 
 
 def open_folder(location: str | Path, *, cached: bool = False) -> Folder:
-    """Opens the folder at a path or URL (`s3://bucket/prefix`, `gs://`, `http(s)://`, `memory://`).
+    """Opens the folder at a path or URL (`s3://bucket/prefix`, `gs://`, `http(s)://`, `hf://`,
+    `memory://`).
 
     Args:
         cached: read the files of a remote folder through the cache that the environment names, if any.
@@ -32,6 +36,6 @@ def open_folder(location: str | Path, *, cached: bool = False) -> Folder:
         ConfigError: the cache cannot be used.
     """
     if isinstance(location, str) and "://" in location:
-        kind = WebFolder if location.startswith(("http://", "https://")) else RemoteFolder
+        kind = WebFolder if location.startswith(("http://", "https://", "hf://")) else RemoteFolder
         return kind(location, cache_in_use() if cached else None)
     return LocalFolder(Path(location))

@@ -35,6 +35,7 @@ from refavs.files.locks import NO_LOCKS
 from refavs.files.plain_file import MOST_BYTES, refuse_long
 from refavs.files.temporary import temporary_folder
 from refavs.store.backends.disk_cache import CachedFile, DiskCache
+from refavs.store.backends.hub import hub_url
 from refavs.store.backends.remote_errors import RemoteError, os_error, refuse_url
 
 PART_BYTES = 8 << 20
@@ -114,7 +115,8 @@ class RemoteFolder:
     Interrupted uploads leave parts that no listing shows; set a bucket rule that aborts them after a few days.
 
     Args:
-        location: `s3://bucket/prefix`, `gs://bucket/prefix`, `http(s)://host/path` (read only) or `memory://name`.
+        location: `s3://bucket/prefix`, `gs://bucket/prefix`, `http(s)://host/path` (read only),
+            `hf://datasets/ORG/NAME[@REVISION]/path` (read only, as `hub_url` says) or `memory://name`.
 
     Attributes:
         cache: where parts of files that are read are kept; None for none.
@@ -128,7 +130,7 @@ class RemoteFolder:
         refuse_url(location)
         parts = urlsplit(self._location)
         self._scheme = parts.scheme
-        self._prefix = "" if self._scheme in ("http", "https") else parts.path.strip("/")
+        self._prefix = "" if self.read_only else parts.path.strip("/")
         self.reading = self._store(parts.netloc, READING)
         self.writing = self.reading if self.read_only else self._store(parts.netloc, WRITING)
         self._conditions_hold = False
@@ -150,7 +152,7 @@ class RemoteFolder:
     @property
     def read_only(self) -> bool:
         """Whether it is behind a web server."""
-        return self._scheme in ("http", "https")
+        return self._scheme in ("http", "https", "hf")
 
     def where(self, name: str) -> str:
         """URL of a file."""
@@ -313,8 +315,9 @@ class RemoteFolder:
             return _memories.setdefault(host, MemoryStore())
         config: dict[str, Any] = {"client_options": dict(options), "retry_config": RETRIES}
         if self.read_only:
-            config["client_options"]["allow_http"] = self._scheme == "http"
-            return HTTPStore(self._location, **config)
+            url, headers = hub_url(self._location) if self._scheme == "hf" else (self._location, {})
+            config["client_options"] |= {"allow_http": url.startswith("http://"), "default_headers": headers}
+            return HTTPStore(url, **config)
         if self._scheme == "gs":
             return GCSStore(host, **config)
         endpoints = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
