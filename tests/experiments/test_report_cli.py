@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from experiments.report.cli import main, write
 from experiments.sweep.driver import run_sweep
 from experiments.tracking.client import default_tracking_uri
+from experiments.tracking.database import first_use
 from tests.experiments.small_store import make_store
 from tests.experiments.small_sweep import write_facts, write_trial
 from tests.experiments.test_sweep import InProcess, grid_of
@@ -127,7 +128,8 @@ def test_report_in_a_sweep_from_elsewhere_that_leads_out_of_it_is_not_written(
 
 def test_artifacts_that_cannot_be_written_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    client = MlflowClient(uri)
+    with first_use(uri):
+        client = MlflowClient(uri)
     (tmp_path / "gone").write_text("a sweep that was moved: its artifacts' folder is none any more")
     experiment = client.create_experiment("e", artifact_location=(tmp_path / "gone" / "artifacts").as_uri())
     write_facts(tmp_path / "s", tracking_uri=uri, run_id=client.create_run(experiment).info.run_id)
