@@ -155,7 +155,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """MLflow takes seconds to make a database; what is tested gets copies of one, which all processes of tests share."""
+    """MLflow takes seconds to make a database; tests get copies of one that all their processes share."""
     from experiments.tracking import database as module
 
     base = tmp_path_factory.getbasetemp()
