@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from experiments.predict.mlflow_model import EXPRESSION, LOADER, MASKS, PROBABILITY, SETTINGS, VIDEO
+from experiments.tracking.mlflow_model import EXPRESSION, LOADER, MASKS, PROBABILITY, SETTINGS, VIDEO
 from refavs.files.atomic import write_atomically
 from refavs.model.checkpoint import CONFIG, WEIGHTS, read_config
 

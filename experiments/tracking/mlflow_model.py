@@ -15,9 +15,7 @@ from refavs.errors import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from experiments.predict.segmenter import Segmenter
-
-LOADER = "experiments.predict.mlflow_model"
+LOADER = "experiments.tracking.mlflow_model"
 # Settings that `load_model(..., model_config={...})` may replace.
 SETTINGS: dict[str, Any] = {"weights_dir": "", "device": "auto", "frames_per_second": 1.0, "memory": "all"}
 VIDEO, EXPRESSION, MASKS, PROBABILITY = "video", "expression", "masks", "object_probability"
@@ -25,17 +23,22 @@ VIDEO, EXPRESSION, MASKS, PROBABILITY = "video", "expression", "masks", "object_
 
 def _load_pyfunc(path: str, settings: Mapping[str, Any] | None = None) -> "MaskPredictor":
     """Loads the checkpoint in a folder; MLflow calls it."""
-    from experiments.predict.segmenter import load
+    import refavs
 
     told = {**SETTINGS, **(settings or {})}
-    segmenter = load(path, weights_dir=told["weights_dir"] or None, device=told["device"])
+    segmenter = refavs.load(path, weights_dir=told["weights_dir"] or None, device=told["device"])
     return MaskPredictor(segmenter, float(told["frames_per_second"]), told["memory"])
 
 
 class MaskPredictor:
-    """Predicts masks for rows of a video and an expression."""
+    """Predicts masks for rows of a video and an expression.
 
-    def __init__(self, segmenter: "Segmenter", frames_per_second: float, memory: Any) -> None:
+    Args:
+        segmenter: what `refavs.load` returns.
+        memory: see `Segmenter.segment_video`.
+    """
+
+    def __init__(self, segmenter: Any, frames_per_second: float, memory: Any) -> None:
         self.segmenter, self.rate, self.memory = segmenter, frames_per_second, memory
 
     def predict(self, rows: "pd.DataFrame", params: Mapping[str, Any] | None = None) -> "pd.DataFrame":
