@@ -31,11 +31,13 @@ class Names:
 
     Attributes:
         rows: of each clip, in the table's order; `NEW` stands for a fid that the table leaves open.
-        problems: a line for each row or column that cannot be used.
+        problems: a line for each row that is left out.
+        remarks: a line for each column that is not used.
     """
 
     rows: Mapping[str, Sequence[Request]]
     problems: Sequence[str]
+    remarks: Sequence[str] = ()
 
 
 def read_names(path: Path, clips: Sequence[Clip], seconds: int) -> Names:
@@ -45,8 +47,9 @@ def read_names(path: Path, clips: Sequence[Clip], seconds: int) -> Names:
         DatasetError: the file cannot be read, lacks a needed column, or has no row that can be used.
     """
     header = _header(path)
-    problems = [f"{path.name}: column {name!r} is not used; {nearest(name, (*NEEDED, *OPTIONAL))}"
-                for name in header if name not in (*NEEDED, *OPTIONAL)]  # fmt: skip
+    remarks = [f"{path.name}: column {name!r} is not used; {nearest(name, (*NEEDED, *OPTIONAL))}"
+               for name in header if name not in (*NEEDED, *OPTIONAL)]  # fmt: skip
+    problems: list[str] = []
     columns = [*NEEDED, *(name for name in OPTIONAL if name in header)]
     known = {composed(clip.id): clip.id for clip in clips}
     known |= {composed(clip.video.relative_to(clip.root).as_posix()): clip.id for clip in clips
@@ -67,7 +70,7 @@ def read_names(path: Path, clips: Sequence[Clip], seconds: int) -> Names:
         first = f" ({problems[0]})" if problems else ""
         raise DatasetError(f"{path}: none of its {number} rows names an object of a clip{first}; accepted: columns "
                            f"vid,name where vid is one of {', '.join(list(known)[:3])}")  # fmt: skip
-    return Names(rows=rows, problems=problems)
+    return Names(rows=rows, problems=problems, remarks=remarks)
 
 
 def numbered(rows: Sequence[Request], earlier: Iterable[Request]) -> tuple[Request, ...]:

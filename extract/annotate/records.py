@@ -19,7 +19,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from refavs.data.layouts.tables import is_plain_path
 from refavs.data.rle import PlainRunLengths as RunLengths
 from refavs.errors import DatasetError
 from refavs.files.atomic import write_atomically
@@ -280,6 +279,8 @@ class ProjectFolder:
 
     def clips(self) -> list[str]:
         """Ids of the clips that have been proposed, sorted; an id may contain slashes."""
+        from refavs.data.layouts.tables import is_plain_path  # its package imports pandas
+
         root = self.path / CLIPS
         found = [path.parent.relative_to(root).as_posix() for path in root.rglob(SCENES)]
         return sorted(name for name in found if is_plain_path(name))
