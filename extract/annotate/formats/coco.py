@@ -7,8 +7,15 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 
 from extract.annotate.formats.drawn import (
-    DrawnFrame, DrawnMask, Sizes, frame_name, frame_of, json_of, size_problem, to_json,
-)  # fmt: skip
+    DrawnFrame,
+    DrawnMask,
+    Sizes,
+    drawn_frame,
+    frame_name,
+    json_of,
+    to_json,
+    unusable,
+)
 from refavs.data.rle import decoded, encoded
 from refavs.files.typed_json import Count, OddRecord, shaped
 
@@ -99,31 +106,11 @@ def read(path: Path, sizes: Sizes) -> Iterator[DrawnFrame]:
     for annotation in content["annotations"]:
         of_image.setdefault(annotation["image_id"], []).append(annotation)
     for image in content["images"]:
-        yield _frame(image, of_image.pop(image["id"], []), names, sizes)
+        size = image["height"], image["width"]
+        yield drawn_frame(image["file_name"], size, sizes, of_image.pop(image["id"], []),
+                          lambda annotation, size=size: _drawn(annotation, names, size))  # fmt: skip
     for number, left in of_image.items():
-        yield _unusable(f"{len(left)} masks of image {number}, which the file does not list; left out")
-
-
-def _frame(image: _Image, annotations: list[_Annotation], names: dict[int, str], sizes: Sizes) -> DrawnFrame:
-    place = frame_of(image["file_name"])
-    if place is None:
-        return _unusable(f"image {image['file_name'][:80]!r} is not named <clip>_<second>.jpg; left out")
-    clip, second = place
-    where, size = f"clip {clip}, second {second}", (image["height"], image["width"])
-    if problem := size_problem(where, size, sizes, clip):
-        return _unusable(problem)
-    masks, refused = [], []
-    for annotation in annotations:
-        try:
-            masks.append(_drawn(annotation, names, size))
-        except ValueError as error:
-            refused.append(f"{where}: {error}")
-    return DrawnFrame(clip=clip, second=second, height=size[0], width=size[1], masks=tuple(masks),
-                      refused=tuple(refused))  # fmt: skip
-
-
-def _unusable(line: str) -> DrawnFrame:
-    return DrawnFrame(clip="", second=0, height=0, width=0, refused=(line,))
+        yield unusable(f"{len(left)} masks of image {number}, which the file does not list; left out")
 
 
 def _drawn(annotation: _Annotation, names: dict[int, str], size: tuple[int, int]) -> DrawnMask:
@@ -134,7 +121,7 @@ def _drawn(annotation: _Annotation, names: dict[int, str], size: tuple[int, int]
         raise ValueError(f"a mask {name!r} has no fid; left out. Give it the fid of its object")
     if annotation.get("track_id", fid) != fid:
         track = annotation.get("track_id")
-        raise ValueError(f"the mask of object {track} ({name!r}) now has fid {fid}; left out. Set its fid back to {track}")
+        raise ValueError(f"the mask of object {track} ({name!r}) now has fid {fid}; left out. Set fid back to {track}")
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, list):
         raise ValueError(f"a polygon of object {fid} where masks were; left out. Export run lengths (RLE)")
@@ -145,4 +132,5 @@ def _drawn(annotation: _Annotation, names: dict[int, str], size: tuple[int, int]
             raise OddRecord(f"its size is {lengths['size'][:4]}, the frame's {list(size)}")
         return DrawnMask(fid=fid, name=name, mask=decoded(lengths))
     except ValueError as error:
-        raise ValueError(f"the mask of object {fid} is unusable ({str(error)[:120]}); left out. Export it again") from None
+        reason = str(error)[:100]
+        raise ValueError(f"the mask of object {fid} is unusable ({reason}); left out. Export it anew") from None

@@ -13,8 +13,15 @@ import numpy as np
 from jaxtyping import Bool
 
 from extract.annotate.formats.drawn import (
-    DrawnFrame, DrawnMask, Sizes, frame_name, frame_of, opened, size_problem, to_json,
-)  # fmt: skip
+    DrawnFrame,
+    DrawnMask,
+    Sizes,
+    drawn_frame,
+    frame_name,
+    opened,
+    to_json,
+    unusable,
+)
 from refavs.data.rle import from_runs, runs_of
 from refavs.errors import DatasetError
 
@@ -105,8 +112,8 @@ class _Reader:
             self._image, self._shapes = attributes, []
         elif kind == "track":
             name = attributes.get("label", "")
-            self._done.append(_unusable(f"track {name!r}: CVAT keeps one mask of a track only; left out. Export as 'CVAT "
-                                        "for images 1.1'"))  # fmt: skip
+            self._done.append(unusable(f"track {name!r}: CVAT keeps only one mask of a track; left out. Draw a mask in "
+                                       "every frame instead"))  # fmt: skip
         elif self._image is not None and (kind == "mask" or kind in _SHAPES):
             self._shapes.append((kind, dict(attributes)))
         elif kind == "attribute" and attributes.get("name") == "fid" and self._shapes:
@@ -126,48 +133,31 @@ class _Reader:
 
     def _frame(self, image: _Attributes) -> DrawnFrame:
         name = image.get("name", "")
-        place = frame_of(name)
-        if place is None:
-            return _unusable(f"image {name[:80]!r} is not named <clip>_<second>.jpg; left out")
-        clip, second = place
-        where = f"clip {clip}, second {second}"
         try:
-            height, width = _whole(image, "height"), _whole(image, "width")
+            size = _whole(image, "height"), _whole(image, "width")
         except ValueError as error:
-            return _unusable(f"{where}: {error}; left out")
-        if problem := size_problem(where, (height, width), self._sizes, clip):
-            return _unusable(problem)
-        masks, refused = [], []
-        for kind, shape in self._shapes:
-            try:
-                masks.append(_drawn(kind, shape, height, width))
-            except ValueError as error:
-                refused.append(f"{where}: {error}")
-        return DrawnFrame(clip=clip, second=second, height=height, width=width, masks=tuple(masks),
-                          refused=tuple(refused))  # fmt: skip
-
-
-def _unusable(line: str) -> DrawnFrame:
-    return DrawnFrame(clip="", second=0, height=0, width=0, refused=(line,))
+            return unusable(f"frame {name[:80]!r}: {error}; left out")
+        return drawn_frame(name, size, self._sizes, self._shapes, lambda shape: _drawn(*shape, *size))
 
 
 def _drawn(kind: str, shape: _Attributes, height: int, width: int) -> DrawnMask:
     """One mask; raises ValueError with the reason if it cannot be used."""
     label = shape.get("label", "")[:80]
     if kind != "mask":
-        raise ValueError(f"a {kind} {label!r} where masks were; left out. Draw with CVAT's brush, or convert it to a mask")
+        raise ValueError(f"a {kind} {label!r} where masks were; left out. Draw with CVAT's brush")
     fid = _whole(shape, "fid")
     group = _whole(shape, "group_id") if shape.get("group_id") else 0
     if group not in (0, fid):
-        raise ValueError(f"the mask of object {group} ({label!r}) now has fid {fid}; left out. Set its fid back to {group}")
+        raise ValueError(f"the mask of object {group} ({label!r}) now has fid {fid}; left out. Set fid back to {group}")
     left, top, wide, high = (_whole(shape, name) for name in ("left", "top", "width", "height"))
     if not (wide and high) or left + wide > width or top + high > height:
         raise ValueError(f"the mask of object {fid} does not lie inside the frame; left out. Export it again")
     mask = np.zeros((height, width), bool)
     try:
-        mask[top : top + high, left : left + wide] = from_runs(list(map(int, shape["rle"].split(","))), high, wide, "C")
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"the mask of object {fid} is damaged ({str(error)[:80]}); left out. Export it again") from None
+        runs = list(map(int, shape.get("rle", "").split(",")))
+        mask[top : top + high, left : left + wide] = from_runs(runs, high, wide, "C")
+    except ValueError as error:
+        raise ValueError(f"the mask of object {fid} is damaged ({str(error)[:80]}); left out. Export it anew") from None
     return DrawnMask(fid=fid, name=shape.get("label", ""), mask=mask)
 
 

@@ -2,11 +2,11 @@
 
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool
@@ -17,6 +17,7 @@ from refavs.files.typed_json import OddRecord, read_json, shaped
 
 MOST_BYTES = 2**29  # of a tool's file; larger projects are exported in parts
 Sizes = Mapping[str, tuple[int, int]]  # height and width of each clip's frames
+Shape = TypeVar("Shape")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +60,46 @@ def frame_of(name: str) -> tuple[str, int] | None:
     return (clip, int(second)) if clip and second.isascii() and second.isdigit() and len(second) < 7 else None
 
 
-def size_problem(frame: str, found: tuple[int, int], sizes: Sizes, clip: str) -> str | None:
-    """One line if the clip is unknown or its frames have another size than (height, width) `found`."""
+def unusable(line: str) -> DrawnFrame:
+    """A part of a file that belongs to no frame."""
+    return DrawnFrame(clip="", second=0, height=0, width=0, refused=(line,))
+
+
+def drawn_frame(
+    name: str, size: tuple[int, int] | None, sizes: Sizes, shapes: Iterable[Shape], draw: Callable[[Shape], DrawnMask],
+    author: str = "",
+) -> DrawnFrame:  # fmt: skip
+    """A frame with those of its shapes that are masks.
+
+    Args:
+        name: file name of the frame.
+        size: height and width that the file gives; None where it gives none.
+        draw: makes the mask of a shape, or raises ValueError with the reason why it is left out.
+    """
+    place = frame_of(name)
+    if place is None:
+        return unusable(f"frame {name[:80]!r} is not named <clip>_<second>.jpg; left out")
+    clip, second = place
+    where = f"clip {clip}, second {second}"
     if clip not in sizes:
-        return f"{frame}: the project has no clip {clip!r}; left out"
+        return unusable(f"{where}: the project has no clip {clip!r}; left out")
     height, width = sizes[clip]
-    if found == (height, width):
-        return None
-    return (f"{frame}: the file says {found[1]} x {found[0]} pixels, the frame has {width} x {height}; left out. "
-            "Make the tool's task from the exported frames")  # fmt: skip
+    if size not in (None, (height, width)):
+        return unusable(f"{where}: {other_size(size, sizes[clip])}")
+    masks, refused = [], []
+    for shape in shapes:
+        try:
+            masks.append(draw(shape))
+        except ValueError as error:
+            refused.append(f"{where}: {error}")
+    return DrawnFrame(clip=clip, second=second, height=height, width=width, masks=tuple(masks), refused=tuple(refused),
+                      author=author)  # fmt: skip
+
+
+def other_size(found: tuple[int, int], wanted: tuple[int, int]) -> str:
+    """Says that a file's (height, width) differs from the frame's."""
+    return (f"the file says {found[1]} x {found[0]} pixels, the frame has {wanted[1]} x {wanted[0]}; left out. Make "
+            "the tool's task from the exported frames")  # fmt: skip
 
 
 @contextmanager

@@ -13,8 +13,17 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from extract.annotate.formats.drawn import (
-    DrawnFrame, DrawnMask, Sizes, frame_name, frame_of, json_of, size_problem, to_json,
-)  # fmt: skip
+    DrawnFrame,
+    DrawnMask,
+    Sizes,
+    drawn_frame,
+    frame_name,
+    frame_of,
+    json_of,
+    other_size,
+    to_json,
+    unusable,
+)
 from refavs.data.rle import runs_of
 from refavs.files.typed_json import Count, OddRecord, shaped
 
@@ -95,29 +104,11 @@ def read(path: Path, sizes: Sizes) -> Iterator[DrawnFrame]:
 
 def _frame(task: _Task, sizes: Sizes) -> DrawnFrame:
     name = str(task["data"].get("frame", task["data"].get("image", "")))
-    place = frame_of(name)
-    if place is None:
-        return _unusable(f"task {name[:80]!r} is not named <clip>_<second>.jpg; left out")
-    clip, second = place
-    where = f"clip {clip}, second {second}"
-    if clip not in sizes:
-        return _unusable(f"{where}: the project has no clip {clip!r}; left out")
     result, author = _newest(task)
     if result is None:
-        return _unusable(f"{where}: the task has no annotation; left as it was")
-    masks, refused = [], []
-    for region in result:
-        try:
-            masks.append(_drawn(region, sizes, clip))
-        except ValueError as error:
-            refused.append(f"{where}: {error}")
-    height, width = sizes[clip]
-    return DrawnFrame(clip=clip, second=second, height=height, width=width, masks=tuple(masks), refused=tuple(refused),
-                      author=author)  # fmt: skip
-
-
-def _unusable(line: str) -> DrawnFrame:
-    return DrawnFrame(clip="", second=0, height=0, width=0, refused=(line,))
+        return unusable(f"frame {name[:80]!r}: the task has no annotation; left as it was")
+    clip = (frame_of(name) or ("",))[0]
+    return drawn_frame(name, None, sizes, result, lambda region: _drawn(region, sizes[clip]), author)
 
 
 def _newest(task: _Task) -> tuple[list[Any] | None, str]:
@@ -134,7 +125,7 @@ def _newest(task: _Task) -> tuple[list[Any] | None, str]:
     return (result if isinstance(result, list) else None), author[:80]
 
 
-def _drawn(region: Any, sizes: Sizes, clip: str) -> DrawnMask:
+def _drawn(region: Any, size: tuple[int, int]) -> DrawnMask:
     """One mask; raises ValueError with the reason if it cannot be used."""
     kind = region.get("type") if isinstance(region, dict) else None
     if kind != "brushlabels":
@@ -148,15 +139,14 @@ def _drawn(region: Any, sizes: Sizes, clip: str) -> DrawnMask:
     fid, _, name = label.partition(" ")
     if not (fid.isascii() and fid.isdigit() and len(fid) < 10):
         raise ValueError(f"a mask with the label {label[:40]!r}; left out. Give it one of the labels '<fid> <name>'")
-    if problem := size_problem(f"the mask of object {fid}", (found["original_height"], found["original_width"]), sizes,
-                               clip):  # fmt: skip
-        raise ValueError(problem)
+    if size != (found["original_height"], found["original_width"]):
+        raise ValueError(f"object {fid}: {other_size((found['original_height'], found['original_width']), size)}")
     try:
         if value["format"] != "rle":
             raise ValueError(f"its format is {value['format'][:20]!r}, not 'rle'")
-        mask = unpacked(bytes(value["rle"]), *sizes[clip])
+        mask = unpacked(bytes(value["rle"]), *size)
     except ValueError as error:
-        raise ValueError(f"the mask of object {fid} is damaged ({error}); left out. Export it again") from None
+        raise ValueError(f"the mask of object {fid} is damaged ({error}); left out. Export it anew") from None
     return DrawnMask(fid=int(fid), name=name, mask=mask)
 
 
@@ -181,8 +171,9 @@ def unpacked(data: bytes, height: int, width: int) -> Bool[np.ndarray, "h w"]:
     bits = _Bits(data)
     length, word = bits.number(_LENGTH_BITS), bits.number(_WORD_BITS) + 1
     sizes = [bits.number(_SIZE_BITS) + 1 for _ in _RUN_BITS]
-    if length != height * width * _CHANNELS or word != _VALUE_BITS:
-        raise ValueError(f"its stream has {length:,} values of {word} bits, the picture {height * width * _CHANNELS:,} of 8")
+    wanted = height * width * _CHANNELS
+    if length != wanted or word != _VALUE_BITS:
+        raise ValueError(f"its stream has {length:,} values of {word} bits, the picture {wanted:,} of 8")
     values = np.zeros(length, np.uint8)
     at = 0
     while at < length:
