@@ -12,11 +12,9 @@ import csv
 import errno
 import io
 import json
-import os
 import wave
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,7 +25,7 @@ from PIL import Image
 
 from refavs.choices import DEFAULT_VIDEOS
 from refavs.errors import DatasetError
-from refavs.files.partials import lock_partial, partial_path, remove_left, remove_partial
+from refavs.files.whole_folder import whole_folder
 from refavs.synthetic.plan import Clip, Medium, Row, Settings, draw_clip, generator, plan
 from refavs.synthetic.scene import DURATION_S, SEEN_CATEGORIES, render
 from refavs.synthetic.voices import SAMPLE_RATE_HZ, synthesise
@@ -69,44 +67,23 @@ def write_benchmark(
     wanted = DEFAULT_VIDEOS if videos is True else int(videos)
     settings = Settings(num_clips=num_clips, seed=seed, size=size, num_videos=min(wanted, num_clips))
     out = Path(out).resolve()
-    hidden = out.with_name(f".{out.name}")
-    remove_left(hidden)
     media, rows = plan(settings)
     if _already_there(out, settings, media, rows):
         return None
-    with _new_folder(hidden) as partial:
-        _write_all(partial, settings, media, rows)
-        try:
-            os.rename(partial, out)  # also replaces an empty folder
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            if _already_there(out, settings, media, rows):  # another process was faster
-                return None
-            raise
+    try:
+        with whole_folder(out) as partial:
+            _write_all(partial, settings, media, rows)
+    except OSError as error:
+        another_was_faster = error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+        if another_was_faster and _already_there(out, settings, media, rows):
+            return None
+        raise
     return Summary(
         num_clips=num_clips,
         num_nulls=len(media) - num_clips,
         num_videos=settings.num_videos,
         expressions=dict(Counter(row.split for row in rows)),
     )
-
-
-@contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """Yields a locked temporary folder, and removes it unless it was renamed."""
-    partial = partial_path(path)
-    partial.mkdir(parents=True)
-    lock = None
-    try:
-        with suppress(OSError):  # without locks, nobody removes the folder of a killed process
-            lock = lock_partial(partial)
-        yield partial
-    finally:
-        with suppress(OSError):  # for example on a disk that became read-only
-            remove_partial(partial)
-        if lock is not None:
-            os.close(lock)
 
 
 def _fids(rows: Sequence[Row]) -> dict[str, list[int]]:
