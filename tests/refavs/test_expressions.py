@@ -7,9 +7,9 @@ from itertools import permutations
 import numpy as np
 import pytest
 
+from refavs.expressions.templates import TEMPLATES, Situation, expressions, sentences
 from refavs.synthetic.plan import Clip, Settings, draw_clip
 from refavs.synthetic.scene import COLOURS, SEEN_CATEGORIES, SceneObject, make_scene, render
-from refavs.synthetic.templates import TEMPLATES, Situation, expressions, sentences
 from refavs.synthetic.voices import SAMPLE_RATE_HZ, Schedule, synthesise
 
 SETTINGS = Settings(num_clips=50)
