@@ -32,7 +32,7 @@ from refavs.synthetic.voices import SAMPLE_RATE_HZ, synthesise
 from refavs.terminal.console import ProgressBar
 
 _NUM_FRAMES = 10
-_VIDEO_FPS = 10
+VIDEO_FPS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +112,8 @@ def _tables(rows: Sequence[Row]) -> dict[str, bytes]:
     of_expressions = ((row.uid, row.template.grade, row.template.dimension, row.template.pattern) for row in rows)
     metadata = ((row.vid, row.uid, row.split, row.fid, row.text) for row in rows)
     return {
-        "expressions.csv": _csv(("uid", "grade", "dimension", "template"), of_expressions),
-        "metadata.csv": _csv(("vid", "uid", "split", "fid", "exp"), metadata),
+        "expressions.csv": csv_bytes(("uid", "grade", "dimension", "template"), of_expressions),
+        "metadata.csv": csv_bytes(("vid", "uid", "split", "fid", "exp"), metadata),
     }
 
 
@@ -149,7 +149,7 @@ def _write_medium(
             Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{second:05d}.png")
     write_wav(frames.parent / "audio.wav", samples)
     if video:
-        moments = (np.arange(round(DURATION_S * _VIDEO_FPS)) / _VIDEO_FPS).tolist()
+        moments = (np.arange(round(DURATION_S * VIDEO_FPS)) / VIDEO_FPS).tolist()
         moving = np.stack([render(clip.scene, time_s)[0] for time_s in moments])
         (root / "videos").mkdir(exist_ok=True)
         write_video(root / "videos" / f"{medium.id}.mp4", moving, samples)
@@ -159,7 +159,7 @@ def write_video(path: Path, frames: UInt8[np.ndarray, "f h w 3"], samples: Int16
     """Writes an .mp4 with H.264 at 10 frames per second and the 16 kHz track as AAC."""
     with av.open(str(path), "w") as container:
         options = {"preset": "veryfast", "crf": "14", "threads": "1"}
-        picture = container.add_stream("libx264", rate=_VIDEO_FPS, options=options)
+        picture = container.add_stream("libx264", rate=VIDEO_FPS, options=options)
         sound = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono", options={"aac_coder": "fast"})
         picture.pix_fmt = "yuv420p"
         picture.height, picture.width = frames.shape[1:3]
@@ -184,7 +184,8 @@ def write_wav(path: Path, samples: Int16[np.ndarray, " n"]) -> None:
         file.writeframes(samples.astype("<i2").tobytes())
 
 
-def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """A table as CSV."""
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(header)
