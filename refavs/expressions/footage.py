@@ -5,7 +5,7 @@ second piano (supplement A.3). Facts that a program cannot see, such as verbs an
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from refavs.expressions.situation import (
     SPATIAL,
@@ -249,7 +249,7 @@ def _stated_place(word: str) -> Relation:
 
 
 _STATED = ("near", "far from", "in front of", "behind", "on", "under")
-_PLACES: dict[str, Relation] = {**SPATIAL, **{word: _stated_place(word) for word in _STATED}}
+PLACES: dict[str, Relation] = {**SPATIAL, **{word: _stated_place(word) for word in _STATED}}
 
 
 def _sounding_of(situation: Situation, found: Objects) -> Objects:
@@ -267,7 +267,7 @@ def _timed(word: str) -> Callable[[Situation, Objects], Objects]:
 
 def _placed_by_time() -> Cue:
     """A place beside the first or last of several sounding objects of a category."""
-    cues = {word: _compared("spatial", _PLACES, anchors=_timed(word), facts=("place",)) for word in SOUND_TIME}
+    cues = {word: _compared("spatial", PLACES, anchors=_timed(word), facts=("place",)) for word in SOUND_TIME}
 
     def words(situation: Situation, subjects: Objects) -> Iterator[Words]:
         return (said | {"time": word} for word, cue in cues.items() for said in cue.words(situation, subjects))
@@ -295,8 +295,8 @@ _VERB_UPON = _upon()
 _HELD = _upon("held by", lambda category: category in PERSONS)
 _SOUNDING = _plain(lambda situation, subjects: subjects & situation.sounding)
 _ENTIRE = _plain(lambda situation, subjects: frozenset(filter(situation.stays, subjects)))
-_PLACED = _compared("spatial", _PLACES, facts=("place",))
-_PLACED_BY_SOUNDING = _compared("spatial", _PLACES, anchors=_sounding_of, facts=("place",))
+_PLACED = _compared("spatial", PLACES, facts=("place",))
+_PLACED_BY_SOUNDING = _compared("spatial", PLACES, anchors=_sounding_of, facts=("place",))
 
 
 @dataclass(frozen=True)
@@ -307,10 +307,6 @@ class ClassTemplate(Pattern):
     grade: int
     dimension: str
     cues: tuple[Cue, ...]
-    facts: tuple[str, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "facts", tuple(dict.fromkeys(kind for cue in self.cues for kind in cue.facts)))
 
     def fillings(self, situation: Situation) -> Iterator[Filling]:
         """Everything the sentence may say in the situation."""
@@ -332,6 +328,11 @@ class ClassTemplate(Pattern):
             text = text.replace(f"a [{placeholder}]", f"{'an' if word[:1] in 'aeiou' else 'a'} [{placeholder}]")
             text = text.replace(f"[{placeholder}]", word)
         return text
+
+    def facts(self, filling: Filling) -> tuple[str, ...]:
+        """Those of its cues; masks tell the places of `SPATIAL`."""
+        seen = "place" if SPATIAL.keys() & set(filling) else ""
+        return tuple(dict.fromkeys(kind for cue in self.cues for kind in cue.facts if kind != seen))
 
     def meaning(self, situation: Situation, filling: Filling) -> Meaning | None:
         """What the sentence picks out, and what it would without each cue."""
@@ -377,7 +378,7 @@ FOOTAGE: tuple[Pattern, ...] = (
     ClassTemplate("The [surface] [object] that makes the sound with rhythm [rhythm] than the [object.2].", 5,
                   "acoustic", (_SURFACE, _compared("rhythm", _RHYTHM, heard=True, facts=("rhythm",)))),
     ClassTemplate("The [surface] [object] that makes [volume] sound than the [object.2].", 4, "acoustic",
-                  (_SURFACE, _compared("volume", VOLUME, heard=True))),
+                  (_SURFACE, _compared("volume", VOLUME, heard=True, facts=("level",)))),
     ClassTemplate("The [object] making [duration] sound duration than the [object.2].", 5, "acoustic+temporal",
                   (_compared("duration", DURATION, heard=True),)),
     ClassTemplate("The [object] [spatial] the sounding [object.2].", 5, "acoustic", (_PLACED_BY_SOUNDING,)),

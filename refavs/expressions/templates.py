@@ -51,13 +51,11 @@ class Pattern(Protocol):
         pattern: the sentence with placeholders in brackets.
         grade: difficulty 1-5 (supplement, Fig. 4).
         dimension: the cues needed, in the terms of the supplement's Table 2.
-        facts: kinds of facts that decide what it refers to, beside category, place, time and sound.
     """
 
     pattern: str
     grade: int
     dimension: str
-    facts: tuple[str, ...]
 
     def fillings(self, situation: Situation) -> Iterable[Filling]:
         """All words that may fill it in a situation."""
@@ -71,6 +69,10 @@ class Pattern(Protocol):
         """What the sentence picks out; None if that is unclear."""
         ...
 
+    def facts(self, filling: Filling) -> tuple[str, ...]:
+        """Kinds of facts stated by people that decide what the sentence picks out, beside category and sound."""
+        ...
+
 
 @dataclass(frozen=True)
 class Template(Pattern):
@@ -79,6 +81,7 @@ class Template(Pattern):
     Attributes:
         pattern: `[object]` is a category, and at most one other placeholder is one of `words`.
         reading: what a filled-in sentence refers to.
+        stated: kinds of facts that it needs.
     """
 
     pattern: str
@@ -86,7 +89,7 @@ class Template(Pattern):
     dimension: str
     reading: Reading
     words: tuple[str, ...] = ("",)
-    facts: tuple[str, ...] = ()
+    stated: tuple[str, ...] = ()
 
     def text(self, filling: Filling) -> str:
         """The sentence for one word and one category."""
@@ -108,6 +111,10 @@ class Template(Pattern):
         """What the sentence picks out."""
         word, noun = filling
         return self.reading(situation, word, noun)
+
+    def facts(self, filling: Filling) -> tuple[str, ...]:
+        """The same for all words."""
+        return self.stated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,13 +145,14 @@ def expressions(situation: Situation, templates: Sequence[Pattern] | None = None
                 (target,) = meaning.referents
                 found.append(Expression(
                     text=template.text(filling), template=template, filling=filling, target=target,
-                    without=meaning.without, unsure=_unsure(template, situation),
+                    without=meaning.without, unsure=unknown_facts(template, filling, situation),
                 ))  # fmt: skip
     return found
 
 
-def _unsure(template: Pattern, situation: Situation) -> tuple[str, ...]:
-    facts = (*template.facts, "sound") if "acoustic" in template.dimension else template.facts
+def unknown_facts(template: Pattern, filling: Filling, situation: Situation) -> tuple[str, ...]:
+    """Kinds of facts that a sentence needs and that are not known of every object."""
+    facts = (*template.facts(filling), *(("sound",) if "acoustic" in template.dimension else ()))
     return tuple(kind for kind in facts if situation.unknown.get(kind))
 
 
@@ -273,14 +281,17 @@ TEMPLATES: tuple[Template, ...] = (
     Template("The object [spatial] the [object].", 1, "spatial", _spatial, tuple(SPATIAL)),
     Template("The sounding object.", 2, "acoustic", _sounding),
     Template(
-        "The object making the [volume sup] sound.", 4, "acoustic", extreme(VOLUME_SUP, True), tuple(VOLUME_SUP)
+        "The object making the [volume sup] sound.", 4, "acoustic", extreme(VOLUME_SUP, True), tuple(VOLUME_SUP),
+        ("level",),
     ),
     Template(
-        "The object making [volume] sound than the [object].", 4, "acoustic", compared(VOLUME, True), tuple(VOLUME)
+        "The object making [volume] sound than the [object].", 4, "acoustic", compared(VOLUME, True), tuple(VOLUME),
+        ("level",),
     ),
     Template(
         "The object volume is [volume] over the time.", 5, "acoustic+temporal",
         changing(lambda situation, index: change_of_level(situation.heard(index))), ("louder", "lower"),
+        ("level",),
     ),
     Template(
         "The [time] object to make a sound.", 5, "acoustic+temporal", extreme(SOUND_TIME, True), tuple(SOUND_TIME)

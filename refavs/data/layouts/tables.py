@@ -73,6 +73,15 @@ def read_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, ...]]:
         raise DatasetError(f"{path} cannot be read ({reason_of(error)}); copy it again.") from error
 
 
+def header_of(path: Path) -> list[str]:
+    """The columns of a CSV file; empty if it cannot be read, which `read_rows` then explains."""
+    try:
+        with open_file(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
+            return next(csv.reader([file.readline(_LINE_CHARACTERS)]), [])
+    except (OSError, UnusableFileError, UnicodeDecodeError, csv.Error):
+        return []
+
+
 def _lines(file: io.TextIOWrapper, path: Path) -> Iterator[str]:
     number = 0
     while line := file.readline(_LINE_CHARACTERS):

@@ -49,7 +49,7 @@ def make_project(
         files = project.clip(clip_id)
         (files.folder / "frames").mkdir(parents=True)
         for second in range(SECONDS):
-            pixels = np.full((*SIZE, 3), 20 * number + 3 * second, np.uint8)
+            pixels = np.full((*SIZE, 3), (20 * number + 3 * second) % 256, np.uint8)
             Image.fromarray(pixels).save(files.frame(second))
         if sound:
             with wave.open(str(files.sound), "wb") as file:
