@@ -225,7 +225,7 @@ def _mixed(offered: Sequence[Expression], wanted: int, mix: Counter[str], used: 
                         key=lambda name: (SHARES.get(name, 0) * total - mix[name], name))  # fmt: skip
         targets = Counter(one.target for one in picked)
         one = min((one for one in sure if one.template.dimension == dimension),
-                  key=lambda one: (used[one.template.pattern], targets[one.target]))  # fmt: skip
+                  key=lambda one: (targets[one.target], used[one.template.pattern]))  # fmt: skip
         left.remove(one)
         picked.append(one)
         mix[dimension] += 1

@@ -76,7 +76,7 @@ def test_the_layout_reads_the_benchmark_without_a_complaint(packed: tuple[Projec
 def test_masks_frames_and_sound_are_the_projects(packed: tuple[ProjectFolder, Path]) -> None:
     project, root = packed
     clip = CLIPS[0]
-    for fid in (1, 3):
+    for fid in (1, 2):
         for second in range(10):
             mask = np.asarray(Image.open(root / f"gt_mask/{clip}/fid_{fid}/{second:05d}.png"))
             assert np.array_equal(mask > 0, blob(fid, second)) and mask.shape == SIZE
@@ -86,7 +86,7 @@ def test_masks_frames_and_sound_are_the_projects(packed: tuple[ProjectFolder, Pa
 
 
 def test_null_copies_are_muted_or_have_another_sound(packed: tuple[ProjectFolder, Path]) -> None:
-    project, root = packed
+    _, root = packed
     rows = table(root)
     nulls = rows[rows["uid"].str.startswith("null_")]
     assert set(nulls["fid"]) == {0} and not nulls["vid"].str.startswith("null_").any()
@@ -138,7 +138,7 @@ def test_unseen_categories_are_held_out(tmp_path: Path) -> None:
     clips = CLIPS[:3]
     project = expressed(tmp_path, clips)
     state(project.clip(clips[1]), {3: {"class": "robot"}})
-    assert main(["express", str(project.path)]) == 0
+    assert main(["express", str(project.path), "--per-clip", "30"]) == 0
     assert main(["pack", str(project.path), str(tmp_path / "bench"), "--unseen", "robot"]) == 0
     rows = table(tmp_path / "bench")
     unseen = rows[rows["split"] == "test_u"]
