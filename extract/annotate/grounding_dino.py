@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,14 +15,21 @@ from extract.encoders.networks import frozen
 from extract.encoders.protocol import EncoderSetup
 from extract.encoders.tokens import read_tokenizer, tokenizer_files, word_pieces
 from extract.encoders.weights import WeightPart
+from extract.pipeline.estimate import seconds_of
 from refavs.errors import WeightsError
 from refavs.machine.torchvision_shim import ensure_torchvision
 
 UNUSED = (r".*position_ids", r".*relative_position_index")
+CLS, SEP, STOP = 101, 102, 1012  # word pieces of BERT that the network knows by number
+USUAL_SIZE = (750, 1333)  # of a frame of 16:9 as the network takes it
 MOST_NAMES = 16  # in one pass; the network reads 256 word pieces
 LEAST_SHARED = 3  # letters that a label and a name must share
-_SWIN = {"model_type": "swin", "out_indices": [2, 3, 4]}
-_BASE = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12, "image_size": 384}
+# The published backbones, where they differ from Swin-T.
+BACKBONES: dict[str, dict[str, Any]] = {
+    "grounding-dino-tiny": {},
+    "grounding-dino-base": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12,
+                            "image_size": 384},
+}  # fmt: skip
 
 
 class GroundingDino(Detector):
@@ -40,7 +47,7 @@ class GroundingDino(Detector):
     ) -> None:
         self.name, self._setup = name, setup
         self._threshold, self._text_threshold = threshold, text_threshold
-        self._published = {"backbone_config": {**_SWIN, **backbone}}
+        self._published = {"backbone_config": {"model_type": "swin", "out_indices": [2, 3, 4], **backbone}}
         self.files = HubFolder(repository=f"IDEA-Research/{name}", source=setup.weights)
 
     def revision(self) -> str:
@@ -84,6 +91,13 @@ class GroundingDino(Detector):
                                             cls_token="[CLS]", sep_token="[SEP]")  # fmt: skip
         return GroundingDinoProcessor(pictures, tokenizer)
 
+    def rehearse(self) -> dict[str, float]:
+        """Of the network, for a wide frame and some words."""
+        ids = torch.tensor([[CLS, *[STOP + 1] * 8, STOP, SEP]], device=self._setup.device)
+        pixels = torch.zeros(1, 3, *USUAL_SIZE, device=self._setup.device)
+        with torch.no_grad():
+            return {"frame": seconds_of(lambda: self.network(pixel_values=pixels, input_ids=ids))}
+
     def detect(self, frame: Frame, names: Sequence[str]) -> list[Detection]:
         """All boxes above the threshold whose labels match a name."""
         parts = (names[first : first + MOST_NAMES] for first in range(0, len(names), MOST_NAMES))
@@ -99,7 +113,7 @@ class GroundingDino(Detector):
         )
         detections = []
         values = (found["scores"].tolist(), found["boxes"].tolist(), found["text_labels"])
-        for score, box, label in zip(*values, strict=True):
+        for score, box, label in zip(*values, strict=False):  # without a box there is one label, an empty one
             name = matched(label, asked)
             if name is not None:
                 x0, y0, x1, y1 = box
@@ -128,7 +142,6 @@ def matched(label: str, names: Iterable[str]) -> str | None:
     return best if shared(best)[0] >= min(LEAST_SHARED, len(best)) else None
 
 
-DETECTORS = {
-    "grounding-dino-tiny": partial(GroundingDino, "grounding-dino-tiny", {}),
-    "grounding-dino-base": partial(GroundingDino, "grounding-dino-base", _BASE),
-}
+def grounding_dino(name: str, setup: EncoderSetup, threshold: float, text_threshold: float) -> GroundingDino:
+    """The model of a size, by its name on the hub."""
+    return GroundingDino(name, BACKBONES[name], setup, threshold, text_threshold)

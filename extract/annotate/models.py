@@ -91,6 +91,13 @@ class Model(Protocol):
         """The weights files, for a dry run."""
         return ()
 
+    def rehearse(self) -> Mapping[str, float]:
+        """Seconds for a frame (`frame`) and for an object in a frame (`object`), measured with the weights it has.
+
+        Empty if there is nothing to measure.
+        """
+        return {}
+
 
 class Detector(Model, Protocol):
     """Finds objects by their names."""
@@ -105,7 +112,7 @@ class Detector(Model, Protocol):
 
 
 class Maps(Protocol):
-    """The features of the frames of one clip, from a store."""
+    """The features of the frames of one clip."""
 
     def of(self, second: int) -> Mapping[str, np.ndarray]:
         """The arrays of a second, by path in the encoder (`image/map`)."""
@@ -123,6 +130,10 @@ class Tracker(Model, Protocol):
         """
         ...
 
+    def maps(self, frames: Sequence[Frame]) -> Maps | None:
+        """The features of a clip's frames, which its scenes share; None if the tracker computes none."""
+        return None
+
     def track(
         self, frames: Sequence[Frame], prompts: Mapping[int, Mapping[int, Bool[np.ndarray, "h w"]]],
         pivots: Mapping[int, int], maps: Maps | None = None,
@@ -133,7 +144,7 @@ class Tracker(Model, Protocol):
             frames: the frames of the scene in order.
             prompts: for each object, by fid, its known masks by number of the frame in `frames`.
             pivots: the frame, one of its `prompts`, that each object starts from.
-            maps: features of the frames from a store; None computes them.
+            maps: features of the frames, from a store or from `maps`; None computes them.
 
         Returns:
             The track of each object by fid; its masks in the frames of `prompts` may differ from those given.

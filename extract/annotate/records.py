@@ -17,13 +17,14 @@ from collections.abc import Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from refavs.data.layouts.tables import is_plain_path
+from refavs.data.rle import PlainRunLengths as RunLengths
 from refavs.errors import DatasetError
 from refavs.files.atomic import write_atomically
 from refavs.files.source_files import open_file, reason_of
-from refavs.files.typed_json import Count, OddRecord, read_json, shaped
+from refavs.files.typed_json import OddRecord, read_json, shaped
 
 SCHEMA = 1
 PROJECT, CLIPS, FRAMES, SOUND = "annotate.json", "clips", "frames", "audio.wav"
@@ -31,13 +32,6 @@ SCENES, CANDIDATES, MASKS = "scenes.json", "candidates.json", "masks.json"
 Origin = Literal["auto", "edited"]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in px
 Record = TypeVar("Record")
-
-
-class RunLengths(TypedDict):
-    """A mask as COCO's uncompressed run lengths: column by column, starting with background."""
-
-    size: list[Count]
-    counts: list[Count]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,7 +340,7 @@ def _check_mask(path: Path, where: str, mask: RunLengths, scenes: Scenes) -> Non
     if mask["size"] != [scenes.height, scenes.width]:
         raise _odd(path, f"{where} has a mask of {mask['size']}; accepted: [{scenes.height}, {scenes.width}], height "
                          "and width of the frames")  # fmt: skip
-    if sum(mask["counts"]) != scenes.height * scenes.width:
+    if sum(mask["counts"]) != scenes.height * scenes.width or min(mask["counts"]) < 0:
         raise _odd(path, f"{where} has a mask whose runs add up to {sum(mask['counts'])} pixels, not "
                          f"{scenes.height * scenes.width}")  # fmt: skip
 
@@ -369,7 +363,8 @@ def _built(kind: Any, value: Any, where: str) -> Any:
         if missing:
             raise OddRecord(f"{where} has no {missing[0]!r}")
         hints = _hints(kind)  # type: ignore[arg-type]
-        return kind(**{name: _built(hints[name], value[name], f"{where}.{name}") for name in hints if name in value})
+        make: Any = kind
+        return make(**{name: _built(hints[name], value[name], f"{where}.{name}") for name in hints if name in value})
     if origin is tuple:
         items: Sequence[Any] = shaped(value, list[Any], where)
         kinds = arguments[:1] * len(items) if arguments[-1] is ... else arguments

@@ -6,6 +6,7 @@ stream of a store gives the same masks as a run of the encoder.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +25,7 @@ from extract.encoders.registry import make_encoder
 from extract.encoders.sam2 import HIGH_RESOLUTION, Sam2Encoder
 from extract.encoders.weights import WeightPart
 from extract.media.pictures import fitted
+from extract.pipeline.estimate import seconds_of
 from refavs.machine.torchvision_shim import ensure_torchvision
 
 LEVELS = ("image", "high_resolution")
@@ -68,13 +70,23 @@ class Sam2Masks(Tracker):
         network.places = rearrange(places, "1 c h w -> (h w) 1 c")
         return network
 
+    def rehearse(self) -> dict[str, float]:
+        """Of the encoder, and of the memory and the decoder."""
+        side = self.encoder.input_size
+        frames = [Frame(clip="", second=second, pixels=np.zeros((side, side, 3), np.uint8)) for second in range(2)]
+        frame_s = seconds_of(lambda: self.maps(frames[:1]))
+        maps, mask = self.maps(frames), np.ones((side, side), bool)
+        both_s = seconds_of(lambda: self.track(frames, {1: {0: mask}}, {1: 0}, maps))
+        return {"frame": frame_s, "object": both_s / len(frames)}
+
     @torch.no_grad()
     def candidates(self, frame: Frame, boxes: Sequence[Box]) -> list[tuple[ScoredMask, ...]]:
         """Three masks for each box; all boxes in one pass."""
         if not boxes:
             return []
         network = self.encoder.network
-        *fine, coarse = (rearrange(each, "c h w -> 1 c h w") for each in self._maps(frame, None))
+        maps = self._on_device(self.maps([frame]).of(frame.second))
+        *fine, coarse = (rearrange(each, "c h w -> 1 c h w") for each in maps)
         height, width = frame.pixels.shape[:2]
         side = self.encoder.input_size
         scale = torch.tensor([side / width, side / height] * 2)
@@ -96,7 +108,8 @@ class Sam2Masks(Tracker):
 
         Objects do not influence each other, and the features of the frames are shared.
         """
-        features = [self._cached(self._maps(frame, maps)) for frame in frames]
+        maps = maps or self.maps(frames)
+        features = [self._cached(self._on_device(maps.of(frame.second))) for frame in frames]
         together: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for fid, known in prompts.items():
             others = sorted(number for number in known if number != pivots[fid])
@@ -137,17 +150,18 @@ class Sam2Masks(Tracker):
             dtype=self._video.dtype, max_vision_features_cache_size=len(features),
         )  # fmt: skip
         for number, each in enumerate(features):
-            session.cache.cache_vision_features(number, each)
+            session.cache.cache_vision_features(number, dict(each))
         return session
 
-    def _maps(self, frame: Frame, maps: Maps | None) -> list[Float[Tensor, "c h w"]]:
-        """The features of a frame from fine to coarse, from a store or from the encoder."""
-        if maps is None:
-            picture = fitted(Image.fromarray(frame.pixels), self.encoder.takes)  # type: ignore[arg-type]
-            (found,) = self.encoder.encode([picture[None].copy()], LEVELS)
-            arrays: Mapping[str, np.ndarray] = {path: found[path][0] for path in MAPS}
-        else:
-            arrays = maps.of(frame.second)
+    def maps(self, frames: Sequence[Frame]) -> Maps:
+        """The features of a clip's frames, all in one pass as `refavs-extract` computes them, and so with its bits."""
+        pictures = [fitted(Image.fromarray(frame.pixels), self.encoder.takes) for frame in frames]  # type: ignore[arg-type]
+        (found,) = self.encoder.encode([np.stack(pictures)], LEVELS)
+        return _Computed({frame.second: {path: found[path][place] for path in MAPS}
+                          for place, frame in enumerate(frames)})  # fmt: skip
+
+    def _on_device(self, arrays: Mapping[str, np.ndarray]) -> list[Float[Tensor, "c h w"]]:
+        """The features of a frame from fine to coarse."""
         device, dtype = self._setup.device, DTYPES[self._setup.precision]
         return [torch.from_numpy(np.ascontiguousarray(arrays[path])).to(device, dtype) for path in MAPS]
 
@@ -163,6 +177,17 @@ class Sam2Masks(Tracker):
             given, (self.encoder.input_size, self.encoder.input_size), mode="bilinear", antialias=True
         )
         return (sized >= 0.5).float()
+
+
+@dataclass(frozen=True)
+class _Computed(Maps):
+    """Features by second."""
+
+    arrays: Mapping[int, Mapping[str, np.ndarray]]
+
+    def of(self, second: int) -> Mapping[str, np.ndarray]:
+        """Those of a second."""
+        return self.arrays[second]
 
 
 def _at_size(logits: Float[Tensor, "n *m h w"], height: int, width: int) -> Bool[np.ndarray, "n *m y x"]:

