@@ -265,7 +265,7 @@ def _nulls(
         about += len(made[clip.clip_id])
         if nothing + 1 > share * (about + nothing + 1):
             continue
-        others = known[place + 1 :] + known[:place]
+        others = [*known[place + 1 :], *known[:place]]
         kinds = (_muted, _crossed, _foreign)
         for step in range(len(kinds)):
             sentences = kinds[(turn + step) % len(kinds)](clip, others, made, grades)[:_NULLS_AT_ONCE]

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+
 from extract.annotate.exchange import (
     EXPORT,
     REPORT,
@@ -214,7 +216,7 @@ def _joined(frame: DrawnFrame, names: dict[int, str]) -> dict[int, RunLengths]:
     for drawn in frame.masks:
         if names.get(drawn.fid) == drawn.name:
             parts[drawn.fid].append(drawn.mask)
-    whole = {fid: masks[0] if len(masks) == 1 else sum(masks) > 0 for fid, masks in parts.items()}
+    whole = {fid: np.logical_or.reduce(masks) for fid, masks in parts.items()}
     return {fid: RunLengths(**plain(mask)) for fid, mask in whole.items() if mask.any()}
 
 

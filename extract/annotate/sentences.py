@@ -127,7 +127,7 @@ def take_review(project: ProjectFolder, path: Path, clip_ids: Sequence[str]) -> 
         DatasetError: the file is no such table.
     """
     problems: list[str] = []
-    counts = dict.fromkeys(("accepted", "rejected", "queued", "added"), 0)
+    counts: dict[str, int] = {"accepted": 0, "rejected": 0, "queued": 0, "added": 0}
     sentences = {clip_id: list(clip_sentences(project.clip(clip_id))) for clip_id in clip_ids}
     places = {one.uid: (clip_id, place) for clip_id, own in sentences.items() for place, one in enumerate(own)}
     changed = set()

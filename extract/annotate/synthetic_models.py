@@ -107,7 +107,7 @@ class SyntheticTracker(_SyntheticModel, Tracker):
             pivot = frames[pivots[fid]]
             number = self._number(pivot, known[pivots[fid]])
             masks = np.stack([self._of_frame(frame.clip, frame.second)[number][1] for frame in frames])
-            found[fid] = Track(masks=masks, presence=masks.any((1, 2)).astype(np.float32))
+            found[fid] = Track(masks=masks, presence=np.array([mask.any() for mask in masks], np.float32))
         return found
 
     def _nearest(self, frame: Frame, mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:

@@ -236,7 +236,8 @@ def _compared(
 
 def _against(situation: Situation, relation: Relation, among: Objects, anchors: Objects) -> Objects | None:
     if len(anchors) == 1:
-        return related(situation, relation, *anchors, among)
+        (anchor,) = anchors
+        return related(situation, relation, anchor, among)
     if len(anchors) == 2 and anchors == among:
         first, second = sorted(anchors)
         answers = {first: relation(situation, first, second), second: relation(situation, second, first)}

@@ -78,7 +78,7 @@ def _refuse_declarations(*_: object) -> None:
 
 
 def _mask_element(drawn: DrawnMask) -> str:
-    (top, bottom), (left, right) = (_ends(drawn.mask.any(axis)) for axis in (1, 0))
+    (top, bottom), (left, right) = _ends(np.any(drawn.mask, 1)), _ends(np.any(drawn.mask, 0))
     runs = ", ".join(map(str, runs_of(drawn.mask[top:bottom, left:right], "C")))
     return (f'<mask label={quoteattr(drawn.name)} source="auto" occluded="0" rle="{runs}" left="{left}" top="{top}" '
             f'width="{right - left}" height="{bottom - top}" z_order="0" group_id="{drawn.fid}">'
