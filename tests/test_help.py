@@ -13,6 +13,7 @@ COMMANDS = [
     ("extract.store_cli", "repair", "--help"), ("experiments.cli", "--help"), ("experiments.cli", "status", "--help"),
     ("experiments.cli", "settings", "--help"), ("experiments.cli", "settings"), ("experiments.report.cli", "--help"),
     ("experiments.predict.cli", "--help"), ("experiments.view.cli", "--help"),
+    ("extract.annotate.cli", "--help"), ("extract.annotate.cli", "pack", "--help"),
 ]  # fmt: skip
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from extract.annotate.records import MASKS, ClipFiles, Masks, ProjectFolder, RunLengths, read_record
-from refavs.data.layouts.tables import is_plain_path
 from refavs.data.rle import decoded
 from refavs.errors import ConfigError, DatasetError
+from refavs.files.tables import is_plain_path
 
 EXPORTS, IMPORTS, EXPORT, REPORT = "exports", "imports", "export.json", "report.json"
 

@@ -24,10 +24,10 @@ import numpy as np
 from extract.annotate.exchange import by_file_id, picture
 from extract.annotate.records import ClipFiles, Masks, ProjectFolder, Scenes, TrackedObject, read_record, write_record
 from refavs.config import nearest
-from refavs.data.layouts.tables import composed, header_of, read_rows
 from refavs.errors import DatasetError
 from refavs.expressions.footage import PLACES, FootageObject, Sound
 from refavs.expressions.situation import Objects, Situation
+from refavs.files.tables import composed, header_of, read_rows
 
 FACTS = "facts.json"
 COLUMNS = ("class", "colour", "surface", "look", "verb", "place", "sound", "rhythm")

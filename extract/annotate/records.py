@@ -19,11 +19,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from refavs.data.layouts.tables import is_plain_path
 from refavs.data.rle import PlainRunLengths as RunLengths
 from refavs.errors import DatasetError
 from refavs.files.atomic import write_atomically
 from refavs.files.source_files import open_file, reason_of
+from refavs.files.tables import is_plain_path
 from refavs.files.typed_json import OddRecord, read_json, shaped
 
 SCHEMA = 1

@@ -9,9 +9,8 @@ from extract.annotate.exchange import file_id
 from extract.annotate.facts import categories
 from extract.annotate.records import ClipFiles, ProjectFolder, read_record, write_record
 from refavs.data.cues import parse
-from refavs.data.layouts.tables import read_rows
 from refavs.files.atomic import write_atomically
-from refavs.synthetic.write import csv_bytes
+from refavs.files.tables import csv_bytes, read_rows
 
 EXPRESSIONS, REVIEW = "expressions.json", "review.csv"
 COLUMNS = ("uid", "clip", "fid", "exp", "question", "answer")

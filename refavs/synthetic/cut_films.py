@@ -18,12 +18,13 @@ import numpy as np
 from refavs.data.rle import PlainRunLengths, plain
 from refavs.errors import DatasetError
 from refavs.files.plain_file import read_plain
+from refavs.files.tables import csv_bytes
 from refavs.files.typed_json import Count, OddRecord, read_json, shaped
 from refavs.files.whole_folder import refuse_full, whole_folder
 from refavs.synthetic.plan import Clip, Settings, draw_clip, generator
 from refavs.synthetic.scene import DURATION_S, Scene, SceneObject, make_scene, render
 from refavs.synthetic.voices import Schedule
-from refavs.synthetic.write import VIDEO_FPS, csv_bytes, track, write_video
+from refavs.synthetic.write import VIDEO_FPS, track, write_video
 from refavs.terminal.console import ProgressBar
 
 TRUTH, NAMES, FACTS, VIDEOS = "truth.json", "names.csv", "facts.csv", "videos"

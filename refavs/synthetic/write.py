@@ -8,13 +8,11 @@
     OUT/synthetic.json                           the settings
 """
 
-import csv
 import errno
-import io
 import json
 import wave
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from PIL import Image
 
 from refavs.choices import DEFAULT_VIDEOS
 from refavs.errors import DatasetError
+from refavs.files.tables import csv_bytes
 from refavs.files.whole_folder import whole_folder
 from refavs.synthetic.plan import Clip, Medium, Row, Settings, draw_clip, generator, plan
 from refavs.synthetic.scene import DURATION_S, SEEN_CATEGORIES, render
@@ -182,15 +181,6 @@ def write_wav(path: Path, samples: Int16[np.ndarray, " n"]) -> None:
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE_HZ)
         file.writeframes(samples.astype("<i2").tobytes())
-
-
-def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    """A table as CSV."""
-    file = io.StringIO(newline="")
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return file.getvalue().encode()
 
 
 def _already_there(out: Path, settings: Settings, media: Sequence[Medium], rows: Sequence[Row]) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from extract.annotate.cli import main
-from extract.annotate.express import SHARES, ask, express
+from extract.annotate.expressing import SHARES, ask, express
 from extract.annotate.facts import Told, checked, clip_facts, situation, sound, state
 from extract.annotate.records import ProjectFolder
 from extract.annotate.sentences import Sentence, clip_sentences

@@ -1,11 +1,11 @@
-"""Safe reading of untrusted tables and names: CSV files, ids that become file names, both forms of Unicode."""
+"""Tables as CSV files, and untrusted names: ids that become file names, both forms of Unicode."""
 
 import csv
 import io
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from refavs.errors import DatasetError
@@ -130,3 +130,12 @@ def named_on_disk(folder: Path, name: str) -> Path:
     if name.isascii() or os.path.exists(path) or not os.access(folder, os.R_OK | os.X_OK):
         return path
     return next((entry for entry in sorted(folder.iterdir()) if composed(entry.name) == composed(name)), path)
+
+
+def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """A table as CSV."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return file.getvalue().encode()
