@@ -53,6 +53,10 @@ def build_parser() -> CommandParser:
                         "given several times")
     parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="pretrained weights that trials start "
                         "from, in the form that refavs-extract takes")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep what is read of a remote store in this folder "
+                        "of each machine, shared by all its trials and sweeps; default: REFAVS_STORE_CACHE, else none")
+    parser.add_argument("--cache-gb", type=float, metavar="N",
+                        help="size of that folder at most; default: REFAVS_STORE_CACHE_GB, else 100")
     parser.add_argument("--any-store", action="store_true",
                         help="accept a train.init checkpoint that was trained on other features")
     parser.add_argument("--dry-run", action="store_true",
@@ -132,7 +136,9 @@ def _sweep(args: argparse.Namespace) -> int:
     from experiments.sweep.execution import Options
     from experiments.training.initial_weights import with_checkpoints, with_weights
     from refavs.store import FeatureStore
+    from refavs.store.backends.disk_cache import use_cache
 
+    use_cache(args.cache, args.cache_gb)
     grid = with_weights(read_grid(args.grid, parse_overrides(args.set)), args.weights_dir)
     stores = {name: FeatureStore(place) for name, place in named_locations(args.store).items()}
     store = next(iter(stores.values()))

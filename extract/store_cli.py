@@ -1,4 +1,4 @@
-"""refavs-store: shows, verifies, repairs, upgrades, exports and imports a feature store."""
+"""refavs-store: shows, verifies, repairs, upgrades, publishes, exports and imports a feature store."""
 
 import argparse
 import sys
@@ -23,6 +23,7 @@ EXAMPLE = """example:
   refavs-store repair features/               remove what is damaged, and extract it again
   refavs-store drop features/ audio/vggish    remove a stream and free its space
   refavs-store upgrade features/              bring a store of version 2 to this version without computing features
+  refavs-store publish features/              add a card and checksums, then copy the folder to a web server or the hub
   refavs-store export features/ features.h5   everything in one HDF5 file, which h5py reads without refavs
   refavs-store import features.h5 features/   the same store again, byte for byte
 
@@ -65,6 +66,11 @@ def build_parser() -> CommandParser:
     dropped.add_argument("stream", metavar="STREAM", help="its id as info shows it, or visual/ENCODER for all levels")
     upgraded = command("upgrade", lambda args: upgrade(args.store), "bring a store of version 2 to this version")
     upgraded.add_argument("store", metavar="STORE", help=store)
+    shared = command("publish", _publish, "make a finished store ready for others to read, with a card and checksums")
+    shared.add_argument("store", metavar="STORE", help="folder of the store")
+    shared.add_argument("--licence", default="other", metavar="ID", help="licence of the features for the card, as the "
+                        "hub names it, for example cc-by-4.0 (default: other)")  # fmt: skip
+    shared.add_argument("--title", help="heading of the card; default: the folder's name")
     out = command("export", lambda args: export(args.store, args.file), "write a whole store to one new HDF5 file")
     out.add_argument("store", metavar="STORE", help=store)
     out.add_argument("file", type=Path, metavar="FILE", help="the HDF5 file to create; never overwritten")
@@ -241,6 +247,12 @@ class _Rows:
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
+
+
+def _publish(args: argparse.Namespace) -> int:
+    from extract.publish import publish
+
+    return publish(args.store, args.licence, args.title)
 
 
 def _repair(args: argparse.Namespace) -> int:

@@ -1,32 +1,28 @@
 """Writes a video with the predicted object filled and outlined, with its sound and the sentence."""
 
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from math import floor, inf
 from pathlib import Path
 
 import av
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from jaxtyping import Bool, Float
 
-from experiments.training.overlays import PREDICTION, outline
-from extract.media.display_matrix import upright
+from experiments.predict.drawing import Converter, Planes, Sketch, planes_of
 from extract.media.film_stream import FilmStream
 from extract.media.sound import PlacedSound
 
 LARGEST_SIDE_PX = 1280
+# Fast before small: what is written is looked at and drawn again, and each expression has one.
+CODING = {"preset": "ultrafast", "crf": "23", "x264-params": "cabac=1:8x8dct=1:deblock=0,0"}
 SOUND_HZ = 48_000
-FILL = 0.45
 CLOCK = Fraction(1, 90_000)
 SHORTEST_S = Fraction(1, 100)  # between pictures; of more than 60 in a second, some are left out
 AT_ONCE = 4  # overlays written in one pass; each holds some dozens of pictures in its encoder
-LINES = 3
-TINT = [int((1 - FILL) * value + FILL * colour) for colour in PREDICTION for value in range(256)]  # of each channel
-Picture = UInt8[np.ndarray, "h w 3"]
 
 
 @dataclass(frozen=True)
@@ -70,9 +66,13 @@ def _one_pass(film: FilmStream, overlays: Sequence[Overlay], advance: Callable[[
             written = stop
             sound.forget(film.span.start_s + written / SOUND_HZ)
 
+    pictures = _shown(film, sound, size)
+    first = next(pictures, None)
+    if first is None:
+        return
     with ExitStack() as stack:
-        writers = [stack.enter_context(_Writer(each, size, silent=film.silent)) for each in overlays]
-        for time_s, pixels in _shown(film, sound):
+        writers = [stack.enter_context(_Writer(each, first[1], silent=film.silent)) for each in overlays]
+        for time_s, frame in chain([first], pictures):
             while not film.silent and sound.reached(film.span.start_s + written / SOUND_HZ + 1) and written < end:
                 hear(min(written + SOUND_HZ, end))
             if time_s - last_s < SHORTEST_S and floor(time_s * rate) <= step:
@@ -83,23 +83,26 @@ def _one_pass(film: FilmStream, overlays: Sequence[Overlay], advance: Callable[[
                 for writer in writers:
                     writer.next_mask()
                 advance(len(writers))
-            picture = pixels if pixels.shape[:2] == size else _resized(pixels, size)
+            planes = planes_of(frame)
             for writer in writers:
-                writer.show(time_s, picture)
+                writer.show(time_s, planes)
         hear(end)
 
 
 class _Writer:
     """One overlay while it is written."""
 
-    def __init__(self, overlay: Overlay, size: tuple[int, int], *, silent: bool) -> None:
-        self._overlay, self._size, self._num_heard = overlay, size, 0
-        self._caption = _caption(overlay.sentence, size[1])
+    def __init__(self, overlay: Overlay, like: "av.VideoFrame", *, silent: bool) -> None:
+        self._overlay, self._num_heard = overlay, 0
+        self._sketch = Sketch(overlay.sentence, like)
         # Prefixed, as a name may contain a colon.
         self._container = av.open(f"file:{overlay.path}", "w", format="mp4")
-        self._picture = self._container.add_stream("libx264", rate=25, options={"preset": "veryfast", "crf": "20"})
-        self._picture.pix_fmt, (self._picture.height, self._picture.width) = "yuv420p", size
-        self._picture.time_base = self._picture.codec_context.time_base = CLOCK
+        self._picture = self._container.add_stream("libx264", rate=25, options=CODING)
+        self._picture.pix_fmt, self._picture.height, self._picture.width = "yuv420p", like.height, like.width
+        coder = self._picture.codec_context
+        self._picture.time_base = coder.time_base = CLOCK
+        coder.colorspace, coder.color_range = like.colorspace, like.color_range
+        coder.color_primaries, coder.color_trc = like.color_primaries, like.color_trc
         self._track = None if silent else self._container.add_stream("aac", rate=SOUND_HZ, layout="mono")
 
     def __enter__(self) -> "_Writer":
@@ -114,19 +117,11 @@ class _Writer:
 
     def next_mask(self) -> None:
         """Goes on to the mask of the next step."""
-        height, width = self._size
-        self._mask = Image.fromarray(next(self._overlay.masks)).resize((width, height), Image.Resampling.NEAREST)
-        self._outline = Image.fromarray(outline(np.asarray(self._mask)))
+        self._sketch.set_mask(next(self._overlay.masks))
 
-    def show(self, time_s: Fraction, pixels: Picture) -> None:
+    def show(self, time_s: Fraction, planes: Planes) -> None:
         """Draws the mask and the sentence onto a picture."""
-        image = Image.fromarray(pixels)
-        image.paste(image.point(TINT), mask=self._mask)
-        image.paste(PREDICTION, mask=self._outline)
-        drawn = np.array(image)
-        strip = drawn[max(0, len(drawn) - len(self._caption)) :]  # the sentence in white on a darkened strip
-        strip[:] = np.maximum(strip // 3, self._caption[: len(strip), :, None])
-        frame = av.VideoFrame.from_ndarray(drawn, format="rgb24")
+        frame = av.VideoFrame.from_ndarray(self._sketch.drawn(planes), format="yuv420p")
         frame.pts, frame.time_base = round(time_s / CLOCK), CLOCK
         self._container.mux(self._picture.encode(frame))
 
@@ -139,53 +134,35 @@ class _Writer:
         self._container.mux(self._track.encode(block))
 
 
-def _shown(film: FilmStream, sound: PlacedSound) -> Iterator[tuple[Fraction, Picture]]:
-    """The pictures of a film with their times from its start, at the size of its first one; fills `sound`.
+def _shown(
+    film: FilmStream, sound: PlacedSound, size: tuple[int, int]
+) -> "Iterator[tuple[Fraction, av.VideoFrame]]":
+    """The pictures of a film with their times from its start, at one size; fills `sound`.
 
     As for the encoders, a step in which no picture begins starts with the previous one, and steps before the first
     picture start with that one.
     """
+    convert = Converter(size)
     step, last, rate = -1, None, Fraction(film.span.rate)
     for found in film.pictures(sound):
-        for time_s, frame in found:
-            pixels = upright(frame)
-            pixels = pixels if pixels.shape[:2] == film.size else _resized(pixels, film.size)
+        for time_s, decoded in found:
+            frame = convert(decoded)
             for held in range(step + 1, min(floor(time_s * rate), film.num_steps)):
                 step = held
-                yield held / rate, pixels if last is None else last
+                yield held / rate, frame if last is None else last
             if step < 0 < time_s:  # from the start on, as a film without an offset is placed exactly
                 step = 0
-                yield Fraction(0), pixels if last is None else last
-            last = pixels
+                yield Fraction(0), frame if last is None else last
+            last = frame
             if 0 <= time_s * rate < film.num_steps:
                 step = floor(time_s * rate)
-                yield time_s, pixels
+                yield time_s, frame
     for held in range(step + 1, film.num_steps):
         if last is not None:
             yield held / rate, last
-
-
-def _resized(pixels: Picture, size: tuple[int, int]) -> Picture:
-    height, width = size
-    return np.asarray(Image.fromarray(pixels).resize((width, height)))
 
 
 def _even(size: tuple[int, int]) -> tuple[int, int]:
     """The size of the overlay: the video's, reduced if very large, and even as H.264 requires."""
     scale = min(1.0, LARGEST_SIDE_PX / max(size))
     return max(2, round(size[0] * scale) // 2 * 2), max(2, round(size[1] * scale) // 2 * 2)
-
-
-def _caption(sentence: str, width: int) -> UInt8[np.ndarray, "h w"]:
-    """The sentence as white letters on black, in a few lines."""
-    size_px = max(10, width // 45)
-    font = ImageFont.load_default(size=size_px)
-    letters = max(8, int(1.8 * width / size_px))
-    lines = textwrap.wrap(" ".join(sentence.split()), letters, max_lines=LINES, placeholder=" ...")
-    if not lines:
-        return np.zeros((0, width), np.uint8)
-    strip = Image.new("L", (width, round(1.35 * size_px * len(lines)) + size_px // 2))
-    pen = ImageDraw.Draw(strip)
-    for number, line in enumerate(lines):
-        pen.text((size_px // 2, round(1.35 * size_px * number)), line, fill=255, font=font)
-    return np.asarray(strip)

@@ -121,7 +121,10 @@ def _connect(address: str) -> None:
 
     note_any_command_line()
     try:
-        ray.init(address=address, job_config=own_modules(), **QUIET)
+        from refavs.store.backends.disk_cache import SETTINGS
+
+        cache = {name: os.environ[name] for name in SETTINGS if name in os.environ}  # which local workers inherit
+        ray.init(address=address, job_config=own_modules(), runtime_env={"env_vars": cache} if cache else None, **QUIET)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise ConfigError(
             f"no Ray cluster answers at --address {address} ({_first_line(error)}); start one with 'ray start --head', "

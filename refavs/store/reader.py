@@ -63,7 +63,8 @@ class FeatureStore:
     """A store opened for reading.
 
     It does not see rows that are committed later; open it again to see them. Many processes may read a store, and
-    unpickling one opens it again.
+    unpickling one opens it again. What is read of a remote one is kept on the local disk if REFAVS_STORE_CACHE names a
+    folder there (`refavs.store.backends.disk_cache`).
 
     Args:
         location: the store's folder or URL (`s3://bucket/prefix`).
@@ -78,7 +79,7 @@ class FeatureStore:
     def __init__(self, location: str | Path, use: Mapping[str, str] | None = None, verify: str = "first") -> None:
         if verify not in POLICIES:
             raise StoreError(f"verify is {verify!r}; accepted: {', '.join(POLICIES)}")
-        self.folder = open_folder(location)
+        self.folder = open_folder(location, cached=True)
         self.use, self.verify = dict(use or {}), verify
         found = read_snapshot(self.folder)
         self.attributes, self.schema = found.attributes, found.schema

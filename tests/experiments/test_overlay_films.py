@@ -9,6 +9,7 @@ import pytest
 from jaxtyping import Bool
 
 from experiments.predict.overlay_video import Overlay, write_overlay_videos
+from experiments.training.overlays import PREDICTION
 from extract.media.film_stream import FilmStream, Span
 from tests.experiments.long_films import greatest_shift_s, write_blinking_film
 from tests.extract import film_oracle as oracle
@@ -16,7 +17,6 @@ from tests.extract import film_variants
 from tests.extract.make_videos import write_video
 
 pytestmark = pytest.mark.long  # for what its fixtures make
-
 
 
 @pytest.mark.parametrize("name", [
@@ -76,3 +76,30 @@ def test_sound_stays_with_the_picture(tmp_path: Path, start_s: float) -> None:
     masks = iter(np.zeros((12, 64, 96), bool))
     write_overlay_videos(film, [Overlay(tmp_path / "overlay.mp4", "a sentence", masks)])
     assert greatest_shift_s(tmp_path / "overlay.mp4") < 1001 / 30_000
+
+
+@pytest.mark.parametrize(("form", "size"), [
+    ("yuv420p", (64, 96)), ("yuvj420p", (64, 96)), ("yuv420p10le", (64, 96)), ("yuv444p", (65, 97)),
+    ("yuv420p", (1440, 2560)),
+])  # fmt: skip
+def test_overlay_has_the_colours_of_the_film(tmp_path: Path, form: str, size: tuple[int, int]) -> None:
+    bands = np.array([[250, 5, 5], [5, 250, 5], [5, 5, 250], [250, 250, 250], [5, 5, 5], [120, 60, 200]], np.uint8)
+    picture = np.repeat(bands[None], size[0], 0).repeat(-(-size[1] // len(bands)), 1)[:, : size[1]]
+    with av.open(str(tmp_path / "film.mkv"), "w") as container:
+        stream = container.add_stream("ffv1" if form != "yuvj420p" else "mjpeg", rate=2)
+        stream.pix_fmt, stream.height, stream.width = form, *size
+        for number in range(2):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(format=form)
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    film = FilmStream(tmp_path / "film.mkv")
+    mask = np.zeros(size, bool)
+    mask[: size[0] // 2] = True
+    write_overlay_videos(film, [Overlay(tmp_path / "overlay.mp4", "", iter([mask]))])
+    with av.open(str(tmp_path / "overlay.mp4")) as container:
+        shown = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)
+    centres = [round((number + 0.5) * shown.shape[1] / len(bands)) for number in range(len(bands))]
+    below, above = shown[shown.shape[0] * 3 // 4, centres], shown[shown.shape[0] // 4, centres]
+    assert np.abs(below - bands).max() < 16
+    assert np.abs(above - (0.55 * bands + 0.45 * np.array(PREDICTION))).max() < 24

@@ -34,6 +34,8 @@ from obstore.store import GCSStore, HTTPStore, MemoryStore, S3Store
 from refavs.files.locks import NO_LOCKS
 from refavs.files.plain_file import MOST_BYTES, refuse_long
 from refavs.files.temporary import temporary_folder
+from refavs.store.backends.disk_cache import CachedFile, DiskCache
+from refavs.store.backends.hub import hub_url
 from refavs.store.backends.remote_errors import RemoteError, os_error, refuse_url
 
 PART_BYTES = 8 << 20
@@ -55,7 +57,11 @@ T = TypeVar("T")
 
 
 class RemoteFile:
-    """A file on a server, read in ranges."""
+    """A file on a server, read in ranges.
+
+    Attributes:
+        version: a text that changes with the content.
+    """
 
     mapped = False
 
@@ -65,6 +71,7 @@ class RemoteFile:
             facts = obstore.head(folder.reading, folder.key(name))
         self.num_bytes = facts["size"]
         self._tag = facts["e_tag"]
+        self.version = f"{folder.where(name)} {self._tag or facts['last_modified']}"
 
     def read(self, start: int, stop: int) -> UInt8[np.ndarray, " b"]:
         """Returns a copy of the bytes; long ranges are fetched in concurrent parts.
@@ -108,24 +115,28 @@ class RemoteFolder:
     Interrupted uploads leave parts that no listing shows; set a bucket rule that aborts them after a few days.
 
     Args:
-        location: `s3://bucket/prefix`, `gs://bucket/prefix`, `http(s)://host/path` (read only) or `memory://name`.
+        location: `s3://bucket/prefix`, `gs://bucket/prefix`, `http(s)://host/path` (read only),
+            `hf://datasets/ORG/NAME[@REVISION]/path` (read only, as `hub_url` says) or `memory://name`.
+
+    Attributes:
+        cache: where parts of files that are read are kept; None for none.
 
     Raises:
         StoreError: the URL has none of these forms, or contains a password or a query.
     """
 
-    def __init__(self, location: str) -> None:
-        self._location = location.rstrip("/")
+    def __init__(self, location: str, cache: DiskCache | None = None) -> None:
+        self._location, self.cache = location.rstrip("/"), cache
         refuse_url(location)
         parts = urlsplit(self._location)
         self._scheme = parts.scheme
-        self._prefix = "" if self._scheme in ("http", "https") else parts.path.strip("/")
+        self._prefix = "" if self.read_only else parts.path.strip("/")
         self.reading = self._store(parts.netloc, READING)
         self.writing = self.reading if self.read_only else self._store(parts.netloc, WRITING)
         self._conditions_hold = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._location,)
+        return type(self), (self._location, self.cache)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemoteFolder) and other._location == self._location
@@ -141,7 +152,7 @@ class RemoteFolder:
     @property
     def read_only(self) -> bool:
         """Whether it is behind a web server."""
-        return self._scheme in ("http", "https")
+        return self._scheme in ("http", "https", "hf")
 
     def where(self, name: str) -> str:
         """URL of a file."""
@@ -156,9 +167,10 @@ class RemoteFolder:
         refuse_long(num_bytes, most)
         return content
 
-    def open(self, name: str) -> RemoteFile:
+    def open(self, name: str) -> RemoteFile | CachedFile:
         """The file, to read ranges of it."""
-        return RemoteFile(self, name)
+        file = RemoteFile(self, name)
+        return file if self.cache is None else self.cache.opened(file)
 
     def write(self, name: str, data: bytes) -> None:
         """Replaces the file in one request."""
@@ -303,8 +315,9 @@ class RemoteFolder:
             return _memories.setdefault(host, MemoryStore())
         config: dict[str, Any] = {"client_options": dict(options), "retry_config": RETRIES}
         if self.read_only:
-            config["client_options"]["allow_http"] = self._scheme == "http"
-            return HTTPStore(self._location, **config)
+            url, headers = hub_url(self._location) if self._scheme == "hf" else (self._location, {})
+            config["client_options"] |= {"allow_http": url.startswith("http://"), "default_headers": headers}
+            return HTTPStore(url, **config)
         if self._scheme == "gs":
             return GCSStore(host, **config)
         endpoints = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")

@@ -9,9 +9,11 @@ from obstore.exceptions import NotSupportedError, PermissionDeniedError, Unauthe
 
 from refavs.errors import StoreError
 
-SCHEMES = ("s3", "gs", "http", "https", "memory")
-SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+SCHEMES = ("s3", "gs", "http", "https", "hf", "memory")
+SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
 CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket"
+
+HUB_CREDENTIALS = "set HF_TOKEN to a token that may read the repository, or look for a mistake in its name"
 
 
 def refuse_url(location: str) -> None:
@@ -22,7 +24,8 @@ def refuse_url(location: str) -> None:
     """
     parts = urlsplit(location)
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    forms = "accepted: a path, s3://bucket/prefix, gs://bucket/prefix, http(s)://host/path, memory://name"
+    forms = ("accepted: a path, s3://bucket/prefix, gs://bucket/prefix, http(s)://host/path, "
+             "hf://datasets/ORG/NAME[@REVISION]/path, memory://name")  # fmt: skip
     if "@" in parts.netloc:
         raise StoreError(f"the URL of store {shown} carries a user or password; give credentials by the environment "
                          "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)")
@@ -70,7 +73,8 @@ def os_error(error: Exception, url: str) -> RemoteError:
     for name in SECRETS:
         reason = reason.replace(os.environ.get(name) or "\0", f"<{name}>")
     if "169.254.169.254" in text or isinstance(error, UnauthenticatedError):
-        return RemoteRefused(errno.EACCES, f"no credentials were accepted ({reason}); {CREDENTIALS}", url)
+        remedy = HUB_CREDENTIALS if url.startswith("hf://") else CREDENTIALS
+        return RemoteRefused(errno.EACCES, f"no credentials were accepted ({reason}); {remedy}", url)
     if isinstance(error, PermissionDeniedError) or reason.startswith("403"):
         return RemoteRefused(errno.EACCES, f"the server refuses it ({reason})", url)
     if isinstance(error, FileNotFoundError) or reason.startswith("404"):

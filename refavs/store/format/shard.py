@@ -22,6 +22,7 @@ from torch import Tensor
 from refavs.errors import StoreError
 from refavs.files.atomic import write_all
 from refavs.store.backends.base import Folder, MappedFile
+from refavs.store.backends.disk_cache import CachedFile
 from refavs.store.format.array_spec import ArraySpec
 from refavs.store.format.checksum import crc32c, joined
 
@@ -149,6 +150,8 @@ class ShardReader:
         except OSError as error:
             raise StoreError(f"shard {where} cannot be read ({error.strerror or error})") from error
         if end < 0 or crc32c(tail[:-CRC_BYTES]) != _little(tail[-CRC_BYTES:]):
+            if isinstance(self._blob, CachedFile):
+                self._blob.forget(max(end, 0), facts.num_bytes)
             raise StoreError(f"the index of shard {where} is damaged: its checksum does not match")
         self._index = np.frombuffer(tail[:-CRC_BYTES].tobytes(), "<u8").reshape(num_places, 2)
         for place in facts.rows:
@@ -274,12 +277,19 @@ class ShardReader:
         elif parts := self._parts_of(place):
             for second, piece in zip(part, np.split(data, len(part)), strict=True):
                 if (found := crc32c(piece)) != parts[second]:
+                    self._forget(place)
                     raise StoreError(f"the checksum of its second {second} is {found:08x}, the shard says "
                                      f"{parts[second]:08x}")
         else:
             self.check(place)
             part = None
         self._verified |= {place} if part is None else {(place, second) for second in part}
+
+    def _forget(self, place: int) -> None:
+        """Has a damaged row fetched again by whoever reads it next, with what lies beside it."""
+        if isinstance(self._blob, CachedFile):
+            start, stop = self._span(place)
+            self._blob.forget(start, min(stop + CRC_BYTES * (1 + self._spec.num_parts), self._blob.num_bytes))
 
     def _is_verified(self, place: int, part: range | None) -> bool:
         # What is not mapped is transferred again on each read, so an earlier check does not cover it.
@@ -289,6 +299,7 @@ class ShardReader:
     def _compare(self, place: int, row: np.ndarray, beside_it: np.ndarray) -> None:
         found, expected, beside = crc32c(row), self._facts.rows[place], _little(beside_it)
         if not found == beside == expected:
+            self._forget(place)
             raise StoreError(f"its checksum is {found:08x}, the shard says {beside:08x} and the commit record "
                              f"{expected:08x}")
 
