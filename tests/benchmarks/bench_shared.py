@@ -1,4 +1,4 @@
-"""Training from a store on a distant server through the disk cache: step times, waiting and bytes, against a local store.
+"""Training from a store on a distant server through the disk cache: step times, waiting and bytes, against a local one.
 
 Prints a Markdown table; ratios are of epochs from one run. The server is a process of this machine that answers after
 20 ms and sends 200 MB/s a connection. Usage: python tests/benchmarks/bench_shared.py [--quick] [--folder DIR]
