@@ -36,8 +36,15 @@ def built(variant: Variant, folder: Path) -> Path:
 CODECS = [name for name in VARIANTS if re.fullmatch(r"\S+ \S+ \d+\.\w+", name)]
 
 
+def first_of_its_kind(name: str) -> bool:
+    """Of codecs every third; of what is done to a film, one container."""
+    if name in CODECS:
+        return name in CODECS[::3]
+    return name.endswith(".mp4") or f"{name.rpartition('.')[0]}.mp4" not in VARIANTS
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("name", sampled(VARIANTS, lambda name: name not in CODECS or name in CODECS[::3]))
+@pytest.mark.parametrize("name", sampled(VARIANTS, first_of_its_kind))
 def test_film_is_read_as_it_was_built(tmp_path: Path, name: str) -> None:
     variant = VARIANTS[name]
     media = read(built(variant, tmp_path))

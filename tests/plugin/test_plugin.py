@@ -35,7 +35,7 @@ DRIVER = """
 import contextlib, importlib, json, sys
 import pytest
 from tests.extract.command import in_this_process, run_with
-from tests.support.small_vggish import few_weights
+from tests.support.quick_networks import few_weights
 for line in sys.stdin:
     call = json.loads(line)
     with open(call["out"], "w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
