@@ -17,6 +17,7 @@ from experiments.records.ledger import Entry, Ledger
 from experiments.tracking import sync as module
 from experiments.tracking.client import Tracker, default_tracking_uri
 from experiments.tracking.connection import UnreachableError, lasts
+from experiments.tracking.database import first_use
 from experiments.tracking.sync import Mirror, pending
 from refavs.errors import WeightsError
 from refavs.store import FeatureStore
@@ -129,7 +130,9 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def sweep(store: FeatureStore, uri: str, tmp_path: Path) -> Sweep:
-    return Sweep(tmp_path / "sweep", store, MlflowClient(uri), uri)
+    with first_use(uri):
+        client = MlflowClient(uri)
+    return Sweep(tmp_path / "sweep", store, client, uri)
 
 
 def wait_for(condition: Any) -> None:

@@ -36,7 +36,8 @@ from tests.experiments.small_store import make_store
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # of MLflow and what it imports
 
 BASE = {
-    "model": {"num_layers": 1, "num_queries": 2, "num_heads": 2, "visual_downsample": 2, "decoder_layers": 0},
+    "model": {"num_layers": 1, "num_queries": 2, "num_heads": 2, "visual_downsample": 2, "decoder_layers": 0,
+              "feedforward_channels": 16},
     "loss": {"num_points": 0},
     "train": {"epochs": 2, "steps_per_epoch": 2},
 }

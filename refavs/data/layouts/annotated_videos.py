@@ -16,11 +16,11 @@ from jaxtyping import Bool
 from refavs.choices import Role
 from refavs.data.layouts.protocol import Clip, Mask, Object, Source, expression_table
 from refavs.data.layouts.report import SourceReport
-from refavs.data.layouts.tables import composed, is_plain_path, plain_name
 from refavs.data.rle import PlainRunLengths, RunLengths, decoded
 from refavs.errors import DatasetError
 from refavs.files.plain_file import UnusableFileError
 from refavs.files.source_files import MOST_PIXELS, PICTURE_ERRORS, open_file, open_picture, reason_of
+from refavs.files.tables import composed, is_plain_path, plain_name
 from refavs.files.typed_json import OddRecord, read_json, shaped
 
 NUM_FRAMES = 10  # of a video without sound

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from refavs.data.layouts.protocol import Clip, Layout, Source
 from refavs.data.layouts.sounding import SoundingClip, sounding_source
-from refavs.data.layouts.tables import is_plain_path, plain_name, read_rows
+from refavs.files.tables import is_plain_path, plain_name, read_rows
 
 TABLE, SECONDS = "s4_meta_data.csv", 5
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from refavs.data.layouts.protocol import Clip, Layout, Source
 from refavs.data.layouts.sounding import SoundingClip, sounding_source
-from refavs.data.layouts.tables import is_plain_path, plain_name, read_rows
 from refavs.errors import DatasetError
+from refavs.files.tables import is_plain_path, plain_name, read_rows
 
 SECONDS = {"v1s": 5, "v1m": 5, "v2": 10}
 

@@ -25,8 +25,8 @@ from refavs.data.layouts.annotated_videos import (
 )  # fmt: skip
 from refavs.data.layouts.protocol import Clip, Layout, Source
 from refavs.data.layouts.report import SourceReport
-from refavs.data.layouts.tables import is_plain_path
 from refavs.errors import DatasetError
+from refavs.files.tables import is_plain_path
 
 TEST_NULL = "test_null"
 SPLITS: dict[str, Role] = {TRAIN: "train", VAL: "validation", TEST: "test", TEST_NULL: "null-test"}

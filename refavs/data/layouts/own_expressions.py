@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from refavs.data.layouts.report import SourceReport
-from refavs.data.layouts.tables import composed, read_rows
 from refavs.errors import DatasetError
+from refavs.files.tables import composed, read_rows
 
 
 def own_expressions(path: Path, clip_of: Mapping[str, str], report: SourceReport) -> list[dict[str, Any]]:

@@ -10,9 +10,9 @@ from refavs.data.layouts.avss import Avss
 from refavs.data.layouts.protocol import EXPRESSION_COLUMNS, Clip, Layout, Object, Source
 from refavs.data.layouts.ref_avs_metadata import NULL_PREFIX, SPLITS, read_metadata
 from refavs.data.layouts.report import SourceReport
-from refavs.data.layouts.tables import composed, is_plain_path, named_on_disk, read_rows
 from refavs.errors import DatasetError
 from refavs.files.source_files import reason_of
+from refavs.files.tables import composed, is_plain_path, named_on_disk, read_rows
 
 SECONDS = range(10)
 

@@ -12,8 +12,8 @@ from refavs.choices import Role
 from refavs.data.layouts.own_expressions import own_expressions
 from refavs.data.layouts.protocol import Clip, Object, Source, expression_table
 from refavs.data.layouts.report import SourceReport
-from refavs.data.layouts.tables import composed
 from refavs.errors import DatasetError
+from refavs.files.tables import composed
 
 SENTENCE = "the sounding object"
 SPLITS: dict[str, Role] = {"train": "train", "val": "validation", "test": "test"}

@@ -7,9 +7,9 @@ from pathlib import Path
 from refavs.data.layouts.own_expressions import own_expressions
 from refavs.data.layouts.protocol import Clip, Layout, Source, expression_table
 from refavs.data.layouts.report import SourceReport
-from refavs.data.layouts.tables import composed, is_plain_path, named_on_disk
 from refavs.errors import DatasetError
 from refavs.files.source_files import reason_of
+from refavs.files.tables import composed, is_plain_path, named_on_disk
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".ts", ".m2ts", ".mts")
 PREDICT_SPLIT = "predict"

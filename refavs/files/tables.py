@@ -1,11 +1,11 @@
-"""Safe reading of untrusted tables and names: CSV files, ids that become file names, both forms of Unicode."""
+"""Tables as CSV files, and untrusted names: ids that become file names, both forms of Unicode."""
 
 import csv
 import io
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from refavs.errors import DatasetError
@@ -76,6 +76,15 @@ def read_rows(path: Path, columns: Iterable[str | int]) -> Iterator[tuple[str, .
         raise DatasetError(f"{path} cannot be read ({reason_of(error)}); copy it again.") from error
 
 
+def header_of(path: Path) -> list[str]:
+    """The columns of a CSV file; empty if it cannot be read, which `read_rows` then explains."""
+    try:
+        with open_file(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
+            return next(csv.reader([file.readline(_LINE_CHARACTERS)]), [])
+    except (OSError, UnusableFileError, UnicodeDecodeError, csv.Error):
+        return []
+
+
 def _lines(file: io.TextIOWrapper, path: Path) -> Iterator[str]:
     number = 0
     while line := file.readline(_LINE_CHARACTERS):
@@ -128,3 +137,12 @@ def named_on_disk(folder: Path, name: str) -> Path:
     if name.isascii() or os.path.exists(path) or not os.access(folder, os.R_OK | os.X_OK):
         return path
     return next((entry for entry in sorted(folder.iterdir()) if composed(entry.name) == composed(name)), path)
+
+
+def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """A table as CSV."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return file.getvalue().encode()
