@@ -14,6 +14,7 @@ COMMANDS = [
     ("experiments.cli", "settings", "--help"), ("experiments.cli", "settings"), ("experiments.report.cli", "--help"),
     ("experiments.predict.cli", "--help"), ("experiments.view.cli", "--help"), ("extract.annotate.cli", "--help"),
     ("extract.annotate.cli", "propose", "--help"), ("extract.annotate.cli", "track", "--help"),
+    ("extract.annotate.cli", "pack", "--help"),
 ]  # fmt: skip
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from extract.annotate.records import Box, Request
 from refavs.config import nearest
 from refavs.data.layouts import Clip
-from refavs.data.layouts.tables import composed, read_rows
 from refavs.errors import DatasetError
 from refavs.files.plain_file import UnusableFileError
 from refavs.files.source_files import open_file
+from refavs.files.tables import composed, read_rows
 
 NEEDED = ("vid", "name")
 CORNERS = ("x0", "y0", "x1", "y1")

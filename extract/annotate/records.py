@@ -23,6 +23,7 @@ from refavs.data.rle import PlainRunLengths as RunLengths
 from refavs.errors import DatasetError
 from refavs.files.atomic import write_atomically
 from refavs.files.source_files import open_file, reason_of
+from refavs.files.tables import is_plain_path
 from refavs.files.typed_json import OddRecord, read_json, shaped
 
 SCHEMA = 1
@@ -279,8 +280,6 @@ class ProjectFolder:
 
     def clips(self) -> list[str]:
         """Ids of the clips that have been proposed, sorted; an id may contain slashes."""
-        from refavs.data.layouts.tables import is_plain_path  # its package imports pandas
-
         root = self.path / CLIPS
         found = [path.parent.relative_to(root).as_posix() for path in root.rglob(SCENES)]
         return sorted(name for name in found if is_plain_path(name))
