@@ -217,7 +217,7 @@ def _joined(frame: DrawnFrame, names: dict[int, str]) -> dict[int, RunLengths]:
         if names.get(drawn.fid) == drawn.name:
             parts[drawn.fid].append(drawn.mask)
     whole = {fid: np.logical_or.reduce(masks) for fid, masks in parts.items()}
-    return {fid: RunLengths(**plain(mask)) for fid, mask in whole.items() if mask.any()}
+    return {fid: plain(mask) for fid, mask in whole.items() if mask.any()}
 
 
 def _take(

@@ -117,7 +117,7 @@ def run(args: Namespace) -> int:
 
 
 def _report(source: "Source", names: "Names") -> None:
-    for line in names.problems:
+    for line in (*names.remarks, *names.problems):
         warn(f"{NAME}: {line}")
     unnamed = [clip.id for clip in source.clips if clip.id not in names.rows]
     if unnamed:

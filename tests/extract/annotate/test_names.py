@@ -52,7 +52,7 @@ def test_a_bad_row_is_told_and_the_rest_goes_on(row: str, problem: str, tmp_path
 
 def test_an_unknown_column_is_told(tmp_path: Path) -> None:
     found = read_names(table(tmp_path, "vid,name,pivto\nb,dog,3\n"), CLIPS, 10)
-    assert found.problems == ["names.csv: column 'pivto' is not used; did you mean 'pivot'?"]
+    assert found.remarks == ["names.csv: column 'pivto' is not used; did you mean 'pivot'?"] and not found.problems
     assert found.rows == {"b": [Request(fid=NEW, name="dog")]}
 
 

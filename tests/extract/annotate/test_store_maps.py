@@ -1,4 +1,4 @@
-"""Tracking from a store: the features that refavs-extract wrote give the masks of an ordinary run, without the encoder."""
+"""Tracking from a store: the features of refavs-extract give the masks of an ordinary run, without the encoder."""
 
 import shutil
 from collections.abc import Iterator
