@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract.annotate.agreement import compare
 from extract.annotate.cli import main
-from extract.annotate.exchange import imported, masks_in
-from extract.annotate.export_masks import export
-from extract.annotate.formats.drawn import DrawnFrame, DrawnMask
-from extract.annotate.formats.registry import FORMATS
-from extract.annotate.import_masks import import_masks
+from extract.annotate.exchange.agreement import compare
+from extract.annotate.exchange.export_masks import export
+from extract.annotate.exchange.exports import imported, masks_in
+from extract.annotate.exchange.formats.drawn import DrawnFrame, DrawnMask
+from extract.annotate.exchange.formats.registry import FORMATS
+from extract.annotate.exchange.import_masks import import_masks
 from extract.annotate.records import MaskSecond, ProjectFolder
 from refavs.data.rle import decoded
 from refavs.errors import ConfigError, DatasetError

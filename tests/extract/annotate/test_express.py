@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from extract.annotate.cli import main
-from extract.annotate.expressing import SHARES, ask, express
-from extract.annotate.facts import Told, checked, clip_facts, situation, sound, state
 from extract.annotate.records import ProjectFolder
-from extract.annotate.sentences import Sentence, clip_sentences
+from extract.annotate.sentences.clip_sentences import Sentence, clip_sentences
+from extract.annotate.sentences.expressing import SHARES, ask, express
+from extract.annotate.sentences.facts import Told, checked, clip_facts, situation, sound, state
 from refavs.data.cues import parse
 from refavs.expressions.footage import FOOTAGE, ClassTemplate
 from refavs.expressions.templates import expressions

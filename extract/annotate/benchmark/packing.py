@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from extract.annotate.checks import checks
-from extract.annotate.exchange import by_file_id, file_id, picture
-from extract.annotate.facts import categories
+from extract.annotate.benchmark.checks import checks
+from extract.annotate.benchmark.splitting import Splitting, assign
+from extract.annotate.exchange.exports import by_file_id, file_id, picture
 from extract.annotate.records import CANDIDATES, ClipFiles, Masks, ProjectFolder, Scenes
-from extract.annotate.sentences import Sentence, clip_sentences, null_media_id
-from extract.annotate.splitting import Splitting, assign
+from extract.annotate.sentences.clip_sentences import Sentence, clip_sentences, null_media_id
+from extract.annotate.sentences.facts import categories
 from refavs.data.layouts.ref_avs_bench import SECONDS
 from refavs.data.layouts.ref_avs_metadata import TEST_N, TEST_S, TEST_U
 from refavs.errors import DatasetError

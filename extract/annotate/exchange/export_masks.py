@@ -5,9 +5,17 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from extract.annotate.exchange import EXPORT, Export, by_file_id, chosen_clips, export_folder, export_numbers, file_id
-from extract.annotate.formats.drawn import DrawnFrame, DrawnMask, frame_name
-from extract.annotate.formats.registry import FORMATS
+from extract.annotate.exchange.exports import (
+    EXPORT,
+    Export,
+    by_file_id,
+    chosen_clips,
+    export_folder,
+    export_numbers,
+    file_id,
+)
+from extract.annotate.exchange.formats.drawn import DrawnFrame, DrawnMask, frame_name
+from extract.annotate.exchange.formats.registry import FORMATS
 from extract.annotate.records import ClipFiles, Masks, ProjectFolder, write_record
 from refavs.data.rle import decoded
 from refavs.files.whole_folder import refuse_full, whole_folder

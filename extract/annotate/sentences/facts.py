@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from extract.annotate.exchange import by_file_id, picture
+from extract.annotate.exchange.exports import by_file_id, picture
 from extract.annotate.records import ClipFiles, Masks, ProjectFolder, Scenes, TrackedObject, read_record, write_record
 from refavs.config import nearest
 from refavs.errors import DatasetError

@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from extract.annotate.facts import COLUMNS, Told, checked, clip_facts, situation, state
 from extract.annotate.records import ProjectFolder
-from extract.annotate.sentences import (
+from extract.annotate.sentences.clip_sentences import (
     Sentence,
     Sounding,
     clip_sentences,
     numbered,
     write_sentences,
 )
+from extract.annotate.sentences.facts import COLUMNS, Told, checked, clip_facts, situation, state
 from refavs.config import nearest
 from refavs.errors import ConfigError
 from refavs.expressions.footage import FOOTAGE

@@ -6,7 +6,7 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from extract.annotate.formats.drawn import (
+from extract.annotate.exchange.formats.drawn import (
     DrawnFrame,
     DrawnMask,
     Sizes,

@@ -14,7 +14,7 @@ from statistics import median
 
 import numpy as np
 
-from extract.annotate.exchange import (
+from extract.annotate.exchange.exports import (
     EXPORT,
     REPORT,
     Export,
@@ -25,8 +25,8 @@ from extract.annotate.exchange import (
     masks_in,
     picture,
 )
-from extract.annotate.formats.drawn import DrawnFrame
-from extract.annotate.formats.registry import FORMATS, Format
+from extract.annotate.exchange.formats.drawn import DrawnFrame
+from extract.annotate.exchange.formats.registry import FORMATS, Format
 from extract.annotate.records import ClipFiles, Masks, MaskSecond, ProjectFolder, RunLengths, Scenes, read_record
 from refavs.data.rle import plain
 from refavs.errors import ConfigError
