@@ -66,7 +66,8 @@ def build_parser() -> CommandParser:
     parser.add_argument("--rerun", action="append", default=[], metavar="KEY", help="discard the result of the "
                         "trial whose key starts with KEY and run it again; may be given several times")
     parser.add_argument("--register", metavar="NAME",
-                        help="register the model of the best trial by J on val under this name in MLflow")
+                        help="register the model of the best trial by J on val under this name in MLflow, as "
+                        "models:/NAME@champion, or @challenger if another sweep has the champion")
     parser.add_argument("--address", help="a running Ray cluster; default: one on this machine for this sweep")
     parser.add_argument("--max-concurrent", type=int, metavar="N",
                         help="largest number of trials at once; default: as many as the processors allow")
@@ -80,8 +81,12 @@ def build_parser() -> CommandParser:
     parser.add_argument("--fuse", type=_fuse, default=1, metavar="K|auto",
                         help="train up to K trials that read the same batches in one process, reading each batch once; "
                         "auto: the largest K that keeps every slot busy")
-    parser.add_argument("--tracking-uri", help="MLflow server or database; default: mlflow.db beside the "
-                        "sweep's folder")
+    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database; default: "
+                        "MLFLOW_TRACKING_URI, else mlflow.db beside the sweep's folder")
+    parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment of a new sweep; default: "
+                        "MLFLOW_EXPERIMENT_NAME, else the name of the sweep's folder")
+    parser.add_argument("--tag", action="append", default=[], metavar="NAME=VALUE", help="a tag of all runs in MLflow, "
+                        "beside those of the JSON object MLFLOW_RUN_TAGS; may be given several times")
     return parser
 
 
@@ -134,6 +139,7 @@ def _sweep(args: argparse.Namespace) -> int:
     from experiments.records.stores import features_in, named_locations, with_stores
     from experiments.sweep.driver import run_sweep
     from experiments.sweep.execution import Options
+    from experiments.tracking import user_settings
     from experiments.training.initial_weights import with_checkpoints, with_weights
     from refavs.store import FeatureStore
     from refavs.store.backends.disk_cache import use_cache
@@ -156,9 +162,10 @@ def _sweep(args: argparse.Namespace) -> int:
     size = f"a search of {grid.search.plan.budget} points" if grid.search else f"{len(grid.trials)} trials"
     warn(f"sweep {grid.name}: {size} on {' and '.join(args.store)} into {out}")
     options = Options(
-        retry_failed=args.retry_failed, rerun=tuple(args.rerun), register=args.register, grid_file=args.grid
+        retry_failed=args.retry_failed, rerun=tuple(args.rerun), register=args.register, grid_file=args.grid,
+        experiment=user_settings.experiment(args.experiment), tags=user_settings.run_tags(args.tag),
     )
-    outcome = run_sweep(grid, store, out, resources, args.tracking_uri, options)
+    outcome = run_sweep(grid, store, out, resources, user_settings.address(args.tracking_uri), options)
     return _show(grid, store, out, outcome)
 
 
@@ -250,7 +257,8 @@ def _dry_run(
 
 def _where_to_look(uri: str, out: Path) -> str:
     """The tracking address, and for a database the command that shows it."""
-    from experiments.tracking.client import default_tracking_uri, without_password
+    from experiments.tracking.client import default_tracking_uri
+    from experiments.tracking.connection import without_password
     from experiments.tracking.database import database_at
 
     uri = without_password(uri)

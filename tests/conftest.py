@@ -7,11 +7,12 @@ A test that starts a process is marked `process` or `ray`, as is one whose fixtu
 import gc
 import multiprocessing.util
 import os
+import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ import pytest
 from tests.checked_types import check_types
 
 check_types("refavs")
+# A developer's own MLflow gets nothing from a test.
+for _name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_TAGS"):
+    os.environ.pop(_name, None)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PATIENCE_S = 600
@@ -152,19 +156,38 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["REFAVS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """MLflow takes seconds to make a database; tests get copies of one that all their processes share."""
+    from experiments.tracking import database as module
+
+    base = tmp_path_factory.getbasetemp()
+    template = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "mlflow.db"
+    create = module._create
+
+    @wraps(create)
+    def copied(uri: str, database: Path) -> None:
+        if not template.exists():
+            mine = base / "new.db"
+            create(f"sqlite:///{mine}", mine)
+            mine.rename(template)
+        shutil.copyfile(template, database)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_create", copied)
+        yield
+
+
 @pytest.fixture(scope="module")
 def small_networks() -> Iterator[None]:
     """A few weights in the place of VGGish's 72 million, which take most of the time of a short extraction.
 
     For tests that extract in this process and look at nothing that the network finds.
     """
-    from torch import nn
-
-    def build() -> nn.Module:
-        return nn.Sequential(nn.AdaptiveAvgPool2d((4, 4)), nn.Flatten(), nn.Linear(16, 128))
+    from tests.support.small_vggish import few_weights
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("extract.encoders.vggish.build_vggish", build)
+        few_weights(patch)
         yield
 
 

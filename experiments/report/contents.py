@@ -22,7 +22,8 @@ from experiments.report.tables import (
     Report,
     Table,
 )
-from experiments.tracking.client import default_tracking_uri, without_password
+from experiments.tracking.client import default_tracking_uri
+from experiments.tracking.connection import without_password
 from refavs.choices import PRIMARY, SCORE
 from refavs.data.cues import DIMENSIONS
 from refavs.data.splits import Splits

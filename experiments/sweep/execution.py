@@ -17,7 +17,8 @@ from experiments.sweep.live_table import Watch, progress_of
 from experiments.sweep.search import Search
 from experiments.sweep.signals import Interrupts
 from experiments.sweep.summary import csv_text
-from experiments.tracking.client import Guard, Tracker, UnreachableError, without_password
+from experiments.tracking.client import Tracker
+from experiments.tracking.connection import Guard, UnreachableError, without_password
 from experiments.tracking.place import ARTIFACTS
 from experiments.tracking.sync import TABLE, WAIT_S, Mirror, pending
 from refavs.choices import SCORE
@@ -41,6 +42,8 @@ class Options:
         register: a name in MLflow's model registry for the model of the best trial by J on val.
         grid_file: path of the grid, a tag in MLflow.
         wait_s: how long to wait at the end for an MLflow that does not answer.
+        experiment: the MLflow experiment of a new sweep; None for the name of its folder.
+        tags: of all runs in MLflow.
     """
 
     retry_failed: bool = False
@@ -48,6 +51,8 @@ class Options:
     register: str | None = None
     grid_file: str = ""
     wait_s: float = WAIT_S
+    experiment: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -149,7 +154,8 @@ class Run:
     def _new_mirror(self, sweep_id: str, guard: Guard) -> Mirror:
         uri, out = self.outcome.tracking_uri, self.ledger.root.resolve()
         artifacts = out.parent / ARTIFACTS / out.name if uri.startswith("sqlite") else None
-        tracker = Tracker(uri, out.name, sweep_id, artifacts, self.ledger.sweep.get("run_id"), guard)
+        experiment, run_id = self.options.experiment or out.name, self.ledger.sweep.get("run_id")
+        tracker = Tracker(uri, experiment, sweep_id, artifacts, run_id, guard, self.options.tags)
         facts = {"store": self.store.location, "out": out, "trials": len(self.outcome.entries)}
         grid = {"grid": self.grid.name, "grid_file": self.options.grid_file, "protocol": "canonical"}
         return Mirror(
@@ -206,10 +212,9 @@ class Run:
         text = csv_text(self.outcome.entries, self.outcome.controls, self.store)
         write_atomically(self.ledger.root / TABLE, text.encode())
         status = "KILLED" if self.outcome.interrupted else "FAILED" if self.outcome.failures else "FINISHED"
-        best = best_by_val(self.outcome.entries) if self.options.register else None
+        best = best_by_val(self.outcome.entries)
         self.outcome.unsent = self.mirror.close(
-            status, self.options.wait_s, self._give_up(),
-            None if best is None or self.options.register is None else (self.options.register, best),
+            status, self.options.wait_s, self._give_up(), None if best is None else (self.options.register, best)
         )
         self.outcome.refused = dict(self.mirror.refused)
         self.outcome.unsent = [title for title in self.outcome.unsent if title not in self.outcome.refused]

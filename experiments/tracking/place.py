@@ -13,7 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 from experiments.records.ledger import Ledger
 from experiments.records.record_types import read_record, write_json
-from experiments.tracking.client import Guard, default_tracking_uri, without_password
+from experiments.tracking.client import default_tracking_uri
+from experiments.tracking.connection import Guard, without_password
 from experiments.tracking.database import database_at, has_run, move_artifacts, sqlite_uri
 from refavs.errors import ConfigError
 

@@ -39,15 +39,18 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def read_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, ...]]:
+def read_rows(path: Path, columns: Iterable[str | int]) -> Iterator[tuple[str, ...]]:
     """Yields the `columns` of each row of a UTF-8 CSV file with a header, unchanged; other columns are skipped.
+
+    Args:
+        columns: their names, or their places from 0.
 
     Raises:
         DatasetError: the file is missing, not a plain file or not UTF-8, a column is missing or repeated, or a row has
             a different number of fields than the header.
     """
     columns = tuple(columns)
-    expected = f"expected a CSV file with columns {','.join(columns)}"
+    expected = f"expected a CSV file with columns {_told(columns)}"
     try:
         with open_file(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
             reader = csv.reader(_lines(file, path), strict=True)
@@ -95,25 +98,29 @@ def _lines(file: io.TextIOWrapper, path: Path) -> Iterator[str]:
         yield line
 
 
-def _refuse_long(values: tuple[str, ...], columns: tuple[str, ...], where: str) -> None:
+def _told(columns: tuple[str | int, ...]) -> str:
+    return ",".join(f"<column {name + 1}>" if isinstance(name, int) else name for name in columns)
+
+
+def _refuse_long(values: tuple[str, ...], columns: tuple[str | int, ...], where: str) -> None:
     for name, value in zip(columns, values, strict=True):
         if len(value) > MOST_CHARACTERS:
             raise DatasetError(
-                f"{where}: {name} has {len(value):,} characters; accepted: up to {MOST_CHARACTERS:,}. Shorten it, or "
-                "close the double quote that is open there."
+                f"{where}: {_told((name,))} has {len(value):,} characters; accepted: up to {MOST_CHARACTERS:,}. "
+                "Shorten it, or close the double quote that is open there."
             )
 
 
-def _places(path: Path, header: list[str], columns: tuple[str, ...]) -> list[int]:
-    missing = [name for name in columns if name not in header]
-    twice = [name for name in columns if header.count(name) > 1]
+def _places(path: Path, header: list[str], columns: tuple[str | int, ...]) -> list[int]:
+    missing = [name for name in columns if (name >= len(header) if isinstance(name, int) else name not in header)]
+    twice = [name for name in columns if isinstance(name, str) and header.count(name) > 1]
     if missing or twice:
         found = f"no column {', '.join(map(repr, missing))}" if missing else f"column {twice[0]!r} more than once"
         raise DatasetError(
             f"{path}: {found} among {', '.join(header) or 'nothing'}; accepted: a CSV file with a header of "
-            f"{','.join(columns)}, each once."
+            f"{_told(columns)}, each once."
         )
-    return [header.index(name) for name in columns]
+    return [name if isinstance(name, int) else header.index(name) for name in columns]
 
 
 def is_plain_path(name: str) -> bool:

@@ -33,7 +33,9 @@ HEADS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 SIMTOKEN = {"channels": 16, "num_heads": 2, "fusion_layers": 1, "decoder_layers": 1, "feedforward_channels": 8,
             "tokens_per_side": 2, "decoder_feedforward_channels": 8}  # fmt: skip
-STEPS = {"train.epochs": 1, "train.steps_per_epoch": 2, "train.batch_size": 4, "train.learning_rate": 0.001}
+# R2VOS shares most with ReferFormer.
+DISTINCT = [pytest.param(head, marks=[pytest.mark.slow] * (head == "r2vos")) for head in HEADS]
+STEPS = {"train.epochs": 1, "train.steps_per_epoch": 2, "train.batch_size": 3, "train.learning_rate": 0.001}
 
 
 def made_up_store(path: Path, maps: dict[str, tuple[ArraySpec, ...]]) -> FeatureStore:
@@ -72,17 +74,7 @@ def grid_of(store: FeatureStore, head: str, **settings: Any) -> Grid:
     return with_checkpoints(expand("g", {"base": base | settings}, "g.yaml", {}), features_in(store))
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("head", HEADS)
-def test_baseline_is_trained_evaluated_and_kept(store: FeatureStore, tmp_path: Path, head: str) -> None:
-    settings = {"train.frames": 2, "train.accumulate": 2, "train.ema_decay": 0.9, "train.precision": "bf16"}
-    (trial,) = grid_of(store, head, **settings).trials
-    result = train(trial.config, store, tmp_path / "trial")
-    assert 0 <= result["metrics"]["test_s/J"] <= 1 and "test_n/S" in result["metrics"]
-    assert load_model(tmp_path / "trial" / "checkpoint").options == trial.config.model
-
-
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", DISTINCT)
 def test_cost_of_a_baseline_is_counted(store: FeatureStore, head: str) -> None:
     (trial,) = grid_of(store, head).trials
     (alone,) = grid_of(store, head, **{"model.text": False}).trials
@@ -133,14 +125,17 @@ def test_simtoken_reads_the_maps_of_sam2(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", DISTINCT)
 def test_forms_of_a_baseline_fused_equal_their_unfused_selves(store: FeatureStore, tmp_path: Path, head: str) -> None:
-    forms = {"both": {}, "text": {"model.audio": False}, "audio": {"model.text": False}}
-    configs = {name: grid_of(store, head, **form).trials[0].config for name, form in forms.items()}
+    forms = {"both": {}, "text": {"model.audio": False, "train.precision": "bf16"}}
+    shared = {"train.frames": 2, "train.ema_decay": 0.9}
+    configs = {name: grid_of(store, head, **shared, **form).trials[0].config for name, form in forms.items()}
     train_group([Run(config=config, folder=tmp_path / "fused" / name) for name, config in configs.items()], store)
     for name, config in configs.items():
-        train(config, store, tmp_path / "alone" / name)
+        result = train(config, store, tmp_path / "alone" / name)
+        assert 0 <= result["metrics"]["test_s/J"] <= 1 and "test_n/S" in result["metrics"]
         require_equal(tmp_path / "fused" / name, tmp_path / "alone" / name)
+        assert load_model(tmp_path / "alone" / name / "checkpoint").options == config.model
 
 
 def test_forms_of_a_head_in_table3_share_a_read() -> None:

@@ -18,6 +18,12 @@ from refavs.errors import ConfigError
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow and what it imports
 
 
+@pytest.fixture(autouse=True)
+def made_by_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a copy of the one that other tests share."""
+    monkeypatch.setattr(module, "_create", module._create.__wrapped__)
+
+
 def contact(uri: str, name: str) -> None:
     Tracker(uri, name, f"id of {name}", None).contact()
 

@@ -20,7 +20,8 @@ from tests.experiments.small_store import make_store
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 BASE = {
-    "model": {"num_layers": 1, "num_queries": 2, "num_heads": 2, "visual_downsample": 2, "decoder_layers": 0},
+    "model": {"num_layers": 1, "num_queries": 2, "num_heads": 2, "visual_downsample": 2, "decoder_layers": 0,
+              "feedforward_channels": 16},
     "loss": {"num_points": 0},
     "train": {"epochs": 1, "steps_per_epoch": 1, "batch_size": 5, "clip_norm": 1e9, "precision": "fp32"},
     "resources": {"workers": 2},

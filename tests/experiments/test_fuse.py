@@ -24,12 +24,12 @@ from tests.experiments.test_train import SMALL, without_times
 
 BASE = {
     **SMALL, "train.order_seed": 7, "train.frames": 2, "model.decoder_layers": 1, "loss.num_points": 16,
-    "model.dropout": 0.1,
+    "model.dropout": 0.1, "train.steps_per_epoch": 2, "train.batch_size": 4,
 }  # fmt: skip
 CASES = {
-    "plain": {}, "seed": {"seed": 1}, "beta": {"model.beta": 0.3}, "rate": {"train.learning_rate": 0.001},
-    "no_text": {"model.text": False}, "no_memory": {"model.memory": False}, "all_pixels": {"loss.num_points": 0},
-    "no_decoder": {"model.decoder_layers": 0},
+    "plain": {}, "seed": {"seed": 1}, "beta": {"model.beta": 0.3, "train.learning_rate": 0.001},
+    "no_memory": {"model.text": False, "model.memory": False},
+    "no_decoder": {"model.decoder_layers": 0, "loss.num_points": 0},
     "short": {"train.epochs": 2, "model.visual_downsample": 4, "train.ema_decay": 0.9, "train.precision": "bf16"},
 }  # fmt: skip
 CONFIGS = {name: replace(TrialConfig(), BASE | settings) for name, settings in CASES.items()}
@@ -38,7 +38,7 @@ DIVERGES = replace(TrialConfig(), BASE | {"train.learning_rate": 1e30})
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    return make_store(tmp_path_factory.mktemp("small") / "store")
+    return make_store(tmp_path_factory.mktemp("small") / "store", {"train": 3, "val": 1, "test_s": 1, "test_n": 1})
 
 
 @pytest.fixture(scope="module")

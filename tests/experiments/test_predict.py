@@ -104,8 +104,11 @@ def test_values_that_are_not_finite_are_an_error_and_not_an_empty_video(
 def test_mlflow_run_is_fetched(trial: Path, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
+    from experiments.tracking.database import first_use
+
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    client = MlflowClient(tracking_uri=uri)
+    with first_use(uri):
+        client = MlflowClient(tracking_uri=uri)
     experiment = client.create_experiment("e", artifact_location=(tmp_path / "artifacts").as_uri())
     run_id = client.create_run(experiment).info.run_id
     client.log_artifacts(run_id, str(trial / "checkpoint"), "checkpoint")

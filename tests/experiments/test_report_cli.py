@@ -15,13 +15,21 @@ import pytest
 from mlflow import MlflowClient
 
 from experiments.report.cli import main, write
+from experiments.report.drawing import Drawing
 from experiments.sweep.driver import run_sweep
 from experiments.tracking.client import default_tracking_uri
+from experiments.tracking.database import first_use
 from tests.experiments.small_store import make_store
 from tests.experiments.small_sweep import write_facts, write_trial
 from tests.experiments.test_sweep import InProcess, grid_of
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # of MLflow and what it imports
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For reports whose figures nobody looks at."""
+    monkeypatch.setattr("experiments.report.figures.report_figures", lambda report: [])
 
 
 def test_report_of_a_sweep_lies_beside_it_and_in_mlflow(
@@ -30,6 +38,8 @@ def test_report_of_a_sweep_lies_beside_it_and_in_mlflow(
     store = make_store(tmp_path / "store", {"train": 2, "val": 1, "test_s": 1, "test_u": 1, "test_n": 1})
     runner = types.SimpleNamespace(run_trials=InProcess().run_trials)
     monkeypatch.setitem(sys.modules, "experiments.cluster.tune_runner", runner)
+    png = Drawing.png
+    monkeypatch.setattr(Drawing, "png", lambda drawing: png(drawing, 40))
     out = tmp_path / "tiny"
     run_sweep(grid_of("full", "no_text"), store, out)
     arguments = [str(out), "--latex", "--protocol", "released", "--protocol", "canonical", "--published"]
@@ -66,7 +76,9 @@ def test_report_of_a_sweep_lies_beside_it_and_in_mlflow(
     assert {path: path.read_bytes() for path in (out / "report").rglob("*.*")} == before, "the same bytes"
 
 
-def test_report_is_written_where_mlflow_is_not_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_is_written_where_mlflow_is_not_and_says_so(
+    undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_facts(tmp_path / "s")
     write_trial(tmp_path / "s", "full")
     assert main([str(tmp_path / "s"), "--out", str(tmp_path / "out")]) == 3
@@ -81,7 +93,7 @@ def test_report_is_written_where_mlflow_is_not_and_says_so(tmp_path: Path, capsy
 
 
 def test_addresses_in_a_sweep_from_elsewhere_are_not_obeyed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     heard: list[str] = []
 
@@ -125,9 +137,12 @@ def test_report_in_a_sweep_from_elsewhere_that_leads_out_of_it_is_not_written(
     assert not list((tmp_path / "home").iterdir())
 
 
-def test_artifacts_that_cannot_be_written_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_artifacts_that_cannot_be_written_are_one_line(
+    undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    client = MlflowClient(uri)
+    with first_use(uri):
+        client = MlflowClient(uri)
     (tmp_path / "gone").write_text("a sweep that was moved: its artifacts' folder is none any more")
     experiment = client.create_experiment("e", artifact_location=(tmp_path / "gone" / "artifacts").as_uri())
     write_facts(tmp_path / "s", tracking_uri=uri, run_id=client.create_run(experiment).info.run_id)

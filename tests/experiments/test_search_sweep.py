@@ -23,7 +23,8 @@ pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # of MLfl
 
 BASE = """
 base:
-  model: {num_layers: 1, num_queries: 2, num_heads: 2, visual_downsample: 2, decoder_layers: 0}
+  model: {num_layers: 1, num_queries: 2, num_heads: 2, visual_downsample: 2, decoder_layers: 0,
+          feedforward_channels: 16}
   loss: {num_points: 0}
   train: {epochs: 3, steps_per_epoch: 1, batch_size: 4}
 """

@@ -37,11 +37,12 @@ SMALL = {
     "model.visual_downsample": 2, "model.decoder_layers": 0, "loss.num_points": 0, "train.epochs": 3,
     "train.steps_per_epoch": 3, "train.batch_size": 6, "train.learning_rate": 0.003, "train.precision": "fp32",
 }  # fmt: skip
+CLIPS = {"train": 6, "val": 1, "test_s": 1, "test_u": 1, "test_n": 1}
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    return make_store(tmp_path_factory.mktemp("small") / "store")
+    return make_store(tmp_path_factory.mktemp("small") / "store", CLIPS)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.mark.long
 def test_train_beats_the_best_constant(store: FeatureStore, tmp_path: Path) -> None:
-    config = small(train__epochs=2, train__steps_per_epoch=80, train__learning_rate=0.005, train__decay_start=0.5)
+    config = small(train__epochs=1, train__steps_per_epoch=100, train__learning_rate=0.005, train__decay_start=0.5)
     result = train(config, store, tmp_path)["metrics"]
     best = max(values["test_s/J"] for values in canonical_values(control_results_of(store), Splits.of({})).values())
     assert result["test_s/J"] > best + 0.1
@@ -353,7 +354,8 @@ def test_picture_that_cannot_be_drawn_is_a_note_of_a_finished_trial(
 
 @pytest.mark.long
 def test_trial_whose_store_was_exchanged_keeps_no_result(tmp_path: Path) -> None:
-    ours, other = make_store(tmp_path / "s"), make_store(tmp_path / "other", noise=1)
+    ours, other = (make_store(tmp_path / name, {"train": 2, "val": 1, "test_s": 1}, noise=noise)
+                   for name, noise in (("s", 0), ("other", 1)))
 
     def exchange(records: list[dict[str, Any]]) -> None:
         if (tmp_path / "other").exists():

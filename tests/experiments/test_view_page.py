@@ -37,7 +37,7 @@ pytestmark = [
     pytest.mark.long, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
 ]  # fmt: skip
 HOSTILE = "<img src=x onerror=window.caught=1><script>window.caught=2</script>${window.caught=3}{{caught}}"
-WIDTHS = (1400, 400)
+WIDTHS = (1400, pytest.param(400, marks=pytest.mark.slow))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +260,7 @@ def test_browser_opens_each_tab_and_has_nothing_against_it(chromium: Browser, si
     assert not faults(page, site)
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_browser_shows_hostile_text_and_plays_the_overlay_of_an_upload(chromium: Browser, site: Site) -> None:
     page = chromium
     page.open(site.url, 1400)
@@ -297,7 +297,7 @@ def choose(page: Browser, label: str, start: str) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("ending", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_command_serves_until_it_is_ended_and_leaves_no_upload(
     tmp_path: Path, site: Site, ending: signal.Signals
 ) -> None:  # fmt: skip

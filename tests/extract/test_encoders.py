@@ -1,6 +1,7 @@
 """The contract of every encoder, and the specific behaviour of each."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ def test_every_encoder_is_made_without_weights_and_says_what_it_is() -> None:
 
 
 @pytest.mark.long
-def test_parameters_are_counted_right(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("most", [150e6, pytest.param(math.inf, marks=pytest.mark.slow)])
+def test_parameters_are_counted_right(monkeypatch: pytest.MonkeyPatch, most: float) -> None:
     def without_memory(hub: HubFolder, kind: Any, config: Any, unused: Any = (), **options: Any) -> torch.nn.Module:
         with torch.device("meta"):
             return kind(config, **options)
@@ -98,6 +100,8 @@ def test_parameters_are_counted_right(monkeypatch: pytest.MonkeyPatch) -> None:
     setup = EncoderSetup(weights=WeightSource(kind="random", seed=None), device="meta")
     for name, encoder in all_encoders(setup).items():
         network: Any = encoder
+        if encoder.num_parameters > most:
+            continue
         network = network.build() if encoder.modality == "visual" else network._network
         assert sum(weights.numel() for weights in network.parameters()) == encoder.num_parameters, name
 
@@ -303,7 +307,7 @@ def test_text_has_the_same_bytes_in_any_company_order_and_number_of_threads(name
     levels, before = list(encoder.levels), torch.get_num_threads()
     alone = [encoder.encode([item], levels)[0] for item in items]
     try:
-        for num_threads in (1, 2, 3):
+        for num_threads in (1, 3):
             torch.set_num_threads(num_threads)
             for order in (range(15), [*range(14, -1, -1)], [4, 4, 10, 1, 2], [8]):
                 for place, found in zip(order, encoder.encode([items[place] for place in order], levels), strict=True):
@@ -314,11 +318,11 @@ def test_text_has_the_same_bytes_in_any_company_order_and_number_of_threads(name
 
 
 def wide_text(name: str) -> Any:
-    """A text encoder with two layers of the published width, and few words."""
+    """A text encoder with one layer of the published width, and few words."""
     make, settings, changed = {
-        "roberta": (RobertaEncoder, roberta.BASE, {"num_hidden_layers": 2, "vocab_size": 1024}),
-        "flan-t5": (FlanT5Encoder, flan_t5.BASE, {"num_layers": 2, "vocab_size": 1024}),
-        "clip": (ClipTextEncoder, clip_text.LARGE, {"num_hidden_layers": 2, "vocab_size": 1024}),
+        "roberta": (RobertaEncoder, roberta.BASE, {"num_hidden_layers": 1, "vocab_size": 1024}),
+        "flan-t5": (FlanT5Encoder, flan_t5.BASE, {"num_layers": 1, "vocab_size": 1024}),
+        "clip": (ClipTextEncoder, clip_text.LARGE, {"num_hidden_layers": 1, "vocab_size": 1024}),
     }[name]
     small = dataclasses.replace(settings, config={**settings.config, **changed})
     return make(name, small, EncoderSetup(weights=WeightSource(kind="random")))

@@ -161,7 +161,7 @@ def test_workers_that_die_at_once_end_the_run(
 
 def test_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "bench"
-    write_benchmark(source, num_clips=4, seed=2, size=96, videos=False)
+    write_benchmark(source, num_clips=2, seed=2, size=96, videos=False)
     store, undisturbed = (prepare(tmp_path / name) for name in ("store", "undisturbed"))  # with many shards to commit
     driver = subprocess.Popen(  # with a Ray of its own
         [sys.executable, "-m", "extract.cli", str(source), str(store), *OPTIONS],

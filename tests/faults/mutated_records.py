@@ -134,9 +134,13 @@ class Target:
     commands: dict[str, Command]
 
 
-def targets(work: Path) -> list[Target]:
-    """A store, a sweep and a trained trial, each made small."""
-    return [_store(work / "store"), _sweep(work / "sweep"), _trial(work / "trial")]
+def targets(work: Path, whole: bool) -> list[Target]:
+    """A store, a sweep and a trained trial, each made small.
+
+    Args:
+        whole: a report draws its figures, and a prediction computes features; both take most of a sample's time.
+    """
+    return [_store(work / "store"), _sweep(work / "sweep", whole), _trial(work / "trial", whole)]
 
 
 def _store(root: Path) -> Target:
@@ -180,7 +184,7 @@ def _store(root: Path) -> Target:
     })  # fmt: skip
 
 
-def _sweep(root: Path) -> Target:
+def _sweep(root: Path, whole: bool) -> Target:
     from experiments.report.contents import Options, build_report
     from experiments.report.figures import report_figures
     from experiments.sweep.status import main
@@ -210,7 +214,9 @@ def _sweep(root: Path) -> Target:
     ))  # fmt: skip
 
     def report(folder: Path) -> int:
-        report_figures(build_report([folder], Options()))
+        report = build_report([folder], Options())
+        if whole:
+            report_figures(report)
         return 0
 
     names = ("config.json", "status.json", "mlflow.json", "result.json", "metrics.jsonl")
@@ -220,7 +226,7 @@ def _sweep(root: Path) -> Target:
     })  # fmt: skip
 
 
-def _trial(root: Path) -> Target:
+def _trial(root: Path, whole: bool) -> Target:
     import torch
 
     from experiments.predict import trained_run as predict
@@ -265,7 +271,8 @@ def _trial(root: Path) -> Target:
 
     def predicted(folder: Path) -> int:
         run = predict.TrainedRun(predict.checkpoint_of(str(folder), None))
-        run.batch(run.features(SILENT), ["a word"], run.words(["a word"]))
+        if whole:
+            run.batch(run.features(SILENT), ["a word"], run.words(["a word"]))
         return 0
 
     import numpy as np
@@ -381,7 +388,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     outcome, rng = Outcome(), random.Random(0)
     with tempfile.TemporaryDirectory() as work:
-        found = targets(Path(work))
+        found = targets(Path(work), args.all)
         limit_memory()
         for target in (one for one in found if args.only in (None, one.folder.name)):
             for file in target.files:

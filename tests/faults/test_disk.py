@@ -18,6 +18,7 @@ import pytest
 from refavs.store.reader import FeatureStore
 from refavs.store.verify import verify
 from tests.faults import command
+from tests.support.small_vggish import few_weights
 
 ROWS = {"clips": 1, "objects": 8, "text": 64}
 BACK_S = 3600.0
@@ -82,6 +83,7 @@ def test_full_disk_in_mid_shard(
         request.getfixturevalue("ray_here")
     else:
         in_this_process(monkeypatch)
+        few_weights(monkeypatch)
     store = command.prepare(disk / "s", ROWS)
     options = [*command.OPTIONS, "--workers", "2"]
     assert main([str(source), str(store), *options]) == 2

@@ -43,17 +43,17 @@ def loss_of(head: Head, batch: Batch) -> Tensor:
     return head.loss(head(batch), Target(masks=batch.mask), PIXELS)["total"]
 
 
-def overfit(head: Head, batch: Batch, most_steps: int = 300) -> float:
+def overfit(head: Head, batch: Batch, most_steps: int = 300, learning_rate: float = 3e-3) -> float:
     """Trains on one batch until J is above 0.95 or the steps are used up; returns J."""
     assert batch.mask is not None
-    optimizer = torch.optim.AdamW(head.trained_parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(head.trained_parameters(), lr=learning_rate)
     jaccard = 0.0
     for step in range(1, most_steps + 1):
         optimizer.zero_grad()
         loss_of(head.train(), batch).backward()
         nn.utils.clip_grad_norm_(head.trained_parameters(), 1.0)
         optimizer.step()
-        if step % 20 == 0:
+        if step % 5 == 0:
             with torch.no_grad():
                 size = (batch.mask.shape[-2], batch.mask.shape[-1])
                 found = head.eval().probs(head(batch), size) > 0.5

@@ -93,7 +93,7 @@ def test_padding_of_an_expression_has_no_influence(name: str) -> None:
 
 
 @pytest.mark.long
-@each
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "gavs")) for name in SMALL])
 def test_baseline_overfits_one_batch(name: str) -> None:
     assert overfit(*small_head(SMALL[name])) > 0.95
 

@@ -99,7 +99,7 @@ for job in tests.JOBS:
     points = [(name, 1 + (2 * place + 1) * counts[name] // (2 * num), side) for name in CALLS if counts[name]
               for place in range(num) for side in ("before", "after")]
     died = 0
-    for point in dict.fromkeys(points):
+    for point in [*dict.fromkeys(points)][:: 1 if num > 1 else 2]:  # of a small sample one side only
         (root / "killed").mkdir()
         child = os.fork()
         if not child:
@@ -128,7 +128,7 @@ def test_killed_command_is_ended_by_the_same_command(tmp_path: Path, num_points:
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     kills = {name: int(count) for name, count in (line.split() for line in done.stdout.splitlines() if "_job" in line)}
-    assert len(kills) == len(JOBS) and min(kills.values()) >= 4, kills
+    assert len(kills) == len(JOBS) and min(kills.values()) >= (2 if num_points == 1 else 4), kills
 
 
 def test_link_in_the_place_of_a_temporary_file_is_not_followed(built: Path, tmp_path: Path) -> None:

@@ -426,7 +426,7 @@ print(len(points))
 """
 
 
-@pytest.mark.process
+@pytest.mark.slow  # tests/faults/test_kills.py kills at a sample of the points in `make test`
 def test_killed_run_finishes_to_the_same_bytes(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLER, str(HERE), str(tmp_path)], capture_output=True, text=True

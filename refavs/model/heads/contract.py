@@ -18,7 +18,7 @@ from refavs.model.options import HeadOptions, LossConfig
 from refavs.model.target import FrameCounts, Target
 
 CLIP_OF = (0, 0, 1)  # the clip that each expression refers to
-NUM_STEPS, SIDE, CHANNELS, LENGTH = 20, 16, 32, 4
+NUM_STEPS, SIDE, CHANNELS, LENGTH = 8, 16, 32, 4
 EVERYWHERE = LossConfig(num_points=0)  # compares masks at all pixels, so nothing is random
 
 
