@@ -1,7 +1,6 @@
 """refavs-annotate export: the masks of a project in the file format of a label tool, with their frames."""
 
 import argparse
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from extract.annotate.exchange.exports import (
     Export,
     by_file_id,
     chosen_clips,
+    copy_frame,
     export_folder,
     export_numbers,
     file_id,
@@ -79,7 +79,7 @@ def _frames(
         scenes = files.scenes()
         for second in range(scenes.seconds):
             name = file_id(clip_id)
-            shutil.copyfile(files.frame(second), pictures / f"{frame_name(name, second)}.jpg")
+            copy_frame(files, second, pictures / f"{frame_name(name, second)}.jpg")
             yield DrawnFrame(clip=name, second=second, height=scenes.height, width=scenes.width,
                              masks=tuple(_drawn(found, second)))  # fmt: skip
         progress.advance()

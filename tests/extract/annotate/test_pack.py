@@ -174,7 +174,7 @@ def test_clips_without_a_sentence_are_named(tmp_path: Path, capsys: pytest.Captu
                     template="", status="accepted")  # fmt: skip
     write_sentences(project.clip("one"), [*clip_sentences(project.clip("one")), gone])
     assert main(["pack", str(project.path), str(tmp_path / "again")]) == 3
-    assert "clip one: 1 sentences are about objects that it no longer has" in capsys.readouterr().err
+    assert "clip one: 1 sentences are about objects that no longer show" in capsys.readouterr().err
 
 
 def test_a_silent_clip_gets_a_silent_track(tmp_path: Path) -> None:
