@@ -1,7 +1,7 @@
 """Grounding DINO: finds what a frame shows of some names."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from difflib import SequenceMatcher
 from functools import cached_property
 from typing import Any
@@ -91,7 +91,7 @@ class GroundingDino(Detector):
                                             cls_token="[CLS]", sep_token="[SEP]")  # fmt: skip
         return GroundingDinoProcessor(pictures, tokenizer)
 
-    def rehearse(self) -> dict[str, float]:
+    def rehearse(self, computes: Collection[str]) -> dict[str, float]:
         """Of the network, for a wide frame and some words."""
         ids = torch.tensor([[CLS, *[STOP + 1] * 8, STOP, SEP]], device=self._setup.device)
         pixels = torch.zeros(1, 3, *USUAL_SIZE, device=self._setup.device)

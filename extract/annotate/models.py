@@ -4,7 +4,7 @@ Real ones are `grounding_dino.py` and `sam2_masks.py`. A model is created cheapl
 used, so that it can be sent to workers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -91,10 +91,14 @@ class Model(Protocol):
         """The weights files, for a dry run."""
         return ()
 
-    def rehearse(self) -> Mapping[str, float]:
+    def rehearse(self, computes: Collection[str]) -> Mapping[str, float]:
         """Seconds for a frame (`frame`) and for an object in a frame (`object`), measured with the weights it has.
 
-        Empty if there is nothing to measure.
+        Args:
+            computes: which of them are wanted.
+
+        Returns:
+            Those that the model has.
         """
         return {}
 

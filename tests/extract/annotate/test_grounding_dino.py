@@ -116,4 +116,4 @@ def test_a_rehearsal_takes_weights_of_zero(weights: tuple[Path, Any], monkeypatc
     monkeypatch.setattr("extract.annotate.grounding_dino.USUAL_SIZE", (64, 96))
     source = WeightSource(kind="random", seed=None, folder=weights[0])
     blank = grounding_dino(DETECTOR, EncoderSetup(weights=source), 0.25, 0.25)
-    assert blank.rehearse()["frame"] > 0
+    assert blank.rehearse(("frame",))["frame"] > 0
