@@ -85,6 +85,7 @@ bench-predict: setup
 
 bench-remote: setup
 	$(BIN)/python tests/benchmarks/bench_remote.py
+	$(BIN)/python tests/benchmarks/bench_shared.py
 
 bench-scheduler: setup
 	$(BIN)/python tests/benchmarks/bench_scheduler.py

@@ -36,7 +36,7 @@ def build_parser() -> CommandParser:
     )
     add = parser.add_argument
     add("source", type=Path, metavar="SOURCE", nargs="?",
-        help="folder of one of the layouts: benchmark root (with metadata.csv), a folder of videos, a plug-in's")
+        help="folder of one of the layouts (--layout)")
     add("store", metavar="STORE", nargs="?",
         help="folder of the store, or a URL (s3://bucket/name); made where there is none, else completed")  # fmt: skip
     presets = "; ".join(f"{name}, {preset.about}" for name, preset in PRESETS.items())
@@ -63,7 +63,8 @@ def build_parser() -> CommandParser:
     add("--mask-rule", choices=MASK_RULES[1:], help="which pixels of a mask are the object: nonzero, every colour but "
         "black; alpha, not transparent; index, every palette index, grey value or id except 0; default: that of "
         "STORE, and for a new one what all of them agree on")  # fmt: skip
-    add("--expressions", type=Path, metavar="CSV", help="columns video,exp: expressions about a folder of videos")
+    add("--expressions", type=Path, metavar="CSV", help="columns video,exp: expressions about "
+        "a folder of videos, or about a data set that has none of its own (AVSBench, AVSS)")  # fmt: skip
     add("--layout", metavar="NAME", help=f"how SOURCE is laid out: {', '.join(LAYOUTS)} or that of an installed "
         "package; default: the one that recognises it")  # fmt: skip
     add("--device", choices=DEVICES, default="auto",

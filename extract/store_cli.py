@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from extract.media.notes import NOTES, counted
-from refavs.errors import StoreError
+from refavs.errors import ConfigError, StoreError
 from refavs.terminal.command import CommandParser, Exit, run_command
 from refavs.terminal.console import PlainConsole, ProgressBar
 from refavs.terminal.printing import readable_bytes, say, warn
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from refavs.store.reader import FeatureStore
 
 NAME = "refavs-store"
+FORMATS = {"webdataset": "export_webdataset", "parquet": "export_parquet"}
 EXAMPLE = """example:
   refavs-store info features/                 rows, arrays, bytes, encoders and expressions of the store in features/
   refavs-store verify features/               hash every byte again and list the damage (exit status 3)
@@ -25,6 +26,7 @@ EXAMPLE = """example:
   refavs-store upgrade features/              bring a store of version 2 to this version without computing features
   refavs-store publish features/              add a card and checksums, then copy the folder to a web server or the hub
   refavs-store export features/ features.h5   everything in one HDF5 file, which h5py reads without refavs
+  refavs-store export features/ tars/ --to webdataset --split train   for loaders of tar files
   refavs-store import features.h5 features/   the same store again, byte for byte
 
 exit status: 0 complete, 1 a bug or an error, 2 bad input, 3 damage found or left, or an export of an unfinished store
@@ -71,9 +73,14 @@ def build_parser() -> CommandParser:
     shared.add_argument("--licence", default="other", metavar="ID", help="licence of the features for the card, as the "
                         "hub names it, for example cc-by-4.0 (default: other)")  # fmt: skip
     shared.add_argument("--title", help="heading of the card; default: the folder's name")
-    out = command("export", lambda args: export(args.store, args.file), "write a whole store to one new HDF5 file")
+    out = command("export", _export, "write a store in another format")
     out.add_argument("store", metavar="STORE", help=store)
-    out.add_argument("file", type=Path, metavar="FILE", help="the HDF5 file to create; never overwritten")
+    out.add_argument("file", type=Path, metavar="OUT", help="the HDF5 file to create, never overwritten; or the folder "
+                     "of the other formats")  # fmt: skip
+    out.add_argument("--to", choices=("hdf5", *FORMATS), default="hdf5", help="hdf5: all of it in one file, which "
+                     "import reads; webdataset: tar files with a sample for each clip; parquet: the vectors of audio "
+                     "and text, without maps and masks (default: hdf5)")  # fmt: skip
+    out.add_argument("--split", metavar="NAME", help="only the expressions of this split and their clips; not hdf5")
     back = command("import", lambda args: import_(args.file, args.store), "restore a store from its HDF5 file")
     back.add_argument("file", type=Path, metavar="FILE", help="an HDF5 file that refavs-store export wrote")
     back.add_argument("store", metavar="STORE", help="folder or URL of the store to create, or to complete")
@@ -217,6 +224,20 @@ def export(location: str, file: Path) -> int:
     warn(f"{file} has only what was committed by then: the extraction of {location} {goes_on}; then export it to "
          "another file")  # fmt: skip
     return Exit.FAILURES
+
+
+def _export(args: argparse.Namespace) -> int:
+    if args.to == "hdf5":
+        if args.split is not None:
+            raise ConfigError("an HDF5 file has the whole store; leave out --split, or choose another --to")
+        return export(args.store, args.file)
+    from refavs.store import export_formats
+    from refavs.store.reader import FeatureStore
+
+    with _Rows("export") as rows:
+        num_clips = getattr(export_formats, FORMATS[args.to])(FeatureStore(args.store), args.file, args.split, rows)
+    say(f"{num_clips} clips of {args.store} are in {args.file}")
+    return Exit.COMPLETE
 
 
 def import_(file: Path, location: str) -> int:

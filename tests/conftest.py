@@ -29,6 +29,9 @@ import pytest
 from tests.checked_types import check_types
 
 check_types("refavs")
+# A developer's own MLflow gets nothing from a test.
+for _name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_TAGS"):
+    os.environ.pop(_name, None)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PATIENCE_S = 600

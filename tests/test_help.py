@@ -12,7 +12,9 @@ COMMANDS = [
     ("refavs.synthetic.cli", "--help"), ("extract.cli", "--help"), ("extract.store_cli", "--help"),
     ("extract.store_cli", "repair", "--help"), ("experiments.cli", "--help"), ("experiments.cli", "status", "--help"),
     ("experiments.cli", "settings", "--help"), ("experiments.cli", "settings"), ("experiments.report.cli", "--help"),
-    ("experiments.predict.cli", "--help"), ("experiments.view.cli", "--help"),
+    ("experiments.predict.cli", "--help"), ("experiments.view.cli", "--help"), ("extract.annotate.cli", "--help"),
+    ("extract.annotate.cli", "propose", "--help"), ("extract.annotate.cli", "track", "--help"),
+    ("extract.annotate.cli", "pack", "--help"),
 ]  # fmt: skip
 
 

@@ -50,7 +50,8 @@ def build_parser() -> CommandParser:
     add("--store", help="a store that gives the features of the first seconds of each video that it has")
     add("--add-to-store", action="store_true", help="first add each video that the --store lacks")
     add("--no-overlay", action="store_true", help="write no overlay videos")
-    add("--tracking-uri", help="the MLflow server or database that has the run")
+    add("--tracking-uri", help="the MLflow server or database that has the run; default: "
+        "MLFLOW_TRACKING_URI")  # fmt: skip
     add("--weights-dir", type=Path, metavar="DIR", help="the encoders' weights, as for refavs-extract")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto",
         help="where encoders and head run; auto takes a GPU if there is one (default: auto)")  # fmt: skip

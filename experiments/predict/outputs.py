@@ -9,12 +9,12 @@ import numpy as np
 from PIL import Image
 
 from experiments.predict.overlay_video import Overlay, write_overlay_videos
-from experiments.predict.rle import decoded, encoded
 from experiments.predict.segmenter import Segmenter, Stretch
 from experiments.predict.stages import Stages
 from experiments.predict.stored_features import StoredFeatures
 from experiments.records.record_types import write_json
 from extract.media.film_stream import FilmStream
+from refavs.data.rle import decoded, encoded
 from refavs.files.staged import is_half_written, staged
 
 SEAL, OVERLAY, MASKS = "prediction.json", "overlay.mp4", "masks.jsonl"

@@ -253,7 +253,7 @@ def load(
 
     Args:
         run: a trial's folder, SWEEP/trials/KEY, the id of an MLflow run, or a registered model, models:/NAME@alias.
-        tracking_uri: the MLflow server or database; needed unless `run` is a folder.
+        tracking_uri: the MLflow server or database; needed unless `run` is a folder or MLFLOW_TRACKING_URI is set.
         weights_dir: the encoders' weights, as for refavs-extract; None for the hub's cache or a download.
         device: `cpu`, `cuda`, or `auto` for a GPU if there is one.
 

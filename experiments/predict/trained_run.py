@@ -192,6 +192,9 @@ def checkpoint_of(run: str, tracking_uri: str | None) -> Path:
     if Path(run).exists():
         raise ConfigError(f"--run {run} has no checkpoint; give a finished trial's folder, SWEEP/trials/KEY, or an "
                           "MLflow run's id with --tracking-uri")  # fmt: skip
+    from experiments.tracking import user_settings
+
+    tracking_uri = user_settings.address(tracking_uri)
     if tracking_uri is None:
         raise ConfigError(f"--run {run} is not a folder; give the folder of a trial, SWEEP/trials/KEY, or for the id "
                           "of an MLflow run or a registered model also --tracking-uri")  # fmt: skip

@@ -116,7 +116,7 @@ def _upload(sweep: Path, tracking_uri: str | None, out: Path, names: Sequence[st
     """Uploads the files to the sweep's run in MLflow; a failure is only reported, since the report is complete."""
     from experiments.records.ledger import Ledger
     from experiments.tracking.artifacts import upload
-    from experiments.tracking.client import without_password
+    from experiments.tracking.connection import without_password
     from experiments.tracking.place import follow_artifacts, guard_of, tracking_address
 
     facts = Ledger(sweep).sweep

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from experiments.grid.config import TrainConfig
 from experiments.report.seconds import Second, footage_of, seconds_of
 from experiments.report.tables import GallerySource
-from experiments.tracking.client import without_password
+from experiments.tracking.connection import without_password
 from experiments.training.evaluate import one_thread, predictions
 from refavs.data.splits import Splits
 from refavs.errors import RefAVSError

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from experiments.tracking.client import Guard, first_contact, without_password
+from experiments.tracking.connection import Guard, first_contact, without_password
 from experiments.tracking.database import refuse_missing
+from experiments.tracking.logged_models import NAME, model_of
 from refavs.errors import ConfigError
 
 
@@ -58,11 +59,16 @@ def download(uri: str, run_id: str, name: str) -> Path:
     Raises:
         ConfigError: MLflow at `uri` cannot be used, has no such run, or the run has no such folder.
     """
+    from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     refuse_missing(uri)
     with first_contact(uri) as client:
         try:
+            # MLflow's own `runs:/` looks for logged models at the address in the environment, not at this one.
+            model = model_of(client, run_id) if name == NAME else None
+            if model is not None:
+                return Path(download_artifacts(artifact_uri=model.artifact_location, tracking_uri=uri))
             return Path(client.download_artifacts(run_id, name))
         except (MlflowException, OSError) as error:
             reason = " ".join(str(error).split())[:200]

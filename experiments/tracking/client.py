@@ -4,24 +4,24 @@ Every request may be repeated: runs are found by their tags, and a metric point 
 sending it twice leaves one point. `experiments.tracking.sync` decides what to send when.
 """
 
-import contextlib
 import getpass
 import json
-import logging
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.grid.trial import NOT_IN_KEY
 from experiments.records.ledger import Entry
-from experiments.tracking.database import first_use, sqlite_uri
+from experiments.tracking.connection import Guard, first_contact, gone, without_password
+from experiments.tracking.database import sqlite_uri
+from experiments.tracking.logged_models import log_model, register
+from refavs.choices import SCORE
 from refavs.config import digest, flat
-from refavs.errors import ConfigError, RefAVSError
+from refavs.errors import ConfigError
 from refavs.files.partials import PARTIAL
-from refavs.machine.environment import environment_of
 from refavs.store.fingerprints import fingerprint_of
 
 if TYPE_CHECKING:
@@ -34,24 +34,9 @@ BATCH_METRICS = 1000
 BATCH_PARAMS = 100
 DIGEST_LENGTH = 36
 LONGEST_KEY = 250
-DELETED = "must be in the 'active' state"
-# MLflow's client would retry for many minutes.
-FEW_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 REASON = "refavs.reason"
 ATTEMPT = "refavs.attempt"
-# Errors that a retry does not fix; any other may be an unreachable server or a locked database.
-LASTING = frozenset({
-    "ALREADY_EXISTS", "BAD_REQUEST", "CUSTOMER_UNAUTHORIZED", "ENDPOINT_NOT_FOUND", "FEATURE_DISABLED",
-    "INVALID_PARAMETER_VALUE", "INVALID_STATE", "MALFORMED_REQUEST", "NOT_FOUND", "NOT_IMPLEMENTED",
-    "PERMISSION_DENIED", "QUOTA_EXCEEDED", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "UNAUTHENTICATED",
-})  # fmt: skip
-
-
-Guard = Callable[[str, Iterable[str]], None]
-
-
-class UnreachableError(ConfigError):
-    """MLflow does not answer at an address, but may do so later."""
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow's page opens the view for language models
 
 
 def default_tracking_uri(out: Path) -> str:
@@ -80,65 +65,11 @@ def git_facts(folder: Path) -> dict[str, str]:
     return {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": str(bool(changes)).lower()}
 
 
-def without_password(uri: str) -> str:
-    """An address without user name and password."""
-    return re.sub(r"(?<=://)[^/\s]+@", "", uri)
-
-
 def metric_name(name: str) -> str:
     """`name` in the form that MLflow accepts: other characters replaced, and a long name cut and made unique."""
     parts = re.sub(r"[^\w\-./ :]", "_", name).split("/")
     plain = "/".join("_" if part in ("", ".", "..") else part for part in parts)
     return plain if len(plain) <= LONGEST_KEY else f"{plain[: LONGEST_KEY - 9]}-{digest(name)[:8]}"
-
-
-def lasts(error: BaseException) -> bool:
-    """Whether a retry would meet the same error."""
-    if isinstance(error, UnreachableError):
-        return False
-    ours = (RefAVSError, ImportError, AssertionError, AttributeError, KeyError, NameError, TypeError)
-    return getattr(error, "error_code", "") in LASTING or isinstance(error, ours)
-
-
-def gone(error: BaseException) -> bool:
-    """Whether the run of the failed request is missing or deleted in MLflow."""
-    code = getattr(error, "error_code", "")
-    return code == "RESOURCE_DOES_NOT_EXIST" or (code == "INVALID_PARAMETER_VALUE" and DELETED in str(error))
-
-
-def one_line(error: BaseException) -> str:
-    """The kind of an error and the beginning of its text, without passwords."""
-    return f"{type(error).__name__}: {without_password(' '.join(str(error).split()))[:200]}"
-
-
-@contextlib.contextmanager
-def first_contact(uri: str) -> Iterator["MlflowClient"]:
-    """Yields a quiet client, and turns errors of its first requests into one clear error.
-
-    Raises:
-        ConfigError: MLflow at `uri` cannot be used; an `UnreachableError` if nothing answers.
-    """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    from alembic.util import CommandError  # for a database of a newer MLflow
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        with environment_of(FEW_RETRIES):
-            with first_use(uri):
-                client = MlflowClient(tracking_uri=uri)
-            yield client
-    except (MlflowException, SQLAlchemyError, CommandError, ImportError) as error:  # ImportError: a missing driver
-        reason = without_password(" ".join(str(error).split()))[:200]
-        away = not lasts(error) and (not uri.startswith("sqlite") or "database is locked" in str(error))
-        raise (UnreachableError if away else ConfigError)(
-            f"MLflow at {without_password(uri)} cannot be used ({reason}); give by --tracking-uri a running server, "
-            "such as http://HOST:5000, or a database, such as sqlite:///PATH.db"
-        ) from error
 
 
 class Tracker:
@@ -151,6 +82,7 @@ class Tracker:
         artifacts: where a new local experiment keeps its artifacts; None leaves it to the server.
         run_id: the sweep's run, if any; even after the folder is renamed, its experiment stays the sweep's.
         guard: refuses addresses of artifacts, and names of files there, that must not be written.
+        tags: of all runs and models, from the user.
     """
 
     client: "MlflowClient"  # from `contact` on
@@ -158,8 +90,9 @@ class Tracker:
 
     def __init__(
         self, uri: str, experiment: str, sweep_id: str, artifacts: Path | None, run_id: str | None = None,
-        guard: Guard = lambda artifacts, names: None,
+        guard: Guard = lambda artifacts, names: None, tags: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
+        self.tags = dict(tags or {})
         self.uri, self.experiment, self.sweep_id = uri, experiment, sweep_id
         self.artifacts, self.run_id, self.guard = artifacts, run_id, guard
         self.git = git_facts(Path(__file__).parent)
@@ -183,7 +116,7 @@ class Tracker:
         if found is None:
             location = None if self.artifacts is None else self.artifacts.resolve().as_uri()
             try:
-                return client.create_experiment(self.experiment, artifact_location=location)
+                return client.create_experiment(self.experiment, artifact_location=location, tags=KIND)
             except MlflowException:  # created by another sweep meanwhile, or by a request whose answer was lost
                 found = client.get_experiment_by_name(self.experiment)
                 if found is None:
@@ -217,7 +150,8 @@ class Tracker:
 
         tags = {"mlflow.note.content": description, "refavs.kind": "sweep", "refavs.grid": name}
         run_id = self._find_or_create(f"sweep-{fingerprint_of(store, ())}", name, tags, store)
-        self.client.log_batch(run_id, tags=[RunTag(f"refavs.{key}", _utf8(value)) for key, value in facts.items()])
+        changing = {f"refavs.{key}": value for key, value in facts.items()} | self.tags
+        self.client.log_batch(run_id, tags=[RunTag(key, _utf8(value)) for key, value in changing.items()])
         self._log_store(run_id, store)
         return run_id
 
@@ -247,8 +181,8 @@ class Tracker:
         self._log_params(run_id, settings)
         # As tags, since MLflow's parameters never change and these may when a trial resumes.
         loose |= facts or {}
-        changing = [RunTag(f"refavs.{name}", _utf8(value)) for name, value in loose.items()]
-        self.client.log_batch(run_id, tags=[*changing, RunTag("mlflow.parentRunId", parent)])
+        tags = {f"refavs.{name}": value for name, value in loose.items()} | self.tags | {"mlflow.parentRunId": parent}
+        self.client.log_batch(run_id, tags=[RunTag(name, _utf8(value)) for name, value in tags.items()])
         self._log_store(run_id, store)
         return run_id
 
@@ -289,23 +223,31 @@ class Tracker:
         """Deletes other runs of a trial: of earlier attempts, or created by a request whose answer was lost."""
         for run in self._runs(key):
             if run.info.run_id != run_id:
+                for output in run.outputs.model_outputs if run.outputs else ():
+                    self.client.delete_logged_model(output.model_id)
                 self.client.delete_run(run.info.run_id)
 
-    def register(self, name: str, run_id: str, artifact: str, tags: Mapping[str, str]) -> str:
-        """Registers a run's artifact as a version of the model `name`, once; returns the version's number."""
-        from mlflow.exceptions import MlflowException
+    def log_model(self, run_id: str, folder: Path, key: str) -> bool:
+        """Uploads a trial's checkpoint as a logged model; False if the server has no logged models."""
+        tags = {"refavs.key": key, "refavs.sweep": self.sweep_id, **self.tags}
+        return log_model(self.client, run_id, folder, tags, self.guard) is not None
 
-        try:
-            self.client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        found = self.client.search_model_versions(f"run_id='{run_id}'")
-        known = [version for version in found if version.name == name]
-        if known:
-            return str(min(int(version.version) for version in known))
-        source = f"{self.client.get_run(run_id).info.artifact_uri}/{artifact}"
-        return str(self.client.create_model_version(name, source, run_id, tags=dict(tags)).version)
+    def register(self, name: str, run_id: str, key: str) -> tuple[str, str]:
+        """Registers a trial's model as a version of the model `name`; returns the version's number and its alias."""
+        return register(self.client, name, run_id, self.sweep_id, key)
+
+    def log_best(self, run_id: str, entry: Entry) -> None:
+        """Writes the results of the best trial into the sweep's run, as metrics `best/...`."""
+        from mlflow.entities import Metric, RunTag
+
+        result, score = entry.result or {"metrics": {}, "time_ms": 0, "epoch": 0}, entry.score(SCORE)
+        metrics = [
+            Metric(key=metric_name(f"best/{name}"), value=value, timestamp=result["time_ms"], step=result["epoch"])
+            for name, value in {**result["metrics"], **({} if score is None else {SCORE: score})}.items()
+        ]
+        for start in range(0, len(metrics), BATCH_METRICS):
+            self.client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
+        self.client.log_batch(run_id, tags=[RunTag("refavs.best", _utf8(entry.trial.title))])
 
     def _runs(self, key: str) -> "list[Run]":
         """The undeleted runs of this sweep with this key, oldest first."""
@@ -348,14 +290,22 @@ class Tracker:
             self.client.log_batch(run_id, params=params[start : start + BATCH_PARAMS])
 
     def _log_store(self, run_id: str, store: "FeatureStore") -> None:
+        from mlflow.data.dataset_source_registry import resolve_dataset_source
         from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
 
+        address = store.location if "://" in store.location else os.path.abspath(store.location)
+        try:
+            source = resolve_dataset_source(address)
+            kind, told = source._get_source_type(), source.to_json()
+        except MlflowException:  # MLflow knows no such addresses
+            kind, told = address.partition("://")[0], json.dumps({"uri": address})
         profile = {"clips": len(store.clips), "expressions": len(store.expressions)}
         dataset = Dataset(
             name=_utf8(store.location.rstrip('/').rsplit('/', 1)[-1]),
             digest=store.fingerprint[:DIGEST_LENGTH],
-            source_type="local",
-            source=json.dumps({"uri": store.location}),
+            source_type=kind,
+            source=without_password(_utf8(told)),
             profile=json.dumps(profile),
         )
         self.client.log_inputs(

@@ -100,18 +100,23 @@ def move_artifacts(database: Path, run_id: str, before: str, now: str) -> None:
         before: beginning of the addresses; `now` replaces it.
     """
     chosen = "experiment_id in (select experiment_id from runs where run_uuid = ?)"
+    of_runs = f"run_id in (select run_uuid from runs where {chosen})"
     columns = [
-        ("model_versions", "source", f"run_id in (select run_uuid from runs where {chosen})"),
+        ("model_versions", "source", of_runs),
+        ("model_versions", "storage_location", of_runs),
         ("runs", "artifact_uri", chosen),
+        ("logged_models", "artifact_location", chosen),
         ("experiments", "artifact_location", chosen),
     ]
     begins = len(f"{before}/")
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database, timeout=30)) as connection:
         for table, column, where in columns:
-            connection.execute(
-                f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ? and {where}",
-                (f"{now}/", begins + 1, begins, f"{before}/", run_id),
-            )
+            with contextlib.suppress(sqlite3.OperationalError):  # older databases lack some of them
+                connection.execute(
+                    f"update {table} set {column} = ? || substr({column}, ?) "
+                    f"where substr({column}, 1, ?) = ? and {where}",
+                    (f"{now}/", begins + 1, begins, f"{before}/", run_id),
+                )
         connection.commit()
 
 

@@ -13,7 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 from experiments.records.ledger import Ledger
 from experiments.records.record_types import read_record, write_json
-from experiments.tracking.client import Guard, default_tracking_uri, without_password
+from experiments.tracking.client import default_tracking_uri
+from experiments.tracking.connection import Guard, without_password
 from experiments.tracking.database import database_at, has_run, move_artifacts, sqlite_uri
 from refavs.errors import ConfigError
 
@@ -101,7 +102,7 @@ def follow_database(ledger: Ledger, uri: str, closed: Mapping[str, str]) -> None
     Any other new address changes nothing, as a second server has none of the runs.
 
     Args:
-        closed: the marks (`experiments.sweep.execution.closed_mark`) of a complete sweep for both addresses.
+        closed: the marks (`experiments.sweep.outcome.closed_mark`) of a complete sweep for both addresses.
     """
     facts = ledger.sweep
     before = str(facts.get("tracking_uri"))

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from experiments.records.ledger import Entry, Ledger, read_metrics
 from experiments.records.record_types import Sent, read_record, write_json
 from experiments.records.stores import store_of
-from experiments.tracking.client import FEW_RETRIES, Tracker, gone, lasts, one_line, without_password
+from experiments.tracking.client import Tracker
+from experiments.tracking.connection import FEW_RETRIES, gone, lasts, one_line, without_password
 from experiments.tracking.model_card import write_card
 from refavs.machine.environment import environment_of
 from refavs.store.fingerprints import fingerprint_of
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from refavs.store import FeatureStore
 
 FILE = "mlflow.json"
-ARTIFACTS = ("checkpoint", "statistics.parquet", "overlays", "config.json", "metrics.jsonl")
+CHECKPOINT = "checkpoint"
+ARTIFACTS = ("statistics.parquet", "overlays", "config.json", "metrics.jsonl")
+OF_FAILED = ("error.txt", "config.json", "metrics.jsonl")
 TABLE = "table.csv"
 RUN_STATUS = {
     "running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "pruned": "KILLED",
@@ -85,7 +88,7 @@ class Mirror:
         self._closing = self._left = False
         self._parent: str | None = None
         self._end: str | None = None
-        self._best: tuple[str, Entry] | None = None
+        self._best: tuple[str | None, Entry] | None = None
         self.error = ""
         self._last_success = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name="mlflow", daemon=True)
@@ -101,14 +104,14 @@ class Mirror:
 
     def close(
         self, status: str, wait_s: float = WAIT_S, stop: Callable[[], bool] = lambda: False,
-        best: tuple[str, Entry] | None = None,
+        best: tuple[str | None, Entry] | None = None,
     ) -> list[str]:  # fmt: skip
         """Ends the sweep's run with `status` and waits until everything is sent; returns the titles of the rest.
 
         Args:
             wait_s: how long to wait for an answer; as long as MLflow answers, there is no limit.
             stop: called now and then; True ends the wait.
-            best: a name in the model registry, and the trial whose model is registered under it.
+            best: the best trial, and the name under which to register its model, if any.
         """
         self._end, self._best = status, best
         with self._changed:
@@ -222,7 +225,9 @@ class Mirror:
         if status is None:
             return
         if self._best is not None:
-            self._register(*self._best)
+            self.tracker.log_best(parent, self._best[1])
+            if self._best[0] is not None:
+                self._register(self._best[0], self._best[1])
         self.tracker.log_folder(parent, self.ledger.root, (TABLE,))
         self.tracker.end(parent, status)
 
@@ -230,11 +235,10 @@ class Mirror:
         run_id = sent_of(entry.folder, self.tracker.uri).get("run_id")
         if run_id is None:
             raise ConnectionError(f"{entry.trial.title} is not in MLflow yet")
-        version = self.tracker.register(
-            name, run_id, "checkpoint", {"refavs.key": entry.key, "refavs.sweep": self.tracker.sweep_id}
-        )
+        version, alias = self.tracker.register(name, run_id, entry.key)
         self.ledger.set_sweep(registered={**self.ledger.sweep.get("registered", {}), name: [entry.key, version]})
-        self.messages.append(f"the model of {entry.trial.title} is version {version} of {name!r} in MLflow's registry")
+        self.messages.append(f"the model of {entry.trial.title} is version {version} of {name!r} in MLflow's registry, "
+                             f"models:/{name}@{alias}")  # fmt: skip
 
     def _send_trial(self, entry: Entry) -> None:
         from mlflow.exceptions import MlflowException
@@ -292,8 +296,11 @@ class Mirror:
         if state == "finished":
             assert result is not None
             self.tracker.log_records(run_id, [result])
-            write_card(entry.folder / "checkpoint", store_of(entry.trial, self.store))
-            self.tracker.log_folder(run_id, entry.folder, ARTIFACTS)
+            write_card(entry.folder / CHECKPOINT, store_of(entry.trial, self.store))
+            is_logged = self.tracker.log_model(run_id, entry.folder / CHECKPOINT, entry.key)
+            self.tracker.log_folder(run_id, entry.folder, ARTIFACTS if is_logged else (CHECKPOINT, *ARTIFACTS))
+        if state == "failed":
+            self.tracker.log_folder(run_id, entry.folder, OF_FAILED)
         self.tracker.keep_only(entry.key, run_id)
         self.tracker.end(run_id, RUN_STATUS[state], status.get("reason", ""), int(1000 * status["time_s"]))
         note(time_s=status["time_s"])

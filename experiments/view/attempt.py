@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.predict.overlay_video import Overlay, write_overlay_videos
-from experiments.predict.rle import decoded, encoded
 from extract.media.film_stream import FilmStream, Span
 from extract.media.notes import NOTES
+from refavs.data.rle import decoded, encoded
 from refavs.errors import ConfigError
 
 if TYPE_CHECKING:

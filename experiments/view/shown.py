@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from experiments.report.gallery import Scored, read_scores
 from experiments.report.runs import Run, Sweep, read_sweep
 from experiments.report.tables import GallerySource
-from experiments.tracking.client import without_password
+from experiments.tracking.connection import without_password
 from refavs.errors import ConfigError, RefAVSError
 from refavs.store import FeatureStore
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from extract.encoders.roberta import TINY
 from extract.encoders.tokens import SHIPPED
+from refavs.expressions.templates import TEMPLATES, sentences
 from refavs.synthetic.scene import CATEGORIES
-from refavs.synthetic.templates import TEMPLATES, sentences
 from refavs.terminal.command import CommandParser, run_command
 from refavs.terminal.printing import say
 

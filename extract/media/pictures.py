@@ -128,7 +128,10 @@ class PlacedPictures:
             )
 
     def _pixels(self, frame: "av.VideoFrame") -> list[UInt8[np.ndarray, "h w c"]]:
+        picture = self._picture(frame)
+        return [fitted(picture, form) for form in self.wanted]
+
+    def _picture(self, frame: "av.VideoFrame") -> Image.Image:
         if frame.is_corrupt:
             raise DatasetError(f"the frame at {float(self.time_s):.2f} s is damaged")
-        picture = Image.fromarray(upright(frame))
-        return [fitted(picture, form) for form in self.wanted]
+        return Image.fromarray(upright(frame))

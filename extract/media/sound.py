@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from einops import reduce
+from einops import rearrange
 from jaxtyping import Float
 
 from extract.media.wav import MISSING_SOUND_S, at_sample_rate, refuse_rate
@@ -60,10 +60,11 @@ class PlacedSound:
     Args:
         num_seconds: seconds to keep from the start of the clock; infinite for a stream, which `forget` shortens.
         start_s: the first second that is wanted.
+        channel: the channel to keep; None for the mean of all.
     """
 
-    def __init__(self, num_seconds: float, start_s: float = 0.0) -> None:
-        self._num_seconds = num_seconds
+    def __init__(self, num_seconds: float, start_s: float = 0.0, channel: int | None = None) -> None:
+        self._num_seconds, self._channel = num_seconds, channel
         self._pieces: list[_Piece] = []
         self._end_s = self._reached_s = start_s
         self._held_s = 0.0
@@ -139,10 +140,12 @@ class PlacedSound:
                 self._notes.append("sound_varies")
             # Packed: for planar frames of eight or more channels PyAV reads beyond the end and crashes the process.
             self._form, self._to_float = form, AudioResampler(format="flt")
-        return _mean(self._to_float.resample(frame))
+        return _one_channel(self._to_float.resample(frame), self._channel)
 
 
-def _mean(frames: "Sequence[av.AudioFrame]") -> Float[np.ndarray, " s"]:
+def _one_channel(frames: "Sequence[av.AudioFrame]", channel: int | None) -> Float[np.ndarray, " s"]:
+    """A channel, the last one where a frame has fewer, or the mean of all."""
+    whole = [rearrange(frame.to_ndarray(), "1 (s c) -> s c", c=frame.layout.nb_channels) for frame in frames]
     with np.errstate(invalid="ignore", over="ignore"):  # NaN is refused once the sound is complete
-        parts = [reduce(frame.to_ndarray(), "1 (s c) -> s", "mean", c=frame.layout.nb_channels) for frame in frames]
+        parts = [each.mean(axis=1) if channel is None else each[:, min(channel, each.shape[1] - 1)] for each in whole]
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)

@@ -149,7 +149,7 @@ def read_container(
     """
     pictures, sound = PlacedPictures(num_seconds, tuple(frames)), PlacedSound(num_seconds)
     with opened(path, within) as film:
-        ended = _decode(film, pictures, sound if rates_hz else None, num_seconds)
+        ended = decode(film, pictures, sound if rates_hz else None, num_seconds)
         silent = film.tracks.sound is None
         is_short = ended and is_shorter_than_declared(film, path, num_seconds)
         repeated_from_s = pictures.finish(film.ends_s[film.tracks.picture.index])
@@ -214,7 +214,7 @@ def open_container(path: Path) -> "InputContainer":
     return av.open(f"file:{path}", options=options)
 
 
-def _decode(film: Film, pictures: PlacedPictures, sound: PlacedSound | None, num_seconds: int) -> bool:
+def decode(film: Film, pictures: PlacedPictures, sound: PlacedSound | None, num_seconds: int) -> bool:
     """Decodes what is wanted until it reaches `num_seconds`; returns whether the file ended before."""
     from av import AudioFrame, VideoFrame
 

@@ -142,19 +142,19 @@ def calibrate(streams: StreamSet, clips: Iterable[Clip], resources: Resources) -
 
 def _encode_s(encoder: Encoder, item: Any, levels: Sequence[str], number: int = 1) -> float:
     """Seconds for one of `number` equal inputs."""
-    return _seconds(lambda: encoder.encode([encoder.prepare(item)] * number, levels)) / number
+    return seconds_of(lambda: encoder.encode([encoder.prepare(item)] * number, levels)) / number
 
 
 def _visual_s(encoder: Encoder, frames: np.ndarray, levels: Sequence[str], resources: Resources) -> float:
     """Seconds per clip in a visual encoder."""
     if resources.device != "cpu":
         batch = [encoder.prepare(frames)] * resources.clips_per_pass
-        return _seconds(lambda: encoder.encode(batch, levels), once_s=math.inf) / len(batch)
+        return seconds_of(lambda: encoder.encode(batch, levels), once_s=math.inf) / len(batch)
     one_s = _encode_s(encoder, frames[:1], levels)
     return one_s * len(frames) if one_s > WHOLE_CLIP_S / len(frames) else _encode_s(encoder, frames, levels)
 
 
-def _seconds(call: Callable[[], object], once_s: float = ONCE_S) -> float:
+def seconds_of(call: Callable[[], object], once_s: float = ONCE_S) -> float:
     """Time of the second of two calls, since the first warms up; or of the first if it takes longer than `once_s`."""
     started = time.perf_counter()
     call()

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from torch import AcceleratorError
 
@@ -90,23 +90,59 @@ def run_jobs(
         note: called with one line about each lost worker.
 
     Raises:
+        ConfigError: as for `run_pool`.
+        StoreError: a worker does not find the store.
+    """
+    yield from run_pool(
+        jobs, Worker, lambda threads: (location, streams, threads, resources.clips_per_pass),
+        lambda job, failures: result_without_worker(job, failures, location), resources, note,
+    )  # fmt: skip
+
+
+class PoolJob(Protocol):
+    """A job of a pool: the names of its units, each of which may be blamed for the death of a worker."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+
+AnyJob = TypeVar("AnyJob", bound=PoolJob)
+Result = TypeVar("Result")
+
+
+def run_pool(
+    jobs: Sequence[AnyJob], worker: type, arguments: Callable[[int], tuple[Any, ...]],
+    given_up: Callable[[AnyJob, Mapping[str, str]], Result], resources: Resources,
+    note: Callable[[str], None] | None = None,
+) -> Generator[Result | None, None, None]:  # fmt: skip
+    """Runs jobs on actors of a class; yields as `run_jobs` does.
+
+    Args:
+        jobs: in the order in which to start them.
+        worker: has `ready() -> name`, `run(job, condemned) -> result` and `probe(job, unit)`, as
+            `extract.pipeline.worker.Worker`.
+        arguments: of the class, for a number of threads.
+        given_up: the result of a job that killed its workers, from the reasons of its units.
+        resources: where to run.
+        note: called with one line about each lost worker.
+
+    Raises:
         ConfigError: no cluster answers at the address; it has too few GPUs or no room for any worker; or workers die
             whatever they do.
-        StoreError: a worker does not find the store.
     """
     with _cluster(resources, len(jobs)) as room:
         import ray
 
         # Spread over the nodes, so that few workers share a node's disk and network; by default Ray packs nodes.
-        actor = ray.remote(Worker).options(
+        actor = ray.remote(worker).options(
             num_cpus=1, num_gpus=resources.gpus_per_worker, max_restarts=0, max_concurrency=JOBS_PER_WORKER,
             scheduling_strategy="SPREAD",
         )
 
         def hire() -> Any:
-            return actor.remote(location, streams, room.threads_per_worker, resources.clips_per_pass)
+            return actor.remote(*arguments(room.threads_per_worker))
 
-        crew = _Crew(jobs, location, hire, room.num_workers, note or (lambda line: None))
+        crew = _Crew(jobs, given_up, hire, room.num_workers, note or (lambda line: None))
         try:
             yield None
             yield from crew.results()
@@ -125,9 +161,10 @@ class _Crew:
     """The worker processes of one run: starts them, gives them tasks of the schedule, and replaces those that die."""
 
     def __init__(
-        self, jobs: Sequence[Job], location: str, hire: Callable[[], Any], num_workers: int, note: Callable[[str], None]
-    ) -> None:
-        self._jobs, self._location, self._hire, self._note = jobs, location, hire, note
+        self, jobs: Sequence[AnyJob], given_up: Callable[[AnyJob, Mapping[str, str]], Any], hire: Callable[[], Any],
+        num_workers: int, note: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self._jobs, self._given_up, self._hire, self._note = jobs, given_up, hire, note
         self._num_wanted = num_workers
         self._schedule = Schedule([job.names for job in jobs], JOBS_PER_WORKER)
         self._ready: dict[_Member, str] = {}
@@ -136,7 +173,7 @@ class _Crew:
         self._stillborn = 0
         self._nobody_since = self._last_hired = time.monotonic()
 
-    def results(self) -> Iterator[JobResult | None]:
+    def results(self) -> Iterator[Any]:
         """Runs until every job is done or given up."""
         import ray
 
@@ -170,7 +207,7 @@ class _Crew:
             self._coming.add(member)
             self._calls[member.handle.ready.remote()] = member, None
 
-    def _answer(self, reference: Any) -> Iterator[JobResult]:
+    def _answer(self, reference: Any) -> Iterator[Any]:
         """Handles the end of one call."""
         import ray
         from ray.exceptions import RayError, RayTaskError
@@ -208,7 +245,7 @@ class _Crew:
                     else member.handle.probe.remote(job, task.probe))  # fmt: skip
             self._calls[call] = member, task
 
-    def _lost(self, member: _Member, error: Exception) -> Iterator[JobResult]:
+    def _lost(self, member: _Member, error: Exception) -> Iterator[Any]:
         """Puts the jobs of a lost worker back, and gives them to free workers."""
         import ray
 
@@ -233,8 +270,8 @@ class _Crew:
         for other in self._ready:
             self._give_work(other)
 
-    def _failed(self, given_up: GivenUp) -> JobResult:
-        return result_without_worker(self._jobs[given_up.job], given_up.failures, self._location)
+    def _failed(self, given_up: GivenUp) -> Any:
+        return self._given_up(self._jobs[given_up.job], given_up.failures)
 
     def _count_stillborn(self, error: Exception) -> None:
         self._stillborn += 1

@@ -148,6 +148,27 @@ class Clips(StoreDataset[ClipSample, ClipBatch]):
         )  # fmt: skip
 
 
+class ClipReader:
+    """Reads clips for a pipeline of `ray.data`, each of whose workers opens the store once.
+
+    `ray.data.range(len(Clips(STORE))).map_batches(ClipReader, fn_constructor_args=(STORE,), concurrency=2)` has the
+    clips of a store, with the columns `clip`, `audio`, `within` and one for each map.
+
+    Args:
+        store: the folder or URL of the store.
+        levels: visual levels or maps to read; None reads all.
+    """
+
+    def __init__(self, store: str | Path, levels: Sequence[str] | None = None) -> None:
+        self._clips = Clips(store, levels)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The clips whose numbers are in the column `id`."""
+        found = collate_clips([self._clips[int(index)] for index in batch["id"]])
+        maps = {name: values.numpy() for name, values in found.visual.items()}
+        return {"clip": np.array(found.ids), "audio": found.audio.numpy(), "within": found.within.numpy(), **maps}
+
+
 class StoreLoader(Generic[Collated]):
     """Batches of a dataset, epoch after epoch, in an order that depends on the seed and the epoch alone.
 

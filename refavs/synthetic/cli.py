@@ -40,13 +40,23 @@ def build_parser() -> CommandParser:
         "--no-videos", dest="videos", action="store_const", const="none", default=argparse.SUPPRESS,
         help="same as --videos none",
     )
+    videos.add_argument(
+        "--cut-films", action="store_true",
+        help="write films with a cut instead, their objects and their true masks, to try refavs-annotate on",
+    )
     return parser
 
 
 def _run(args: argparse.Namespace) -> int:
+    from refavs.synthetic.cut_films import write_cut_films
     from refavs.synthetic.write import write_benchmark
 
     started = time.monotonic()
+    if args.cut_films:
+        write_cut_films(args.out, args.clips, seed=args.seed, size=args.size)
+        say(f"{args.out}: {args.clips} films with a cut, names.csv, facts.csv and truth.json in "
+            f"{time.monotonic() - started:.1f} s")  # fmt: skip
+        return Exit.COMPLETE
     summary = write_benchmark(
         args.out, args.clips, seed=args.seed, size=args.size, videos=_num_videos(args.videos, args.clips)
     )

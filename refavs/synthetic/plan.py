@@ -9,8 +9,9 @@ import numpy as np
 from refavs.choices import DEFAULT_VIDEOS
 from refavs.data.layouts.ref_avs_metadata import NULL_PREFIX, TEST_N, TEST_S, TEST_U, TRAIN, VAL
 from refavs.errors import ConfigError
+from refavs.expressions.situation import Situation
+from refavs.expressions.templates import TEMPLATES, Expression, Pattern, Template, expressions, sentences
 from refavs.synthetic.scene import DURATION_S, SEEN_CATEGORIES, UNSEEN_CATEGORIES, Scene, make_scene
-from refavs.synthetic.templates import TEMPLATES, Expression, Situation, Template, expressions, sentences
 from refavs.synthetic.voices import Schedule, draw_scenario, draw_schedules
 
 _RECIPE = 2  # increased whenever the same settings would give other files
@@ -55,7 +56,7 @@ class Row:
     split: str
     fid: int
     text: str
-    template: Template
+    template: Pattern
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,15 +8,11 @@
     OUT/synthetic.json                           the settings
 """
 
-import csv
 import errno
-import io
 import json
-import os
 import wave
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,14 +23,15 @@ from PIL import Image
 
 from refavs.choices import DEFAULT_VIDEOS
 from refavs.errors import DatasetError
-from refavs.files.partials import lock_partial, partial_path, remove_left, remove_partial
+from refavs.files.tables import csv_bytes
+from refavs.files.whole_folder import whole_folder
 from refavs.synthetic.plan import Clip, Medium, Row, Settings, draw_clip, generator, plan
 from refavs.synthetic.scene import DURATION_S, SEEN_CATEGORIES, render
 from refavs.synthetic.voices import SAMPLE_RATE_HZ, synthesise
 from refavs.terminal.console import ProgressBar
 
 _NUM_FRAMES = 10
-_VIDEO_FPS = 10
+VIDEO_FPS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,44 +66,23 @@ def write_benchmark(
     wanted = DEFAULT_VIDEOS if videos is True else int(videos)
     settings = Settings(num_clips=num_clips, seed=seed, size=size, num_videos=min(wanted, num_clips))
     out = Path(out).resolve()
-    hidden = out.with_name(f".{out.name}")
-    remove_left(hidden)
     media, rows = plan(settings)
     if _already_there(out, settings, media, rows):
         return None
-    with _new_folder(hidden) as partial:
-        _write_all(partial, settings, media, rows)
-        try:
-            os.rename(partial, out)  # also replaces an empty folder
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            if _already_there(out, settings, media, rows):  # another process was faster
-                return None
-            raise
+    try:
+        with whole_folder(out) as partial:
+            _write_all(partial, settings, media, rows)
+    except OSError as error:
+        another_was_faster = error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+        if another_was_faster and _already_there(out, settings, media, rows):
+            return None
+        raise
     return Summary(
         num_clips=num_clips,
         num_nulls=len(media) - num_clips,
         num_videos=settings.num_videos,
         expressions=dict(Counter(row.split for row in rows)),
     )
-
-
-@contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """Yields a locked temporary folder, and removes it unless it was renamed."""
-    partial = partial_path(path)
-    partial.mkdir(parents=True)
-    lock = None
-    try:
-        with suppress(OSError):  # without locks, nobody removes the folder of a killed process
-            lock = lock_partial(partial)
-        yield partial
-    finally:
-        with suppress(OSError):  # for example on a disk that became read-only
-            remove_partial(partial)
-        if lock is not None:
-            os.close(lock)
 
 
 def _fids(rows: Sequence[Row]) -> dict[str, list[int]]:
@@ -135,8 +111,8 @@ def _tables(rows: Sequence[Row]) -> dict[str, bytes]:
     of_expressions = ((row.uid, row.template.grade, row.template.dimension, row.template.pattern) for row in rows)
     metadata = ((row.vid, row.uid, row.split, row.fid, row.text) for row in rows)
     return {
-        "expressions.csv": _csv(("uid", "grade", "dimension", "template"), of_expressions),
-        "metadata.csv": _csv(("vid", "uid", "split", "fid", "exp"), metadata),
+        "expressions.csv": csv_bytes(("uid", "grade", "dimension", "template"), of_expressions),
+        "metadata.csv": csv_bytes(("vid", "uid", "split", "fid", "exp"), metadata),
     }
 
 
@@ -172,7 +148,7 @@ def _write_medium(
             Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{second:05d}.png")
     write_wav(frames.parent / "audio.wav", samples)
     if video:
-        moments = (np.arange(round(DURATION_S * _VIDEO_FPS)) / _VIDEO_FPS).tolist()
+        moments = (np.arange(round(DURATION_S * VIDEO_FPS)) / VIDEO_FPS).tolist()
         moving = np.stack([render(clip.scene, time_s)[0] for time_s in moments])
         (root / "videos").mkdir(exist_ok=True)
         write_video(root / "videos" / f"{medium.id}.mp4", moving, samples)
@@ -182,7 +158,7 @@ def write_video(path: Path, frames: UInt8[np.ndarray, "f h w 3"], samples: Int16
     """Writes an .mp4 with H.264 at 10 frames per second and the 16 kHz track as AAC."""
     with av.open(str(path), "w") as container:
         options = {"preset": "veryfast", "crf": "14", "threads": "1"}
-        picture = container.add_stream("libx264", rate=_VIDEO_FPS, options=options)
+        picture = container.add_stream("libx264", rate=VIDEO_FPS, options=options)
         sound = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono", options={"aac_coder": "fast"})
         picture.pix_fmt = "yuv420p"
         picture.height, picture.width = frames.shape[1:3]
@@ -205,14 +181,6 @@ def write_wav(path: Path, samples: Int16[np.ndarray, " n"]) -> None:
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE_HZ)
         file.writeframes(samples.astype("<i2").tobytes())
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    file = io.StringIO(newline="")
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return file.getvalue().encode()
 
 
 def _already_there(out: Path, settings: Settings, media: Sequence[Medium], rows: Sequence[Row]) -> bool:

@@ -1,4 +1,4 @@
-"""The benchmark of remote stores runs to its end; its numbers are not checked."""
+"""The benchmarks of remote stores run to their end; their numbers are not checked."""
 
 import os
 import subprocess
@@ -7,15 +7,20 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("bench_remote.py")
+HERE = Path(__file__).parent
+TITLES = {
+    "bench_remote.py": ("Ranges from moto", "Whole files", "Ranges from a server that only sends", "Random samples"),
+    "bench_shared.py": ("Training from a server 20 ms away",),
+}
 
 
 @pytest.mark.slow
-def test_quick_run_prints_every_table(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), "--quick", "--folder", str(tmp_path)]
+@pytest.mark.parametrize("script", TITLES)
+def test_quick_run_prints_every_table(tmp_path: Path, script: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(HERE / script), "--quick", "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    for title in ("Ranges from moto", "Whole files", "Ranges from a server that only sends", "Random samples"):
+    for title in TITLES[script]:
         assert done.stdout.count(f"### {title}") == 1
     assert not list(tmp_path.iterdir()), "the benchmark left files behind"

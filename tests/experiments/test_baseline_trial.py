@@ -11,7 +11,7 @@ from experiments.cluster.grouping import reading
 from experiments.grid.expand import Grid, expand, read_grid
 from experiments.records.ledger import read_metrics
 from experiments.records.stores import features_in
-from experiments.sweep.driver import check_models
+from experiments.sweep.model_check import check_models
 from experiments.training.cost import measure
 from experiments.training.initial_weights import with_checkpoints
 from experiments.training.loop import Run, train, train_group

@@ -15,7 +15,8 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_
 from experiments.grid.expand import expand
 from experiments.records.ledger import Entry, Ledger
 from experiments.tracking import sync as module
-from experiments.tracking.client import Tracker, UnreachableError, default_tracking_uri, lasts
+from experiments.tracking.client import Tracker, default_tracking_uri
+from experiments.tracking.connection import UnreachableError, lasts
 from experiments.tracking.database import first_use
 from experiments.tracking.sync import Mirror, pending
 from refavs.errors import WeightsError
@@ -331,3 +332,15 @@ def test_checkpoint_that_is_gone_holds_nothing_else_up(sweep: Sweep, monkeypatch
 def test_permanent_errors_are_distinguished() -> None:
     assert lasts(ModuleNotFoundError("psycopg2")) and lasts(WeightsError("gone"))
     assert not lasts(UnreachableError("away")) and not lasts(AWAY) and not lasts(ConnectionError("cut"))
+
+
+def test_traceback_of_a_failed_trial_is_an_artifact(sweep: Sweep) -> None:
+    mirror, entry = sweep.open(), sweep.entries[0]
+    sweep.train(entry, 1)
+    (entry.folder / "error.txt").write_text("Traceback (most recent call last): ...")
+    entry.set_status("failed", reason="it broke")
+    mirror.note(entry)
+    assert mirror.close("FAILED") == []
+    (run,) = sweep.runs(entry)
+    assert run.info.status == "FAILED" and run.data.tags["refavs.reason"] == "it broke"
+    assert "error.txt" in [item.path for item in sweep.wire.client.list_artifacts(run.info.run_id)]

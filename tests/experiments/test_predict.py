@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from experiments.predict.cli import main
-from experiments.predict.rle import decoded
 from experiments.predict.trained_run import TrainedRun, checkpoint_of
+from refavs.data.rle import decoded
 from refavs.errors import ConfigError, WeightsError
 from refavs.model.checkpoint import CONFIG, load_model, read_config, save_model
 from refavs.model.heads.eemc import EEMC

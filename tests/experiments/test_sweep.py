@@ -20,7 +20,8 @@ from experiments.grid.expand import Grid, expand
 from experiments.records.ledger import Entry, Ledger
 from experiments.records.stores import features_in
 from experiments.sweep.driver import run_sweep
-from experiments.sweep.execution import Options, Run
+from experiments.sweep.execution import Run
+from experiments.sweep.outcome import Options
 from experiments.tracking import model_card
 from experiments.tracking.client import default_tracking_uri
 from experiments.training.loop import train
@@ -100,7 +101,7 @@ def grid_of(*cases: str) -> Grid:
 def runs_of(out: Path) -> dict[str, Any]:
     client = MlflowClient(default_tracking_uri(out))
     experiment = client.get_experiment_by_name(out.name)
-    assert experiment is not None
+    assert experiment is not None and experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     found = client.search_runs([experiment.experiment_id])
     assert len({run.info.run_name for run in found}) == len(found)
     return {str(run.info.run_name): run for run in found}
@@ -123,7 +124,7 @@ def test_sweep_runs_what_is_missing_and_grows(jobs: InProcess, store: FeatureSto
     assert [point.step for point in client.get_metric_history(child.info.run_id, "val/J")] == [1, 2]
     assert "test_s/J" in child.data.metrics and "test_n/S" in child.data.metrics
     assert sorted(item.path for item in client.list_artifacts(child.info.run_id)) == [
-        "checkpoint", "config.json", "metrics.jsonl", "overlays", "statistics.parquet",
+        "config.json", "metrics.jsonl", "overlays", "statistics.parquet",
     ]  # fmt: skip
     assert len(client.list_artifacts(child.info.run_id, "overlays")) == 2
     assert [item.path for item in client.list_artifacts(parent)] == ["table.csv"]
@@ -133,8 +134,14 @@ def test_sweep_runs_what_is_missing_and_grows(jobs: InProcess, store: FeatureSto
     registered = Ledger(out).sweep["registered"]["head"]
     best = max(outcome.entries, key=lambda entry: entry.score("val/J") or 0)
     assert registered == [best.key, "1"] and len(client.search_model_versions("name='head'")) == 1
+    assert found["g"].data.metrics["best/test_s/J"] == best.result["metrics"]["test_s/J"]
+    assert found["g"].data.tags["refavs.best"] == best.trial.title
+    models = client.search_logged_models([found["g"].info.experiment_id])
+    assert {model.source_run_id for model in models} == {run.info.run_id for name, run in found.items() if name != "g"}
+    assert {str(model.status) for model in models} == {"READY"}
     card = yaml.safe_load((best.folder / "checkpoint" / "MLmodel").read_text())
-    inputs = {one["name"]: one["tensor-spec"] for one in json.loads(card["signature"]["inputs"])}
+    tensors = card["flavors"]["refavs"]["tensors"]["inputs"]
+    inputs = {one["name"]: one["tensor-spec"] for one in tensors}
     sample = store[0]
     assert inputs["audio"] == {"dtype": "float32", "shape": [-1, -1, sample.audio.shape[-1]]}
     assert inputs["visual/mask_features"]["dtype"] == "float16"

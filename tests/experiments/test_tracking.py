@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 
 from experiments.grid.expand import expand
 from experiments.records.ledger import Entry, Ledger
-from experiments.tracking.client import Tracker, default_tracking_uri, git_facts, metric_name, without_password
+from experiments.tracking.artifacts import download
+from experiments.tracking.client import Tracker, default_tracking_uri, git_facts, metric_name
+from experiments.tracking.connection import without_password
+from experiments.tracking.logged_models import model_of
 from experiments.tracking.place import refuse_elsewhere
 from refavs.errors import ConfigError
 from refavs.store import FeatureStore
@@ -134,10 +139,45 @@ def test_run_whose_creation_was_not_answered_is_found_and_a_late_second_one_remo
 def test_model_is_registered_once(tracker: Tracker, store: FeatureStore, tmp_path: Path) -> None:
     parent = tracker.start_sweep("g", "", store, {})
     runs = [tracker.start_trial(entry_of(tmp_path, beta), parent, store) for beta in (4.5, 5.5)]
-    versions = [tracker.register("it's", run_id, "checkpoint", {"a": "b"}) for run_id in (runs[0], runs[0], runs[1])]
-    assert versions == ["1", "1", "2"]
+    versions = [tracker.register("it's", run_id, "key") for run_id in (runs[0], runs[0], runs[1])]
+    assert versions == [("1", "champion"), ("1", "champion"), ("2", "champion")]
     version = tracker.client.get_model_version("it's", "1")
     assert version.run_id == runs[0] and version.source.endswith(f"{runs[0]}/artifacts/checkpoint")
+    other = Tracker(tracker.uri, "mine", "another", None)
+    other.contact()
+    run_id = other.start_trial(entry_of(tmp_path, 4.5), parent, store)
+    assert other.register("it's", run_id, "key") == ("3", "challenger")
+    aliases = tracker.client.get_registered_model("it's").aliases
+    assert {alias: str(number) for alias, number in aliases.items()} == {"champion": "2", "challenger": "3"}
+
+
+def test_checkpoint_is_one_logged_model_that_goes_with_its_run(
+    tracker: Tracker, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = tracker.start_sweep("g", "", store, {})
+    entry = entry_of(tmp_path, 7.5)
+    (tmp_path / "checkpoint").mkdir()
+    for name in ("MLmodel", "config.json", "config.json.12.partial"):
+        (tmp_path / "checkpoint" / name).write_text(name)
+    run_id = tracker.start_trial(entry, parent, store)
+    for _ in range(2):
+        assert tracker.log_model(run_id, tmp_path / "checkpoint", entry.key)
+    model = model_of(tracker.client, run_id)
+    assert model is not None and model.tags["refavs.key"] == entry.key and str(model.status) == "READY"
+    files = tracker.client.list_logged_model_artifacts(model.model_id)
+    assert sorted(item.path for item in files) == ["MLmodel", "config.json"]
+    (output,) = tracker.client.get_run(run_id).outputs.model_outputs
+    assert output.model_id == model.model_id
+    assert (download(tracker.uri, run_id, "checkpoint") / "config.json").read_text() == "config.json"
+    tracker.keep_only(entry.key, None)
+    assert model_of(tracker.client, run_id) is None
+
+    def unknown(*arguments: Any, **named: Any) -> None:
+        raise MlflowException("no such endpoint", ENDPOINT_NOT_FOUND)
+
+    monkeypatch.setattr(tracker.client, "search_logged_models", unknown)  # a server of MLflow 2
+    monkeypatch.setattr(tracker.client, "create_logged_model", unknown)
+    assert not tracker.log_model(run_id, tmp_path / "checkpoint", entry.key)
 
 
 def test_record_sent_twice_is_one_point(tracker: Tracker, store: FeatureStore, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from experiments.grid.config import TrainConfig, TrialConfig
 from experiments.grid.expand import Grid, Trial, expand
 from experiments.records.ledger import Ledger, read_metrics
 from experiments.records.stores import features_in
-from experiments.sweep.driver import check_models
+from experiments.sweep.model_check import check_models
 from experiments.training.evaluate import Trained
 from experiments.training.initial_weights import with_checkpoints
 from experiments.training.learner import NonFiniteError, learning_rate

@@ -13,7 +13,7 @@ import torch
 
 from experiments.grid.file import grid_text, parse_yaml
 from extract.encoders.networks import load_tensors
-from refavs.data.layouts.tables import read_rows
+from refavs.files.tables import read_rows
 from refavs.metrics.parquet import STATISTICS_FILE, statistics_blocks
 from refavs.model.checkpoint import CONFIG, load_model
 from refavs.model.heads.released import FILE, _read

@@ -9,9 +9,9 @@ import pytest
 from refavs.data.layouts import Object, read_source
 from refavs.data.layouts.ref_avs_bench import RefAvsBench
 from refavs.data.layouts.ref_avs_metadata import read_metadata
-from refavs.data.layouts.tables import named_on_disk
 from refavs.data.layouts.videos import Videos
 from refavs.errors import DatasetError
+from refavs.files.tables import named_on_disk
 
 HEADER = "vid,uid,split,fid,exp\n"
 REAL_COUNTS = {

@@ -16,11 +16,11 @@ from refavs import plugins
 from refavs.data.layouts import Clip, Layout, Object, Source, expression_table, find_clip, protocol, read_source
 from refavs.data.layouts.contract import check_layout
 from refavs.data.layouts.ref_avs_bench import RefAvsBench
-from refavs.data.layouts.tables import read_rows
 from refavs.data.layouts.videos import Videos
 from refavs.data.masks import read_masks
 from refavs.data.splits import Splits, refers_to_nothing
 from refavs.errors import ConfigError
+from refavs.files.tables import read_rows
 from refavs.synthetic.write import write_benchmark
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from refavs.data.batches import Batch
-from refavs.data.loaders import ClipBatch, Clips, Expressions, StoreLoader
+from refavs.data.loaders import ClipBatch, ClipReader, Clips, Expressions, StoreLoader
 from refavs.errors import ConfigError, StoreError
 from refavs.store import FeatureStore
 from refavs.store.backends.base import LocalFolder
@@ -140,3 +140,23 @@ def test_workers_of_a_remote_store_are_spawned(bucket: str, local: LocalFolder) 
     expected = [*StoreLoader(Clips(local.path), 2, seed=2)]
     found = [*StoreLoader(Clips(bucket), 2, seed=2, num_workers=1)]
     assert len(found) == len(expected) and all(map(same, found, expected))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of ray.data about itself
+def test_ray_data_reads_a_store(local: LocalFolder) -> None:
+    import ray
+    import ray.data
+
+    from extract.pipeline.local_ray import ray_at
+
+    clips = Clips(local.path)
+    with ray_at(None, num_cpus=2):
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        data = ray.data.range(len(clips)).map_batches(
+            ClipReader, fn_constructor_args=(str(local.path),), batch_size=2, concurrency=1)  # fmt: skip
+        rows = {row["clip"]: row for row in data.iter_rows()}
+    assert sorted(rows) == [sample.id for sample in clips]
+    for sample in clips:
+        assert torch.equal(torch.tensor(rows[sample.id]["audio"]), sample.audio)
+        assert torch.equal(torch.tensor(rows[sample.id]["s8"]), sample.visual["s8"])

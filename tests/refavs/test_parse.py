@@ -26,8 +26,8 @@ import pytest
 
 from refavs.data.cues import DIMENSIONS, LENGTH_BINS, coverage, length_bin, main, parse
 from refavs.data.layouts.ref_avs_metadata import read_metadata
+from refavs.expressions.templates import TEMPLATES, sentences
 from refavs.synthetic.scene import CATEGORIES
-from refavs.synthetic.templates import TEMPLATES, sentences
 
 LABELS = Path(__file__).with_name("expression_labels.csv")
 

@@ -89,7 +89,11 @@ def write_sam2(root: Path, name: str) -> Any:
     }  # fmt: skip
     vision = {"model_type": "sam2_vision_model", "backbone_config": backbone, "backbone_channel_list": [64, 32, 16, 8],
               "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]]}  # fmt: skip
-    return saved(Sam2VideoModel(Sam2VideoConfig(vision_config=vision)), root / name)
+    config = Sam2VideoConfig(
+        vision_config=vision, prompt_encoder_config={"image_size": 128}, image_size=128,
+        memory_attention_rope_feat_sizes=[8, 8], memory_attention_num_layers=1,
+    )  # fmt: skip
+    return saved(Sam2VideoModel(config), root / name)
 
 
 def write_mask2former(root: Path, name: str) -> Any:

@@ -9,10 +9,10 @@ from typing import get_args
 
 from refavs.choices import VALIDATION, Role
 from refavs.data.layouts.protocol import EXPRESSION_COLUMNS, Layout, Object, Source
-from refavs.data.layouts.tables import is_plain_path
 from refavs.data.masks import read_masks
 from refavs.data.splits import MIX
 from refavs.errors import DatasetError
+from refavs.files.tables import is_plain_path
 
 
 def check_layout(layout: Layout, root: Path) -> Source:

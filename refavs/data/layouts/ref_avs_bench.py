@@ -6,12 +6,13 @@ from pathlib import Path
 import pandas as pd
 
 from refavs.data.cues import parse
+from refavs.data.layouts.avss import Avss
 from refavs.data.layouts.protocol import EXPRESSION_COLUMNS, Clip, Layout, Object, Source
 from refavs.data.layouts.ref_avs_metadata import NULL_PREFIX, SPLITS, read_metadata
 from refavs.data.layouts.report import SourceReport
-from refavs.data.layouts.tables import composed, is_plain_path, named_on_disk, read_rows
 from refavs.errors import DatasetError
 from refavs.files.source_files import reason_of
+from refavs.files.tables import composed, is_plain_path, named_on_disk, read_rows
 
 SECONDS = range(10)
 
@@ -22,8 +23,8 @@ class RefAvsBench(Layout):
     accepts = "a benchmark folder (metadata.csv, media/<id>/frames/{0..9}.jpg, media/<id>/audio.wav, gt_mask/)"
 
     def detect(self, root: Path) -> bool:
-        """Whether an entry called metadata.csv exists, of any type."""
-        return os.path.lexists(root / "metadata.csv")
+        """Whether an entry called metadata.csv exists, of any type, and the folder is not that of AVSS."""
+        return os.path.lexists(root / "metadata.csv") and not Avss().detect(root)
 
     def read(self, root: Path, expressions: Path | None = None) -> Source:
         """Reads the table; the report names missing clips and mask folders.

@@ -13,8 +13,8 @@ import pandas as pd
 
 from refavs.choices import Role
 from refavs.data.layouts.report import SourceReport
-from refavs.data.layouts.tables import composed, plain_name, read_rows
 from refavs.errors import DatasetError
+from refavs.files.tables import composed, plain_name, read_rows
 
 TRAIN, VAL, TEST_S, TEST_U, TEST_N = "train", "val", "test_s", "test_u", "test_n"
 SPLITS: dict[str, Role] = {

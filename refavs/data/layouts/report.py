@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 
 _KINDS = {
     "rows_total": "rows of the file",
-    "rows_kept": "rows kept, each an expression of one of the five splits",
+    "rows_kept": "rows kept, each an expression",
     "split_todo": "rows left out: split TODO, annotation never finished",
     "empty_text": "rows left out: no expression",
+    "other_split": "rows left out: their split is none of train, val and test",
+    "other_modality": "expressions left out: a sound or a picture stands in for some of their words",
+    "without_sound": "clips without a sound file; they are read as silent",
     "repeated_uids": "rows that repeat the uid of an earlier row; all kept, so a uid does not identify a row",
     "uid_with_two_fids": "uids whose rows point at different objects",
     "repeated_expressions": "rows with the vid, fid and expression of an earlier row of their split",

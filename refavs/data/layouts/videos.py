@@ -1,15 +1,15 @@
 """The layout of a folder of videos, with or without a CSV of expressions."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from refavs.data.layouts.own_expressions import own_expressions
 from refavs.data.layouts.protocol import Clip, Layout, Source, expression_table
 from refavs.data.layouts.report import SourceReport
-from refavs.data.layouts.tables import composed, is_plain_path, named_on_disk, read_rows
 from refavs.errors import DatasetError
 from refavs.files.source_files import reason_of
+from refavs.files.tables import composed, is_plain_path, named_on_disk
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".ts", ".m2ts", ".mts")
 PREDICT_SPLIT = "predict"
@@ -43,10 +43,12 @@ class Videos(Layout):
             left_out = [name for kind in ("not_files", "unusable_names") for name in report.names.get(kind, [])]
             more = f" (left out: {', '.join(map(repr, left_out[:3]))})" if left_out else ""
             raise DatasetError(f"{root} has no video{more}; accepted: {self.accepts}.")
-        rows = [] if expressions is None else _expressions(expressions, root, clips, report)
+        names = {composed(clip.video.relative_to(root).as_posix()): name for name, clip in clips.items() if clip.video}
+        names.update({name: name for name in clips})
+        rows = [] if expressions is None else own_expressions(expressions, names, report)
         return Source(
-            root=root, clips=tuple(clips[name] for name in sorted(clips)), expressions=expression_table(rows),
-            report=report,
+            root=root, clips=tuple(clips[name] for name in sorted(clips)), report=report,
+            expressions=expression_table({**row, "split": PREDICT_SPLIT} for row in rows),
         )
 
     def clip(self, root: Path, clip_id: str) -> Clip | None:
@@ -100,35 +102,3 @@ def _clips(root: Path, report: SourceReport) -> dict[str, Clip]:
         if names:
             report.note_names(kind, names)
     return clips
-
-
-def _expressions(
-    path: Path, root: Path, clips: Mapping[str, Clip], report: SourceReport
-) -> list[dict[str, Any]]:
-    by_name = {composed(clip.video.relative_to(root).as_posix()): name for name, clip in clips.items() if clip.video}
-    by_name.update({name: name for name in clips})
-    rows: list[dict[str, Any]] = []
-    empty: list[int] = []
-    missing: set[str] = set()
-    counts = dict.fromkeys(clips, 0)
-    num_given = 0
-    for number, (video, text) in enumerate(read_rows(path, ("video", "exp"))):
-        num_given += 1
-        clip_id = by_name.get(composed(video))
-        if clip_id is None:
-            missing.add(video)
-        elif not text.strip():
-            empty.append(number)
-        else:
-            uid = f"{clip_id}_expression_{counts[clip_id]}"
-            counts[clip_id] += 1
-            rows.append({"uid": uid, "clip_id": clip_id, "split": PREDICT_SPLIT, "text": text})
-    report.counts.update(rows_total=num_given, rows_kept=len(rows))
-    report.note_rows("empty_text", empty)
-    report.note_names("missing_media", missing)
-    if not rows:
-        raise DatasetError(
-            f"{path}: none of its {num_given} rows is an expression about a video of the folder; accepted: columns "
-            f"video,exp where video is one of {', '.join(list(clips)[:3])}{', ...' if len(clips) > 3 else ''}."
-        )
-    return rows

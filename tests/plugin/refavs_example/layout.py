@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from refavs.data.layouts.protocol import Clip, Layout, Object, Source, expression_table
-from refavs.data.layouts.tables import read_rows
+from refavs.files.tables import read_rows
 
 
 class Kitchen(Layout):

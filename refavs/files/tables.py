@@ -1,11 +1,11 @@
-"""Safe reading of untrusted tables and names: CSV files, ids that become file names, both forms of Unicode."""
+"""Tables as CSV files, and untrusted names: ids that become file names, both forms of Unicode."""
 
 import csv
 import io
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from refavs.errors import DatasetError
@@ -39,15 +39,18 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def read_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, ...]]:
+def read_rows(path: Path, columns: Iterable[str | int]) -> Iterator[tuple[str, ...]]:
     """Yields the `columns` of each row of a UTF-8 CSV file with a header, unchanged; other columns are skipped.
+
+    Args:
+        columns: their names, or their places from 0.
 
     Raises:
         DatasetError: the file is missing, not a plain file or not UTF-8, a column is missing or repeated, or a row has
             a different number of fields than the header.
     """
     columns = tuple(columns)
-    expected = f"expected a CSV file with columns {','.join(columns)}"
+    expected = f"expected a CSV file with columns {_told(columns)}"
     try:
         with open_file(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
             reader = csv.reader(_lines(file, path), strict=True)
@@ -73,6 +76,15 @@ def read_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, ...]]:
         raise DatasetError(f"{path} cannot be read ({reason_of(error)}); copy it again.") from error
 
 
+def header_of(path: Path) -> list[str]:
+    """The columns of a CSV file; empty if it cannot be read, which `read_rows` then explains."""
+    try:
+        with open_file(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
+            return next(csv.reader([file.readline(_LINE_CHARACTERS)]), [])
+    except (OSError, UnusableFileError, UnicodeDecodeError, csv.Error):
+        return []
+
+
 def _lines(file: io.TextIOWrapper, path: Path) -> Iterator[str]:
     number = 0
     while line := file.readline(_LINE_CHARACTERS):
@@ -86,25 +98,29 @@ def _lines(file: io.TextIOWrapper, path: Path) -> Iterator[str]:
         yield line
 
 
-def _refuse_long(values: tuple[str, ...], columns: tuple[str, ...], where: str) -> None:
+def _told(columns: tuple[str | int, ...]) -> str:
+    return ",".join(f"<column {name + 1}>" if isinstance(name, int) else name for name in columns)
+
+
+def _refuse_long(values: tuple[str, ...], columns: tuple[str | int, ...], where: str) -> None:
     for name, value in zip(columns, values, strict=True):
         if len(value) > MOST_CHARACTERS:
             raise DatasetError(
-                f"{where}: {name} has {len(value):,} characters; accepted: up to {MOST_CHARACTERS:,}. Shorten it, or "
-                "close the double quote that is open there."
+                f"{where}: {_told((name,))} has {len(value):,} characters; accepted: up to {MOST_CHARACTERS:,}. "
+                "Shorten it, or close the double quote that is open there."
             )
 
 
-def _places(path: Path, header: list[str], columns: tuple[str, ...]) -> list[int]:
-    missing = [name for name in columns if name not in header]
-    twice = [name for name in columns if header.count(name) > 1]
+def _places(path: Path, header: list[str], columns: tuple[str | int, ...]) -> list[int]:
+    missing = [name for name in columns if (name >= len(header) if isinstance(name, int) else name not in header)]
+    twice = [name for name in columns if isinstance(name, str) and header.count(name) > 1]
     if missing or twice:
         found = f"no column {', '.join(map(repr, missing))}" if missing else f"column {twice[0]!r} more than once"
         raise DatasetError(
             f"{path}: {found} among {', '.join(header) or 'nothing'}; accepted: a CSV file with a header of "
-            f"{','.join(columns)}, each once."
+            f"{_told(columns)}, each once."
         )
-    return [header.index(name) for name in columns]
+    return [name if isinstance(name, int) else header.index(name) for name in columns]
 
 
 def is_plain_path(name: str) -> bool:
@@ -121,3 +137,12 @@ def named_on_disk(folder: Path, name: str) -> Path:
     if name.isascii() or os.path.exists(path) or not os.access(folder, os.R_OK | os.X_OK):
         return path
     return next((entry for entry in sorted(folder.iterdir()) if composed(entry.name) == composed(name)), path)
+
+
+def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """A table as CSV."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return file.getvalue().encode()

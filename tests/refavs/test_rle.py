@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.predict.rle import decoded, encoded
+from refavs.data.rle import decoded, encoded, from_runs, plain, runs_of
 
 
 @pytest.mark.parametrize(("mask", "counts"), [
@@ -37,3 +37,21 @@ def test_any_mask_comes_back() -> None:
         assert np.array_equal(decoded(encoded(pixels)), pixels)
         blocks = np.kron(rng.random((3, 4)) < share, np.ones((11, 13))).astype(bool)
         assert np.array_equal(decoded(encoded(blocks)), blocks)
+
+
+def test_plain_runs_follow_the_order_of_pixels() -> None:
+    pixels = np.array([[0, 1], [1, 1], [0, 0]], bool)
+    assert plain(pixels) == {"size": [3, 2], "counts": [1, 1, 1, 2, 1]}
+    assert runs_of(pixels, "C") == [1, 3, 2]
+    assert np.array_equal(decoded(plain(pixels)), pixels)
+    assert np.array_equal(from_runs([1, 3, 2], 3, 2, "C"), pixels)
+
+
+@pytest.mark.parametrize("lengths", [
+    {"size": [2, 2], "counts": [1, 2]}, {"size": [2, 2], "counts": [5, -1]}, {"size": [2, 2], "counts": "3"},
+    {"size": [2, 2], "counts": "\n4"}, {"size": [2, 2], "counts": "o"}, {"size": [2, 2], "counts": "ooooooooooooo4"},
+    {"size": [2, 2], "counts": "\xe94"},
+])  # fmt: skip
+def test_runs_that_make_no_mask_are_refused(lengths: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        decoded(lengths)  # type: ignore[arg-type]

@@ -1,0 +1,62 @@
+"""refavs-annotate pack: the benchmark of a project, in the layout of Ref-AVS Bench.
+
+    OUT/metadata.csv                            vid,uid,split,fid,exp
+    OUT/expressions.csv                         uid,grade,dimension,template
+    OUT/annotations.json                        where every mask and sentence comes from
+    OUT/media/<id>/{frames/{0..9}.jpg,audio.wav}
+    OUT/gt_mask/<id>/fid_<fid>/0000{0..9}.png
+
+Accepted sentences make rows. A clip of which copies refer to nothing has those as `null_m-<id>` (muted), `null_c-<id>`
+(another clip's sound) and `null_s-<id>` (its own sound).
+"""
+
+from argparse import Namespace
+from collections import Counter
+from pathlib import Path
+
+from extract.annotate.records import ProjectFolder
+from refavs.errors import ConfigError
+from refavs.files.whole_folder import refuse_full
+from refavs.terminal.command import CommandParser, Exit
+from refavs.terminal.printing import say, warn
+
+NAME = "refavs-annotate pack"
+_SHOWN = 20
+
+
+def add_arguments(parser: CommandParser) -> None:
+    """The options of the step."""
+    add = parser.add_argument
+    add("project", type=Path, metavar="PROJECT", help="folder of the project")
+    add("out", type=Path, metavar="OUT", help="new folder for the benchmark")
+    add("--splits", default="70/10/20", metavar="A/B/C", help="shares of train, val and test_s, by video; a video "
+        "keeps the split that it first got")  # fmt: skip
+    add("--unseen", metavar="NAME,...", help="categories held out of training: clips that show one are in test_u")
+    add("--clips", metavar="ID,...", help="these clips only")
+
+
+def run(args: Namespace) -> int:
+    """Packs; returns the exit status."""
+    from extract.annotate.benchmark.packing import collect, pack
+    from extract.annotate.benchmark.splitting import Splitting
+    from extract.annotate.exchange.exports import chosen_clips
+    from refavs.data.layouts.ref_avs_bench import SECONDS
+
+    project = ProjectFolder(args.project)
+    out = args.out.resolve()
+    refuse_full(out)
+    seconds = project.settings().seconds
+    if seconds != len(SECONDS):
+        raise ConfigError(f"{project.path} has clips of {seconds} seconds; the layout of Ref-AVS has {len(SECONDS)}. "
+                          f"Make a new project by refavs-annotate propose --seconds {len(SECONDS)}")  # fmt: skip
+    splitting = Splitting.of(args.splits, args.unseen)
+    clips, problems = collect(project, chosen_clips(project, args.clips), splitting)
+    pack(project, out, clips)
+    counts = Counter(split for clip in clips for _, split in clip.rows())
+    say(f"{args.out}: {len(clips)} clips, {sum(counts.values())} sentences ("
+        + ", ".join(f"{split} {count}" for split, count in sorted(counts.items())) + ")")  # fmt: skip
+    for line in problems[:_SHOWN]:
+        warn(f"{NAME}: {line}")
+    if len(problems) > _SHOWN:
+        warn(f"{NAME}: ... and {len(problems) - _SHOWN} more")
+    return Exit.FAILURES if problems else Exit.COMPLETE
