@@ -36,6 +36,9 @@ DIGEST_LENGTH = 36
 LONGEST_KEY = 250
 REASON = "refavs.reason"
 ATTEMPT = "refavs.attempt"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow's page opens the view for language models
+
+
 def default_tracking_uri(out: Path) -> str:
     """The SQLite database beside the sweep's folder, shared by all sweeps there."""
     return sqlite_uri(out.resolve().parent / "mlflow.db")
@@ -113,7 +116,7 @@ class Tracker:
         if found is None:
             location = None if self.artifacts is None else self.artifacts.resolve().as_uri()
             try:
-                return client.create_experiment(self.experiment, artifact_location=location)
+                return client.create_experiment(self.experiment, artifact_location=location, tags=KIND)
             except MlflowException:  # created by another sweep meanwhile, or by a request whose answer was lost
                 found = client.get_experiment_by_name(self.experiment)
                 if found is None:

@@ -12,11 +12,11 @@ NAME = "refavs-annotate"
 STEPS = {
     "propose": ("extract.annotate.propose", "finds the scenes of each clip, and candidate masks of the named objects"),
     "track": ("extract.annotate.track", "follows the chosen masks through all seconds"),
-    "export": ("extract.annotate.export_masks", "writes masks and frames for a label tool"),
-    "import": ("extract.annotate.import_masks", "takes back what people changed in a label tool, and reports it"),
-    "agreement": ("extract.annotate.agreement", "compares the masks of two annotators"),
-    "express": ("extract.annotate.express", "makes sentences about the objects from facts and templates"),
-    "pack": ("extract.annotate.pack", "writes the benchmark"),
+    "export": ("extract.annotate.exchange.export_masks", "writes masks and frames for a label tool"),
+    "import": ("extract.annotate.exchange.import_masks", "takes back what people changed in a label tool"),
+    "agreement": ("extract.annotate.exchange.agreement", "compares the masks of two annotators"),
+    "express": ("extract.annotate.sentences.express", "makes sentences about the objects from facts and templates"),
+    "pack": ("extract.annotate.benchmark.pack", "writes the benchmark"),
 }
 
 

@@ -97,11 +97,19 @@ class ClipWorker:
 
 
 def done(step: Step, job: ClipJob) -> ClipResult:
-    """Does a clip; what goes wrong is part of the result."""
+    """Does a clip; what goes wrong is part of the result.
+
+    Raises:
+        AcceleratorError: the GPU is no longer usable in this process.
+    """
+    from torch import AcceleratorError
+
     try:
         return ClipResult(clip=job.clip, lines=tuple(step.run(job)))
     except (DatasetError, StoreError) as error:
         return ClipResult(clip=job.clip, failure=str(error))
+    except AcceleratorError:
+        raise
     except Exception as error:  # one clip is the unit of failure: report it and go on
         return ClipResult(clip=job.clip, error=error.with_traceback(None), trace=traceback.format_exc())
 

@@ -33,7 +33,7 @@ def dry_run(
     lacking = _weights(make(setup))
     if clips:
         blank = replace(setup, weights=replace(setup.weights, kind="random", seed=None))
-        told = list(chain.from_iterable(model.rehearse().items() for model in make(blank)))
+        told = list(chain.from_iterable(model.rehearse(computes).items() for model in make(blank)))
         each = {name: sum(value for other, value in told if other == name) for name in computes}
         clip_s = seconds * (each.get("frame", 0.0) + each.get("object", 0.0) * num_objects / len(clips))
         workers = resources.num_workers or 1

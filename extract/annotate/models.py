@@ -1,10 +1,11 @@
 """The two kinds of model of an annotation project: one finds objects by name, one makes and follows masks.
 
-Real ones are `grounding_dino.py` and `sam2_masks.py`. A model is created cheaply and reads its weights when it is first
-used, so that it can be sent to workers.
+Real ones are in `grounding_dino.py`, `sam3.py` and `sam2_masks.py`. A model is created cheaply and reads its weights
+when it is first used, so that it can be sent to workers. A package adds one as an entry point: in the group
+`refavs.detectors`, called with an `EncoderSetup` and two thresholds, or in `refavs.trackers`, called with the setup.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -91,10 +92,14 @@ class Model(Protocol):
         """The weights files, for a dry run."""
         return ()
 
-    def rehearse(self) -> Mapping[str, float]:
+    def rehearse(self, computes: Collection[str]) -> Mapping[str, float]:
         """Seconds for a frame (`frame`) and for an object in a frame (`object`), measured with the weights it has.
 
-        Empty if there is nothing to measure.
+        Args:
+            computes: which of them are wanted.
+
+        Returns:
+            Those that the model has.
         """
         return {}
 

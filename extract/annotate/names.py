@@ -4,8 +4,6 @@ A CSV file with the columns `vid,name`, and any of `fid,pivot,x0,y0,x1,y1`. A ro
 the same `fid` are the same object, with a pivot or a box in another scene.
 """
 
-import csv
-import io
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +13,7 @@ from extract.annotate.records import Box, Request
 from refavs.config import nearest
 from refavs.data.layouts import Clip
 from refavs.errors import DatasetError
-from refavs.files.plain_file import UnusableFileError
-from refavs.files.source_files import open_file
-from refavs.files.tables import composed, read_rows
+from refavs.files.tables import composed, header_of, read_rows
 
 NEEDED = ("vid", "name")
 CORNERS = ("x0", "y0", "x1", "y1")
@@ -46,7 +42,7 @@ def read_names(path: Path, clips: Sequence[Clip], seconds: int) -> Names:
     Raises:
         DatasetError: the file cannot be read, lacks a needed column, or has no row that can be used.
     """
-    header = _header(path)
+    header = header_of(path)
     remarks = [f"{path.name}: column {name!r} is not used; {nearest(name, (*NEEDED, *OPTIONAL))}"
                for name in header if name not in (*NEEDED, *OPTIONAL)]  # fmt: skip
     problems: list[str] = []
@@ -88,15 +84,6 @@ def numbered(rows: Sequence[Request], earlier: Iterable[Request]) -> tuple[Reque
             taken.add(fid)
             found[place] = replace(row, fid=fid)
     return tuple(found)
-
-
-def _header(path: Path) -> list[str]:
-    """Names of the columns; empty if the file cannot be read, which `read_rows` then explains."""
-    try:
-        with open_file(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
-            return next(csv.reader([file.readline(2**16)]), [])
-    except (OSError, UnusableFileError, UnicodeDecodeError, csv.Error):
-        return []
 
 
 def _clip(vid: str, known: Mapping[str, str]) -> str:

@@ -5,9 +5,9 @@ stream of a store gives the same masks as a run of the encoder.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -70,14 +70,19 @@ class Sam2Masks(Tracker):
         network.places = rearrange(places, "1 c h w -> (h w) 1 c")
         return network
 
-    def rehearse(self) -> dict[str, float]:
-        """Of the encoder, and of the memory and the decoder."""
-        side = self.encoder.input_size
+    def rehearse(self, computes: Collection[str]) -> dict[str, float]:
+        """Of the encoder, and of the memory and the decoder, which take two frames with the same features."""
+        side, found = self.encoder.input_size, {}
         frames = [Frame(clip="", second=second, pixels=np.zeros((side, side, 3), np.uint8)) for second in range(2)]
-        frame_s = seconds_of(lambda: self.maps(frames[:1]))
-        maps, mask = self.maps(frames), np.ones((side, side), bool)
-        both_s = seconds_of(lambda: self.track(frames, {1: {0: mask}}, {1: 0}, maps))
-        return {"frame": frame_s, "object": both_s / len(frames)}
+        if "frame" in computes:
+            found["frame"] = seconds_of(lambda: self.maps(frames[:1]))
+        if "object" in computes:
+            shapes = {f"{level}/{name}": shape for level, maps in self.encoder.shapes().items()
+                      for name, shape in maps.items()}  # fmt: skip
+            zeros = {path: np.zeros(shapes[path], np.float16) for path in MAPS}
+            blank, mask = _Computed({0: zeros, 1: zeros}), np.ones((side, side), bool)
+            found["object"] = seconds_of(lambda: self.track(frames, {1: {0: mask}}, {1: 0}, blank)) / len(frames)
+        return found
 
     @torch.no_grad()
     def candidates(self, frame: Frame, boxes: Sequence[Box]) -> list[tuple[ScoredMask, ...]]:
@@ -196,3 +201,8 @@ def _at_size(logits: Float[Tensor, "n *m h w"], height: int, width: int) -> Bool
         logits.float().reshape(1, -1, *logits.shape[-2:]), (height, width), mode="bilinear", align_corners=False
     )
     return (whole > 0).reshape(*logits.shape[:-2], height, width).cpu().numpy()
+
+
+tiny, small, base_plus, large = (
+    partial(Sam2Masks, f"sam2.1-hiera-{size}") for size in ("tiny", "small", "base-plus", "large")
+)

@@ -11,6 +11,8 @@ from typing import Literal, TypedDict
 import numpy as np
 from jaxtyping import Bool
 
+from refavs.files.typed_json import Count
+
 Order = Literal["F", "C"]  # column by column, or row by row
 _MOST_BITS = 40  # of a run; longer ones come from damaged strings
 
@@ -25,8 +27,8 @@ class RunLengths(TypedDict):
 class PlainRunLengths(TypedDict):
     """A mask: its height and width, and its runs as numbers."""
 
-    size: list[int]
-    counts: list[int]
+    size: list[Count]
+    counts: list[Count]
 
 
 def runs_of(mask: Bool[np.ndarray, "h w"], order: Order = "F") -> list[int]:

@@ -276,13 +276,28 @@ def _placed_by_time() -> Cue:
     return Cue(words, lambda situation, subjects, said: cues[said["time"]].holds(situation, subjects, said), ("place",))
 
 
-def _first(relations: dict[str, Relation], heard: bool) -> Cue:
-    """The first or last of the subjects."""
+def _first_seen() -> Cue:
+    """The first or last of the subjects to show up."""
 
     def holds(situation: Situation, subjects: Objects, said: Words) -> Objects | None:
-        return foremost(situation, relations[said["time"]], subjects & situation.sounding if heard else subjects)
+        return foremost(situation, SIGHT_TIME[said["time"]], subjects)
 
-    return Cue(lambda situation, subjects: ({"time": word} for word in relations), holds)
+    return Cue(lambda situation, subjects: ({"time": word} for word in SIGHT_TIME), holds)
+
+
+def _first_held() -> Cue:
+    """The first or last to sound of the subjects that a person holds, where others are held by nobody or another."""
+    held = _upon("held by", lambda category: category in PERSONS)
+
+    def words(situation: Situation, subjects: Objects) -> Iterator[Words]:
+        return (said | {"time": word} for said in held.words(situation, subjects) for word in SOUND_TIME)
+
+    def holds(situation: Situation, subjects: Objects, said: Words) -> Objects | None:
+        sounding = subjects & situation.sounding
+        among = (held.holds(situation, subjects, said) or frozenset()) & sounding
+        return foremost(situation, SOUND_TIME[said["time"]], among) if 1 < len(among) < len(sounding) else frozenset()
+
+    return Cue(words, holds, held.facts)
 
 
 def _plain(holds: Callable[[Situation, Objects], Objects]) -> Cue:
@@ -293,7 +308,6 @@ _SURFACE = _stated("surface", "surface", lambda item: item.surfaces)
 _LOOK = _stated("look", "look", lambda item: item.looks)
 _VERB = _stated("verb", "verb", _does)
 _VERB_UPON = _upon()
-_HELD = _upon("held by", lambda category: category in PERSONS)
 _SOUNDING = _plain(lambda situation, subjects: subjects & situation.sounding)
 _ENTIRE = _plain(lambda situation, subjects: frozenset(filter(situation.stays, subjects)))
 _PLACED = _compared("spatial", PLACES, facts=("place",))
@@ -358,7 +372,7 @@ FOOTAGE: tuple[Pattern, ...] = (
     ClassTemplate("The [person] [look].", 1, "semantic", (_LOOK,)),
     ClassTemplate("The [person] [look] and [verb] the [object.2].", 2, "semantic", (_LOOK, _VERB_UPON)),
     ClassTemplate("The [object] appearing through the entire video.", 1, "spatial+temporal", (_ENTIRE,)),
-    ClassTemplate("The [time] [object] appearing in the video.", 1, "spatial+temporal", (_first(SIGHT_TIME, False),)),
+    ClassTemplate("The [time] [object] appearing in the video.", 1, "spatial+temporal", (_first_seen(),)),
     ClassTemplate("The [object] appearing [sequence] the [object.2].", 2, "spatial+temporal",
                   (_compared("sequence", SIGHT_SEQUENCE),)),
     ClassTemplate("The [object] appearing [duration] than the [object.2].", 2, "spatial+temporal",
@@ -373,7 +387,7 @@ FOOTAGE: tuple[Pattern, ...] = (
              tuple(_RHYTHM_SUP), ("rhythm",)),
     Template("The object making the [continuity] sound.", 5, "acoustic", _continuity, ("continuous", "intermittent")),
     ClassTemplate("The [time] sounding [object] [verb] a [object.2].", 3, "acoustic+temporal",
-                  (_first(SOUND_TIME, True), _HELD)),
+                  (_first_held(),)),
     ClassTemplate("The [object] [spatial] the [time] sounding [object.2].", 3, "acoustic+temporal",
                   (_placed_by_time(),)),
     ClassTemplate("The [surface] [object] that makes the sound with rhythm [rhythm] than the [object.2].", 5,

@@ -101,7 +101,7 @@ def grid_of(*cases: str) -> Grid:
 def runs_of(out: Path) -> dict[str, Any]:
     client = MlflowClient(default_tracking_uri(out))
     experiment = client.get_experiment_by_name(out.name)
-    assert experiment is not None
+    assert experiment is not None and experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     found = client.search_runs([experiment.experiment_id])
     assert len({run.info.run_name for run in found}) == len(found)
     return {str(run.info.run_name): run for run in found}

@@ -72,7 +72,7 @@ def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.mark.long
 def test_train_beats_the_best_constant(store: FeatureStore, tmp_path: Path) -> None:
-    config = small(train__epochs=1, train__steps_per_epoch=100, train__learning_rate=0.005, train__decay_start=0.5)
+    config = small(train__epochs=1, train__steps_per_epoch=50, train__learning_rate=0.02, train__decay_start=0.5)
     result = train(config, store, tmp_path)["metrics"]
     best = max(values["test_s/J"] for values in canonical_values(control_results_of(store), Splits.of({})).values())
     assert result["test_s/J"] > best + 0.1

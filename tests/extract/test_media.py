@@ -233,7 +233,7 @@ def test_odd_container_is_refused_by_name(
         raise error
 
     make_videos.write_video(tmp_path / "odd.mp4")
-    monkeypatch.setattr("extract.media.video._decode", decode)
+    monkeypatch.setattr("extract.media.video.decode", decode)
     with pytest.raises(DatasetError, match=r"odd\.mp4 is cut off, damaged or not a video \(an odd packet\)"):
         read(tmp_path / "odd.mp4")
 

@@ -69,7 +69,7 @@ def make_project(
 
 def rle_of(mask: np.ndarray) -> RunLengths:
     """The run lengths as records have them."""
-    return RunLengths(**plain(mask))
+    return plain(mask)
 
 
 def masks_of(names: Sequence[str]) -> Masks:

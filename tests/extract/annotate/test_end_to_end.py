@@ -13,10 +13,10 @@ from PIL import Image
 
 from experiments.cli import main as sweep
 from extract.annotate.cli import main as annotate
-from extract.annotate.exchange import picture
-from extract.annotate.formats.registry import FORMATS
+from extract.annotate.exchange.exports import picture
+from extract.annotate.exchange.formats.registry import FORMATS
 from extract.annotate.records import MaskSecond, ProjectFolder
-from extract.annotate.sentences import clip_sentences
+from extract.annotate.sentences.clip_sentences import clip_sentences
 from extract.cli import main as extract
 from refavs.data.rle import decoded
 from refavs.synthetic.cli import main as synth

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract.annotate.agreement import compare
 from extract.annotate.cli import main
-from extract.annotate.exchange import imported, masks_in
-from extract.annotate.export_masks import export
-from extract.annotate.formats.drawn import DrawnFrame, DrawnMask
-from extract.annotate.formats.registry import FORMATS
-from extract.annotate.import_masks import import_masks
+from extract.annotate.exchange.agreement import compare
+from extract.annotate.exchange.export_masks import export
+from extract.annotate.exchange.exports import imported, masks_in
+from extract.annotate.exchange.formats.drawn import DrawnFrame, DrawnMask
+from extract.annotate.exchange.formats.registry import FORMATS
+from extract.annotate.exchange.import_masks import import_masks
 from extract.annotate.records import MaskSecond, ProjectFolder
 from refavs.data.rle import decoded
 from refavs.errors import ConfigError, DatasetError
@@ -262,3 +262,11 @@ def test_agreement_is_the_mean_j_of_two_annotators(
     assert "48 identical, 1 where only one of them sees the object" in said
     with pytest.raises(DatasetError, match="have no mask in common"):
         compare(project, "anna", "carl")
+
+
+def test_a_frame_that_is_gone_is_named(project: ProjectFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    project.clip("two").frame(4).unlink()
+    out = project.path.parent / "out"
+    assert main(["export", str(project.path), str(out)]) == 2
+    assert "frames/4.jpg is missing; copy it back, or remove" in capsys.readouterr().err and not out.exists()
+    assert not (project.path / "exports").exists() or not list((project.path / "exports").iterdir())

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from extract.annotate.cli import main
-from extract.annotate.expressing import SHARES, ask, express
-from extract.annotate.facts import Told, checked, clip_facts, situation, sound, state
 from extract.annotate.records import ProjectFolder
-from extract.annotate.sentences import Sentence, clip_sentences
+from extract.annotate.sentences.clip_sentences import Sentence, clip_sentences
+from extract.annotate.sentences.expressing import SHARES, ask, express
+from extract.annotate.sentences.facts import Told, checked, clip_facts, situation, sound, state
 from refavs.data.cues import parse
 from refavs.expressions.footage import FOOTAGE, ClassTemplate
 from refavs.expressions.templates import expressions
@@ -286,3 +286,13 @@ def test_subjective_words_are_for_a_person(tmp_path: Path) -> None:
     found = {one.text: one for one in express(project, ["one"], 50, 0.0, {})}
     assert found["The old drum."].status == "queued" and "matter of taste" in found["The old drum."].reason
     assert found["The red drum."].status == "accepted"
+
+
+def test_objects_that_never_show_are_not_spoken_of(tmp_path: Path) -> None:
+    project = told_project(tmp_path)
+    files = project.clip("one")
+    masks = files.masks()
+    hidden = replace(masks.objects[1], seconds=tuple(replace(each, rle=None) for each in masks.objects[1].seconds))
+    files.write(replace(masks, objects=(masks.objects[0], hidden, masks.objects[2])))
+    found = {one.text: one.fid for one in express(project, ["one"], 50, 0.0, {})}
+    assert set(found.values()) == {1, 3} and found["The drum."] == 1 and "The red drum." not in found

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from extract.annotate.formats import cvat, label_studio
-from extract.annotate.formats.drawn import DrawnFrame, DrawnMask, frame_of
-from extract.annotate.formats.registry import FORMATS
+from extract.annotate.exchange.formats import cvat, label_studio
+from extract.annotate.exchange.formats.drawn import DrawnFrame, DrawnMask, frame_of
+from extract.annotate.exchange.formats.registry import FORMATS
 from refavs.errors import DatasetError
 
 SMALL = np.array([[0, 1], [1, 1], [0, 0]], bool)  # the test vector of the formats' descriptions
@@ -287,7 +287,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pyte
         file.writestr("b.xml", "<annotations/>")
     with pytest.raises(DatasetError, match=r"holds 2 files \*.xml"):
         list(cvat.read(tmp_path / "a.zip", SIZES))
-    monkeypatch.setattr("extract.annotate.formats.drawn.MOST_BYTES", 20)
+    monkeypatch.setattr("extract.annotate.exchange.formats.drawn.MOST_BYTES", 20)
     for name in ("a.xml", "b.zip"):
         path = tmp_path / name
         if name == "b.zip":

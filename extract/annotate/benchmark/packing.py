@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from extract.annotate.checks import checks
-from extract.annotate.exchange import by_file_id, file_id, picture
-from extract.annotate.facts import categories
+from extract.annotate.benchmark.checks import checks
+from extract.annotate.benchmark.splitting import Splitting, assign
+from extract.annotate.exchange.exports import by_file_id, copy_frame, file_id, picture
 from extract.annotate.records import CANDIDATES, ClipFiles, Masks, ProjectFolder, Scenes
-from extract.annotate.sentences import Sentence, clip_sentences, null_media_id
-from extract.annotate.splitting import Splitting, assign
+from extract.annotate.sentences.clip_sentences import Sentence, clip_sentences, null_media_id
+from extract.annotate.sentences.facts import categories, shown
 from refavs.data.layouts.ref_avs_bench import SECONDS
 from refavs.data.layouts.ref_avs_metadata import TEST_N, TEST_S, TEST_U
 from refavs.errors import DatasetError
@@ -67,23 +67,23 @@ def collect(
     by_file_id(clip_ids)
     problems = []
     accepted: dict[str, tuple[Sentence, ...]] = {}
-    shown: dict[str, set[str]] = {}
+    visible: dict[str, set[str]] = {}
     for clip_id in clip_ids:
         files = project.clip(clip_id)
-        objects = categories(files)
+        objects = {one.fid for one in shown(files.masks())}
         known = [one for one in clip_sentences(files) if one.status == "accepted"]
         found = tuple(one for one in known if one.fid is None or one.fid in objects)
         if len(found) < len(known):
-            problems.append(f"clip {clip_id}: {len(known) - len(found)} sentences are about objects that it no longer "
-                            "has; left out. Run express again")  # fmt: skip
+            problems.append(f"clip {clip_id}: {len(known) - len(found)} sentences are about objects that no longer "
+                            "show; left out. Run express again")  # fmt: skip
         if found:
             accepted[clip_id] = found
-            shown[clip_id] = set(objects.values())
+            visible[clip_id] = {name for fid, name in categories(files).items() if fid in objects}
         else:
             problems.append(f"clip {clip_id}: no accepted sentence; left out. Run refavs-annotate express")
     if not accepted:
         raise DatasetError(f"{project.path} has no accepted sentence; run refavs-annotate express {project.path}")
-    splits = assign(project, shown, splitting)
+    splits = assign(project, visible, splitting)
     clips = []
     for clip_id, sentences in accepted.items():
         files, split = project.clip(clip_id), splits[clip_id]
@@ -144,7 +144,7 @@ def _write_clip(project: ProjectFolder, out: Path, clip: PackedClip) -> None:
 def _write_frames(media: Path, clip: PackedClip) -> Path:
     (media / "frames").mkdir(parents=True)
     for second in SECONDS:
-        shutil.copyfile(clip.files.frame(second), media / "frames" / f"{second}.jpg")
+        copy_frame(clip.files, second, media / "frames" / f"{second}.jpg")
     return media
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 
-from extract.annotate.exchange import clips_with_masks, imported, masks_in, picture
+from extract.annotate.exchange.exports import clips_with_masks, imported, masks_in, picture
 from extract.annotate.records import ProjectFolder
 from refavs.errors import DatasetError
 from refavs.terminal.command import CommandParser, Exit

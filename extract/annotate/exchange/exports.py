@@ -6,6 +6,7 @@
     PROJECT/imports/<annotator>/report.json            what the annotator changed
 """
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,19 @@ def clips_with_masks(folder: ProjectFolder) -> list[str]:
 def masks_in(files: ClipFiles) -> Masks:
     """The masks of an export or import, which have no scenes beside them."""
     return read_record(files.folder / MASKS, Masks)
+
+
+def copy_frame(files: ClipFiles, second: int, target: Path) -> None:
+    """Copies the frame of a second.
+
+    Raises:
+        DatasetError: it is missing.
+    """
+    try:
+        shutil.copyfile(files.frame(second), target)
+    except FileNotFoundError as error:
+        raise DatasetError(f"{files.frame(second)} is missing; copy it back, or remove {files.folder} and propose the "
+                           "clip again") from error  # fmt: skip
 
 
 def picture(rle: RunLengths | None, height: int, width: int) -> Bool[np.ndarray, "h w"]:

@@ -6,7 +6,7 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from extract.annotate.formats.drawn import (
+from extract.annotate.exchange.formats.drawn import (
     DrawnFrame,
     DrawnMask,
     Sizes,
@@ -16,7 +16,7 @@ from extract.annotate.formats.drawn import (
     to_json,
     unusable,
 )
-from refavs.data.rle import decoded, encoded
+from refavs.data.rle import PlainRunLengths, decoded, encoded
 from refavs.files.typed_json import Count, OddRecord, shaped
 
 
@@ -54,11 +54,6 @@ class _File(TypedDict):
 class _Compressed(TypedDict):
     size: list[Count]
     counts: str
-
-
-class _Plain(TypedDict):
-    size: list[Count]
-    counts: list[Count]
 
 
 def write(frames: Iterable[DrawnFrame], export: int) -> Iterator[bytes]:
@@ -127,7 +122,7 @@ def _drawn(annotation: _Annotation, names: dict[int, str], size: tuple[int, int]
         raise ValueError(f"a polygon of object {fid} where masks were; left out. Export run lengths (RLE)")
     try:
         plain = isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list)
-        lengths = shaped(segmentation, _Plain if plain else _Compressed, "segmentation")
+        lengths = shaped(segmentation, PlainRunLengths if plain else _Compressed, "segmentation")
         if lengths["size"] != list(size):
             raise OddRecord(f"its size is {lengths['size'][:4]}, the frame's {list(size)}")
         return DrawnMask(fid=fid, name=name, mask=decoded(lengths))

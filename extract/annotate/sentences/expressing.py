@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from extract.annotate.facts import COLUMNS, Told, checked, clip_facts, situation, state
 from extract.annotate.records import ProjectFolder
-from extract.annotate.sentences import (
+from extract.annotate.sentences.clip_sentences import (
     Sentence,
     Sounding,
     clip_sentences,
     numbered,
     write_sentences,
 )
+from extract.annotate.sentences.facts import COLUMNS, Told, checked, clip_facts, shown, situation, state
 from refavs.config import nearest
 from refavs.errors import ConfigError
 from refavs.expressions.footage import FOOTAGE
@@ -142,7 +142,7 @@ def _known(project: ProjectFolder, clip_id: str) -> Known:
     files = project.clip(clip_id)
     masks = files.masks()
     return Known(clip_id=clip_id, situation=situation(masks, files.scenes(), clip_facts(files)),
-                 fids=tuple(one.fid for one in masks.objects), has_sound=files.sound.exists())  # fmt: skip
+                 fids=tuple(one.fid for one in shown(masks)), has_sound=files.sound.exists())  # fmt: skip
 
 
 def _offered(clip: Known) -> list[Expression]:
@@ -223,6 +223,8 @@ def _muted(
     clip: Known, others: Sequence[Known], made: Mapping[str, Sequence[Expression]], grades: Grades
 ) -> list[Sentence]:
     """What is true with the clip's sound, without it."""
+    if not clip.has_sound:
+        return []
     question = "the clip without its sound; does it refer to nothing?"
     return [_null(one.text, one.template, grades, question, sound="muted") for one in _heard(made[clip.clip_id])]
 

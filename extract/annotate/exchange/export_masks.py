@@ -1,13 +1,21 @@
 """refavs-annotate export: the masks of a project in the file format of a label tool, with their frames."""
 
 import argparse
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from extract.annotate.exchange import EXPORT, Export, by_file_id, chosen_clips, export_folder, export_numbers, file_id
-from extract.annotate.formats.drawn import DrawnFrame, DrawnMask, frame_name
-from extract.annotate.formats.registry import FORMATS
+from extract.annotate.exchange.exports import (
+    EXPORT,
+    Export,
+    by_file_id,
+    chosen_clips,
+    copy_frame,
+    export_folder,
+    export_numbers,
+    file_id,
+)
+from extract.annotate.exchange.formats.drawn import DrawnFrame, DrawnMask, frame_name
+from extract.annotate.exchange.formats.registry import FORMATS
 from extract.annotate.records import ClipFiles, Masks, ProjectFolder, write_record
 from refavs.data.rle import decoded
 from refavs.files.whole_folder import refuse_full, whole_folder
@@ -71,7 +79,7 @@ def _frames(
         scenes = files.scenes()
         for second in range(scenes.seconds):
             name = file_id(clip_id)
-            shutil.copyfile(files.frame(second), pictures / f"{frame_name(name, second)}.jpg")
+            copy_frame(files, second, pictures / f"{frame_name(name, second)}.jpg")
             yield DrawnFrame(clip=name, second=second, height=scenes.height, width=scenes.width,
                              masks=tuple(_drawn(found, second)))  # fmt: skip
         progress.advance()

@@ -12,7 +12,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from extract.annotate.formats.drawn import (
+from extract.annotate.exchange.formats.drawn import (
     DrawnFrame,
     DrawnMask,
     Sizes,

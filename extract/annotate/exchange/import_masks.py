@@ -14,7 +14,7 @@ from statistics import median
 
 import numpy as np
 
-from extract.annotate.exchange import (
+from extract.annotate.exchange.exports import (
     EXPORT,
     REPORT,
     Export,
@@ -25,8 +25,8 @@ from extract.annotate.exchange import (
     masks_in,
     picture,
 )
-from extract.annotate.formats.drawn import DrawnFrame
-from extract.annotate.formats.registry import FORMATS, Format
+from extract.annotate.exchange.formats.drawn import DrawnFrame
+from extract.annotate.exchange.formats.registry import FORMATS, Format
 from extract.annotate.records import ClipFiles, Masks, MaskSecond, ProjectFolder, RunLengths, Scenes, read_record
 from refavs.data.rle import plain
 from refavs.errors import ConfigError
@@ -217,7 +217,7 @@ def _joined(frame: DrawnFrame, names: dict[int, str]) -> dict[int, RunLengths]:
         if names.get(drawn.fid) == drawn.name:
             parts[drawn.fid].append(drawn.mask)
     whole = {fid: np.logical_or.reduce(masks) for fid, masks in parts.items()}
-    return {fid: RunLengths(**plain(mask)) for fid, mask in whole.items() if mask.any()}
+    return {fid: plain(mask) for fid, mask in whole.items() if mask.any()}
 
 
 def _take(

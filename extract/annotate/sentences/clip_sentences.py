@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from extract.annotate.exchange import file_id
-from extract.annotate.facts import categories
+from extract.annotate.exchange.exports import file_id
 from extract.annotate.records import ClipFiles, ProjectFolder, read_record, write_record
+from extract.annotate.sentences.facts import categories
 from refavs.data.cues import parse
 from refavs.files.atomic import write_atomically
 from refavs.files.tables import csv_bytes, read_rows

@@ -7,8 +7,8 @@ Where a fact is unknown, a word is subjective, or a sentence shall refer to noth
 from argparse import Namespace
 from pathlib import Path
 
-from extract.annotate.facts import COLUMNS
 from extract.annotate.records import ProjectFolder
+from extract.annotate.sentences.facts import COLUMNS
 from refavs.errors import ConfigError
 from refavs.terminal.command import CommandParser, Exit
 from refavs.terminal.printing import say, warn
@@ -34,10 +34,10 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(args: Namespace) -> int:
     """Makes sentences, or takes answers; returns the exit status."""
-    from extract.annotate.exchange import chosen_clips
-    from extract.annotate.expressing import ask, express, mix_lines, read_grades
-    from extract.annotate.facts import read_facts, state
-    from extract.annotate.sentences import REVIEW, has_answers, take_review, write_review
+    from extract.annotate.exchange.exports import chosen_clips
+    from extract.annotate.sentences.clip_sentences import REVIEW, has_answers, take_review, write_review
+    from extract.annotate.sentences.expressing import ask, express, mix_lines, read_grades
+    from extract.annotate.sentences.facts import read_facts, state
 
     if args.per_clip < 1 or not 0 <= args.nulls < 1:
         raise ConfigError(f"--per-clip is {args.per_clip}, --nulls {args.nulls}; accepted: 1 or more, and 0 to below 1")

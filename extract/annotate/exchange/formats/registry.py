@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from extract.annotate.formats import coco, cvat, label_studio
-from extract.annotate.formats.drawn import DrawnFrame, Sizes
+from extract.annotate.exchange.formats import coco, cvat, label_studio
+from extract.annotate.exchange.formats.drawn import DrawnFrame, Sizes
 
 Objects = list[tuple[int, str]]
 
