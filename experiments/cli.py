@@ -18,16 +18,18 @@ if TYPE_CHECKING:
     from experiments.cluster.resources import Resources
     from experiments.grid.expand import Grid
     from experiments.grid.trial import Trial
-    from experiments.sweep.execution import Outcome
+    from experiments.sweep.outcome import Outcome
     from refavs.store import FeatureStore
 
 RETRY = "--retry-failed tries them again from their last epoch"
 STATUS, SETTINGS = "status", "settings"  # reserved names
+CONTROLS = ("cancel", "hold", "resume", "add")  # reserved as well
 EPILOG = """examples:
   refavs-sweep smoke --store demo/store                     the shipped grid `smoke`, into runs/smoke
   refavs-sweep beta --store store --dry-run                 what is done and what is missing
   refavs-sweep my.yaml --store store --set train.epochs=3   a grid file, with a setting replaced
   refavs-sweep status runs/smoke                            its progress, from any other terminal
+  refavs-sweep cancel|hold|resume|add runs/smoke ...        steers it from any other terminal
   refavs-sweep settings                                     every setting of a trial: default, accepted values, meaning
   refavs-sweep settings HEAD                                the same for another head, which --set model.head=HEAD takes
 """
@@ -83,6 +85,8 @@ def build_parser() -> CommandParser:
                         "auto: the largest K that keeps every slot busy")
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database; default: "
                         "MLFLOW_TRACKING_URI, else mlflow.db beside the sweep's folder")
+    parser.add_argument("--notify", metavar="URL", help="post a JSON message to this web hook when a trial fails and "
+                        "when the sweep ends")
     parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment of a new sweep; default: "
                         "MLFLOW_EXPERIMENT_NAME, else the name of the sweep's folder")
     parser.add_argument("--tag", action="append", default=[], metavar="NAME=VALUE", help="a tag of all runs in MLflow, "
@@ -118,6 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from experiments.grid.listing import main as settings
 
         return settings(arguments[1:])
+    if arguments[:1] and arguments[0] in CONTROLS:
+        from experiments.sweep.control_cli import main as control
+
+        return control(arguments[0], arguments[1:])
     args = build_parser().parse_args(arguments)
     if args.dry_run:  # the only case that computes in this process
         share_processors()
@@ -125,9 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    if args.grid in (STATUS, SETTINGS):
+    if args.grid in (STATUS, SETTINGS, *CONTROLS):
         raise ConfigError(f"no grid is named {args.grid!r}; write 'refavs-sweep {STATUS} SWEEP' to see the progress of "
-                          f"a sweep, and 'refavs-sweep {SETTINGS}' to see the settings of a trial")  # fmt: skip
+                          f"a sweep, and 'refavs-sweep {SETTINGS}' to see the settings of a trial; {args.grid} stands "
+                          "first where it is a command")  # fmt: skip
     for name in ("max_concurrent", "cpus_per_trial"):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
@@ -138,7 +147,7 @@ def _sweep(args: argparse.Namespace) -> int:
     from experiments.grid.expand import parse_overrides, read_grid
     from experiments.records.stores import features_in, named_locations, with_stores
     from experiments.sweep.driver import run_sweep
-    from experiments.sweep.execution import Options
+    from experiments.sweep.outcome import Options
     from experiments.tracking import user_settings
     from experiments.training.initial_weights import with_checkpoints, with_weights
     from refavs.store import FeatureStore
@@ -163,7 +172,7 @@ def _sweep(args: argparse.Namespace) -> int:
     warn(f"sweep {grid.name}: {size} on {' and '.join(args.store)} into {out}")
     options = Options(
         retry_failed=args.retry_failed, rerun=tuple(args.rerun), register=args.register, grid_file=args.grid,
-        experiment=user_settings.experiment(args.experiment), tags=user_settings.run_tags(args.tag),
+        notify=args.notify, experiment=user_settings.experiment(args.experiment), tags=user_settings.run_tags(args.tag),
     )
     outcome = run_sweep(grid, store, out, resources, user_settings.address(args.tracking_uri), options)
     return _show(grid, store, out, outcome)
@@ -214,14 +223,16 @@ def _dry_run(
 
     from experiments.records.ledger import KEY_LENGTH, Ledger
     from experiments.records.stores import features_in
-    from experiments.sweep.driver import check_models
+    from experiments.sweep.added import with_added
     from experiments.sweep.dry_run import show
-    from experiments.sweep.execution import num_to_come, to_run
+    from experiments.sweep.model_check import check_models
+    from experiments.sweep.outcome import num_to_come, to_run
     from experiments.sweep.search import Search
     from refavs.terminal.console import wide_console
 
-    fresh = check_models(grid, store)
     ledger = Ledger(out)
+    grid = with_added(grid, ledger, store)
+    fresh = check_models(grid, store)
     search = Search(grid, ledger, features_in(store)) if grid.search else None
     entries = search.entries if search else ledger.entries(grid.trials, features_in(store))
     table = Table(title=f"sweep {grid.name} in {out}", title_justify="left", box=box.SIMPLE_HEAD)

@@ -21,6 +21,6 @@ address=sqlite:///$database
 case $database in
     *[?%]*) cd "$(dirname "$database")" && address=sqlite:///$(basename "$database") ;;  # special characters in a URL
 esac
-export MLFLOW_DISABLE_TELEMETRY=true
+export MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false  # the jobs, seven processes, are for language models
 echo "http://127.0.0.1:$port  (Ctrl-C ends it)"
 exec "$mlflow" ui --backend-store-uri "$address" --host 127.0.0.1 --port "$port" --workers 1

@@ -178,16 +178,33 @@ def one_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def packages_read_once() -> Iterator[None]:
+    """Which packages are installed changes with the path alone; to look through them all takes much of a command."""
+    from refavs import plugins
+
+    find = plugins.entry_points
+
+    @cache
+    def on(path: tuple[str, ...], group: str) -> Any:
+        return find(group=group)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plugins, "entry_points", lambda group: on(tuple(sys.path), group))
+        yield
+
+
 @pytest.fixture(scope="module")
 def small_networks() -> Iterator[None]:
-    """A few weights in the place of VGGish's 72 million, which take most of the time of a short extraction.
+    """A few weights in the place of VGGish's 72 million, and the tiny Swin built once: most of a short extraction.
 
     For tests that extract in this process and look at nothing that the network finds.
     """
-    from tests.support.small_vggish import few_weights
+    from tests.support.quick_networks import built_once, few_weights
 
     with pytest.MonkeyPatch.context() as patch:
         few_weights(patch)
+        built_once(patch)
         yield
 
 

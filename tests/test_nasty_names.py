@@ -18,7 +18,8 @@ from tests.experiments.small_store import AUDIO, STREAMS, make_store
 from tests.experiments.small_sweep import write_facts, write_trial
 from tests.extract.command import in_this_process, run_with
 
-pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # of MLflow and what it imports
+# Warnings are those of MLflow and what it imports.
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("small_networks")]
 
 NASTY = "lr[low][/old]\x1b[2J\a\nrefavs-store: all is well\u202e"
 SHOWN = "\\x1b[2J\\x07\\nrefavs-store: all is well\\u202e"

@@ -37,7 +37,17 @@ Value = TypeVar("Value")
 
 
 class Trials(Protocol):
-    """The interface of a sweep to the placement of its trials; all methods are called in the driver."""
+    """The interface of a sweep to the placement of its trials; all methods are called in the driver.
+
+    Attributes:
+        held: whether no trial may start now, though some may later.
+        num_changes: increases when there may be a next trial although none has ended.
+    """
+
+    num_changes: int
+
+    @property
+    def held(self) -> bool: ...
 
     def ready(self, places: Callable[[TrialResources], int]) -> None:
         """Called once Ray runs; `places` says how many trials with given resources run at once."""
@@ -145,6 +155,7 @@ class _Placement:
         self.trials, self.store, self.resources, self.asks = trials, store, resources, asks
         self.error: Exception | None = None
         self.idle = False  # the sweep had no trial when last asked, and no trial has ended since
+        self.num_changes = trials.num_changes
         self.waiting: deque[list[Entry]] = deque()
         self.running: dict[str, tuple[list[Entry], Ask]] = {}
         self.last_epoch: dict[str, int] = {}
@@ -170,6 +181,10 @@ class _Placement:
 
     def next(self, tune_id: str) -> dict[str, Any] | None:
         """Settings of the next trials, registered under Tune's id; None without a free place or a trial."""
+        if self.num_changes != self.trials.num_changes:
+            self.num_changes, self.idle = self.trials.num_changes, False
+        if self.trials.held:
+            return None
         limit = self.resources.max_concurrent
         if (self.idle and not self.waiting) or (limit is not None and len(self.running) >= limit):
             return None

@@ -32,6 +32,13 @@ class StoreOfSeveral(StoreFacts):
     contents: str
 
 
+class AddedGrid(TypedDict):
+    """A grid that `refavs-sweep add` has added."""
+
+    grid: str
+    set: list[str]
+
+
 class SweepFacts(StoreFacts, total=False):
     """`sweep.json`."""
 
@@ -47,6 +54,8 @@ class SweepFacts(StoreFacts, total=False):
     current: list[str] | None
     to_come: Count
     registered: dict[str, list[Any]]
+    added: list[AddedGrid]
+    held: bool
 
 
 _Epochs = TypedDict("_Epochs", {"train.epochs": Annotated[int, range(2**31)]})

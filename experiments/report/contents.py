@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.report import layout
 from experiments.report.contenders import Contender, contenders_of, differing, few_seeds, marked, reference_of
+from experiments.report.importance import importance_tables
 from experiments.report.layout import Setting, ablated
 from experiments.report.runs import Run, Sweep, read_sweeps
 from experiments.report.scores import read_scores
@@ -78,7 +79,7 @@ def build_report(folders: Sequence[Path], options: Options) -> Report:
         facts=_facts(sweeps, ordered, options.protocols),
         warnings=tuple(_warnings(sweeps, ordered, missing, known)),
         random_features=random_features, protocols=options.protocols, reference=reference.label,
-        tables=tuple(_tables(setting, options, _encoders(sweeps))),
+        tables=(*_tables(setting, options, _encoders(sweeps)), *importance_tables(sweeps, first)),
         curves=tuple(_curves(ordered)), beta=_beta(ordered, first), ablations=_ablations(ordered, first),
         dimensions=_dimensions(setting, first), categories=_categories(reference, first),
         calibrations=tuple(_calibration(one) for one in ablated(ordered) or (reference,)),

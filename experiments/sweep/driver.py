@@ -1,19 +1,20 @@
 """Runs a sweep: compares a grid with what its folder has, and runs the rest."""
 
-import contextlib
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from experiments.baselines.cache import Baselines
 from experiments.cluster.resources import Resources
 from experiments.grid.expand import Grid
 from experiments.records.ledger import Entry, Ledger
-from experiments.records.stores import facts_of, features_in, store_facts, store_of, stores_of
-from experiments.sweep.execution import Options, Outcome, Run, best_by_val, closed_mark, num_to_come, to_run
-from experiments.sweep.search import Search, refuse_unmeasured
+from experiments.records.stores import facts_of, features_in, store_facts, stores_of
+from experiments.sweep.added import with_added
+from experiments.sweep.execution import Run
+from experiments.sweep.model_check import check_models
+from experiments.sweep.outcome import Options, Outcome, best_by_val, closed_mark, num_to_come, to_run
+from experiments.sweep.search import Search
+from experiments.sweep.web_hook import refuse_other_addresses
 from experiments.tracking.database import database_at
 from experiments.tracking.place import (
     follow_artifacts,
@@ -24,9 +25,7 @@ from experiments.tracking.place import (
     tracking_address,
 )
 from experiments.tracking.sync import pending
-from experiments.training.loop import load_start
-from refavs.errors import ConfigError, RefAVSError, StoreError
-from refavs.model.heads.registry import implementation_of
+from refavs.errors import ConfigError, StoreError
 from refavs.store import FeatureStore
 from refavs.terminal.printing import warn
 
@@ -46,6 +45,7 @@ def run_sweep(
     """
     refuse_unwritable("the sweep's folder", str(out.resolve()))
     ledger, options = Ledger(out), options or Options()
+    refuse_other_addresses(options.notify)
     # A sweep over several stores belongs to the one it began with, whatever their order now.
     store = stores_of(grid.kinds, store).get(ledger.sweep.get("fingerprint", ""), store)
     for one in stores_of(grid.kinds, store).values():
@@ -55,6 +55,7 @@ def run_sweep(
                 f"the extraction into {one.location} is not finished, and its statistics would still change; run the "
                 "same refavs-extract command again, then this one"
             )
+    grid = with_added(grid, ledger, store)
     for part in check_models(grid, store):
         warn(f"refavs-sweep: starts from random weights, not from the checkpoint: {part}")
     # Checked before anything is locked, so that a wrong key or address leaves no folder behind.
@@ -152,33 +153,3 @@ def _nothing_to_do(ledger: Ledger, outcome: Outcome, options: Options) -> bool:
         return False
     best = best_by_val(entries) if options.register else None
     return best is None or ledger.sweep.get("registered", {}).get(options.register, [None])[0] == best.key
-
-
-def check_models(grid: Grid, store: FeatureStore) -> list[str]:
-    """Builds the head of each distinct kind of trial once, to refuse settings that do not fit the store early.
-
-    Returns:
-        Parts of pretrained decoders that start from random weights nevertheless.
-
-    Raises:
-        ConfigError: unusable settings, with the trial's name.
-        WeightsError: initial weights that are damaged, of another size, or do not belong to the store's features.
-    """
-    if grid.search:
-        refuse_unmeasured(grid.search.plan, store)
-    known, fresh = set(), {}
-    for trial in grid.kinds:
-        options, init, own = trial.config.model, trial.config.train.init, store_of(trial, store)
-        kind = (options.same_cost(), init, own.fingerprint)
-        if kind in known:
-            continue
-        known.add(kind)
-        try:
-            plain = init is None and trial.weights_dir is None
-            with torch.device("meta") if plain else contextlib.nullcontext():
-                model = implementation_of(options).from_store(own, options)
-            if not plain:
-                fresh |= dict.fromkeys(load_start(trial.config, model, own, trial.weights_dir))
-        except RefAVSError as error:
-            raise type(error)(f"trial {trial.name!r}: {error}") from error
-    return list(fresh)

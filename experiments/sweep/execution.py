@@ -4,7 +4,6 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.baselines.cache import Baselines
@@ -13,111 +12,29 @@ from experiments.cluster.resources import Resources
 from experiments.grid.config import TrialResources
 from experiments.grid.expand import Grid
 from experiments.records.ledger import Entry, Ledger, State
+from experiments.records.stores import features_in
+from experiments.sweep.added import new_trials
+from experiments.sweep.control import Inbox, Request
 from experiments.sweep.live_table import Watch, progress_of
+from experiments.sweep.outcome import Options, Outcome, best_by_val, closed_mark, exhausted_mark, num_to_come, to_run
 from experiments.sweep.search import Search
 from experiments.sweep.signals import Interrupts
 from experiments.sweep.summary import csv_text
+from experiments.sweep.web_hook import WebHook
 from experiments.tracking.client import Tracker
-from experiments.tracking.connection import Guard, UnreachableError, without_password
+from experiments.tracking.connection import Guard, UnreachableError
 from experiments.tracking.place import ARTIFACTS
-from experiments.tracking.sync import TABLE, WAIT_S, Mirror, pending
-from refavs.choices import SCORE
-from refavs.config import digest
+from experiments.tracking.sync import TABLE, Mirror, pending
+from refavs.errors import ConfigError, RefAVSError
 from refavs.files.atomic import write_atomically
 from refavs.store import FeatureStore
 from refavs.terminal.printing import warn
 
+CANCELLED = "cancelled by refavs-sweep cancel"
+ENDED = ("finished", "failed", "pruned")
 TOLD_AFTER_S = 3.0
 STOPPED_WAIT_S = 5.0  # for MLflow, after a second Ctrl-C
 RESULT_WAIT_S = 5.0  # until NFS shows a result that another node wrote
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Options of one call of a sweep.
-
-    Attributes:
-        retry_failed: run failed trials again, from their last epoch.
-        rerun: beginnings of keys; the results of these trials are discarded, and they run again from the start.
-        register: a name in MLflow's model registry for the model of the best trial by J on val.
-        grid_file: path of the grid, a tag in MLflow.
-        wait_s: how long to wait at the end for an MLflow that does not answer.
-        experiment: the MLflow experiment of a new sweep; None for the name of its folder.
-        tags: of all runs in MLflow.
-    """
-
-    retry_failed: bool = False
-    rerun: tuple[str, ...] = ()
-    register: str | None = None
-    grid_file: str = ""
-    wait_s: float = WAIT_S
-    experiment: str | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(kw_only=True)
-class Outcome:
-    """A sweep after a call.
-
-    Attributes:
-        num_run: trials that this call finished.
-        num_ended: trials that ended in this call in any state.
-        unsent: titles of trials that MLflow does not have in full; `unsent_reason` says why.
-        refused: by title, why MLflow refuses data of a trial; sending it again does not help.
-        interrupted: the call was asked to stop before its end.
-        controls: metrics of the constant predictions; empty if the call ended before they were computed.
-    """
-
-    entries: list[Entry]
-    tracking_uri: str
-    num_run: int = 0
-    num_ended: int = 0
-    unsent: list[str] = field(default_factory=list)
-    unsent_reason: str = ""
-    refused: dict[str, str] = field(default_factory=dict)
-    interrupted: bool = False
-    controls: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    @property
-    def failures(self) -> dict[str, str]:
-        """Reason by title of all failed trials."""
-        failed = [entry for entry in self.entries if entry.state == "failed"]
-        return {entry.trial.title: entry.status.get("reason", "unknown") for entry in failed}
-
-
-def to_run(entries: Sequence[Entry], retry_failed: bool = False) -> list[Entry]:
-    """The unfinished trials, with the failed ones if `retry_failed`."""
-    states = ("new", "running", "stopped", *(["failed"] if retry_failed else []))
-    return [
-        entry for entry in entries
-        if (state := entry.state) in states or (state == "finished" and entry.result is None)
-    ]  # fmt: skip
-
-
-def num_to_come(search: Search | None, ledger: Ledger) -> int:
-    """Trials that a search has yet to suggest; 0 if it could not find another new point."""
-    if search is None or ledger.sweep.get("exhausted") == exhausted_mark(search):
-        return 0
-    return search.num_to_come
-
-
-def exhausted_mark(search: Search) -> str:
-    """Identifies the state of a search in which no new point was found."""
-    return digest([search.identity, search.points])
-
-
-def best_by_val(entries: Sequence[Entry]) -> Entry | None:
-    """The finished trial whose saved model has the highest J on val; the first in a tie."""
-    scores: dict[str, float] = {}
-    for entry in entries:
-        if entry.state == "finished" and (score := entry.score(SCORE)) is not None:
-            scores[entry.key] = score
-    return max((entry for entry in entries if entry.key in scores), key=lambda e: scores[e.key], default=None)
-
-
-def closed_mark(entries: Sequence[Entry], uri: str) -> str:
-    """Identifies a set of trials that MLflow at `uri` has completely."""
-    return digest([sorted(entry.key for entry in entries), without_password(uri)])
 
 
 class Run:
@@ -142,6 +59,11 @@ class Run:
         self.places: Callable[[TrialResources], int] = lambda asked: 0
         self.active: dict[str, Entry] = {}
         self.failed_now: set[str] = set()
+        self.inbox = Inbox(ledger.root)
+        self.asked_to_hold = False
+        self.num_changes = 0
+        self.paused: set[str] = set()
+        self.hook = WebHook(options.notify, ledger.root)
         self.watch: Watch | None = None
         self.interrupts = Interrupts(ledger.ask_to_stop)
         self.mirror = self._new_mirror(sweep_id, guard)
@@ -150,6 +72,11 @@ class Run:
     def stopping(self) -> bool:
         """Whether no more trials start and running ones end after their present epoch."""
         return self.interrupts.asked or self.ledger.asked_to_stop
+
+    @property
+    def held(self) -> bool:
+        """See `experiments.cluster.tune_runner.Trials`."""
+        return self.asked_to_hold and not self.stopping
 
     def _new_mirror(self, sweep_id: str, guard: Guard) -> Mirror:
         uri, out = self.outcome.tracking_uri, self.ledger.root.resolve()
@@ -182,7 +109,7 @@ class Run:
 
     def run(self, resources: Resources) -> None:
         """Runs the unfinished trials, and waits until MLflow has everything."""
-        self.ledger.set_sweep(grid=self.grid.name, git=self.mirror.tracker.git)
+        self.ledger.set_sweep(grid=self.grid.name, git=self.mirror.tracker.git, held=False)
         self.mirror.start()
         with self.interrupts:
             try:
@@ -195,9 +122,13 @@ class Run:
                 self.outcome.interrupted = self.stopping and unfinished
                 self.outcome.controls = self._controls()
             except BaseException as error:
+                self._refuse_requests()
+                self.hook.broke(error)
                 self._close_early("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
                 raise
+            self._refuse_requests()
             self._close()
+            self.hook.ended(self.outcome, best_by_val(self.outcome.entries))
 
     @property
     def _num_to_come(self) -> int:
@@ -286,7 +217,7 @@ class Run:
 
     def next(self) -> list[Entry] | None:
         """The next trials; None once the sweep is asked to stop."""
-        if self.stopping:
+        if self.stopping or self.held:
             return None
         if self.queue:
             return self.queue.popleft()
@@ -304,6 +235,71 @@ class Run:
             self._note_trials()
         self.queue.extend(groups_on(self.store, new, self.resources, self.places))
         return self.queue.popleft() if self.queue else None
+
+    def _carry_out(self, request: Request) -> str:
+        """Does what another terminal asks for; returns the answer.
+
+        Raises:
+            ConfigError: it cannot be done.
+        """
+        if request["action"] == "add":
+            return self._add(request)
+        if request["action"] == "cancel":
+            return self._cancel(request["keys"])
+        self.asked_to_hold = request["action"] == "hold"
+        self.ledger.set_sweep(held=self.asked_to_hold)
+        self.num_changes += 1
+        if not self.asked_to_hold:
+            return f"{self.ledger.root} goes on"
+        if not request["now"]:
+            return f"{self.ledger.root} starts no more trials; {len(self.active)} running ones go on to their end"
+        for entry in self.active.values():
+            self.paused.add(entry.key)
+            entry.ask_to_stop()
+        return f"{self.ledger.root} is held; {len(self.active)} running trials stop after their present epochs"
+
+    def _cancel(self, keys: Sequence[str]) -> str:
+        if not keys:
+            self.ledger.ask_to_stop()
+            return f"{self.ledger.root} stops after the running epochs; the same command resumes it"
+        found = self.ledger.beginning_with(keys, self.outcome.entries)
+        done = [entry for entry in found if entry.state in ENDED]
+        if done:
+            raise ConfigError(f"{done[0].trial.title} is {done[0].state} already; nothing was cancelled")
+        for entry in found:
+            self.given_up[entry.key] = CANCELLED
+            for group in self.queue:
+                if entry in group:
+                    group.remove(entry)
+                    self._set(entry, "pruned", reason=CANCELLED)
+                    self.outcome.num_ended += 1
+            entry.ask_to_stop()  # a trial that has been handed to Ray ends before or after an epoch
+        self.queue = deque(group for group in self.queue if group)
+        return f"cancelled: {', '.join(entry.trial.title for entry in found)}"
+
+    def _add(self, request: Request) -> str:
+        new = new_trials(self.ledger, request, self.grid, self.store)
+        known = {entry.key for entry in self.outcome.entries}
+        entries = [entry for entry in self.ledger.entries(new, features_in(self.store)) if entry.key not in known]
+        to_train = to_run(entries)
+        for entry in to_train:
+            self.places(entry.trial.config.resources)
+        added = [*self.ledger.sweep.get("added", []), {"grid": request["grid"], "set": request["set"]}]
+        self.ledger.set_sweep(added=added)
+        for entry in entries:
+            self.outcome.entries.append(entry)
+            self.ledger.enter(entry, self.store.fingerprint)
+            if self.watch is not None:
+                self.watch.add(entry, suggested=False)
+        self._note_trials()
+        self.queue.extend(groups_on(self.store, to_train, self.resources, self.places))
+        self.num_changes += 1
+        return f"{len(entries)} of {len(new)} trials are new and were added; {len(to_train)} of them are to run"
+
+    def _refuse_requests(self) -> None:
+        """Answers what came too late."""
+        for received in self.inbox.take(at_once=True):
+            received.reply("the sweep has just ended; run its command again", ok=False)
 
     def started(self, entry: Entry) -> None:
         """Records the start, but not a restart after the death of a worker."""
@@ -339,14 +335,26 @@ class Run:
         elif reason:
             self.failed_now.add(entry.key)
             self._set(entry, "failed", reason=reason)
+            self.hook.failed(entry, reason)
         elif entry.key in self.given_up:
             self._set(entry, "pruned", reason=self.given_up[entry.key])
             shutil.rmtree(entry.folder / "state", ignore_errors=True)
         elif asked:
             self._set(entry, "stopped")
+            self._put_back(entry)
         else:
             self.failed_now.add(entry.key)
             self._set(entry, "failed", reason="the trial ended without a result")
+
+    def _put_back(self, entry: Entry) -> None:
+        """Queues a trial again that was stopped by `hold --now`."""
+        if entry.key not in self.paused or self.stopping:
+            return
+        self.paused.discard(entry.key)
+        self.ledger.enter(entry, self.store.fingerprint)  # forgets the request to stop
+        self.queue.appendleft([entry])
+        self.outcome.num_ended -= 1
+        self.num_changes += 1
 
     def _set(self, entry: Entry, state: State, **facts: Any) -> None:
         entry.set_status(state, **facts)
@@ -355,12 +363,18 @@ class Run:
             self.watch.state(entry, state, facts.get("reason", ""))
 
     def waited(self) -> None:
-        """Updates the progress display."""
+        """Takes requests and updates the progress display."""
+        for received in self.inbox.take():
+            try:
+                received.reply(self._carry_out(received.content))
+            except RefAVSError as error:
+                received.reply(" ".join(str(error).split()), ok=False)
         self._show_messages()
         if self.watch is not None:
             stopping = "stops after the running epochs" if self.stopping else ""
             away = f"MLflow does not answer ({self.mirror.error[:80]}): kept on disk" if self.mirror.error else ""
-            self.watch.tick("; ".join(filter(None, (stopping, away))))
+            held = f"held; refavs-sweep resume {self.ledger.root} lets it go on" if self.held else ""
+            self.watch.tick("; ".join(filter(None, (stopping, held, away))))
 
     def _note_trials(self) -> None:
         """Records which trials belong to this command, for `refavs-sweep status` and reports."""

@@ -52,10 +52,10 @@ class Watch:
     ) -> None:
         self._display.__exit__(kind, error, trace)
 
-    def add(self, entry: "Entry") -> None:
-        """Adds a trial that a search suggested."""
+    def add(self, entry: "Entry", suggested: bool = True) -> None:
+        """Adds a trial that a search suggested, or another terminal added."""
         self.trials[entry.key] = progress_of(entry)
-        self.to_come = max(0, self.to_come - 1)
+        self.to_come = max(0, self.to_come - suggested)
 
     def see(self, entry: "Entry", records: Sequence[Mapping[str, Any]]) -> None:
         """Takes records of epochs, new or repeated."""

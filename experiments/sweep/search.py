@@ -80,7 +80,8 @@ class Search:
             point, self._waiting = found
             self.points.append(point)
             self._of_points.append(list(self._waiting))
-            write_json(self.path, {"search": self.identity, "points": self.points})
+            told = {"metric": self.plan.metric, "maximize": self.plan.maximize}  # for reports
+            write_json(self.path, {"search": self.identity, "points": self.points, **told})
         return self._waiting.pop(0) if self._waiting else None
 
     def suggest_some(self, fuse: int | Literal["auto"]) -> list[Entry]:

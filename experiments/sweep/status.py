@@ -43,6 +43,8 @@ def describe(sweep: Sweep, root: Path) -> list[str]:
     if sweep.active:
         left = duration(seconds_left(sweep.trials, to_come)) if unfinished else ""
         lines.append(f"refavs-sweep is running{f', about {left} left' if left else ''}")
+        if sweep.facts.get("held"):
+            lines.append(f"it is held; refavs-sweep resume {shlex.quote(str(root))} lets it go on")
     elif unfinished:
         lines.append("no refavs-sweep is running; the command that started this sweep resumes it")
     pending = [trial.title for trial in sweep.trials if trial.pending]

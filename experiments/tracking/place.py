@@ -102,7 +102,7 @@ def follow_database(ledger: Ledger, uri: str, closed: Mapping[str, str]) -> None
     Any other new address changes nothing, as a second server has none of the runs.
 
     Args:
-        closed: the marks (`experiments.sweep.execution.closed_mark`) of a complete sweep for both addresses.
+        closed: the marks (`experiments.sweep.outcome.closed_mark`) of a complete sweep for both addresses.
     """
     facts = ledger.sweep
     before = str(facts.get("tracking_uri"))

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refavs.choices import DEVICES
-from refavs.config import nearest
-from refavs.errors import ConfigError
+from refavs.plugins import entry_named
 from refavs.terminal.command import CommandParser
 from refavs.terminal.printing import warn
 
@@ -17,8 +16,19 @@ if TYPE_CHECKING:
     from extract.encoders.protocol import EncoderSetup
     from extract.pipeline.ray_pool import Resources
 
-DETECTORS = ("grounding-dino-tiny", "grounding-dino-base")
-TRACKERS = tuple(f"sam2.1-hiera-{size}" for size in ("tiny", "small", "base-plus", "large"))
+# Packages add models of their own as entry points in the groups `refavs.detectors` and `refavs.trackers`.
+DETECTORS = {
+    "grounding-dino-tiny": "extract.annotate.grounding_dino:tiny",
+    "grounding-dino-base": "extract.annotate.grounding_dino:base",
+    "sam3": "extract.annotate.sam3:Sam3",
+}
+TRACKERS = {
+    "sam2.1-hiera-tiny": "extract.annotate.sam2_masks:tiny",
+    "sam2.1-hiera-small": "extract.annotate.sam2_masks:small",
+    "sam2.1-hiera-base-plus": "extract.annotate.sam2_masks:base_plus",
+    "sam2.1-hiera-large": "extract.annotate.sam2_masks:large",
+}
+DETECTOR, TRACKER = "grounding-dino-tiny", "sam2.1-hiera-large"
 # Stand-ins that know the truth of a synthetic benchmark, `synthetic:BENCH`.
 STAND_IN, STAND_INS = "synthetic:", "extract.annotate.synthetic_models"
 STAND_IN_HELP = f"or {STAND_IN}BENCH, a stand-in that knows a synthetic benchmark, for trying the chain without weights"
@@ -66,11 +76,7 @@ def detector_named(name: str, setup: "EncoderSetup", threshold: float, text_thre
     """
     if name.startswith(STAND_IN):
         return _stand_in("SyntheticDetector", name)
-    if name not in DETECTORS:
-        raise ConfigError(f"--detector is {name!r}; {nearest(name, DETECTORS)}; {STAND_IN_HELP}")
-    from extract.annotate.grounding_dino import grounding_dino
-
-    return grounding_dino(name, setup, threshold, text_threshold)
+    return entry_named(name, "refavs.detectors", DETECTORS)(setup, threshold, text_threshold)
 
 
 def tracker_named(name: str, setup: "EncoderSetup") -> "Tracker":
@@ -81,11 +87,7 @@ def tracker_named(name: str, setup: "EncoderSetup") -> "Tracker":
     """
     if name.startswith(STAND_IN):
         return _stand_in("SyntheticTracker", name)
-    if name not in TRACKERS:
-        raise ConfigError(f"--tracker is {name!r}; {nearest(name, TRACKERS)}; {STAND_IN_HELP}")
-    from extract.annotate.sam2_masks import Sam2Masks
-
-    return Sam2Masks(name, setup)
+    return entry_named(name, "refavs.trackers", TRACKERS)(setup)
 
 
 def _stand_in(kind: str, name: str) -> Any:

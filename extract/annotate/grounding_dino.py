@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Collection, Iterable, Sequence
 from difflib import SequenceMatcher
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -36,18 +36,16 @@ class GroundingDino(Detector):
     """Grounding DINO of one size.
 
     Args:
-        backbone: values of the published Swin that differ from those of Swin-T.
+        name: on the hub.
         setup: source of the weights, and the device.
         threshold: least score of a box.
         text_threshold: least score of a word that belongs to its label.
     """
 
-    def __init__(
-        self, name: str, backbone: dict[str, Any], setup: EncoderSetup, threshold: float, text_threshold: float
-    ) -> None:
+    def __init__(self, name: str, setup: EncoderSetup, threshold: float, text_threshold: float) -> None:
         self.name, self._setup = name, setup
         self._threshold, self._text_threshold = threshold, text_threshold
-        self._published = {"backbone_config": {"model_type": "swin", "out_indices": [2, 3, 4], **backbone}}
+        self._published = {"backbone_config": {"model_type": "swin", "out_indices": [2, 3, 4], **BACKBONES[name]}}
         self.files = HubFolder(repository=f"IDEA-Research/{name}", source=setup.weights)
 
     def revision(self) -> str:
@@ -142,6 +140,4 @@ def matched(label: str, names: Iterable[str]) -> str | None:
     return best if shared(best)[0] >= min(LEAST_SHARED, len(best)) else None
 
 
-def grounding_dino(name: str, setup: EncoderSetup, threshold: float, text_threshold: float) -> GroundingDino:
-    """The model of a size, by its name on the hub."""
-    return GroundingDino(name, BACKBONES[name], setup, threshold, text_threshold)
+tiny, base = (partial(GroundingDino, name) for name in BACKBONES)

@@ -1,7 +1,8 @@
 """The two kinds of model of an annotation project: one finds objects by name, one makes and follows masks.
 
-Real ones are `grounding_dino.py` and `sam2_masks.py`. A model is created cheaply and reads its weights when it is first
-used, so that it can be sent to workers.
+Real ones are in `grounding_dino.py`, `sam3.py` and `sam2_masks.py`. A model is created cheaply and reads its weights
+when it is first used, so that it can be sent to workers. A package adds one as an entry point: in the group
+`refavs.detectors`, called with an `EncoderSetup` and two thresholds, or in `refavs.trackers`, called with the setup.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from extract.annotate.choices import (
+    DETECTOR,
     DETECTORS,
     STAND_IN_HELP,
+    TRACKER,
     TRACKERS,
     add_machine_arguments,
     chosen_resources,
@@ -18,7 +20,7 @@ from extract.annotate.choices import (
 )
 from extract.annotate.records import CANDIDATES, ClipFiles, Project, ProjectFolder, Request
 from refavs.choices import LAYOUTS
-from refavs.errors import ConfigError
+from refavs.errors import ConfigError, DatasetError
 from refavs.files.path_text import path_text
 from refavs.machine.processors import share_processors
 from refavs.terminal.command import CommandParser, Exit
@@ -45,10 +47,10 @@ def add_arguments(parser: CommandParser) -> None:
     add("--layout", metavar="NAME", help=f"how SOURCE is laid out: {', '.join(LAYOUTS)} or that of an installed "
         "package; default: the one that recognises it")  # fmt: skip
     add("--seconds", type=int, metavar="N", help=f"seconds of a clip; default: PROJECT's, and {SECONDS} for a new one")
-    add("--detector", metavar="NAME", default=DETECTORS[0], help=f"{', '.join(DETECTORS)}, {STAND_IN_HELP}")
+    add("--detector", metavar="NAME", default=DETECTOR, help=f"{', '.join(DETECTORS)}, {STAND_IN_HELP}")
     add("--threshold", type=float, metavar="P", default=0.25, help="least score of a box")
     add("--text-threshold", type=float, metavar="P", default=0.25, help="least score of a word of a label")
-    add("--tracker", metavar="NAME", default=TRACKERS[-1], help=f"makes the masks: {', '.join(TRACKERS)}, "
+    add("--tracker", metavar="NAME", default=TRACKER, help=f"makes the masks: {', '.join(TRACKERS)}, "
         f"{STAND_IN_HELP}")  # fmt: skip
     add("--cuts", choices=CUTS, default="auto", help="how scenes are found: PySceneDetect or TransNetV2 (packages of "
         "their own), the change of colour, or not at all; auto: PySceneDetect if it is installed, else colour")
@@ -143,8 +145,11 @@ def _wanted(folder: ProjectFolder, source: "Source", names: "Names") -> list[tup
 
 
 def answered(files: ClipFiles) -> tuple[Request, ...] | None:
-    """The requests that a clip's candidates answer; None if there are none yet."""
-    return files.candidates().requests if (files.folder / CANDIDATES).exists() else None
+    """The requests that a clip's candidates answer; None if there are none that can be read."""
+    try:
+        return files.candidates().requests if (files.folder / CANDIDATES).exists() else None
+    except DatasetError:  # the step meets it again and lists the clip
+        return None
 
 
 def settle(folder: ProjectFolder, known: Project | None, wanted: Project) -> None:

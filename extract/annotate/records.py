@@ -43,8 +43,8 @@ class Project:
         layout: name of its layout.
         seconds: frames of a clip; a shorter film repeats its last frame.
         fps: frames per second.
-        models: the models that have been used and the stamps of their weights, by role (`detector`, `segmenter`,
-            `tracker`, `cuts`).
+        models: name and stamp of the weights of each model that was used: the `detector`, the `tracker` that made the
+            candidates, and the one that made the `masks`.
         options: thresholds and other options of the steps.
     """
 

@@ -7,7 +7,7 @@ stream of a store gives the same masks as a run of the encoder.
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -201,3 +201,8 @@ def _at_size(logits: Float[Tensor, "n *m h w"], height: int, width: int) -> Bool
         logits.float().reshape(1, -1, *logits.shape[-2:]), (height, width), mode="bilinear", align_corners=False
     )
     return (whole > 0).reshape(*logits.shape[:-2], height, width).cpu().numpy()
+
+
+tiny, small, base_plus, large = (
+    partial(Sam2Masks, f"sam2.1-hiera-{size}") for size in ("tiny", "small", "base-plus", "large")
+)

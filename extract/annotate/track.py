@@ -14,7 +14,7 @@ from extract.annotate.choices import (
     tracker_named,
 )
 from extract.annotate.records import CANDIDATES, Project, ProjectFolder
-from refavs.errors import ConfigError, DatasetError
+from refavs.errors import ConfigError, DatasetError, WeightsError
 from refavs.files.path_text import path_of
 from refavs.machine.processors import share_processors
 from refavs.terminal.command import CommandParser
@@ -49,21 +49,33 @@ def run(args: Namespace) -> int:
     clips = [clip for clip in folder.clips() if (folder.clip(clip).folder / CANDIDATES).exists()]
     if not clips:
         raise DatasetError(f"{folder.path} has no candidates yet; run refavs-annotate propose first")
+    revision = _revision(tracker, args.dry_run)
+    step = TrackStep(
+        project=folder.path, tracker=tracker, revision=revision, source=path_of(settings.source),
+        layout=settings.layout, store=None if args.dry_run else _store(args.store, tracker),
+    )  # fmt: skip
+    jobs = [ClipJob(clip=clip) for clip in clips if not step.is_done(clip)]
     if args.dry_run:
         from extract.annotate.dry_run import dry_run
 
-        requests = [folder.clip(clip).candidates().requests for clip in clips]
+        requests = [folder.clip(job.clip).candidates().requests for job in jobs]
         return dry_run(requests, len(clips), settings.seconds, lambda setup: [tracker_named(name, setup)], setup,
                        resources, ("frame", "object") if args.store is None else ("object",))  # fmt: skip
-    revision = tracker.revision()
-    step = TrackStep(project=folder.path, tracker=tracker, revision=revision, store=_store(args.store, tracker),
-                 source=path_of(settings.source), layout=settings.layout)  # fmt: skip
-    jobs = [ClipJob(clip=clip) for clip in clips if not step.is_done(clip)]
     _note(folder, settings, name, revision)
     if not jobs:
         say(f"nothing to do: all {len(clips)} clips of {folder.path} are tracked")
         return 0
     return run_clips(step, jobs, resources, NAME)
+
+
+def _revision(tracker: Any, dry: bool) -> str:
+    """The stamp of the weights; a dry run does without, and then takes all clips for undone."""
+    try:
+        return tracker.revision()
+    except WeightsError:
+        if not dry:
+            raise
+        return "not on this machine"
 
 
 def _store(location: str | None, tracker: Any) -> Any:

@@ -28,6 +28,7 @@ from extract.annotate.store_maps import StoredMaps
 from refavs.config import digest
 from refavs.data.layouts import Clip, find_clip
 from refavs.data.rle import decoded, plain
+from refavs.errors import DatasetError
 
 Mask = Bool[np.ndarray, "h w"]
 Edited = Mapping[int, Mapping[int, MaskSecond]]  # by fid and second
@@ -57,8 +58,11 @@ class TrackStep(Step):
     def is_done(self, clip: str) -> bool:
         """Whether the masks of a clip come from its present candidates and corrected frames."""
         files = ProjectFolder(self.project).clip(clip)
-        known = _masks(files)
-        return known is not None and known.inputs == self._inputs(files.candidates(), files.scenes(), known)
+        try:
+            known = _masks(files)
+            return known is not None and known.inputs == self._inputs(files.candidates(), files.scenes(), known)
+        except DatasetError:  # the step meets it again and lists the clip
+            return False
 
     def run(self, job: ClipJob) -> Sequence[str]:
         """Writes the masks of every second; keeps those that people made."""

@@ -26,7 +26,7 @@ from experiments.grid.expand import Grid, expand
 from experiments.records.ledger import Ledger, read_metrics
 from experiments.records.stores import features_in
 from experiments.sweep.driver import run_sweep
-from experiments.sweep.execution import Outcome
+from experiments.sweep.outcome import Outcome
 from experiments.tracking.client import Tracker
 from experiments.tracking.sync import Mirror
 from experiments.training.loop import Run, train, train_group, write_history

@@ -2,7 +2,7 @@
 
 On a GPU torch's own tools count. Without one, `FakeAccelerator` stands for it: a device of its own whose tensors lie in
 this machine's memory and whose operations are counted on their way there; what would wait on a GPU waits here as well.
-Usage: python tests/benchmarks/sync_counter.py [--json] (small training steps and evaluation)
+Usage: python tests/benchmarks/sync_counter.py [--json] [--few] (small training steps and evaluation)
 """
 
 import argparse
@@ -298,9 +298,12 @@ CASES = {
 }  # fmt: skip
 
 
-def count_small() -> dict[str, Counts]:
-    """Training steps of 6 expressions and three batches of evaluation, with all layers of the default head, on features
-    so small that it takes seconds."""
+def count_small(few: bool = False) -> dict[str, Counts]:
+    """Training steps of 6 expressions and three batches of evaluation, on features so small that it takes seconds.
+
+    Args:
+        few: the default head has one fusion layer, and one mask decoder layer for each stride, in the place of all.
+    """
     from experiments.grid.config import TrialConfig
     from experiments.training.evaluate import predictions, rows_of
     from experiments.training.learner import Learner
@@ -315,6 +318,7 @@ def count_small() -> dict[str, Counts]:
     no_autocast = mock.patch("experiments.training.learner.autocast", lambda *_: contextlib.nullcontext())
     sizes = {"model.visual_downsample": 2, "loss.num_points": 32, "train.batch_size": 6, "train.steps_per_epoch": 3,
              "train.eval_batch_size": 2, "train.precision": "fp32"}  # fmt: skip
+    sizes |= {"model.num_layers": 1, "model.decoder_layers": 3} if few else {}
     with tempfile.TemporaryDirectory() as name:
         store = make_store(Path(name) / "store")
         for case, changes in CASES.items():
@@ -336,8 +340,9 @@ def main() -> int:
     """Prints the counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--few", action="store_true", help="few layers")
     args = parser.parse_args()
-    found = count_small()
+    found = count_small(args.few)
     if args.json:
         print(json.dumps({name: vars(counts) for name, counts in found.items()}))
         return 0

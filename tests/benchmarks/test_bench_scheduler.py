@@ -10,7 +10,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("bench_scheduler.py")
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_quick_run_prints_its_tables(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SCRIPT), "--quick", "--no-ray", "--folder", str(tmp_path)]

@@ -16,6 +16,9 @@ class Listed:
         reasons: why each trial ended, by its title.
     """
 
+    held = False
+    num_changes = 0
+
     def __init__(self, entries: Sequence[Entry | list[Entry]]) -> None:
         self.groups = [group if isinstance(group, list) else [group] for group in entries]
         self.started_titles: list[str] = []

@@ -11,7 +11,7 @@ from experiments.cluster.grouping import reading
 from experiments.grid.expand import Grid, expand, read_grid
 from experiments.records.ledger import read_metrics
 from experiments.records.stores import features_in
-from experiments.sweep.driver import check_models
+from experiments.sweep.model_check import check_models
 from experiments.training.cost import measure
 from experiments.training.initial_weights import with_checkpoints
 from experiments.training.loop import Run, train, train_group
@@ -19,6 +19,7 @@ from refavs.errors import StoreError
 from refavs.model.checkpoint import load_model
 from refavs.store import ArraySpec, FeatureStore, StreamSpec
 from tests.experiments.test_fuse import require_equal
+from tests.support.samples import sampled
 
 SIDES = {"res2": 16, "res3": 8, "res4": 4, "res5": 2}
 CLIP_QUERIES = {"channels": 32, "num_queries": 2, "num_heads": 2, "encoder_layers": 1, "decoder_layers": 1,
@@ -34,7 +35,7 @@ HEADS: dict[str, dict[str, Any]] = {
 SIMTOKEN = {"channels": 16, "num_heads": 2, "fusion_layers": 1, "decoder_layers": 1, "feedforward_channels": 8,
             "tokens_per_side": 2, "decoder_feedforward_channels": 8}  # fmt: skip
 # R2VOS shares most with ReferFormer.
-DISTINCT = [pytest.param(head, marks=[pytest.mark.slow] * (head == "r2vos")) for head in HEADS]
+DISTINCT = sampled(HEADS, lambda head: head != "r2vos")
 STEPS = {"train.epochs": 1, "train.steps_per_epoch": 2, "train.batch_size": 3, "train.learning_rate": 0.001}
 
 

@@ -109,6 +109,22 @@ def test_trials_of_different_sizes_share_nodes_without_overtaking() -> None:
     assert Placed([[A], [B], [C]], [{"CPU": 2.0}], max_concurrent=1).take() == [["a"]]
 
 
+def test_held_placement_starts_nothing_and_is_not_over() -> None:
+    placed = Placed([[A], [B]], [{"CPU": 1.0}])
+    assert placed.take() == [["a"]]
+    placed.held = True
+    placed.placement.completed("0")
+    assert placed.take() == [] and not placed.placement.over
+    placed.held = False
+    assert placed.take() == [["b"]]
+    placed.placement.completed("1")
+    assert placed.take() == [] and placed.placement.over
+    placed.groups.append([C])  # added from another terminal, though no trial has ended since
+    assert placed.take() == []
+    placed.num_changes += 1
+    assert placed.take() == [["c"]] and not placed.placement.over
+
+
 def test_trial_resumes_after_worker_deaths_and_fails_after_three_without_an_epoch() -> None:
     placed = Placed([[A], [B]], [{"CPU": 1.0}])
     for number, epoch in enumerate((0, 1, 1, 2, 2)):

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from experiments.records.ledger import Ledger
 from experiments.sweep.driver import refuse_unwritable, run_sweep
-from experiments.sweep.execution import Options
+from experiments.sweep.outcome import Options
 from experiments.tracking.client import default_tracking_uri
 from experiments.tracking.database import database_at, sqlite_uri
 from experiments.tracking.place import follow_database, moved_to

@@ -14,7 +14,7 @@ from experiments.grid.config import TrialConfig
 from experiments.grid.expand import Grid, expand
 from experiments.records.ledger import Ledger
 from experiments.records.stores import features_in
-from experiments.sweep.driver import check_models
+from experiments.sweep.model_check import check_models
 from experiments.training.initial_weights import with_weights
 from experiments.training.loop import build_model, train
 from refavs.config import replace

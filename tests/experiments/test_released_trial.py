@@ -19,8 +19,8 @@ from experiments.grid.config import TrainConfig
 from experiments.grid.expand import Grid, expand
 from experiments.records.ledger import Ledger, read_metrics
 from experiments.records.stores import features_in
-from experiments.sweep.driver import check_models
 from experiments.sweep.dry_run import show
+from experiments.sweep.model_check import check_models
 from experiments.training.initial_weights import with_checkpoints
 from experiments.training.loop import build_model, train
 from refavs.errors import ConfigError, StoreError, WeightsError

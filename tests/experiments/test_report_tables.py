@@ -162,7 +162,7 @@ def test_intervals_over_clips_hold_the_mean(report: Report) -> None:
             assert cell.low < cell.value < cell.high and cell.text.startswith("[")
 
 
-@pytest.mark.parametrize("batches", [(1,) * 35, (7, 11)])
+@pytest.mark.parametrize("batches", [pytest.param((1,) * 35, marks=pytest.mark.slow), (7, 11)])
 def test_no_number_depends_on_the_order_of_runs_or_on_batches(
     sweep: Path, report: Report, tmp_path: Path, batches: tuple[int, ...]
 ) -> None:

@@ -20,7 +20,8 @@ from experiments.grid.expand import Grid, expand
 from experiments.records.ledger import Entry, Ledger
 from experiments.records.stores import features_in
 from experiments.sweep.driver import run_sweep
-from experiments.sweep.execution import Options, Run
+from experiments.sweep.execution import Run
+from experiments.sweep.outcome import Options
 from experiments.tracking import model_card
 from experiments.tracking.client import default_tracking_uri
 from experiments.training.loop import train

@@ -17,7 +17,7 @@ from experiments.grid.config import TrainConfig, TrialConfig
 from experiments.grid.expand import Grid, Trial, expand
 from experiments.records.ledger import Ledger, read_metrics
 from experiments.records.stores import features_in
-from experiments.sweep.driver import check_models
+from experiments.sweep.model_check import check_models
 from experiments.training.evaluate import Trained
 from experiments.training.initial_weights import with_checkpoints
 from experiments.training.learner import NonFiniteError, learning_rate
@@ -72,7 +72,7 @@ def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.mark.long
 def test_train_beats_the_best_constant(store: FeatureStore, tmp_path: Path) -> None:
-    config = small(train__epochs=1, train__steps_per_epoch=100, train__learning_rate=0.005, train__decay_start=0.5)
+    config = small(train__epochs=1, train__steps_per_epoch=50, train__learning_rate=0.02, train__decay_start=0.5)
     result = train(config, store, tmp_path)["metrics"]
     best = max(values["test_s/J"] for values in canonical_values(control_results_of(store), Splits.of({})).values())
     assert result["test_s/J"] > best + 0.1

@@ -70,6 +70,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, small_networks: None) -> Iter
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(root / "uploads"))
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+        patch.setattr("experiments.view.page.MOST_UPLOAD_BYTES", 2**20)
         (root / "uploads").mkdir()
         shown = open_all([str(root / name) for name in ("store", "videos", "sweep", "tried")])
         with served(shown) as url:
@@ -130,7 +131,7 @@ def test_upload_gets_a_place_of_the_servers_choice_and_a_large_one_is_refused(
     name = "../../../../etc/evil<script>.mp4"
     with client(site) as asked:
         answer = asked.post("gradio_api/upload", files={"files": (name, b"no video", "video/mp4")})
-        large = asked.post("gradio_api/upload", files={"files": ("a.mp4", bytes(201 * 2**20), "video/mp4")})
+        large = asked.post("gradio_api/upload", files={"files": ("a.mp4", bytes(2**20 + 2**16), "video/mp4")})
     (place,) = answer.json()
     assert Path(place).resolve().is_relative_to(site.uploads.resolve()) and "<" not in Path(place).name
     assert large.status_code == 413

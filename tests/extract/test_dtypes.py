@@ -19,6 +19,8 @@ from refavs.store.reader import FeatureStore
 from refavs.synthetic.write import write_benchmark
 from tests.extract.command import in_this_process, refusal, run_with, streams_of, tiny
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 VISUAL, AUDIO = "visual/tiny-swin/pixel_decoder", "audio/tiny-vggish"
 
 

@@ -19,6 +19,8 @@ from refavs.store.writer import StoreWriter
 from refavs.synthetic.write import write_benchmark
 from tests.extract.command import jobs_of, open_store
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 SETUP = EncoderSetup(weights=WeightSource(kind="random"))
 BOTH, ONE = (choose_streams((visual, "tiny-vggish", "tiny-roberta"), 10, lambda name: SETUP)
              for visual in ("tiny-swin", "tiny-swin/pixel_decoder"))  # fmt: skip

@@ -21,6 +21,8 @@ from refavs.synthetic.write import write_benchmark
 from refavs.terminal.command import Exit
 from tests.extract.command import in_this_process, run_with
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 STREAMS = "tiny-swin/pixel_decoder,tiny-swin/pooled8,tiny-swin@half/pixel_decoder,tiny-swin@half/pooled4"
 SETUP = EncoderSetup(weights=WeightSource(kind="random"))
 

@@ -116,7 +116,7 @@ class Server:
         self._process = Python(
             "-m", "mlflow", "server", "--backend-store-uri", self.database, "--artifacts-destination",
             str(self.folder / "artifacts"), "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
-            environment={"MLFLOW_DISABLE_TELEMETRY": "true"},
+            environment={"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         )  # fmt: skip
 
     def wait(self) -> None:

@@ -18,7 +18,7 @@ import pytest
 from refavs.store.reader import FeatureStore
 from refavs.store.verify import verify
 from tests.faults import command
-from tests.support.small_vggish import few_weights
+from tests.support.quick_networks import few_weights
 
 ROWS = {"clips": 1, "objects": 8, "text": 64}
 BACK_S = 3600.0

@@ -35,10 +35,12 @@ DRIVER = """
 import contextlib, importlib, json, sys
 import pytest
 from tests.extract.command import in_this_process, run_with
+from tests.support.quick_networks import few_weights
 for line in sys.stdin:
     call = json.loads(line)
     with open(call["out"], "w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         with pytest.MonkeyPatch.context() as patch:
+            few_weights(patch)
             if call["here"]:
                 run_with(patch, in_this_process)
             status = importlib.import_module(call["module"]).main(call["arguments"])

@@ -13,6 +13,7 @@ from refavs.model.heads.parts.baseline_options import AVSBenchOptions, AVSegForm
 from refavs.model.heads.registry import implementation_of
 from refavs.model.options import HeadOptions
 from tests.refavs.small_heads import loss_of, overfit, published_sizes, small_head, small_sizes, with_other
+from tests.support.samples import sampled
 
 SMALL: dict[str, HeadOptions] = {
     "avsbench": AVSBenchOptions(channels=16),
@@ -93,7 +94,7 @@ def test_padding_of_an_expression_has_no_influence(name: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "gavs")) for name in SMALL])
+@pytest.mark.parametrize("name", sampled(SMALL, lambda name: name == "avsegformer"))
 def test_baseline_overfits_one_batch(name: str) -> None:
     assert overfit(*small_head(SMALL[name])) > 0.95
 

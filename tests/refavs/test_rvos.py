@@ -14,6 +14,7 @@ from refavs.model.heads.parts.rvos_options import ClipQueryOptions, R2VOSOptions
 from refavs.model.heads.registry import implementation_of, names
 from refavs.model.target import Target
 from tests.refavs.small_heads import PIXELS, loss_of, overfit, published_sizes, small_head, small_sizes, with_other
+from tests.support.samples import sampled
 
 TINY = {"channels": 64, "num_queries": 3, "num_heads": 2, "encoder_layers": 1, "decoder_layers": 2,
         "feedforward_channels": 16, "dropout": 0.0}  # fmt: skip
@@ -84,7 +85,7 @@ def test_padding_of_an_expression_has_no_influence(name: str) -> None:
 
 
 @pytest.mark.long
-@each
+@pytest.mark.parametrize("name", sampled(SMALL, lambda name: name == "r2vos"))
 def test_head_overfits_one_batch(name: str) -> None:
     assert overfit(*small_head(SMALL[name])) > 0.95
 

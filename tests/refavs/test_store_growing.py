@@ -122,7 +122,7 @@ def test_writer_that_finishes_between_two_reads_is_not_damage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     read, place = LocalFolder.read, 0
-    for place in range(0, 300, 7):
+    for place in range(0, 300, 14):
         root, count = Path(shutil.copytree(built, tmp_path / f"s{place}")), 0
 
         def between(folder: LocalFolder, name: str, place: int = place, root: Path = root) -> bytes:

@@ -75,7 +75,7 @@ def test_encoder_is_dropped_with_all_its_levels(root: Path) -> None:
         store.visual_paths()
 
 
-@pytest.mark.parametrize("place", range(0, 30, 3))
+@pytest.mark.parametrize("place", range(0, 30, 6))
 def test_interrupted_drop_is_completed_or_undone(
     built: Path, root: Path, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

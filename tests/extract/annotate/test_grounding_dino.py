@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from extract.annotate.grounding_dino import GroundingDino, grounding_dino, matched
+from extract.annotate.grounding_dino import GroundingDino, matched, tiny
 from extract.annotate.models import Frame
 from extract.encoders.protocol import EncoderSetup
 from extract.encoders.weights import OtherArchitecture, WeightSource
@@ -36,7 +36,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 
 def detector(root: Path, threshold: float = 0.25) -> GroundingDino:
-    return grounding_dino(DETECTOR, EncoderSetup(weights=WeightSource(folder=root)), threshold, 0.25)
+    return tiny(EncoderSetup(weights=WeightSource(folder=root)), threshold, 0.25)
 
 
 @pytest.fixture(scope="module")
@@ -115,5 +115,5 @@ def test_damaged_files_are_named(weights: tuple[Path, Any], frame: Frame, tmp_pa
 def test_a_rehearsal_takes_weights_of_zero(weights: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("extract.annotate.grounding_dino.USUAL_SIZE", (64, 96))
     source = WeightSource(kind="random", seed=None, folder=weights[0])
-    blank = grounding_dino(DETECTOR, EncoderSetup(weights=source), 0.25, 0.25)
+    blank = tiny(EncoderSetup(weights=source), 0.25, 0.25)
     assert blank.rehearse(("frame",))["frame"] > 0

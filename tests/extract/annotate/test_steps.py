@@ -219,6 +219,20 @@ def test_a_damaged_file_of_a_clip_does_not_stop_the_others(bench: Bench, capsys:
     assert bench.clip("b").masks().objects and not (bench.clip().folder / "masks.json").exists()
 
 
+@pytest.mark.parametrize("name", ["scenes.json", "candidates.json", "masks.json"])
+def test_a_damaged_record_of_a_clip_does_not_stop_the_others(
+    name: str, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.propose() == bench.track() == 0
+    (bench.clip().folder / name).write_text("{")
+    (bench.clip("b").folder / "masks.json").unlink()
+    bench.table(TABLE + "b,cat\n")
+    assert bench.propose() == (0 if name == "masks.json" else 3)
+    assert bench.track() == 3
+    assert f"clip kitchen/a: {bench.clip().folder / name}: " in capsys.readouterr().err
+    assert bench.clip("b").masks().objects
+
+
 def test_a_bug_in_one_clip_is_shown_and_the_others_go_on(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     inner = bench.tracker.candidates
 
