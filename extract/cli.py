@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,8 @@ def build_parser() -> CommandParser:
     add("--gpus-per-worker", type=float, metavar="G", help="share of a GPU for each worker; default: 1 on a GPU")
     add("--batch-clips", type=int, metavar="N",
         help="clips in one pass through the visual encoders; default: 4 on a GPU, 1 on a processor")  # fmt: skip
+    add("--clips-per-shard", type=int, metavar="N", help="clips in a shard of a new stream, which is "
+        "written and retried as a whole; default: as many as make files of about 256 MiB")  # fmt: skip
     add("--log", type=Path, metavar="FILE", help="append JSON lines about the run: speed, stages, failures; default: "
         "no log on a terminal, else STORE.extract.jsonl beside a local store")  # fmt: skip
     add("--address", metavar="ADDRESS", help="a running Ray cluster; default: one on this machine for this run")
@@ -176,6 +179,7 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
     new_mask_size = PRESETS["base" if args.streams else args.preset].mask_size
     mask_size = _at_least_1("--mask-size", args.mask_size, kept.mask_size if kept else new_mask_size)
 
+    per_shard = None if args.clips_per_shard is None else _at_least_1("--clips-per-shard", args.clips_per_shard, 1)
     given = WeightSource(kind=args.weights, seed=args.seed, folder=args.weights_dir, fetch=not args.dry_run)
 
     types = StoredTypes(args.dtype, {id: stream.fingerprint for id, stream in (kept.streams if kept else {}).items()})
@@ -186,7 +190,7 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
             refuse_precision(precision, resources.device)
             return EncoderSetup(weights=weights_of(name), precision=precision, device=resources.device)
 
-        return choose_streams(names, seconds, setup, levels, types)
+        return replace(choose_streams(names, seconds, setup, levels, types), clips_per_shard=per_shard)
 
     streams = choose(weights_of or (lambda name: given))
     log = args.log or _log_beside(folder)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ EXAMPLE = """example:
   refavs-store repair features/               remove what is damaged, and extract it again
   refavs-store drop features/ audio/vggish    remove a stream and free its space
   refavs-store upgrade features/              bring a store of version 2 to this version without computing features
+  refavs-store tag features/ v1               name the present content; log lists the names, diff compares two
+  refavs-store diff features/@v1 features/    what has changed since (exit status 3 if something has)
+  refavs-store delete features/ day1/a b      remove two clips; compact rewrites a store in whole shards
   refavs-store publish features/              add a card and checksums, then copy the folder to a web server or the hub
   refavs-store export features/ features.h5   everything in one HDF5 file, which h5py reads without refavs
   refavs-store export features/ tars/ --to webdataset --split train   for loaders of tar files
@@ -73,6 +77,7 @@ def build_parser() -> CommandParser:
     shared.add_argument("--licence", default="other", metavar="ID", help="licence of the features for the card, as the "
                         "hub names it, for example cc-by-4.0 (default: other)")  # fmt: skip
     shared.add_argument("--title", help="heading of the card; default: the folder's name")
+    _add_history(command)
     out = command("export", _export, "write a store in another format")
     out.add_argument("store", metavar="STORE", help=store)
     out.add_argument("file", type=Path, metavar="OUT", help="the HDF5 file to create, never overwritten; or the folder "
@@ -85,6 +90,34 @@ def build_parser() -> CommandParser:
     back.add_argument("file", type=Path, metavar="FILE", help="an HDF5 file that refavs-store export wrote")
     back.add_argument("store", metavar="STORE", help="folder or URL of the store to create, or to complete")
     return parser
+
+
+def _add_history(command: Callable[..., CommandParser]) -> None:
+    """The commands that name, compare and rewrite contents."""
+
+    def of(module: str, name: str) -> Callable[[argparse.Namespace], int]:
+        return lambda args: getattr(import_module(f"extract.{module}"), name)(args)
+
+    tagged = command("tag", of("history_cli", "tag"), "name the present content of a store")
+    tagged.add_argument("store", metavar="STORE", help="folder or URL of the store")
+    tagged.add_argument("name", metavar="NAME", help="a new name")
+    tagged.add_argument("--message", default="", metavar="TEXT", help="what log shows beside it")
+    tagged.add_argument("--dry-run", action="store_true", help="only say what would be tagged")
+    command("log", of("history_cli", "log"), "list the tags of a store, and what changed in between").add_argument(
+        "store", metavar="STORE", help="folder or URL of the store")
+    compared = command("diff", of("history_cli", "diff"), "list the streams, rows and clips in which two differ")
+    compared.add_argument("first", metavar="A", help="a store, or STORE@TAG")
+    compared.add_argument("second", metavar="B", help="the same")
+    deleted = command("delete", of("rewrite_cli", "delete"), "remove clips with their objects and expressions")
+    deleted.add_argument("store", metavar="STORE", help="folder or URL of the store")
+    deleted.add_argument("clips", metavar="CLIP", nargs="+", help="ids of clips")
+    packed = command("compact", of("rewrite_cli", "compact"), "rewrite a store in whole shards, without unused rows")
+    packed.add_argument("store", metavar="STORE", help="folder or URL of the store")
+    packed.add_argument("--clips-per-shard", type=int, metavar="N", help="clips in a shard; default: as in the store")
+    for one in (deleted, packed):
+        one.add_argument("--out", metavar="NEW", help="write a new store there and leave STORE alone; needed for a "
+                         "URL; default: the new one takes the place of STORE, which needs the space of both meanwhile")
+        one.add_argument("--dry-run", action="store_true", help="only say what would be done")
 
 
 def _add_extraction(parser: CommandParser) -> None:

@@ -1,7 +1,7 @@
 """The streams of a run: the encoders it needs, and their levels."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -89,12 +89,14 @@ class StreamSet:
         streams: streams by id.
         seconds: number of time steps per clip.
         device: device of the encoders.
+        clips_per_shard: of a new stream of clips; None for as many as make shards of about `SHARD_BYTES`.
     """
 
     encoders: Mapping[str, Encoder]
     streams: Mapping[str, Stream]
     seconds: int
     device: str = "cpu"
+    clips_per_shard: int | None = None
 
     def of(self, *modalities: str) -> dict[str, Stream]:
         """The streams of the given modalities."""
@@ -105,7 +107,7 @@ class StreamSet:
         streams = {id: stream for id, stream in self.streams.items() if id in ids}
         names = {stream.encoder for stream in streams.values()}
         encoders = {name: encoder for name, encoder in self.encoders.items() if name in names}
-        return StreamSet(encoders, streams, self.seconds, self.device)
+        return replace(self, encoders=encoders, streams=streams)
 
     def inputs(self) -> tuple[list[Frames], list[int]]:
         """The distinct frame formats and sample rates that the encoders take."""
@@ -136,7 +138,7 @@ class StreamSet:
                             MOST_TEXTS if id in texts else MOST_CLIPS)
             for id, stream in self.streams.items()
         }  # fmt: skip
-        num_clips = min((fitting[id] for id in self.streams if id not in texts), default=1)
+        num_clips = self.clips_per_shard or min((fitting[id] for id in self.streams if id not in texts), default=1)
         return {id: fitting[id] if id in texts else num_clips for id in self.streams}
 
 
