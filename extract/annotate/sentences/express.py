@@ -50,7 +50,6 @@ def run(args: Namespace) -> int:
                           f"{project.path / REVIEW}, or remove the file")  # fmt: skip
     if args.review is not None:
         counts, odd = take_review(project, args.review, every)
-        problems += odd
         say(f"{args.review}: " + ", ".join(f"{count} {answer}" for answer, count in counts.items()))
     else:
         grades = read_grades(args.grades) if args.grades is not None else {}
