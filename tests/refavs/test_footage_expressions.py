@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refavs.expressions.footage import FOOTAGE, ClassTemplate, FootageObject, Sound
+from refavs.expressions.footage import FOOTAGE, ClassTemplate
+from refavs.expressions.footage_objects import FootageObject, Sound
 from refavs.expressions.situation import Situation
 from refavs.expressions.templates import expressions, unknown_facts
 

@@ -14,14 +14,14 @@ from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
+from extract.annotate.problems import ended
 from extract.annotate.records import ProjectFolder
 from refavs.errors import ConfigError
 from refavs.files.whole_folder import refuse_full
-from refavs.terminal.command import CommandParser, Exit
-from refavs.terminal.printing import say, warn
+from refavs.terminal.command import CommandParser
+from refavs.terminal.printing import say
 
 NAME = "refavs-annotate pack"
-_SHOWN = 20
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -51,15 +51,12 @@ def run(args: Namespace) -> int:
         raise ConfigError(f"{project.path} has clips of {seconds} seconds; the layout of Ref-AVS has {len(SECONDS)}. "
                           f"Make a new project by refavs-annotate propose --seconds {len(SECONDS)}")  # fmt: skip
     splitting = Splitting.of(args.splits, args.unseen)
-    clips, problems = collect(project, chosen_clips(project, args.clips), splitting)
+    clip_ids, damaged = chosen_clips(project, args.clips)
+    clips, problems = collect(project, clip_ids, splitting)
     pack(project, out, clips)
     counts = Counter(split for clip in clips for _, split in clip.rows())
     say(f"{args.out}: {len(clips)} clips, {sum(counts.values())} sentences ("
         + ", ".join(f"{split} {count}" for split, count in sorted(counts.items())) + ")")  # fmt: skip
     odd = sum(len(checks(clip.masks, clip.scenes)) for clip in clips)
     say(f"{odd} odd masks to look at, under checks in {args.out / 'annotations.json'}")
-    for line in problems[:_SHOWN]:
-        warn(f"{NAME}: {line}")
-    if len(problems) > _SHOWN:
-        warn(f"{NAME}: ... and {len(problems) - _SHOWN} more")
-    return Exit.FAILURES if problems else Exit.COMPLETE
+    return ended(NAME, [*damaged, *problems])

@@ -16,10 +16,11 @@ from extract.annotate.exchange.exports import (
 )
 from extract.annotate.exchange.formats.drawn import DrawnFrame, DrawnMask, frame_name
 from extract.annotate.exchange.formats.registry import FORMATS
+from extract.annotate.problems import ended
 from extract.annotate.records import ClipFiles, Masks, ProjectFolder, write_record
 from refavs.data.rle import decoded
 from refavs.files.whole_folder import refuse_full, whole_folder
-from refavs.terminal.command import CommandParser, Exit
+from refavs.terminal.command import CommandParser
 from refavs.terminal.console import ProgressBar
 from refavs.terminal.printing import say
 
@@ -35,11 +36,11 @@ def add_arguments(parser: CommandParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exports; returns the exit status."""
     project = ProjectFolder(args.project)
-    clips = chosen_clips(project, args.clips)
+    clips, problems = chosen_clips(project, args.clips)
     number = export(project, args.out.resolve(), args.format, clips)
     say(f"{args.out}: {len(clips)} clips for {args.format}, export {number}. After the work: refavs-annotate import "
         f"{args.project} FILE --format {args.format} --export {number}")  # fmt: skip
-    return Exit.COMPLETE
+    return ended("refavs-annotate export", problems)
 
 
 def export(project: ProjectFolder, out: Path, format_name: str, clips: list[str]) -> int:

@@ -55,8 +55,8 @@ def by_file_id(clip_ids: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def chosen_clips(project: ProjectFolder, wanted: str | None) -> list[str]:
-    """The clips of a comma-separated list that have masks; by default all that have.
+def chosen_clips(project: ProjectFolder, wanted: str | None) -> tuple[list[str], list[str]]:
+    """The clips of a comma-separated list that have masks, by default all; and a line for each damaged one.
 
     Raises:
         ConfigError: the project has no such clip.
@@ -71,7 +71,15 @@ def chosen_clips(project: ProjectFolder, wanted: str | None) -> list[str]:
     found = [name for name in every if name in set(names) and (project.clip(name).folder / MASKS).exists()]
     if not found:
         raise DatasetError(f"{project.path} has no masks yet; run refavs-annotate track {project.path}")
-    return found
+    problems = {}
+    for name in found:
+        try:
+            project.clip(name).masks()
+        except DatasetError as error:
+            problems[name] = f"clip {name} is left out: {error}"
+    if len(problems) == len(found):
+        raise DatasetError(f"no clip of {project.path} can be used; {next(iter(problems.values()))}")
+    return [name for name in found if name not in problems], list(problems.values())
 
 
 def export_folder(project: ProjectFolder, number: int) -> Path:

@@ -27,12 +27,13 @@ from extract.annotate.exchange.exports import (
 )
 from extract.annotate.exchange.formats.drawn import DrawnFrame
 from extract.annotate.exchange.formats.registry import FORMATS, Format
+from extract.annotate.problems import ended
 from extract.annotate.records import ClipFiles, Masks, MaskSecond, ProjectFolder, RunLengths, Scenes, read_record
 from refavs.data.rle import plain
 from refavs.errors import ConfigError
 from refavs.files.atomic import write_atomically
-from refavs.terminal.command import CommandParser, Exit
-from refavs.terminal.printing import say, warn
+from refavs.terminal.command import CommandParser
+from refavs.terminal.printing import say
 
 _PAPER_SHARE, _PAPER_PIXELS = 0.0327, 0.20  # Ref-AVS, supplement A.2: masks corrected in the test set, pixels of each
 _SHOWN = 20  # lines on the terminal; the report has all
@@ -110,12 +111,8 @@ def run(args: argparse.Namespace) -> int:
     report = import_masks(project, args.file, args.format, args.export, args.annotator)
     for line in report.lines():
         say(line)
-    for line in report.problems[:_SHOWN]:
-        warn(f"refavs-annotate import: {line}")
-    if len(report.problems) > _SHOWN:
-        warn(f"refavs-annotate import: ... and {len(report.problems) - _SHOWN:,} more")
     say(f"report: {imported(project, args.annotator).path / REPORT}")
-    return Exit.FAILURES if report.problems else Exit.COMPLETE
+    return ended("refavs-annotate import", report.problems)
 
 
 def import_masks(

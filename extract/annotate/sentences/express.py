@@ -7,15 +7,15 @@ Where a fact is unknown, a word is subjective, or a sentence shall refer to noth
 from argparse import Namespace
 from pathlib import Path
 
+from extract.annotate.problems import ended
 from extract.annotate.records import ProjectFolder
 from extract.annotate.sentences.facts import COLUMNS
 from refavs.errors import ConfigError
-from refavs.terminal.command import CommandParser, Exit
-from refavs.terminal.printing import say, warn
+from refavs.terminal.command import CommandParser
+from refavs.terminal.printing import say
 
 NAME = "refavs-annotate express"
 NULL_SHARE = 0.083  # of the real benchmark's rows
-_SHOWN = 20
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -42,32 +42,29 @@ def run(args: Namespace) -> int:
     if args.per_clip < 1 or not 0 <= args.nulls < 1:
         raise ConfigError(f"--per-clip is {args.per_clip}, --nulls {args.nulls}; accepted: 1 or more, and 0 to below 1")
     project = ProjectFolder(args.project)
-    clip_ids = chosen_clips(project, args.clips)
-    problems: list[str] = []
+    every, problems = chosen_clips(project, None)
+    odd: list[str] = []
+    clip_ids = chosen_clips(project, args.clips)[0] if args.clips else every
     if args.review is None and has_answers(project.path / REVIEW):
         raise ConfigError(f"{project.path / REVIEW} has answers; take them first by {NAME} {args.project} --review "
                           f"{project.path / REVIEW}, or remove the file")  # fmt: skip
     if args.review is not None:
-        counts, problems = take_review(project, args.review, clip_ids)
+        counts, odd = take_review(project, args.review, every)
         say(f"{args.review}: " + ", ".join(f"{count} {answer}" for answer, count in counts.items()))
     else:
         grades = read_grades(args.grades) if args.grades is not None else {}
         if args.facts is not None:
-            told, problems = read_facts(args.facts, project, clip_ids)
+            told, odd = read_facts(args.facts, project, every)
             for clip_id, facts in told.items():
                 state(project.clip(clip_id), facts)
         if args.ask:
             ask(project, clip_ids)
         for line in mix_lines(express(project, clip_ids, args.per_clip, args.nulls, grades)):
             say(line)
-    if not (args.review is not None and problems):  # else the file keeps the rows that could not be used
-        queued = write_review(project, clip_ids)
+    if args.review is None or not odd:  # else the file keeps the rows that could not be used
+        queued = write_review(project, every)
         say(f"{queued} sentences wait for a person's yes or no" + (
             f" in the column answer of {project.path / REVIEW}; then {NAME} {args.project} --review that file"
             if queued else ""
         ))  # fmt: skip
-    for line in problems[:_SHOWN]:
-        warn(f"{NAME}: {line}")
-    if len(problems) > _SHOWN:
-        warn(f"{NAME}: ... and {len(problems) - _SHOWN} more")
-    return Exit.FAILURES if problems else Exit.COMPLETE
+    return ended(NAME, [*problems, *odd])

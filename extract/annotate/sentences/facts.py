@@ -25,7 +25,8 @@ from extract.annotate.exchange.exports import by_file_id, picture
 from extract.annotate.records import ClipFiles, Masks, ProjectFolder, Scenes, TrackedObject, read_record, write_record
 from refavs.config import nearest
 from refavs.errors import DatasetError
-from refavs.expressions.footage import PLACES, FootageObject, Sound
+from refavs.expressions.footage import PLACES
+from refavs.expressions.footage_objects import FootageObject, Sound
 from refavs.expressions.situation import Objects, Situation
 from refavs.files.tables import composed, header_of, read_rows
 

@@ -201,3 +201,25 @@ def test_pack_refuses_what_it_cannot_pack(tmp_path: Path, capsys: pytest.Capture
         assert main(["pack", str(project.path), str(tmp_path / arguments[0]), *arguments[1:]]) == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "bench").exists()
+
+
+def test_a_damaged_clip_is_left_out_of_every_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    project = expressed(tmp_path, ("one", "two"))
+    (project.clip("two").folder / "masks.json").write_text('{"objects": 3}')
+    path = str(project.path)
+    for step in (["express", path], ["export", path, str(tmp_path / "out")], ["pack", path, str(tmp_path / "bench")]):
+        assert main(step) == 3
+        assert "clip two is left out: " in capsys.readouterr().err
+    assert (tmp_path / "out/frames/one_0.jpg").exists() and (tmp_path / "bench/media/one").exists()
+    (project.clip("one").folder / "masks.json").write_text("")
+    assert main(["pack", path, str(tmp_path / "none")]) == 2
+    assert "no clip of" in capsys.readouterr().err
+
+
+def test_sentences_of_other_clips_stay_in_the_review(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project")
+    for clip_id in ("one", "two"):
+        state(project.clip(clip_id), SAID | {1: SAID[1] | {"surface": "old"}})
+        assert main(["express", str(project.path), "--clips", clip_id, "--per-clip", "50", "--nulls", "0"]) == 0
+    clips = pd.read_csv(project.path / "review.csv")["clip"]
+    assert set(clips) == {"one", "two"}
