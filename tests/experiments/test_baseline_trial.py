@@ -75,6 +75,7 @@ def grid_of(store: FeatureStore, head: str, **settings: Any) -> Grid:
     return with_checkpoints(expand("g", {"base": base | settings}, "g.yaml", {}), features_in(store))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("head", DISTINCT)
 def test_cost_of_a_baseline_is_counted(store: FeatureStore, head: str) -> None:
     (trial,) = grid_of(store, head).trials

@@ -39,6 +39,7 @@ def test_constants_name_every_constant_on_every_split(store: FeatureStore) -> No
     assert found["text only"] == found["mean training mask, best threshold"], "no null in training, none in the text"
 
 
+@pytest.mark.long
 def test_seconds_without_a_label_change_no_constant(tmp_path: Path) -> None:
     one, other = (make_store(tmp_path / name, unlabelled=value) for name, value in (("one", False), ("other", True)))
     assert not bool(one.read("objects/labelled", 0).all())

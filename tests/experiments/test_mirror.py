@@ -197,6 +197,7 @@ def test_what_is_left_at_the_end_is_sent_by_the_next_call(sweep: Sweep) -> None:
     assert sweep.open().close("FINISHED") == [] and len(sweep.wire.batches) == number  # and once only
 
 
+@pytest.mark.long
 def test_each_epoch_is_one_request_and_a_request_whose_note_was_lost_changes_nothing(sweep: Sweep) -> None:
     entry = sweep.entries[0]
     mirror = sweep.open()
@@ -223,6 +224,7 @@ def test_restarted_trial_leaves_no_metrics_of_its_first_run(sweep: Sweep) -> Non
     assert mirror.close("KILLED") == [] and sweep.points(entry) == [(1, 2000.0)]
 
 
+@pytest.mark.long
 def test_rerun_takes_the_old_run_out_at_once(sweep: Sweep) -> None:
     entry = sweep.entries[0]
     sweep.train(entry, 1, 2)
@@ -236,6 +238,7 @@ def test_rerun_takes_the_old_run_out_at_once(sweep: Sweep) -> None:
     assert sweep.open().close("FINISHED") == [] and sweep.points(entry) == [(1, 3000.0), (2, 1500.0)]
 
 
+@pytest.mark.long
 def test_data_refused_by_mlflow_is_reported_and_the_rest_is_sent(sweep: Sweep) -> None:
     first, second = sweep.entries
     for entry in sweep.entries:
@@ -286,6 +289,7 @@ def test_runs_deleted_while_running_are_created_again(sweep: Sweep) -> None:
     assert sweep.runs(entry)[0].data.tags["mlflow.parentRunId"] == parent.run_id
 
 
+@pytest.mark.long
 def test_sweep_that_mlflow_lost_is_sent_again_as_a_whole(sweep: Sweep) -> None:
     first, second = sweep.entries
     sweep.train(first, 1, 2)

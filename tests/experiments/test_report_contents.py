@@ -25,6 +25,7 @@ def test_seeds_on_other_machines_are_one_row_and_digests_are_short(tmp_path: Pat
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_split_of_nothing_but_null_expressions_has_no_f_and_the_rest_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def test_choice_without_false_objects_or_without_objects_says_so() -> None:
     assert choose(scored([], [], [], [])) == ()
 
 
+@pytest.mark.long
 def test_scores_are_those_of_the_canonical_protocol(source: GallerySource) -> None:
     found, results = read_scores(source, Splits.of({})), expression_results(statistics_blocks(source.statistics))
     assert found.table["row"].tolist() == results.expressions["row"].tolist()

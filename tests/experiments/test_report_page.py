@@ -222,6 +222,7 @@ def test_browser_would_complain(chromium: Browser, tmp_path: Path, body: str, co
     assert any(complaint in found for found in complaints(chromium)), complaints(chromium)
 
 
+@pytest.mark.long
 def test_drawings_may_be_given() -> None:
     drawing = draw_beta([Line(label="Seen", x=(0.0,), estimates=(Estimate(value=1.0),))], "davis")
     assert drawing is not None

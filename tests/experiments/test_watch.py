@@ -92,6 +92,7 @@ def test_pause_between_two_commands_is_no_time_of_an_epoch() -> None:
     assert progress.seconds_per_epoch == 10
 
 
+@pytest.mark.long
 def test_status_tells_failures_what_mlflow_lacks_and_what_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +128,7 @@ def test_status_on_a_file_system_without_locks_finds_nobody_at_work(
     assert not is_held(tmp_path)
 
 
+@pytest.mark.long
 def test_status_shows_the_trials_of_the_last_command_in_their_order(tmp_path: Path) -> None:
     folders = [write_trial(tmp_path, name) for name in ("b", "a", "old")]
     write_facts(tmp_path, current=[folder.name for folder in folders[:2]])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from extract.encoders.roberta import RobertaEncoder
 from extract.encoders.vggish import PATCH_SAMPLES, SAMPLE_RATE_HZ, VGGishEncoder, log_mel_patches
 from extract.encoders.weights import WeightSource
 from refavs.errors import ConfigError, WeightsError
+from tests.support.quick_networks import built_once
 
 TINY = {"visual": "tiny-swin", "audio": "tiny-vggish", "text": "tiny-roberta"}
 
@@ -32,6 +34,13 @@ TINY = {"visual": "tiny-swin", "audio": "tiny-vggish", "text": "tiny-roberta"}
 def make(name: str, precision: Any = "fp32", device: str = "cpu", **weights: Any) -> Any:
     source = WeightSource(**{"kind": "random", **weights})
     return make_encoder(name, EncoderSetup(weights=source, precision=precision, device=device))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def swin_built_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        built_once(patch)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ def test_skip_of_a_residual_unit_is_rectified() -> None:
     torch.testing.assert_close(unit(maps), maps.relu())
 
 
+@pytest.mark.long
 def test_forward_equals_the_formulas_for_one_expression() -> None:
     head, batch = small_head(AVSBenchOptions(channels=16))
     for interaction in head.interactions:

@@ -43,6 +43,7 @@ def biased(one: Any, queries: Tensor, source: Tensor) -> Tensor:
     return one.out(attention(query, key, value))
 
 
+@pytest.mark.long
 def test_forward_equals_the_formulas_for_one_frame() -> None:
     head, batch = small_head(SMALL)
     with torch.no_grad():

@@ -47,6 +47,7 @@ def cues_of(text: str) -> tuple[str, str]:
     return found.dimension or "", str(found.grade or "")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sample", ["1", "2", "3"])
 def test_parse_agrees_with_a_reader(sample: str, texts: list[str]) -> None:
     by_hash = {hashlib.sha256(text.encode()).hexdigest(): text for text in set(texts)}

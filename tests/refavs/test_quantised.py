@@ -181,6 +181,7 @@ def test_batch_stays_quantised_until_its_values_are_asked_for(root: Path) -> Non
     assert [*part] == ["s8"] and torch.equal(part["s8"], maps["s8"][:, [2, 0]])
 
 
+@pytest.mark.long
 def test_verify_and_exchange_keep_numbers_and_scales(root: Path, tmp_path: Path) -> None:
     assert not verify(root).damage
     export(root, tmp_path / "out.h5")

@@ -51,6 +51,7 @@ def test_head_has_the_published_number_of_parameters(name: str) -> None:
     assert found[True] - found[False] == pytest.approx(SOUND, rel=0.01)
 
 
+@pytest.mark.long
 @each
 def test_gradient_reaches_each_trained_parameter(name: str) -> None:
     head, batch = small_head(SMALL[name])
@@ -99,6 +100,7 @@ def test_heads_that_share_a_batch_predict_as_alone(name: str) -> None:
         assert torch.equal(one.probs(one(batch, once=once)), one.probs(one(batch)))
 
 
+@pytest.mark.long
 @each
 def test_head_computes_in_bfloat16(name: str) -> None:
     head, batch = small_head(SMALL[name])

@@ -134,6 +134,7 @@ def test_head_overfits_one_batch() -> None:
     assert overfit(*small_head(SMALL), learning_rate=0.01) > 0.95
 
 
+@pytest.mark.long
 def test_heads_that_share_a_batch_predict_as_alone() -> None:
     head, batch = small_head(SMALL)
     other, _ = small_head(replace(SMALL, text=False))

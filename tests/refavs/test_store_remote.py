@@ -93,6 +93,7 @@ def test_folder_moves_a_file_and_removes_a_folder(folder: Folder) -> None:
     assert not isinstance(folder, LocalFolder) or not (folder.path / "clips/a").exists()
 
 
+@pytest.mark.long
 def test_folder_publishes_a_file_whole(folder: Folder) -> None:
     folder.write("clips/c.0", b"before")
     scratch = folder.scratch("clips/c.0")
@@ -233,6 +234,7 @@ def remote(endpoint: str) -> RemoteFolder:
     return RemoteFolder(location)
 
 
+@pytest.mark.long
 def test_store_on_s3_is_byte_for_byte_the_local_one(local: LocalFolder, remote: RemoteFolder) -> None:
     assert remote.names() == local.names()
     for name in local.names():
@@ -254,6 +256,7 @@ def test_samples_from_s3_are_those_of_the_disk(local: LocalFolder, remote: Remot
     assert torch.equal(theirs.sample(0).audio, ours.sample(0).audio)
 
 
+@pytest.mark.long
 def test_batch_asks_the_server_once_for_each_clip_text_and_mask(
     local: LocalFolder, remote: RemoteFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +289,7 @@ def test_a_second_run_on_s3_has_nothing_to_do(remote: RemoteFolder) -> None:
     assert {name: remote.read(name) for name in remote.names()} == before
 
 
+@pytest.mark.long
 def test_zarr_python_and_tensorstore_read_the_store_on_s3(endpoint: str, remote: RemoteFolder) -> None:
     import tensorstore
     import zarr

@@ -73,6 +73,7 @@ def test_nothing_else_is_written_again(built: Path, root: Path) -> None:
     assert changed == shards | descriptions | {record_name(small.VISUAL, 0), "zarr.json"}
 
 
+@pytest.mark.long
 def test_all_shards_can_go(built: Path, root: Path) -> None:
     for path in root.rglob("c.*"):
         if path.parent.relative_to(root).as_posix() in FeatureStore(built).specs:

@@ -28,6 +28,7 @@ def stamps(root: Path) -> dict[str, tuple[int, int]]:
             for path in root.rglob("*") if path.is_file()}  # fmt: skip
 
 
+@pytest.mark.long
 def test_stream_that_comes_later_leaves_every_other_file_alone(built: Path, root: Path, tmp_path: Path) -> None:
     before = stamps(root)
     small.write_store(root, streams=WIDER)
@@ -176,6 +177,7 @@ def test_fingerprint_of_what_is_read_leaves_the_rest_out(built: Path, root: Path
     assert fingerprint_of(FeatureStore(root), []) != fingerprint_of(FeatureStore(built), [])
 
 
+@pytest.mark.long
 def test_fingerprint_of_what_is_read_follows_rows_masks_and_encoder(built: Path, tmp_path: Path) -> None:
     read = [small.AUDIO]
     before = fingerprint_of(FeatureStore(built), read)

@@ -5,6 +5,7 @@ from itertools import combinations
 import numpy as np
 
 from extract.annotate.exchange.exports import picture
+from extract.annotate.models import PRESENT
 from extract.annotate.records import Masks, Scenes, TrackedObject
 
 _MOST_OVERLAP = 0.01  # of the smaller mask
@@ -36,6 +37,8 @@ def _of_object(one: TrackedObject, shown: np.ndarray, scenes: Scenes) -> list[st
         second, where = each.second, f"object {one.fid}, second {each.second}"
         if each.origin == "edited":
             continue
+        if (each.presence >= PRESENT) != bool(areas[second]):
+            lines.append(f"{where}: its mask has {areas[second]} px, but it shows with probability {each.presence:.2f}")
         if areas[second] > _MOST_FRAME * scenes.height * scenes.width:
             lines.append(f"{where}: fills {areas[second] / (scenes.height * scenes.width):.0%} of the frame")
         before = second - 1

@@ -37,6 +37,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(args: Namespace) -> int:
     """Packs; returns the exit status."""
+    from extract.annotate.benchmark.checks import checks
     from extract.annotate.benchmark.packing import collect, pack
     from extract.annotate.benchmark.splitting import Splitting
     from extract.annotate.exchange.exports import chosen_clips
@@ -55,6 +56,8 @@ def run(args: Namespace) -> int:
     counts = Counter(split for clip in clips for _, split in clip.rows())
     say(f"{args.out}: {len(clips)} clips, {sum(counts.values())} sentences ("
         + ", ".join(f"{split} {count}" for split, count in sorted(counts.items())) + ")")  # fmt: skip
+    odd = sum(len(checks(clip.masks, clip.scenes)) for clip in clips)
+    say(f"{odd} odd masks to look at, under checks in {args.out / 'annotations.json'}")
     for line in problems[:_SHOWN]:
         warn(f"{NAME}: {line}")
     if len(problems) > _SHOWN:

@@ -85,7 +85,7 @@ class Report:
             small = sum(share < _PAPER_PIXELS for share in shares)
             lines.append(f"pixels changed in each: median {median(shares):.1%}, most {shares[-1]:.1%} of the mask; "
                          f"{small:,} below {_PAPER_PIXELS:.0%}, as all of the paper's")  # fmt: skip
-            lines += [f"  clip {each.clip}, object {each.fid}, second {each.second}: {each.changed_px:,} pixels "
+            lines += [f"  clip {each.clip}, object {each.fid}, second {each.second}: {each.changed_px:,} px "
                       f"({each.share:.1%}), {each.before_px:,} before, {each.after_px:,} after"
                       for each in self.changes[:_SHOWN]]  # fmt: skip
         if len(shares) > _SHOWN:

@@ -83,7 +83,11 @@ def read_grades(path: Path) -> dict[str, int]:
 
 
 def ask(project: ProjectFolder, clip_ids: Iterable[str], answer: Callable[[str], str] = input) -> None:
-    """Asks for the facts that are missing of each object; what was answered is kept at once."""
+    """Asks for the facts that are missing of each object; what was answered is kept at once.
+
+    Raises:
+        ConfigError: nobody answers.
+    """
     say("Enter: unknown. -: none. Several are separated by semicolons. Ctrl-C stops; answers given so far are kept.")
     for clip_id in clip_ids:
         files = project.clip(clip_id)
@@ -95,7 +99,7 @@ def ask(project: ProjectFolder, clip_ids: Iterable[str], answer: Callable[[str],
                 if column in clip_facts(files).told.get(one.fid, {}):
                     continue
                 while True:
-                    text = answer(f"{clip_id}, object {one.fid} ({one.name}), {column}: ").strip()
+                    text = _reply(answer, f"{clip_id}, object {one.fid} ({one.name}), {column}: ")
                     good, odd = checked({column: text} if text else {}, fids)
                     if not odd:
                         break
@@ -103,6 +107,14 @@ def ask(project: ProjectFolder, clip_ids: Iterable[str], answer: Callable[[str],
                 told |= good
                 if good:
                     state(files, {one.fid: good})
+
+
+def _reply(answer: Callable[[str], str], question: str) -> str:
+    try:
+        return answer(question).strip()
+    except EOFError:
+        raise ConfigError("--ask has nobody to answer: standard input has ended; run it on a terminal, or give "
+                          "--facts; answers so far are kept") from None  # fmt: skip
 
 
 def express(

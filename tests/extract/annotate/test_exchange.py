@@ -84,7 +84,7 @@ def test_an_edit_comes_back_marked_and_is_reported(
     assert main(["import", str(project.path), str(path), "--format", tool]) == 0
     said = capsys.readouterr().out
     assert "1 of 50 masks changed (2.00%" in said and "median 2.8%, most 2.8% of the mask; 1 below 20%" in said
-    assert "clip one, object 1, second 3: 1 pixels (2.8%), 35 before, 36 after" in said
+    assert "clip one, object 1, second 3: 1 px (2.8%), 35 before, 36 after" in said
     found = at(project, 1, 3)
     assert found.origin == "edited" and found.rle is not None
     assert np.array_equal(decoded(found.rle), painted(1, 3, blob(1, 3)))

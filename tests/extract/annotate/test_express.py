@@ -14,6 +14,7 @@ from extract.annotate.sentences.clip_sentences import Sentence, clip_sentences
 from extract.annotate.sentences.expressing import SHARES, ask, express
 from extract.annotate.sentences.facts import Told, checked, clip_facts, situation, sound, state
 from refavs.data.cues import parse
+from refavs.errors import ConfigError
 from refavs.expressions.footage import FOOTAGE, ClassTemplate
 from refavs.expressions.templates import expressions
 from tests.extract.annotate.small_project import make_project
@@ -272,6 +273,12 @@ def test_missing_facts_are_asked_for(tmp_path: Path) -> None:
     assert asked[:3] == ["one, object 1 (drum), sound: "] * 2 + ["one, object 1 (drum), rhythm: "]
     assert clip_facts(project.clip("one")).told[1]["sound"] == "0-10@-3"
     assert next(replies, None) is None
+
+    def nobody(question: str) -> str:
+        raise EOFError
+
+    with pytest.raises(ConfigError, match="has nobody to answer"):
+        ask(project, ["one"], nobody)
 
 
 def test_a_clip_of_one_object_has_a_sentence_for_a_person(tmp_path: Path) -> None:

@@ -282,6 +282,13 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pyte
         list(cvat.read(tmp_path / "none.xml", SIZES))
     with pytest.raises(DatasetError, match="it is a folder"):
         list(cvat.read(tmp_path, SIZES))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a.xml", "<annotations>" + "<image/>" * 999 + "</annotations>")
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[40:60] = b"\xff" * 20
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(DatasetError, match=r"cannot be read .*; export it again"):
+        list(cvat.read(tmp_path / "a.zip", SIZES))
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.writestr("a.xml", "<annotations/>")
         file.writestr("b.xml", "<annotations/>")

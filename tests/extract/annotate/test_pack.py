@@ -2,6 +2,7 @@
 
 import json
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from extract.annotate.benchmark.checks import checks
 from extract.annotate.benchmark.splitting import Splitting, assign, video_of
 from extract.annotate.cli import main
 from extract.annotate.exchange.import_masks import import_masks
@@ -132,6 +134,11 @@ def test_odd_masks_are_listed(tmp_path: Path) -> None:
     assert "objects 1 and 2, second 3: 100% overlap" in told
     assert "object 1, second 4: its area changes 21.9-fold" in told
     assert not any(line.startswith("object 1, second 3") for line in told), "a person made it"
+    files = project.clip("one")
+    masks, first = files.masks(), files.masks().objects[0]
+    unsure = replace(first, seconds=(replace(first.seconds[0], presence=0.25), *first.seconds[1:]))
+    lines = checks(replace(masks, objects=(unsure, *masks.objects[1:])), files.scenes())
+    assert "object 1, second 0: its mask has 35 px, but it shows with probability 0.25" in lines
 
 
 def test_unseen_categories_are_held_out(tmp_path: Path) -> None:

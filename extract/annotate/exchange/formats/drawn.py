@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from refavs.errors import DatasetError
 from refavs.files.plain_file import UnusableFileError, open_plain, refuse_long
 from refavs.files.typed_json import OddRecord, read_json, shaped
 
-MOST_BYTES = 2**29  # of a tool's file; larger projects are exported in parts
+MOST_BYTES = 2**28  # of a tool's file; larger projects are exported in parts
 Sizes = Mapping[str, tuple[int, int]]  # height and width of each clip's frames
 Shape = TypeVar("Shape")
 
@@ -129,7 +130,7 @@ def opened(path: Path, suffix: str) -> Iterator[IO[bytes]]:
         raise DatasetError(f"{path}: no such file; name what the label tool exported") from None
     except UnusableFileError as error:
         raise DatasetError(f"{path} cannot be read ({error}); export fewer clips at a time") from error
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
         raise DatasetError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}); export it again") from error
 
 
