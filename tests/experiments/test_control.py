@@ -15,7 +15,7 @@ import yaml
 
 from experiments.cli import main
 from experiments.records.ledger import Entry, Ledger, read_metrics
-from experiments.sweep import control
+from experiments.sweep import control, web_hook
 from experiments.sweep.driver import run_sweep
 from experiments.sweep.outcome import Options
 from refavs.errors import ConfigError
@@ -227,9 +227,10 @@ def hook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 def test_web_hook_hears_of_failures_and_of_the_end(
     jobs: Steered, store: FeatureStore, runs: Path, hook: tuple[str, list[dict[str, Any]]],
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     url, posted = hook
+    monkeypatch.setattr(web_hook, "TIMEOUT_S", 600)  # on a busy machine
     run_sweep(grid_of("diverges", "full"), store, runs / "told", options=Options(notify=url))
     first, last = posted
     assert first["event"] == "trial failed" and first["text"].startswith("told: diverges, seed 0 failed: loss ")
