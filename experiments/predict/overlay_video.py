@@ -100,6 +100,7 @@ class _Writer:
         self._picture = self._container.add_stream("libx264", rate=25, options=CODING)
         self._picture.pix_fmt, self._picture.height, self._picture.width = "yuv420p", like.height, like.width
         coder = self._picture.codec_context
+        coder.thread_type, coder.thread_count = "FRAME", 2  # pictures are compressed while the next one is drawn
         self._picture.time_base = coder.time_base = CLOCK
         coder.colorspace, coder.color_range = like.colorspace, like.color_range
         coder.color_primaries, coder.color_trc = like.color_primaries, like.color_trc
