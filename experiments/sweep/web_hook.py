@@ -76,7 +76,8 @@ class WebHook:
     def _send(self, url: str, body: bytes) -> None:
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
         try:
-            urllib.request.urlopen(request, timeout=TIMEOUT_S).close()
+            # Unlike urlopen, which keeps the proxies of its first call in this process, with those of now.
+            urllib.request.build_opener().open(request, timeout=TIMEOUT_S).close()
         except (OSError, ValueError) as error:
             warn(f"refavs-sweep: the web hook has not taken a message ({' '.join(str(error).split())[:200]})")
 
