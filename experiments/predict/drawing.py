@@ -36,11 +36,6 @@ class Converter:
                                           dst_color_range=ColorRange.MPEG)  # fmt: skip
 
 
-def planes_of(frame: av.VideoFrame) -> Planes:
-    """The values of a picture of even size in 4:2:0."""
-    return frame.to_ndarray()
-
-
 class Sketch:
     """What is drawn onto each picture of a video."""
 

@@ -12,7 +12,7 @@ import av
 import numpy as np
 from jaxtyping import Bool, Float
 
-from experiments.predict.drawing import Converter, Planes, Sketch, planes_of
+from experiments.predict.drawing import Converter, Planes, Sketch
 from extract.media.film_stream import FilmStream
 from extract.media.sound import PlacedSound
 
@@ -83,7 +83,7 @@ def _one_pass(film: FilmStream, overlays: Sequence[Overlay], advance: Callable[[
                 for writer in writers:
                     writer.next_mask()
                 advance(len(writers))
-            planes = planes_of(frame)
+            planes = frame.to_ndarray()
             for writer in writers:
                 writer.show(time_s, planes)
         hear(end)

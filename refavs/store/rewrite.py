@@ -1,4 +1,4 @@
-"""Writes a store anew: without some clips, and in whole shards. Rows are copied as they are stored.
+"""Writes a store again: without some clips, and in whole shards. Rows are copied as they are stored.
 
 An interrupted copy is completed by the same call. The store's fingerprint covers its shards and changes. A copy that
 leaves nothing out keeps the places of clips, texts and objects, and so the keys of trials.

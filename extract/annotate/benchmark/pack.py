@@ -6,8 +6,8 @@
     OUT/media/<id>/{frames/{0..9}.jpg,audio.wav}
     OUT/gt_mask/<id>/fid_<fid>/0000{0..9}.png
 
-Accepted sentences make rows. A clip of which copies refer to nothing has those as `null_m-<id>` (muted), `null_c-<id>`
-(another clip's sound) and `null_s-<id>` (its own sound).
+Each accepted sentence makes a row. A sentence about nothing belongs to a copy of its clip: `null_m-<id>` (muted),
+`null_c-<id>` (with another clip's sound) or `null_s-<id>` (with its own sound).
 """
 
 from argparse import Namespace

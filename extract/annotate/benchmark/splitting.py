@@ -79,7 +79,7 @@ def assign(project: ProjectFolder, shown: Mapping[str, set[str]], splitting: Spl
     if set(record.unseen) != splitting.unseen:
         before, now = (",".join(sorted(names)) or "nothing" for names in (record.unseen, splitting.unseen))
         raise ConfigError(f"{path} was made with {before} held out, --unseen asks for {now}; give the same, or remove "
-                          "the file to split the videos anew")  # fmt: skip
+                          "the file to split the videos again")  # fmt: skip
     videos = dict(record.videos)
     held_out = {video_of(clip_id) for clip_id, names in shown.items() if names & splitting.unseen}
     for video in sorted({video_of(clip_id) for clip_id in shown} - videos.keys(), key=_shuffled):
@@ -89,7 +89,7 @@ def assign(project: ProjectFolder, shown: Mapping[str, set[str]], splitting: Spl
         videos[video] = TEST_U if video in held_out else max(wanted, key=lambda name: wanted[name])
     if moved := sorted(video for video in held_out if videos[video] != TEST_U):
         raise ConfigError(f"video {moved[0]!r} shows an unseen category and is in {videos[moved[0]]}; remove {path} to "
-                          "split the videos anew")  # fmt: skip
+                          "split the videos again")  # fmt: skip
     write_record(path, SplitRecord(videos=videos, unseen=record.unseen))
     return {clip_id: videos[video_of(clip_id)] for clip_id in shown}
 

@@ -16,7 +16,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two annotators' masks of an object in one second, of which at least one is not empty.
+    """Two annotators' masks of an object in one second; at least one of them is not empty.
 
     Attributes:
         jaccard: intersection over union.

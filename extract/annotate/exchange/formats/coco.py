@@ -128,4 +128,4 @@ def _drawn(annotation: _Annotation, names: dict[int, str], size: tuple[int, int]
         return DrawnMask(fid=fid, name=name, mask=decoded(lengths))
     except ValueError as error:
         reason = str(error)[:100]
-        raise ValueError(f"the mask of object {fid} is unusable ({reason}); left out. Export it anew") from None
+        raise ValueError(f"the mask of object {fid} is unusable ({reason}); left out. Export it again") from None

@@ -157,7 +157,8 @@ def _drawn(kind: str, shape: _Attributes, height: int, width: int) -> DrawnMask:
         runs = list(map(int, shape.get("rle", "").split(",")))
         mask[top : top + high, left : left + wide] = from_runs(runs, high, wide, "C")
     except ValueError as error:
-        raise ValueError(f"the mask of object {fid} is damaged ({str(error)[:80]}); left out. Export it anew") from None
+        raise ValueError(f"the mask of object {fid} is damaged ({str(error)[:80]}); left out. Export it again"
+                         ) from None
     return DrawnMask(fid=fid, name=shape.get("label", ""), mask=mask)
 
 

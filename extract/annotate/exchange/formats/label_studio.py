@@ -146,7 +146,7 @@ def _drawn(region: Any, size: tuple[int, int]) -> DrawnMask:
             raise ValueError(f"its format is {value['format'][:20]!r}, not 'rle'")
         mask = unpacked(bytes(value["rle"]), *size)
     except ValueError as error:
-        raise ValueError(f"the mask of object {fid} is damaged ({error}); left out. Export it anew") from None
+        raise ValueError(f"the mask of object {fid} is damaged ({error}); left out. Export it again") from None
     return DrawnMask(fid=int(fid), name=name, mask=mask)
 
 
