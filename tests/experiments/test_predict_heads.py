@@ -18,15 +18,15 @@ from tests.experiments.test_baseline_trial import HEADS, SIMTOKEN
 from tests.support.small_networks import WRITERS
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("small_networks")]
-SAM_STREAMS = ("sam-vit-base", "sam2.1-hiera-tiny")
-STREAMS = f"tiny-swin/backbone,{','.join(SAM_STREAMS)},tiny-vggish,tiny-roberta"
+VISUAL = ("pvt-v2-b2", "sam-vit-base", "sam2.1-hiera-tiny")
+STREAMS = f"{','.join(VISUAL)},tiny-vggish,tiny-roberta"
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small relatives of SAM and SAM 2.1."""
+    """Small relatives of PVT, SAM and SAM 2.1."""
     folder = tmp_path_factory.mktemp("weights")
-    for name in SAM_STREAMS:
+    for name in VISUAL:
         WRITERS[name](folder)
     return folder
 
@@ -39,7 +39,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> FeatureSto
 
 
 @pytest.mark.parametrize(("head", "visual", "settings"), [
-    ("avsegformer", "tiny-swin", HEADS["avsegformer"]), ("gavs", "sam-vit-base", HEADS["gavs"]),
+    ("avsegformer", "pvt-v2-b2", HEADS["avsegformer"]), ("gavs", "sam-vit-base", HEADS["gavs"]),
     ("simtoken", "sam2.1-hiera-tiny", SIMTOKEN | {"object_score": 0.0}),
 ])  # fmt: skip
 def test_masks_of_a_video_are_those_of_its_stored_features(
