@@ -44,7 +44,7 @@ def test_simtoken_goes_from_videos_to_predictions(tmp_path: Path) -> None:
     assert "visual/sam2.1-hiera-tiny/high_resolution" in FeatureStore(store).streams
     run("sweep", tmp_path / "simtoken.yaml", "--store", store, "--out", runs, "--max-concurrent", 1)
     run("report", runs)
-    assert "both and text: object_score 1.0" in (runs / "report" / "report.md").read_text()
+    assert r"both and text: object\_score 1.0" in (runs / "report" / "report.md").read_text()
     (trial, _) = (runs / "trials").iterdir()
     assert 0 <= json.loads((trial / "result.json").read_text())["metrics"]["test_s/J"] <= 1
     (video,) = (bench / "videos").iterdir()
