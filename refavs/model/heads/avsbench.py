@@ -137,8 +137,9 @@ class DilatedConvolutions(nn.Module):
         (height, width), total = maps.shape[-2:], None
         for convolution, rate in zip(self.convolutions, DILATIONS, strict=True):
             rows, columns = (_met_by_taps(length, rate, maps) for length in (height, width))
+            weight, bias = convolution.parameters()
             sums = torch.einsum("utdhi,jh->utdji", torch.einsum("utdhw,iw->utdhi", maps, columns), rows)
-            one = torch.einsum("utdji,cdji->utc", sums, convolution.weight) / (height * width) + convolution.bias
+            one = torch.einsum("utdji,cdji->utc", sums, weight) / (height * width) + bias
             total = one if total is None else total + one
         assert total is not None
         return total
