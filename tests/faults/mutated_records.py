@@ -304,6 +304,7 @@ def try_all(target: Target, file: str, chosen: Sequence[Case], outcome: Outcome)
         for command, run in target.commands.items():
             if fault := _fault(run, copy, 120):  # the first call of all imports much
                 outcome.faults.append(f"{command}: unchanged: {fault}")
+        gc.freeze()  # what is there by now stays, and need not be looked through after each case
         before = None
         for case in chosen:
             for command, run in target.commands.items():
@@ -407,7 +408,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "trial": lambda: _trial(work / "trial", args.all)}  # fmt: skip
         needed = ("store", "trial") if args.only == DECLARED else parts
         made = {part: make[part]() for part in make if part in needed}
-        gc.freeze()
         limit_memory()
         for target in (target for part in made if part in parts for target in made[part]):
             for file in target.files:
