@@ -7,7 +7,7 @@ QUICK := not slow and not gpu and not faults
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo proof proof-quick proof/store check test test-slow test-faults bench-store bench-encoders bench-extract bench-remote \
-	bench-scheduler bench-metrics bench-train bench-sweep bench-busy bench-heads bench-predict bench-view check-gpu lint setup clean
+	bench-scheduler bench-metrics bench-train bench-sweep bench-busy bench-heads bench-predict bench-view bench-cluster check-gpu lint setup clean
 
 setup: $(STAMP)
 
@@ -107,6 +107,10 @@ bench-heads: setup
 
 bench-view: setup
 	$(BIN)/python tests/benchmarks/bench_view.py
+
+# As root: three hosts are namespaces of this machine.
+bench-cluster: setup
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_cluster.py
 
 # On a machine with a GPU, in under 8 minutes. Without network: WHEELS=FOLDER, filled elsewhere by infra/gpu-carry.sh, and
 # PYTHON=an interpreter with torch for CUDA.
