@@ -30,8 +30,14 @@ SEED = int(os.environ.get("REFAVS_SEED", "0"))
 ROWS = {"clips": 1, "objects": 2, "text": 8}
 EXTRACTING, AT_WORK, TRAINING = b"ray::Worker", b"ray::Worker.run", WORKER
 NUM_CLIPS, EPOCHS = 24, 4
-OF_EXTRACTION = "host", "cut", "worker", "s3", "host", "driver", "cut", "s3", "worker", "head", "s3", "other driver"
-OF_SWEEP = "worker", "mlflow", "host", "s3", "worker", "cut", "driver", "mlflow", "worker", "host", "s3", "head"
+OF_EXTRACTION = (
+    "host", "cut", "worker", "s3", "host", "driver", "worker", "cut", "s3", "worker", "host", "head", "s3", "cut",
+    "worker", "other driver",
+)  # fmt: skip
+OF_SWEEP = (
+    "worker", "mlflow", "host", "s3", "worker", "cut", "driver", "mlflow", "worker", "host", "s3", "worker", "cut",
+    "mlflow", "host", "head",
+)  # fmt: skip
 GRID = f"""
   train: {{epochs: {EPOCHS}, steps_per_epoch: 40}}
 cases: {{full: {{}}, points: {{loss.num_points: 8}}, no_audio: {{model.audio: false}}}}
@@ -99,8 +105,7 @@ class Disturbance:
         lab = self.lab
         time.sleep(self._generator.uniform(0, 2))
         if kind == "worker":
-            self.until(lambda: bool(self.workers()))
-            kill(self._generator.choice(self.workers()))
+            self.until(lambda: bool(found := self.workers()) and kill(self._generator.choice(found)))
         elif kind == "host":
             self._generator.choice(lab.nodes[1:]).die()
             lab.fill()
