@@ -85,10 +85,10 @@ class Lab:
         address = f"{self.nodes[0].address}:{RAY_PORT}"
         return self.python(host, "-m", "extract.cli", str(source), store, *OPTIONS, "--address", address)
 
-    def sweep(self, host: Host, sweep: Sweep, *options: str) -> Python:
-        """A refavs-sweep whose driver is on a host."""
+    def sweep(self, host: Host, sweep: Sweep) -> Python:
+        """A refavs-sweep whose driver is on a host; trials that failed for want of a server run again."""
         address = f"{self.nodes[0].address}:{RAY_PORT}"
-        return self.python(host, "-c", COMMAND, *sweep.arguments("--address", address, *options))
+        return self.python(host, "-c", COMMAND, *sweep.arguments("--address", address, "--retry-failed"))
 
     def start_s3(self) -> None:
         """Starts the S3 server, whose objects are in the folder."""

@@ -11,6 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -91,21 +92,26 @@ class Disturbance:
             self._driver = self._start(self.lab.nodes[self.place])
         return self._driver
 
-    def until(self, reached: Callable[[], bool]) -> None:
-        """Waits for a state, and starts the driver again where it ends before; it must not finish."""
-        while not self.driver.until(reached):
-            assert self.driver.process.returncode != 0 or reached(), "it is over before the kills are"
+    def until(self, reached: Callable[[], bool]) -> bool:
+        """Waits for a state, and starts the driver again where one ends before; False where the work is over."""
+        while True:
+            driver = self.driver
+            if driver.until(reached):
+                return True
+            if driver.process.returncode == 0:
+                return False
 
     def workers(self) -> list[int]:
         """Processes on all hosts that work."""
         return [pid for node in self.lab.nodes for pid in node.processes(self._title)]
 
-    def strike(self, kind: str) -> None:
-        """One kill or cut."""
+    def strike(self, kind: str) -> bool:
+        """One kill or cut; False where the work is over and nobody there to be killed."""
         lab = self.lab
         time.sleep(self._generator.uniform(0, 2))
         if kind == "worker":
-            self.until(lambda: bool(found := self.workers()) and kill(self._generator.choice(found)))
+            if not self.until(lambda: bool(found := self.workers()) and kill(self._generator.choice(found))):
+                return False
         elif kind == "host":
             self._generator.choice(lab.nodes[1:]).die()
             lab.fill()
@@ -132,6 +138,18 @@ class Disturbance:
             kill_driver(self.driver, with_group=True)
             self.place = 1 if kind == "other driver" else 0
         lab.killed.append(kind)
+        return True
+
+    def strikes(self, left: list[str], progress: Callable[[], int]) -> Iterator[None]:
+        """Yields after each kill or cut, which follows on some progress, until none is left or the work is over."""
+        while left and self._progressed(progress) and self.strike(left[0]):
+            left.pop(0)
+            yield
+        self.finish()
+
+    def _progressed(self, progress: Callable[[], int]) -> bool:
+        least = progress()
+        return self.until(lambda: progress() > least)
 
     def finish(self) -> Python:
         """The same command until nothing is left to do."""
@@ -142,43 +160,46 @@ class Disturbance:
         pytest.fail(f"it does not come to its end:\n{self.driver.out}\n{self.driver.err}")
 
 
+def num_commits(store: Path) -> int:
+    """Shards that are committed."""
+    return len(commits_of(store))
+
+
 def test_extraction_survives_the_loss_of_hosts_cables_and_servers(lab: Lab, source: Path, undisturbed: Path) -> None:
-    store = prepare(lab.bucket / "store", ROWS)
-    total = len(commits_of(undisturbed))
-    url = f"s3://{BUCKET}/store"
-    work = Disturbance(lab, lambda host: lab.extraction(host, source, url), EXTRACTING, random.Random(SEED))
-    for number, kind in enumerate(OF_EXTRACTION):
-        before = commits_of(store)
-        least = number * total // (len(OF_EXTRACTION) + 1)
-        work.until(lambda least=least: len(commits_of(store)) >= least)
-        work.strike(kind)
-        assert_whole(store, before)
-    work.finish()
-    assert not verify(store).damage and files_of(store) == files_of(undisturbed)
-    print(f"extraction, seed {SEED}: {len(lab.killed)} kills and cuts, drivers ended with {work.statuses}")
+    """As many stores, one after another, as it takes to have all kills and cuts."""
+    left, generator, statuses = list(OF_EXTRACTION), random.Random(SEED), []
+    while left:
+        store = prepare(lab.bucket / f"store{len(left)}", ROWS)
+        start = partial(lab.extraction, source=source, store=f"s3://{BUCKET}/{store.name}")
+        work, before = Disturbance(lab, start, EXTRACTING, generator), commits_of(store)
+        for _ in work.strikes(left, partial(num_commits, store)):
+            assert_whole(store, before)
+            before = commits_of(store)
+        assert not verify(store).damage and files_of(store) == files_of(undisturbed)
+        statuses += work.statuses
+    print(f"extraction, seed {SEED}: {len(lab.killed)} kills and cuts, drivers ended with {statuses}")
 
 
 def test_sweep_survives_the_loss_of_hosts_cables_and_servers(lab: Lab, undisturbed: Path, tmp_path: Path) -> None:
-    """Its store is in the bucket, which every host reads through a cache on its own disk."""
+    """Its store is in the bucket, which every host reads through a cache on its own disk, cold at the start."""
     alone = Sweep(tmp_path / "alone", GRID, store=undisturbed)
     assert alone.run("--max-concurrent", "2")[0] == 0
     shutil.copytree(undisturbed, lab.bucket / "store")
     lab.start_mlflow()
     lab.mlflow_answers()
-    cache = str(lab.hosts.own / "cache")
-    sweep = Sweep(tmp_path / "hosts", GRID, "--tracking-uri", lab.tracking_uri, "--cache", cache, store=undisturbed)
-    sweep.address = f"s3://{BUCKET}/store"
-    work = Disturbance(lab, lambda host: lab.sweep(host, sweep, "--retry-failed"), TRAINING, random.Random(SEED))
-    total = len(alone.entries) * EPOCHS
-    for number, kind in enumerate(OF_SWEEP):
-        least = number * total // (len(OF_SWEEP) + 1)
-        work.until(lambda least=least: sweep.num_epochs >= least)
-        work.strike(kind)
-    lab.mlflow_answers()
-    work.finish()
-    assert sweep.records() == alone.records()
-    assert_whole_in_mlflow(lab.database, sweep)
-    print(f"sweep, seed {SEED}: {len(lab.killed)} kills and cuts, drivers ended with {work.statuses}")
+    options = ("--tracking-uri", lab.tracking_uri, "--cache", str(lab.hosts.own / "cache"))
+    left, generator, statuses = list(OF_SWEEP), random.Random(SEED), []
+    while left:
+        sweep = Sweep(tmp_path / "hosts", GRID, *options, store=undisturbed, name=f"g{len(left)}")
+        sweep.address = f"s3://{BUCKET}/store"
+        work = Disturbance(lab, partial(lab.sweep, sweep=sweep), TRAINING, generator)
+        for _ in work.strikes(left, partial(getattr, sweep, "num_epochs")):
+            pass
+        assert sweep.records() == alone.records()
+        lab.mlflow_answers()
+        assert_whole_in_mlflow(lab.database, sweep)
+        statuses += work.statuses
+    print(f"sweep, seed {SEED}: {len(lab.killed)} kills and cuts, drivers ended with {statuses}")
 
 
 def test_lost_packets_a_slow_cable_and_a_host_that_is_cut_off(lab: Lab, source: Path, undisturbed: Path) -> None:

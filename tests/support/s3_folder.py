@@ -1,18 +1,19 @@
 """An S3 server of a folder that can be killed at any moment: what it has answered is on the disk.
 
 `python s3_folder.py FOLDER ADDRESS PORT` serves each folder below FOLDER as a bucket, an object in one file of the same
-name. It has what a store uses: reads of ranges, listings, copies, and writes under the conditions `If-None-Match: *`
-and `If-Match`. It checks no signatures and takes no uploads in parts.
+name. It has what a store uses: reads of ranges, listings, copies, removals, and writes under the conditions
+`If-None-Match: *` and `If-Match`. It checks no signatures and takes no uploads in parts.
 """
 
 import os
+import re
 import sys
 import threading
 import urllib.parse
 import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 DATE = "Sun, 22 Nov 2026 00:00:00 GMT"
 META = "x-amz-meta-"
@@ -108,6 +109,18 @@ class Objects(BaseHTTPRequestHandler):
     def do_DELETE(self) -> None:
         self._asked[0].unlink(missing_ok=True)
         self._answer(204)
+
+    def do_POST(self) -> None:
+        bucket, query = self._asked
+        text = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        if "delete" not in query:
+            self._answer(501)
+            return
+        keys = re.findall("<Key>([^<]*)</Key>", text)
+        for key in keys:
+            (bucket / unescape(key)).unlink(missing_ok=True)
+        told = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
+        self._answer(200, f"<DeleteResult>{told}</DeleteResult>".encode(), Content_Type="application/xml")
 
     def _list(self, bucket: Path, prefix: str) -> None:
         start = (bucket / prefix).parent if not prefix.endswith("/") else bucket / prefix
