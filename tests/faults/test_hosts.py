@@ -180,17 +180,17 @@ def test_extraction_survives_the_loss_of_hosts_cables_and_servers(lab: Lab, sour
     print(f"extraction, seed {SEED}: {len(lab.killed)} kills and cuts, drivers ended with {statuses}")
 
 
-def test_sweep_survives_the_loss_of_hosts_cables_and_servers(lab: Lab, undisturbed: Path, tmp_path: Path) -> None:
+def test_sweep_survives_the_loss_of_hosts_cables_and_servers(lab: Lab, tmp_path: Path) -> None:
     """Its store is in the bucket, which every host reads through a cache on its own disk, cold at the start."""
-    alone = Sweep(tmp_path / "alone", GRID, store=undisturbed)
+    alone = Sweep(tmp_path / "alone", GRID)
     assert alone.run("--max-concurrent", "2")[0] == 0
-    shutil.copytree(undisturbed, lab.bucket / "store")
+    shutil.copytree(alone.store, lab.bucket / "store")
     lab.start_mlflow()
     lab.mlflow_answers()
     options = ("--tracking-uri", lab.tracking_uri, "--cache", str(lab.hosts.own / "cache"))
     left, generator, statuses = list(OF_SWEEP), random.Random(SEED), []
     while left:
-        sweep = Sweep(tmp_path / "hosts", GRID, *options, store=undisturbed, name=f"g{len(left)}")
+        sweep = Sweep(tmp_path / "hosts", GRID, *options, store=alone.store, name=f"g{len(left)}")
         sweep.address = f"s3://{BUCKET}/store"
         work = Disturbance(lab, partial(lab.sweep, sweep=sweep), TRAINING, generator)
         for _ in work.strikes(left, partial(getattr, sweep, "num_epochs")):
