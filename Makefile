@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 QUICK := not slow and not gpu and not faults
+# Temporary files of the tests lie in memory where 4 GB are free, which makes them a tenth faster.
+MEMORY := $(shell test -w /dev/shm && test $$(df -Pk /dev/shm | awk 'NR == 2 {print $$4}') -gt 4000000 && \
+	echo PYTEST_DEBUG_TEMPROOT=/dev/shm)
 # Otherwise hundreds of processes of the tests and of Ray would each compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -48,7 +51,7 @@ proof/store: setup
 # less than about half a second of processor time.
 check: setup
 	$(MAKE) --no-print-directory lint & lint=$$!; \
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not process and not ray and not long and $(QUICK)' tests; tests=$$?; \
+	$(MEMORY) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not process and not ray and not long and $(QUICK)' tests; tests=$$?; \
 	wait $$lint && exit $$tests
 
 # Node's default of 16 MB for young objects spends a fifth of the time on collecting garbage.
@@ -58,7 +61,7 @@ lint: setup
 
 # Four processes, as many tests wait for other processes to start, die or time out.
 test: setup
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m '$(QUICK)' tests
+	$(MEMORY) $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m '$(QUICK)' tests
 
 # If ffmpeg is installed (apt-get install ffmpeg), every film of the tests is compared with its output, second by second.
 test-slow: setup

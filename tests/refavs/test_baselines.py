@@ -36,7 +36,8 @@ each = pytest.mark.parametrize("name", SMALL)
 
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "settings"), [
-    *((name, {}) for name in SMALL), ("avsbench", {"text": False, "faithful": True}),
+    *(pytest.param(name, {}, marks=[pytest.mark.slow] * (name == "avsbench")) for name in SMALL),
+    ("avsbench", {"text": False, "faithful": True}),
 ])  # fmt: skip
 def test_baseline_keeps_the_contract(name: str, settings: dict[str, Any]) -> None:
     options = replace(SMALL[name], **settings)

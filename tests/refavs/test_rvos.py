@@ -31,7 +31,9 @@ each = pytest.mark.parametrize("name", SMALL)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "settings"), [("referformer", {}), ("r2vos", {"audio": False, "faithful": True})])
+@pytest.mark.parametrize(("name", "settings"), [
+    pytest.param("referformer", {}, marks=pytest.mark.slow), ("r2vos", {"audio": False, "faithful": True}),
+])  # fmt: skip
 def test_head_keeps_the_contract(name: str, settings: dict[str, Any]) -> None:
     assert name in names()
     options = replace(SMALL[name], **settings, **RELATED.get(name, {}))
