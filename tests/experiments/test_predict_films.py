@@ -42,7 +42,7 @@ def write_hdr(path: Path) -> Path:
         stream.pix_fmt, stream.height, stream.width = "yuv420p10le", 72, 128
         coder = stream.codec_context
         coder.color_primaries, coder.color_trc = ColorPrimaries.BT2020, ColorTrc.SMPTE2084
-        coder.colorspace = Colorspace.BT2020_NCL
+        coder.colorspace = Colorspace.BT2020
         pixels = np.full((108, 128), 512, np.uint16)
         pixels[:72] = np.linspace(64, 940, 128)
         for number in range(10):
@@ -76,8 +76,8 @@ def test_turned_film_has_upright_masks_and_overlay(trial: Path, tmp_path: Path) 
     with av.open(str(tmp_path / "turned" / "1" / "overlay.mp4")) as container:
         shown = next(container.decode(video=0))
         pixels = shown.to_ndarray()[:128].astype(int)
-    # The right half of what was recorded is darker; turned by 90 degrees against the clock it is above.
-    assert (shown.width, shown.height) == (72, 128) and pixels[8, 66] < pixels[100, 66] - 5
+    # The right half of what was recorded is darker; turned clockwise, it is below.
+    assert (shown.width, shown.height) == (72, 128) and pixels[8, 66] > pixels[90, 66] + 5
 
 
 def test_film_without_sound_counts_as_silent(
@@ -107,8 +107,8 @@ def test_film_without_a_picture_is_one_line(
 def test_film_that_ends_in_the_middle_says_so_and_gives_what_is_there(
     trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    video = write_video(tmp_path / "cut.mp4", size=(72, 128), duration_s=6, options={"movflags": "faststart"})
-    video.write_bytes(video.read_bytes()[: -video.stat().st_size // 3])
+    video = write_video(tmp_path / "cut.mp4", size=(72, 128), duration_s=9, options={"movflags": "faststart"})
+    video.write_bytes(video.read_bytes()[: video.stat().st_size * 2 // 3])
     assert main([str(video), SENTENCE, "--run", str(trial), "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "cut.mp4" in line and "it is cut off; its first seconds can be taken by --end" in line

@@ -1,5 +1,6 @@
 """refavs-predict with the heads of other methods: a video's masks are those of its stored features."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,14 @@ def test_masks_of_a_video_are_those_of_its_stored_features(
     trial, out = save_trial(store, tmp_path / "trial", model), tmp_path / "out"
     assert main([str(video_of(store)), *SENTENCES, "--run", str(trial), "--weights-dir", str(weights), "--out",
                  str(out), "--no-overlay"]) == 0  # fmt: skip
+    told = json.loads((out / "prediction.json").read_text())["predictions"]
     samples = [store[row] for row in (0, 1)]
     with torch.no_grad():
         probs = model.probs(model(collate(samples)), (store.mask_size, store.mask_size))
     for sample, one in zip(samples, probs, strict=True):
-        folder = out / str(SENTENCES.index(sample.text_string) + 1)
-        found = np.stack([np.asarray(Image.open(folder / f"{second}.png")) > 0 for second in range(3)])
-        wanted = masks_of(one, 72, 128)
-        assert 0 < wanted.mean() < 1 and (found[:2] != wanted).mean() < 1e-3
+        number = SENTENCES.index(sample.text_string)
+        found = [np.asarray(Image.open(out / str(number + 1) / f"{second}.png")) > 0 for second in range(3)]
+        assert (np.stack(found[:2]) != masks_of(one, 72, 128)).mean() < 1e-3
+        highest = told[number]["object_probability"]
+        np.testing.assert_allclose(highest[:2], one.amax(dim=(1, 2)), atol=1e-5)
+        assert len({*highest}) == 3, "the seconds look and sound alike to this head"
