@@ -76,8 +76,8 @@ def test_turned_film_has_upright_masks_and_overlay(trial: Path, tmp_path: Path) 
     with av.open(str(tmp_path / "turned" / "1" / "overlay.mp4")) as container:
         *_, shown = container.decode(video=0)
         pixels = shown.to_ndarray()[:128].astype(int)
-    # The right half of what was recorded is darker; turned clockwise, it is below, where the sentence begins at 83.
-    assert (shown.width, shown.height) == (72, 128) and pixels[10:60, 60].mean() > pixels[68:80, 60].mean() + 5
+    # The right half of what was recorded is darker, and above after the turn; the sentence begins at row 83.
+    assert (shown.width, shown.height) == (72, 128) and pixels[10:60, 60].mean() < pixels[68:80, 60].mean() - 5
 
 
 def test_film_without_sound_counts_as_silent(
