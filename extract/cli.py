@@ -13,6 +13,7 @@ from refavs.choices import DEVICES, LAYOUTS, MASK_RULES, PRECISIONS, STORED_TYPE
 from refavs.errors import ConfigError
 from refavs.files.path_text import path_text
 from refavs.machine.processors import share_processors
+from refavs.steps import Steps
 from refavs.terminal.command import CommandParser, run_command
 from refavs.terminal.printing import warn
 
@@ -59,6 +60,8 @@ def build_parser() -> CommandParser:
         "float8 halve the bytes; STREAM=TYPE for one stream, several separated by commas; default: the type that the "
         "stream has in STORE, or the encoder's own for a new stream")  # fmt: skip
     add("--seconds", type=int, metavar="N", help=f"seconds of a clip; default: STORE's, and {SECONDS} for a new one")
+    add("--fps", type=float, metavar="N", help="frames per second, each with a mask and the sound of the second that "
+        "begins there; default: STORE's, and 1 for a new one")  # fmt: skip
     add("--mask-size", type=int, metavar="PX", help="height and width of the stored masks; default: STORE's, and for a "
         "new one 384, or 96 with preset tiny")  # fmt: skip
     add("--mask-rule", choices=MASK_RULES[1:], help="which pixels of a mask are the object: nonzero, every colour but "
@@ -122,7 +125,7 @@ def _check_weights(args: argparse.Namespace) -> int:
 
     setup = EncoderSetup(weights=WeightSource(folder=args.check_weights))
     names, levels = _streams(args)
-    return check_weights(choose_streams(names, SECONDS, lambda name: setup, levels), args.check_weights)
+    return check_weights(choose_streams(names, Steps(SECONDS), lambda name: setup, levels), args.check_weights)
 
 
 def extract(args: argparse.Namespace) -> int:
@@ -136,7 +139,7 @@ def extract(args: argparse.Namespace) -> int:
 
     run = prepared(args)
     check_films(run.folder, run.source)
-    check_masks(run.folder, object_units(run.source, run.mask_rule), run.streams.seconds)
+    check_masks(run.folder, object_units(run.source, run.mask_rule), run.streams.steps)
     if args.dry_run:
         return dry_run(run)
     specs = run.streams.specs()  # reads the weights files first, so that nothing is created if they are missing
@@ -176,6 +179,7 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
     refuse_foreign(folder)
     kept = schema_at(folder) if folder.exists("zarr.json") else None
     seconds = _at_least_1("--seconds", args.seconds, kept.seconds if kept else SECONDS)
+    steps = Steps(seconds, args.fps if args.fps is not None else kept.fps if kept else 1.0)
     new_mask_size = PRESETS["base" if args.streams else args.preset].mask_size
     mask_size = _at_least_1("--mask-size", args.mask_size, kept.mask_size if kept else new_mask_size)
 
@@ -190,13 +194,15 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
             refuse_precision(precision, resources.device)
             return EncoderSetup(weights=weights_of(name), precision=precision, device=resources.device)
 
-        return replace(choose_streams(names, seconds, setup, levels, types), clips_per_shard=per_shard)
+        return replace(choose_streams(names, steps, setup, levels, types), clips_per_shard=per_shard)
 
     streams = choose(weights_of or (lambda name: given))
     log = args.log or _log_beside(folder)
     if log is not None and not log.absolute().parent.is_dir() and log.absolute().parent != Path(args.store).absolute():
         raise ConfigError(f"--log {log} cannot be written: there is no folder {log.absolute().parent}; make it first")
     source = read_source(args.source, args.expressions, args.layout)
+    for clip in source.clips:
+        clip.pictures(steps)  # refuses a rate that they do not have
     films = {"film_rules": film_rules(folder, source)} if has_films(source) else {}
     extraction = {
         "source": path_text(args.source), "layout": source.layout, "batch_clips": resources.clips_per_pass,

@@ -147,7 +147,7 @@ def info(location: str) -> int:
     console.print(f"store        {store.location}")
     console.print(f"source       {store.schema.source}")
     console.print(f"fingerprint  {store.fingerprint}{'' if store.finished else ' (its extraction did not finish)'}")
-    console.print(f"clips        {store.seconds} seconds, {store.schema.fps:g} frames per second")
+    console.print(f"clips        {store.seconds} seconds, {store.steps.fps:g} frames per second")
     rule = "" if store.schema.mask_rule is None else f", read by mask rule {store.schema.mask_rule}"
     console.print(f"masks        {store.mask_size} x {store.mask_size} px{rule}")
     for name in store.streams:

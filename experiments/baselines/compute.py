@@ -143,7 +143,7 @@ def _wanted(store: FeatureStore, splits: Sequence[str]) -> list[Wanted]:
 
 def worth(store: FeatureStore, num_training: int, num_tested: int) -> int:
     """The number of processes that saves time; 0 if this thread would finish soon."""
-    pixels = store.seconds * store.mask_size**2
+    pixels = len(store.steps) * store.mask_size**2
     seconds = pixels * (num_training * TRAINING_S_PER_PIXEL + num_tested * TEST_S_PER_PIXEL)
     return min(len(os.sched_getaffinity(0)), MOST_PROCESSES, int(seconds / WORTH_A_PROCESS_S))
 

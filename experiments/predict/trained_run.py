@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from refavs.finite import require_finite_features
 from refavs.machine.accelerator import compute_fp32_exactly, require_usable
 from refavs.model.checkpoint import CONFIG, checkpoint_digest, load_model, read_config
 from refavs.model.heads.protocol import Head
+from refavs.steps import Steps
 from refavs.store.format.array_spec import table_path
 from refavs.store.format.schema import says_random
 from refavs.store.reader import Sample
@@ -32,6 +33,7 @@ class _Facts(TypedDict):
 
     encoders: dict[str, dict[str, Any]]
     seconds: int
+    fps: NotRequired[float]
     mask_size: int
 
 
@@ -139,7 +141,8 @@ class TrainedRun:
             return EncoderSetup(weights=weights, precision=precision, device=self.device)
 
         names = dict.fromkeys("/".join(place[1:-1]) for place in places)
-        return choose_streams(list(names), int(facts["seconds"]), setup, types=StoredTypes(known=facts["encoders"]))
+        steps = Steps(int(facts["seconds"]), facts.get("fps", 1.0))
+        return choose_streams(list(names), steps, setup, types=StoredTypes(known=facts["encoders"]))
 
     def _refuse_others(self, trained_on: Mapping[str, Any], folder: Path) -> None:
         other = [id for id, stream in self.streams.streams.items()

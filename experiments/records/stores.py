@@ -93,7 +93,7 @@ def refuse_incomparable(stores: Mapping[str, FeatureStore]) -> None:
 def contents_digest(store: FeatureStore) -> str:
     """Identifies a store's task: its expressions with their splits, and every bit of its masks."""
     rows = sorted(contents_rows(store), key=str)
-    return digest({"frames": store.seconds, "size": store.mask_size, "rows": rows})
+    return digest({"frames": len(store.steps), "size": store.mask_size, "rows": rows})
 
 
 def contents_rows(store: FeatureStore) -> list[list[str | int | None]]:
@@ -109,7 +109,7 @@ def _difference(one: FeatureStore, other: FeatureStore) -> str:
     uids = [set(store.expressions["uid"].astype(str)) for store in (one, other)]
     if len(uids[0]) != len(uids[1]) or uids[0] != uids[1]:
         return f"of {len(uids[0])} and {len(uids[1])} expressions they share {len(uids[0] & uids[1])}"
-    sizes = [f"{store.seconds} x {store.mask_size} x {store.mask_size}" for store in (one, other)]
+    sizes = [f"{len(store.steps)} x {store.mask_size} x {store.mask_size}" for store in (one, other)]
     if sizes[0] != sizes[1]:
         return f"their masks are of {sizes[0]} and of {sizes[1]}"
     return "expressions with the same uids have different splits, words or masks"

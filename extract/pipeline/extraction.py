@@ -32,7 +32,6 @@ from refavs.terminal.console import PlainConsole, ProgressBar
 from refavs.terminal.printing import say, show_trace, warn
 
 NAME = "refavs-extract"
-FPS = 1.0
 MANY_CLIPS = 500  # from this number on, hashing has a progress bar
 MASK_SHARD_BYTES, MOST_OBJECTS = 2**24, 128
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -63,10 +62,11 @@ class Run:
 
     def description(self) -> dict[str, Any]:
         """The arguments for opening the store, except the streams."""
-        mask_bytes = self.streams.seconds * self.mask_size * -(-self.mask_size // 8)
+        steps = self.streams.steps
+        mask_bytes = len(steps) * self.mask_size * -(-self.mask_size // 8)
         return {
-            "source": f"{self.source.layout} {path_text(self.source.root)}", "seconds": self.streams.seconds,
-            "fps": FPS, "mask_size": self.mask_size,
+            "source": f"{self.source.layout} {path_text(self.source.root)}", "seconds": steps.seconds,
+            "fps": steps.fps, "mask_size": self.mask_size,
             "objects_per_shard": rows_within(MASK_SHARD_BYTES, mask_bytes, MOST_OBJECTS),
             "mask_rule": self.mask_rule if len(self.source.objects) else None, "extraction": self.extraction,
             "splits": dict(self.source.splits),
@@ -74,11 +74,11 @@ class Run:
 
     def contents(self) -> tuple[dict[str, Content], dict[str, str]]:
         """The content keys of the clips, and the reasons why others cannot be read; with a progress bar if many."""
-        clips, seconds = self.source.clips, self.streams.seconds
+        clips, steps = self.source.clips, self.streams.steps
         if len(clips) < MANY_CLIPS:
-            return contents_of(clips, seconds)
+            return contents_of(clips, steps)
         with ProgressBar("reading the clips", len(clips), "clips") as bar:
-            return contents_of(clips, seconds, bar.advance)
+            return contents_of(clips, steps, bar.advance)
 
 
 @dataclass

@@ -33,7 +33,7 @@ class Batch:
         valid: True for the real tokens of a text.
         clip: the distinct clip that each expression refers to.
         mask: the referred object, all False if there is none; None if the store has no masks.
-        labelled: the seconds whose mask is known; the others do not count in losses and metrics.
+        labelled: the steps whose mask is known; the others do not count in losses and metrics.
         arrival: the pending copy of a batch that was sent to a device; `to` waits for it.
     """
 
@@ -66,7 +66,7 @@ class Batch:
 
     @cached_property
     def shown(self) -> Bool[np.ndarray, "b t"] | None:
-        """The seconds in which each object is visible."""
+        """The steps in which each object is visible."""
         if self.mask is None:
             return None
         pixels = np.ascontiguousarray(self.mask.flatten(2).numpy(force=True))
@@ -196,7 +196,8 @@ def read_batch(
 
     text, sound = (values_of(store.specs[path], found) for path in (store.text_path, store.audio_path))
     scales = {name: found[scale] for name, path in visual.items() if (scale := store.specs[path].scale_path)}
-    places = {name: Maps.places_of(own, store.seconds) for name, own in chosen.items() if [*own] != [*range(len(own))]}
+    places = {name: Maps.places_of(own, len(store.steps)) for name, own in chosen.items()
+              if [*own] != [*range(len(own))]}  # fmt: skip
     labelled = each(list(found[LABELLED]), objects, slots[2]) if masked else None
     return Batch(
         visual=Maps({name: found[path] for name, path in visual.items()}, scales, places), audio=sound,
@@ -227,7 +228,7 @@ def _chosen(
             wanted[source] |= {*own}
         else:
             paths[name], wanted[name] = path, {*own}
-    return paths, {name: sorted(own) for name, own in wanted.items() if len(own) < store.seconds}
+    return paths, {name: sorted(own) for name, own in wanted.items() if len(own) < len(store.steps)}
 
 
 def _refuse_bare(bare: Sequence[tuple[str, str]], num_expressions: int) -> None:

@@ -62,6 +62,7 @@ class Facts(TypedDict, total=False):
     store: str
     encoders: dict[str, dict[str, Any]]
     seconds: int
+    fps: float
     mask_size: int
     trial: _Trial
 

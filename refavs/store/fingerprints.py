@@ -36,7 +36,7 @@ def _computed(store: FeatureStore, paths: Iterable[str]) -> str:
     masks = [checksums(store, path) for path in (MASK, LABELLED)]
     objects = [[sums.get(row) for sums in masks] for row in table["object"].tolist()]
     lengths = store.clips["seconds"].iloc[table["clip"].unique()].tolist()
-    return digest([table.to_dict("list"), objects, lengths, arrays, store.seconds, store.schema.fps, store.mask_size])
+    return digest([table.to_dict("list"), objects, lengths, arrays, store.seconds, store.steps.fps, store.mask_size])
 
 
 def checksums(store: FeatureStore, path: str) -> dict[int, int]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from refavs.config import nearest
 from refavs.errors import StoreError
+from refavs.steps import Steps
 from refavs.store.backends.base import TRY_AGAIN, out_of_reach
 from refavs.store.derived_files import KEYS, merged_statistics, rows_of_table, store_fingerprint
 from refavs.store.fill import fill, targets_of
@@ -40,10 +41,10 @@ class Sample:
     """One expression with the features of its clip; maps that are not quantised are views of the store.
 
     Attributes:
-        visual: maps of each second by name, e.g. `mask_features`.
+        visual: maps of each step by name, e.g. `mask_features`.
         valid: True for the real tokens of the text.
-        mask: the referred object in each second, all False if there is none; None if the store has no masks for it.
-        labelled: the seconds with a known mask; None if there is no mask.
+        mask: the referred object in each step, all False if there is none; None if the store has no masks for it.
+        labelled: the steps with a known mask; None if there is no mask.
     """
 
     visual: dict[str, Float[Tensor, "t _ _ _"]]
@@ -108,8 +109,13 @@ class FeatureStore:
 
     @property
     def seconds(self) -> int:
-        """Number of time steps per clip, T."""
+        """Length of a clip."""
         return self.schema.seconds
+
+    @property
+    def steps(self) -> Steps:
+        """The steps of a clip; their number is T."""
+        return self.schema.steps
 
     @property
     def mask_size(self) -> int:
@@ -261,7 +267,7 @@ class FeatureStore:
         return rows
 
     def read(self, path: str, row: int, part: range | None = None) -> Tensor:
-        """One row of an array, or a part of it (consecutive seconds), as a view of its mapped shard.
+        """One row of an array, or a part of it (consecutive steps), as a view of its mapped shard.
 
         Raises:
             StoreError: there is no such array or committed row, or the row is damaged; the message names its key.
@@ -361,9 +367,9 @@ class FeatureStore:
         return torch.from_numpy(unpack_mask(mask.numpy(), self.mask_size))
 
     def within(self, clips: Sequence[int]) -> Bool[Tensor, "b t"]:
-        """The valid seconds of the clips at these places."""
-        lengths = torch.tensor(self.clips["seconds"].to_numpy(np.int64)[list(clips)])
-        return torch.arange(self.seconds) < lengths[:, None]
+        """The valid steps of the clips at these places."""
+        lengths = torch.tensor([self.steps.before(length) for length in self.clips["seconds"].iloc[list(clips)]])
+        return torch.arange(len(self.steps)) < lengths[:, None]
 
     @cached_property
     def facts(self) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from extract.pipeline.worker import Worker
 from refavs.data.layouts import Clip, Source, read_source
 from refavs.data.masks import read_masks
 from refavs.errors import DatasetError, WeightsError
+from refavs.steps import Steps
 from refavs.store.format.schema import OBJECTS, object_key, unpack_mask
 from refavs.store.reader import FeatureStore
 from refavs.synthetic.write import write_benchmark
@@ -49,7 +50,7 @@ def test_worker_stores_what_the_encoders_make(store: tuple[Source, FeatureStore]
     source, features = store
     rows = {clip_id: row for row, clip_id in features.clips["id"].items()}
     assert set(rows) == {clip.id for clip in source.clips}
-    media = read_media(source.clips[0], 10, *STREAMS.inputs())
+    media = read_media(source.clips[0], Steps(10), *STREAMS.inputs())
     for id, stream in STREAMS.of("visual", "audio").items():
         encoder = STREAMS.encoders[stream.encoder]
         (made,) = encoder.encode([encoder.prepare(media.taken(encoder.takes))], [stream.level])
