@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from extract.media.notes import NOTES, counted
 from refavs.errors import ConfigError, StoreError
+from refavs.store.format.mask_rows import told_size
 from refavs.terminal.command import CommandParser, Exit, run_command
 from refavs.terminal.console import PlainConsole, ProgressBar
 from refavs.terminal.printing import readable_bytes, say, warn
@@ -149,7 +150,7 @@ def info(location: str) -> int:
     console.print(f"fingerprint  {store.fingerprint}{'' if store.finished else ' (its extraction did not finish)'}")
     console.print(f"clips        {store.seconds} seconds, {store.steps.fps:g} frames per second")
     rule = "" if store.schema.mask_rule is None else f", read by mask rule {store.schema.mask_rule}"
-    console.print(f"masks        {store.mask_size} x {store.mask_size} px{rule}")
+    console.print(f"masks        {told_size(store.mask_size)}{rule}")
     for name in store.streams:
         fingerprint = store.schema.streams[name].fingerprint
         facts = ", ".join(f"{fact} {value}" for fact, value in fingerprint.items() if fact != "name")

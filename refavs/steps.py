@@ -61,6 +61,6 @@ def refuse_rate(fps: float) -> None:
         raise ConfigError(f"{fps:g} frames per second; accepted: above 0, at most {MOST_FPS}")
 
 
-def exact_rate(fps: float) -> Fraction:
+def exact_rate(fps: int | float) -> Fraction:
     """A rate as the fraction that its decimals stand for."""
     return Fraction(fps).limit_denominator(_MOST_PARTS)

@@ -99,7 +99,7 @@ class VideoPass:
         Raises:
             StatisticsError: the head computes probabilities that are not finite.
         """
-        size = (self._run.mask_size, self._run.mask_size)
+        size = self._run.mask_shape
         for number, (texts, words) in enumerate(self._groups):
             with stages("head"):
                 batch = self._run.batch(clip, texts, words)

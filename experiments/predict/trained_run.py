@@ -34,7 +34,7 @@ class _Facts(TypedDict):
     encoders: dict[str, dict[str, Any]]
     seconds: int
     fps: NotRequired[float]
-    mask_size: int
+    mask_size: int | list[int]
 
 
 class TrainedRun:
@@ -42,7 +42,7 @@ class TrainedRun:
 
     Attributes:
         random_features: whether at least one encoder has random weights, so that results say nothing about the method.
-        mask_size: height and width of the masks that the head was trained on.
+        mask_shape: height and width of the masks that the head was trained on.
         digest: of the head's weights.
 
     Args:
@@ -70,7 +70,8 @@ class TrainedRun:
                 "this version"
             ) from error
         self.random_features = says_random(facts["encoders"])
-        self.mask_size = int(facts["mask_size"])
+        height, *width = [facts["mask_size"]] if isinstance(facts["mask_size"], int) else facts["mask_size"]
+        self.mask_shape = int(height), int((width or [height])[0])
         self.streams = self._streams(facts, weights_folder)
         self._refuse_others(facts["encoders"], folder)
         self._refuse_other_sizes(folder)

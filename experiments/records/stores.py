@@ -15,7 +15,7 @@ from refavs.errors import ConfigError
 from refavs.model.feature_sizes import FeatureSizes
 from refavs.store import FeatureStore
 from refavs.store.fingerprints import checksums, fingerprint_of
-from refavs.store.format.schema import LABELLED, MASK
+from refavs.store.format.mask_rows import told_size
 
 NAMED = re.compile(r"([\w.+-]+)=(.+)")
 Features = Callable[[Trial], str]
@@ -98,9 +98,9 @@ def contents_digest(store: FeatureStore) -> str:
 
 def contents_rows(store: FeatureStore) -> list[list[str | int | None]]:
     """Each expression with its split and the checksums of its mask, in the order of the store's table."""
-    masks, labelled, table = checksums(store, MASK), checksums(store, LABELLED), store.expressions
+    of_objects, table = [checksums(store, path) for path in store.schema.object_paths], store.expressions
     return [
-        [*(str(value) for value in values), masks.get(int(place)), labelled.get(int(place))]
+        [*(str(value) for value in values), *(sums.get(int(place)) for sums in of_objects)]
         for *values, place in zip(*(table[name] for name in COLUMNS), table["object"], strict=True)
     ]
 
@@ -109,7 +109,7 @@ def _difference(one: FeatureStore, other: FeatureStore) -> str:
     uids = [set(store.expressions["uid"].astype(str)) for store in (one, other)]
     if len(uids[0]) != len(uids[1]) or uids[0] != uids[1]:
         return f"of {len(uids[0])} and {len(uids[1])} expressions they share {len(uids[0] & uids[1])}"
-    sizes = [f"{len(store.steps)} x {store.mask_size} x {store.mask_size}" for store in (one, other)]
+    sizes = [f"{len(store.steps)} x {told_size(store.mask_size)}" for store in (one, other)]
     if sizes[0] != sizes[1]:
         return f"their masks are of {sizes[0]} and of {sizes[1]}"
     return "expressions with the same uids have different splits, words or masks"

@@ -19,7 +19,7 @@ from refavs.errors import DatasetError, StoreError
 from refavs.steps import Steps
 from refavs.store import FeatureStore
 from refavs.store.derived_files import KEYS
-from refavs.store.format.schema import LABELLED
+from refavs.store.format.mask_rows import LABELLED
 
 FAILED, MISSING, SHARED = "failed", "missing", "shared"
 FLAGS = {

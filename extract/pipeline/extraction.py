@@ -25,6 +25,7 @@ from refavs.data.layouts import Source
 from refavs.errors import RefAVSError
 from refavs.files.path_text import path_text
 from refavs.store.backends.base import Folder
+from refavs.store.format.mask_rows import MaskSize, mask_shape
 from refavs.store.lease import Lease
 from refavs.store.writer import StoreWriter
 from refavs.terminal.command import Exit
@@ -44,7 +45,7 @@ class Run:
     Attributes:
         choose: creates the streams with other weights, given the weights source of each encoder.
         weights: the user's choice of weights.
-        mask_size: side of the stored masks in pixels.
+        mask_size: as `StoreSchema` has it.
         keeps_expressions: the source has no expressions, so those of the store stay.
     """
 
@@ -56,14 +57,15 @@ class Run:
     resources: Resources
     log: Path | None
     mask_rule: MaskRule
-    mask_size: int
+    mask_size: MaskSize
     keeps_expressions: bool
     extraction: dict[str, Any]
 
     def description(self) -> dict[str, Any]:
         """The arguments for opening the store, except the streams."""
         steps = self.streams.steps
-        mask_bytes = len(steps) * self.mask_size * -(-self.mask_size // 8)
+        height, width = mask_shape(self.mask_size)
+        mask_bytes = len(steps) * height * -(-width // 8)
         return {
             "source": f"{self.source.layout} {path_text(self.source.root)}", "seconds": steps.seconds,
             "fps": steps.fps, "mask_size": self.mask_size,

@@ -16,7 +16,7 @@ from extract.media.clip import FILM_RULES
 from extract.pipeline.plan import Masks, Unit
 from refavs.data.layouts import Source
 from refavs.data.masks import MaskRuleError, is_plain_grey, num_labels
-from refavs.errors import DatasetError, StoreError
+from refavs.errors import ConfigError, DatasetError, StoreError
 from refavs.files.source_files import PICTURE_ERRORS, open_file
 from refavs.machine.processors import num_processors
 from refavs.steps import Steps
@@ -50,6 +50,34 @@ def check_masks(folder: Folder, objects: Sequence[Unit], steps: Steps) -> None:
             if not _was_grey(path, root):
                 raise StoreError(f"store {folder.location} was made before masks had a rule and does not say how it "
                                  f"read its own, and {path} is no plain grey picture; {OTHER_STORE}")
+
+
+def native_size(objects: Sequence[Unit], room: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width of the largest masks; of masks that cannot be read the worker says so.
+
+    Args:
+        room: height and width that the store has room for; None for a new store.
+
+    Raises:
+        ConfigError: they are larger than that.
+    """
+    items = [unit.item for unit in objects if isinstance(unit.item, Masks)]
+    with ThreadPoolExecutor(MOST_THREADS, "masks") as pool:
+        sizes = [(1, 1), *pool.map(_size, items)]
+    height, width = (max(sides) for sides in zip(*sizes, strict=True))
+    if room is None:
+        return height, width
+    if height > room[0] or width > room[1]:
+        raise ConfigError(f"the masks of SOURCE have up to {height} x {width} px, and the store has room for {room[0]} "
+                          f"x {room[1]}; {OTHER_STORE}")  # fmt: skip
+    return room
+
+
+def _size(item: Masks) -> tuple[int, int]:
+    try:
+        return item.size()
+    except DatasetError:
+        return 1, 1
 
 
 def check_films(folder: Folder, source: Source) -> None:

@@ -36,22 +36,35 @@ class Masks:
     clip: Clip
     rule: MaskRule = "auto"
 
-    def read(self, steps: Steps, size: int) -> Bool[np.ndarray, "t h w"]:
-        """The masks, `size` pixels high and wide; empty in steps without one.
+    def read(self, steps: Steps, side: int | None) -> Bool[np.ndarray, "t h w"]:
+        """The masks, `side` pixels high and wide, or at the size of their files; empty in steps without one.
 
         Raises:
             DatasetError: a file is missing, cannot be read, or may be meant in two ways; or a null has an object.
         """
-        found = np.zeros((len(steps), size, size), np.bool_)
-        masks = self.of(steps)
+        masks, own = self.of(steps), self.size() if side is None else (side, side)
+        found = np.zeros((len(steps), *own), np.bool_)
         if masks:
             found[list(masks)] = read_masks(
-                list(masks.values()), (size, size), frame_size(self.clip), self.rule, self.object.root
+                list(masks.values()), own, own if side is None else frame_size(self.clip), self.rule, self.object.root
             )
         if self.object.null and found.any():
             raise DatasetError(f"object {self.object.fid} of clip {self.object.clip_id!r} refers to nothing, and its "
                                f"masks ({next(iter(masks.values()))}, ...) mark one; remove them, or rename the clip")
         return found
+
+    def size(self) -> tuple[int, int]:
+        """Height and width of the frames, or else of the first mask; (1, 1) without any.
+
+        Raises:
+            DatasetError: that file is missing or cannot be read.
+        """
+        masks = [self.object.masks[place] for place in sorted(self.object.masks)[:1]]
+        found = frame_size(self.clip)
+        if found is not None or not masks:
+            return found or (1, 1)
+        _, height, width = read_masks(masks, rule=self.rule, root=self.object.root).shape
+        return height, width
 
     def of(self, steps: Steps) -> dict[int, Mask]:
         """The masks of the labelled steps; a mask whose time is that of no step is left out."""

@@ -32,7 +32,8 @@ from refavs.data.layouts import Clip
 from refavs.errors import ConfigError, DatasetError, StoreError, WeightsError
 from refavs.machine.accelerator import require_usable
 from refavs.steps import Steps
-from refavs.store.format.schema import OBJECTS, pack_mask
+from refavs.store.format.mask_rows import row_of_mask
+from refavs.store.format.schema import OBJECTS
 from refavs.store.shard_writer import ShardWriter
 from refavs.store.writer import StoreWriter
 
@@ -291,11 +292,12 @@ class Worker:
                 return _Decoded(unit=unit, inputs={name: each.prepare(unit.item) for name, each in encoders.items()})
             if isinstance(unit.item, Masks):
                 try:
-                    mask = pack_mask(unit.item.read(schema.steps, schema.mask_size))
+                    side = schema.mask_size if isinstance(schema.mask_size, int) else None
+                    row = row_of_mask(unit.item.read(schema.steps, side), schema.mask_size)
                 except DatasetError as error:
                     return _Decoded(unit=unit, failures={OBJECTS: str(error)})
                 labelled = unit.item.labelled(schema.steps)
-                return _Decoded(unit=unit, arrays={OBJECTS: {"mask": mask, "labelled": labelled}})
+                return _Decoded(unit=unit, arrays={OBJECTS: row | {"labelled": labelled}})
             media, failures = _read(unit.item, schema.steps, [encoder.takes for encoder in encoders.values()])
             inputs = {name: encoder.prepare(media[encoder.modality].taken(encoder.takes))
                       for name, encoder in encoders.items() if encoder.modality in media}  # fmt: skip

@@ -15,8 +15,8 @@ from refavs.data.clip_groups import ClipGroups
 from refavs.data.maps import Maps
 from refavs.data.prefetch import Arrival, Sender
 from refavs.errors import DatasetError
+from refavs.store.format.mask_rows import LABELLED, MASK, SIZE
 from refavs.store.format.quantised import values_of
-from refavs.store.format.schema import LABELLED, MASK
 from refavs.store.pooled import pooled_path
 from refavs.store.reader import FeatureStore, Sample
 
@@ -182,7 +182,7 @@ def read_batch(
     masked = objects[0] >= 0
     wanted = [(store.schema.with_scales(*visual.values(), store.audio_path), clips),
               (store.schema.with_scales(store.text_path, store.valid_path), texts)]  # fmt: skip
-    wanted += [([MASK, LABELLED], objects)] * masked
+    wanted += [(store.schema.object_paths, objects)] * masked
     slots = [{place: slot for slot, place in enumerate(dict.fromkeys(own))} for _, own in wanted]
     found = store.read_rows(
         {path: store.rows(path, list(slot)) for (paths, _), slot in zip(wanted, slots, strict=True) for path in paths},
@@ -204,11 +204,16 @@ def read_batch(
         text=each(list(text), texts, slots[1]),
         valid=each(list(found[store.valid_path]), texts, slots[1]),
         clip=torch.tensor([slots[0][place] for place in clips]),
-        mask=each([store.unpacked(mask) for mask in found[MASK]], objects, slots[2]) if masked else None,
+        mask=each(_masks(store, found), objects, slots[2]) if masked else None,
         labelled=None if labelled is None else labelled.logical_and_(store.within(clips)),
         uid=[fact["uid"] for fact in facts], split=[fact["split"] for fact in facts],
         dimension=[fact["dimension"] for fact in facts], text_string=[fact["text"] for fact in facts],
     ).known()  # fmt: skip
+
+
+def _masks(store: FeatureStore, found: Mapping[str, Tensor]) -> list[Tensor]:
+    sizes = found[SIZE] if SIZE in found else [None] * len(found[MASK])
+    return [store.unpacked(mask, size) for mask, size in zip(found[MASK], sizes, strict=True)]
 
 
 def _chosen(

@@ -63,7 +63,7 @@ class Facts(TypedDict, total=False):
     encoders: dict[str, dict[str, Any]]
     seconds: int
     fps: float
-    mask_size: int
+    mask_size: int | list[int]
     trial: _Trial
 
 

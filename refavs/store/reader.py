@@ -24,8 +24,9 @@ from refavs.store.fill import fill, targets_of
 from refavs.store.folders import open_folder
 from refavs.store.format.array_spec import ArraySpec, table_path
 from refavs.store.format.commits import CommitRecord
+from refavs.store.format.mask_rows import LABELLED, MASK, SIZE, MaskSize, mask_of_row, mask_shape, scaled
 from refavs.store.format.quantised import values_of
-from refavs.store.format.schema import LABELLED, MASK, MODALITIES, OBJECTS, says_random, unpack_mask
+from refavs.store.format.schema import MODALITIES, OBJECTS, says_random
 from refavs.store.format.shard import ShardReader, shard_name
 from refavs.store.snapshot import read_snapshot
 
@@ -118,8 +119,8 @@ class FeatureStore:
         return self.schema.steps
 
     @property
-    def mask_size(self) -> int:
-        """Side of the masks in pixels."""
+    def mask_size(self) -> MaskSize:
+        """Side of the masks in pixels; height and width of the largest if they keep their own size."""
         return self.schema.mask_size
 
     @property
@@ -228,17 +229,16 @@ class FeatureStore:
         places = {path: int(facts["clip"]) for path in self.schema.with_scales(*visual.values(), self.audio_path)}
         places |= {path: int(facts["text_row"]) for path in self.schema.with_scales(text, valid)}
         if facts["object"] >= 0:
-            places |= {path: int(facts["object"]) for path in (MASK, LABELLED)}
+            places |= {path: int(facts["object"]) for path in self.schema.object_paths}
         calls = [partial(self.read, path, self.rows(path, [place])[0]) for path, place in places.items()]
         found = dict(zip(places, self.folder.together(calls), strict=True))
-        masked = MASK in found
         found |= {path: values_of(self.specs[path], found) for path in (*visual.values(), self.audio_path, text)}
         return Sample(
             visual={name: found[path] for name, path in visual.items()}, audio=found[self.audio_path],
-            text=found[text], valid=found[valid], mask=self.unpacked(found[MASK]) if masked else None,
-            labelled=found[LABELLED] & self.within([facts["clip"]])[0] if masked else None,
+            mask=self.unpacked(found[MASK], found.get(SIZE)) if MASK in found else None,
+            labelled=found[LABELLED] & self.within([facts["clip"]])[0] if LABELLED in found else None,
             uid=facts["uid"], clip_id=facts["clip_id"], text_string=facts["text"], split=facts["split"],
-            dimension=facts["dimension"],
+            dimension=facts["dimension"], text=found[text], valid=found[valid],
         )  # fmt: skip
 
     def rows_of(self, stream: str) -> Int[np.ndarray, "n"]:
@@ -359,12 +359,13 @@ class FeatureStore:
         return f"{self.text_path.rpartition('/')[0]}/valid"
 
     def mask(self, row: int) -> Bool[Tensor, "t h w"] | None:
-        """Mask of an object; None for the row -1."""
-        return None if row < 0 else self.unpacked(self.read(MASK, row))
+        """Mask of an object at the size in which it is stored; None for the row -1."""
+        found = [self.read(path, row) for path in (MASK, SIZE) if path in self.specs and row >= 0]
+        return mask_of_row(self.mask_size, *found) if found else None
 
-    def unpacked(self, mask: Tensor) -> Bool[Tensor, "t h w"]:
-        """Converts a stored mask to booleans."""
-        return torch.from_numpy(unpack_mask(mask.numpy(), self.mask_size))
+    def unpacked(self, mask: Tensor, size: Tensor | None = None) -> Bool[Tensor, "t h w"]:
+        """Converts a stored mask to booleans, at the one size that the masks of a batch have."""
+        return scaled(mask_of_row(self.mask_size, mask, size), mask_shape(self.mask_size))
 
     def within(self, clips: Sequence[int]) -> Bool[Tensor, "b t"]:
         """The valid steps of the clips at these places."""

@@ -1,6 +1,5 @@
 """Stores of another frame rate than one frame per second: which frame, mask and sound a step has."""
 
-import math
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -27,22 +26,18 @@ from extract.media.film_stream import Block
 from extract.media.forms import Frames
 from extract.media.pictures import PlacedPictures
 from extract.pipeline.plan import Masks
-from refavs.data.batches import batches
 from refavs.data.layouts import Clip, Object, Source
 from refavs.data.layouts.protocol import expression_table
 from refavs.errors import ConfigError, DatasetError
-from refavs.model.feature_sizes import FeatureSizes
-from refavs.model.options import LossConfig
-from refavs.model.target import Target
 from refavs.steps import Steps
 from refavs.store.format.schema import ArraySpec
 from refavs.store.reader import FeatureStore
 from refavs.store.verify import verify
-from tests.extract.command import in_this_process, refusal, run_with
+from tests.extract.command import refusal
 from tests.extract.make_videos import gray_of, write_video
+from tests.extract.plugin_command import plugin_command, train_a_step
 
 FORM = Frames(size=8)
-PLUGIN = Path(__file__).parents[1] / "plugin"
 RANDOM = EncoderSetup(weights=WeightSource(kind="random"))
 
 
@@ -240,16 +235,7 @@ def source(tmp_path: Path) -> Source:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, source: Source, tmp_path: Path) -> list[str]:
-    monkeypatch.syspath_prepend(str(PLUGIN))
-    from refavs_example import encoders
-
-    kinds = {"peaks": Peaks, "patches-14": encoders.patches, "letters": encoders.letters,
-             "quarters-48k": encoders.quarters}  # fmt: skip
-    run_with(monkeypatch, in_this_process)
-    monkeypatch.setattr("refavs.data.layouts.read_source", lambda *_: source)
-    monkeypatch.setattr("extract.encoders.streams.make_encoder", lambda name, setup: kinds[name](setup))
-    return [str(source.root), str(tmp_path / "store"), "--streams", "peaks,patches-14,letters,quarters-48k",
-            "--mask-size", "32"]  # fmt: skip
+    return [*plugin_command(monkeypatch, source, tmp_path / "store", peaks=Peaks), "--mask-size", "32"]
 
 
 def test_store_of_two_frames_per_second_is_read_and_trained_on(
@@ -271,26 +257,13 @@ def test_store_of_two_frames_per_second_is_read_and_trained_on(
     assert short.labelled is not None and short.labelled.tolist() == [True, True, False, False]
     assert long.mask is not None and long.mask[:, 0].sum(-1).tolist() == [0, 8, 0, 24]
     assert not verify(command[1]).damage
-    train_a_step(store)
+    mask = train_a_step(store).mask
+    assert mask is not None and mask.shape == (2, 4, 32, 32)
     capsys.readouterr()
     assert main(command) == 0 and "nothing to do" in capsys.readouterr().out  # the store's own rate
     line = refusal(capsys, *command, "--fps", "1")
     assert "has clips with 2.0 frames per second, this run makes 1.0 frames per second; name another store" in line
     assert "has 4 pictures per second, not 3; accepted: --fps 4, or" in refusal(capsys, *command, "--fps", "3")
-
-
-def train_a_step(store: FeatureStore) -> None:
-    from refavs_example.head import Agreement
-    from refavs_example.options import AgreementOptions
-
-    options = AgreementOptions(width=4)
-    head = Agreement(options, FeatureSizes.from_store(store, options.needs()))
-    head.set_statistics(store.statistics)
-    (batch,) = batches(store, [0, 1], 2)
-    assert batch.mask is not None and batch.mask.shape == (2, 4, 32, 32)
-    head.loss(head(batch), Target(masks=batch.mask, labelled=batch.labelled), LossConfig())["total"].backward()
-    gradient = head.see.weight.grad
-    assert gradient is not None and math.isfinite(float(gradient.sum())) and gradient.any()
 
 
 def test_store_of_one_frame_in_two_seconds(command: list[str]) -> None:

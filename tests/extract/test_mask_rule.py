@@ -138,10 +138,10 @@ def test_masks_of_a_null_are_empty_or_refused(tmp_path: Path) -> None:
     path = root / "gt_mask" / NULL / "fid_0" / "00004.png"
     write_png(path, 0 * QUARTER, GREY)
     (item,) = (unit.item for unit in object_units(read_source(root), "auto"))
-    assert isinstance(item, Masks) and not item.read(10, SIDE).any()
+    assert isinstance(item, Masks) and not item.read(Steps(10), SIDE).any()
     write_png(path, QUARTER, GREY)
     with pytest.raises(DatasetError, match=r"refers to nothing, and its masks \(.*00004.png, \.\.\.\) mark one"):
-        item.read(10, SIDE)
+        item.read(Steps(10), SIDE)
 
 
 @pytest.mark.long

@@ -19,7 +19,8 @@ from refavs.data.layouts import Clip, Source, read_source
 from refavs.data.masks import read_masks
 from refavs.errors import DatasetError, WeightsError
 from refavs.steps import Steps
-from refavs.store.format.schema import OBJECTS, object_key, unpack_mask
+from refavs.store.format.mask_rows import unpack_mask
+from refavs.store.format.schema import OBJECTS, object_key
 from refavs.store.reader import FeatureStore
 from refavs.synthetic.write import write_benchmark
 from tests.extract.command import extract, jobs_of, open_store, streams_of

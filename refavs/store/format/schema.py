@@ -12,9 +12,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, NotRequired, TypedDict, get_args
 
-import numpy as np
-from jaxtyping import Bool, UInt8
-
 from refavs.choices import MaskRule, Role
 from refavs.config import digest
 from refavs.errors import ConfigError, StoreError
@@ -23,17 +20,20 @@ from refavs.files.typed_json import read_json, shaped
 from refavs.steps import Steps
 from refavs.store.backends.base import Folder, LocalFolder, is_stray, read_or_refuse
 from refavs.store.format.array_spec import NAME, RESERVED, ArraySpec
+from refavs.store.format.mask_rows import MaskSize, object_arrays, told_size
 
 SCHEMA_VERSION = 3
 HALF_UPGRADED = "2, half upgraded to 3"
 MODALITIES = ("visual", "audio", "text")
 OBJECTS = "objects"
-MASK, LABELLED = "objects/mask", "objects/labelled"
 LEASE = "lease.json"
 LOG = "extract.jsonl"
 OTHER_STORE = "name another store, or remove this one and extract again"
 MOST_PLACES = 10**6  # rows in a shard; its index is in memory
 STREAM_ID = rf"(?:{'|'.join(MODALITIES)})/{NAME}(?:/{NAME})?"
+
+
+_Side = Annotated[int, range(1, 2**15)]
 
 
 class _Array(TypedDict):
@@ -63,7 +63,7 @@ class _Attributes(TypedDict):
     source: str
     seconds: Annotated[int, range(1, 2**15)]
     fps: NotRequired[float]
-    mask_size: Annotated[int, range(1, 2**15)]
+    mask_size: _Side | list[_Side]
     mask_rule: NotRequired[str | None]
     extraction: NotRequired[dict[str, str | int | float | bool | None]]
     splits: NotRequired[dict[str, Role]]
@@ -128,7 +128,7 @@ class StoreSchema:
         source: where the clips came from, for people to read.
         seconds: length of a clip.
         fps: number of steps per second; a step has a frame, a mask and a place in the sound.
-        mask_size: side of the stored masks in pixels.
+        mask_size: side of the stored masks in pixels; or height and width of the largest, if they keep their own.
         objects_per_shard: number of masks in one shard.
         mask_rule: rule in `refavs.choices` by which all masks were read; None if there are none, or if they were read
             before stores recorded it.
@@ -141,7 +141,7 @@ class StoreSchema:
     source: str
     seconds: int
     fps: float
-    mask_size: int
+    mask_size: MaskSize
     objects_per_shard: int
     mask_rule: str | None = None
     extraction: dict[str, Any] = field(default_factory=dict)
@@ -178,6 +178,11 @@ class StoreSchema:
             name: replace(table, arrays=tuple(replace(spec, table=name) for spec in table.arrays))
             for name, table in sorted(found.items())
         }
+
+    @property
+    def object_paths(self) -> list[str]:
+        """Paths of the arrays of an object."""
+        return [spec.path for spec in self.tables[OBJECTS].arrays]
 
     @cached_property
     def specs(self) -> dict[str, ArraySpec]:
@@ -218,7 +223,8 @@ class StoreSchema:
             tables = told["refavs_schema"]
             schema = cls(
                 streams={name: StreamSpec.of(table) for name, table in tables["streams"].items()},
-                source=told["source"], seconds=told["seconds"], fps=told.get("fps", 1.0), mask_size=told["mask_size"],
+                source=told["source"], seconds=told["seconds"], fps=told.get("fps", 1.0),
+                mask_size=_mask_size(told["mask_size"]),
                 objects_per_shard=tables["objects"]["rows_per_shard"], mask_rule=told.get("mask_rule"),
                 extraction=dict(told.get("extraction", {})), splits=told.get("splits"),
             )  # fmt: skip
@@ -230,17 +236,20 @@ class StoreSchema:
             raise StoreError(f"{where} has a damaged zarr.json: {error}") from error
         if masks != object_arrays(len(schema.steps), schema.mask_size):
             raise StoreError(f"{where} has a damaged zarr.json: its arrays {[spec.name for spec in masks]} of objects "
-                             f"are not masks of {schema.mask_size} px in {len(schema.steps)} steps")
+                             f"are not masks of {told_size(schema.mask_size)} in {len(schema.steps)} steps")
         return schema
 
 
-def object_arrays(num_steps: int, mask_size: int) -> tuple[ArraySpec, ...]:
-    """The arrays of objects: masks with eight pixels per byte, and the labelled steps."""
-    return (
-        ArraySpec(name="mask", shape=(num_steps, mask_size, -(-mask_size // 8)), dtype="uint8",
-                  axes=("t", "h", "bytes")),
-        ArraySpec(name="labelled", shape=(num_steps,), dtype="bool", axes=("t",)),
-    )
+def _mask_size(told: int | list[int]) -> MaskSize:
+    """Reads the attribute.
+
+    Raises:
+        ValueError: it is neither one number nor two.
+    """
+    if isinstance(told, int):
+        return told
+    height, width = told
+    return height, width
 
 
 def root_attributes(folder: Folder) -> dict[str, Any]:
@@ -310,7 +319,9 @@ def extended(found: StoreSchema, wanted: StoreSchema, where: str) -> StoreSchema
     for attribute, unit in (("seconds", "seconds"), ("fps", "frames per second"), ("mask_size", "px masks")):
         old, new = getattr(found, attribute), getattr(wanted, attribute)
         if old != new:
-            raise StoreError(f"store {where} has clips with {old} {unit}, this run makes {new} {unit}; {OTHER_STORE}")
+            told = [" x ".join(map(str, each)) if isinstance(each, tuple) else each for each in (old, new)]
+            raise StoreError(f"store {where} has clips with {told[0]} {unit}, this run makes {told[1]} {unit}; "
+                             f"{OTHER_STORE}")
     for name in found.streams.keys() & wanted.streams.keys():
         old, new = found.streams[name], wanted.streams[name]
         if old.fingerprint != new.fingerprint or old.arrays != new.arrays:
@@ -345,16 +356,6 @@ def text_key(text: str) -> str:
 def object_key(clip_id: str, fid: int) -> str:
     """Key of an annotated object in the table `objects`."""
     return f"{clip_id}/{fid}"
-
-
-def pack_mask(mask: Bool[np.ndarray, "t h w"]) -> UInt8[np.ndarray, "t h bytes"]:
-    """Packs eight pixels per byte, the format of `objects/mask`."""
-    return np.packbits(mask, axis=-1)
-
-
-def unpack_mask(packed: UInt8[np.ndarray, "t h bytes"], width: int) -> Bool[np.ndarray, "t h {width}"]:
-    """Inverse of `pack_mask` for masks `width` pixels wide."""
-    return np.unpackbits(packed, axis=-1, count=width).astype(bool)
 
 
 def says_random(value: Any) -> bool:
