@@ -196,8 +196,8 @@ def choose_streams(
 def _refuse_other_steps(stream: Stream, steps: Steps) -> None:
     """Checks that each array along time has a row for each step."""
     for spec in stream.given:
-        num_rows = dict(zip(spec.axes, spec.shape, strict=True)).get("t", len(steps))
-        if num_rows != len(steps):
+        num_rows = spec.length("t")
+        if num_rows is not None and num_rows != len(steps):
             raise ConfigError(f"{stream.id} has {num_rows} rows for a clip of {steps.seconds} s, and the clip has "
                               f"{len(steps)} steps at {steps.fps:g} frames per second; accepted: a store of --fps "
                               f"{num_rows / steps.seconds:g}, or another encoder")  # fmt: skip
