@@ -1,6 +1,7 @@
 """A trained head together with the encoders whose features it was trained on."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -14,7 +15,7 @@ from extract.encoders.stored_types import StoredTypes
 from extract.encoders.streams import StreamSet, choose_streams
 from extract.encoders.weights import WeightSource
 from extract.media.clip import Media
-from refavs.choices import PRECISIONS
+from refavs.choices import Precision
 from refavs.data.batches import Batch, collate
 from refavs.errors import ConfigError, WeightsError
 from refavs.files.typed_json import OddRecord, shaped
@@ -28,10 +29,17 @@ from refavs.store.format.schema import says_random
 from refavs.store.reader import Sample
 
 
+class _Fingerprint(TypedDict):
+    """What a stream's fingerprint says of how its encoder computed, if anything."""
+
+    weights: NotRequired[str]
+    precision: NotRequired[Precision]
+
+
 class _Facts(TypedDict):
     """The facts that a checkpoint must contain about its training features."""
 
-    encoders: dict[str, dict[str, Any]]
+    encoders: dict[str, _Fingerprint]
     seconds: int
     fps: NotRequired[float]
     mask_size: int | list[int]
@@ -127,12 +135,12 @@ class TrainedRun:
         places = [size.path.removeprefix("clips/").split("/") for size in read]
 
         def setup(name: str) -> EncoderSetup:
-            known = next((told for id, told in facts["encoders"].items() if id.split("/")[1:2] == [name]), {})
-            kind, _, seed = str(known.get("weights")).partition(":")
+            fingerprints: dict[str, _Fingerprint] = facts["encoders"]
+            known: _Fingerprint = next((one for id, one in fingerprints.items() if id.split("/")[1:2] == [name]), {})
             weights = WeightSource(folder=weights_folder)
-            if kind == "random":
-                weights = WeightSource(kind="random", seed=int(seed), folder=weights_folder)
-            precision = PRECISIONS[PRECISIONS.index(known.get("precision", "fp32"))]
+            if random := re.fullmatch(r"random:(-?\d{1,20})", known.get("weights", "")):
+                weights = WeightSource(kind="random", seed=int(random[1]), folder=weights_folder)
+            precision = known.get("precision", "fp32")
             try:
                 refuse_precision(precision, self.device)
             except ConfigError as error:

@@ -86,7 +86,18 @@ def main_table(setting: Setting, protocol: str) -> Table:
         notes.append("Published rows use the protocol that each names; protocols are not comparable.")
     if PROTOCOLS[protocol].of_batches:
         notes.append("Its F and S are per batch, so there are no intervals over clips and no paired differences.")
+    if said := choices_said(setting):
+        notes.append(f"Chosen where papers and releases differ or stay open: {said}.")
     return _table(setting, protocol, "table3", title, "method", numbers, rows, notes)
+
+
+def choices_said(setting: Setting) -> str:
+    """The choices of each row's head, once for rows that have the same ones."""
+    labels: dict[str, list[str]] = {}
+    for one in setting.contenders:
+        if said := ", ".join(f"{name} {str(value).lower()}" for name, value in one.choices.items()):
+            labels.setdefault(said, []).append(one.label)
+    return "; ".join(f"{' and '.join(rows)}: {said}" for said, rows in labels.items())
 
 
 def ablation_table(setting: Setting, protocol: str) -> Table | None:

@@ -14,6 +14,7 @@ NOTES = {
     "sound_short": "the sound ends before the last second; silence from then on",
     "sound_varies": "the sound changes its layout, rate or sample format",
     "size_varies": "the picture changes its size",
+    "picture_hdr": "the picture is HDR (PQ or HLG); it is not tone-mapped, so that its colours are pale",
     "time_joined": "time stamps restart or jump; the clock continues",
     "time_guessed": "pictures have no time stamps; their rate gives the time",
     "length_false": "the file declares a false length; its actual content was read",

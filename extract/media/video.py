@@ -29,6 +29,7 @@ FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts")
 ACCEPTED = "an MP4, MOV, Matroska, WebM, AVI or MPEG-TS file"
 # A container may declare a little more than its last packet shows.
 MISSING_TAIL_S = 0.5
+HDR = (16, 18)  # transfer functions of H.273: PQ, HLG
 MOST_PACKETS_PER_S = 4000
 
 
@@ -130,6 +131,7 @@ class Film:
         return [name for name, is_so in (
             ("time_joined", self.clock.joined), ("time_guessed", self._times.num_guessed > 0),
             ("track_guessed", self.tracks.guessed), ("damage_skipped", self.damage_skipped),
+            ("picture_hdr", self.tracks.picture.codec_context.color_trc in HDR),
         ) if is_so]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from tests.experiments.test_view import write_run
 from tests.extract.command import extract
 from tests.extract.make_videos import write_video
 
-pytest.importorskip("gradio", reason="Gradio is not installed: pip install 'refavs[view]'")
+if find_spec("gradio") is None:  # which takes seconds to import, in each process that collects tests
+    pytest.skip("Gradio is not installed: pip install 'refavs[view]'", allow_module_level=True)
 # Of the libraries that Gradio and MLflow import, and of event loops that Gradio makes in passing and does not close.
 pytestmark = [
     pytest.mark.long, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),

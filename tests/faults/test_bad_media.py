@@ -420,7 +420,7 @@ def test_bad_media_take_little_time_and_memory(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_extraction_lists_each_bad_video_and_keeps_the_good(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_networks: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_with(monkeypatch, in_this_process)
     source, store = source_folder(tmp_path), tmp_path / "store"

@@ -134,11 +134,12 @@ class Reader:
 
 
 @pytest.mark.long
-def test_class_sentences_fit_their_object_alone() -> None:
+@pytest.mark.parametrize("num_situations", [120, pytest.param(400, marks=pytest.mark.slow)])
+def test_class_sentences_fit_their_object_alone(num_situations: int) -> None:
     templates = [template for template in FOOTAGE if isinstance(template, ClassTemplate)]
     rng = np.random.default_rng(11)
     met, count = set(), 0
-    for _ in range(400):
+    for _ in range(num_situations):
         situation = world(rng)
         reader = Reader(situation)
         for one in expressions(situation, templates):
@@ -148,7 +149,7 @@ def test_class_sentences_fit_their_object_alone() -> None:
             count += 1
     missing = {template.pattern for template in templates} - met
     assert missing == {"The [time] sounding [object] [verb] a [object.2]."}, "nothing here is held by a person"
-    assert count > 1000
+    assert count > 2.5 * num_situations
 
 
 def test_the_first_sounding_guitar_is_held_by_a_man() -> None:

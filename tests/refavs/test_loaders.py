@@ -126,7 +126,7 @@ def test_what_does_not_exist_is_named(local: LocalFolder) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_worker_processes_give_the_same_batches(local: LocalFolder, start: str) -> None:
     dataset = masked(local)
     expected = [*StoreLoader(dataset, 2, seed=2)]

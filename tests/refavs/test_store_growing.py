@@ -14,6 +14,7 @@ import torch
 from extract.store_cli import main
 from refavs.errors import StoreError
 from refavs.store import FeatureStore, StoreWriter
+from refavs.store import verify as checks
 from refavs.store.backends.base import LocalFolder
 from refavs.store.lease import Lease
 from refavs.store.verify import verify
@@ -188,6 +189,30 @@ def test_looks_beside_a_writer_that_never_rests(root: Path) -> None:
         thread.join()
         sys.setswitchinterval(switch)
     assert rounds > 1
+
+
+def test_what_a_writer_changes_in_every_look_is_no_damage_and_a_flipped_bit_is(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, rounds = checks._read_records, 0
+
+    def beside(*arguments: Any) -> Any:
+        nonlocal rounds
+        found, rounds = read(*arguments), rounds + 1
+        writer = small.open_writer(root)
+        writer.write_expressions(small.expressions(writer, OLD).assign(grade=f"{rounds}"))
+        if rounds % 2:
+            writer.finalise()
+        return found
+
+    monkeypatch.setattr(checks, "_MOST_LOOKS", 4)
+    monkeypatch.setattr(checks, "_read_records", beside)
+    assert verify(root).damage == () and rounds
+    shard = root / small.MAPS / "c.0.0.0.0.0"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    assert len(verify(root).damage) == 1
 
 
 def test_files_of_live_and_dead_writers_are_distinguished(

@@ -1,10 +1,12 @@
 """What servers do wrong, and what is wrong with a URL or with credentials, is one line that names the file."""
 
+import json
 import os
 import pickle
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from moto.server import ThreadedMotoServer
@@ -15,6 +17,7 @@ from refavs.store.backends.base import LocalFolder
 from refavs.store.backends.object_store import NUM_PARTS, PART_BYTES, RETRIES, RemoteFolder
 from refavs.store.backends.remote_errors import os_error
 from refavs.store.folders import open_folder
+from refavs.store.format.commits import shard_of
 from refavs.store.verify import verify
 from tests.refavs import servers
 
@@ -89,6 +92,53 @@ def test_wrong_credentials_are_refused_by_name(endpoint: str, bucket: str, monke
         with pytest.raises(PermissionError) as caught:
             call()
         check_error(caught.value, folder.where("a"), "the server refuses it (403 Forbidden")
+
+
+@pytest.mark.parametrize("status", ["400 Bad Request", "403 Forbidden"])  # S3's, and that of some other servers
+def test_expired_credentials_are_told_apart(status: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+    answer = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", servers.OneShot([answer, answer]).url)
+    folder = RemoteFolder(bucket)
+    for call in (lambda: folder.read("a"), lambda: folder.write("a", b"")):
+        with pytest.raises(PermissionError) as caught:
+            call()
+        check_error(caught.value, folder.where("a"), "the credentials have expired", "ExpiredToken", "renew them, then")
+
+
+def test_bucket_that_lists_stale_loses_and_doubles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards that a listing does not show yet are computed again, in the same places."""
+    location, listed = "memory://lists-stale", RemoteFolder.names
+    servers.write_small(location)
+    folder = RemoteFolder(location)
+    before = {name: folder.read(name) for name in folder.names()}
+    hidden = [name for name in before if shard_of(name)][::2]
+    written: list[str] = []
+
+    def stale(self: RemoteFolder, under: str = "") -> list[str]:
+        """What was there long ago or has just been written."""
+        return [name for name in listed(self, under) if name not in hidden or name in written]
+
+    def write(self: RemoteFolder, name: str, data: bytes, write: Any = RemoteFolder.write) -> None:
+        write(self, name, data)
+        written.append(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteFolder, "names", stale)
+        patch.setattr(RemoteFolder, "write", write)
+        servers.write_small(location)
+        assert set(hidden) <= set(written)
+    after = {name: folder.read(name) for name in folder.names()}
+    assert {name: timeless(name, data) for name, data in after.items()} == {
+        name: timeless(name, data) for name, data in before.items()
+    }  # fmt: skip
+    assert not verify(location).damage
+
+
+def timeless(name: str, data: bytes) -> object:
+    """A file of a store; of a commit record what does not say how long it took."""
+    record = json.loads(data).get("record") if name.startswith("commits/") else None
+    return data if record is None else {**record, "seconds": 0}
 
 
 def test_lack_of_credentials_says_how_to_give_them() -> None:

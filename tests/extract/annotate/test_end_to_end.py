@@ -127,7 +127,9 @@ def grid_file(folder: Path) -> str:
 
 
 @pytest.mark.long
-def test_films_become_a_benchmark_that_a_model_trains_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_films_become_a_benchmark_that_a_model_trains_on(
+    tmp_path: Path, small_networks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     num_clips = 3
     project = annotated(tmp_path, num_clips)
     check_masks(project, tmp_path / "films")
