@@ -124,7 +124,7 @@ def test_contract_names_everything_that_is_wrong(kitchen: Path, monkeypatch: pyt
     monkeypatch.setattr(Kitchen, "read", lambda *_: wrong)
     with pytest.raises(AssertionError) as caught:
         check_layout(Kitchen(), kitchen)
-    for part in ("not sorted by id", r"4\.jpg of clip 'b' is not a file", "masks outside the clip, in seconds \\[9\\]",
+    for part in ("not sorted by id", r"4\.jpg of clip 'b' is not a file", "masks outside the clip, of frames \\[9\\]",
                  "no such mask", "'a/1_0' has no clip 'a/1', no object 0", "has split 'exam', which `splits` does not",
                  "cannot be called 'mix'"):  # fmt: skip
         assert re.search(part, str(caught.value)), part
