@@ -77,6 +77,7 @@ def test_masks_that_do_not_fit_are_refused_before_anything_is_written(
     source = source_of(tmp_path / "kitchen", ["large", "small"])
     command = plugin_command(monkeypatch, source, tmp_path / "store")
     assert main([*command, "--seconds", "2", "--mask-size", "native"]) == 0
+    capsys.readouterr()
     line = refusal(capsys, *command, "--mask-size", "32")
     assert "has clips with 26 x 44 px masks, this run makes 32 px masks; name another store" in line
     command = plugin_command(monkeypatch, source_of(source.root, ["huge"]), tmp_path / "store")
