@@ -12,7 +12,7 @@ from extract.media.notes import NOTES, counted
 from refavs.errors import ConfigError, StoreError
 from refavs.store.format.mask_rows import told_size
 from refavs.terminal.command import CommandParser, Exit, run_command
-from refavs.terminal.console import PlainConsole, ProgressBar
+from refavs.terminal.console import PlainConsole, ProgressBar, wide_console
 from refavs.terminal.printing import readable_bytes, say, warn
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def info(location: str) -> int:
             spec.path, " ".join(spec.axes), "x".join(map(str, spec.shape)), spec.number_format or spec.dtype,
             str(sum(len(record.rows) for record in records)), str(len(records)), readable_bytes(num_bytes),
         )  # fmt: skip
-    console.print(table)
+    wide_console().print(table)
     for line in facts_of_rows(store):
         console.print(line)
     return Exit.COMPLETE

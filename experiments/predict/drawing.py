@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import av
 import numpy as np
+from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, VideoReformatter
 from jaxtyping import Bool, Float, UInt8, UInt16
 from PIL import Image, ImageDraw, ImageFont
@@ -74,10 +75,10 @@ class _Ink:
     added: UInt16[np.ndarray, "h w"]
 
     @classmethod
-    def covering(cls, top: int, left: int, cover: Float[np.ndarray, "h w"], value: Float[np.ndarray, "..."]) -> "_Ink":
-        """The ink that covers a part from not at all, 0, to wholly, 1, with values of 0..255."""
+    def covering(cls, top: int, left: int, cover: Float[np.ndarray, "h w"], value: int) -> "_Ink":
+        """The ink that covers a part from not at all, 0, to wholly, 1, with a value of 0..255."""
         kept = np.rint(256 * (1 - cover)).astype(np.uint16)
-        return cls(top, left, kept, np.rint((256 - kept) * value + 127).astype(np.uint16))
+        return cls(top, left, kept, (256 - kept) * value + 127)  # rounded to the nearest
 
     def mix(self, pixels: UInt8[np.ndarray, "h w"]) -> None:
         height, width = self.kept.shape
@@ -88,7 +89,7 @@ class _Ink:
         part[:] = mixed
 
 
-def _pixels_of(plane: "av.video.plane.VideoPlane") -> UInt8[np.ndarray, "h w"]:
+def _pixels_of(plane: VideoPlane) -> UInt8[np.ndarray, "h w"]:
     return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
 
 

@@ -22,6 +22,7 @@ from refavs.files.typed_json import OddRecord, shaped
 from refavs.finite import require_finite_features
 from refavs.machine.accelerator import compute_fp32_exactly, require_usable
 from refavs.model.checkpoint import CONFIG, checkpoint_digest, load_model, read_config
+from refavs.model.feature_sizes import MAP_AXES
 from refavs.model.heads.protocol import Head
 from refavs.steps import Steps
 from refavs.store.format.array_spec import table_path
@@ -163,15 +164,15 @@ class TrainedRun:
             )
 
     def _refuse_other_sizes(self, folder: Path) -> None:
-        made = {f"{table_path(id)}/{spec.name}": spec.shape
+        made = {f"{table_path(id)}/{spec.name}": dict(zip(spec.axes, spec.shape, strict=True))
                 for id, stream in self.streams.streams.items() for spec in stream.arrays}  # fmt: skip
         sizes = self.model.sizes
-        wanted = {size.path: [size.channels] for size in (sizes.audio, sizes.text) if size is not None}
-        wanted |= {size.path: [size.channels, size.height, size.width] for size in sizes.maps}
+        wanted = {size.path: {"c": size.channels} for size in (sizes.audio, sizes.text) if size is not None}
+        wanted |= {size.path: {axis: getattr(size, side) for side, axis in MAP_AXES.items()} for size in sizes.maps}
         for path, size in wanted.items():
-            shape = list(made.get(path, ())[-len(size):])
-            if shape != size:
-                raise WeightsError(f"{folder / CONFIG} says {path} is {size}, its encoders give {shape}; copy the "
+            found = {axis: made[path].get(axis, 1) for axis in size} if path in made else {}
+            if found != size:
+                raise WeightsError(f"{folder / CONFIG} says {path} is {size}, its encoders give {found}; copy the "
                                    "checkpoint again or train again")
 
     def _arrays(self, items: Mapping[str, Sequence[Any]], what: Sequence[str]) -> list[dict[str, np.ndarray]]:

@@ -116,26 +116,34 @@ def _difference(one: FeatureStore, other: FeatureStore) -> str:
 
 
 def stores_of(trials: Sequence[Trial], default: FeatureStore) -> dict[str, FeatureStore]:
-    """The stores that trials read, by fingerprint."""
-    found = [store_of(trial, default) for trial in trials]
-    return {store.fingerprint: store for store in found or [default]}
+    """The stores that trials read, by fingerprint, with the encoders that each uses by default."""
+    others = {trial.store.fingerprint: trial.store.location for trial in trials if trial.store}
+    found = {fingerprint: default if fingerprint == default.fingerprint else opened(location)
+             for fingerprint, location in others.items()}  # fmt: skip
+    return found or {default.fingerprint: default}
 
 
 def store_facts(trials: Sequence[Trial], default: FeatureStore) -> dict[str, dict[str, Any]]:
     """What a sweep records about each of several stores, by fingerprint, for the report's comparison."""
     named = {trial.store.fingerprint: trial.store.name for trial in trials if trial.store}
     return {
-        fingerprint: {"name": named[fingerprint], **facts_of(store), "contents": contents_digest(store)}
+        fingerprint: {"name": named[fingerprint], **facts_of(store, trials), "contents": contents_digest(store)}
         for fingerprint, store in stores_of(trials, default).items() if fingerprint in named
     }  # fmt: skip
 
 
-def facts_of(store: FeatureStore) -> dict[str, Any]:
-    """A store's location, fingerprint and encoders, and whether their weights are random."""
+def facts_of(store: FeatureStore, trials: Sequence[Trial]) -> dict[str, Any]:
+    """A store's location, fingerprint and encoders, and whether a trial reads an encoder with random weights.
+
+    The encoders are those in use by default, then those that only trials name.
+    """
+    read = [one for trial in trials if (one := store_of(trial, store)).fingerprint == store.fingerprint]
     return {
-        "store": store.location, "fingerprint": store.fingerprint, "random_features": store.random_weights,
+        "store": store.location, "fingerprint": store.fingerprint,
+        "random_features": any(one.random_weights for one in read or [store]),
         "splits": dict(Splits.of(store.attributes).roles),
-        "encoders": {stream: str(encoder.get("name")) for stream, encoder in store.encoders.items()},
+        "encoders": {stream: str(encoder.get("name")) for one in (store, *read)
+                     for stream, encoder in one.encoders.items()},
     }  # fmt: skip
 
 
