@@ -10,7 +10,8 @@ MEMORY := $(shell test -w /dev/shm && test $$(df -Pk /dev/shm | awk 'NR == 2 {pr
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo proof proof-quick proof/store table3 check test test-slow test-faults bench-store bench-encoders bench-extract \
-	bench-remote bench-scheduler bench-metrics bench-train bench-sweep bench-busy bench-heads bench-predict bench-view check-gpu lint setup clean
+	bench-remote bench-scheduler bench-metrics bench-train bench-sweep bench-busy bench-heads bench-predict bench-view bench-cluster \
+	check-gpu lint setup clean
 
 setup: $(STAMP)
 
@@ -118,6 +119,10 @@ bench-heads: setup
 
 bench-view: setup
 	$(BIN)/python tests/benchmarks/bench_view.py
+
+# As root: three hosts are namespaces of this machine.
+bench-cluster: setup
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_cluster.py
 
 # On a machine with a GPU, in under 8 minutes. Without network: WHEELS=FOLDER, filled elsewhere by infra/gpu-carry.sh, and
 # PYTHON=an interpreter with torch for CUDA.

@@ -18,6 +18,7 @@ from experiments.records.record_types import WorkerSettings, read_record
 from experiments.records.stores import opened
 from experiments.training.learner import Team
 from experiments.training.loop import Run, train_group
+from experiments.training.resume import SupersededError
 from refavs.errors import ConfigError, RefAVSError, StoreError
 from refavs.machine.accelerator import require_usable
 from refavs.store import FeatureStore
@@ -100,7 +101,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _report_end(folder: Path, error: Exception | None) -> None:
-    if error is not None:
+    if error is not None and not isinstance(error, SupersededError):
         with contextlib.suppress(OSError):  # e.g. a full disk; the reason itself is reported
             (folder / "error.txt").write_text("".join(traceback.format_exception(error)), "utf-8")
     reason = "" if error is None else reason_of(error)

@@ -26,7 +26,7 @@ from experiments.training.evaluate import Trained, evaluate_together, record_tog
 from experiments.training.history import best_epoch, stalled, write_history
 from experiments.training.learner import Learner, Team, computed_as
 from experiments.training.overlays import OVERLAYS, write_overlays
-from experiments.training.resume import load_state, save_state, saved_precision
+from experiments.training.resume import Claim, load_state, save_state, saved_precision
 from experiments.training.sampler import Sampler
 from experiments.training.usage import Usage
 from refavs.choices import SCORE, VALIDATION
@@ -84,14 +84,9 @@ class Run:
 
 
 def train(
-    config: TrialConfig,
-    store: "FeatureStore",
-    folder: Path,
-    report: Report = lambda records: None,
-    device: torch.device | None = None,
-    team: Team | None = None,
-    weights_dir: Path | None = None,
-) -> dict[str, Any]:
+    config: TrialConfig, store: "FeatureStore", folder: Path, report: Report = lambda records: None,
+    device: torch.device | None = None, team: Team | None = None, weights_dir: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Trains and evaluates one head, or resumes an earlier call with the same folder; see `Run`.
 
     Args:
@@ -173,11 +168,12 @@ class Training:
         torch.manual_seed(config.seed)
         at_once = math.ceil(settings.batch_size / settings.accumulate / team.size)
         sizes = FeatureSizes.from_store(store, config.model.needs(), config.model.head)
-        num_frames, batch = settings.frames or store.seconds, bytes_of_batch(config, store)
+        num_frames, batch = settings.frames or len(store.steps), bytes_of_batch(config, store)
         require_memory(config.model, sizes, device, at_once, num_frames, batch)
         self.run, self.team = run, team
         self.features = fingerprint_of(store, sizes.paths)
         self.learner = Learner(config, build_model(config, store, run.weights_dir).to(device), team)
+        self.claim = Claim(run.folder, writes=team.rank == 0)
         self.epoch, self.history = load_state(run.folder / "state", self.learner)
         if self.history:
             if team.rank == 0:  # a kill may have happened between writing the state and this file
@@ -226,6 +222,7 @@ class Training:
         if self.run.config.train.patience and best_epoch(self.history) == self.epoch:
             self.learner.keep_as_best()
         if self.team.rank == 0:
+            self.claim.check()
             save_state(self.run.folder / "state", self.learner, self.epoch, self.history)
             write_history(self.run.folder / "metrics.jsonl", self.history)
         self.run.report([record])
@@ -237,11 +234,12 @@ class Training:
             StoreError: the store that the trial read was replaced by another one.
         """
         refuse_exchanged(store)
+        self.claim.check()
         run, model = self.run, self.learner.average
         in_history = f"{VALIDATION}/"
         metrics = {name: value for name, value in metrics.items() if not name.startswith(in_history)}
         facts = {"store": self.features, "encoders": store.encoders, "seconds": store.seconds,
-                 "mask_size": store.mask_size}  # fmt: skip
+                 "fps": store.steps.fps, "mask_size": store.mask_size}  # fmt: skip
         started = time.monotonic()
         save_model(run.folder / "checkpoint", model, {**facts, "trial": to_dict(self.learner.config)})
         if run.config.train.patience:

@@ -1,6 +1,7 @@
 """State files that let a trial resume after a kill: model, optimiser and history, written atomically."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,36 @@ from refavs.errors import ConfigError
 from refavs.files.atomic import sync_folder, write_atomically
 
 PREFIX = "epoch-"
+OWNER = "owner.txt"
+
+
+class SupersededError(ConfigError):
+    """Another process has resumed the trial."""
+
+
+class Claim:
+    """The right of one process to write into a trial's folder; it ends when another process resumes the trial.
+
+    A host that is cut off goes on training, and may still reach the disk, while its trials are resumed elsewhere.
+
+    Args:
+        writes: False for workers that do not write, which claim nothing.
+    """
+
+    def __init__(self, folder: Path, writes: bool) -> None:
+        self._file, self._token = folder / OWNER, secrets.token_hex(8).encode() if writes else b""
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._file, self._token)
+
+    def check(self) -> None:
+        """Call it before each write.
+
+        Raises:
+            SupersededError: another process has resumed the trial.
+        """
+        if self._token and self._file.read_bytes() != self._token:
+            raise SupersededError(f"another process has resumed the trial in {self._file.parent}, so this one stops")
 
 
 class Stateful(Protocol):

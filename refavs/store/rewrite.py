@@ -193,10 +193,10 @@ def exchange(location: str, copy: Path) -> None:
 
 
 def mend(location: str) -> None:
-    """Completes an exchange that was interrupted."""
-    place, copy = Path(location), copy_of(location)
+    """Completes an exchange of local stores that was interrupted."""
+    place = Path(location)
     if "://" not in location and _aside(place).is_dir():
-        if not place.exists() and copy.is_dir():
+        if not place.exists() and (copy := copy_of(location)).is_dir():
             os.rename(copy, place)
         if place.exists():
             shutil.rmtree(_aside(place))

@@ -22,6 +22,7 @@ from experiments.training.evaluate import Trained
 from experiments.training.initial_weights import with_checkpoints
 from experiments.training.learner import NonFiniteError, learning_rate
 from experiments.training.loop import build_model, train
+from experiments.training.resume import SupersededError
 from experiments.training.sampler import Sampler
 from refavs.choices import Role
 from refavs.config import leaves, replace
@@ -137,6 +138,23 @@ def test_train_resumed_equals_undisturbed(store: FeatureStore, tmp_path: Path) -
     assert without_times(seen) == without_times(read_metrics(tmp_path / "whole"))
     for name, value in whole["metrics"].items():
         assert name == "seconds" or resumed["metrics"][name] == value, name
+
+
+@pytest.mark.long
+def test_process_whose_trial_was_resumed_elsewhere_writes_no_more(store: FeatureStore, tmp_path: Path) -> None:
+    """A host that is cut off does not know that its trial goes on elsewhere."""
+    whole, config = tmp_path / "whole", small(train__epochs=3, train__steps_per_epoch=1)
+    seen: list[dict[str, Any]] = []
+
+    def resumed_after_one(records: list[dict[str, Any]]) -> None:
+        seen.extend(records)
+        if records[-1]["epoch"] == 1:
+            train(config, store, whole)
+
+    with pytest.raises(SupersededError, match=f"another process has resumed the trial in {whole}, so this one stops"):
+        train(config, store, whole, resumed_after_one)
+    assert [record["epoch"] for record in read_metrics(whole)] == [1, 2, 3] and len(seen) == 1
+    assert read_metrics(whole)[0] == seen[0] and (whole / "result.json").is_file()
 
 
 @pytest.mark.long

@@ -13,6 +13,7 @@ from extract.cli import main as extract
 from extract.store_cli import main
 from refavs.store.contents import contents_of, differences
 from refavs.store.fingerprints import fingerprint_of
+from refavs.store.folders import open_folder
 from refavs.store.reader import FeatureStore
 from refavs.store.verify import verify
 from refavs.store.writer import StoreWriter
@@ -170,6 +171,25 @@ def test_compacted_store_has_whole_shards_and_the_same_content(
     assert len([record for record in after.records if record.table.startswith("audio")]) == 1
     assert after.schema.streams["audio/tiny-vggish"].rows_per_shard == 8
     assert names_of(root) == {"store"}
+
+
+def test_store_in_a_bucket_is_rewritten_to_a_new_place_only(
+    built: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bucket has no rename by which all files change at once."""
+    remote, first = "memory://rewritten/store", FeatureStore(built).clips["id"][0]
+    folder, local = open_folder(remote), open_folder(built)
+    before = {name: local.read(name) for name in local.names()}
+    for name, data in before.items():
+        folder.write(name, data)
+    for command in (["delete", remote, first], ["compact", remote, "--clips-per-shard", "1"]):
+        assert main(command) == 2
+        assert f"{remote} is not a folder here; name a place for the new store by --out" in capsys.readouterr().err
+    assert main(["delete", str(root), first]) == 0
+    for out in ("memory://rewritten/new", str(tmp_path / "new")):
+        assert main(["delete", remote, first, "--out", out]) == 0
+        assert not differences(contents_of(out), contents_of(str(root))) and not verify(out).damage
+    assert {name: folder.read(name) for name in folder.names()} == before
 
 
 @pytest.mark.parametrize("moment", ["copy", "first rename", "second rename"])

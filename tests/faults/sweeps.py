@@ -44,6 +44,7 @@ class Sweep:
     def __init__(self, folder: Path, grid: str, *options: str, store: Path | None = None, name: str = "g") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.store = store or Path(make_store(folder / "store", SPLITS).location)
+        self.address = str(self.store)  # as the command is told it, which may be a URL
         self.out, self.options = folder / name, options
         self._grid = folder / "g.yaml"
         self._grid.write_text(BASE + grid)
@@ -54,7 +55,7 @@ class Sweep:
 
     def arguments(self, *options: str) -> list[str]:
         """Those of the command."""
-        return [str(self._grid), "--store", str(self.store), "--out", str(self.out), *self.options, *options]
+        return [str(self._grid), "--store", self.address, "--out", str(self.out), *self.options, *options]
 
     def run(self, *options: str, **settings: Any) -> tuple[int, str, str]:
         """Exit status, output and errors of a call."""
@@ -92,11 +93,13 @@ class Server:
 
     Args:
         database: its address; a file in `folder` where none is given.
+        artifacts: where it keeps them; a folder in `folder` where none is given.
     """
 
-    def __init__(self, folder: Path, database: str | None = None) -> None:
+    def __init__(self, folder: Path, database: str | None = None, artifacts: str | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.database = folder, database or f"sqlite:///{folder / 'server.db'}"
+        self.database = database or f"sqlite:///{folder / 'server.db'}"
+        self._artifacts = artifacts or str(folder / "artifacts")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -114,8 +117,8 @@ class Server:
     def start(self) -> None:
         """Starts it; it answers some seconds later."""
         self._process = Python(
-            "-m", "mlflow", "server", "--backend-store-uri", self.database, "--artifacts-destination",
-            str(self.folder / "artifacts"), "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
+            "-m", "mlflow", "server", "--backend-store-uri", self.database, "--artifacts-destination", self._artifacts,
+            "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
             environment={"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         )  # fmt: skip
 

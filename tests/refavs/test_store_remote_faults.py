@@ -15,6 +15,7 @@ from refavs.store.backends.base import LocalFolder
 from refavs.store.backends.object_store import NUM_PARTS, PART_BYTES, RETRIES, RemoteFolder
 from refavs.store.backends.remote_errors import os_error
 from refavs.store.folders import open_folder
+from refavs.store.format.commits import shard_of
 from refavs.store.verify import verify
 from tests.refavs import servers
 
@@ -89,6 +90,40 @@ def test_wrong_credentials_are_refused_by_name(endpoint: str, bucket: str, monke
         with pytest.raises(PermissionError) as caught:
             call()
         check_error(caught.value, folder.where("a"), "the server refuses it (403 Forbidden")
+
+
+@pytest.mark.parametrize("status", ["400 Bad Request", "403 Forbidden"])  # S3's, and that of some other servers
+def test_expired_credentials_are_told_apart(status: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+    answer = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", servers.OneShot([answer, answer]).url)
+    folder = RemoteFolder(bucket)
+    for call in (lambda: folder.read("a"), lambda: folder.write("a", b"")):
+        with pytest.raises(PermissionError) as caught:
+            call()
+        check_error(caught.value, folder.where("a"), "the credentials have expired", "ExpiredToken", "renew them, then")
+
+
+def test_bucket_that_lists_stale_loses_and_doubles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards that a listing does not show are planned again, and found in their places when they are committed."""
+    location, listed, exists = "memory://lists-stale", RemoteFolder.names, RemoteFolder.exists
+    servers.write_small(location)
+    folder = RemoteFolder(location)
+    before = {name: folder.read(name) for name in folder.names()}
+    hidden = set([name for name in before if shard_of(name)][::2])
+
+    def stale(self: RemoteFolder, under: str = "") -> list[str]:
+        return [name for name in listed(self, under) if name not in hidden]
+
+    def found(self: RemoteFolder, name: str) -> bool:
+        hidden.discard(name)  # from now on it is listed too
+        return exists(self, name)
+
+    monkeypatch.setattr(RemoteFolder, "names", stale)
+    monkeypatch.setattr(RemoteFolder, "exists", found)
+    servers.write_small(location)
+    assert not hidden
+    assert {name: folder.read(name) for name in folder.names()} == before
 
 
 def test_lack_of_credentials_says_how_to_give_them() -> None:

@@ -75,6 +75,9 @@ def os_error(error: Exception, url: str) -> RemoteError:
     if "169.254.169.254" in text or isinstance(error, UnauthenticatedError):
         remedy = HUB_CREDENTIALS if url.startswith("hf://") else CREDENTIALS
         return RemoteRefused(errno.EACCES, f"no credentials were accepted ({reason}); {remedy}", url)
+    if code and "Expired" in code[1]:
+        return RemoteRefused(errno.EACCES, f"the credentials have expired ({reason}); renew them, then run the same "
+                             "command again", url)  # fmt: skip
     if isinstance(error, PermissionDeniedError) or reason.startswith("403"):
         return RemoteRefused(errno.EACCES, f"the server refuses it ({reason})", url)
     if isinstance(error, FileNotFoundError) or reason.startswith("404"):
