@@ -90,8 +90,7 @@ class _Ink:
 
 
 def _pixels_of(plane: VideoPlane) -> UInt8[np.ndarray, "h w"]:
-    values = np.frombuffer(plane, np.uint8)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    return values.reshape(plane.height, plane.line_size)[:, : plane.width]
+    return np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
 
 
 def _mask_inks(mask: Bool[np.ndarray, "h w"], colour: list[int]) -> list[list[_Ink]]:

@@ -24,6 +24,7 @@ from refavs.machine.accelerator import compute_fp32_exactly, require_usable
 from refavs.model.checkpoint import CONFIG, checkpoint_digest, load_model, read_config
 from refavs.model.feature_sizes import MAP_AXES
 from refavs.model.heads.protocol import Head
+from refavs.steps import Steps
 from refavs.store.format.array_spec import table_path
 from refavs.store.format.schema import says_random
 from refavs.store.reader import Sample
@@ -41,7 +42,8 @@ class _Facts(TypedDict):
 
     encoders: dict[str, _Fingerprint]
     seconds: int
-    mask_size: int
+    fps: NotRequired[float]
+    mask_size: int | list[int]
 
 
 class TrainedRun:
@@ -49,7 +51,7 @@ class TrainedRun:
 
     Attributes:
         random_features: whether at least one encoder has random weights, so that results say nothing about the method.
-        mask_size: height and width of the masks that the head was trained on.
+        mask_shape: height and width of the masks that the head was trained on.
         digest: of the head's weights.
 
     Args:
@@ -77,7 +79,8 @@ class TrainedRun:
                 "this version"
             ) from error
         self.random_features = says_random(facts["encoders"])
-        self.mask_size = int(facts["mask_size"])
+        height, *width = [facts["mask_size"]] if isinstance(facts["mask_size"], int) else facts["mask_size"]
+        self.mask_shape = int(height), int((width or [height])[0])
         self.streams = self._streams(facts, weights_folder)
         self._refuse_others(facts["encoders"], folder)
         self._refuse_other_sizes(folder)
@@ -148,7 +151,8 @@ class TrainedRun:
             return EncoderSetup(weights=weights, precision=precision, device=self.device)
 
         names = dict.fromkeys("/".join(place[1:-1]) for place in places)
-        return choose_streams(list(names), int(facts["seconds"]), setup, types=StoredTypes(known=facts["encoders"]))
+        steps = Steps(int(facts["seconds"]), facts.get("fps", 1.0))
+        return choose_streams(list(names), steps, setup, types=StoredTypes(known=facts["encoders"]))
 
     def _refuse_others(self, trained_on: Mapping[str, Any], folder: Path) -> None:
         other = [id for id, stream in self.streams.streams.items()

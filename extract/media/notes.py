@@ -7,8 +7,8 @@ from typing import Any
 # Stored as facts of their own, as in older stores.
 SILENT, REPEATED = "silent", "repeated_from_s"
 NOTES = {
-    "picture_late": "the picture begins in a later second; its first one is shown until then",
-    "picture_held": "no picture begins in some second; the one before it is shown",
+    "picture_late": "the picture begins late; its first one is shown until then",
+    "picture_held": "no picture begins in some step; the one before it is shown",
     "sound_late": "the sound begins later; silence until then",
     "sound_gap": "the sound has a gap; silence instead",
     "sound_short": "the sound ends before the last second; silence from then on",

@@ -62,7 +62,8 @@ class Facts(TypedDict, total=False):
     store: str
     encoders: dict[str, dict[str, Any]]
     seconds: int
-    mask_size: int
+    fps: float
+    mask_size: int | list[int]
     trial: _Trial
 
 

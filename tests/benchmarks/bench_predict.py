@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parents[2]))  # for the films of the tests
 from machine import GrowingTable, describe
 
+from refavs.steps import Steps
 from tests.experiments.long_films import greatest_shift_s, two_voices, write_blinking_film
 
 SENTENCES = [f"the object number {number} that makes a sound" for number in range(4)]
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def random_run(folder: Path, preset: str) -> Path:
     """A checkpoint of the default head with random weights, for a preset with random weights."""
     setup = EncoderSetup(weights=WeightSource(kind="random"))
-    streams = choose_streams(preset_named(preset).streams, 10, lambda name: setup, ["pixel_decoder"])
+    streams = choose_streams(preset_named(preset).streams, Steps(10), lambda name: setup, ["pixel_decoder"])
     sizes = sizes_of(streams)
     torch.manual_seed(0)
     facts = {"encoders": json.loads(json.dumps({id: streams.fingerprint(one) for id, one in streams.streams.items()})),

@@ -315,7 +315,7 @@ def test_encoders_of_one_store_are_compared(tmp_path: Path) -> None:
         write_trial(tmp_path, name, **changes)
     table = table_of(build_report([tmp_path], Options(published=True)), "supplement3-canonical")
     assert [row.label for row in table.rows] == [
-        "roberta + vggish: full", "roberta + languagebind: a", "flan-t5-base/tokens + vggish: t", "RoBERTa + VGGish",
+        "roberta + vggish: full", "flan-t5-base/tokens + vggish: t", "roberta + languagebind: a", "RoBERTa + VGGish",
         "text Flan-T5", "text LanguageBind", "audio LanguageBind",
     ]  # fmt: skip
 

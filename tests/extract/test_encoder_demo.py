@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,13 +66,14 @@ def test_store_of_many_encoders_is_read_by_others(store: Path) -> None:
     print(told)
     streams = FeatureStore(store).streams
     assert len(streams) >= 20 and all(f"stream       {name}: " in told for name in streams)
+    assert all(f" {path} " in told for path in FeatureStore(store).specs), "a path is broken over lines"
     assert " 0 damaged" in run("store", "verify", store)
     require_same_by_others(FeatureStore(store))
 
 
 def require_same_by_others(store: FeatureStore) -> None:
     """The first row of every array as zarr-python and tensorstore read it."""
-    group = zarr.open_group(store.location, mode="r")
+    group: Any = zarr.open_group(store.location, mode="r")
     for path, spec in store.specs.items():
         row = next(row for table, row in store._places if table == spec.table)
         expected = store.read(path, row).numpy()
@@ -83,7 +85,17 @@ def require_same_by_others(store: FeatureStore) -> None:
 
 def test_grid_encoders_gives_the_table_of_the_supplement(store: Path, tmp_path: Path) -> None:
     changes = (f"--set={name}={value}" for name, value in SMALL_TRIALS.items())
-    print(run("sweep", "encoders", "--store", store, "--out", tmp_path / "encoders", *changes))
+    told = run("sweep", "encoders", "--store", store, "--out", tmp_path / "encoders", *changes)
+    assert "15 trials finished now, 15 of 15 in all" in told and "RANDOM FEATURES" in told
     run("report", tmp_path / "encoders", "--published", "--out", tmp_path / "report")
-    page = (tmp_path / "report" / "report.md").read_text()
-    print(page)
+    report = (tmp_path / "report" / "report.md").read_text().replace("\\", "")
+    (table,) = (part for part in report.split("\n## ") if part.startswith("Encoders (layout of supplement Table 3)"))
+    print(table)
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")][2:]
+    assert rows[:5] == [f"{read} + tiny-swin/pixel_decoder: {name}" for name, read in ROWS.items()]
+    assert [row.partition(" (published")[0] for row in rows[5:]] == [
+        "RoBERTa + VGGish", "text Flan-T5", "text LanguageBind", "audio LanguageBind",
+    ]  # fmt: skip
+    assert "RANDOM FEATURES" in table and "protocols are not comparable" in table
+    (used,) = (line for line in report.splitlines() if line.startswith("- encoders: "))
+    assert all(f"{stream} " in used for stream in ("visual/tiny-swin/pixel_decoder", "text/languagebind-text/tokens"))

@@ -178,9 +178,10 @@ def test_store_in_a_bucket_is_rewritten_to_a_new_place_only(
 ) -> None:
     """A bucket has no rename by which all files change at once."""
     remote, first = "memory://rewritten/store", FeatureStore(built).clips["id"][0]
-    for name, data in files_of(built).items():
-        open_folder(remote).write(name, data)
-    before = {name: open_folder(remote).read(name) for name in open_folder(remote).names()}
+    folder, local = open_folder(remote), open_folder(built)
+    before = {name: local.read(name) for name in local.names()}
+    for name, data in before.items():
+        folder.write(name, data)
     for command in (["delete", remote, first], ["compact", remote, "--clips-per-shard", "1"]):
         assert main(command) == 2
         assert f"{remote} is not a folder here; name a place for the new store by --out" in capsys.readouterr().err
@@ -188,7 +189,7 @@ def test_store_in_a_bucket_is_rewritten_to_a_new_place_only(
     for out in ("memory://rewritten/new", str(tmp_path / "new")):
         assert main(["delete", remote, first, "--out", out]) == 0
         assert not differences(contents_of(out), contents_of(str(root))) and not verify(out).damage
-    assert {name: open_folder(remote).read(name) for name in open_folder(remote).names()} == before
+    assert {name: folder.read(name) for name in folder.names()} == before
 
 
 @pytest.mark.parametrize("moment", ["copy", "first rename", "second rename"])
