@@ -19,6 +19,8 @@ from tests.extract.make_videos import write_video
 class Fixed:
     """A run that finds the same share of each frame."""
 
+    fps = 1.0
+
     def __init__(self, share: float, random_features: bool = False) -> None:
         self.share, self.fps = share, 1.0
         self.run = SimpleNamespace(random_features=random_features, is_cut=lambda text: len(text) > 100)

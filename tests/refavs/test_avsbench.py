@@ -52,7 +52,8 @@ def test_forward_equals_the_formulas_for_one_expression() -> None:
     for interaction in head.interactions:
         nn.init.normal_(interaction.out_norm.weight)
     with torch.no_grad():
-        sentence = head.cue.read.project(batch.text[1, :2].mean(dim=0))
+        words = batch.text[1, :2].sum(dim=0)
+        sentence = head.cue.read.project(nn.functional.layer_norm(words, words.shape))
         sound = batch.audio[0] + sentence
         stages = []
         for name, convolutions, interaction in zip(batch.visual, head.dilated, head.interactions, strict=True):
