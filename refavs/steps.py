@@ -55,7 +55,7 @@ class Steps:
         return tuple(int(time) if time.denominator == 1 else None for time in times)
 
 
-def refuse_rate(fps: float) -> None:
+def refuse_rate(fps: int | float) -> None:
     """Raises ConfigError if no store or video is read at this rate."""
     if not 0 < fps <= MOST_FPS:
         raise ConfigError(f"{fps:g} frames per second; accepted: above 0, at most {MOST_FPS}")

@@ -36,7 +36,8 @@ class StoredFeatures:
                  if id not in found or found[id].fingerprint != json.loads(json.dumps(run.streams.fingerprint(stream)))]
         steps = self._store.steps
         if other or steps != run.streams.steps:
-            own = f"clips of {steps.seconds} s at {steps.fps:g} frames per second"
+            own = (f"clips of {steps.seconds} s" if steps.fps == run.streams.steps.fps
+                   else f"clips of {steps.fps:g} frames per second")  # fmt: skip
             what = f"other or no features of {', '.join(other)}" if other else own
             raise StoreError(f"store {location} has {what} than those that the run was trained on; name the store of "
                              "the run, or leave out --store")  # fmt: skip
