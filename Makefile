@@ -9,8 +9,9 @@ MEMORY := $(shell test -w /dev/shm && test $$(df -Pk /dev/shm | awk 'NR == 2 {pr
 # Otherwise hundreds of processes of the tests and of Ray would each compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo proof proof-quick proof/store check test test-slow test-faults bench-store bench-encoders bench-extract bench-remote \
-	bench-scheduler bench-metrics bench-train bench-sweep bench-busy bench-heads bench-predict bench-view bench-cluster check-gpu lint setup clean
+.PHONY: demo proof proof-quick proof/store table3 check test test-slow test-faults bench-store bench-encoders bench-extract \
+	bench-remote bench-scheduler bench-metrics bench-train bench-sweep bench-busy bench-heads bench-predict bench-view bench-cluster \
+	check-gpu lint setup clean
 
 setup: $(STAMP)
 
@@ -42,6 +43,14 @@ proof: proof/store
 proof-quick: proof/store
 	$(BIN)/refavs-sweep proof_quick --store proof/store --out proof/quick --fuse 2
 	$(BIN)/refavs-report proof/quick
+
+# The paper's Table 3 with small heads: a search for the learning rates, then EEMC and five baselines, alone and extended, with
+# three seeds: about 5 hours of one processor. The same command resumes.
+table3: proof/store
+	$(BIN)/refavs-extract proof/bench proof/store --preset tiny --levels backbone
+	$(BIN)/refavs-sweep table3_tiny_rates --store proof/store --out proof/rates
+	$(BIN)/refavs-sweep table3_tiny --store proof/store --out proof/table3
+	$(BIN)/refavs-report proof/table3 --published
 
 proof/store: setup
 	$(BIN)/refavs-synth proof/bench --clips 1200 --seed 0 --no-videos

@@ -282,7 +282,7 @@ def _where_to_look(uri: str, out: Path) -> str:
 
 def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") -> int:
     from experiments.records.ledger import Ledger
-    from experiments.records.stores import features_in, stores_of
+    from experiments.records.stores import features_in, store_of
     from experiments.report.summary import summary_tables
     from experiments.report.text import terminal
     from experiments.sweep.search import Search
@@ -292,7 +292,7 @@ def _show(grid: "Grid", store: "FeatureStore", out: Path, outcome: "Outcome") ->
     console = wide_console()
     for table in summary_tables(grid.name, outcome.entries, outcome.controls, Splits.of(store.attributes)):
         console.print(terminal(table))
-    if any(known.random_weights for known in stores_of(grid.kinds, store).values()):
+    if any(store_of(trial, store).random_weights for trial in grid.kinds):
         console.print(
             "RANDOM FEATURES: at least one encoder of this store has random weights; compare rows with each other, not "
             "with published numbers", style="bold yellow",

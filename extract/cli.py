@@ -13,17 +13,21 @@ from refavs.choices import DEVICES, LAYOUTS, MASK_RULES, PRECISIONS, STORED_TYPE
 from refavs.errors import ConfigError
 from refavs.files.path_text import path_text
 from refavs.machine.processors import share_processors
+from refavs.steps import Steps
 from refavs.terminal.command import CommandParser, run_command
 from refavs.terminal.printing import warn
 
 if TYPE_CHECKING:
     from extract.encoders.weights import WeightSource
     from extract.pipeline.extraction import Run
+    from refavs.data.layouts import Source
     from refavs.store.backends.base import Folder
+    from refavs.store.format.mask_rows import MaskSize
     from refavs.store.format.schema import StoreSchema, StreamSpec
 
 NAME = "refavs-extract"
 SECONDS = 10
+NATIVE = "native"
 
 
 def build_parser() -> CommandParser:
@@ -59,8 +63,10 @@ def build_parser() -> CommandParser:
         "float8 halve the bytes; STREAM=TYPE for one stream, several separated by commas; default: the type that the "
         "stream has in STORE, or the encoder's own for a new stream")  # fmt: skip
     add("--seconds", type=int, metavar="N", help=f"seconds of a clip; default: STORE's, and {SECONDS} for a new one")
-    add("--mask-size", type=int, metavar="PX", help="height and width of the stored masks; default: STORE's, and for a "
-        "new one 384, or 96 with preset tiny")  # fmt: skip
+    add("--fps", type=float, metavar="N", help="frames per second, each with a mask and the sound of the second that "
+        "begins there; default: STORE's, and 1 for a new one")  # fmt: skip
+    add("--mask-size", type=_pixels, metavar="PX|native", help="height and width of the stored masks, or native: each "
+        "as large as its frame; default: STORE's, and for a new one 384, or 96 with preset tiny")  # fmt: skip
     add("--mask-rule", choices=MASK_RULES[1:], help="which pixels of a mask are the object: nonzero, every colour but "
         "black; alpha, not transparent; index, every palette index, grey value or id except 0; default: that of "
         "STORE, and for a new one what all of them agree on")  # fmt: skip
@@ -122,7 +128,7 @@ def _check_weights(args: argparse.Namespace) -> int:
 
     setup = EncoderSetup(weights=WeightSource(folder=args.check_weights))
     names, levels = _streams(args)
-    return check_weights(choose_streams(names, SECONDS, lambda name: setup, levels), args.check_weights)
+    return check_weights(choose_streams(names, Steps(SECONDS), lambda name: setup, levels), args.check_weights)
 
 
 def extract(args: argparse.Namespace) -> int:
@@ -136,7 +142,7 @@ def extract(args: argparse.Namespace) -> int:
 
     run = prepared(args)
     check_films(run.folder, run.source)
-    check_masks(run.folder, object_units(run.source, run.mask_rule), run.streams.seconds)
+    check_masks(run.folder, object_units(run.source, run.mask_rule), run.streams.steps)
     if args.dry_run:
         return dry_run(run)
     specs = run.streams.specs()  # reads the weights files first, so that nothing is created if they are missing
@@ -176,9 +182,7 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
     refuse_foreign(folder)
     kept = schema_at(folder) if folder.exists("zarr.json") else None
     seconds = _at_least_1("--seconds", args.seconds, kept.seconds if kept else SECONDS)
-    new_mask_size = PRESETS["base" if args.streams else args.preset].mask_size
-    mask_size = _at_least_1("--mask-size", args.mask_size, kept.mask_size if kept else new_mask_size)
-
+    steps = Steps(seconds, args.fps if args.fps is not None else kept.fps if kept else 1.0)
     per_shard = None if args.clips_per_shard is None else _at_least_1("--clips-per-shard", args.clips_per_shard, 1)
     given = WeightSource(kind=args.weights, seed=args.seed, folder=args.weights_dir, fetch=not args.dry_run)
 
@@ -190,13 +194,16 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
             refuse_precision(precision, resources.device)
             return EncoderSetup(weights=weights_of(name), precision=precision, device=resources.device)
 
-        return replace(choose_streams(names, seconds, setup, levels, types), clips_per_shard=per_shard)
+        return replace(choose_streams(names, steps, setup, levels, types), clips_per_shard=per_shard)
 
     streams = choose(weights_of or (lambda name: given))
     log = args.log or _log_beside(folder)
     if log is not None and not log.absolute().parent.is_dir() and log.absolute().parent != Path(args.store).absolute():
         raise ConfigError(f"--log {log} cannot be written: there is no folder {log.absolute().parent}; make it first")
     source = read_source(args.source, args.expressions, args.layout)
+    for clip in source.clips:
+        clip.pictures(steps)  # refuses a rate that they do not have
+    rule = _mask_rule(args.mask_rule, kept)
     films = {"film_rules": film_rules(folder, source)} if has_films(source) else {}
     extraction = {
         "source": path_text(args.source), "layout": source.layout, "batch_clips": resources.clips_per_pass,
@@ -206,7 +213,7 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
     # A source without expressions leaves those of the store unchanged.
     keeps = not len(source.expressions) and folder.exists(table_record("expressions"))
     return Run(folder=folder, source=source, streams=streams, choose=choose, weights=given, resources=resources,
-               log=log, mask_rule=_mask_rule(args.mask_rule, kept), mask_size=mask_size, keeps_expressions=keeps,
+               log=log, mask_rule=rule, mask_size=_mask_size(args, kept, source, rule), keeps_expressions=keeps,
                extraction=extraction)  # fmt: skip
 
 
@@ -225,6 +232,24 @@ def _at_least_1(option: str, asked: int | None, default: int) -> int:
     if asked is not None and asked < 1:
         raise ConfigError(f"{option} is {asked}; accepted: 1 or more")
     return default if asked is None else asked
+
+
+def _pixels(text: str) -> int | str:
+    if text != NATIVE and not text.lstrip("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither {NATIVE} nor a number of pixels")
+    return text if text == NATIVE else int(text)
+
+
+def _mask_size(args: argparse.Namespace, store: "StoreSchema | None", source: "Source", rule: MaskRule) -> "MaskSize":
+    """The requested size of the masks, else that of the store."""
+    from extract.pipeline.input_check import native_size
+    from extract.pipeline.plan import object_units
+
+    known = PRESETS["base" if args.streams else args.preset].mask_size if store is None else store.mask_size
+    room = known if isinstance(known, tuple) else None
+    if args.mask_size == NATIVE or (args.mask_size is None and room):
+        return native_size(object_units(source, rule), room)
+    return known if args.mask_size is None else _at_least_1("--mask-size", args.mask_size, 1)
 
 
 def _mask_rule(asked: MaskRule | None, store: "StoreSchema | None") -> MaskRule:

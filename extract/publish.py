@@ -14,6 +14,7 @@ from extract.encoders.weights import WeightSource
 from refavs.errors import ConfigError, StoreError
 from refavs.files.atomic import LOCK
 from refavs.store.backends.base import LocalFolder, write_if_changed
+from refavs.store.format.mask_rows import told_size
 from refavs.store.format.schema import says_random
 from refavs.store.reader import FeatureStore
 from refavs.terminal.command import Exit
@@ -62,8 +63,8 @@ def card(store: FeatureStore, licence: str, title: str, num_bytes: int) -> str:
         "---", f"license: {json.dumps(licence)}", f"pretty_name: {json.dumps(title)}", "tags: [refavs, zarr]", "---",
         MARK, f"# {title}", "",
         f"Frozen features of {len(store.clips):,} clips for referring audio-visual segmentation: a Zarr v3 store, "
-        f"{readable_bytes(num_bytes)}, {store.seconds} seconds a clip, masks of {store.mask_size} px. Fingerprint "
-        f"`{store.fingerprint}`.", "",
+        f"{readable_bytes(num_bytes)}, {store.seconds} seconds a clip, {store.steps.fps:g} frames per second, masks of "
+        f"{told_size(store.mask_size)}. Fingerprint `{store.fingerprint}`.", "",
         *(["**Some encoders have random weights: these features only show that the system works.**", ""]
           if any(map(says_random, streams.values())) else []),
         "| stream | encoder | weights | licence of the encoder |", "|---|---|---|---|",

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from extract.media.notes import NOTES, counted
 from refavs.errors import ConfigError, StoreError
+from refavs.store.format.mask_rows import told_size
 from refavs.terminal.command import CommandParser, Exit, run_command
-from refavs.terminal.console import PlainConsole, ProgressBar
+from refavs.terminal.console import PlainConsole, ProgressBar, wide_console
 from refavs.terminal.printing import readable_bytes, say, warn
 
 if TYPE_CHECKING:
@@ -147,9 +148,9 @@ def info(location: str) -> int:
     console.print(f"store        {store.location}")
     console.print(f"source       {store.schema.source}")
     console.print(f"fingerprint  {store.fingerprint}{'' if store.finished else ' (its extraction did not finish)'}")
-    console.print(f"clips        {store.seconds} seconds, {store.schema.fps:g} frames per second")
+    console.print(f"clips        {store.seconds} seconds, {store.steps.fps:g} frames per second")
     rule = "" if store.schema.mask_rule is None else f", read by mask rule {store.schema.mask_rule}"
-    console.print(f"masks        {store.mask_size} x {store.mask_size} px{rule}")
+    console.print(f"masks        {told_size(store.mask_size)}{rule}")
     for name in store.streams:
         fingerprint = store.schema.streams[name].fingerprint
         facts = ", ".join(f"{fact} {value}" for fact, value in fingerprint.items() if fact != "name")
@@ -166,7 +167,7 @@ def info(location: str) -> int:
             spec.path, " ".join(spec.axes), "x".join(map(str, spec.shape)), spec.number_format or spec.dtype,
             str(sum(len(record.rows) for record in records)), str(len(records)), readable_bytes(num_bytes),
         )  # fmt: skip
-    console.print(table)
+    wide_console().print(table)
     for line in facts_of_rows(store):
         console.print(line)
     return Exit.COMPLETE

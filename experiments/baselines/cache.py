@@ -114,7 +114,7 @@ def cache_key(store: FeatureStore) -> str:
     return digest({
         "code": file_stamp(*map(Path, sorted(code))), "metrics": list(metrics()),
         "torch": torch.__version__, "numpy": np.__version__,
-        "frames": store.seconds, "size": store.mask_size, "rows": contents_rows(store),
+        "frames": len(store.steps), "size": store.mask_size, "rows": contents_rows(store),
         "objects": store.expressions["object"].tolist(), "clips": store.expressions["clip"].tolist(),
         "splits": dict(Splits.of(store.attributes).roles),
     })  # fmt: skip

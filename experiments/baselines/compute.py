@@ -1,6 +1,7 @@
 """Computes the scores of constant predictions and of text alone on a store's test splits, in several processes."""
 
 import functools
+import math
 import multiprocessing
 import operator
 import os
@@ -35,7 +36,7 @@ from refavs.metrics.frame_counts import describe
 from refavs.metrics.reference import joined, spread
 from refavs.metrics.text_baseline import TEXT_ONLY, TextControl
 from refavs.store import FeatureStore
-from refavs.store.format.schema import LABELLED
+from refavs.store.format.mask_rows import LABELLED, mask_shape, scaled
 
 TRAINING_S_PER_PIXEL, TEST_S_PER_PIXEL = 3e-9, 25e-9  # on one core, measured at 10 x 384 x 384
 WORTH_A_PROCESS_S = 5.0  # a process takes two or three seconds to start
@@ -143,7 +144,7 @@ def _wanted(store: FeatureStore, splits: Sequence[str]) -> list[Wanted]:
 
 def worth(store: FeatureStore, num_training: int, num_tested: int) -> int:
     """The number of processes that saves time; 0 if this thread would finish soon."""
-    pixels = store.seconds * store.mask_size**2
+    pixels = len(store.steps) * math.prod(mask_shape(store.mask_size))
     seconds = pixels * (num_training * TRAINING_S_PER_PIXEL + num_tested * TEST_S_PER_PIXEL)
     return min(len(os.sched_getaffinity(0)), MOST_PROCESSES, int(seconds / WORTH_A_PROCESS_S))
 
@@ -153,7 +154,7 @@ def _fitted(
 ) -> tuple[Fitted, dict[int, bool]]:
     """Fits the constants to the training masks; also returns which masks are empty."""
     parts, counts = _parts(training, TRAINING_AT_ONCE), [each.num_expressions for each in training]
-    centre = Levels(centredness(store.mask_size, store.mask_size))
+    centre = Levels(centredness(*mask_shape(store.mask_size)))
     first = list(_counted(work, functools.partial(_of_training, centre=centre), parts, progress))
     mean = functools.reduce(operator.add, (part.total for part in first)).mean()
     second = _counted(work, functools.partial(_of_mean, mean=Levels(mean)), parts, progress)
@@ -192,7 +193,7 @@ def _of_tests(store: FeatureStore, part: Sequence[Wanted], fitted: Fitted) -> di
 def _mask(store: FeatureStore, wanted: Wanted) -> Bool[Tensor, "t h w"]:
     mask = store.mask(wanted.row)
     assert mask is not None  # `rows_of` gives only expressions that have one
-    return mask
+    return scaled(mask, mask_shape(store.mask_size))
 
 
 def _known(store: FeatureStore, wanted: Wanted) -> Bool[Tensor, "labelled h w"]:

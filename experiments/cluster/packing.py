@@ -81,7 +81,7 @@ def expected_bytes(config: TrialConfig, store: "FeatureStore") -> int:
     copies = int(train.ema_decay > 0) + int(train.patience > 0)
     at_once = math.ceil(train.batch_size / train.accumulate / config.resources.workers)
     sizes = FeatureSizes.from_store(store, config.model.needs(), config.model.head)
-    least = config.model.step_bytes(sizes, at_once, train.frames or store.seconds)
+    least = config.model.step_bytes(sizes, at_once, train.frames or len(store.steps))
     return least + bytes_of_head(store, config.model, copies) + batches_held(GPU) * bytes_of_batch(config, store)
 
 

@@ -31,7 +31,7 @@ class TrainConfig:
             that of the whole batch; loss points and dropout are drawn separately for each part.
         expressions_per_clip: number of expressions of one clip that a batch takes together, so that the clip's maps are
             read once. 1 learns most per step; more are cheaper (grid `per_clip` measures both).
-        frames: number of seconds of each clip decoded in a step, drawn at random for each step; 0 decodes all. The
+        frames: number of frames of each clip decoded in a step, drawn at random for each step; 0 decodes all. The
             cached memory reads every second in any case.
         learning_rate: AdamW's peak learning rate.
         weight_decay: AdamW's weight decay.

@@ -42,7 +42,7 @@ def build_parser() -> CommandParser:
         "a registered model, models:/NAME@alias")  # fmt: skip
     add("--out", type=Path, metavar="DIR", help="where to write (default: the name of the VIDEO without its ending, or "
         "predictions)")  # fmt: skip
-    add("--fps", type=float, default=1.0, metavar="N", help="pictures per second to segment (default: 1)")
+    add("--fps", type=float, metavar="N", help="frames per second to segment (default: those of the run's store)")
     add("--start", type=float, default=0.0, metavar="S", help="second of the video to start at (default: 0)")
     add("--end", type=float, metavar="S", help="second of the video to end at (default: its end)")
     add("--memory", type=_memory, default="all", metavar="all|N", help="earlier seconds that a head with a memory "
@@ -85,7 +85,7 @@ def _predict(args: argparse.Namespace) -> int:
     jobs = jobs_of(args.words, args.csv)
     if args.add_to_store and args.store is None:
         raise ConfigError("--add-to-store names no store; name one by --store")
-    refuse_unusable(jobs[0].expressions, args.fps, args.memory)
+    refuse_unusable(jobs[0].expressions, 1.0 if args.fps is None else args.fps, args.memory)
     if not 0 <= args.start < (args.start + 1 if args.end is None else args.end):
         raise ConfigError(f"--start {args.start:g} --end {args.end}; accepted: a start from 0 on, before the end")
     single = len(jobs) == 1 and (args.csv is not None or not Path(args.words[0]).is_dir())
@@ -120,11 +120,12 @@ def _predict_video(
     from extract.media.film_stream import FilmStream, Span
     from refavs.terminal.console import ProgressBar
 
-    film = FilmStream(job.video.absolute(), Span(start_s=args.start, end_s=args.end, rate=args.fps))
+    fps = segmenter.fps if args.fps is None else args.fps
+    film = FilmStream(job.video.absolute(), Span(start_s=args.start, end_s=args.end, rate=fps))
     status = job.video.stat()
     request = {
         "video": str(job.video.absolute()), "bytes": status.st_size, "modified_ns": status.st_mtime_ns,
-        "run": args.run, "checkpoint": segmenter.run.digest, "expressions": list(job.expressions), "fps": args.fps,
+        "run": args.run, "checkpoint": segmenter.run.digest, "expressions": list(job.expressions), "fps": fps,
         "start_s": args.start, "end_s": args.end, "memory": args.memory, "overlays": not args.no_overlay,
     }  # fmt: skip
     told = finished(out, request)

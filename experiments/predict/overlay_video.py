@@ -12,13 +12,13 @@ import av
 import numpy as np
 from jaxtyping import Bool, Float
 
-from experiments.predict.drawing import Converter, Planes, Sketch
+from experiments.predict.drawing import Converter, Sketch
 from extract.media.film_stream import FilmStream
 from extract.media.sound import PlacedSound
 
 LARGEST_SIDE_PX = 1280
 # Fast before small: what is written is looked at and drawn again, and each expression has one.
-CODING = {"preset": "ultrafast", "crf": "23", "x264-params": "cabac=1:8x8dct=1:deblock=0,0"}
+CODING = {"preset": "ultrafast", "crf": "23", "x264-params": "cabac=1"}
 SOUND_HZ = 48_000
 CLOCK = Fraction(1, 90_000)
 SHORTEST_S = Fraction(1, 100)  # between pictures; of more than 60 in a second, some are left out
@@ -83,9 +83,8 @@ def _one_pass(film: FilmStream, overlays: Sequence[Overlay], advance: Callable[[
                 for writer in writers:
                     writer.next_mask()
                 advance(len(writers))
-            planes = frame.to_ndarray()
             for writer in writers:
-                writer.show(time_s, planes)
+                writer.show(time_s, frame)
         hear(end)
 
 
@@ -120,9 +119,9 @@ class _Writer:
         """Goes on to the mask of the next step."""
         self._sketch.set_mask(next(self._overlay.masks))
 
-    def show(self, time_s: Fraction, planes: Planes) -> None:
-        """Draws the mask and the sentence onto a picture."""
-        frame = av.VideoFrame.from_ndarray(self._sketch.drawn(planes), format="yuv420p")
+    def show(self, time_s: Fraction, picture: "av.VideoFrame") -> None:
+        """Adds a picture with the mask and the sentence drawn onto it."""
+        frame = self._sketch.drawn(picture)
         frame.pts, frame.time_base = round(time_s / CLOCK), CLOCK
         self._container.mux(self._picture.encode(frame))
 

@@ -16,7 +16,7 @@ from experiments.predict.stages import Stages
 from experiments.predict.stored_features import StoredFeatures
 from experiments.predict.trained_run import TrainedRun, checkpoint_of
 from extract.media.clip import Media
-from extract.media.film_stream import Block, FilmStream
+from extract.media.film_stream import Block, FilmStream, Span
 from extract.media.pictures import fitted
 from extract.media.wav import at_sample_rate
 from refavs.choices import Device
@@ -24,6 +24,7 @@ from refavs.data.prefetch import Ahead
 from refavs.errors import ConfigError
 from refavs.finite import require_finite_probs
 from refavs.machine.accelerator import local_gpus_seen
+from refavs.steps import exact_rate, refuse_rate
 from refavs.terminal.printing import warn
 
 AT_ONCE = 8  # expressions per batch of the head
@@ -65,7 +66,7 @@ class Stretch:
 
 
 class VideoPass:
-    """One pass of a head over a video of one picture per second; keeps what the head remembers for each expression.
+    """One pass of a head over a video of the frame rate of training; keeps what the head remembers for each expression.
 
     Args:
         words: the features of each expression.
@@ -76,7 +77,8 @@ class VideoPass:
         self, run: TrainedRun, expressions: Sequence[str], words: Sequence[Mapping[str, np.ndarray]],
         memory: Memory = "all",
     ) -> None:  # fmt: skip
-        self._run, self._window = run, None if memory == "all" else memory
+        self._run = run
+        self._window = None if memory == "all" else max(1, round(int(memory) * run.streams.steps.rate))
         starts = range(0, len(expressions), AT_ONCE)
         self._groups = [(expressions[start : start + AT_ONCE], words[start : start + AT_ONCE]) for start in starts]
         self._past: list[Any] = [None] * len(self._groups)
@@ -97,7 +99,7 @@ class VideoPass:
         Raises:
             StatisticsError: the head computes probabilities that are not finite.
         """
-        size = (self._run.mask_size, self._run.mask_size)
+        size = self._run.mask_shape
         for number, (texts, words) in enumerate(self._groups):
             with stages("head"):
                 batch = self._run.batch(clip, texts, words)
@@ -118,9 +120,14 @@ class Segmenter:
     def __init__(self, run: TrainedRun) -> None:
         self.run = run
 
+    @property
+    def fps(self) -> float:
+        """The frame rate of training."""
+        return self.run.streams.steps.fps
+
     def segment(
         self, frames: UInt8[np.ndarray, "n h w 3"], waveform: Float[np.ndarray, " s"], expressions: Sequence[str], *,
-        sample_rate: int = 16_000, frames_per_second: float = 1.0, memory: Memory = "all",
+        sample_rate: int = 16_000, frames_per_second: float | None = None, memory: Memory = "all",
     ) -> list[Segmentation]:  # fmt: skip
         """Segments one object per expression in frames that lie in memory.
 
@@ -129,21 +136,22 @@ class Segmenter:
             waveform: mono, full scale 1, from 0 s on; a shorter one than the frames is followed by silence.
             expressions: sentences, such as "the object making a sound before the man".
             sample_rate: of the waveform, Hz.
-            frames_per_second: of `frames`.
+            frames_per_second: of `frames`; None for that of training.
             memory: the earlier seconds that a head with a memory compares a second with: all, or this many.
 
         Raises:
             ConfigError: no frames, an empty expression, or a number out of range.
             DatasetError: the waveform has values that are not numbers or far beyond full scale.
         """
-        refuse_unusable(expressions, frames_per_second, memory)
+        rate = self.fps if frames_per_second is None else frames_per_second
+        refuse_unusable(expressions, rate, memory)
         if not len(frames):
             raise ConfigError("frames is empty; pass at least one frame")
         _, height, width, _ = frames.shape
         masks = np.zeros((len(expressions), len(frames), height, width), np.bool_)
         highest = np.zeros((len(expressions), len(frames)), np.float32)
-        blocks = self._blocks(frames, waveform, sample_rate, frames_per_second)
-        for one in self._stretches(blocks, expressions, frames_per_second, memory, (height, width), Stages()):
+        blocks = self._blocks(frames, waveform, sample_rate, rate)
+        for one in self._stretches(blocks, expressions, rate, memory, (height, width), Stages()):
             masks[one.expression, one.steps] = one.masks
             highest[one.expression, one.steps] = one.object_probability
         return [Segmentation(expression=text, masks=masks[number], object_probability=highest[number],
@@ -158,7 +166,7 @@ class Segmenter:
         Yields each expression in turn for the next pictures; they are complete up to a picture once a later one comes.
 
         Args:
-            video: a file, sampled at one picture per second, or a `FilmStream` with its own span and rate.
+            video: a file, sampled at the frame rate of training, or a `FilmStream` with its own span and rate.
             expressions: see `segment`.
             memory: see `segment`.
             stages: counts the time that each stage takes.
@@ -168,11 +176,12 @@ class Segmenter:
             ConfigError: an empty expression, or a number out of range.
             DatasetError: the video is damaged or cut off.
         """
-        film = video if isinstance(video, FilmStream) else FilmStream(video)
+        film = video if isinstance(video, FilmStream) else FilmStream(video, Span(rate=self.fps))
         refuse_unusable(expressions, film.span.rate, memory)
         stages = stages or Stages()
         blocks = Ahead(film.blocks(self._block_length(film.span.rate), *self.run.streams.inputs()))
-        known = stored.of(film.path) if stored is not None and film.span.start_s == 0 and film.span.rate == 1 else None
+        whole = film.span.start_s == 0 and film.span.rate == self.fps
+        known = stored.of(film.path) if stored is not None and whole else None
         yield from self._stretches(
             stages.each("wait for pictures", blocks), expressions, film.span.rate, memory, film.size, stages, known
         )
@@ -183,8 +192,8 @@ class Segmenter:
     ) -> Iterator[Stretch]:  # fmt: skip
         """Segments block by block.
 
-        Heads and encoders know one picture per second. Of more, every n-th belongs to one of n such videos, each with a
-        memory of its own.
+        Heads and encoders know the frame rate of training. Of more pictures, every n-th belongs to one of n such
+        videos, each with a memory of its own.
 
         Args:
             known: the features of the first block.
@@ -192,7 +201,7 @@ class Segmenter:
         with stages("text"):
             starts = range(0, len(expressions), TEXTS_AT_ONCE)
             words = [one for start in starts for one in self.run.words(expressions[start : start + TEXTS_AT_ONCE])]
-        passes = [VideoPass(self.run, expressions, words, memory) for _ in range(math.ceil(rate))]
+        passes = [VideoPass(self.run, expressions, words, memory) for _ in range(self._num_passes(rate))]
         for block in blocks:
             for first, one in enumerate(passes[: len(block)]):
                 places = np.arange(first, len(block), len(passes))
@@ -208,16 +217,16 @@ class Segmenter:
                     yield found
 
     def _features(self, block: Block, places: Int[np.ndarray, " k"], rate: float) -> dict[str, np.ndarray]:
-        """The features of some pictures of a block, and of the second of sound that begins with each of them."""
-        seconds, remembers = self.run.streams.seconds, self.run.model.remembers
-        repeated = places if remembers else np.pad(places, (0, seconds - len(places)), mode="edge")
-        sound = {}
+        """The features of some pictures of a block, and of the sound that begins with each of them."""
+        steps, remembers = self.run.streams.steps, self.run.model.remembers
+        repeated = places if remembers else np.pad(places, (0, len(steps) - len(places)), mode="edge")
+        sound, heard_s = {}, max(1, steps.time_s(1))
         for rate_hz, whole in block.sound.items():
-            sound[rate_hz] = np.zeros(seconds * rate_hz, np.float32)
-            for second, place in enumerate(places):
-                start = round(place / rate * rate_hz)
-                part = whole[start : start + rate_hz]
-                sound[rate_hz][second * rate_hz : second * rate_hz + len(part)] = part
+            sound[rate_hz] = np.zeros(steps.seconds * rate_hz, np.float32)
+            for step, place in enumerate(places):
+                start, own = round(place / rate * rate_hz), sound[rate_hz][round(steps.time_s(step) * rate_hz) :]
+                part = whole[start : start + min(round(heard_s * rate_hz), len(own))]
+                own[: len(part)] = part
         frames = {form: pictures[repeated] for form, pictures in block.frames.items()}
         return self.run.features(Media(frames=frames, sound=sound, silent=False))
 
@@ -239,11 +248,14 @@ class Segmenter:
             )
 
     def _block_length(self, rate: float) -> int:
-        """Pictures that are computed together: for each of the videos of one picture per second, a clip of training.
+        """Pictures that are computed together: for each of the videos of the rate of training, one clip.
 
         Results do not depend on where a video is cut because its blocks are always the same.
         """
-        return self.run.streams.seconds * math.ceil(rate)
+        return len(self.run.streams.steps) * self._num_passes(rate)
+
+    def _num_passes(self, rate: float) -> int:
+        return math.ceil(exact_rate(rate) / self.run.streams.steps.rate)
 
 
 def load(
@@ -279,7 +291,6 @@ def refuse_unusable(expressions: Sequence[str], frames_per_second: float, memory
     """
     if not expressions or not all(text.strip() for text in expressions):
         raise ConfigError("an expression is empty; write each sentence in quotes, for example \"the sounding object\"")
-    if not 0 < frames_per_second <= 60:
-        raise ConfigError(f"{frames_per_second:g} frames per second; accepted: above 0, at most 60")
+    refuse_rate(frames_per_second)
     if memory != "all" and (isinstance(memory, str) or memory < 1):
         raise ConfigError(f"memory is {memory!r}; accepted: all, or a number of seconds from 1 on")

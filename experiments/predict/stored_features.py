@@ -34,15 +34,17 @@ class StoredFeatures:
         found = self._store.schema.streams
         other = [id for id, stream in self._streams.streams.items()
                  if id not in found or found[id].fingerprint != json.loads(json.dumps(run.streams.fingerprint(stream)))]
-        if other or self._store.seconds != run.streams.seconds:
-            what = f"other or no features of {', '.join(other)}" if other else f"clips of {self._store.seconds} s"
+        steps = self._store.steps
+        if other or steps != run.streams.steps:
+            own = f"clips of {steps.seconds} s at {steps.fps:g} frames per second"
+            what = f"other or no features of {', '.join(other)}" if other else own
             raise StoreError(f"store {location} has {what} than those that the run was trained on; name the store of "
                              "the run, or leave out --store")  # fmt: skip
 
     def of(self, video: Path) -> dict[str, np.ndarray] | None:
         """The features of the first seconds of a video, by their paths; None if the store lacks some of them."""
         clip = self._clip(video)
-        contents, _ = contents_of([clip], self._streams.seconds)
+        contents, _ = contents_of([clip], self._streams.steps)
         clips = self._store.clips
         if clip.id not in contents or clips.empty:
             return None
@@ -66,7 +68,7 @@ class StoredFeatures:
         source = Source(root=video.parent, clips=(self._clip(video),))
         writer = StoreWriter.attach(self._location)
         with Lease(writer.folder, "refavs-predict") as lease:
-            contents, unreadable = contents_of(source.clips, self._streams.seconds)
+            contents, unreadable = contents_of(source.clips, self._streams.steps)
             if unreadable:
                 raise DatasetError(next(iter(unreadable.values())))
             check_films(writer.folder, source)

@@ -1,9 +1,10 @@
 """A trained head together with the encoders whose features it was trained on."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -14,25 +15,35 @@ from extract.encoders.stored_types import StoredTypes
 from extract.encoders.streams import StreamSet, choose_streams
 from extract.encoders.weights import WeightSource
 from extract.media.clip import Media
-from refavs.choices import PRECISIONS
+from refavs.choices import Precision
 from refavs.data.batches import Batch, collate
 from refavs.errors import ConfigError, WeightsError
 from refavs.files.typed_json import OddRecord, shaped
 from refavs.finite import require_finite_features
 from refavs.machine.accelerator import compute_fp32_exactly, require_usable
 from refavs.model.checkpoint import CONFIG, checkpoint_digest, load_model, read_config
+from refavs.model.feature_sizes import MAP_AXES
 from refavs.model.heads.protocol import Head
+from refavs.steps import Steps
 from refavs.store.format.array_spec import table_path
 from refavs.store.format.schema import says_random
 from refavs.store.reader import Sample
 
 
+class _Fingerprint(TypedDict):
+    """What a stream's fingerprint says of how its encoder computed, if anything."""
+
+    weights: NotRequired[str]
+    precision: NotRequired[Precision]
+
+
 class _Facts(TypedDict):
     """The facts that a checkpoint must contain about its training features."""
 
-    encoders: dict[str, dict[str, Any]]
+    encoders: dict[str, _Fingerprint]
     seconds: int
-    mask_size: int
+    fps: NotRequired[float]
+    mask_size: int | list[int]
 
 
 class TrainedRun:
@@ -40,7 +51,7 @@ class TrainedRun:
 
     Attributes:
         random_features: whether at least one encoder has random weights, so that results say nothing about the method.
-        mask_size: height and width of the masks that the head was trained on.
+        mask_shape: height and width of the masks that the head was trained on.
         digest: of the head's weights.
 
     Args:
@@ -68,7 +79,8 @@ class TrainedRun:
                 "this version"
             ) from error
         self.random_features = says_random(facts["encoders"])
-        self.mask_size = int(facts["mask_size"])
+        height, *width = [facts["mask_size"]] if isinstance(facts["mask_size"], int) else facts["mask_size"]
+        self.mask_shape = int(height), int((width or [height])[0])
         self.streams = self._streams(facts, weights_folder)
         self._refuse_others(facts["encoders"], folder)
         self._refuse_other_sizes(folder)
@@ -124,12 +136,12 @@ class TrainedRun:
         places = [size.path.removeprefix("clips/").split("/") for size in read]
 
         def setup(name: str) -> EncoderSetup:
-            known = next((told for id, told in facts["encoders"].items() if id.split("/")[1:2] == [name]), {})
-            kind, _, seed = str(known.get("weights")).partition(":")
+            fingerprints: dict[str, _Fingerprint] = facts["encoders"]
+            known: _Fingerprint = next((one for id, one in fingerprints.items() if id.split("/")[1:2] == [name]), {})
             weights = WeightSource(folder=weights_folder)
-            if kind == "random":
-                weights = WeightSource(kind="random", seed=int(seed), folder=weights_folder)
-            precision = PRECISIONS[PRECISIONS.index(known.get("precision", "fp32"))]
+            if random := re.fullmatch(r"random:(-?\d{1,20})", known.get("weights", "")):
+                weights = WeightSource(kind="random", seed=int(random[1]), folder=weights_folder)
+            precision = known.get("precision", "fp32")
             try:
                 refuse_precision(precision, self.device)
             except ConfigError as error:
@@ -139,7 +151,8 @@ class TrainedRun:
             return EncoderSetup(weights=weights, precision=precision, device=self.device)
 
         names = dict.fromkeys("/".join(place[1:-1]) for place in places)
-        return choose_streams(list(names), int(facts["seconds"]), setup, types=StoredTypes(known=facts["encoders"]))
+        steps = Steps(int(facts["seconds"]), facts.get("fps", 1.0))
+        return choose_streams(list(names), steps, setup, types=StoredTypes(known=facts["encoders"]))
 
     def _refuse_others(self, trained_on: Mapping[str, Any], folder: Path) -> None:
         other = [id for id, stream in self.streams.streams.items()
@@ -151,15 +164,15 @@ class TrainedRun:
             )
 
     def _refuse_other_sizes(self, folder: Path) -> None:
-        made = {f"{table_path(id)}/{spec.name}": spec.shape
+        made = {f"{table_path(id)}/{spec.name}": dict(zip(spec.axes, spec.shape, strict=True))
                 for id, stream in self.streams.streams.items() for spec in stream.arrays}  # fmt: skip
         sizes = self.model.sizes
-        wanted = {size.path: [size.channels] for size in (sizes.audio, sizes.text) if size is not None}
-        wanted |= {size.path: [size.channels, size.height, size.width] for size in sizes.maps}
+        wanted = {size.path: {"c": size.channels} for size in (sizes.audio, sizes.text) if size is not None}
+        wanted |= {size.path: {axis: getattr(size, side) for side, axis in MAP_AXES.items()} for size in sizes.maps}
         for path, size in wanted.items():
-            shape = list(made.get(path, ())[-len(size):])
-            if shape != size:
-                raise WeightsError(f"{folder / CONFIG} says {path} is {size}, its encoders give {shape}; copy the "
+            found = {axis: made[path].get(axis, 1) for axis in size} if path in made else {}
+            if found != size:
+                raise WeightsError(f"{folder / CONFIG} says {path} is {size}, its encoders give {found}; copy the "
                                    "checkpoint again or train again")
 
     def _arrays(self, items: Mapping[str, Sequence[Any]], what: Sequence[str]) -> list[dict[str, np.ndarray]]:

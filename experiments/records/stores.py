@@ -15,7 +15,7 @@ from refavs.errors import ConfigError
 from refavs.model.feature_sizes import FeatureSizes
 from refavs.store import FeatureStore
 from refavs.store.fingerprints import checksums, fingerprint_of
-from refavs.store.format.schema import LABELLED, MASK
+from refavs.store.format.mask_rows import told_size
 
 NAMED = re.compile(r"([\w.+-]+)=(.+)")
 Features = Callable[[Trial], str]
@@ -93,14 +93,14 @@ def refuse_incomparable(stores: Mapping[str, FeatureStore]) -> None:
 def contents_digest(store: FeatureStore) -> str:
     """Identifies a store's task: its expressions with their splits, and every bit of its masks."""
     rows = sorted(contents_rows(store), key=str)
-    return digest({"frames": store.seconds, "size": store.mask_size, "rows": rows})
+    return digest({"frames": len(store.steps), "size": store.mask_size, "rows": rows})
 
 
 def contents_rows(store: FeatureStore) -> list[list[str | int | None]]:
     """Each expression with its split and the checksums of its mask, in the order of the store's table."""
-    masks, labelled, table = checksums(store, MASK), checksums(store, LABELLED), store.expressions
+    of_objects, table = [checksums(store, path) for path in store.schema.object_paths], store.expressions
     return [
-        [*(str(value) for value in values), masks.get(int(place)), labelled.get(int(place))]
+        [*(str(value) for value in values), *(sums.get(int(place)) for sums in of_objects)]
         for *values, place in zip(*(table[name] for name in COLUMNS), table["object"], strict=True)
     ]
 
@@ -109,33 +109,41 @@ def _difference(one: FeatureStore, other: FeatureStore) -> str:
     uids = [set(store.expressions["uid"].astype(str)) for store in (one, other)]
     if len(uids[0]) != len(uids[1]) or uids[0] != uids[1]:
         return f"of {len(uids[0])} and {len(uids[1])} expressions they share {len(uids[0] & uids[1])}"
-    sizes = [f"{store.seconds} x {store.mask_size} x {store.mask_size}" for store in (one, other)]
+    sizes = [f"{len(store.steps)} x {told_size(store.mask_size)}" for store in (one, other)]
     if sizes[0] != sizes[1]:
         return f"their masks are of {sizes[0]} and of {sizes[1]}"
     return "expressions with the same uids have different splits, words or masks"
 
 
 def stores_of(trials: Sequence[Trial], default: FeatureStore) -> dict[str, FeatureStore]:
-    """The stores that trials read, by fingerprint."""
-    found = [store_of(trial, default) for trial in trials]
-    return {store.fingerprint: store for store in found or [default]}
+    """The stores that trials read, by fingerprint, with the encoders that each uses by default."""
+    others = {trial.store.fingerprint: trial.store.location for trial in trials if trial.store}
+    found = {fingerprint: default if fingerprint == default.fingerprint else opened(location)
+             for fingerprint, location in others.items()}  # fmt: skip
+    return found or {default.fingerprint: default}
 
 
 def store_facts(trials: Sequence[Trial], default: FeatureStore) -> dict[str, dict[str, Any]]:
     """What a sweep records about each of several stores, by fingerprint, for the report's comparison."""
     named = {trial.store.fingerprint: trial.store.name for trial in trials if trial.store}
     return {
-        fingerprint: {"name": named[fingerprint], **facts_of(store), "contents": contents_digest(store)}
+        fingerprint: {"name": named[fingerprint], **facts_of(store, trials), "contents": contents_digest(store)}
         for fingerprint, store in stores_of(trials, default).items() if fingerprint in named
     }  # fmt: skip
 
 
-def facts_of(store: FeatureStore) -> dict[str, Any]:
-    """A store's location, fingerprint and encoders, and whether their weights are random."""
+def facts_of(store: FeatureStore, trials: Sequence[Trial]) -> dict[str, Any]:
+    """A store's location, fingerprint and encoders, and whether a trial reads an encoder with random weights.
+
+    The encoders are those in use by default, then those that only trials name.
+    """
+    read = [one for trial in trials if (one := store_of(trial, store)).fingerprint == store.fingerprint]
     return {
-        "store": store.location, "fingerprint": store.fingerprint, "random_features": store.random_weights,
+        "store": store.location, "fingerprint": store.fingerprint,
+        "random_features": any(one.random_weights for one in read or [store]),
         "splits": dict(Splits.of(store.attributes).roles),
-        "encoders": {stream: str(encoder.get("name")) for stream, encoder in store.encoders.items()},
+        "encoders": {stream: str(encoder.get("name")) for one in (store, *read)
+                     for stream, encoder in one.encoders.items()},
     }  # fmt: skip
 
 

@@ -57,8 +57,24 @@ class Contender:
     def removed(self) -> tuple[str, ...]:
         """The removed parts of the head, by the names in the paper's Table 4; empty for an unknown head."""
         head = head_of(self.config)
-        settings = {name.removeprefix("model."): value for name, value in self.config.items()}
-        return () if head is None else head.removed(settings)
+        return () if head is None else head.removed(self._options)
+
+    @property
+    def choices(self) -> Mapping[str, Any]:
+        """See `HeadOptions.choices`; empty for an unknown head, or one that no longer accepts these settings."""
+        head = head_of(self.config)
+        if head is None:
+            return {}
+        known = {field.name for field in dataclasses.fields(head)}
+        try:
+            return head(**{name: value for name, value in self._options.items() if name in known}).choices
+        except ConfigError:
+            return {}
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """The settings of the head, by the names of its options."""
+        return {name.removeprefix("model."): value for name, value in self.config.items() if name.startswith("model.")}
 
     @property
     def curve(self) -> tuple[str, str]:

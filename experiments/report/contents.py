@@ -117,12 +117,14 @@ def _random_stores(sweeps: Sequence[Sweep]) -> dict[str, bool]:
 
 
 def _encoders(sweeps: Sequence[Sweep]) -> dict[str, dict[str, str]]:
-    """The encoders that each store uses by default, by its fingerprint and by modality."""
+    """The encoders that each store uses by default, by its fingerprint and by modality; they come first."""
     found = {}
     for known in (store for sweep in sweeps for store in sweep.stores):
         names: Mapping[str, str] = known.get("encoders", {})
         if names and "fingerprint" in known:
-            found[str(known["fingerprint"])] = {stream.split("/")[0]: name for stream, name in names.items()}
+            found[str(known["fingerprint"])] = {
+                stream.split("/")[0]: name for stream, name in reversed(list(names.items()))
+            }
     return found
 
 

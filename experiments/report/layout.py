@@ -38,6 +38,7 @@ PARTS = {
     "dimension": ("by dimension", tuple(name for name in DIMENSIONS if name != "semantic")),
 }
 DETAILS = "In %; mean over seeds ± 95 % t interval."
+NOT_COMPARABLE = "Published rows use the protocol that each names; protocols are not comparable."
 RANDOM = "RANDOM FEATURES: an encoder has random weights; compare rows with each other, not with published numbers."
 
 
@@ -82,11 +83,20 @@ def main_table(setting: Setting, protocol: str) -> Table:
     notes = [f"Protocol {protocol}: {PROTOCOLS[protocol].about}."]
     if any(row.kind == "control" for row in rows):
         notes.append("Controls ignore video and audio: constant predictions, and one from the sentence alone.")
-    if setting.published:
-        notes.append("Published rows use the protocol that each names; protocols are not comparable.")
     if PROTOCOLS[protocol].of_batches:
         notes.append("Its F and S are per batch, so there are no intervals over clips and no paired differences.")
+    if said := choices_said(setting):
+        notes.append(f"Chosen where papers and releases differ or stay open: {said}.")
     return _table(setting, protocol, "table3", title, "method", numbers, rows, notes)
+
+
+def choices_said(setting: Setting) -> str:
+    """The choices of each row's head, once for rows that have the same ones."""
+    labels: dict[str, list[str]] = {}
+    for one in setting.contenders:
+        if said := ", ".join(f"{name} {str(value).lower()}" for name, value in one.choices.items()):
+            labels.setdefault(said, []).append(one.label)
+    return "; ".join(f"{' and '.join(rows)}: {said}" for said, rows in labels.items())
 
 
 def ablation_table(setting: Setting, protocol: str) -> Table | None:
@@ -217,6 +227,12 @@ def encoder_table(setting: Setting, protocol: str, encoders: Mapping[str, Mappin
     }  # fmt: skip
     if len(read) < 2:
         return None
+    own = dict(_encoders_of(reference, encoders))
+
+    def others(one: Contender) -> list[bool]:
+        """Sorts as the supplement does: other texts, other sounds, then both."""
+        return [name != own.get(modality) for modality, name in reversed(_encoders_of(one, encoders))]
+
     overall = list(setting.splits.about_objects)[-1:]
     numbers = tuple(
         n for n in setting.numbers(protocol) if n.group in overall and metrics()[n.measure].on == "objects"
@@ -227,7 +243,7 @@ def encoder_table(setting: Setting, protocol: str, encoders: Mapping[str, Mappin
             num_seeds=len(one.runs), mark=one.mark,
             cells=tuple(mean_cell(one.interval(protocol, n.group, n.measure), n.column.unit) for n in numbers),
             protocol=protocol,
-        ) for one in reversed(read.values())
+        ) for one in sorted(reversed(read.values()), key=others)
     ]  # fmt: skip
     rows += _published_rows(setting, published.ENCODERS, numbers)
     title = "Encoders (layout of supplement Table 3)"
@@ -262,13 +278,14 @@ def _table(
     setting: Setting, protocol: str, name: str, title: str, row_heading: str, numbers: Sequence[Number],
     rows: Iterable[Row], notes: Sequence[str] = (), units: str = UNITS,
 ) -> Table:  # fmt: skip
-    single = few_seeds(setting.contenders) if units != POINTS else ""
+    rows, single = tuple(rows), few_seeds(setting.contenders) if units != POINTS else ""
     lower = dict.fromkeys(number.column.name for number in numbers if number.column.lower_is_better)
+    others = (NOT_COMPARABLE,) if any(row.kind == "published" for row in rows) else ()
     best = f"Lower is better: {', '.join(lower)}." if lower else ""
     return Table(
-        name=f"{name}-{protocol}", title=title, protocol=protocol, row_heading=row_heading, rows=tuple(rows),
+        name=f"{name}-{protocol}", title=title, protocol=protocol, row_heading=row_heading, rows=rows,
         columns=tuple(number.column for number in numbers),
-        notes=(units, *filter(None, [best, single]), *notes, *_absent(setting, numbers), *_stamp(setting)),
+        notes=(units, *filter(None, [best, single]), *notes, *others, *_absent(setting, numbers), *_stamp(setting)),
     )  # fmt: skip
 
 

@@ -1,10 +1,10 @@
-"""One second of a clip in the gallery: its outlined frame, and its part of the waveform."""
+"""One step of a clip in the gallery, usually a second: its outlined frame, and its part of the waveform."""
 
 import base64
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import contourpy
 import numpy as np
@@ -27,9 +27,10 @@ _NEAREST = 1.0  # points of an outline that are closer than this, in pixels, are
 
 @dataclass(frozen=True, kw_only=True)
 class Second:
-    """One second of a card.
+    """One step of a card.
 
     Attributes:
+        time_s: when it begins.
         picture: the frame as a data URI; empty if missing.
         truth, pred: outlines as SVG path data, in pixels of the picture; empty for an empty mask.
         objects: outlines of the objects of a clip, which differ in colour.
@@ -37,7 +38,7 @@ class Second:
         verdict: e.g. `J 71`, or a word for frames without an object.
     """
 
-    number: int
+    time_s: int | float
     picture: str
     truth: str
     pred: str
@@ -51,11 +52,13 @@ class Footage:
     """A clip's available frames and audio.
 
     Attributes:
+        times_s: when each step begins.
         width: width of a picture in pixels.
         sound: mono at `WAVE_HZ`; None if it could not be read.
         note: text about missing parts.
     """
 
+    times_s: tuple[int | float, ...]
     width: int
     frames: UInt8[np.ndarray, "t h w 3"] | None
     waves: tuple[str, ...]
@@ -66,7 +69,8 @@ class Footage:
 def footage_of(store: FeatureStore, clip_id: str) -> Footage:
     """Frames and audio of a clip, if its source is still where it was extracted from; frames are square."""
     clip = find_clip(store.attributes, clip_id)
-    bare = Footage(width=HEIGHT, frames=None, waves=("",) * store.seconds)
+    times_s = tuple(store.steps.time_s(step) for step in range(len(store.steps)))
+    bare = Footage(times_s=times_s, width=HEIGHT, frames=None, waves=("",) * len(times_s))
     if clip is None:
         return _without(bare, f"its media is no longer at {store.attributes.get('source', 'the place of its source')}")
     try:
@@ -74,18 +78,20 @@ def footage_of(store: FeatureStore, clip_id: str) -> Footage:
         shape = 1.0 if size is None else min(max(size[1] / size[0], 1 / WIDEST), WIDEST)
         width = round(HEIGHT * shape)
         form = Frames(size=max(width, HEIGHT))
-        media = read_media(clip, store.seconds, [form], [WAVE_HZ])
+        media = read_media(clip, store.steps, [form], [WAVE_HZ])
     except DatasetError as error:
         return _without(bare, str(error))
     note = "The clip has no sound track." if media.silent else ""
     sound = media.sound[WAVE_HZ]
-    return Footage(width=width, frames=media.frames[form], waves=_waves(sound, store.seconds), sound=sound, note=note)
+    return replace(
+        bare, width=width, frames=media.frames[form], waves=_waves(sound, len(times_s)), sound=sound, note=note
+    )
 
 
 def seconds_of(
     footage: Footage, pred: Bool[np.ndarray, "t h w"], truth: Bool[np.ndarray, "t h w"], scores: Sequence[float]
 ) -> tuple[Second, ...]:
-    """A clip's seconds with prediction and ground truth.
+    """A clip's steps with prediction and ground truth.
 
     Args:
         scores: J of each frame; NaN where it has no label.
@@ -93,7 +99,7 @@ def seconds_of(
     pictures, size = _pictures(footage), (footage.width, HEIGHT)
     return tuple(
         Second(
-            number=number, picture=pictures[number], wave=footage.waves[number],
+            time_s=footage.times_s[number], picture=pictures[number], wave=footage.waves[number],
             truth=outline(truth[number], size), pred=outline(pred[number], size),
             verdict=_verdict(bool(truth[number].any()), bool(pred[number].any()), scores[number]),
         )
@@ -104,15 +110,15 @@ def seconds_of(
 def seconds_with(
     footage: Footage, objects: Sequence[Bool[np.ndarray, "t _ _"]], labelled: Sequence[Bool[np.ndarray, "t"]]
 ) -> tuple[Second, ...]:
-    """A clip's seconds with all of its objects.
+    """A clip's steps with all of its objects.
 
     Args:
-        labelled: the seconds in which the mask of each object is known.
+        labelled: the steps in which the mask of each object is known.
     """
     pictures, size = _pictures(footage), (footage.width, HEIGHT)
     return tuple(
         Second(
-            number=number, picture=pictures[number], wave=footage.waves[number], truth="", pred="",
+            time_s=footage.times_s[number], picture=pictures[number], wave=footage.waves[number], truth="", pred="",
             verdict="" if all(known[number] for known in labelled) else "no label",
             objects=tuple(outline(masks[number], size) for masks in objects),
         )
@@ -137,7 +143,7 @@ def outline(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> str:
 
 
 def wave_path(samples: Float[np.ndarray, " s"], loudest: float) -> str:
-    """The envelope of a second's audio as SVG path data: lowest and highest sample of each bin."""
+    """The envelope of a step's audio as SVG path data: lowest and highest sample of each bin."""
     bins = rearrange(samples[: len(samples) // WAVE_BINS * WAVE_BINS], "(k n) -> k n", k=WAVE_BINS)
     middle = WAVE_HEIGHT / 2
     scale = 0.0 if loudest <= 0 else (middle - 1) / loudest
@@ -166,10 +172,9 @@ def _path(points: Float[np.ndarray, "n 2"]) -> str:
     return f"M{'L'.join(f'{x:.1f} {y:.1f}' for x, y in kept)}Z"
 
 
-def _waves(sound: Float[np.ndarray, " s"], num_seconds: int) -> tuple[str, ...]:
+def _waves(sound: Float[np.ndarray, " s"], num_steps: int) -> tuple[str, ...]:
     loudest = float(np.abs(sound).max(initial=0.0))
-    seconds = rearrange(sound, "(t n) -> t n", t=num_seconds)
-    return tuple(wave_path(second, loudest) for second in seconds)
+    return tuple(wave_path(part, loudest) for part in np.array_split(sound, num_steps))
 
 
 def _verdict(there: bool, found: bool, score: float) -> str:
@@ -181,6 +186,4 @@ def _verdict(there: bool, found: bool, score: float) -> str:
 
 
 def _without(bare: Footage, reason: str) -> Footage:
-    return Footage(
-        width=bare.width, frames=None, waves=bare.waves, note=f"Masks on a plain backdrop, without sound: {reason}"
-    )
+    return replace(bare, note=f"Masks on a plain backdrop, without sound: {reason}")

@@ -71,7 +71,7 @@ def run_sweep(
             search, entries, _ = _planned(grid, store, ledger)
         before = _follow(ledger, uri, entries, given=tracking_uri is not None)
         outcome = Outcome(entries=entries, tracking_uri=uri)
-        ledger.set_sweep(**facts_of(store))
+        ledger.set_sweep(**facts_of(store, grid.kinds))
         if several := store_facts(grid.kinds, store):
             ledger.set_sweep(stores=ledger.sweep.get("stores", {}) | several)
         if not num_to_come(search, ledger) and _nothing_to_do(ledger, outcome, options):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LOADER = "experiments.tracking.mlflow_model"
 # Settings that `load_model(..., model_config={...})` may replace.
-SETTINGS: dict[str, Any] = {"weights_dir": "", "device": "auto", "frames_per_second": 1.0, "memory": "all"}
+SETTINGS: dict[str, Any] = {"weights_dir": "", "device": "auto", "frames_per_second": 0.0, "memory": "all"}
 VIDEO, EXPRESSION, MASKS, PROBABILITY = "video", "expression", "masks", "object_probability"
 
 
@@ -27,7 +27,7 @@ def _load_pyfunc(path: str, settings: Mapping[str, Any] | None = None) -> "MaskP
 
     told = {**SETTINGS, **(settings or {})}
     segmenter = refavs.load(path, weights_dir=told["weights_dir"] or None, device=told["device"])
-    return MaskPredictor(segmenter, float(told["frames_per_second"]), told["memory"])
+    return MaskPredictor(segmenter, float(told["frames_per_second"]) or segmenter.fps, told["memory"])
 
 
 class MaskPredictor:

@@ -55,7 +55,7 @@ def card_of(config: dict[str, Any], store: "FeatureStore") -> dict[str, Any]:
         },
         "signature": {"inputs": json.dumps(INPUTS), "outputs": json.dumps(OUTPUTS), "params": None},
         "metadata": {"encoders": {name: one.get("name") for name, one in store.encoders.items()},
-                     "store": store.fingerprint, "input_size": store.mask_size, "num_frames": store.seconds},
+                     "store": store.fingerprint, "input_size": store.mask_size, "num_frames": len(store.steps)},
     }  # fmt: skip
 
 

@@ -16,4 +16,4 @@ def bytes_of_batch(config: TrialConfig, store: "FeatureStore") -> int:
     train, sizes = config.train, FeatureSizes.from_store(store, config.model.needs(), config.model.head)
     at_once = math.ceil(train.batch_size / train.accumulate / config.resources.workers)
     num_clips = math.ceil(at_once / train.expressions_per_clip)
-    return batch_bytes(store, sizes, num_clips, train.frames or store.seconds)
+    return batch_bytes(store, sizes, num_clips, train.frames or len(store.steps))

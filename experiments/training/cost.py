@@ -222,6 +222,6 @@ def _bytes(learner: Learner, store: "FeatureStore") -> tuple[int, int]:
     tensors, _ = learner.state()
     model = sum(value.nbytes for value in tensors["model"].values())
     state = sum(value.nbytes for part in tensors.values() for value in part.values())
-    num_frames = len(rows_of(store, Splits.of(store.attributes).evaluated)) * store.seconds
+    num_frames = len(rows_of(store, Splits.of(store.attributes).evaluated)) * len(store.steps)
     best = model if learner.config.train.patience else 0
     return state + best, model + num_frames * STATISTICS_BYTES_PER_FRAME

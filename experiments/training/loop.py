@@ -168,7 +168,7 @@ class Training:
         torch.manual_seed(config.seed)
         at_once = math.ceil(settings.batch_size / settings.accumulate / team.size)
         sizes = FeatureSizes.from_store(store, config.model.needs(), config.model.head)
-        num_frames, batch = settings.frames or store.seconds, bytes_of_batch(config, store)
+        num_frames, batch = settings.frames or len(store.steps), bytes_of_batch(config, store)
         require_memory(config.model, sizes, device, at_once, num_frames, batch)
         self.run, self.team = run, team
         self.features = fingerprint_of(store, sizes.paths)
@@ -239,7 +239,7 @@ class Training:
         in_history = f"{VALIDATION}/"
         metrics = {name: value for name, value in metrics.items() if not name.startswith(in_history)}
         facts = {"store": self.features, "encoders": store.encoders, "seconds": store.seconds,
-                 "mask_size": store.mask_size}  # fmt: skip
+                 "fps": store.steps.fps, "mask_size": store.mask_size}  # fmt: skip
         started = time.monotonic()
         save_model(run.folder / "checkpoint", model, {**facts, "trial": to_dict(self.learner.config)})
         if run.config.train.patience:

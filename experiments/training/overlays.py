@@ -14,6 +14,7 @@ from refavs.config import digest
 from refavs.data.layouts import find_clip
 from refavs.data.splits import Splits
 from refavs.files.source_files import PICTURE_ERRORS, open_picture
+from refavs.steps import Steps
 
 if TYPE_CHECKING:
     from refavs.store import FeatureStore
@@ -72,7 +73,7 @@ def _pictures(
             assert batch.mask is not None
             target = batch.mask[0].cpu().numpy()
             if clip_id not in backdrops:
-                backdrops[clip_id] = frame_pictures(store, clip_id, len(target))
+                backdrops[clip_id] = frame_pictures(store, clip_id, store.steps)
             for number, probs in found:
                 pred = (probs[0] > 0.5).cpu().numpy()
                 origin = f"{batch.uid[0]} ({batch.split[0]})"
@@ -100,14 +101,14 @@ def chosen_rows(store: "FeatureStore") -> list[int]:
     return (chosen + others)[:NUM_PICTURES]
 
 
-def frame_pictures(store: "FeatureStore", clip_id: str, num_seconds: int) -> list[Image.Image]:
+def frame_pictures(store: "FeatureStore", clip_id: str, steps: Steps) -> list[Image.Image]:
     """The clip's frames, if the source is still where it was extracted from; plain backdrops for missing ones."""
     clip = find_clip(store.attributes, clip_id)
-    found = [Image.new("RGB", (FRAME_PX, FRAME_PX), (BACKDROP,) * 3) for _ in range(num_seconds)]
-    for second, path in enumerate(clip.frames[:num_seconds] if clip else ()):
+    found = [Image.new("RGB", (FRAME_PX, FRAME_PX), (BACKDROP,) * 3) for _ in range(len(steps))]
+    for step, path in enumerate(clip.pictures(steps) if clip else ()):
         # A missing frame does no harm.
         with contextlib.suppress(*PICTURE_ERRORS), open_picture(path, clip and clip.root) as picture:
-            found[second] = picture.convert("RGB").resize((FRAME_PX, FRAME_PX))
+            found[step] = picture.convert("RGB").resize((FRAME_PX, FRAME_PX))
     return found
 
 

@@ -89,7 +89,7 @@ class Sampler:
 
     def frames(self, step: int) -> list[int] | None:
         """The seconds that a step decodes, the same for all parts of its batch; None means all."""
-        return frames_of(self.config, step, self.store.seconds)
+        return frames_of(self.config, step, len(self.store.steps))
 
     def _parts(self, rows: list[int], num_parts: int) -> Iterator[tuple[int, list[int]]]:
         """Splits rows into parts without empty ones; neighbours, which often share a clip, stay together."""
@@ -99,13 +99,13 @@ class Sampler:
                 yield number, part
 
 
-def frames_of(config: TrialConfig, step: int, num_seconds: int) -> list[int] | None:
+def frames_of(config: TrialConfig, step: int, num_steps: int) -> list[int] | None:
     """The seconds that a step decodes; None means all."""
     wanted = config.train.frames
-    if not wanted or wanted >= num_seconds:
+    if not wanted or wanted >= num_steps:
         return None
     rng = np.random.default_rng(derived_seed(config.order_seed, "frames", step))
-    return sorted(rng.permutation(num_seconds)[:wanted].tolist())
+    return sorted(rng.permutation(num_steps)[:wanted].tolist())
 
 
 def seconds_of(heads: Sequence[Head], frames: Sequence[int] | None) -> SecondsRead:

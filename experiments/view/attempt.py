@@ -71,7 +71,7 @@ def attempt(segmenter: "Segmenter | Any", video: Path, expression: str, overlay:
         raise ConfigError("the expression is empty; write a sentence, for example \"the sounding object\"")
     if len(expression) > MOST_LETTERS:
         raise ConfigError(f"the expression has {len(expression):,} characters; accepted: up to {MOST_LETTERS}")
-    film = FilmStream(video.absolute(), Span(end_s=MOST_SECONDS))
+    film = FilmStream(video.absolute(), Span(end_s=MOST_SECONDS, rate=segmenter.fps))
     masks = []
     for found in segmenter.segment_video(film, [expression]):
         masks += map(encoded, found.masks)  # one second's mask may have millions of pixels

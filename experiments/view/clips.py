@@ -16,9 +16,10 @@ from extract.media.forms import Frames
 from extract.media.notes import NOTES, REPEATED, SILENT, oddities
 from refavs.data.layouts import find_clip
 from refavs.errors import DatasetError, StoreError
+from refavs.steps import Steps
 from refavs.store import FeatureStore
 from refavs.store.derived_files import KEYS
-from refavs.store.format.schema import LABELLED
+from refavs.store.format.mask_rows import LABELLED
 
 FAILED, MISSING, SHARED = "failed", "missing", "shared"
 FLAGS = {
@@ -190,6 +191,6 @@ def thumbnail(store: FeatureStore, clip_id: str) -> str:
     clip = find_clip(store.attributes, clip_id)
     form = Frames(size=HEIGHT)
     try:
-        return "" if clip is None else data_uri(read_media(clip, 1, [form], []).frames[form][0], HEIGHT)
+        return "" if clip is None else data_uri(read_media(clip, Steps(1), [form], []).frames[form][0], HEIGHT)
     except DatasetError:
         return ""

@@ -77,7 +77,7 @@ class Bar:
         names = list(answers.shown.stores)
         with gr.Row(elem_classes="bar"):
             self.store = gr.Dropdown(names, value=names[0], label="Store", visible=len(names) > 1, scale=1)
-            self.head = _html(scale=6)
+            self.head = _html(scale=6, min_width=280)
             self.refresh = gr.Button("Refresh", size="sm", scale=0, min_width=110)
         self.chosen = gr.State("")
 
@@ -148,8 +148,8 @@ class TryTab:
         with gr.Tab("Try"), gr.Row():
             with gr.Column(scale=2, min_width=280):
                 run = gr.Dropdown(names, value=names[0], label="Run")
-                video = gr.Video(label=f"A video (up to {MOST_UPLOAD_BYTES >> 20} MB; its first {MOST_SECONDS} s are "
-                                 "used)", sources=["upload"], height=240)  # fmt: skip
+                video = gr.Video(label=f"A video (up to {MOST_UPLOAD_BYTES >> 20} MB; first {MOST_SECONDS} s)",
+                                 sources=["upload"], height=240)  # fmt: skip
                 clip = gr.Dropdown(["", *videos], value="", label="or a video of the store", visible=bool(videos))
                 text = gr.Textbox(label="Expression", placeholder="the object making a sound before the man",
                                   max_length=MOST_LETTERS)  # fmt: skip

@@ -51,7 +51,7 @@ class _WholePictures(PlacedPictures):
         """Takes the next picture."""
         is_next = self.last is None or time_s >= self.time_s
         super().add(frame, time_s)
-        if is_next and time_s < self.num_frames:
+        if is_next and time_s < self.num_steps:
             self.firsts_s.setdefault(int(max(time_s, Fraction(0))), time_s)
             if self.cuts is not None:
                 scale = SMALL / max(frame.width, frame.height)
@@ -101,7 +101,7 @@ def write_media(clip: Clip, files: ClipFiles, seconds: int, cuts: Cuts) -> Scene
 
 def _of_film(clip: Clip, files: ClipFiles, seconds: int, cuts: Cuts) -> Scenes:
     assert clip.video is not None
-    pictures = _WholePictures(num_frames=seconds, cuts=cuts)
+    pictures = _WholePictures(num_steps=seconds, cuts=cuts)
     with opened(clip.video, clip.root) as film:
         track = film.tracks.sound
         sound = None if track is None else _Channels(seconds, track.codec_context.channels)

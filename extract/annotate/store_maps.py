@@ -11,6 +11,7 @@ from extract.encoders.sam2 import Sam2Encoder
 from extract.pipeline.content import content_of
 from refavs.data.layouts import Clip
 from refavs.errors import StoreError
+from refavs.steps import Steps
 from refavs.store.format.quantised import values_of
 from refavs.store.reader import FeatureStore
 
@@ -60,12 +61,12 @@ class StoredMaps:
             StoreError: the store has no such clip, or made it from other pictures.
         """
         places = self.store.clips["id"].tolist()
-        if clip_id not in places or self.store.seconds < seconds:
-            raise StoreError(f"store {self.store.location} has no {seconds} s of this clip; extract it there, or leave "
-                             "out --store")  # fmt: skip
+        if clip_id not in places or self.store.seconds < seconds or self.store.steps.rate != 1:
+            raise StoreError(f"store {self.store.location} has no {seconds} s of this clip at 1 frame per second; "
+                             "extract it there, or leave out --store")  # fmt: skip
         place = places.index(clip_id)
         stored = self.store.clips["frames"].iloc[place]
-        if all(stored != content_of(clip, seconds).frames for clip in (source, frames) if clip is not None):
+        if all(stored != content_of(clip, Steps(seconds)).frames for clip in (source, frames) if clip is not None):
             raise StoreError(f"store {self.store.location} has features of other pictures under this id; leave out "
                              "--store, or extract the project's source again")  # fmt: skip
         return ClipMaps(self.store, self.paths, place)

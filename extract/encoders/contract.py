@@ -38,6 +38,8 @@ def check_encoder(encoder: Encoder, seconds: int = 3) -> None:
         assert told.keys() >= FACTS, f"facts({level!r}) lack {', '.join(sorted(FACTS - told.keys()))}"
         assert json.loads(json.dumps(told)) == told, f"facts({level!r}) are changed by JSON; give plain values"
         StreamSpec(fingerprint=told, arrays=tuple(specs), rows_per_shard=1)
+        odd = [spec.name for spec in specs if spec.length("t") not in (None, seconds)]
+        assert not odd, f"{', '.join(odd)} of level {level!r} lack rows: of an axis t there is one for each second"
     one, other = (encoder.prepare(_input(encoder, seconds, seed)) for seed in range(2))
     levels = list(arrays)
     first, second = encoder.encode([one, other], levels)

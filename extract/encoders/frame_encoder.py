@@ -47,10 +47,10 @@ class FrameEncoder(Encoder):
         """Further arrays of a clip, which are no features of its frames."""
         return {}
 
-    def arrays(self, seconds: int) -> dict[str, list[ArraySpec]]:
+    def arrays(self, length: int) -> dict[str, list[ArraySpec]]:
         """One array per map or vector of each level."""
         return {
-            level: [ArraySpec(name=name, shape=(seconds, *shape), dtype="float16", axes=_AXES[: 1 + len(shape)],
+            level: [ArraySpec(name=name, shape=(length, *shape), dtype="float16", axes=_AXES[: 1 + len(shape)],
                               statistics=True) for name, shape in maps.items()]
             for level, maps in self.shapes().items()
         }  # fmt: skip

@@ -16,6 +16,7 @@ from extract.encoders.networks import DTYPES, frozen
 from extract.encoders.protocol import Encoder, EncoderSetup, Sound
 from extract.encoders.spectrograms import RATE_HZ
 from extract.encoders.weights import WeightPart
+from refavs.steps import Steps
 from refavs.store.format.schema import ArraySpec
 
 
@@ -104,6 +105,10 @@ class SoundEncoder(Encoder):
 
     # What they share.
 
+    def steps(self, seconds: int) -> Steps:
+        """The steps of a clip."""
+        return Steps(seconds, self.setup.fps)
+
     def facts(self, level: str) -> dict[str, Any]:
         """Facts about network and front end."""
         return {
@@ -112,10 +117,10 @@ class SoundEncoder(Encoder):
             "sizes": {name: self.config[name] for name in self.sizes},
         }  # fmt: skip
 
-    def arrays(self, seconds: int) -> dict[str, list[ArraySpec]]:
-        """One array for each level: a vector for each second, or tokens."""
+    def arrays(self, length: int) -> dict[str, list[ArraySpec]]:
+        """One array for each level: a vector for each step, or tokens."""
         return {
-            level: [ArraySpec(name="features", shape=self.shape(level, seconds), dtype="float16", statistics=True,
+            level: [ArraySpec(name="features", shape=self.shape(level, length), dtype="float16", statistics=True,
                               axes=("n" if level == "tokens" else "t", "c"))]
             for level in self.levels
         }  # fmt: skip
@@ -173,7 +178,8 @@ class SoundEncoder(Encoder):
 class WindowEncoder(SoundEncoder):
     """An encoder that makes one vector of a sound: level `seconds` hears each second alone, `clip` the whole clip.
 
-    The vector of the clip is repeated for each second, so that a head reads it like the other.
+    Each step has the vector of the second that begins with it. That of the clip is repeated for each step, so that a
+    head reads it like the other.
     """
 
     levels: ClassVar[Mapping[str, str]] = {"seconds": "windows", "clip": "clip"}
@@ -187,24 +193,26 @@ class WindowEncoder(SoundEncoder):
         raise NotImplementedError
 
     def inputs_of(self, sound: Float[np.ndarray, " s"], seconds: int) -> Mapping[str, Float[np.ndarray, "p ..."]]:
-        """Each second alone, and the whole."""
-        windows = rearrange(sound, "(t s) -> t s", t=seconds)
-        return {"windows": np.stack([self.front_end(window) for window in windows]),
+        """The second of each step alone, silent beyond the clip, and the whole."""
+        steps, padded = self.steps(seconds), np.pad(sound, (0, self.rate_hz))
+        starts = [round(steps.time_s(step) * self.rate_hz) for step in range(len(steps))]
+        return {"windows": np.stack([self.front_end(padded[start : start + self.rate_hz]) for start in starts]),
                 "clip": self.front_end(sound)[None]}  # fmt: skip
 
     def features(self, level: str, outputs: Float[Tensor, "p *n c"], seconds: int) -> Float[Tensor, "n c"]:
         """The vectors."""
-        return outputs if level == "seconds" else repeat(outputs, "1 c -> t c", t=seconds)
+        return outputs if level == "seconds" else repeat(outputs, "1 c -> t c", t=len(self.steps(seconds)))
 
     def shape(self, level: str, seconds: int) -> tuple[int, int]:
-        """One vector for each second."""
-        return seconds, self.config["projection_dim"]
+        """One vector for each step."""
+        return len(self.steps(seconds)), self.config["projection_dim"]
 
 
 class PatchEncoder(SoundEncoder):
     """An encoder that makes tokens of a spectrogram: level `seconds` is their mean over each second, `tokens` is all.
 
-    A clip that is longer than what the network takes is heard in pieces.
+    Each step has the mean over the second that begins with it, or the last tokens if none begins there. A clip that is
+    longer than what the network takes is heard in pieces.
     """
 
     levels: ClassVar[Mapping[str, str]] = {"seconds": "pieces", "tokens": "pieces"}
@@ -235,10 +243,13 @@ class PatchEncoder(SoundEncoder):
             return self.tokens(outputs, seconds)
         columns = rearrange(reduce(self.columns(outputs), "p column band c -> p column c", "mean"),
                             "p column c -> (p column) c")  # fmt: skip
-        second = np.concatenate(self.middles_s(seconds)).astype(np.float64)
-        return torch.stack([columns[torch.from_numpy((t <= second) & (second < t + 1)).to(columns.device)].mean(0)
-                            for t in range(seconds)])  # fmt: skip
+        middles = np.concatenate(self.middles_s(seconds)).astype(np.float64)
+        last, steps = middles[np.isfinite(middles)].max(), self.steps(seconds)
+        starts = [min(steps.time_s(step), last) for step in range(len(steps))]
+        return torch.stack([columns[torch.from_numpy((start <= middles) & (middles < start + 1)).to(columns.device)]
+                            .mean(0) for start in starts])  # fmt: skip
 
     def shape(self, level: str, seconds: int) -> tuple[int, int]:
-        """A vector for each second, or all tokens."""
-        return (self.num_tokens(seconds) if level == "tokens" else seconds), self.config[self.channels_name]
+        """A vector for each step, or all tokens."""
+        num_rows = self.num_tokens(seconds) if level == "tokens" else len(self.steps(seconds))
+        return num_rows, self.config[self.channels_name]

@@ -129,7 +129,7 @@ class TextEncoder(Encoder):
             return {**facts, "output": self.pooling}
         return {**facts, "padding": "kept"} if self.settings.keeps_padding else facts
 
-    def arrays(self, seconds: int) -> dict[str, list[ArraySpec]]:
+    def arrays(self, length: int) -> dict[str, list[ArraySpec]]:
         """Features and `valid` of each level."""
         shapes = {"tokens": (self.settings.length, self.config[self.size_names["channels"]]),
                   "pooled": (1, self.config[self.pooled_name])}  # fmt: skip

@@ -47,11 +47,13 @@ class EncoderSetup:
         weights: source of pretrained weights, or the seed of random ones.
         precision: type in which the network computes.
         device: `cpu` or `cuda`.
+        fps: steps per second of the clips, for encoders of sound that make a row for each step.
     """
 
     weights: WeightSource
     precision: Precision = "fp32"
     device: str = "cpu"
+    fps: float = 1.0
 
 
 @runtime_checkable
@@ -88,8 +90,15 @@ class Encoder(Protocol):
         """
         ...
 
-    def arrays(self, seconds: int) -> Mapping[str, Sequence[ArraySpec]]:
-        """The arrays of one clip of `seconds` seconds, or of one text, by level; a single level is called ``""``."""
+    def arrays(self, length: int, /) -> Mapping[str, Sequence[ArraySpec]]:
+        """The arrays of one clip, or of one text, by level; a single level is called ``""``.
+
+        Arrays with an axis `t` must have a row for each step of the clip: those of sound for the second that begins
+        there. An encoder of sound that makes a row for each second can only be used at one frame per second.
+
+        Args:
+            length: of the clip: the number of its frames, or of the seconds of its sound.
+        """
         ...
 
     def encode(self, batch: Sequence[Any], levels: Sequence[str]) -> Sequence[Mapping[str, np.ndarray]]:

@@ -35,14 +35,14 @@ class SamEncoder(HubFrameEncoder):
         """The map."""
         return {"": {"map": (self.config.vision_config.output_channels, self._side, self._side)}}
 
-    def arrays(self, seconds: int) -> dict[str, list[ArraySpec]]:
+    def arrays(self, length: int) -> dict[str, list[ArraySpec]]:
         """The map, whose statistics leave out the padding, and where the picture lies."""
-        (features,) = super().arrays(seconds)[""]
+        (features,) = super().arrays(length)[""]
         return {"": [
             ArraySpec(name="map", shape=features.shape, dtype=features.dtype, axes=features.axes, statistics=True,
                       valid="valid"),
-            ArraySpec(name="extent", shape=(seconds, 2), dtype="float32", axes=("t", "yx")),
-            ArraySpec(name="valid", shape=(seconds, self._side, self._side), dtype="bool", axes=("t", "h", "w")),
+            ArraySpec(name="extent", shape=(length, 2), dtype="float32", axes=("t", "yx")),
+            ArraySpec(name="valid", shape=(length, self._side, self._side), dtype="bool", axes=("t", "h", "w")),
         ]}  # fmt: skip
 
     def build(self) -> Any:

@@ -40,9 +40,9 @@ class Sam2Encoder(HubFrameEncoder):
         return {"image": {"map": (channels, coarse, coarse)},
                 "high_resolution": {"s4": (channels // 8, fine, fine), "s8": (channels // 4, middle, middle)}}
 
-    def arrays(self, seconds: int) -> dict[str, list[ArraySpec]]:
+    def arrays(self, length: int) -> dict[str, list[ArraySpec]]:
         """Those of the frames, and the vector that frames without memory have added."""
-        found = super().arrays(seconds)
+        found = super().arrays(length)
         channels = self.config.vision_config.fpn_hidden_size
         found["image"].append(ArraySpec(name="no_memory", shape=(channels,), dtype="float16", axes=("c",)))
         return found

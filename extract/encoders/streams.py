@@ -15,6 +15,7 @@ from refavs.choices import StoredType
 from refavs.config import nearest
 from refavs.errors import ConfigError
 from refavs.model.feature_sizes import MASKS
+from refavs.steps import Steps
 from refavs.store.format.array_spec import ArraySpec
 from refavs.store.format.quantised import stored_as, stored_rows, values_of
 from refavs.store.format.schema import StreamSpec
@@ -87,14 +88,14 @@ class StreamSet:
             sent to workers. Names that stand for the same encoder with the same setup share the first one's, so that
             an input is encoded once for all of their streams.
         streams: streams by id.
-        seconds: number of time steps per clip.
+        steps: the steps of a clip.
         device: device of the encoders.
         clips_per_shard: of a new stream of clips; None for as many as make shards of about `SHARD_BYTES`.
     """
 
     encoders: Mapping[str, Encoder]
     streams: Mapping[str, Stream]
-    seconds: int
+    steps: Steps
     device: str = "cpu"
     clips_per_shard: int | None = None
 
@@ -128,6 +129,8 @@ class StreamSet:
         if stream.pools is not None:
             return self.fingerprint(stream.pools) | {"pooled": pooling_of(stream.level)}
         facts = dict(self.encoders[stream.encoder].facts(stream.level))
+        if self.steps.rate != 1 and stream.id.startswith("audio/") and any("t" in spec.axes for spec in stream.given):
+            facts["fps"] = self.steps.fps  # the sound of a step depends on it, a frame does not
         return facts if stream.arrays == stream.given else facts | {"dtype": stream.dtype}
 
     def _rows_per_shard(self) -> dict[str, int]:
@@ -148,20 +151,21 @@ def rows_within(shard_bytes: int, row_bytes: int, most: int) -> int:
 
 
 def choose_streams(
-    names: Sequence[str], seconds: int, setup: Callable[[str], EncoderSetup], levels: Sequence[str] | None = None,
+    names: Sequence[str], steps: Steps, setup: Callable[[str], EncoderSetup], levels: Sequence[str] | None = None,
     types: StoredTypes | None = None,
 ) -> StreamSet:  # fmt: skip
     """Creates the streams with the given names.
 
     Args:
         names: names of the form `<encoder>[@<name>][/<level>]`; without a level, all levels of the encoder.
-        seconds: number of time steps per clip.
-        setup: returns the setup of an encoder, given its name in the store.
+        steps: the steps of a clip.
+        setup: returns the setup of an encoder, given its name in the store; its `fps` is that of `steps`.
         levels: replaces the levels of visual encoders in `names`; has no effect on those with one level.
         types: the types in which the streams are stored; None stores what the encoders return.
 
     Raises:
-        ConfigError: an encoder or level does not exist, `types` names another stream, or no stream is named.
+        ConfigError: an encoder or level does not exist or does not make a row for each step, `types` names another
+            stream, or no stream is named.
     """
     if not names or (levels is not None and not levels):
         raise ConfigError(f"--{'streams' if not names else 'levels'} names none; see refavs-extract --list-encoders")
@@ -172,20 +176,31 @@ def choose_streams(
     for whole in names:
         asked_name, _, level = whole.partition("/")
         name = asked_name.replace(":", "-")  # which no stream's name has
-        chosen = setup(name)
+        chosen = replace(setup(name), fps=steps.fps)
         device = chosen.device
         base = asked_name.partition("@")[0]
         own = made.setdefault((base.replace(":", "-"), chosen), name)
         encoder = encoders[own] if own in encoders else encoders.setdefault(own, make_encoder(base, chosen))
-        arrays = encoder.arrays(seconds)
+        arrays = encoder.arrays(steps.seconds if encoder.modality == "audio" else len(steps))
         asked = [level] if level else list(arrays)
         if levels is not None and encoder.modality == "visual" and "" not in arrays:
             asked = list(levels)
         for each in asked:
             stream = _stream(f"{encoder.modality}/{name}", own, each, arrays, types)
+            _refuse_other_steps(stream, steps)
             streams[stream.id] = stream
     types.refuse_unused(streams)
-    return StreamSet(encoders, streams, seconds, device)
+    return StreamSet(encoders, streams, steps, device)
+
+
+def _refuse_other_steps(stream: Stream, steps: Steps) -> None:
+    """Checks that each array along time has a row for each step."""
+    for spec in stream.given:
+        num_rows = spec.length("t")
+        if num_rows is not None and num_rows != len(steps):
+            raise ConfigError(f"{stream.id} has {num_rows} rows for a clip of {steps.seconds} s, and the clip has "
+                              f"{len(steps)} steps at {steps.fps:g} frames per second; accepted: a store of --fps "
+                              f"{num_rows / steps.seconds:g}, or another encoder")  # fmt: skip
 
 
 def _stream(

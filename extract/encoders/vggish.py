@@ -1,4 +1,4 @@
-"""VGGish: one audio window per second, 128 channels."""
+"""VGGish: one audio window per step, 128 channels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from extract.encoders.networks import DTYPES, fill, frozen, load_tensors, randomly
 from extract.encoders.protocol import Encoder, EncoderSetup, Sound
 from extract.encoders.weights import WeightPart, from_url, in_folder, weights_stamp
+from refavs.steps import Steps
 from refavs.store.format.schema import ArraySpec
 
 SAMPLE_RATE_HZ = 16_000
@@ -26,8 +27,7 @@ FFT_LENGTH = 512
 # The 96 short windows of a patch start in [t, t + 0.96) s; this is the end of the last one.
 PATCH_SAMPLES = round(((PATCH_FRAMES - 1) * HOP_S + WINDOW_S) * SAMPLE_RATE_HZ)
 Windows = Literal["second", "back_to_back"]
-# Seconds from the start of one window to that of the next.
-STRIDES_S: dict[Windows, float] = {"second": 1.0, "back_to_back": 0.96}
+BACK_TO_BACK_S = 0.96
 PREPROCESSING: dict[Windows, str] = {
     "second": "mono 16 kHz, log-mel 64 bands 125-7500 Hz, second t from samples of [t, t+0.96) s, no PCA",
     "back_to_back": "mono 16 kHz, log-mel 64 bands 125-7500 Hz, row t from samples of [.96t, .96t+.96) s, no PCA",
@@ -38,14 +38,14 @@ URL = "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-
 
 @dataclass
 class VGGishEncoder(Encoder):
-    """Encodes audio of clips as 128 float32 channels per second.
+    """Encodes audio of clips as 128 float32 channels per step.
 
     The values are taken before the network's last ReLU, as in Google's graph and in the paper's release; a head that
     needs the rectified form of torchvggish applies the ReLU (`model.rectified_audio`).
 
     Attributes:
-        windows: `second` starts a window at each second, in sync with the frames; `back_to_back` uses contiguous
-            windows like the paper's public release, where row 9 therefore starts at 8.64 s.
+        windows: `second` starts a window at each step, in sync with the frames; `back_to_back` uses contiguous windows
+            like the paper's public release, one for each second, where row 9 therefore starts at 8.64 s.
         always_random: whether weights are random regardless of the user's choice.
     """
 
@@ -69,10 +69,10 @@ class VGGishEncoder(Encoder):
             "precision": self.setup.precision, "dtype": "float32",
         }  # fmt: skip
 
-    def arrays(self, seconds: int) -> dict[str, list[ArraySpec]]:
+    def arrays(self, length: int) -> dict[str, list[ArraySpec]]:
         """One array."""
-        return {"": [ArraySpec(name="features", shape=(seconds, CHANNELS), dtype="float32", axes=("t", "c"),
-                               statistics=True)]}  # fmt: skip
+        shape = (self._num_windows(length), CHANNELS)
+        return {"": [ArraySpec(name="features", shape=shape, dtype="float32", axes=("t", "c"), statistics=True)]}
 
     def weight_parts(self) -> Sequence[WeightPart]:
         """The network's file."""
@@ -81,7 +81,12 @@ class VGGishEncoder(Encoder):
 
     def prepare(self, item: Float[np.ndarray, " s"]) -> Float[Tensor, "t 1 96 64"]:
         """Computes the log-mel patches of one clip's audio."""
-        return log_mel_patches(item, len(item) // SAMPLE_RATE_HZ, STRIDES_S[self.windows])
+        seconds = len(item) // SAMPLE_RATE_HZ
+        stride_s = Steps(seconds, self.setup.fps).time_s(1) if self.windows == "second" else BACK_TO_BACK_S
+        return log_mel_patches(item, self._num_windows(seconds), float(stride_s))
+
+    def _num_windows(self, seconds: int) -> int:
+        return len(Steps(seconds, self.setup.fps)) if self.windows == "second" else seconds
 
     @torch.no_grad()
     def encode(

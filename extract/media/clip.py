@@ -1,4 +1,4 @@
-"""Media to numbers: the first frame of each second and the sound of a clip, in every form that its encoders take."""
+"""Media to numbers: the first frame of each step and the sound of a clip, in every form that its encoders take."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ from extract.media.wav import read_wave
 from refavs.data.layouts import Clip
 from refavs.errors import DatasetError
 from refavs.files.source_files import PICTURE_ERRORS, open_picture, reason_of
+from refavs.steps import Steps
 
 # Version of the rules for reading videos (`video.py`); increase it if some are read differently. 1: not recorded.
 FILM_RULES = 2
@@ -26,11 +27,11 @@ class Media:
     """What the encoders are given of one clip.
 
     Attributes:
-        frames: RGB, one for each second, in each form asked for.
-        sound: mono, full scale 1, exactly as many seconds as frames, at each sample rate asked for; zeros where the
+        frames: RGB, one for each step, in each form asked for.
+        sound: mono, full scale 1, exactly as long as the steps last, at each sample rate asked for; zeros where the
             clip has none.
         silent: the clip has no sound track.
-        repeated_from_s: first second that repeats the last frame because the picture had ended; None where none does.
+        repeated_from_s: the first step that repeats the last frame because the picture had ended; None if none does.
         frame_notes: what else is odd about the picture, names of `extract.media.notes.NOTES`.
         sound_notes: the same of the sound.
     """
@@ -38,7 +39,7 @@ class Media:
     frames: Mapping[Frames, UInt8[np.ndarray, "t h w c"]]
     sound: Mapping[int, Float[np.ndarray, " s"]]
     silent: bool
-    repeated_from_s: int | None = None
+    repeated_from_s: int | float | None = None
     frame_notes: tuple[str, ...] = ()
     sound_notes: tuple[str, ...] = ()
 
@@ -53,12 +54,12 @@ class Media:
         return tuple(dict.fromkeys(self.frame_notes + self.sound_notes))
 
 
-def read_media(clip: Clip, seconds: int, frames: Collection[Frames], rates_hz: Collection[int]) -> Media:
+def read_media(clip: Clip, steps: Steps, frames: Collection[Frames], rates_hz: Collection[int]) -> Media:
     """Decodes a clip once; what no encoder asks for is not decoded.
 
     Args:
         clip: where its files lie.
-        seconds: to take.
+        steps: those of which a frame is wanted; the sound is of all their time.
         frames: the forms of its frames that are asked for.
         rates_hz: the sample rates of its sound that are asked for.
 
@@ -66,23 +67,22 @@ def read_media(clip: Clip, seconds: int, frames: Collection[Frames], rates_hz: C
         DatasetError: a file is missing, empty, cut off, damaged, or not what its name says.
     """
     if clip.video is not None:
-        film = read_container(clip.video, seconds, frames, rates_hz, clip.root)
+        film = read_container(clip.video, steps, frames, rates_hz, clip.root)
         return Media(
-            frames=film.frames, sound=_of_length(film.sound, seconds, rates_hz), silent=film.sound is None,
+            frames=film.frames, sound=_of_length(film.sound, steps.seconds, rates_hz), silent=film.sound is None,
             repeated_from_s=film.repeated_from_s, frame_notes=film.frame_notes, sound_notes=film.sound_notes,
         )
     if not clip.frames:
         raise DatasetError(f"clip {clip.id!r} has neither a video nor frames")
-    paths = clip.frames[:seconds] if frames else ()
-    pictures = (read_picture(path, clip.root) for path in paths)  # one in memory at a time
+    paths = clip.pictures(steps)
+    pictures = (read_picture(path, clip.root) for path in paths if frames)  # one in memory at a time
     fitting = [[fitted(picture, form) for form in frames] for picture in pictures]
-    num_seconds = len(clip.frames[:seconds])
-    fitting += fitting[-1:] * (seconds - num_seconds)
-    wave = read_wave(clip.audio, seconds, rates_hz, clip.root) if clip.audio is not None and rates_hz else None
+    fitting += fitting[-1:] * (len(steps) - len(paths))
+    wave = read_wave(clip.audio, steps.seconds, rates_hz, clip.root) if clip.audio is not None and rates_hz else None
     return Media(
         frames={form: np.stack([each[number] for each in fitting]) for number, form in enumerate(frames)},
-        sound=_of_length(None if wave is None else wave.samples, seconds, rates_hz), silent=wave is None,
-        repeated_from_s=num_seconds if num_seconds < seconds else None,
+        sound=_of_length(None if wave is None else wave.samples, steps.seconds, rates_hz), silent=wave is None,
+        repeated_from_s=steps.time_s(len(paths)) if len(paths) < len(steps) else None,
         sound_notes=() if wave is None else wave.notes,
     )
 

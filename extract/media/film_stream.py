@@ -17,6 +17,7 @@ from extract.media.pictures import PlacedPictures
 from extract.media.sound import SEARCH_SOUND_S, PlacedSound
 from extract.media.video import MISSING_TAIL_S, Film, is_shorter_than_declared, opened
 from refavs.errors import ConfigError, DatasetError
+from refavs.steps import exact_rate
 
 if TYPE_CHECKING:
     import av
@@ -36,9 +37,14 @@ class Span:
     end_s: float | None = None
     rate: float = 1.0
 
-    def step_of(self, time_s: Fraction) -> Fraction:
-        """A time, counted in pictures from the start."""
-        return (time_s - Fraction(self.start_s)) * Fraction(self.rate)
+    @property
+    def heard_s(self) -> float:
+        """How much sound belongs to a picture: up to the next one, at least a second."""
+        return max(1.0, 1 / self.rate)
+
+    def since(self, time_s: Fraction) -> Fraction:
+        """A time from the start on."""
+        return time_s - Fraction(self.start_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +54,8 @@ class Block:
     Attributes:
         first: number of the first picture.
         frames: by their form.
-        sound: mono, full scale 1, by sample rate; from the time of the first picture to a second after the last.
+        sound: mono, full scale 1, by sample rate; from the time of the first picture on, with all that belongs to the
+            last one.
         is_last: whether the video ends with it.
     """
 
@@ -98,13 +105,15 @@ class FilmStream:
         Raises:
             DatasetError: the file is damaged, no video, or cut off before the end of the span.
         """
-        pictures, sound = PlacedPictures(math.inf, tuple(forms)), PlacedSound(math.inf, self.span.start_s)
         span, limit = self.span, math.inf if self.span.end_s is None else self._steps_until(self.span.end_s)
+        pictures = PlacedPictures(math.inf, tuple(forms), exact_rate(span.rate))
+        sound = PlacedSound(math.inf, span.start_s)
 
         def block(length: int, is_last: bool) -> Block:
             first = pictures.num_taken
-            start_s, end_s = (span.start_s + step / span.rate for step in (first, first + length - 1))
-            heard = {rate: sound.between(round(start_s * rate), round((end_s + 1) * rate), rate) for rate in rates_hz}
+            start_s, last_s = (span.start_s + step / span.rate for step in (first, first + length - 1))
+            end_s = last_s + span.heard_s
+            heard = {rate: sound.between(round(start_s * rate), round(end_s * rate), rate) for rate in rates_hz}
             frames = pictures.take(length)
             sound.forget(span.start_s + pictures.num_taken / span.rate)
             return Block(first=first, frames=frames, sound=heard, is_last=is_last)
@@ -112,9 +121,9 @@ class FilmStream:
         with opened(self.path) as film:
             for found in self._decoded(film, sound):
                 for time_s, frame in found:
-                    pictures.add(frame, span.step_of(time_s))
-                while (stop := pictures.num_taken + num_steps) <= pictures.time_s and stop < limit:
-                    if self._lacks_sound(sound, film, span.start_s + (stop - 1) / span.rate + 1):
+                    pictures.add(frame, span.since(time_s))
+                while (stop := pictures.num_taken + num_steps) <= pictures.reached and stop < limit:
+                    if self._lacks_sound(sound, film, span.start_s + (stop - 1) / span.rate + span.heard_s):
                         break
                     yield block(num_steps, is_last=False)
             self._finish(film, pictures, sound, limit)
@@ -124,9 +133,8 @@ class FilmStream:
     def pictures(self, sound: PlacedSound) -> "Iterator[list[tuple[Fraction, av.VideoFrame]]]":
         """Yields the pictures of the span as they are decoded, with their times from its start; fills `sound`."""
         with opened(self.path) as film:
-            start_s = Fraction(self.span.start_s)
             for decoded in self._decoded(film, sound):
-                yield [(time_s - start_s, frame) for time_s, frame in decoded]
+                yield [(self.span.since(time_s), frame) for time_s, frame in decoded]
 
     @property
     def _end_s(self) -> float:
@@ -138,6 +146,7 @@ class FilmStream:
 
         film.seek(self.span.start_s)
         picture, end_s, latest_s = film.tracks.picture, self._end_s, None
+        heard_until_s = end_s + self.span.heard_s
         for packet in film.packets():
             found = []
             for frame in film.decoded(packet):
@@ -150,7 +159,7 @@ class FilmStream:
                         found.append((time_s, frame))
             if found or packet.stream is not picture:
                 yield found
-            if latest_s is not None and latest_s >= end_s and not self._lacks_sound(sound, film, end_s + 1):
+            if latest_s is not None and latest_s >= end_s and not self._lacks_sound(sound, film, heard_until_s):
                 return
 
     def _lacks_sound(self, sound: PlacedSound, film: Film, until_s: float) -> bool:
@@ -164,7 +173,7 @@ class FilmStream:
         self._refuse_end(reached_s)
         is_short = is_shorter_than_declared(film, self.path, self._end_s)
         # A picture that is held for long fills steps; a rest is that of the last picture's own length.
-        num_steps = max(math.floor(pictures.time_s) + 1, self._steps_until(reached_s - MISSING_TAIL_S))
+        num_steps = max(math.floor(pictures.reached) + 1, self._steps_until(reached_s - MISSING_TAIL_S))
         self.num_steps = int(min(num_steps, limit))
         pictures.fill(self.num_steps)
         heard = [] if self.silent else sound.notes(self.span.start_s + self.num_steps / self.span.rate)

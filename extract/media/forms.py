@@ -16,7 +16,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class Frames:
-    """The frames of a clip: the first of each second, RGB, uint8, as an array (t, size, size, 3).
+    """The frames of a clip: the first of each step, RGB, uint8, as an array (t, size, size, 3).
 
     Attributes:
         size: height and width, px.

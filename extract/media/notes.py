@@ -7,13 +7,14 @@ from typing import Any
 # Stored as facts of their own, as in older stores.
 SILENT, REPEATED = "silent", "repeated_from_s"
 NOTES = {
-    "picture_late": "the picture begins in a later second; its first one is shown until then",
-    "picture_held": "no picture begins in some second; the one before it is shown",
+    "picture_late": "the picture begins late; its first one is shown until then",
+    "picture_held": "no picture begins in some step; the one before it is shown",
     "sound_late": "the sound begins later; silence until then",
     "sound_gap": "the sound has a gap; silence instead",
     "sound_short": "the sound ends before the last second; silence from then on",
     "sound_varies": "the sound changes its layout, rate or sample format",
     "size_varies": "the picture changes its size",
+    "picture_hdr": "the picture is HDR (PQ or HLG); it is not tone-mapped, so that its colours are pale",
     "time_joined": "time stamps restart or jump; the clock continues",
     "time_guessed": "pictures have no time stamps; their rate gives the time",
     "length_false": "the file declares a false length; its actual content was read",

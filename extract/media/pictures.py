@@ -1,4 +1,4 @@
-"""Picks the picture of each second while a track is decoded."""
+"""Picks the picture of each step while a track is decoded."""
 
 import math
 from collections.abc import Sequence
@@ -38,22 +38,24 @@ def fitted(picture: Image.Image, frames: Frames) -> UInt8[np.ndarray, "h w c"]:
 
 @dataclass
 class PlacedPictures:
-    """The first picture of each second; a second without one repeats the previous picture, as a player does.
+    """The first picture of each step; a step without one repeats the previous picture, as a player does.
 
     Attributes:
-        num_frames: seconds wanted; infinite for a stream, from which `take` removes them.
+        num_steps: steps wanted; infinite for a stream, from which `take` removes them.
         wanted: forms in which they are kept; without any, no picture is decoded.
-        chosen: for each second its picture in each form.
-        time_s: of the latest picture, on the clock.
+        rate: steps per second.
+        chosen: for each step its picture in each form.
+        time_s: of the latest picture, counted from the first step on.
         last: the latest picture; None before the first.
         held: whether a picture was repeated before a later one came.
-        late: whether the first picture begins after the first second.
+        late: whether the first picture begins after the first step.
         varies: whether pictures differ in size.
-        num_taken: seconds that were removed.
+        num_taken: steps that were removed.
     """
 
-    num_frames: float
+    num_steps: float
     wanted: Sequence[Frames]
+    rate: Fraction = Fraction(1)
     chosen: dict[int, list[UInt8[np.ndarray, "h w c"]]] = field(default_factory=dict)
     last: "av.VideoFrame | None" = None
     time_s: Fraction = Fraction(0)
@@ -64,56 +66,61 @@ class PlacedPictures:
     num_taken: int = 0
 
     @property
+    def reached(self) -> Fraction:
+        """`time_s` in steps."""
+        return self.time_s * self.rate
+
+    @property
     def done(self) -> bool:
-        """Whether a picture lies beyond the last second; pictures come in the order of time."""
-        return self.time_s >= self.num_frames
+        """Whether a picture lies beyond the last step; pictures come in the order of time."""
+        return self.reached >= self.num_steps
 
     def add(self, frame: "av.VideoFrame", time_s: Fraction) -> None:
         """Takes the next picture; ignores one that goes back in time."""
         self._refuse_flood(frame)
         if self.last is None:
-            self.late = time_s >= 1
+            self.late = time_s * self.rate >= 1
         elif time_s < self.time_s:
             return
         else:
             self.varies |= (self.last.width, self.last.height) != (frame.width, frame.height)
-        second = math.floor(time_s)
-        # If the track begins late, its first picture also fills the seconds before.
-        num_missing = self._hold(self.last or frame, int(min(second, self.num_frames)))
+        step = math.floor(time_s * self.rate)
+        # If the track begins late, its first picture also fills the steps before.
+        num_missing = self._hold(self.last or frame, int(min(step, self.num_steps)))
         self.held |= self.last is not None and num_missing > 0
         self.time_s = time_s
-        if self.num_taken <= second < self.num_frames and second not in self.chosen:
-            self.chosen[second] = self._pixels(frame)
+        if self.num_taken <= step < self.num_steps and step not in self.chosen:
+            self.chosen[step] = self._pixels(frame)
         self.last = frame
 
     def stacked(self) -> dict[Frames, UInt8[np.ndarray, "t h w c"]]:
-        """The pictures of all seconds in each form."""
-        return self.take(int(self.num_frames))
+        """The pictures of all steps in each form."""
+        return self.take(int(self.num_steps))
 
-    def take(self, num_frames: int) -> dict[Frames, UInt8[np.ndarray, "t h w c"]]:
-        """Removes the next seconds; returns their pictures in each form."""
-        taken = [self.chosen.pop(second, []) for second in range(self.num_taken, self.num_taken + num_frames)]
-        self.num_taken += num_frames
+    def take(self, num_steps: int) -> dict[Frames, UInt8[np.ndarray, "t h w c"]]:
+        """Removes the next steps; returns their pictures in each form."""
+        taken = [self.chosen.pop(step, []) for step in range(self.num_taken, self.num_taken + num_steps)]
+        self.num_taken += num_steps
         return {form: np.stack([pixels[number] for pixels in taken]) for number, form in enumerate(self.wanted)}
 
-    def fill(self, num_frames: int) -> None:
-        """Repeats the latest picture until there are so many seconds, counted from the start."""
+    def fill(self, num_steps: int) -> None:
+        """Repeats the latest picture until there are so many steps, counted from the start."""
         if self.last is not None:
-            self._hold(self.last, num_frames)
+            self._hold(self.last, num_steps)
 
     def finish(self, end_s: float) -> int | None:
-        """Fills the seconds after the last picture; returns the first second beyond the track's end, if any."""
-        self.fill(int(self.num_frames))
-        first_beyond = max(math.floor(self.time_s) + 1, math.ceil(end_s - 1e-3))
-        return first_beyond if first_beyond < self.num_frames else None
+        """Fills the steps after the last picture; returns the first step beyond the track's end, if any."""
+        self.fill(int(self.num_steps))
+        first_beyond = max(math.floor(self.reached) + 1, math.ceil((end_s - 1e-3) * self.rate))
+        return first_beyond if first_beyond < self.num_steps else None
 
     def notes(self) -> list[str]:
         """Oddities of the pictures, as keys of `extract.media.notes.NOTES`."""
         return [name for name, is_so in (("picture_late", self.late), ("picture_held", self.held),
                                          ("size_varies", self.varies)) if is_so]  # fmt: skip
 
-    def _hold(self, frame: "av.VideoFrame", second: int) -> int:
-        missing = [earlier for earlier in range(self.num_taken, second) if earlier not in self.chosen]
+    def _hold(self, frame: "av.VideoFrame", step: int) -> int:
+        missing = [earlier for earlier in range(self.num_taken, step) if earlier not in self.chosen]
         if missing:
             self.chosen.update(dict.fromkeys(missing, self._pixels(frame)))
         return len(missing)
@@ -121,7 +128,7 @@ class PlacedPictures:
     def _refuse_flood(self, frame: "av.VideoFrame") -> None:
         self.num_decoded += 1
         per_second = min(MOST_FRAMES_PER_S, MOST_PIXELS_PER_S // (frame.width * frame.height))
-        if self.num_decoded > per_second * min(self.num_frames, max(0, self.time_s) + 10):
+        if self.num_decoded > per_second * min(self.num_steps / self.rate, max(0, self.time_s) + 10):
             raise DatasetError(
                 f"{self.num_decoded:,} frames and still at {float(self.time_s):.2f} s; accepted: up to {per_second:,} "
                 "frames of this size per second"

@@ -1,4 +1,4 @@
-"""The first frame of each second and the sound of a video, decoded in bounded time and memory whatever it declares."""
+"""The first frame of each step and the sound of a video, decoded in bounded time and memory whatever it declares."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +18,7 @@ from extract.media.sound import SEARCH_SOUND_S, PlacedSound
 from extract.media.tracks import FilmTracks, film_tracks
 from refavs.errors import DatasetError
 from refavs.files.source_files import MOST_PIXELS, check_file, reason_of
+from refavs.steps import Steps
 
 if TYPE_CHECKING:
     import av
@@ -28,24 +29,25 @@ FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts")
 ACCEPTED = "an MP4, MOV, Matroska, WebM, AVI or MPEG-TS file"
 # A container may declare a little more than its last packet shows.
 MISSING_TAIL_S = 0.5
+HDR = (16, 18)  # transfer functions of H.273: PQ, HLG
 MOST_PACKETS_PER_S = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """What a container holds of the seconds wanted, counted on its clock (`extract.media.clock`).
+    """The part of a container that is wanted, counted on its clock (`extract.media.clock`).
 
     Attributes:
-        frames: by their form, one for each second.
-        sound: mono, by sample rate; nothing where there is no sound track.
-        repeated_from_s: first second that repeats the last frame because the picture had ended; None where none does.
+        frames: by their form, one for each step.
+        sound: mono, by sample rate; None without a sound track.
+        repeated_from_s: the first step that repeats the last frame because the picture had ended; None if none does.
         frame_notes: what else is odd about the picture, names of `extract.media.notes.NOTES`.
         sound_notes: the same of the sound.
     """
 
     frames: Mapping[Frames, UInt8[np.ndarray, "t h w c"]]
     sound: Mapping[int, Float[np.ndarray, " s"]] | None
-    repeated_from_s: int | None
+    repeated_from_s: int | float | None
     frame_notes: tuple[str, ...]
     sound_notes: tuple[str, ...]
 
@@ -129,17 +131,18 @@ class Film:
         return [name for name, is_so in (
             ("time_joined", self.clock.joined), ("time_guessed", self._times.num_guessed > 0),
             ("track_guessed", self.tracks.guessed), ("damage_skipped", self.damage_skipped),
+            ("picture_hdr", self.tracks.picture.codec_context.color_trc in HDR),
         ) if is_so]  # fmt: skip
 
 
 def read_container(
-    path: Path, num_seconds: int, frames: Collection[Frames], rates_hz: Collection[int], within: Path | None = None
+    path: Path, steps: Steps, frames: Collection[Frames], rates_hz: Collection[int], within: Path | None = None
 ) -> Decoded:
     """Decodes the first seconds of a video file, its picture and its sound as far as either is wanted.
 
     Args:
         path: the file.
-        num_seconds: to take.
+        steps: those of which a frame is wanted.
         frames: forms in which the frames are wanted.
         rates_hz: sample rates in which the sound is wanted.
         within: folder that the file may not lie outside of.
@@ -147,18 +150,19 @@ def read_container(
     Raises:
         DatasetError: the file is missing, empty, cut off, damaged, no video, or beyond the limits of this module.
     """
-    pictures, sound = PlacedPictures(num_seconds, tuple(frames)), PlacedSound(num_seconds)
+    pictures, sound = PlacedPictures(len(steps), tuple(frames), steps.rate), PlacedSound(steps.seconds)
     with opened(path, within) as film:
-        ended = decode(film, pictures, sound if rates_hz else None, num_seconds)
+        ended = decode(film, pictures, sound if rates_hz else None, steps.seconds)
         silent = film.tracks.sound is None
-        is_short = ended and is_shorter_than_declared(film, path, num_seconds)
-        repeated_from_s = pictures.finish(film.ends_s[film.tracks.picture.index])
+        is_short = ended and is_shorter_than_declared(film, path, steps.seconds)
+        repeated_from = pictures.finish(film.ends_s[film.tracks.picture.index])
         notes = film.notes() + ["length_false"] * is_short
         if frames and pictures.last is None:
             raise DatasetError("it holds no picture")
         heard = None if silent else {rate_hz: sound.finish(rate_hz) for rate_hz in rates_hz}
     return Decoded(
-        frames=pictures.stacked(), sound=heard, repeated_from_s=repeated_from_s if frames else None,
+        frames=pictures.stacked(), sound=heard,
+        repeated_from_s=steps.time_s(repeated_from) if frames and repeated_from is not None else None,
         frame_notes=(*notes, *pictures.notes()), sound_notes=(*notes, *([] if silent else sound.notes())),
     )
 

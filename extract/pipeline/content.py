@@ -10,6 +10,7 @@ from refavs.data.layouts import Clip
 from refavs.errors import DatasetError
 from refavs.files.source_files import open_file, reason_of
 from refavs.machine.processors import num_processors
+from refavs.steps import Steps
 
 MOST_THREADS = 32
 SILENCE = "silence"  # the key of missing audio
@@ -32,19 +33,19 @@ class Content:
         return self.frames if modality == "visual" else self.sound
 
 
-def content_of(clip: Clip, seconds: int) -> Content:
+def content_of(clip: Clip, steps: Steps) -> Content:
     """SHA-256 of the files that a clip is made from.
 
     For a video both keys are the hash of the file; otherwise the key of the frames is the hash of their hashes.
 
     Raises:
-        DatasetError: a file is missing or cannot be read.
+        DatasetError: a file is missing or cannot be read, or the clip has no picture at the time of a step.
     """
     if clip.video is not None:
         whole = _hash("video", clip.video, clip.root)
         return Content(frames=whole, sound=whole)
     frames = hashlib.sha256(
-        "".join(_hash("frame", path, clip.root) for path in clip.frames[:seconds]).encode()
+        "".join(_hash("frame", path, clip.root) for path in clip.pictures(steps)).encode()
     ).hexdigest()
     heard = clip.audio is not None and clip.audio.exists()
     sound = _hash("sound", clip.audio, clip.root) if heard and clip.audio is not None else SILENCE
@@ -52,7 +53,7 @@ def content_of(clip: Clip, seconds: int) -> Content:
 
 
 def contents_of(
-    clips: Sequence[Clip], seconds: int, done: Callable[[], object] = lambda: None
+    clips: Sequence[Clip], steps: Steps, done: Callable[[], object] = lambda: None
 ) -> tuple[dict[str, Content], dict[str, str]]:
     """The content keys of clips by id, and the reasons why others cannot be read; uses several threads.
 
@@ -62,7 +63,7 @@ def contents_of(
 
     def content(clip: Clip) -> Content | str:
         try:
-            return content_of(clip, seconds)
+            return content_of(clip, steps)
         except DatasetError as error:
             return str(error)
 

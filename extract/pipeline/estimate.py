@@ -170,12 +170,12 @@ def _decoded(streams: StreamSet, clips: Iterable[Clip]) -> tuple[Media, float]:
     for clip in clips:
         started = time.perf_counter()
         try:
-            return read_media(clip, streams.seconds, frames, rates_hz), time.perf_counter() - started
+            return read_media(clip, streams.steps, frames, rates_hz), time.perf_counter() - started
         except DatasetError:
             continue
     return Media(
-        frames={form: np.zeros((streams.seconds, *form.shape), np.uint8) for form in frames},
-        sound={rate_hz: np.zeros(streams.seconds * rate_hz, np.float32) for rate_hz in rates_hz}, silent=True,
+        frames={form: np.zeros((len(streams.steps), *form.shape), np.uint8) for form in frames},
+        sound={rate_hz: np.zeros(streams.steps.seconds * rate_hz, np.float32) for rate_hz in rates_hz}, silent=True,
     ), 0.0  # fmt: skip
 
 
@@ -186,8 +186,8 @@ def _write_s(streams: StreamSet) -> float:
     arrays = {id: {spec.name: np.ones(spec.shape, spec.dtype) for spec in table.arrays} for id, table in specs.items()}
     with TemporaryDirectory(dir=temporary_folder()) as folder:
         writer = StoreWriter.open(
-            folder, streams=specs, source="calibration", seconds=streams.seconds, fps=1.0, mask_size=8,
-            objects_per_shard=1,
+            folder, streams=specs, source="calibration", seconds=streams.steps.seconds, fps=streams.steps.fps,
+            mask_size=8, objects_per_shard=1,
         )  # fmt: skip
         plans = [plan for id in specs for plan in writer.plan(id, [["clip"]]) if plan is not None]
         started = time.perf_counter()

@@ -25,6 +25,7 @@ from refavs.data.layouts import Source
 from refavs.errors import RefAVSError
 from refavs.files.path_text import path_text
 from refavs.store.backends.base import Folder
+from refavs.store.format.mask_rows import MaskSize, mask_shape
 from refavs.store.lease import Lease
 from refavs.store.writer import StoreWriter
 from refavs.terminal.command import Exit
@@ -32,7 +33,6 @@ from refavs.terminal.console import PlainConsole, ProgressBar
 from refavs.terminal.printing import say, show_trace, warn
 
 NAME = "refavs-extract"
-FPS = 1.0
 MANY_CLIPS = 500  # from this number on, hashing has a progress bar
 MASK_SHARD_BYTES, MOST_OBJECTS = 2**24, 128
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -45,7 +45,7 @@ class Run:
     Attributes:
         choose: creates the streams with other weights, given the weights source of each encoder.
         weights: the user's choice of weights.
-        mask_size: side of the stored masks in pixels.
+        mask_size: as `StoreSchema` has it.
         keeps_expressions: the source has no expressions, so those of the store stay.
     """
 
@@ -57,16 +57,18 @@ class Run:
     resources: Resources
     log: Path | None
     mask_rule: MaskRule
-    mask_size: int
+    mask_size: MaskSize
     keeps_expressions: bool
     extraction: dict[str, Any]
 
     def description(self) -> dict[str, Any]:
         """The arguments for opening the store, except the streams."""
-        mask_bytes = self.streams.seconds * self.mask_size * -(-self.mask_size // 8)
+        steps = self.streams.steps
+        height, width = mask_shape(self.mask_size)
+        mask_bytes = len(steps) * height * -(-width // 8)
         return {
-            "source": f"{self.source.layout} {path_text(self.source.root)}", "seconds": self.streams.seconds,
-            "fps": FPS, "mask_size": self.mask_size,
+            "source": f"{self.source.layout} {path_text(self.source.root)}", "seconds": steps.seconds,
+            "fps": steps.fps, "mask_size": self.mask_size,
             "objects_per_shard": rows_within(MASK_SHARD_BYTES, mask_bytes, MOST_OBJECTS),
             "mask_rule": self.mask_rule if len(self.source.objects) else None, "extraction": self.extraction,
             "splits": dict(self.source.splits),
@@ -74,11 +76,11 @@ class Run:
 
     def contents(self) -> tuple[dict[str, Content], dict[str, str]]:
         """The content keys of the clips, and the reasons why others cannot be read; with a progress bar if many."""
-        clips, seconds = self.source.clips, self.streams.seconds
+        clips, steps = self.source.clips, self.streams.steps
         if len(clips) < MANY_CLIPS:
-            return contents_of(clips, seconds)
+            return contents_of(clips, steps)
         with ProgressBar("reading the clips", len(clips), "clips") as bar:
-            return contents_of(clips, seconds, bar.advance)
+            return contents_of(clips, steps, bar.advance)
 
 
 @dataclass

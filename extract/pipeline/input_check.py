@@ -16,9 +16,10 @@ from extract.media.clip import FILM_RULES
 from extract.pipeline.plan import Masks, Unit
 from refavs.data.layouts import Source
 from refavs.data.masks import MaskRuleError, is_plain_grey, num_labels
-from refavs.errors import DatasetError, StoreError
+from refavs.errors import ConfigError, DatasetError, StoreError
 from refavs.files.source_files import PICTURE_ERRORS, open_file
 from refavs.machine.processors import num_processors
+from refavs.steps import Steps
 from refavs.store.backends.base import Folder
 from refavs.store.format.schema import OTHER_STORE
 from refavs.store.writer import StoreWriter
@@ -28,7 +29,7 @@ MOST_THREADS = 16
 Each = TypeVar("Each")
 
 
-def check_masks(folder: Folder, objects: Sequence[Unit], num_seconds: int) -> None:
+def check_masks(folder: Folder, objects: Sequence[Unit], steps: Steps) -> None:
     """Reads a sample of the masks that the store at `folder` lacks.
 
     Args:
@@ -42,13 +43,41 @@ def check_masks(folder: Folder, objects: Sequence[Unit], num_seconds: int) -> No
     missing = [unit.item for unit in objects if isinstance(unit.item, Masks) and unit.name not in known]
     chosen = [item for item in evenly(missing, MOST_CHECKED) if item.object.masks]
     with ThreadPoolExecutor(min(num_processors(), MOST_THREADS), "masks") as pool:
-        list(pool.map(lambda item: _check(item, num_seconds), chosen))
-    _refuse_shared(missing, num_seconds)
+        list(pool.map(lambda item: _check(item, steps), chosen))
+    _refuse_shared(missing, steps)
     if older:
-        for path, root in ((path, item.object.root) for item in chosen for path in item.paths(num_seconds)):
+        for path, root in ((path, item.object.root) for item in chosen for path in item.paths(steps)):
             if not _was_grey(path, root):
                 raise StoreError(f"store {folder.location} was made before masks had a rule and does not say how it "
                                  f"read its own, and {path} is no plain grey picture; {OTHER_STORE}")
+
+
+def native_size(objects: Sequence[Unit], room: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width of the largest masks; of masks that cannot be read the worker says so.
+
+    Args:
+        room: height and width that the store has room for; None for a new store.
+
+    Raises:
+        ConfigError: they are larger than that.
+    """
+    items = [unit.item for unit in objects if isinstance(unit.item, Masks)]
+    with ThreadPoolExecutor(MOST_THREADS, "masks") as pool:
+        sizes = [(1, 1), *pool.map(_size, items)]
+    height, width = (max(sides) for sides in zip(*sizes, strict=True))
+    if room is None:
+        return height, width
+    if height > room[0] or width > room[1]:
+        raise ConfigError(f"the masks of SOURCE have up to {height} x {width} px, and the store has room for {room[0]} "
+                          f"x {room[1]}; {OTHER_STORE}")  # fmt: skip
+    return room
+
+
+def _size(item: Masks) -> tuple[int, int]:
+    try:
+        return item.size()
+    except DatasetError:
+        return 1, 1
 
 
 def check_films(folder: Folder, source: Source) -> None:
@@ -89,7 +118,7 @@ def evenly(items: Sequence[Each], most: int) -> list[Each]:
     return list(items[::step])
 
 
-def _refuse_shared(missing: Sequence[Masks], num_seconds: int) -> None:
+def _refuse_shared(missing: Sequence[Masks], steps: Steps) -> None:
     """Checks that the objects of a clip do not share one label image, which would be read as a single object.
 
     Raises:
@@ -102,12 +131,12 @@ def _refuse_shared(missing: Sequence[Masks], num_seconds: int) -> None:
     for items in evenly([items for items in by_clip.values() if len(items) > 1], MOST_CHECKED):
         known: dict[bytes, Masks] = {}
         for item in items:
-            paths, root = item.paths(num_seconds), item.object.root
+            paths, root = item.paths(steps), item.object.root
             with suppress(*PICTURE_ERRORS):  # missing or damaged: the worker names it
                 other = known.setdefault(_digest(paths, root), item) if paths else item
                 if other is not item and (path := next((path for path in paths if num_labels(path, root) > 1), None)):
                     raise MaskRuleError(
-                        f"{path} has several labels, and {other.paths(num_seconds)[0].parent} the same files, so that "
+                        f"{path} has several labels, and {other.paths(steps)[0].parent} the same files, so that "
                         "both objects would be one; draw each object's own masks, 0 where it is not, or give "
                         "--mask-rule nonzero if every label is the object"
                     )
@@ -130,10 +159,10 @@ def _known(folder: Folder) -> tuple[Collection[str], bool]:
     return known, bool(known) and writer.schema.mask_rule is None
 
 
-def _check(item: Masks, num_seconds: int) -> None:
+def _check(item: Masks, steps: Steps) -> None:
     """Checks masks for ambiguity only; other errors are left to the worker, which reports them."""
     try:
-        item.read(num_seconds, 1)
+        item.read(steps, 1)
     except MaskRuleError:
         raise
     except DatasetError:

@@ -16,6 +16,7 @@ from refavs.data.layouts import Clip, Object, Source
 from refavs.data.layouts.protocol import Mask
 from refavs.data.masks import read_masks
 from refavs.errors import DatasetError
+from refavs.steps import Steps
 from refavs.store.format.schema import OBJECTS, object_key, text_key
 from refavs.store.plan import ShardPlan
 from refavs.store.writer import StoreWriter
@@ -35,36 +36,52 @@ class Masks:
     clip: Clip
     rule: MaskRule = "auto"
 
-    def read(self, num_seconds: int, size: int) -> Bool[np.ndarray, "t h w"]:
-        """The masks, `size` pixels high and wide; empty in seconds without one.
+    def read(self, steps: Steps, side: int | None) -> Bool[np.ndarray, "t h w"]:
+        """The masks, `side` pixels high and wide, or at the size of their files; empty in steps without one.
 
         Raises:
             DatasetError: a file is missing, cannot be read, or may be meant in two ways; or a null has an object.
         """
-        found = np.zeros((num_seconds, size, size), np.bool_)
-        masks = self.of(num_seconds)
+        masks, own = self.of(steps), self.size() if side is None else (side, side)
+        found = np.zeros((len(steps), *own), np.bool_)
         if masks:
             found[list(masks)] = read_masks(
-                list(masks.values()), (size, size), frame_size(self.clip), self.rule, self.object.root
+                list(masks.values()), own, own if side is None else frame_size(self.clip), self.rule, self.object.root
             )
         if self.object.null and found.any():
             raise DatasetError(f"object {self.object.fid} of clip {self.object.clip_id!r} refers to nothing, and its "
                                f"masks ({next(iter(masks.values()))}, ...) mark one; remove them, or rename the clip")
         return found
 
-    def of(self, num_seconds: int) -> dict[int, Mask]:
-        """The masks of the labelled seconds among the first `num_seconds`."""
-        return {second: mask for second, mask in sorted(self.object.masks.items()) if second < num_seconds}
+    def size(self) -> tuple[int, int]:
+        """Height and width of the frames, or else of the first mask; (1, 1) without any.
 
-    def paths(self, num_seconds: int) -> list[Path]:
+        Raises:
+            DatasetError: that file is missing or cannot be read.
+        """
+        masks = [self.object.masks[place] for place in sorted(self.object.masks)[:1]]
+        found = frame_size(self.clip)
+        if found is not None or not masks:
+            return found or (1, 1)
+        _, height, width = read_masks(masks, rule=self.rule, root=self.object.root).shape
+        return height, width
+
+    def of(self, steps: Steps) -> dict[int, Mask]:
+        """The masks of the labelled steps; a mask whose time is that of no step is left out."""
+        masks = self.object.masks
+        return {step: masks[place] for step, place in enumerate(steps.places(self.clip.fps))
+                if place is not None and place in masks}  # fmt: skip
+
+    def paths(self, steps: Steps) -> list[Path]:
         """The masks that are files."""
-        return [mask for mask in self.of(num_seconds).values() if isinstance(mask, Path)]
+        return [mask for mask in self.of(steps).values() if isinstance(mask, Path)]
 
-    def labelled(self, num_seconds: int) -> Bool[np.ndarray, " t"]:
-        """The labelled seconds; none after the end of the clip."""
-        found = self.object.labelled(num_seconds)
+    def labelled(self, steps: Steps) -> Bool[np.ndarray, " t"]:
+        """The labelled steps, of a null all; none after the end of the clip."""
+        found = np.zeros(len(steps), np.bool_)
+        found[range(len(steps)) if self.object.null else list(self.of(steps))] = True
         if self.clip.frames:
-            found[len(self.clip.frames) :] = False
+            found[len(self.clip.pictures(steps)) :] = False
         return found
 
 

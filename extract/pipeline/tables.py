@@ -69,7 +69,7 @@ def _clips(writer: StoreWriter, source: Source, contents: Mapping[str, Content])
     """The readable clips, with the facts noted for them in any stream."""
     noted = {modality: [writer.noted(id) for id in writer.schema.streams if id.startswith(f"{modality}/")]
              for modality in ("visual", "audio")}  # fmt: skip
-    rows = []
+    steps, rows = writer.schema.steps, []
     for clip in source.clips:
         if clip.id not in contents:
             continue
@@ -78,10 +78,11 @@ def _clips(writer: StoreWriter, source: Source, contents: Mapping[str, Content])
                  if (key := content.key(modality)) in of_stream]  # fmt: skip
         told: dict[str, Any] = {name: value for each in facts for name, value in each.items()}
         ended = told.get("repeated_from_s")
+        length = steps.seconds if ended is None else ended
         notes = dict.fromkeys(note for each in facts for note in str(each.get("notes") or "").split(",") if note)
         rows.append({
             "id": clip.id, "frames": content.frames, "sound": content.sound,
-            "seconds": writer.schema.seconds if ended is None else int(ended),
+            "seconds": int(length) if steps.rate == 1 else float(length),
             "source": clip.video.name if clip.video else clip.id, "silent": bool(told.get("silent")),
             "repeated_from_s": float("nan") if ended is None else float(ended), "notes": ",".join(notes),
         })  # fmt: skip

@@ -31,7 +31,9 @@ from extract.pipeline.turns import Stages, Turns
 from refavs.data.layouts import Clip
 from refavs.errors import ConfigError, DatasetError, StoreError, WeightsError
 from refavs.machine.accelerator import require_usable
-from refavs.store.format.schema import OBJECTS, pack_mask
+from refavs.steps import Steps
+from refavs.store.format.mask_rows import row_of_mask
+from refavs.store.format.schema import OBJECTS
 from refavs.store.shard_writer import ShardWriter
 from refavs.store.writer import StoreWriter
 
@@ -245,7 +247,7 @@ class Worker:
                     wanted = {id: stream for id, stream in self._streams.streams.items() if stream.encoder == name and
                               any(id in batch[number].unit.keys for number in given)}  # fmt: skip
                     levels = list(dict.fromkeys(stream.computed for stream in wanted.values()))
-                    per_clip = self._streams.seconds if self._streams.encoders[name].modality == "visual" else 1
+                    per_clip = len(self._streams.steps) if self._streams.encoders[name].modality == "visual" else 1
                     with stages.encoder(name, per_clip * len(given)):
                         encoded = self._in_passes(name, [batch[number].inputs[name] for number in given], levels)
                     for number, arrays in zip(given, encoded, strict=True):
@@ -290,12 +292,13 @@ class Worker:
                 return _Decoded(unit=unit, inputs={name: each.prepare(unit.item) for name, each in encoders.items()})
             if isinstance(unit.item, Masks):
                 try:
-                    mask = pack_mask(unit.item.read(schema.seconds, schema.mask_size))
+                    side = schema.mask_size if isinstance(schema.mask_size, int) else None
+                    row = row_of_mask(unit.item.read(schema.steps, side), schema.mask_size)
                 except DatasetError as error:
                     return _Decoded(unit=unit, failures={OBJECTS: str(error)})
-                labelled = unit.item.labelled(schema.seconds)
-                return _Decoded(unit=unit, arrays={OBJECTS: {"mask": mask, "labelled": labelled}})
-            media, failures = _read(unit.item, schema.seconds, [encoder.takes for encoder in encoders.values()])
+                labelled = unit.item.labelled(schema.steps)
+                return _Decoded(unit=unit, arrays={OBJECTS: row | {"labelled": labelled}})
+            media, failures = _read(unit.item, schema.steps, [encoder.takes for encoder in encoders.values()])
             inputs = {name: encoder.prepare(media[encoder.modality].taken(encoder.takes))
                       for name, encoder in encoders.items() if encoder.modality in media}  # fmt: skip
             facts = {modality: _facts(each)[modality] for modality, each in media.items()}
@@ -307,21 +310,21 @@ def _modality(table: str) -> str:
 
 
 def _read(
-    clip: Clip, seconds: int, takes: Sequence[Frames | Sound | Text]
+    clip: Clip, steps: Steps, takes: Sequence[Frames | Sound | Text]
 ) -> tuple[dict[str, Media], dict[str, str]]:
     """Reads the needed modalities of a clip, and their failures; frames and audio may fail independently."""
     frames = {each for each in takes if isinstance(each, Frames)}
     rates_hz = {each.rate_hz for each in takes if isinstance(each, Sound)}
     wanted = [name for name, forms in (("visual", frames), ("audio", rates_hz)) if forms]
     try:
-        return dict.fromkeys(wanted, read_media(clip, seconds, frames, rates_hz)), {}
+        return dict.fromkeys(wanted, read_media(clip, steps, frames, rates_hz)), {}
     except DatasetError as error:
         if len(wanted) < 2:
             return {}, dict.fromkeys(wanted, str(error))
     found, failures = {}, {}
     for modality, forms in (("visual", (frames, ())), ("audio", ((), rates_hz))):
         try:
-            found[modality] = read_media(clip, seconds, *forms)
+            found[modality] = read_media(clip, steps, *forms)
         except DatasetError as error:
             failures[modality] = str(error)
     return found, failures

@@ -15,8 +15,8 @@ from refavs.data.clip_groups import ClipGroups
 from refavs.data.maps import Maps
 from refavs.data.prefetch import Arrival, Sender
 from refavs.errors import DatasetError
+from refavs.store.format.mask_rows import LABELLED, MASK, SIZE
 from refavs.store.format.quantised import values_of
-from refavs.store.format.schema import LABELLED, MASK
 from refavs.store.pooled import pooled_path
 from refavs.store.reader import FeatureStore, Sample
 
@@ -33,7 +33,7 @@ class Batch:
         valid: True for the real tokens of a text.
         clip: the distinct clip that each expression refers to.
         mask: the referred object, all False if there is none; None if the store has no masks.
-        labelled: the seconds whose mask is known; the others do not count in losses and metrics.
+        labelled: the steps whose mask is known; the others do not count in losses and metrics.
         arrival: the pending copy of a batch that was sent to a device; `to` waits for it.
     """
 
@@ -66,7 +66,7 @@ class Batch:
 
     @cached_property
     def shown(self) -> Bool[np.ndarray, "b t"] | None:
-        """The seconds in which each object is visible."""
+        """The steps in which each object is visible."""
         if self.mask is None:
             return None
         pixels = np.ascontiguousarray(self.mask.flatten(2).numpy(force=True))
@@ -182,7 +182,7 @@ def read_batch(
     masked = objects[0] >= 0
     wanted = [(store.schema.with_scales(*visual.values(), store.audio_path), clips),
               (store.schema.with_scales(store.text_path, store.valid_path), texts)]  # fmt: skip
-    wanted += [([MASK, LABELLED], objects)] * masked
+    wanted += [(store.schema.object_paths, objects)] * masked
     slots = [{place: slot for slot, place in enumerate(dict.fromkeys(own))} for _, own in wanted]
     found = store.read_rows(
         {path: store.rows(path, list(slot)) for (paths, _), slot in zip(wanted, slots, strict=True) for path in paths},
@@ -196,18 +196,24 @@ def read_batch(
 
     text, sound = (values_of(store.specs[path], found) for path in (store.text_path, store.audio_path))
     scales = {name: found[scale] for name, path in visual.items() if (scale := store.specs[path].scale_path)}
-    places = {name: Maps.places_of(own, store.seconds) for name, own in chosen.items() if [*own] != [*range(len(own))]}
+    places = {name: Maps.places_of(own, len(store.steps)) for name, own in chosen.items()
+              if [*own] != [*range(len(own))]}  # fmt: skip
     labelled = each(list(found[LABELLED]), objects, slots[2]) if masked else None
     return Batch(
         visual=Maps({name: found[path] for name, path in visual.items()}, scales, places), audio=sound,
         text=each(list(text), texts, slots[1]),
         valid=each(list(found[store.valid_path]), texts, slots[1]),
         clip=torch.tensor([slots[0][place] for place in clips]),
-        mask=each([store.unpacked(mask) for mask in found[MASK]], objects, slots[2]) if masked else None,
+        mask=each(_masks(store, found), objects, slots[2]) if masked else None,
         labelled=None if labelled is None else labelled.logical_and_(store.within(clips)),
         uid=[fact["uid"] for fact in facts], split=[fact["split"] for fact in facts],
         dimension=[fact["dimension"] for fact in facts], text_string=[fact["text"] for fact in facts],
     ).known()  # fmt: skip
+
+
+def _masks(store: FeatureStore, found: Mapping[str, Tensor]) -> list[Tensor]:
+    sizes = found[SIZE] if SIZE in found else [None] * len(found[MASK])
+    return [store.unpacked(mask, size) for mask, size in zip(found[MASK], sizes, strict=True)]
 
 
 def _chosen(
@@ -227,7 +233,7 @@ def _chosen(
             wanted[source] |= {*own}
         else:
             paths[name], wanted[name] = path, {*own}
-    return paths, {name: sorted(own) for name, own in wanted.items() if len(own) < store.seconds}
+    return paths, {name: sorted(own) for name, own in wanted.items() if len(own) < len(store.steps)}
 
 
 def _refuse_bare(bare: Sequence[tuple[str, str]], num_expressions: int) -> None:

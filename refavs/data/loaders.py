@@ -39,8 +39,8 @@ class ClipSample:
     """The features of one clip; maps that are not quantised are views of the store.
 
     Attributes:
-        visual: maps of each second by name, e.g. `mask_features`.
-        within: the seconds before the clip's end.
+        visual: maps of each step by name, e.g. `mask_features`.
+        within: the steps before the clip's end.
     """
 
     id: str

@@ -62,7 +62,8 @@ class Facts(TypedDict, total=False):
     store: str
     encoders: dict[str, dict[str, Any]]
     seconds: int
-    mask_size: int
+    fps: float
+    mask_size: int | list[int]
     trial: _Trial
 
 
@@ -103,7 +104,7 @@ def load_model(folder: Path) -> Head:
         model = kind(options, sizes)
     except WeightsError:
         raise
-    except (TypeError, ValueError, RuntimeError, RefAVSError) as error:  # torch rejects a bad size with a RuntimeError
+    except (KeyError, TypeError, ValueError, RuntimeError, RefAVSError) as error:  # torch rejects sizes and names so
         raise WeightsError(
             f"{folder / CONFIG} does not describe a head of this version ({error}); train again or use the version "
             "that wrote it"

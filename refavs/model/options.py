@@ -66,6 +66,11 @@ class HeadOptions:
         """Lower bound of the memory for a training step; a step that cannot fit is rejected before any allocation."""
         return 0
 
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What a published method leaves open or does otherwise, by the names of the settings; a report prints it."""
+        return {}
+
     @classmethod
     def removed(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
         """The parts that these settings remove, by their names in `ablations`."""

@@ -1,6 +1,7 @@
 """The feature store: a Zarr v3 group of complete shards with checksums and commit records."""
 
-from refavs.store.format.schema import ArraySpec, StreamSpec, object_key, pack_mask, text_key, unpack_mask
+from refavs.store.format.mask_rows import pack_mask, unpack_mask
+from refavs.store.format.schema import ArraySpec, StreamSpec, object_key, text_key
 from refavs.store.plan import ShardPlan
 from refavs.store.reader import FeatureStore, Sample
 from refavs.store.shard_writer import ShardWriter

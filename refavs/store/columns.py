@@ -24,7 +24,7 @@ Columns = dict[str, np.ndarray]
 Table = tuple[pd.DataFrame, dict[str, Any]]  # the frame and its record
 # Columns that a table must have, and the kind of those that are checked.
 NEEDED: dict[str, dict[str, str]] = {
-    "clips": {"id": "str", "frames": "str", "sound": "str", "seconds": "int"},
+    "clips": {"id": "str", "frames": "str", "sound": "str", "seconds": "int or float"},
     "text": {"key": "str", "text": "str"},
     "expressions": {"uid": "str", "vid": "", "clip": "int", "object": "int", "text": "int", "split": "str", "fid": "",
                     "grade": "", "dimension": "str"},
@@ -281,7 +281,7 @@ def _refuse_odd(table: str, facts: dict[str, Any]) -> None:
         if not right or rows != known["num_rows"] or 0 in width:
             raise ValueError(f"column {name} is {fact['kind']} of {fact['dtype']} {fact['shape']}, in a table of "
                              f"{known['num_rows']} rows")
-        if rows and fact["kind"] != (needed.get(name) or fact["kind"]):
+        if rows and fact["kind"] not in (needed.get(name) or fact["kind"]).split(" or "):
             raise ValueError(f"column {name} holds {fact['kind']}; accepted: {needed[name]}")
 
 

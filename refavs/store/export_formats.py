@@ -109,7 +109,7 @@ def _by_clip(store: FeatureStore, split: str | None) -> dict[int, list[int]]:
 def _sample(store: FeatureStore, clip: int, expressions: Sequence[int]) -> Iterator[tuple[str, bytes]]:
     table, facts = store.expressions.iloc[list(expressions)], store.clips.iloc[clip]
     told = [{name: _plain(row[name]) for name in _FACTS if name in row} for row in table.to_dict("records")]
-    about = {"id": facts["id"], "seconds": int(facts["seconds"]), "expressions": told}
+    about = {"id": facts["id"], "seconds": _plain(facts["seconds"]), "expressions": told}
     yield "json", json.dumps(about, ensure_ascii=False).encode()
     for path, spec in store.specs.items():
         modality = path.split("/")[1] if path.startswith("clips/") else path.split("/")[0]

@@ -6,7 +6,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from refavs.config import digest
-from refavs.store.format.schema import LABELLED, MASK
 from refavs.store.reader import FeatureStore
 
 _known: WeakKeyDictionary[FeatureStore, dict[tuple[str, ...], str]] = WeakKeyDictionary()
@@ -33,10 +32,10 @@ def _computed(store: FeatureStore, paths: Iterable[str]) -> str:
         rows = [sums.get(row) for row in store.rows_of(spec.table)[places].tolist()]
         moments = [part.tolist() for part in store.statistics.get(path, ())]
         arrays.append([path, spec.told(), store.schema.streams[spec.table].fingerprint, moments, rows])
-    masks = [checksums(store, path) for path in (MASK, LABELLED)]
+    masks = [checksums(store, path) for path in store.schema.object_paths]
     objects = [[sums.get(row) for sums in masks] for row in table["object"].tolist()]
     lengths = store.clips["seconds"].iloc[table["clip"].unique()].tolist()
-    return digest([table.to_dict("list"), objects, lengths, arrays, store.seconds, store.schema.fps, store.mask_size])
+    return digest([table.to_dict("list"), objects, lengths, arrays, store.seconds, store.steps.fps, store.mask_size])
 
 
 def checksums(store: FeatureStore, path: str) -> dict[int, int]:

@@ -17,14 +17,16 @@ from torch import Tensor
 
 from refavs.config import nearest
 from refavs.errors import StoreError
+from refavs.steps import Steps
 from refavs.store.backends.base import TRY_AGAIN, out_of_reach
 from refavs.store.derived_files import KEYS, merged_statistics, rows_of_table, store_fingerprint
 from refavs.store.fill import fill, targets_of
 from refavs.store.folders import open_folder
 from refavs.store.format.array_spec import ArraySpec, table_path
 from refavs.store.format.commits import CommitRecord
+from refavs.store.format.mask_rows import LABELLED, MASK, SIZE, MaskSize, mask_of_row, mask_shape, scaled
 from refavs.store.format.quantised import values_of
-from refavs.store.format.schema import LABELLED, MASK, MODALITIES, OBJECTS, says_random, unpack_mask
+from refavs.store.format.schema import MODALITIES, OBJECTS, says_random
 from refavs.store.format.shard import ShardReader, shard_name
 from refavs.store.snapshot import read_snapshot
 
@@ -40,10 +42,10 @@ class Sample:
     """One expression with the features of its clip; maps that are not quantised are views of the store.
 
     Attributes:
-        visual: maps of each second by name, e.g. `mask_features`.
+        visual: maps of each step by name, e.g. `mask_features`.
         valid: True for the real tokens of the text.
-        mask: the referred object in each second, all False if there is none; None if the store has no masks for it.
-        labelled: the seconds with a known mask; None if there is no mask.
+        mask: the referred object in each step, all False if there is none; None if the store has no masks for it.
+        labelled: the steps with a known mask; None if there is no mask.
     """
 
     visual: dict[str, Float[Tensor, "t _ _ _"]]
@@ -108,12 +110,17 @@ class FeatureStore:
 
     @property
     def seconds(self) -> int:
-        """Number of time steps per clip, T."""
+        """Length of a clip."""
         return self.schema.seconds
 
     @property
-    def mask_size(self) -> int:
-        """Side of the masks in pixels."""
+    def steps(self) -> Steps:
+        """The steps of a clip; their number is T."""
+        return self.schema.steps
+
+    @property
+    def mask_size(self) -> MaskSize:
+        """Side of the masks in pixels; height and width of the largest if they keep their own size."""
         return self.schema.mask_size
 
     @property
@@ -222,17 +229,16 @@ class FeatureStore:
         places = {path: int(facts["clip"]) for path in self.schema.with_scales(*visual.values(), self.audio_path)}
         places |= {path: int(facts["text_row"]) for path in self.schema.with_scales(text, valid)}
         if facts["object"] >= 0:
-            places |= {path: int(facts["object"]) for path in (MASK, LABELLED)}
+            places |= {path: int(facts["object"]) for path in self.schema.object_paths}
         calls = [partial(self.read, path, self.rows(path, [place])[0]) for path, place in places.items()]
         found = dict(zip(places, self.folder.together(calls), strict=True))
-        masked = MASK in found
         found |= {path: values_of(self.specs[path], found) for path in (*visual.values(), self.audio_path, text)}
         return Sample(
             visual={name: found[path] for name, path in visual.items()}, audio=found[self.audio_path],
-            text=found[text], valid=found[valid], mask=self.unpacked(found[MASK]) if masked else None,
-            labelled=found[LABELLED] & self.within([facts["clip"]])[0] if masked else None,
+            mask=self.unpacked(found[MASK], found.get(SIZE)) if MASK in found else None,
+            labelled=found[LABELLED] & self.within([facts["clip"]])[0] if LABELLED in found else None,
             uid=facts["uid"], clip_id=facts["clip_id"], text_string=facts["text"], split=facts["split"],
-            dimension=facts["dimension"],
+            dimension=facts["dimension"], text=found[text], valid=found[valid],
         )  # fmt: skip
 
     def rows_of(self, stream: str) -> Int[np.ndarray, "n"]:
@@ -261,7 +267,7 @@ class FeatureStore:
         return rows
 
     def read(self, path: str, row: int, part: range | None = None) -> Tensor:
-        """One row of an array, or a part of it (consecutive seconds), as a view of its mapped shard.
+        """One row of an array, or a part of it (consecutive steps), as a view of its mapped shard.
 
         Raises:
             StoreError: there is no such array or committed row, or the row is damaged; the message names its key.
@@ -353,17 +359,18 @@ class FeatureStore:
         return f"{self.text_path.rpartition('/')[0]}/valid"
 
     def mask(self, row: int) -> Bool[Tensor, "t h w"] | None:
-        """Mask of an object; None for the row -1."""
-        return None if row < 0 else self.unpacked(self.read(MASK, row))
+        """Mask of an object at the size in which it is stored; None for the row -1."""
+        found = [self.read(path, row) for path in (MASK, SIZE) if path in self.specs and row >= 0]
+        return mask_of_row(self.mask_size, *found) if found else None
 
-    def unpacked(self, mask: Tensor) -> Bool[Tensor, "t h w"]:
-        """Converts a stored mask to booleans."""
-        return torch.from_numpy(unpack_mask(mask.numpy(), self.mask_size))
+    def unpacked(self, mask: Tensor, size: Tensor | None = None) -> Bool[Tensor, "t h w"]:
+        """Converts a stored mask to booleans, at the one size that the masks of a batch have."""
+        return scaled(mask_of_row(self.mask_size, mask, size), mask_shape(self.mask_size))
 
     def within(self, clips: Sequence[int]) -> Bool[Tensor, "b t"]:
-        """The valid seconds of the clips at these places."""
-        lengths = torch.tensor(self.clips["seconds"].to_numpy(np.int64)[list(clips)])
-        return torch.arange(self.seconds) < lengths[:, None]
+        """The valid steps of the clips at these places."""
+        lengths = torch.tensor([self.steps.before(length) for length in self.clips["seconds"].iloc[list(clips)]])
+        return torch.arange(len(self.steps)) < lengths[:, None]
 
     @cached_property
     def facts(self) -> list[dict[str, Any]]:

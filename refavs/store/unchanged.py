@@ -31,7 +31,7 @@ def refuse_exchanged(store: FeatureStore, fingerprint: str | None = None) -> Non
         return
     found = read_snapshot(store.folder)
     schema, now = found.schema, {record.file: record for record in found.records}
-    same_sizes = (schema.seconds, schema.mask_size) == (store.seconds, store.mask_size)
+    same_sizes = (schema.steps, schema.mask_size) == (store.steps, store.mask_size)
     used = {OBJECTS, *itertools.chain(*store.in_use.values())}
     if not same_sizes or not all(_holds(now.get(old.file), old) for old in store.records if old.table in used):
         raise StoreError(f"the store at {store.location} is no longer the one that was opened there "

@@ -29,14 +29,8 @@ from refavs.store.format.commits import (
     unseal,
     write_record,
 )
-from refavs.store.format.schema import (
-    HALF_UPGRADED,
-    LABELLED,
-    OBJECTS,
-    StoreSchema,
-    object_arrays,
-    root_attributes,
-)
+from refavs.store.format.mask_rows import LABELLED, object_arrays
+from refavs.store.format.schema import HALF_UPGRADED, OBJECTS, StoreSchema, root_attributes
 from refavs.store.format.shard import ShardFacts, ShardFile, shard_name
 from refavs.store.format.zarr_metadata import group_metadata
 from refavs.store.lease import Lease

@@ -24,6 +24,7 @@ from refavs.store.derived_files import (
 from refavs.store.folders import open_folder
 from refavs.store.format.array_spec import table_path
 from refavs.store.format.commits import CommitRecord, files_of, read_each, record_files, refuse_doubles
+from refavs.store.format.mask_rows import MaskSize
 from refavs.store.format.schema import (
     OBJECTS,
     STREAM_ID,
@@ -51,7 +52,7 @@ class StoreWriter:
     @classmethod
     def open(
         cls, location: str | Path, *, streams: Mapping[str, StreamSpec], source: str, seconds: int, fps: float,
-        mask_size: int, objects_per_shard: int, mask_rule: str | None = None,
+        mask_size: MaskSize, objects_per_shard: int, mask_rule: str | None = None,
         extraction: Mapping[str, Any] | None = None, splits: Mapping[str, Role] | None = None,
     ) -> "StoreWriter":  # fmt: skip
         """Creates a store, or opens an existing one and adds missing streams; removes leftovers of interrupted writers.
@@ -250,7 +251,7 @@ class StoreWriter:
 
 
 def planned_schema(
-    folder: Folder, *, streams: Mapping[str, StreamSpec], source: str, seconds: int, fps: float, mask_size: int,
+    folder: Folder, *, streams: Mapping[str, StreamSpec], source: str, seconds: int, fps: float, mask_size: MaskSize,
     objects_per_shard: int, mask_rule: str | None = None, extraction: Mapping[str, Any] | None = None,
     splits: Mapping[str, Role] | None = None,
 ) -> StoreSchema:  # fmt: skip

@@ -39,12 +39,14 @@ FLAN = "flan-t5-base"
 SMALL = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 1024, "pad_token_id": 0,
          "feed_forward_proj": "gated-gelu"}  # fmt: skip
 TARGET = 0.9
+PARTS = ("parity", "batches", "added")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs all three parts."""
+    """Runs the three parts, or one of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="a few cases and small networks: whether it runs")
+    parser.add_argument("--only", choices=PARTS, help="one part")
     parser.add_argument("--metadata", type=Path, default=METADATA, help="the benchmark's metadata.csv")
     parser.add_argument("--folder", type=Path, help="where to work; default: the folder of temporary files")
     args = parser.parse_args(argv)
@@ -52,11 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         root = Path(name)
         print(describe(root, ["torch", "transformers", "tokenizers", "timm"]), flush=True)
-        measure_parity(root / "parity", args.quick)
+        parts = (args.only,) if args.only else PARTS
+        if "parity" in parts:
+            measure_parity(root / "parity", args.quick)
         texts = [f"The object number {number}." for number in range(12)] if args.quick else real_texts(args.metadata)
-        if not args.quick:
+        if "batches" in parts and not args.quick:
             measure_batches(texts)
-        if texts:
+        if "added" in parts and texts:
             measure_added(root, texts, args.quick)
     return 0
 

@@ -39,6 +39,8 @@ from refavs.synthetic.write import write_benchmark
 sys.path.insert(0, str(Path(__file__).parent))
 from machine import describe, table
 
+from refavs.steps import Steps
+
 RANDOM = WeightSource(kind="random")
 NUM_FRAMES = 4  # of the comparison of precisions
 
@@ -74,7 +76,7 @@ def measure_pipeline(root: Path, source: Source, preset: str, precision: Precisi
     streams = streams_of(preset, RANDOM, ("pixel_decoder",), precision)
     jobs = open_store(root, source, streams, rows_per_shard=2)
     worker = Worker(str(root), streams, num_threads=threads)
-    medias = [read_media(clip, streams.seconds, *streams.inputs()) for clip in source.clips]
+    medias = [read_media(clip, streams.steps, *streams.inputs()) for clip in source.clips]
     encode(streams, medias[:1])  # reads weights, warms up
     started = time.perf_counter()
     with ThreadPoolExecutor(JOBS_PER_WORKER) as pool:
@@ -99,7 +101,7 @@ def streams_of(
 ) -> StreamSet:
     """The streams of a preset."""
     setup = EncoderSetup(weights=weights, precision=precision, device=device)
-    return choose_streams(preset_named(preset).streams, 10, lambda name: setup, levels)
+    return choose_streams(preset_named(preset).streams, Steps(10), lambda name: setup, levels)
 
 
 def encode(streams: StreamSet, medias: Sequence[Media]) -> None:
@@ -114,7 +116,7 @@ def encode(streams: StreamSet, medias: Sequence[Media]) -> None:
 def measure_precision(source: Source, preset: str, weights: WeightSource) -> None:
     """Frames per second of the whole visual path in turns, and the cosine of each map against fp32."""
     forms, _ = streams_of(preset, weights, LEVELS, "fp32").inputs()
-    frames = read_media(source.clips[0], 10, forms, []).frames[forms[0]][:NUM_FRAMES]
+    frames = read_media(source.clips[0], Steps(10), forms, []).frames[forms[0]][:NUM_FRAMES]
     seconds: dict[str, list[float]] = {}
     maps: dict[str, dict[str, np.ndarray]] = {}
     precisions: tuple[Precision, ...] = ("fp32", "bf16")
@@ -161,7 +163,7 @@ def measure_rerun(root: Path, source: Source, num_clips: int, num_runs: int) -> 
         with writer.shard(plan) as shard:
             for key in plan.keys:
                 shard.write(key, arrays)
-    write_tables(writer, many, contents_of(many.clips, streams.seconds)[0])
+    write_tables(writer, many, contents_of(many.clips, streams.steps)[0])
     writer.finalise()
     command = [sys.executable, "-m", "extract.cli", str(root / "videos"), str(root / "store"), "--preset", "tiny",
                "--weights", "random", "--levels", "backbone"]  # fmt: skip
@@ -185,9 +187,9 @@ def measure_rerun(root: Path, source: Source, num_clips: int, num_runs: int) -> 
 def open_store(root: Path, source: Source, streams: StreamSet, rows_per_shard: int) -> list[Job]:
     """A new store for the source's clips; what there is to do in it."""
     specs = {id: replace(spec, rows_per_shard=rows_per_shard) for id, spec in streams.specs().items()}
-    writer = StoreWriter.open(root, streams=specs, source=str(source.root), seconds=streams.seconds, fps=1.0,
+    writer = StoreWriter.open(root, streams=specs, source=str(source.root), seconds=streams.steps.seconds, fps=1.0,
                               mask_size=96, objects_per_shard=64)  # fmt: skip
-    return plan_jobs(writer, wanted_units(source, streams, contents_of(source.clips, streams.seconds)[0]))
+    return plan_jobs(writer, wanted_units(source, streams, contents_of(source.clips, streams.steps)[0]))
 
 
 if __name__ == "__main__":

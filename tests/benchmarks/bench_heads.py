@@ -64,7 +64,7 @@ def baselines() -> list[str]:
 
 
 def step_of(name: str, quick: bool) -> dict[str, float]:
-    """Time, arithmetic and memory of a step; the second one is measured."""
+    """Time, arithmetic and memory of a step; the second one is measured, and the first counts its arithmetic."""
     options = options_class(name)(head=name)
     sizes = published_sizes(options)
     if quick:
@@ -85,7 +85,6 @@ def step_of(name: str, quick: bool) -> dict[str, float]:
     with counter:
         step()
     head.zero_grad(set_to_none=True)
-    step()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     size = 256 if quick else 4096
     before = rates(lambda: product(size), 2 * size**3)
@@ -120,9 +119,13 @@ def bench_interaction(quick: bool) -> float:
     torch.nn.init.ones_(interaction.out_norm.weight)
     maps, sound = torch.randn(1, num_seconds, 256, side, side), torch.randn(1, num_seconds, 128)
     clip, results = torch.tensor([0]), []
+
+    def sums_first() -> torch.Tensor:
+        return interaction(maps, maps.mean(dim=(3, 4)), sound, clip)[0][0]
+
     with torch.no_grad():
-        interaction(maps, sound, clip)
-        ours = timed(lambda: results.append(interaction(maps, sound, clip)[0][0]))[0]
+        sums_first()
+        ours = timed(lambda: results.append(sums_first()))[0]
         theirs = timed(lambda: results.append(quadratic_interaction(interaction, maps[0], sound[0])))[0]
     difference = float((results[0] - results[1]).abs().max())
     found = GrowingTable(f"The interaction over {num_seconds} x {side} x {side} pixels, forward", [

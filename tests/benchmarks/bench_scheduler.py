@@ -35,6 +35,7 @@ from extract.pipeline.turns import STAGES
 from extract.pipeline.worker import JobResult
 from refavs.data.layouts import Clip
 from refavs.machine.processors import num_processors
+from refavs.steps import Steps
 from refavs.store.folders import open_folder
 from refavs.store.format.channel_stats import ChannelSums
 from refavs.store.format.commits import CommitRecord, read_record, record_name, short_digest, write_record
@@ -58,7 +59,7 @@ VISUAL = "visual/mask2former-swin-base-ade"
 def base_streams() -> StreamSet:
     """The streams of preset base with both levels; nothing of the weights is read."""
     setup = EncoderSetup(weights=WeightSource(kind="random"))
-    return choose_streams(BASE, 10, lambda name: setup, LEVELS)
+    return choose_streams(BASE, Steps(10), lambda name: setup, LEVELS)
 
 
 def base_schema(rows_per_shard: int) -> StoreSchema:

@@ -44,6 +44,8 @@ from release_step import ReleaseSizes, ReleaseStep
 from train_shortcuts import masks_downsampled_after, repeated_tokens, whole_masks
 from train_store import PER_CLIP, SENTENCE, write_store
 
+from refavs.steps import Steps
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 QUICK = {"model.num_layers": 1, "model.num_queries": 8, "model.num_heads": 4, "model.decoder_layers": 3,
          "loss.num_points": 64}  # fmt: skip
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"- {args.threads} threads")
         preset = preset_named("tiny" if args.quick else "base")
         setup = EncoderSetup(weights=WeightSource(kind="random"))
-        streams = choose_streams(preset.streams, 10, lambda name: setup)
+        streams = choose_streams(preset.streams, Steps(10), lambda name: setup)
         store = write_store(root / "store", streams.specs(), ["train"] * args.clips, mask_size=preset.mask_size)
         bench = Bench(store, streams, args.quick, 1 if args.quick else args.rounds)
         bench.table_of_targets(root / "store", args.threads)

@@ -16,6 +16,7 @@ from extract.encoders.presets import preset_named
 from extract.encoders.protocol import EncoderSetup
 from extract.encoders.streams import choose_streams
 from extract.encoders.weights import WeightSource
+from refavs.steps import Steps
 
 # Bytes of a record on disk, of a record in memory and of a job in memory: so many, and so many more for each clip.
 RECORD = {"pixel_decoder": (25_600, 390), "backbone": (41_900, 390), "both": (67_100, 450)}
@@ -29,7 +30,7 @@ def row_bytes(level: str) -> list[int]:
     """Bytes of a clip in each array of preset base."""
     levels = ("backbone", "pixel_decoder") if level == "both" else (level,)
     setup = EncoderSetup(weights=WeightSource(kind="random"))
-    streams = choose_streams(preset_named("base").streams, 10, lambda name: setup, levels).of("visual", "audio")
+    streams = choose_streams(preset_named("base").streams, Steps(10), lambda name: setup, levels).of("visual", "audio")
     return [spec.row_bytes for stream in streams.values() for spec in stream.arrays]
 
 

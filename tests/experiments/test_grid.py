@@ -157,8 +157,8 @@ def test_override_replaces_the_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["smoke", "proof", "proof_quick", "per_clip", "table3", "table4", "beta", "layers", "encoders",
-             "dtypes", "released"],
+    "name", ["smoke", "proof", "proof_quick", "per_clip", "table3", "table3_tiny", "table3_tiny_rates", "table4",
+             "beta", "layers", "encoders", "dtypes", "released"],
 )  # fmt: skip
 def test_shipped_grid_expands(name: str) -> None:
     assert name in shipped_grids()
@@ -183,14 +183,25 @@ def test_shipped_table4_has_the_ablations_of_the_paper() -> None:
     }  # fmt: skip
 
 
-def test_shipped_table3_has_each_baseline_alone_and_extended() -> None:
+@pytest.mark.parametrize("name", ["table3", "table3_tiny"])
+def test_shipped_table3_has_each_baseline_alone_and_extended(name: str) -> None:
     cues = {(trial.config.model.head, trial.config.model.text, trial.config.model.audio)
-            for trial in read_grid("table3").trials}  # fmt: skip
+            for trial in read_grid(name).trials}  # fmt: skip
     by_sound, by_words = ("avsbench", "avsegformer", "gavs"), ("referformer", "r2vos")
     assert cues == {
         ("eemc", True, True), *((head, True, True) for head in (*by_sound, *by_words)),
         *((head, False, True) for head in by_sound), *((head, True, False) for head in by_words),
     }  # fmt: skip
+
+
+def test_learning_rates_of_table3_tiny_are_searched_for_its_own_settings() -> None:
+    def settings(grid: str) -> dict[str, TrialConfig]:
+        short = {"train.steps_per_epoch": 1, "train.epochs": 1, "train.learning_rate": 1.0}
+        return {trial.name.split(",")[0]: replace(trial.config, short) for trial in read_grid(grid).trials
+                if not trial.config.seed}  # fmt: skip
+
+    searched, trained = settings("table3_tiny_rates"), settings("table3_tiny")
+    assert len(searched) == 6 and searched.items() <= trained.items()
 
 
 def test_shipped_encoders_has_the_rows_of_the_supplement_on_one_store() -> None:

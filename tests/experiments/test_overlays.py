@@ -13,6 +13,7 @@ from experiments.training import overlays
 from experiments.training.evaluate import Trained
 from experiments.training.loop import build_model
 from refavs.config import replace
+from refavs.steps import Steps
 from refavs.store import FeatureStore
 from tests.experiments.small_store import SECONDS, make_store
 
@@ -65,7 +66,7 @@ def test_picture_shows_the_frame_where_the_source_is_there(
     Image.new("RGB", (8, 8), (0, 0, 255)).save(folder / "0.jpg", quality=100)
     (tmp_path / "metadata.csv").touch()  # by which it is recognised
     monkeypatch.setitem(store.attributes, "extraction", {"source": str(tmp_path), "layout": layout})
-    first, second = overlays.frame_pictures(store, "clip", 2)
+    first, second = overlays.frame_pictures(store, "clip", Steps(2))
     assert first.getpixel((5, 5))[2] > 200  # type: ignore[index]
     assert second.getpixel((5, 5)) == (overlays.BACKDROP,) * 3
 
@@ -89,7 +90,7 @@ def test_picture_that_cannot_be_read_is_a_plain_backdrop(
             "broken chunk": data[:33] + b"\xff" * 40,
         }[content])  # fmt: skip
     monkeypatch.setitem(store.attributes, "extraction", {"source": str(tmp_path), "layout": "ref-avs-bench"})
-    (read,) = overlays.frame_pictures(store, clip + "c" * 20 if content == "long name" else clip, 1)
+    (read,) = overlays.frame_pictures(store, clip + "c" * 20 if content == "long name" else clip, Steps(1))
     assert read.getpixel((5, 5)) == (overlays.BACKDROP,) * 3
 
 

@@ -19,6 +19,7 @@ from refavs.model.checkpoint import CONFIG, load_model, read_config, save_model
 from refavs.model.heads.eemc import EEMC
 from refavs.store import FeatureStore
 from tests.experiments.small_run import SENTENCES, make_store, make_trial, video_of
+from tests.extract.make_videos import write_video
 
 # Warnings of MLflow and what it imports.
 pytestmark = [
@@ -146,6 +147,8 @@ def test_bad_input_is_one_line(
         ([video, "a", *run, "--device", "cuda"], "--device cuda: "),
         ([video, " ", *run], "an EXPRESSION is empty"),
         ([video, *run], "no EXPRESSION is given"),
+        ([video, "a", *run, "--add-to-store"], "--add-to-store names no store; name one by --store"),
+        ([video, "a", *run, "--store", str(tmp_path / "none")], "none"),
         ([video, "a", *run, "--fps", "0"], "0 frames per second; accepted"),
         ([video, "a", *run, "--start", "3", "--end", "2"], "accepted: a start from 0 on, before the end"),
         ([video, "a", *run, "--start", "99"], "--start 99 lies behind the end of"),
@@ -197,6 +200,22 @@ def test_several_videos_keep_what_is_finished_and_name_what_is_bad(
     (tmp_path / "bad.mp4").unlink()
     assert main([str(tmp_path), "one", *command[:2], "--out", str(tmp_path / "folder"), *command[4:]]) == 0
     assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["a", "b"]
+
+
+def test_features_of_a_store_are_taken_and_those_it_lacks_are_added(
+    store: FeatureStore, trial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location = shutil.copytree(store.location, tmp_path / "store")
+    video = write_video(tmp_path / "other.mp4", size=(72, 128), duration_s=2)
+    command = [str(video), SENTENCES[0], "--run", str(trial), "--no-overlay"]
+    assert main([*command, "--out", str(tmp_path / "computed")]) == 0
+    compute, times = TrainedRun.features, []
+    monkeypatch.setattr(TrainedRun, "features", lambda run, media: times.append(1) or compute(run, media))
+    for turn, more in enumerate((["--add-to-store"], [])):
+        out = tmp_path / f"stored{turn}"
+        assert main([*command, "--store", str(location), *more, "--out", str(out)]) == 0
+        assert (out / "1" / "1.png").read_bytes() == (tmp_path / "computed" / "1" / "1.png").read_bytes()
+    assert not times and "other" in FeatureStore(location).clips["id"].tolist()
 
 
 def test_object_that_is_absent_has_empty_masks_and_a_long_sentence_is_cut(

@@ -61,7 +61,7 @@ def report_of(names: tuple[str, ...] = ("full", "no_text"), random_features: boo
 
 
 def gallery_of(text: str, num_seconds: int = 10) -> Gallery:
-    second = Second(number=0, picture="data:image/gif;base64,R0lGODlhAQABAAAAACw=", truth="M0 0L9 9Z", pred="M0 0L5 9Z",
+    second = Second(time_s=0, picture="data:image/gif;base64,R0lGODlhAQABAAAAACw=", truth="M0 0L9 9Z", pred="M0 0L5 9Z",
                     wave="M0 0L9 9Z", verdict="J 71")  # fmt: skip
     card = Card(sentence=text, uid=text, split=text, dimension=text, score="J 71.0 %", width=160, note=text,
                 seconds=(second,) * num_seconds)  # fmt: skip

@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from experiments.report.contenders import Contender
 from experiments.report.contents import Options, build_report
-from experiments.report.layout import RANDOM
+from experiments.report.layout import RANDOM, Setting, choices_said
 from experiments.report.tables import Cell, Report, Row, Table, origin
 from refavs.errors import ConfigError, StatisticsError
 from tests.experiments.small_sweep import CLIPS, TABLE, make_masks, make_probs, make_table, write_facts, write_trial
@@ -100,6 +101,16 @@ def test_parts_are_means_over_seen_and_unseen(report: Report, part: str, value: 
     table = table_of(report, f"supplement2-{part}-canonical")
     assert cell_of(table, "full", part, value).value == pytest.approx(expected, rel=1e-6)
     assert f"{value}: {rows.sum()}" in " ".join(table.notes)
+
+
+def test_choices_of_the_heads_are_printed_below_the_results() -> None:
+    settings = {"gavs": {}, "gavs + text": {}, "published": {"model.faithful": True}, "refused": {"model.channels": 1},
+                "eemc": {"model.head": "eemc"}}  # fmt: skip
+    lines = tuple(Contender(label=label, config={"model.head": "gavs", "model.gone": 1} | own, runs=())
+                  for label, own in settings.items())  # fmt: skip
+    setting = Setting(contenders=lines, controls={}, published=False, random_features=False)
+    assert choices_said(setting) == ("gavs and gavs + text: noise add, mask_loss bce_dice; "
+                                     "published: noise replace, mask_loss bce")
 
 
 def test_parts_that_no_expression_has_are_dashes(report: Report) -> None:
@@ -304,7 +315,7 @@ def test_encoders_of_one_store_are_compared(tmp_path: Path) -> None:
         write_trial(tmp_path, name, **changes)
     table = table_of(build_report([tmp_path], Options(published=True)), "supplement3-canonical")
     assert [row.label for row in table.rows] == [
-        "roberta + vggish: full", "roberta + languagebind: a", "flan-t5-base/tokens + vggish: t", "RoBERTa + VGGish",
+        "roberta + vggish: full", "flan-t5-base/tokens + vggish: t", "roberta + languagebind: a", "RoBERTa + VGGish",
         "text Flan-T5", "text LanguageBind", "audio LanguageBind",
     ]  # fmt: skip
 

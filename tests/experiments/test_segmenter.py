@@ -16,6 +16,7 @@ from extract.media.film_stream import FilmStream
 from refavs.data.batches import collate
 from refavs.errors import ConfigError, StoreError
 from refavs.model.decoder import predict
+from refavs.steps import Steps
 from refavs.store import FeatureStore
 from tests.experiments.small_run import SENTENCES, make_store, make_trial, video_of
 from tests.extract.make_videos import write_video
@@ -75,7 +76,7 @@ def test_memory_of_a_long_video_is_that_of_one_pass(segmenter: Segmenter, monkey
     frames, waveform = noise(25)
     found = segmenter.segment(frames, waveform, SENTENCES)
     forgetful = segmenter.segment(frames, waveform, SENTENCES, memory=3)
-    monkeypatch.setattr(segmenter.run, "streams", replace(segmenter.run.streams, seconds=25))
+    monkeypatch.setattr(segmenter.run, "streams", replace(segmenter.run.streams, steps=Steps(25)))
     for one, other, wanted in zip(found, forgetful, segmenter.segment(frames, waveform, SENTENCES), strict=True):
         assert wanted.masks.any() and np.array_equal(one.masks, wanted.masks)
         np.testing.assert_allclose(one.object_probability, wanted.object_probability, atol=1e-5)
@@ -107,7 +108,7 @@ def test_features_of_a_store_are_used_and_added(
     with pytest.raises(StoreError, match="holds features of other files under the same id for 'other'"):
         stored.add(write_video(tmp_path / "second" / "other.mp4", size=(72, 128), duration_s=3))
     assert FeatureStore(location).clips.equals(tables)
-    monkeypatch.setattr(segmenter.run, "streams", replace(segmenter.run.streams, seconds=5))
+    monkeypatch.setattr(segmenter.run, "streams", replace(segmenter.run.streams, steps=Steps(5)))
     with pytest.raises(StoreError, match="has clips of 10 s than those that the run was trained on"):
         StoredFeatures(location, segmenter.run)
 

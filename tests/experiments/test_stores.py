@@ -1,11 +1,12 @@
 """Sweeps over several stores: which stores may be compared, and the names and keys of their trials."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from experiments.grid.expand import expand
-from experiments.records.stores import contents_digest, features_in, named_locations, store_of, with_stores
+from experiments.records.stores import contents_digest, facts_of, features_in, named_locations, store_of, with_stores
 from refavs.errors import ConfigError, StoreError
 from refavs.store import FeatureStore
 from tests.experiments import small_store
@@ -98,10 +99,14 @@ def test_trial_names_its_encoders_and_an_added_one_makes_no_other_trial(
     with pytest.raises(StoreError, match="has the audio encoders vggish, not 'other'; name one that it has"):
         features_in(plain)(second)
     with monkeypatch.context() as patch:
-        other = {"audio/other": small_store.STREAMS[small_store.AUDIO]}
+        trained = {"name": "trained", "weights": "0" * 64}
+        other = {"audio/other": dataclasses.replace(small_store.STREAMS[small_store.AUDIO], fingerprint=trained)}
         patch.setattr(small_store, "STREAMS", small_store.STREAMS | other)
         more = make_store(tmp_path / "more", CLIPS)
     assert more.fingerprint != plain.fingerprint and features_in(more)(first) == before != features_in(more)(second)
     read = store_of(second, more)
     assert read.audio_path == "clips/audio/other/features" and read.use == {"visual": "made-up", "audio": "other"}
     assert store_of(first, more).audio_path == "clips/audio/vggish/features"
+    random = [facts_of(more, trials)["random_features"] for trials in ([first], [second], [first, second])]
+    assert random == [True, False, True], "vggish is random, whatever trial comes last"
+    assert facts_of(more, [second])["encoders"]["audio/other"] == "trained"

@@ -15,7 +15,10 @@ from extract.pipeline.plan import Job, plan_jobs, wanted_units
 from extract.pipeline.tables import write_tables
 from extract.pipeline.worker import JobResult, Worker
 from refavs.data.layouts import Source
+from refavs.steps import Steps
 from refavs.store.writer import StoreWriter
+
+TEN = Steps(10)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -45,28 +48,28 @@ def in_this_process(jobs, store, streams, resources, note) -> Iterator[JobResult
     return (worker.run(job) for job in jobs)
 
 
-def streams_of(preset: str = "tiny", seconds: int = 10, **weights: object) -> StreamSet:
+def streams_of(preset: str = "tiny", steps: Steps = TEN, **weights: object) -> StreamSet:
     """The streams of a preset, with random weights unless others are named."""
     setup = EncoderSetup(weights=WeightSource(**{"kind": "random", **weights}))  # pyright: ignore[reportArgumentType]
-    return choose_streams(preset_named(preset).streams, seconds, lambda name: setup)
+    return choose_streams(preset_named(preset).streams, steps, lambda name: setup)
 
 
 def open_store(path: Path | str, streams: StreamSet, mask_size: int = 96) -> StoreWriter:
     return StoreWriter.open(
-        path, streams=streams.specs(), source="test", seconds=streams.seconds, fps=1.0, mask_size=mask_size,
-        objects_per_shard=128,
+        path, streams=streams.specs(), source="test", seconds=streams.steps.seconds, fps=streams.steps.fps,
+        mask_size=mask_size, objects_per_shard=128,
     )  # fmt: skip
 
 
 def jobs_of(writer: StoreWriter, source: Source, streams: StreamSet) -> list[Job]:
     """What of a source a store lacks."""
-    return plan_jobs(writer, wanted_units(source, streams, contents_of(source.clips, streams.seconds)[0]))
+    return plan_jobs(writer, wanted_units(source, streams, contents_of(source.clips, streams.steps)[0]))
 
 
 def extract(source: Source, path: Path, streams: StreamSet) -> list[JobResult]:
     """What the command does, without Ray."""
     writer, worker = open_store(path, streams), Worker(str(path), streams, 1)
     results = [worker.run(job) for job in jobs_of(writer, source, streams)]
-    write_tables(writer, source, contents_of(source.clips, streams.seconds)[0])
+    write_tables(writer, source, contents_of(source.clips, streams.steps)[0])
     writer.finalise()
     return results

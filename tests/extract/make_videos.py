@@ -18,7 +18,7 @@ def write_video(
     path: Path, *, codec: str = "libx264", sound_codec: str | None = "aac", rate: Fraction | int = 10,
     duration_s: float = 10.0, times_s: list[float] | None = None, size: tuple[int, int] = (64, 96),
     sample_rate_hz: int = 16_000, channels: int = 1, sound_duration_s: float | None = None, rotation: int = 0,
-    options: dict[str, str] | None = None,
+    options: dict[str, str] | None = None, grays_per_s: int = 1,
 ) -> Path:
     """Writes a container; `times_s` gives each frame's own time, otherwise `rate` does. `size` is (height, width).
 
@@ -41,7 +41,7 @@ def write_video(
         if sound_codec is not None:
             audio = container.add_stream(sound_codec, rate=sample_rate_hz, layout="stereo" if channels == 2 else "mono")
         for index, time_s in enumerate(times):
-            picture = np.full((*size, 3), gray_of(int(time_s + 1e-6)), np.uint8)
+            picture = np.full((*size, 3), gray_of(int(time_s * grays_per_s + 1e-6)), np.uint8)
             picture[:, size[1] // 2 :] //= 2
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts = round(time_s / clock) if times_s is not None else index

@@ -15,12 +15,13 @@ from extract.pipeline.content import contents_of
 from extract.pipeline.tables import write_tables
 from extract.pipeline.worker import Worker
 from refavs.data.layouts import read_source
+from refavs.steps import Steps
 from refavs.store.reader import FeatureStore
 from refavs.synthetic.write import write_benchmark
 from tests.extract.command import jobs_of, open_store
 
 SETUP = EncoderSetup(weights=WeightSource(kind="random"))
-STREAMS = choose_streams(("mask2former-swin-base-ade", "vggish", "roberta-base"), 10, lambda name: SETUP)
+STREAMS = choose_streams(("mask2former-swin-base-ade", "vggish", "roberta-base"), Steps(10), lambda name: SETUP)
 VISUAL = "visual/mask2former-swin-base-ade"
 
 
@@ -50,12 +51,12 @@ def test_base_clip_is_stored_as_its_encoders_make_it(tmp_path: Path) -> None:
     worker = Worker(str(tmp_path / "store"), STREAMS, torch.get_num_threads())
     results = [worker.run(job) for job in jobs_of(writer, source, STREAMS)]
     assert [result.num_done for result in results] == [1, 1]
-    write_tables(writer, source, contents_of(source.clips, 10)[0])
+    write_tables(writer, source, contents_of(source.clips, Steps(10))[0])
     writer.finalise()
 
     features = FeatureStore(tmp_path / "store")
     assert sum(result.num_bytes for result in results) >= 44_236_800 + 62_668_800
-    media = read_media(source.clips[0], 10, *STREAMS.inputs())
+    media = read_media(source.clips[0], Steps(10), *STREAMS.inputs())
     visual, audio, text = STREAMS.encoders.values()
     assert isinstance(visual, VisualEncoder)
     networks = visual.build()

@@ -15,6 +15,7 @@ from extract.media.forms import Frames
 from extract.store_cli import main as store_command
 from refavs.data.layouts import read_source
 from refavs.errors import ConfigError
+from refavs.steps import Steps
 from refavs.store.reader import FeatureStore
 from refavs.synthetic.write import write_benchmark
 from tests.extract.command import in_this_process, refusal, run_with, streams_of, tiny
@@ -114,11 +115,11 @@ def test_prediction_reads_the_values_that_training_reads(
     assert isinstance(encoder, VisualEncoder) and isinstance(encoder.takes, Frames)
     takes, setup = encoder.takes, encoder.setup
     known = {id: stream.fingerprint for id, stream in store.schema.streams.items()}
-    chosen = choose_streams(["tiny-swin/pixel_decoder"], 10, lambda name: setup, types=StoredTypes(known=known))
+    chosen = choose_streams(["tiny-swin/pixel_decoder"], Steps(10), lambda name: setup, types=StoredTypes(known=known))
     stream = chosen.streams[VISUAL]
     assert chosen.fingerprint(stream) == known[VISUAL]
     clip = next(clip for clip in read_source(bench, None, None).clips if clip.id == store[0].clip_id)
-    frames = read_media(clip, 10, {takes}, ()).taken(takes)
+    frames = read_media(clip, Steps(10), {takes}, ()).taken(takes)
     found = stream.read_back(encoder.encode([encoder.prepare(frames)], ["pixel_decoder"])[0])
     for name, values in store[0].visual.items():
         np.testing.assert_array_equal(found[name], values.numpy())

@@ -15,6 +15,7 @@ from extract.pipeline.estimate import Missing, Seconds, calibrate, clip_bytes, m
 from extract.pipeline.ray_pool import Resources
 from extract.pipeline.worker import Worker
 from refavs.data.layouts import Source, read_source
+from refavs.steps import Steps
 from refavs.store.writer import StoreWriter
 from refavs.synthetic.write import write_benchmark
 from tests.extract.command import jobs_of, open_store
@@ -22,7 +23,7 @@ from tests.extract.command import jobs_of, open_store
 pytestmark = pytest.mark.usefixtures("small_networks")
 
 SETUP = EncoderSetup(weights=WeightSource(kind="random"))
-BOTH, ONE = (choose_streams((visual, "tiny-vggish", "tiny-roberta"), 10, lambda name: SETUP)
+BOTH, ONE = (choose_streams((visual, "tiny-vggish", "tiny-roberta"), Steps(10), lambda name: SETUP)
              for visual in ("tiny-swin", "tiny-swin/pixel_decoder"))  # fmt: skip
 EACH = Seconds(decode=1.0, write=1000.0, clip={"tiny-swin": 10.0, "tiny-vggish": 100.0}, text={"tiny-roberta": 1e4})
 

@@ -12,7 +12,7 @@ import torch
 
 from extract.store_cli import main
 from refavs.store import FeatureStore
-from refavs.store.format.schema import MASK
+from refavs.store.format.mask_rows import MASK
 from tests.refavs import servers
 
 

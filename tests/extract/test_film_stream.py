@@ -10,6 +10,7 @@ from extract.media.film_stream import FilmStream, Span
 from extract.media.forms import Frames
 from refavs.data.layouts import Clip
 from refavs.errors import ConfigError, DatasetError
+from refavs.steps import Steps
 from tests.extract.make_videos import gray_of, write_video
 
 FORM = Frames(size=8)
@@ -29,7 +30,7 @@ def grays(frames: np.ndarray) -> list[int]:
 
 @pytest.mark.parametrize("num_steps", [1, 3, 10, 12, 20])
 def test_blocks_hold_what_one_read_holds(video: Path, num_steps: int) -> None:
-    whole = read_media(Clip(id="film", video=video), 12, [FORM], [16_000])
+    whole = read_media(Clip(id="film", video=video), Steps(12), [FORM], [16_000])
     stream = FilmStream(video)
     assert stream.size == (16, 32) and not stream.silent and stream.num_steps == 12
     blocks = list(stream.blocks(num_steps, [FORM], [16_000]))
@@ -47,7 +48,7 @@ def test_part_of_a_video_at_another_rate(video: Path) -> None:
     (block,) = stream.blocks(40, [FORM], [16_000])
     assert stream.notes == ()
     assert stream.num_steps == 12 and grays(block.frames[FORM]) == [2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8]
-    whole = read_media(Clip(id="film", video=video), 12, [], [16_000]).sound[16_000]
+    whole = read_media(Clip(id="film", video=video), Steps(12), [], [16_000]).sound[16_000]
     np.testing.assert_allclose(block.sound[16_000], whole[40_000 : 40_000 + 104_000], atol=5e-3)  # half a sample
 
 

@@ -9,6 +9,7 @@ from experiments.report.seconds import footage_of
 from experiments.training.overlays import frame_pictures, safe_name
 from extract.cli import main
 from refavs.data.masks import read_masks
+from refavs.steps import Steps
 from refavs.store import FeatureStore
 from tests.extract.command import in_this_process, refusal, run_with, tiny
 from tests.extract.make_videos import write_video
@@ -36,7 +37,7 @@ def test_ids_that_are_paths_are_safe_wherever_they_go(monkeypatch: pytest.Monkey
     assert any("day2/cam2/bad" in json.dumps(json.loads(line)) for line in log.read_text().splitlines())
     names = {safe_name(uid) for uid in store.expressions["uid"]}
     assert len(names) == 2 and not any("/" in name for name in names)
-    assert footage_of(store, ids[0]).frames is not None and len(frame_pictures(store, ids[0], 10)) == 10
+    assert footage_of(store, ids[0]).frames is not None and len(frame_pictures(store, ids[0], Steps(10))) == 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["films", "run.jsonl", "say.csv", "store"]
 
 
@@ -59,4 +60,4 @@ def test_layout_of_a_package_is_extracted(
     assert mask is not None and not mask[[1, 2, 4]].any()
     assert (mask[[0, 3]].numpy() == read_masks(list(right.masks.values()), (store.mask_size,) * 2)).all()
     (repeated,) = store.clips["repeated_from_s"].unique()
-    assert repeated == 5 and len(frame_pictures(store, "a/1", 10)) == 10
+    assert repeated == 5 and len(frame_pictures(store, "a/1", Steps(10))) == 10

@@ -14,6 +14,7 @@ from extract.pipeline.input_check import check_masks
 from extract.pipeline.plan import Masks, object_units
 from refavs.data.layouts import read_source
 from refavs.errors import DatasetError, StoreError
+from refavs.steps import Steps
 from refavs.store.folders import open_folder
 from refavs.store.reader import FeatureStore
 from refavs.synthetic.write import write_wav
@@ -79,10 +80,10 @@ def test_label_image_of_several_objects_is_not_read_as_each_of_them(
     line = refusal(capsys, *tiny(source, tmp_path / "store"))
     assert "fid_1/00000.png has several labels, and " in line and "fid_0 the same files" in line
     objects = [object_units(read_source(source), rule) for rule in ("auto", "nonzero")]
-    check_masks(open_folder(tmp_path / "store"), objects[1], 10)  # they were told to be one object
+    check_masks(open_folder(tmp_path / "store"), objects[1], Steps(10))  # they were told to be one object
     for second in range(10):  # each object's own
         write_png(source / "gt_mask" / "a_0_10" / "fid_1" / f"{second:05d}.png", labels * (labels == 2), GREY)
-    check_masks(open_folder(tmp_path / "store"), objects[0], 10)
+    check_masks(open_folder(tmp_path / "store"), objects[0], Steps(10))
 
 
 @pytest.mark.long
@@ -137,10 +138,10 @@ def test_masks_of_a_null_are_empty_or_refused(tmp_path: Path) -> None:
     path = root / "gt_mask" / NULL / "fid_0" / "00004.png"
     write_png(path, 0 * QUARTER, GREY)
     (item,) = (unit.item for unit in object_units(read_source(root), "auto"))
-    assert isinstance(item, Masks) and not item.read(10, SIDE).any()
+    assert isinstance(item, Masks) and not item.read(Steps(10), SIDE).any()
     write_png(path, QUARTER, GREY)
     with pytest.raises(DatasetError, match=r"refers to nothing, and its masks \(.*00004.png, \.\.\.\) mark one"):
-        item.read(10, SIDE)
+        item.read(Steps(10), SIDE)
 
 
 @pytest.mark.long
@@ -158,8 +159,8 @@ def test_store_without_a_rule_takes_plain_grey_masks_alone(
 
     write_bench(source, "train a_0_10", "val b_0_10")
     draw(source, "b_0_10", GREY)
-    check_masks(open_folder(store), object_units(read_source(source), "auto"), 10)
+    check_masks(open_folder(store), object_units(read_source(source), "auto"), Steps(10))
     shutil.rmtree(source / "gt_mask" / "b_0_10")
     draw(source, "b_0_10", PALETTE, bytes(3))
     with pytest.raises(StoreError, match=r"made before masks had a rule .*b_0_10/fid_0/00000\.png is no plain grey"):
-        check_masks(open_folder(store), object_units(read_source(source), "auto"), 10)
+        check_masks(open_folder(store), object_units(read_source(source), "auto"), Steps(10))

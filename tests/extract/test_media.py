@@ -14,6 +14,7 @@ from extract.media.forms import IMAGENET_MEAN, IMAGENET_STD, Frames
 from extract.media.pictures import fitted
 from refavs.data.layouts import Clip
 from refavs.errors import DatasetError
+from refavs.steps import Steps
 from tests.extract import make_videos
 from tests.extract.one_form import SAMPLE_RATE_HZ, Media, read_media
 
@@ -209,7 +210,7 @@ def test_clip_is_decoded_once_for_every_form_and_rate(tmp_path: Path, monkeypatc
     path = write_video(tmp_path / "a.mp4", sample_rate_hz=48_000)
     forms, rates_hz = [Frames(size=32), Frames(size=24, fit="crop")], [48_000, 16_000]
     for clip in (Clip(id="a", video=path), bench_clip(tmp_path / "clip", rate_hz=48_000)):
-        media = read_media_of(clip, 10, forms, rates_hz)
+        media = read_media_of(clip, Steps(10), forms, rates_hz)
         assert {form: frames.shape for form, frames in media.frames.items()} == {
             forms[0]: (10, 32, 32, 3), forms[1]: (10, 24, 24, 3)}
         assert {rate_hz: len(sound) for rate_hz, sound in media.sound.items()} == {48_000: 480_000, 16_000: 160_000}
@@ -217,12 +218,12 @@ def test_clip_is_decoded_once_for_every_form_and_rate(tmp_path: Path, monkeypatc
         assert np.array_equal(media.frames[forms[0]], alone.frames) and np.array_equal(media.sound[16_000], alone.sound)
         assert np.abs(np.fft.rfft(media.sound[48_000][:48_000])).argmax() == TONE_HZ
     monkeypatch.setattr("extract.media.pictures.fitted", lambda *_: pytest.fail("nobody asks for frames"))
-    heard = read_media_of(Clip(id="a", video=path), 10, [], [16_000])
+    heard = read_media_of(Clip(id="a", video=path), Steps(10), [], [16_000])
     assert np.array_equal(heard.sound[16_000], read_sound(path)) and not heard.frames and heard.repeated_from_s is None
 
 
 def read_sound(path: Path) -> np.ndarray:
-    return read_media_of(Clip(id="a", video=path), 10, [], [16_000, 8_000]).sound[16_000]
+    return read_media_of(Clip(id="a", video=path), Steps(10), [], [16_000, 8_000]).sound[16_000]
 
 
 @pytest.mark.parametrize("error", [ValueError("an odd packet"), EOFError("an odd packet"), OSError(5, "an odd packet")])

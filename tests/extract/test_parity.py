@@ -20,7 +20,7 @@ TOLERANCE = 1e-5  # of the largest value, in fp32
 
 
 # Sizes of a family differ by numbers alone, and a timm network is named by whoever wants it.
-OTHERS = re.compile(r"-(base|large|xl|huge|medium|small|base-plus)\b|vit[bl]16|b5$|timm:swin")
+OTHERS = re.compile(r"-(base|large|xl|huge|medium|small|base-plus)\b|vit[bl]16|b5$|timm:swin|vggish")
 SMALLEST = ("roberta-base", "bert-base-uncased", "flan-t5-small", "clip-text-base-patch32", "clip-vit-base-patch32",
             "dinov2-small", "dinov2-with-registers-small", "sam-vit-base", "whisper-large-v3")  # fmt: skip
 

@@ -21,6 +21,7 @@ from extract.pipeline.turns import SPARE_CLIPS, STAGES, Stages, Turns
 from extract.pipeline.worker import JobResult, Worker, ahead
 from refavs.data.layouts import Clip
 from refavs.errors import ConfigError, DatasetError
+from refavs.steps import Steps
 from refavs.store.format.commits import record_name
 from refavs.store.format.schema import ArraySpec, StreamSpec
 from refavs.store.reader import FeatureStore
@@ -88,7 +89,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Clips whose decoding has begun; number 13 cannot be decoded."""
     begun: list[int] = []
 
-    def read_media(clip: Clip, seconds: int, frames: object, rates_hz: object) -> Media:
+    def read_media(clip: Clip, steps: Steps, frames: object, rates_hz: object) -> Media:
         if frames and rates_hz:  # not one of them again, to find what is damaged
             begun.append(int(clip.id))
         if clip.id == "13":
@@ -117,7 +118,7 @@ def worker(location: Path, visual: Visual, batch_clips: int = 1) -> Worker:
     encoders = {encoder.name: encoder for encoder in (visual, Audio())}
     streams = {id: Stream(id=id, encoder=id.split("/")[1], level="".join(id.split("/")[2:]), given=arrays)
                for id, arrays in ARRAYS.items()}  # fmt: skip
-    return Worker(str(location), StreamSet(encoders, streams, 1), 1, batch_clips)
+    return Worker(str(location), StreamSet(encoders, streams, Steps(1)), 1, batch_clips)
 
 
 @pytest.mark.parametrize(

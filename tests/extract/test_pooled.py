@@ -15,6 +15,7 @@ from extract.encoders.streams import StreamSet, choose_streams
 from extract.encoders.weights import WeightSource
 from extract.store_cli import main as store_command
 from refavs.errors import ConfigError
+from refavs.steps import Steps
 from refavs.store.pooled import pooled, pooled_path
 from refavs.store.reader import FeatureStore
 from refavs.synthetic.write import write_benchmark
@@ -31,7 +32,7 @@ def chosen(*names: str, dtype: str | None = None, seeds: dict[str, int] | None =
     def setup(name: str) -> EncoderSetup:
         return EncoderSetup(weights=WeightSource(kind="random", seed=(seeds or {}).get(name, 0)))
 
-    return choose_streams(names, 2, setup, types=StoredTypes(dtype))
+    return choose_streams(names, Steps(2), setup, types=StoredTypes(dtype))
 
 
 @pytest.mark.parametrize("dtype", [None, "int8", "float8"])

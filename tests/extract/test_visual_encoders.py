@@ -18,6 +18,7 @@ from extract.encoders.streams import choose_streams
 from extract.encoders.weights import OtherArchitecture, WeightSource
 from extract.media.pictures import fitted
 from refavs.errors import ConfigError, WeightsError
+from refavs.steps import Steps
 from tests.extract.parity.visual import small_encoder
 from tests.support.small_networks import WRITERS
 
@@ -118,10 +119,10 @@ def test_unknown_models_of_a_family_get_the_nearest() -> None:
 
 
 def test_a_stream_of_a_family_is_found_by_the_name_it_has_in_the_store() -> None:
-    streams = choose_streams(["timm:test_resnet.r160_in1k"], 10, lambda name: setup(kind="random"))
+    streams = choose_streams(["timm:test_resnet.r160_in1k"], Steps(10), lambda name: setup(kind="random"))
     (id,) = streams.streams
     assert id == "visual/timm-test_resnet.r160_in1k"
-    again = choose_streams([id.partition("/")[2]], 10, lambda name: setup(kind="random"))
+    again = choose_streams([id.partition("/")[2]], Steps(10), lambda name: setup(kind="random"))
     assert again.streams == streams.streams
     assert [spec.name for spec in streams.streams[id].arrays] == ["res1", "res2", "res3", "res4", "res5"]
 

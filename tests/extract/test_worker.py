@@ -18,7 +18,9 @@ from extract.pipeline.worker import Worker
 from refavs.data.layouts import Clip, Source, read_source
 from refavs.data.masks import read_masks
 from refavs.errors import DatasetError, WeightsError
-from refavs.store.format.schema import OBJECTS, object_key, unpack_mask
+from refavs.steps import Steps
+from refavs.store.format.mask_rows import unpack_mask
+from refavs.store.format.schema import OBJECTS, object_key
 from refavs.store.reader import FeatureStore
 from refavs.synthetic.write import write_benchmark
 from tests.extract.command import extract, jobs_of, open_store, streams_of
@@ -49,7 +51,7 @@ def test_worker_stores_what_the_encoders_make(store: tuple[Source, FeatureStore]
     source, features = store
     rows = {clip_id: row for row, clip_id in features.clips["id"].items()}
     assert set(rows) == {clip.id for clip in source.clips}
-    media = read_media(source.clips[0], 10, *STREAMS.inputs())
+    media = read_media(source.clips[0], Steps(10), *STREAMS.inputs())
     for id, stream in STREAMS.of("visual", "audio").items():
         encoder = STREAMS.encoders[stream.encoder]
         (made,) = encoder.encode([encoder.prepare(media.taken(encoder.takes))], [stream.level])

@@ -8,6 +8,8 @@ time and `LIMIT_BYTES`.
 
 import argparse
 import contextlib
+import dataclasses
+import gc
 import io
 import json
 import math
@@ -44,13 +46,13 @@ TEXTS = {
 PLACES = {"a pipe": os.mkfifo, "an endless device": lambda path: os.symlink("/dev/zero", path),
           "a folder": os.mkdir, "a huge file": lambda path: path.touch() or os.truncate(path, 2**40)}  # fmt: skip
 DECLARED = "declared sizes"
+PARTS = ("store", "sweep", "trial", DECLARED)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A file of a folder that is replaced, and what is in its place."""
+    """What is in the place of a file."""
 
-    file: str
     what: str
     replace: Callable[[Path], object]
 
@@ -76,11 +78,11 @@ def cases_of(folder: Path, file: str) -> Iterator[Case]:
     whole: Any = [json.loads(line) for line in data.splitlines()] if lines else json.loads(data)
     sealed = isinstance(whole, dict) and whole.keys() == {"crc32c", "record"}
     for what, text in TEXTS.items():
-        yield Case(file, what, _writer(text))
+        yield Case(what, _writer(text))
         if sealed:
-            yield Case(file, f"{what} within its checksum", _writer(_sealed(text)))
+            yield Case(f"{what} within its checksum", _writer(_sealed(text)))
     for what, make in PLACES.items():
-        yield Case(file, what, lambda path, make=make: make(path))
+        yield Case(what, lambda path, make=make: make(path))
     value = whole["record"] if sealed else whole
     for place in _places(value):
         for what, replacement in VALUES.items():
@@ -88,7 +90,7 @@ def cases_of(folder: Path, file: str) -> Iterator[Case]:
             text = b"".join(json.dumps(line).encode() + b"\n" for line in changed) if lines and isinstance(
                 changed, list) else json.dumps(changed, sort_keys=True, separators=(",", ":")).encode()
             name = "/".join(map(str, place)) or "all of it"
-            yield Case(file, f"{name}: {what}", _writer(_sealed(text) if sealed else text))
+            yield Case(f"{name}: {what}", _writer(_sealed(text) if sealed else text))
 
 
 def _writer(data: bytes) -> Callable[[Path], object]:
@@ -134,16 +136,9 @@ class Target:
     commands: dict[str, Command]
 
 
-def targets(work: Path, whole: bool) -> list[Target]:
-    """A store, a sweep and a trained trial, each made small.
+def _store(root: Path) -> list[Target]:
+    import pandas as pd
 
-    Args:
-        whole: a report draws its figures, and a prediction computes features; both take most of a sample's time.
-    """
-    return [_store(work / "store"), _sweep(work / "sweep", whole), _trial(work / "trial", whole)]
-
-
-def _store(root: Path) -> Target:
     from extract.store_cli import main
     from refavs.store.backends.base import LocalFolder
     from refavs.store.format.schema import object_key, text_key
@@ -165,6 +160,7 @@ def _store(root: Path) -> Target:
             if any(writer.plan(table, [[key] for key in keys])):  # a record that is none, whose rows would be computed
                 return 0
         writer.write_clips(small_store.clip_table(small_store.CLIPS))
+        writer.write_texts(pd.DataFrame({"key": content[small_store.TEXT], "text": small_store.TEXTS}))
         writer.write_expressions(small_store.expressions(writer))
         writer.finalise()
         return 0
@@ -175,16 +171,18 @@ def _store(root: Path) -> Target:
 
     records = [path.relative_to(root).as_posix() for path in sorted((root / "commits").rglob("00000.json"))]
     tables = [f"commits/{name}.json" for name in ("clips", "text", "expressions")]
-    files = ("zarr.json", "lease.json", *records, *tables, "commits/listing.json",
+    files = ("zarr.json", *records, *tables, "commits/listing.json",
              "clips/audio/vggish/zarr.json", "clips/id/zarr.json", "expressions/uid/zarr.json")  # fmt: skip
-    return Target(root, files, {
-        "info": lambda folder: main(["info", str(folder)]), "verify": lambda folder: main(["verify", str(folder)]),
+    verify = {"verify": lambda folder: main(["verify", str(folder)])}
+    return [Target(root, files, {
+        "info": lambda folder: main(["info", str(folder)]), **verify,
         "extract": lambda folder: run_command("extract", lambda: extract(folder)),
-        "lease": lambda folder: run_command("extract", lambda: lease(folder)),
-    })  # fmt: skip
+    }), Target(root, ("lease.json",), {
+        "lease": lambda folder: run_command("extract", lambda: lease(folder)), **verify,
+    })]  # fmt: skip
 
 
-def _sweep(root: Path, whole: bool) -> Target:
+def _sweep(root: Path, whole: bool) -> list[Target]:
     from experiments.report.contents import Options, build_report
     from experiments.report.figures import report_figures
     from experiments.sweep.status import main
@@ -213,20 +211,24 @@ def _sweep(root: Path, whole: bool) -> Target:
         {"store": small_sweep.STORE, "controls": {}, "protocols": {"canonical": controls}}
     ))  # fmt: skip
 
+    drawn = set[str]()
+
     def report(folder: Path) -> int:
         report = build_report([folder], Options())
-        if whole:
+        figures = repr(dataclasses.replace(report, title="", facts=(), warnings=(), tables=()))
+        if whole and figures not in drawn:
             report_figures(report)
+            drawn.add(figures)
         return 0
 
     names = ("config.json", "status.json", "mlflow.json", "result.json", "metrics.jsonl")
-    return Target(root, ("sweep.json", "controls.json", *(f"trials/{trial.name}/{name}" for name in names)), {
+    return [Target(root, ("sweep.json", "controls.json", *(f"trials/{trial.name}/{name}" for name in names)), {
         "status": lambda folder: main([str(folder)]),
         "report": lambda folder: run_command("refavs-report", lambda: report(folder)),
-    })  # fmt: skip
+    })]  # fmt: skip
 
 
-def _trial(root: Path, whole: bool) -> Target:
+def _trial(root: Path, whole: bool) -> list[Target]:
     import torch
 
     from experiments.predict import trained_run as predict
@@ -239,14 +241,22 @@ def _trial(root: Path, whole: bool) -> Target:
     from refavs.terminal.command import run_command
     from tests.extract.command import streams_of
 
-    built, known, choose = streams_of(), {}, predict.choose_streams
+    built, first, choose = streams_of(), dict[str, Any](), predict.choose_streams
 
     def remembered(names: Any, seconds: int, setup: Any, **others: Any) -> Any:
-        """Encoders take longest to build; those of other arguments are built, or refused, all the same."""
+        """The streams of the unchanged record are built once; those of other facts are built, or refused."""
         key = repr((names, seconds, [setup(name.partition("/")[0]) for name in names], others))
-        if key not in known:
-            known[key] = choose(names, seconds, setup, **others)
-        return known[key]
+        if not first:
+            first.update(key=key, streams=choose(names, seconds, setup, **others))
+        return first["streams"] if key == first["key"] else choose(names, seconds, setup, **others)
+
+    def features_of(run: predict.TrainedRun) -> tuple[Any, Any]:
+        """The features of silence and of a word; those of the unchanged record are computed once."""
+        found = first.get("features") if run.streams is first["streams"] else None
+        found = found or (run.features(SILENT), run.words(["a word"]))
+        if run.streams is first["streams"]:
+            first["features"] = found
+        return found
 
     predict.choose_streams = remembered
     specs = {f"{table_path(id)}/{spec.name}": spec for id, stream in built.streams.items() for spec in stream.arrays}
@@ -272,7 +282,8 @@ def _trial(root: Path, whole: bool) -> Target:
     def predicted(folder: Path) -> int:
         run = predict.TrainedRun(predict.checkpoint_of(str(folder), None))
         if whole:
-            run.batch(run.features(SILENT), ["a word"], run.words(["a word"]))
+            features, words = features_of(run)
+            run.batch(features, ["a word"], words)
         return 0
 
     import numpy as np
@@ -280,38 +291,45 @@ def _trial(root: Path, whole: bool) -> Target:
     (form,), (rate_hz,) = built.inputs()
     SILENT = Media(frames={form: np.zeros((10, form.size, form.size, 3), np.uint8)}, silent=True,
                    sound={rate_hz: np.zeros(10 * rate_hz, np.float32)})  # fmt: skip
-    return Target(root, ("checkpoint/config.json",), {
+    return [Target(root, ("checkpoint/config.json",), {
         "predict": lambda folder: run_command("predict", lambda: predicted(folder)),
-    })  # fmt: skip
+    })]  # fmt: skip
 
 
-def try_all(target: Target, chosen: Sequence[Case], outcome: Outcome) -> None:
-    """Tries each case by each command that reads its file, on a fresh copy where the command writes."""
-    with tempfile.TemporaryDirectory() as name:
+def try_all(target: Target, file: str, chosen: Sequence[Case], outcome: Outcome) -> None:
+    """Tries each case of a file by each command that reads it, on a copy that is renewed where a command wrote."""
+    with tempfile.TemporaryDirectory(dir=target.folder.parent) as name:
         copy = Path(name) / target.folder.name
         shutil.copytree(target.folder, copy)
         for command, run in target.commands.items():
             if fault := _fault(run, copy, 120):  # the first call of all imports much
                 outcome.faults.append(f"{command}: unchanged: {fault}")
-        shutil.rmtree(copy)
-        shutil.copytree(target.folder, copy)
+        gc.freeze()  # what is there by now stays, and need not be looked through after each case
+        before = None
         for case in chosen:
-            if case.file == "lease.json":
-                commands = {"lease": target.commands["lease"], "verify": target.commands["verify"]}
-            else:
-                commands = {name: run for name, run in target.commands.items() if name != "lease"}
-            for command, run in commands.items():
-                _put(case, copy)
+            for command, run in target.commands.items():
+                if _states(copy, file) != before:
+                    shutil.rmtree(copy)
+                    shutil.copytree(target.folder, copy)
+                    before = _states(copy, file)
+                _clear(copy / file)
+                case.replace(copy / file)
                 fault = _fault(run, copy)
                 counts = outcome.counts.setdefault(command, Counter())
                 counts["fault" if fault not in ("", "refused") else fault or "ok"] += 1
                 if fault not in ("", "refused"):
-                    outcome.faults.append(f"{command}: {case.file}: {case.what}: {fault}")
-                if command in ("extract", "lease"):
-                    shutil.rmtree(copy)
-                    shutil.copytree(target.folder, copy)
-            _clear(copy / case.file)
-            (copy / case.file).write_bytes((target.folder / case.file).read_bytes())
+                    outcome.faults.append(f"{command}: {file}: {case.what}: {fault}")
+
+
+def _states(folder: Path, but: str) -> dict[str, tuple[int, ...]]:
+    """What shows that something was written below a folder, of each file but one."""
+    found: dict[str, tuple[int, ...]] = {}
+    for place, _, files in os.walk(folder):
+        for name in files:
+            facts = os.lstat(path := os.path.join(place, name))
+            found[path] = (facts.st_mode, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    found.pop(str(folder / but), None)
+    return found
 
 
 def try_declared(work: Path, store: Path, checkpoint: Path, outcome: Outcome) -> None:
@@ -331,11 +349,6 @@ def try_declared(work: Path, store: Path, checkpoint: Path, outcome: Outcome) ->
             outcome.faults.append(f"{DECLARED}: {what}: {fault or 'taken'}")
 
 
-def _put(case: Case, copy: Path) -> None:
-    _clear(copy / case.file)
-    case.replace(copy / case.file)
-
-
 def _clear(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -344,6 +357,7 @@ def _clear(path: Path) -> None:
 
 def _fault(run: Command, folder: Path, limit_s: float = LIMIT_S) -> str:
     """What went wrong: nothing where the case is harmless, `refused` where it is one line."""
+    gc.collect()  # networks of the case before
     signal.signal(signal.SIGPROF, _too_long)
     told, started = io.StringIO(), time.process_time()
     signal.setitimer(signal.ITIMER_PROF, limit_s)
@@ -382,23 +396,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="every case, not a sample")
     parser.add_argument("--most", type=int, default=40, help="cases of one file in the sample")
-    parser.add_argument("--only", choices=["store", "sweep", "trial", DECLARED], help="a part of the cases")
+    parser.add_argument("--only", choices=PARTS, help="a part of the cases")
     args = parser.parse_args(argv)
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    outcome, rng = Outcome(), random.Random(0)
-    with tempfile.TemporaryDirectory() as work:
-        found = targets(Path(work), args.all)
+    outcome, rng, parts = Outcome(), random.Random(0), (args.only,) if args.only else PARTS
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as name:
+        work = Path(name)
+        # A report's figures and a prediction's features take most of a sample's time.
+        make = {"store": lambda: _store(work / "store"), "sweep": lambda: _sweep(work / "sweep", args.all),
+                "trial": lambda: _trial(work / "trial", args.all)}  # fmt: skip
+        needed = ("store", "trial") if args.only == DECLARED else parts
+        made = {part: make[part]() for part in make if part in needed}
         limit_memory()
-        for target in (one for one in found if args.only in (None, one.folder.name)):
+        for target in (target for part in made if part in parts for target in made[part]):
             for file in target.files:
                 cases = [*cases_of(target.folder, file)]
                 if not args.all and len(cases) > args.most:
                     cases = rng.sample(cases, args.most)
-                try_all(target, cases, outcome)
-        if args.only in (None, DECLARED):
-            (Path(work) / "sizes").mkdir()
-            try_declared(Path(work) / "sizes", found[0].folder, found[2].folder / "checkpoint", outcome)
+                try_all(target, file, cases, outcome)
+        if DECLARED in parts:
+            (work / "sizes").mkdir()
+            try_declared(work / "sizes", work / "store", work / "trial" / "checkpoint", outcome)
         outcome.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(json.dumps(vars(outcome), indent=1))
     return 0

@@ -21,6 +21,7 @@ from extract.cli import main
 from extract.pipeline.content import content_of
 from refavs.data.layouts import Clip, read_source
 from refavs.errors import DatasetError
+from refavs.steps import Steps
 from refavs.store.reader import FeatureStore
 from tests.extract.command import in_this_process, run_with, tiny
 from tests.extract.one_form import SAMPLE_RATE_HZ, Media, read_media
@@ -198,7 +199,7 @@ def test_media_folder_on_another_disk_is_followed(tmp_path: Path) -> None:
 def test_digest_does_not_wait_for_a_pipe(tmp_path: Path) -> None:
     for clip in (video_clip(tmp_path, bad.pipe), bench_clip(tmp_path, "frames/3.jpg", BAD_FRAMES["named pipe"][0])):
         with pytest.raises(DatasetError, match="it is a named pipe, not a file"):
-            content_of(clip, 10)
+            content_of(clip, Steps(10))
 
 
 def test_file_without_permission_is_one_line() -> None:
@@ -374,6 +375,7 @@ import json, pickle, sys, time
 from extract.media.forms import Frames
 from extract.media.clip import read_media
 from refavs.errors import DatasetError
+from refavs.steps import Steps
 from refavs.store.reader import FeatureStore
 with open(sys.argv[1], "rb") as file:
     clips = pickle.load(file)
@@ -381,7 +383,7 @@ found = {}
 for kind, clip in clips.items():
     before, started = peak_mb(since_now=True), time.process_time()
     try:
-        read_media(clip, 10, [Frames(size=384)], [16_000])
+        read_media(clip, Steps(10), [Frames(size=384)], [16_000])
         line = ""
     except DatasetError as error:
         line = str(error)

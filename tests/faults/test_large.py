@@ -13,6 +13,7 @@ from extract.cli import main
 from extract.media.clip import read_media
 from extract.media.forms import Frames
 from refavs.data.layouts import Clip
+from refavs.steps import Steps
 from refavs.store import FeatureStore
 from refavs.store.verify import verify
 from tests.extract.command import in_this_process, run_with, tiny
@@ -106,7 +107,7 @@ def test_film_of_three_hours_is_read_from_its_first_to_its_last_second(tmp_path:
     film, form = Clip(id="long", video=write_long_film(tmp_path / "long.mkv"), root=tmp_path), Frames(size=16)
     for seconds, most_bytes in ((10, 2**26), (NUM_SECONDS, 2**31)):
         with memory_below(most_bytes):
-            media = read_media(film, seconds, [form], [RATE_HZ])
+            media = read_media(film, Steps(seconds), [form], [RATE_HZ])
         grays = media.frames[form].mean(axis=(1, 2, 3))
         assert np.abs(grays - [gray_of(second) for second in range(seconds)]).max() < 4
         loudness = np.abs(media.sound[RATE_HZ].reshape(seconds, RATE_HZ)).max(axis=1)

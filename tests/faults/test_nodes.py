@@ -26,6 +26,7 @@ from extract.pipeline.tables import write_tables
 from extract.pipeline.worker import Worker
 from refavs.data.layouts import Source, read_source
 from refavs.files.partials import PARTIAL
+from refavs.steps import Steps
 from refavs.store.verify import verify
 from refavs.store.writer import StoreWriter
 from refavs.synthetic.write import write_benchmark
@@ -104,7 +105,7 @@ def planned(location: Path, source: Source) -> tuple[StoreWriter, list[Job]]:
 
 def finished(writer: StoreWriter, source: Source) -> dict[str, Any]:
     """Every file of the store once it is complete; commit records without the time they took."""
-    write_tables(writer, source, contents_of(source.clips, 10)[0])
+    write_tables(writer, source, contents_of(source.clips, Steps(10))[0])
     writer.finalise()
     root = Path(writer.location)
     paths = [path for path in root.rglob("*") if path.is_file()]

@@ -52,17 +52,20 @@ PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment for Slurm's commands; munged is left running where it had to be started."""
+    """The environment for Slurm's commands."""
     folder = tmp_path_factory.mktemp("slurm")
     (folder / "state").mkdir()
-    if not MUNGE_SOCKET.exists():
+    daemons = []
+    if not _munged_answers():
         subprocess.run(["install", "-d", "-o", "munge", str(MUNGE_SOCKET.parent)], check=True)
-        subprocess.run(["runuser", "-u", "munge", "--", "munged"], check=True)
+        daemons.append(subprocess.Popen(["munged", "--foreground"], user="munge", group="munge", extra_groups=[],
+                                        stderr=subprocess.DEVNULL))  # fmt: skip
+        wait_for(_munged_answers)
     ports = _free_ports("controller", "one", "other")
     (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder, **ports))
     environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
     commands = (["slurmctld", "-D"], ["slurmd", "-D", "-N", "n1"], ["slurmd", "-D", "-N", "n2"])
-    daemons = [subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) for command in commands]
+    daemons += [subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) for command in commands]
     try:
         wait_for(lambda: _asked(environment, "sinfo", "-h", "-o", "%T %D") == "idle 2")
         yield environment
@@ -71,6 +74,12 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             daemon.send_signal(signal.SIGTERM)
         for daemon in daemons:
             daemon.wait(PATIENCE_S)
+
+
+def _munged_answers() -> bool:
+    """Whether a daemon listens at the socket, which stays when its daemon is killed."""
+    with socket.socket(socket.AF_UNIX) as end:
+        return end.connect_ex(str(MUNGE_SOCKET)) == 0
 
 
 def _free_ports(*names: str) -> dict[str, int]:

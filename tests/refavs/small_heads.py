@@ -99,8 +99,9 @@ def quadratic_interaction(interaction: Any, maps: Tensor, sound: Tensor) -> Tens
     scores = interaction.theta(pixels) @ interaction.phi(heard).T / len(pixels)
     brought = interaction.out(scores @ interaction.g(pixels))
     norm = interaction.out_norm
-    mean, variance = (brought.mean(), brought.var(unbiased=False)) if isinstance(norm, nn.GroupNorm) else (
-        brought.mean(dim=0), brought.var(dim=0, unbiased=False))  # fmt: skip
-    brought = (brought - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias
+    brought = brought.reshape(t, h * w, c)
+    axes = (1, 2) if isinstance(norm, nn.GroupNorm) else (0, 1)  # of a second, or all but the channels
+    mean, variance = brought.mean(axes, keepdim=True), brought.var(axes, unbiased=False, keepdim=True)
+    brought = ((brought - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias).reshape(t * h * w, c)
     joined = interaction.norm(pixels + brought)
     return joined.reshape(t, h, w, c).movedim(-1, 1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from refavs.model.heads.avsbench import AVSBenchOutput, Interaction, ResidualUnit
+from refavs.model.heads.avsbench import AVSBenchOutput, DilatedConvolutions, Interaction, ResidualUnit
 from refavs.model.heads.parts.baseline_options import AVSBenchOptions
 from refavs.model.target import Target
 from tests.refavs.small_heads import PIXELS, quadratic_interaction, small_head
@@ -18,7 +18,7 @@ def test_interaction_equals_its_quadratic_form(by_batch: bool) -> None:
         nn.init.normal_(parameter, std=0.5)
     maps, sound = torch.randn(1, 3, 16, 4, 6), torch.randn(1, 3, 5)
     with torch.no_grad():
-        found, heard = interaction(maps, sound, torch.tensor([0]))
+        found, heard = interaction(maps, maps.mean(dim=(3, 4)), sound, torch.tensor([0]))
         wanted = quadratic_interaction(interaction, maps[0], sound[0])
         torch.testing.assert_close(found[0], wanted, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(heard, interaction.align(sound))
@@ -26,9 +26,16 @@ def test_interaction_equals_its_quadratic_form(by_batch: bool) -> None:
 
 def test_interaction_starts_as_no_interaction() -> None:
     interaction, maps = Interaction(16, 5, by_batch=False), torch.randn(2, 3, 16, 4, 4)
-    found, _ = interaction(maps, torch.randn(3, 3, 5), torch.tensor([0, 0, 1]))
+    found, _ = interaction(maps, maps.mean(dim=(3, 4)), torch.randn(3, 3, 5), torch.tensor([0, 0, 1]))
     wanted = nn.functional.layer_norm(maps[[0, 0, 1]].movedim(2, -1), (16,)).movedim(-1, 2)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_means_of_dilated_convolutions_are_those_of_their_result() -> None:
+    torch.manual_seed(0)
+    convolutions, maps = DilatedConvolutions(3, 4), torch.randn(2, 3, 3, 16, 7)  # narrower than two of the dilations
+    wanted = torch.stack([convolutions(one).mean(dim=(2, 3)) for one in maps])
+    torch.testing.assert_close(convolutions.means(maps), wanted)
 
 
 def test_skip_of_a_residual_unit_is_rectified() -> None:
@@ -45,7 +52,8 @@ def test_forward_equals_the_formulas_for_one_expression() -> None:
     for interaction in head.interactions:
         nn.init.normal_(interaction.out_norm.weight)
     with torch.no_grad():
-        sentence = head.cue.read.project(batch.text[1, :2].mean(dim=0))
+        words = batch.text[1, :2].sum(dim=0)
+        sentence = head.cue.read.project(nn.functional.layer_norm(words, words.shape))
         sound = batch.audio[0] + sentence
         stages = []
         for name, convolutions, interaction in zip(batch.visual, head.dilated, head.interactions, strict=True):
@@ -88,5 +96,8 @@ def test_loss_equals_its_formulas(faithful: bool) -> None:
         terms.append(summed if faithful else summed / 6)
     matching = torch.stack(terms).mean()
     torch.testing.assert_close(found["bce"], bce)
+    probs, labels = logits.sigmoid().flatten(2), batch.mask.flatten(2).float()
+    dice = (1 - (2 * (probs * labels).sum(-1) + 1) / (probs.sum(-1) + labels.sum(-1) + 1)).mean()
     torch.testing.assert_close(found["matching"], matching)
-    torch.testing.assert_close(found["total"], bce + 0.5 * matching)
+    torch.testing.assert_close(found["dice"], dice)
+    torch.testing.assert_close(found["total"], bce + 0.5 * matching + (0 if faithful else dice))

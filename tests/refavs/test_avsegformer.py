@@ -47,7 +47,9 @@ def biased(one: Any, queries: Tensor, source: Tensor) -> Tensor:
 def test_forward_equals_the_formulas_for_one_frame() -> None:
     head, batch = small_head(SMALL)
     with torch.no_grad():
-        cue = head.cue.listen(batch.audio[0, 1]) + head.cue.read.project(batch.text[1, :2].mean(dim=0))
+        words = batch.text[1, :2].sum(dim=0)
+        sentence = head.cue.read.project(nn.functional.layer_norm(words, words.shape))
+        cue = head.cue.listen(batch.audio[0, 1]) + sentence
         res2, *coarser = (head.projections[name](one[0, 1:].float()) for name, one in batch.visual.items())
         memory = head.encoder(coarser[::-1])
         finest = memory[0, -64:].T.reshape(1, 32, 8, 8)

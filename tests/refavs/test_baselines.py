@@ -9,6 +9,7 @@ import torch
 from refavs.errors import SettingError
 from refavs.model.batch_cache import Once
 from refavs.model.heads.contract import check_head
+from refavs.model.heads.parts.baseline_masks import MaskConvolutions
 from refavs.model.heads.parts.baseline_options import AVSBenchOptions, AVSegFormerOptions, GAVSOptions
 from refavs.model.heads.registry import implementation_of
 from refavs.model.options import HeadOptions
@@ -122,6 +123,20 @@ def test_baseline_computes_in_bfloat16(name: str) -> None:
 
 def refused(name: str, **settings: Any) -> None:
     replace(SMALL[name], **settings)
+
+
+def test_masks_are_the_same_where_they_are_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    convolutions, found = MaskConvolutions(16, scale=2), []
+    features = torch.randn(2, 16, 4, 6)
+    for kept in (2 * 8 * 4 * 6 * 4, 2 * 8 * 4 * 6 * 4 - 1):
+        monkeypatch.setattr("refavs.model.heads.parts.baseline_masks.KEPT_VALUES", kept)
+        given = features.clone().requires_grad_()
+        masks = convolutions(given)
+        masks.square().sum().backward()
+        found.append((masks.detach(), given.grad))
+    torch.testing.assert_close(*found)
+    assert found[0][0].shape == (2, 8, 12)
 
 
 @each

@@ -128,24 +128,24 @@ def test_noise_of_training(kind: str) -> None:
 
 
 def test_choices_of_the_published_form() -> None:
-    assert SMALL.noise_in_training == "add" and replace(SMALL, faithful=True).noise_in_training == "replace"
-    assert replace(SMALL, faithful=True, noise="none").noise_in_training == "none"
+    assert SMALL.choice("noise") == "add" and replace(SMALL, faithful=True).choice("noise") == "replace"
+    assert replace(SMALL, faithful=True, noise="none").choice("noise") == "none"
 
 
-@pytest.mark.parametrize("mask_loss", ["bce", "avs"])
+@pytest.mark.parametrize("mask_loss", ["bce", "avs", "bce_dice"])
 def test_loss_equals_its_formulas(mask_loss: Any) -> None:
     head, batch = small_head(replace(SMALL, mask_loss=mask_loss))
     logits = torch.randn(3, 2, 64, 64)
     assert batch.mask is not None
     found = head.loss(GAVSOutput(logits, None), Target(masks=batch.mask), PIXELS)["total"]
     probs, labels = logits.sigmoid(), batch.mask.float()
-    if mask_loss == "bce":
-        wanted = nn.functional.binary_cross_entropy(probs, labels)
-    else:
+    wanted = nn.functional.binary_cross_entropy(probs, labels)
+    if mask_loss == "avs":
         right, balance = torch.where(batch.mask, probs, 1 - probs), torch.where(batch.mask, 0.25, 0.75)
-        focal = (-balance * (1 - right) ** 2 * right.log()).mean()
+        wanted = 20 * (-balance * (1 - right) ** 2 * right.log()).mean()
+    if mask_loss != "bce":
         overlap, both = (probs * labels).sum(dim=(2, 3)), (probs + labels).sum(dim=(2, 3))
-        wanted = 20 * focal + (1 - (2 * overlap + 1) / (both + 1)).mean()
+        wanted = wanted + (1 - (2 * overlap + 1) / (both + 1)).mean()
     torch.testing.assert_close(found, wanted)
 
 

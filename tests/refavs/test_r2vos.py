@@ -86,7 +86,7 @@ def test_queries_start_from_sentence_and_guess() -> None:
     head.eval()
     with torch.no_grad():
         found, expression = head(batch), head.expression(batch)
-        encoded = head.encoded(batch, expression.words, None)
+        encoded = head.encoded(batch, expression.words, None, None)
         features, guessed = head.pyramid(encoded.levels, expression.words)
         both = torch.cat([expression.sentence, guessed[:, None].expand(-1, 2, -1)], dim=2)
         wanted = head.predicted(expression.sentence + head.mixing(both), encoded, features, None)

@@ -11,6 +11,7 @@ from refavs.errors import SettingError
 from refavs.model.batch_cache import Once
 from refavs.model.heads.contract import check_head
 from refavs.model.heads.parts.rvos_options import ClipQueryOptions, R2VOSOptions, ReferFormerOptions
+from refavs.model.heads.protocol import Seconds
 from refavs.model.heads.registry import implementation_of, names
 from refavs.model.target import Target
 from tests.refavs.small_heads import PIXELS, loss_of, overfit, published_sizes, small_head, small_sizes, with_other
@@ -102,6 +103,17 @@ def test_heads_that_share_a_batch_predict_as_alone(name: str) -> None:
         assert torch.equal(one.probs(one(batch, once=once)), one.probs(one(batch)))
 
 
+@each
+def test_chosen_seconds_are_the_clip_in_training(name: str) -> None:
+    head, batch = small_head(SMALL[name], num_seconds=2)
+    other = {name: torch.cat([maps[:, :1] + 1, maps[:, 1:]], dim=1) for name, maps in batch.visual.items()}
+    for training in (True, False):
+        head.train(training)
+        masks = [head(one, Seconds.of([1])).layers[-1].mask_logits for one in (batch, replace(batch, visual=other))]
+        assert torch.equal(*masks) == training
+        assert head.seconds_read([1]) == ({key: [1] for key in batch.visual} if training else {})
+
+
 @pytest.mark.long
 @each
 def test_head_computes_in_bfloat16(name: str) -> None:
@@ -142,10 +154,11 @@ def test_published_form_leaves_out_expressions_without_an_object(name: str) -> N
 def test_masks_of_a_low_score_are_empty() -> None:
     head, batch = small_head(SMALL["referformer"])
     output = head.eval()(batch)
-    assert head.options.least_score == 0.3 and bool((output.scores < 0.3).all())  # at the start nothing is the object
+    assert head.options.choice("min_score") == 0.3
+    assert bool((output.scores < 0.3).all())  # at the start nothing is the object
     assert not head.probs(output).any()
     head.options = replace(head.options, faithful=True)
-    assert head.options.least_score == 0 and bool(head.probs(output).any())
+    assert head.options.choice("min_score") == 0 and bool(head.probs(output).any())
 
 
 @pytest.mark.parametrize(("settings", "told"), [

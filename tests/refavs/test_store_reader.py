@@ -119,6 +119,14 @@ def test_fingerprint_follows_content_and_nothing_else(built: Path, tmp_path: Pat
     assert len(found | {fingerprint}) == 5
 
 
+def test_store_that_does_not_say_its_frame_rate_has_one_frame_per_second(root: Path) -> None:
+    fingerprint, facts = FeatureStore(root).fingerprint, json.loads((root / "zarr.json").read_text())
+    del facts["attributes"]["fps"]
+    (root / "zarr.json").write_text(json.dumps(facts))
+    store = FeatureStore(root)
+    assert (store.steps.fps, len(store.steps), store.fingerprint) == (1.0, 3, fingerprint)
+
+
 def test_uncommitted_shard_is_invisible(root: Path) -> None:
     writer = small.open_writer(root)
     key = small.content_key(small.VISUAL, "f")

@@ -104,7 +104,7 @@ def test_store_that_is_not_the_one_that_was_finished_is_found(root: Path) -> Non
     path = root / "zarr.json"
     whole = path.read_text()
     facts = json.loads(whole)
-    facts["attributes"]["fps"] += 1
+    facts["attributes"] |= {"seconds": 6, "fps": 0.5}
     path.write_text(json.dumps(facts))
     (damage,) = verify(root).damage
     assert damage.where == "zarr.json" and "when the store was finished, in commits/listing" in damage.problem

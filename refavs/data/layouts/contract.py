@@ -1,5 +1,6 @@
 """The contract test of layouts; a package that adds a layout calls `check_layout(Kitchen(), root)` in its tests."""
 
+import math
 import pickle
 import tempfile
 from collections import Counter
@@ -54,6 +55,8 @@ def _of_clips(source: Source) -> Iterator[str]:
             yield f"{clip.id!r} is not a valid clip id; accepted: plain names joined by '/'"
         if (clip.video is None) != bool(clip.frames):
             yield f"clip {clip.id!r} needs either frames or a video"
+        if not 0 < clip.fps < math.inf:
+            yield f"clip {clip.id!r} has {clip.fps} pictures per second"
         for path in (*clip.frames, *([clip.video] if clip.video else ())):
             if not path.is_absolute() or not path.is_file():
                 yield f"{path} of clip {clip.id!r} is not a file with an absolute path"
@@ -65,10 +68,10 @@ def _of_objects(source: Source) -> Iterator[str]:
         if count > 1 or key[0] not in clips or key[1] < 0:
             yield f"object {key} occurs {count} times, belongs to no clip, or has a negative fid"
     for one in source.objects:
-        num_seconds = len(clips[one.clip_id].frames) if one.clip_id in clips else 0
-        odd = [second for second in one.masks if second < 0 or (num_seconds and second >= num_seconds)]
+        num_frames = len(clips[one.clip_id].frames) if one.clip_id in clips else 0
+        odd = [frame for frame in one.masks if frame < 0 or (num_frames and frame >= num_frames)]
         if odd or not (one.masks or one.null):
-            yield f"object {one.fid} of {one.clip_id!r} has masks outside the clip, in seconds {odd}, or no mask"
+            yield f"object {one.fid} of {one.clip_id!r} has masks outside the clip, of frames {odd}, or no mask"
         yield from _of_masks(one)
 
 

@@ -21,6 +21,8 @@ from jaxtyping import Bool
 
 from refavs.choices import Role
 from refavs.data.layouts.report import SourceReport
+from refavs.errors import DatasetError
+from refavs.steps import Steps
 
 # A PNG file, or a module-level function (it is pickled) that a worker process calls to get the pixels of the object.
 Mask = Path | Callable[[], Bool[np.ndarray, "h w"]]
@@ -33,19 +35,33 @@ EXPRESSION_COLUMNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """The media files of a clip: one picture per second and an audio file, or a single video file.
+    """The media files of a clip: evenly spaced pictures and an audio file, or a single video file.
 
     Attributes:
         id: its name in the store, unique in a source; may be a path such as `day1/cam2/a`.
-        frames: one picture for each second of the clip.
+        frames: the pictures, the first at 0 s.
+        fps: pictures per second, and masks per second of its objects.
         root: folder that must contain the files after following symbolic links; None allows any place.
     """
 
     id: str
     frames: tuple[Path, ...] = ()
+    fps: float = 1.0
     audio: Path | None = None
     video: Path | None = None
     root: Path | None = None
+
+    def pictures(self, steps: Steps) -> tuple[Path, ...]:
+        """The picture of each step, up to the last one in `frames`.
+
+        Raises:
+            DatasetError: there is none at the time of a step.
+        """
+        places = steps.places(self.fps) if self.frames else ()
+        if None in places:
+            raise DatasetError(f"clip {self.id!r} has {self.fps:g} pictures per second, not {steps.fps:g}; accepted: "
+                               f"--fps {self.fps:g}, or that divided by a whole number")  # fmt: skip
+        return tuple(self.frames[place] for place in places if place is not None and place < len(self.frames))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +70,8 @@ class Object:
 
     Attributes:
         fid: its number within the clip, 0 or more.
-        masks: its mask by second; only labelled seconds have one.
-        null: the object does not exist, so its masks are empty in every second; any given masks must be empty.
+        masks: its masks, numbered from 0 s on at the clip's `fps`; only labelled frames have one.
+        null: the object does not exist, so its masks are empty in every frame; any given masks must be empty.
         root: as for `Clip`.
     """
 
@@ -64,10 +80,6 @@ class Object:
     masks: Mapping[int, Mask]
     null: bool = False
     root: Path | None = None
-
-    def labelled(self, num_seconds: int) -> Bool[np.ndarray, " t"]:
-        """Which of the first `num_seconds` seconds have a label."""
-        return np.array([self.null or second in self.masks for second in range(num_seconds)])
 
 
 def expression_table(rows: Iterable[Mapping[str, Any]] = ()) -> pd.DataFrame:

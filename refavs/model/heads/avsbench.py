@@ -15,7 +15,7 @@ from refavs.model.heads.parts.baseline_inputs import CueInput, MapInput
 from refavs.model.heads.parts.baseline_masks import MaskConvolutions, flat_pair, mean_of_frames, resized, sum_of_frames
 from refavs.model.heads.parts.baseline_options import AVSBenchOptions
 from refavs.model.heads.protocol import Head, Seconds
-from refavs.model.losses import mask_bce
+from refavs.model.losses import mask_bce, mask_dice
 from refavs.model.options import LossConfig
 from refavs.model.target import Target
 from refavs.model.visual import Statistics
@@ -42,11 +42,12 @@ class AVSBenchOutput:
 class AVSBench(Head):
     """Follows AVSBench (arXiv 2207.05042) and its release.
 
-    Differs: the features are frozen and standardised; by default the interaction is normalised by clip and not by
-    batch, and the matching loss is a mean over the frames in which a mask is predicted (see `AVSBenchOptions`).
+    Differs: the features are frozen and standardised; by default the interaction is normalised by second and not by
+    batch, a Dice loss is added, and the matching loss is a mean over the frames in which a mask is predicted (see
+    `AVSBenchOptions`).
     """
 
-    losses: ClassVar[tuple[str, ...]] = ("bce", "matching")
+    losses: ClassVar[tuple[str, ...]] = ("bce", "dice", "matching")
 
     def __init__(self, options: AVSBenchOptions, sizes: FeatureSizes) -> None:
         super().__init__(options, sizes)
@@ -55,7 +56,7 @@ class AVSBench(Head):
         self.cue = CueInput(sizes, cue, lambda _: nn.Identity())
         self.dilated = nn.ModuleList(DilatedConvolutions(size.channels, width) for size in sizes.maps)
         self.interactions = nn.ModuleList(
-            Interaction(width, cue, by_batch=options.normalises_batch) for _ in sizes.maps
+            Interaction(width, cue, by_batch=options.choice("batch_norm")) for _ in sizes.maps
         )
         self.decoder = nn.ModuleList(
             FusionBlock(width, joins=number < len(sizes.maps) - 1) for number in range(len(sizes.maps))
@@ -71,15 +72,18 @@ class AVSBench(Head):
         self.cue.set_statistics(statistics)
 
     def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> AVSBenchOutput:
-        """Every second is read, for each interacts with all, and the chosen ones are decoded."""
+        """Every second is read, since each interacts with all; of those that are not chosen only means are computed."""
         cue, maps = self.cue(batch), self.maps(batch, None, once)
+        index = slice(None) if seconds is None else seconds.index
         stages, sounds = [], []
         for convolutions, interaction, pixels in zip(self.dilated, self.interactions, maps.values(), strict=True):
-            stage, sound = cast(Interaction, interaction)(
-                _by_frame(convolutions, pixels), cue, batch.clip, None if seconds is None else seconds.index
-            )
+            stage = _by_frame(convolutions, pixels[:, index])
+            means = reduce(stage, "u t c h w -> u t c", "mean")
+            if seconds is not None:
+                means = cast(DilatedConvolutions, convolutions).means(pixels)
+            stage, sound = interaction(stage, means, cue, batch.clip)
             stages.append(stage)
-            sounds.append(sound)
+            sounds.append(sound[:, index])
         decoded = None
         for number in reversed(range(len(stages))):
             finer = rearrange(stages[number], "b t c h w -> (b t) c h w")
@@ -89,17 +93,18 @@ class AVSBench(Head):
         return AVSBenchOutput(logits, stages, sounds)
 
     def loss(self, output: AVSBenchOutput, target: Target, weights: LossConfig) -> dict[str, Float[Tensor, ""]]:
-        """Binary cross-entropy of all frames, and the matching loss."""
-        bce = mean_of_frames(mask_bce(*flat_pair(output.logits, target)), target)
+        """Binary cross-entropy and Dice of all frames, and the matching loss."""
+        logits, labels = flat_pair(output.logits, target)
+        bce, dice = (mean_of_frames(of_frame(logits, labels), target) for of_frame in (mask_bce, mask_dice))
         of_stages = [_matching(output.logits, *pair) for pair in zip(output.stages, output.sounds, strict=True)]
         of_frame = torch.stack(of_stages).mean(dim=0)
-        if self.options.sums_matching:
+        if self.options.choice("sum_matching"):
             matching = sum_of_frames(of_frame, target)
         else:
             predicted = (output.logits.flatten(2) > 0).any(dim=2)
             matching = mean_of_frames(torch.where(predicted, of_frame, 0.0), target)
-        total = bce + self.options.matching * matching
-        return {"total": total, "bce": bce.detach(), "matching": matching.detach()}
+        total = bce + self.options.choice("dice") * dice + self.options.matching * matching
+        return {"total": total, "bce": bce.detach(), "dice": dice.detach(), "matching": matching.detach()}
 
     def probs(self, output: AVSBenchOutput, size: tuple[int, int] | None = None) -> Float[Tensor, "b t _ _"]:
         """The sigmoid of the logits."""
@@ -123,13 +128,30 @@ class DilatedConvolutions(nn.Module):
             total = total + convolution(maps)
         return total
 
+    def means(self, maps: Float[Tensor, "u t d h w"]) -> Float[Tensor, "u t c"]:
+        """The mean of the result over all pixels, without the result.
+
+        A tap of a convolution meets a rectangle of the pixels, since the rest of what it reads is padding. So the sums
+        over nine rectangles, times the weights of their taps, add up to the sum of all pixels of the result.
+        """
+        (height, width), total = maps.shape[-2:], None
+        for convolution, rate in zip(self.convolutions, DILATIONS, strict=True):
+            rows, columns = (_met_by_taps(length, rate, maps) for length in (height, width))
+            weight, bias = convolution.parameters()
+            sums = torch.einsum("utdhi,jh->utdji", torch.einsum("utdhw,iw->utdhi", maps, columns), rows)
+            one = torch.einsum("utdji,cdji->utc", sums, weight) / (height * width) + bias
+            total = one if total is None else total + one
+        assert total is not None
+        return total
+
 
 class Interaction(nn.Module):
     """TPAVI: each pixel of each second meets the sound of all seconds, and brings back what the pixels there show.
 
     Written out, pixel p takes 1/N sum_q <theta_p, phi_q> g_q over all N pixels q of the clip. There is no softmax and
     phi is the same for all pixels of a second, so the sum over q comes first: a matrix for each expression, by which
-    theta is multiplied. The work then grows with N and not with its square.
+    theta is multiplied. The work then grows with N and not with its square, and the other seconds enter only by their
+    means.
     """
 
     def __init__(self, channels: int, sound_channels: int, by_batch: bool) -> None:
@@ -143,23 +165,24 @@ class Interaction(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(
-        self, maps: Float[Tensor, "u t c h w"], sound: Float[Tensor, "b t d"], clip: Int[Tensor, "b"],
-        seconds: Int[Tensor, "f"] | None = None,
-    ) -> tuple[Float[Tensor, "b f c h w"], Float[Tensor, "b f c"]]:  # fmt: skip
-        """The maps of the chosen seconds after the interaction, and the sound as it was read there.
+        self, maps: Float[Tensor, "u f c h w"], means: Float[Tensor, "u t c"], sound: Float[Tensor, "b t d"],
+        clip: Int[Tensor, "b"],
+    ) -> tuple[Float[Tensor, "b f c h w"], Float[Tensor, "b t c"]]:  # fmt: skip
+        """The maps after the interaction, and the sound as it was read there.
 
         Args:
-            maps: of the distinct clips, all seconds.
+            maps: of the distinct clips, the seconds to predict.
+            means: over the pixels of each second.
+            sound: of all seconds.
         """
-        shape = {"t": maps.shape[1], "h": maps.shape[3]}
-        pixels = rearrange(maps, "u t c h w -> u (t h w) c")
+        pixels = rearrange(maps, "u f c h w -> u (f h w) c")
         aligned = self.align(sound)
-        means = self.g(reduce(maps, "u t c h w -> u t c", "mean"))[clip]
-        matrix = torch.einsum("btd,bte->bde", self.phi(aligned), means) / shape["t"]
+        matrix = torch.einsum("btd,bte->bde", self.phi(aligned), self.g(means)[clip]) / sound.shape[1]
         brought = torch.bmm(self.theta(pixels)[clip], matrix @ self.out.weight.T) + self.out.bias
-        brought = rearrange(self.out_norm(rearrange(brought, "b p c -> b c p")), "b c p -> b p c")
-        joined = rearrange(self.norm(pixels[clip] + brought), "b (t h w) c -> b t c h w", **shape)
-        return (joined, aligned) if seconds is None else (joined[:, seconds], aligned[:, seconds])
+        shape = {"f": maps.shape[1], "h": maps.shape[3]}
+        brought = rearrange(brought, "b (f h w) c -> (b f) c (h w)", **shape)
+        brought = rearrange(self.out_norm(brought), "(b f) c p -> b (f p) c", f=shape["f"])
+        return rearrange(self.norm(pixels[clip] + brought), "b (f h w) c -> b f c h w", **shape), aligned
 
 
 class FusionBlock(nn.Module):
@@ -192,6 +215,12 @@ class ResidualUnit(nn.Module):
     def forward(self, stage: Float[Tensor, "s c h w"]) -> Float[Tensor, "s c h w"]:
         stage = stage.relu()
         return stage + self.second(self.first(stage).relu())
+
+
+def _met_by_taps(length: int, rate: int, like: Tensor) -> Float[Tensor, "3 n"]:
+    """1 at the places of a side that the three taps of a dilated convolution meet."""
+    place = torch.arange(length, device=like.device)
+    return torch.stack([place < length - rate, place >= 0, place >= rate]).to(like.dtype)
 
 
 def _by_frame(convolutions: nn.Module, maps: Float[Tensor, "u t d h w"]) -> Float[Tensor, "u t c h w"]:

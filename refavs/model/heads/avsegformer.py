@@ -119,10 +119,10 @@ class AVSegFormer(Head):
         """Dice of the masks and of the mask features, and the cross-entropy of the masks."""
         bce = mean_of_frames(mask_bce(*flat_pair(output.logits, target)), target)
         dice, features = (
-            mean_of_frames(dice_of(*flat_pair(logits, target), smooth=self.options.smooths_dice), target)
+            mean_of_frames(dice_of(*flat_pair(logits, target), smooth=self.options.choice("smooth_dice")), target)
             for logits in (output.logits, output.features)
         )
-        total = dice + self.options.feature_weight * features + self.options.bce_weight * bce
+        total = dice + self.options.feature_weight * features + self.options.choice("bce") * bce
         return {"total": total, "bce": bce.detach(), "dice": dice.detach(), "feature_dice": features.detach()}
 
     def probs(self, output: AVSegFormerOutput, size: tuple[int, int] | None = None) -> Float[Tensor, "b t _ _"]:

@@ -61,7 +61,7 @@ class GAVS(Head):
             )
         self.maps = MapInput(replace(sizes, maps=maps), as_stored=self.as_stored)
         self.cue = CueInput(sizes, width, lambda channels: nn.Sequential(
-            Noise(options.noise_in_training), nn.Linear(channels, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
+            Noise(options.choice("noise")), nn.Linear(channels, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
         ))  # fmt: skip
         self.necks = nn.ModuleDict(
             {} if self.as_stored else {size.name: nn.Conv2d(size.channels, width, 1) for size in maps}
@@ -110,10 +110,9 @@ class GAVS(Head):
     def loss(self, output: GAVSOutput, target: Target, weights: LossConfig) -> dict[str, Float[Tensor, ""]]:
         """The loss that the options name, at the pixels of the masks."""
         logits, labels = flat_pair(pictured(output, (target.masks.shape[-2], target.masks.shape[-1])), target)
-        if self.options.mask_loss == "bce":
-            of_frame = mask_bce(logits, labels)
-        else:
-            of_frame = FOCAL_WEIGHT * mask_focal(logits, labels) + mask_dice(logits, labels)
+        kind = self.options.choice("mask_loss")
+        of_frame = FOCAL_WEIGHT * mask_focal(logits, labels) if kind == "avs" else mask_bce(logits, labels)
+        of_frame = of_frame if kind == "bce" else of_frame + mask_dice(logits, labels)
         total = mean_of_frames(of_frame, target)
         return {"total": total, "mask": total.detach()}
 

@@ -77,16 +77,16 @@ class R2VOS(ClipQueryHead):
         return {"masks": self.masks, "pixel decoder": self.pyramid, "decoder": self.decoder, "encoder": self}
 
     def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> R2VOSOutput:
-        """Every second is read, for the pixel decoder and the scores connect them; the chosen ones are decoded."""
+        """The chosen seconds are decoded; see `clip` for those that are read."""
         expression = self.expression(batch)
-        encoded = self.encoded(batch, expression.words, once)
+        encoded = self.encoded(batch, expression.words, seconds, once)
         features, guessed = self.pyramid(encoded.levels, expression.words)
         repeated = rearrange(guessed, "b c -> b 1 c").expand_as(expression.sentence)
         content = expression.sentence + self.mixing(torch.cat([expression.sentence, repeated], dim=-1))
         found = self.predicted(content, encoded, features, seconds)
         others = None
-        if self.options.reads_others and self.training and len(batch) > 1:
-            others = self._others(batch, expression, once)
+        if self.options.choice("negatives") == "batch" and self.training and len(batch) > 1:
+            others = self._others(batch, expression, seconds, once)
         return R2VOSOutput(found.layers, found.scores, self._pairs(expression.sentence, guessed), others)
 
     def loss(self, output: Any, target: Target, weights: LossConfig) -> dict[str, Float[Tensor, ""]]:
@@ -96,7 +96,7 @@ class R2VOS(ClipQueryHead):
         fits = (target.masks.flatten(2).any(dim=2) & labelled).any(dim=1)
         pairs, contrast, relation = self._of_sentences(output, fits, target)
         total = found["total"] + self.options.pair_weight * pairs + self.options.contrast_weight * contrast
-        total = total + self.options.relates * relation
+        total = total + self.options.choice("relation_weight") * relation
         parts = {"pairs": pairs, "contrast": contrast, "relation": relation}
         return {**found, "total": total, **{name: part.detach() for name, part in parts.items()}}
 
@@ -116,8 +116,8 @@ class R2VOS(ClipQueryHead):
             return mean_of_frames(rearrange(of_expression, "b -> b 1").expand(target.masks.shape[:2]), target)
 
         entropy = nn.functional.binary_cross_entropy_with_logits
-        relation = relation_of(pairs, fits) if self.options.relates else pairs.logits.new_zeros(())
-        if not self.options.reads_others:
+        relation = relation_of(pairs, fits) if self.options.choice("relation_weight") else pairs.logits.new_zeros(())
+        if self.options.choice("negatives") == "null":
             judged = mean(entropy(pairs.logits, (~fits).float(), reduction="none"))
             return judged, mean((MARGIN - pairs.distances).clamp(min=0) * ~fits), relation
         judged = entropy(pairs.logits, torch.zeros_like(pairs.logits), reduction="none")
@@ -126,10 +126,12 @@ class R2VOS(ClipQueryHead):
         judged = judged + entropy(others.logits, torch.ones_like(others.logits), reduction="none")
         return mean(judged / 2 * fits), mean((MARGIN - others.distances).clamp(min=0) * fits), relation
 
-    def _others(self, batch: Batch, expression: Expression, once: Once | None) -> Pairs:
+    def _others(
+        self, batch: Batch, expression: Expression, seconds: Seconds | None, once: Once | None
+    ) -> Pairs:
         """The pairs of each clip with the expression before it in the batch."""
         words = Words(*(part.roll(1, dims=0) for part in expression.words))
-        encoded = self.encoded(batch, words, once)
+        encoded = self.encoded(batch, words, seconds, once)
         return self._pairs(expression.sentence.roll(1, dims=0), self.pyramid.guess(encoded.levels[-1], words))
 
     def _pairs(self, sentence: Float[Tensor, "b t c"], guessed: Float[Tensor, "b c"]) -> Pairs:

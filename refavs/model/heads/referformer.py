@@ -32,8 +32,8 @@ class ReferFormer(ClipQueryHead):
         return {"masks": self.masks, "pixel decoder": self.pyramid, "decoder": self.decoder, "encoder": self}
 
     def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> ClipOutput:
-        """Every second is read, since the pixel decoder and the scores connect them; the chosen ones are decoded."""
+        """The chosen seconds are decoded; see `clip` for those that are read."""
         expression = self.expression(batch)
-        encoded = self.encoded(batch, expression.words, once)
+        encoded = self.encoded(batch, expression.words, seconds, once)
         features = self.pyramid(encoded.levels, expression.words)
         return self.predicted(expression.sentence, encoded, features, seconds)

@@ -70,7 +70,7 @@ class SimToken(Head):
         self.decoder = Sam2Decoder(
             width, options.num_heads, options.decoder_layers, options.decoder_feedforward_channels
         )
-        if not options.score_weight:
+        if not options.choice("object_score"):
             self.decoder.pred_obj_score_head.requires_grad_(False)
 
     def parts(self) -> dict[str, nn.Module]:
@@ -107,7 +107,7 @@ class SimToken(Head):
         logits, scores = self.decoder.segment(coarse, finer, prompt)
         return SimTokenOutput(
             rearrange(logits, "(b t) h w -> b t h w", **shape),
-            rearrange(scores.float(), "(b t) -> b t", **shape) if self.options.score_weight else None,
+            rearrange(scores.float(), "(b t) -> b t", **shape) if self.options.choice("object_score") else None,
         )
 
     def loss(self, output: SimTokenOutput, target: Target, weights: LossConfig) -> dict[str, Float[Tensor, ""]]:
@@ -120,7 +120,7 @@ class SimToken(Head):
             score = mean_of_frames(
                 nn.functional.binary_cross_entropy_with_logits(output.scores, shown, reduction="none"), target
             )
-            total = total + self.options.score_weight * score
+            total = total + self.options.choice("object_score") * score
         return {"total": total, "bce": bce.detach(), "dice": dice.detach(), "object": score.detach()}
 
     def probs(self, output: SimTokenOutput, size: tuple[int, int] | None = None) -> Float[Tensor, "b t _ _"]:

@@ -85,6 +85,10 @@ class ArraySpec:
         """Index of the channel axis among the axes of a row."""
         return self.axes.index("c")
 
+    def length(self, axis: str) -> int | None:
+        """Length of an axis of a row; None without that axis."""
+        return dict(zip(self.axes, self.shape, strict=True)).get(axis)
+
     @property
     def row_bytes(self) -> int:
         """Size of one row in bytes."""

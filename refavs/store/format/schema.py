@@ -6,34 +6,34 @@ A *stream* is the output of one frozen encoder, or of one of its levels, for one
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, NotRequired, TypedDict, get_args
 
-import numpy as np
-from jaxtyping import Bool, UInt8
-
 from refavs.choices import MaskRule, Role
 from refavs.config import digest
-from refavs.errors import StoreError
+from refavs.errors import ConfigError, StoreError
 from refavs.files.atomic import LOCK
 from refavs.files.typed_json import read_json, shaped
+from refavs.steps import Steps
 from refavs.store.backends.base import Folder, LocalFolder, is_stray, read_or_refuse
 from refavs.store.format.array_spec import NAME, RESERVED, ArraySpec
+from refavs.store.format.mask_rows import MaskSize, object_arrays, told_size
 
 SCHEMA_VERSION = 3
 HALF_UPGRADED = "2, half upgraded to 3"
 MODALITIES = ("visual", "audio", "text")
 OBJECTS = "objects"
-MASK, LABELLED = "objects/mask", "objects/labelled"
 LEASE = "lease.json"
 LOG = "extract.jsonl"
 OTHER_STORE = "name another store, or remove this one and extract again"
 MOST_PLACES = 10**6  # rows in a shard; its index is in memory
 STREAM_ID = rf"(?:{'|'.join(MODALITIES)})/{NAME}(?:/{NAME})?"
+
+
+_Side = Annotated[int, range(1, 2**15)]
 
 
 class _Array(TypedDict):
@@ -62,8 +62,8 @@ class _Attributes(TypedDict):
     refavs_schema: _Tables
     source: str
     seconds: Annotated[int, range(1, 2**15)]
-    fps: float
-    mask_size: Annotated[int, range(1, 2**15)]
+    fps: NotRequired[float]
+    mask_size: _Side | list[_Side]
     mask_rule: NotRequired[str | None]
     extraction: NotRequired[dict[str, str | int | float | bool | None]]
     splits: NotRequired[dict[str, Role]]
@@ -126,9 +126,9 @@ class StoreSchema:
     Attributes:
         streams: the streams by id.
         source: where the clips came from, for people to read.
-        seconds: number of time steps per clip, T.
-        fps: number of frames per second.
-        mask_size: side of the stored masks in pixels.
+        seconds: length of a clip.
+        fps: number of steps per second; a step has a frame, a mask and a place in the sound.
+        mask_size: side of the stored masks in pixels; or height and width of the largest, if they keep their own.
         objects_per_shard: number of masks in one shard.
         mask_rule: rule in `refavs.choices` by which all masks were read; None if there are none, or if they were read
             before stores recorded it.
@@ -141,7 +141,7 @@ class StoreSchema:
     source: str
     seconds: int
     fps: float
-    mask_size: int
+    mask_size: MaskSize
     objects_per_shard: int
     mask_rule: str | None = None
     extraction: dict[str, Any] = field(default_factory=dict)
@@ -150,8 +150,10 @@ class StoreSchema:
     def __post_init__(self) -> None:
         if self.mask_rule not in (None, *get_args(MaskRule)):
             raise StoreError(f"the mask rule is {self.mask_rule!r}; accepted: {', '.join(get_args(MaskRule))}")
-        if not 0 < self.fps < math.inf:
-            raise StoreError(f"the store has {self.fps} frames per second; accepted: a number above 0")
+        try:
+            _ = self.steps
+        except ConfigError as error:
+            raise StoreError(str(error)) from error
         for name in self.streams:
             inside = [other for other in self.streams if other.startswith(f"{name}/")]
             if not re.fullmatch(STREAM_ID, name) or name.split("/")[1] in RESERVED or inside:
@@ -162,15 +164,25 @@ class StoreSchema:
                 )
 
     @cached_property
+    def steps(self) -> Steps:
+        """The steps of a clip, T of them."""
+        return Steps(self.seconds, self.fps)
+
+    @cached_property
     def tables(self) -> dict[str, StreamSpec]:
         """The streams by id, and the masks as `objects`, with `table` set in each array."""
-        masks = object_arrays(self.seconds, self.mask_size)
+        masks = object_arrays(len(self.steps), self.mask_size)
         found = self.streams | {OBJECTS: StreamSpec(fingerprint={}, arrays=masks,
                                                     rows_per_shard=self.objects_per_shard)}  # fmt: skip
         return {
             name: replace(table, arrays=tuple(replace(spec, table=name) for spec in table.arrays))
             for name, table in sorted(found.items())
         }
+
+    @property
+    def object_paths(self) -> list[str]:
+        """Paths of the arrays of an object."""
+        return [spec.path for spec in self.tables[OBJECTS].arrays]
 
     @cached_property
     def specs(self) -> dict[str, ArraySpec]:
@@ -211,7 +223,8 @@ class StoreSchema:
             tables = told["refavs_schema"]
             schema = cls(
                 streams={name: StreamSpec.of(table) for name, table in tables["streams"].items()},
-                source=told["source"], seconds=told["seconds"], fps=told["fps"], mask_size=told["mask_size"],
+                source=told["source"], seconds=told["seconds"], fps=told.get("fps", 1.0),
+                mask_size=_mask_size(told["mask_size"]),
                 objects_per_shard=tables["objects"]["rows_per_shard"], mask_rule=told.get("mask_rule"),
                 extraction=dict(told.get("extraction", {})), splits=told.get("splits"),
             )  # fmt: skip
@@ -221,18 +234,22 @@ class StoreSchema:
                              "store") from error
         except StoreError as error:
             raise StoreError(f"{where} has a damaged zarr.json: {error}") from error
-        if masks != object_arrays(schema.seconds, schema.mask_size):
+        if masks != object_arrays(len(schema.steps), schema.mask_size):
             raise StoreError(f"{where} has a damaged zarr.json: its arrays {[spec.name for spec in masks]} of objects "
-                             f"are not masks of {schema.mask_size} px in {schema.seconds} seconds")
+                             f"are not masks of {told_size(schema.mask_size)} in {len(schema.steps)} steps")
         return schema
 
 
-def object_arrays(seconds: int, mask_size: int) -> tuple[ArraySpec, ...]:
-    """The arrays of objects: masks with eight pixels per byte, and the labelled seconds."""
-    return (
-        ArraySpec(name="mask", shape=(seconds, mask_size, -(-mask_size // 8)), dtype="uint8", axes=("t", "h", "bytes")),
-        ArraySpec(name="labelled", shape=(seconds,), dtype="bool", axes=("t",)),
-    )
+def _mask_size(told: int | list[int]) -> MaskSize:
+    """Reads the attribute.
+
+    Raises:
+        ValueError: it is neither one number nor two.
+    """
+    if isinstance(told, int):
+        return told
+    height, width = told
+    return height, width
 
 
 def root_attributes(folder: Folder) -> dict[str, Any]:
@@ -296,8 +313,15 @@ def extended(found: StoreSchema, wanted: StoreSchema, where: str) -> StoreSchema
     The existing `source` and shard sizes stay too, because they do not affect the content of rows.
 
     Raises:
-        StoreError: a stream has another fingerprint or other arrays, or the seconds, the mask size or rule differ.
+        StoreError: a stream has another fingerprint or other arrays, or the seconds, frames per second, mask size or
+            rule differ.
     """
+    for attribute, unit in (("seconds", "seconds"), ("fps", "frames per second"), ("mask_size", "px masks")):
+        old, new = getattr(found, attribute), getattr(wanted, attribute)
+        if old != new:
+            told = [" x ".join(map(str, each)) if isinstance(each, tuple) else each for each in (old, new)]
+            raise StoreError(f"store {where} has clips with {told[0]} {unit}, this run makes {told[1]} {unit}; "
+                             f"{OTHER_STORE}")
     for name in found.streams.keys() & wanted.streams.keys():
         old, new = found.streams[name], wanted.streams[name]
         if old.fingerprint != new.fingerprint or old.arrays != new.arrays:
@@ -307,10 +331,6 @@ def extended(found: StoreSchema, wanted: StoreSchema, where: str) -> StoreSchema
                 f"store {where} has a stream {name} of {_differing(old, new)}, this run makes {_differing(new, old)}; "
                 f"remove it with refavs-store drop, or keep both and call the new one {other}"
             )
-    for attribute, unit in (("seconds", "seconds"), ("fps", "frames per second"), ("mask_size", "px masks")):
-        old, new = getattr(found, attribute), getattr(wanted, attribute)
-        if old != new:
-            raise StoreError(f"store {where} has clips with {old} {unit}, this run makes {new} {unit}; {OTHER_STORE}")
     if None not in (found.mask_rule, wanted.mask_rule) and found.mask_rule != wanted.mask_rule:
         raise StoreError(f"store {where} has masks read by mask rule {found.mask_rule}, this run reads them by "
                          f"{wanted.mask_rule}; leave out --mask-rule, or {OTHER_STORE}")
@@ -336,16 +356,6 @@ def text_key(text: str) -> str:
 def object_key(clip_id: str, fid: int) -> str:
     """Key of an annotated object in the table `objects`."""
     return f"{clip_id}/{fid}"
-
-
-def pack_mask(mask: Bool[np.ndarray, "t h w"]) -> UInt8[np.ndarray, "t h bytes"]:
-    """Packs eight pixels per byte, the format of `objects/mask`."""
-    return np.packbits(mask, axis=-1)
-
-
-def unpack_mask(packed: UInt8[np.ndarray, "t h bytes"], width: int) -> Bool[np.ndarray, "t h {width}"]:
-    """Inverse of `pack_mask` for masks `width` pixels wide."""
-    return np.unpackbits(packed, axis=-1, count=width).astype(bool)
 
 
 def says_random(value: Any) -> bool:

@@ -1,5 +1,6 @@
 """Audio encoders against transformers' own classes and front ends, at small sizes: each dimension differs.
 
+VGGish is compared with torchvggish's class and front end, at its own size.
 LanguageBind's tower is compared with transformers' on a square spectrogram, and BEATs with a network in NumPy written
 from the paper.
 """
@@ -18,6 +19,7 @@ from extract.encoders.beats_network import Beats, BeatsConfig
 from extract.encoders.hub_audio import SoundEncoder
 from extract.encoders.protocol import EncoderSetup
 from extract.encoders.registry import make_encoder
+from extract.encoders.vggish import BACK_TO_BACK_S, PATCH_SAMPLES, SAMPLE_RATE_HZ
 from extract.encoders.weights import WeightSource
 from refavs.machine.torchvision_shim import ensure_torchvision
 from tests.extract.hf_weights import randomise
@@ -198,7 +200,30 @@ def _published_names(state: Mapping[str, Tensor], config: BeatsConfig) -> dict[s
     return found
 
 
+def _vggish(name: str, stride_s: float) -> Callable[[Path], float]:
+    """torchvggish rectifies its output, and so ours is rectified here."""
+
+    def run(folder: Path) -> float:
+        from torchvggish.torchvggish import VGG, make_layers
+        from torchvggish.vggish_input import waveform_to_examples
+
+        theirs = VGG(make_layers(), postprocess=False)
+        randomise(theirs, 0, gain=1.4)
+        torch.save(theirs.state_dict(), folder / "vggish.pth")
+        encoder, item = _encoder(name, folder), sound(SAMPLE_RATE_HZ)
+        found = torch.from_numpy(encoder.encode([encoder.prepare(item)], [""])[0]["features"]).relu()
+        starts = [round(second * stride_s * SAMPLE_RATE_HZ) for second in range(SECONDS)]
+        windows = [waveform_to_examples(item[start : start + PATCH_SAMPLES].astype(np.float64), SAMPLE_RATE_HZ)
+                   for start in starts]  # fmt: skip
+        with torch.no_grad():
+            return _difference(found, theirs(torch.cat(windows)))
+
+    return run
+
+
 CASES: dict[str, Callable[[Path], float]] = {
+    "vggish": _vggish("vggish", 1.0),
+    "vggish-back-to-back": _vggish("vggish-back-to-back", BACK_TO_BACK_S),
     "languagebind-audio": _languagebind,
     "clap-htsat-unfused": _clap("clap-htsat-unfused", fused=False),
     "clap-htsat-fused": _clap("clap-htsat-fused", fused=True),

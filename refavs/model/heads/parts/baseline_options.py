@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from refavs.errors import SettingError
 from refavs.model.feature_sizes import EXTENT, STAGES, FeatureSizes, Needs
@@ -29,12 +29,23 @@ class BaselineOptions(HeadOptions):
 
     faithful: bool = False
 
+    forms: ClassVar[Mapping[str, tuple[Any, Any]]] = {}
+    """The settings that are null by default, each with its value in the useful and in the published form."""
     ablations: ClassVar[Mapping[str, str]] = {"text": "text", "audio": "audio"}
 
     def __post_init__(self) -> None:
         if not self.audio and not self.text:
             raise SettingError("audio and text are both false, so that nothing says what to look for; leave out one of "
                                "them at most", "audio", "text")  # fmt: skip
+
+    def choice(self, name: str) -> Any:
+        """The value of one of the `forms`, as it is set or of the form that `faithful` names."""
+        value = getattr(self, name)
+        return self.forms[name][self.faithful] if value is None else value
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        return {name: self.choice(name) for name in self.forms}
 
     def _needs(self, *maps: tuple[str, ...], advice: str) -> Needs:
         return Needs(maps=maps, audio=bool(self.audio), text=bool(self.text), sound_by_second=True, advice=advice)
@@ -51,7 +62,9 @@ class AVSBenchOptions(BaselineOptions):
         channels: width of the stages and of the decoder.
         matching: weight of the loss that draws what the predicted mask shows towards the sound.
         batch_norm: True normalises the interaction by the statistics of the batch, as published; False by those of each
-            expression's clip, which do not depend on how a batch is divided; null takes `faithful`.
+            second, which do not depend on how a batch is divided; null takes `faithful`.
+        dice: weight of a Dice loss of the masks, which the published loss has not; with cross-entropy alone, a short
+            training leaves all pixels below one half; null takes 0 where `faithful`, else 1.
         sum_matching: True sums the matching loss over all frames, as published; False takes the mean over the frames in
             which a mask is predicted; null takes `faithful`.
     """
@@ -59,29 +72,22 @@ class AVSBenchOptions(BaselineOptions):
     head: str = "avsbench"
     channels: int = 256
     matching: float = 0.5
+    dice: float | None = None
     batch_norm: bool | None = None
     sum_matching: bool | None = None
 
     implementation: ClassVar[str] = "refavs.model.heads.avsbench:AVSBench"
+    forms: ClassVar[Mapping[str, tuple[Any, Any]]] = {
+        "dice": (1.0, 0.0), "batch_norm": (False, True), "sum_matching": (False, True),
+    }  # fmt: skip
     step_settings: ClassVar[tuple[str, ...]] = ("channels",)
-    free_settings: ClassVar[tuple[str, ...]] = ("matching", "sum_matching")
+    free_settings: ClassVar[tuple[str, ...]] = ("matching", "dice", "sum_matching")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.channels < 8 or self.channels % 8:
             raise SettingError(f"channels is {self.channels}; accepted: a multiple of 8 from 8 up", "channels")
-        if not 0 <= self.matching < math.inf:
-            raise SettingError(f"matching is {self.matching}; accepted: a number from 0 up", "matching")
-
-    @property
-    def normalises_batch(self) -> bool:
-        """Whether the interaction is normalised by the statistics of the batch."""
-        return self.faithful if self.batch_norm is None else self.batch_norm
-
-    @property
-    def sums_matching(self) -> bool:
-        """Whether the matching loss is a sum."""
-        return self.faithful if self.sum_matching is None else self.sum_matching
+        require(self, "matching dice", "a number from 0 up", lambda value: 0 <= value < math.inf)
 
     def needs(self) -> Needs:
         """The four maps of the backbone."""
@@ -129,6 +135,7 @@ class AVSegFormerOptions(BaselineOptions):
     smooth_dice: bool | None = None
 
     implementation: ClassVar[str] = "refavs.model.heads.avsegformer:AVSegFormer"
+    forms: ClassVar[Mapping[str, tuple[Any, Any]]] = {"bce": (1.0, 0.0), "smooth_dice": (True, False)}
     step_settings: ClassVar[tuple[str, ...]] = ("mask_channels",)
     layer_settings: ClassVar[tuple[str, ...]] = ("generator_layers", "encoder_layers", "decoder_layers")
     unseen_settings: ClassVar[tuple[str, ...]] = ("num_heads",)
@@ -142,20 +149,7 @@ class AVSegFormerOptions(BaselineOptions):
         if self.channels % GROUPS or self.channels % self.num_heads:
             raise SettingError(f"channels is {self.channels}; accepted: a multiple of {GROUPS} and of num_heads="
                                f"{self.num_heads}", "channels", "num_heads")  # fmt: skip
-        for name in ("feature_weight", "bce"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise SettingError(f"{name} is {value}; accepted: a number from 0 up", name)
-
-    @property
-    def bce_weight(self) -> float:
-        """Weight of the binary cross-entropy."""
-        return float(not self.faithful) if self.bce is None else self.bce
-
-    @property
-    def smooths_dice(self) -> bool:
-        """Whether frames without an object have a gradient."""
-        return not self.faithful if self.smooth_dice is None else self.smooth_dice
+        require(self, "feature_weight bce", "a number from 0 up", lambda value: 0 <= value < math.inf)
 
     def needs(self) -> Needs:
         """The four maps of the backbone."""
@@ -184,7 +178,9 @@ class GAVSOptions(BaselineOptions):
         noise: in training, `add` adds noise to the sound, as the paper says; `replace` replaces the
             sound by noise, as the release does, so training never uses the sound; `none` leaves the sound unchanged;
             null means `replace` if `faithful`, else `add`.
-        mask_loss: `bce`, the binary cross-entropy, is the release's default; `avs` is 20 times focal loss, and Dice.
+        mask_loss: `bce` is the binary cross-entropy, the release's default; `avs` is 20 times focal loss, and Dice,
+            also in the release; `bce_dice` is cross-entropy and Dice, which does not leave all pixels below one half
+            where it is uncertain which object is meant; null means `bce` if `faithful`, else `bce_dice`.
     """
 
     head: str = "gavs"
@@ -194,9 +190,12 @@ class GAVSOptions(BaselineOptions):
     feedforward_channels: int = 2048
     decoder_weights: SamWeights = "random"
     noise: Literal["add", "replace", "none"] | None = None
-    mask_loss: Literal["bce", "avs"] = "bce"
+    mask_loss: Literal["bce", "avs", "bce_dice"] | None = None
 
     implementation: ClassVar[str] = "refavs.model.heads.gavs:GAVS"
+    forms: ClassVar[Mapping[str, tuple[Any, Any]]] = {
+        "noise": ("add", "replace"), "mask_loss": ("bce_dice", "bce"),
+    }  # fmt: skip
     step_settings: ClassVar[tuple[str, ...]] = ("channels",)
     layer_settings: ClassVar[tuple[str, ...]] = ("decoder_layers",)
     unseen_settings: ClassVar[tuple[str, ...]] = ("num_heads",)
@@ -210,11 +209,6 @@ class GAVSOptions(BaselineOptions):
         if self.channels < 8 or self.channels % 8 or self.channels % (2 * self.num_heads):
             raise SettingError(f"channels is {self.channels}; accepted: a multiple of 8 and of twice num_heads="
                                f"{self.num_heads}", "channels", "num_heads")  # fmt: skip
-
-    @property
-    def noise_in_training(self) -> str:
-        """What noise does to the sound."""
-        return self.noise or ("replace" if self.faithful else "add")
 
     def needs(self) -> Needs:
         """The map of SAM's encoder, or the two coarsest ones of a backbone where no weights of SAM are wanted."""

@@ -72,7 +72,7 @@ def clip_losses(
     for layer in layers:
         with torch.no_grad():
             matched = matching_costs(layer, labels, weights).argmin(dim=1)
-        parts = _losses(layer, labels, matched, options.learns_null, max(target.whole.shown, 1))
+        parts = _losses(layer, labels, matched, options.choice("learn_null"), max(target.whole.shown, 1))
         of_layer = sum(weight * part for weight, part in zip(weights, parts.values(), strict=True))
         total = of_layer if total is None else total + of_layer
     assert isinstance(total, Tensor)

@@ -1,6 +1,7 @@
 """What ReferFormer and R2VOS share: the way from stored maps to an encoder that knows the words, and from queries to
 masks."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -35,7 +36,7 @@ class ClipOutput:
     """Predictions of the chosen seconds, behind each decoder layer.
 
     Attributes:
-        scores: of each query, the mean over all seconds of its probability to be the object.
+        scores: of each query, the mean over the clip of its probability to be the object.
     """
 
     layers: list[ClipPrediction]
@@ -43,7 +44,7 @@ class ClipOutput:
 
 
 class Encoded(NamedTuple):
-    """The pixels of every frame of each expression's clip, after the encoder.
+    """The pixels of the frames of each expression's clip, after the encoder.
 
     Attributes:
         tokens: level after level.
@@ -100,12 +101,16 @@ class ClipQueryHead(Head):
         """The masks of the best query of each clip, which are empty if its score is too low."""
         best = output.scores.max(dim=1)
         _, logits = output.layers[-1].of(best.indices)
-        shown = rearrange(best.values >= self.options.least_score, "b -> b 1 1 1")
+        shown = rearrange(best.values >= self.options.choice("min_score"), "b -> b 1 1 1")
         return torch.where(shown, resized(logits, size).sigmoid(), 0.0)
 
-    def encoded(self, batch: Batch, words: Words, once: Once | None) -> Encoded:
+    def seconds_read(self, seconds: Sequence[int]) -> Mapping[str, Sequence[int]]:
+        """In training only those to predict, which are the clip then."""
+        return dict.fromkeys(self.maps.paths, seconds) if self.training else {}
+
+    def encoded(self, batch: Batch, words: Words, seconds: Seconds | None, once: Once | None) -> Encoded:
         """Early fusion multiplies each level by what its pixels read in the words; the encoder works frame by frame."""
-        maps = list(self.maps(batch, None, once).values())
+        maps = list(self.maps(batch, self.clip(seconds), once).values())
         frames = [rearrange(one, "u t d h w -> (u t) d h w") for one in (*maps[FINEST + 1 :], maps[-1])]
         projected = [
             of_expressions(projection(one), batch) for projection, one in zip(self.projections, frames, strict=True)
@@ -116,16 +121,18 @@ class ClipQueryHead(Head):
         return Encoded(tokens, [rearrange(maps[FINEST][batch.clip], "b t d h w -> (b t) d h w"), *levels], shapes)
 
     def predicted(
-        self, content: Float[Tensor, "b t c"], encoded: Encoded, features: Float[Tensor, "b t c h w"],
+        self, content: Float[Tensor, "b t c"], encoded: Encoded, features: Float[Tensor, "b u c h w"],
         seconds: Seconds | None,
     ) -> ClipOutput:  # fmt: skip
-        """Classes of all seconds, boxes and masks of the chosen ones.
+        """Classes of the clip, boxes and masks of the chosen seconds.
 
         Args:
             content: what the queries of each second start from.
-            features: mask features.
+            features: mask features of the clip.
         """
-        chosen: Any = slice(None) if seconds is None else seconds.index
+        clip = self.clip(seconds)
+        content = content if clip is None else content[:, clip.index]
+        chosen: Any = slice(None) if seconds is None or clip is not None else seconds.index
         layers, logits = [], None
         for layer in self.decoder(rearrange(content, "b t c -> (b t) 1 c"), encoded.tokens, encoded.shapes):
             queries, logits, boxes = (
@@ -135,6 +142,13 @@ class ClipQueryHead(Head):
             layers.append(ClipPrediction(logits[:, chosen], boxes[:, chosen], masks))
         assert logits is not None
         return ClipOutput(layers, logits.detach().sigmoid().mean(dim=1))
+
+    def clip(self, seconds: Seconds | None) -> Seconds | None:
+        """The seconds that the pixel decoder and the scores connect: in training the chosen ones, otherwise all (None).
+
+        The releases, too, train on a few frames of each video and predict whole ones.
+        """
+        return seconds if self.training else None
 
     def _fused(self, maps: Float[Tensor, "s c h w"], words: Words) -> Float[Tensor, "s c h w"]:
         number, height = len(words.tokens), maps.shape[-2]

@@ -1,8 +1,9 @@
 """The options of the baselines from referring video segmentation, ReferFormer and R2VOS, without torch."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from refavs.errors import SettingError
 from refavs.model.feature_sizes import STAGES, FeatureSizes, Needs
@@ -52,8 +53,6 @@ class ClipQueryOptions(BaselineOptions):
     learn_null: bool | None = None
     min_score: float | None = None
 
-    usual_score: ClassVar[float]
-    """The value of `min_score` in the form that is not the published one."""
     step_settings: ClassVar[tuple[str, ...]] = ("channels",)
     layer_settings: ClassVar[tuple[str, ...]] = ("encoder_layers", "decoder_layers")
     unseen_settings: ClassVar[tuple[str, ...]] = ("num_heads",)
@@ -72,16 +71,6 @@ class ClipQueryOptions(BaselineOptions):
         require(self, weights, "a number from 0 up", lambda value: 0 <= value < math.inf)
         require(self, "dropout min_score", "a number from 0 to below 1", lambda value: 0 <= value < 1)
 
-    @property
-    def learns_null(self) -> bool:
-        """Whether expressions without an object have a loss."""
-        return not self.faithful if self.learn_null is None else self.learn_null
-
-    @property
-    def least_score(self) -> float:
-        """The score below which the masks are empty."""
-        return (0.0 if self.faithful else self.usual_score) if self.min_score is None else self.min_score
-
     def needs(self) -> Needs:
         """The four maps of the backbone."""
         return self._needs(STAGES, advice=BACKBONE_ADVICE)
@@ -99,7 +88,7 @@ class ReferFormerOptions(ClipQueryOptions):
     head: str = "referformer"
 
     implementation: ClassVar[str] = "refavs.model.heads.referformer:ReferFormer"
-    usual_score: ClassVar[float] = 0.3
+    forms: ClassVar[Mapping[str, tuple[Any, Any]]] = {"learn_null": (True, False), "min_score": (0.3, 0.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,17 +112,11 @@ class R2VOSOptions(ClipQueryOptions):
     relation_weight: float | None = None
 
     implementation: ClassVar[str] = "refavs.model.heads.r2vos:R2VOS"
-    usual_score: ClassVar[float] = 0.0
+    forms: ClassVar[Mapping[str, tuple[Any, Any]]] = {
+        "learn_null": (True, False), "min_score": (0.0, 0.0), "negatives": ("null", "batch"),
+        "relation_weight": (0.0, 1.0),
+    }  # fmt: skip
     free_settings: ClassVar[tuple[str, ...]] = (
         *ClipQueryOptions.free_settings, "pair_weight", "contrast_weight", "relation_weight",
     )  # fmt: skip
 
-    @property
-    def reads_others(self) -> bool:
-        """Whether other expressions of the batch are the ones that do not fit."""
-        return self.faithful if self.negatives is None else self.negatives == "batch"
-
-    @property
-    def relates(self) -> float:
-        """Weight of the loss among sentences."""
-        return float(self.faithful) if self.relation_weight is None else self.relation_weight

@@ -1,8 +1,9 @@
 """The options of `simtoken`, without torch."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from refavs.errors import SettingError
 from refavs.model.feature_sizes import FeatureSizes, Needs
@@ -51,6 +52,7 @@ class SimTokenOptions(BaselineOptions):
     object_score: float | None = None
 
     implementation: ClassVar[str] = "refavs.model.heads.simtoken:SimToken"
+    forms: ClassVar[Mapping[str, tuple[Any, Any]]] = {"object_score": (1.0, 0.0)}
     step_settings: ClassVar[tuple[str, ...]] = ("channels",)
     layer_settings: ClassVar[tuple[str, ...]] = ("fusion_layers", "decoder_layers")
     unseen_settings: ClassVar[tuple[str, ...]] = ("num_heads", "tokens_per_side", "prompt")
@@ -65,11 +67,6 @@ class SimTokenOptions(BaselineOptions):
         if self.channels < 8 or self.channels % 8 or self.channels % (2 * self.num_heads):
             raise SettingError(f"channels is {self.channels}; accepted: a multiple of 8 and of twice num_heads="
                                f"{self.num_heads}", "channels", "num_heads")  # fmt: skip
-
-    @property
-    def score_weight(self) -> float:
-        """Weight of the loss of the object score."""
-        return float(not self.faithful) if self.object_score is None else self.object_score
 
     def needs(self) -> Needs:
         """The three maps of SAM 2's encoder."""
