@@ -24,6 +24,7 @@ from extract.encoders.protocol import Encoder, Text
 from extract.encoders.streams import Stream, StreamSet
 from extract.pipeline.plan import Job, Unit, plan_jobs
 from extract.pipeline.ray_pool import Resources, run_jobs
+from refavs.steps import Steps
 from refavs.store.format.schema import ArraySpec, StreamSpec, text_key
 from refavs.store.reader import FeatureStore
 from refavs.store.writer import StoreWriter
@@ -61,7 +62,8 @@ def drive(address: str, location: str, num_shards: int, num_hosts: int) -> dict[
     texts = [f"object {number}" for number in range(num_shards * ROWS)]
     units = [Unit(name=text, item=text, keys={ID: text_key(text)}) for text in texts]
     jobs: list[Job] = plan_jobs(writer, {"clips": [], "text": units, "objects": []})
-    streams = StreamSet({"asleep": encoder}, {ID: Stream(id=ID, encoder="asleep", level="", given=(spec,))}, 1)
+    streams = StreamSet({"asleep": encoder}, {ID: Stream(id=ID, encoder="asleep", level="", given=(spec,))},
+                        Steps(seconds=1))  # fmt: skip
     workers: set[str] = set()
     ended: list[tuple[float, int]] = []
     for result in run_jobs(jobs, location, streams, Resources(address=address, num_workers=num_hosts)):

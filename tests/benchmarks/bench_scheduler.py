@@ -223,7 +223,8 @@ def with_commits(num_shards: int, num_workers: int, folder: Path) -> str:
     texts = [f"object {number}" for number in range(num_shards * ROWS)]
     units = [Unit(name=text, item=text, keys={id: text_key(text)}) for text in texts]
     spec = ArraySpec(name="features", shape=(4, 8), dtype="float16", axes=("l", "c"), statistics=True)
-    streams = StreamSet({"asleep": encoder}, {id: Stream(id=id, encoder="asleep", level="", given=(spec,))}, 1)
+    streams = StreamSet({"asleep": encoder}, {id: Stream(id=id, encoder="asleep", level="", given=(spec,))},
+                        Steps(seconds=1))  # fmt: skip
 
     def opened() -> StoreWriter:
         table = StreamSpec(fingerprint=encoder.facts(""), arrays=(spec,), rows_per_shard=ROWS)
