@@ -90,7 +90,7 @@ class _Ink:
 
 
 def _pixels_of(plane: VideoPlane) -> UInt8[np.ndarray, "h w"]:
-    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+    return np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
 
 
 def _mask_inks(mask: Bool[np.ndarray, "h w"], colour: list[int]) -> list[list[_Ink]]:

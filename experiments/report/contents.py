@@ -123,7 +123,7 @@ def _encoders(sweeps: Sequence[Sweep]) -> dict[str, dict[str, str]]:
         names: Mapping[str, str] = known.get("encoders", {})
         if names and "fingerprint" in known:
             found[str(known["fingerprint"])] = {
-                stream.split("/")[0]: name for stream, name in reversed(names.items())
+                stream.split("/")[0]: name for stream, name in reversed(list(names.items()))
             }
     return found
 

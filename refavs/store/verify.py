@@ -78,17 +78,18 @@ def verify(location: str | Path, progress: Callable[[str], None] = lambda record
     """
     folder = open_folder(location)
     whole: dict[str, tuple[Any, ...]] = {}
-    lasting: set[tuple[str, str]] | None = None
-    for look in range(_MOST_LOOKS):
-        before = described(folder)
-        verdict = _look(folder, whole, progress)
-        # Shards added during the check do no harm; other changes by a writer could look like damage, but not each time.
-        seen = {(damage.where, damage.problem) for damage in verdict.damage}
-        lasting = seen if lasting is None else lasting & seen
-        if not lasting or described(folder) == before or look == _MOST_LOOKS - 1:
+    before = described(folder)
+    verdict = _look(folder, whole, progress)
+    # Shards added during the check do no harm; other changes by a writer could look like damage, but not in each look.
+    for _ in range(_MOST_LOOKS - 1):
+        now = described(folder)
+        if not verdict.damage or now == before:
             break
-    damage = tuple(one for one in verdict.damage if (one.where, one.problem) in lasting)
-    return replace(verdict, damage=damage)
+        before, seen = now, {(one.where, one.problem) for one in verdict.damage}
+        verdict = _look(folder, whole, progress)
+        lasting = tuple(one for one in verdict.damage if (one.where, one.problem) in seen)
+        verdict = replace(verdict, damage=lasting)
+    return verdict
 
 
 def _look(folder: Folder, whole: dict[str, tuple[Any, ...]], progress: Callable[[str], None]) -> Verdict:

@@ -22,7 +22,7 @@ class Fixed:
     fps = 1.0
 
     def __init__(self, share: float, random_features: bool = False) -> None:
-        self.share = share
+        self.share, self.fps = share, 1.0
         self.run = SimpleNamespace(random_features=random_features, is_cut=lambda text: len(text) > 100)
 
     def segment_video(self, film: FilmStream, expressions: Sequence[str]) -> Iterator[Stretch]:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_store_of_many_encoders_is_read_by_others(store: Path) -> None:
 
 def require_same_by_others(store: FeatureStore) -> None:
     """The first row of every array as zarr-python and tensorstore read it."""
-    group = zarr.open_group(store.location, mode="r")
+    group: Any = zarr.open_group(store.location, mode="r")
     for path, spec in store.specs.items():
         row = next(row for table, row in store._places if table == spec.table)
         expected = store.read(path, row).numpy()
