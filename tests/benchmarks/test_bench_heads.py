@@ -16,5 +16,6 @@ def test_quick_run_prints_every_table() -> None:
     command = [sys.executable, str(SCRIPT), "--quick", "--threads", "1"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    for row in ("| avsbench |", "| avsegformer |", "| gavs |", "| referformer |", "| r2vos |", "| sums first |"):
+    for row in ("| avsbench |", "| avsegformer |", "| gavs |", "| referformer |", "| r2vos |",
+                "| simtoken |", "| sums first |"):
         assert done.stdout.count(row) == 1

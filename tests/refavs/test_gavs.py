@@ -109,7 +109,8 @@ def test_published_sizes_on_sam() -> None:
 def test_start_is_sam_without_adapters() -> None:
     head, batch = small_head(SMALL)
     image = head._image(head.maps(batch))[batch.clip].flatten(0, 1)
-    prompt = head.eval().cue(batch).flatten(0, 1)[:, None]
+    cue = head.eval().cue(batch)
+    prompt = nn.functional.layer_norm(cue, cue.shape[-1:]).flatten(0, 1)[:, None]
     torch.testing.assert_close(head(batch).logits.flatten(0, 1), head.decoder(image, prompt))
 
 

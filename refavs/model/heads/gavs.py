@@ -97,6 +97,9 @@ class GAVS(Head):
         """Each second is segmented for itself."""
         image = self._image(self.maps(batch, seconds, once))[batch.clip]
         prompt = self.cue(batch, seconds)
+        if self.options.decoder_weights == "random":
+            # The decoder's tokens start with a deviation of 1, and one of a tenth would hardly be noticed beside them.
+            prompt = nn.functional.layer_norm(prompt, prompt.shape[-1:])
         logits = self.decoder(
             rearrange(image, "b t c h w -> (b t) c h w"), rearrange(prompt, "b t c -> (b t) 1 c"), list(self.adapters)
         )
