@@ -77,7 +77,7 @@ class Bar:
         names = list(answers.shown.stores)
         with gr.Row(elem_classes="bar"):
             self.store = gr.Dropdown(names, value=names[0], label="Store", visible=len(names) > 1, scale=1)
-            self.head = _html(scale=6, min_width=280)
+            self.head = _html(scale=6)
             self.refresh = gr.Button("Refresh", size="sm", scale=0, min_width=110)
         self.chosen = gr.State("")
 
