@@ -270,11 +270,6 @@ class Python:
         """What it has said on stderr, without the lines of progress."""
         return "\n".join(line for line in self._err.read_text().splitlines() if not _PROGRESS.match(line))
 
-    @property
-    def progress(self) -> str:
-        """The lines of progress on stderr."""
-        return "\n".join(line for line in self._err.read_text().splitlines() if _PROGRESS.match(line))
-
     def wait(self) -> int:
         """The exit status."""
         return self.process.wait(PATIENCE_S)

@@ -243,12 +243,12 @@ def _trial(root: Path, whole: bool) -> list[Target]:
 
     built, first, choose = streams_of(), dict[str, Any](), predict.choose_streams
 
-    def remembered(names: Any, seconds: int, setup: Any, **others: Any) -> Any:
+    def remembered(names: Any, steps: Any, setup: Any, **others: Any) -> Any:
         """The streams of the unchanged record are built once; those of other facts are built, or refused."""
-        key = repr((names, seconds, [setup(name.partition("/")[0]) for name in names], others))
+        key = repr((names, steps, [setup(name.partition("/")[0]) for name in names], others))
         if not first:
-            first.update(key=key, streams=choose(names, seconds, setup, **others))
-        return first["streams"] if key == first["key"] else choose(names, seconds, setup, **others)
+            first.update(key=key, streams=choose(names, steps, setup, **others))
+        return first["streams"] if key == first["key"] else choose(names, steps, setup, **others)
 
     def features_of(run: predict.TrainedRun) -> tuple[Any, Any]:
         """The features of silence and of a word; those of the unchanged record are computed once."""
