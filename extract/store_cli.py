@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from extract.media.notes import NOTES, counted
 from refavs.errors import ConfigError, StoreError
-from refavs.store.format.mask_rows import told_size
 from refavs.terminal.command import CommandParser, Exit, run_command
 from refavs.terminal.console import PlainConsole, ProgressBar, wide_console
 from refavs.terminal.printing import readable_bytes, say, warn
@@ -140,6 +139,7 @@ def info(location: str) -> int:
     from rich.table import Table
 
     from refavs.store.format.commits import short_digest
+    from refavs.store.format.mask_rows import told_size
     from refavs.store.format.schema import says_random
     from refavs.store.reader import FeatureStore
 
