@@ -207,7 +207,8 @@ def make_sweep(sweep: Path, statistics: Path, num_runs: int) -> int:
         history = [{"epoch": e, "metrics": {"train/loss": 1 / e, "val/J": e / 99}} for e in range(1, 51)]
         write_history(folder / "metrics.jsonl", history)
         facts = {"key": str(place), "name": f"beta {line / 4}", "seed": seed, "store": store, "config": config}
-        for name, content in (("config", facts), ("status", {"state": "finished"}), ("result", {"metrics": {}})):
+        result = {"epoch": 1, "metrics": {}}
+        for name, content in (("config", facts), ("status", {"state": "finished"}), ("result", result)):
             write_json(folder / f"{name}.json", content)
     write_json(sweep / "sweep.json", {"grid": "beta", "store": "made-up", "fingerprint": store})
     return num_lines
