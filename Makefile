@@ -45,7 +45,7 @@ proof-quick: proof/store
 	$(BIN)/refavs-report proof/quick
 
 # The paper's Table 3 with small heads: a search for the learning rates, then EEMC and five baselines, alone and extended, with
-# three seeds: about 5 hours of one processor. The same command resumes.
+# three seeds: estimated at 6 hours of one processor. The same command resumes.
 table3: proof/store
 	$(BIN)/refavs-extract proof/bench proof/store --preset tiny --levels backbone
 	$(BIN)/refavs-sweep table3_tiny_rates --store proof/store --out proof/rates
