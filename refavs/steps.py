@@ -1,4 +1,4 @@
-"""The steps of a clip: the moments of which a store keeps a frame, a mask and the sound that begins there."""
+"""The steps of a clip: a store keeps a frame, a mask and a piece of sound for each."""
 
 from dataclasses import dataclass
 from fractions import Fraction

@@ -18,7 +18,7 @@ from extract.media.clip import Media
 from refavs.choices import Precision
 from refavs.data.batches import Batch, collate
 from refavs.errors import ConfigError, WeightsError
-from refavs.files.typed_json import OddRecord, shaped
+from refavs.files.typed_json import shaped
 from refavs.finite import require_finite_features
 from refavs.machine.accelerator import compute_fp32_exactly, require_usable
 from refavs.model.checkpoint import CONFIG, checkpoint_digest, load_model, read_config
@@ -26,6 +26,7 @@ from refavs.model.feature_sizes import MAP_AXES
 from refavs.model.heads.protocol import Head
 from refavs.steps import Steps
 from refavs.store.format.array_spec import table_path
+from refavs.store.format.mask_rows import ToldSize, mask_shape, read_size
 from refavs.store.format.schema import says_random
 from refavs.store.reader import Sample
 
@@ -43,7 +44,7 @@ class _Facts(TypedDict):
     encoders: dict[str, _Fingerprint]
     seconds: int
     fps: NotRequired[float]
-    mask_size: int | list[int]
+    mask_size: ToldSize
 
 
 class TrainedRun:
@@ -73,14 +74,13 @@ class TrainedRun:
         facts = read_config(folder)["facts"]
         try:
             shaped(facts, _Facts, "facts")
-        except OddRecord as error:
+            self.mask_shape = mask_shape(read_size(facts["mask_size"]))
+        except ValueError as error:
             raise WeightsError(
-                f"{folder / CONFIG} does not say which encoders its features came from ({error}); train again with "
-                "this version"
+                f"{folder / CONFIG} does not say which encoders its features came from, or how large its masks are "
+                f"({error}); train again with this version"
             ) from error
         self.random_features = says_random(facts["encoders"])
-        height, *width = [facts["mask_size"]] if isinstance(facts["mask_size"], int) else facts["mask_size"]
-        self.mask_shape = int(height), int((width or [height])[0])
         self.streams = self._streams(facts, weights_folder)
         self._refuse_others(facts["encoders"], folder)
         self._refuse_other_sizes(folder)

@@ -59,7 +59,7 @@ def read_media(clip: Clip, steps: Steps, frames: Collection[Frames], rates_hz: C
 
     Args:
         clip: where its files lie.
-        steps: those of which a frame is wanted; the sound is of all their time.
+        steps: each gets a frame; the sound covers the whole time of the steps.
         frames: the forms of its frames that are asked for.
         rates_hz: the sample rates of its sound that are asked for.
 

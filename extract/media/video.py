@@ -142,7 +142,7 @@ def read_container(
 
     Args:
         path: the file.
-        steps: those of which a frame is wanted.
+        steps: each gets a frame.
         frames: forms in which the frames are wanted.
         rates_hz: sample rates in which the sound is wanted.
         within: folder that the file may not lie outside of.

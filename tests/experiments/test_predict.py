@@ -170,10 +170,12 @@ def test_other_encoders_are_refused(store: FeatureStore, trial: Path, tmp_path: 
     (tmp_path / CONFIG).write_text(json.dumps(told))
     with pytest.raises(WeightsError, match=f"features of {stream} from other weights"):
         TrainedRun(tmp_path)
+    facts = told["facts"]
     del told["facts"]["encoders"]
-    (tmp_path / CONFIG).write_text(json.dumps(told))
-    with pytest.raises(WeightsError, match="does not say which encoders"):
-        TrainedRun(tmp_path)
+    for odd in (facts, json.loads((trial / "checkpoint" / CONFIG).read_text())["facts"] | {"mask_size": [96, 96, 96]}):
+        (tmp_path / CONFIG).write_text(json.dumps(told | {"facts": odd}))
+        with pytest.raises(WeightsError, match="does not say which encoders"):
+            TrainedRun(tmp_path)
 
 
 def test_several_videos_keep_what_is_finished_and_name_what_is_bad(

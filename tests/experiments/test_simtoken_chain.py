@@ -1,14 +1,13 @@
 """A head of today, from videos to predictions, on features of a small relative of SAM 2.1."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from refavs.store import FeatureStore
 from refavs.synthetic.write import write_benchmark
+from tests.support.own_process import run
 from tests.support.small_networks import WRITERS
 
 STREAMS = "sam2.1-hiera-tiny,tiny-vggish,tiny-roberta"
@@ -22,16 +21,7 @@ cases:
   both: {}
   text: {model.audio: false}
 """
-MODULES = {"extract": "extract.cli", "sweep": "experiments.cli", "report": "experiments.report.cli",
-           "predict": "experiments.predict.cli"}  # fmt: skip
 
-
-def run(command: str, *arguments: object) -> str:
-    """What a command prints; it must succeed."""
-    code = f"import sys; from {MODULES[command]} import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
 
 
 @pytest.mark.slow

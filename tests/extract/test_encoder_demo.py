@@ -1,8 +1,6 @@
 """One store of the demo's clips with small relatives of many families, other readers of it, and the grid on it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,13 @@ from refavs.store import FeatureStore
 from refavs.synthetic.write import write_benchmark
 from tests.extract.test_encoder_grid import CONFIGS
 from tests.extract.test_hub_encoders import SMALL
+from tests.support.own_process import run
 from tests.support.small_networks import WRITERS
 
 PICTURES = ("mask2former-swin-tiny-coco-panoptic", "dinov2-small", "clip-vit-base-patch32", "pvt-v2-b2", "sam-vit-base",
             "sam2.1-hiera-tiny", "timm:test_resnet.r160_in1k")  # fmt: skip
 OTHERS = ("tiny-swin/pixel_decoder", "tiny-swin/pooled8", "vggish", "roberta-base", "flan-t5-base",
           "languagebind-text", "languagebind-audio/seconds", "whisper-tiny/seconds")  # fmt: skip
-COMMANDS = {"extract": "extract.cli", "store": "extract.store_cli", "sweep": "experiments.cli",
-            "report": "experiments.report.cli"}  # fmt: skip
 SMALL_TRIALS = {"model.visual": "tiny-swin/pixel_decoder", "model.num_layers": 1, "model.num_queries": 4,
                 "model.num_heads": 2, "model.channels": 16, "model.decoder_layers": 1,
                 "model.decoder_feedforward_channels": 32, "model.feedforward_channels": 32, "train.epochs": 1,
@@ -32,13 +29,6 @@ ROWS = {"full": "roberta-base + vggish", "text Flan-T5": "flan-t5-base/tokens + 
         "audio LanguageBind": "roberta-base + languagebind-audio/seconds",
         "both": "flan-t5-base/tokens + languagebind-audio/seconds"}  # fmt: skip
 
-
-def run(command: str, *arguments: object) -> str:
-    """What a command prints; it must succeed."""
-    code = f"import sys; from {COMMANDS[command]} import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
 
 
 pytestmark = pytest.mark.slow

@@ -117,7 +117,7 @@ class Windows(WindowEncoder):
 
 
 class Columns(PatchEncoder):
-    """A column every quarter of a second, of which the last is padding."""
+    """A column every quarter of a second; the last one is padding."""
 
     config: ClassVar[Any] = {"hidden_size": 1}  # pyright: ignore[reportIncompatibleVariableOverride]
 

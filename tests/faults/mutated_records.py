@@ -51,7 +51,7 @@ PARTS = ("store", "sweep", "trial", DECLARED)
 
 @dataclass(frozen=True)
 class Case:
-    """What is in the place of a file."""
+    """Something that replaces a file."""
 
     what: str
     replace: Callable[[Path], object]
@@ -304,7 +304,7 @@ def try_all(target: Target, file: str, chosen: Sequence[Case], outcome: Outcome)
         for command, run in target.commands.items():
             if fault := _fault(run, copy, 120):  # the first call of all imports much
                 outcome.faults.append(f"{command}: unchanged: {fault}")
-        gc.freeze()  # what is there by now stays, and need not be looked through after each case
+        gc.freeze()  # collections after each case then skip what the imports made
         before = None
         for case in chosen:
             for command, run in target.commands.items():

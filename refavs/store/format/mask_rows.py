@@ -1,5 +1,7 @@
 """Masks as rows of `objects`, eight pixels per byte: all of one size, or each of its own, padded to the largest."""
 
+from typing import Annotated
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt8
@@ -10,6 +12,21 @@ from refavs.store.format.array_spec import ArraySpec
 
 MASK, LABELLED, SIZE = "objects/mask", "objects/labelled", "objects/size"
 MaskSize = int | tuple[int, int]  # the side of all masks in pixels; or height and width of the largest of their own
+Side = Annotated[int, range(1, 2**15)]
+ToldSize = Side | list[Side]  # a mask size in JSON
+
+
+def read_size(told: int | list[int]) -> MaskSize:
+    """The mask size that JSON gives.
+
+    Raises:
+        ValueError: it is neither one number nor two.
+    """
+    if isinstance(told, int):
+        return told
+    if len(told) != 2:
+        raise ValueError(f"mask_size is {told}; accepted: a number, or height and width")
+    return told[0], told[1]
 
 
 def mask_shape(mask_size: MaskSize) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from refavs.files.typed_json import read_json, shaped
 from refavs.steps import Steps
 from refavs.store.backends.base import Folder, LocalFolder, is_stray, read_or_refuse
 from refavs.store.format.array_spec import NAME, RESERVED, ArraySpec
-from refavs.store.format.mask_rows import MaskSize, object_arrays, told_size
+from refavs.store.format.mask_rows import MaskSize, ToldSize, object_arrays, read_size, told_size
 
 SCHEMA_VERSION = 3
 HALF_UPGRADED = "2, half upgraded to 3"
@@ -31,9 +31,6 @@ LOG = "extract.jsonl"
 OTHER_STORE = "name another store, or remove this one and extract again"
 MOST_PLACES = 10**6  # rows in a shard; its index is in memory
 STREAM_ID = rf"(?:{'|'.join(MODALITIES)})/{NAME}(?:/{NAME})?"
-
-
-_Side = Annotated[int, range(1, 2**15)]
 
 
 class _Array(TypedDict):
@@ -63,7 +60,7 @@ class _Attributes(TypedDict):
     source: str
     seconds: Annotated[int, range(1, 2**15)]
     fps: NotRequired[float]
-    mask_size: _Side | list[_Side]
+    mask_size: ToldSize
     mask_rule: NotRequired[str | None]
     extraction: NotRequired[dict[str, str | int | float | bool | None]]
     splits: NotRequired[dict[str, Role]]
@@ -224,7 +221,7 @@ class StoreSchema:
             schema = cls(
                 streams={name: StreamSpec.of(table) for name, table in tables["streams"].items()},
                 source=told["source"], seconds=told["seconds"], fps=told.get("fps", 1.0),
-                mask_size=_mask_size(told["mask_size"]),
+                mask_size=read_size(told["mask_size"]),
                 objects_per_shard=tables["objects"]["rows_per_shard"], mask_rule=told.get("mask_rule"),
                 extraction=dict(told.get("extraction", {})), splits=told.get("splits"),
             )  # fmt: skip
@@ -238,18 +235,6 @@ class StoreSchema:
             raise StoreError(f"{where} has a damaged zarr.json: its arrays {[spec.name for spec in masks]} of objects "
                              f"are not masks of {told_size(schema.mask_size)} in {len(schema.steps)} steps")
         return schema
-
-
-def _mask_size(told: int | list[int]) -> MaskSize:
-    """Reads the attribute.
-
-    Raises:
-        ValueError: it is neither one number nor two.
-    """
-    if isinstance(told, int):
-        return told
-    height, width = told
-    return height, width
 
 
 def root_attributes(folder: Folder) -> dict[str, Any]:
