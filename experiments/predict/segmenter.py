@@ -85,16 +85,16 @@ class VideoPass:
 
     @torch.no_grad()
     def next(
-        self, clip: Mapping[str, np.ndarray], num_seconds: int, stages: Stages
+        self, clip: Mapping[str, np.ndarray], num_steps: int, stages: Stages
     ) -> Iterator[Float[Tensor, "t h w"]]:
-        """Yields the probabilities of each expression in the next seconds, at the size of the masks of training.
+        """Yields the probabilities of each expression in the next steps, at the size of the masks of training.
 
         All of it must be consumed before the next call.
 
         Args:
-            clip: the features of the seconds; of as many as the clips of training, or only of the video's if the head
+            clip: the features of the steps; of as many as the clips of training, or only of the video's if the head
                 remembers.
-            num_seconds: how many of them are the video's; fewer than in training only in the last call.
+            num_steps: how many of them are the video's; fewer than in training only in the last call.
 
         Raises:
             StatisticsError: the head computes probabilities that are not finite.
@@ -104,7 +104,7 @@ class VideoPass:
             with stages("head"):
                 batch = self._run.batch(clip, texts, words)
                 output, self._past[number] = self._run.model.next_piece(batch, self._past[number], self._window)
-                probs = self._run.model.probs(output, size)[:, :num_seconds].cpu()
+                probs = self._run.model.probs(output, size)[:, :num_steps].cpu()
             require_finite_probs(repr(texts[0]), probs.isfinite().all())
             for one in probs:
                 yield one.clone()  # releases the rest of the batch
@@ -230,9 +230,9 @@ class Segmenter:
         frames = {form: pictures[repeated] for form, pictures in block.frames.items()}
         return self.run.features(Media(frames=frames, sound=sound, silent=False))
 
-    def _cut(self, clip: Mapping[str, np.ndarray], num_seconds: int) -> Mapping[str, np.ndarray]:
-        """The features of the seconds that a head reads: if it remembers, only those of the video."""
-        return {path: array[:num_seconds] for path, array in clip.items()} if self.run.model.remembers else clip
+    def _cut(self, clip: Mapping[str, np.ndarray], num_steps: int) -> Mapping[str, np.ndarray]:
+        """The features of the steps that a head reads: if it remembers, only those of the video."""
+        return {path: array[:num_steps] for path, array in clip.items()} if self.run.model.remembers else clip
 
     def _blocks(
         self, frames: UInt8[np.ndarray, "n h w 3"], waveform: Float[np.ndarray, " s"], sample_rate: int, rate: float

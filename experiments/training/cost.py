@@ -16,7 +16,7 @@ from experiments.training.evaluate import predictions, rows_of
 from experiments.training.flops import FlopCounter
 from experiments.training.learner import Learner, computed_as
 from experiments.training.loop import build_model
-from experiments.training.sampler import Sampler, seconds_of, steps_per_epoch
+from experiments.training.sampler import Sampler, steps_per_epoch, steps_read
 from refavs.config import replace
 from refavs.data.batches import batch_rows, read_batches
 from refavs.data.splits import Splits
@@ -183,7 +183,7 @@ def _step(learner: Learner, sampler: Sampler, rows: list[int], device: torch.dev
     train, started = learner.config.train, time.perf_counter()
     num_parts = math.ceil(len(rows) * train.accumulate / train.batch_size)
     parts = [[int(row) for row in part] for part in np.array_split(rows, min(num_parts, len(rows)))]
-    chosen = seconds_of([learner.model], sampler.frames(0))
+    chosen = steps_read([learner.model], sampler.chosen_steps(0))
     (batches,) = read_batches(sampler.store, [(parts, chosen)], sampler.levels, device)
     read = time.perf_counter()
     learner.step(list(enumerate(batches)), 0, train.epochs * sampler.num_steps)

@@ -116,17 +116,17 @@ def draw(
     frames: list[Image.Image], pred: np.ndarray, target: np.ndarray, sentence: str, origin: str
 ) -> Image.Image:
     """Draws one strip: the sentence above, the frames below. `pred` and `target` are boolean, (t, h, w)."""
-    step = FRAME_PX + GAP_PX
-    strip = Image.new("RGB", (step * len(frames) - GAP_PX, FRAME_PX + CAPTION_PX), (20, 20, 20))
+    pitch = FRAME_PX + GAP_PX
+    strip = Image.new("RGB", (pitch * len(frames) - GAP_PX, FRAME_PX + CAPTION_PX), (20, 20, 20))
     pen = ImageDraw.Draw(strip)
     pen.text((8, 4), sentence[:LONGEST_CAPTION], fill=(255, 255, 255), font=ImageFont.load_default(size=16))
     pen.text((8, 26), f"{origin[:LONGEST_CAPTION]}; red: prediction, green: ground truth", fill=(170, 170, 170))
-    for second, frame in enumerate(frames):
+    for step, frame in enumerate(frames):
         pixels = np.asarray(frame, dtype=np.float32).copy()
-        filled, wanted = enlarged(pred[second]), enlarged(target[second])
+        filled, wanted = enlarged(pred[step]), enlarged(target[step])
         pixels[filled] = 0.45 * pixels[filled] + 0.55 * np.array(PREDICTION, dtype=np.float32)
         pixels[outline(wanted)] = TARGET
-        strip.paste(Image.fromarray(pixels.astype(np.uint8)), (second * step, CAPTION_PX))
+        strip.paste(Image.fromarray(pixels.astype(np.uint8)), (step * pitch, CAPTION_PX))
     return strip
 
 

@@ -22,7 +22,7 @@ class Attempt:
     """What a run finds in a video.
 
     Attributes:
-        shares: the object's part of each second's frame, in percent.
+        shares: the object's part of each step's frame, in percent.
         notes: what is unusual about the video or the result.
     """
 
@@ -74,7 +74,7 @@ def attempt(segmenter: "Segmenter | Any", video: Path, expression: str, overlay:
     film = FilmStream(video.absolute(), Span(end_s=MOST_SECONDS, rate=segmenter.fps))
     masks = []
     for found in segmenter.segment_video(film, [expression]):
-        masks += map(encoded, found.masks)  # one second's mask may have millions of pixels
+        masks += map(encoded, found.masks)  # one step's mask may have millions of pixels
     write_overlay_videos(film, [Overlay(overlay, expression, map(decoded, masks))])
     shares = [100 * float(decoded(mask).mean()) for mask in masks]
     is_cut = segmenter.run.is_cut(expression)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from experiments.report.seconds import HEIGHT, Second, data_uri, footage_of, seconds_with
+from experiments.report.clip_steps import HEIGHT, DrawnStep, data_uri, footage_of, steps_with
 from experiments.view.shown import ShownStore
 from extract.media.clip import read_media
 from extract.media.forms import Frames
@@ -58,7 +58,7 @@ class ClipView:
 
     id: str
     facts: Mapping[str, str] = field(default_factory=dict)
-    seconds: tuple[Second, ...] = ()
+    steps: tuple[DrawnStep, ...] = ()
     objects: tuple[tuple[int, bool], ...] = ()
     said: tuple[Said, ...] = ()
     width: int = 160
@@ -114,7 +114,7 @@ def clip_view(shown: ShownStore, clip_id: str) -> ClipView:
     row = line.iloc[0]
     places = {int(index): place for place, index in enumerate(objects.index)}
     return ClipView(
-        id=clip_id, seconds=seconds_with(footage, masks, labelled),
+        id=clip_id, steps=steps_with(footage, masks, labelled),
         objects=tuple((int(fid), bool(mask.any())) for fid, mask in zip(objects["fid"], masks, strict=True)),
         width=footage.width, sound=footage.sound, note=footage.note,
         facts={"seconds": str(row["seconds"]), "splits": row["splits"],

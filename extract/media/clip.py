@@ -103,7 +103,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DatasetError(f"frame {path} is missing; accepted: a picture for each second of the clip") from error
+        raise DatasetError(f"frame {path} is missing; accepted: a picture for each step of the clip") from error
     except PICTURE_ERRORS as error:
         raise DatasetError(f"frame {path} cannot be read ({reason_of(error)}); replace the file") from error
 

@@ -162,7 +162,7 @@ def test_gradient_that_stays_infinite_stops_fp16(store: FeatureStore) -> None:
         steps(learner, store)
 
 
-def test_seconds_without_a_label_change_no_step(store: FeatureStore) -> None:
+def test_steps_without_a_label_change_no_step(store: FeatureStore) -> None:
     found = []
     for painted in (False, True):
         learner = learner_of(store, train__clip_norm=1e9, train__steps_per_epoch=1)

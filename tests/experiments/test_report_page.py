@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from experiments.report import page
+from experiments.report.clip_steps import DrawnStep
 from experiments.report.figures import draw_beta
 from experiments.report.gallery import Card, Gallery, Group
-from experiments.report.seconds import Second
 from experiments.report.tables import Cell, Column, Estimate, Line, Report, Row, Table
 from tests.experiments.browser import Browser, browser, find_browser
 
@@ -60,11 +60,11 @@ def report_of(names: tuple[str, ...] = ("full", "no_text"), random_features: boo
     )  # fmt: skip
 
 
-def gallery_of(text: str, num_seconds: int = 10) -> Gallery:
-    second = Second(time_s=0, picture="data:image/gif;base64,R0lGODlhAQABAAAAACw=", truth="M0 0L9 9Z", pred="M0 0L5 9Z",
-                    wave="M0 0L9 9Z", verdict="J 71")  # fmt: skip
+def gallery_of(text: str, num_steps: int = 10) -> Gallery:
+    step = DrawnStep(time_s=0, picture="data:image/gif;base64,R0lGODlhAQABAAAAACw=", truth="M0 0L9 9Z",
+                     pred="M0 0L5 9Z", wave="M0 0L9 9Z", verdict="J 71")  # fmt: skip
     card = Card(sentence=text, uid=text, split=text, dimension=text, score="J 71.0 %", width=160, note=text,
-                seconds=(second,) * num_seconds)  # fmt: skip
+                steps=(step,) * num_steps)  # fmt: skip
     return Gallery(label=text, groups=(Group(name="best", title="Best expressions", text=text, cards=(card,)),))
 
 
