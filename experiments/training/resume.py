@@ -81,7 +81,7 @@ class Claim:
                 if not source.exists():
                     continue
                 place.parent.mkdir(exist_ok=True)
-                if place.is_dir():  # which no rename replaces
+                if place.exists() and (place.is_dir() or source.is_dir()):  # which no rename replaces
                     replaced = self.folder / f"replaced-{secrets.token_hex(4)}"
                     os.rename(place, replaced)
                     shutil.rmtree(replaced, ignore_errors=True)
