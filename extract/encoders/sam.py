@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from extract.encoders.frame_encoder import HubFrameEncoder, Published, Shape
-from refavs.machine.torchvision_shim import ensure_torchvision
+from extract.encoders.networks import of_transformers
 from refavs.store.format.schema import ArraySpec
 
 UNUSED = (r"prompt_encoder\..*", r"mask_decoder\..*", r"shared_image_embedding\..*")
@@ -47,10 +47,7 @@ class SamEncoder(HubFrameEncoder):
 
     def build(self) -> Any:
         """The image encoder alone."""
-        ensure_torchvision()
-        from transformers.models.sam.modeling_sam import SamVisionModel
-
-        return self.files.network(SamVisionModel, self.config.vision_config, UNUSED)
+        return self.files.network(of_transformers("sam.modeling_sam.SamVisionModel"), self.config.vision_config, UNUSED)
 
     def features(self, frames: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
         """The map of each frame."""

@@ -330,7 +330,7 @@ def wide_text(name: str) -> Any:
     """A text encoder with one layer of the published width, and few words."""
     make, settings, changed = {
         "roberta": (RobertaEncoder, roberta.BASE, {"num_hidden_layers": 1, "vocab_size": 1024}),
-        "flan-t5": (FlanT5Encoder, flan_t5.BASE, {"num_layers": 1, "vocab_size": 1024}),
+        "flan-t5": (FlanT5Encoder, flan_t5.flan_t5_base.args[1], {"num_layers": 1, "vocab_size": 1024}),
         "clip": (ClipTextEncoder, clip_text.LARGE, {"num_hidden_layers": 1, "vocab_size": 1024}),
     }[name]
     small = dataclasses.replace(settings, config={**settings.config, **changed})
