@@ -35,16 +35,9 @@ EPILOG = """examples:
 """
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, []) else super()._get_help_string(action)
-
-
 def build_parser() -> CommandParser:
     """The command line of refavs-sweep."""
-    parser = CommandParser(
-        prog="refavs-sweep", description=__doc__, epilog=EPILOG, formatter_class=_Formatter
-    )
+    parser = CommandParser(prog="refavs-sweep", description=__doc__, epilog=EPILOG)
     parser.add_argument("grid", metavar="GRID",
                         help=f"a .yaml file, or a shipped grid: {', '.join(shipped_grids())}")
     parser.add_argument("--store", required=True, action="append", help="the features, from refavs-extract; a folder "

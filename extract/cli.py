@@ -34,7 +34,6 @@ def build_parser() -> CommandParser:
     """The command line."""
     parser = CommandParser(
         prog=NAME, description="Extracts the frozen features of a source into a store; computes only what is missing.",
-        formatter_class=_Formatter,
         epilog="examples:\n  refavs-extract videos/ features.zarr --preset tiny --expressions questions.csv\n"
         "  refavs-extract videos/ features.zarr --streams vggish-back-to-back   adds a stream to a store\n\n"
         "exit status: 0 complete, 2 bad input, 3 finished but some clips failed (listed), 130 interrupted",
@@ -89,14 +88,6 @@ def build_parser() -> CommandParser:
         help="only list the pretrained weights in DIR, and what to download; without SOURCE and STORE")
     add("--dry-run", action="store_true", help="only print what would be done: clips, shards, bytes, time and cost")
     return parser
-
-
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults in the help, and keeps the line breaks of the examples."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        shown = action.default is not None and action.default is not False
-        return super()._get_help_string(action) if shown else action.help
 
 
 def main(argv: Sequence[str] | None = None) -> int:

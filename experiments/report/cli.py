@@ -21,16 +21,9 @@ EPILOG = """examples:
 """
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
-
-
 def build_parser() -> CommandParser:
     """The command line of refavs-report."""
-    parser = CommandParser(
-        prog="refavs-report", description=__doc__, epilog=EPILOG, formatter_class=_Formatter
-    )
+    parser = CommandParser(prog="refavs-report", description=__doc__, epilog=EPILOG)
     parser.add_argument("sweeps", metavar="SWEEP", nargs="+", type=Path, help="a folder that refavs-sweep wrote")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write the report; default: SWEEP/report of "
                         "the first sweep")
