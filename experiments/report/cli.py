@@ -24,22 +24,23 @@ EPILOG = """examples:
 def build_parser() -> CommandParser:
     """The command line of refavs-report."""
     parser = CommandParser(prog="refavs-report", description=__doc__, epilog=EPILOG)
-    parser.add_argument("sweeps", metavar="SWEEP", nargs="+", type=Path, help="a folder that refavs-sweep wrote")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write the report; default: SWEEP/report of "
-                        "the first sweep")
-    parser.add_argument("--protocol", action="append", default=[], metavar="NAME", dest="protocols",
-                        help="canonical (the default), released, per_frame, per_expression or davis; given several "
-                        "times, each gets its tables, and figures show the first")
-    parser.add_argument("--published", action="store_true", help="published rows beside ours, marked as such")
-    parser.add_argument("--latex", action="store_true", help="also write report.tex")
-    parser.add_argument("--mixed", action="store_true", help="allow runs of different stores in one table, and several "
-                        "protocols in one more; each such row is marked")
-    parser.add_argument("--reference", metavar="NAME", help="the row that others are compared with; default: `full` "
-                        "or else the first row")
-    parser.add_argument("--store", metavar="STORE", help="the features whose pictures the gallery shows; default: "
-                        "the sweep's store, if it is a folder and not a URL")
-    parser.add_argument("--tracking-uri", help="MLflow server or database with the sweep's run; default: the database "
-                        "beside or in the sweep's folder")
+    add = parser.add_argument
+    add("sweeps", metavar="SWEEP", nargs="+", type=Path, help="a folder that refavs-sweep wrote")
+    add("--out", type=Path, metavar="DIR", help="where to write the report; default: SWEEP/report of "
+        "the first sweep")
+    add("--protocol", action="append", default=[], metavar="NAME", dest="protocols",
+        help="canonical (the default), released, per_frame, per_expression or davis; given several "
+        "times, each gets its tables, and figures show the first")
+    add("--published", action="store_true", help="published rows beside ours, marked as such")
+    add("--latex", action="store_true", help="also write report.tex")
+    add("--mixed", action="store_true", help="allow runs of different stores in one table, and several "
+        "protocols in one more; each such row is marked")
+    add("--reference", metavar="NAME", help="the row that others are compared with; default: `full` "
+        "or else the first row")
+    add("--store", metavar="STORE", help="the features whose pictures the gallery shows; default: "
+        "the sweep's store, if it is a folder and not a URL")
+    add("--tracking-uri", help="MLflow server or database with the sweep's run; default: the database "
+        "beside or in the sweep's folder")
     return parser
 
 

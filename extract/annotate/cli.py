@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from refavs.terminal.command import CommandParser, run_command
 
@@ -31,6 +32,7 @@ def build_parser() -> CommandParser:
     steps = parser.add_subparsers(dest="step", metavar="STEP", required=True)
     for name, (module, about) in STEPS.items():
         step = steps.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        step.add_argument("project", type=Path, metavar="PROJECT", help="folder of the project, which propose makes")
         import_module(module).add_arguments(step)
         step.set_defaults(run=lambda args, module=module: import_module(module).run(args))
     return parser

@@ -2,7 +2,6 @@
 
 from argparse import Namespace
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from extract.annotate.choices import (
@@ -26,7 +25,6 @@ NAME = "refavs-annotate track"
 def add_arguments(parser: CommandParser) -> None:
     """The options of the step."""
     add = parser.add_argument
-    add("project", type=Path, metavar="PROJECT", help="folder of the project")
     add("--tracker", metavar="NAME", help=f"{', '.join(TRACKERS)}, {STAND_IN_HELP}; default: the one that made the "
         "candidates")  # fmt: skip
     add("--store", metavar="STORE", help="a store with a stream of the tracker's encoder: its features are read there "

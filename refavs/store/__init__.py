@@ -8,15 +8,6 @@ from refavs.store.shard_writer import ShardWriter
 from refavs.store.writer import StoreWriter
 
 __all__ = [
-    "ArraySpec",
-    "FeatureStore",
-    "Sample",
-    "ShardPlan",
-    "ShardWriter",
-    "StoreWriter",
-    "StreamSpec",
-    "object_key",
-    "pack_mask",
-    "text_key",
-    "unpack_mask",
-]
+    "ArraySpec", "FeatureStore", "Sample", "ShardPlan", "ShardWriter", "StoreWriter", "StreamSpec", "object_key",
+    "pack_mask", "text_key", "unpack_mask",
+]  # fmt: skip
