@@ -138,7 +138,7 @@ def extract(args: argparse.Namespace) -> int:
         return dry_run(run)
     specs = run.streams.specs()  # reads the weights files first, so that nothing is created if they are missing
     with Lease(run.folder, NAME) as lease:
-        writer = StoreWriter.open(args.store, streams=specs, **run.description())
+        writer = StoreWriter.open(args.store, run.schema(specs))
         _warn_of_slow_bf16(specs.values(), run.resources.device)
         return complete(run, writer, lease)
 

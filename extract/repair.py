@@ -42,14 +42,14 @@ def repair(args: argparse.Namespace) -> int:
         before = root_attributes(folder).get("fingerprint")
         # Check that the source and the weights exist before removing anything.
         run = _prepared(args, schema_at(folder))
-        specs, description = run.streams.specs(), run.description()
-        planned_schema(folder, streams=specs, **description)
+        wanted = run.schema(run.streams.specs())
+        planned_schema(folder, wanted)
         writer = StoreWriter.attach(args.store)
         keys = {record_name(record.table, record.index): (record.table, set(record.rows))
                 for record in _readable(writer)}  # fmt: skip
         removed = drop_damaged(folder, verdict.damage)
         status = Exit.COMPLETE
-        writer = StoreWriter.open(args.store, streams=specs, **description)
+        writer = StoreWriter.open(args.store, wanted)
         if removed:
             say(f"removed, to be extracted again: {', '.join(removed)}")
             status = complete(run, writer, lease, refill=True)

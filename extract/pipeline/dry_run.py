@@ -38,7 +38,7 @@ def dry_run(run: Run) -> int:
     exists = run.folder.exists("zarr.json")
     known = StoreWriter.attach(run.folder.location).schema.streams if exists else {}
     specs = _unread_specs(run.streams, blank, known, absent if exists else blank.encoders.keys())
-    schema = planned_schema(run.folder, streams=specs, **run.description())
+    schema = planned_schema(run.folder, run.schema(specs))
     writer = StoreWriter(run.folder, schema)
     contents, unreadable = run.contents()
     refuse_replaced(writer, contents)

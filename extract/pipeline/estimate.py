@@ -185,10 +185,10 @@ def _write_s(streams: StreamSet) -> float:
              for id, stream in streams.of("visual", "audio").items()}  # fmt: skip
     arrays = {id: {spec.name: np.ones(spec.shape, spec.dtype) for spec in table.arrays} for id, table in specs.items()}
     with TemporaryDirectory(dir=temporary_folder()) as folder:
-        writer = StoreWriter.open(
-            folder, streams=specs, source="calibration", seconds=streams.steps.seconds, fps=streams.steps.fps,
-            mask_size=8, objects_per_shard=1,
-        )  # fmt: skip
+        writer = StoreWriter.open(folder, StoreSchema(
+            streams=specs, source="calibration", seconds=streams.steps.seconds, fps=streams.steps.fps, mask_size=8,
+            objects_per_shard=1,
+        ))  # fmt: skip
         plans = [plan for id in specs for plan in writer.plan(id, [["clip"]]) if plan is not None]
         started = time.perf_counter()
         for plan in plans:

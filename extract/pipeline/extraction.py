@@ -26,6 +26,7 @@ from refavs.errors import RefAVSError
 from refavs.files.path_text import path_text
 from refavs.store.backends.base import Folder
 from refavs.store.format.mask_rows import MaskSize, mask_shape
+from refavs.store.format.schema import StoreSchema, StreamSpec
 from refavs.store.lease import Lease
 from refavs.store.writer import StoreWriter
 from refavs.terminal.command import Exit
@@ -61,18 +62,17 @@ class Run:
     keeps_expressions: bool
     extraction: dict[str, Any]
 
-    def description(self) -> dict[str, Any]:
-        """The arguments for opening the store, except the streams."""
+    def schema(self, streams: Mapping[str, StreamSpec]) -> StoreSchema:
+        """The store that the run asks for, with these specifications of its streams."""
         steps = self.streams.steps
         height, width = mask_shape(self.mask_size)
         mask_bytes = len(steps) * height * -(-width // 8)
-        return {
-            "source": f"{self.source.layout} {path_text(self.source.root)}", "seconds": steps.seconds,
-            "fps": steps.fps, "mask_size": self.mask_size,
-            "objects_per_shard": rows_within(MASK_SHARD_BYTES, mask_bytes, MOST_OBJECTS),
-            "mask_rule": self.mask_rule if len(self.source.objects) else None, "extraction": self.extraction,
-            "splits": dict(self.source.splits),
-        }  # fmt: skip
+        return StoreSchema(
+            streams=dict(streams), source=f"{self.source.layout} {path_text(self.source.root)}", seconds=steps.seconds,
+            fps=steps.fps, mask_size=self.mask_size, extraction=self.extraction, splits=dict(self.source.splits),
+            objects_per_shard=rows_within(MASK_SHARD_BYTES, mask_bytes, MOST_OBJECTS),
+            mask_rule=self.mask_rule if len(self.source.objects) else None,
+        )  # fmt: skip
 
     def contents(self) -> tuple[dict[str, Content], dict[str, str]]:
         """The content keys of the clips, and the reasons why others cannot be read; with a progress bar if many."""

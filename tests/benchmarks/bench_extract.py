@@ -33,6 +33,7 @@ from extract.pipeline.worker import Worker
 from refavs.choices import Precision
 from refavs.data.layouts import Source, read_source
 from refavs.machine.processors import num_processors
+from refavs.store.format.schema import StoreSchema
 from refavs.store.writer import StoreWriter
 from refavs.synthetic.write import write_benchmark
 
@@ -187,8 +188,10 @@ def measure_rerun(root: Path, source: Source, num_clips: int, num_runs: int) -> 
 def open_store(root: Path, source: Source, streams: StreamSet, rows_per_shard: int) -> list[Job]:
     """A new store for the source's clips; what there is to do in it."""
     specs = {id: replace(spec, rows_per_shard=rows_per_shard) for id, spec in streams.specs().items()}
-    writer = StoreWriter.open(root, streams=specs, source=str(source.root), seconds=streams.steps.seconds, fps=1.0,
-                              mask_size=96, objects_per_shard=64)  # fmt: skip
+    writer = StoreWriter.open(root, StoreSchema(
+        streams=specs, source=str(source.root), seconds=streams.steps.seconds, fps=1.0, mask_size=96,
+        objects_per_shard=64,
+    ))  # fmt: skip
     return plan_jobs(writer, wanted_units(source, streams, contents_of(source.clips, streams.steps)[0]))
 
 

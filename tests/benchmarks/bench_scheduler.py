@@ -228,8 +228,9 @@ def with_commits(num_shards: int, num_workers: int, folder: Path) -> str:
 
     def opened() -> StoreWriter:
         table = StreamSpec(fingerprint=encoder.facts(""), arrays=(spec,), rows_per_shard=ROWS)
-        return StoreWriter.open(folder, streams={id: table}, source="simulated", seconds=1, fps=1.0, mask_size=8,
-                                objects_per_shard=1)  # fmt: skip
+        return StoreWriter.open(folder, StoreSchema(
+            streams={id: table}, source="simulated", seconds=1, fps=1.0, mask_size=8, objects_per_shard=1,
+        ))  # fmt: skip
 
     def left(writer: StoreWriter) -> list[Job]:
         return plan_jobs(writer, {"clips": [], "text": units, "objects": []})

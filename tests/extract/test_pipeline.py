@@ -23,7 +23,7 @@ from refavs.data.layouts import Clip
 from refavs.errors import ConfigError, DatasetError
 from refavs.steps import Steps
 from refavs.store.format.commits import record_name
-from refavs.store.format.schema import ArraySpec, StreamSpec
+from refavs.store.format.schema import ArraySpec, StoreSchema, StreamSpec
 from refavs.store.reader import FeatureStore
 from refavs.store.writer import StoreWriter
 
@@ -105,9 +105,9 @@ def jobs_of(
 ) -> list[Job]:
     """What is missing of some clips; `sounds` names those that sound like another."""
     streams = {id: StreamSpec(fingerprint={}, arrays=arrays, rows_per_shard=size) for id, arrays in ARRAYS.items()}
-    writer = StoreWriter.open(
-        location, streams=streams, source="test", seconds=1, fps=1.0, mask_size=2, objects_per_shard=1
-    )
+    writer = StoreWriter.open(location, StoreSchema(
+        streams=streams, source="test", seconds=1, fps=1.0, mask_size=2, objects_per_shard=1,
+    ))  # fmt: skip
     names = [f"{number:02d}" for number in range(10, 10 + num_clips)]
     clips = [Unit(name=name, item=Clip(id=name), keys={VISUAL: name, AUDIO: (sounds or {}).get(name, name)})
              for name in names]  # fmt: skip

@@ -27,6 +27,7 @@ from extract.pipeline.worker import Worker
 from refavs.data.layouts import Source, read_source
 from refavs.files.partials import PARTIAL
 from refavs.steps import Steps
+from refavs.store.format.schema import StoreSchema
 from refavs.store.verify import verify
 from refavs.store.writer import StoreWriter
 from refavs.synthetic.write import write_benchmark
@@ -96,10 +97,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 
 def planned(location: Path, source: Source) -> tuple[StoreWriter, list[Job]]:
-    writer = StoreWriter.open(
-        location, streams=small_shards(STREAMS.specs(), ROWS), source="test", seconds=10, fps=1.0, mask_size=96,
+    writer = StoreWriter.open(location, StoreSchema(
+        streams=small_shards(STREAMS.specs(), ROWS), source="test", seconds=10, fps=1.0, mask_size=96,
         objects_per_shard=ROWS["objects"],
-    )  # fmt: skip
+    ))  # fmt: skip
     return writer, jobs_of(writer, source, STREAMS)
 
 
