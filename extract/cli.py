@@ -19,7 +19,7 @@ from refavs.terminal.printing import warn
 
 if TYPE_CHECKING:
     from extract.encoders.weights import WeightSource
-    from extract.pipeline.extraction import Run
+    from extract.pipeline.extraction import Extraction
     from refavs.data.layouts import Source
     from refavs.store.backends.base import Folder
     from refavs.store.format.mask_rows import MaskSize
@@ -143,7 +143,7 @@ def extract(args: argparse.Namespace) -> int:
         return complete(run, writer, lease)
 
 
-def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource] | None" = None) -> "Run":
+def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource] | None" = None) -> "Extraction":
     """Checks the arguments against each other, the source and the store; changes nothing.
 
     Args:
@@ -155,10 +155,10 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
     from extract.encoders.stored_types import StoredTypes
     from extract.encoders.streams import StreamSet, choose_streams
     from extract.encoders.weights import WeightSource
-    from extract.pipeline.extraction import Run
+    from extract.pipeline.extraction import Extraction
     from extract.pipeline.input_check import film_rules, has_films
     from extract.pipeline.local_ray import chosen_gpus
-    from extract.pipeline.ray_pool import Resources
+    from extract.pipeline.ray_pool import PoolResources
     from refavs.data.layouts import read_source
     from refavs.store.columns import table_record
     from refavs.store.folders import open_folder
@@ -166,7 +166,7 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
 
     names, levels = _streams(args)
     gpus = chosen_gpus(args.device, args.gpus_per_worker, args.address, "--gpus-per-worker", _warn)
-    resources = Resources(
+    resources = PoolResources(
         address=args.address, num_workers=args.workers, gpus_per_worker=gpus, batch_clips=args.batch_clips,
     )
     folder = open_folder(args.store)
@@ -203,7 +203,7 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
     }  # fmt: skip
     # A source without expressions leaves those of the store unchanged.
     keeps = not len(source.expressions) and folder.exists(table_record("expressions"))
-    return Run(folder=folder, source=source, streams=streams, choose=choose, weights=given, resources=resources,
+    return Extraction(folder=folder, source=source, streams=streams, choose=choose, weights=given, resources=resources,
                log=log, mask_rule=rule, mask_size=_mask_size(args, kept, source, rule), keeps_expressions=keeps,
                extraction=extraction)  # fmt: skip
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from extract.cli import build_parser, prepared
 from extract.damage import report, verified
 from extract.encoders.weights import WeightSource
-from extract.pipeline.extraction import Run, complete
+from extract.pipeline.extraction import Extraction, complete
 from refavs.errors import StoreError
 from refavs.files.path_text import path_of
 from refavs.store.columns import table_record
@@ -79,7 +79,7 @@ def _readable(writer: StoreWriter) -> list:
         return []
 
 
-def _prepared(args: argparse.Namespace, schema: StoreSchema) -> Run:
+def _prepared(args: argparse.Namespace, schema: StoreSchema) -> Extraction:
     """The extraction that made the store.
 
     Raises:

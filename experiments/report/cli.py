@@ -10,7 +10,7 @@ from refavs.terminal.command import CommandParser, Exit, run_command
 from refavs.terminal.printing import say, warn
 
 if TYPE_CHECKING:
-    from experiments.report.contents import Options
+    from experiments.report.contents import ReportOptions
     from experiments.report.tables import Report
 
 ARTIFACTS, FIGURES, PAGE = "report", "figures", "report.html"
@@ -77,13 +77,13 @@ def _report(args: argparse.Namespace) -> int:
     return _upload(args.sweeps[0], args.tracking_uri, out, list(files))
 
 
-def _options(args: argparse.Namespace) -> "Options":
-    from experiments.report.contents import Options
+def _options(args: argparse.Namespace) -> "ReportOptions":
+    from experiments.report.contents import ReportOptions
     from refavs.metrics import histograms_of
 
     protocols = tuple(dict.fromkeys(args.protocols or ["canonical"]))
     histograms_of(protocols)
-    return Options(protocols=protocols, published=args.published, mixed=args.mixed, reference=args.reference,
+    return ReportOptions(protocols=protocols, published=args.published, mixed=args.mixed, reference=args.reference,
                    store=args.store)  # fmt: skip
 
 

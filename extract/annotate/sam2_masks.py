@@ -27,7 +27,7 @@ from extract.encoders.weights import WeightPart
 from extract.media.pictures import fitted
 from extract.pipeline.estimate import seconds_of
 
-LEVELS = ("image", "high_resolution")
+SAM2_LEVELS = ("image", "high_resolution")
 MAPS = (*(f"high_resolution/{name}" for name in HIGH_RESOLUTION), "image/map")  # from fine to coarse
 
 
@@ -156,7 +156,7 @@ class Sam2Masks(Tracker):
     def maps(self, frames: Sequence[Frame]) -> Maps:
         """The features of a clip's frames, all in one pass as `refavs-extract` computes them, and so with its bits."""
         pictures = [fitted(Image.fromarray(frame.pixels), self.encoder.takes) for frame in frames]  # type: ignore[arg-type]
-        (found,) = self.encoder.encode([np.stack(pictures)], LEVELS)
+        (found,) = self.encoder.encode([np.stack(pictures)], SAM2_LEVELS)
         return _Computed({frame.second: {path: found[path][place] for path in MAPS}
                           for place, frame in enumerate(frames)})  # fmt: skip
 

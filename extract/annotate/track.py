@@ -80,12 +80,12 @@ def _store(location: str | None, tracker: Any) -> Any:
     """The features in a store."""
     if location is None:
         return None
-    from extract.annotate.sam2_masks import LEVELS, MAPS, Sam2Masks
+    from extract.annotate.sam2_masks import MAPS, SAM2_LEVELS, Sam2Masks
     from extract.annotate.store_maps import StoredMaps
 
     if not isinstance(tracker, Sam2Masks):
         raise ConfigError(f"--store needs a tracker with an encoder, one of {', '.join(TRACKERS)}; leave it out")
-    return StoredMaps.open(location, tracker.encoder, LEVELS, MAPS)
+    return StoredMaps.open(location, tracker.encoder, SAM2_LEVELS, MAPS)
 
 
 def _note(folder: ProjectFolder, settings: Project, name: str, revision: str) -> None:

@@ -21,7 +21,7 @@ from refavs.config import nearest, to_dict
 from refavs.errors import ConfigError
 from refavs.machine.torchvision_shim import ensure_torchvision
 
-LEVELS = ("backbone", "pixel_decoder")
+VISUAL_LEVELS = ("backbone", "pixel_decoder")
 PREPROCESSING = "first frame of each second, PIL bilinear to a square, ImageNet mean and deviation"
 DIVISOR = 32  # of the frames: the coarsest stride
 AS_THE_HUB_SAYS = "other (as the hub says)"

@@ -17,7 +17,7 @@ from extract.media.notes import counted
 from extract.pipeline.content import Content, contents_of
 from extract.pipeline.log import RunLog
 from extract.pipeline.plan import ORDER, Job, Kind, Unit, plan_jobs, wanted_units
-from extract.pipeline.ray_pool import Resources, run_jobs
+from extract.pipeline.ray_pool import PoolResources, run_jobs
 from extract.pipeline.tables import refuse_replaced, write_tables
 from extract.pipeline.worker import JobResult
 from refavs.choices import MaskRule
@@ -40,7 +40,7 @@ _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Extraction:
     """A run as requested by the command line.
 
     Attributes:
@@ -55,7 +55,7 @@ class Run:
     streams: StreamSet
     choose: Callable[[Callable[[str], WeightSource]], StreamSet]
     weights: WeightSource
-    resources: Resources
+    resources: PoolResources
     log: Path | None
     mask_rule: MaskRule
     mask_size: MaskSize
@@ -100,7 +100,7 @@ class Totals:
             self.broken[result.trace] += 1
 
 
-def complete(run: Run, writer: StoreWriter, lease: Lease, refill: bool = False) -> int:
+def complete(run: Extraction, writer: StoreWriter, lease: Lease, refill: bool = False) -> int:
     """Computes what is missing in a store whose lease this process holds; returns the exit status.
 
     Args:
@@ -125,7 +125,7 @@ def complete(run: Run, writer: StoreWriter, lease: Lease, refill: bool = False) 
     return _summary(run, writer, totals, jobs, contents, time.monotonic() - started)
 
 
-def _work(run: Run, writer: StoreWriter, lease: Lease, jobs: Sequence[Job], totals: Totals) -> None:
+def _work(run: Extraction, writer: StoreWriter, lease: Lease, jobs: Sequence[Job], totals: Totals) -> None:
     """Runs the jobs on workers and shows the progress."""
     num_units: Counter[str] = Counter(dict.fromkeys(ORDER, 0))
     for job in jobs:
@@ -165,7 +165,7 @@ def stop_at(error: Exception | None) -> None:
         raise error
 
 
-def _report(run: Run) -> None:
+def _report(run: Extraction) -> None:
     """Prints the report on the source, and the inputs that encoders will truncate."""
     if run.source.report.counts:
         for line in run.source.report.lines():
@@ -177,7 +177,8 @@ def _report(run: Run) -> None:
 
 
 def _summary(
-    run: Run, writer: StoreWriter, totals: Totals, jobs: Sequence[Job], contents: Mapping[str, Content], seconds: float
+    run: Extraction, writer: StoreWriter, totals: Totals, jobs: Sequence[Job], contents: Mapping[str, Content],
+    seconds: float,
 ) -> int:
     """Prints what was done and what the store has now; returns the exit status."""
     if not jobs and not totals.failures:

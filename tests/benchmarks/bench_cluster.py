@@ -23,7 +23,7 @@ from machine import describe, table
 from extract.encoders.protocol import Encoder, Text
 from extract.encoders.streams import Stream, StreamSet
 from extract.pipeline.plan import Job, Unit, plan_jobs
-from extract.pipeline.ray_pool import Resources, run_jobs
+from extract.pipeline.ray_pool import PoolResources, run_jobs
 from refavs.steps import Steps
 from refavs.store.format.schema import ArraySpec, StoreSchema, StreamSpec, text_key
 from refavs.store.reader import FeatureStore
@@ -67,7 +67,7 @@ def drive(address: str, location: str, num_shards: int, num_hosts: int) -> dict[
                         Steps(seconds=1))  # fmt: skip
     workers: set[str] = set()
     ended: list[tuple[float, int]] = []
-    for result in run_jobs(jobs, location, streams, Resources(address=address, num_workers=num_hosts)):
+    for result in run_jobs(jobs, location, streams, PoolResources(address=address, num_workers=num_hosts)):
         if result is not None:
             assert result.error is None, result.trace
             workers.add(result.worker)

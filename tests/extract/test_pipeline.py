@@ -17,7 +17,7 @@ from extract.encoders.streams import Stream, StreamSet
 from extract.media.clip import Media
 from extract.pipeline.plan import Job, Unit, plan_jobs
 from extract.pipeline.ray_pool import result_without_worker
-from extract.pipeline.turns import SPARE_CLIPS, STAGES, Stages, Turns
+from extract.pipeline.turns import JOB_STAGES, SPARE_CLIPS, Stages, Turns
 from extract.pipeline.worker import JobResult, Worker, ahead
 from refavs.data.layouts import Clip
 from refavs.errors import ConfigError, DatasetError
@@ -201,7 +201,7 @@ def test_next_clip_is_decoded_while_one_is_encoded(tmp_path: Path, decoded: list
     (job,) = jobs_of(tmp_path, 3, size=4)
     result = worker(tmp_path, Visual(during=lambda names: names[0] < 12 and wait_for_next(names))).run(job)
     assert seen == [True, True] and result.error is None
-    assert set(result.stages_s) == set(STAGES) and result.stages_s["encode"] > 0
+    assert set(result.stages_s) == set(JOB_STAGES) and result.stages_s["encode"] > 0
     inputs, seconds = result.encoded["seen"]
     assert inputs == 3 and 0 < seconds <= result.stages_s["encode"]
 

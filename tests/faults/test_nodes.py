@@ -21,7 +21,7 @@ import pytest
 from extract.pipeline.content import contents_of
 from extract.pipeline.local_ray import few_processes
 from extract.pipeline.plan import Job
-from extract.pipeline.ray_pool import Resources, run_jobs
+from extract.pipeline.ray_pool import PoolResources, run_jobs
 from extract.pipeline.tables import write_tables
 from extract.pipeline.worker import Worker
 from refavs.data.layouts import Source, read_source
@@ -140,7 +140,7 @@ def extract(
     num_items = sum(len(job.units) for job in jobs)
     notes: list[str] = []
     num_done, held = 0, False
-    for result in run_jobs(jobs, str(location), STREAMS, Resources(num_workers=2), notes.append):
+    for result in run_jobs(jobs, str(location), STREAMS, PoolResources(num_workers=2), notes.append):
         if result is None:
             continue
         assert result.error is None
