@@ -232,7 +232,7 @@ def _pixels(text: str) -> int | str:
 
 
 def _mask_size(args: argparse.Namespace, store: "StoreSchema | None", source: "Source", rule: MaskRule) -> "MaskSize":
-    """The requested size of the masks, else that of the store."""
+    """The requested size of the masks, otherwise the size in the store."""
     from extract.pipeline.input_check import native_size
     from extract.pipeline.plan import object_units
 

@@ -45,8 +45,7 @@ class Step(Protocol):
         """Does the step for one clip; returns lines for people.
 
         Raises:
-            DatasetError: the clip cannot be used; the others can.
-            StoreError: likewise.
+            DatasetError, StoreError: this clip cannot be used; the others can.
         """
         ...
 

@@ -34,10 +34,10 @@ class SoundSettings:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a network takes of one clip.
+    """What a network reads of one clip.
 
     Attributes:
-        inputs: by what they are (windows, clip, pieces); the first axis is that of the passes.
+        inputs: by kind (windows, clip, pieces); the first axis counts the passes of the network.
     """
 
     seconds: int

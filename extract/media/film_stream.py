@@ -168,7 +168,7 @@ class FilmStream:
         reached_s = film.ends_s[film.tracks.picture.index]
         self._refuse_end(reached_s)
         is_short = is_shorter_than_declared(film, self.path, self._end_s)
-        # A picture that is held for long fills steps; a rest is that of the last picture's own length.
+        # A picture that is shown for long fills several steps; a short rest is only the last picture's own duration.
         num_steps = max(math.floor(pictures.reached) + 1, self._steps_until(reached_s - MISSING_TAIL_S))
         self.num_steps = int(min(num_steps, limit))
         pictures.fill(self.num_steps)
