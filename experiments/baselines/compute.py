@@ -74,7 +74,7 @@ class Progress:
 
 
 class Wanted(NamedTuple):
-    """A mask, how many expressions it has, and the seconds in which it is known."""
+    """A mask, how many expressions it has, and the steps in which it is known."""
 
     row: int
     num_expressions: int
@@ -134,7 +134,7 @@ def control_results_of(
 
 
 def _wanted(store: FeatureStore, splits: Sequence[str]) -> list[Wanted]:
-    """The masks of some splits; those that are known in no second are left out."""
+    """The masks of some splits; those that are known in no step are left out."""
     table = store.expressions.iloc[rows_of(store, splits)]
     objects = Counter(zip(table["object"].tolist(), table["clip"].tolist(), strict=True))
     found = [Wanted(row, count, (store.read(LABELLED, row) & store.within([clip])[0]).numpy())

@@ -32,7 +32,7 @@ class TrainConfig:
         expressions_per_clip: number of expressions of one clip that a batch takes together, so that the clip's maps are
             read once. 1 learns most per step; more are cheaper (grid `per_clip` measures both).
         frames: number of frames of each clip decoded in a step, drawn at random for each step; 0 decodes all. The
-            cached memory reads every second in any case.
+            cached memory reads every step in any case.
         learning_rate: AdamW's peak learning rate.
         weight_decay: AdamW's weight decay.
         sampling: `uniform` over expressions, or `dimension`: each dimension, and the nulls, equally often.
@@ -45,7 +45,7 @@ class TrainConfig:
             `auto` is bf16 on a device with instructions for it, else fp32; a resumed trial keeps its precision.
         ema_decay: decay of the running mean of the weights per step (lower in the first steps). The mean is evaluated
             and kept instead of the last weights. 0 disables it.
-        order_seed: seed of the order of batches and of the seconds drawn; None uses the trial's seed. Trials with the
+        order_seed: seed of the order of batches and of the steps drawn; None uses the trial's seed. Trials with the
             same order_seed read the same batches and can share one read (`--fuse`), even with different seeds. Such
             seeds differ only in initial weights, points and dropout, so their interval is narrower than that over seeds
             with different orders.

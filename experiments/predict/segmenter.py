@@ -70,7 +70,7 @@ class VideoPass:
 
     Args:
         words: the features of each expression.
-        memory: the earlier seconds that a head with a memory compares with: all, or this many.
+        memory: how many earlier seconds a head with a memory looks back on.
     """
 
     def __init__(
@@ -85,16 +85,16 @@ class VideoPass:
 
     @torch.no_grad()
     def next(
-        self, clip: Mapping[str, np.ndarray], num_seconds: int, stages: Stages
+        self, clip: Mapping[str, np.ndarray], num_steps: int, stages: Stages
     ) -> Iterator[Float[Tensor, "t h w"]]:
-        """Yields the probabilities of each expression in the next seconds, at the size of the masks of training.
+        """Yields the probabilities of each expression in the next steps, at the size of the masks of training.
 
-        All of it must be consumed before the next call.
+        Consume all of it before the next call.
 
         Args:
-            clip: the features of the seconds; of as many as the clips of training, or only of the video's if the head
+            clip: the features of the steps; of as many as the clips of training, or only of the video's if the head
                 remembers.
-            num_seconds: how many of them are the video's; fewer than in training only in the last call.
+            num_steps: how many of them are the video's; fewer than in training only in the last call.
 
         Raises:
             StatisticsError: the head computes probabilities that are not finite.
@@ -104,7 +104,7 @@ class VideoPass:
             with stages("head"):
                 batch = self._run.batch(clip, texts, words)
                 output, self._past[number] = self._run.model.next_piece(batch, self._past[number], self._window)
-                probs = self._run.model.probs(output, size)[:, :num_seconds].cpu()
+                probs = self._run.model.probs(output, size)[:, :num_steps].cpu()
             require_finite_probs(repr(texts[0]), probs.isfinite().all())
             for one in probs:
                 yield one.clone()  # releases the rest of the batch
@@ -137,7 +137,7 @@ class Segmenter:
             expressions: sentences, such as "the object making a sound before the man".
             sample_rate: of the waveform, Hz.
             frames_per_second: of `frames`; None for that of training.
-            memory: the earlier seconds that a head with a memory compares a second with: all, or this many.
+            memory: how many earlier seconds a head with a memory looks back on.
 
         Raises:
             ConfigError: no frames, an empty expression, or a number out of range.
@@ -163,14 +163,15 @@ class Segmenter:
     ) -> Iterator[Stretch]:  # fmt: skip
         """Segments one object per expression in a video of any length, in constant memory.
 
-        Yields each expression in turn for the next pictures; they are complete up to a picture once a later one comes.
+        Yields block by block what was found for each expression. At a multiple of the rate of training, a block of
+        pictures comes in several parts.
 
         Args:
             video: a file, sampled at the frame rate of training, or a `FilmStream` with its own span and rate.
             expressions: see `segment`.
             memory: see `segment`.
             stages: counts the time that each stage takes.
-            stored: gives the features of the first seconds where it has the video.
+            stored: a store whose features of the first seconds are used if it has the video.
 
         Raises:
             ConfigError: an empty expression, or a number out of range.
@@ -192,8 +193,8 @@ class Segmenter:
     ) -> Iterator[Stretch]:  # fmt: skip
         """Segments block by block.
 
-        Heads and encoders know the frame rate of training. Of more pictures, every n-th belongs to one of n such
-        videos, each with a memory of its own.
+        Heads and encoders expect the frame rate of training. At n times that rate, every n-th picture belongs to one of
+        n videos, each with its own memory.
 
         Args:
             known: the features of the first block.
@@ -230,9 +231,9 @@ class Segmenter:
         frames = {form: pictures[repeated] for form, pictures in block.frames.items()}
         return self.run.features(Media(frames=frames, sound=sound, silent=False))
 
-    def _cut(self, clip: Mapping[str, np.ndarray], num_seconds: int) -> Mapping[str, np.ndarray]:
-        """The features of the seconds that a head reads: if it remembers, only those of the video."""
-        return {path: array[:num_seconds] for path, array in clip.items()} if self.run.model.remembers else clip
+    def _cut(self, clip: Mapping[str, np.ndarray], num_steps: int) -> Mapping[str, np.ndarray]:
+        """The features of the steps that a head reads: if it remembers, only those of the video."""
+        return {path: array[:num_steps] for path, array in clip.items()} if self.run.model.remembers else clip
 
     def _blocks(
         self, frames: UInt8[np.ndarray, "n h w 3"], waveform: Float[np.ndarray, " s"], sample_rate: int, rate: float
@@ -248,7 +249,7 @@ class Segmenter:
             )
 
     def _block_length(self, rate: float) -> int:
-        """Pictures that are computed together: for each of the videos of the rate of training, one clip.
+        """Number of pictures computed together: one clip of training for each of the videos that a video is split into.
 
         Results do not depend on where a video is cut because its blocks are always the same.
         """

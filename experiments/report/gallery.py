@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from experiments.grid.config import TrainConfig
-from experiments.report.seconds import Second, footage_of, seconds_of
+from experiments.report.clip_steps import DrawnStep, footage_of, steps_of
 from experiments.report.tables import GallerySource
 from experiments.tracking.connection import without_password
 from experiments.training.evaluate import one_thread, predictions
@@ -44,7 +44,7 @@ class Card:
     dimension: str
     score: str
     width: int
-    seconds: tuple[Second, ...]
+    steps: tuple[DrawnStep, ...]
     note: str = ""
 
 
@@ -219,5 +219,5 @@ def _card(
         sentence=str(facts["text"]), uid=str(facts["uid"]), split=str(facts["split"]),
         dimension=str(facts["dimension"]), width=footage.width, note=" ".join(notes),
         score=area if scored.empty[place] else f"J {100 * scored.jaccard[place]:.1f} %",
-        seconds=seconds_of(footage, pred, truth, np.where(labelled, scores, np.nan).tolist()),
+        steps=steps_of(footage, pred, truth, np.where(labelled, scores, np.nan).tolist()),
     )  # fmt: skip

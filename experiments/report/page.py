@@ -9,10 +9,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from experiments.report.clip_steps import HEIGHT, WAVE_HEIGHT, WAVE_WIDTH
 from experiments.report.drawing import COLOURS, Drawing
 from experiments.report.figures import report_figures
 from experiments.report.gallery import Gallery, make_gallery
-from experiments.report.seconds import HEIGHT, WAVE_HEIGHT, WAVE_WIDTH
 from experiments.report.svg import printable
 from experiments.report.tables import Cell, Column, Report, Table, column_groups, origin
 from refavs.metrics import PROTOCOLS

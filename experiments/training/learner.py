@@ -15,13 +15,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from experiments.grid.config import TrainConfig, TrialConfig
 from experiments.training.evaluate import autocast
-from experiments.training.sampler import derived_seed, frames_of
+from experiments.training.sampler import chosen_steps, derived_seed
 from refavs.config import replace
 from refavs.data.batches import Batch
 from refavs.errors import ConfigError
 from refavs.machine.accelerator import resolved_precision
 from refavs.model.batch_cache import Once
-from refavs.model.heads.protocol import Head, Seconds
+from refavs.model.heads.protocol import ChosenSteps, Head
 from refavs.model.target import FrameCounts, Target
 
 
@@ -89,14 +89,14 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         shared = once or Once()
-        frames = shared("frames", lambda: self._frames(parts, step))
-        whole = shared("whole", lambda: self._count(parts, frames))
+        chosen = shared("chosen", lambda: self._chosen(parts, step))
+        whole = shared("whole", lambda: self._count(parts, chosen))
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for number, part in parts:
             torch.manual_seed(derived_seed(self.config.seed, "part", step, number))
             of_part = shared.of(number) if len(parts) == 1 else Once()  # a part's tensors are released with it
-            losses = self._losses(part, frames, whole, of_part)
+            losses = self._losses(part, chosen, whole, of_part)
             self.scaler.scale(losses["total"]).backward()
             for name, value in losses.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
@@ -114,15 +114,15 @@ class Learner:
         self._take_average(step)
         return {**sums, "grad_norm": norm, **({"skipped_steps": skipped} if self.scaler.is_enabled() else {})}
 
-    def _frames(self, parts: Sequence[tuple[int, Batch]], step: int) -> list[int] | None:
-        """The seconds decoded in this step, the same for all parts; None means all."""
+    def _chosen(self, parts: Sequence[tuple[int, Batch]], step: int) -> list[int] | None:
+        """The steps of a clip decoded in this training step, the same for all parts; None means all."""
         masks = [part.mask for _, part in parts if part.mask is not None]
-        return frames_of(self.config, step, masks[0].shape[1]) if masks else None
+        return chosen_steps(self.config, step, masks[0].shape[1]) if masks else None
 
-    def _count(self, parts: Sequence[tuple[int, Batch]], frames: list[int] | None) -> FrameCounts:
+    def _count(self, parts: Sequence[tuple[int, Batch]], chosen: list[int] | None) -> FrameCounts:
         """Frame counts of the whole batch; uses the device only to add them up over several workers."""
-        shown = [_shown(part, frames) for _, part in parts]
-        counted = [_of_frames(part.counted, frames) for _, part in parts]
+        shown = [_shown(part, chosen) for _, part in parts]
+        counted = [_of_chosen(part.counted, chosen) for _, part in parts]
         found = (sum(int(one.sum()) for one in shown),
                  sum(int((known & ~one).sum()) for one, known in zip(shown, counted, strict=True)))  # fmt: skip
         if self.team.size > 1:
@@ -130,20 +130,20 @@ class Learner:
             found = num_shown, num_null
         return FrameCounts(shown=found[0], null=found[1])
 
-    def _losses(self, part: Batch, frames: list[int] | None, whole: FrameCounts, once: Once) -> dict[str, Tensor]:
+    def _losses(self, part: Batch, chosen: list[int] | None, whole: FrameCounts, once: Once) -> dict[str, Tensor]:
         part = once("on the device", lambda: part.to(self.device))
         assert part.mask is not None
         mask = part.mask
-        seconds = once("seconds", lambda: None if frames is None else Seconds.of(frames, self.device))
+        steps = once("steps", lambda: None if chosen is None else ChosenSteps.of(chosen, self.device))
         with autocast(self.config.train, self.device):
             # A compiled model accepts only tensors.
-            output = self.forward(part, seconds) if self.config.train.compile else self.forward(part, seconds, once)
-        mask = once("mask", lambda: mask if seconds is None else mask[:, seconds.index])
-        shown = once("shown", lambda: _places(_shown(part, frames)).to(self.device, non_blocking=True))
+            output = self.forward(part, steps) if self.config.train.compile else self.forward(part, steps, once)
+        mask = once("mask", lambda: mask if steps is None else mask[:, steps.index])
+        shown = once("shown", lambda: _places(_shown(part, chosen)).to(self.device, non_blocking=True))
         labelled = None
-        if part.labelled is not None and not _of_frames(part.counted, frames).all():
+        if part.labelled is not None and not _of_chosen(part.counted, chosen).all():
             every = part.labelled
-            labelled = once("labelled", lambda: every if seconds is None else every[:, seconds.index])
+            labelled = once("labelled", lambda: every if steps is None else every[:, steps.index])
         target = Target(masks=mask, labelled=labelled, counts=whole, shown=shown, once=once)
         return self.model.loss(output, target, self.config.loss)
 
@@ -224,15 +224,15 @@ class Learner:
             self.scaler.load_state_dict(facts["scaler"])
 
 
-def _of_frames(known: Bool[np.ndarray, "b t"] | None, frames: list[int] | None) -> Bool[np.ndarray, "b f"]:
-    """Selects the chosen seconds."""
+def _of_chosen(known: Bool[np.ndarray, "b t"] | None, chosen: list[int] | None) -> Bool[np.ndarray, "b f"]:
+    """Selects the chosen steps."""
     assert known is not None
-    return known if frames is None else known[:, frames]
+    return known if chosen is None else known[:, chosen]
 
 
-def _shown(part: Batch, frames: list[int] | None) -> Bool[np.ndarray, "b f"]:
-    """The chosen seconds that are labelled and show the expression's object."""
-    return _of_frames(part.shown, frames) & _of_frames(part.counted, frames)
+def _shown(part: Batch, chosen: list[int] | None) -> Bool[np.ndarray, "b f"]:
+    """The chosen steps that are labelled and show the expression's object."""
+    return _of_chosen(part.shown, chosen) & _of_chosen(part.counted, chosen)
 
 
 def _places(shown: Bool[np.ndarray, "b t"]) -> Int[Tensor, "s"]:

@@ -4,23 +4,19 @@ import math
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from experiments.grid.config import TrainConfig, TrialConfig
 from experiments.training.evaluate import all_levels, rows_of
-from refavs.data.batches import Batch, SecondsRead, batch_rows, read_batches
+from refavs.data.batches import Batch, StepsRead, batch_rows, read_batches
 from refavs.data.cues import ACOUSTIC_TEMPORAL
 from refavs.data.splits import Splits, refers_to_nothing
 from refavs.errors import StoreError
 from refavs.model.feature_sizes import FeatureSizes
 from refavs.model.heads.protocol import Head
-
-if TYPE_CHECKING:
-    from refavs.store import FeatureStore
-
+from refavs.store import FeatureStore
 
 NULL = "null"
 
@@ -33,7 +29,7 @@ def derived_seed(seed: int, *parts: object) -> int:
 class Sampler:
     """Chooses the training expressions of each epoch; depends only on the seed and the epoch."""
 
-    def __init__(self, config: TrialConfig, store: "FeatureStore", device: torch.device | None = None) -> None:
+    def __init__(self, config: TrialConfig, store: FeatureStore, device: torch.device | None = None) -> None:
         self.config, self.store, self.device = config, store, device or torch.device("cpu")
         self.levels = FeatureSizes.from_store(store, config.model.needs(), config.model.head).levels
         table = store.expressions
@@ -73,7 +69,7 @@ class Sampler:
         """The batches of an epoch in numbered parts of about equal size; only the parts of worker `rank`.
 
         Args:
-            heads: those that read the batches, which then have only the maps and seconds that one of them reads.
+            heads: those that read the batches, which then have only the maps and steps that one of them reads.
         """
         train = self.config.train
         whole = batch_rows(
@@ -81,15 +77,15 @@ class Sampler:
             expressions_per_clip=train.expressions_per_clip,
         )
         mine = [list(self._parts(rows, num_workers * train.accumulate))[rank :: num_workers] for rows in whole]
-        wanted = (([rows for _, rows in parts], seconds_of(heads, self.frames(epoch * self.num_steps + index)))
+        wanted = (([rows for _, rows in parts], steps_read(heads, self.chosen_steps(epoch * self.num_steps + index)))
                   for index, parts in enumerate(mine))  # fmt: skip
         read = read_batches(self.store, wanted, all_levels(heads) or self.levels, self.device)
         for parts, found in zip(mine, read, strict=True):
             yield [(number, batch) for (number, _), batch in zip(parts, found, strict=True)]
 
-    def frames(self, step: int) -> list[int] | None:
-        """The seconds that a step decodes, the same for all parts of its batch; None means all."""
-        return frames_of(self.config, step, len(self.store.steps))
+    def chosen_steps(self, number: int) -> list[int] | None:
+        """The steps of a clip that training step `number` decodes, for all parts of its batch; None means all."""
+        return chosen_steps(self.config, number, len(self.store.steps))
 
     def _parts(self, rows: list[int], num_parts: int) -> Iterator[tuple[int, list[int]]]:
         """Splits rows into parts without empty ones; neighbours, which often share a clip, stay together."""
@@ -99,25 +95,25 @@ class Sampler:
                 yield number, part
 
 
-def frames_of(config: TrialConfig, step: int, num_steps: int) -> list[int] | None:
-    """The seconds that a step decodes; None means all."""
+def chosen_steps(config: TrialConfig, number: int, num_steps: int) -> list[int] | None:
+    """Which of the `num_steps` steps of a clip the training step `number` decodes; None means all."""
     wanted = config.train.frames
     if not wanted or wanted >= num_steps:
         return None
-    rng = np.random.default_rng(derived_seed(config.order_seed, "frames", step))
+    rng = np.random.default_rng(derived_seed(config.order_seed, "frames", number))
     return sorted(rng.permutation(num_steps)[:wanted].tolist())
 
 
-def seconds_of(heads: Sequence[Head], frames: Sequence[int] | None) -> SecondsRead:
-    """The seconds to read of each map for heads that share a batch, by its name; the other maps are read whole."""
-    if frames is None or not heads:
+def steps_read(heads: Sequence[Head], chosen: Sequence[int] | None) -> StepsRead:
+    """The steps to read of each map for heads that share a batch, by its name; the other maps are read whole."""
+    if chosen is None or not heads:
         return {}
-    each = [head.seconds_read(frames) for head in heads]
+    each = [head.steps_read(chosen) for head in heads]
     read = {size.name for head in heads for size in head.sizes.maps}
     whole = {name for name in read for head, own in zip(heads, each, strict=True)
              if name not in own and any(size.name == name for size in head.sizes.maps)}  # fmt: skip
     names = dict.fromkeys(name for own in each for name in own)
-    return {name: sorted({second for own in each for second in own.get(name, ())})
+    return {name: sorted({step for own in each for step in own.get(name, ())})
             for name in names if name not in whole}  # fmt: skip
 
 

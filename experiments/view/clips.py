@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from experiments.report.seconds import HEIGHT, Second, data_uri, footage_of, seconds_with
+from experiments.report.clip_steps import HEIGHT, DrawnStep, data_uri, footage_of, steps_with
 from experiments.view.shown import ShownStore
 from extract.media.clip import read_media
 from extract.media.forms import Frames
@@ -27,8 +27,8 @@ FLAGS = {
     FAILED: "a stream could not be computed", MISSING: "a stream has no row of it yet",
     SHARED: "another clip has the same frames or the same sound", **NOTES,
 }  # fmt: skip
-UNNAMED = ("The extraction has not written its table of clips yet, so that names, pictures, sound and masks are not "
-           "known. The committed features can be seen.")  # fmt: skip
+UNNAMED = ("The extraction has not written its table of clips yet, so names, pictures, sound and masks are not known. "
+           "The features that are committed can be seen.")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class ClipView:
 
     id: str
     facts: Mapping[str, str] = field(default_factory=dict)
-    seconds: tuple[Second, ...] = ()
+    steps: tuple[DrawnStep, ...] = ()
     objects: tuple[tuple[int, bool], ...] = ()
     said: tuple[Said, ...] = ()
     width: int = 160
@@ -114,7 +114,7 @@ def clip_view(shown: ShownStore, clip_id: str) -> ClipView:
     row = line.iloc[0]
     places = {int(index): place for place, index in enumerate(objects.index)}
     return ClipView(
-        id=clip_id, seconds=seconds_with(footage, masks, labelled),
+        id=clip_id, steps=steps_with(footage, masks, labelled),
         objects=tuple((int(fid), bool(mask.any())) for fid, mask in zip(objects["fid"], masks, strict=True)),
         width=footage.width, sound=footage.sound, note=footage.note,
         facts={"seconds": str(row["seconds"]), "splits": row["splits"],

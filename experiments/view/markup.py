@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from experiments.report.clip_steps import WAVE_HZ
 from experiments.report.page import environment, resource
-from experiments.report.seconds import WAVE_HZ
 
 TEMPLATE, STYLES = "view.html.jinja", ("card.css", "view.css")
 

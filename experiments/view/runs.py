@@ -42,7 +42,7 @@ def splits_of(shown: ShownRun) -> list[str]:
 
 
 def card(shown: ShownRun, row: int) -> Card:
-    """Predicts one expression again and draws it beside its ground truth, second by second.
+    """Predicts one expression again and draws it beside its ground truth, step by step.
 
     Args:
         row: of the expression in the store's table.

@@ -34,7 +34,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row of pictures, one per second, or a single wide one; `text` says what it shows."""
+    """A row of pictures, one per step, or a single wide one; `text` says what it shows."""
 
     text: str
     pictures: tuple[UInt8[np.ndarray, "_ _ 3"], ...]
@@ -90,7 +90,7 @@ def row_of(store: FeatureStore, stream: str, clip_id: str) -> int:
 
 
 def stream_view(shown: ShownStore, path: str, clip_id: str) -> StreamView:
-    """Draws one array of a clip; what cannot be read is told instead."""
+    """Draws one array of a clip, or says why it cannot be read."""
     spec = shown.store.specs.get(path)
     title = path.removeprefix("clips/")
     if spec is None:
@@ -138,8 +138,8 @@ def principal(
 ) -> tuple[float, Float[np.ndarray, "t h w 3"]]:
     """The first three principal components of a clip's standardised tokens, and their share of the variance.
 
-    Standardised by the store's statistics, so that no channel rules by its scale alone. Each component's sign makes
-    its largest weight positive.
+    Tokens are standardised by the store's statistics, so that no channel dominates by its scale. The sign of each
+    component makes its largest weight positive.
     """
     t, c, h, w = found.shape
     mean, deviation = moments or (found.float().mean((0, 2, 3)).numpy(), np.ones(c, np.float32))
@@ -156,9 +156,9 @@ def principal(
     weights = torch.from_numpy((axes * scale[:, None]).astype(np.float32))
     shift = ((mean * scale + middle) @ axes).astype(np.float32)
     projected = (one.float().flatten(1).T @ weights for one in found)
-    seconds = [torch.nan_to_num(one, posinf=0, neginf=0).numpy() - shift for one in projected]
+    steps = [torch.nan_to_num(one, posinf=0, neginf=0).numpy() - shift for one in projected]
     components = np.zeros((t, h, w, 3), np.float32)
-    components[..., :count] = rearrange(np.stack(seconds), "t (h w) k -> t h w k", h=h)
+    components[..., :count] = rearrange(np.stack(steps), "t (h w) k -> t h w k", h=h)
     total = float(np.trace(covariance))
     return float(variances.clip(0).sum() / total) if total > 0 else 0.0, components
 
@@ -188,11 +188,11 @@ def norm_facts(norms: Float[np.ndarray, "t ..."]) -> tuple[tuple[str, str], ...]
     if not known.size:
         return (("norm", "no token is finite"),)
     middle = float(np.median(known))
-    second, *_ = np.unravel_index(int(np.where(finite, norms, -1).argmax()), norms.shape)
+    step, *_ = np.unravel_index(int(np.where(finite, norms, -1).argmax()), norms.shape)
     outliers = int((known > OUTLIER * middle).sum()) if middle > 0 else 0
     facts = [
         ("norm", f"{known.min():.3g} to {known.max():.3g}, median {middle:.3g}"),
-        ("largest norm", f"step {second}"),
+        ("largest norm", f"step {step}"),
         ("outliers", f"{outliers} of {norms.size:,} tokens have more than {OUTLIER:.0f} times the median"),
     ]
     bad, zero = norms.size - known.size, int((known == 0).sum())

@@ -24,7 +24,7 @@ FILM_RULES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Media:
-    """What the encoders are given of one clip.
+    """What the encoders get of one clip.
 
     Attributes:
         frames: RGB, one for each step, in each form asked for.
@@ -103,7 +103,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DatasetError(f"frame {path} is missing; accepted: a picture for each second of the clip") from error
+        raise DatasetError(f"frame {path} is missing; accepted: a picture for each step of the clip") from error
     except PICTURE_ERRORS as error:
         raise DatasetError(f"frame {path} cannot be read ({reason_of(error)}); replace the file") from error
 

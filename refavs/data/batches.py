@@ -20,7 +20,7 @@ from refavs.store.format.quantised import values_of
 from refavs.store.pooled import pooled_path
 from refavs.store.reader import FeatureStore, Sample
 
-SecondsRead = Mapping[str, Sequence[int]]
+StepsRead = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,12 +164,12 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 def read_batch(
     store: FeatureStore, indices: Sequence[int], levels: Sequence[str], memory: Recycler,
-    seconds: SecondsRead | None = None,
+    steps: StepsRead | None = None,
 ) -> Batch:  # fmt: skip
     """As `collate` of the expressions' samples, but reads each clip, text and mask once, directly into the batch.
 
     Args:
-        seconds: by map, those to read, as `Head.seconds_read` names them; the other maps are read whole.
+        steps: by map, those to read, as `Head.steps_read` names them; the other maps are read whole.
 
     Raises:
         DatasetError: some of the expressions have a mask and some have none.
@@ -178,7 +178,7 @@ def read_batch(
     facts = [store.facts[index] for index in indices]
     _refuse_bare([(fact["uid"], fact["split"]) for fact in facts if fact["object"] < 0], len(facts))
     clips, texts, objects = ([fact[name] for fact in facts] for name in ("clip", "text_row", "object"))
-    visual, chosen = _chosen(store, store.visual_paths(levels), clips, seconds or {})
+    visual, chosen = _chosen(store, store.visual_paths(levels), clips, steps or {})
     masked = objects[0] >= 0
     wanted = [(store.schema.with_scales(*visual.values(), store.audio_path), clips),
               (store.schema.with_scales(store.text_path, store.valid_path), texts)]  # fmt: skip
@@ -217,14 +217,14 @@ def _masks(store: FeatureStore, found: Mapping[str, Tensor]) -> list[Tensor]:
 
 
 def _chosen(
-    store: FeatureStore, visual: Mapping[str, str], clips: Sequence[int], seconds: SecondsRead
+    store: FeatureStore, visual: Mapping[str, str], clips: Sequence[int], steps: StepsRead
 ) -> tuple[dict[str, str], dict[str, list[int]]]:
-    """Paths of the maps to read, pooled ones included, and the seconds of those that are not read whole.
+    """Paths of the maps to read, pooled ones included, and the steps of those that are not read whole.
 
-    Where the store lacks a pooled map, or its row of a clip, the map itself is read in those seconds too.
+    Where the store lacks a pooled map, or its row of a clip, the map itself is read in those steps too.
     """
-    paths, wanted = dict(visual), {name: {*own} for name, own in seconds.items() if name in visual}
-    for name, own in seconds.items():
+    paths, wanted = dict(visual), {name: {*own} for name, own in steps.items() if name in visual}
+    for name, own in steps.items():
         source, _, by = name.rpartition("/")
         if name in visual or source not in wanted:
             continue
@@ -277,13 +277,13 @@ def batch_rows(
 
 
 def read_batches(
-    store: FeatureStore, wanted: Iterable[tuple[Sequence[Sequence[int]], SecondsRead]],
+    store: FeatureStore, wanted: Iterable[tuple[Sequence[Sequence[int]], StepsRead]],
     levels: Sequence[str] | None = None, device: torch.device | None = None,
 ) -> Iterator[list[Batch]]:  # fmt: skip
     """Yields batches in pieces, each read from the store directly into reused memory.
 
     Args:
-        wanted: for each batch, the expressions of each of its pieces, and the seconds to read; see `read_batch`.
+        wanted: for each batch, the expressions of each of its pieces, and the steps to read; see `read_batch`.
         device: the device that will use the batches. If it has streams, batches are copied on a separate stream, and
             `Batch.to` makes the current stream wait for the copy.
     """
@@ -291,8 +291,8 @@ def read_batches(
     sender = None if device is None else Sender.to(device)
     memory = Recycler(pinned=sender is not None)
     try:
-        for pieces, seconds in wanted:
-            found = (read_batch(store, piece, levels, memory, seconds) for piece in pieces)
+        for pieces, steps in wanted:
+            found = (read_batch(store, piece, levels, memory, steps) for piece in pieces)
             yield [*found] if sender is None else [sender.send(batch) for batch in found]
     finally:
         if sender is not None:

@@ -18,13 +18,13 @@ class Maps(Mapping[str, Tensor]):
 
     Values are computed on every access, on the device of the maps, and are not kept.
 
-    A map that was read in part has only the seconds that were read; `part` selects from them by seconds of the clip.
+    A map that was read in part has only the steps that were read; `part` selects from them by steps of the clip.
 
     Attributes:
         stored: the numbers as the store has them.
         scales: the scale of each clip and channel of the quantised maps.
-        places: where each second is among the read ones, for a map whose read seconds are not the first ones;
-            `NOWHERE` for a second that was not read.
+        places: where each step is among the read ones, for a map whose read steps are not the first ones;
+            `NOWHERE` for a step that was not read.
     """
 
     stored: Mapping[str, Shaped[Tensor, "u _ _ _ _"]]
@@ -41,10 +41,10 @@ class Maps(Mapping[str, Tensor]):
         return dequantised(stored, self.scales[name], 2) if name in self.scales else stored
 
     @staticmethod
-    def places_of(seconds: Sequence[int], num_seconds: int) -> Int[Tensor, "t"]:
-        """Where each of `num_seconds` seconds is among those that were read."""
-        places = torch.full((num_seconds,), NOWHERE)
-        places[list(seconds)] = torch.arange(len(seconds))
+    def places_of(steps: Sequence[int], num_steps: int) -> Int[Tensor, "t"]:
+        """The position of each of `num_steps` steps among the steps that were read."""
+        places = torch.full((num_steps,), NOWHERE)
+        places[list(steps)] = torch.arange(len(steps))
         return places
 
     def __iter__(self) -> Iterator[str]:
@@ -58,19 +58,19 @@ class Maps(Mapping[str, Tensor]):
         """All tensors, for example to wait for their copy."""
         return [*self.stored.values(), *self.scales.values(), *self.places.values()]
 
-    def part(self, names: Iterable[str], seconds: slice | Int[Tensor, "f"]) -> "Maps":
-        """The maps with these names, of these seconds.
+    def part(self, names: Iterable[str], steps: slice | Int[Tensor, "f"]) -> "Maps":
+        """The maps with these names, of these steps.
 
         Args:
             names: one that the batch lacks is left out.
-            seconds: a slice must start with the first second. It keeps of a map the read ones, an index takes all.
+            steps: a slice must start with the first step. It keeps of a map the read ones, an index takes all.
         """
         stored, places = {}, {}
         for name in names:
-            if name in self.places and isinstance(seconds, slice):
-                stored[name], places[name] = self.stored[name], self.places[name][seconds]
+            if name in self.places and isinstance(steps, slice):
+                stored[name], places[name] = self.stored[name], self.places[name][steps]
             elif name in self.stored:
-                stored[name] = self.stored[name][:, self.places[name][seconds] if name in self.places else seconds]
+                stored[name] = self.stored[name][:, self.places[name][steps] if name in self.places else steps]
         return Maps(stored, {name: scale for name, scale in self.scales.items() if name in stored}, places)
 
     def to(self, device: torch.device | str) -> "Maps":

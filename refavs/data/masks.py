@@ -8,8 +8,8 @@ A file can be interpreted in up to three ways, its *readings*:
   from `nonzero` only for palettes.
 - `alpha`: the pixel is not fully transparent, by alpha channel or transparent colour.
 
-Without a rule (`auto`), the readings of all seconds of an object must agree. A reading that is the same for every pixel
-of every second is ignored if another one distinguishes pixels. If readings disagree, or if the mask would be full
+Without a rule (`auto`), the readings of all frames of an object must agree. A reading that is the same for every pixel
+of every frame is ignored if another one distinguishes pixels. If readings disagree, or if the mask would be full
 although pixels have different values (each the id of a segment), `--mask-rule` must name the reading.
 """
 
@@ -41,7 +41,7 @@ class MaskRuleError(DatasetError):
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
-    """The content of one second's file.
+    """The content of the file of one frame.
 
     Attributes:
         readings: masks by name, at the requested size.
@@ -66,7 +66,7 @@ def read_masks(
     """Reads an object's masks, which are True for its pixels.
 
     Args:
-        masks: the mask of each second.
+        masks: the mask of each frame.
         size: height and width of the result, by nearest neighbour; None keeps the files' size.
         expected_size: height and width the files must have, e.g. those of their frames.
         rule: the reading to use; `auto` requires that all readings agree.
@@ -142,7 +142,7 @@ def _agreed(files: Sequence[_File]) -> str:
 
 
 def _file(mask: Mask, root: Path | None, size: tuple[int, int] | None, expected_size: tuple[int, int] | None) -> _File:
-    """Reads one second's mask.
+    """Reads the mask of one frame.
 
     Raises:
         DatasetError: the file is missing, is not a picture, or does not have `expected_size`.
@@ -156,7 +156,7 @@ def _file(mask: Mask, root: Path | None, size: tuple[int, int] | None, expected_
             _refuse_size(str(mask), (picture.height, picture.width), expected_size)
             return _read(mask, picture, size)
     except FileNotFoundError:
-        raise DatasetError(f"{mask}: no such mask; expected a PNG for each labelled second.") from None
+        raise DatasetError(f"{mask}: no such mask; expected a PNG for each labelled frame.") from None
     except PICTURE_ERRORS as error:
         raise DatasetError(
             f"{mask} cannot be read as a PNG mask ({reason_of(error)}); unpack that file again."

@@ -51,7 +51,7 @@ class Needs:
         maps: alternative sets of visual maps, each listed finest first. The head reads the first set the store has.
         audio: whether it reads audio features.
         text: whether it reads the features of the expression.
-        sound_by_second: whether it needs exactly one audio vector per second, not several tokens.
+        sound_by_step: whether it needs exactly one audio vector per step, not several tokens.
         advice: what to do if the store lacks the maps; ends the error message that lists them.
         without_null: what it means for the head that no training expression refers to nothing; empty if it can do
             without such expressions.
@@ -60,7 +60,7 @@ class Needs:
     maps: tuple[tuple[str, ...], ...]
     audio: bool = True
     text: bool = True
-    sound_by_second: bool = False
+    sound_by_step: bool = False
     advice: str = "run refavs-extract with that level again"
     without_null: str = ""
 
@@ -87,7 +87,7 @@ class FeatureSizes:
             head: name of the head, for error messages.
 
         Raises:
-            StoreError: the store lacks maps, or has several audio tokens a second where the head needs one.
+            StoreError: the store lacks maps, or has several audio tokens a step where the head needs one.
         """
         paths = store.visual_paths()
         names = next((names for names in needs.maps if all(name in paths for name in names)), None)
@@ -102,10 +102,10 @@ class FeatureSizes:
         def size(path: str) -> dict[str, int]:
             return dict(zip(store.specs[path].axes, store.specs[path].shape, strict=True))
 
-        if needs.audio and needs.sound_by_second and "t" not in store.specs[store.audio_path].axes:
+        if needs.audio and needs.sound_by_step and "t" not in store.specs[store.audio_path].axes:
             encoder = store.audio_path.split("/")[2]
-            raise StoreError(f"the encoder {encoder!r} of store {store.location} has several tokens per second; {head} "
-                             "reads one vector per second; choose another encoder with model.audio, or another head")
+            raise StoreError(f"the encoder {encoder!r} of store {store.location} has several tokens per step; {head} "
+                             "reads one vector per step; choose another encoder with model.audio, or another head")
 
         def stream(path: str) -> StreamSize:
             return StreamSize(path=path, channels=size(path)["c"])

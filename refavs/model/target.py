@@ -27,11 +27,11 @@ class FrameCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The ground truth for the decoded seconds of a batch, or of a part of a batch.
+    """The ground truth for the decoded steps of a batch, or of a part of a batch.
 
     Attributes:
         masks: masks of the referred object; empty if there is none.
-        labelled: which seconds have a label; the others do not contribute to a loss. None if all have one.
+        labelled: which steps have a label; the others do not contribute to a loss. None if all have one.
         counts: the frame counts of the whole batch. If the loss of each part is a sum over its frames divided by these
             counts, losses and gradients of the parts add up to those of the batch. None if the batch is not split.
         shown: indices of the labelled frames with an object, expression after expression; None computes them from the

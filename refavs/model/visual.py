@@ -150,20 +150,20 @@ class VisualInput(nn.Module):
             self.token_input.set(*statistics[path])
 
     def forward(
-        self, visual: Mapping[str, Float[Tensor, "u _ _ _ _"]], frames: Int[Tensor, "f"] | None,
-        once: Once | None = None, seconds: str = "all",
+        self, visual: Mapping[str, Float[Tensor, "u _ _ _ _"]], chosen: Int[Tensor, "f"] | None,
+        once: Once | None = None, selection: str = "all",
     ) -> VisualFeatures:  # fmt: skip
         """Tokens of all frames and the maps of the chosen ones.
 
         Args:
-            once: cache of frozen results, shared with the other heads that read the same maps and seconds.
-            seconds: a name for the selection of seconds in `visual`, different for each selection.
+            once: cache of frozen results, shared with the other heads that read the same maps and steps.
+            selection: a name for the steps that `visual` has, different for each selection.
         """
         once = once or Once()
         visual = Maps.of(visual)
-        decoded, maps = self._maps(visual, frames, once)
+        decoded, maps = self._maps(visual, chosen, once)
         if decoded is None:
-            tokens = once(("tokens", self.downsample, seconds), lambda: self._tokens(visual))
+            tokens = once(("tokens", self.downsample, selection), lambda: self._tokens(visual))
         else:
             tokens = self._pooled(decoded, itertools.repeat(None))
         tokens = self.project(tokens)
@@ -187,14 +187,14 @@ class VisualInput(nn.Module):
         return self.token_input(rearrange(tokens, "u t c h w -> u t (h w) c"))
 
     def _maps(
-        self, visual: Maps, frames: Tensor | None, once: Once
+        self, visual: Maps, chosen: Tensor | None, once: Once
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """The mask features of all frames from an own pixel decoder, and the decoder's maps of the chosen frames."""
         needed = (MASKS, *LEVELS[: self.num_levels])
 
         def standardised(name: str) -> Tensor:
             return once((name, name in self.inputs), lambda: self._standardised(
-                name, visual if frames is None else visual.part([name], frames)))  # fmt: skip
+                name, visual if chosen is None else visual.part([name], chosen)))  # fmt: skip
 
         if self.pixel_decoder is None:
             return None, {name: standardised(name) for name in needed}
@@ -206,7 +206,7 @@ class VisualInput(nn.Module):
             for name, maps in self.pixel_decoder(pyramid).items()
         }
         return decoded[MASKS], {
-            name: decoded[name] if frames is None else decoded[name][:, frames] for name in needed
+            name: decoded[name] if chosen is None else decoded[name][:, chosen] for name in needed
         }
 
     def _standardised(self, name: str, maps: Maps) -> Tensor:

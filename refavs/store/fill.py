@@ -1,13 +1,14 @@
 """Reads rows of arrays into existing memory: from a memory map, from disk with several readers, or from a server."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from refavs.store.backends.base import Folder, LocalFolder
 from refavs.store.format.shard import ShardReader
 
 READERS = 4  # threads for rows that are not in memory; disks serve several requests at once
+THREAD_BYTES = 2**21  # a copy of less is not worth a thread
 
 
 @runtime_checkable
@@ -69,14 +71,15 @@ def fill(store: RowSource, targets: Sequence[Target]) -> None:
     if not isinstance(store.folder, LocalFolder):
         store.folder.together([partial(_copy, store, [target]) for target in targets])
         return
-    waiting = [(target, calls) for target in targets if (calls := _readers(store, target))]
-    calls = iter([call for _, calls in waiting for call in calls])
-    _at_once(partial(_run, calls), min(READERS, sum(len(calls) for _, calls in waiting)))
-    for target, _ in waiting:
+    found = [(target, _readers(store, target)) for target in targets]
+    warm = [target for target, calls in found if not calls]
+    num_threads = min(torch.get_num_threads(), len(warm), 1 + sum(target.out.nbytes for target in warm) // THREAD_BYTES)
+    _at_once(partial(_copy, store, iter(warm)), num_threads)
+    cold = [(target, call) for target, calls in found for call in calls]
+    _at_once(partial(_read, store, iter(cold)), min(READERS, len(cold)))
+    for target in [target for target, calls in found if calls]:
         with store.shard_of(target.path, target.row) as (shard, place):
             shard.check_copy(place, target.flat, store.verify, target.part)
-    cold = {id(target) for target, _ in waiting}
-    _copy(store, [target for target in targets if id(target) not in cold])
 
 
 def _readers(store: RowSource, target: Target) -> list[Callable[[], None]]:
@@ -84,24 +87,19 @@ def _readers(store: RowSource, target: Target) -> list[Callable[[], None]]:
     if not target.out.flags.c_contiguous:
         return []
     with store.shard_of(target.path, target.row) as (shard, place):
-        calls = shard.readers(place, target.flat, target.part)
-
-    def read(call: Callable[[], None]) -> None:
-        with store.shard_of(target.path, target.row):  # names the shard in errors
-            call()
-
-    return [partial(read, call) for call in calls]
+        return shard.readers(place, target.flat, target.part)
 
 
-def _copy(store: RowSource, targets: Sequence[Target]) -> None:
-    """Copies rows one after the other."""
+def _copy(store: RowSource, targets: Iterable[Target]) -> None:
+    """Copies rows one after the other; several threads may share an iterator."""
     for path, row, out, part in targets:
         np.copyto(out, store.read(path, row, part).numpy())
 
 
-def _run(calls: Iterator[Callable[[], None]]) -> None:
-    for call in calls:
-        call()
+def _read(store: RowSource, calls: Iterator[tuple[Target, Callable[[], None]]]) -> None:
+    for target, call in calls:
+        with store.shard_of(target.path, target.row):  # names the shard in errors
+            call()
 
 
 def _at_once(work: Callable[[], None], num_threads: int) -> None:

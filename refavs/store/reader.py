@@ -296,12 +296,12 @@ class FeatureStore:
             raise StoreError(f"{path} of {key!r} (row {row} of {spec.table}) in {self.location} cannot be used: "
                              f"{error}; {TRY_AGAIN if out_of_reach(error.__cause__) else remedy}") from error
 
-    def read_rows(self, wanted: Rows, empty: Empty, seconds: Rows | None = None) -> dict[str, Shaped[Tensor, "_ ..."]]:
+    def read_rows(self, wanted: Rows, empty: Empty, steps: Rows | None = None) -> dict[str, Shaped[Tensor, "_ ..."]]:
         """Reads rows of several arrays, by path, together; do not repeat rows, since each is a request to a server.
 
         Args:
             empty: allocates a tensor of a shape and type.
-            seconds: those to read of a row, ascending, by path; other rows are read whole.
+            steps: those to read of a row, ascending, by path; other rows are read whole.
 
         Raises:
             StoreError: as for `read`.
@@ -309,7 +309,7 @@ class FeatureStore:
         found, targets = {}, []
         for path, rows in wanted.items():
             spec = self._spec(path)
-            chosen = range(spec.shape[0]) if seconds is None else seconds.get(path, range(spec.shape[0]))
+            chosen = range(spec.shape[0]) if steps is None else steps.get(path, range(spec.shape[0]))
             found[path] = empty((len(rows), len(chosen), *spec.shape[1:]), getattr(torch, spec.dtype))
             for row, place in zip(rows, found[path].numpy(), strict=True):
                 targets += targets_of(path, row, place, chosen, spec.shape[0])

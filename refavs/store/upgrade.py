@@ -304,7 +304,7 @@ def _shard(
 
 
 def _all_labelled(folder: Folder, schema: StoreSchema, index: int, places: Sequence[int]) -> ShardFacts:
-    """Marks every second of these objects as labelled, as version 2 implied."""
+    """Marks every step of these objects as labelled, as version 2 implied."""
     spec = schema.specs[LABELLED]
     file = ShardFile(folder, shard_name(spec, index), schema.objects_per_shard)
     try:

@@ -1,8 +1,8 @@
 """Bytes and speed of stores whose maps are float16, int8 and float8, and what reading them costs a step.
 
-The same clips are written in each type. The readers take turns within one run. It also measures a step that decodes two
-seconds and reads only these, with and without the pooled mask features of the seconds before. `--quick` shrinks it to a
-smoke test; what the types cost in J and F is measured by the grid `dtypes`.
+The same clips are written in each type. The readers take turns within one run. It also measures training that decodes
+two steps of a clip and reads only these, with and without the pooled mask features of those before. `--quick` shrinks
+it to a smoke test; what the types cost in J and F is measured by the grid `dtypes`.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from refavs.choices import STORED_TYPES, StoredType
 from refavs.data.batches import Recycler
 from refavs.data.maps import Maps
 from refavs.model.visual import Standardisation
-from refavs.store import ArraySpec, FeatureStore, StoreWriter, StreamSpec
+from refavs.store import ArraySpec, FeatureStore, StoreSchema, StoreWriter, StreamSpec
 from refavs.store.format.channel_stats import ChannelSums
 from refavs.store.format.quantised import quantise, stored_as, stored_rows
 
 PACKAGES = ("torch", "numpy", "zarr")
 STREAM, POOLED, SECONDS, CHANNELS = "visual/bench", "visual/bench-pooled8", 10, 256
-DECODED, WAYS = 2, ("all seconds", "two seconds", "two seconds, pooled tokens of those before")
+DECODED, WAYS = 2, ("all steps", "two steps", "two steps, pooled tokens of those before")
 LEVELS = {"mask_features": 4, "s8": 8, "s16": 16, "s32": 32}  # strides
 USES = ("as stored", "values", "standardised")
 Times = dict[tuple[StoredType, str], list[float]]
@@ -50,8 +50,9 @@ def write_pooled(folder: Path, side: int, num_clips: int) -> None:
     """Adds the pooled mask features of its clips to a store; the values do not matter."""
     writer, spec = StoreWriter.attach(folder), pooled_spec(side)
     streams = {**writer.schema.streams, POOLED: StreamSpec(fingerprint={}, arrays=(spec,), rows_per_shard=4)}
-    writer = StoreWriter.open(folder, streams=streams, source="benchmark", seconds=SECONDS, fps=1.0, mask_size=8,
-                              objects_per_shard=1)  # fmt: skip
+    writer = StoreWriter.open(folder, StoreSchema(
+        streams=streams, source="benchmark", seconds=SECONDS, fps=1.0, mask_size=8, objects_per_shard=1,
+    ))  # fmt: skip
     values = np.random.default_rng(0).standard_normal(spec.shape, np.float32)
     keys = [f"clip{number:05d}" for number in range(num_clips)]
     for plan in filter(None, writer.plan(POOLED, [keys[at : at + 4] for at in range(0, num_clips, 4)])):
@@ -68,8 +69,9 @@ def write_clips(folder: Path, side: int, num_clips: int) -> dict[StoredType, lis
     for dtype in STORED_TYPES:
         specs = stored_as(specs_of(side), dtype)
         stream = StreamSpec(fingerprint={"dtype": dtype}, arrays=specs, rows_per_shard=4)
-        writer = StoreWriter.open(folder / dtype, streams={STREAM: stream}, source="benchmark", seconds=SECONDS,
-                                  fps=1.0, mask_size=8, objects_per_shard=1)  # fmt: skip
+        writer = StoreWriter.open(folder / dtype, StoreSchema(
+            streams={STREAM: stream}, source="benchmark", seconds=SECONDS, fps=1.0, mask_size=8, objects_per_shard=1,
+        ))  # fmt: skip
         keys = [f"clip{number:05d}" for number in range(num_clips)]
         taken[dtype] = []
         for plan in filter(None, writer.plan(STREAM, [keys[at : at + 4] for at in range(0, num_clips, 4)])):
@@ -138,8 +140,8 @@ def read_table(title: str, taken: Times, batch: int) -> str:
     return f"### {title}\n\n{table(header, rows)}"
 
 
-def seconds_read(store: FeatureStore, way: str, frames: Sequence[int]) -> dict[str, Sequence[int]]:
-    """The seconds of each array that a step with these frames reads."""
+def steps_read(store: FeatureStore, way: str, frames: Sequence[int]) -> dict[str, Sequence[int]]:
+    """The steps of each array that a training step with these frames reads."""
     before = range(frames[-1] + 1)
     paths = [spec.path for spec in store.schema.tables[STREAM].values]
     if way == WAYS[0]:
@@ -149,8 +151,8 @@ def seconds_read(store: FeatureStore, way: str, frames: Sequence[int]) -> dict[s
     return {**dict.fromkeys(paths, frames), f"clips/{POOLED}/mask_features_pooled": before}
 
 
-def bench_seconds(folder: Path, num_clips: int, batch: int, repeats: int, cold: bool) -> str:
-    """Clips a second and bytes of a clip, for steps that read all seconds or only what they need, in turns."""
+def bench_steps(folder: Path, num_clips: int, batch: int, repeats: int, cold: bool) -> str:
+    """Clips a second and bytes of a clip, for training steps that read all steps or only what they need, in turns."""
     memory, rng = Recycler(), np.random.default_rng(2)
     taken: dict[str, list[float]] = {way: [] for way in WAYS}
     sizes: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -166,7 +168,7 @@ def bench_seconds(folder: Path, num_clips: int, batch: int, repeats: int, cold: 
             if cold:
                 drop_pages(folder)
                 store = FeatureStore(folder, verify="never")
-            wanted = seconds_read(store, way, frames)
+            wanted = steps_read(store, way, frames)
             started = time.perf_counter()
             found = store.read_rows({path: rows for path in wanted}, memory.empty, wanted)
             taken[way].append(time.perf_counter() - started)
@@ -174,7 +176,7 @@ def bench_seconds(folder: Path, num_clips: int, batch: int, repeats: int, cold: 
     base = taken[WAYS[0]]
     lines = [[way, f"{np.mean(sizes[way]):.1f}", f"{batch / min(times):.0f} / {batch / median(times):.0f}",
               f"{min(base) / min(times):.2f} / {median(base) / median(times):.2f}"] for way, times in taken.items()]
-    return table(["a step reads", "MB a clip", "clips/s best / median", "x all seconds"], lines)
+    return table(["a step reads", "MB a clip", "clips/s best / median", "x all steps"], lines)
 
 
 def write_table(folder: Path, taken: dict[StoredType, list[float]]) -> str:
@@ -221,8 +223,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n" + read_table(f"{title}, {batch} clips to a batch", taken, batch), flush=True)
         write_pooled(folder / "float16", side, num_clips)
         for title, cold in (("Warm reads", False), ("Cold reads", True)):
-            found = bench_seconds(folder / "float16", num_clips, batch, repeats, cold)
-            print(f"\n### {title} of a step that decodes {DECODED} of {SECONDS} seconds\n\n{found}", flush=True)
+            found = bench_steps(folder / "float16", num_clips, batch, repeats, cold)
+            print(f"\n### {title} of a training step that decodes {DECODED} of {SECONDS} steps\n\n{found}", flush=True)
     print("\n" + parts_table(side, repeats))
     return 0
 

@@ -31,7 +31,7 @@ from tests.benchmarks.sweep_store import NOISE, SECONDS, SIDES, SIZE, wide_strea
 from tests.benchmarks.train_store import write_store
 from tests.refavs.small_heads import SWIN_B, loss_of, published_sizes, quadratic_interaction
 
-NUM_SECONDS, MASK_SIDE, NUM_WORDS = 10, 384, 25
+NUM_STEPS, MASK_SIDE, NUM_WORDS = 10, 384, 25
 TARGET_RATE, TARGET_PEAK, TARGET_TIMES, TOLERANCE = 0.4, 8e9, 10, 1e-5
 
 
@@ -48,8 +48,8 @@ def main() -> int:
         print(json.dumps(step_of(arguments.step_of, arguments.quick)))
         return 0
     print(describe(Path.cwd(), ("torch",)), flush=True)
-    seconds = 1 if arguments.quick else NUM_SECONDS
-    found = GrowingTable(f"A step of 1 clip x {seconds} s x 1 expression, fp32, {arguments.threads} threads", [
+    num_steps = 1 if arguments.quick else NUM_STEPS
+    found = GrowingTable(f"A step of 1 clip x {num_steps} s x 1 expression, fp32, {arguments.threads} threads", [
         "head", "parameters", "GFLOP", "s", "GFLOP/s over a product's, by the clock / by processor time",
         f"peak memory, GB (target {TARGET_PEAK / 1e9:.0f})",
     ])  # fmt: skip
@@ -82,7 +82,7 @@ def step_of(name: str, quick: bool) -> dict[str, float]:
         ))  # fmt: skip
     torch.manual_seed(0)
     head = implementation_of(options)(options, sizes).train()
-    batch = made_up(sizes, options, 1 if quick else NUM_SECONDS)
+    batch = made_up(sizes, options, 1 if quick else NUM_STEPS)
 
     def step() -> None:
         head.zero_grad(set_to_none=True)
@@ -105,14 +105,14 @@ def step_of(name: str, quick: bool) -> dict[str, float]:
             "by_clock": clock, "by_processor": processor, "peak": peak}  # fmt: skip
 
 
-def made_up(sizes: FeatureSizes, options: HeadOptions, num_seconds: int) -> Batch:
+def made_up(sizes: FeatureSizes, options: HeadOptions, num_steps: int) -> Batch:
     """One expression about one clip, with an object in a corner."""
-    mask = torch.zeros(1, num_seconds, MASK_SIDE, MASK_SIDE, dtype=torch.bool)
+    mask = torch.zeros(1, num_steps, MASK_SIDE, MASK_SIDE, dtype=torch.bool)
     mask[..., : MASK_SIDE // 3, : MASK_SIDE // 3] = True
     return Batch(
-        visual={one.name: torch.randn(1, num_seconds, one.channels, one.height, one.width).half()
+        visual={one.name: torch.randn(1, num_steps, one.channels, one.height, one.width).half()
                 for one in sizes.maps},
-        audio=torch.randn(1, num_seconds, sizes.audio.channels if sizes.audio else 1),
+        audio=torch.randn(1, num_steps, sizes.audio.channels if sizes.audio else 1),
         text=torch.randn(1, NUM_WORDS, sizes.text.channels if sizes.text else 1),
         valid=torch.ones(1, NUM_WORDS, dtype=torch.bool), clip=torch.tensor([0]), mask=mask, uid=["a"],
         split=["train"], dimension=[""], text_string=["a"],
@@ -121,10 +121,10 @@ def made_up(sizes: FeatureSizes, options: HeadOptions, num_seconds: int) -> Batc
 
 def bench_interaction(quick: bool) -> float:
     """Prints the table of both forms; returns their greatest difference."""
-    side, num_seconds = (6, 2) if quick else (48, NUM_SECONDS)
+    side, num_steps = (6, 2) if quick else (48, NUM_STEPS)
     interaction = Interaction(256, 128, by_batch=False).eval()
     torch.nn.init.ones_(interaction.out_norm.weight)
-    maps, sound = torch.randn(1, num_seconds, 256, side, side), torch.randn(1, num_seconds, 128)
+    maps, sound = torch.randn(1, num_steps, 256, side, side), torch.randn(1, num_steps, 128)
     clip, results = torch.tensor([0]), []
 
     def sums_first() -> torch.Tensor:
@@ -135,7 +135,7 @@ def bench_interaction(quick: bool) -> float:
         ours = timed(lambda: results.append(sums_first()))[0]
         theirs = timed(lambda: results.append(quadratic_interaction(interaction, maps[0], sound[0])))[0]
     difference = float((results[0] - results[1]).abs().max())
-    found = GrowingTable(f"The interaction over {num_seconds} x {side} x {side} pixels, forward", [
+    found = GrowingTable(f"The interaction over {num_steps} x {side} x {side} pixels, forward", [
         "form", "s", "times as fast", "greatest difference"
     ])  # fmt: skip
     found.add("quadratic", f"{theirs:.3f}", "1", "")

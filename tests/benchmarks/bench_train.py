@@ -217,7 +217,7 @@ class Bench:
                 lambda: changed(mock.patch("refavs.model.attention.FUSED_KEYS", math.inf)))  # fmt: skip
         compare("text and a clip's tokens projected once in the first layer, 4 expressions",
                 lambda: self.step(self.four), lambda: changed(repeated_tokens(), self.four))  # fmt: skip
-        compare("2 of 10 seconds decoded (a choice: train.frames=2)", lambda: self.step(self.one, some),
+        compare("2 of 10 steps decoded (a choice: train.frames=2)", lambda: self.step(self.one, some),
                 lambda: self.step(self.one))  # fmt: skip
         compare("no deep supervision (a choice: loss.deep_supervision=false)", lambda: self.step(self.one, shallow),
                 lambda: self.step(self.one))  # fmt: skip

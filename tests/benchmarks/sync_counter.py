@@ -293,7 +293,7 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tenso
 
 
 CASES = {
-    "training step": {}, "chosen seconds": {"train.frames": 2}, "accumulated parts": {"train.accumulate": 2},
+    "training step": {}, "chosen steps": {"train.frames": 2}, "accumulated parts": {"train.accumulate": 2},
     "scaled losses": {"train.precision": "fp16"},
 }  # fmt: skip
 

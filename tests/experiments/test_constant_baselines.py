@@ -40,7 +40,7 @@ def test_constants_name_every_constant_on_every_split(store: FeatureStore) -> No
 
 
 @pytest.mark.long
-def test_seconds_without_a_label_change_no_constant(tmp_path: Path) -> None:
+def test_steps_without_a_label_change_no_constant(tmp_path: Path) -> None:
     one, other = (make_store(tmp_path / name, unlabelled=value) for name, value in (("one", False), ("other", True)))
     assert not bool(one.read("objects/labelled", 0).all())
     found, same = (canonical_values(control_results_of(each), Splits.of({})) for each in (one, other))

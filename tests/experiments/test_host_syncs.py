@@ -22,7 +22,7 @@ def counts() -> dict[str, dict]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("what", ["training step", "chosen seconds", "accumulated parts", "scaled losses"])
+@pytest.mark.parametrize("what", ["training step", "chosen steps", "accumulated parts", "scaled losses"])
 def test_training_step_waits_for_the_device_once(counts: dict[str, dict], what: str) -> None:
     """To look whether loss and gradient are finite. Everything else that it must know, the host knows."""
     (place,) = counts[what]["syncs"]
@@ -61,21 +61,21 @@ def test_counter_detects_waits() -> None:
 
 @pytest.mark.slow
 def test_forward_is_one_graph_to_compile(tmp_path: Path) -> None:
-    """Nothing in it asks a tensor for a number, whether all seconds are decoded or some, or only some were read."""
+    """Nothing in it asks a tensor for a number, whether all steps are decoded or some, or only some were read."""
     program = (
         "import sys; from pathlib import Path; import torch._dynamo\n"
         "from experiments.grid.config import TrialConfig; from experiments.training.sampler import Sampler\n"
         "from experiments.training.loop import build_model; from refavs.config import replace\n"
-        "from refavs.model.heads.eemc import Seconds; from tests.experiments.small_store import make_store\n"
+        "from refavs.model.heads.eemc import ChosenSteps; from tests.experiments.small_store import make_store\n"
         "store = make_store(Path(sys.argv[1]))\n"
         "sizes = {'model.visual_downsample': 2, 'model.num_layers': 1, 'model.decoder_layers': 1}\n"
         "config = replace(TrialConfig(), sizes); model = build_model(config, store).train()\n"
         "batch = next(Sampler(config, store).batches(0))[0][1]\n"
         "sampler = Sampler(replace(config, {'train.frames': 1}), store)\n"
         "step, read = next((step, parts) for step, parts in enumerate(sampler.batches(0, heads=[model]))\n"
-        "                  if sampler.frames(step) == [2])\n"
+        "                  if sampler.chosen_steps(step) == [2])\n"
         "assert read[0][1].visual.places\n"
-        "for one, *more in ((batch,), (batch, Seconds.of([0, 1])), (read[0][1], Seconds.of([2]))):\n"
+        "for one, *more in ((batch,), (batch, ChosenSteps.of([0, 1])), (read[0][1], ChosenSteps.of([2]))):\n"
         "    torch._dynamo.reset(); found = torch._dynamo.explain(model)(one, *more)\n"
         "    print(found.graph_count, found.graph_break_count)\n"
     )

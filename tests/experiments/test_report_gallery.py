@@ -13,19 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.grid.config import TrainConfig, TrialConfig
-from experiments.report.gallery import Scored, _card, choose, make_gallery, read_scores
-from experiments.report.seconds import (
+from experiments.grid.config import TrialConfig
+from experiments.report.clip_steps import (
     HEIGHT,
     WAVE_BINS,
     WAVE_HEIGHT,
     footage_of,
     outline,
-    seconds_of,
+    steps_of,
     wave_path,
 )
+from experiments.report.gallery import Scored, _card, choose, make_gallery, read_scores
 from experiments.report.tables import GallerySource
-from experiments.training.evaluate import record_splits
 from experiments.training.loop import build_model
 from refavs.config import replace, to_dict
 from refavs.data.layouts import find_clip
@@ -34,6 +33,7 @@ from refavs.metrics import expression_results, statistics_blocks
 from refavs.model.checkpoint import save_model
 from refavs.store import FeatureStore
 from tests.experiments.small_store import SECONDS, make_store
+from tests.experiments.test_evaluate import evaluated
 from tests.extract.make_videos import write_video
 
 SMALL = {"model.num_layers": 1, "model.num_queries": 2, "model.num_heads": 2, "model.decoder_layers": 0,
@@ -52,7 +52,7 @@ def source(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> Gal
     torch.manual_seed(0)
     config = replace(TrialConfig(), SMALL)
     model = build_model(config, store)
-    record_splits(TrainConfig(), model, store, Splits.of({}).tested, torch.device("cpu"), folder / "statistics.parquet")
+    evaluated(model, store, Splits.of({}).tested, folder / "statistics.parquet")
     save_model(folder / "checkpoint", model, {"store": store.fingerprint, "trial": to_dict(config)})
     return GallerySource(
         label="full, seed 0", statistics=folder / "statistics.parquet", checkpoint=folder / "checkpoint",
@@ -103,11 +103,11 @@ def test_gallery_shows_the_run_and_says_that_the_media_is_gone(source: GallerySo
         for card in group.cards:
             row = store.expressions[store.expressions["uid"] == card.uid].iloc[0]
             assert (card.sentence, card.split, card.dimension) == (row["text"], row["split"], row["dimension"])
-            assert len(card.seconds) == SECONDS and card.width == HEIGHT
+            assert len(card.steps) == SECONDS and card.width == HEIGHT
             assert card.note.startswith("Masks on a plain backdrop, without sound: its media is no longer at nowhere")
-            assert not any(second.picture or second.wave for second in card.seconds)
+            assert not any(step.picture or step.wave for step in card.steps)
             assert card.score.endswith("predicted" if group.name == "null" else "%")
-            assert all(bool(second.truth) == (group.name != "null") for second in card.seconds)
+            assert all(bool(step.truth) == (group.name != "null") for step in card.steps)
 
 
 def test_gallery_says_why_there_is_none(source: GallerySource, tmp_path: Path) -> None:
@@ -155,9 +155,9 @@ def test_footage_of_a_benchmark_has_its_frames_shape_and_sound(
     assert footage.width == 2 * HEIGHT and not footage.note and footage.frames is not None
     pred = np.zeros((SECONDS, 8, 8), bool)
     pred[1:, :4, :4] = True
-    first, second, third = seconds_of(footage, pred, np.roll(pred, -1, 0), [0.0, 1.0, 0.0])
+    first, second, third = steps_of(footage, pred, np.roll(pred, -1, 0), [0.0, 1.0, 0.0])
     assert [first.verdict, second.verdict, third.verdict] == ["missed", "J 100", "false object"]
-    assert seconds_of(footage, pred, pred, [math.nan, 1.0, 1.0])[0].verdict == "no label"
+    assert steps_of(footage, pred, pred, [math.nan, 1.0, 1.0])[0].verdict == "no label"
     with Image.open(io.BytesIO(base64.b64decode(third.picture.removeprefix("data:image/jpeg;base64,")))) as picture:
         assert picture.size == (2 * HEIGHT, HEIGHT)
         assert picture.convert("RGB").getpixel((9, 9))[2] == pytest.approx(180, abs=6)  # type: ignore[index]
@@ -166,14 +166,14 @@ def test_footage_of_a_benchmark_has_its_frames_shape_and_sound(
     assert high - low <= 1.5 and heights(loud)[0] <= 1.5 and heights(loud)[1] >= WAVE_HEIGHT - 1.5
 
 
-def test_card_is_scored_on_the_labelled_seconds(store: FeatureStore) -> None:
+def test_card_is_scored_on_the_labelled_steps(store: FeatureStore) -> None:
     facts = {"clip_id": "gone", "text": "the left one", "uid": "u", "split": "test_s", "dimension": "spatial"}
     scored = Scored(table=pd.DataFrame([facts]), jaccard=np.ones(1), empty=np.zeros(1, bool), area=np.ones(1))
     pred = np.ones((SECONDS, 8, 8), bool)
     labelled = np.array([True] * (SECONDS - 1) + [False])
     truth = pred & labelled[:, None, None]
     card = _card(store, scored, 0, pred, truth, labelled)
-    assert "scores" not in card.note and [each.verdict for each in card.seconds][-2:] == ["J 100", "no label"]
+    assert "scores" not in card.note and [each.verdict for each in card.steps][-2:] == ["J 100", "no label"]
     other = _card(store, scored, 0, pred, truth, labelled | True)
     assert "Predicted again for this page it scores 66.7 %" in other.note
 
@@ -219,7 +219,7 @@ def test_outline_runs_along_the_edge_of_the_mask() -> None:
     assert outline(mask, (160, 80)).count("M") == 2, "a hole is an outline of its own"
 
 
-def test_wave_has_a_bin_for_each_part_of_the_second() -> None:
+def test_wave_has_a_bin_for_each_part_of_the_step() -> None:
     path = wave_path(np.linspace(-1, 1, 16_000, dtype=np.float32), 1.0)
     assert path.count("L") == 2 * WAVE_BINS - 1 and path.endswith("Z")
     assert heights(path)[0] == pytest.approx(1.0) and heights(path)[1] == pytest.approx(WAVE_HEIGHT - 1)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from experiments.report import page
+from experiments.report.clip_steps import DrawnStep
 from experiments.report.figures import draw_beta
 from experiments.report.gallery import Card, Gallery, Group
-from experiments.report.seconds import Second
-from experiments.report.tables import Cell, Column, Estimate, Line, Report, Row, Table
+from experiments.report.tables import Cell, Column, Estimate, Line, Report, Table, TableRow
 from tests.experiments.browser import Browser, browser, find_browser
 
 HOSTILE = (
@@ -42,11 +42,11 @@ def cells(*values: float | None) -> tuple[Cell, ...]:
 
 def report_of(names: tuple[str, ...] = ("full", "no_text"), random_features: bool = True) -> Report:
     """A report in which every text that comes from elsewhere is one of `names`."""
-    rows = [Row(label=name, cells=cells(40.0 + i, 50.0, 0.3 + i, 5.0), protocol="canonical", num_seeds=3, mark=name)
-            for i, name in enumerate(names)]  # fmt: skip
+    rows = [TableRow(label=name, cells=cells(40.0 + i, 50.0, 0.3 + i, 5.0), protocol="canonical", num_seeds=3,
+                     mark=name) for i, name in enumerate(names)]  # fmt: skip
     rows += [
-        Row(label=names[0], kind="control", cells=cells(99.0, None, 0.0, 0.0), protocol="canonical"),
-        Row(label=names[0], kind="published", cells=cells(99.0, 1.0, 0.0, 0.0), protocol="as printed"),
+        TableRow(label=names[0], kind="control", cells=cells(99.0, None, 0.0, 0.0), protocol="canonical"),
+        TableRow(label=names[0], kind="published", cells=cells(99.0, 1.0, 0.0, 0.0), protocol="as printed"),
     ]
     tables = tuple(
         Table(name=f"table {names[0]} {number}", title=f"Title {names[-1]}", protocol=protocol, row_heading=names[0],
@@ -60,11 +60,11 @@ def report_of(names: tuple[str, ...] = ("full", "no_text"), random_features: boo
     )  # fmt: skip
 
 
-def gallery_of(text: str, num_seconds: int = 10) -> Gallery:
-    second = Second(time_s=0, picture="data:image/gif;base64,R0lGODlhAQABAAAAACw=", truth="M0 0L9 9Z", pred="M0 0L5 9Z",
-                    wave="M0 0L9 9Z", verdict="J 71")  # fmt: skip
+def gallery_of(text: str, num_steps: int = 10) -> Gallery:
+    step = DrawnStep(time_s=0, picture="data:image/gif;base64,R0lGODlhAQABAAAAACw=", truth="M0 0L9 9Z",
+                     pred="M0 0L5 9Z", wave="M0 0L9 9Z", verdict="J 71")  # fmt: skip
     card = Card(sentence=text, uid=text, split=text, dimension=text, score="J 71.0 %", width=160, note=text,
-                seconds=(second,) * num_seconds)  # fmt: skip
+                steps=(step,) * num_steps)  # fmt: skip
     return Gallery(label=text, groups=(Group(name="best", title="Best expressions", text=text, cards=(card,)),))
 
 

@@ -10,9 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.grid.config import TrainConfig, TrialConfig
+from experiments.grid.config import TrialConfig
 from experiments.report import gallery
-from experiments.training.evaluate import record_splits
 from experiments.training.loop import build_model
 from experiments.view import answers as answers_module
 from experiments.view import cli, clips, neighbours, runs, streams
@@ -27,6 +26,7 @@ from refavs.model.checkpoint import save_model
 from refavs.store import FeatureStore
 from tests.experiments.small_store import AUDIO, CLIPS, MAPS, SECONDS, VISUAL, make_store
 from tests.experiments.small_sweep import write_trial
+from tests.experiments.test_evaluate import evaluated
 from tests.experiments.test_report_gallery import SMALL
 from tests.experiments.test_report_page import HOSTILE, TAGS, Elements
 from tests.refavs import servers
@@ -109,8 +109,8 @@ def test_store_that_is_written_for_the_first_time_shows_what_is_committed(tmp_pa
 
 def test_clip_has_its_objects_outlined_and_its_expressions(shown: ShownStore) -> None:
     view = clips.clip_view(shown, "train0")
-    assert view.objects == ((0, True), (1, True)) and len(view.seconds) == SECONDS
-    assert all(len(second.objects) == 2 and all(second.objects) for second in view.seconds)
+    assert view.objects == ((0, True), (1, True)) and len(view.steps) == SECONDS
+    assert all(len(step.objects) == 2 and all(step.objects) for step in view.steps)
     assert {one.text for one in view.said} == {"the left one", "the right one", "the sounding one"}
     assert {one.number for one in view.said} == {0, 1} and view.said[0].grade == "easy"
     assert "no longer at" in view.note and view.sound is None
@@ -222,7 +222,7 @@ def write_run(store: FeatureStore, sweep: Path) -> Path:
     torch.manual_seed(0)
     config = replace(TrialConfig(), SMALL)
     model = build_model(config, store)
-    record_splits(TrainConfig(), model, store, Splits.of({}).tested, torch.device("cpu"), trial / "statistics.parquet")
+    evaluated(model, store, Splits.of({}).tested, trial / "statistics.parquet")
     save_model(trial / "checkpoint", model, {"store": store.fingerprint, "trial": to_dict(config)})
     return sweep
 
@@ -246,7 +246,7 @@ def test_run_shows_its_worst_and_best_and_predicts_one_of_them(store: FeatureSto
     assert len(picks(lines)) == 4 and "4 of 18 expressions" in lines
     assert answers.splits(name) == [ANY, "test_n", "test_s", "test_u"]
     card = runs.card(run, int(worst["row"].iloc[0]))
-    assert card.sentence == worst["text"].iloc[0] and len(card.seconds) == SECONDS
+    assert card.sentence == worst["text"].iloc[0] and len(card.steps) == SECONDS
     html = answers.prediction(name, str(worst["row"].iloc[0]))
     assert card.uid in html and 'class="truth"' in html and html == answers.first_prediction(name)
     for row in ("-1", "1000000000", "1.5", "", "٣"):
@@ -289,10 +289,10 @@ def test_no_text_becomes_markup(text: str) -> None:
     parts = [
         render("note", text), render("head", text, text, [text], [text]), render("prediction", group.cards[0]),
         render("clip", clips.ClipView(id=text, facts={"flags": text, "splits": text, "seconds": text}, said=(said,),
-                                      seconds=group.cards[0].seconds, note=text)),
+                                      steps=group.cards[0].steps, note=text)),
         render("streams", text, [streams.StreamView(title=text, note=text, facts=((text, text),))]),
         render("neighbours", text, near, [""]), render("lines", [text], [(text, [text, text])], [], text),
-        render("attempt", Attempt(expression=text, overlay=Path("x"), shares=(1.0,), notes=(text,))),
+        render("attempt", Attempt(expression=text, overlay=Path("x"), shares=((0, 1.0),), notes=(text,))),
     ]  # fmt: skip
     for html in parts:
         for tag, attributes in Elements(html).found:

@@ -245,7 +245,7 @@ def faults(page: Browser, site: Site) -> list[str]:
 def test_browser_opens_each_tab_and_has_nothing_against_it(chromium: Browser, site: Site, width: int) -> None:
     page = chromium
     page.open(site.url, width)
-    wait(page, "document.querySelectorAll('.refavs .clip .seconds li').length == 3")
+    wait(page, "document.querySelectorAll('.refavs .clip .steps li').length == 3")
     press(page, ".refavs .lines button", "val1")
     wait(page, "document.querySelector('.refavs .clip h3').textContent == 'val1'")
     press(page, "button[role=tab]", "Features")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.report.seconds import footage_of
+from experiments.report.clip_steps import footage_of
 from experiments.training.overlays import frame_pictures, safe_name
 from extract.cli import main
 from refavs.data.masks import read_masks

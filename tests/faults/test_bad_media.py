@@ -68,7 +68,7 @@ NOT_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "socket": (bad.local_socket, r"cannot be read \(it is a socket, not a file\)"),
 }  # fmt: skip
 BAD_FRAMES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (Path.unlink, r"is missing; accepted: a picture for each second of the clip"),
+    "missing": (Path.unlink, r"is missing; accepted: a picture for each step of the clip"),
     "empty": (lambda path: path.write_bytes(b""), r"cannot be read \(the file is empty"),
     "truncated": (lambda path: path.write_bytes(bad.jpeg(size=200)[:-200]), r"\(image file is truncated"),
     "JPEG of 65,500 x 65,500": (

@@ -177,7 +177,7 @@ def mask_folder(root: Path) -> Path:
 
 
 BAD_MASKS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (lambda path: None, r"no such mask; expected a PNG for each labelled second"),
+    "missing": (lambda path: None, r"no such mask; expected a PNG for each labelled frame"),
     "of another size": (lambda path: Image.new("L", (8, 4)).save(path), r"mask of 4x8 pixels .* its frame has 4x6"),
     "JPEG named .png": (lambda path: Image.new("L", (6, 4)).save(path, "JPEG"), "its content is JPEG, which blurs"),
     "of 2^31 x 2^31": (lambda path: path.write_bytes(bad.png_header(2**31 - 1, 2**31 - 1)), r"declares 2147483647x"),

@@ -30,11 +30,11 @@ def small_sizes(options: HeadOptions) -> FeatureSizes:
     return replace(sizes, maps=maps)
 
 
-def small_head(options: HeadOptions, num_seconds: int = 2) -> tuple[Any, Batch]:
+def small_head(options: HeadOptions, num_steps: int = 2) -> tuple[Any, Batch]:
     """A head for made-up features, always with the same weights, and a batch of them."""
     torch.manual_seed(0)
     sizes = small_sizes(options)
-    return implementation_of(options)(options, sizes), made_up_batch(sizes, num_seconds)
+    return implementation_of(options)(options, sizes), made_up_batch(sizes, num_steps)
 
 
 def loss_of(head: Head, batch: Batch) -> Tensor:
@@ -100,7 +100,7 @@ def quadratic_interaction(interaction: Any, maps: Tensor, sound: Tensor) -> Tens
     brought = interaction.out(scores @ interaction.g(pixels))
     norm = interaction.out_norm
     brought = brought.reshape(t, h * w, c)
-    axes = (1, 2) if isinstance(norm, nn.GroupNorm) else (0, 1)  # of a second, or all but the channels
+    axes = (1, 2) if isinstance(norm, nn.GroupNorm) else (0, 1)  # of a step, or all but the channels
     mean, variance = brought.mean(axes, keepdim=True), brought.var(axes, unbiased=False, keepdim=True)
     brought = ((brought - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias).reshape(t * h * w, c)
     joined = interaction.norm(pixels + brought)

@@ -164,7 +164,7 @@ def test_store_feeds_a_data_loader(store: FeatureStore) -> None:
     assert batch.uid == ["a_0", "a_1", "b_0", "b_1"] and batch.audio.shape[0] == 2
 
 
-def test_batch_says_which_seconds_are_labelled(tmp_path: Path) -> None:
+def test_batch_says_which_steps_are_labelled(tmp_path: Path) -> None:
     writer = small.write_store(tmp_path / "s")
     writer.write_clips(small.clip_table(small.CLIPS).assign(seconds=[3, 1, 3, 3, 3]))
     writer.finalise()
@@ -172,7 +172,7 @@ def test_batch_says_which_seconds_are_labelled(tmp_path: Path) -> None:
     (batch,) = batches(store, [0, 2, 3], 3)
     known = [small.row_of(f"{clip}/1", store.schema.tables["objects"].arrays)["labelled"] for clip in "abb"]
     assert batch.labelled is not None and batch.labelled[0].tolist() == known[0].tolist()
-    assert batch.labelled[1:].tolist() == [[bool(known[1][0]), False, False]] * 2, "clip b has one second"
+    assert batch.labelled[1:].tolist() == [[bool(known[1][0]), False, False]] * 2, "clip b has one step"
     collated = collate([store[index] for index in (0, 2, 3)]).labelled
     assert collated is not None and torch.equal(collated, batch.labelled)
 

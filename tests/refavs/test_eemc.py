@@ -14,7 +14,7 @@ from refavs.model.decoder import EEMCOutput, predict
 from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
 from refavs.model.heads.eemc import EEMC
 from refavs.model.heads.options import EEMCOptions
-from refavs.model.heads.protocol import Seconds
+from refavs.model.heads.protocol import ChosenSteps
 from refavs.model.losses import LossConfig, eemc_loss
 from refavs.model.target import Target
 from refavs.model.visual import Standardisation
@@ -59,7 +59,7 @@ def make_model(seed: int = 0, **options: object) -> EEMC:
     return EEMC(EEMCOptions(**{**OPTIONS, **options}), SIZES)  # type: ignore[arg-type]
 
 
-def run(model: EEMC, batch: Batch, frames: Seconds | None = None) -> EEMCOutput:
+def run(model: EEMC, batch: Batch, frames: ChosenSteps | None = None) -> EEMCOutput:
     model.eval()
     with torch.no_grad():
         return model(batch, frames)
@@ -68,7 +68,7 @@ def run(model: EEMC, batch: Batch, frames: Seconds | None = None) -> EEMCOutput:
 @pytest.mark.parametrize("decoder_layers", [0, 1, 3])
 def test_eemc_trains_one_step_on_a_batch(decoder_layers: int) -> None:
     model, batch = make_model(decoder_layers=decoder_layers).train(), make_batch()
-    output = model(batch, Seconds.of([1, 3]))
+    output = model(batch, ChosenSteps.of([1, 3]))
     assert output.mask_logits.shape == (3, 2, 3, 8, 8) and output.class_logits.shape == (3, 2, 3, 2)
     assert len(output.auxiliary) == decoder_layers
     loss = eemc_loss(output, Target(masks=batch.mask[:, [1, 3]]), LossConfig(num_points=0))["total"]
@@ -105,7 +105,7 @@ def test_eemc_without_text_is_not_influenced_by_its_length() -> None:
 
 
 @pytest.mark.parametrize("ablation", [{"memory": False}, {"beta": 0.0}])
-def test_eemc_without_memory_sees_one_second_only(ablation: dict) -> None:
+def test_eemc_without_memory_sees_one_step_only(ablation: dict) -> None:
     batch, later = make_batch(), make_batch()
     for features in (later.audio, *later.visual.values()):
         features[:, 2] += 1
@@ -128,7 +128,7 @@ def test_eemc_reads_only_its_own_maps_of_a_batch() -> None:
     model, batch = make_model(decoder_layers=0, memory=False), make_batch()
     alone = replace(batch, visual={name: maps if name == "mask_features" else maps[:0, :0]
                                    for name, maps in batch.visual.items()})  # fmt: skip
-    frames = Seconds.of([1])  # which an empty map does not have
+    frames = ChosenSteps.of([1])  # which an empty map does not have
     assert outputs_differ(run(model, batch, frames), run(model, alone, frames)).max() == 0
 
 
@@ -155,7 +155,7 @@ def test_eemc_combines_the_cues_as_the_equations_say() -> None:
     cue_a, cue_v, cue_t = model.cues(audio, visual, text, valid, clip)
     torch.testing.assert_close(cue_t, (text[:, None] + aware_a + aware_v) / 3)
     for cue, features in ((cue_a, features_a), (cue_v, features_v)):
-        past = torch.stack([features[:, :second].mean(1) for second in range(1, NUM_FRAMES)], 1)
+        past = torch.stack([features[:, :step].mean(1) for step in range(1, NUM_FRAMES)], 1)
         torch.testing.assert_close(cue[:, 0], 2 * features[:, 0])
         torch.testing.assert_close(cue[:, 1:], 2 * features[:, 1:] - past)
 
@@ -171,9 +171,9 @@ def test_eemc_ignores_padding() -> None:
     assert not outputs_differ(run(model, batch), run(model, longer)).any()
 
 
-def test_eemc_predicts_a_second_alike_whichever_others_are_decoded() -> None:
+def test_eemc_predicts_a_step_alike_whichever_others_are_decoded() -> None:
     model, batch = make_model(), make_batch()
-    everything, some = run(model, batch), run(model, batch, Seconds.of([1, 4]))
+    everything, some = run(model, batch), run(model, batch, ChosenSteps.of([1, 4]))
     torch.testing.assert_close(some.mask_logits, everything.mask_logits[:, [1, 4]])
     torch.testing.assert_close(some.class_logits, everything.class_logits[:, [1, 4]])
 

@@ -14,7 +14,7 @@ from refavs.errors import ConfigError, StoreError
 from refavs.model.feature_sizes import LEVELS, MASKS, FeatureSizes, MapSize
 from refavs.model.heads.eemc import EEMC
 from refavs.model.heads.options import EEMCOptions
-from refavs.model.heads.protocol import Seconds
+from refavs.model.heads.protocol import ChosenSteps
 from refavs.store.reader import FeatureStore
 from tests.refavs.described_store import described_store
 from tests.refavs.test_eemc import NUM_FRAMES, OPTIONS, SIZES, make_batch, outputs_differ, run
@@ -68,7 +68,7 @@ def test_a_step_changes_only_trained_parts(options: dict) -> None:
     model = copy.deepcopy(make_model(**options, dropout=0.1)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.trained_parameters(), lr=1e-2)
-    output = model(make_batch(sizes=model.sizes), Seconds.of([1, 3]))
+    output = model(make_batch(sizes=model.sizes), ChosenSteps.of([1, 3]))
     assert len(output.auxiliary) == model.options.decoder_layers  # deep supervision, whatever is trained
     sum(part.mask_logits.square().mean() + part.class_logits.square().mean() for part in
         (*output.auxiliary, output)).backward()  # fmt: skip

@@ -70,10 +70,10 @@ def test_bimodal_fusion_equals_numpy() -> None:
     features, aware = fusion(modality, text, VALID, EACH)
     for row in range(2):
         seen = np.concatenate([np.ones(5, bool), VALID[row].numpy()])
-        for second in range(4):
-            expected = self_layers(np.concatenate([modality[row, second], text[row]]), seen, values(fusion))
-            np.testing.assert_allclose(features[row, second].detach(), expected[:5], atol=1e-10)
-            np.testing.assert_allclose(aware[row, second].detach(), expected[5:], atol=1e-10)
+        for step in range(4):
+            expected = self_layers(np.concatenate([modality[row, step], text[row]]), seen, values(fusion))
+            np.testing.assert_allclose(features[row, step].detach(), expected[:5], atol=1e-10)
+            np.testing.assert_allclose(aware[row, step].detach(), expected[5:], atol=1e-10)
 
 
 def test_bimodal_fusion_without_text_sees_the_modality_alone() -> None:

@@ -50,8 +50,8 @@ class MyHead(Head):
         self.read = nn.Linear(sizes.maps[0].channels, options.width)
         self.listen = nn.Linear(sizes.audio.channels, options.width)
 
-    def forward(self, batch: Any, seconds: Any = None, once: Any = None) -> Any:
-        index = slice(None) if seconds is None else seconds.index
+    def forward(self, batch: Any, steps: Any = None, once: Any = None) -> Any:
+        index = slice(None) if steps is None else steps.index
         pixels = batch.visual[self.sizes.maps[0].name][batch.clip][:, index].float()
         sound = self.listen(batch.audio[batch.clip][:, index].float())
         return torch.einsum("btchw,dc,btd->bthw", pixels, self.read.weight, sound) + (self.read.bias * sound).sum(
@@ -112,10 +112,10 @@ def test_head_of_a_package_keeps_the_contract(install: Any) -> None:
     ("probs", lambda self, output, size=None: output, "probs of size"),
     ("loss", lambda self, output, target, weights: {"total": output.mean(), "more": output.mean()}, "`losses` lists"),
     ("loss", lambda self, output, target, weights: {"total": output.mean() + target.masks.float().mean()},
-     "a second without a label contributes"),
+     "a step without a label contributes"),
     ("loss", lambda self, output, target, weights: {"total": output.square().mean()}, "do not add up"),
     ("trained_parameters", lambda self: [], "no trained parameter"),
-    ("seconds_read", lambda self, seconds: {"mask_features": seconds}, "`seconds_read` lacks seconds"),
+    ("steps_read", lambda self, steps: {"mask_features": steps}, "`steps_read` lacks steps"),
 ])  # fmt: skip
 def test_contract_names_what_a_head_breaks(
     install: Any, monkeypatch: pytest.MonkeyPatch, method: str, broken: Any, told: str

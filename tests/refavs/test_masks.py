@@ -226,7 +226,7 @@ def test_mask_resize_does_not_grow_the_object(tmp_path: Path) -> None:
 
 
 def test_mask_errors_name_the_file_and_its_size(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"00003.png: no such mask; expected a PNG for each labelled second"):
+    with pytest.raises(DatasetError, match=r"00003.png: no such mask; expected a PNG for each labelled frame"):
         read_mask(tmp_path, 3)
     save_grey(tmp_path, np.zeros((4, 6), np.uint8))
     assert read_mask(tmp_path, 0, size=(2, 2), expected_size=(4, 6)).shape == (2, 2)

@@ -135,7 +135,7 @@ def test_forward_joins_its_parts() -> None:
         memory = head.encoder(fused)
         features = pyramid_of(head, memory, maps[0], tokens)
         shapes = [(8, 8), (4, 4), (2, 2), (1, 1)]
-        wanted = head.decoder(sentence[None, None], memory[3:4], shapes)[-1]  # expression 1, second 1
+        wanted = head.decoder(sentence[None, None], memory[3:4], shapes)[-1]  # expression 1, step 1
         torch.testing.assert_close(found.layers[-1].boxes[1, 1], wanted.boxes[0], atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(found.layers[-1].class_logits[1, 1], wanted.class_logits[0], atol=1e-4, rtol=1e-3)
         masks = head.masks(wanted.queries[None], features[None, 3:4], wanted.boxes[None, ..., :2])
@@ -178,7 +178,7 @@ def predictions(num_frames: int) -> list[ClipPrediction]:
 @pytest.mark.parametrize("faithful", [False, True])
 @pytest.mark.parametrize("partly", [False, True])
 def test_loss_equals_its_formulas(faithful: bool, partly: bool) -> None:
-    head, batch = small_head(replace(SMALL, faithful=faithful), num_seconds=3)
+    head, batch = small_head(replace(SMALL, faithful=faithful), num_steps=3)
     layers = predictions(3)
     assert batch.mask is not None
     labelled = torch.ones(3, 3, dtype=torch.bool)
@@ -242,7 +242,7 @@ def test_generalised_iou(one: list[float], other: list[float], wanted: float) ->
     assert float(generalised_iou(torch.tensor(one), torch.tensor(other))) == pytest.approx(wanted, abs=1e-5)
 
 
-def test_best_query_is_that_of_all_seconds() -> None:
+def test_best_query_is_that_of_all_steps() -> None:
     head, _ = small_head(replace(SMALL, min_score=0.0))
     layer = predictions(2)[0]
     scores = torch.tensor([[0.1, 0.5, 0.2], [0.9, 0.0, 0.0], [0.0, 0.0, 0.4]])

@@ -16,7 +16,7 @@ from refavs.model.checkpoint import load_model, save_model
 from refavs.model.decoder import predict
 from refavs.model.feature_sizes import STAGES, FeatureSizes, MapSize, StreamSize
 from refavs.model.heads.options import ReleasedOptions
-from refavs.model.heads.protocol import Seconds
+from refavs.model.heads.protocol import ChosenSteps
 from refavs.model.heads.released import ReleasedHead, load_released, released_stamp
 
 pytestmark = pytest.mark.long  # for what its fixtures make
@@ -241,7 +241,7 @@ def test_names_are_those_of_transformers_and_the_additions(twin: Twin) -> None:
 def test_chosen_frames_are_those_of_all(head: ReleasedHead) -> None:
     batch, frames = make_batch([0, 1]), [0, 2]
     with torch.no_grad():
-        torch.testing.assert_close(head(batch, Seconds.of(frames)).mask_logits, head(batch).mask_logits[:, frames])
+        torch.testing.assert_close(head(batch, ChosenSteps.of(frames)).mask_logits, head(batch).mask_logits[:, frames])
 
 
 def test_expression_is_changed_by_the_one_beside_it(head: ReleasedHead) -> None:

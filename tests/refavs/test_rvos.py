@@ -11,7 +11,7 @@ from refavs.errors import SettingError
 from refavs.model.batch_cache import Once
 from refavs.model.heads.contract import check_head
 from refavs.model.heads.parts.rvos_options import ClipQueryOptions, R2VOSOptions, ReferFormerOptions
-from refavs.model.heads.protocol import Seconds
+from refavs.model.heads.protocol import ChosenSteps
 from refavs.model.heads.registry import implementation_of, names
 from refavs.model.target import Target
 from tests.refavs.small_heads import PIXELS, loss_of, overfit, published_sizes, small_head, small_sizes, with_other
@@ -104,14 +104,14 @@ def test_heads_that_share_a_batch_predict_as_alone(name: str) -> None:
 
 
 @each
-def test_chosen_seconds_are_the_clip_in_training(name: str) -> None:
-    head, batch = small_head(SMALL[name], num_seconds=2)
+def test_chosen_steps_are_the_clip_in_training(name: str) -> None:
+    head, batch = small_head(SMALL[name], num_steps=2)
     other = {name: torch.cat([maps[:, :1] + 1, maps[:, 1:]], dim=1) for name, maps in batch.visual.items()}
     for training in (True, False):
         head.train(training)
-        masks = [head(one, Seconds.of([1])).layers[-1].mask_logits for one in (batch, replace(batch, visual=other))]
+        masks = [head(one, ChosenSteps.of([1])).layers[-1].mask_logits for one in (batch, replace(batch, visual=other))]
         assert torch.equal(*masks) == training
-        assert head.seconds_read([1]) == ({key: [1] for key in batch.visual} if training else {})
+        assert head.steps_read([1]) == ({key: [1] for key in batch.visual} if training else {})
 
 
 @pytest.mark.long
@@ -135,7 +135,7 @@ def nulls_of(batch: Batch) -> Batch:
 
 @each
 def test_batch_without_any_object_teaches_only_that(name: str) -> None:
-    head, batch = small_head(SMALL[name], num_seconds=1)
+    head, batch = small_head(SMALL[name], num_steps=1)
     batch = nulls_of(batch)
     assert batch.mask is not None
     losses = head.loss(head(batch), Target(masks=batch.mask), PIXELS)

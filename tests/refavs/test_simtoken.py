@@ -153,11 +153,11 @@ def test_head_computes_in_bfloat16() -> None:
     assert float(rounded.detach()) == pytest.approx(float(exact.detach()), rel=0.05)
 
 
-def test_prompt_of_a_clip_is_the_same_in_all_seconds() -> None:
-    head, batch = small_head(SMALL, num_seconds=3)
-    by_second, _ = small_head(replace(SMALL, prompt="second"), num_seconds=3)
+def test_prompt_of_a_clip_is_the_same_in_all_steps() -> None:
+    head, batch = small_head(SMALL, num_steps=3)
+    by_step, _ = small_head(replace(SMALL, prompt="second"), num_steps=3)
     assert head.fusion(batch).shape == (3, 1, 16)
-    prompts = by_second.fusion(batch)
+    prompts = by_step.fusion(batch)
     assert prompts.shape == (3, 3, 16) and not torch.allclose(prompts[:, 0], prompts[:, 1])
 
 

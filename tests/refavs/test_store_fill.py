@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,33 @@ def test_rows_that_are_not_in_memory_are_read_in_pieces(built: Path, policy: str
     assert sum(cold) == sum(tensor.nbytes for tensor in found.values()) and max(cold) == 77
     turned = store.read_rows({small.AUDIO: [1]}, lambda shape, dtype: torch.zeros(7, 3, 1).permute(2, 1, 0))
     assert torch.equal(turned[small.AUDIO][0], plain.read(small.AUDIO, 1)), "whose places no reader can fill"
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_large_copies_from_memory_use_as_many_threads_as_torch(
+    built: Path, num_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refavs.store.fill.THREAD_BYTES", 1)
+    store, plain, threads = FeatureStore(built), FeatureStore(built), set[int]()
+    together, read = threading.Barrier(num_threads, timeout=60), store.read
+
+    def noted(path: str, row: int, part: range | None = None) -> torch.Tensor:
+        if threading.get_ident() not in threads:
+            threads.add(threading.get_ident())
+            together.wait()
+        return read(path, row, part)
+
+    monkeypatch.setattr(store, "read", noted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        wanted = {small.MAPS: [4, 0, 3], small.AUDIO: [1, 0]}
+        found = store.read_rows(wanted, lambda shape, dtype: torch.zeros(shape, dtype=dtype))
+    finally:
+        torch.set_num_threads(before)
+    assert len(threads) == num_threads
+    for path, rows in wanted.items():
+        assert torch.equal(found[path], torch.stack([plain.read(path, row) for row in rows]))
 
 
 @pytest.mark.parametrize("policy", ["first", "always"])

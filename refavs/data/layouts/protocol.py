@@ -6,7 +6,7 @@ A package adds a layout as an entry point in the group `refavs.layouts`; its nam
     kitchen = "my_package.kitchen:Kitchen"
 
 `tests/plugin/refavs_example/layout.py` is such a class, of 30 lines, for folders with `FILM/frames/*.jpg`,
-`FILM/sound.wav`, one object in `FILM/masks/<second>.png` for some seconds, and a `list.csv` with the columns
+`FILM/sound.wav`, one object in `FILM/masks/<number>.png` for some frames, and a `list.csv` with the columns
 `film,split,expression`. `refavs.data.layouts.contract.check_layout(Kitchen(), root)` tests it.
 """
 

@@ -85,5 +85,5 @@ def _objects(row: ListedExpression, where: str) -> tuple[str, ...]:
 
 def _masks(root: Path, name: str, clip: Clip, objects: tuple[str, ...]) -> dict[int, Mask]:
     folder, numbers = root / TRAIN / "Annotations" / name, tuple(map(int, objects))
-    return {second: PaletteMask(path=folder / f"{frame.stem}.png", numbers=numbers, root=root)
-            for second, frame in enumerate(clip.frames)}  # fmt: skip
+    return {step: PaletteMask(path=folder / f"{frame.stem}.png", numbers=numbers, root=root)
+            for step, frame in enumerate(clip.frames)}  # fmt: skip

@@ -24,7 +24,7 @@ class SoundingClip:
     """One row of the table of a data set.
 
     Attributes:
-        masks: the mask of each labelled second.
+        masks: the mask of each labelled frame.
     """
 
     clip: Clip

@@ -14,7 +14,7 @@ from refavs.model.feature_sizes import FeatureSizes
 from refavs.model.heads.parts.baseline_inputs import CueInput, MapInput
 from refavs.model.heads.parts.baseline_masks import MaskConvolutions, flat_pair, mean_of_frames, resized, sum_of_frames
 from refavs.model.heads.parts.baseline_options import AVSBenchOptions
-from refavs.model.heads.protocol import Head, Seconds
+from refavs.model.heads.protocol import ChosenSteps, Head
 from refavs.model.losses import mask_bce, mask_dice
 from refavs.model.options import LossConfig
 from refavs.model.target import Target
@@ -42,7 +42,7 @@ class AVSBenchOutput:
 class AVSBench(Head):
     """Follows AVSBench (arXiv 2207.05042) and its release.
 
-    Differs: the features are frozen and standardised; by default the interaction is normalised by second and not by
+    Differs: the features are frozen and standardised; by default the interaction is normalised by step and not by
     batch, a Dice loss is added, and the matching loss is a mean over the frames in which a mask is predicted (see
     `AVSBenchOptions`).
     """
@@ -71,15 +71,15 @@ class AVSBench(Head):
         self.maps.set_statistics(statistics)
         self.cue.set_statistics(statistics)
 
-    def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> AVSBenchOutput:
-        """Every second is read, since each interacts with all; of those that are not chosen only means are computed."""
+    def forward(self, batch: Batch, steps: ChosenSteps | None = None, once: Once | None = None) -> AVSBenchOutput:
+        """Every step is read, since each interacts with all; of those that are not chosen only means are computed."""
         cue, maps = self.cue(batch), self.maps(batch, None, once)
-        index = slice(None) if seconds is None else seconds.index
+        index = slice(None) if steps is None else steps.index
         stages, sounds = [], []
         for convolutions, interaction, pixels in zip(self.dilated, self.interactions, maps.values(), strict=True):
             stage = _by_frame(convolutions, pixels[:, index])
             means = reduce(stage, "u t c h w -> u t c", "mean")
-            if seconds is not None:
+            if steps is not None:
                 means = cast(DilatedConvolutions, convolutions).means(pixels)
             stage, sound = interaction(stage, means, cue, batch.clip)
             stages.append(stage)
@@ -147,11 +147,11 @@ class DilatedConvolutions(nn.Module):
 
 
 class Interaction(nn.Module):
-    """TPAVI: each pixel of each second meets the sound of all seconds, and brings back what the pixels there show.
+    """TPAVI: each pixel of each step meets the sound of all steps, and brings back what the pixels there show.
 
     Written out, pixel p takes 1/N sum_q <theta_p, phi_q> g_q over all N pixels q of the clip. There is no softmax and
-    phi is the same for all pixels of a second, so the sum over q comes first: a matrix for each expression, by which
-    theta is multiplied. The work then grows with N and not with its square, and the other seconds enter only by their
+    phi is the same for all pixels of a step, so the sum over q comes first: a matrix for each expression, by which
+    theta is multiplied. The work then grows with N and not with its square, and the other steps enter only by their
     means.
     """
 
@@ -172,9 +172,9 @@ class Interaction(nn.Module):
         """The maps after the interaction, and the sound as it was read there.
 
         Args:
-            maps: of the distinct clips, the seconds to predict.
-            means: over the pixels of each second.
-            sound: of all seconds.
+            maps: of the distinct clips, the steps to predict.
+            means: over the pixels of each step.
+            sound: of all steps.
         """
         pixels = rearrange(maps, "u f c h w -> u (f h w) c")
         aligned = self.align(sound)

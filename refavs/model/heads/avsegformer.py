@@ -17,7 +17,7 @@ from refavs.model.heads.parts.baseline_inputs import CueInput, MapInput
 from refavs.model.heads.parts.baseline_masks import MaskConvolutions, by_frame, flat_pair, mean_of_frames, resized
 from refavs.model.heads.parts.baseline_options import GROUPS, AVSegFormerOptions
 from refavs.model.heads.parts.deformable import DeformableEncoder, shapes_of, unflattened
-from refavs.model.heads.protocol import Head, Seconds
+from refavs.model.heads.protocol import ChosenSteps, Head
 from refavs.model.losses import mask_bce
 from refavs.model.options import LossConfig
 from refavs.model.target import Target
@@ -36,7 +36,7 @@ class AVSegFormerOutput:
 
 
 class AVSegFormer(Head):
-    """Follows AVSegFormer (arXiv 2307.01146) and its release; each second is segmented for itself.
+    """Follows AVSegFormer (arXiv 2307.01146) and its release; each step is segmented for itself.
 
     Differs: the features are frozen and standardised; by default Dice is smoothed and a cross-entropy added (see
     `AVSegFormerOptions`). The attention of the query generator has a single key, the cue, so that its queries and keys
@@ -88,13 +88,13 @@ class AVSegFormer(Head):
         self.maps.set_statistics(statistics)
         self.cue.set_statistics(statistics)
 
-    def seconds_read(self, seconds: Sequence[int]) -> Mapping[str, Sequence[int]]:
+    def steps_read(self, steps: Sequence[int]) -> Mapping[str, Sequence[int]]:
         """Only those to predict."""
-        return dict.fromkeys(self.maps.paths, seconds)
+        return dict.fromkeys(self.maps.paths, steps)
 
-    def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> AVSegFormerOutput:
+    def forward(self, batch: Batch, steps: ChosenSteps | None = None, once: Once | None = None) -> AVSegFormerOutput:
         """The encoder runs once for each clip, the rest for each expression."""
-        maps, cue = self.maps(batch, seconds, once), self.cue(batch, seconds)
+        maps, cue = self.maps(batch, steps, once), self.cue(batch, steps)
         shape = {"b": len(batch), "t": cue.shape[1]}
         features, memory = self._pixels(maps)
         memory, features = (

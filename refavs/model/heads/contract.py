@@ -12,7 +12,7 @@ from refavs.data.batches import Batch
 from refavs.data.maps import Maps
 from refavs.model.checkpoint import load_model, save_model
 from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
-from refavs.model.heads.protocol import Head, Seconds
+from refavs.model.heads.protocol import ChosenSteps, Head
 from refavs.model.heads.registry import implementation_of
 from refavs.model.options import HeadOptions, LossConfig
 from refavs.model.target import FrameCounts, Target
@@ -37,10 +37,10 @@ def check_head(options: HeadOptions, sizes: FeatureSizes | None = None) -> None:
     head: Head = implementation_of(options)(options, sizes)
     streams = [size for size in (sizes.audio, sizes.text, *sizes.maps) if size is not None]
     head.set_statistics({size.path: (torch.zeros(size.channels), torch.ones(size.channels)) for size in streams})
-    for num_seconds in (1, 3):
-        _check_prediction(head, made_up_batch(sizes, num_seconds))
+    for num_steps in (1, 3):
+        _check_prediction(head, made_up_batch(sizes, num_steps))
     batch = made_up_batch(sizes, 3)
-    _check_seconds_read(head, batch)
+    _check_steps_read(head, batch)
     _check_quantised(head, batch)
     _check_labels(head, batch)
     if options.trainable:
@@ -60,7 +60,7 @@ def made_up_sizes(options: HeadOptions) -> FeatureSizes:
     )  # fmt: skip
 
 
-def made_up_batch(sizes: FeatureSizes, num_seconds: int) -> Batch:
+def made_up_batch(sizes: FeatureSizes, num_steps: int) -> Batch:
     """Three expressions for two clips. The second's object is not visible at first; the third refers to no object."""
     generator = torch.Generator().manual_seed(1)
 
@@ -68,12 +68,12 @@ def made_up_batch(sizes: FeatureSizes, num_seconds: int) -> Batch:
         return torch.randn(*shape, generator=generator)
 
     num_clips, number = max(CLIP_OF) + 1, len(CLIP_OF)
-    masks = torch.zeros(number, num_seconds, 4 * SIDE, 4 * SIDE, dtype=torch.bool)
+    masks = torch.zeros(number, num_steps, 4 * SIDE, 4 * SIDE, dtype=torch.bool)
     masks[0, :, : 2 * SIDE], masks[1, 1:, :, : 2 * SIDE] = True, True
     return Batch(
-        visual={size.name: noise(num_clips, num_seconds, size.channels, size.height, size.width).half()
+        visual={size.name: noise(num_clips, num_steps, size.channels, size.height, size.width).half()
                 for size in sizes.maps},
-        audio=noise(num_clips, num_seconds, sizes.audio.channels if sizes.audio else 5),
+        audio=noise(num_clips, num_steps, sizes.audio.channels if sizes.audio else 5),
         text=noise(number, LENGTH, sizes.text.channels if sizes.text else 6),
         valid=torch.arange(LENGTH) < torch.tensor([[LENGTH], [2], [LENGTH]]), clip=torch.tensor(CLIP_OF), mask=masks,
         uid=[*"abc"], split=["train"] * number, dimension=[""] * number, text_string=[*"abc"],
@@ -86,37 +86,37 @@ def _loss(head: Head, batch: Batch, labelled: Bool[Tensor, "b t"] | None = None)
 
 
 @torch.no_grad()
-def _probs(head: Head, batch: Batch, seconds: Seconds | None = None) -> Tensor:
-    return head.eval().probs(head(batch, seconds), (24, 40))
+def _probs(head: Head, batch: Batch, steps: ChosenSteps | None = None) -> Tensor:
+    return head.eval().probs(head(batch, steps), (24, 40))
 
 
 def _check_prediction(head: Head, batch: Batch) -> None:
-    num_seconds = batch.audio.shape[1]
+    num_steps = batch.audio.shape[1]
     found = _probs(head, batch)
-    assert found.shape == (len(batch), num_seconds, 24, 40), f"probs of size (24, 40) have shape {tuple(found.shape)}"
+    assert found.shape == (len(batch), num_steps, 24, 40), f"probs of size (24, 40) have shape {tuple(found.shape)}"
     assert bool(((found >= 0) & (found <= 1)).all()), "probs are not between 0 and 1"
-    last = _probs(head, batch, Seconds.of([num_seconds - 1]))
-    assert torch.allclose(last, found[:, -1:], atol=1e-4), "a second's probs depend on the seconds requested"
+    last = _probs(head, batch, ChosenSteps.of([num_steps - 1]))
+    assert torch.allclose(last, found[:, -1:], atol=1e-4), "a step's probs depend on the steps requested"
 
 
-def _check_seconds_read(head: Head, batch: Batch) -> None:
-    """A training step reads only the seconds that the head names for those that it decodes."""
-    num_seconds = batch.audio.shape[1]
-    chosen = [num_seconds - 1]
+def _check_steps_read(head: Head, batch: Batch) -> None:
+    """A training step reads only the steps that the head names for those that it decodes."""
+    num_steps = batch.audio.shape[1]
+    chosen = [num_steps - 1]
     read: dict[str, set[int]] = {}
-    for name, seconds in head.seconds_read(chosen).items():  # a store without pooled maps has the maps instead
+    for name, steps in head.steps_read(chosen).items():  # a store without pooled maps has the maps instead
         source, _, pooling = name.rpartition("/")
         own = source if pooling.isdigit() and source in batch.visual else name
-        read[own] = read.get(own, set()) | {*seconds}
+        read[own] = read.get(own, set()) | {*steps}
     stored, places = {}, {}
     for name, maps in batch.visual.items():
-        own = sorted(read.get(name, range(num_seconds)))
+        own = sorted(read.get(name, range(num_steps)))
         stored[name] = maps[:, own]
         if own != [*range(len(own))]:
-            places[name] = Maps.places_of(own, num_seconds)
-    expected, told = _probs(head, batch, Seconds.of(chosen)), "`seconds_read` lacks seconds that `forward` reads"
+            places[name] = Maps.places_of(own, num_steps)
+    expected, told = _probs(head, batch, ChosenSteps.of(chosen)), "`steps_read` lacks steps that `forward` reads"
     try:
-        found = _probs(head, replace(batch, visual=Maps(stored, {}, places)), Seconds.of(chosen))
+        found = _probs(head, replace(batch, visual=Maps(stored, {}, places)), ChosenSteps.of(chosen))
     except (IndexError, RuntimeError, ValueError) as error:
         raise AssertionError(told) from error
     assert torch.equal(found, expected), told
@@ -141,13 +141,13 @@ def _check_labels(head: Head, batch: Batch) -> None:
     assert losses.keys() == {"total", *head.losses}, f"loss returns {', '.join(losses)}; `losses` lists {head.losses}"
     for name, value in losses.items():
         assert bool(value.isfinite()), f"the loss {name} is not finite for a frame without an object"
-        assert torch.allclose(value, all_labelled[name]), f"the loss {name} changes if all seconds are labelled"
+        assert torch.allclose(value, all_labelled[name]), f"the loss {name} changes if all steps are labelled"
     labelled[:, 1] = False
     before = _loss(head, batch, labelled)["total"]
     batch.mask[:, 1] = ~batch.mask[:, 1]
     after = _loss(head, batch, labelled)["total"]
     batch.mask[:, 1] = ~batch.mask[:, 1]
-    assert torch.allclose(before, after), "a second without a label contributes to the loss"
+    assert torch.allclose(before, after), "a step without a label contributes to the loss"
 
 
 def _check_parts(head: Head, batch: Batch) -> None:

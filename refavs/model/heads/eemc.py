@@ -17,7 +17,7 @@ from refavs.model.feature_sizes import LEVELS, MASKS, FeatureSizes
 from refavs.model.heads.options import EEMCOptions, Trained
 from refavs.model.heads.parts.fusion import BimodalFusion, MultimodalIntegration, QueryPrompting
 from refavs.model.heads.parts.memory import CarriedMemory, emphasise_change
-from refavs.model.heads.protocol import Head, Seconds
+from refavs.model.heads.protocol import ChosenSteps, Head
 from refavs.model.losses import eemc_loss
 from refavs.model.options import LossConfig
 from refavs.model.pretrained import Mask2Former, load_decoders, refuse_other_maps
@@ -26,7 +26,7 @@ from refavs.model.visual import FeatureProjection, Statistics, VisualInput
 
 
 class EEMC(Head):
-    """Segments the object an expression refers to in each second, from cached features.
+    """Segments the object an expression refers to in each step, from cached features.
 
     Follows Ref-AVS (arXiv 2407.10957v1), section 4. Differs: fusion layers are pre-norm and visual tokens have sine
     positions; the paper specifies neither.
@@ -106,15 +106,15 @@ class EEMC(Head):
                 child.eval()
         return self
 
-    def seconds_read(self, seconds: Sequence[int]) -> Mapping[str, Sequence[int]]:
-        """The chosen seconds; for the memory also the tokens of those before, or all maps of a pixel decoder."""
+    def steps_read(self, steps: Sequence[int]) -> Mapping[str, Sequence[int]]:
+        """The chosen steps; for the memory also the tokens of those before, or all maps of a pixel decoder."""
         *names, pooled = self.visual.names
         if not self.options.memory:
-            return dict.fromkeys(names, seconds)
-        before = range(max(seconds) + 1)
+            return dict.fromkeys(names, steps)
+        before = range(max(steps) + 1)
         if self.visual.pixel_decoder is not None:
             return dict.fromkeys(names, before)
-        return dict.fromkeys(names, seconds) | {pooled: before}
+        return dict.fromkeys(names, steps) | {pooled: before}
 
     def set_statistics(self, statistics: Statistics) -> None:
         """Takes the per-channel mean and standard deviation from `FeatureStore.statistics`; call it before training."""
@@ -136,23 +136,23 @@ class EEMC(Head):
         return Mask2Former(folder).stamp
 
     def forward(
-        self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None,
+        self, batch: Batch, steps: ChosenSteps | None = None, once: Once | None = None,
         past: Sequence[CarriedMemory] | None = None,
     ) -> EEMCOutput:  # fmt: skip
         """Predicts masks and classes.
 
-        The cached memory reads every second before the chosen ones, so a second's prediction does not depend on which
-        other seconds are decoded.
+        The cached memory reads every step before the chosen ones, so a step's prediction does not depend on which
+        other steps are decoded.
 
         Args:
-            past: the memory of sound and picture from the seconds before this piece of a video; it takes in the piece.
+            past: the memory of sound and picture from the steps before this piece of a video; it takes in the piece.
         """
         read, chosen, name = slice(None), None, "all"
-        if seconds is not None and self.options.memory:
-            # The memory reads only seconds before the chosen ones.
-            read, chosen, name = slice(seconds.end), seconds.index, "until the last"
-        elif seconds is not None:
-            read, name = seconds.index, "chosen"  # without memory, no second depends on another
+        if steps is not None and self.options.memory:
+            # The memory reads only steps before the chosen ones.
+            read, chosen, name = slice(steps.end), steps.index, "until the last"
+        elif steps is not None:
+            read, name = steps.index, "chosen"  # without memory, no step depends on another
         maps = Maps.of(batch.visual).part(self.visual.names, read)
         visual = self.visual(maps, chosen, once, name)
         audio, text, valid = self._audio(batch.audio[:, read]), *self._text(batch)
@@ -180,20 +180,20 @@ class EEMC(Head):
         text: Float[Tensor, "b l c"] | None,
         valid: Bool[Tensor, "b l"],
         clip: Int[Tensor, "b"],
-        frames: Int[Tensor, "f"] | None = None,
+        chosen: Int[Tensor, "f"] | None = None,
         past: Sequence[CarriedMemory] | None = None,
     ) -> tuple[Float[Tensor, "b f one c"] | None, Float[Tensor, "b f n c"], Float[Tensor, "b f l c"] | None]:
-        """Q_A, Q_V and Q_T of the chosen seconds (Eq. 1-3 and the mean of the expression's features)."""
+        """Q_A, Q_V and Q_T of the chosen steps (Eq. 1-3 and the mean of the expression's features)."""
         texts = [] if text is None else [rearrange(text, "b l c -> b 1 l c")]
         fused = []
         for number, (modality, fusion) in enumerate(((audio, self.audio_fusion), (visual, self.visual_fusion))):
             if modality is None or fusion is None:
                 fused.append(None)
                 continue
-            features, aware = fusion(modality, text, valid, clip, frames)
+            features, aware = fusion(modality, text, valid, clip, chosen)
             emphasise = emphasise_change if past is None else past[number].emphasise_change
             cue = emphasise(features, self.options.beta) if self.options.memory else features
-            fused.append(cue if frames is None else cue[:, frames])
+            fused.append(cue if chosen is None else cue[:, chosen])
             texts += [] if aware is None else [aware]
         mean = sum(texts[1:], start=texts[0]) / len(texts) if texts else None
         return fused[0], fused[1], mean

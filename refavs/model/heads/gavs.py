@@ -18,7 +18,7 @@ from refavs.model.heads.parts.baseline_inputs import CueInput, MapInput
 from refavs.model.heads.parts.baseline_masks import flat_pair, mean_of_frames, resized
 from refavs.model.heads.parts.baseline_options import EXTENT, SAM_MAP, GAVSOptions
 from refavs.model.heads.parts.sam_decoder import SamDecoder, SamWeightsFolder, require_same_sam
-from refavs.model.heads.protocol import Head, Seconds
+from refavs.model.heads.protocol import ChosenSteps, Head
 from refavs.model.losses import mask_bce, mask_dice
 from refavs.model.options import LossConfig
 from refavs.model.target import Target
@@ -89,14 +89,14 @@ class GAVS(Head):
         """The digest of SAM's file."""
         return SamWeightsFolder(folder).stamp
 
-    def seconds_read(self, seconds: Sequence[int]) -> Mapping[str, Sequence[int]]:
+    def steps_read(self, steps: Sequence[int]) -> Mapping[str, Sequence[int]]:
         """Only those to predict."""
-        return dict.fromkeys(self.maps.paths, seconds)
+        return dict.fromkeys(self.maps.paths, steps)
 
-    def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> GAVSOutput:
-        """Each second is segmented for itself."""
-        image = self._image(self.maps(batch, seconds, once))[batch.clip]
-        prompt = self.cue(batch, seconds)
+    def forward(self, batch: Batch, steps: ChosenSteps | None = None, once: Once | None = None) -> GAVSOutput:
+        """Each step is segmented for itself."""
+        image = self._image(self.maps(batch, steps, once))[batch.clip]
+        prompt = self.cue(batch, steps)
         if self.options.decoder_weights == "random":
             # The decoder's tokens start with a deviation of 1, and one of a tenth would hardly be noticed beside them.
             prompt = nn.functional.layer_norm(prompt, prompt.shape[-1:])
@@ -106,7 +106,7 @@ class GAVS(Head):
         picture = None
         if EXTENT in batch.visual and any(size.name == EXTENT for size in self.sizes.maps):
             extent = batch.visual[EXTENT][batch.clip].float()
-            extent = extent if seconds is None else extent[:, seconds.index]
+            extent = extent if steps is None else extent[:, steps.index]
             picture = extent / torch.tensor(image.shape[-2:], device=extent.device)
         return GAVSOutput(rearrange(logits, "(b t) h w -> b t h w", b=len(batch)), picture)
 

@@ -95,11 +95,11 @@ class EEMCOptions(HeadOptions):
         if self.trains_pixel_decoder:
             advice = ("a pixel decoder is trained on them; add them with the same refavs-extract command and --levels "
                       "backbone, or train none with --set model.trained=fusion+transformer_decoder")  # fmt: skip
-            return Needs(maps=(STAGES,), audio=bool(self.audio), text=bool(self.text), sound_by_second=True,
+            return Needs(maps=(STAGES,), audio=bool(self.audio), text=bool(self.text), sound_by_step=True,
                          advice=advice)
         decoded = (MASKS, *reversed(LEVELS[: self.decoder_layers]))
         return Needs(maps=(decoded, STAGES), audio=bool(self.audio), text=bool(self.text),
-                     sound_by_second=True)
+                     sound_by_step=True)
 
     def step_bytes(self, sizes: FeatureSizes, num_expressions: int, num_frames: int) -> int:
         """Bytes of the mask logits and their gradients: one mask per query at stride 4, before each decoder layer and

@@ -25,8 +25,8 @@ A complete head:
             self.read = nn.Linear(sizes.maps[0].channels, options.width)
             self.listen = nn.Linear(sizes.audio.channels, options.width)
 
-        def forward(self, batch, seconds=None, once=None):
-            index = slice(None) if seconds is None else seconds.index
+        def forward(self, batch, steps=None, once=None):
+            index = slice(None) if steps is None else steps.index
             pixels = batch.visual[self.sizes.maps[0].name][batch.clip][:, index].float()
             sound = self.listen(batch.audio[batch.clip][:, index].float())
             return torch.einsum("btchw,dc,btd->bthw", pixels, self.read.weight, sound)  # mask logits
@@ -71,22 +71,22 @@ class PartSize(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Seconds:
-    """A selection of a clip's seconds, in ascending order.
+class ChosenSteps:
+    """A selection of a clip's steps, in ascending order.
 
     Attributes:
-        index: selects them from an axis of seconds.
-        end: one past the last selected second; a plain int, so reading it does not wait for a device.
+        index: selects them from an axis of steps.
+        end: one past the last selected step; a plain int, so reading it does not wait for a device.
     """
 
     index: Int[Tensor, "f"]
     end: int
 
     @classmethod
-    def of(cls, seconds: Sequence[int], device: torch.device | str = "cpu") -> "Seconds":
-        """Selects `seconds`, with the index on `device`."""
-        index = torch.tensor(seconds, dtype=torch.long)
-        return cls(index.to(device, non_blocking=True), max(seconds) + 1)
+    def of(cls, steps: Sequence[int], device: torch.device | str = "cpu") -> "ChosenSteps":
+        """Selects `steps`, with the index on `device`."""
+        index = torch.tensor(steps, dtype=torch.long)
+        return cls(index.to(device, non_blocking=True), max(steps) + 1)
 
 
 class Head(nn.Module, abc.ABC):
@@ -122,12 +122,12 @@ class Head(nn.Module, abc.ABC):
         return head
 
     @abc.abstractmethod
-    def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> Any:
+    def forward(self, batch: Batch, steps: ChosenSteps | None = None, once: Once | None = None) -> Any:
         """Computes the output that `loss` and `probs` take.
 
         Args:
             batch: features, not standardised.
-            seconds: those to predict; None is all.
+            steps: those to predict; None is all.
             once: shares what no parameter enters with the other heads of this kind that read this batch.
         """
 
@@ -139,23 +139,23 @@ class Head(nn.Module, abc.ABC):
     def probs(self, output: Any, size: tuple[int, int] | None = None) -> Float[Tensor, "b t _ _"]:
         """Probability that each pixel belongs to the referred object; `size` is height and width of the result."""
 
-    def seconds_read(self, seconds: Sequence[int]) -> Mapping[str, Sequence[int]]:
-        """The seconds of each map that `forward` reads to predict `seconds`, by the map's name; a map that is left out
+    def steps_read(self, steps: Sequence[int]) -> Mapping[str, Sequence[int]]:
+        """The steps of each map that `forward` reads to predict `steps`, by the map's name; a map that is left out
         is read whole.
 
         A name by `pooled_name` asks for the pooled map, which is in the batch if the store has it; else the map itself
-        is in the batch in those seconds. `Maps.part` selects seconds from maps that were read in part.
+        is in the batch in those steps. `Maps.part` selects steps from maps that were read in part.
         """
         return {}
 
     def next_piece(self, batch: Batch, past: Any = None, window: int | None = None) -> tuple[Any, Any]:
-        """Computes the output for the next seconds of a long video, and what to pass for the piece after them.
+        """Computes the output for the next steps of a long video, and what to pass for the piece after them.
 
-        By default each piece is treated as a clip by itself, with as many seconds as the clips of training.
+        By default each piece is treated as a clip by itself, with as many steps as the clips of training.
 
         Args:
             past: the second result of the call for the previous piece, which may change it; None for the first piece.
-            window: how many earlier seconds a memory covers; None for all.
+            window: how many earlier steps a memory covers; None for all.
         """
         return self(batch), None
 

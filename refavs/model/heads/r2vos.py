@@ -18,7 +18,7 @@ from refavs.model.heads.parts.clip_queries import ClipOutput, ClipQueryHead, sta
 from refavs.model.heads.parts.dual_pyramid import DualPyramid
 from refavs.model.heads.parts.expression_input import Expression, Words
 from refavs.model.heads.parts.rvos_options import R2VOSOptions
-from refavs.model.heads.protocol import Seconds
+from refavs.model.heads.protocol import ChosenSteps
 from refavs.model.options import LossConfig
 from refavs.model.target import Target
 
@@ -76,17 +76,17 @@ class R2VOS(ClipQueryHead):
     def parts(self) -> dict[str, nn.Module]:
         return {"masks": self.masks, "pixel decoder": self.pyramid, "decoder": self.decoder, "encoder": self}
 
-    def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> R2VOSOutput:
-        """The chosen seconds are decoded; see `clip` for those that are read."""
+    def forward(self, batch: Batch, steps: ChosenSteps | None = None, once: Once | None = None) -> R2VOSOutput:
+        """The chosen steps are decoded; see `clip` for those that are read."""
         expression = self.expression(batch)
-        encoded = self.encoded(batch, expression.words, seconds, once)
+        encoded = self.encoded(batch, expression.words, steps, once)
         features, guessed = self.pyramid(encoded.levels, expression.words)
         repeated = rearrange(guessed, "b c -> b 1 c").expand_as(expression.sentence)
         content = expression.sentence + self.mixing(torch.cat([expression.sentence, repeated], dim=-1))
-        found = self.predicted(content, encoded, features, seconds)
+        found = self.predicted(content, encoded, features, steps)
         others = None
         if self.options.choice("negatives") == "batch" and self.training and len(batch) > 1:
-            others = self._others(batch, expression, seconds, once)
+            others = self._others(batch, expression, steps, once)
         return R2VOSOutput(found.layers, found.scores, self._pairs(expression.sentence, guessed), others)
 
     def loss(self, output: Any, target: Target, weights: LossConfig) -> dict[str, Float[Tensor, ""]]:
@@ -127,11 +127,11 @@ class R2VOS(ClipQueryHead):
         return mean(judged / 2 * fits), mean((MARGIN - others.distances).clamp(min=0) * fits), relation
 
     def _others(
-        self, batch: Batch, expression: Expression, seconds: Seconds | None, once: Once | None
+        self, batch: Batch, expression: Expression, steps: ChosenSteps | None, once: Once | None
     ) -> Pairs:
         """The pairs of each clip with the expression before it in the batch."""
         words = Words(*(part.roll(1, dims=0) for part in expression.words))
-        encoded = self.encoded(batch, words, seconds, once)
+        encoded = self.encoded(batch, words, steps, once)
         return self._pairs(expression.sentence.roll(1, dims=0), self.pyramid.guess(encoded.levels[-1], words))
 
     def _pairs(self, sentence: Float[Tensor, "b t c"], guessed: Float[Tensor, "b c"]) -> Pairs:

@@ -8,7 +8,7 @@ from refavs.model.feature_sizes import FeatureSizes
 from refavs.model.heads.parts.clip_queries import ClipOutput, ClipQueryHead, start_evenly
 from refavs.model.heads.parts.language_pyramid import LanguagePyramid
 from refavs.model.heads.parts.rvos_options import ReferFormerOptions
-from refavs.model.heads.protocol import Seconds
+from refavs.model.heads.protocol import ChosenSteps
 
 
 class ReferFormer(ClipQueryHead):
@@ -31,9 +31,9 @@ class ReferFormer(ClipQueryHead):
     def parts(self) -> dict[str, nn.Module]:
         return {"masks": self.masks, "pixel decoder": self.pyramid, "decoder": self.decoder, "encoder": self}
 
-    def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> ClipOutput:
-        """The chosen seconds are decoded; see `clip` for those that are read."""
+    def forward(self, batch: Batch, steps: ChosenSteps | None = None, once: Once | None = None) -> ClipOutput:
+        """The chosen steps are decoded; see `clip` for those that are read."""
         expression = self.expression(batch)
-        encoded = self.encoded(batch, expression.words, seconds, once)
+        encoded = self.encoded(batch, expression.words, steps, once)
         features = self.pyramid(encoded.levels, expression.words)
-        return self.predicted(expression.sentence, encoded, features, seconds)
+        return self.predicted(expression.sentence, encoded, features, steps)

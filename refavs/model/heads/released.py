@@ -24,7 +24,7 @@ from refavs.model.batch_cache import Once
 from refavs.model.decoder import EEMCOutput, MaskDecoder, predict
 from refavs.model.feature_sizes import LEVELS, MASKS, FeatureSizes
 from refavs.model.heads.options import ReleasedOptions
-from refavs.model.heads.protocol import Head, Seconds
+from refavs.model.heads.protocol import ChosenSteps, Head
 from refavs.model.losses import eemc_loss
 from refavs.model.options import LossConfig
 from refavs.model.pickled import load_pickled
@@ -55,13 +55,13 @@ class ReleasedHead(Head):
     - A visual token is a run of 1024 values of a frame's last map in memory order, channel after channel. It therefore
       contains pixels of about seven channels rather than all channels of one pixel.
     - The memory is the running mean of all tokens up to and including the current one, over frames and pixels in a row.
-    - The audio of all seconds and the text are cues of every frame; padding is not masked.
+    - The audio of all steps and the text are cues of every frame; padding is not masked.
     - The attention over all cues runs **across the batch**: each cue of an expression attends to the same cue of the
       other expressions in the batch. Predictions therefore depend on them and on the batch size. The release evaluates
       batches of four in the order of its file; train.eval_batch_size=4 is closest, with batches in clip order.
 
     Differs: features come from the store, in float16 and from the encoders of this package (audio from the start of
-    each second); mask logits are summed before resizing, which is linear; the sigmoid is applied at 384 x 384, before
+    each step); mask logits are summed before resizing, which is linear; the sigmoid is applied at 384 x 384, before
     the release's own protocol resizes to 256 x 256.
     """
 
@@ -119,14 +119,14 @@ class ReleasedHead(Head):
         """The sigmoid of the single mask."""
         return predict(output, size)
 
-    def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> EEMCOutput:
+    def forward(self, batch: Batch, steps: ChosenSteps | None = None, once: Once | None = None) -> EEMCOutput:
         """Returns one query per expression, which is certainly the object and whose mask is the release's mask.
 
         The mask features are that mask itself; each side is four times that of the finest map.
         """
         maps, prompts = self._maps(batch), self._prompts(batch)
-        if seconds is not None:
-            maps, prompts = {name: one[:, seconds.index] for name, one in maps.items()}, prompts[:, seconds.index]
+        if steps is not None:
+            maps, prompts = {name: one[:, steps.index] for name, one in maps.items()}, prompts[:, steps.index]
         shape = {"b": len(batch), "t": prompts.shape[1]}
         queries = self.prompting(self.query_features, rearrange(prompts, "b t k c -> (b t) k c"))
         queries = rearrange(queries, "(b t) q c -> b t q c", **shape)
@@ -150,7 +150,7 @@ class ReleasedHead(Head):
         return {name: rearrange(one, "(u t) c h w -> u t c h w", t=batch.audio.shape[1]) for name, one in decoded}
 
     def _prompts(self, batch: Batch) -> Float[Tensor, "b t k c"]:
-        """The cues of each frame: audio of all seconds, a tag, the frame's visual tokens, a tag, text."""
+        """The cues of each frame: audio of all steps, a tag, the frame's visual tokens, a tag, text."""
         last = batch.visual[self.sizes.maps[-1].name].float()
         visual = rearrange(last, "u t d h w -> u (t d h w)")
         visual = rearrange(visual, "u (n d) -> u n d", d=last.shape[2])[batch.clip]

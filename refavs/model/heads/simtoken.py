@@ -1,4 +1,4 @@
-"""SimToken's decoder half: one token, made from words, sound and pixels, prompts SAM 2's decoder in all seconds."""
+"""SimToken's decoder half: one token, made from words, sound and pixels, prompts SAM 2's decoder in all steps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from refavs.model.heads.parts.baseline_masks import flat_pair, mean_of_frames, r
 from refavs.model.heads.parts.prompt_fusion import PromptFusion
 from refavs.model.heads.parts.sam_decoder import Sam2Decoder, SamWeightsFolder, require_same_sam
 from refavs.model.heads.parts.simtoken_options import FINER, SAM_MAP, SimTokenOptions
-from refavs.model.heads.protocol import Head, Seconds
+from refavs.model.heads.protocol import ChosenSteps, Head
 from refavs.model.losses import mask_bce, mask_dice
 from refavs.model.options import LossConfig
 from refavs.model.target import Target
@@ -30,7 +30,7 @@ FOLDS = {SAM_MAP: 1, "s8": 4, "s4": 8}  # by which the width of the decoder is d
 
 @dataclass
 class SimTokenOutput:
-    """Mask logits, and logits that are positive where a second shows the object; None where there is no such score."""
+    """Mask logits, and logits that are positive where a step shows the object; None where there is no such score."""
 
     logits: Float[Tensor, "b t h w"]
     scores: Float[Tensor, "b t"] | None
@@ -40,11 +40,11 @@ class SimToken(Head):
     """Follows SimToken (arXiv 2509.17537) from its prompt token on.
 
     Chosen over AuralSAM2 because it reads what a store of SAM 2.1 has: AuralSAM2 fuses 59 M parameters into the raw
-    maps of the feature pyramid, 440 MB per clip. SimToken's idea, one token for all seconds, is also a question of its
+    maps of the feature pyramid, 440 MB per clip. SimToken's idea, one token for all steps, is also a question of its
     own, which `prompt=second` answers.
 
     Differs: a small transformer makes the token in place of a multimodal language model, so the published numbers of
-    SimToken are those of a far larger model; SAM 2.1 in place of SAM, whose object score says which seconds show the
+    SimToken are those of a far larger model; SAM 2.1 in place of SAM, whose object score says which steps show the
     object; no loss that aligns the tokens of expressions about one object.
     """
 
@@ -65,7 +65,7 @@ class SimToken(Head):
         })  # fmt: skip
         self.fusion = PromptFusion(
             sizes.audio, sizes.text, coarse, width, options.num_heads, options.fusion_layers,
-            options.feedforward_channels, options.tokens_per_side, by_second=options.prompt == "second",
+            options.feedforward_channels, options.tokens_per_side, by_step=options.prompt == "second",
         )  # fmt: skip
         self.decoder = Sam2Decoder(
             width, options.num_heads, options.decoder_layers, options.decoder_feedforward_channels
@@ -91,17 +91,17 @@ class SimToken(Head):
         """The digest of SAM 2.1's file."""
         return SamWeightsFolder(folder).stamp
 
-    def seconds_read(self, seconds: Sequence[int]) -> Mapping[str, Sequence[int]]:
-        """The finer maps of those to predict; the fusion reads the coarse map of all seconds."""
-        return dict.fromkeys(FINER, seconds)
+    def steps_read(self, steps: Sequence[int]) -> Mapping[str, Sequence[int]]:
+        """The finer maps of those to predict; the fusion reads the coarse map of all steps."""
+        return dict.fromkeys(FINER, steps)
 
-    def forward(self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None) -> SimTokenOutput:
-        """The fusion reads all seconds; the decoder runs on the chosen ones."""
-        maps = self.maps(batch, seconds, once)
+    def forward(self, batch: Batch, steps: ChosenSteps | None = None, once: Once | None = None) -> SimTokenOutput:
+        """The fusion reads all steps; the decoder runs on the chosen ones."""
+        maps = self.maps(batch, steps, once)
         shape = {"b": len(batch), "t": maps[SAM_MAP].shape[1]}
         prompt = self.fusion(batch, once)
-        if self.options.prompt == "second" and seconds is not None:
-            prompt = prompt[:, seconds.index]
+        if self.options.prompt == "second" and steps is not None:
+            prompt = prompt[:, steps.index]
         prompt = rearrange(prompt.expand(-1, shape["t"], -1), "b t c -> (b t) 1 c")
         coarse, *finer = (self._frames(name, maps[name], batch) for name in (SAM_MAP, *reversed(FINER)))
         logits, scores = self.decoder.segment(coarse, finer, prompt)
@@ -124,7 +124,7 @@ class SimToken(Head):
         return {"total": total, "bce": bce.detach(), "dice": dice.detach(), "object": score.detach()}
 
     def probs(self, output: SimTokenOutput, size: tuple[int, int] | None = None) -> Float[Tensor, "b t _ _"]:
-        """The sigmoid of the logits; zero in seconds that do not show the object."""
+        """The sigmoid of the logits; zero in steps that do not show the object."""
         found = resized(output.logits.float(), size).sigmoid()
         if output.scores is None:
             return found

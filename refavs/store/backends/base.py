@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from refavs.errors import StoreError
 from refavs.files.atomic import LOCK, sync_folder, whole_file, write_atomically
 from refavs.files.partials import partial_path, without_mark
-from refavs.files.plain_file import MOST_BYTES, UnusableFileError, open_lock, open_plain, read_plain, refuse_special
+from refavs.files.plain_file import MOST_BYTES, UnusableFileError, open_lock, read_plain, refuse_special
 
 TRY_AGAIN = "nothing need be wrong with it: look at the connection and the permissions, then try again"
 _PROBE_BYTES = 2**21
@@ -154,8 +154,9 @@ class MappedFile:
             if file is None:
                 return False
             try:
+                byte = [bytearray(1)]
                 for place in range(start, stop, _PROBE_BYTES):
-                    os.preadv(file, [bytearray(1)], place, os.RWF_NOWAIT)
+                    os.preadv(file, byte, place, os.RWF_NOWAIT)
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
                     raise
@@ -177,9 +178,11 @@ class MappedFile:
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int | None]:
         """Opens the file for reading, unless another file has replaced it."""
-        try:
-            file = open_plain(self._path)
-        except (FileNotFoundError, UnusableFileError):
+        try:  # O_NONBLOCK, as a pipe that has replaced it would block
+            file = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENXIO):  # gone, or replaced by a socket
+                raise
             yield None
             return
         try:

@@ -96,7 +96,7 @@ class ArraySpec:
 
     @property
     def num_parts(self) -> int:
-        """Number of equal parts of a row that a shard keeps a checksum of: the seconds of a map, else the whole row."""
+        """Number of equal parts of a row that a shard keeps a checksum of: the steps of a map, else the whole row."""
         return self.shape[0] if self.axes[0] == "t" and "c" in self.axes and len(self.axes) > 2 else 1
 
     @property

@@ -2,8 +2,8 @@
 
 A file contains the rows, each followed by its crc32c, and an index at the end (offset and length of each row, then the
 index's own crc32c). Rows start at multiples of 64 bytes, which the format permits, so that every mapped row is an
-aligned tensor. A map's row is also followed by the crc32c of each second, outside the bytes that the index names, so
-that single seconds can be read and verified. Their combination is the checksum of the row. A file without them, e.g. of
+aligned tensor. A map's row is also followed by the crc32c of each step, outside the bytes that the index names, so
+that single steps can be read and verified. Their combination is the checksum of the row. A file without them, e.g. of
 an earlier version, is read all the same: its rows are then verified whole.
 """
 
@@ -275,15 +275,15 @@ class ShardReader:
         if part is None:
             self._compare(place, data, self._beside(place, CRC_BYTES) if beside is None else beside)
         elif parts := self._parts_of(place):
-            for second, piece in zip(part, np.split(data, len(part)), strict=True):
-                if (found := crc32c(piece)) != parts[second]:
+            for step, piece in zip(part, np.split(data, len(part)), strict=True):
+                if (found := crc32c(piece)) != parts[step]:
                     self._forget(place)
-                    raise StoreError(f"the checksum of its second {second} is {found:08x}, the shard says "
-                                     f"{parts[second]:08x}")
+                    raise StoreError(f"the checksum of its step {step} is {found:08x}, the shard says "
+                                     f"{parts[step]:08x}")
         else:
             self.check(place)
             part = None
-        self._verified |= {place} if part is None else {(place, second) for second in part}
+        self._verified |= {place} if part is None else {(place, step) for step in part}
 
     def _forget(self, place: int) -> None:
         """Has a damaged row fetched again by whoever reads it next, with what lies beside it."""

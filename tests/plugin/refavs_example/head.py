@@ -1,4 +1,4 @@
-"""A head of one idea: a patch belongs to the object where it agrees with the sound of its second and the words."""
+"""A head of one idea: a patch belongs to the object where it agrees with the sound of its step and the words."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from refavs.data.batches import Batch
 from refavs.model.feature_sizes import FeatureSizes
-from refavs.model.heads.protocol import Head, Seconds
+from refavs.model.heads.protocol import ChosenSteps, Head
 from refavs.model.options import LossConfig
 from refavs.model.target import Target
 from refavs_example.options import AgreementOptions
@@ -37,13 +37,13 @@ class Agreement(Head):
         self.mean.copy_(torch.as_tensor(mean))
         self.std.copy_(torch.as_tensor(std).clamp(min=1e-6))
 
-    def forward(self, batch: Batch, seconds: Seconds | None = None, once: Any = None) -> Tensor:
+    def forward(self, batch: Batch, steps: ChosenSteps | None = None, once: Any = None) -> Tensor:
         patches = rearrange(batch.visual["patches"][batch.clip].float(), "b t c h w -> b t h w c")
         sound = reduce(batch.audio.float(), "u (t k) d -> u t d", "mean", t=patches.shape[1])[batch.clip]
         words = (batch.text * batch.valid[..., None]).sum(1) / batch.valid.sum(1, keepdim=True).clamp(min=1)
         cue = torch.tanh(self.hear(sound) + rearrange(self.read(words.float()), "b c -> b 1 c"))
         logits = torch.einsum("bthwc,btc->bthw", self.see((patches - self.mean) / self.std), cue) + self.bias
-        return logits if seconds is None else logits[:, seconds.index]
+        return logits if steps is None else logits[:, steps.index]
 
     def loss(self, output: Tensor, target: Target, weights: LossConfig) -> dict[str, Tensor]:
         masks = nn.functional.adaptive_avg_pool2d(target.masks.float(), output.shape[-2:])

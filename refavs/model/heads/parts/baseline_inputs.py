@@ -1,4 +1,4 @@
-"""What the baselines read: standardised maps, and one vector in each second that says what to look for."""
+"""What the baselines read: standardised maps, and one vector in each step that says what to look for."""
 
 from collections.abc import Callable, Mapping
 from typing import cast
@@ -12,7 +12,7 @@ from refavs.data.batches import Batch
 from refavs.data.maps import Maps
 from refavs.model.batch_cache import Once
 from refavs.model.feature_sizes import FeatureSizes
-from refavs.model.heads.protocol import Seconds
+from refavs.model.heads.protocol import ChosenSteps
 from refavs.model.visual import FeatureProjection, Standardisation, Statistics
 
 
@@ -36,22 +36,22 @@ class MapInput(nn.Module):
             cast(Standardisation, self.inputs[name]).set(*statistics[self.paths[name]])
 
     def forward(
-        self, batch: Batch, seconds: Seconds | None = None, once: Once | None = None
+        self, batch: Batch, steps: ChosenSteps | None = None, once: Once | None = None
     ) -> dict[str, Float[Tensor, "u t _ _ _"]]:
         once, maps = once or Once(), Maps.of(batch.visual)
 
         def chosen(name: str) -> Callable[[], Tensor]:
-            return lambda: self._read(name, (maps if seconds is None else maps.part([name], seconds.index))[name])
+            return lambda: self._read(name, (maps if steps is None else maps.part([name], steps.index))[name])
 
-        # The seconds that are chosen are the same for all who share this batch.
-        return {name: once(("map", name, name in self.inputs, seconds is None), chosen(name)) for name in self.paths}
+        # The steps that are chosen are the same for all who share this batch.
+        return {name: once(("map", name, name in self.inputs, steps is None), chosen(name)) for name in self.paths}
 
     def _read(self, name: str, maps: Tensor) -> Tensor:
         return cast(Standardisation, self.inputs[name]).maps(maps) if name in self.inputs else maps.float()
 
 
 class CueInput(nn.Module):
-    """The sound of each second, the mean of the expression's tokens, or their sum.
+    """The sound of each step, the mean of the expression's tokens, or their sum.
 
     Follows Ref-AVS (arXiv 2407.10957v1), supplement B.3: a linear projection brings the modality that a method lacks to
     the width of the one that it has, and the two are added. Open there: how the tokens become one vector (here their
@@ -78,9 +78,9 @@ class CueInput(nn.Module):
         if self.read is not None:
             self.read.standardise.set(*statistics[self.paths["text"]])
 
-    def forward(self, batch: Batch, seconds: Seconds | None = None) -> Float[Tensor, "b t c"]:
+    def forward(self, batch: Batch, steps: ChosenSteps | None = None) -> Float[Tensor, "b t c"]:
         parts = []
-        audio = batch.audio if seconds is None else batch.audio[:, seconds.index]
+        audio = batch.audio if steps is None else batch.audio[:, steps.index]
         if self.standardise is not None and self.listen is not None:
             parts.append(self.listen(self.standardise(audio))[batch.clip])
         if self.read is not None:

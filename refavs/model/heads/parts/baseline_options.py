@@ -48,7 +48,7 @@ class BaselineOptions(HeadOptions):
         return {name: self.choice(name) for name in self.forms}
 
     def _needs(self, *maps: tuple[str, ...], advice: str) -> Needs:
-        return Needs(maps=maps, audio=bool(self.audio), text=bool(self.text), sound_by_second=True, advice=advice)
+        return Needs(maps=maps, audio=bool(self.audio), text=bool(self.text), sound_by_step=True, advice=advice)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class AVSBenchOptions(StageOptions):
         channels: width of the stages and of the decoder.
         matching: weight of the loss that draws what the predicted mask shows towards the sound.
         batch_norm: True normalises the interaction by the statistics of the batch, as published; False by those of each
-            second, which do not depend on how a batch is divided; null takes `faithful`.
+            step, which do not depend on how a batch is divided; null takes `faithful`.
         dice: weight of a Dice loss of the masks, which the published loss has not; with cross-entropy alone, a short
             training leaves all pixels below one half; null takes 0 where `faithful`, else 1.
         sum_matching: True sums the matching loss over all frames, as published; False takes the mean over the frames in

@@ -18,7 +18,7 @@ LOSSES = ("classification", "boxes", "giou", "focal", "dice")
 
 @dataclass
 class ClipPrediction:
-    """What a decoder layer says of the chosen seconds; boxes are (centre x, y, width, height) from 0 to 1."""
+    """What a decoder layer says of the chosen steps; boxes are (centre x, y, width, height) from 0 to 1."""
 
     class_logits: Float[Tensor, "b t q"]
     boxes: Float[Tensor, "b t q 4"]

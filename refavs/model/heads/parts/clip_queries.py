@@ -23,7 +23,7 @@ from refavs.model.heads.parts.deformable import DeformableEncoder, Shapes, shape
 from refavs.model.heads.parts.dynamic_masks import DynamicMasks
 from refavs.model.heads.parts.expression_input import ExpressionInput, Words, read_words
 from refavs.model.heads.parts.rvos_options import ClipQueryOptions
-from refavs.model.heads.protocol import Head, Seconds
+from refavs.model.heads.protocol import ChosenSteps, Head
 from refavs.model.options import LossConfig
 from refavs.model.target import Target
 from refavs.model.visual import Statistics
@@ -33,7 +33,7 @@ FINEST = 0  # of the maps; the encoder reads the others and a coarser one made f
 
 @dataclass
 class ClipOutput:
-    """Predictions of the chosen seconds, behind each decoder layer.
+    """Predictions of the chosen steps, behind each decoder layer.
 
     Attributes:
         scores: of each query, the mean over the clip of its probability to be the object.
@@ -104,13 +104,13 @@ class ClipQueryHead(Head):
         shown = rearrange(best.values >= self.options.choice("min_score"), "b -> b 1 1 1")
         return torch.where(shown, resized(logits, size).sigmoid(), 0.0)
 
-    def seconds_read(self, seconds: Sequence[int]) -> Mapping[str, Sequence[int]]:
+    def steps_read(self, steps: Sequence[int]) -> Mapping[str, Sequence[int]]:
         """In training only those to predict, which are the clip then."""
-        return dict.fromkeys(self.maps.paths, seconds) if self.training else {}
+        return dict.fromkeys(self.maps.paths, steps) if self.training else {}
 
-    def encoded(self, batch: Batch, words: Words, seconds: Seconds | None, once: Once | None) -> Encoded:
+    def encoded(self, batch: Batch, words: Words, steps: ChosenSteps | None, once: Once | None) -> Encoded:
         """Early fusion multiplies each level by what its pixels read in the words; the encoder works frame by frame."""
-        maps = list(self.maps(batch, self.clip(seconds), once).values())
+        maps = list(self.maps(batch, self.clip(steps), once).values())
         frames = [rearrange(one, "u t d h w -> (u t) d h w") for one in (*maps[FINEST + 1 :], maps[-1])]
         projected = [
             of_expressions(projection(one), batch) for projection, one in zip(self.projections, frames, strict=True)
@@ -122,17 +122,17 @@ class ClipQueryHead(Head):
 
     def predicted(
         self, content: Float[Tensor, "b t c"], encoded: Encoded, features: Float[Tensor, "b u c h w"],
-        seconds: Seconds | None,
+        steps: ChosenSteps | None,
     ) -> ClipOutput:  # fmt: skip
-        """Classes of the clip, boxes and masks of the chosen seconds.
+        """Classes of the clip, boxes and masks of the chosen steps.
 
         Args:
-            content: what the queries of each second start from.
+            content: what the queries of each step start from.
             features: mask features of the clip.
         """
-        clip = self.clip(seconds)
+        clip = self.clip(steps)
         content = content if clip is None else content[:, clip.index]
-        chosen: Any = slice(None) if seconds is None or clip is not None else seconds.index
+        chosen: Any = slice(None) if steps is None or clip is not None else steps.index
         layers, logits = [], None
         for layer in self.decoder(rearrange(content, "b t c -> (b t) 1 c"), encoded.tokens, encoded.shapes):
             queries, logits, boxes = (
@@ -143,12 +143,12 @@ class ClipQueryHead(Head):
         assert logits is not None
         return ClipOutput(layers, logits.detach().sigmoid().mean(dim=1))
 
-    def clip(self, seconds: Seconds | None) -> Seconds | None:
-        """The seconds that the pixel decoder and the scores connect: in training the chosen ones, otherwise all (None).
+    def clip(self, steps: ChosenSteps | None) -> ChosenSteps | None:
+        """The steps that the pixel decoder and the scores connect: in training the chosen ones, otherwise all (None).
 
         The releases, too, train on a few frames of each video and predict whole ones.
         """
-        return seconds if self.training else None
+        return steps if self.training else None
 
     def _fused(self, maps: Float[Tensor, "s c h w"], words: Words) -> Float[Tensor, "s c h w"]:
         number, height = len(words.tokens), maps.shape[-2]
@@ -164,7 +164,7 @@ def of_expressions(frames: Float[Tensor, "s c h w"], batch: Batch) -> Float[Tens
 
 
 def start_evenly(part: nn.Module) -> None:
-    """Xavier's weights for every matrix, but for those that say where and how a deformable attention reads."""
+    """Xavier's weights for every matrix except those that decide where and how deformable attention reads."""
     for name, parameter in part.named_parameters():
         if parameter.ndim > 1 and not name.endswith(("offsets.weight", "weights.weight", "embeddings")):
             nn.init.xavier_uniform_(parameter)

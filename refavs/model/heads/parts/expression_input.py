@@ -40,7 +40,7 @@ class Words(NamedTuple):
 
 @dataclass
 class Expression:
-    """What to look for: words, and a vector for each second that the queries start from."""
+    """What to look for: words, and a vector for each step that the queries start from."""
 
     words: Words
     sentence: Float[Tensor, "b t c"]
@@ -50,8 +50,8 @@ class ExpressionInput(nn.Module):
     """Brings the words and the sentence to the width of the head and adds the sound.
 
     Follows Ref-AVS (arXiv 2407.10957v1), supplement B.3: a linear projection brings the added modality to the width of
-    the method's own, and the two are added. Open there: where. Here the sound of a second is added to the sentence of
-    that second and, if `sound_in_words`, the mean of the clip to every word. Without text the sound replaces both.
+    the method's own, and the two are added. Open there: where. Here the sound of a step is added to the sentence of
+    that step and, if `sound_in_words`, the mean of the clip to every word. Without text the sound replaces both.
 
     Differs: the sentence is the mean of the words, since a store has no pooled output of the text encoder.
     """

@@ -1,6 +1,6 @@
 """Fusion of the cues: temporal bi-modal transformers, multimodal integration and prompting of the mask queries.
 
-All attention stays within one second; only the cached memory connects seconds.
+All attention stays within one step; only the cached memory connects steps.
 """
 
 from typing import cast
@@ -16,9 +16,9 @@ QUERY_STD = 0.02
 
 
 class BimodalFusion(nn.Module):
-    """Self-attention over one modality and the expression, second by second.
+    """Self-attention over one modality and the expression, step by step.
 
-    Ref-AVS (arXiv 2407.10957v1), Eq. 1. All expressions of a clip share the modality's tokens, and all seconds share
+    Ref-AVS (arXiv 2407.10957v1), Eq. 1. All expressions of a clip share the modality's tokens, and all steps share
     the expression's, so the first layer projects each of them only once.
     """
 
@@ -36,14 +36,14 @@ class BimodalFusion(nn.Module):
         text: Float[Tensor, "b l c"] | None,
         valid: Bool[Tensor, "b l"],
         clip: Int[Tensor, "b"],
-        frames: Int[Tensor, "f"] | None = None,
+        chosen: Int[Tensor, "f"] | None = None,
     ) -> tuple[Float[Tensor, "b t n c"], Float[Tensor, "b _ l c"] | None]:
         """Returns the features of the modality and of the expression, each informed by the other.
 
         Args:
             modality: tokens of the distinct clips.
             clip: the distinct clip that each expression refers to.
-            frames: the seconds for which to return the expression's features; all by default.
+            chosen: the steps for which to return the expression's features; all by default.
         """
         num_frames, num_tokens = modality.shape[1:3]
         if text is None:
@@ -60,8 +60,8 @@ class BimodalFusion(nn.Module):
             parts = layer.project(modality), layer.project(text)
             if index == 0:
                 modality, parts = modality[clip], (parts[0][clip], parts[1])
-            chosen = frames if index == last else None
-            modality, text = _related(layer, modality, text, *parts, bias, chosen)
+            wanted = chosen if index == last else None
+            modality, text = _related(layer, modality, text, *parts, bias, wanted)
         return modality, text
 
 
@@ -72,16 +72,16 @@ def _related(
     modality_parts: Float[Tensor, "b t n c3"],
     text_parts: Float[Tensor, "b #t l c3"],
     bias: Float[Tensor, "b t 1 1 k"],
-    frames: Int[Tensor, "f"] | None,
+    chosen: Int[Tensor, "f"] | None,
 ) -> tuple[Float[Tensor, "b t n c"], Float[Tensor, "b _ l c"]]:
     """One layer on [modality; text]; the `parts` are its projected queries, keys and values."""
     num_frames, width = modality.shape[1], modality.shape[-1]
     queries, text_queries = modality_parts[..., :width], text_parts[..., :width]
     source = torch.cat([modality_parts[..., width:], text_parts[..., width:].expand(-1, num_frames, -1, -1)], dim=2)
     features = _attended(layer, modality, queries, source, bias)
-    if frames is not None:
-        source, bias = source[:, frames], bias[:, frames]
-        text, text_queries = (part if part.shape[1] == 1 else part[:, frames] for part in (text, text_queries))
+    if chosen is not None:
+        source, bias = source[:, chosen], bias[:, chosen]
+        text, text_queries = (part if part.shape[1] == 1 else part[:, chosen] for part in (text, text_queries))
     text, text_queries = (part.expand(-1, source.shape[1], -1, -1) for part in (text, text_queries))
     return features, _attended(layer, text, text_queries, source, bias)
 
@@ -102,7 +102,7 @@ def _attended(
 
 
 class MultimodalIntegration(nn.Module):
-    """Concatenates the cues of a second, marks audio and vision with learned tokens, and applies self-attention.
+    """Concatenates the cues of a step, marks audio and vision with learned tokens, and applies self-attention.
 
     Ref-AVS (arXiv 2407.10957v1), Eq. 4: [Q_A; aud; Q_V; vis; Q_T].
     """
@@ -155,7 +155,7 @@ class MultimodalIntegration(nn.Module):
 
 
 class QueryPrompting(nn.Module):
-    """Learned mask queries that attend to the comprehensive cues of their second.
+    """Learned mask queries that attend to the comprehensive cues of their step.
 
     Ref-AVS (arXiv 2407.10957v1), Eq. 5.
     """

@@ -15,20 +15,20 @@ from refavs.model.visual import FeatureProjection, Statistics
 
 
 class PromptFusion(nn.Module):
-    """Prompt, words, seconds of sound and pixels of all seconds attend to each other; the prompt comes out.
+    """Prompt, words, sound and pixels of all steps attend to each other; the prompt comes out.
 
     Args:
         pixels: the map whose means over a grid become the pixel tokens.
         tokens_per_side: side of that grid.
-        by_second: whether there is a prompt for each second instead of one for the clip.
+        by_step: whether there is a prompt for each step instead of one for the clip.
     """
 
     def __init__(
         self, audio: StreamSize | None, text: StreamSize | None, pixels: MapSize, channels: int, num_heads: int,
-        num_layers: int, feedforward_channels: int, tokens_per_side: int, by_second: bool,
+        num_layers: int, feedforward_channels: int, tokens_per_side: int, by_step: bool,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.side, self.by_second, self.pixel_name = tokens_per_side, by_second, pixels.name
+        self.side, self.by_step, self.pixel_name = tokens_per_side, by_step, pixels.name
         streams = {"words": text, "sound": audio, "pixels": pixels}
         self.paths = {name: size.path for name, size in streams.items() if size is not None}
         self.inputs = nn.ModuleDict(
@@ -49,10 +49,10 @@ class PromptFusion(nn.Module):
             cast(FeatureProjection, self.inputs[name]).standardise.set(*statistics[path])
 
     def forward(self, batch: Batch, once: Once | None = None) -> Float[Tensor, "b p c"]:
-        """The prompts: one of the clip, or one of each second."""
-        number, num_seconds = len(batch), batch.audio.shape[1]
-        second = self.seconds(sine_positions(num_seconds, 1, len(self.prompt), batch.audio.device))
-        prompts = self.prompt + second if self.by_second else rearrange(self.prompt, "c -> 1 c")
+        """The prompts: one of the clip, or one of each step."""
+        number, num_steps = len(batch), batch.audio.shape[1]
+        step = self.seconds(sine_positions(num_steps, 1, len(self.prompt), batch.audio.device))
+        prompts = self.prompt + step if self.by_step else rearrange(self.prompt, "c -> 1 c")
         tokens = {"prompt": repeat(prompts, "p c -> b p c", b=number)}
         valid: dict[str, Bool[Tensor, "b _"]] = {}
         if "words" in self.inputs:
@@ -60,10 +60,10 @@ class PromptFusion(nn.Module):
             words = self._of("words", batch.text[:, : batch.text_length])
             tokens["words"] = torch.where(valid["words"][..., None], words, 0.0)
         if "sound" in self.inputs:
-            tokens["sound"] = (self._of("sound", batch.audio) + second)[batch.clip]
+            tokens["sound"] = (self._of("sound", batch.audio) + step)[batch.clip]
         pixels = self._of("pixels", (once or Once())(("grid", self.side), lambda: self._pooled(batch)))
-        places = sine_positions(self.side, self.side, len(self.prompt), second.device)
-        pixels = pixels + places + rearrange(second, "t c -> t 1 c")
+        places = sine_positions(self.side, self.side, len(self.prompt), step.device)
+        pixels = pixels + places + rearrange(step, "t c -> t 1 c")
         tokens["pixels"] = rearrange(pixels, "u t n c -> u (t n) c")[batch.clip]
         seen = [valid.get(name, torch.ones_like(one[..., 0], dtype=torch.bool)) for name, one in tokens.items()]
         bias = rearrange(hidden_bias(torch.cat(seen, dim=1)), "b k -> b 1 1 k")

@@ -24,7 +24,7 @@ class ClipQueryOptions(StageOptions):
         feedforward_channels: hidden width of all layers.
         dropout: share of the values that training sets to zero.
         sound_in_words: whether the sound is also added to the words, as the mean of the clip, and not only to the
-            queries of its second.
+            queries of its step.
         class_weight: weight of the class of the queries, in the loss and in the matching.
         box_weight: weight of the distance of the boxes.
         giou_weight: weight of the overlap of the boxes.

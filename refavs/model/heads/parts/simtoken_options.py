@@ -18,7 +18,7 @@ Sam2Weights = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class SimTokenOptions(BaselineOptions):
-    """SimToken (arXiv 2509.17537) without its language model: one token prompts SAM 2's decoder in all seconds.
+    """SimToken (arXiv 2509.17537) without its language model: one token prompts SAM 2's decoder in all steps.
 
     Attributes:
         channels: width of the fusion and of the decoder.
@@ -26,7 +26,7 @@ class SimTokenOptions(BaselineOptions):
         fusion_layers: layers in which prompt, words, sound and pixels attend to each other.
         feedforward_channels: hidden width of the fusion.
         tokens_per_side: side of the grid of pixel tokens into which each frame is averaged for the fusion.
-        prompt: `clip`, one token for all seconds, as published; `second`, a token for each second.
+        prompt: `clip`, one token for all steps, as published; `second`, a token for each step.
         decoder_layers: layers in which prompt and pixels read each other.
         decoder_feedforward_channels: hidden width of the decoder.
         decoder_weights: initial weights of the decoder, which is trained: `random`, or those of SAM 2.1 in that folder

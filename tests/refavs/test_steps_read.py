@@ -1,4 +1,4 @@
-"""Single seconds of a map are read and verified without the others, also from files without their checksums."""
+"""Single steps of a map are read and verified without the others, also from files without their checksums."""
 
 import shutil
 from collections.abc import Callable
@@ -15,20 +15,20 @@ from refavs.store.backends.base import MappedFile
 from refavs.store.verify import verify
 from tests.refavs import small_store as small
 
-ROWS, SECONDS = [4, 0, 3], [0, 2]
-SECOND_BYTES = 4 * 5 * 6 * 2
+ROWS, STEPS = [4, 0, 3], [0, 2]
+STEP_BYTES = 4 * 5 * 6 * 2
 
 
 def read(store: FeatureStore) -> torch.Tensor:
-    """Two seconds of three rows."""
+    """Two steps of three rows."""
     return store.read_rows({small.MAPS: ROWS}, lambda shape, dtype: torch.zeros(shape, dtype=dtype),
-                           {small.MAPS: SECONDS})[small.MAPS]  # fmt: skip
+                           {small.MAPS: STEPS})[small.MAPS]  # fmt: skip
 
 
-def damaged(root: Path, row: int, second: int) -> None:
-    """Flips a bit of one second of a row, by its value in the file."""
+def damaged(root: Path, row: int, step: int) -> None:
+    """Flips a bit of one step of a row, by its value in the file."""
     store = FeatureStore(root, verify="never")
-    value = store.read(small.MAPS, row)[second].numpy().tobytes()
+    value = store.read(small.MAPS, row)[step].numpy().tobytes()
     shard = root / small.MAPS / f"c.{row // 2}.0.0.0.0"
     data = shard.read_bytes()
     place = data.index(value)
@@ -37,7 +37,7 @@ def damaged(root: Path, row: int, second: int) -> None:
 
 @pytest.fixture(scope="module")
 def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store whose files have no checksums of seconds, as those of earlier versions."""
+    """A store whose files have no checksums of steps, as those of earlier versions."""
     root = tmp_path_factory.mktemp("older") / "s"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ArraySpec, "num_parts", 1)
@@ -63,22 +63,22 @@ def copied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("policy", ["first", "always", "never"])
 @pytest.mark.parametrize("kind", ["built", "older"])
-def test_chosen_seconds_are_those_of_the_whole_row(kind: str, policy: str, request: pytest.FixtureRequest) -> None:
+def test_chosen_steps_are_those_of_the_whole_row(kind: str, policy: str, request: pytest.FixtureRequest) -> None:
     root = request.getfixturevalue(kind)
     store, plain = FeatureStore(root, verify=policy), FeatureStore(root)
     for _ in range(2):
-        assert torch.equal(read(store), torch.stack([plain.read(small.MAPS, row)[SECONDS] for row in ROWS]))
+        assert torch.equal(read(store), torch.stack([plain.read(small.MAPS, row)[STEPS] for row in ROWS]))
     assert verify(root).damage == ()
 
 
-def test_only_the_bytes_of_the_chosen_seconds_are_read(built: Path, copied: list[int]) -> None:
+def test_only_the_bytes_of_the_chosen_steps_are_read(built: Path, copied: list[int]) -> None:
     read(FeatureStore(built))
-    assert copied == [SECOND_BYTES] * len(ROWS) * len(SECONDS)
+    assert copied == [STEP_BYTES] * len(ROWS) * len(STEPS)
 
 
 @pytest.mark.parametrize("cold", [False, True])
 @pytest.mark.parametrize("policy", ["first", "always"])
-def test_damage_is_noticed_in_the_seconds_that_are_read(
+def test_damage_is_noticed_in_the_steps_that_are_read(
     built: Path, tmp_path: Path, policy: str, cold: bool, request: pytest.FixtureRequest
 ) -> None:
     if cold:
@@ -87,24 +87,24 @@ def test_damage_is_noticed_in_the_seconds_that_are_read(
     damaged(root, 3, 1)
     read(FeatureStore(root, verify=policy))
     damaged(root, 3, 2)
-    with pytest.raises(StoreError, match=r"of 'frames of d' \(row 3 .* the checksum of its second 2 is"):
+    with pytest.raises(StoreError, match=r"of 'frames of d' \(row 3 .* the checksum of its step 2 is"):
         read(FeatureStore(root, verify=policy))
     read(FeatureStore(root, verify="never"))
 
 
-def test_row_without_checksums_of_seconds_is_verified_whole(older: Path, tmp_path: Path) -> None:
+def test_row_without_checksums_of_steps_is_verified_whole(older: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(older, tmp_path / "s"))
     damaged(root, 3, 1)
     with pytest.raises(StoreError, match=r"of 'frames of d' \(row 3 .* its checksum is"):
         read(FeatureStore(root))
 
 
-def test_damaged_checksums_of_seconds_leave_the_row_readable(built: Path, tmp_path: Path) -> None:
+def test_damaged_checksums_of_steps_leave_the_row_readable(built: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(built, tmp_path / "s"))
     plain = read(FeatureStore(built))
     shard = root / small.MAPS / "c.0.0.0.0.0"
     data = bytearray(shard.read_bytes())
-    data[3 * SECOND_BYTES + 4 + 5] ^= 1  # after the first row and its own checksum
+    data[3 * STEP_BYTES + 4 + 5] ^= 1  # after the first row and its own checksum
     shard.write_bytes(data)
     assert torch.equal(read(FeatureStore(root)), plain)
     (damage,) = verify(root).damage
@@ -112,23 +112,23 @@ def test_damaged_checksums_of_seconds_leave_the_row_readable(built: Path, tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["built", "older"])
-def test_seconds_of_a_remote_store_are_requested_alone(
+def test_steps_of_a_remote_store_are_requested_alone(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from refavs.store.backends import object_store
 
-    location = f"memory://seconds-{kind}/s"
+    location = f"memory://steps-{kind}/s"
     with pytest.MonkeyPatch.context() as patch:
         if kind == "older":
             patch.setattr(ArraySpec, "num_parts", 1)
         small.write_store(location)
     store = FeatureStore(location)
-    expected = torch.stack([store.read(small.MAPS, row)[SECONDS] for row in ROWS])
+    expected = torch.stack([store.read(small.MAPS, row)[STEPS] for row in ROWS])
     sizes: list[int] = []
     counting(monkeypatch, object_store, sizes)
     for _ in range(2):
         assert torch.equal(read(store), expected)
-    assert (max(sizes) < 3 * SECOND_BYTES) == (kind == "built")
+    assert (max(sizes) < 3 * STEP_BYTES) == (kind == "built")
 
 
 def counting(monkeypatch: pytest.MonkeyPatch, module: object, sizes: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""One step of a clip in the gallery, usually a second: its outlined frame, and its part of the waveform."""
+"""The steps of a clip as the gallery draws them: an outlined frame, and its part of the waveform."""
 
 import base64
 import io
@@ -26,8 +26,8 @@ _NEAREST = 1.0  # points of an outline that are closer than this, in pixels, are
 
 
 @dataclass(frozen=True, kw_only=True)
-class Second:
-    """One step of a card.
+class DrawnStep:
+    """One step of a clip.
 
     Attributes:
         time_s: when it begins.
@@ -88,9 +88,9 @@ def footage_of(store: FeatureStore, clip_id: str) -> Footage:
     )
 
 
-def seconds_of(
+def steps_of(
     footage: Footage, pred: Bool[np.ndarray, "t h w"], truth: Bool[np.ndarray, "t h w"], scores: Sequence[float]
-) -> tuple[Second, ...]:
+) -> tuple[DrawnStep, ...]:
     """A clip's steps with prediction and ground truth.
 
     Args:
@@ -98,7 +98,7 @@ def seconds_of(
     """
     pictures, size = _pictures(footage), (footage.width, HEIGHT)
     return tuple(
-        Second(
+        DrawnStep(
             time_s=footage.times_s[number], picture=pictures[number], wave=footage.waves[number],
             truth=outline(truth[number], size), pred=outline(pred[number], size),
             verdict=_verdict(bool(truth[number].any()), bool(pred[number].any()), scores[number]),
@@ -107,9 +107,9 @@ def seconds_of(
     )  # fmt: skip
 
 
-def seconds_with(
+def steps_with(
     footage: Footage, objects: Sequence[Bool[np.ndarray, "t _ _"]], labelled: Sequence[Bool[np.ndarray, "t"]]
-) -> tuple[Second, ...]:
+) -> tuple[DrawnStep, ...]:
     """A clip's steps with all of its objects.
 
     Args:
@@ -117,7 +117,7 @@ def seconds_with(
     """
     pictures, size = _pictures(footage), (footage.width, HEIGHT)
     return tuple(
-        Second(
+        DrawnStep(
             time_s=footage.times_s[number], picture=pictures[number], wave=footage.waves[number], truth="", pred="",
             verdict="" if all(known[number] for known in labelled) else "no label",
             objects=tuple(outline(masks[number], size) for masks in objects),

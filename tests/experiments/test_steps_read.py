@@ -1,4 +1,4 @@
-"""A step reads the seconds that it decodes, and of those before only what the memory needs; the result is the same."""
+"""Training reads the steps that it decodes, and of those before only what the memory needs; the result is the same."""
 
 import shutil
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from experiments.grid.config import TrialConfig
 from experiments.training.evaluate import all_levels
 from experiments.training.learner import Learner
 from experiments.training.loop import build_model
-from experiments.training.sampler import Sampler, seconds_of
+from experiments.training.sampler import Sampler, steps_read
 from refavs.config import replace
 from refavs.data.batches import Recycler, read_batch
 from refavs.model.heads.protocol import Head
-from refavs.store import ArraySpec, FeatureStore, StoreWriter, StreamSpec
+from refavs.store import ArraySpec, FeatureStore, StoreSchema, StoreWriter, StreamSpec
 from refavs.store import reader as store_reader
 from refavs.store.fill import Target, fill
 from refavs.store.fingerprints import fingerprint_of
@@ -45,8 +45,9 @@ def add_pooled(store: FeatureStore, root: Path, without: Sequence[str] = (), **f
     spec = ArraySpec(name="mask_features_pooled", shape=(SECONDS, CHANNELS, 4, 4), dtype="float32",
                      axes=("t", "c", "h", "w"))  # fmt: skip
     streams = {**STREAMS, POOLED: StreamSpec(fingerprint=fingerprint, arrays=(spec,), rows_per_shard=4)}
-    writer = StoreWriter.open(root, streams=streams, source="nowhere", seconds=SECONDS, fps=1.0, mask_size=32,
-                              objects_per_shard=8)  # fmt: skip
+    writer = StoreWriter.open(root, StoreSchema(
+        streams=streams, source="nowhere", seconds=SECONDS, fps=1.0, mask_size=32, objects_per_shard=8,
+    ))  # fmt: skip
     rows = {name: {spec.name: pooled(store.read(f"clips/{VISUAL}/mask_features", int(row)), None, 2).numpy()}
             for name, row in zip(store.clips["id"], store.rows_of(VISUAL), strict=True)
             if name not in without}  # fmt: skip
@@ -76,7 +77,7 @@ def trained(learner: Learner, store: FeatureStore, heads: Sequence[Head]) -> dic
 
 @pytest.mark.long
 @pytest.mark.parametrize("settings", [{}, {"model__memory": False}, {"train__frames": 2}, {"train__frames": 0}])
-def test_training_on_the_seconds_of_a_step_gives_the_same_bits(
+def test_training_on_the_chosen_steps_gives_the_same_bits(
     store: FeatureStore, with_pooled: FeatureStore, settings: dict[str, Any]
 ) -> None:
     expected = trained(learner_of(store, **settings), store, ())
@@ -99,41 +100,41 @@ def read_bytes(monkeypatch: pytest.MonkeyPatch, store: FeatureStore, heads: Sequ
         fill(of, targets)
 
     monkeypatch.setattr(store_reader, "fill", noted)
-    batch = read_batch(store, [0], all_levels(heads) or ["pixel_decoder"], Recycler(), seconds_of(heads, frames))
+    batch = read_batch(store, [0], all_levels(heads) or ["pixel_decoder"], Recycler(), steps_read(heads, frames))
     return {name: size for name, size in found.items() if size}, batch
 
 
-def test_step_reads_the_bytes_of_its_seconds(
+def test_step_reads_the_bytes_of_its_clip_steps(
     monkeypatch: pytest.MonkeyPatch, store: FeatureStore, with_pooled: FeatureStore
 ) -> None:
-    second = {name: CHANNELS * side**2 * 2 for name, side in (("mask_features", 8), ("s8", 4), ("s16", 2), ("s32", 1))}
+    of_step = {name: CHANNELS * side**2 * 2 for name, side in (("mask_features", 8), ("s8", 4), ("s16", 2), ("s32", 1))}
     head = learner_of(store, model__decoder_layers=3).model
-    levels = {name: second[name] for name in ("s8", "s16", "s32")}
+    levels = {name: of_step[name] for name in ("s8", "s16", "s32")}
     found, batch = read_bytes(monkeypatch, store, [head], [1])
-    assert found == levels | {"mask_features": 2 * second["mask_features"]}, "of seconds 0 and 1, for the memory"
+    assert found == levels | {"mask_features": 2 * of_step["mask_features"]}, "of steps 0 and 1, for the memory"
     assert batch.visual.stored["mask_features"].shape[:2] == (1, 2)
     found, batch = read_bytes(monkeypatch, with_pooled, [head], [1])
     tokens = CHANNELS * 4**2 * 4
-    assert found == second | {"mask_features_pooled": 2 * tokens}
+    assert found == of_step | {"mask_features_pooled": 2 * tokens}
     found, _ = read_bytes(monkeypatch, with_pooled, [learner_of(store, model__memory=False).model], [2])
-    assert found == {name: size for name, size in second.items() if name in found} and "mask_features" in found
+    assert found == {name: size for name, size in of_step.items() if name in found} and "mask_features" in found
     found, _ = read_bytes(monkeypatch, with_pooled, [], [1])
-    assert found == {name: SECONDS * size for name, size in second.items()}
+    assert found == {name: SECONDS * size for name, size in of_step.items()}
 
 
 def test_heads_that_share_a_batch_read_what_any_of_them_reads(store: FeatureStore) -> None:
     one, other = (learner_of(store, model__visual_downsample=by).model for by in (2, 4))
     alone = learner_of(store, model__memory=False).model
-    found = seconds_of([one, other, alone], [1, 2])
+    found = steps_read([one, other, alone], [1, 2])
     assert found["mask_features"] == [1, 2] and found["mask_features/2"] == found["mask_features/4"] == [0, 1, 2]
 
     class Whole(type(one)):
-        def seconds_read(self, seconds: Sequence[int]) -> dict[str, Sequence[int]]:
+        def steps_read(self, steps: Sequence[int]) -> dict[str, Sequence[int]]:
             return {}
 
     one.__class__ = Whole
-    assert seconds_of([one, other], [1]).keys().isdisjoint({"mask_features", "s32"})
-    assert seconds_of([one], [1]) == {} and seconds_of([other], None) == {}
+    assert steps_read([one, other], [1]).keys().isdisjoint({"mask_features", "s32"})
+    assert steps_read([one], [1]) == {} and steps_read([other], None) == {}
 
 
 @pytest.mark.parametrize("why", ["another encoder", "another clip"])
