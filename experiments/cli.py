@@ -224,7 +224,7 @@ def _dry_run(
 
     ledger = Ledger(out)
     grid = with_added(grid, ledger, store)
-    fresh = check_models(grid, store)
+    remarks = check_models(grid, store)
     search = Search(grid, ledger, features_in(store)) if grid.search else None
     entries = search.entries if search else ledger.entries(grid.trials, features_in(store))
     table = Table(title=f"sweep {grid.name} in {out}", title_justify="left", box=box.SIMPLE_HEAD)
@@ -247,10 +247,8 @@ def _dry_run(
         show(console, [*entries, *suggested], store, resources)
     for line in search.described() if search else ():
         console.print(line)
-    for remark in filter(None, (ledger.changes(entries), ledger.elsewhere(entries, store.fingerprint))):
+    for remark in filter(None, (ledger.changes(entries), ledger.elsewhere(entries, store.fingerprint), *remarks)):
         console.print(remark)
-    for part in fresh:
-        console.print(f"starts from random weights, not from the checkpoint: {part}")
     failed = f", {num_failed} failed ({RETRY})" if num_failed else ""
     num_trials = len(entries) + to_come
     num_done = num_trials - num_to_do - num_failed

@@ -56,8 +56,8 @@ def run_sweep(
                 "same refavs-extract command again, then this one"
             )
     grid = with_added(grid, ledger, store)
-    for part in check_models(grid, store):
-        warn(f"refavs-sweep: starts from random weights, not from the checkpoint: {part}")
+    for remark in check_models(grid, store):
+        warn(f"refavs-sweep: {remark}")
     # Checked before anything is locked, so that a wrong key or address leaves no folder behind.
     _planned(grid, store, ledger, options.rerun)
     tracking_address(out, ledger.sweep, tracking_uri)

@@ -8,12 +8,18 @@ import torch
 
 from refavs.errors import SettingError
 from refavs.model.batch_cache import Once
-from refavs.model.heads.contract import check_head
+from refavs.model.heads.contract import check_head, expression_of
 from refavs.model.heads.parts.baseline_masks import MaskConvolutions
-from refavs.model.heads.parts.baseline_options import AVSBenchOptions, AVSegFormerOptions, GAVSOptions
+from refavs.model.heads.parts.baseline_options import (
+    AVSBenchOptions,
+    AVSegFormerOptions,
+    BaselineOptions,
+    GAVSOptions,
+)
 from refavs.model.heads.registry import implementation_of
 from refavs.model.options import HeadOptions
 from tests.refavs.small_heads import loss_of, overfit, published_sizes, small_head, small_sizes, with_other
+from tests.refavs.test_rvos import SMALL as CLIP_QUERIES
 from tests.support.samples import sampled
 
 SMALL: dict[str, HeadOptions] = {
@@ -119,6 +125,20 @@ def test_baseline_computes_in_bfloat16(name: str) -> None:
     rounded.backward()
     assert rounded.dtype == torch.float32
     assert float(rounded.detach()) == pytest.approx(float(exact.detach()), rel=0.05)
+
+
+@pytest.mark.parametrize("row", [0, 2])  # the third expression has no object
+@pytest.mark.parametrize("faithful", [False, True])
+@pytest.mark.parametrize("options", [*SMALL.values(), *CLIP_QUERIES.values()], ids=lambda options: options.head)
+def test_batch_of_one_expression_and_one_second_can_be_trained_on(
+    options: BaselineOptions, faithful: bool, row: int
+) -> None:
+    head, batch = small_head(replace(options, faithful=faithful), num_seconds=1)
+    one = expression_of(batch, row)
+    loss = loss_of(head.train(), one)
+    loss.backward()
+    assert bool(loss.isfinite()) and head.eval().probs(head(one), (24, 40)).shape == (1, 1, 24, 40)
+    assert all(bool(p.grad.isfinite().all()) for p in head.parameters() if p.grad is not None)
 
 
 def refused(name: str, **settings: Any) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from refavs.errors import SettingError
@@ -119,4 +119,11 @@ class R2VOSOptions(ClipQueryOptions):
     free_settings: ClassVar[tuple[str, ...]] = (
         *ClipQueryOptions.free_settings, "pair_weight", "contrast_weight", "relation_weight",
     )  # fmt: skip
+
+    def needs(self) -> Needs:
+        """The four maps of the backbone, and expressions that refer to nothing."""
+        if self.choice("negatives") == "batch":
+            return super().needs()
+        return replace(super().needs(), without_null="r2vos then judges that every expression fits; to learn from the "
+                       "other expressions of a batch, take --set model.negatives=batch")  # fmt: skip
 
