@@ -19,6 +19,7 @@ from experiments.training.loop import Run, train, train_group
 from refavs.choices import Role
 from refavs.errors import StoreError
 from refavs.model.checkpoint import load_model
+from refavs.model.feature_sizes import FeatureSizes
 from refavs.store import ArraySpec, FeatureStore, StreamSpec
 from tests.experiments.test_fuse import require_equal
 from tests.support.samples import sampled
@@ -103,6 +104,19 @@ def test_r2vos_says_that_nothing_to_train_on_refers_to_nothing(store: FeatureSto
     assert told.startswith("no expression to train on refers to nothing; r2vos then judges that every expression fits")
     assert check_models(grid_of(store, "r2vos", **{"model.negatives": "batch"}), store) == []
     assert check_models(grid_of(store, "referformer"), store) == []
+
+
+@pytest.mark.long
+def test_baselines_read_the_maps_of_a_pixel_decoder(tmp_path: Path) -> None:
+    store = small_store.make_store(tmp_path / "store", {"train": 1, "val": 1})
+    for head in HEADS:
+        (trial,) = grid_of(store, head, **{"model.level": "pixel_decoder"}).trials
+        maps = FeatureSizes.from_store(store, trial.config.model.needs()).maps
+        assert [size.name for size in maps] == list(small_store.MAPS)[2 if head == "gavs" else 0 :]
+    train(grid_of(store, "gavs", **{"model.level": "pixel_decoder"}).trials[0].config, store, tmp_path / "trial")
+    with pytest.raises(StoreError, match=r"has no maps .*; gavs reads s16, s32; .* --levels pixel_decoder"):
+        other = made_up_store(tmp_path / "other", BACKBONE)
+        check_models(grid_of(other, "gavs", **{"model.level": "pixel_decoder"}), other)
 
 
 @pytest.mark.long

@@ -109,8 +109,8 @@ def test_choices_of_the_heads_are_printed_below_the_results() -> None:
     lines = tuple(Contender(label=label, config={"model.head": "gavs", "model.gone": 1} | own, runs=())
                   for label, own in settings.items())  # fmt: skip
     setting = Setting(contenders=lines, controls={}, published=False, random_features=False)
-    assert choices_said(setting) == ("gavs and gavs + text: noise add, mask_loss bce_dice; "
-                                     "published: noise replace, mask_loss bce")
+    assert choices_said(setting) == ("gavs and gavs + text: noise add, mask_loss bce_dice, level backbone; "
+                                     "published: noise replace, mask_loss bce, level backbone")
 
 
 def test_parts_that_no_expression_has_are_dashes(report: Report) -> None:
