@@ -9,7 +9,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,14 @@ def metric_name(name: str) -> str:
     parts = re.sub(r"[^\w\-./ :]", "_", name).split("/")
     plain = "/".join("_" if part in ("", ".", "..") else part for part in parts)
     return plain if len(plain) <= LONGEST_KEY else f"{plain[: LONGEST_KEY - 9]}-{digest(name)[:8]}"
+
+
+def points_of(record: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, float]]]:
+    """The metrics of an epoch's record with their times: its own, and the samples of resource usage."""
+    yield record["time_ms"], record["metrics"]
+    for sample in record.get("usage", ()):
+        named = dict(sample)
+        yield named.pop("time_ms", record["time_ms"]), {f"system/{name}": value for name, value in named.items()}
 
 
 class Tracker:
@@ -186,16 +194,15 @@ class Tracker:
         return run_id
 
     def log_records(self, run_id: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """Sends records of finished epochs, with the use of resources, in as few requests as possible."""
+        """Sends records of finished epochs, with the usage of resources, in as few requests as possible."""
         from mlflow.entities import Metric
 
         metrics = [
-            Metric(key=metric_name(name), value=value, timestamp=record["time_ms"], step=record["epoch"])
+            Metric(key=metric_name(name), value=value, timestamp=time_ms, step=record["epoch"])
             for record in records
-            for name, value in {
-                **record["metrics"], **{f"system/{name}": value for name, value in record.get("system", {}).items()}
-            }.items()
-        ]  # fmt: skip
+            for time_ms, named in points_of(record)
+            for name, value in named.items()
+        ]
         for start in range(0, len(metrics), BATCH_METRICS):
             self.client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
 
