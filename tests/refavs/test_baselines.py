@@ -129,10 +129,10 @@ def test_baseline_computes_in_bfloat16(name: str) -> None:
 @pytest.mark.parametrize("row", [0, 2])  # the third expression has no object
 @pytest.mark.parametrize("faithful", [False, True])
 @pytest.mark.parametrize("options", [*SMALL.values(), *CLIP_QUERIES.values()], ids=lambda options: options.head)
-def test_batch_of_one_expression_and_one_second_can_be_trained_on(
+def test_batch_of_one_expression_and_one_step_can_be_trained_on(
     options: BaselineOptions, faithful: bool, row: int
 ) -> None:
-    head, batch = small_head(replace(options, faithful=faithful), num_seconds=1)
+    head, batch = small_head(replace(options, faithful=faithful), num_steps=1)
     one = expression_of(batch, row)
     loss = loss_of(head.train(), one)
     loss.backward()

@@ -135,10 +135,11 @@ class DilatedConvolutions(nn.Module):
         over nine rectangles, times the weights of their taps, add up to the sum of all pixels of the result.
         """
         (height, width), total = maps.shape[-2:], None
-        for convolution, rate in zip(self.convolutions, DILATIONS, strict=True):
-            rows, columns = (_met_by_taps(length, rate, maps) for length in (height, width))
+        rows, columns = ([_met_by_taps(length, rate, maps) for rate in DILATIONS] for length in (height, width))
+        of_columns = torch.einsum("utdhw,iw->utdhi", maps, torch.cat(columns)).split(len(columns[0]), dim=-1)
+        for convolution, met, met_rows in zip(self.convolutions, of_columns, rows, strict=True):
             weight, bias = convolution.parameters()
-            sums = torch.einsum("utdhi,jh->utdji", torch.einsum("utdhw,iw->utdhi", maps, columns), rows)
+            sums = torch.einsum("utdhi,jh->utdji", met, met_rows)
             one = torch.einsum("utdji,cdji->utc", sums, weight) / (height * width) + bias
             total = one if total is None else total + one
         assert total is not None
