@@ -145,7 +145,7 @@ def bench_interaction(quick: bool) -> float:
 
 def bench_dry_run(quick: bool) -> None:
     """Prints the dry run of `table3` on a store of Swin-B's sizes, and its seconds."""
-    fold, channels = (8, 16) if quick else (1, 256)
+    fold, channels = (4, 16) if quick else (1, 256)
     backbone = StreamSpec(fingerprint=NOISE, rows_per_shard=4, arrays=tuple(
         ArraySpec(name=name, shape=(SECONDS, wide // fold, side // fold, side // fold), dtype="float16",
                   axes=("t", "c", "h", "w"), statistics=True) for name, (wide, side) in SWIN_B.items()

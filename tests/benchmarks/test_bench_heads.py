@@ -17,5 +17,5 @@ def test_quick_run_prints_every_table() -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     for row in ("| avsbench |", "| avsegformer |", "| gavs |", "| referformer |", "| r2vos |",
-                "| simtoken |", "| sums first |"):
+                "| simtoken |", "| sums first |", "0 of 33 trials done, 33 to do"):
         assert done.stdout.count(row) == 1
