@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from experiments.baselines import compute as constant_baselines
-from experiments.baselines.compute import Progress, control_results_of
+from experiments.baselines.compute import Computation, control_results_of
 from experiments.records.record_types import Controls, write_json
 from experiments.records.stores import contents_rows
 from refavs.config import digest, file_stamp
@@ -44,7 +44,7 @@ class Baselines:
     """
 
     def __init__(self, out: Path, store: FeatureStore) -> None:
-        self.path, self.store, self.progress = out / FILE, store, Progress()
+        self.path, self.store, self.progress = out / FILE, store, Computation()
 
     def __enter__(self) -> "Baselines":
         # The driver handles Ctrl-C; the processes started by this thread inherit the blocked signal.

@@ -55,7 +55,7 @@ class StoppedError(Exception):
 
 
 @dataclass(kw_only=True)
-class Progress:
+class Computation:
     """Progress of a computation, for another thread that may stop it."""
 
     done: int = 0
@@ -81,7 +81,7 @@ class Wanted(NamedTuple):
     labelled: Bool[np.ndarray, " t"]
 
 
-class Trained(NamedTuple):
+class TrainingResults(NamedTuple):
     """Results from some training masks: their sum, which are empty, and J of the centred disc."""
 
     total: MaskSum
@@ -98,7 +98,7 @@ class Fitted(NamedTuple):
 
 
 def control_results_of(
-    store: FeatureStore, progress: Progress | None = None, num_processes: int | None = None
+    store: FeatureStore, progress: Computation | None = None, num_processes: int | None = None
 ) -> dict[str, Results]:
     """Scores of constant predictions and the text-only control on the test splits; empty without a training split.
 
@@ -110,7 +110,7 @@ def control_results_of(
     Raises:
         StoppedError: `progress` requested a stop.
     """
-    progress, splits = progress or Progress(), Splits.of(store.attributes)
+    progress, splits = progress or Computation(), Splits.of(store.attributes)
     training, tested = (_wanted(store, names) for names in (splits.train, splits.tested))
     if not training or not tested:
         return {}
@@ -150,7 +150,7 @@ def worth(store: FeatureStore, num_training: int, num_tested: int) -> int:
 
 
 def _fitted(
-    store: FeatureStore, training: Sequence[Wanted], work: Spread, progress: Progress
+    store: FeatureStore, training: Sequence[Wanted], work: Spread, progress: Computation
 ) -> tuple[Fitted, dict[int, bool]]:
     """Fits the constants to the training masks; also returns which masks are empty."""
     parts, counts = _parts(training, TRAINING_AT_ONCE), [each.num_expressions for each in training]
@@ -170,11 +170,11 @@ def _best(jaccard: Iterable[Float[np.ndarray, "n k"]], counts: Iterable[int]) ->
     return best_of((torch.from_numpy(line) for part in jaccard for line in part), counts)
 
 
-def _of_training(store: FeatureStore, part: Sequence[Wanted], centre: Levels) -> Trained:
+def _of_training(store: FeatureStore, part: Sequence[Wanted], centre: Levels) -> TrainingResults:
     masks = [_known(store, each) for each in part]
     sums = (MaskSum.of(mask, each.num_expressions) for mask, each in zip(masks, part, strict=True))
     jaccard = np.stack([threshold_jaccard(centre, mask).numpy() for mask in masks])
-    return Trained(functools.reduce(operator.add, sums), [not bool(mask.any()) for mask in masks], jaccard)
+    return TrainingResults(functools.reduce(operator.add, sums), [not bool(mask.any()) for mask in masks], jaccard)
 
 
 def _of_mean(store: FeatureStore, part: Sequence[Wanted], mean: Levels) -> Float[np.ndarray, "n k"]:
@@ -205,7 +205,7 @@ def _parts(items: Sequence[Part], size: int) -> list[Sequence[Part]]:
 
 
 def _counted(
-    work: Spread, each: Callable[[FeatureStore, Any], Found], parts: Sequence[Sequence[Any]], progress: Progress
+    work: Spread, each: Callable[[FeatureStore, Any], Found], parts: Sequence[Sequence[Any]], progress: Computation
 ) -> Iterator[Found]:
     """Yields the results in order and counts the finished masks."""
     for part, found in zip(parts, work(each, parts), strict=True):

@@ -11,7 +11,7 @@ from experiments.grid.file import Located, grid_text, located, mapping, parse_ya
 from experiments.grid.search_points import SearchGrid, search_grid
 from experiments.grid.search_space import search_plan
 from experiments.grid.sections import axes, cases, conditions, paired_axes, refuse_clashes, seeds
-from experiments.grid.settings import Condition, Schema, Settings, Template
+from experiments.grid.settings import Condition, Schema, Settings, TrialTemplate
 from experiments.grid.trial import MAX_TRIALS, Trial, refuse_twins, short_names
 from refavs.errors import ConfigError
 
@@ -91,7 +91,7 @@ def expand(name: str, content: Any, where: str, overrides: Mapping[str, Any]) ->
         ("searched", {name: Located(None, part.place) for name, part in plan.ranges.items()} if plan else {}),
     ]  # fmt: skip
     refuse_clashes(sources, base, overrides, where)
-    template = Template(base=base | schema.settings(located(dict(overrides), "--set")), conditions=whens)
+    template = TrialTemplate(base=base | schema.settings(located(dict(overrides), "--set")), conditions=whens)
     description = str(section("description").plain or "")
     if plan:
         search = search_grid(plan, template, numbers, parts["search"], schema)

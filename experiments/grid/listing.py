@@ -27,7 +27,7 @@ KINDS = {int: "whole number", float: "number", bool: "true or false", str: "text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class ListedSetting:
     """One setting of a trial.
 
     Attributes:
@@ -74,12 +74,12 @@ def _show(words: Sequence[str]) -> int:
     return Exit.COMPLETE
 
 
-def settings(head: str = DEFAULT) -> list[Setting]:
+def settings(head: str = DEFAULT) -> list[ListedSetting]:
     """All settings of a trial with this head, in the order of the code."""
     return _settings_of(defaults(head), "")
 
 
-def described(chosen: Sequence[Setting], width: int) -> str:
+def described(chosen: Sequence[ListedSetting], width: int) -> str:
     """Plain text with one paragraph per setting."""
     paragraphs, before = [], None
     for setting in chosen:
@@ -101,7 +101,7 @@ def _sections() -> list[str]:
     return [field.name for field in dataclasses.fields(TrialConfig)]
 
 
-def _settings_of(config: Any, prefix: str) -> list[Setting]:
+def _settings_of(config: Any, prefix: str) -> list[ListedSetting]:
     found, kinds, meanings = [], get_type_hints(type(config)), meanings_of(type(config))
     for field in dataclasses.fields(config):
         name, value = f"{prefix}{field.name}", getattr(config, field.name)
@@ -109,7 +109,7 @@ def _settings_of(config: Any, prefix: str) -> list[Setting]:
             found += _settings_of(value, f"{name}.")
         else:
             accepted = ", ".join(names()) if name == HEAD else _accepted(kinds[field.name])
-            found.append(Setting(name=name, default=_written(value), accepted=accepted,
+            found.append(ListedSetting(name=name, default=_written(value), accepted=accepted,
                                  meaning=meanings.get(field.name, "")))  # fmt: skip
     return found
 

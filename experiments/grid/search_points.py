@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.grid.file import Located, mapping
 from experiments.grid.search_space import SearchPlan
-from experiments.grid.settings import Schema, Template
+from experiments.grid.settings import Schema, TrialTemplate
 from experiments.grid.trial import MAX_TRIALS, Trial, short_names
 from refavs.config import digest
 from refavs.errors import ConfigError
@@ -22,7 +22,7 @@ class SearchGrid:
     """
 
     plan: SearchPlan
-    template: Template
+    template: TrialTemplate
     seeds: Sequence[int]
     examples: tuple[Trial, ...]
 
@@ -58,7 +58,7 @@ class SearchGrid:
 
 
 def search_grid(
-    plan: SearchPlan, template: Template, seeds: Sequence[int], section: Located, schema: Schema
+    plan: SearchPlan, template: TrialTemplate, seeds: Sequence[int], section: Located, schema: Schema
 ) -> SearchGrid:
     """The trials of a search, with its ends tried.
 

@@ -102,7 +102,7 @@ class Condition:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Template:
+class TrialTemplate:
     """The base settings and conditions that all trials of a grid share."""
 
     base: Settings

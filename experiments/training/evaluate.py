@@ -23,7 +23,7 @@ from refavs.model.heads.protocol import Head
 from refavs.store import FeatureStore
 
 
-class Trained(NamedTuple):
+class TrainedHead(NamedTuple):
     """A head to evaluate, and how it was trained."""
 
     config: TrainConfig
@@ -31,7 +31,7 @@ class Trained(NamedTuple):
 
 
 def evaluate_together(
-    heads: Sequence[Trained], store: FeatureStore, splits: Sequence[str], device: torch.device,
+    heads: Sequence[TrainedHead], store: FeatureStore, splits: Sequence[str], device: torch.device,
     recorders: Sequence[Recorder | None],
 ) -> list[dict[str, float] | Exception]:
     """Metrics of each head as fractions by name: `test_s/J`, `test_s/acoustic/J`, and `mix/J` if there are several test
@@ -72,7 +72,8 @@ def evaluate_together(
 
 
 def record_together(
-    heads: Sequence[Trained], store: FeatureStore, splits: Sequence[str], device: torch.device, paths: Sequence[Path]
+    heads: Sequence[TrainedHead], store: FeatureStore, splits: Sequence[str], device: torch.device,
+    paths: Sequence[Path],
 ) -> list[dict[str, float] | Exception]:
     """As `evaluate_together`, and writes the statistics of the same inference to the path of each head; none for splits
     without masks. A failed write becomes the error of that head.
@@ -97,7 +98,7 @@ def predictions(
         StatisticsError: some probabilities were NaN; raised after the last batch.
     """
     finite = []
-    for batch, found in predictions_together([Trained(config, model)], store, rows, device):
+    for batch, found in predictions_together([TrainedHead(config, model)], store, rows, device):
         for _, probs in found:
             finite.append(probs.isfinite().all())
             yield batch, probs
@@ -107,7 +108,7 @@ def predictions(
 
 @torch.no_grad()
 def predictions_together(
-    heads: Sequence[Trained], store: FeatureStore, rows: Sequence[int], device: torch.device
+    heads: Sequence[TrainedHead], store: FeatureStore, rows: Sequence[int], device: torch.device
 ) -> Iterator[tuple[Batch, Iterator[tuple[int, Tensor]]]]:
     """As `predictions` for heads that read the same maps: yields each batch with a head's number and its prediction.
 
@@ -132,7 +133,7 @@ def all_levels(models: Iterable[Head]) -> list[str]:
 
 
 @torch.no_grad()
-def _predicted(heads: Sequence[Trained], batch: Batch) -> Iterator[tuple[int, Tensor]]:
+def _predicted(heads: Sequence[TrainedHead], batch: Batch) -> Iterator[tuple[int, Tensor]]:
     once = Once(keep=len(heads) > 1)
     assert batch.mask is not None
     height, width = batch.mask.shape[-2:]

@@ -22,7 +22,7 @@ from refavs.errors import ConfigError
 from refavs.machine.accelerator import resolved_precision
 from refavs.model.batch_cache import Once
 from refavs.model.heads.protocol import ChosenSteps, Head
-from refavs.model.target import FrameCounts, Target
+from refavs.model.target import LabelCounts, Target
 
 
 class NonFiniteError(ConfigError):
@@ -119,7 +119,7 @@ class Learner:
         masks = [part.mask for _, part in parts if part.mask is not None]
         return chosen_steps(self.config, step, masks[0].shape[1]) if masks else None
 
-    def _count(self, parts: Sequence[tuple[int, Batch]], chosen: list[int] | None) -> FrameCounts:
+    def _count(self, parts: Sequence[tuple[int, Batch]], chosen: list[int] | None) -> LabelCounts:
         """Frame counts of the whole batch; uses the device only to add them up over several workers."""
         shown = [_shown(part, chosen) for _, part in parts]
         counted = [_of_chosen(part.counted, chosen) for _, part in parts]
@@ -128,9 +128,9 @@ class Learner:
         if self.team.size > 1:
             num_shown, num_null = self.team.add(torch.tensor(found).to(self.device, non_blocking=True)).tolist()
             found = num_shown, num_null
-        return FrameCounts(shown=found[0], null=found[1])
+        return LabelCounts(shown=found[0], null=found[1])
 
-    def _losses(self, part: Batch, chosen: list[int] | None, whole: FrameCounts, once: Once) -> dict[str, Tensor]:
+    def _losses(self, part: Batch, chosen: list[int] | None, whole: LabelCounts, once: Once) -> dict[str, Tensor]:
         part = once("on the device", lambda: part.to(self.device))
         assert part.mask is not None
         mask = part.mask

@@ -22,7 +22,7 @@ from torch import Tensor
 from experiments.grid.config import TrialConfig
 from experiments.records.record_types import STOP_FILE, Epoch, read_record, write_json
 from experiments.training.batch_size import bytes_of_batch
-from experiments.training.evaluate import Trained, evaluate_together, record_together, rows_of
+from experiments.training.evaluate import TrainedHead, evaluate_together, record_together, rows_of
 from experiments.training.history import best_epoch, stalled
 from experiments.training.learner import Learner, Team, computed_as
 from experiments.training.overlays import OVERLAYS, write_overlays
@@ -189,9 +189,9 @@ class Training:
         return self.epoch >= settings.epochs or stalled(self.history, settings.patience)
 
     @property
-    def head(self) -> Trained:
+    def head(self) -> TrainedHead:
         """The head to evaluate."""
-        return Trained(self.learner.config.train, self.learner.average)
+        return TrainedHead(self.learner.config.train, self.learner.average)
 
     def step(self, parts: Sequence[tuple[int, Batch]], index: int, once: Once) -> None:
         """Takes one step; `index` counts from the start of the epoch."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from experiments.training.evaluate import Trained, predictions_together, rows_of
+from experiments.training.evaluate import TrainedHead, predictions_together, rows_of
 from refavs.config import digest
 from refavs.data.layouts import find_clip
 from refavs.data.splits import Splits
@@ -29,7 +29,7 @@ BACKDROP = 60
 
 
 def write_overlays(
-    folders: Sequence[Path], heads: Sequence[Trained], store: FeatureStore, device: torch.device
+    folders: Sequence[Path], heads: Sequence[TrainedHead], store: FeatureStore, device: torch.device
 ) -> list[list[Path] | str]:
     """Writes pictures of two expressions, the same for every trial, into a folder for each head.
 
@@ -60,7 +60,7 @@ def write_overlays(
 
 
 def _pictures(
-    heads: Sequence[Trained], store: FeatureStore, device: torch.device
+    heads: Sequence[TrainedHead], store: FeatureStore, device: torch.device
 ) -> Iterator[tuple[int, str, Image.Image]]:
     """Yields each picture with the number of its head and the suffix of its name."""
     backdrops: dict[str, list[Image.Image]] = {}

@@ -19,14 +19,14 @@ GRADES = {"1": "1+2", "2": "1+2"}  # merged as in the supplement's Table 2
 PARTS = ("grade", "length", "dimension", "category")
 
 
-class Shown(NamedTuple):
+class ShownMetric(NamedTuple):
     """A column of a table: a metric of a group."""
 
     group: str
     metric: Metric
 
 
-def shown(splits: Splits, protocol: str = "canonical") -> Iterator[Shown]:
+def shown(splits: Splits, protocol: str = "canonical") -> Iterator[ShownMetric]:
     """The columns of tables in order: metrics of splits with objects and of their mean, of null splits, and rates.
 
     Args:
@@ -38,7 +38,7 @@ def shown(splits: Splits, protocol: str = "canonical") -> Iterator[Shown]:
         for group in groups:
             for name, metric in metrics().items():
                 if metric.on == kind and (protocol == "canonical" or name in printed):
-                    yield Shown(group, metric)
+                    yield ShownMetric(group, metric)
 
 
 def group_names(splits: Splits, split: str, dimension: str) -> list[str]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from refavs.model.decoder import NO_OBJECT, OBJECT, EEMCOutput
 from refavs.model.options import LossConfig
-from refavs.model.target import FrameCounts, Target
+from refavs.model.target import LabelCounts, Target
 
 CACHED = 2**20  # number of mask values processed together
 
@@ -73,7 +73,7 @@ class Labels:
 
 
 def _loss_of(
-    output: EEMCOutput, truth: Labels, config: LossConfig, whole: FrameCounts
+    output: EEMCOutput, truth: Labels, config: LossConfig, whole: LabelCounts
 ) -> dict[str, Tensor]:
     class_logits = rearrange(output.class_logits, "b t q two -> (b t) q two").float()
     with torch.no_grad():
@@ -124,7 +124,7 @@ def matching_costs(
 
 def classification_loss(
     class_logits: Float[Tensor, "s q 2"], matched: Int[Tensor, "s"], truth: Labels, config: LossConfig,
-    whole: FrameCounts,
+    whole: LabelCounts,
 ) -> Float[Tensor, ""]:  # fmt: skip
     """Weighted mean cross-entropy of "object" against "no object" over all queries of the frames in `whole`."""
     has_object = truth.has_object

@@ -9,14 +9,14 @@ from refavs.model.batch_cache import Once
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrameCounts:
+class LabelCounts:
     """The number of labelled frames that a loss averages over: with the object (`shown`) and without it (`null`)."""
 
     shown: int
     null: int
 
     @classmethod
-    def of(cls, masks: Bool[Tensor, "b t h w"], labelled: Bool[Tensor, "b t"] | None = None) -> "FrameCounts":
+    def of(cls, masks: Bool[Tensor, "b t h w"], labelled: Bool[Tensor, "b t"] | None = None) -> "LabelCounts":
         """Counts the frames of `masks`."""
         shown = masks.flatten(2).any(dim=2)
         if labelled is not None:
@@ -41,11 +41,11 @@ class Target:
 
     masks: Bool[Tensor, "b t h w"]
     labelled: Bool[Tensor, "b t"] | None = None
-    counts: FrameCounts | None = None
+    counts: LabelCounts | None = None
     shown: Int[Tensor, "s"] | None = None
     once: Once = field(default_factory=Once)
 
     @property
-    def whole(self) -> FrameCounts:
+    def whole(self) -> LabelCounts:
         """The frame counts that a loss divides by."""
-        return self.counts or FrameCounts.of(self.masks, self.labelled)
+        return self.counts or LabelCounts.of(self.masks, self.labelled)

@@ -136,7 +136,7 @@ def new_tag(location: str, name: str, message: str = "", write: bool = True) -> 
 
 
 @dataclass(frozen=True)
-class Difference:
+class ContentDifference:
     """Names on the first side only, on the second side only, and on both with different content."""
 
     what: str
@@ -157,7 +157,7 @@ class Difference:
         ]  # fmt: skip
 
 
-def differences(first: Contents, second: Contents) -> list[Difference]:
+def differences(first: Contents, second: Contents) -> list[ContentDifference]:
     """Streams, rows, clips and expressions in which two stores differ; empty if they have the same content."""
     one, other = first["streams"], second["streams"]
     shared = [name for name in one if name in other]
@@ -169,14 +169,14 @@ def differences(first: Contents, second: Contents) -> list[Difference]:
             told = _clip_names(first, second, name)
             rows = _between(f"rows of {name}", one[name]["rows"], other[name]["rows"])
             sides = ([told.get(key, key) for key in side] for side in (rows.first, rows.second, rows.changed))
-            found.append(Difference(rows.what, *sides))
+            found.append(ContentDifference(rows.what, *sides))
     found.append(_between("clips", first["clips"], second["clips"]))
     found.append(_between("expressions", first["expressions"], second["expressions"]))
     return [difference for difference in found if difference]
 
 
-def _between(what: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> Difference:
-    return Difference(
+def _between(what: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> ContentDifference:
+    return ContentDifference(
         what=what, first=sorted(one.keys() - other.keys()), second=sorted(other.keys() - one.keys()),
         changed=sorted(name for name in one.keys() & other.keys() if one[name] != other[name]),
     )

@@ -35,7 +35,7 @@ class RowSource(Protocol):
         ...
 
 
-class Target(NamedTuple):
+class FillTarget(NamedTuple):
     """A row, or a part of it, and the memory to read it into.
 
     Attributes:
@@ -53,16 +53,16 @@ class Target(NamedTuple):
         return self.out.reshape(-1).view(np.uint8)
 
 
-def targets_of(path: str, row: int, out: np.ndarray, chosen: Sequence[int], whole: int) -> list[Target]:
+def targets_of(path: str, row: int, out: np.ndarray, chosen: Sequence[int], whole: int) -> list[FillTarget]:
     """What to read for the `chosen` ones of the `whole` entries of a row's first axis: a target per run of them."""
     if len(chosen) == whole:
-        return [Target(path, row, out)]
+        return [FillTarget(path, row, out)]
     starts = [place for place, entry in enumerate(chosen) if place == 0 or chosen[place - 1] + 1 != entry]
-    return [Target(path, row, out[start:stop], range(chosen[start], chosen[stop - 1] + 1))
+    return [FillTarget(path, row, out[start:stop], range(chosen[start], chosen[stop - 1] + 1))
             for start, stop in itertools.pairwise([*starts, len(chosen)])]  # fmt: skip
 
 
-def fill(store: RowSource, targets: Sequence[Target]) -> None:
+def fill(store: RowSource, targets: Sequence[FillTarget]) -> None:
     """Reads rows into their targets.
 
     Raises:
@@ -82,7 +82,7 @@ def fill(store: RowSource, targets: Sequence[Target]) -> None:
             shard.check_copy(place, target.flat, store.verify, target.part)
 
 
-def _readers(store: RowSource, target: Target) -> list[Callable[[], None]]:
+def _readers(store: RowSource, target: FillTarget) -> list[Callable[[], None]]:
     """Calls that read the row from disk; empty if it is in memory or the target is not contiguous."""
     if not target.out.flags.c_contiguous:
         return []
@@ -90,13 +90,13 @@ def _readers(store: RowSource, target: Target) -> list[Callable[[], None]]:
         return shard.readers(place, target.flat, target.part)
 
 
-def _copy(store: RowSource, targets: Iterable[Target]) -> None:
+def _copy(store: RowSource, targets: Iterable[FillTarget]) -> None:
     """Copies rows one after the other; several threads may share an iterator."""
     for path, row, out, part in targets:
         np.copyto(out, store.read(path, row, part).numpy())
 
 
-def _read(store: RowSource, calls: Iterator[tuple[Target, Callable[[], None]]]) -> None:
+def _read(store: RowSource, calls: Iterator[tuple[FillTarget, Callable[[], None]]]) -> None:
     for target, call in calls:
         with store.shard_of(target.path, target.row):  # names the shard in errors
             call()

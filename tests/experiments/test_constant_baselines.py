@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.baselines import compute as constant_baselines
-from experiments.baselines.compute import Progress, StoppedError, control_results_of, worth
+from experiments.baselines.compute import Computation, StoppedError, control_results_of, worth
 from experiments.training.evaluate import rows_of
 from refavs.data.splits import Splits
 from refavs.errors import RefAVSError
@@ -62,7 +62,7 @@ def test_other_processes_give_bitwise_the_same_values(
 ) -> None:
     monkeypatch.setattr(constant_baselines, "TRAINING_AT_ONCE", 5)
     monkeypatch.setattr(constant_baselines, "TEST_AT_ONCE", 2)
-    progress = Progress()
+    progress = Computation()
     here = control_results_of(store, progress, num_processes=0)
     there = control_results_of(store, num_processes=num_processes)
     assert list(here) == list(there) and progress.done == progress.total > 0
@@ -76,7 +76,7 @@ def test_other_processes_give_bitwise_the_same_values(
 
 def test_computation_that_is_to_stop_ends_after_a_part(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constant_baselines, "TRAINING_AT_ONCE", 2)
-    progress = Progress()
+    progress = Computation()
     progress.stop.set()
     with pytest.raises(StoppedError):
         control_results_of(store, progress, num_processes=0)

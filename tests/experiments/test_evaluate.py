@@ -10,7 +10,7 @@ import torch
 
 from experiments.grid.config import TrainConfig, TrialConfig
 from experiments.training.evaluate import (
-    Trained,
+    TrainedHead,
     evaluate_together,
     named_values,
     predictions,
@@ -34,7 +34,7 @@ def evaluated(
     model: Head, store: FeatureStore, splits: Sequence[str], path: Path | None = None, config: TrainConfig | None = None
 ) -> dict[str, float]:
     """The metrics of one head; its statistics are written to `path`."""
-    heads = [Trained(config or TrainConfig(), model)]
+    heads = [TrainedHead(config or TrainConfig(), model)]
     (found,) = (evaluate_together(heads, store, splits, CPU, [None]) if path is None
                 else record_together(heads, store, splits, CPU, [path]))  # fmt: skip
     if isinstance(found, Exception):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from experiments.grid.config import TrainConfig, TrialConfig
 from experiments.training import overlays
-from experiments.training.evaluate import Trained
+from experiments.training.evaluate import TrainedHead
 from experiments.training.loop import build_model
 from refavs.config import replace
 from refavs.steps import Steps
@@ -30,7 +30,7 @@ def test_pictures_are_of_the_same_two_expressions_of_test_s(store: FeatureStore,
     heads = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        heads.append(Trained(TrainConfig(), build_model(replace(TrialConfig(), SMALL), store)))
+        heads.append(TrainedHead(TrainConfig(), build_model(replace(TrialConfig(), SMALL), store)))
     alone = overlays.write_overlays([tmp_path / "alone"], heads[1:], store, torch.device("cpu"))[0]
     written = overlays.write_overlays(folders, heads, store, torch.device("cpu"))
     assert not isinstance(alone, str) and not isinstance(written[1], str)
@@ -104,7 +104,7 @@ def test_file_name_keeps_to_the_folder() -> None:
 def test_picture_failures_are_reported_and_not_raised(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heads = [Trained(TrainConfig(), build_model(replace(TrialConfig(), SMALL), store)) for _ in range(2)]
+    heads = [TrainedHead(TrainConfig(), build_model(replace(TrialConfig(), SMALL), store)) for _ in range(2)]
     folders, device = [tmp_path / "a", tmp_path / "b"], torch.device("cpu")
     (tmp_path / "b").write_text("a file in the place of the folder")
     first, second = overlays.write_overlays(folders, heads, store, device)

@@ -19,7 +19,7 @@ from refavs.data.batches import Recycler, read_batch
 from refavs.model.heads.protocol import Head
 from refavs.store import ArraySpec, FeatureStore, StoreSchema, StoreWriter, StreamSpec
 from refavs.store import reader as store_reader
-from refavs.store.fill import Target, fill
+from refavs.store.fill import FillTarget, fill
 from refavs.store.fingerprints import fingerprint_of
 from refavs.store.pooled import pooled
 from tests.experiments.small_store import CHANNELS, SECONDS, STREAMS, VISUAL, make_store, write_rows
@@ -93,7 +93,7 @@ def read_bytes(monkeypatch: pytest.MonkeyPatch, store: FeatureStore, heads: Sequ
     """Bytes read of each map of a clip."""
     found: dict[str, int] = {}
 
-    def noted(of: FeatureStore, targets: Sequence[Target]) -> None:
+    def noted(of: FeatureStore, targets: Sequence[FillTarget]) -> None:
         for target in targets:
             name = target.path.rpartition("/")[2]
             found[name] = found.get(name, 0) + target.out.nbytes * ("visual" in target.path)

@@ -18,7 +18,7 @@ from experiments.grid.expand import Grid, Trial, expand
 from experiments.records.ledger import Ledger, read_metrics
 from experiments.records.stores import features_in
 from experiments.sweep.model_check import check_models
-from experiments.training.evaluate import Trained
+from experiments.training.evaluate import TrainedHead
 from experiments.training.initial_weights import with_checkpoints
 from experiments.training.learner import NonFiniteError, learning_rate
 from experiments.training.loop import build_model, train
@@ -198,7 +198,7 @@ def test_training_that_gets_no_better_ends_and_keeps_the_best_epoch(
     scores = iter([0.2, 0.5, 0.4, 0.5, 0.9])
     weights = []
 
-    def scored(heads: Sequence[Trained], *others: Any) -> list[dict[str, float]]:
+    def scored(heads: Sequence[TrainedHead], *others: Any) -> list[dict[str, float]]:
         weights.extend({name: value.clone() for name, value in model.state_dict().items()} for _, model in heads)
         return [{"val/J": next(scores)}]
 

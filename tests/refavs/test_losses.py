@@ -12,7 +12,7 @@ from refavs.data.clip_groups import ClipGroups
 from refavs.errors import ConfigError
 from refavs.model.decoder import EEMCOutput
 from refavs.model.losses import LossConfig, eemc_loss, matching_costs, uncertain_points
-from refavs.model.target import FrameCounts, Target
+from refavs.model.target import LabelCounts, Target
 
 ALL_PIXELS = LossConfig(num_points=0)
 
@@ -146,8 +146,8 @@ def test_deep_supervision_adds_the_losses_of_earlier_predictions() -> None:
 
 def test_losses_of_parts_add_up_to_those_of_the_whole() -> None:
     output, masks = case()
-    whole = FrameCounts.of(masks)
-    assert whole == FrameCounts(shown=5, null=1)
+    whole = LabelCounts.of(masks)
+    assert whole == LabelCounts(shown=5, null=1)
     parts = [
         eemc_loss(output_of(mask_logits, class_logits), Target(masks=mask, counts=whole), ALL_PIXELS)
         for mask_logits, class_logits, mask in zip(

@@ -29,7 +29,7 @@ TRAIN, VAL, TEST = "train", "val", "test"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expression:
+class VideoExpression:
     """One expression.
 
     Attributes:
@@ -52,7 +52,7 @@ class Video:
     """
 
     clip: Clip
-    expressions: Sequence[Expression]
+    expressions: Sequence[VideoExpression]
     masks: Callable[[tuple[str, ...]], Mapping[int, Mask]]
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from refavs.choices import Role
 from refavs.data.layouts.annotated_videos import (
-    Expression,
     ListedExpression,
     Video,
+    VideoExpression,
     find_silent_clip,
     listed_videos,
     read_annotations,
@@ -72,7 +72,7 @@ def _videos(root: Path, split: str, listing: Path) -> Iterator[Video]:
         clip, chosen = silent_clip(root, split, name, video), spread(len(video["frames"]))
         yield Video(
             clip=clip, expressions=[
-                Expression(uid=f"{clip.id}_{number}", text=row["exp"], split=split,
+                VideoExpression(uid=f"{clip.id}_{number}", text=row["exp"], split=split,
                            objects=None if split == WITHOUT_MASKS else _objects(row, f"{listing}: {name} {number}"))
                 for number, row in video["expressions"].items()
             ],

@@ -14,8 +14,8 @@ from refavs.data.layouts.annotated_videos import (
     TEST,
     TRAIN,
     VAL,
-    Expression,
     Video,
+    VideoExpression,
     held_out,
     of_each_second,
     plain_names,
@@ -73,7 +73,7 @@ class OmniAvs(Layout):
         videos = read_annotations(root / VIDEOS, dict[str, _Video], root)
         plain_names(videos, root / VIDEOS)
         report = SourceReport(source=str(root))
-        of_video: dict[str, list[Expression]] = defaultdict(list)
+        of_video: dict[str, list[VideoExpression]] = defaultdict(list)
         left_out = []
         for split in (TRAIN, TEST):
             path = root / f"meta_expressions_{split}.jsonl"
@@ -96,16 +96,16 @@ class OmniAvs(Layout):
         return _video(root, clip_id, videos[clip_id], []).clip if clip_id in videos else None
 
 
-def _expression(row: _Row, uid: str, split: str) -> Expression:
+def _expression(row: _Row, uid: str, split: str) -> VideoExpression:
     objects = tuple(sorted({str(one) for one in row["obj_id"]}))
     if split == TRAIN and held_out(row["video_name"]):
         split = VAL
     elif split == TEST and not objects:
         split = TEST_NULL
-    return Expression(uid=uid, text=row["expr"], objects=objects, split=split, dimension=row["expr_type"])
+    return VideoExpression(uid=uid, text=row["expr"], objects=objects, split=split, dimension=row["expr_type"])
 
 
-def _video(root: Path, name: str, facts: _Video, expressions: list[Expression]) -> Video:
+def _video(root: Path, name: str, facts: _Video, expressions: list[VideoExpression]) -> Video:
     files = plain_names(facts["file_name"], root / VIDEOS)
     if not files or facts["duration"] <= 0:
         raise DatasetError(f"{root / VIDEOS}: video {name!r} has no frames or no duration; unpack that file again.")

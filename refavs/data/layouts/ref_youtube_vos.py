@@ -13,10 +13,10 @@ from refavs.data.layouts.annotated_videos import (
     TEST,
     TRAIN,
     VAL,
-    Expression,
     ListedExpression,
     PaletteMask,
     Video,
+    VideoExpression,
     find_silent_clip,
     held_out,
     listed_videos,
@@ -70,7 +70,7 @@ def _videos(root: Path, split: str, listing: Path) -> Iterator[Video]:
         yield Video(
             clip=clip, masks=lambda objects, name=name, clip=clip: _masks(root, name, clip, objects),
             expressions=[
-                Expression(uid=f"{clip.id}_{number}", text=row["exp"], split=own,
+                VideoExpression(uid=f"{clip.id}_{number}", text=row["exp"], split=own,
                            objects=_objects(row, f"{listing}: {name} {number}") if split == TRAIN else None)
                 for number, row in video["expressions"].items()
             ],

@@ -15,7 +15,7 @@ from refavs.model.feature_sizes import FeatureSizes, MapSize, StreamSize
 from refavs.model.heads.protocol import ChosenSteps, Head
 from refavs.model.heads.registry import implementation_of
 from refavs.model.options import HeadOptions, LossConfig
-from refavs.model.target import FrameCounts, Target
+from refavs.model.target import LabelCounts, Target
 
 CLIP_OF = (0, 0, 1)  # the clip that each expression refers to
 NUM_STEPS, SIDE, CHANNELS, LENGTH = 8, 16, 32, 4
@@ -153,7 +153,7 @@ def _check_labels(head: Head, batch: Batch) -> None:
 def _check_parts(head: Head, batch: Batch) -> None:
     """Checks that a batch can be computed in parts, here one expression at a time."""
     assert batch.mask is not None
-    whole, output = FrameCounts.of(batch.mask), _loss(head, batch)["total"]
+    whole, output = LabelCounts.of(batch.mask), _loss(head, batch)["total"]
     parts = []
     for row in range(len(batch)):
         part = expression_of(batch, row)

@@ -16,7 +16,7 @@ from refavs.model.heads.parts.box_decoder import perceptron
 from refavs.model.heads.parts.clip_matching import LOSSES
 from refavs.model.heads.parts.clip_queries import ClipOutput, ClipQueryHead, start_evenly
 from refavs.model.heads.parts.dual_pyramid import DualPyramid
-from refavs.model.heads.parts.expression_input import Expression, Words
+from refavs.model.heads.parts.expression_input import ReadExpression, Words
 from refavs.model.heads.parts.rvos_options import R2VOSOptions
 from refavs.model.heads.protocol import ChosenSteps
 from refavs.model.options import LossConfig
@@ -127,7 +127,7 @@ class R2VOS(ClipQueryHead):
         return mean(judged / 2 * fits), mean((MARGIN - others.distances).clamp(min=0) * fits), relation
 
     def _others(
-        self, batch: Batch, expression: Expression, steps: ChosenSteps | None, once: Once | None
+        self, batch: Batch, expression: ReadExpression, steps: ChosenSteps | None, once: Once | None
     ) -> Pairs:
         """The pairs of each clip with the expression before it in the batch."""
         words = Words(*(part.roll(1, dims=0) for part in expression.words))

@@ -39,7 +39,7 @@ class Words(NamedTuple):
 
 
 @dataclass
-class Expression:
+class ReadExpression:
     """What to look for: words, and a vector for each step that the queries start from."""
 
     words: Words
@@ -74,12 +74,12 @@ class ExpressionInput(nn.Module):
         if self.standardise is not None:
             self.standardise.set(*statistics[self.paths["text"]])
 
-    def forward(self, batch: Batch) -> Expression:
+    def forward(self, batch: Batch) -> ReadExpression:
         sound = None if self.listen is None else self.listen(batch.audio)[batch.clip]
         if self.standardise is None or self.resize is None:
             assert sound is not None
             words, valid = sound.mean(dim=1, keepdim=True), batch.valid.new_ones(len(batch), 1)
-            return Expression(Words(words, torch.zeros_like(words), valid), sound)
+            return ReadExpression(Words(words, torch.zeros_like(words), valid), sound)
         valid = batch.valid[:, : batch.text_length]
         text = self.standardise(batch.text[:, : batch.text_length])
         mean = torch.where(valid[..., None], text, 0.0).sum(dim=1) / valid.sum(dim=1).clamp(min=1)[:, None]
@@ -88,7 +88,7 @@ class ExpressionInput(nn.Module):
         if sound is not None:
             sentence = sentence + sound
             words = words + sound.mean(dim=1, keepdim=True) if self.sound_in_words else words
-        return Expression(Words(words, word_places(valid, words.shape[-1]), valid), sentence)
+        return ReadExpression(Words(words, word_places(valid, words.shape[-1]), valid), sentence)
 
 
 def word_places(valid: Bool[Tensor, "b l"], channels: int) -> Float[Tensor, "b l c"]:
