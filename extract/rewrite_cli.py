@@ -1,4 +1,4 @@
-"""refavs-store delete and compact: rewrite a store without some clips, in whole shards."""
+"""refavs-store delete and compact: rewrite a store without some clips, or in whole shards."""
 
 import argparse
 import shutil
@@ -10,7 +10,7 @@ from refavs.store.contents import contents_of, differences
 from refavs.store.folders import open_folder
 from refavs.store.lease import Lease
 from refavs.store.reader import FeatureStore
-from refavs.store.rewrite import copied, copy_of, exchange, is_same, mend, planned, shards_before, unplanned
+from refavs.store.rewrite import copied, copy_of, exchange, is_needless, is_same, mend, planned, shards_before
 from refavs.terminal.command import Exit
 from refavs.terminal.console import ProgressBar
 from refavs.terminal.printing import readable_bytes, say
@@ -40,14 +40,14 @@ def _rewrite(args: argparse.Namespace, leave_out: Collection[str], clips_per_sha
     expressions = "no" if plan.expressions is None else f"{len(plan.expressions):,} of {len(store.expressions):,}"
     told = (f"{len(plan.clips):,} of {len(store.clips):,} clips, {expressions} expressions, "
             f"{shards:,} shards instead of {before:,}; {readable_bytes(size)} before")  # fmt: skip
-    if unplanned(store, plan):
+    if is_needless(store, plan):
         say(f"{args.store}: nothing to do: {told}")
         return Exit.COMPLETE
     if args.dry_run:
         say(f"{args.store} would have {told}; nothing was written")
         return Exit.COMPLETE
     out = args.out or str(copy_of(args.store))
-    if not args.out and not is_same(out, plan):  # of another call, which was interrupted
+    if not args.out and not is_same(out, plan):  # left by another, interrupted call
         shutil.rmtree(out)
     with Lease(open_folder(args.store), NAME) as lease:
         total = sum(map(len, plan.keys.values()))

@@ -3,6 +3,7 @@
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,17 @@ def test_python_example_runs_on_a_store(tmp_path: Path, monkeypatch: pytest.Monk
     exec(compile(example, "README.md", "exec"), names)
     masks, classes = names["output"].mask_logits, names["output"].class_logits  # type: ignore[attr-defined]
     assert masks.shape[:3] == classes.shape[:3] and torch.isfinite(masks).all()
+
+
+@pytest.mark.process
+def test_loader_example_of_the_store_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_store(tmp_path / "features", {"train": 3, "test_s": 1})
+    text = (ROOT / "refavs" / "store" / "README.md").read_text()
+    (example,) = (one for one in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "StoreLoader" in one)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"rank": 0, "size": 1}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["state"] == {**names["loader"].state_dict(), "epoch": 0, "batches": len(names["loader"])}
 
 
 def test_commands_of_the_readme_are_installed() -> None:

@@ -117,6 +117,7 @@ class Epoch(TypedDict):
     metrics: dict[str, Measured]
     seconds: NotRequired[float]
     time_ms: NotRequired[float]
+    usage: NotRequired[list[dict[str, float]]]
 
 
 class Controls(TypedDict):

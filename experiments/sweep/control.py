@@ -40,19 +40,19 @@ class Answer(TypedDict):
 
 @dataclass(frozen=True)
 class Received:
-    """A request as the driver takes it."""
+    """A request that the driver has read."""
 
     content: Request
     answer: Path
 
     def reply(self, told: str, ok: bool = True) -> None:
-        """Answers it."""
+        """Answers the request."""
         with contextlib.suppress(OSError):  # e.g. a full disk; the request itself was carried out
             write_json(self.answer, {"ok": ok, "told": told})
 
 
 class Inbox:
-    """The requests to one call of a sweep; those to an earlier call are removed."""
+    """The requests to one call of a sweep. Requests to an earlier call are removed."""
 
     def __init__(self, root: Path) -> None:
         self.folder = root / FOLDER

@@ -14,11 +14,11 @@ from refavs.terminal.printing import say
 
 WAIT_S = 60.0  # for the driver, which may be starting Ray or checking a model
 ABOUT = {
-    "cancel": "Gives up trials of a running sweep, or without KEY stops the sweep after the running epochs, as Ctrl-C "
-    "does. A trial that is given up stays so; --rerun KEY runs it again.",
+    "cancel": "Gives up trials of a running sweep; without KEY, stops the sweep after the running epochs, as Ctrl-C "
+    "does. A trial that was given up does not run again, unless --rerun KEY asks for it.",
     "hold": "Starts no more trials of a running sweep until refavs-sweep resume.",
     "resume": "Lets a held sweep go on.",
-    "add": "Adds the trials of another grid to a running sweep. Later calls of the sweep's own command have them too.",
+    "add": "Adds the trials of another grid to a running sweep. Later calls of the sweep's own command include them.",
 }  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def _send(action: str, args: argparse.Namespace, wait_s: float) -> int:
     answer = ask(args.sweep, wait_s, action=action, **request)
     if answer is None:
         raise ConfigError(f"the refavs-sweep that runs on {args.sweep} has not answered for {wait_s:.0f} s; it may be "
-                          f"busy, and will do it then; refavs-sweep status {args.sweep} shows it")  # fmt: skip
+                          f"busy and act on it later; refavs-sweep status {args.sweep} shows it")  # fmt: skip
     if not answer["ok"]:
         drop_grid(args.sweep, request.get("grid", ""))
         raise ConfigError(answer["told"])

@@ -37,7 +37,7 @@ STOPPED_WAIT_S = 5.0  # for MLflow, after a second Ctrl-C
 RESULT_WAIT_S = 5.0  # until NFS shows a result that another node wrote
 
 
-class Run:
+class SweepRun:
     """The trials of one call; implements `experiments.cluster.tune_runner.Trials`.
 
     Args:
@@ -237,7 +237,7 @@ class Run:
         return self.queue.popleft() if self.queue else None
 
     def _carry_out(self, request: Request) -> str:
-        """Does what another terminal asks for; returns the answer.
+        """Carries out a request from another terminal; returns the answer.
 
         Raises:
             ConfigError: it cannot be done.
@@ -297,7 +297,7 @@ class Run:
         return f"{len(entries)} of {len(new)} trials are new and were added; {len(to_train)} of them are to run"
 
     def _refuse_requests(self) -> None:
-        """Answers what came too late."""
+        """Refuses requests that came too late."""
         for received in self.inbox.take(at_once=True):
             received.reply("the sweep has just ended; run its command again", ok=False)
 

@@ -1,4 +1,4 @@
-"""What a call of a sweep is asked for, and what comes of it: options, outcome, and which trials are left."""
+"""Options and outcome of one call of a sweep, and which of its trials are left to run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class Options:
         wait_s: how long to wait at the end for an MLflow that does not answer.
         experiment: the MLflow experiment of a new sweep; None for the name of its folder.
         tags: of all runs in MLflow.
-        notify: a web hook that hears of failed trials and of the end.
+        notify: address of a web hook for failed trials and the end of the sweep.
     """
 
     retry_failed: bool = False
@@ -38,7 +38,7 @@ class Options:
 
 @dataclass(kw_only=True)
 class Outcome:
-    """A sweep after a call.
+    """The state of a sweep after a call.
 
     Attributes:
         num_run: trials that this call finished.

@@ -1,4 +1,4 @@
-"""A web hook: tells an address about failed trials and about the end of a sweep, from a thread of its own."""
+"""A web hook: posts failed trials and the end of a sweep to an address, from threads of its own."""
 
 import json
 import threading
@@ -13,24 +13,23 @@ from refavs.errors import ConfigError
 from refavs.terminal.printing import warn
 
 TIMEOUT_S = 10.0
-MOST_FAILURES = 20  # trials that are told one by one; the end tells of all
+MOST_FAILURES = 20  # posted one by one; the last message names all failed trials
 
 
-def refuse_other_addresses(url: str | None) -> str | None:
-    """Returns the address.
+def refuse_other_addresses(url: str | None) -> None:
+    """Refuses what is not a web address.
 
     Raises:
-        ConfigError: it is none of the web.
+        ConfigError: the address begins with neither https:// nor http://.
     """
     if url is not None and not url.startswith(("http://", "https://")):
         raise ConfigError(f"--notify {url!r}; accepted: an address that begins with https:// or http://")
-    return url
 
 
 class WebHook:
     """Posts a JSON object with a `text`, which chat systems show, and the facts.
 
-    A post that fails is only reported; nothing waits for one but the end of the command, for at most `TIMEOUT_S`.
+    A failed post is only reported. Trials never wait for a post; the end of the command does, for at most `TIMEOUT_S`.
 
     Args:
         url: where to post; None posts nothing.
@@ -41,14 +40,14 @@ class WebHook:
         self._posts: list[threading.Thread] = []
 
     def failed(self, entry: Entry, reason: str) -> None:
-        """Tells about a failed trial."""
+        """Posts that a trial failed."""
         if len(self._posts) < MOST_FAILURES:
             text = f"{self.out.name}: {entry.trial.title} failed: {reason}"
             self._post({"event": "trial failed", "text": text, "key": entry.key, "trial": entry.trial.title,
                         "reason": reason})  # fmt: skip
 
     def ended(self, outcome: Outcome, best: Entry | None) -> None:
-        """Tells about the end, and waits until everything was posted."""
+        """Posts the end of the sweep, and waits for all posts."""
         states = [entry.state for entry in outcome.entries]
         counts = {state: states.count(state) for state in dict.fromkeys(states)}
         event = "stopped" if outcome.interrupted else "ended"
@@ -60,7 +59,7 @@ class WebHook:
         self._wait()
 
     def broke(self, error: BaseException) -> None:
-        """Tells that the command itself failed, and waits until everything was posted."""
+        """Posts that the command itself failed, and waits for all posts."""
         reason = f"{type(error).__name__}: {error}"[:2000]
         self._post({"event": "broke off", "text": f"{self.out.name} broke off: {reason}", "reason": reason})
         self._wait()
@@ -79,7 +78,7 @@ class WebHook:
             # Unlike urlopen, which keeps the proxies of its first call in this process, with those of now.
             urllib.request.build_opener().open(request, timeout=TIMEOUT_S).close()
         except (OSError, ValueError) as error:
-            warn(f"refavs-sweep: the web hook has not taken a message ({' '.join(str(error).split())[:200]})")
+            warn(f"refavs-sweep: a message to the web hook failed ({' '.join(str(error).split())[:200]})")
 
     def _wait(self) -> None:
         for thread in self._posts:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,12 @@ from refavs.choices import SCORE
 from refavs.config import digest, flat
 from refavs.errors import ConfigError
 from refavs.files.partials import PARTIAL
+from refavs.store import FeatureStore
 from refavs.store.fingerprints import fingerprint_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
-
-    from refavs.store import FeatureStore
 
 BATCH_METRICS = 1000
 BATCH_PARAMS = 100
@@ -70,6 +69,14 @@ def metric_name(name: str) -> str:
     parts = re.sub(r"[^\w\-./ :]", "_", name).split("/")
     plain = "/".join("_" if part in ("", ".", "..") else part for part in parts)
     return plain if len(plain) <= LONGEST_KEY else f"{plain[: LONGEST_KEY - 9]}-{digest(name)[:8]}"
+
+
+def points_of(record: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, float]]]:
+    """The metrics of an epoch's record with their times: its own, and the samples of resource usage."""
+    yield record["time_ms"], record["metrics"]
+    for sample in record.get("usage", ()):
+        named = dict(sample)
+        yield named.pop("time_ms", record["time_ms"]), {f"system/{name}": value for name, value in named.items()}
 
 
 class Tracker:
@@ -144,7 +151,7 @@ class Tracker:
         own = run and run.data.tags.get("refavs.sweep") == self.sweep_id
         return client.get_experiment(run.info.experiment_id) if run and own else None
 
-    def start_sweep(self, name: str, description: str, store: "FeatureStore", facts: Mapping[str, Any]) -> str:
+    def start_sweep(self, name: str, description: str, store: FeatureStore, facts: Mapping[str, Any]) -> str:
         """Opens or reopens the parent run and returns its id; `facts` may change when the grid grows."""
         from mlflow.entities import RunTag
 
@@ -156,7 +163,7 @@ class Tracker:
         return run_id
 
     def start_trial(
-        self, entry: Entry, parent: str, store: "FeatureStore", attempt: int = 0, started_ms: int | None = None,
+        self, entry: Entry, parent: str, store: FeatureStore, attempt: int = 0, started_ms: int | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> str:  # fmt: skip
         """Opens or reopens a trial's run and returns its id.
@@ -187,16 +194,15 @@ class Tracker:
         return run_id
 
     def log_records(self, run_id: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """Sends records of finished epochs, with the use of resources, in as few requests as possible."""
+        """Sends records of finished epochs, with the usage of resources, in as few requests as possible."""
         from mlflow.entities import Metric
 
         metrics = [
-            Metric(key=metric_name(name), value=value, timestamp=record["time_ms"], step=record["epoch"])
+            Metric(key=metric_name(name), value=value, timestamp=time_ms, step=record["epoch"])
             for record in records
-            for name, value in {
-                **record["metrics"], **{f"system/{name}": value for name, value in record.get("system", {}).items()}
-            }.items()
-        ]  # fmt: skip
+            for time_ms, named in points_of(record)
+            for name, value in named.items()
+        ]
         for start in range(0, len(metrics), BATCH_METRICS):
             self.client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
 
@@ -255,7 +261,7 @@ class Tracker:
         return list(self.client.search_runs([self.experiment_id], own, order_by=["attributes.start_time ASC"]))
 
     def _find_or_create(
-        self, key: str, name: str, tags: dict[str, str], store: "FeatureStore", started_ms: int | None = None
+        self, key: str, name: str, tags: dict[str, str], store: FeatureStore, started_ms: int | None = None
     ) -> str:
         """The run of this sweep with this key; the tags also find one created just before a kill."""
         wanted = tags.get(ATTEMPT, "0")
@@ -289,7 +295,7 @@ class Tracker:
         for start in range(0, len(params), BATCH_PARAMS):
             self.client.log_batch(run_id, params=params[start : start + BATCH_PARAMS])
 
-    def _log_store(self, run_id: str, store: "FeatureStore") -> None:
+    def _log_store(self, run_id: str, store: FeatureStore) -> None:
         from mlflow.data.dataset_source_registry import resolve_dataset_source
         from mlflow.entities import Dataset, DatasetInput, InputTag
         from mlflow.exceptions import MlflowException

@@ -1,4 +1,4 @@
-"""What a user says about MLflow: options of a command, else MLflow's environment variables, else our defaults."""
+"""MLflow settings from the user: a command's option, else MLflow's environment variable, else our default."""
 
 import json
 import os
@@ -21,10 +21,10 @@ def experiment(option: str | None) -> str | None:
 
 
 def run_tags(options: Sequence[str] = ()) -> dict[str, str]:
-    """Tags for all runs: of the options `NAME=VALUE`, and of a JSON object in the environment.
+    """Tags for all runs: a JSON object in the environment, and options `NAME=VALUE`, which take precedence.
 
     Raises:
-        ConfigError: one has no name, or the variable is no JSON object of texts.
+        ConfigError: an option is not NAME=VALUE, a name is reserved, or the variable is not a JSON object of texts.
     """
     try:
         found = json.loads(os.environ.get(TAGS) or "{}")

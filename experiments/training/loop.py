@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +23,10 @@ from experiments.grid.config import TrialConfig
 from experiments.records.record_types import STOP_FILE, Epoch, read_record, write_json
 from experiments.training.batch_size import bytes_of_batch
 from experiments.training.evaluate import Trained, evaluate_together, record_together, rows_of
-from experiments.training.history import best_epoch, stalled, write_history
+from experiments.training.history import best_epoch, stalled
 from experiments.training.learner import Learner, Team, computed_as
 from experiments.training.overlays import OVERLAYS, write_overlays
-from experiments.training.resume import Claim, load_state, save_state, saved_precision
+from experiments.training.resume import Claim, load_state, save_history, save_state, saved_precision
 from experiments.training.sampler import Sampler
 from experiments.training.usage import Usage
 from refavs.choices import SCORE, VALIDATION
@@ -43,13 +43,12 @@ from refavs.model.feature_sizes import FeatureSizes
 from refavs.model.heads.protocol import Head
 from refavs.model.heads.registry import implementation_of
 from refavs.model.memory_budget import require_memory
+from refavs.store import FeatureStore
 from refavs.store.fingerprints import fingerprint_of
 from refavs.store.unchanged import refuse_exchanged
 
-if TYPE_CHECKING:
-    from refavs.store import FeatureStore
-
 Report = Callable[[list[dict[str, Any]]], None]
+Found = dict[str, float] | Exception  # metrics by name, or why they could not be computed
 
 
 @dataclass(kw_only=True)
@@ -84,7 +83,7 @@ class Run:
 
 
 def train(
-    config: TrialConfig, store: "FeatureStore", folder: Path, report: Report = lambda records: None,
+    config: TrialConfig, store: FeatureStore, folder: Path, report: Report = lambda records: None,
     device: torch.device | None = None, team: Team | None = None, weights_dir: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Trains and evaluates one head, or resumes an earlier call with the same folder; see `Run`.
@@ -108,7 +107,7 @@ def train(
 
 
 def train_group(
-    runs: Sequence[Run], store: "FeatureStore", device: torch.device | None = None, team: Team | None = None
+    runs: Sequence[Run], store: FeatureStore, device: torch.device | None = None, team: Team | None = None
 ) -> None:
     """Trains trials that read the same batches (see `grouping.reading`); each batch is read once for all.
 
@@ -157,8 +156,8 @@ def isolated(run: Run, num_runs: int) -> Iterator[None]:
 class Training:
     """A trial in training: its learner, its finished epochs and their history."""
 
-    def __init__(self, run: Run, store: "FeatureStore", device: torch.device, team: Team) -> None:
-        config = computed_as(run.config, saved_precision(run.folder / "state"), device)
+    def __init__(self, run: Run, store: FeatureStore, device: torch.device, team: Team) -> None:
+        config = computed_as(run.config, saved_precision(run.folder), device)
         settings = config.train
         if settings.patience and not rows_of(store, Splits.of(store.attributes).validation):
             raise ConfigError(
@@ -174,10 +173,10 @@ class Training:
         self.features = fingerprint_of(store, sizes.paths)
         self.learner = Learner(config, build_model(config, store, run.weights_dir).to(device), team)
         self.claim = Claim(run.folder, writes=team.rank == 0)
-        self.epoch, self.history = load_state(run.folder / "state", self.learner)
+        self.epoch, self.history = load_state(run.folder, self.learner)
         if self.history:
             if team.rank == 0:  # a kill may have happened between writing the state and this file
-                write_history(run.folder / "metrics.jsonl", self.history)
+                save_history(self.claim, self.history)
             run.report(self.history)
         self.sampler = Sampler(config, store, device)
         self.usage = Usage(device)
@@ -202,6 +201,7 @@ class Training:
         )
         for name, value in losses.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.usage.sample()
 
     def losses(self) -> dict[str, float]:
         """Returns the mean losses of the epoch's steps and resets them."""
@@ -216,40 +216,41 @@ class Training:
         self.epoch += 1
         record = {
             "step": self.epoch * self.sampler.num_steps, "metrics": metrics, "epoch": self.epoch,
-            "time_ms": int(time.time() * 1000), "seconds": seconds, "system": self.usage.take(),
+            "time_ms": int(time.time() * 1000), "seconds": seconds, "usage": self.usage.take(),
         }  # fmt: skip
         self.history.append(record)
         if self.run.config.train.patience and best_epoch(self.history) == self.epoch:
             self.learner.keep_as_best()
         if self.team.rank == 0:
-            self.claim.check()
-            save_state(self.run.folder / "state", self.learner, self.epoch, self.history)
-            write_history(self.run.folder / "metrics.jsonl", self.history)
+            save_state(self.claim, self.learner, self.epoch, self.history)
+            save_history(self.claim, self.history)
         self.run.report([record])
 
-    def keep(self, metrics: dict[str, float], seconds: float, store: "FeatureStore", note: str | None) -> None:
-        """Writes the checkpoint and the result. The result is written last and marks the trial as complete.
+    def keep(self, found: Found, seconds: float, store: FeatureStore, note: str | None) -> None:
+        """Writes the checkpoint, and publishes the results. The last one marks the trial as complete.
 
         Raises:
             StoreError: the store that the trial read was replaced by another one.
+            SupersededError: another process has resumed the trial.
         """
         refuse_exchanged(store)
-        self.claim.check()
-        run, model = self.run, self.learner.average
-        in_history = f"{VALIDATION}/"
-        metrics = {name: value for name, value in metrics.items() if not name.startswith(in_history)}
+        run, model, in_history = self.run, self.learner.average, f"{VALIDATION}/"
         facts = {"store": self.features, "encoders": store.encoders, "seconds": store.seconds,
                  "fps": store.steps.fps, "mask_size": store.mask_size}  # fmt: skip
         started = time.monotonic()
-        save_model(run.folder / "checkpoint", model, {**facts, "trial": to_dict(self.learner.config)})
-        if run.config.train.patience:
-            metrics["best_epoch"] = float(best_epoch(self.history))
-        metrics["parameters"] = float(sum(p.numel() for p in self.learner.trained))
-        seconds += time.monotonic() - started
-        metrics["seconds"] = sum(record["seconds"] for record in self.history) + seconds
-        run.result = {"epoch": len(self.history), "time_ms": int(time.time() * 1000), "metrics": metrics}
-        run.result |= {"note": note} if note else {}
-        write_json(run.folder / "result.json", run.result)
+        with self.claim.held():
+            metrics = {name: value for name, value in _good(found).items() if not name.startswith(in_history)}
+            save_model(self.claim.folder / "checkpoint", model, {**facts, "trial": to_dict(self.learner.config)})
+            if run.config.train.patience:
+                metrics["best_epoch"] = float(best_epoch(self.history))
+            metrics["parameters"] = float(sum(p.numel() for p in self.learner.trained))
+            seconds += time.monotonic() - started
+            metrics["seconds"] = sum(record["seconds"] for record in self.history) + seconds
+            noted = {"note": note} if note else {}
+            run.result = {"epoch": len(self.history), "time_ms": int(time.time() * 1000), "metrics": metrics, **noted}
+            write_json(self.claim.folder / "result.json", run.result)
+        self.claim.publish(STATISTICS_FILE, OVERLAYS, "checkpoint", "result.json")
+        self.claim.release()
 
 
 def asked_to_stop(folder: Path, learner: Learner) -> bool:
@@ -261,7 +262,7 @@ def asked_to_stop(folder: Path, learner: Learner) -> bool:
     return bool(learner.team.add(shared))
 
 
-def advance(trainings: Sequence[Training], store: "FeatureStore", num_runs: int) -> None:
+def advance(trainings: Sequence[Training], store: FeatureStore, num_runs: int) -> None:
     """Trains one epoch of trials that are at the same epoch, and evaluates them.
 
     Every random choice follows from the seed and the epoch. The recorded time is divided among the trials.
@@ -307,10 +308,10 @@ def take_steps(trainings: Sequence[Training], num_runs: int) -> tuple[list[Train
     return running, ahead.waited_s
 
 
-def validate(trainings: Sequence[Training], store: "FeatureStore") -> list[dict[str, float] | Exception]:
+def validate(trainings: Sequence[Training], store: FeatureStore) -> list[Found]:
     """Metrics on val, or the error. The first worker computes them and sends J to the others for early stopping."""
     learner, team = trainings[0].learner, trainings[0].team
-    found: list[dict[str, float] | Exception] = [{} for _ in trainings]
+    found: list[Found] = [{} for _ in trainings]
     if team.rank == 0:
         heads = [training.head for training in trainings]
         splits = Splits.of(store.attributes).validation
@@ -323,7 +324,7 @@ def validate(trainings: Sequence[Training], store: "FeatureStore") -> list[dict[
     return found
 
 
-def finish(trainings: Sequence[Training], store: "FeatureStore", num_runs: int) -> None:
+def finish(trainings: Sequence[Training], store: FeatureStore, num_runs: int) -> None:
     """Computes the final metrics of trials whose epochs are done, and writes their results.
 
     Args:
@@ -341,26 +342,26 @@ def finish(trainings: Sequence[Training], store: "FeatureStore", num_runs: int) 
     if not missing:
         return
     started, device = time.monotonic(), missing[0].learner.device
-    heads, paths = zip(*((each.head, each.run.folder / STATISTICS_FILE) for each in missing), strict=True)
+    heads, paths = zip(*((each.head, each.claim.folder / STATISTICS_FILE) for each in missing), strict=True)
     found = record_together(heads, store, Splits.of(store.attributes).evaluated, device, paths)
     good = [number for number, metrics in enumerate(found) if isinstance(metrics, dict)]
-    folders = [missing[number].run.folder / OVERLAYS for number in good]
+    folders = [missing[number].claim.folder / OVERLAYS for number in good]
     pictures = write_overlays(folders, [heads[number] for number in good], store, device)
     notes = {number: f"{OVERLAYS}: {why}" for number, why in zip(good, pictures, strict=True) if isinstance(why, str)}
     seconds = (time.monotonic() - started) / len(missing)
     for number, (training, metrics) in enumerate(zip(missing, found, strict=True)):
         with isolated(training.run, num_runs):
-            training.keep(_good(metrics), seconds, store, notes.get(number))
+            training.keep(metrics, seconds, store, notes.get(number))
             training.run.end()
 
 
-def _good(metrics: dict[str, float] | Exception) -> dict[str, float]:
+def _good(metrics: Found) -> dict[str, float]:
     if isinstance(metrics, Exception):
         raise metrics
     return metrics
 
 
-def build_model(config: TrialConfig, store: "FeatureStore", weights_dir: Path | None = None) -> Head:
+def build_model(config: TrialConfig, store: FeatureStore, weights_dir: Path | None = None) -> Head:
     """A new head for the features of `store`, which it standardises.
 
     Raises:
@@ -373,7 +374,7 @@ def build_model(config: TrialConfig, store: "FeatureStore", weights_dir: Path | 
     return model
 
 
-def load_start(config: TrialConfig, model: Head, store: "FeatureStore", weights_dir: Path | None) -> list[str]:
+def load_start(config: TrialConfig, model: Head, store: FeatureStore, weights_dir: Path | None) -> list[str]:
     """Loads the initial weights of a new head for `store`: those that `train.init` names, or pretrained ones.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a store contains, in short: for tags, which keep it, and to compare two stores row by row."""
+"""A summary of a store's content: tags keep it, and two stores are compared by it, row by row."""
 
 import json
 import re
@@ -41,7 +41,7 @@ class Contents(TypedDict):
 
 
 class Tag(Contents):
-    """The content of a store at a time that somebody named."""
+    """The content of a store at a time to which somebody gave a name."""
 
     name: str
     time_s: float
@@ -137,7 +137,7 @@ def new_tag(location: str, name: str, message: str = "", write: bool = True) -> 
 
 @dataclass(frozen=True)
 class Difference:
-    """Names on one side, on the other, and on both with other content."""
+    """Names on the first side only, on the second side only, and on both with different content."""
 
     what: str
     first: list[str] = field(default_factory=list)

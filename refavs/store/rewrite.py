@@ -1,4 +1,4 @@
-"""Writes a store again: without some clips, and in whole shards. Rows are copied as they are stored.
+"""Rewrites a store: without some clips, or in whole shards. Rows are copied as they are stored.
 
 An interrupted copy is completed by the same call. The store's fingerprint covers its shards and changes. A copy that
 leaves nothing out keeps the places of clips, texts and objects, and so the keys of trials.
@@ -28,15 +28,15 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Rewriting:
-    """What a copy of a store will have.
+    """The planned content of a copy.
 
     Attributes:
         source: fingerprint of the original.
         whole: whether nothing is left out.
         schema: of the copy.
         keys: of each table, in the order of their rows.
-        clips, texts, expressions: the plain tables as they are, without what is left out; expressions have places of
-            the original.
+        clips, texts, expressions: the plain tables without what is left out; expressions still refer to rows of the
+            original.
     """
 
     source: str
@@ -119,11 +119,7 @@ def copied(store: FeatureStore, plan: Rewriting, out: str, progress: Progress) -
     if not is_same(out, plan):
         raise StoreError(f"{out} holds another store; name a new place, or remove it")
     schema = plan.schema
-    writer = StoreWriter.open(
-        out, streams=schema.streams, source=schema.source, seconds=schema.seconds, fps=schema.fps,
-        mask_size=schema.mask_size, objects_per_shard=schema.objects_per_shard, mask_rule=schema.mask_rule,
-        extraction=schema.extraction, splits=schema.splits,
-    )  # fmt: skip
+    writer = StoreWriter.open(out, schema)
     writer.folder.write(MARK, plan.mark)
     for table, keys in plan.keys.items():
         size, specs = schema.tables[table].rows_per_shard, schema.tables[table].arrays
@@ -227,8 +223,8 @@ def shards_before(store: FeatureStore) -> dict[str, int]:
     return found
 
 
-def unplanned(store: FeatureStore, plan: Rewriting) -> bool:
-    """Whether a copy would differ from the store in nothing."""
+def is_needless(store: FeatureStore, plan: Rewriting) -> bool:
+    """Whether the copy would equal the store."""
     same = plan.schema == store.schema
     full = shards_before(store) == plan.num_shards(store)
     rows = {name: sum(len(record.rows) for record in store.records if record.table == name) for name in plan.keys}

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from experiments.grid.config import TrialConfig
 from experiments.records.record_types import write_json
-from experiments.training.loop import write_history
+from experiments.training.history import write_history
 from refavs.config import flat
 from refavs.data.batches import Batch
 from refavs.data.cues import DIMENSIONS

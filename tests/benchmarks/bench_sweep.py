@@ -29,7 +29,8 @@ from experiments.sweep.driver import run_sweep
 from experiments.sweep.outcome import Outcome
 from experiments.tracking.client import Tracker
 from experiments.tracking.sync import Mirror
-from experiments.training.loop import Run, train, train_group, write_history
+from experiments.training.history import write_history
+from experiments.training.loop import Run, train, train_group
 from refavs.store import FeatureStore
 
 sys.path.insert(0, str(Path(__file__).parents[2]))

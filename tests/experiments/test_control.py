@@ -246,6 +246,6 @@ def test_web_hook_hears_of_failures_and_of_the_end(
     assert posted[-1]["text"] == "broken broke off: RuntimeError: no more"
     jobs.before = lambda trials, number: None
     assert run_sweep(grid_of("no_text"), store, runs / "broken", options=Options(notify="http://127.0.0.1:9/")).num_run
-    assert "the web hook has not taken a message" in capsys.readouterr().err
+    assert "a message to the web hook failed" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="accepted: an address that begins with https://"):
         run_sweep(grid_of("no_text"), store, runs / "broken", options=Options(notify="file:///etc/passwd"))

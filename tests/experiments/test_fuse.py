@@ -146,11 +146,12 @@ def test_parts_of_a_batch_are_not_kept_for_the_group(
 @pytest.mark.long
 def test_trial_that_cannot_write_fails_alone(store: FeatureStore, alone: Path, tmp_path: Path) -> None:
     runs = [Run(config=CONFIGS[name], folder=tmp_path / name) for name in ("plain", "seed", "beta")]
-    (tmp_path / "seed" / "statistics.parquet").mkdir(parents=True)
-    (tmp_path / "beta").mkdir()
+    for name in ("seed", "beta"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "seed" / "state").touch()
     (tmp_path / "beta" / "overlays").touch()
     train_group(runs, store)
-    assert [type(run.error) for run in runs] == [type(None), IsADirectoryError, type(None)]
+    assert [type(run.error) for run in runs] == [type(None), FileExistsError, type(None)]
     assert [bool(run.result) for run in runs] == [True, False, True]
     require_equal(runs[0].folder, alone / "plain")
 

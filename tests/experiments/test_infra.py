@@ -7,16 +7,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import pytest
-import ray
 import yaml
 
-from experiments.cli import build_parser
-from experiments.grid.expand import read_grid
-from extract.cli import build_parser as build_extract_parser
 from extract.pipeline.local_ray import LOCAL_ENVIRONMENT, PATIENCE, WORKER_ENVIRONMENT
 
 SCRIPT = Path(__file__).resolve().parents[2] / "infra" / "mlflow-ui.sh"
@@ -123,7 +117,8 @@ def test_cluster_workers_get_the_same_environment_as_local_ones() -> None:
     script = SCRIPT.with_name("slurm.sh").read_text("utf-8").replace("\\\n", "")
     exports = " ".join(re.findall(r"^export (.+)$", script, re.MULTILINE))
     found = [dict(pair.split("=", 1) for pair in exports.split() if "=" in pair)]
-    cluster = manifest()["spec"]["rayClusterSpec"]
+    manifest = yaml.safe_load(SCRIPT.with_name("kuberay.yaml").read_text("utf-8"))
+    cluster = manifest["spec"]["rayClusterSpec"]
     for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
         (container,) = group["template"]["spec"]["containers"]
         found.append({variable["name"]: variable["value"] for variable in container["env"]})
@@ -167,97 +162,3 @@ def test_packages_for_a_gpu_machine_are_pinned() -> None:
     (names,) = re.findall(r"'\^\((.+)\)=='", script.read_text("utf-8"))
     pins = {line.split("==")[0] for line in (script.parents[1] / "constraints.txt").read_text("utf-8").splitlines()}
     assert {*names.split("|"), "torchvggish"} <= pins
-
-
-TEXT, COUNT = {"type": "string"}, {"type": "integer"}
-QUANTITIES = {"type": "object", "additionalProperties": {"type": ["string", "integer"]}}
-
-
-def fields(required: str, optional: str = "", **types: Any) -> dict[str, Any]:
-    """The schema of an object with these fields and no others; those without a type are texts."""
-    names = [*required.split(), *optional.split()]
-    return {"type": "object", "required": required.split(), "additionalProperties": False,
-            "properties": {name: types.get(name, TEXT) for name in names}}  # fmt: skip
-
-
-def several(items: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a list that is not empty."""
-    return {"type": "array", "items": items, "minItems": 1}
-
-
-CONTAINER = fields(
-    "name image env resources volumeMounts", env=several(fields("name value")),
-    resources=fields("requests limits", requests=QUANTITIES, limits=QUANTITIES),
-    volumeMounts=several(fields("name mountPath")),
-)  # fmt: skip
-VOLUME = fields("name persistentVolumeClaim", persistentVolumeClaim=fields("claimName"))
-SPEC = fields("containers volumes", containers=several(CONTAINER), volumes=several(VOLUME))
-POD = {"rayStartParams": {"type": "object", "additionalProperties": TEXT}, "template": fields("spec", spec=SPEC)}
-WORKERS = fields("groupName replicas minReplicas maxReplicas rayStartParams template", **POD,
-                 **dict.fromkeys(("replicas", "minReplicas", "maxReplicas"), COUNT))  # fmt: skip
-# What the manifest uses of KubeRay's definition of a RayJob (v1, operator 1.5.1 and later) and of Kubernetes' of a pod.
-RAY_JOB = fields(
-    "apiVersion kind metadata spec", apiVersion={"const": "ray.io/v1"}, kind={"const": "RayJob"},
-    metadata=fields("name"), spec=fields(
-        "entrypoint shutdownAfterJobFinishes ttlSecondsAfterFinished backoffLimit rayClusterSpec",
-        shutdownAfterJobFinishes={"type": "boolean"}, ttlSecondsAfterFinished=COUNT, backoffLimit=COUNT,
-        rayClusterSpec=fields(
-            "rayVersion authOptions headGroupSpec workerGroupSpecs",
-            authOptions=fields("mode", mode={"enum": ["disabled", "token"]}),
-            headGroupSpec=fields("rayStartParams template", **POD), workerGroupSpecs=several(WORKERS),
-        ),
-    ),
-)  # fmt: skip
-
-
-def manifest() -> dict[str, Any]:
-    return yaml.safe_load(SCRIPT.with_name("kuberay.yaml").read_text("utf-8"))
-
-
-def strict(schema: Any) -> Any:
-    """The same schema, in which an object has no fields but those named, as for `kubectl apply`."""
-    if isinstance(schema, list):
-        return [strict(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    found = {name: strict(each) for name, each in schema.items()}
-    if "properties" in found and not found.get("x-kubernetes-preserve-unknown-fields"):
-        found.setdefault("additionalProperties", False)
-    return found
-
-
-def test_kuberay_manifest_has_the_fields_of_a_ray_job() -> None:
-    jsonschema.validate(manifest(), RAY_JOB)
-    wrong = manifest()
-    wrong["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"] = {"num-cpus": 0}
-    with pytest.raises(jsonschema.ValidationError, match="0 is not of type 'string'"):
-        jsonschema.validate(wrong, RAY_JOB)
-
-
-def test_kuberay_manifest_fits_the_definition_of_an_operator() -> None:
-    """With REFAVS_KUBERAY_CRD: `kubectl get crd rayjobs.ray.io -o yaml`, or `ray.io_rayjobs.yaml` of a release."""
-    if "REFAVS_KUBERAY_CRD" not in os.environ:
-        pytest.skip("REFAVS_KUBERAY_CRD names no file with KubeRay's definition of a RayJob")
-    definition = yaml.safe_load(Path(os.environ["REFAVS_KUBERAY_CRD"]).read_text("utf-8"))
-    (version,) = (each for each in definition["spec"]["versions"] if each["name"] == "v1")
-    schema = strict(version["schema"]["openAPIV3Schema"])
-    schema["properties"]["metadata"] = {"type": "object"}  # Kubernetes checks it itself
-    jsonschema.validate(manifest(), schema)
-
-
-def test_kuberay_manifest_runs_a_command_that_is_one() -> None:
-    spec = manifest()["spec"]
-    command, *arguments = spec["entrypoint"].split()
-    args = build_parser().parse_args(arguments)
-    assert command == "refavs-sweep" and args.address == "auto"
-    (other,) = re.findall(r"#   refavs-extract (.+)", SCRIPT.with_name("kuberay.yaml").read_text("utf-8"))
-    extract = build_extract_parser().parse_args(other.split())
-    assert extract.address == "auto" and extract.weights_dir.is_relative_to("/data")
-    read_grid(args.grid)
-    cluster = spec["rayClusterSpec"]
-    assert cluster["rayVersion"] == ray.__version__
-    pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    for pod in (group["template"]["spec"] for group in pods):
-        (container,) = pod["containers"]
-        (mount,) = container["volumeMounts"]
-        assert mount["name"] == pod["volumes"][0]["name"] and args.out.is_relative_to(mount["mountPath"])

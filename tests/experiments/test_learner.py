@@ -12,7 +12,7 @@ import torch
 from experiments.grid.config import TrialConfig
 from experiments.training.learner import Learner, NonFiniteError, Team
 from experiments.training.loop import build_model
-from experiments.training.resume import load_state, save_state
+from experiments.training.resume import Claim, load_state, save_state
 from experiments.training.sampler import Sampler
 from refavs.config import replace
 from refavs.errors import ConfigError
@@ -127,7 +127,7 @@ def test_restored_state_continues_bitwise_equal(store: FeatureStore, tmp_path: P
     learner = learner_of(store, **settings)
     steps(learner, store)
     learner.keep_as_best()
-    save_state(tmp_path, learner, 1, [])
+    save_state(Claim(tmp_path), learner, 1, [])
     other = learner_of(store, **settings)
     assert load_state(tmp_path, other) == (1, [])
     for one in (learner, other):
@@ -140,7 +140,7 @@ def test_restored_state_continues_bitwise_equal(store: FeatureStore, tmp_path: P
 
 
 def test_state_of_other_settings_is_refused(store: FeatureStore, tmp_path: Path) -> None:
-    save_state(tmp_path, learner_of(store), 1, [])
+    save_state(Claim(tmp_path), learner_of(store), 1, [])
     with pytest.raises(ConfigError, match=r"cannot be read \('average'\); remove .* to start this trial again"):
         load_state(tmp_path, learner_of(store, train__ema_decay=0.9))
 

@@ -46,7 +46,7 @@ def entry_of(folder: Path, beta: float, workers: int = 1) -> Entry:
 
 def record(epoch: int, loss: float) -> dict[str, Any]:
     return {"epoch": epoch, "time_ms": 1000 + epoch, "metrics": {"train/loss": loss, "val/a+b/J": 0.5},
-            "system": {"memory": 8.0}}
+            "usage": [{"time_ms": 1000 * epoch + second, "memory": 8.0} for second in (1, 2)]}
 
 
 def test_database_lies_beside_the_sweep(tmp_path: Path) -> None:
@@ -188,7 +188,10 @@ def test_record_sent_twice_is_one_point(tracker: Tracker, store: FeatureStore, t
     points = tracker.client.get_metric_history(run_id, "train/loss")
     assert [(point.step, point.value) for point in points] == [(1, 0.5), (2, 0.4), (3, 0.3)]
     assert len(tracker.client.get_metric_history(run_id, "val/a_b/J")) == 3
-    assert len(tracker.client.get_metric_history(run_id, "system/memory")) == 3
+    points = tracker.client.get_metric_history(run_id, "system/memory")
+    assert [(point.timestamp, point.step) for point in points] == [
+        (1001, 1), (1002, 1), (2001, 2), (2002, 2), (3001, 3), (3002, 3)
+    ]  # fmt: skip
 
 
 def test_folder_is_uploaded_and_the_run_finished(tracker: Tracker, store: FeatureStore, tmp_path: Path) -> None:

@@ -282,7 +282,7 @@ def test_train_killed_after_its_last_state_keeps_that_epoch(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("experiments.training.loop.write_history", killed)
+        patch.setattr("experiments.training.resume.write_history", killed)
         train(config, store, tmp_path)
     train(config, store, tmp_path)
     assert [record["epoch"] for record in read_metrics(tmp_path)] == [1]

@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from experiments.grid.expand import read_grid
 from experiments.records.ledger import Entry, Ledger, read_metrics
 from experiments.records.stores import features_in
+from experiments.tracking.client import points_of
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 from tests.faults.command import PATIENCE_S, Python
@@ -198,14 +199,12 @@ def assert_whole_in_mlflow(database: str, sweep: Sweep, finished: Sequence[str] 
         assert run.data.tags["mlflow.parentRunId"] == parent and "refavs.reason" not in run.data.tags
         assert entry.result is not None
         wanted = [
-            (name, record["epoch"], value)
+            (name, record["epoch"], time_ms, value)
             for record in (*read_metrics(entry.folder), entry.result)
-            for name, value in {
-                **record["metrics"], **{f"system/{name}": value for name, value in record.get("system", {}).items()}
-            }.items()
+            for time_ms, values in points_of(record) for name, value in values.items()
         ]  # fmt: skip
         found = [
-            (name, point.step, point.value)
+            (name, point.step, point.timestamp, point.value)
             for name in run.data.metrics for point in client.get_metric_history(run.info.run_id, name)
         ]  # fmt: skip
         assert sorted(found) == sorted(wanted), f"{entry.trial.title}: points are doubled, missing or others"

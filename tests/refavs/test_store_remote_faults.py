@@ -191,6 +191,23 @@ def test_server_killed_in_the_middle_of_an_answer_is_a_connection_error(
     check_error(caught.value, "s3://features/a/b")
 
 
+BUSY = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+
+
+@pytest.mark.parametrize("status", ["503 Slow Down", "500 Internal Server Error", "429 Too Many Requests"])
+def test_busy_server_is_asked_again(hasty: None, monkeypatch: pytest.MonkeyPatch, status: str) -> None:
+    head = b"Connection: close\r\nContent-Length: "
+    busy = b"HTTP/1.1 %s\r\n%s%d\r\n\r\n%s" % (status.encode(), head, len(BUSY), BUSY)
+    facts = b'Last-Modified: Sun, 22 Nov 2026 00:00:00 GMT\r\nETag: "x"\r\n'
+    server = servers.OneShot([busy, b"HTTP/1.1 200 OK\r\n" + facts + head + b"3\r\n\r\nabc", busy, busy])
+    servers.point_at(monkeypatch, server.url)
+    folder = RemoteFolder("s3://features/a")
+    assert folder.read("b") == b"abc"
+    with pytest.raises(ConnectionError) as caught:
+        folder.read("b")
+    check_error(caught.value, "s3://features/a/b", "the server was busy or failed at every attempt", status[:4])
+
+
 @pytest.mark.slow
 def test_server_that_never_answers_is_given_up_after_15_s(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:

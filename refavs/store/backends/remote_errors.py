@@ -85,6 +85,9 @@ def os_error(error: Exception, url: str) -> RemoteError:
     lacking = isinstance(error, NotImplementedError | NotSupportedError)
     if lacking or text.startswith("Operation not supported") or reason.startswith("501"):
         return RemoteError(errno.EOPNOTSUPP, f"the server does not support what a store needs ({reason})", url)
+    if status and (status[1].startswith("5") or status[1].startswith("429")):
+        return RemoteUnreachable(errno.EAGAIN, f"the server was busy or failed at every attempt ({reason}); run the "
+                                 "same command again later", url)  # fmt: skip
     if kind and not status:
         kinds = {"Timeout": (RemoteTimeout, errno.ETIMEDOUT, "the server does not answer in time")}
         what, number, says = kinds.get(kind[1], (RemoteUnreachable, errno.ECONNRESET, "the connection failed"))
