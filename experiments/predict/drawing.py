@@ -52,7 +52,6 @@ class Sketch:
             "video_size": f"{like.width}x{like.height}", "time_base": str(CLOCK), "pixel_aspect": "1/1",
             "colorspace": str(int(like.colorspace)), "range": str(int(like.color_range)),
         }  # fmt: skip
-        self._graph = Graph()
 
     def set_mask(self, mask: Bool[np.ndarray, "h w"]) -> None:
         """The mask on the pictures that follow, of any size."""
@@ -62,7 +61,7 @@ class Sketch:
         )
         ink.pts, ink.time_base = 0, CLOCK
         # A graph for each mask: its only ink is complete, so every picture comes out as soon as it is put in.
-        self._graph = graph = Graph()
+        graph = Graph()
         graph.threads = 1
         self._pictures = graph.add("buffer", pix_fmt="yuv420p", **self._form)
         inks, over = graph.add("buffer", pix_fmt="yuva420p", **self._form), graph.add("overlay", format="yuv420")
@@ -73,6 +72,7 @@ class Sketch:
         graph.configure()
         inks.push(ink)
         inks.push(None)
+        self._graph = graph  # which its filters only refer to weakly
 
     def drawn(self, picture: av.VideoFrame) -> av.VideoFrame:
         """A copy of a picture, whose time is on `CLOCK`, with the mask and the sentence."""

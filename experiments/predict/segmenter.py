@@ -183,9 +183,8 @@ class Segmenter:
         blocks = Ahead(film.blocks(self._block_length(film.span.rate), *self.run.streams.inputs()))
         whole = film.span.start_s == 0 and film.span.rate == self.fps
         known = stored.of(film.path) if stored is not None and whole else None
-        yield from self._stretches(
-            stages.each("wait for pictures", blocks), expressions, film.span.rate, memory, film.size, stages, known
-        )
+        coming = stages.each("wait for pictures", blocks)  # decoded from now on, while the expressions are encoded
+        yield from self._stretches(coming, expressions, film.span.rate, memory, film.size, stages, known)
 
     def _stretches(
         self, blocks: Iterable[Block], expressions: Sequence[str], rate: float, memory: Memory,

@@ -25,11 +25,13 @@ class Stages:
             self.wall_s[name] += time.perf_counter() - started
 
     def each(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
-        """Yields the items; counts the time spent waiting for each."""
-        coming = iter(items)
+        """Calls `iter` on the items at once; counts the time spent waiting for each."""
+        return self._each(name, iter(items))
+
+    def _each(self, name: str, items: Iterator[Item]) -> Iterator[Item]:
         while True:
             with self(name):
-                item = next(coming, None)
+                item = next(items, None)
             if item is None:
                 return
             yield item

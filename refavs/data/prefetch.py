@@ -4,7 +4,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +16,8 @@ Item = TypeVar("Item")
 
 class Ahead(Generic[Item]):
     """Computes the next items in a thread while the current one is in use; keeps their order.
+
+    The first ones are begun by `iter`.
 
     Args:
         depth: number of items to compute ahead.
@@ -29,9 +31,13 @@ class Ahead(Generic[Item]):
         self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[Item]:
-        items = iter(self.items)
-        with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
-            coming = deque(thread.submit(_next_of, items) for _ in range(self.depth))
+        items, thread = iter(self.items), ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        return self._each(items, thread, deque(thread.submit(_next_of, items) for _ in range(self.depth)))
+
+    def _each(
+        self, items: Iterator[Item], thread: ThreadPoolExecutor, coming: deque[Future[list[Item]]]
+    ) -> Iterator[Item]:  # fmt: skip
+        with thread:
             try:
                 while True:
                     started = time.perf_counter()

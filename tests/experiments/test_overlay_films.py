@@ -80,7 +80,7 @@ def test_sound_stays_with_the_picture(tmp_path: Path, start_s: float) -> None:
 
 @pytest.mark.parametrize(("form", "size"), [
     ("yuv420p", (64, 96)), ("yuvj420p", (64, 96)), ("yuv420p10le", (64, 96)), ("yuv444p", (65, 97)),
-    ("yuv420p", (1440, 2560)),
+    ("bgr0", (64, 96)), ("yuv420p", (1440, 2560)),
 ])  # fmt: skip
 def test_overlay_has_the_colours_of_the_film(tmp_path: Path, form: str, size: tuple[int, int]) -> None:
     bands = np.array([[250, 5, 5], [5, 250, 5], [5, 5, 250], [250, 250, 250], [5, 5, 5], [120, 60, 200]], np.uint8)

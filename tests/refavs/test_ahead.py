@@ -172,10 +172,13 @@ def test_prefetching_takes_exactly_its_depth() -> None:
 
     for depth in (1, 2, 3):
         taken.clear()
-        for number in Ahead(items(), depth):
+        coming = iter(Ahead(items(), depth))
+        wait_for(taken, depth)
+        for number in coming:
             wait_for(taken, min(number + 1 + depth, 9))
             if number == 4:
                 break
+        del coming  # ends its thread
         assert len(taken) <= 4 + 1 + depth
 
 
