@@ -81,15 +81,12 @@ test-faults: setup
 	$(BIN)/python -m pytest -m faults tests
 
 # Each prints tables of ratios from one run; run nothing else meanwhile.
-bench-store: setup
-	$(BIN)/python tests/benchmarks/bench_store.py
+bench-store bench-extract bench-scheduler bench-metrics bench-train bench-busy bench-sweep bench-heads bench-view: setup
+	$(BIN)/python tests/benchmarks/$(subst -,_,$@).py
 
 bench-encoders: setup
 	$(BIN)/python tests/benchmarks/bench_encoders.py
 	$(BIN)/python tests/benchmarks/bench_dtypes.py
-
-bench-extract: setup
-	$(BIN)/python tests/benchmarks/bench_extract.py
 
 # RUN=<a trial of `make proof`> adds the video of 90 s whose sounding object changes.
 bench-predict: setup
@@ -98,27 +95,6 @@ bench-predict: setup
 bench-remote: setup
 	$(BIN)/python tests/benchmarks/bench_remote.py
 	$(BIN)/python tests/benchmarks/bench_shared.py
-
-bench-scheduler: setup
-	$(BIN)/python tests/benchmarks/bench_scheduler.py
-
-bench-metrics: setup
-	$(BIN)/python tests/benchmarks/bench_metrics.py
-
-bench-train: setup
-	$(BIN)/python tests/benchmarks/bench_train.py
-
-bench-busy: setup
-	$(BIN)/python tests/benchmarks/bench_busy.py
-
-bench-sweep: setup
-	$(BIN)/python tests/benchmarks/bench_sweep.py
-
-bench-heads: setup
-	$(BIN)/python tests/benchmarks/bench_heads.py
-
-bench-view: setup
-	$(BIN)/python tests/benchmarks/bench_view.py
 
 # As root: three hosts are namespaces of this machine.
 bench-cluster: setup

@@ -35,62 +35,54 @@ EPILOG = """examples:
 """
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, []) else super()._get_help_string(action)
-
-
 def build_parser() -> CommandParser:
     """The command line of refavs-sweep."""
-    parser = CommandParser(
-        prog="refavs-sweep", description=__doc__, epilog=EPILOG, formatter_class=_Formatter
-    )
-    parser.add_argument("grid", metavar="GRID",
-                        help=f"a .yaml file, or a shipped grid: {', '.join(shipped_grids())}")
-    parser.add_argument("--store", required=True, action="append", help="the features, from refavs-extract; a folder "
-                        "or a URL; given several times as NAME=STORE, each trial runs on each of them")
-    parser.add_argument("--out", type=Path, help="the sweep's folder; default: runs/NAME")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                        help="replace a setting of the grid's base; 'refavs-sweep settings' lists all settings; may be "
-                        "given several times")
-    parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="pretrained weights that trials start "
-                        "from, in the form that refavs-extract takes")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep what is read of a remote store in this folder "
-                        "of each machine, shared by all its trials and sweeps; default: REFAVS_STORE_CACHE, else none")
-    parser.add_argument("--cache-gb", type=float, metavar="N",
-                        help="size of that folder at most; default: REFAVS_STORE_CACHE_GB, else 100")
-    parser.add_argument("--any-store", action="store_true",
-                        help="accept a train.init checkpoint that was trained on other features")
-    parser.add_argument("--dry-run", action="store_true",
-                        help="list the trials, done and to do, and their cost; takes seconds and writes nothing")
-    parser.add_argument("--retry-failed", action="store_true",
-                        help="resume failed trials from their last epoch; by default they stay failed")
-    parser.add_argument("--rerun", action="append", default=[], metavar="KEY", help="discard the result of the "
-                        "trial whose key starts with KEY and run it again; may be given several times")
-    parser.add_argument("--register", metavar="NAME",
-                        help="register the model of the best trial by J on val under this name in MLflow, as "
-                        "models:/NAME@champion, or @challenger if another sweep has the champion")
-    parser.add_argument("--address", help="a running Ray cluster; default: one on this machine for this sweep")
-    parser.add_argument("--max-concurrent", type=int, metavar="N",
-                        help="largest number of trials at once; default: as many as the processors allow")
-    parser.add_argument("--cpus-per-trial", type=float, default=1.0, metavar="N",
-                        help="processors per trial, or per worker of a trial")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
-                        help="where trials run; auto takes the GPUs of this machine or cluster, if any")
-    parser.add_argument("--gpus-per-trial", type=_gpus, metavar="N|auto", help="GPUs per trial, or a share of one; "
-                        "default: 1 on a GPU; auto puts as many trials on each GPU as its memory allows for the "
-                        "largest, which uses GPUs better than several workers per trial (not tried on a GPU yet)")
-    parser.add_argument("--fuse", type=_fuse, default=1, metavar="K|auto",
-                        help="train up to K trials that read the same batches in one process, reading each batch once; "
-                        "auto: the largest K that keeps every slot busy")
-    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database; default: "
-                        "MLFLOW_TRACKING_URI, else mlflow.db beside the sweep's folder")
-    parser.add_argument("--notify", metavar="URL", help="post a JSON message to this web hook when a trial fails and "
-                        "when the sweep ends")
-    parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment of a new sweep; default: "
-                        "MLFLOW_EXPERIMENT_NAME, else the name of the sweep's folder")
-    parser.add_argument("--tag", action="append", default=[], metavar="NAME=VALUE", help="a tag of all runs in MLflow, "
-                        "beside those of the JSON object MLFLOW_RUN_TAGS; may be given several times")
+    parser = CommandParser(prog="refavs-sweep", description=__doc__, epilog=EPILOG)
+    add = parser.add_argument
+    add("grid", metavar="GRID",
+        help=f"a .yaml file, or a shipped grid: {', '.join(shipped_grids())}")
+    add("--store", required=True, action="append", help="the features, from refavs-extract; a folder "
+        "or a URL; given several times as NAME=STORE, each trial runs on each of them")
+    add("--out", type=Path, help="the sweep's folder; default: runs/NAME")
+    add("--set", action="append", default=[], metavar="NAME=VALUE",
+        help="replace a setting of the grid's base; 'refavs-sweep settings' lists all settings; may be "
+        "given several times")
+    add("--weights-dir", type=Path, metavar="DIR", help="pretrained weights that trials start "
+        "from, in the form that refavs-extract takes")
+    add("--cache", type=Path, metavar="DIR", help="keep what is read of a remote store in this folder "
+        "of each machine, shared by all its trials and sweeps; default: REFAVS_STORE_CACHE, else none")
+    add("--cache-gb", type=float, metavar="N",
+        help="size of that folder at most; default: REFAVS_STORE_CACHE_GB, else 100")
+    add("--any-store", action="store_true", help="accept a train.init checkpoint that was trained on other features")
+    add("--dry-run", action="store_true",
+        help="list the trials, done and to do, and their cost; takes seconds and writes nothing")
+    add("--retry-failed", action="store_true",
+        help="resume failed trials from their last epoch; by default they stay failed")
+    add("--rerun", action="append", default=[], metavar="KEY", help="discard the result of the "
+        "trial whose key starts with KEY and run it again; may be given several times")
+    add("--register", metavar="NAME",
+        help="register the model of the best trial by J on val under this name in MLflow, as "
+        "models:/NAME@champion, or @challenger if another sweep has the champion")
+    add("--address", help="a running Ray cluster; default: one on this machine for this sweep")
+    add("--max-concurrent", type=int, metavar="N",
+        help="largest number of trials at once; default: as many as the processors allow")
+    add("--cpus-per-trial", type=float, default=1.0, metavar="N", help="processors per trial, or per worker of a trial")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto",
+        help="where trials run; auto takes the GPUs of this machine or cluster, if any")
+    add("--gpus-per-trial", type=_gpus, metavar="N|auto", help="GPUs per trial, or a share of one; "
+        "default: 1 on a GPU; auto puts as many trials on each GPU as its memory allows for the "
+        "largest, which uses GPUs better than several workers per trial (not tried on a GPU yet)")
+    add("--fuse", type=_fuse, default=1, metavar="K|auto",
+        help="train up to K trials that read the same batches in one process, reading each batch once; "
+        "auto: the largest K that keeps every slot busy")
+    add("--tracking-uri", metavar="URI", help="MLflow server or database; default: "
+        "MLFLOW_TRACKING_URI, else mlflow.db beside the sweep's folder")
+    add("--notify", metavar="URL", help="post a JSON message to this web hook when a trial fails and "
+        "when the sweep ends")
+    add("--experiment", metavar="NAME", help="MLflow experiment of a new sweep; default: "
+        "MLFLOW_EXPERIMENT_NAME, else the name of the sweep's folder")
+    add("--tag", action="append", default=[], metavar="NAME=VALUE", help="a tag of all runs in MLflow, "
+        "beside those of the JSON object MLFLOW_RUN_TAGS; may be given several times")
     return parser
 
 
@@ -232,7 +224,7 @@ def _dry_run(
 
     ledger = Ledger(out)
     grid = with_added(grid, ledger, store)
-    fresh = check_models(grid, store)
+    remarks = check_models(grid, store)
     search = Search(grid, ledger, features_in(store)) if grid.search else None
     entries = search.entries if search else ledger.entries(grid.trials, features_in(store))
     table = Table(title=f"sweep {grid.name} in {out}", title_justify="left", box=box.SIMPLE_HEAD)
@@ -255,10 +247,8 @@ def _dry_run(
         show(console, [*entries, *suggested], store, resources)
     for line in search.described() if search else ():
         console.print(line)
-    for remark in filter(None, (ledger.changes(entries), ledger.elsewhere(entries, store.fingerprint))):
+    for remark in filter(None, (ledger.changes(entries), ledger.elsewhere(entries, store.fingerprint), *remarks)):
         console.print(remark)
-    for part in fresh:
-        console.print(f"starts from random weights, not from the checkpoint: {part}")
     failed = f", {num_failed} failed ({RETRY})" if num_failed else ""
     num_trials = len(entries) + to_come
     num_done = num_trials - num_to_do - num_failed

@@ -19,7 +19,7 @@ from refavs.terminal.printing import warn
 
 if TYPE_CHECKING:
     from extract.encoders.weights import WeightSource
-    from extract.pipeline.extraction import Run
+    from extract.pipeline.extraction import Extraction
     from refavs.data.layouts import Source
     from refavs.store.backends.base import Folder
     from refavs.store.format.mask_rows import MaskSize
@@ -34,7 +34,6 @@ def build_parser() -> CommandParser:
     """The command line."""
     parser = CommandParser(
         prog=NAME, description="Extracts the frozen features of a source into a store; computes only what is missing.",
-        formatter_class=_Formatter,
         epilog="examples:\n  refavs-extract videos/ features.zarr --preset tiny --expressions questions.csv\n"
         "  refavs-extract videos/ features.zarr --streams vggish-back-to-back   adds a stream to a store\n\n"
         "exit status: 0 complete, 2 bad input, 3 finished but some clips failed (listed), 130 interrupted",
@@ -91,14 +90,6 @@ def build_parser() -> CommandParser:
     return parser
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults in the help, and keeps the line breaks of the examples."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        shown = action.default is not None and action.default is not False
-        return super()._get_help_string(action) if shown else action.help
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of refavs-extract; returns the exit status."""
     parser = build_parser()
@@ -147,12 +138,12 @@ def extract(args: argparse.Namespace) -> int:
         return dry_run(run)
     specs = run.streams.specs()  # reads the weights files first, so that nothing is created if they are missing
     with Lease(run.folder, NAME) as lease:
-        writer = StoreWriter.open(args.store, streams=specs, **run.description())
+        writer = StoreWriter.open(args.store, run.schema(specs))
         _warn_of_slow_bf16(specs.values(), run.resources.device)
         return complete(run, writer, lease)
 
 
-def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource] | None" = None) -> "Run":
+def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource] | None" = None) -> "Extraction":
     """Checks the arguments against each other, the source and the store; changes nothing.
 
     Args:
@@ -164,10 +155,10 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
     from extract.encoders.stored_types import StoredTypes
     from extract.encoders.streams import StreamSet, choose_streams
     from extract.encoders.weights import WeightSource
-    from extract.pipeline.extraction import Run
+    from extract.pipeline.extraction import Extraction
     from extract.pipeline.input_check import film_rules, has_films
     from extract.pipeline.local_ray import chosen_gpus
-    from extract.pipeline.ray_pool import Resources
+    from extract.pipeline.ray_pool import PoolResources
     from refavs.data.layouts import read_source
     from refavs.store.columns import table_record
     from refavs.store.folders import open_folder
@@ -175,7 +166,7 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
 
     names, levels = _streams(args)
     gpus = chosen_gpus(args.device, args.gpus_per_worker, args.address, "--gpus-per-worker", _warn)
-    resources = Resources(
+    resources = PoolResources(
         address=args.address, num_workers=args.workers, gpus_per_worker=gpus, batch_clips=args.batch_clips,
     )
     folder = open_folder(args.store)
@@ -212,7 +203,7 @@ def prepared(args: argparse.Namespace, weights_of: "Callable[[str], WeightSource
     }  # fmt: skip
     # A source without expressions leaves those of the store unchanged.
     keeps = not len(source.expressions) and folder.exists(table_record("expressions"))
-    return Run(folder=folder, source=source, streams=streams, choose=choose, weights=given, resources=resources,
+    return Extraction(folder=folder, source=source, streams=streams, choose=choose, weights=given, resources=resources,
                log=log, mask_rule=rule, mask_size=_mask_size(args, kept, source, rule), keeps_expressions=keeps,
                extraction=extraction)  # fmt: skip
 
@@ -241,7 +232,7 @@ def _pixels(text: str) -> int | str:
 
 
 def _mask_size(args: argparse.Namespace, store: "StoreSchema | None", source: "Source", rule: MaskRule) -> "MaskSize":
-    """The requested size of the masks, else that of the store."""
+    """The requested size of the masks, otherwise the size in the store."""
     from extract.pipeline.input_check import native_size
     from extract.pipeline.plan import object_units
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from extract.cli import build_parser, prepared
 from extract.damage import report, verified
 from extract.encoders.weights import WeightSource
-from extract.pipeline.extraction import Run, complete
+from extract.pipeline.extraction import Extraction, complete
 from refavs.errors import StoreError
 from refavs.files.path_text import path_of
 from refavs.store.columns import table_record
@@ -42,14 +42,14 @@ def repair(args: argparse.Namespace) -> int:
         before = root_attributes(folder).get("fingerprint")
         # Check that the source and the weights exist before removing anything.
         run = _prepared(args, schema_at(folder))
-        specs, description = run.streams.specs(), run.description()
-        planned_schema(folder, streams=specs, **description)
+        wanted = run.schema(run.streams.specs())
+        planned_schema(folder, wanted)
         writer = StoreWriter.attach(args.store)
         keys = {record_name(record.table, record.index): (record.table, set(record.rows))
                 for record in _readable(writer)}  # fmt: skip
         removed = drop_damaged(folder, verdict.damage)
         status = Exit.COMPLETE
-        writer = StoreWriter.open(args.store, streams=specs, **description)
+        writer = StoreWriter.open(args.store, wanted)
         if removed:
             say(f"removed, to be extracted again: {', '.join(removed)}")
             status = complete(run, writer, lease, refill=True)
@@ -79,7 +79,7 @@ def _readable(writer: StoreWriter) -> list:
         return []
 
 
-def _prepared(args: argparse.Namespace, schema: StoreSchema) -> Run:
+def _prepared(args: argparse.Namespace, schema: StoreSchema) -> Extraction:
     """The extraction that made the store.
 
     Raises:

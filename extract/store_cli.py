@@ -46,15 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> CommandParser:
     """The commands and their arguments."""
-    parser = CommandParser(
-        prog=NAME, description="Manages a feature store.", epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = CommandParser(prog=NAME, description="Manages a feature store.", epilog=EXAMPLE)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> CommandParser:
-        one = commands.add_parser(name, help=text, description=f"{NAME} {name}: {text}.", epilog=EXAMPLE,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        one = commands.add_parser(name, help=text, description=f"{NAME} {name}: {text}.", epilog=EXAMPLE)
         one.set_defaults(command=run)
         return one
 

@@ -21,8 +21,8 @@ SCORE = f"{VALIDATION}/{PRIMARY}"  # the score of an epoch
 DEFAULT_VIDEOS = 16  # number of clips of a synthetic benchmark that are also written as videos
 LAYOUTS = {
     "ref-avs-bench": "refavs.data.layouts.ref_avs_bench:RefAvsBench",
-    "avsbench-s4": "refavs.data.layouts.avsbench_s4:AvsBenchS4",
-    "avsbench-ms3": "refavs.data.layouts.avsbench_ms3:AvsBenchMs3",
+    "avsbench-s4": "refavs.data.layouts.avsbench:AvsBenchS4",
+    "avsbench-ms3": "refavs.data.layouts.avsbench:AvsBenchMs3",
     "avss": "refavs.data.layouts.avss:Avss",
     "omniavs": "refavs.data.layouts.omniavs:OmniAvs",
     "mevis": "refavs.data.layouts.mevis:Mevis",

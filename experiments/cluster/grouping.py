@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
@@ -16,9 +16,7 @@ from refavs.errors import RefAVSError
 from refavs.model.heads.registry import implementation_of
 from refavs.model.memory_budget import batches_held, memory_bytes, training_bytes
 from refavs.model.options import HeadOptions
-
-if TYPE_CHECKING:
-    from refavs.store import FeatureStore
+from refavs.store import FeatureStore
 
 MOST = 8  # trials in an automatic group; with more, a failure costs more than the saved reads
 MEMORY_SHARE = 0.5  # of a process's memory without batches; the rest is for one trial's step
@@ -64,7 +62,7 @@ def groups(
 
 
 def groups_on(
-    store: "FeatureStore", entries: Sequence[Entry], resources: Resources, places: Callable[[TrialResources], int]
+    store: FeatureStore, entries: Sequence[Entry], resources: Resources, places: Callable[[TrialResources], int]
 ) -> list[list[Entry]]:
     """As `groups`, limited by memory."""
     if not entries:
@@ -74,7 +72,7 @@ def groups_on(
 
 
 def memory_limit(
-    store: "FeatureStore", num_places: int, resources: Resources | None = None
+    store: FeatureStore, num_places: int, resources: Resources | None = None
 ) -> Callable[[TrialConfig], int]:
     """Returns a function for the number of equal trials that fit into this machine's memory, shared by `num_places`.
 
@@ -98,7 +96,7 @@ def memory_limit(
 
 
 @functools.lru_cache(maxsize=256)
-def bytes_of_head(store: "FeatureStore", options: HeadOptions, copies: int) -> int:
+def bytes_of_head(store: FeatureStore, options: HeadOptions, copies: int) -> int:
     """Bytes that a trial keeps in memory between steps, from a head without allocated weights."""
     with torch.device("meta"):
         model = implementation_of(options).from_store(store, options)

@@ -7,7 +7,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,9 +20,7 @@ from refavs.data.prefetch import depth_for
 from refavs.errors import ConfigError
 from refavs.model.feature_sizes import FeatureSizes
 from refavs.model.memory_budget import batches_held
-
-if TYPE_CHECKING:
-    from refavs.store import FeatureStore
+from refavs.store import FeatureStore
 
 GPU = torch.device("cuda")
 MARGIN = 0.15  # for differences between batches and for fragmentation
@@ -43,7 +40,7 @@ def share(reserved_bytes: int, total_bytes: int) -> float:
     return math.floor(PRECISION / at_once) / PRECISION  # rounded down, so that the shares fit together
 
 
-def packed(resources: Resources, trials: Sequence[Trial], store: "FeatureStore") -> Resources:
+def packed(resources: Resources, trials: Sequence[Trial], store: FeatureStore) -> Resources:
     """Returns `resources` with the GPU share that the largest trial needs; starts Ray for the measurement.
 
     Raises:
@@ -75,7 +72,7 @@ def packed(resources: Resources, trials: Sequence[Trial], store: "FeatureStore")
     return dataclasses.replace(resources, gpus_per_trial=share(reserved, total), pack_gpus=False)
 
 
-def expected_bytes(config: TrialConfig, store: "FeatureStore") -> int:
+def expected_bytes(config: TrialConfig, store: FeatureStore) -> int:
     """Lower bound of a trial's memory, used only to compare trials."""
     train = config.train
     copies = int(train.ema_decay > 0) + int(train.patience > 0)

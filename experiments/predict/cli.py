@@ -45,9 +45,9 @@ def build_parser() -> CommandParser:
     add("--fps", type=float, metavar="N", help="frames per second to segment (default: those of the run's store)")
     add("--start", type=float, default=0.0, metavar="S", help="second of the video to start at (default: 0)")
     add("--end", type=float, metavar="S", help="second of the video to end at (default: its end)")
-    add("--memory", type=_memory, default="all", metavar="all|N", help="earlier seconds that a head with a memory "
-        "compares each second with: all, or the last N (default: all)")  # fmt: skip
-    add("--store", help="a store that gives the features of the first seconds of each video that it has")
+    add("--memory", type=_memory, default="all", metavar="all|N", help="seconds that a head with a memory "
+        "looks back on: all earlier ones, or the last N (default: all)")  # fmt: skip
+    add("--store", help="a store whose features of the first seconds of a video are used where it has the video")
     add("--add-to-store", action="store_true", help="first add each video that the --store lacks")
     add("--no-overlay", action="store_true", help="write no overlay videos")
     add("--tracking-uri", help="the MLflow server or database that has the run; default: "
@@ -84,7 +84,7 @@ def _predict(args: argparse.Namespace) -> int:
 
     jobs = jobs_of(args.words, args.csv)
     if args.add_to_store and args.store is None:
-        raise ConfigError("--add-to-store names no store; name one by --store")
+        raise ConfigError("--add-to-store needs a store; name one by --store")
     refuse_unusable(jobs[0].expressions, 1.0 if args.fps is None else args.fps, args.memory)
     if not 0 <= args.start < (args.start + 1 if args.end is None else args.end):
         raise ConfigError(f"--start {args.start:g} --end {args.end}; accepted: a start from 0 on, before the end")

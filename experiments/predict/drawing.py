@@ -1,22 +1,23 @@
-"""Draws a mask and a sentence onto the pictures of a video as they are stored: brightness and two of colour (4:2:0)."""
+"""Draws a mask and a sentence onto the pictures of a video; libav does what is done for each picture."""
 
 import textwrap
-from dataclasses import dataclass
+from fractions import Fraction
 
 import av
 import numpy as np
-from av.video.plane import VideoPlane
+from av.filter import Graph
+from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, VideoReformatter
-from jaxtyping import Bool, Float, UInt8, UInt16
+from jaxtyping import Bool
 from PIL import Image, ImageDraw, ImageFont
 
 from experiments.training.overlays import PREDICTION, outline
 from extract.media.display_matrix import DISPLAY_MATRIX, upright
 
-FILL = 0.45
+FILL = 0.45  # how opaque the mask is within its outline
+DARK = 2 / 3  # how opaque the black strip under the sentence is
 LINES = 3
-BLACK, WHITE, GREY = 16, 235, 128  # brightness, and colour without any
-DARK = 2 / 3  # how far the strip under the sentence goes to black
+CLOCK = Fraction(1, 90_000)
 
 
 class Converter:
@@ -38,94 +39,70 @@ class Converter:
 
 
 class Sketch:
-    """What is drawn onto each picture of a video."""
+    """What is drawn onto each picture of a video.
+
+    Args:
+        like: a picture of the video.
+    """
 
     def __init__(self, sentence: str, like: av.VideoFrame) -> None:
-        self._size = like.height, like.width
-        colour = np.full((2, 2, 3), PREDICTION, np.uint8)
-        self._colour = VideoReformatter().reformat(
-            av.VideoFrame.from_ndarray(colour, format="rgb24"), format="yuv420p", dst_colorspace=like.colorspace
-        ).to_ndarray().ravel()[[0, 4, 5]].tolist()  # fmt: skip
-        self._caption, self._mask = _caption_inks(sentence, *self._size), [[], [], []]
+        self._size, self._colorspace = (like.width, like.height), like.colorspace
+        self._caption = _caption(sentence, *self._size)
+        self._form = {
+            "video_size": f"{like.width}x{like.height}", "time_base": str(CLOCK), "pixel_aspect": "1/1",
+            "colorspace": str(int(like.colorspace)), "range": str(int(like.color_range)),
+        }  # fmt: skip
+        self._graph = Graph()
 
     def set_mask(self, mask: Bool[np.ndarray, "h w"]) -> None:
         """The mask on the pictures that follow, of any size."""
-        height, width = self._size
-        whole = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
-        self._mask = _mask_inks(whole, self._colour)
+        colours = np.asarray(Image.alpha_composite(_tinted(mask, *self._size), self._caption))
+        ink = VideoReformatter().reformat(
+            av.VideoFrame.from_ndarray(colours, format="rgba"), format="yuva420p", dst_colorspace=self._colorspace
+        )
+        ink.pts, ink.time_base = 0, CLOCK
+        # A graph for each mask: its only ink is complete, so every picture comes out as soon as it is put in.
+        self._graph = graph = Graph()
+        graph.threads = 1
+        self._pictures = graph.add("buffer", pix_fmt="yuv420p", **self._form)
+        inks, over = graph.add("buffer", pix_fmt="yuva420p", **self._form), graph.add("overlay", format="yuv420")
+        self._drawn = graph.add("buffersink")
+        self._pictures.link_to(over, 0, 0)
+        inks.link_to(over, 0, 1)
+        over.link_to(self._drawn)
+        graph.configure()
+        inks.push(ink)
+        inks.push(None)
 
     def drawn(self, picture: av.VideoFrame) -> av.VideoFrame:
-        """A copy of a picture with the mask filled and outlined, and the sentence in white on a darkened strip."""
-        copy = av.VideoFrame(picture.width, picture.height, "yuv420p")
-        for plane, source, mask, caption in zip(copy.planes, picture.planes, self._mask, self._caption, strict=True):
-            pixels = _pixels_of(plane)
-            pixels[:] = _pixels_of(source)
-            for ink in (*mask, *caption):
-                ink.mix(pixels)
-        return copy
+        """A copy of a picture, whose time is on `CLOCK`, with the mask and the sentence."""
+        self._pictures.push(picture)
+        drawn = self._drawn.pull()
+        assert isinstance(drawn, av.VideoFrame)
+        drawn.pict_type = PictureType.NONE  # chosen by the encoder, not as in the source
+        return drawn
 
 
-@dataclass(frozen=True, eq=False)
-class _Ink:
-    """What is drawn onto a part of a plane, in 256ths: a share of the value there is kept, and another is added."""
-
-    top: int
-    left: int
-    kept: UInt16[np.ndarray, "h w"]
-    added: UInt16[np.ndarray, "h w"]
-
-    @classmethod
-    def covering(cls, top: int, left: int, cover: Float[np.ndarray, "h w"], value: int) -> "_Ink":
-        """The ink that covers a part from not at all, 0, to wholly, 1, with a value of 0..255."""
-        kept = np.rint(256 * (1 - cover)).astype(np.uint16)
-        return cls(top, left, kept, (256 - kept) * value + 127)  # rounded to the nearest
-
-    def mix(self, pixels: UInt8[np.ndarray, "h w"]) -> None:
-        height, width = self.kept.shape
-        part = pixels[self.top : self.top + height, self.left : self.left + width]
-        mixed = part * self.kept
-        mixed += self.added
-        mixed >>= 8
-        part[:] = mixed
+def _tinted(mask: Bool[np.ndarray, "h w"], width: int, height: int) -> Image.Image:
+    """The mask at another size, filled and outlined, with nothing around it."""
+    whole = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+    ink = np.empty((height, width, 4), np.uint8)
+    ink[..., :3] = PREDICTION  # around it too, as colour is stored for every other pixel
+    ink[..., 3] = np.where(outline(whole), 255, round(255 * FILL) * whole)
+    return Image.fromarray(ink)
 
 
-def _pixels_of(plane: VideoPlane) -> UInt8[np.ndarray, "h w"]:
-    return np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
-
-
-def _mask_inks(mask: Bool[np.ndarray, "h w"], colour: list[int]) -> list[list[_Ink]]:
-    """What draws a mask onto each of the three planes."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return [[], [], []]
-    top, left = rows[0] // 2 * 2, columns[0] // 2 * 2
-    part = mask[top : rows[-1] // 2 * 2 + 2, left : columns[-1] // 2 * 2 + 2]
-    cover = np.where(outline(part), 1.0, FILL * part)
-    halved = cover.reshape(len(cover) // 2, 2, -1, 2).max((1, 3))
-    return [[_Ink.covering(top, left, cover, colour[0])],
-            *([_Ink.covering(top // 2, left // 2, halved, value)] for value in colour[1:])]  # fmt: skip
-
-
-def _caption_inks(sentence: str, height: int, width: int) -> list[list[_Ink]]:
-    """What draws a sentence onto the bottom of each of the three planes."""
-    letters = _caption(sentence, width)
-    rows = min(len(letters), height) // 2 * 2
-    dark, top = np.full((rows, width), DARK), height - rows
-    bright = [_Ink.covering(top, 0, dark, BLACK), _Ink.covering(top, 0, letters[:rows] / 255, WHITE)]
-    grey = [_Ink.covering(top // 2, 0, dark[::2, ::2], GREY)]
-    return [bright, grey, grey]
-
-
-def _caption(sentence: str, width: int) -> UInt8[np.ndarray, "h w"]:
-    """The sentence in a few lines, white letters on black; no line for an empty one."""
+def _caption(sentence: str, width: int, height: int) -> Image.Image:
+    """The sentence in a few lines, white on a dark strip at the bottom; no strip for an empty one."""
+    whole = Image.new("RGBA", (width, height))
     size_px = max(10, width // 45)
-    font = ImageFont.load_default(size=size_px)
     letters = max(8, int(1.8 * width / size_px))
     lines = textwrap.wrap(" ".join(sentence.split()), letters, max_lines=LINES, placeholder=" ...")
     if not lines:
-        return np.zeros((0, width), np.uint8)
-    strip = Image.new("L", (width, round(1.35 * size_px * len(lines)) + size_px // 2))
-    pen = ImageDraw.Draw(strip)
+        return whole
+    strip = Image.new("RGBA", (width, round(1.35 * size_px * len(lines)) + size_px // 2), (0, 0, 0, round(255 * DARK)))
+    pen, font = ImageDraw.Draw(strip), ImageFont.load_default(size=size_px)
     for number, line in enumerate(lines):
-        pen.text((size_px // 2, round(1.35 * size_px * number)), line, fill=255, font=font)
-    return np.asarray(strip)
+        pen.text((size_px // 2, round(1.35 * size_px * number)), line, fill="white", font=font)
+    whole.paste(strip, (0, max(0, height - strip.height)))
+    return whole

@@ -62,14 +62,14 @@ def _leading_videos(words: Sequence[str]) -> list[str]:
 
 
 def _of_table(table: Path) -> dict[Path, tuple[str, ...]]:
-    """The expressions about each video; relative paths start at the table's folder."""
+    """The expressions about each video of a table, whose relative paths start at its folder."""
     found: dict[Path, tuple[str, ...]] = {}
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             if not set(COLUMNS) <= set(rows.fieldnames or ()):
-                raise ConfigError(f"{table} has the columns {', '.join(rows.fieldnames or ()) or 'of no header'}; "
-                                  f"needed: {', '.join(COLUMNS)}")  # fmt: skip
+                header = f"the columns {', '.join(rows.fieldnames)}" if rows.fieldnames else "no header"
+                raise ConfigError(f"{table} has {header}; needed: {', '.join(COLUMNS)}")
             for row in rows:
                 video, text = ((row[name] or "").strip() for name in COLUMNS)
                 if not video or not text:

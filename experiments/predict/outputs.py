@@ -37,7 +37,7 @@ class MaskFiles:
         self._waiting: dict[int, dict[str, Any]] = {}
 
     def add(self, found: Stretch) -> None:
-        """Writes some masks; with several pictures per second they come in another order than that of time."""
+        """Writes some masks. With several pictures per second they do not come in the order of time."""
         for step, mask, probability in zip(found.steps.tolist(), found.masks, found.object_probability, strict=True):
             Image.fromarray(mask).convert("L").save(self.folder / f"{step}.png", compress_level=1)
             self._waiting[step] = {
@@ -64,8 +64,8 @@ def write_predictions(
     """Writes the predictions for a video into a folder, all or none; returns the content of prediction.json.
 
     Args:
-        request: what makes the same call again unnecessary; `finished` compares it.
-        advance: called with the number of pictures that are done.
+        request: what was asked for; `finished` compares it with that of a later call.
+        advance: called with the number of pictures done since the last call.
         stored: see `Segmenter.segment_video`.
     """
     stages = Stages()

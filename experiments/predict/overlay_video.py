@@ -7,21 +7,23 @@ from fractions import Fraction
 from itertools import chain
 from math import floor, inf
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
 from jaxtyping import Bool, Float
 
-from experiments.predict.drawing import Converter, Sketch
+from experiments.predict.drawing import CLOCK, Converter, Sketch
 from extract.media.film_stream import FilmStream
 from extract.media.sound import PlacedSound
+from refavs.data.prefetch import Ahead
 
 LARGEST_SIDE_PX = 1280
 # Fast before small: what is written is looked at and drawn again, and each expression has one.
 CODING = {"preset": "ultrafast", "crf": "23", "x264-params": "cabac=1"}
 SOUND_HZ = 48_000
-CLOCK = Fraction(1, 90_000)
 SHORTEST_S = Fraction(1, 100)  # between pictures; of more than 60 in a second, some are left out
+DECODED_AHEAD = 8  # pictures
 AT_ONCE = 4  # overlays written in one pass; each holds some dozens of pictures in its encoder
 
 
@@ -38,6 +40,13 @@ class Overlay:
     masks: Iterator[Bool[np.ndarray, "h w"]]
 
 
+class _Picture(NamedTuple):
+    """A picture with its time from the start of the overlay on."""
+
+    time_s: Fraction
+    frame: "av.VideoFrame"
+
+
 def write_overlay_videos(
     film: FilmStream, overlays: Sequence[Overlay], advance: Callable[[int], None] = lambda count: None
 ) -> None:
@@ -51,41 +60,30 @@ def write_overlay_videos(
 
 
 def _one_pass(film: FilmStream, overlays: Sequence[Overlay], advance: Callable[[int], None]) -> None:
-    sound, written, step, last_s = PlacedSound(inf), 0, -1, -SHORTEST_S
-    end = round(film.num_steps / film.span.rate * SOUND_HZ)
-    size, rate = _even(film.size), Fraction(film.span.rate)
-
-    def hear(until: int) -> None:
-        nonlocal written
-        start = round(film.span.start_s * SOUND_HZ)
-        while not film.silent and written < until:
-            stop = min(written + SOUND_HZ, until)
-            samples = sound.between(start + written, start + stop, SOUND_HZ)
-            for writer in writers:
-                writer.hear(samples)
-            written = stop
-            sound.forget(film.span.start_s + written / SOUND_HZ)
-
-    pictures = _shown(film, sound, size)
-    first = next(pictures, None)
-    if first is None:
+    step, last_s, rate = -1, -SHORTEST_S, Fraction(film.span.rate)
+    # Pictures are decoded while the ones before are drawn; libx264 compresses in threads of its own.
+    parts = iter(Ahead(_parts(film), DECODED_AHEAD))
+    first = next(parts, None)
+    if not isinstance(first, _Picture):
         return
     with ExitStack() as stack:
-        writers = [stack.enter_context(_Writer(each, first[1], silent=film.silent)) for each in overlays]
-        for time_s, frame in chain([first], pictures):
-            while not film.silent and sound.reached(film.span.start_s + written / SOUND_HZ + 1) and written < end:
-                hear(min(written + SOUND_HZ, end))
-            if time_s - last_s < SHORTEST_S and floor(time_s * rate) <= step:
+        writers = [stack.enter_context(_Writer(each, first.frame, silent=film.silent)) for each in overlays]
+        for part in chain([first], parts):
+            if not isinstance(part, _Picture):
+                for writer in writers:
+                    writer.hear(part)
                 continue
-            last_s = time_s
-            while step < floor(time_s * rate):
+            if part.time_s - last_s < SHORTEST_S and floor(part.time_s * rate) <= step:
+                continue
+            last_s = part.time_s
+            while step < floor(part.time_s * rate):
                 step += 1
                 for writer in writers:
                     writer.next_mask()
                 advance(len(writers))
+            part.frame.pts, part.frame.time_base = round(part.time_s / CLOCK), CLOCK
             for writer in writers:
-                writer.show(time_s, frame)
-        hear(end)
+                writer.show(part.frame)
 
 
 class _Writer:
@@ -119,11 +117,9 @@ class _Writer:
         """Goes on to the mask of the next step."""
         self._sketch.set_mask(next(self._overlay.masks))
 
-    def show(self, time_s: Fraction, picture: "av.VideoFrame") -> None:
-        """Adds a picture with the mask and the sentence drawn onto it."""
-        frame = self._sketch.drawn(picture)
-        frame.pts, frame.time_base = round(time_s / CLOCK), CLOCK
-        self._container.mux(self._picture.encode(frame))
+    def show(self, picture: "av.VideoFrame") -> None:
+        """Adds a picture, whose time is on `CLOCK`, with the mask and the sentence drawn onto it."""
+        self._container.mux(self._picture.encode(self._sketch.drawn(picture)))
 
     def hear(self, samples: Float[np.ndarray, " s"]) -> None:
         """Adds the next samples, at `SOUND_HZ`."""
@@ -134,32 +130,51 @@ class _Writer:
         self._container.mux(self._track.encode(block))
 
 
-def _shown(
-    film: FilmStream, sound: PlacedSound, size: tuple[int, int]
-) -> "Iterator[tuple[Fraction, av.VideoFrame]]":
-    """The pictures of a film with their times from its start, at one size; fills `sound`.
+def _parts(film: FilmStream) -> "Iterator[_Picture | Float[np.ndarray, ' s']]":
+    """The pictures of a film and its sound in turn; the sound by seconds at `SOUND_HZ`, from the start on."""
+    sound, heard = PlacedSound(inf), 0
+    start, end = (round(time_s * SOUND_HZ) for time_s in (film.span.start_s, film.num_steps / film.span.rate))
+
+    def hear() -> Float[np.ndarray, " s"]:
+        nonlocal heard
+        stop = min(heard + SOUND_HZ, end)
+        samples = sound.between(start + heard, start + stop, SOUND_HZ)
+        heard = stop
+        sound.forget((start + heard) / SOUND_HZ)
+        return samples
+
+    for picture in _pictures(film, sound):
+        yield picture
+        while not film.silent and heard < end and sound.reached((start + heard) / SOUND_HZ + 1):
+            yield hear()
+    while not film.silent and heard < end:
+        yield hear()
+
+
+def _pictures(film: FilmStream, sound: PlacedSound) -> "Iterator[_Picture]":
+    """The pictures of a film at one size; fills `sound`.
 
     As for the encoders, a step in which no picture begins starts with the previous one, and steps before the first
     picture start with that one.
     """
-    convert = Converter(size)
+    convert = Converter(_even(film.size))
     step, last, rate = -1, None, Fraction(film.span.rate)
     for found in film.pictures(sound):
         for time_s, decoded in found:
             frame = convert(decoded)
             for held in range(step + 1, min(floor(time_s * rate), film.num_steps)):
                 step = held
-                yield held / rate, frame if last is None else last
+                yield _Picture(held / rate, frame if last is None else last)
             if step < 0 < time_s:  # from the start on, as a film without an offset is placed exactly
                 step = 0
-                yield Fraction(0), frame if last is None else last
+                yield _Picture(Fraction(0), frame if last is None else last)
             last = frame
             if 0 <= time_s * rate < film.num_steps:
                 step = floor(time_s * rate)
-                yield time_s, frame
+                yield _Picture(time_s, frame)
     for held in range(step + 1, film.num_steps):
         if last is not None:
-            yield held / rate, last
+            yield _Picture(held / rate, last)
 
 
 def _even(size: tuple[int, int]) -> tuple[int, int]:

@@ -70,7 +70,7 @@ class VideoPass:
 
     Args:
         words: the features of each expression.
-        memory: the earlier seconds that a head with a memory compares with: all, or this many.
+        memory: how many earlier seconds a head with a memory looks back on.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class VideoPass:
     ) -> Iterator[Float[Tensor, "t h w"]]:
         """Yields the probabilities of each expression in the next steps, at the size of the masks of training.
 
-        All of it must be consumed before the next call.
+        Consume all of it before the next call.
 
         Args:
             clip: the features of the steps; of as many as the clips of training, or only of the video's if the head
@@ -137,7 +137,7 @@ class Segmenter:
             expressions: sentences, such as "the object making a sound before the man".
             sample_rate: of the waveform, Hz.
             frames_per_second: of `frames`; None for that of training.
-            memory: the earlier seconds that a head with a memory compares a second with: all, or this many.
+            memory: how many earlier seconds a head with a memory looks back on.
 
         Raises:
             ConfigError: no frames, an empty expression, or a number out of range.
@@ -163,14 +163,15 @@ class Segmenter:
     ) -> Iterator[Stretch]:  # fmt: skip
         """Segments one object per expression in a video of any length, in constant memory.
 
-        Yields each expression in turn for the next pictures; they are complete up to a picture once a later one comes.
+        Yields block by block what was found for each expression. At a multiple of the rate of training, a block of
+        pictures comes in several parts.
 
         Args:
             video: a file, sampled at the frame rate of training, or a `FilmStream` with its own span and rate.
             expressions: see `segment`.
             memory: see `segment`.
             stages: counts the time that each stage takes.
-            stored: gives the features of the first seconds where it has the video.
+            stored: a store whose features of the first seconds are used if it has the video.
 
         Raises:
             ConfigError: an empty expression, or a number out of range.
@@ -192,8 +193,8 @@ class Segmenter:
     ) -> Iterator[Stretch]:  # fmt: skip
         """Segments block by block.
 
-        Heads and encoders know the frame rate of training. Of more pictures, every n-th belongs to one of n such
-        videos, each with a memory of its own.
+        Heads and encoders expect the frame rate of training. At n times that rate, every n-th picture belongs to one of
+        n videos, each with its own memory.
 
         Args:
             known: the features of the first block.
@@ -248,7 +249,7 @@ class Segmenter:
             )
 
     def _block_length(self, rate: float) -> int:
-        """Pictures that are computed together: for each of the videos of the rate of training, one clip.
+        """Number of pictures computed together: one clip of training for each of the videos that a video is split into.
 
         Results do not depend on where a video is cut because its blocks are always the same.
         """

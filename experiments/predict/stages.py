@@ -17,7 +17,7 @@ class Stages:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Counts what is done inside."""
+        """Counts the time of the block inside."""
         started = time.perf_counter()
         try:
             yield
@@ -25,7 +25,7 @@ class Stages:
             self.wall_s[name] += time.perf_counter() - started
 
     def each(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
-        """The items; counts the time until each of them comes."""
+        """Yields the items; counts the time spent waiting for each."""
         coming = iter(items)
         while True:
             with self(name):

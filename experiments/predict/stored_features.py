@@ -1,4 +1,4 @@
-"""The features of videos that a store has, so that they need not be computed, and adding a video to a store."""
+"""Takes the features of a video from a store instead of computing them, and adds videos to a store."""
 
 import json
 from pathlib import Path

@@ -32,7 +32,7 @@ from refavs.store.reader import Sample
 
 
 class _Fingerprint(TypedDict):
-    """What a stream's fingerprint says of how its encoder computed, if anything."""
+    """The part of a stream's fingerprint that says how its encoder computed; older stores lack it."""
 
     weights: NotRequired[str]
     precision: NotRequired[Precision]

@@ -10,7 +10,7 @@ from refavs.terminal.command import CommandParser, Exit, run_command
 from refavs.terminal.printing import say, warn
 
 if TYPE_CHECKING:
-    from experiments.report.contents import Options
+    from experiments.report.contents import ReportOptions
     from experiments.report.tables import Report
 
 ARTIFACTS, FIGURES, PAGE = "report", "figures", "report.html"
@@ -21,32 +21,26 @@ EPILOG = """examples:
 """
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
-
-
 def build_parser() -> CommandParser:
     """The command line of refavs-report."""
-    parser = CommandParser(
-        prog="refavs-report", description=__doc__, epilog=EPILOG, formatter_class=_Formatter
-    )
-    parser.add_argument("sweeps", metavar="SWEEP", nargs="+", type=Path, help="a folder that refavs-sweep wrote")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write the report; default: SWEEP/report of "
-                        "the first sweep")
-    parser.add_argument("--protocol", action="append", default=[], metavar="NAME", dest="protocols",
-                        help="canonical (the default), released, per_frame, per_expression or davis; given several "
-                        "times, each gets its tables, and figures show the first")
-    parser.add_argument("--published", action="store_true", help="published rows beside ours, marked as such")
-    parser.add_argument("--latex", action="store_true", help="also write report.tex")
-    parser.add_argument("--mixed", action="store_true", help="allow runs of different stores in one table, and several "
-                        "protocols in one more; each such row is marked")
-    parser.add_argument("--reference", metavar="NAME", help="the row that others are compared with; default: `full` "
-                        "or else the first row")
-    parser.add_argument("--store", metavar="STORE", help="the features whose pictures the gallery shows; default: "
-                        "the sweep's store, if it is a folder and not a URL")
-    parser.add_argument("--tracking-uri", help="MLflow server or database with the sweep's run; default: the database "
-                        "beside or in the sweep's folder")
+    parser = CommandParser(prog="refavs-report", description=__doc__, epilog=EPILOG)
+    add = parser.add_argument
+    add("sweeps", metavar="SWEEP", nargs="+", type=Path, help="a folder that refavs-sweep wrote")
+    add("--out", type=Path, metavar="DIR", help="where to write the report; default: SWEEP/report of "
+        "the first sweep")
+    add("--protocol", action="append", default=[], metavar="NAME", dest="protocols",
+        help="canonical (the default), released, per_frame, per_expression or davis; given several "
+        "times, each gets its tables, and figures show the first")
+    add("--published", action="store_true", help="published rows beside ours, marked as such")
+    add("--latex", action="store_true", help="also write report.tex")
+    add("--mixed", action="store_true", help="allow runs of different stores in one table, and several "
+        "protocols in one more; each such row is marked")
+    add("--reference", metavar="NAME", help="the row that others are compared with; default: `full` "
+        "or else the first row")
+    add("--store", metavar="STORE", help="the features whose pictures the gallery shows; default: "
+        "the sweep's store, if it is a folder and not a URL")
+    add("--tracking-uri", help="MLflow server or database with the sweep's run; default: the database "
+        "beside or in the sweep's folder")
     return parser
 
 
@@ -83,13 +77,13 @@ def _report(args: argparse.Namespace) -> int:
     return _upload(args.sweeps[0], args.tracking_uri, out, list(files))
 
 
-def _options(args: argparse.Namespace) -> "Options":
-    from experiments.report.contents import Options
+def _options(args: argparse.Namespace) -> "ReportOptions":
+    from experiments.report.contents import ReportOptions
     from refavs.metrics import histograms_of
 
     protocols = tuple(dict.fromkeys(args.protocols or ["canonical"]))
     histograms_of(protocols)
-    return Options(protocols=protocols, published=args.published, mixed=args.mixed, reference=args.reference,
+    return ReportOptions(protocols=protocols, published=args.published, mixed=args.mixed, reference=args.reference,
                    store=args.store)  # fmt: skip
 
 

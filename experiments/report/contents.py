@@ -10,7 +10,7 @@ from experiments.report import layout
 from experiments.report.contenders import Contender, contenders_of, differing, few_seeds, marked, reference_of
 from experiments.report.importance import importance_tables
 from experiments.report.layout import Setting, ablated
-from experiments.report.runs import Run, Sweep, read_sweeps
+from experiments.report.runs import SavedRun, SavedSweep, saved_sweeps
 from experiments.report.scores import read_scores
 from experiments.report.tables import (
     Bars,
@@ -36,7 +36,7 @@ CURVES = ("train/loss", SCORE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class ReportOptions:
     """Options of a report.
 
     Attributes:
@@ -52,14 +52,14 @@ class Options:
     store: str | None = None
 
 
-def build_report(folders: Sequence[Path], options: Options) -> Report:
+def build_report(folders: Sequence[Path], options: ReportOptions) -> Report:
     """Reads the sweeps and builds the content of their report.
 
     Raises:
         ConfigError: a folder is not a sweep, none of its trials is finished, or the reference does not exist.
         StatisticsError: statistics are missing, damaged or without test splits, or runs cannot be compared.
     """
-    sweeps = read_sweeps(folders)
+    sweeps = saved_sweeps(folders)
     stores = _store_names(sweeps)
     scores = read_scores([run for sweep in sweeps for run in sweep.runs], options.protocols)
     found = contenders_of(scores, stores)
@@ -87,7 +87,7 @@ def build_report(folders: Sequence[Path], options: Options) -> Report:
     )  # fmt: skip
 
 
-def _tables(setting: Setting, options: Options, encoders: Mapping[str, Mapping[str, str]]) -> list[Table]:
+def _tables(setting: Setting, options: ReportOptions, encoders: Mapping[str, Mapping[str, str]]) -> list[Table]:
     found: list[Table | None] = []
     for protocol in options.protocols:
         found += [layout.main_table(setting, protocol), layout.ablation_table(setting, protocol)]
@@ -99,7 +99,7 @@ def _tables(setting: Setting, options: Options, encoders: Mapping[str, Mapping[s
     return [table for table in found if table is not None]
 
 
-def _store_names(sweeps: Sequence[Sweep]) -> dict[str, str]:
+def _store_names(sweeps: Sequence[SavedSweep]) -> dict[str, str]:
     """Name of each store by fingerprint: the last part of its location."""
     found = {}
     for known in (store for sweep in sweeps for store in sweep.stores):
@@ -109,14 +109,14 @@ def _store_names(sweeps: Sequence[Sweep]) -> dict[str, str]:
     return found
 
 
-def _random_stores(sweeps: Sequence[Sweep]) -> dict[str, bool]:
+def _random_stores(sweeps: Sequence[SavedSweep]) -> dict[str, bool]:
     """Whether an encoder of a store has random weights, by fingerprint; only for stores that a sweep describes."""
     stores = [store for sweep in sweeps for store in sweep.stores]
     told = [facts for facts in stores if {"fingerprint", "random_features"} <= set(facts)]
     return {str(facts["fingerprint"]): bool(facts["random_features"]) for facts in told}
 
 
-def _encoders(sweeps: Sequence[Sweep]) -> dict[str, dict[str, str]]:
+def _encoders(sweeps: Sequence[SavedSweep]) -> dict[str, dict[str, str]]:
     """The encoders that each store uses by default, by its fingerprint and by modality; they come first."""
     found = {}
     for known in (store for sweep in sweeps for store in sweep.stores):
@@ -129,7 +129,7 @@ def _encoders(sweeps: Sequence[Sweep]) -> dict[str, dict[str, str]]:
 
 
 def _controls(
-    sweeps: Sequence[Sweep], reference: Contender, protocols: Sequence[str]
+    sweeps: Sequence[SavedSweep], reference: Contender, protocols: Sequence[str]
 ) -> tuple[dict[str, dict[str, Values]], list[str]]:
     """The constant predictions on the reference's store, and the protocols for which they are missing."""
     for sweep in sweeps:
@@ -142,7 +142,7 @@ def _controls(
 
 
 def _facts(
-    sweeps: Sequence[Sweep], contenders: Sequence[Contender], protocols: Sequence[str]
+    sweeps: Sequence[SavedSweep], contenders: Sequence[Contender], protocols: Sequence[str]
 ) -> tuple[tuple[str, str], ...]:
     runs = [run.run for one in contenders for run in one.runs]
     facts = [("sweep", ", ".join(str(sweep.folder) for sweep in sweeps))]
@@ -172,7 +172,7 @@ def _facts(
 
 
 def _warnings(
-    sweeps: Sequence[Sweep], contenders: Sequence[Contender], missing: Sequence[str], random: Mapping[str, bool]
+    sweeps: Sequence[SavedSweep], contenders: Sequence[Contender], missing: Sequence[str], random: Mapping[str, bool]
 ) -> list[str]:
     found = [layout.RANDOM] if any(random.get(one.store) for one in contenders) else []
     if not found and any(one.store not in random for one in contenders):
@@ -218,7 +218,7 @@ def _curves(contenders: Sequence[Contender]) -> list[Curve]:
     return found
 
 
-def _points(run: Run, measure: str) -> list[tuple[int, float]]:
+def _points(run: SavedRun, measure: str) -> list[tuple[int, float]]:
     return [(record["epoch"], record["metrics"][measure]) for record in run.history
             if math.isfinite(record["metrics"].get(measure, math.nan))]  # fmt: skip
 
@@ -313,7 +313,7 @@ def _calibration(contender: Contender) -> Calibration:
     )  # fmt: skip
 
 
-def _gallery(sweeps: Sequence[Sweep], reference: Contender, given: str | None) -> GallerySource:
+def _gallery(sweeps: Sequence[SavedSweep], reference: Contender, given: str | None) -> GallerySource:
     run = reference.runs[0].run
     locations = {str(store.get("fingerprint")): str(store.get("store")) for sweep in sweeps for store in sweep.stores}
     return GallerySource(

@@ -11,8 +11,8 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 
 from experiments.records.record_types import read_record
-from experiments.report.runs import Run, Sweep
-from experiments.report.tables import Cell, Column, Row, Table
+from experiments.report.runs import SavedRun, SavedSweep
+from experiments.report.tables import Cell, Column, Table, TableRow
 from experiments.training.history import best_epoch
 from refavs.choices import SCORE
 
@@ -31,7 +31,7 @@ class _Search(TypedDict):
     maximize: NotRequired[bool]
 
 
-def importance_tables(sweeps: Sequence[Sweep], protocol: str) -> list[Table]:
+def importance_tables(sweeps: Sequence[SavedSweep], protocol: str) -> list[Table]:
     """A table for each search with enough finished points."""
     tables = []
     for sweep in sweeps:
@@ -41,7 +41,7 @@ def importance_tables(sweeps: Sequence[Sweep], protocol: str) -> list[Table]:
     return tables
 
 
-def _table(sweep: Sweep, path: Path, protocol: str, name: str) -> Table | None:
+def _table(sweep: SavedSweep, path: Path, protocol: str, name: str) -> Table | None:
     search = read_record(path, _Search)
     if search is None or not search["points"]:
         return None
@@ -58,7 +58,7 @@ def _table(sweep: Sweep, path: Path, protocol: str, name: str) -> Table | None:
     for setting in sorted(settings, key=lambda setting: -shares[setting]):
         own = [point[setting] for point in points]
         correlation = _rank_correlation(own, values) if _is_number(own) else None
-        rows.append(Row(label=setting, protocol=protocol, cells=(
+        rows.append(TableRow(label=setting, protocol=protocol, cells=(
             Cell(value=100 * shares[setting], text=f"{100 * shares[setting]:.0f}"),
             Cell(value=correlation, text="-" if correlation is None else f"{correlation:+.2f}",
                  note="" if correlation is not None else "its values have no order"),
@@ -115,7 +115,7 @@ def _is_number(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
-def _value(point: Mapping[str, Any], runs: Sequence[Run], metric: str) -> float | None:
+def _value(point: Mapping[str, Any], runs: Sequence[SavedRun], metric: str) -> float | None:
     """A point's mean over its finished seeds, of the weights that each kept."""
     own = [run for run in runs if all(run.config.get(name) == value for name, value in point.items())]
     found = []

@@ -18,7 +18,7 @@ from experiments.report.cells import (
     value_cell,
 )
 from experiments.report.contenders import Contender, few_seeds
-from experiments.report.tables import Cell, Column, Row, Table
+from experiments.report.tables import Cell, Column, Table, TableRow
 from refavs.choices import PRIMARY
 from refavs.data.cues import DIMENSIONS, LENGTH_BINS
 from refavs.data.splits import MIX, Splits
@@ -143,7 +143,7 @@ def difference_table(setting: Setting, protocol: str) -> Table | None:
         one: [one.minus(reference, protocol, number.group, number.measure) for number in numbers] for one in others
     }
     rows = [
-        Row(
+        TableRow(
             label=one.label, protocol=protocol, num_seeds=len(one.runs), mark=one.mark,
             cells=tuple(difference_cell(each, n.column.unit) for each, n in zip(differences, numbers, strict=True)),
         ) for one, differences in found.items()
@@ -175,7 +175,9 @@ def interval_table(setting: Setting, protocol: str) -> Table | None:
             over_seeds = one.interval(protocol, number.group, number.measure)
             sampled = one.sampled(protocol, number.group, number.measure)
             cells += [bounds_cell(found, number.column.unit) for found in (over_seeds, sampled)]
-        rows.append(Row(label=one.label, cells=tuple(cells), protocol=protocol, num_seeds=len(one.runs), mark=one.mark))
+        rows.append(TableRow(
+            label=one.label, cells=tuple(cells), protocol=protocol, num_seeds=len(one.runs), mark=one.mark
+        ))  # fmt: skip
     notes = ("95 % intervals of the means: the t interval over seeds, and the bootstrap over seeds and clips. With "
              "few seeds the first is the cautious one.",)  # fmt: skip
     return Table(
@@ -238,7 +240,7 @@ def encoder_table(setting: Setting, protocol: str, encoders: Mapping[str, Mappin
         n for n in setting.numbers(protocol) if n.group in overall and metrics()[n.measure].on == "objects"
     )
     rows = [
-        Row(
+        TableRow(
             label=f"{' + '.join(name for _, name in _encoders_of(one, encoders)) or 'unknown encoders'}: {one.label}",
             num_seeds=len(one.runs), mark=one.mark,
             cells=tuple(mean_cell(one.interval(protocol, n.group, n.measure), n.column.unit) for n in numbers),
@@ -276,7 +278,7 @@ def protocol_table(setting: Setting, protocols: Sequence[str]) -> Table:
 
 def _table(
     setting: Setting, protocol: str, name: str, title: str, row_heading: str, numbers: Sequence[Number],
-    rows: Iterable[Row], notes: Sequence[str] = (), units: str = UNITS,
+    rows: Iterable[TableRow], notes: Sequence[str] = (), units: str = UNITS,
 ) -> Table:  # fmt: skip
     rows, single = tuple(rows), few_seeds(setting.contenders) if units != POINTS else ""
     lower = dict.fromkeys(number.column.name for number in numbers if number.column.lower_is_better)
@@ -303,30 +305,30 @@ def _absent(setting: Setting, numbers: Sequence[Number]) -> list[str]:
             f"{', and with it Mix' if set(lost) & set(groups.get(MIX, ())) else ''}."]
 
 
-def _run_rows(contenders: Sequence[Contender], protocol: str, numbers: Sequence[Number]) -> list[Row]:
+def _run_rows(contenders: Sequence[Contender], protocol: str, numbers: Sequence[Number]) -> list[TableRow]:
     return [
-        Row(
+        TableRow(
             label=one.label, protocol=protocol, num_seeds=len(one.runs), mark=one.mark,
             cells=tuple(mean_cell(one.interval(protocol, n.group, n.measure), n.column.unit) for n in numbers),
         ) for one in contenders
     ]  # fmt: skip
 
 
-def _control_rows(setting: Setting, protocol: str, numbers: Sequence[Number]) -> list[Row]:
+def _control_rows(setting: Setting, protocol: str, numbers: Sequence[Number]) -> list[TableRow]:
     return [
-        Row(
+        TableRow(
             label=label, kind="control", protocol=protocol,
             cells=tuple(value_cell(values.get(n.group, {}).get(n.measure), n.column.unit) for n in numbers),
         ) for label, values in setting.controls.get(protocol, {}).items()
     ]  # fmt: skip
 
 
-def _published_rows(setting: Setting, rows: Sequence[published.Published], numbers: Sequence[Number]) -> list[Row]:
+def _published_rows(setting: Setting, rows: Sequence[published.Published], numbers: Sequence[Number]) -> list[TableRow]:
     if not setting.published:
         return []
     cells = [tuple(printed_cell(row.values.get((n.group, n.measure))) for n in numbers) for row in rows]
     return [_published_row(row.label, each, row.protocol) for row, each in zip(rows, cells, strict=True)]
 
 
-def _published_row(label: str, cells: tuple[Cell, ...], protocol: str) -> Row:
-    return Row(label=label, cells=cells, kind="published", protocol=protocol)
+def _published_row(label: str, cells: tuple[Cell, ...], protocol: str) -> TableRow:
+    return TableRow(label=label, cells=cells, kind="published", protocol=protocol)

@@ -20,7 +20,7 @@ from refavs.model.options import HeadOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class SavedRun:
     """One finished trial.
 
     Attributes:
@@ -61,7 +61,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
+class SavedSweep:
     """A sweep's finished runs and facts.
 
     Attributes:
@@ -75,7 +75,7 @@ class Sweep:
 
     folder: Path
     grid: str
-    runs: tuple[Run, ...]
+    runs: tuple[SavedRun, ...]
     unfinished: dict[str, str] = field(default_factory=dict)
     controls: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class Sweep:
         return [*several.values(), *([self.facts] if self.facts.get("fingerprint") not in several else [])]
 
 
-def read_sweep(folder: Path) -> Sweep:
+def saved_sweep(folder: Path) -> SavedSweep:
     """Reads a sweep's folder.
 
     Raises:
@@ -112,16 +112,16 @@ def read_sweep(folder: Path) -> Sweep:
     if not runs:
         left = f"{len(unfinished)} trials without a result" if unfinished else "no trial at all"
         raise ConfigError(f"the sweep {folder} has no finished run ({left}); run its refavs-sweep command again")
-    return Sweep(
+    return SavedSweep(
         folder=folder, grid=str(facts.get("grid") or folder.name), unfinished=unfinished,
         runs=tuple(sorted(runs, key=lambda run: (natural(run.name), run.seed, run.key))),
         controls=read_record(folder / "controls.json", Controls) or {}, facts=facts,
     )  # fmt: skip
 
 
-def read_sweeps(folders: Sequence[Path]) -> list[Sweep]:
-    """As `read_sweep` for each; facts that one sweep records about a store apply to all runs on that store."""
-    sweeps = [read_sweep(folder) for folder in folders]
+def saved_sweeps(folders: Sequence[Path]) -> list[SavedSweep]:
+    """As `saved_sweep` for each; facts that one sweep records about a store apply to all runs on that store."""
+    sweeps = [saved_sweep(folder) for folder in folders]
     known = {name: store["contents"] for sweep in sweeps for name, store in sweep.facts.get("stores", {}).items()}
     return [
         replace(sweep, runs=tuple(replace(run, contents=known.get(run.store, run.store)) for run in sweep.runs))
@@ -153,7 +153,7 @@ def _settings_of(head: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return values, types
 
 
-def _read_run(folder: Path, facts: Mapping[str, Any]) -> tuple[Run, str]:
+def _read_run(folder: Path, facts: Mapping[str, Any]) -> tuple[SavedRun, str]:
     """Reads a trial and its state in the ledger; a killed trial may be `running`.
 
     Args:
@@ -171,7 +171,7 @@ def _read_run(folder: Path, facts: Mapping[str, Any]) -> tuple[Run, str]:
         if name in known or name not in began or value != began[name]
     }
     started = {f"digests.{name}": digest for name, digest in settings.get("digests", {}).items()}
-    run = Run(
+    run = SavedRun(
         key=settings["key"], name=settings["name"], seed=settings["seed"], folder=folder, store=settings["store"],
         contents=contents.get(settings["store"], settings["store"]),
         splits=Splits.of(facts.get("stores", {}).get(settings["store"], facts)),

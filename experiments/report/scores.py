@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
-from experiments.report.runs import Run
+from experiments.report.runs import SavedRun
 from refavs.data.splits import Splits
 from refavs.errors import StatisticsError
 from refavs.machine.processors import num_processors
@@ -100,7 +100,7 @@ class RunScores:
         results: scores of each expression that can be compared with another run's, e.g. `canonical/J`.
     """
 
-    run: Run
+    run: SavedRun
     facts: dict[str, object]
     values: dict[str, Values]
     counts: dict[str, int]
@@ -112,7 +112,7 @@ class RunScores:
         return {name for scores in self.values.get(protocol, {}).values() for name in scores}
 
 
-def read_scores(runs: Sequence[Run], protocols: Sequence[str]) -> list[RunScores]:
+def read_scores(runs: Sequence[SavedRun], protocols: Sequence[str]) -> list[RunScores]:
     """Reads the statistics of all runs, several at once, with a progress bar; the order of `runs` does not matter.
 
     Raises:
@@ -138,7 +138,7 @@ def read_scores(runs: Sequence[Run], protocols: Sequence[str]) -> list[RunScores
     return found
 
 
-def scores_of_run(run: Run, protocols: Sequence[str], known: KnownParts) -> RunScores:
+def scores_of_run(run: SavedRun, protocols: Sequence[str], known: KnownParts) -> RunScores:
     """Reads the statistics of one run, block by block.
 
     Raises:
@@ -165,7 +165,7 @@ def scores_of_run(run: Run, protocols: Sequence[str], known: KnownParts) -> RunS
     )  # fmt: skip
 
 
-def _tested(run: Run, histograms: Sequence[str], peaks: list[Peaks]) -> Iterator[Statistics]:
+def _tested(run: SavedRun, histograms: Sequence[str], peaks: list[Peaks]) -> Iterator[Statistics]:
     """Yields the parts of a run's statistics from test splits; appends their per-frame peaks to `peaks`."""
     splits = run.splits.tested
     for block in statistics_blocks(run.statistics, histograms, splits):

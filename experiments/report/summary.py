@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.records.ledger import Entry
 from experiments.report.cells import DASH, Number, column_of, main_numbers, seeds_cell
-from experiments.report.tables import Cell, Column, Row, Table
+from experiments.report.tables import Cell, Column, Table, TableRow
 from refavs.choices import PRIMARY
 from refavs.data.splits import Splits
 from refavs.metrics import metrics
@@ -48,7 +48,7 @@ def summary_tables(
             name="summary", title=title, protocol="canonical", row_heading="trial", notes=notes,
             columns=(*(number.column for number in numbers), *([MINUTES] if notes else [])),
             rows=tuple(
-                Row(label=label, protocol="canonical", kind="run" if label in runs else "control",
+                TableRow(label=label, protocol="canonical", kind="run" if label in runs else "control",
                     num_seeds=len(of) if label in runs else None, cells=(*cells[place], *minutes[place]))
                 for place, (label, of) in enumerate(lines)
             ),

@@ -48,7 +48,7 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class TableRow:
     """One line of a table.
 
     Attributes:
@@ -81,11 +81,11 @@ class Table:
     protocol: str
     row_heading: str
     columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     notes: tuple[str, ...] = ()
 
 
-def origin(row: Row, table: Table) -> list[str]:
+def origin(row: TableRow, table: Table) -> list[str]:
     """What a reader must know about a row besides its name: its origin, another protocol, another store."""
     words = [] if row.kind == "run" else [row.kind]
     if row.protocol and row.protocol != table.protocol:

@@ -8,7 +8,7 @@ import rich.box
 import rich.table
 import rich.text
 
-from experiments.report.tables import Column, Report, Row, Table, column_groups, origin
+from experiments.report.tables import Column, Report, Table, TableRow, column_groups, origin
 
 CSV_COLUMNS = (
     "table", "protocol", "row", "kind", "seeds", "mark", "group", "column", "unit", "value", "low", "high", "note",
@@ -101,12 +101,12 @@ def _title(table: Table) -> str:
     return f"{table.title}, protocol {table.protocol}"
 
 
-def _label(row: Row, table: Table) -> str:
+def _label(row: TableRow, table: Table) -> str:
     words = origin(row, table)
     return f"{row.label} ({'; '.join(words)})" if words else row.label
 
 
-def _seeds(row: Row) -> str:
+def _seeds(row: TableRow) -> str:
     return "" if row.num_seeds is None else str(row.num_seeds)
 
 

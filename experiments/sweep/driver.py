@@ -10,7 +10,7 @@ from experiments.grid.expand import Grid
 from experiments.records.ledger import Entry, Ledger
 from experiments.records.stores import facts_of, features_in, store_facts, stores_of
 from experiments.sweep.added import with_added
-from experiments.sweep.execution import Run
+from experiments.sweep.execution import SweepRun
 from experiments.sweep.model_check import check_models
 from experiments.sweep.outcome import Options, Outcome, best_by_val, closed_mark, num_to_come, to_run
 from experiments.sweep.search import Search
@@ -56,8 +56,8 @@ def run_sweep(
                 "same refavs-extract command again, then this one"
             )
     grid = with_added(grid, ledger, store)
-    for part in check_models(grid, store):
-        warn(f"refavs-sweep: starts from random weights, not from the checkpoint: {part}")
+    for remark in check_models(grid, store):
+        warn(f"refavs-sweep: {remark}")
     # Checked before anything is locked, so that a wrong key or address leaves no folder behind.
     _planned(grid, store, ledger, options.rerun)
     tracking_address(out, ledger.sweep, tracking_uri)
@@ -81,7 +81,7 @@ def run_sweep(
             warn(f"refavs-sweep: {remark}")
         sweep_id = ledger.sweep.get("id") or uuid.uuid4().hex
         guard = guard_of(out, uri, tracking_uri)
-        run = Run(grid, store, ledger, outcome, options, baselines, search, sweep_id, guard)
+        run = SweepRun(grid, store, ledger, outcome, options, baselines, search, sweep_id, guard)
         run.connect(known=before == uri and "run_id" in ledger.sweep)
         ledger.set_sweep(id=sweep_id, tracking_uri=uri, closed=None, defaults=ledger.record_defaults(entries))
         resources = resources or Resources()

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from rich import box
@@ -12,17 +11,15 @@ from rich.table import Table
 
 from experiments.cluster.grouping import groups_on
 from experiments.cluster.resources import Ask, Resources
+from experiments.grid.config import TrialResources
 from experiments.records.ledger import Entry, read_metrics
 from experiments.records.stores import store_of
 from experiments.training.cost import Measured, alike, measure, seconds
 from experiments.training.flops import FlopCounter
 from refavs.errors import ConfigError
 from refavs.machine.processors import num_processors
+from refavs.store import FeatureStore
 from refavs.terminal.console import PlainConsole, ProgressBar
-
-if TYPE_CHECKING:
-    from experiments.grid.config import TrialResources
-    from refavs.store import FeatureStore
 
 GIGA = 10**9
 BUDGET_S = 3.0  # of processor, for all that is measured
@@ -30,7 +27,7 @@ NO_GPU = "trials ask for a GPU, and torch sees none on this machine"
 TO_DO = ("new", "running", "stopped")
 
 
-def show(console: PlainConsole, entries: Sequence[Entry], store: "FeatureStore", resources: Resources) -> None:
+def show(console: PlainConsole, entries: Sequence[Entry], store: FeatureStore, resources: Resources) -> None:
     """Prints the cost of each distinct model of a sweep and of all that is to do."""
     models: dict[tuple[object, ...], list[Entry]] = {}
     for entry in entries:
@@ -73,7 +70,7 @@ def show(console: PlainConsole, entries: Sequence[Entry], store: "FeatureStore",
 
 
 def _measured(
-    models: Sequence[Sequence[Entry]], store: "FeatureStore", resources: Resources
+    models: Sequence[Sequence[Entry]], store: FeatureStore, resources: Resources
 ) -> tuple[list[Measured], str]:
     """The cost of each model, and why the time of some is not known.
 
@@ -115,7 +112,7 @@ def _device(ask: Ask) -> torch.device | None:
 
 
 def _time_of_all(
-    entries: Sequence[Entry], left: Mapping[str, Sequence[float]], store: "FeatureStore", resources: Resources
+    entries: Sequence[Entry], left: Mapping[str, Sequence[float]], store: FeatureStore, resources: Resources
 ) -> str:
     """How long what is to do takes on this machine, in words."""
     to_do = [entry for entry in entries if entry.key in left]
@@ -139,7 +136,7 @@ def side_by_side(processes: Sequence[tuple[int, float]]) -> tuple[float, int]:
     return max([of_place, *(taken_s for _, taken_s in processes)]), at_once
 
 
-def _places(resources: Resources, asked: "TrialResources") -> int:
+def _places(resources: Resources, asked: TrialResources) -> int:
     """Trials at once on this machine; one that asks for more than there is would run on another one."""
     try:
         return resources.of(asked).places(_this_machine(), asked.workers)

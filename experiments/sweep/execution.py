@@ -37,7 +37,7 @@ STOPPED_WAIT_S = 5.0  # for MLflow, after a second Ctrl-C
 RESULT_WAIT_S = 5.0  # until NFS shows a result that another node wrote
 
 
-class Run:
+class SweepRun:
     """The trials of one call; implements `experiments.cluster.tune_runner.Trials`.
 
     Args:

@@ -19,11 +19,10 @@ from experiments.training.loop import best_epoch
 from refavs.config import digest
 from refavs.data.splits import Splits
 from refavs.errors import ConfigError
+from refavs.store import FeatureStore
 
 if TYPE_CHECKING:
     import optuna
-
-    from refavs.store import FeatureStore
 
 # Attempts to find a point that is new and not skipped by a condition; TPE makes the first half, random draws the rest.
 ATTEMPTS = 200
@@ -185,7 +184,7 @@ class Search:
         return value
 
 
-def refuse_unmeasured(plan: SearchPlan, store: "FeatureStore") -> None:
+def refuse_unmeasured(plan: SearchPlan, store: FeatureStore) -> None:
     """Refuses a search by a metric that no trial on this store will have.
 
     Raises:

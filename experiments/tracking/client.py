@@ -22,13 +22,12 @@ from refavs.choices import SCORE
 from refavs.config import digest, flat
 from refavs.errors import ConfigError
 from refavs.files.partials import PARTIAL
+from refavs.store import FeatureStore
 from refavs.store.fingerprints import fingerprint_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
-
-    from refavs.store import FeatureStore
 
 BATCH_METRICS = 1000
 BATCH_PARAMS = 100
@@ -152,7 +151,7 @@ class Tracker:
         own = run and run.data.tags.get("refavs.sweep") == self.sweep_id
         return client.get_experiment(run.info.experiment_id) if run and own else None
 
-    def start_sweep(self, name: str, description: str, store: "FeatureStore", facts: Mapping[str, Any]) -> str:
+    def start_sweep(self, name: str, description: str, store: FeatureStore, facts: Mapping[str, Any]) -> str:
         """Opens or reopens the parent run and returns its id; `facts` may change when the grid grows."""
         from mlflow.entities import RunTag
 
@@ -164,7 +163,7 @@ class Tracker:
         return run_id
 
     def start_trial(
-        self, entry: Entry, parent: str, store: "FeatureStore", attempt: int = 0, started_ms: int | None = None,
+        self, entry: Entry, parent: str, store: FeatureStore, attempt: int = 0, started_ms: int | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> str:  # fmt: skip
         """Opens or reopens a trial's run and returns its id.
@@ -262,7 +261,7 @@ class Tracker:
         return list(self.client.search_runs([self.experiment_id], own, order_by=["attributes.start_time ASC"]))
 
     def _find_or_create(
-        self, key: str, name: str, tags: dict[str, str], store: "FeatureStore", started_ms: int | None = None
+        self, key: str, name: str, tags: dict[str, str], store: FeatureStore, started_ms: int | None = None
     ) -> str:
         """The run of this sweep with this key; the tags also find one created just before a kill."""
         wanted = tags.get(ATTEMPT, "0")
@@ -296,7 +295,7 @@ class Tracker:
         for start in range(0, len(params), BATCH_PARAMS):
             self.client.log_batch(run_id, params=params[start : start + BATCH_PARAMS])
 
-    def _log_store(self, run_id: str, store: "FeatureStore") -> None:
+    def _log_store(self, run_id: str, store: FeatureStore) -> None:
         from mlflow.data.dataset_source_registry import resolve_dataset_source
         from mlflow.entities import Dataset, DatasetInput, InputTag
         from mlflow.exceptions import MlflowException

@@ -4,16 +4,14 @@ import json
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from experiments.tracking.mlflow_model import EXPRESSION, LOADER, MASKS, PROBABILITY, SETTINGS, VIDEO
 from refavs.files.atomic import write_atomically
 from refavs.model.checkpoint import CONFIG, WEIGHTS, read_config
-
-if TYPE_CHECKING:
-    from refavs.store import FeatureStore
+from refavs.store import FeatureStore
 
 CARD = "MLmodel"  # the file by which MLflow recognises a model
 REQUIREMENTS = "requirements.txt"
@@ -29,7 +27,7 @@ OUTPUTS = [
 ]  # fmt: skip
 
 
-def write_card(folder: Path, store: "FeatureStore") -> None:
+def write_card(folder: Path, store: FeatureStore) -> None:
     """Writes the description of the checkpoint in `folder`, and the packages that loading it needs.
 
     Raises:
@@ -39,7 +37,7 @@ def write_card(folder: Path, store: "FeatureStore") -> None:
     write_atomically(folder / REQUIREMENTS, f"refavs=={_version()}\n".encode())
 
 
-def card_of(config: dict[str, Any], store: "FeatureStore") -> dict[str, Any]:
+def card_of(config: dict[str, Any], store: FeatureStore) -> dict[str, Any]:
     """The description of a checkpoint with this `config.json`, trained on `store`."""
     return {
         "flavors": {
@@ -59,7 +57,7 @@ def card_of(config: dict[str, Any], store: "FeatureStore") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tensors(sizes: dict[str, Any], store: "FeatureStore") -> dict[str, list[dict[str, Any]]]:
+def _tensors(sizes: dict[str, Any], store: FeatureStore) -> dict[str, list[dict[str, Any]]]:
     """The head's own inputs, those of `refavs.data.batches.collate`: clips u, frames t, expressions b, tokens l."""
     inputs = [
         _tensor(f"visual/{size['name']}", _dtype(store, size["path"]), ANY, ANY, size["channels"], size["height"],
@@ -78,7 +76,7 @@ def _version() -> str:
         return "unknown"
 
 
-def _dtype(store: "FeatureStore", path: str) -> str:
+def _dtype(store: FeatureStore, path: str) -> str:
     """The type of an array's values in a batch."""
     return "float32" if store.specs[path].scale else store.specs[path].dtype
 

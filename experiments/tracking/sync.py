@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.records.ledger import Entry, Ledger, read_metrics
 from experiments.records.record_types import Sent, read_record, write_json
@@ -19,10 +19,8 @@ from experiments.tracking.client import Tracker
 from experiments.tracking.connection import FEW_RETRIES, gone, lasts, one_line, without_password
 from experiments.tracking.model_card import write_card
 from refavs.machine.environment import environment_of
+from refavs.store import FeatureStore
 from refavs.store.fingerprints import fingerprint_of
-
-if TYPE_CHECKING:
-    from refavs.store import FeatureStore
 
 FILE = "mlflow.json"
 CHECKPOINT = "checkpoint"
@@ -73,7 +71,7 @@ class Mirror:
     """
 
     def __init__(
-        self, tracker: Tracker, ledger: Ledger, store: "FeatureStore", name: str, description: str,
+        self, tracker: Tracker, ledger: Ledger, store: FeatureStore, name: str, description: str,
         facts: Mapping[str, Any], trial_facts: Mapping[str, Any], entries: Sequence[Entry] = (),
     ) -> None:  # fmt: skip
         self.entries = entries

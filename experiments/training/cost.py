@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from experiments.grid.config import TrialConfig
 from experiments.training.evaluate import predictions, rows_of
 from experiments.training.flops import FlopCounter
 from experiments.training.learner import Learner, computed_as
@@ -20,11 +21,8 @@ from experiments.training.sampler import Sampler, steps_per_epoch, steps_read
 from refavs.config import replace
 from refavs.data.batches import batch_rows, read_batches
 from refavs.data.splits import Splits
-
-if TYPE_CHECKING:
-    from experiments.grid.config import TrialConfig
-    from refavs.model.heads.protocol import PartSize
-    from refavs.store import FeatureStore
+from refavs.model.heads.protocol import PartSize
+from refavs.store import FeatureStore
 
 # Measured on runs of the synthetic benchmark: 660 to 800 bytes per frame of an expression.
 STATISTICS_BYTES_PER_FRAME = 750
@@ -72,7 +70,7 @@ class Cost:
         kept_bytes: disk space after it has finished: checkpoint and statistics.
     """
 
-    parts: list["PartSize"]
+    parts: list[PartSize]
     forward_flops: int
     step_flops: int
     state_bytes: int
@@ -87,7 +85,7 @@ class Measured(NamedTuple):
 
 
 def measure(
-    config: "TrialConfig", store: "FeatureStore", device: torch.device | None, weights_dir: Path | None = None,
+    config: TrialConfig, store: FeatureStore, device: torch.device | None, weights_dir: Path | None = None,
     budget_s: float = math.inf, counter: FlopCounter | None = None,
 ) -> Measured:  # fmt: skip
     """Counts the arithmetic of a training step (unless epochs is 0) and times steps and evaluation; writes nothing.
@@ -135,7 +133,7 @@ def _flops(learner: Learner, sampler: Sampler, counter: FlopCounter) -> tuple[in
 
 
 def _times(
-    learner: Learner, sampler: Sampler | None, store: "FeatureStore", device: torch.device, budget_s: float
+    learner: Learner, sampler: Sampler | None, store: FeatureStore, device: torch.device, budget_s: float
 ) -> Times:
     train, started_s = learner.config.train, time.process_time()
     read_s, compute_s = 0.0, 0.0
@@ -192,7 +190,7 @@ def _step(learner: Learner, sampler: Sampler, rows: list[int], device: torch.dev
     return read - started, time.perf_counter() - read
 
 
-def seconds(times: Times, config: "TrialConfig", store: "FeatureStore", num_done: int = 0) -> float:
+def seconds(times: Times, config: TrialConfig, store: FeatureStore, num_done: int = 0) -> float:
     """Remaining time of a trial after `num_done` epochs: steps, a validation per epoch, and the final test."""
     num_epochs, (num_train, num_val, num_all) = config.train.epochs - num_done, _counts(store)
     num_steps = steps_per_epoch(config.train, num_train)
@@ -200,14 +198,14 @@ def seconds(times: Times, config: "TrialConfig", store: "FeatureStore", num_done
 
 
 @functools.lru_cache(maxsize=8)
-def _counts(store: "FeatureStore") -> tuple[int, int, int]:
+def _counts(store: FeatureStore) -> tuple[int, int, int]:
     """Number of expressions for training, for validation, and for the final evaluation."""
     splits = Splits.of(store.attributes)
     train, val, every = (rows_of(store, names) for names in (splits.train, splits.validation, splits.evaluated))
     return len(train), len(val), len(every)
 
 
-def alike(config: "TrialConfig") -> tuple[object, ...]:
+def alike(config: TrialConfig) -> tuple[object, ...]:
     """Key of trials whose steps cost the same."""
     train, loss = config.train, config.loss
     return (
@@ -217,7 +215,7 @@ def alike(config: "TrialConfig") -> tuple[object, ...]:
     )
 
 
-def _bytes(learner: Learner, store: "FeatureStore") -> tuple[int, int]:
+def _bytes(learner: Learner, store: FeatureStore) -> tuple[int, int]:
     """Sizes of a running trial's state and of its final files; call it after a step, which creates optimiser state."""
     tensors, _ = learner.state()
     model = sum(value.nbytes for value in tensors["model"].values())

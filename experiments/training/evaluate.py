@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +20,7 @@ from refavs.metrics import Recorder, SegmentationMetrics, add_to_groups, batch_c
 from refavs.metrics.groups import group_names, named_values
 from refavs.model.batch_cache import Once
 from refavs.model.heads.protocol import Head
-
-if TYPE_CHECKING:
-    from refavs.store import FeatureStore
+from refavs.store import FeatureStore
 
 
 class Trained(NamedTuple):
@@ -32,32 +30,22 @@ class Trained(NamedTuple):
     model: Head
 
 
-def evaluate_splits(
-    config: TrainConfig, model: Head, store: "FeatureStore", splits: Sequence[str], device: torch.device,
-    recorder: Recorder | None = None,
-) -> dict[str, float]:
-    """Metrics as fractions by name: `test_s/J`, `test_s/acoustic/J`, and `mix/J` if there are several test splits.
+def evaluate_together(
+    heads: Sequence[Trained], store: FeatureStore, splits: Sequence[str], device: torch.device,
+    recorders: Sequence[Recorder | None],
+) -> list[dict[str, float] | Exception]:
+    """Metrics of each head as fractions by name: `test_s/J`, `test_s/acoustic/J`, and `mix/J` if there are several test
+    splits. Every batch is read once.
 
     Splits without expressions and metrics that are undefined on a split are left out.
 
     Args:
-        recorder: receives the statistics of each expression and frame, from which all other protocols are computed.
-    """  # fmt: skip
-    (found,) = evaluate_together([Trained(config, model)], store, splits, device, [recorder])
-    if isinstance(found, Exception):
-        raise found
-    return found
-
-
-def evaluate_together(
-    heads: Sequence[Trained], store: "FeatureStore", splits: Sequence[str], device: torch.device,
-    recorders: Sequence[Recorder | None],
-) -> list[dict[str, float] | Exception]:
-    """As `evaluate_splits` for several heads, with one recorder or None for each; reads every batch once.
+        recorders: one for each head, or None; receives the statistics of each expression and frame, from which all
+            other protocols are computed.
 
     Returns:
         For each head its metrics, or the error that its predictions caused.
-    """  # fmt: skip
+    """
     groups: list[dict[str, SegmentationMetrics]] = [{} for _ in heads]
     errors: dict[int, Exception] = {}
     rows, named = rows_of(store, splits), Splits.of(store.attributes)
@@ -83,26 +71,11 @@ def evaluate_together(
     return [errors.get(number, value) for number, value in enumerate(values)]
 
 
-def record_splits(
-    config: TrainConfig, model: Head, store: "FeatureStore", splits: Sequence[str], device: torch.device, path: Path
-) -> dict[str, float]:
-    """As `evaluate_splits`, and writes the statistics of the same inference to `path`; none for splits without masks.
-
-    Raises:
-        StatisticsError: probabilities are NaN; the message names the expressions.
-    """
-    (found,) = record_together([Trained(config, model)], store, splits, device, [path])
-    if isinstance(found, Exception):
-        raise found
-    return found
-
-
 def record_together(
-    heads: Sequence[Trained], store: "FeatureStore", splits: Sequence[str], device: torch.device, paths: Sequence[Path]
+    heads: Sequence[Trained], store: FeatureStore, splits: Sequence[str], device: torch.device, paths: Sequence[Path]
 ) -> list[dict[str, float] | Exception]:
-    """As `record_splits` for several heads, each with its own path, using `evaluate_together`.
-
-    A failed write becomes the error of that head.
+    """As `evaluate_together`, and writes the statistics of the same inference to the path of each head; none for splits
+    without masks. A failed write becomes the error of that head.
     """
     recorders = [Recorder(table=store.expressions, store=store.fingerprint) for _ in heads]
     found = evaluate_together(heads, store, splits, device, recorders)
@@ -116,7 +89,7 @@ def record_together(
 
 
 def predictions(
-    config: TrainConfig, model: Head, store: "FeatureStore", rows: Sequence[int], device: torch.device
+    config: TrainConfig, model: Head, store: FeatureStore, rows: Sequence[int], device: torch.device
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Yields the batches of `rows` with the probability of each pixel at the size of the masks.
 
@@ -134,7 +107,7 @@ def predictions(
 
 @torch.no_grad()
 def predictions_together(
-    heads: Sequence[Trained], store: "FeatureStore", rows: Sequence[int], device: torch.device
+    heads: Sequence[Trained], store: FeatureStore, rows: Sequence[int], device: torch.device
 ) -> Iterator[tuple[Batch, Iterator[tuple[int, Tensor]]]]:
     """As `predictions` for heads that read the same maps: yields each batch with a head's number and its prediction.
 
@@ -176,7 +149,7 @@ def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
-def rows_of(store: "FeatureStore", splits: Sequence[str]) -> list[int]:
+def rows_of(store: FeatureStore, splits: Sequence[str]) -> list[int]:
     """The expressions of `splits` that have masks, grouped by clip so that each clip's maps are read once."""
     table = store.expressions
     rows = np.flatnonzero((table["split"].isin(list(splits)) & (table["object"] >= 0)).to_numpy())

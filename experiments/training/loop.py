@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,11 +43,9 @@ from refavs.model.feature_sizes import FeatureSizes
 from refavs.model.heads.protocol import Head
 from refavs.model.heads.registry import implementation_of
 from refavs.model.memory_budget import require_memory
+from refavs.store import FeatureStore
 from refavs.store.fingerprints import fingerprint_of
 from refavs.store.unchanged import refuse_exchanged
-
-if TYPE_CHECKING:
-    from refavs.store import FeatureStore
 
 Report = Callable[[list[dict[str, Any]]], None]
 Found = dict[str, float] | Exception  # metrics by name, or why they could not be computed
@@ -85,7 +83,7 @@ class Run:
 
 
 def train(
-    config: TrialConfig, store: "FeatureStore", folder: Path, report: Report = lambda records: None,
+    config: TrialConfig, store: FeatureStore, folder: Path, report: Report = lambda records: None,
     device: torch.device | None = None, team: Team | None = None, weights_dir: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Trains and evaluates one head, or resumes an earlier call with the same folder; see `Run`.
@@ -109,7 +107,7 @@ def train(
 
 
 def train_group(
-    runs: Sequence[Run], store: "FeatureStore", device: torch.device | None = None, team: Team | None = None
+    runs: Sequence[Run], store: FeatureStore, device: torch.device | None = None, team: Team | None = None
 ) -> None:
     """Trains trials that read the same batches (see `grouping.reading`); each batch is read once for all.
 
@@ -158,7 +156,7 @@ def isolated(run: Run, num_runs: int) -> Iterator[None]:
 class Training:
     """A trial in training: its learner, its finished epochs and their history."""
 
-    def __init__(self, run: Run, store: "FeatureStore", device: torch.device, team: Team) -> None:
+    def __init__(self, run: Run, store: FeatureStore, device: torch.device, team: Team) -> None:
         config = computed_as(run.config, saved_precision(run.folder), device)
         settings = config.train
         if settings.patience and not rows_of(store, Splits.of(store.attributes).validation):
@@ -228,7 +226,7 @@ class Training:
             save_history(self.claim, self.history)
         self.run.report([record])
 
-    def keep(self, found: Found, seconds: float, store: "FeatureStore", note: str | None) -> None:
+    def keep(self, found: Found, seconds: float, store: FeatureStore, note: str | None) -> None:
         """Writes the checkpoint, and publishes the results. The last one marks the trial as complete.
 
         Raises:
@@ -264,7 +262,7 @@ def asked_to_stop(folder: Path, learner: Learner) -> bool:
     return bool(learner.team.add(shared))
 
 
-def advance(trainings: Sequence[Training], store: "FeatureStore", num_runs: int) -> None:
+def advance(trainings: Sequence[Training], store: FeatureStore, num_runs: int) -> None:
     """Trains one epoch of trials that are at the same epoch, and evaluates them.
 
     Every random choice follows from the seed and the epoch. The recorded time is divided among the trials.
@@ -310,7 +308,7 @@ def take_steps(trainings: Sequence[Training], num_runs: int) -> tuple[list[Train
     return running, ahead.waited_s
 
 
-def validate(trainings: Sequence[Training], store: "FeatureStore") -> list[Found]:
+def validate(trainings: Sequence[Training], store: FeatureStore) -> list[Found]:
     """Metrics on val, or the error. The first worker computes them and sends J to the others for early stopping."""
     learner, team = trainings[0].learner, trainings[0].team
     found: list[Found] = [{} for _ in trainings]
@@ -326,7 +324,7 @@ def validate(trainings: Sequence[Training], store: "FeatureStore") -> list[Found
     return found
 
 
-def finish(trainings: Sequence[Training], store: "FeatureStore", num_runs: int) -> None:
+def finish(trainings: Sequence[Training], store: FeatureStore, num_runs: int) -> None:
     """Computes the final metrics of trials whose epochs are done, and writes their results.
 
     Args:
@@ -363,7 +361,7 @@ def _good(metrics: Found) -> dict[str, float]:
     return metrics
 
 
-def build_model(config: TrialConfig, store: "FeatureStore", weights_dir: Path | None = None) -> Head:
+def build_model(config: TrialConfig, store: FeatureStore, weights_dir: Path | None = None) -> Head:
     """A new head for the features of `store`, which it standardises.
 
     Raises:
@@ -376,7 +374,7 @@ def build_model(config: TrialConfig, store: "FeatureStore", weights_dir: Path | 
     return model
 
 
-def load_start(config: TrialConfig, model: Head, store: "FeatureStore", weights_dir: Path | None) -> list[str]:
+def load_start(config: TrialConfig, model: Head, store: FeatureStore, weights_dir: Path | None) -> list[str]:
     """Loads the initial weights of a new head for `store`: those that `train.init` names, or pretrained ones.
 
     Returns:

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +14,7 @@ from refavs.data.layouts import find_clip
 from refavs.data.splits import Splits
 from refavs.files.source_files import PICTURE_ERRORS, open_picture
 from refavs.steps import Steps
-
-if TYPE_CHECKING:
-    from refavs.store import FeatureStore
+from refavs.store import FeatureStore
 
 OVERLAYS = "overlays"  # in a trial's folder
 NUM_PICTURES = 2
@@ -32,7 +29,7 @@ BACKDROP = 60
 
 
 def write_overlays(
-    folders: Sequence[Path], heads: Sequence[Trained], store: "FeatureStore", device: torch.device
+    folders: Sequence[Path], heads: Sequence[Trained], store: FeatureStore, device: torch.device
 ) -> list[list[Path] | str]:
     """Writes pictures of two expressions, the same for every trial, into a folder for each head.
 
@@ -63,7 +60,7 @@ def write_overlays(
 
 
 def _pictures(
-    heads: Sequence[Trained], store: "FeatureStore", device: torch.device
+    heads: Sequence[Trained], store: FeatureStore, device: torch.device
 ) -> Iterator[tuple[int, str, Image.Image]]:
     """Yields each picture with the number of its head and the suffix of its name."""
     backdrops: dict[str, list[Image.Image]] = {}
@@ -85,7 +82,7 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def chosen_rows(store: "FeatureStore") -> list[int]:
+def chosen_rows(store: FeatureStore) -> list[int]:
     """The first expression of the first test split, and the first of another dimension and clip; deterministic."""
     table, splits = store.expressions, Splits.of(store.attributes)
     rows = rows_of(store, splits.test[:1]) or rows_of(store, splits.validation) or rows_of(store, splits.train)
@@ -101,7 +98,7 @@ def chosen_rows(store: "FeatureStore") -> list[int]:
     return (chosen + others)[:NUM_PICTURES]
 
 
-def frame_pictures(store: "FeatureStore", clip_id: str, steps: Steps) -> list[Image.Image]:
+def frame_pictures(store: FeatureStore, clip_id: str, steps: Steps) -> list[Image.Image]:
     """The clip's frames, if the source is still where it was extracted from; plain backdrops for missing ones."""
     clip = find_clip(store.attributes, clip_id)
     found = [Image.new("RGB", (FRAME_PX, FRAME_PX), (BACKDROP,) * 3) for _ in range(len(steps))]

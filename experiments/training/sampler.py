@@ -4,7 +4,6 @@ import math
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,10 +16,7 @@ from refavs.data.splits import Splits, refers_to_nothing
 from refavs.errors import StoreError
 from refavs.model.feature_sizes import FeatureSizes
 from refavs.model.heads.protocol import Head
-
-if TYPE_CHECKING:
-    from refavs.store import FeatureStore
-
+from refavs.store import FeatureStore
 
 NULL = "null"
 
@@ -33,7 +29,7 @@ def derived_seed(seed: int, *parts: object) -> int:
 class Sampler:
     """Chooses the training expressions of each epoch; depends only on the seed and the epoch."""
 
-    def __init__(self, config: TrialConfig, store: "FeatureStore", device: torch.device | None = None) -> None:
+    def __init__(self, config: TrialConfig, store: FeatureStore, device: torch.device | None = None) -> None:
         self.config, self.store, self.device = config, store, device or torch.device("cpu")
         self.levels = FeatureSizes.from_store(store, config.model.needs(), config.model.head).levels
         table = store.expressions

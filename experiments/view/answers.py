@@ -1,4 +1,4 @@
-"""What each part of the page answers to what was chosen in it; knows nothing of the library that draws the page.
+"""What each part of the page shows for what was chosen in it; independent of the library that draws the page.
 
 Every choice comes from a browser and is looked up among what the stores and runs have. Errors become a note.
 """
@@ -28,7 +28,7 @@ ANY = "any"
 
 
 def told(answer: Callable[..., str]) -> Callable[..., str]:
-    """Turns an error of what was chosen into a note."""
+    """Turns an error into a note on the page."""
 
     @wraps(answer)
     def safe(*arguments: Any, **named: Any) -> str:
@@ -147,7 +147,7 @@ class Answers:
 
     @told
     def first_prediction(self, name: str) -> str:
-        """The prediction for the expression that the table of a run begins with."""
+        """The prediction for the first expression of a run's table."""
         shown = self.run(name)
         found = runs.ranked(shown)
         return render("prediction", runs.card(shown, int(found["row"].iloc[0]))) if len(found) else ""
@@ -174,7 +174,7 @@ class Answers:
 
     @told
     def attempt(self, name: str, uploaded: str | None, store: str, clip_id: str, expression: str, out: Path) -> str:
-        """A run's masks over a video, which is written to `out`, in words.
+        """Writes a run's masks over a video to `out`; returns what was found, in words.
 
         Args:
             uploaded: the file's place on this machine, as the page's server chose it.

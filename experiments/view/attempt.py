@@ -22,13 +22,13 @@ class Attempt:
     """What a run finds in a video.
 
     Attributes:
-        shares: the object's part of each step's frame, in percent.
+        shares: the time of each frame in seconds, and the object's part of it in percent.
         notes: what is unusual about the video or the result.
     """
 
     expression: str
     overlay: Path
-    shares: tuple[float, ...]
+    shares: tuple[tuple[int | float, float], ...]
     notes: tuple[str, ...]
 
 
@@ -76,12 +76,12 @@ def attempt(segmenter: "Segmenter | Any", video: Path, expression: str, overlay:
     for found in segmenter.segment_video(film, [expression]):
         masks += map(encoded, found.masks)  # one step's mask may have millions of pixels
     write_overlay_videos(film, [Overlay(overlay, expression, map(decoded, masks))])
-    shares = [100 * float(decoded(mask).mean()) for mask in masks]
+    shares = [(step / segmenter.fps, 100 * float(decoded(mask).mean())) for step, mask in enumerate(masks)]
     is_cut = segmenter.run.is_cut(expression)
     notes = [
         *["RANDOM FEATURES: at least one encoder of this run has random weights; the result says nothing about the "
           "method"] * segmenter.run.random_features,
-        *["nothing in this video is what the expression refers to"] * (not any(shares)),
+        *["nothing in this video is what the expression refers to"] * (not any(share for _, share in shares)),
         *["the expression is longer than the text encoder takes; its end was not read"] * is_cut,
         *["the video has no sound track and counts as silent"] * film.silent,
         *[f"only the first {MOST_SECONDS} s are used"] * (film.declared_s > MOST_SECONDS + 0.5),

@@ -72,7 +72,7 @@ def serve(answers: "Answers", listening: socket.socket, token: str | None, any_h
     host, port = listening.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     with tempfile.TemporaryDirectory(prefix="refavs-view-") as folder:
-        # Read by Gradio when it is imported: no word to its makers, and files in a folder of this process alone.
+        # Read by Gradio when it is imported: no telemetry, and files only in a folder of this process.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder, "HF_HUB_OFFLINE": "1",
                        "GRADIO_ALLOWED_PATHS": "", "GRADIO_SSR_MODE": "False"}  # fmt: skip
         import uvicorn
@@ -84,7 +84,7 @@ def serve(answers: "Answers", listening: socket.socket, token: str | None, any_h
         sys.stdout.flush()
         # uvicorn ends at either signal, and then sends it again.
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
-        with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+        with contextlib.suppress(KeyboardInterrupt):  # how it is ended
             config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
             uvicorn.Server(config).run(sockets=[listening])
     return Exit.COMPLETE

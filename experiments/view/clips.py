@@ -27,8 +27,8 @@ FLAGS = {
     FAILED: "a stream could not be computed", MISSING: "a stream has no row of it yet",
     SHARED: "another clip has the same frames or the same sound", **NOTES,
 }  # fmt: skip
-UNNAMED = ("The extraction has not written its table of clips yet, so that names, pictures, sound and masks are not "
-           "known. The committed features can be seen.")  # fmt: skip
+UNNAMED = ("The extraction has not written its table of clips yet, so names, pictures, sound and masks are not known. "
+           "The features that are committed can be seen.")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Who may ask the page's server for what: an ASGI layer in front of Gradio."""
+"""An ASGI layer in front of Gradio that refuses every request that the page itself does not make."""
 
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -32,9 +32,9 @@ class Guard:
 
     Args:
         app: what answers them.
-        token: comes once as `/?token=...` and is then kept in a cookie; None asks for none.
-        any_host: whether the server may be called by any name; on this machine only its names for itself are accepted,
-            since a page from elsewhere could bring the browser to call it by another one.
+        token: comes once as `/?token=...` and is then kept in a cookie; None for an open server.
+        any_host: whether requests may name any host. Otherwise only the names of the loopback are accepted, as a
+            page from elsewhere could make the browser call this server by a name of its own.
         port: of the server; cookies of two servers of a machine differ by it.
     """
 
@@ -63,7 +63,7 @@ class Guard:
         await self.app(scope, receive, with_headers)
 
     def _refusal(self, scope: Message) -> tuple[int, str, tuple[tuple[bytes, bytes], ...]]:
-        """Status, text and headers of the answer to a request that is not passed on; the status 0 passes it on."""
+        """Status, text and headers that refuse a request; the status 0 lets it pass."""
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
         if not self.any_host and _name_of(host) not in LOOPBACK:

@@ -48,9 +48,9 @@ def smallest_array(shown: ShownStore, stream: str) -> ArraySpec:
 
 
 def nearest(shown: ShownStore, stream: str, clip_id: str, count: int = 8) -> Neighbours:
-    """The clips of the sample whose standardised means point most in the direction of this clip's, from their centre.
+    """The clips of the sample whose standardised means have the largest cosine with this clip's.
 
-    The means of the sample are read at the first call and kept.
+    Cosines are taken about the mean of all of them. The means of the sample are read at the first call and kept.
     """
     if stream not in shown.store.schema.tables:
         return Neighbours(array=stream, note=f"the store {shown.name} has no stream {stream}")

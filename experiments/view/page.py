@@ -16,7 +16,7 @@ from experiments.view.guard import App, Guard
 from experiments.view.markup import style
 from experiments.view.runs import ORDERS, WORST
 
-QUEUE = 32  # requests that may wait; further ones are told that the page is busy
+QUEUE = 32  # requests that may wait; later ones are refused as the page is busy
 AT_ONCE = 4
 KEPT_S = 3600  # of uploads and results
 MOST_STREAMS = 4
@@ -139,7 +139,7 @@ class RunsTab:
 
 
 class TryTab:
-    """A run on a video of the store or of one's own."""
+    """A run on an uploaded video, or on one of the store."""
 
     def __init__(self, answers: Answers) -> None:
         names = list(answers.shown.runs)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from experiments.report.gallery import Scored, read_scores
-from experiments.report.runs import Run, Sweep, read_sweep
+from experiments.report.runs import SavedRun, SavedSweep, saved_sweep
 from experiments.report.tables import GallerySource
 from experiments.tracking.connection import without_password
 from refavs.errors import ConfigError, RefAVSError
@@ -55,7 +55,7 @@ class ShownStore:
 class ShownRun:
     """A trained run with the store that it was evaluated on, as far as it is known."""
 
-    run: Run
+    run: SavedRun
     source: GallerySource
 
     @property
@@ -107,7 +107,7 @@ def open_all(arguments: Sequence[str]) -> Shown:
         StoreError: a store cannot be opened.
     """
     stores: dict[str, ShownStore] = {}
-    found: list[tuple[Sweep, Run]] = []
+    found: list[tuple[SavedSweep, SavedRun]] = []
     for argument in dict.fromkeys(arguments):
         if "://" in argument or (Path(argument) / "zarr.json").is_file():
             _add(stores, argument)
@@ -130,14 +130,14 @@ def _add(stores: dict[str, ShownStore], location: str) -> None:
     stores[name] = ShownStore(location, name)
 
 
-def _runs(folder: Path) -> Iterator[tuple[Sweep, Run]]:
+def _runs(folder: Path) -> Iterator[tuple[SavedSweep, SavedRun]]:
     """The finished runs of a sweep, or the one of a trial."""
     if not folder.is_dir():
         raise ConfigError(f"{folder} {'is a file' if folder.exists() else 'does not exist'}; accepted: {ACCEPTED}")
     is_trial = (folder / "config.json").is_file() and folder.absolute().parent.name == "trials"
     if not is_trial and not (folder / "trials").is_dir():
         raise ConfigError(f"{folder} is neither a store nor a sweep; accepted: {ACCEPTED}")
-    sweep = read_sweep(folder.absolute().parents[1] if is_trial else folder)
+    sweep = saved_sweep(folder.absolute().parents[1] if is_trial else folder)
     runs = [run for run in sweep.runs if not is_trial or run.folder.resolve() == folder.resolve()]
     if not runs:
         raise ConfigError(f"the trial {folder} has no result yet; run its refavs-sweep command again")
@@ -145,7 +145,7 @@ def _runs(folder: Path) -> Iterator[tuple[Sweep, Run]]:
         yield sweep, run
 
 
-def _source(sweep: Sweep, run: Run, given: dict[str, str]) -> GallerySource:
+def _source(sweep: SavedSweep, run: SavedRun, given: dict[str, str]) -> GallerySource:
     told = {str(store.get("fingerprint")): str(store.get("store")) for store in sweep.stores}
     return GallerySource(
         label=run.title, statistics=run.statistics, checkpoint=run.checkpoint, fingerprint=run.store,

@@ -90,7 +90,7 @@ def row_of(store: FeatureStore, stream: str, clip_id: str) -> int:
 
 
 def stream_view(shown: ShownStore, path: str, clip_id: str) -> StreamView:
-    """Draws one array of a clip; what cannot be read is told instead."""
+    """Draws one array of a clip, or says why it cannot be read."""
     spec = shown.store.specs.get(path)
     title = path.removeprefix("clips/")
     if spec is None:
@@ -138,8 +138,8 @@ def principal(
 ) -> tuple[float, Float[np.ndarray, "t h w 3"]]:
     """The first three principal components of a clip's standardised tokens, and their share of the variance.
 
-    Standardised by the store's statistics, so that no channel rules by its scale alone. Each component's sign makes
-    its largest weight positive.
+    Tokens are standardised by the store's statistics, so that no channel dominates by its scale. The sign of each
+    component makes its largest weight positive.
     """
     t, c, h, w = found.shape
     mean, deviation = moments or (found.float().mean((0, 2, 3)).numpy(), np.ones(c, np.float32))

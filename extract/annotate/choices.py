@@ -14,7 +14,7 @@ from refavs.terminal.printing import warn
 if TYPE_CHECKING:
     from extract.annotate.models import Detector, Tracker
     from extract.encoders.protocol import EncoderSetup
-    from extract.pipeline.ray_pool import Resources
+    from extract.pipeline.ray_pool import PoolResources
 
 # Packages add models of their own as entry points in the groups `refavs.detectors` and `refavs.trackers`.
 DETECTORS = {
@@ -46,21 +46,21 @@ def add_machine_arguments(parser: CommandParser) -> None:
     add("--dry-run", action="store_true", help="only print what would be done: clips, objects, weights and hours")
 
 
-def chosen_resources(args: Namespace, name: str) -> "Resources":
+def chosen_resources(args: Namespace, name: str) -> "PoolResources":
     """Where a step runs.
 
     Raises:
         ConfigError: contradicting options, or no such GPU.
     """
     from extract.pipeline.local_ray import chosen_gpus
-    from extract.pipeline.ray_pool import Resources
+    from extract.pipeline.ray_pool import PoolResources
 
     gpus = chosen_gpus(args.device, args.gpus_per_worker, args.address, "--gpus-per-worker",
                        lambda line: warn(f"{name}: {line}"))  # fmt: skip
-    return Resources(address=args.address, num_workers=args.workers, gpus_per_worker=gpus)
+    return PoolResources(address=args.address, num_workers=args.workers, gpus_per_worker=gpus)
 
 
-def chosen_setup(args: Namespace, resources: "Resources") -> "EncoderSetup":
+def chosen_setup(args: Namespace, resources: "PoolResources") -> "EncoderSetup":
     """Weights and device of the models."""
     from extract.encoders.protocol import EncoderSetup
     from extract.encoders.weights import WeightSource

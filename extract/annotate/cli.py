@@ -1,9 +1,9 @@
 """refavs-annotate: makes a benchmark in the layout of Ref-AVS from one's own videos, step by step."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from refavs.terminal.command import CommandParser, run_command
 
@@ -20,18 +20,10 @@ STEPS = {
 }
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults in the help, and keeps the line breaks of the examples."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        shown = action.default is not None and action.default is not False
-        return super()._get_help_string(action) if shown else action.help
-
-
 def build_parser() -> CommandParser:
     """The command line."""
     parser = CommandParser(
-        prog=NAME, formatter_class=_Formatter,
+        prog=NAME,
         description="Makes a benchmark in the layout of Ref-AVS from videos: the steps in their order.",
         epilog="examples:\n  refavs-annotate propose PROJECT videos/ --names names.csv\n"
         "  refavs-annotate track PROJECT\n\n"
@@ -39,8 +31,8 @@ def build_parser() -> CommandParser:
     )  # fmt: skip
     steps = parser.add_subparsers(dest="step", metavar="STEP", required=True)
     for name, (module, about) in STEPS.items():
-        step = steps.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.",
-                                formatter_class=_Formatter)  # fmt: skip
+        step = steps.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        step.add_argument("project", type=Path, metavar="PROJECT", help="folder of the project, which propose makes")
         import_module(module).add_arguments(step)
         step.set_defaults(run=lambda args, module=module: import_module(module).run(args))
     return parser

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from extract.pipeline.ray_pool import Resources, run_pool
+from extract.pipeline.ray_pool import PoolResources, run_pool
 from refavs.errors import DatasetError, RefAVSError, StoreError
 from refavs.terminal.command import Exit
 from refavs.terminal.console import ProgressBar
@@ -45,8 +45,7 @@ class Step(Protocol):
         """Does the step for one clip; returns lines for people.
 
         Raises:
-            DatasetError: the clip cannot be used; the others can.
-            StoreError: likewise.
+            DatasetError, StoreError: this clip cannot be used; the others can.
         """
         ...
 
@@ -114,7 +113,7 @@ def done(step: Step, job: ClipJob) -> ClipResult:
         return ClipResult(clip=job.clip, error=error.with_traceback(None), trace=traceback.format_exc())
 
 
-def run_clips(step: Step, jobs: Sequence[ClipJob], resources: Resources, name: str) -> int:
+def run_clips(step: Step, jobs: Sequence[ClipJob], resources: PoolResources, name: str) -> int:
     """Does a step for the clips, shows the progress and lists what went wrong; returns the exit status.
 
     Args:
@@ -135,7 +134,7 @@ def run_clips(step: Step, jobs: Sequence[ClipJob], resources: Resources, name: s
     return totals.told(name)
 
 
-def _results(step: Step, jobs: Sequence[ClipJob], resources: Resources, name: str) -> Iterator[ClipResult | None]:
+def _results(step: Step, jobs: Sequence[ClipJob], resources: PoolResources, name: str) -> Iterator[ClipResult | None]:
     if resources.address is None and (resources.num_workers or 1) == 1:
         step.begin()
         yield from (done(step, job) for job in jobs)

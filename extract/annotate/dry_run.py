@@ -8,7 +8,7 @@ from extract.annotate.models import Model
 from extract.annotate.records import Request
 from extract.encoders.protocol import EncoderSetup
 from extract.encoders.weights import NotFetched
-from extract.pipeline.ray_pool import Resources
+from extract.pipeline.ray_pool import PoolResources
 from refavs.errors import WeightsError
 from refavs.terminal.command import Exit
 from refavs.terminal.printing import say
@@ -16,7 +16,7 @@ from refavs.terminal.printing import say
 
 def dry_run(
     clips: Sequence[Sequence[Request]], num_clips: int, seconds: int, make: Callable[[EncoderSetup], Sequence[Model]],
-    setup: EncoderSetup, resources: Resources, computes: Sequence[str] = ("frame", "object"),
+    setup: EncoderSetup, resources: PoolResources, computes: Sequence[str] = ("frame", "object"),
 ) -> int:  # fmt: skip
     """Prints counts, weights and hours; the exit status says whether a run would find its weights.
 

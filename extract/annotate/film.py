@@ -4,9 +4,10 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
+import av
 import numpy as np
+import soundfile
 from jaxtyping import Float, Int16, UInt8
 from PIL import Image
 
@@ -23,9 +24,6 @@ from refavs.data.layouts import Clip
 from refavs.errors import DatasetError
 from refavs.files.atomic import write_atomically
 from refavs.files.source_files import open_file
-
-if TYPE_CHECKING:
-    import av
 
 JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
 SMALL = 64  # longer side of the pictures that are searched for cuts, px
@@ -47,7 +45,7 @@ class _WholePictures(PlacedPictures):
     firsts_s: dict[int, Fraction] = field(default_factory=dict)
     size: tuple[int, int] | None = None
 
-    def add(self, frame: "av.VideoFrame", time_s: Fraction) -> None:
+    def add(self, frame: av.VideoFrame, time_s: Fraction) -> None:
         """Takes the next picture."""
         is_next = self.last is None or time_s >= self.time_s
         super().add(frame, time_s)
@@ -64,7 +62,7 @@ class _WholePictures(PlacedPictures):
         known = [first for first in self.firsts_s if first <= second]
         return self.firsts_s[max(known)] if known else Fraction(0)
 
-    def _pixels(self, frame: "av.VideoFrame") -> list[UInt8[np.ndarray, "h w c"]]:
+    def _pixels(self, frame: av.VideoFrame) -> list[UInt8[np.ndarray, "h w c"]]:
         picture = self._picture(frame)
         self.size = self.size or picture.size
         return [np.asarray(picture if picture.size == self.size else picture.resize(self.size))]
@@ -77,7 +75,7 @@ class _Channels(PlacedSound):
         super().__init__(num_seconds, channel=0)
         self._others = [PlacedSound(num_seconds, channel=number) for number in range(1, num_channels)]
 
-    def add(self, frame: "av.AudioFrame") -> None:
+    def add(self, frame: av.AudioFrame) -> None:
         """Takes a decoded frame."""
         for each in self._others:
             each.add(frame)
@@ -163,8 +161,6 @@ def _as_int16(sound: Float[np.ndarray, "s c"]) -> Int16[np.ndarray, "s c"]:
 
 
 def _wave(samples: Int16[np.ndarray, "s c"], rate_hz: int) -> bytes:
-    import soundfile
-
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, rate_hz, format="WAV", subtype="PCM_16")
     return buffer.getvalue()

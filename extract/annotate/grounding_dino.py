@@ -11,7 +11,7 @@ from PIL import Image
 
 from extract.annotate.models import Detection, Detector, Frame
 from extract.encoders.hub_folder import CONFIG, PREPROCESSOR, HubFolder
-from extract.encoders.networks import frozen
+from extract.encoders.networks import frozen, of_transformers
 from extract.encoders.protocol import EncoderSetup
 from extract.encoders.tokens import read_tokenizer, tokenizer_files, word_pieces
 from extract.encoders.weights import WeightPart
@@ -61,13 +61,10 @@ class GroundingDino(Detector):
     @cached_property
     def network(self) -> Any:
         """The network in float32."""
-        ensure_torchvision()
-        from transformers.models.grounding_dino.configuration_grounding_dino import GroundingDinoConfig
-        from transformers.models.grounding_dino.modeling_grounding_dino import GroundingDinoForObjectDetection
-
-        config = self.files.config(GroundingDinoConfig, self._published)
-        return frozen(self.files.network(GroundingDinoForObjectDetection, config, UNUSED), self._setup.device,
-                      torch.float32)  # fmt: skip
+        kind = of_transformers("grounding_dino.configuration_grounding_dino.GroundingDinoConfig")
+        config = self.files.config(kind, self._published)
+        kind = of_transformers("grounding_dino.modeling_grounding_dino.GroundingDinoForObjectDetection")
+        return frozen(self.files.network(kind, config, UNUSED), self._setup.device, torch.float32)
 
     @cached_property
     def _processor(self) -> Any:

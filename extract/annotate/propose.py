@@ -40,7 +40,6 @@ SECONDS = 10
 def add_arguments(parser: CommandParser) -> None:
     """The options of the step."""
     add = parser.add_argument
-    add("project", type=Path, metavar="PROJECT", help="folder of the project; made where there is none, else completed")
     add("source", type=Path, metavar="SOURCE", help="a folder of videos, a benchmark, or another layout")
     add("--names", type=Path, metavar="CSV", required=True, help="the objects: columns vid,name; by choice fid (the "
         "object's number in its clip), pivot (the second in which it is clearest) and its box there x0,y0,x1,y1")

@@ -19,16 +19,15 @@ from torch import Tensor
 
 from extract.annotate.models import PRESENT, Frame, Maps, ScoredMask, Track, Tracker
 from extract.annotate.records import Box
-from extract.encoders.networks import DTYPES, frozen
+from extract.encoders.networks import DTYPES, frozen, of_transformers
 from extract.encoders.protocol import EncoderSetup
 from extract.encoders.registry import make_encoder
 from extract.encoders.sam2 import HIGH_RESOLUTION, Sam2Encoder
 from extract.encoders.weights import WeightPart
 from extract.media.pictures import fitted
 from extract.pipeline.estimate import seconds_of
-from refavs.machine.torchvision_shim import ensure_torchvision
 
-LEVELS = ("image", "high_resolution")
+SAM2_LEVELS = ("image", "high_resolution")
 MAPS = (*(f"high_resolution/{name}" for name in HIGH_RESOLUTION), "image/map")  # from fine to coarse
 
 
@@ -56,13 +55,11 @@ class Sam2Masks(Tracker):
     @cached_property
     def _video(self) -> Any:
         """The model for videos, without its encoder."""
-        ensure_torchvision()
-        from transformers.models.sam2_video.configuration_sam2_video import Sam2VideoConfig
-        from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoModel
-
         published, files = self.encoder.published, self.encoder.files
-        config = files.config(Sam2VideoConfig, published.sizes, (published.model_type,))
-        network = frozen(files.network(Sam2VideoModel, config), self._setup.device, DTYPES[self._setup.precision])
+        kind = of_transformers("sam2_video.configuration_sam2_video.Sam2VideoConfig")
+        config = files.config(kind, published.sizes, (published.model_type,))
+        network = files.network(of_transformers("sam2_video.modeling_sam2_video.Sam2VideoModel"), config)
+        network = frozen(network, self._setup.device, DTYPES[self._setup.precision])
         *_, side = config.vision_config.backbone_feature_sizes
         shape = torch.Size((1, config.vision_config.fpn_hidden_size, *side))
         places = network.vision_encoder.neck.position_encoding(shape, network.device, network.dtype)
@@ -147,10 +144,8 @@ class Sam2Masks(Tracker):
 
     def _session(self, features: Sequence[Mapping[str, list[Tensor]]]) -> Any:
         """A session that has the features of all frames instead of their pictures."""
-        from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
-
         device = self._video.device
-        session = Sam2VideoInferenceSession(
+        session = of_transformers("sam2_video.modeling_sam2_video.Sam2VideoInferenceSession")(
             video=torch.zeros(len(features), 0), inference_device=device, inference_state_device=device,
             dtype=self._video.dtype, max_vision_features_cache_size=len(features),
         )  # fmt: skip
@@ -161,7 +156,7 @@ class Sam2Masks(Tracker):
     def maps(self, frames: Sequence[Frame]) -> Maps:
         """The features of a clip's frames, all in one pass as `refavs-extract` computes them, and so with its bits."""
         pictures = [fitted(Image.fromarray(frame.pixels), self.encoder.takes) for frame in frames]  # type: ignore[arg-type]
-        (found,) = self.encoder.encode([np.stack(pictures)], LEVELS)
+        (found,) = self.encoder.encode([np.stack(pictures)], SAM2_LEVELS)
         return _Computed({frame.second: {path: found[path][place] for path in MAPS}
                           for place, frame in enumerate(frames)})  # fmt: skip
 

@@ -9,12 +9,11 @@ from PIL import Image
 
 from extract.annotate.models import Detection, Detector, Frame
 from extract.encoders.hub_folder import CONFIG, HubFolder
-from extract.encoders.networks import frozen
+from extract.encoders.networks import frozen, of_transformers
 from extract.encoders.protocol import EncoderSetup
 from extract.encoders.tokens import clip_bpe, read_tokenizer, tokenizer_files
 from extract.encoders.weights import WeightPart
 from extract.pipeline.estimate import seconds_of
-from refavs.machine.torchvision_shim import ensure_torchvision
 
 UNUSED = (r"tracker_model\..*", r"tracker_neck\..*")
 MOST_WORD_PIECES = 32
@@ -49,19 +48,18 @@ class Sam3(Detector):
     @cached_property
     def network(self) -> Any:
         """The network in float32."""
-        ensure_torchvision()
-        from transformers.models.sam3.configuration_sam3 import Sam3Config
-        from transformers.models.sam3.modeling_sam3 import Sam3Model
+        kind = of_transformers("sam3.configuration_sam3.Sam3Config")
 
         def described(found: Mapping[str, Any]) -> Any:
             own = found["detector_config"] if found["model_type"] == "sam3_video" else found
-            if own["model_type"] != Sam3Config.model_type:
+            if own["model_type"] != kind.model_type:
                 raise ValueError(f"it describes a {own['model_type']!r}, no 'sam3' or 'sam3_video'")
-            return Sam3Config.from_dict({**own})
+            return kind.from_dict({**own})
 
-        sizes: dict[str, Any] = {**self.files.tower({"model_type": Sam3Config.model_type}, described)}
-        config = Sam3Config.from_dict(sizes)
-        return frozen(self.files.network(Sam3Model, config, UNUSED), self._setup.device, torch.float32)
+        sizes: dict[str, Any] = {**self.files.tower({"model_type": kind.model_type}, described)}
+        config = kind.from_dict(sizes)
+        network = self.files.network(of_transformers("sam3.modeling_sam3.Sam3Model"), config, UNUSED)
+        return frozen(network, self._setup.device, torch.float32)
 
     @cached_property
     def _tokenizer(self) -> Any:

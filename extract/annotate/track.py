@@ -2,7 +2,6 @@
 
 from argparse import Namespace
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from extract.annotate.choices import (
@@ -26,7 +25,6 @@ NAME = "refavs-annotate track"
 def add_arguments(parser: CommandParser) -> None:
     """The options of the step."""
     add = parser.add_argument
-    add("project", type=Path, metavar="PROJECT", help="folder of the project")
     add("--tracker", metavar="NAME", help=f"{', '.join(TRACKERS)}, {STAND_IN_HELP}; default: the one that made the "
         "candidates")  # fmt: skip
     add("--store", metavar="STORE", help="a store with a stream of the tracker's encoder: its features are read there "
@@ -82,12 +80,12 @@ def _store(location: str | None, tracker: Any) -> Any:
     """The features in a store."""
     if location is None:
         return None
-    from extract.annotate.sam2_masks import LEVELS, MAPS, Sam2Masks
+    from extract.annotate.sam2_masks import MAPS, SAM2_LEVELS, Sam2Masks
     from extract.annotate.store_maps import StoredMaps
 
     if not isinstance(tracker, Sam2Masks):
         raise ConfigError(f"--store needs a tracker with an encoder, one of {', '.join(TRACKERS)}; leave it out")
-    return StoredMaps.open(location, tracker.encoder, LEVELS, MAPS)
+    return StoredMaps.open(location, tracker.encoder, SAM2_LEVELS, MAPS)
 
 
 def _note(folder: ProjectFolder, settings: Project, name: str, revision: str) -> None:

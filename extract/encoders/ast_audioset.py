@@ -1,7 +1,7 @@
 """The Audio Spectrogram Transformer, trained on AudioSet."""
 
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,7 @@ from torch import Tensor
 
 from extract.encoders.hub_audio import PatchEncoder, SoundSettings
 from extract.encoders.hub_folder import PREPROCESSOR
-from extract.encoders.protocol import EncoderSetup
 from extract.encoders.spectrograms import FRAMES_PER_S, RATE_HZ, kaldi_fbank, pieces
-from refavs.machine.torchvision_shim import ensure_torchvision
 
 NUM_EXTRA = 2  # CLS and distillation
 MEAN, STD = -4.2677393, 4.5689974
@@ -22,22 +20,11 @@ MEAN, STD = -4.2677393, 4.5689974
 class AstEncoder(PatchEncoder):
     """Overlapping patches of 16 frames by 16 bands, every 10; padding behind a sound is kept, as in training."""
 
+    config_name = "audio_spectrogram_transformer.configuration_audio_spectrogram_transformer.ASTConfig"
+    network_name = "audio_spectrogram_transformer.modeling_audio_spectrogram_transformer.ASTModel"
     preprocessing = ("mono 16 kHz, kaldi's log-mel 128 bands, hann window, full scale 1, pieces of 10 s, zeros up to "
                      "1024 frames, then normalised")  # fmt: skip
     unused = (r"classifier\..*",)
-
-    def config_of(self, values: Mapping[str, Any]) -> Any:
-        """AST's."""
-        ensure_torchvision()
-        from transformers.models.audio_spectrogram_transformer import configuration_audio_spectrogram_transformer
-
-        return configuration_audio_spectrogram_transformer.ASTConfig(**values)
-
-    def network_class(self) -> Any:
-        """AST without its classifier."""
-        from transformers.models.audio_spectrogram_transformer import modeling_audio_spectrogram_transformer
-
-        return modeling_audio_spectrogram_transformer.ASTModel
 
     def facts(self, level: str) -> dict[str, Any]:
         """With the constants of the front end."""
@@ -93,7 +80,4 @@ AUDIOSET = SoundSettings(
     },
 )  # fmt: skip
 
-
-def ast_audioset(setup: EncoderSetup) -> AstEncoder:
-    """The published one, fine-tuned on AudioSet."""
-    return AstEncoder("ast-audioset", AUDIOSET, setup, "BSD-3-Clause", 86_187_264)
+ast_audioset = partial(AstEncoder, "ast-audioset", AUDIOSET, licence="BSD-3-Clause", num_parameters=86_187_264)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import Tensor
 from extract.encoders.beats_network import Beats, BeatsConfig
 from extract.encoders.hub_audio import PatchEncoder, SoundSettings
 from extract.encoders.networks import DTYPES, fill, frozen, load_tensors, randomly
-from extract.encoders.protocol import EncoderSetup
 from extract.encoders.spectrograms import FRAME, FRAMES_PER_S, HOP, RATE_HZ, kaldi_fbank
 from extract.encoders.weights import WeightPart, in_folder, weights_stamp
 from refavs.errors import WeightsError
@@ -126,7 +125,5 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 AUDIOSET = SoundSettings(config=asdict(BeatsConfig()), repository="microsoft/unilm beats")
 
-
-def beats_audioset(setup: EncoderSetup) -> BeatsEncoder:
-    """The third iteration, trained on AudioSet."""
-    return BeatsEncoder("beats-iter3-plus", AUDIOSET, setup, "MIT", 90_311_792)
+# The third iteration, trained on AudioSet.
+beats_audioset = partial(BeatsEncoder, "beats-iter3-plus", AUDIOSET, licence="MIT", num_parameters=90_311_792)

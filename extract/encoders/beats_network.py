@@ -92,7 +92,7 @@ def distance_buckets(
 
 
 class _Layer(nn.Module):
-    """Attention, then feed-forward, each normalised after the sum; DeepNorm weighs what goes past them."""
+    """Attention, then feed-forward, each normalised after the sum; DeepNorm scales the skip connections."""
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """CLAP: the vectors of sounds (HTSAT) and of expressions (RoBERTa) in one space."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,9 +12,8 @@ from torch import Tensor, nn
 
 from extract.encoders.hub_audio import SoundSettings, WindowEncoder
 from extract.encoders.hub_text import Kind, TextEncoder, TextSettings
-from extract.encoders.protocol import EncoderSetup
+from extract.encoders.networks import of_transformers
 from extract.encoders.spectrograms import centred_log10_mel, mel_filters, thirds
-from refavs.machine.torchvision_shim import ensure_torchvision
 
 RATE_HZ = 48_000
 MOST_SAMPLES = 10 * RATE_HZ
@@ -28,6 +28,7 @@ class ClapAudioEncoder(WindowEncoder):
     treats every clip as long, as transformers' front end treats a clip that it is given alone.
     """
 
+    network_name = "clap.modeling_clap.ClapAudioModelWithProjection"
     rate_hz = RATE_HZ
     preprocessing = ("mono 48 kHz, repeated and padded up to 10 s, log-mel 64 bands 0-14000 Hz of 1024 samples every "
                      "480, in dB; of a longer clip the middle, or fused crops of three thirds")  # fmt: skip
@@ -39,17 +40,8 @@ class ClapAudioEncoder(WindowEncoder):
     unused = (r"text_model\..*", r"text_projection\..*", r"logit_scale.*")
 
     def config_of(self, values: Mapping[str, Any]) -> Any:
-        """That of the audio tower within a config of both, whose width of the projection counts."""
-        ensure_torchvision()
-        from transformers.models.clap.configuration_clap import ClapAudioConfig, ClapConfig
-
-        return ClapConfig(**values).audio_config if "audio_config" in values else ClapAudioConfig(**values)
-
-    def network_class(self) -> Any:
-        """Tower and projection."""
-        from transformers.models.clap.modeling_clap import ClapAudioModelWithProjection
-
-        return ClapAudioModelWithProjection
+        """The config of the audio tower, with the projection width of the whole network."""
+        return _tower_config("audio", values)
 
     def front_end(self, sound: Float[np.ndarray, " s"]) -> Float[np.ndarray, "channel h w"]:
         """Frames by bands, in one channel or, fused, in four."""
@@ -78,28 +70,26 @@ class ClapAudioEncoder(WindowEncoder):
 class ClapTextEncoder(TextEncoder):
     """RoBERTa, its pooling layer and the projection; the tokens alone are not in the space of the sounds."""
 
+    network_name = "clap.modeling_clap.ClapTextModelWithProjection"
     levels: ClassVar[Mapping[str, Kind]] = {"": "pooled"}
     pooled_name = "projection_dim"
     pooling = "projected vector of length 1"
     unused = (r"audio_model\..*", r"audio_projection\..*", r"logit_scale.*")
 
     def config_of(self, values: Mapping[str, Any]) -> Any:
-        """That of the text tower within a config of both, whose width of the projection counts."""
-        ensure_torchvision()
-        from transformers.models.clap.configuration_clap import ClapConfig, ClapTextConfig
-
-        return ClapConfig(**values).text_config if "text_config" in values else ClapTextConfig(**values)
-
-    def network_class(self) -> Any:
-        """Tower and projection."""
-        from transformers.models.clap.modeling_clap import ClapTextModelWithProjection
-
-        return ClapTextModelWithProjection
+        """The config of the text tower, with the projection width of the whole network."""
+        return _tower_config("text", values)
 
     def outputs(self, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"]) -> Mapping[Kind, Float[Tensor, "b *l c"]]:
         """Vectors of length 1."""
         found = self._network(input_ids=ids, attention_mask=valid.long()).text_embeds
         return {"pooled": nn.functional.normalize(found, dim=-1)}
+
+
+def _tower_config(tower: str, values: Mapping[str, Any]) -> Any:
+    kind = "" if f"{tower}_config" in values else tower.capitalize()
+    found = of_transformers(f"clap.configuration_clap.Clap{kind}Config")(**values)
+    return found if kind else getattr(found, f"{tower}_config")
 
 
 _HTSAT = {
@@ -119,17 +109,12 @@ TEXT = TextSettings(
     },
 )  # fmt: skip
 
-
-def clap_audio(setup: EncoderSetup) -> ClapAudioEncoder:
-    """One spectrogram."""
-    return ClapAudioEncoder("clap-htsat-unfused", UNFUSED, setup, "Apache-2.0", 28_190_872)
-
-
-def clap_audio_fused(setup: EncoderSetup) -> ClapAudioEncoder:
-    """Four spectrograms of a long clip."""
-    return ClapAudioEncoder("clap-htsat-fused", FUSED, setup, "Apache-2.0", 28_205_512)
-
-
-def clap_text(setup: EncoderSetup) -> ClapTextEncoder:
-    """That of the unfused one."""
-    return ClapTextEncoder("clap-text-unfused", TEXT, setup, "Apache-2.0", 125_302_016)
+clap_audio = partial(
+    ClapAudioEncoder, "clap-htsat-unfused", UNFUSED, licence="Apache-2.0", num_parameters=28_190_872
+)
+clap_audio_fused = partial(
+    ClapAudioEncoder, "clap-htsat-fused", FUSED, licence="Apache-2.0", num_parameters=28_205_512
+)
+clap_text = partial(
+    ClapTextEncoder, "clap-text-unfused", TEXT, licence="Apache-2.0", num_parameters=125_302_016
+)

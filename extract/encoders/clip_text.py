@@ -1,8 +1,8 @@
 """The text towers of CLIP and of LanguageBind: token features of one expression, and its projected vector."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from einops import reduce
@@ -10,12 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from extract.encoders.hub_text import Kind, TextEncoder, TextSettings
-from extract.encoders.protocol import EncoderSetup
+from extract.encoders.networks import of_transformers
 from extract.encoders.tokens import clip_bpe
-from refavs.machine.torchvision_shim import ensure_torchvision
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 LENGTH = 77
 
@@ -27,29 +23,23 @@ class ClipTextEncoder(TextEncoder):
     later configs look for; here it is the last that is no padding.
     """
 
+    network_name = "clip.modeling_clip.CLIPTextModelWithProjection"
     levels: ClassVar[Mapping[str, Kind]] = {"tokens": "tokens", "pooled": "pooled"}
     pooled_name = "projection_dim"
     pooling = "projection of the end of the text, not normalised"
+    from_older = staticmethod(clip_bpe)
     tokenizer_kind = "lower-case BPE"
     unused = (r"vision_model\..*", r"visual_projection\..*", r"logit_scale", r".*\.position_ids")
 
     def config_of(self, values: Mapping[str, Any]) -> Any:
-        """That of the text tower within a config of both, whose width of the projection counts."""
-        ensure_torchvision()
-        from transformers.models.clip.configuration_clip import CLIPConfig, CLIPTextConfig
-
+        """The config of the text tower, with the projection width of the whole network."""
         if "text_config" not in values and "text_config_dict" not in values:
-            return CLIPTextConfig(**values)
-        whole: Any = CLIPConfig(**{name: value for name, value in values.items() if not name.startswith("vision_")})
+            return of_transformers("clip.configuration_clip.CLIPTextConfig")(**values)
+        without_vision = {name: value for name, value in values.items() if not name.startswith("vision_")}
+        whole = of_transformers("clip.configuration_clip.CLIPConfig")(**without_vision)
         tower = whole.text_config
         tower.projection_dim = whole.projection_dim
         return tower
-
-    def network_class(self) -> Any:
-        """Tower and projection."""
-        from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
-
-        return CLIPTextModelWithProjection
 
     def outputs(self, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"]) -> Mapping[Kind, Float[Tensor, "b *l c"]]:
         """The features of the last layer after its norm, and the projection of the last one."""
@@ -57,10 +47,6 @@ class ClipTextEncoder(TextEncoder):
         tokens = network.text_model(input_ids=ids, attention_mask=valid.long()).last_hidden_state
         ends = tokens[torch.arange(len(ids), device=ids.device), reduce(valid.long(), "b l -> b", "sum") - 1]
         return {"tokens": tokens, "pooled": network.text_projection(ends)}
-
-    def from_older(self, *files: Path) -> "Tokenizer":
-        """From vocab.json and merges.txt."""
-        return clip_bpe(*files)
 
 
 def _config(channels: int, num_heads: int, activation: str) -> dict[str, Any]:
@@ -80,17 +66,13 @@ LANGUAGEBIND = TextSettings(
     tokenizer="LanguageBind/LanguageBind_Image",
 )
 
-
-def clip_text_base(setup: EncoderSetup) -> ClipTextEncoder:
-    """That of CLIP B/32."""
-    return ClipTextEncoder("clip-text-base-patch32", BASE, setup, "MIT (code)", 63_428_096)
-
-
-def clip_text_large(setup: EncoderSetup) -> ClipTextEncoder:
-    """That of CLIP L/14."""
-    return ClipTextEncoder("clip-text-large-patch14", LARGE, setup, "MIT (code)", 123_650_304)
-
-
-def languagebind_text(setup: EncoderSetup) -> ClipTextEncoder:
-    """That of LanguageBind, the same in all of its checkpoints."""
-    return ClipTextEncoder("languagebind-text", LANGUAGEBIND, setup, "MIT (code)", 123_650_304)
+clip_text_base = partial(
+    ClipTextEncoder, "clip-text-base-patch32", BASE, licence="MIT (code)", num_parameters=63_428_096
+)
+clip_text_large = partial(
+    ClipTextEncoder, "clip-text-large-patch14", LARGE, licence="MIT (code)", num_parameters=123_650_304
+)
+# The same in all checkpoints of LanguageBind.
+languagebind_text = partial(
+    ClipTextEncoder, "languagebind-text", LANGUAGEBIND, licence="MIT (code)", num_parameters=123_650_304
+)

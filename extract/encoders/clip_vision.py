@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from extract.encoders.frame_encoder import HubFrameEncoder, Published, Shape
-from refavs.machine.torchvision_shim import ensure_torchvision
+from extract.encoders.networks import of_transformers
 
 TEXT_TOWER = (r"text_model\..*", r"text_projection\..*", "logit_scale", r".*\.position_ids")
 
@@ -32,11 +32,9 @@ class ClipVisionEncoder(HubFrameEncoder):
 
     def build(self) -> Any:
         """The vision tower with its projection."""
-        ensure_torchvision()
-        from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
-
+        kind = of_transformers("clip.modeling_clip.CLIPVisionModelWithProjection")
         self.config.vision_config.projection_dim = self.config.projection_dim
-        return self.files.network(CLIPVisionModelWithProjection, self.config.vision_config, TEXT_TOWER)
+        return self.files.network(kind, self.config.vision_config, TEXT_TOWER)
 
     def features(self, frames: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
         """Patches and vector of each frame."""

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from extract.encoders.frame_encoder import HubFrameEncoder, Published, Shape
-from refavs.machine.torchvision_shim import ensure_torchvision
+from extract.encoders.networks import of_transformers
 
 SIDE_PX = 384  # or the next multiple of the patch: 28 x 28 patches of 14 px, 24 x 24 of 16 px
 
@@ -28,10 +28,7 @@ class DinoEncoder(HubFrameEncoder):
 
     def build(self) -> Any:
         """The network of the checkpoint's generation."""
-        ensure_torchvision()
-        from transformers.models.auto.modeling_auto import MODEL_MAPPING
-
-        return self.files.network(MODEL_MAPPING[type(self.config)], self.config)
+        return self.files.network(of_transformers("auto.modeling_auto.MODEL_MAPPING")[type(self.config)], self.config)
 
     def features(self, frames: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
         """Patches and CLS of each frame."""

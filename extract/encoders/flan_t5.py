@@ -1,21 +1,16 @@
 """The encoders of Flan-T5: token features of one expression, its end `</s>` included, and their mean."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import partial
+from typing import ClassVar
 
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from extract.encoders.hub_text import Kind, TextEncoder, TextSettings
-from extract.encoders.protocol import EncoderSetup
 from extract.encoders.tokens import sentence_pieces
 from refavs.choices import Precision
-from refavs.machine.torchvision_shim import ensure_torchvision
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 
 class FlanT5Encoder(TextEncoder):
@@ -24,6 +19,8 @@ class FlanT5Encoder(TextEncoder):
     Its feed-forward layers overflow in fp16, so it computes in bf16 where anything but fp32 is asked for.
     """
 
+    config_name = "t5.configuration_t5.T5Config"
+    network_name = "t5.modeling_t5.T5EncoderModel"
     levels: ClassVar[Mapping[str, Kind]] = {"tokens": "tokens", "pooled": "pooled"}
     size_names: ClassVar[Mapping[str, str]] = {
         "channels": "d_model", "num_layers": "num_layers", "num_heads": "num_heads", "feedforward_channels": "d_ff",
@@ -32,21 +29,9 @@ class FlanT5Encoder(TextEncoder):
     pooled_name = "d_model"
     pooling = "mean of all tokens"
     older_tokenizer: ClassVar[Sequence[str]] = ("spiece.model",)
+    from_older = staticmethod(sentence_pieces)
     tokenizer_kind = "sentence pieces"
     unused = (r"decoder\..*", r"lm_head\..*", r"encoder\.embed_tokens\..*")
-
-    def config_of(self, values: Mapping[str, Any]) -> Any:
-        """T5's."""
-        ensure_torchvision()
-        from transformers.models.t5.configuration_t5 import T5Config
-
-        return T5Config(**values)
-
-    def network_class(self) -> Any:
-        """T5's encoder."""
-        from transformers.models.t5.modeling_t5 import T5EncoderModel
-
-        return T5EncoderModel
 
     def outputs(self, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"]) -> Mapping[Kind, Float[Tensor, "b *l c"]]:
         """The features of the last layer, and their mean over what is no padding."""
@@ -54,10 +39,6 @@ class FlanT5Encoder(TextEncoder):
         real = rearrange(valid, "b l -> b l 1").float()
         mean = reduce(tokens * real, "b l c -> b c", "sum") / reduce(real, "b l 1 -> b 1", "sum")
         return {"tokens": tokens, "pooled": mean}
-
-    def from_older(self, *files: Path) -> "Tokenizer":
-        """From spiece.model."""
-        return sentence_pieces(*files)
 
     @property
     def precision(self) -> Precision:
@@ -74,27 +55,14 @@ def _settings(size: str, channels: int, feedforward: int, num_layers: int, num_h
     })  # fmt: skip
 
 
-SMALL = _settings("small", 512, 1024, 8, 6)
-BASE = _settings("base", 768, 2048, 12, 12)
-LARGE = _settings("large", 1024, 2816, 24, 16)
-XL = _settings("xl", 2048, 5120, 24, 32)
+
+def _of_size(size: str, num_parameters: int, *sizes: int) -> partial[FlanT5Encoder]:
+    settings = _settings(size, *sizes)
+    return partial(FlanT5Encoder, f"flan-t5-{size}", settings, licence="Apache-2.0", num_parameters=num_parameters)
 
 
-def flan_t5_small(setup: EncoderSetup) -> FlanT5Encoder:
-    """80 million parameters with the decoder."""
-    return FlanT5Encoder("flan-t5-small", SMALL, setup, "Apache-2.0", 35_332_800)
-
-
-def flan_t5_base(setup: EncoderSetup) -> FlanT5Encoder:
-    """Likely that of the paper's supplement, Table 3, which gives no size."""
-    return FlanT5Encoder("flan-t5-base", BASE, setup, "Apache-2.0", 109_628_544)
-
-
-def flan_t5_large(setup: EncoderSetup) -> FlanT5Encoder:
-    """780 million parameters with the decoder."""
-    return FlanT5Encoder("flan-t5-large", LARGE, setup, "Apache-2.0", 341_231_104)
-
-
-def flan_t5_xl(setup: EncoderSetup) -> FlanT5Encoder:
-    """3 billion parameters with the decoder."""
-    return FlanT5Encoder("flan-t5-xl", XL, setup, "Apache-2.0", 1_223_527_424)
+# The paper's supplement, Table 3, gives no size; likely it is the base one.
+flan_t5_small = _of_size("small", 35_332_800, 512, 1024, 8, 6)
+flan_t5_base = _of_size("base", 109_628_544, 768, 2048, 12, 12)
+flan_t5_large = _of_size("large", 341_231_104, 1024, 2816, 24, 16)
+flan_t5_xl = _of_size("xl", 1_223_527_424, 2048, 5120, 24, 32)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,8 +10,8 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from extract.encoders.hub_folder import HubFolder
-from extract.encoders.networks import DTYPES, frozen
+from extract.encoders.hub_tower import HubTower
+from extract.encoders.networks import DTYPES
 from extract.encoders.protocol import Encoder, EncoderSetup, Sound
 from extract.encoders.spectrograms import RATE_HZ
 from extract.encoders.weights import WeightPart
@@ -35,10 +34,10 @@ class SoundSettings:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a network takes of one clip.
+    """What a network reads of one clip.
 
     Attributes:
-        inputs: by what they are (windows, clip, pieces); the first axis is that of the passes.
+        inputs: by kind (windows, clip, pieces); the first axis counts the passes of the network.
     """
 
     seconds: int
@@ -46,7 +45,7 @@ class Prepared:
 
 
 @dataclass
-class SoundEncoder(Encoder):
+class SoundEncoder(HubTower, Encoder):
     """The sound of a clip to the features of one level or more, float16.
 
     Attributes:
@@ -54,8 +53,6 @@ class SoundEncoder(Encoder):
         about: what the features of each level are, for the fingerprint.
         preprocessing: the front end, for the fingerprint.
         sizes: names in the config of what the fingerprint says of the network.
-        unused: patterns of the names of tensors that checkpoints have and the network does not need.
-        options: of the network's class.
     """
 
     name: str
@@ -69,23 +66,11 @@ class SoundEncoder(Encoder):
     about: ClassVar[Mapping[str, str]]
     preprocessing: ClassVar[str]
     sizes: ClassVar[Sequence[str]] = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    unused: ClassVar[Sequence[str]] = ()
-    options: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         self.modality = "audio"
         self.takes = Sound(rate_hz=self.rate_hz)
         self.weights = self.settings.repository
-
-    # What a family says of its network.
-
-    def config_of(self, values: Mapping[str, Any]) -> Any:
-        """transformers' description of the network, from the content of a config.json or from the published config."""
-        raise NotImplementedError
-
-    def network_class(self) -> Any:
-        """The class of transformers that has the names of the checkpoint."""
-        raise NotImplementedError
 
     def inputs_of(self, sound: Float[np.ndarray, " s"], seconds: int) -> Mapping[str, Float[np.ndarray, "p ..."]]:
         """The front end: what the network takes of a sound, by the names in `levels`."""
@@ -102,8 +87,6 @@ class SoundEncoder(Encoder):
     def shape(self, level: str, seconds: int) -> tuple[int, int]:
         """Of the features of a level."""
         raise NotImplementedError
-
-    # What they share.
 
     def steps(self, seconds: int) -> Steps:
         """The steps of a clip."""
@@ -156,23 +139,8 @@ class SoundEncoder(Encoder):
                         for level in levels if self.levels[level] == name}  # fmt: skip
         return found
 
-    @cached_property
-    def config(self) -> Mapping[str, Any]:
-        """Of the network: that beside the weights, or the published one."""
-        return self._hub.tower(self.settings.config, self.config_of)
-
     def _stamp(self) -> str:
         return self._hub.stamp()
-
-    @property
-    def _hub(self) -> HubFolder:
-        return HubFolder(repository=self.settings.repository, source=self.setup.weights)
-
-    @cached_property
-    def _network(self) -> Any:
-        config = self.config_of(self.config)
-        network = self._hub.network(self.network_class(), config, self.unused, **self.options)
-        return frozen(network, self.setup.device, DTYPES[self.setup.precision])
 
 
 class WindowEncoder(SoundEncoder):

@@ -60,11 +60,11 @@ class HubFolder:
         return None if weights is None else weights / (self.name or self.repository.rsplit("/", 1)[-1])
 
     def file(self, *names: str) -> Path:
-        """The first of `names` that there is.
+        """The first of `names` that exists.
 
         Raises:
             NotFetched: a run would download it.
-            WeightsError: there is none.
+            WeightsError: none exists.
         """
         if self.source.folder is not None and self.folder is not None:
             inside = self.folder.relative_to(self.source.folder)
@@ -177,8 +177,8 @@ class HubFolder:
     def network(self, kind: Any, config: Any, unused: Sequence[str] = (), **options: Any) -> Any:
         """A network of transformers with these weights or random ones, in float32.
 
-        Older names (`gamma` and `beta`, those of before transformers 5) and the prefix of a model with a head are
-        brought to the network's own.
+        Older names (`gamma` and `beta`, and those before transformers 5) and the prefix of a model with a head are
+        replaced by the network's own names.
 
         Args:
             kind: its class.

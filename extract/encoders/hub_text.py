@@ -1,7 +1,7 @@
 """Text encoders: what the families share, from the tokens of one expression to the arrays of its streams."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from extract.encoders.hub_folder import HubFolder
-from extract.encoders.networks import DTYPES, each_in_one_thread, frozen
+from extract.encoders.hub_tower import HubTower
+from extract.encoders.networks import each_in_one_thread
 from extract.encoders.protocol import Encoder, EncoderSetup, Text
 from extract.encoders.tokens import SHIPPED, WHOLE, byte_level, read_tokenizer, tokenizer_files
 from extract.encoders.weights import WeightPart, WeightSource
@@ -52,7 +53,7 @@ class TextSettings:
 
 
 @dataclass
-class TextEncoder(Encoder):
+class TextEncoder(HubTower, Encoder):
     """One expression to its token features, to one vector, or to both, float16; in fp32 unless the family says more.
 
     Each level has `features` and `valid`, which says what of the features is real. A level of one vector has them as
@@ -62,9 +63,8 @@ class TextEncoder(Encoder):
         levels: what each level holds.
         size_names: names of the sizes in the config.
         older_tokenizer: files of the tokenizer where there is no tokenizer.json.
+        from_older: reads these.
         tokenizer_kind: for the fingerprint.
-        unused: patterns of the names of tensors that checkpoints have and the tower does not need.
-        options: of the network's class.
     """
 
     name: str
@@ -80,40 +80,23 @@ class TextEncoder(Encoder):
     }  # fmt: skip
     pooled_name: ClassVar[str] = "hidden_size"
     older_tokenizer: ClassVar[Sequence[str]] = ("vocab.json", "merges.txt")
+    from_older: ClassVar[Callable[..., Any]] = staticmethod(byte_level)
     tokenizer_kind: ClassVar[str] = "byte-level BPE"
     pooling: ClassVar[str] = ""
-    unused: ClassVar[Sequence[str]] = ()
-    options: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         self.modality = "text"
         self.takes = Text()
         self.weights = self.settings.repository or "random"
 
-    # What a family says of its network.
-
-    def config_of(self, values: Mapping[str, Any]) -> Any:
-        """transformers' description of the tower, from the content of a config.json or from the published config."""
-        raise NotImplementedError
-
-    def network_class(self) -> Any:
-        """The class of transformers that has the names of the checkpoint."""
-        raise NotImplementedError
-
     def outputs(self, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"]) -> Mapping[Kind, Float[Tensor, "b *l c"]]:
         """The token features, the vectors, or both."""
         raise NotImplementedError
-
-    def from_older(self, *files: Path) -> "Tokenizer":
-        """The tokenizer of the files in `older_tokenizer`."""
-        return byte_level(*files)
 
     @property
     def precision(self) -> Precision:
         """In which the tower computes."""
         return "fp32"
-
-    # What they share.
 
     def facts(self, level: str) -> dict[str, Any]:
         """Facts about network and tokenizer."""
@@ -230,11 +213,6 @@ class TextEncoder(Encoder):
         lengths = {text: self.num_tokens(text) for text in texts}
         return {text: length for text, length in lengths.items() if length > self.settings.length}
 
-    @cached_property
-    def config(self) -> Mapping[str, Any]:
-        """Of the tower: that beside the weights, or the published one."""
-        return self._hub.tower(self.settings.config, self.config_of)
-
     @property
     def _source(self) -> WeightSource:
         """The user's choice, or random weights where there are no others."""
@@ -279,9 +257,3 @@ class TextEncoder(Encoder):
     @property
     def _padding(self) -> int:
         return self.config.get("pad_token_id") or 0
-
-    @cached_property
-    def _network(self) -> Any:
-        config = self.config_of(self.config)
-        network = self._hub.network(self.network_class(), config, self.unused, **self.options)
-        return frozen(network, self.setup.device, DTYPES[self.precision])

@@ -1,7 +1,7 @@
 """LanguageBind's audio tower, fine-tuned: CLIP's ViT-L/14 over a spectrogram in place of a picture."""
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from extract.encoders.hub_audio import SoundSettings, WindowEncoder
-from extract.encoders.protocol import EncoderSetup
+from extract.encoders.networks import of_transformers
 from extract.encoders.spectrograms import kaldi_fbank, thirds, tiled
-from refavs.machine.torchvision_shim import ensure_torchvision
 
 
 class LanguageBindAudioEncoder(WindowEncoder):
@@ -31,14 +30,11 @@ class LanguageBindAudioEncoder(WindowEncoder):
     unused = (r"text_model\..*", r"text_projection\..*", r"logit_scale", r".*\.position_ids")
 
     def config_of(self, values: Mapping[str, Any]) -> Any:
-        """That of the audio tower within a config of both, which calls it the vision tower."""
-        ensure_torchvision()
-        from transformers.models.clip.configuration_clip import CLIPVisionConfig
-
+        """The config of the audio tower, which a config of the whole network calls the vision tower."""
         tower = dict(values.get("vision_config", values))
         tower["projection_dim"] = values.get("projection_dim", tower.get("projection_dim"))
         tower.pop("image_size", None)  # what the network takes is in num_mel_bins and target_length
-        return CLIPVisionConfig(**tower)
+        return of_transformers("clip.configuration_clip.CLIPVisionConfig")(**tower)
 
     def network_class(self) -> Any:
         """CLIP's vision tower and projection, with patches of a rectangle."""
@@ -59,9 +55,7 @@ class LanguageBindAudioEncoder(WindowEncoder):
 
 @lru_cache(maxsize=1)
 def _tower_class() -> type:
-    from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
-
-    tower: Any = CLIPVisionModelWithProjection  # to check a subclass of it, pyright would read every model there is
+    tower = of_transformers("clip.modeling_clip.CLIPVisionModelWithProjection")
 
     class Patches(nn.Module):
         """CLIP's embeddings of a picture that is no square; its names are those of the checkpoint."""
@@ -96,7 +90,8 @@ AUDIO = SoundSettings(
     },
 )  # fmt: skip
 
-
-def languagebind_audio(setup: EncoderSetup) -> LanguageBindAudioEncoder:
-    """The fully tuned one; its text tower is `languagebind-text`."""
-    return LanguageBindAudioEncoder("languagebind-audio", AUDIO, setup, "MIT (code), data CC-BY-NC", 304_310_272)
+# The fully tuned one; its text tower is `languagebind-text`.
+languagebind_audio = partial(
+    LanguageBindAudioEncoder, "languagebind-audio", AUDIO, licence="MIT (code), data CC-BY-NC",
+    num_parameters=304_310_272,
+)  # fmt: skip

@@ -21,9 +21,10 @@ from refavs.config import nearest, to_dict
 from refavs.errors import ConfigError
 from refavs.machine.torchvision_shim import ensure_torchvision
 
-LEVELS = ("backbone", "pixel_decoder")
+VISUAL_LEVELS = ("backbone", "pixel_decoder")
 PREPROCESSING = "first frame of each second, PIL bilinear to a square, ImageNet mean and deviation"
 DIVISOR = 32  # of the frames: the coarsest stride
+AS_THE_HUB_SAYS = "other (as the hub says)"
 _CHECKPOINT_PREFIX = "model.pixel_level_module."
 
 
@@ -78,7 +79,7 @@ class VisualEncoder(FrameEncoder):
 
     @cached_property
     def settings(self) -> VisualSettings:
-        """The published sizes, or those of the checkpoint's own files where these tell them."""
+        """The published sizes, or those in the checkpoint's own files."""
         return self.published if self.published.fixed else _settings(self.files, self.published)
 
     @cached_property
@@ -233,9 +234,16 @@ TINY = VisualSettings(
 )  # fmt: skip
 
 
-def mask2former_swin_base_ade(setup: EncoderSetup) -> VisualEncoder:
-    """The paper's encoder: Swin-B and the pixel decoder of Mask2Former, trained on ADE20k."""
-    return VisualEncoder("mask2former-swin-base-ade", BASE, setup, "other (as the hub says)", 92_424_760)
+# The paper's encoder: Swin-B and the pixel decoder of Mask2Former, trained on ADE20k.
+mask2former_swin_base_ade = partial(
+    VisualEncoder, "mask2former-swin-base-ade", BASE, licence=AS_THE_HUB_SAYS, num_parameters=92_424_760
+)
+# Its Swin-B with ImageNet weights; a head trains its own pixel decoder on its maps.
+swin_base_imagenet = partial(
+    VisualEncoder, "swin-base-imagenet", IMAGENET, licence="MIT", num_parameters=86_876_536
+)
+# A small Swin and pixel decoder, pretrained on synthetic frames.
+tiny_swin = partial(VisualEncoder, "tiny-swin", TINY, licence="Apache-2.0", num_parameters=2_586_318)
 
 
 def mask2former(setup: EncoderSetup, model: str) -> VisualEncoder:
@@ -253,19 +261,9 @@ def mask2former(setup: EncoderSetup, model: str) -> VisualEncoder:
     decoder = replace(_DECODER_BASE, in_channels=tuple(channels for channels, _, _ in swin.levels.values()))
     name = f"mask2former-{model}"
     published = VisualSettings(swin=swin, pixel_decoder=decoder, repository=f"facebook/{name}", fixed=False)
-    return VisualEncoder(name, published, setup, "other (as the hub says)", _NUM_PARAMETERS[match[1]])
+    return VisualEncoder(name, published, setup, AS_THE_HUB_SAYS, _NUM_PARAMETERS[match[1]])
 
 
 mask2former_tiny, mask2former_small, mask2former_base, mask2former_large = (
     partial(mask2former, model=f"swin-{size}-coco-panoptic") for size in _SWINS
 )
-
-
-def swin_base_imagenet(setup: EncoderSetup) -> VisualEncoder:
-    """Swin-B with ImageNet weights; a head trains its own pixel decoder on its maps."""
-    return VisualEncoder("swin-base-imagenet", IMAGENET, setup, "MIT", 86_876_536)
-
-
-def tiny_swin(setup: EncoderSetup) -> VisualEncoder:
-    """A small Swin and pixel decoder, pretrained on synthetic frames."""
-    return VisualEncoder("tiny-swin", TINY, setup, "Apache-2.0", 2_586_318)

@@ -1,10 +1,11 @@
 """Networks of frozen encoders: built with random or zero weights, filled from a file, and prepared for inference."""
 
+import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from refavs.errors import ConfigError, WeightsError
 from refavs.files.plain_file import open_plain
 from refavs.finite import require_finite_weights
 from refavs.machine.accelerator import compute_fp32_exactly
+from refavs.machine.torchvision_shim import ensure_torchvision
 from refavs.model.pickled import load_pickled
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,6 +35,13 @@ def refuse_precision(precision: Precision, device: str) -> None:
         return
     raise ConfigError("--precision fp16 needs a GPU, or a processor with AVX512-FP16, which this one lacks; use fp32 "
                       "or bf16, or --device cuda on a machine with a GPU")
+
+
+def of_transformers(name: str) -> Any:
+    """A class of transformers by its place in `transformers.models`, such as `bert.modeling_bert.BertModel`."""
+    ensure_torchvision()
+    module, _, kind = name.rpartition(".")
+    return getattr(importlib.import_module(f"transformers.models.{module}"), kind)
 
 
 def randomly(build: Callable[[], Network], seed: int | None) -> Network:

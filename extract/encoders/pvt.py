@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from extract.encoders.frame_encoder import HubFrameEncoder, Published, Shape
-from refavs.machine.torchvision_shim import ensure_torchvision
+from extract.encoders.networks import of_transformers
 
 
 class PvtEncoder(HubFrameEncoder):
@@ -23,11 +23,9 @@ class PvtEncoder(HubFrameEncoder):
 
     def build(self) -> Any:
         """The stages without the classifier."""
-        ensure_torchvision()
-        from transformers.models.pvt_v2.modeling_pvt_v2 import PvtV2Backbone
-
+        kind = of_transformers("pvt_v2.modeling_pvt_v2.PvtV2Backbone")
         self.config.set_output_features_output_indices(out_features=self.config.stage_names, out_indices=None)
-        return self.files.network(PvtV2Backbone, self.config, (r"classifier\..*",))
+        return self.files.network(kind, self.config, (r"classifier\..*",))
 
     def features(self, frames: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
         """The map of each stage."""

@@ -1,34 +1,22 @@
 """RoBERTa and its relatives: the token features of one expression."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from extract.encoders.hub_text import Kind, TextEncoder, TextSettings
-from extract.encoders.protocol import EncoderSetup
-from refavs.machine.torchvision_shim import ensure_torchvision
 
 
 class RobertaEncoder(TextEncoder):
     """RoBERTa without its pooling layer, which checkpoints lack; the first token is `<s>`."""
 
+    config_name = "roberta.configuration_roberta.RobertaConfig"
+    network_name = "roberta.modeling_roberta.RobertaModel"
     options: ClassVar[Mapping[str, Any]] = {"add_pooling_layer": False}
     unused = (r"lm_head\..*", r"(roberta\.)?pooler\..*", r".*\.position_ids")
-
-    def config_of(self, values: Mapping[str, Any]) -> Any:
-        """RoBERTa's."""
-        ensure_torchvision()
-        from transformers.models.roberta.configuration_roberta import RobertaConfig
-
-        return RobertaConfig(**values)
-
-    def network_class(self) -> Any:
-        """RoBERTa's."""
-        from transformers.models.roberta.modeling_roberta import RobertaModel
-
-        return RobertaModel
 
     def outputs(self, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"]) -> Mapping[Kind, Float[Tensor, "b *l c"]]:
         """The features of the last layer."""
@@ -50,22 +38,11 @@ DISTILLED = TextSettings(
 )
 TINY = TextSettings(length=16, config=_config(128, 2, 4, vocabulary=1024))
 
-
-def roberta_base(setup: EncoderSetup) -> RobertaEncoder:
-    """The paper's."""
-    return RobertaEncoder("roberta-base", BASE, setup, "MIT", 124_055_040)
-
-
-def roberta_large(setup: EncoderSetup) -> RobertaEncoder:
-    """The larger one."""
-    return RobertaEncoder("roberta-large", LARGE, setup, "MIT", 354_310_144)
-
-
-def distilroberta_base(setup: EncoderSetup) -> RobertaEncoder:
-    """That of the paper's public release, which keeps the features of padding."""
-    return RobertaEncoder("distilroberta-base", DISTILLED, setup, "Apache-2.0", 81_527_808)
-
-
-def tiny_roberta(setup: EncoderSetup) -> RobertaEncoder:
-    """A small RoBERTa with random weights, for demonstrations."""
-    return RobertaEncoder("tiny-roberta", TINY, setup, "Apache-2.0", 593_792)
+# The paper's, the larger one, that of the paper's public release, which keeps the features of padding, and a small one
+# with random weights for demonstrations.
+roberta_base = partial(RobertaEncoder, "roberta-base", BASE, num_parameters=124_055_040)
+roberta_large = partial(RobertaEncoder, "roberta-large", LARGE, num_parameters=354_310_144)
+distilroberta_base = partial(
+    RobertaEncoder, "distilroberta-base", DISTILLED, licence="Apache-2.0", num_parameters=81_527_808
+)
+tiny_roberta = partial(RobertaEncoder, "tiny-roberta", TINY, licence="Apache-2.0", num_parameters=593_792)

@@ -1,4 +1,4 @@
-"""SAM's image encoder: one map of a frame whose longer side fills a square, and which of its cells hold picture."""
+"""SAM's image encoder: one map of a frame whose longer side fills a square, and the cells that contain the picture."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from extract.encoders.frame_encoder import HubFrameEncoder, Published, Shape
-from refavs.machine.torchvision_shim import ensure_torchvision
+from extract.encoders.networks import of_transformers
 from refavs.store.format.schema import ArraySpec
 
 UNUSED = (r"prompt_encoder\..*", r"mask_decoder\..*", r"shared_image_embedding\..*")
@@ -18,7 +18,7 @@ UNUSED = (r"prompt_encoder\..*", r"mask_decoder\..*", r"shared_image_embedding\.
 
 class SamEncoder(HubFrameEncoder):
     """The map, and how to find the picture in it: `extent` says how many rows and columns of the map the picture fills,
-    from the upper left corner, and `valid` which cells hold any of it. A pixel at the share (y, x) of the picture's
+    from the upper left corner, and `valid` which cells contain any of it. A pixel at the share (y, x) of the picture's
     height and width lies at row y * extent[0] and column x * extent[1] of the map.
     """
 
@@ -47,10 +47,7 @@ class SamEncoder(HubFrameEncoder):
 
     def build(self) -> Any:
         """The image encoder alone."""
-        ensure_torchvision()
-        from transformers.models.sam.modeling_sam import SamVisionModel
-
-        return self.files.network(SamVisionModel, self.config.vision_config, UNUSED)
+        return self.files.network(of_transformers("sam.modeling_sam.SamVisionModel"), self.config.vision_config, UNUSED)
 
     def features(self, frames: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
         """The map of each frame."""

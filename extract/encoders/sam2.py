@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from extract.encoders.frame_encoder import HubFrameEncoder, Published, Shape
-from refavs.machine.torchvision_shim import ensure_torchvision
+from extract.encoders.networks import of_transformers
 from refavs.store.format.schema import ArraySpec
 
 HIGH_RESOLUTION = ("s4", "s8")
@@ -49,10 +49,7 @@ class Sam2Encoder(HubFrameEncoder):
 
     def build(self) -> Any:
         """The model for images; a checkpoint has that for videos too."""
-        ensure_torchvision()
-        from transformers.models.sam2.modeling_sam2 import Sam2Model
-
-        return self.files.network(Sam2Model, self.config, VIDEO)
+        return self.files.network(of_transformers("sam2.modeling_sam2.Sam2Model"), self.config, VIDEO)
 
     def features(self, frames: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
         """The maps of each frame."""

@@ -62,14 +62,14 @@ def mel_filters(
 
 
 def tiled(sound: Float[np.ndarray, "s *c"], length: int) -> Float[np.ndarray, "n *c"]:
-    """A sound, or a spectrogram, repeated until it is so long, and cut there."""
+    """A sound, or a spectrogram, repeated up to `length`, and cut there."""
     return np.concatenate([sound] * -(-length // len(sound)))[:length]
 
 
 def thirds(mel: Float[np.ndarray, "frame band"], length: int) -> list[Float[np.ndarray, "n band"]]:
-    """Three crops of a longer spectrogram: the middle one of those that begin in its first, second and last third.
+    """Three crops of a longer spectrogram: the middle one of those that start in its first, second and last third.
 
-    Differs: the networks were trained on crops drawn at random, with which no feature could be computed again.
+    Differs: the networks were trained on random crops, from which no feature could be reproduced.
     """
     starts = np.array_split(np.arange(len(mel) - length + 1), 3)
     middles = [int(part[len(part) // 2]) if len(part) else 0 for part in starts]
@@ -77,7 +77,7 @@ def thirds(mel: Float[np.ndarray, "frame band"], length: int) -> list[Float[np.n
 
 
 def pieces(sound: Float[np.ndarray, " s"], length: int) -> list[Float[np.ndarray, " n"]]:
-    """A sound in pieces of so many samples; the last one may be shorter."""
+    """A sound in pieces of equal length; the last one may be shorter."""
     return [sound[start : start + length] for start in range(0, len(sound), length)]
 
 

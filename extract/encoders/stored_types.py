@@ -9,7 +9,7 @@ from refavs.errors import ConfigError
 
 
 class StoredTypes:
-    """The type of each stream: the requested one, otherwise that of the store, otherwise that of the encoder's output.
+    """The type of each stream: the requested one, otherwise the store's, otherwise the type of the encoder's output.
 
     Args:
         asked: the value of `--dtype`: a type for all visual streams, or STREAM=TYPE; several separated by commas.

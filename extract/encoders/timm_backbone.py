@@ -1,6 +1,6 @@
 """Any backbone of timm that gives feature maps, by its own data config: `timm:resnet50.a1_in1k`.
 
-The stream is called `timm-<model>`, for the name of a stream has no colon. Where the stages have strides of their own,
+The stream is called `timm-<model>`, because its name has no colon. Where the stages have strides of their own,
 each gives a map, `res2` at stride 4 to `res5` at stride 32, so that heads with a pixel decoder read a pyramid. Where
 all have the same stride, as in plain transformers, the last gives the one map.
 """

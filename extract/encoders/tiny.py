@@ -4,7 +4,6 @@ It replaces Mask2Former's pretraining of the real encoders: the maps separate fo
 ships with the package; `python -m extract.encoders.tiny` creates it again.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,10 +103,7 @@ def pretrain(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `python -m extract.encoders.tiny`; returns the exit status."""
-    parser = CommandParser(
-        prog="python -m extract.encoders.tiny", description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = CommandParser(prog="python -m extract.encoders.tiny", description=__doc__)
     parser.add_argument("--out", type=Path, default=TINY.shipped, help="file to write")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=32, help="frames in a step")

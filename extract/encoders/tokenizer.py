@@ -3,7 +3,6 @@
 `python -m extract.encoders.tokenizer` creates it again.
 """
 
-import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -51,10 +50,7 @@ def synthetic_sentences() -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `python -m extract.encoders.tokenizer`; returns the exit status."""
-    parser = CommandParser(
-        prog="python -m extract.encoders.tokenizer", description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = CommandParser(prog="python -m extract.encoders.tokenizer", description=__doc__)
     parser.add_argument("--out", type=Path, default=SHIPPED, help="file to write")
     args = parser.parse_args(argv)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from extract.encoders.hub_folder import HubFolder
+from extract.encoders.networks import of_transformers
 from refavs.errors import WeightsError
-from refavs.machine.torchvision_shim import ensure_torchvision
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -57,37 +57,30 @@ def read_tokenizer(
 
 def byte_level(vocabulary: Path, merges: Path) -> "Tokenizer":
     """RoBERTa's, from vocab.json and merges.txt."""
-    ensure_torchvision()
-    from transformers.models.roberta.tokenization_roberta import RobertaTokenizer
-
-    return RobertaTokenizer(vocab=str(vocabulary), merges=str(merges)).backend_tokenizer
+    kind = of_transformers("roberta.tokenization_roberta.RobertaTokenizer")
+    return kind(vocab=str(vocabulary), merges=str(merges)).backend_tokenizer
 
 
 def clip_bpe(vocabulary: Path, merges: Path) -> "Tokenizer":
     """CLIP's, from vocab.json and merges.txt."""
-    ensure_torchvision()
-    from transformers.models.clip.tokenization_clip import CLIPTokenizer
-
-    return CLIPTokenizer(vocab=str(vocabulary), merges=str(merges)).backend_tokenizer
+    kind = of_transformers("clip.tokenization_clip.CLIPTokenizer")
+    return kind(vocab=str(vocabulary), merges=str(merges)).backend_tokenizer
 
 
 def word_pieces(vocabulary: Path) -> "Tokenizer":
     """BERT's lower-case one, from vocab.txt."""
-    ensure_torchvision()
-    from transformers.models.bert.tokenization_bert import BertTokenizer
-
-    return BertTokenizer(vocab=str(vocabulary)).backend_tokenizer
+    kind = of_transformers("bert.tokenization_bert.BertTokenizer")
+    return kind(vocab=str(vocabulary)).backend_tokenizer
 
 
 def sentence_pieces(model: Path) -> "Tokenizer":
     """T5's, from spiece.model; needs protobuf, but not the package sentencepiece."""
-    ensure_torchvision()
+    kind = of_transformers("t5.tokenization_t5.T5Tokenizer")
     from transformers.convert_slow_tokenizer import import_protobuf
-    from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
     content: Any = import_protobuf().ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
     content.ParseFromString(model.read_bytes())
     extra = [(f"<extra_id_{number}>", 0.0) for number in reversed(range(100))]
     pieces = [(piece.piece, piece.score) for piece in content.pieces]
     rules = content.normalizer_spec.precompiled_charsmap or None
-    return T5Tokenizer(vocab=[*pieces, *extra], _spm_precompiled_charsmap=rules).backend_tokenizer
+    return kind(vocab=[*pieces, *extra], _spm_precompiled_charsmap=rules).backend_tokenizer

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -171,17 +171,7 @@ def _mel_matrix() -> Float[np.ndarray, "257 64"]:
         upper_edge_hertz=vggish_params.MEL_MAX_HZ,
     )
 
-
-def vggish(setup: EncoderSetup) -> VGGishEncoder:
-    """The paper's audio encoder: a window at each second."""
-    return VGGishEncoder("vggish", setup)
-
-
-def vggish_back_to_back(setup: EncoderSetup) -> VGGishEncoder:
-    """With the windows of the paper's public release."""
-    return VGGishEncoder("vggish-back-to-back", setup, "back_to_back")
-
-
-def tiny_vggish(setup: EncoderSetup) -> VGGishEncoder:
-    """The network of VGGish with random weights, for demonstrations."""
-    return VGGishEncoder("tiny-vggish", setup, always_random=True)
+# The paper's, with a window at each step; with the windows of its public release; and random, for demonstrations.
+vggish = partial(VGGishEncoder, "vggish")
+vggish_back_to_back = partial(VGGishEncoder, "vggish-back-to-back", windows="back_to_back")
+tiny_vggish = partial(VGGishEncoder, "tiny-vggish", always_random=True)

@@ -1,7 +1,7 @@
 """The encoders of Whisper, trained for speech: 50 tokens a second."""
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from extract.encoders.hub_audio import PatchEncoder, SoundSettings
-from extract.encoders.protocol import EncoderSetup
+from extract.encoders.networks import of_transformers
 from extract.encoders.spectrograms import RATE_HZ, centred_log10_mel, mel_filters, pieces
-from refavs.machine.torchvision_shim import ensure_torchvision
 
 FFT, HOP = 400, 160
 TOKENS_PER_S = RATE_HZ // HOP // 2
@@ -21,18 +20,12 @@ TOKENS_PER_S = RATE_HZ // HOP // 2
 class WhisperEncoder(PatchEncoder):
     """Whisper always hears 30 s; the tokens of the silence behind a sound are left out."""
 
+    config_name = "whisper.configuration_whisper.WhisperConfig"
     preprocessing = ("mono 16 kHz, pieces of 30 s, zeros up to there, log10-mel 0-8000 Hz of 25 ms every 10 ms, 8 "
                      "below the loudest at least, (x + 4) / 4")  # fmt: skip
     sizes = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins")
     channels_name = "d_model"
     unused = (r"(model\.)?decoder\..*", r"proj_out\..*")
-
-    def config_of(self, values: Mapping[str, Any]) -> Any:
-        """Whisper's."""
-        ensure_torchvision()
-        from transformers.models.whisper.configuration_whisper import WhisperConfig
-
-        return WhisperConfig(**values)
 
     def network_class(self) -> Any:
         """The encoder under the name that it has in checkpoints."""
@@ -74,53 +67,31 @@ class WhisperEncoder(PatchEncoder):
 
 @lru_cache(maxsize=1)
 def _encoder_class() -> type:
-    from transformers.models.whisper import modeling_whisper
+    base, encoder = (of_transformers(f"whisper.modeling_whisper.{name}")
+                     for name in ("WhisperPreTrainedModel", "WhisperEncoder"))  # fmt: skip
 
-    whisper: Any = modeling_whisper  # to check a subclass of its models, pyright would read every model there is
-
-    class EncoderAlone(whisper.WhisperPreTrainedModel):
+    class EncoderAlone(base):
         def __init__(self, config: Any) -> None:
             super().__init__(config)
-            self.encoder = whisper.WhisperEncoder(config)
+            self.encoder = encoder(config)
             self.post_init()
 
     return EncoderAlone
 
 
-def _settings(size: str, channels: int, num_layers: int, num_heads: int, num_bands: int = 80) -> SoundSettings:
-    return SoundSettings(repository=f"openai/whisper-{size}", config={
+def _of_size(
+    size: str, num_parameters: int, channels: int, num_layers: int, num_heads: int, num_bands: int = 80
+) -> partial[WhisperEncoder]:
+    settings = SoundSettings(repository=f"openai/whisper-{size}", config={
         "d_model": channels, "encoder_layers": num_layers, "encoder_attention_heads": num_heads,
         "encoder_ffn_dim": 4 * channels, "num_mel_bins": num_bands, "max_source_positions": 1500,
     })  # fmt: skip
+    return partial(WhisperEncoder, f"whisper-{size}", settings, licence="Apache-2.0 (code MIT)",
+                   num_parameters=num_parameters)  # fmt: skip
 
 
-TINY = _settings("tiny", 384, 4, 6)
-BASE = _settings("base", 512, 6, 8)
-SMALL = _settings("small", 768, 12, 12)
-MEDIUM = _settings("medium", 1024, 24, 16)
-LARGE = _settings("large-v3", 1280, 32, 20, num_bands=128)
-
-
-def whisper_tiny(setup: EncoderSetup) -> WhisperEncoder:
-    """The smallest."""
-    return WhisperEncoder("whisper-tiny", TINY, setup, "Apache-2.0 (code MIT)", 8_208_384)
-
-
-def whisper_base(setup: EncoderSetup) -> WhisperEncoder:
-    """The next one."""
-    return WhisperEncoder("whisper-base", BASE, setup, "Apache-2.0 (code MIT)", 20_590_592)
-
-
-def whisper_small(setup: EncoderSetup) -> WhisperEncoder:
-    """The next one."""
-    return WhisperEncoder("whisper-small", SMALL, setup, "Apache-2.0 (code MIT)", 88_154_112)
-
-
-def whisper_medium(setup: EncoderSetup) -> WhisperEncoder:
-    """The next one."""
-    return WhisperEncoder("whisper-medium", MEDIUM, setup, "Apache-2.0 (code MIT)", 307_216_384)
-
-
-def whisper_large_v3(setup: EncoderSetup) -> WhisperEncoder:
-    """The largest, with 128 bands."""
-    return WhisperEncoder("whisper-large-v3", LARGE, setup, "Apache-2.0 (code MIT)", 636_968_960)
+whisper_tiny = _of_size("tiny", 8_208_384, 384, 4, 6)
+whisper_base = _of_size("base", 20_590_592, 512, 6, 8)
+whisper_small = _of_size("small", 88_154_112, 768, 12, 12)
+whisper_medium = _of_size("medium", 307_216_384, 1024, 24, 16)
+whisper_large_v3 = _of_size("large-v3", 636_968_960, 1280, 32, 20, num_bands=128)

@@ -24,7 +24,7 @@ FILM_RULES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Media:
-    """What the encoders are given of one clip.
+    """What the encoders get of one clip.
 
     Attributes:
         frames: RGB, one for each step, in each form asked for.

@@ -7,12 +7,10 @@ clock continues.
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import av
-    from av.container import InputContainer
-    from av.stream import Stream
+import av
+from av.container import InputContainer
+from av.stream import Stream
 
 # A jump of the time stamps by more than this is a break. The clock of a transport stream may be reset at any time; in
 # other files a long still is more likely.
@@ -40,7 +38,7 @@ class Clock:
     picture and sound stay in sync.
     """
 
-    def __init__(self, container: "InputContainer", tracks: "tuple[Stream, ...]") -> None:
+    def __init__(self, container: InputContainer, tracks: tuple[Stream, ...]) -> None:
         self._leap_s = _LEAP_S.get(container.format.name, _OTHER_LEAP_S)
         starts = [track.start_time * track.time_base for track in tracks
                   if track.start_time is not None and track.time_base is not None]  # fmt: skip
@@ -52,7 +50,7 @@ class Clock:
         """Whether time stamps restarted or jumped."""
         return len(self._shifts_s) > 1
 
-    def set(self, packet: "av.Packet") -> Fraction | None:
+    def set(self, packet: av.Packet) -> Fraction | None:
         """Shifts a packet's time stamps, and so those of its frames, to the clock; returns its end in seconds.
 
         None for packets without a time stamp, and for packets hidden by an edit list.
@@ -111,7 +109,7 @@ class PictureTimes:
     is used.
     """
 
-    def __init__(self, track: "av.VideoStream") -> None:
+    def __init__(self, track: av.VideoStream) -> None:
         rate = track.average_rate or track.guessed_rate or _ASSUMED_RATE
         self._step_s = 1 / rate if rate > 0 else 1 / _ASSUMED_RATE
         self._last: dict[str, Fraction] = {}
@@ -119,7 +117,7 @@ class PictureTimes:
         self._next_s = Fraction(0)
         self.num_guessed = 0
 
-    def of(self, frame: "av.VideoFrame") -> Fraction:
+    def of(self, frame: av.VideoFrame) -> Fraction:
         """Seconds on the file's clock; without a time stamp, one step after the last picture."""
         stamps: dict[str, Fraction] = {}
         for name, ticks in (("pts", frame.pts), ("dts", frame.dts)):

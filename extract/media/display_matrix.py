@@ -2,21 +2,18 @@
 
 import math
 import struct
-from typing import TYPE_CHECKING
 
+import av
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-
-if TYPE_CHECKING:
-    import av
 
 # Angles this close to a right angle come from a camera's rounding; players treat them as right angles.
 _NEAR_DEGREES = 1.0
 DISPLAY_MATRIX = "DISPLAYMATRIX"  # of the data beside a frame
 
 
-def upright(frame: "av.VideoFrame") -> UInt8[np.ndarray, "h w 3"]:
+def upright(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels of a frame as a player shows it."""
     pixels = frame.to_ndarray(format="rgb24")
     matrix = frame.side_data.get(DISPLAY_MATRIX)

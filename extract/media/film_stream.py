@@ -5,9 +5,10 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import av
 import numpy as np
+from av import AudioFrame, VideoFrame
 from jaxtyping import Float, UInt8
 
 from extract.media.display_matrix import upright
@@ -18,9 +19,6 @@ from extract.media.sound import SEARCH_SOUND_S, PlacedSound
 from extract.media.video import MISSING_TAIL_S, Film, is_shorter_than_declared, opened
 from refavs.errors import ConfigError, DatasetError
 from refavs.steps import exact_rate
-
-if TYPE_CHECKING:
-    import av
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +128,7 @@ class FilmStream:
             while (rest := self.num_steps - pictures.num_taken) > 0:
                 yield block(min(rest, num_steps), is_last=rest <= num_steps)
 
-    def pictures(self, sound: PlacedSound) -> "Iterator[list[tuple[Fraction, av.VideoFrame]]]":
+    def pictures(self, sound: PlacedSound) -> Iterator[list[tuple[Fraction, av.VideoFrame]]]:
         """Yields the pictures of the span as they are decoded, with their times from its start; fills `sound`."""
         with opened(self.path) as film:
             for decoded in self._decoded(film, sound):
@@ -140,10 +138,8 @@ class FilmStream:
     def _end_s(self) -> float:
         return math.inf if self.span.end_s is None else self.span.end_s
 
-    def _decoded(self, film: Film, sound: PlacedSound) -> "Iterator[list[tuple[Fraction, av.VideoFrame]]]":
+    def _decoded(self, film: Film, sound: PlacedSound) -> Iterator[list[tuple[Fraction, av.VideoFrame]]]:
         """The pictures that each packet completes, with their times; stops where the span ends."""
-        from av import AudioFrame, VideoFrame
-
         film.seek(self.span.start_s)
         picture, end_s, latest_s = film.tracks.picture, self._end_s, None
         heard_until_s = end_s + self.span.heard_s
@@ -172,7 +168,7 @@ class FilmStream:
         reached_s = film.ends_s[film.tracks.picture.index]
         self._refuse_end(reached_s)
         is_short = is_shorter_than_declared(film, self.path, self._end_s)
-        # A picture that is held for long fills steps; a rest is that of the last picture's own length.
+        # A picture that is shown for long fills several steps; a short rest is only the last picture's own duration.
         num_steps = max(math.floor(pictures.reached) + 1, self._steps_until(reached_s - MISSING_TAIL_S))
         self.num_steps = int(min(num_steps, limit))
         pictures.fill(self.num_steps)

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
+import av
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -13,9 +13,6 @@ from PIL import Image
 from extract.media.display_matrix import upright
 from extract.media.forms import Frames
 from refavs.errors import DatasetError
-
-if TYPE_CHECKING:
-    import av
 
 # Limits for tracks whose time stamps stand still: 1,000 frames for each second wanted, or 8K at 120 frames/s.
 MOST_FRAMES_PER_S = 1000
@@ -57,7 +54,7 @@ class PlacedPictures:
     wanted: Sequence[Frames]
     rate: Fraction = Fraction(1)
     chosen: dict[int, list[UInt8[np.ndarray, "h w c"]]] = field(default_factory=dict)
-    last: "av.VideoFrame | None" = None
+    last: av.VideoFrame | None = None
     time_s: Fraction = Fraction(0)
     num_decoded: int = 0
     held: bool = False
@@ -75,7 +72,7 @@ class PlacedPictures:
         """Whether a picture lies beyond the last step; pictures come in the order of time."""
         return self.reached >= self.num_steps
 
-    def add(self, frame: "av.VideoFrame", time_s: Fraction) -> None:
+    def add(self, frame: av.VideoFrame, time_s: Fraction) -> None:
         """Takes the next picture; ignores one that goes back in time."""
         self._refuse_flood(frame)
         if self.last is None:
@@ -119,13 +116,13 @@ class PlacedPictures:
         return [name for name, is_so in (("picture_late", self.late), ("picture_held", self.held),
                                          ("size_varies", self.varies)) if is_so]  # fmt: skip
 
-    def _hold(self, frame: "av.VideoFrame", step: int) -> int:
+    def _hold(self, frame: av.VideoFrame, step: int) -> int:
         missing = [earlier for earlier in range(self.num_taken, step) if earlier not in self.chosen]
         if missing:
             self.chosen.update(dict.fromkeys(missing, self._pixels(frame)))
         return len(missing)
 
-    def _refuse_flood(self, frame: "av.VideoFrame") -> None:
+    def _refuse_flood(self, frame: av.VideoFrame) -> None:
         self.num_decoded += 1
         per_second = min(MOST_FRAMES_PER_S, MOST_PIXELS_PER_S // (frame.width * frame.height))
         if self.num_decoded > per_second * min(self.num_steps / self.rate, max(0, self.time_s) + 10):
@@ -134,11 +131,11 @@ class PlacedPictures:
                 "frames of this size per second"
             )
 
-    def _pixels(self, frame: "av.VideoFrame") -> list[UInt8[np.ndarray, "h w c"]]:
+    def _pixels(self, frame: av.VideoFrame) -> list[UInt8[np.ndarray, "h w c"]]:
         picture = self._picture(frame)
         return [fitted(picture, form) for form in self.wanted]
 
-    def _picture(self, frame: "av.VideoFrame") -> Image.Image:
+    def _picture(self, frame: av.VideoFrame) -> Image.Image:
         if frame.is_corrupt:
             raise DatasetError(f"the frame at {float(self.time_s):.2f} s is damaged")
         return Image.fromarray(upright(frame))

@@ -3,18 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+import av
 import numpy as np
+from av.audio.resampler import AudioResampler
 from einops import rearrange
 from jaxtyping import Float
 
 from extract.media.wav import MISSING_SOUND_S, at_sample_rate, refuse_rate
 from refavs.errors import DatasetError
-
-if TYPE_CHECKING:
-    import av
-    from av.audio.resampler import AudioResampler
 
 # Without sound for this long, the track counts as ended, and the rest of a long video is not read.
 SEARCH_SOUND_S = 30.0
@@ -72,7 +69,7 @@ class PlacedSound:
         self._to_float: AudioResampler | None = None
         self._notes: list[str] = []
 
-    def add(self, frame: "av.AudioFrame") -> None:
+    def add(self, frame: av.AudioFrame) -> None:
         """Takes a decoded frame with its time stamp on the clock; without one it follows the previous frame.
 
         Raises:
@@ -131,9 +128,7 @@ class PlacedSound:
         is_short = (self._num_seconds if end_s is None else end_s) - self._reached_s > MISSING_SOUND_S
         return list(dict.fromkeys(self._notes + ["sound_short"] * is_short))
 
-    def _mono(self, frame: "av.AudioFrame") -> Float[np.ndarray, " s"]:
-        from av.audio.resampler import AudioResampler
-
+    def _mono(self, frame: av.AudioFrame) -> Float[np.ndarray, " s"]:
         form = (frame.format.name, frame.layout.name, frame.sample_rate)
         if form != self._form or self._to_float is None:
             if self._form is not None:
@@ -143,7 +138,7 @@ class PlacedSound:
         return _one_channel(self._to_float.resample(frame), self._channel)
 
 
-def _one_channel(frames: "Sequence[av.AudioFrame]", channel: int | None) -> Float[np.ndarray, " s"]:
+def _one_channel(frames: Sequence[av.AudioFrame], channel: int | None) -> Float[np.ndarray, " s"]:
     """A channel, the last one where a frame has fewer, or the mean of all."""
     whole = [rearrange(frame.to_ndarray(), "1 (s c) -> s c", c=frame.layout.nb_channels) for frame in frames]
     with np.errstate(invalid="ignore", over="ignore"):  # NaN is refused once the sound is complete

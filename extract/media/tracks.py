@@ -3,17 +3,15 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.stream import Disposition, Stream
+from av.video.stream import VideoStream
 
 from extract.media.wav import refuse_rate
 from refavs.errors import DatasetError
 from refavs.files.source_files import MOST_PIXELS
-
-if TYPE_CHECKING:
-    from av.audio.stream import AudioStream
-    from av.container import InputContainer
-    from av.stream import Stream
-    from av.video.stream import VideoStream
 
 _DEFAULT = ("default",)
 _NO_FILM = ("attached_pic", "timed_thumbnails", "still_image")
@@ -35,12 +33,12 @@ class FilmTracks:
         guessed: several tracks could be the film's and none is marked, so the best was taken.
     """
 
-    picture: "VideoStream"
-    sound: "AudioStream | None"
+    picture: VideoStream
+    sound: AudioStream | None
     guessed: bool
 
     @property
-    def all(self) -> "tuple[Stream, ...]":
+    def all(self) -> tuple[Stream, ...]:
         """The tracks that are read."""
         return (self.picture,) if self.sound is None else (self.picture, self.sound)
 
@@ -64,16 +62,16 @@ class _Survey:
 
     seen: dict[int, _Seen] = field(default_factory=dict)
 
-    def of(self, track: "Stream") -> _Seen:
+    def of(self, track: Stream) -> _Seen:
         return self.seen.get(track.index, _Seen())
 
-    def is_preview(self, track: "Stream", others: "Sequence[Stream]") -> bool:
+    def is_preview(self, track: Stream, others: Sequence[Stream]) -> bool:
         longest_s = max(self.of(other).length_s for other in others)
         return self.of(track).num_packets < 2 or self.of(track).length_s < _PREVIEW_SHARE * longest_s
 
 
 def film_tracks(
-    container: "InputContainer", again: "Callable[[], AbstractContextManager[InputContainer]]"
+    container: InputContainer, again: Callable[[], AbstractContextManager[InputContainer]]
 ) -> FilmTracks:
     """The picture and the sound of a film: the default tracks, else the best that can be decoded.
 
@@ -97,13 +95,13 @@ def film_tracks(
         with again() as other:
             survey = _survey(other, [track.index for track in (*fitting, *hearing)])
 
-    def seen(track: "VideoStream") -> tuple:
+    def seen(track: VideoStream) -> tuple:
         moving = len(fitting) == 1 or not survey.is_preview(track, fitting)
         size = track.codec_context.width * track.codec_context.height
         length_s = round(survey.of(track).length_s)
         return moving, _is_marked(track, _DEFAULT), not _is_marked(track, _ASIDE), size, length_s
 
-    def heard(track: "AudioStream") -> tuple:
+    def heard(track: AudioStream) -> tuple:
         held = len(hearing) == 1 or survey.of(track).num_packets > 0
         return held, _is_marked(track, _DEFAULT), not _is_marked(track, _ASIDE), track.codec_context.channels
 
@@ -119,7 +117,7 @@ def film_tracks(
     return FilmTracks(picture=picture, sound=sound, guessed=guessed)
 
 
-def _decodable(tracks: "Sequence[Stream]") -> list:
+def _decodable(tracks: Sequence[Stream]) -> list:
     """The tracks with a codec that libav knows; raises DatasetError if it knows none of them."""
     known = [track for track in tracks if track.codec_context is not None]
     if tracks and not known:
@@ -127,10 +125,8 @@ def _decodable(tracks: "Sequence[Stream]") -> list:
     return known
 
 
-def _is_marked(track: "Stream", names: Sequence[str]) -> bool:
+def _is_marked(track: Stream, names: Sequence[str]) -> bool:
     """Whether the container marks a track with one of these dispositions."""
-    from av.stream import Disposition
-
     return any(track.disposition & Disposition[name] for name in names)
 
 
@@ -139,7 +135,7 @@ def _is_guess(ranks: list[tuple], best: tuple) -> bool:
     return ranks.count(best) > 1
 
 
-def _survey(container: "InputContainer", indices: list[int]) -> _Survey:
+def _survey(container: InputContainer, indices: list[int]) -> _Survey:
     found: dict[int, _Seen] = {index: _Seen() for index in indices}
     for number, packet in enumerate(container.demux(*(container.streams[index] for index in indices))):
         seen = found[packet.stream.index]

@@ -5,9 +5,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import av
 import numpy as np
+from av import AudioFrame, VideoFrame
+from av.container import InputContainer
+from av.error import FFmpegError, InvalidDataError
 from jaxtyping import Float, UInt8
 
 from extract.media.clock import Clock, PictureTimes
@@ -19,10 +22,6 @@ from extract.media.tracks import FilmTracks, film_tracks
 from refavs.errors import DatasetError
 from refavs.files.source_files import MOST_PIXELS, check_file, reason_of
 from refavs.steps import Steps
-
-if TYPE_CHECKING:
-    import av
-    from av.container import InputContainer
 
 # Self-contained containers alone: a playlist would have libav open what it names, other files or the network.
 FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts")
@@ -55,7 +54,7 @@ class Decoded:
 class Film:
     """The film in an open container: its tracks and its clock."""
 
-    def __init__(self, container: "InputContainer", tracks: FilmTracks) -> None:
+    def __init__(self, container: InputContainer, tracks: FilmTracks) -> None:
         self.tracks, self.clock = tracks, Clock(container, tracks.all)
         self.ends_s = dict.fromkeys((track.index for track in tracks.all), 0.0)
         self.damage_skipped = False
@@ -65,11 +64,11 @@ class Film:
         self._times = PictureTimes(tracks.picture)
         self._begun: set[int] = set()
 
-    def packets(self, num_seconds: int | None = None) -> "Iterator[av.Packet]":
+    def packets(self, num_seconds: int | None = None) -> Iterator[av.Packet]:
         """The packets of the film's tracks with their time stamps on its clock.
 
         Args:
-            num_seconds: that are read at most; None for all.
+            num_seconds: how many are read at most; None for all.
 
         Raises:
             DatasetError: there are more of them than belong to so many seconds.
@@ -84,13 +83,11 @@ class Film:
                 self.ends_s[index] = max(self.ends_s[index], float(end_s))
             yield packet
 
-    def decoded(self, packet: "av.Packet") -> "list[av.VideoFrame | av.AudioFrame]":
+    def decoded(self, packet: av.Packet) -> list[av.VideoFrame | av.AudioFrame]:
         """The frames that a packet completes.
 
         A transport stream is cut anywhere, so there the pieces before the first whole one are left out.
         """
-        from av.error import InvalidDataError
-
         try:
             frames = packet.decode()
         except InvalidDataError:
@@ -102,7 +99,7 @@ class Film:
             self._begun.add(packet.stream.index)
         return frames  # type: ignore[return-value]
 
-    def time_of(self, frame: "av.VideoFrame") -> Fraction:
+    def time_of(self, frame: av.VideoFrame) -> Fraction:
         """When a picture is shown, in seconds of the clock; asked for each picture once, in the order of decoding."""
         return self._times.of(frame)
 
@@ -169,7 +166,7 @@ def read_container(
 
 @contextmanager
 def opened(path: Path, within: Path | None = None) -> Iterator[Film]:
-    """Opens a video, and names it in the errors of what is done with it.
+    """Opens a video, and names it in errors that are raised while it is open.
 
     Args:
         within: folder that the file may not lie outside of.
@@ -177,8 +174,6 @@ def opened(path: Path, within: Path | None = None) -> Iterator[Film]:
     Raises:
         DatasetError: the file is missing, empty, cut off, damaged, no video, or beyond the limits of this module.
     """
-    from av.error import FFmpegError
-
     try:
         check_file(path, within)
         refuse_declared_samples(path)
@@ -207,10 +202,8 @@ def open_film(path: Path) -> Iterator[Film]:
         yield Film(container, film_tracks(container, lambda: open_container(path)))
 
 
-def open_container(path: Path) -> "InputContainer":
+def open_container(path: Path) -> InputContainer:
     """Opens a video by libav, which is kept from anything but self-contained files."""
-    import av
-
     options = {
         "format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file", "max_pixels": str(MOST_PIXELS),
     }
@@ -220,8 +213,6 @@ def open_container(path: Path) -> "InputContainer":
 
 def decode(film: Film, pictures: PlacedPictures, sound: PlacedSound | None, num_seconds: int) -> bool:
     """Decodes what is wanted until it reaches `num_seconds`; returns whether the file ended before."""
-    from av import AudioFrame, VideoFrame
-
     picture = film.tracks.picture
     if film.tracks.sound is None:
         sound = None

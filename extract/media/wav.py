@@ -1,21 +1,18 @@
-"""Sound as encoders take it: mono at their sample rates, finite, of a bounded loudness; from a WAV file or a track."""
+"""Sound as encoders take it: mono at their sample rates, finite and not too loud; from a WAV file or a track."""
 
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import soundfile
 from jaxtyping import Float
 
 from extract.media.wav_length import by_its_samples
 from refavs.errors import DatasetError
 from refavs.files.plain_file import UnusableFileError
 from refavs.files.source_files import open_file, reason_of
-
-if TYPE_CHECKING:
-    import soundfile
 
 # Beyond these no recording is known, and a header's lie would fill the memory.
 RATES_HZ = (1_000, 192_000)
@@ -51,8 +48,6 @@ def read_wave(
     Raises:
         DatasetError: the file cannot be read, or not as sound.
     """
-    import soundfile
-
     try:
         with open_file(path, within) as raw:
             whole, is_false = by_its_samples(raw)
@@ -74,7 +69,7 @@ def read_wave(
                            f"{RATES_HZ[0]:,} to {RATES_HZ[1]:,} Hz") from error  # fmt: skip
 
 
-def _mono(file: "soundfile.SoundFile", num_samples: int) -> Float[np.ndarray, " s"]:
+def _mono(file: soundfile.SoundFile, num_samples: int) -> Float[np.ndarray, " s"]:
     """The mean of the channels, block by block, so that many of them do not lie in memory at once."""
     blocks = file.blocks(
         blocksize=max(1, _BLOCK_VALUES // file.channels), frames=num_samples, dtype="float32", always_2d=True

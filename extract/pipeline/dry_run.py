@@ -10,7 +10,7 @@ from rich.table import Table
 from extract.encoders.streams import StreamSet
 from extract.encoders.weights import NotFetched
 from extract.pipeline.estimate import Missing, Seconds, calibrate, clip_bytes, missing_of
-from extract.pipeline.extraction import Run
+from extract.pipeline.extraction import Extraction
 from extract.pipeline.plan import ORDER, plan_jobs, wanted_units
 from extract.pipeline.ray_pool import limited_by_gpus
 from extract.pipeline.tables import refuse_replaced
@@ -25,7 +25,7 @@ from refavs.terminal.console import PlainConsole
 TOLD_BY_FILES = ("weights", "preprocessing", "config")  # facts that nobody knows without an encoder's files
 
 
-def dry_run(run: Run) -> int:
+def dry_run(run: Extraction) -> int:
     """Prints the work and cost of a run; the exit status says whether the run would find its weights.
 
     Raises:
@@ -38,7 +38,7 @@ def dry_run(run: Run) -> int:
     exists = run.folder.exists("zarr.json")
     known = StoreWriter.attach(run.folder.location).schema.streams if exists else {}
     specs = _unread_specs(run.streams, blank, known, absent if exists else blank.encoders.keys())
-    schema = planned_schema(run.folder, streams=specs, **run.description())
+    schema = planned_schema(run.folder, run.schema(specs))
     writer = StoreWriter(run.folder, schema)
     contents, unreadable = run.contents()
     refuse_replaced(writer, contents)
@@ -92,7 +92,7 @@ def _unread_specs(
     return specs
 
 
-def _show_cost(console: PlainConsole, run: Run, blank: StreamSet, schema: StoreSchema, missing: Missing) -> None:
+def _show_cost(console: PlainConsole, run: Extraction, blank: StreamSet, schema: StoreSchema, missing: Missing) -> None:
     """Prints bytes, and also seconds if the device of the run is on this machine."""
     sizes = f"{missing.num_bytes:,} bytes"
     on_gpu = run.resources.device == "cuda"
@@ -116,7 +116,7 @@ def _show_cost(console: PlainConsole, run: Run, blank: StreamSet, schema: StoreS
     console.print(_costs(run, each, missing.units["clips"], clip_bytes(schema), num_threads))
 
 
-def _costs(run: Run, each: Seconds, num_missing: int, bytes_per_clip: int, num_threads: int) -> Table:
+def _costs(run: Extraction, each: Seconds, num_missing: int, bytes_per_clip: int, num_threads: int) -> Table:
     """Bytes and hours for the missing clips, and for a thousand and a million similar ones."""
     on_gpu = run.resources.device == "cuda"
     hours_each = (each.beside(num_threads) * run.resources.gpus_per_worker if on_gpu

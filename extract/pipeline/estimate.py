@@ -15,7 +15,7 @@ from extract.encoders.protocol import Encoder
 from extract.encoders.streams import StreamSet
 from extract.media.clip import Media, read_media
 from extract.pipeline.plan import Job
-from extract.pipeline.ray_pool import Resources
+from extract.pipeline.ray_pool import PoolResources
 from refavs.data.layouts import Clip
 from refavs.errors import DatasetError
 from refavs.files.temporary import temporary_folder
@@ -115,7 +115,7 @@ def _row_bytes(table: StreamSpec) -> int:
     return sum(spec.row_bytes for spec in table.arrays)
 
 
-def calibrate(streams: StreamSet, clips: Iterable[Clip], resources: Resources) -> Seconds:
+def calibrate(streams: StreamSet, clips: Iterable[Clip], resources: PoolResources) -> Seconds:
     """Times one clip (the first readable one) and one text, with torch's current number of threads.
 
     A CPU encodes one frame, and the whole clip only if that is quick. A GPU encodes a whole batch of clips.
@@ -145,7 +145,7 @@ def _encode_s(encoder: Encoder, item: Any, levels: Sequence[str], number: int = 
     return seconds_of(lambda: encoder.encode([encoder.prepare(item)] * number, levels)) / number
 
 
-def _visual_s(encoder: Encoder, frames: np.ndarray, levels: Sequence[str], resources: Resources) -> float:
+def _visual_s(encoder: Encoder, frames: np.ndarray, levels: Sequence[str], resources: PoolResources) -> float:
     """Seconds per clip in a visual encoder."""
     if resources.device != "cpu":
         batch = [encoder.prepare(frames)] * resources.clips_per_pass
@@ -185,10 +185,10 @@ def _write_s(streams: StreamSet) -> float:
              for id, stream in streams.of("visual", "audio").items()}  # fmt: skip
     arrays = {id: {spec.name: np.ones(spec.shape, spec.dtype) for spec in table.arrays} for id, table in specs.items()}
     with TemporaryDirectory(dir=temporary_folder()) as folder:
-        writer = StoreWriter.open(
-            folder, streams=specs, source="calibration", seconds=streams.steps.seconds, fps=streams.steps.fps,
-            mask_size=8, objects_per_shard=1,
-        )  # fmt: skip
+        writer = StoreWriter.open(folder, StoreSchema(
+            streams=specs, source="calibration", seconds=streams.steps.seconds, fps=streams.steps.fps, mask_size=8,
+            objects_per_shard=1,
+        ))  # fmt: skip
         plans = [plan for id in specs for plan in writer.plan(id, [["clip"]]) if plan is not None]
         started = time.perf_counter()
         for plan in plans:

@@ -17,7 +17,7 @@ from extract.media.notes import counted
 from extract.pipeline.content import Content, contents_of
 from extract.pipeline.log import RunLog
 from extract.pipeline.plan import ORDER, Job, Kind, Unit, plan_jobs, wanted_units
-from extract.pipeline.ray_pool import Resources, run_jobs
+from extract.pipeline.ray_pool import PoolResources, run_jobs
 from extract.pipeline.tables import refuse_replaced, write_tables
 from extract.pipeline.worker import JobResult
 from refavs.choices import MaskRule
@@ -26,6 +26,7 @@ from refavs.errors import RefAVSError
 from refavs.files.path_text import path_text
 from refavs.store.backends.base import Folder
 from refavs.store.format.mask_rows import MaskSize, mask_shape
+from refavs.store.format.schema import StoreSchema, StreamSpec
 from refavs.store.lease import Lease
 from refavs.store.writer import StoreWriter
 from refavs.terminal.command import Exit
@@ -39,7 +40,7 @@ _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Extraction:
     """A run as requested by the command line.
 
     Attributes:
@@ -54,25 +55,24 @@ class Run:
     streams: StreamSet
     choose: Callable[[Callable[[str], WeightSource]], StreamSet]
     weights: WeightSource
-    resources: Resources
+    resources: PoolResources
     log: Path | None
     mask_rule: MaskRule
     mask_size: MaskSize
     keeps_expressions: bool
     extraction: dict[str, Any]
 
-    def description(self) -> dict[str, Any]:
-        """The arguments for opening the store, except the streams."""
+    def schema(self, streams: Mapping[str, StreamSpec]) -> StoreSchema:
+        """The store that the run asks for, with these specifications of its streams."""
         steps = self.streams.steps
         height, width = mask_shape(self.mask_size)
         mask_bytes = len(steps) * height * -(-width // 8)
-        return {
-            "source": f"{self.source.layout} {path_text(self.source.root)}", "seconds": steps.seconds,
-            "fps": steps.fps, "mask_size": self.mask_size,
-            "objects_per_shard": rows_within(MASK_SHARD_BYTES, mask_bytes, MOST_OBJECTS),
-            "mask_rule": self.mask_rule if len(self.source.objects) else None, "extraction": self.extraction,
-            "splits": dict(self.source.splits),
-        }  # fmt: skip
+        return StoreSchema(
+            streams=dict(streams), source=f"{self.source.layout} {path_text(self.source.root)}", seconds=steps.seconds,
+            fps=steps.fps, mask_size=self.mask_size, extraction=self.extraction, splits=dict(self.source.splits),
+            objects_per_shard=rows_within(MASK_SHARD_BYTES, mask_bytes, MOST_OBJECTS),
+            mask_rule=self.mask_rule if len(self.source.objects) else None,
+        )  # fmt: skip
 
     def contents(self) -> tuple[dict[str, Content], dict[str, str]]:
         """The content keys of the clips, and the reasons why others cannot be read; with a progress bar if many."""
@@ -100,7 +100,7 @@ class Totals:
             self.broken[result.trace] += 1
 
 
-def complete(run: Run, writer: StoreWriter, lease: Lease, refill: bool = False) -> int:
+def complete(run: Extraction, writer: StoreWriter, lease: Lease, refill: bool = False) -> int:
     """Computes what is missing in a store whose lease this process holds; returns the exit status.
 
     Args:
@@ -125,7 +125,7 @@ def complete(run: Run, writer: StoreWriter, lease: Lease, refill: bool = False) 
     return _summary(run, writer, totals, jobs, contents, time.monotonic() - started)
 
 
-def _work(run: Run, writer: StoreWriter, lease: Lease, jobs: Sequence[Job], totals: Totals) -> None:
+def _work(run: Extraction, writer: StoreWriter, lease: Lease, jobs: Sequence[Job], totals: Totals) -> None:
     """Runs the jobs on workers and shows the progress."""
     num_units: Counter[str] = Counter(dict.fromkeys(ORDER, 0))
     for job in jobs:
@@ -165,7 +165,7 @@ def stop_at(error: Exception | None) -> None:
         raise error
 
 
-def _report(run: Run) -> None:
+def _report(run: Extraction) -> None:
     """Prints the report on the source, and the inputs that encoders will truncate."""
     if run.source.report.counts:
         for line in run.source.report.lines():
@@ -177,7 +177,8 @@ def _report(run: Run) -> None:
 
 
 def _summary(
-    run: Run, writer: StoreWriter, totals: Totals, jobs: Sequence[Job], contents: Mapping[str, Content], seconds: float
+    run: Extraction, writer: StoreWriter, totals: Totals, jobs: Sequence[Job], contents: Mapping[str, Content],
+    seconds: float,
 ) -> int:
     """Prints what was done and what the store has now; returns the exit status."""
     if not jobs and not totals.failures:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from extract.pipeline.turns import STAGES
+from extract.pipeline.turns import JOB_STAGES
 from extract.pipeline.worker import JobResult
 
 INTERVAL_S = 5.0
@@ -26,7 +26,7 @@ class _Span:
 @dataclass
 class _Counts:
     done: dict[str, int]
-    stages_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    stages_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(JOB_STAGES, 0.0))
     encoded: dict[str, tuple[int, float]] = field(default_factory=dict)
     num_failures: int = 0
     num_broken: int = 0

@@ -28,7 +28,7 @@ MOST_STILLBORN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resources:
+class PoolResources:
     """Where to run, and with how many workers.
 
     Attributes:
@@ -77,7 +77,7 @@ class _Room:
 
 
 def run_jobs(
-    jobs: Sequence[Job], location: str, streams: StreamSet, resources: Resources,
+    jobs: Sequence[Job], location: str, streams: StreamSet, resources: PoolResources,
     note: Callable[[str], None] | None = None,
 ) -> Generator[JobResult | None, None, None]:  # fmt: skip
     """Yields None when work has begun, then each job's result as it ends, and None once a second in between.
@@ -112,7 +112,7 @@ Result = TypeVar("Result")
 
 def run_pool(
     jobs: Sequence[AnyJob], worker: type, arguments: Callable[[int], tuple[Any, ...]],
-    given_up: Callable[[AnyJob, Mapping[str, str]], Result], resources: Resources,
+    given_up: Callable[[AnyJob, Mapping[str, str]], Result], resources: PoolResources,
     note: Callable[[str], None] | None = None,
 ) -> Generator[Result | None, None, None]:  # fmt: skip
     """Runs jobs on actors of a class; yields as `run_jobs` does.
@@ -354,7 +354,7 @@ def threads_per_worker(num_workers: int, gpus_per_worker: float, nodes: Iterable
     return max(1, min((cpus // count for (cpus, _), count in zip(places, taken, strict=True) if count), default=1))
 
 
-def _room(resources: Resources, processors: int | None = None) -> _Room:
+def _room(resources: PoolResources, processors: int | None = None) -> _Room:
     """Room on the connected cluster; `processors` replaces the number of its processors."""
     import ray
 
@@ -367,7 +367,7 @@ def _room(resources: Resources, processors: int | None = None) -> _Room:
 
 
 @contextmanager
-def _cluster(resources: Resources, num_jobs: int) -> Iterator[_Room]:
+def _cluster(resources: PoolResources, num_jobs: int) -> Iterator[_Room]:
     """Connects to Ray, or starts it for the time of the run; yields the room for workers."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STAGES = ("decode", "encode", "write", "commit", "waiting")
+JOB_STAGES = ("decode", "encode", "write", "commit", "waiting")
 SPARE_CLIPS = 2
 
 
@@ -13,7 +13,7 @@ class Stages:
     """Seconds spent in each stage of one job, by all of its threads."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(JOB_STAGES, 0.0)
         self.encoded: dict[str, tuple[int, float]] = {}
         self._lock = threading.Lock()
 

@@ -51,8 +51,8 @@ class JobResult:
     Attributes:
         num_done: number of units computed.
         seconds: time from the start of the job to its last commit.
-        stages_s: seconds by name in `STAGES`. Decoding runs in other threads than the job; encoding includes reading
-            the weights in a worker's first job; `waiting` is time without media, or without access to the encoders.
+        stages_s: seconds by name in `JOB_STAGES`. Decoding runs in other threads than the job; encoding includes
+            reading the weights in a worker's first job; `waiting` is time without media or access to the encoders.
         encoded: per encoder, the number of inputs (frames, sounds of clips, or texts) and the seconds for them.
         failures: units that could not be computed, with the reason.
         error: the error that broke the whole job; None if it did not break.

@@ -42,7 +42,7 @@ class Maps(Mapping[str, Tensor]):
 
     @staticmethod
     def places_of(steps: Sequence[int], num_steps: int) -> Int[Tensor, "t"]:
-        """Where each of `num_steps` steps is among those that were read."""
+        """The position of each of `num_steps` steps among the steps that were read."""
         places = torch.full((num_steps,), NOWHERE)
         places[list(steps)] = torch.arange(len(steps))
         return places

@@ -53,6 +53,8 @@ class Needs:
         text: whether it reads the features of the expression.
         sound_by_step: whether it needs exactly one audio vector per step, not several tokens.
         advice: what to do if the store lacks the maps; ends the error message that lists them.
+        without_null: what it means for the head that no training expression refers to nothing; empty if it can do
+            without such expressions.
     """
 
     maps: tuple[tuple[str, ...], ...]
@@ -60,6 +62,7 @@ class Needs:
     text: bool = True
     sound_by_step: bool = False
     advice: str = "run refavs-extract with that level again"
+    without_null: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,16 +6,13 @@ stored map, in float32, so that a head gets the tokens that it would compute its
 """
 
 import re
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from refavs.store.format.quantised import numbers
-
-if TYPE_CHECKING:
-    from refavs.store.reader import FeatureStore
+from refavs.store.reader import FeatureStore
 
 _LEVEL = re.compile(r"pooled([1-9]\d*)")
 
@@ -42,7 +39,7 @@ def pooled(maps: Shaped[Tensor, "t c h w"], scale: Float[Tensor, "c"] | None, by
     return means if scale is None else means * scale[:, None, None]
 
 
-def pooled_path(store: "FeatureStore", path: str, by: int) -> str | None:
+def pooled_path(store: FeatureStore, path: str, by: int) -> str | None:
     """Path of the pooled maps of exactly the map at `path`; None if the store has none."""
     encoder, name = "/".join(path.split("/")[1:3]), path.rpartition("/")[2]
     stream, source = store.schema.streams.get(f"{encoder}/pooled{by}"), store.schema.streams[store.specs[path].table]

@@ -119,11 +119,7 @@ def copied(store: FeatureStore, plan: Rewriting, out: str, progress: Progress) -
     if not is_same(out, plan):
         raise StoreError(f"{out} holds another store; name a new place, or remove it")
     schema = plan.schema
-    writer = StoreWriter.open(
-        out, streams=schema.streams, source=schema.source, seconds=schema.seconds, fps=schema.fps,
-        mask_size=schema.mask_size, objects_per_shard=schema.objects_per_shard, mask_rule=schema.mask_rule,
-        extraction=schema.extraction, splits=schema.splits,
-    )  # fmt: skip
+    writer = StoreWriter.open(out, schema)
     writer.folder.write(MARK, plan.mark)
     for table, keys in plan.keys.items():
         size, specs = schema.tables[table].rows_per_shard, schema.tables[table].arrays

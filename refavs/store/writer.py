@@ -1,14 +1,12 @@
 """Writing a store: plan the missing shards, write and commit each as a whole, and finish the store."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from refavs.choices import Role
 from refavs.config import nearest
 from refavs.errors import StoreError
 from refavs.store.backends.base import Folder, write_if_changed
@@ -24,12 +22,10 @@ from refavs.store.derived_files import (
 from refavs.store.folders import open_folder
 from refavs.store.format.array_spec import table_path
 from refavs.store.format.commits import CommitRecord, files_of, read_each, record_files, refuse_doubles
-from refavs.store.format.mask_rows import MaskSize
 from refavs.store.format.schema import (
     OBJECTS,
     STREAM_ID,
     StoreSchema,
-    StreamSpec,
     extended,
     refuse_foreign,
     schema_at,
@@ -50,11 +46,7 @@ class StoreWriter:
         self._records: dict[str, CommitRecord] = {}
 
     @classmethod
-    def open(
-        cls, location: str | Path, *, streams: Mapping[str, StreamSpec], source: str, seconds: int, fps: float,
-        mask_size: MaskSize, objects_per_shard: int, mask_rule: str | None = None,
-        extraction: Mapping[str, Any] | None = None, splits: Mapping[str, Role] | None = None,
-    ) -> "StoreWriter":  # fmt: skip
+    def open(cls, location: str | Path, wanted: StoreSchema) -> "StoreWriter":
         """Creates a store, or opens an existing one and adds missing streams; removes leftovers of interrupted writers.
 
         An existing store keeps its `source` and shard sizes, which do not affect the content of rows.
@@ -66,10 +58,7 @@ class StoreWriter:
         folder = open_folder(location)
         refuse_foreign(folder)
         there = folder.exists("zarr.json")
-        schema = planned_schema(
-            folder, streams=streams, source=source, seconds=seconds, fps=fps, mask_size=mask_size,
-            objects_per_shard=objects_per_shard, mask_rule=mask_rule, extraction=extraction, splits=splits,
-        )  # fmt: skip
+        schema = planned_schema(folder, wanted)
         folder.sweep()
         found = schema_at(folder) if there else None
         for stream in schema.streams.keys() - (found.streams.keys() if found else set()):
@@ -250,23 +239,13 @@ class StoreWriter:
             yield array_file(spec, self.schema.tables[table].rows_per_shard, rows, {})
 
 
-def planned_schema(
-    folder: Folder, *, streams: Mapping[str, StreamSpec], source: str, seconds: int, fps: float, mask_size: MaskSize,
-    objects_per_shard: int, mask_rule: str | None = None, extraction: Mapping[str, Any] | None = None,
-    splits: Mapping[str, Role] | None = None,
-) -> StoreSchema:  # fmt: skip
-    """The schema that `open` would create with these arguments, without changing anything.
+def planned_schema(folder: Folder, wanted: StoreSchema) -> StoreSchema:
+    """The schema that `open` would give the store, without changing anything.
 
     Raises:
         StoreError: an existing store has other seconds or masks, or a stream of the same id from another encoder.
     """
-    wanted = StoreSchema.from_attributes(
-        StoreSchema(
-            streams=dict(streams), source=source, seconds=seconds, fps=fps, mask_size=mask_size,
-            objects_per_shard=objects_per_shard, mask_rule=mask_rule, extraction=dict(extraction or {}),
-            splits=None if splits is None else dict(splits),
-        ).to_attributes(), "the new store",
-    )  # fmt: skip
+    wanted = StoreSchema.from_attributes(wanted.to_attributes(), "the new store")
     if not folder.exists("zarr.json"):
         return wanted
     found = schema_at(folder)

@@ -23,7 +23,6 @@ def build_parser() -> CommandParser:
         description="Writes a synthetic benchmark in the layout of Ref-AVS Bench: clips of moving, sounding shapes, "
         "expressions that each need the cues they name, masks, and some clips as .mp4 with sound.",
         epilog="example: refavs-synth data/synth --clips 240 --seed 0",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; must not exist yet, or be empty")
     parser.add_argument(

@@ -21,9 +21,9 @@ from refavs.files.plain_file import read_plain
 from refavs.files.tables import csv_bytes
 from refavs.files.typed_json import Count, OddRecord, read_json, shaped
 from refavs.files.whole_folder import refuse_full, whole_folder
-from refavs.synthetic.plan import Clip, Settings, draw_clip, generator
+from refavs.synthetic.plan import DrawnClip, Settings, draw_clip, generator
 from refavs.synthetic.scene import DURATION_S, Scene, SceneObject, make_scene, render
-from refavs.synthetic.voices import Schedule
+from refavs.synthetic.voices import SoundSchedule
 from refavs.synthetic.write import VIDEO_FPS, track, write_video
 from refavs.terminal.console import ProgressBar
 
@@ -73,7 +73,7 @@ def write_cut_films(out: Path, num_clips: int, seed: int = 0, size: int = 96) ->
         (folder / TRUTH).write_text(json.dumps(truths), encoding="utf-8")
 
 
-def cut_clip(settings: Settings, index: int) -> tuple[Clip, tuple[Scene, Scene], int]:
+def cut_clip(settings: Settings, index: int) -> tuple[DrawnClip, tuple[Scene, Scene], int]:
     """A clip, its two scenes, and the second of the cut."""
     clip = draw_clip(settings, index)
     rng = generator(settings, index, _PURPOSE)
@@ -86,7 +86,7 @@ def _seen_again(new: SceneObject, old: SceneObject) -> SceneObject:
     return replace(new, colour=old.colour, rgb=old.rgb, visible_from_s=old.visible_from_s)
 
 
-def _write_film(path: Path, settings: Settings, clip: Clip, scenes: tuple[Scene, Scene], cut: int) -> Truth:
+def _write_film(path: Path, settings: Settings, clip: DrawnClip, scenes: tuple[Scene, Scene], cut: int) -> Truth:
     def rendered(time_s: float) -> tuple[np.ndarray, np.ndarray]:
         return render(scenes[time_s >= cut], time_s)
 
@@ -97,7 +97,7 @@ def _write_film(path: Path, settings: Settings, clip: Clip, scenes: tuple[Scene,
     return Truth(cut=cut, names=list(clip.categories), masks=masks)
 
 
-def _sound_text(schedule: Schedule | None) -> str:
+def _sound_text(schedule: SoundSchedule | None) -> str:
     """When and how loudly, as a table of facts says it: `0-10@-6`, from -20 to -6 dB `0-10@-20..-6`."""
     if schedule is None:
         return "silent"

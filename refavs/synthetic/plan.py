@@ -12,7 +12,7 @@ from refavs.errors import ConfigError
 from refavs.expressions.situation import Situation
 from refavs.expressions.templates import TEMPLATES, Expression, Pattern, Template, expressions, sentences
 from refavs.synthetic.scene import DURATION_S, SEEN_CATEGORIES, UNSEEN_CATEGORIES, Scene, make_scene
-from refavs.synthetic.voices import Schedule, draw_scenario, draw_schedules
+from refavs.synthetic.voices import SoundSchedule, draw_scenario, draw_schedules
 
 _RECIPE = 2  # increased whenever the same settings would give other files
 _SMALLEST_PX = 48
@@ -48,7 +48,7 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ExpressionRow:
     """One expression of the metadata; `fid` is the object's number in its clip (null: 0)."""
 
     vid: str
@@ -69,14 +69,14 @@ class Medium:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip:
+class DrawnClip:
     """One clip, before it is rendered."""
 
     index: int
     split: str
     scenario: str
     scene: Scene
-    schedules: tuple[Schedule | None, ...]
+    schedules: tuple[SoundSchedule | None, ...]
 
     @property
     def id(self) -> str:
@@ -95,10 +95,10 @@ def _clip_id(index: int) -> str:
     return f"syn{index:05d}_0_{round(DURATION_S * 1000)}"
 
 
-def plan(settings: Settings) -> tuple[list[Medium], list[Row]]:
+def plan(settings: Settings) -> tuple[list[Medium], list[ExpressionRow]]:
     """Decides every clip and every expression."""
     media: list[Medium] = []
-    rows: list[Row] = []
+    rows: list[ExpressionRow] = []
     categories: dict[int, tuple[str, ...]] = {}
     for index in range(settings.num_clips):
         clip = draw_clip(settings, index)
@@ -106,7 +106,7 @@ def plan(settings: Settings) -> tuple[list[Medium], list[Row]]:
         categories[index] = clip.categories
         for number, expression in enumerate(choose(clip, generator(settings, index, 1)), start=1):
             rows.append(
-                Row(
+                ExpressionRow(
                     vid=clip.id, uid=f"{clip.id}_{clip.categories[expression.target]}_{number}", split=clip.split,
                     fid=expression.target, text=expression.text, template=expression.template,
                 )
@@ -115,7 +115,7 @@ def plan(settings: Settings) -> tuple[list[Medium], list[Row]]:
     return media + null_media, rows + null_rows
 
 
-def draw_clip(settings: Settings, index: int) -> Clip:
+def draw_clip(settings: Settings, index: int) -> DrawnClip:
     """Decides what clip number `index` shows and sounds like."""
     rng = generator(settings, index, 0)
     split = _SPLITS[index % len(_SPLITS)]
@@ -131,10 +131,10 @@ def draw_clip(settings: Settings, index: int) -> Clip:
         scene = _with_entrances(scene, rng)
     scenario = draw_scenario(rng)
     schedules = draw_schedules(rng, scenario, num_objects)
-    return Clip(index=index, split=split, scenario=scenario, scene=scene, schedules=schedules)
+    return DrawnClip(index=index, split=split, scenario=scenario, scene=scene, schedules=schedules)
 
 
-def choose(clip: Clip, rng: np.random.Generator) -> list[Expression]:
+def choose(clip: DrawnClip, rng: np.random.Generator) -> list[Expression]:
     """Picks about six of a clip's expressions: up to four that need sound or time, two by looks, two by place."""
     found = [
         expression
@@ -174,14 +174,14 @@ def _with_entrances(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def _plan_nulls(
-    settings: Settings, rows: Sequence[Row], categories: Mapping[int, tuple[str, ...]]
-) -> tuple[list[Medium], list[Row]]:
+    settings: Settings, rows: Sequence[ExpressionRow], categories: Mapping[int, tuple[str, ...]]
+) -> tuple[list[Medium], list[ExpressionRow]]:
     """Copies some clips with a sound that no object in them makes, and adds sentences that then refer to nothing.
 
     Each sentence refers to an object elsewhere in train; nulls are at most `_NULL_SHARE` of each template's rows.
     """
     media: list[Medium] = []
-    nulls: list[Row] = []
+    nulls: list[ExpressionRow] = []
     positive = Counter((row.split, row.template.pattern) for row in rows)
     left = {key: int(count * _NULL_SHARE / (1 - _NULL_SHARE)) for key, count in positive.items()}
     known = Counter(row.text for row in rows if row.split == TRAIN)
@@ -196,7 +196,7 @@ def _plan_nulls(
         texts = _null_sentences(split, categories[index], known, left, rng)
         for number, (template, text) in enumerate(texts, start=1):
             nulls.append(
-                Row(
+                ExpressionRow(
                     vid=base, uid=f"{medium.id}_null_{number}", split=TEST_N if split == TEST_S else split,
                     fid=0, text=text, template=template,
                 )

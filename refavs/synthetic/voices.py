@@ -20,7 +20,7 @@ Wave = Float[np.ndarray, " n"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class SoundSchedule:
     """When and how loudly one object sounds: from `on_s` to `off_s`, with a gain that is linear in decibels.
 
     Attributes:
@@ -38,7 +38,7 @@ class Schedule:
         return self.off_s - self.on_s
 
 
-def synthesise(sounding: Sequence[tuple[str, Schedule]], rng: np.random.Generator) -> Int16[np.ndarray, " n"]:
+def synthesise(sounding: Sequence[tuple[str, SoundSchedule]], rng: np.random.Generator) -> Int16[np.ndarray, " n"]:
     """Mixes the voices of the given categories into one 10 s mono track.
 
     Args:
@@ -54,7 +54,7 @@ def synthesise(sounding: Sequence[tuple[str, Schedule]], rng: np.random.Generato
     return np.round(np.clip(mix, -1, 1) * 32767).astype(np.int16)
 
 
-def _envelope(schedule: Schedule, time_s: Wave) -> Wave:
+def _envelope(schedule: SoundSchedule, time_s: Wave) -> Wave:
     rise = math.log(schedule.gain_to / schedule.gain_from) / DURATION_S
     fade = np.clip(np.minimum(time_s - schedule.on_s, schedule.off_s - time_s) / _FADE_S, 0, 1)
     return schedule.gain_from * np.exp(rise * time_s) * fade
@@ -90,40 +90,40 @@ VOICES: dict[str, Callable[[Wave, float, np.random.Generator], Wave]] = {
 }
 
 
-def single(rng: np.random.Generator, num_objects: int) -> list[Schedule | None]:
+def single(rng: np.random.Generator, num_objects: int) -> list[SoundSchedule | None]:
     """One object sounds."""
     return _pad([_steady(float(rng.uniform(0.5, 1)))], num_objects)
 
 
-def loudness(rng: np.random.Generator, num_objects: int) -> list[Schedule | None]:
+def loudness(rng: np.random.Generator, num_objects: int) -> list[SoundSchedule | None]:
     """Two or three objects sound throughout, each clearly louder than the next."""
     gains = [1.0, 0.3, 0.09] if num_objects > 2 and rng.random() < 0.4 else [1.0, float(rng.uniform(0.1, 0.25))]
     scale = float(rng.uniform(0.7, 1))
     return _pad([_steady(gain * scale) for gain in gains], num_objects)
 
 
-def starts(rng: np.random.Generator, num_objects: int) -> list[Schedule | None]:
+def starts(rng: np.random.Generator, num_objects: int) -> list[SoundSchedule | None]:
     """One object sounds from the start, a second joins, and often a third."""
     times = _moments(rng, num_objects)
     return _pad([_steady(_gain(rng)), *(_steady(_gain(rng), on_s=time_s) for time_s in times)], num_objects)
 
 
-def stops(rng: np.random.Generator, num_objects: int) -> list[Schedule | None]:
+def stops(rng: np.random.Generator, num_objects: int) -> list[SoundSchedule | None]:
     """Two or three objects sound from the start, and all but one fall silent one after the other."""
     times = _moments(rng, num_objects)
     return _pad([_steady(_gain(rng)), *(_steady(_gain(rng), off_s=time_s) for time_s in times)], num_objects)
 
 
-def ramps(rng: np.random.Generator, num_objects: int) -> list[Schedule | None]:
+def ramps(rng: np.random.Generator, num_objects: int) -> list[SoundSchedule | None]:
     """One object gets louder, one quieter, and often a third does neither."""
     low = rng.uniform(0.08, 0.15, 2)
-    moving = [Schedule(gain_from=float(low[0]), gain_to=1.0), Schedule(gain_from=1.0, gain_to=float(low[1]))]
+    moving = [SoundSchedule(gain_from=float(low[0]), gain_to=1.0), SoundSchedule(gain_from=1.0, gain_to=float(low[1]))]
     steady = [_steady(float(rng.uniform(0.25, 0.5)))] if num_objects > 2 and rng.random() < 0.5 else []
     return _pad(moving + steady, num_objects)
 
 
 # What may be heard in a clip, and its probability. A scenario depends on nothing but the number of objects.
-SCENARIOS: dict[str, tuple[Callable[[np.random.Generator, int], list[Schedule | None]], float]] = {
+SCENARIOS: dict[str, tuple[Callable[[np.random.Generator, int], list[SoundSchedule | None]], float]] = {
     "single": (single, 0.2),
     "loudness": (loudness, 0.24),
     "starts": (starts, 0.24),
@@ -138,7 +138,7 @@ def draw_scenario(rng: np.random.Generator) -> str:
     return list(SCENARIOS)[int(rng.choice(len(weights), p=weights))]
 
 
-def draw_schedules(rng: np.random.Generator, scenario: str, num_objects: int) -> tuple[Schedule | None, ...]:
+def draw_schedules(rng: np.random.Generator, scenario: str, num_objects: int) -> tuple[SoundSchedule | None, ...]:
     """Draws one schedule per object (None = silent) and assigns them uniformly at random.
 
     Nothing visible therefore tells which object sounds, or how.
@@ -147,8 +147,8 @@ def draw_schedules(rng: np.random.Generator, scenario: str, num_objects: int) ->
     return tuple(schedules[index] for index in rng.permutation(num_objects).tolist())
 
 
-def _steady(gain: float, on_s: float = 0.0, off_s: float = DURATION_S) -> Schedule:
-    return Schedule(on_s=on_s, off_s=off_s, gain_from=gain, gain_to=gain)
+def _steady(gain: float, on_s: float = 0.0, off_s: float = DURATION_S) -> SoundSchedule:
+    return SoundSchedule(on_s=on_s, off_s=off_s, gain_from=gain, gain_to=gain)
 
 
 def _gain(rng: np.random.Generator) -> float:
@@ -163,5 +163,5 @@ def _moments(rng: np.random.Generator, num_objects: int) -> list[float]:
     return [2.0, 4.0] if num_objects > 2 and rng.random() < 0.7 else [float(rng.integers(2, 4))]
 
 
-def _pad(schedules: Sequence[Schedule], num_objects: int) -> list[Schedule | None]:
+def _pad(schedules: Sequence[SoundSchedule], num_objects: int) -> list[SoundSchedule | None]:
     return [*schedules, *[None] * (num_objects - len(schedules))]

@@ -25,7 +25,7 @@ from refavs.choices import DEFAULT_VIDEOS
 from refavs.errors import DatasetError
 from refavs.files.tables import csv_bytes
 from refavs.files.whole_folder import whole_folder
-from refavs.synthetic.plan import Clip, Medium, Row, Settings, draw_clip, generator, plan
+from refavs.synthetic.plan import DrawnClip, ExpressionRow, Medium, Settings, draw_clip, generator, plan
 from refavs.synthetic.scene import DURATION_S, SEEN_CATEGORIES, render
 from refavs.synthetic.voices import SAMPLE_RATE_HZ, synthesise
 from refavs.terminal.console import ProgressBar
@@ -85,7 +85,7 @@ def write_benchmark(
     )
 
 
-def _fids(rows: Sequence[Row]) -> dict[str, list[int]]:
+def _fids(rows: Sequence[ExpressionRow]) -> dict[str, list[int]]:
     """The objects with masks of each clip, by the clip's folder."""
     fids: dict[str, set[int]] = defaultdict(set)
     for row in rows:
@@ -93,7 +93,7 @@ def _fids(rows: Sequence[Row]) -> dict[str, list[int]]:
     return {folder: sorted(found) for folder, found in fids.items()}
 
 
-def _write_all(root: Path, settings: Settings, media: Sequence[Medium], rows: Sequence[Row]) -> None:
+def _write_all(root: Path, settings: Settings, media: Sequence[Medium], rows: Sequence[ExpressionRow]) -> None:
     fids = _fids(rows)
     with ProgressBar("refavs-synth", len(media), "clips") as progress:
         for medium in media:
@@ -106,7 +106,7 @@ def _write_all(root: Path, settings: Settings, media: Sequence[Medium], rows: Se
     (root / "synthetic.json").write_text(json.dumps(asdict(settings), indent=1) + "\n", encoding="utf-8")
 
 
-def _tables(rows: Sequence[Row]) -> dict[str, bytes]:
+def _tables(rows: Sequence[ExpressionRow]) -> dict[str, bytes]:
     """The content of each table, by file name."""
     of_expressions = ((row.uid, row.template.grade, row.template.dimension, row.template.pattern) for row in rows)
     metadata = ((row.vid, row.uid, row.split, row.fid, row.text) for row in rows)
@@ -120,7 +120,7 @@ def _has_video(medium: Medium, settings: Settings) -> bool:
     return not medium.null and medium.clip < settings.num_videos
 
 
-def track(settings: Settings, clip: Clip, null: str = "") -> Int16[np.ndarray, " n"]:
+def track(settings: Settings, clip: DrawnClip, null: str = "") -> Int16[np.ndarray, " n"]:
     """The sound of a clip, or of its null copy: silence ("m"), or voices of categories absent from the clip ("c")."""
     sounding = [(name, found) for name, found in zip(clip.categories, clip.schedules, strict=True) if found is not None]
     if null == "m":
@@ -133,7 +133,7 @@ def track(settings: Settings, clip: Clip, null: str = "") -> Int16[np.ndarray, "
 
 
 def _write_medium(
-    root: Path, medium: Medium, clip: Clip, samples: Int16[np.ndarray, " n"], fids: Sequence[int], video: bool
+    root: Path, medium: Medium, clip: DrawnClip, samples: Int16[np.ndarray, " n"], fids: Sequence[int], video: bool
 ) -> None:
     frames = root / "media" / medium.id / "frames"
     frames.mkdir(parents=True)
@@ -183,7 +183,7 @@ def write_wav(path: Path, samples: Int16[np.ndarray, " n"]) -> None:
         file.writeframes(samples.astype("<i2").tobytes())
 
 
-def _already_there(out: Path, settings: Settings, media: Sequence[Medium], rows: Sequence[Row]) -> bool:
+def _already_there(out: Path, settings: Settings, media: Sequence[Medium], rows: Sequence[ExpressionRow]) -> bool:
     """Whether the folder holds this benchmark; raises DatasetError if it holds anything else."""
     for path in (out, *out.parents):
         if path.exists() and not path.is_dir():
@@ -210,7 +210,7 @@ def _already_there(out: Path, settings: Settings, media: Sequence[Medium], rows:
     return True
 
 
-def _wrong(out: Path, settings: Settings, media: Sequence[Medium], rows: Sequence[Row]) -> Iterator[str]:
+def _wrong(out: Path, settings: Settings, media: Sequence[Medium], rows: Sequence[ExpressionRow]) -> Iterator[str]:
     """Files that are missing or empty, and tables that have changed."""
     for name, data in _tables(rows).items():
         if not (out / name).is_file() or (out / name).read_bytes() != data:

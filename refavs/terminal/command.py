@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from enum import IntEnum
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from refavs.errors import ConfigError, RefAVSError
 from refavs.files.plain_file import UnusableFileError
@@ -31,8 +31,23 @@ class Exit(IntEnum):
     READER_GONE = 141  # as a shell reports a program whose reader, e.g. `head`, has ended
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = "default: " in (action.help or "")
+        return action.help if told or action.default in (None, False, []) else super()._get_help_string(action)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        kind = argparse.RawDescriptionHelpFormatter if "\n" in text else argparse.HelpFormatter
+        return kind._fill_text(self, text, width, indent)
+
+
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser whose error messages escape terminal codes in the arguments they quote."""
+    """An argument parser whose help shows defaults and keeps line breaks, and whose error messages escape terminal
+    codes in the arguments they quote.
+    """
+
+    def __init__(self, *args: Any, formatter_class: Any = _Formatter, **kwargs: Any) -> None:
+        super().__init__(*args, formatter_class=formatter_class, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))

@@ -23,9 +23,9 @@ from machine import describe, table
 from extract.encoders.protocol import Encoder, Text
 from extract.encoders.streams import Stream, StreamSet
 from extract.pipeline.plan import Job, Unit, plan_jobs
-from extract.pipeline.ray_pool import Resources, run_jobs
+from extract.pipeline.ray_pool import PoolResources, run_jobs
 from refavs.steps import Steps
-from refavs.store.format.schema import ArraySpec, StreamSpec, text_key
+from refavs.store.format.schema import ArraySpec, StoreSchema, StreamSpec, text_key
 from refavs.store.reader import FeatureStore
 from refavs.store.writer import StoreWriter
 from tests.faults.lab import BUCKET, Lab
@@ -57,8 +57,9 @@ def drive(address: str, location: str, num_shards: int, num_hosts: int) -> dict[
     spec = ArraySpec(name="features", shape=(4, 8), dtype="float16", axes=("l", "c"), statistics=True)
     table = StreamSpec(fingerprint=encoder.facts(""), arrays=(spec,), rows_per_shard=ROWS)
     started = time.perf_counter()
-    writer = StoreWriter.open(location, streams={ID: table}, source="simulated", seconds=1, fps=1.0, mask_size=8,
-                              objects_per_shard=1)  # fmt: skip
+    writer = StoreWriter.open(location, StoreSchema(
+        streams={ID: table}, source="simulated", seconds=1, fps=1.0, mask_size=8, objects_per_shard=1,
+    ))  # fmt: skip
     texts = [f"object {number}" for number in range(num_shards * ROWS)]
     units = [Unit(name=text, item=text, keys={ID: text_key(text)}) for text in texts]
     jobs: list[Job] = plan_jobs(writer, {"clips": [], "text": units, "objects": []})
@@ -66,7 +67,7 @@ def drive(address: str, location: str, num_shards: int, num_hosts: int) -> dict[
                         Steps(seconds=1))  # fmt: skip
     workers: set[str] = set()
     ended: list[tuple[float, int]] = []
-    for result in run_jobs(jobs, location, streams, Resources(address=address, num_workers=num_hosts)):
+    for result in run_jobs(jobs, location, streams, PoolResources(address=address, num_workers=num_hosts)):
         if result is not None:
             assert result.error is None, result.trace
             workers.add(result.worker)

@@ -22,7 +22,7 @@ from refavs.choices import STORED_TYPES, StoredType
 from refavs.data.batches import Recycler
 from refavs.data.maps import Maps
 from refavs.model.visual import Standardisation
-from refavs.store import ArraySpec, FeatureStore, StoreWriter, StreamSpec
+from refavs.store import ArraySpec, FeatureStore, StoreSchema, StoreWriter, StreamSpec
 from refavs.store.format.channel_stats import ChannelSums
 from refavs.store.format.quantised import quantise, stored_as, stored_rows
 
@@ -50,8 +50,9 @@ def write_pooled(folder: Path, side: int, num_clips: int) -> None:
     """Adds the pooled mask features of its clips to a store; the values do not matter."""
     writer, spec = StoreWriter.attach(folder), pooled_spec(side)
     streams = {**writer.schema.streams, POOLED: StreamSpec(fingerprint={}, arrays=(spec,), rows_per_shard=4)}
-    writer = StoreWriter.open(folder, streams=streams, source="benchmark", seconds=SECONDS, fps=1.0, mask_size=8,
-                              objects_per_shard=1)  # fmt: skip
+    writer = StoreWriter.open(folder, StoreSchema(
+        streams=streams, source="benchmark", seconds=SECONDS, fps=1.0, mask_size=8, objects_per_shard=1,
+    ))  # fmt: skip
     values = np.random.default_rng(0).standard_normal(spec.shape, np.float32)
     keys = [f"clip{number:05d}" for number in range(num_clips)]
     for plan in filter(None, writer.plan(POOLED, [keys[at : at + 4] for at in range(0, num_clips, 4)])):
@@ -68,8 +69,9 @@ def write_clips(folder: Path, side: int, num_clips: int) -> dict[StoredType, lis
     for dtype in STORED_TYPES:
         specs = stored_as(specs_of(side), dtype)
         stream = StreamSpec(fingerprint={"dtype": dtype}, arrays=specs, rows_per_shard=4)
-        writer = StoreWriter.open(folder / dtype, streams={STREAM: stream}, source="benchmark", seconds=SECONDS,
-                                  fps=1.0, mask_size=8, objects_per_shard=1)  # fmt: skip
+        writer = StoreWriter.open(folder / dtype, StoreSchema(
+            streams={STREAM: stream}, source="benchmark", seconds=SECONDS, fps=1.0, mask_size=8, objects_per_shard=1,
+        ))  # fmt: skip
         keys = [f"clip{number:05d}" for number in range(num_clips)]
         taken[dtype] = []
         for plan in filter(None, writer.plan(STREAM, [keys[at : at + 4] for at in range(0, num_clips, 4)])):

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from extract.encoders.mask2former import LEVELS
+from extract.encoders.mask2former import VISUAL_LEVELS
 from extract.encoders.presets import preset_named
 from extract.encoders.protocol import EncoderSetup
 from extract.encoders.streams import StreamSet, choose_streams
@@ -33,6 +33,7 @@ from extract.pipeline.worker import Worker
 from refavs.choices import Precision
 from refavs.data.layouts import Source, read_source
 from refavs.machine.processors import num_processors
+from refavs.store.format.schema import StoreSchema
 from refavs.store.writer import StoreWriter
 from refavs.synthetic.write import write_benchmark
 
@@ -115,12 +116,12 @@ def encode(streams: StreamSet, medias: Sequence[Media]) -> None:
 
 def measure_precision(source: Source, preset: str, weights: WeightSource) -> None:
     """Frames per second of the whole visual path in turns, and the cosine of each map against fp32."""
-    forms, _ = streams_of(preset, weights, LEVELS, "fp32").inputs()
+    forms, _ = streams_of(preset, weights, VISUAL_LEVELS, "fp32").inputs()
     frames = read_media(source.clips[0], Steps(10), forms, []).frames[forms[0]][:NUM_FRAMES]
     seconds: dict[str, list[float]] = {}
     maps: dict[str, dict[str, np.ndarray]] = {}
     precisions: tuple[Precision, ...] = ("fp32", "bf16")
-    encoders = {precision: next(iter(streams_of(preset, weights, LEVELS, precision).encoders.values()))
+    encoders = {precision: next(iter(streams_of(preset, weights, VISUAL_LEVELS, precision).encoders.values()))
                 for precision in precisions}  # fmt: skip
     for _ in range(4):
         for precision, encoder in encoders.items():
@@ -128,7 +129,7 @@ def measure_precision(source: Source, preset: str, weights: WeightSource) -> Non
             maps[precision] = encoder.encode([frames], ["pixel_decoder"])[0]
             seconds.setdefault(precision, []).append(time.perf_counter() - started)
     best = {precision: min(values[1:]) / len(frames) for precision, values in seconds.items()}
-    maps = {precision: encoder.encode([frames], LEVELS)[0] for precision, encoder in encoders.items()}
+    maps = {precision: encoder.encode([frames], VISUAL_LEVELS)[0] for precision, encoder in encoders.items()}
     print(f"\n### bf16 against fp32: preset {preset}, weights {weights.kind}\n")
     print(table(
         ["", "s / frame", "frames/s"],
@@ -187,8 +188,10 @@ def measure_rerun(root: Path, source: Source, num_clips: int, num_runs: int) -> 
 def open_store(root: Path, source: Source, streams: StreamSet, rows_per_shard: int) -> list[Job]:
     """A new store for the source's clips; what there is to do in it."""
     specs = {id: replace(spec, rows_per_shard=rows_per_shard) for id, spec in streams.specs().items()}
-    writer = StoreWriter.open(root, streams=specs, source=str(source.root), seconds=streams.steps.seconds, fps=1.0,
-                              mask_size=96, objects_per_shard=64)  # fmt: skip
+    writer = StoreWriter.open(root, StoreSchema(
+        streams=specs, source=str(source.root), seconds=streams.steps.seconds, fps=1.0, mask_size=96,
+        objects_per_shard=64,
+    ))  # fmt: skip
     return plan_jobs(writer, wanted_units(source, streams, contents_of(source.clips, streams.steps)[0]))
 
 

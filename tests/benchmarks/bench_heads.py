@@ -1,4 +1,5 @@
-"""A training step of each baseline at the sizes of its backbone, and AVSBench's interaction against its quadratic form.
+"""A training step of each baseline at the sizes of its backbone, AVSBench's interaction against its quadratic form, and
+the dry run of `table3`.
 
 `make bench-heads` runs it: one clip of 10 seconds, one expression, fp32. Each head runs in a process of its own; its
 rate is compared with that of matrix products before and after it. `--quick` shrinks it to a smoke test.
@@ -9,6 +10,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +25,11 @@ from refavs.model.heads.avsbench import Interaction
 from refavs.model.heads.parts.baseline_options import BaselineOptions
 from refavs.model.heads.registry import implementation_of, names, options_class
 from refavs.model.options import HeadOptions
+from refavs.store import ArraySpec, StreamSpec
 from tests.benchmarks.machine import GrowingTable, describe
-from tests.refavs.small_heads import loss_of, published_sizes, quadratic_interaction
+from tests.benchmarks.sweep_store import NOISE, SECONDS, SIDES, SIZE, wide_streams
+from tests.benchmarks.train_store import write_store
+from tests.refavs.small_heads import SWIN_B, loss_of, published_sizes, quadratic_interaction
 
 NUM_STEPS, MASK_SIDE, NUM_WORDS = 10, 384, 25
 TARGET_RATE, TARGET_PEAK, TARGET_TIMES, TOLERANCE = 0.4, 8e9, 10, 1e-5
@@ -55,7 +60,9 @@ def main() -> int:
         found.add(name, f"{one['parameters'] / 1e6:.2f} M", f"{one['flops'] / 1e9:.0f}", f"{one['clock']:.1f}",
                   f"{one['by_clock']:.2f} / {one['by_processor']:.2f} (target {TARGET_RATE})",
                   f"{one['peak'] / 1e9:.2f}")  # fmt: skip
-    return int(bench_interaction(arguments.quick) > TOLERANCE)
+    difference = bench_interaction(arguments.quick)
+    bench_dry_run(arguments.quick)
+    return int(difference > TOLERANCE)
 
 
 def baselines() -> list[str]:
@@ -134,6 +141,24 @@ def bench_interaction(quick: bool) -> float:
     found.add("quadratic", f"{theirs:.3f}", "1", "")
     found.add("sums first", f"{ours:.3f}", f"{theirs / ours:.1f} (target {TARGET_TIMES})", f"{difference:.1e}")
     return difference
+
+
+def bench_dry_run(quick: bool) -> None:
+    """Prints the dry run of `table3` on a store of Swin-B's sizes, and its seconds."""
+    fold, channels = (8, 16) if quick else (1, 256)
+    backbone = StreamSpec(fingerprint=NOISE, rows_per_shard=4, arrays=tuple(
+        ArraySpec(name=name, shape=(SECONDS, wide // fold, side // fold, side // fold), dtype="float16",
+                  axes=("t", "c", "h", "w"), statistics=True) for name, (wide, side) in SWIN_B.items()
+    ))  # fmt: skip
+    streams = wide_streams(channels, {name: side // fold for name, side in SIDES.items()})
+    with tempfile.TemporaryDirectory() as folder:
+        write_store(f"{folder}/store", streams | {"visual/noise/backbone": backbone},
+                    [*["train"] * 4, "val", "test_s"], mask_size=SIZE // fold)  # fmt: skip
+        command = [sys.executable, "-c", "import sys; from experiments.cli import main; sys.exit(main())", "table3",
+                   "--store", f"{folder}/store", "--out", f"{folder}/out", "--dry-run"]  # fmt: skip
+        print(f"\nrefavs-sweep table3 --dry-run at the sizes of Swin-B{' (small)' if quick else ''}", flush=True)
+        clock, _ = timed(lambda: subprocess.run(command, check=True, cwd=Path(__file__).parents[2]))
+    print(f"{clock:.1f} s by the clock")
 
 
 def timed(call: Callable[[], object]) -> tuple[float, float]:

@@ -29,9 +29,9 @@ from extract.encoders.streams import Stream, StreamSet, choose_streams
 from extract.encoders.weights import WeightSource
 from extract.pipeline.log import RunLog
 from extract.pipeline.plan import Job, Unit, plan_jobs
-from extract.pipeline.ray_pool import Resources, run_jobs
+from extract.pipeline.ray_pool import PoolResources, run_jobs
 from extract.pipeline.schedule import Schedule
-from extract.pipeline.turns import STAGES
+from extract.pipeline.turns import JOB_STAGES
 from extract.pipeline.worker import JobResult
 from refavs.data.layouts import Clip
 from refavs.machine.processors import num_processors
@@ -103,7 +103,7 @@ def simulate(jobs: Sequence[Job], num_workers: int, seed: int = 0) -> tuple[floa
     number, deaths, now, free_s = num_workers, 0, 0.0, [0.0] * num_workers
     alive = list(range(num_workers))  # by place, the name of the worker that is there now
     log = RunLog(None, {"clips": len(jobs) * ROWS})
-    stages = dict.fromkeys(STAGES, 0.1)
+    stages = dict.fromkeys(JOB_STAGES, 0.1)
 
     def give(place: int) -> None:
         nonlocal number
@@ -180,7 +180,7 @@ class Sleeper:
     def run(self, job: Job, condemned: dict[str, str]) -> JobResult:
         """Says that all is done."""
         return JobResult(kind=job.kind, num_done=len(job.units), seconds=0.1, worker=self._name,
-                         stages_s=dict.fromkeys(STAGES, 0.1))  # fmt: skip
+                         stages_s=dict.fromkeys(JOB_STAGES, 0.1))  # fmt: skip
 
 
 def on_ray(num_shards: int, num_workers: int) -> str:
@@ -188,7 +188,7 @@ def on_ray(num_shards: int, num_workers: int) -> str:
     jobs = planned(base_schema(ROWS), num_shards)
     streams = base_streams()
     with mock.patch("extract.pipeline.ray_pool.Worker", Sleeper), RunLog(None, {"clips": num_shards * ROWS}) as log:
-        results = (result for result in run_jobs(jobs, "/nowhere", streams, Resources(num_workers=num_workers))
+        results = (result for result in run_jobs(jobs, "/nowhere", streams, PoolResources(num_workers=num_workers))
                    if result is not None)  # fmt: skip
         next(results)
         started, before = time.perf_counter(), resident_bytes()
@@ -228,15 +228,16 @@ def with_commits(num_shards: int, num_workers: int, folder: Path) -> str:
 
     def opened() -> StoreWriter:
         table = StreamSpec(fingerprint=encoder.facts(""), arrays=(spec,), rows_per_shard=ROWS)
-        return StoreWriter.open(folder, streams={id: table}, source="simulated", seconds=1, fps=1.0, mask_size=8,
-                                objects_per_shard=1)  # fmt: skip
+        return StoreWriter.open(folder, StoreSchema(
+            streams={id: table}, source="simulated", seconds=1, fps=1.0, mask_size=8, objects_per_shard=1,
+        ))  # fmt: skip
 
     def left(writer: StoreWriter) -> list[Job]:
         return plan_jobs(writer, {"clips": [], "text": units, "objects": []})
 
     writer = opened()
     jobs = left(writer)
-    results = (result for result in run_jobs(jobs, str(folder), streams, Resources(num_workers=num_workers))
+    results = (result for result in run_jobs(jobs, str(folder), streams, PoolResources(num_workers=num_workers))
                if result is not None)  # fmt: skip
     first = next(results)
     assert first.error is None, first.trace

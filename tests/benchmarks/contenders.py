@@ -18,7 +18,7 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.core.buffer import cpu
 
-from refavs.store import ArraySpec, FeatureStore, StoreWriter, StreamSpec
+from refavs.store import ArraySpec, FeatureStore, StoreSchema, StoreWriter, StreamSpec
 
 STREAM, MAPS = "visual/bench", "clips/visual/bench/maps"
 Reader = Callable[[Sequence[int]], None]
@@ -32,8 +32,10 @@ def spec_of(shape: tuple[int, ...], statistics: bool) -> ArraySpec:
 def open_store(root: Path, shape: tuple[int, ...], rows_per_shard: int, statistics: bool = False) -> StoreWriter:
     """The writer of a store that holds nothing but the maps of clips."""
     stream = StreamSpec(fingerprint={}, arrays=(spec_of(shape, statistics),), rows_per_shard=rows_per_shard)
-    return StoreWriter.open(root, streams={STREAM: stream}, source="benchmark", seconds=shape[0], fps=1.0,
-                            mask_size=shape[-1], objects_per_shard=1)  # fmt: skip
+    return StoreWriter.open(root, StoreSchema(
+        streams={STREAM: stream}, source="benchmark", seconds=shape[0], fps=1.0, mask_size=shape[-1],
+        objects_per_shard=1,
+    ))  # fmt: skip
 
 
 def write_store(writer: StoreWriter, clips: Sequence[np.ndarray]) -> None:

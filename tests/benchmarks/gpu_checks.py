@@ -21,7 +21,7 @@ from experiments.training.evaluate import predictions
 from experiments.training.learner import Learner
 from experiments.training.loop import train
 from experiments.training.sampler import Sampler
-from extract.encoders.mask2former import LEVELS
+from extract.encoders.mask2former import VISUAL_LEVELS
 from extract.encoders.streams import StreamSet
 from extract.pipeline.plan import Job
 from extract.pipeline.ray_pool import JOBS_PER_WORKER
@@ -87,7 +87,7 @@ def encoders(at: Place) -> Iterator[Row]:
 def _features(streams: StreamSet, frames: np.ndarray, sound: np.ndarray) -> dict[str, list[np.ndarray]]:
     visual, audio, text = streams.encoders.values()
     return {
-        "visual": list(visual.encode([frames], LEVELS)[0].values()),
+        "visual": list(visual.encode([frames], VISUAL_LEVELS)[0].values()),
         "audio": list(audio.encode([audio.prepare(sound)], [""])[0].values()),
         "text": [part for part in text.encode([text.prepare(SENTENCE)], [""])[0].values() if part.dtype.kind == "f"],
     }

@@ -16,7 +16,7 @@ from experiments.grid.config import TrialConfig
 from experiments.training.learner import Learner
 from experiments.training.loop import build_model
 from experiments.training.sampler import Sampler
-from extract.encoders.mask2former import LEVELS
+from extract.encoders.mask2former import VISUAL_LEVELS
 from extract.encoders.presets import preset_named
 from extract.encoders.streams import StreamSet
 from extract.encoders.weights import WeightSource
@@ -91,7 +91,7 @@ class Place:
     def streams(self, precision: Precision, device: torch.device | None = None) -> StreamSet:
         """Both levels."""
         weights = WeightSource() if self.small else RANDOM
-        return streams_of(self.preset, weights, LEVELS, precision, (device or self.device).type)
+        return streams_of(self.preset, weights, VISUAL_LEVELS, precision, (device or self.device).type)
 
     @functools.cached_property
     def store(self) -> FeatureStore:

@@ -14,7 +14,7 @@ import numpy as np
 from machine import table
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from experiments.report.runs import read_sweep
+from experiments.report.runs import saved_sweep
 from refavs.metrics import Statistics
 from refavs.metrics.intervals import seed_interval
 from refavs.metrics.parquet import statistics_blocks
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sweep", type=Path, help="the folder of a finished sweep on a synthetic benchmark")
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for run in read_sweep(parser.parse_args().sweep).runs:
+    for run in saved_sweep(parser.parse_args().sweep).runs:
         found[run.name].append(share_right(statistics_blocks(run.statistics, histograms=(), splits=(SPLIT,))))
     rows = [[name, str(len(shares)), *(_cell([share[dimension] for share in shares]) for dimension in DIMENSIONS)]
             for name, shares in found.items()]  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from refavs.store import FeatureStore, StoreWriter, StreamSpec, object_key, text_key
+from refavs.store import FeatureStore, StoreSchema, StoreWriter, StreamSpec, object_key, text_key
 from refavs.store.format.schema import OBJECTS
 
 SENTENCE = "the object making a sound before the man sings"
@@ -19,8 +19,9 @@ def write_store(
     mask_size: int = 384, per_clip: int = PER_CLIP, masks: bool = True,
 ) -> FeatureStore:  # fmt: skip
     """A clip for each of `splits`, with an object that stays where it is and `per_clip` expressions."""
-    writer = StoreWriter.open(root, streams=streams, source="benchmark", seconds=seconds, fps=1.0, mask_size=mask_size,
-                              objects_per_shard=64)  # fmt: skip
+    writer = StoreWriter.open(root, StoreSchema(
+        streams=streams, source="benchmark", seconds=seconds, fps=1.0, mask_size=mask_size, objects_per_shard=64,
+    ))  # fmt: skip
     rng = np.random.default_rng(0)
     clips = [f"clip{number:05d}" for number in range(len(splits))]
     sentences = [f"{SENTENCE} {k}" for k in range(per_clip)]

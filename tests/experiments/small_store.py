@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from refavs.choices import Role
-from refavs.store import ArraySpec, FeatureStore, StoreWriter, StreamSpec, object_key, pack_mask, text_key
+from refavs.store import ArraySpec, FeatureStore, StoreSchema, StoreWriter, StreamSpec, object_key, pack_mask, text_key
 
 SECONDS, SIZE, CHANNELS, LENGTH = 3, 32, 8, 4
 MAPS = {"mask_features": 8, "s8": 4, "s16": 2, "s32": 1}
@@ -51,10 +51,10 @@ def make_store(
             what the masks hold there.
     """
     rng = np.random.default_rng(seed)
-    writer = StoreWriter.open(
-        path, streams=STREAMS, source="nowhere", seconds=SECONDS, fps=1.0, mask_size=SIZE, objects_per_shard=8,
+    writer = StoreWriter.open(path, StoreSchema(
+        streams=STREAMS, source="nowhere", seconds=SECONDS, fps=1.0, mask_size=SIZE, objects_per_shard=8,
         splits=roles,
-    )
+    ))  # fmt: skip
     names = [(f"{'null_' if split == 'test_n' else ''}{split}{index}", split)
              for split, count in clips.items() for index in range(count)]  # fmt: skip
     ids = sorted(name for name, _ in names)

@@ -1,5 +1,6 @@
 """Trials of the baselines on a store with a backbone's maps; the learner knows none of them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,19 @@ from experiments.sweep.model_check import check_models
 from experiments.training.cost import measure
 from experiments.training.initial_weights import with_checkpoints
 from experiments.training.loop import Run, train, train_group
+from refavs.choices import Role
 from refavs.errors import StoreError
 from refavs.model.checkpoint import load_model
+from refavs.model.feature_sizes import FeatureSizes
 from refavs.store import ArraySpec, FeatureStore, StreamSpec
 from tests.experiments.test_fuse import require_equal
 from tests.support.samples import sampled
 
 SIDES = {"res2": 16, "res3": 8, "res4": 4, "res5": 2}
+BACKBONE = {"visual/made-up/backbone": tuple(
+    ArraySpec(name=name, shape=(small_store.SECONDS, 8 << index, side, side), dtype="float16",
+              axes=("t", "c", "h", "w"), statistics=True) for index, (name, side) in enumerate(SIDES.items())
+)}  # fmt: skip
 CLIP_QUERIES = {"channels": 32, "num_queries": 2, "num_heads": 2, "encoder_layers": 1, "decoder_layers": 1,
                 "feedforward_channels": 8}  # fmt: skip
 HEADS: dict[str, dict[str, Any]] = {
@@ -38,7 +45,9 @@ ONE_OF_EACH_KIND = sampled(HEADS, lambda head: head in ("avsegformer", "referfor
 STEPS = {"train.epochs": 1, "train.steps_per_epoch": 2, "train.batch_size": 3, "train.learning_rate": 0.001}
 
 
-def made_up_store(path: Path, maps: dict[str, tuple[ArraySpec, ...]]) -> FeatureStore:
+def made_up_store(
+    path: Path, maps: dict[str, tuple[ArraySpec, ...]], roles: Mapping[str, Role] | None = None
+) -> FeatureStore:
     """A store with random maps of these visual streams."""
     sound, text = small_store.AUDIO, small_store.TEXT
     streams = {stream: StreamSpec(fingerprint={"name": "made-up"}, arrays=arrays, rows_per_shard=4)
@@ -54,18 +63,13 @@ def made_up_store(path: Path, maps: dict[str, tuple[ArraySpec, ...]]) -> Feature
     with pytest.MonkeyPatch().context() as patched:
         patched.setattr(small_store, "STREAMS", streams)
         patched.setattr(small_store, "clip_features", features)
-        return small_store.make_store(path, {"train": 2, "val": 1, "test_s": 1, "test_n": 1})
+        return small_store.make_store(path, {"train": 2, "val": 1, "test_s": 1, "test_n": 1}, roles=roles)
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     """The four maps of a backbone."""
-    arrays = tuple(
-        ArraySpec(name=name, shape=(small_store.SECONDS, 8 << index, side, side), dtype="float16",
-                  axes=("t", "c", "h", "w"), statistics=True)
-        for index, (name, side) in enumerate(SIDES.items())
-    )  # fmt: skip
-    return made_up_store(tmp_path_factory.mktemp("baselines") / "store", {"visual/made-up/backbone": arrays})
+    return made_up_store(tmp_path_factory.mktemp("baselines") / "store", BACKBONE)
 
 
 def grid_of(store: FeatureStore, head: str, **settings: Any) -> Grid:
@@ -89,6 +93,30 @@ def test_store_without_the_maps_is_refused(tmp_path: Path, head: str) -> None:
     store = small_store.make_store(tmp_path / "store", {"train": 1, "val": 1})
     with pytest.raises(StoreError, match=rf"has no maps .*; {head} reads .*res4, res5; .* --levels backbone"):
         check_models(grid_of(store, head), store)
+
+
+@pytest.mark.long
+def test_r2vos_says_that_nothing_to_train_on_refers_to_nothing(store: FeatureStore, tmp_path: Path) -> None:
+    roles: dict[str, Role] = {"train": "train", "val": "validation", "test_s": "test", "test_n": "train"}
+    nulls = made_up_store(tmp_path / "store", BACKBONE, roles)
+    assert check_models(grid_of(nulls, "r2vos"), nulls) == []
+    ((_, told),) = (line.split(": ") for line in check_models(grid_of(store, "r2vos"), store))
+    assert told.startswith("no expression to train on refers to nothing; r2vos then judges that every expression fits")
+    assert check_models(grid_of(store, "r2vos", **{"model.negatives": "batch"}), store) == []
+    assert check_models(grid_of(store, "referformer"), store) == []
+
+
+@pytest.mark.long
+def test_baselines_read_the_maps_of_a_pixel_decoder(tmp_path: Path) -> None:
+    store = small_store.make_store(tmp_path / "store", {"train": 1, "val": 1})
+    for head in HEADS:
+        (trial,) = grid_of(store, head, **{"model.level": "pixel_decoder"}).trials
+        maps = FeatureSizes.from_store(store, trial.config.model.needs()).maps
+        assert [size.name for size in maps] == list(small_store.MAPS)[2 if head == "gavs" else 0 :]
+    train(grid_of(store, "gavs", **{"model.level": "pixel_decoder"}).trials[0].config, store, tmp_path / "trial")
+    with pytest.raises(StoreError, match=r"has no maps .*; gavs reads s16, s32; .* --levels pixel_decoder"):
+        other = made_up_store(tmp_path / "other", BACKBONE)
+        check_models(grid_of(other, "gavs", **{"model.level": "pixel_decoder"}), other)
 
 
 @pytest.mark.long

@@ -1,6 +1,7 @@
 """Evaluation: names and groups of the metrics, also for a store that lacks some parts."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,22 +10,36 @@ import torch
 
 from experiments.grid.config import TrainConfig, TrialConfig
 from experiments.training.evaluate import (
-    evaluate_splits,
+    Trained,
+    evaluate_together,
     named_values,
     predictions,
-    record_splits,
+    record_together,
     rows_of,
 )
 from experiments.training.loop import build_model
 from refavs.config import replace
 from refavs.data.splits import Splits
 from refavs.metrics import canonical, expression_results, grouped, protocol_values, statistics_blocks
+from refavs.model.heads.protocol import Head
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 
 CPU = torch.device("cpu")
 SMALL = {"model.num_layers": 1, "model.num_queries": 2, "model.num_heads": 2, "model.decoder_layers": 0,
          "model.visual_downsample": 2}  # fmt: skip
+
+
+def evaluated(
+    model: Head, store: FeatureStore, splits: Sequence[str], path: Path | None = None, config: TrainConfig | None = None
+) -> dict[str, float]:
+    """The metrics of one head; its statistics are written to `path`."""
+    heads = [Trained(config or TrainConfig(), model)]
+    (found,) = (evaluate_together(heads, store, splits, CPU, [None]) if path is None
+                else record_together(heads, store, splits, CPU, [path]))  # fmt: skip
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +51,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 def test_evaluation_equals_the_mean_of_single_expressions(store: FeatureStore) -> None:
     torch.manual_seed(0)
     model = build_model(replace(TrialConfig(), SMALL), store)
-    found = evaluate_splits(TrainConfig(), model, store, ("test_s", "test_u"), CPU)
+    found = evaluated(model, store, ("test_s", "test_u"))
     scores: dict[str, list[float]] = {}
     rows = rows_of(store, ("test_s", "test_u"))
     for batch, probs in predictions(TrainConfig(eval_batch_size=1), model, store, rows, CPU):
@@ -54,10 +69,10 @@ def test_statistics_come_from_the_same_inference(store: FeatureStore, tmp_path: 
     torch.manual_seed(0)
     model = build_model(replace(TrialConfig(), SMALL), store)
     splits = ("test_u", "test_n", "test_s")
-    plain = evaluate_splits(TrainConfig(), model, store, splits, CPU)
+    plain = evaluated(model, store, splits)
     files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     for path, size in zip(files, (16, 5), strict=True):
-        assert record_splits(TrainConfig(eval_batch_size=size), model, store, splits, CPU, path) == pytest.approx(plain)
+        assert evaluated(model, store, splits, path, TrainConfig(eval_batch_size=size)) == pytest.approx(plain)
     results = expression_results(statistics_blocks(files[0]))
     assert results.facts["store"] == store.fingerprint and results.facts["num_frames"] == store.seconds
     assert results.expressions["row"].tolist() == sorted(rows_of(store, splits)), "in the file's order"
@@ -73,7 +88,7 @@ def test_statistics_come_from_the_same_inference(store: FeatureStore, tmp_path: 
 
 def test_splits_without_masks_leave_no_statistics(store: FeatureStore, tmp_path: Path) -> None:
     model = build_model(replace(TrialConfig(), SMALL), store)
-    assert record_splits(TrainConfig(), model, store, ("nowhere",), CPU, tmp_path / "a.parquet") == {}
+    assert evaluated(model, store, ("nowhere",), tmp_path / "a.parquet") == {}
     assert not list(tmp_path.iterdir())
 
 
@@ -81,13 +96,13 @@ def test_evaluation_leaves_the_model_training_as_it_was(store: FeatureStore) -> 
     model = build_model(replace(TrialConfig(), SMALL), store)
     for training in (True, False):
         model.train(training)
-        evaluate_splits(TrainConfig(), model, store, ("val",), CPU)
+        evaluated(model, store, ("val",))
         assert model.training is training
 
 
 def test_evaluation_of_an_absent_split_is_empty(store: FeatureStore) -> None:
     model = build_model(replace(TrialConfig(), SMALL), store)
-    assert evaluate_splits(TrainConfig(), model, store, ("nowhere",), CPU) == {}
+    assert evaluated(model, store, ("nowhere",)) == {}
 
 
 def test_values_that_say_nothing_are_left_out() -> None:

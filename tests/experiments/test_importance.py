@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.report.contents import Options, build_report
+from experiments.report.contents import ReportOptions, build_report
 from experiments.report.importance import importances
 from tests.experiments.small_sweep import write_facts, write_trial
 
@@ -49,11 +49,11 @@ def write_search(root: Path, number: int) -> Path:
 
 @pytest.mark.long
 def test_report_of_a_search_has_the_importance_of_its_settings(tmp_path: Path) -> None:
-    report = build_report([write_search(tmp_path / "searched", 12)], Options())
+    report = build_report([write_search(tmp_path / "searched", 12)], ReportOptions())
     (table,) = (table for table in report.tables if table.name.startswith("importance"))
     first, second = table.rows
     assert first.label == "model.beta" and [cell.text for cell in first.cells][1:] == ["+1.00", "1.833"]
     assert first.cells[0].value + second.cells[0].value == pytest.approx(100)
     assert "Of 12 finished points, by val/J." in table.notes[0]
-    few = build_report([write_search(tmp_path / "few", 5)], Options())
+    few = build_report([write_search(tmp_path / "few", 5)], ReportOptions())
     assert not any(table.name.startswith("importance") for table in few.tables)

@@ -11,7 +11,7 @@ import pytest
 from experiments.grid.expand import expand
 from experiments.records.ledger import Ledger
 from experiments.records.record_types import write_json
-from experiments.report.contents import Options, build_report
+from experiments.report.contents import ReportOptions, build_report
 from experiments.report.summary import summary_tables
 from experiments.report.text import csv_text
 from refavs.data.splits import Splits
@@ -64,7 +64,7 @@ def test_report_shows_it_and_names_the_run_that_lacks_its_counts(install: Callab
     write_trial(tmp_path / "s", "before", quality=0.4)
     install(AREA_ERROR, TOP_LEFT_MISS)
     write_trial(tmp_path / "s", "full", quality=0.6)
-    report = build_report([tmp_path / "s"], Options(published=True))
+    report = build_report([tmp_path / "s"], ReportOptions(published=True))
     (warning,) = (warning for warning in report.warnings if "left out" in warning)
     assert warning == "top_left_miss is left out for before, seed 0: the statistics lack its counts."
     lines = [line for line in csv.DictReader(io.StringIO(csv_text(report))) if line["table"] == "table3-canonical"]
@@ -77,5 +77,5 @@ def test_report_shows_it_and_names_the_run_that_lacks_its_counts(install: Callab
     assert found["before", "Seen", "top_left_miss"] == "" != found["full", "Seen", "top_left_miss"]
     assert found["EEMC (Ref-AVS, ECCV 2024)", "Mix", "J"] == "41.87"
     assert found["EEMC (Ref-AVS, ECCV 2024)", "Mix", "area error"] == ""
-    released = build_report([tmp_path / "s"], Options(protocols=("released",))).tables[0]
+    released = build_report([tmp_path / "s"], ReportOptions(protocols=("released",))).tables[0]
     assert {column.name for column in released.columns} == {"J", "F", "S"}

@@ -147,7 +147,7 @@ def test_bad_input_is_one_line(
         ([video, "a", *run, "--device", "cuda"], "--device cuda: "),
         ([video, " ", *run], "an EXPRESSION is empty"),
         ([video, *run], "no EXPRESSION is given"),
-        ([video, "a", *run, "--add-to-store"], "--add-to-store names no store; name one by --store"),
+        ([video, "a", *run, "--add-to-store"], "--add-to-store needs a store; name one by --store"),
         ([video, "a", *run, "--store", str(tmp_path / "none")], "none"),
         ([video, "a", *run, "--fps", "0"], "0 frames per second; accepted"),
         ([video, "a", *run, "--start", "3", "--end", "2"], "accepted: a start from 0 on, before the end"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.grid.config import TrainConfig, TrialConfig
+from experiments.grid.config import TrialConfig
 from experiments.report.clip_steps import (
     HEIGHT,
     WAVE_BINS,
@@ -25,7 +25,6 @@ from experiments.report.clip_steps import (
 )
 from experiments.report.gallery import Scored, _card, choose, make_gallery, read_scores
 from experiments.report.tables import GallerySource
-from experiments.training.evaluate import record_splits
 from experiments.training.loop import build_model
 from refavs.config import replace, to_dict
 from refavs.data.layouts import find_clip
@@ -34,6 +33,7 @@ from refavs.metrics import expression_results, statistics_blocks
 from refavs.model.checkpoint import save_model
 from refavs.store import FeatureStore
 from tests.experiments.small_store import SECONDS, make_store
+from tests.experiments.test_evaluate import evaluated
 from tests.extract.make_videos import write_video
 
 SMALL = {"model.num_layers": 1, "model.num_queries": 2, "model.num_heads": 2, "model.decoder_layers": 0,
@@ -52,7 +52,7 @@ def source(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> Gal
     torch.manual_seed(0)
     config = replace(TrialConfig(), SMALL)
     model = build_model(config, store)
-    record_splits(TrainConfig(), model, store, Splits.of({}).tested, torch.device("cpu"), folder / "statistics.parquet")
+    evaluated(model, store, Splits.of({}).tested, folder / "statistics.parquet")
     save_model(folder / "checkpoint", model, {"store": store.fingerprint, "trial": to_dict(config)})
     return GallerySource(
         label="full, seed 0", statistics=folder / "statistics.parquet", checkpoint=folder / "checkpoint",

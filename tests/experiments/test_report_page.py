@@ -12,7 +12,7 @@ from experiments.report import page
 from experiments.report.clip_steps import DrawnStep
 from experiments.report.figures import draw_beta
 from experiments.report.gallery import Card, Gallery, Group
-from experiments.report.tables import Cell, Column, Estimate, Line, Report, Row, Table
+from experiments.report.tables import Cell, Column, Estimate, Line, Report, Table, TableRow
 from tests.experiments.browser import Browser, browser, find_browser
 
 HOSTILE = (
@@ -42,11 +42,11 @@ def cells(*values: float | None) -> tuple[Cell, ...]:
 
 def report_of(names: tuple[str, ...] = ("full", "no_text"), random_features: bool = True) -> Report:
     """A report in which every text that comes from elsewhere is one of `names`."""
-    rows = [Row(label=name, cells=cells(40.0 + i, 50.0, 0.3 + i, 5.0), protocol="canonical", num_seeds=3, mark=name)
-            for i, name in enumerate(names)]  # fmt: skip
+    rows = [TableRow(label=name, cells=cells(40.0 + i, 50.0, 0.3 + i, 5.0), protocol="canonical", num_seeds=3,
+                     mark=name) for i, name in enumerate(names)]  # fmt: skip
     rows += [
-        Row(label=names[0], kind="control", cells=cells(99.0, None, 0.0, 0.0), protocol="canonical"),
-        Row(label=names[0], kind="published", cells=cells(99.0, 1.0, 0.0, 0.0), protocol="as printed"),
+        TableRow(label=names[0], kind="control", cells=cells(99.0, None, 0.0, 0.0), protocol="canonical"),
+        TableRow(label=names[0], kind="published", cells=cells(99.0, 1.0, 0.0, 0.0), protocol="as printed"),
     ]
     tables = tuple(
         Table(name=f"table {names[0]} {number}", title=f"Title {names[-1]}", protocol=protocol, row_heading=names[0],

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments.report.contenders import Contender
-from experiments.report.contents import Options, build_report
+from experiments.report.contents import ReportOptions, build_report
 from experiments.report.layout import RANDOM, Setting, choices_said
-from experiments.report.tables import Cell, Report, Row, Table, origin
+from experiments.report.tables import Cell, Report, Table, TableRow, origin
 from refavs.errors import ConfigError, StatisticsError
 from tests.experiments.small_sweep import CLIPS, TABLE, make_masks, make_probs, make_table, write_facts, write_trial
 from tests.refavs.test_metrics import f_scores_numpy
@@ -39,14 +39,14 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(sweep: Path) -> Report:
-    return build_report([sweep], Options(protocols=("canonical", "released"), published=True))
+    return build_report([sweep], ReportOptions(protocols=("canonical", "released"), published=True))
 
 
 def table_of(report: Report, name: str) -> Table:
     return next(table for table in report.tables if table.name == name)
 
 
-def row_of(table: Table, label: str) -> Row:
+def row_of(table: Table, label: str) -> TableRow:
     return next(row for row in table.rows if row.label == label)
 
 
@@ -109,8 +109,8 @@ def test_choices_of_the_heads_are_printed_below_the_results() -> None:
     lines = tuple(Contender(label=label, config={"model.head": "gavs", "model.gone": 1} | own, runs=())
                   for label, own in settings.items())  # fmt: skip
     setting = Setting(contenders=lines, controls={}, published=False, random_features=False)
-    assert choices_said(setting) == ("gavs and gavs + text: noise add, mask_loss bce_dice; "
-                                     "published: noise replace, mask_loss bce")
+    assert choices_said(setting) == ("gavs and gavs + text: noise add, mask_loss bce_dice, level backbone; "
+                                     "published: noise replace, mask_loss bce, level backbone")
 
 
 def test_parts_that_no_expression_has_are_dashes(report: Report) -> None:
@@ -178,7 +178,7 @@ def test_no_number_depends_on_the_order_of_runs_or_on_batches(
     sweep: Path, report: Report, tmp_path: Path, batches: tuple[int, ...]
 ) -> None:
     other = write_sweep(tmp_path / "ablations", order=-1, batches=batches)
-    again = build_report([other], Options(protocols=("canonical", "released"), published=True))
+    again = build_report([other], ReportOptions(protocols=("canonical", "released"), published=True))
     assert again.tables == report.tables and again.curves == report.curves and again.categories == report.categories
 
 
@@ -216,7 +216,7 @@ def test_beta_lines_use_runs_that_differ_only_in_beta(tmp_path: Path) -> None:
         for seed in (0, 1):
             write_trial(tmp_path / "beta", f"beta {beta:g}", seed, 0.5 + beta / 10, model__beta=beta)
     write_trial(tmp_path / "beta", "deep", model__num_layers=6)
-    report = build_report([tmp_path / "beta"], Options())
+    report = build_report([tmp_path / "beta"], ReportOptions())
     assert [line.label for line in report.beta] == ["Seen", "Unseen", "Mix"]
     assert report.beta[0].x == (0.5, 1.0, 2.0)
     table = table_of(report, "table3-canonical")
@@ -230,7 +230,7 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
     write_facts(tmp_path / "one")
     write_trial(tmp_path / "one", "full")
     write_trial(tmp_path / "one", "other", quality=0.5, model__beta=2.0)
-    report = build_report([tmp_path / "one"], Options())
+    report = build_report([tmp_path / "one"], ReportOptions())
     cell = cell_of(table_of(report, "table3-canonical"), "full", "Seen", "J")
     assert cell.low is None and "±" not in cell.text and cell.note == "one seed: no interval"
     said = "One seed: no interval over seeds (every row)."
@@ -243,7 +243,7 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
 def test_split_without_expressions_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     write_facts(tmp_path / "seen")
     write_trial(tmp_path / "seen", "full", table=make_table({"test_s": 2, "test_n": 1}))
-    report = build_report([tmp_path / "seen"], Options())
+    report = build_report([tmp_path / "seen"], ReportOptions())
     table = table_of(report, "table3-canonical")
     assert "No expression of test_u: Unseen is left out, and with it Mix." in table.notes
     assert cell_of(table, "full", "Unseen", "J").text == cell_of(table, "full", "Mix", "J").text == "-"
@@ -254,13 +254,13 @@ def test_split_without_expressions_is_named_and_the_rest_is_shown(tmp_path: Path
 def test_run_without_any_test_split_is_refused(tmp_path: Path) -> None:
     write_trial(tmp_path, "full", table=make_table({"val": 2}))
     with pytest.raises(StatisticsError, match=r"has no expression of test_s, test_u, test_n \(it has val\); a rep"):
-        build_report([tmp_path], Options())
+        build_report([tmp_path], ReportOptions())
 
 
 def test_random_features_are_stamped_on_every_table(tmp_path: Path) -> None:
     write_facts(tmp_path / "s", random_features=True)
     write_trial(tmp_path / "s", "full")
-    report = build_report([tmp_path / "s"], Options(protocols=("canonical", "davis"), mixed=True))
+    report = build_report([tmp_path / "s"], ReportOptions(protocols=("canonical", "davis"), mixed=True))
     assert report.random_features and RANDOM in report.warnings
     assert all(RANDOM in table.notes for table in report.tables) and len(report.tables) == 10
 
@@ -269,7 +269,7 @@ def test_missing_facts_of_an_older_sweep_are_reported(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps({"id": "x"}))
     write_trial(tmp_path, "full")
     write_trial(tmp_path, "broken", quality=None, state="failed")
-    warnings = " ".join(build_report([tmp_path], Options()).warnings)
+    warnings = " ".join(build_report([tmp_path], ReportOptions()).warnings)
     assert "Whether the features have random weights is not known" in warnings
     assert "Constant predictions are missing for canonical" in warnings
     assert "Not finished, and left out: broken, seed 0 (failed)." in warnings
@@ -277,7 +277,7 @@ def test_missing_facts_of_an_older_sweep_are_reported(tmp_path: Path) -> None:
 
 def test_protocols_side_by_side_are_asked_for_and_marked(sweep: Path, report: Report) -> None:
     assert "mixed" not in "".join(table.name for table in report.tables)
-    mixed = build_report([sweep], Options(protocols=("canonical", "davis"), mixed=True)).tables[-1]
+    mixed = build_report([sweep], ReportOptions(protocols=("canonical", "davis"), mixed=True)).tables[-1]
     assert mixed.protocol == "canonical and davis"
     assert [origin(row, mixed) for row in mixed.rows] == [["protocol: canonical"]] * 3 + [["protocol: davis"]] * 3
     assert cell_of(mixed, "full", "Seen", "J") == cell_of(table_of(report, "table3-canonical"), "full", "Seen", "J")
@@ -293,8 +293,8 @@ def two_stores(tmp_path: Path) -> list[Path]:
 def test_runs_of_different_stores_are_refused_unless_asked_for_and_then_marked(tmp_path: Path) -> None:
     sweeps = two_stores(tmp_path)
     with pytest.raises(StatisticsError, match=r"two-store another-.*one-store fingerpr.* cannot be compared in"):
-        build_report(sweeps, Options(reference="full (one-store fingerpr)"))
-    report = build_report(sweeps, Options(mixed=True, published=True, reference="full (one-store fingerpr)"))
+        build_report(sweeps, ReportOptions(reference="full (one-store fingerpr)"))
+    report = build_report(sweeps, ReportOptions(mixed=True, published=True, reference="full (one-store fingerpr)"))
     rows = table_of(report, "table3-canonical").rows
     assert rows[0].mark == "" and rows[1].mark == "store two-store another-, masks of 3 x 12 x 16"
     differences = table_of(report, "differences-canonical")
@@ -313,7 +313,7 @@ def test_encoders_of_one_store_are_compared(tmp_path: Path) -> None:
              "no_text": {"model__text": False}, "beta": {"model__beta": 2.0}}  # fmt: skip
     for name, changes in lines.items():
         write_trial(tmp_path, name, **changes)
-    table = table_of(build_report([tmp_path], Options(published=True)), "supplement3-canonical")
+    table = table_of(build_report([tmp_path], ReportOptions(published=True)), "supplement3-canonical")
     assert [row.label for row in table.rows] == [
         "roberta + vggish: full", "flan-t5-base/tokens + vggish: t", "roberta + languagebind: a", "RoBERTa + VGGish",
         "text Flan-T5", "text LanguageBind", "audio LanguageBind",
@@ -329,7 +329,7 @@ def test_stores_of_other_splits_have_columns_of_the_reference_alone(tmp_path: Pa
         for seed in (0, 1):
             write_trial(tmp_path / name, "full", seed, store=name, table=table)
     sweeps = [tmp_path / name for name in ("one", "two", "bench")]
-    report = build_report(sweeps, Options(mixed=True, published=True, reference="full (one-store one)"))
+    report = build_report(sweeps, ReportOptions(mixed=True, published=True, reference="full (one-store one)"))
     assert [column.group for column in table_of(report, "supplement3-canonical").columns] == ["exam", "exam"]
     main = table_of(report, "table3-canonical")
     assert [column.group for column in main.columns] == ["exam", "exam", "void", "exam"]
@@ -343,13 +343,13 @@ def test_masks_of_another_size_are_refused(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("tests.experiments.small_sweep.HEIGHT", 14)
     write_trial(tmp_path / "s", "tall", model__beta=2.0)
     with pytest.raises(StatisticsError, match=r"masks of 3 x 14 x 16\) and full .*3 x 12 x 16.*; report the"):
-        build_report([tmp_path / "s"], Options())
+        build_report([tmp_path / "s"], ReportOptions())
 
 
 def test_same_name_with_other_settings_is_a_separate_row(tmp_path: Path) -> None:
     for rate in (1e-4, 1e-3):
         write_trial(tmp_path, "full", train__learning_rate=rate, quality=0.4 + 100 * rate)
-    report = build_report([tmp_path], Options(reference="full (learning_rate 0.001)"))
+    report = build_report([tmp_path], ReportOptions(reference="full (learning_rate 0.001)"))
     labels = [row.label for row in table_of(report, "table3-canonical").rows]
     assert labels == ["full (learning_rate 0.001)", "full (learning_rate 0.0001)"]
 
@@ -357,22 +357,22 @@ def test_same_name_with_other_settings_is_a_separate_row(tmp_path: Path) -> None
 def test_run_that_is_there_twice_is_refused_and_one_of_two_sweeps_counts_once(tmp_path: Path) -> None:
     folder = write_trial(tmp_path / "a", "full")
     write_trial(tmp_path / "b", "full")
-    report = build_report([tmp_path / "a", tmp_path / "b"], Options())
+    report = build_report([tmp_path / "a", tmp_path / "b"], ReportOptions())
     assert table_of(report, "table3-canonical").rows[0].num_seeds == 1
     facts = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**facts, "key": "another"}))
     with pytest.raises(ConfigError, match=r"full, seed 0 occurs twice with the same settings, in .*; remove one of"):
-        build_report([tmp_path / "a", tmp_path / "b"], Options())
+        build_report([tmp_path / "a", tmp_path / "b"], ReportOptions())
 
 
 def test_statistics_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
     folder = write_trial(tmp_path, "full", quality=None)
     with pytest.raises(StatisticsError, match=r"has no statistics \(statistics.parquet is missing\); evaluate the"):
-        build_report([tmp_path], Options())
+        build_report([tmp_path], ReportOptions())
     other = write_trial(tmp_path / "other", "full", store="elsewhere")
     (folder / "statistics.parquet").write_bytes((other / "statistics.parquet").read_bytes())
     with pytest.raises(StatisticsError, match="is from the store elsewhere, the run from fingerprint-of-tests; remove"):
-        build_report([tmp_path], Options())
+        build_report([tmp_path], ReportOptions())
     path = write_trial(tmp_path / "good", "full") / "statistics.parquet"
     good, columns = path.read_bytes(), pq.read_metadata(path).row_group(0)
     (place,) = [column.data_page_offset + 40 for column in map(columns.column, range(columns.num_columns))
@@ -380,7 +380,7 @@ def test_statistics_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
     for damaged in (good[: len(good) // 2], bytes(100), good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :]):
         (folder / "statistics.parquet").write_bytes(damaged)
         with pytest.raises(StatisticsError, match=r"cannot be used \("):
-            build_report([tmp_path], Options())
+            build_report([tmp_path], ReportOptions())
 
 
 def test_details_are_of_frames_with_and_without_the_object_and_of_one_threshold(report: Report) -> None:
@@ -402,16 +402,16 @@ def test_details_are_of_frames_with_and_without_the_object_and_of_one_threshold(
 
 def test_unknown_reference_is_one_line(sweep: Path) -> None:
     with pytest.raises(ConfigError, match="--reference 'ful' is not a row; did you mean 'full'"):
-        build_report([sweep], Options(reference="ful"))
-    report = build_report([sweep], Options(reference="no_text"))
+        build_report([sweep], ReportOptions(reference="ful"))
+    report = build_report([sweep], ReportOptions(reference="no_text"))
     assert report.reference == "no_text" == table_of(report, "table3-canonical").rows[0].label
 
 
 def test_table_of_expressions_is_kept_once_and_histograms_are_not(sweep: Path) -> None:
-    from experiments.report.runs import read_sweep
+    from experiments.report.runs import saved_sweep
     from experiments.report.scores import read_scores
 
-    found = read_scores(read_sweep(sweep).runs, ("canonical",))
+    found = read_scores(saved_sweep(sweep).runs, ("canonical",))
     assert len({id(scores.results.expressions) for scores in found}) == 1
     assert len(found[0].results.expressions) == 3 * (sum(CLIPS.values()) - CLIPS["val"])
     assert all(not scores.results.curves for scores in found)

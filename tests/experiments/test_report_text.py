@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.report.tables import Cell, Column, Report, Row, Table
+from experiments.report.tables import Cell, Column, Report, Table, TableRow
 from experiments.report.text import csv_text, escape_latex, escape_markdown, latex, markdown
 
 NASTY = (
@@ -20,9 +20,9 @@ NASTY = (
 
 def make_report(*labels: str, random_features: bool = False) -> Report:
     cell = Cell(value=12.345678901234567, low=-1.5, high=None, text="12.3 ± 4.5", note="one seed: no interval")
-    rows = [Row(label=label, cells=(cell, Cell(value=None)), protocol="canonical", num_seeds=3, mark="other store")
+    rows = [TableRow(label=label, cells=(cell, Cell(value=None)), protocol="canonical", num_seeds=3, mark="other store")
             for label in labels]  # fmt: skip
-    rows.append(Row(label="all background", kind="control", cells=(cell, cell), protocol="canonical"))
+    rows.append(TableRow(label="all background", kind="control", cells=(cell, cell), protocol="canonical"))
     columns = (Column(group="Seen", name="J", unit="%"), Column(group="Seen", name="S"))
     table = Table(name="table3-canonical", title="Results", protocol="canonical", row_heading="method",
                   columns=columns, rows=tuple(rows), notes=("J in %.",))  # fmt: skip

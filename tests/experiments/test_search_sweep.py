@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from experiments.cli import main
 from experiments.cluster.worker import train_share
 from experiments.records.ledger import Entry, read_metrics
-from experiments.report.contents import Options, build_report
+from experiments.report.contents import ReportOptions, build_report
 from experiments.tracking.client import default_tracking_uri
 from experiments.training.learner import Team
 from refavs.store import FeatureStore
@@ -143,7 +143,7 @@ def test_search_without_new_points_is_done(
     assert main(command) == 0 and len(jobs.ran) == 2
     assert main(["status", str(out)]) == 0 and "still to suggest" not in capsys.readouterr().out
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.sweep.driver.Run", None)
+        patch.setattr("experiments.sweep.driver.SweepRun", None)
         assert main(command) == 0
     assert main([*command, "--dry-run"]) == 0 and "2 of 2 trials done, 0 to do" in capsys.readouterr().out
 
@@ -168,7 +168,7 @@ def test_trials_on_several_stores_are_compared(
     assert json.loads((out / "sweep.json").read_text())["fingerprint"] == stores["swin"].fingerprint
     losses = {run.data.metrics["train/loss"] for run in children(out)}
     assert len(losses) == 4
-    report = build_report([out], Options())
+    report = build_report([out], ReportOptions())
     shown = [row.label for table in report.tables for row in table.rows if table.name == "table3-canonical"]
     assert {"encoders swin", "encoders vit"} <= set(shown)
     assert not any(row.mark for table in report.tables for row in table.rows)

@@ -17,7 +17,7 @@ from experiments.training.sampler import Sampler, steps_read
 from refavs.config import replace
 from refavs.data.batches import Recycler, read_batch
 from refavs.model.heads.protocol import Head
-from refavs.store import ArraySpec, FeatureStore, StoreWriter, StreamSpec
+from refavs.store import ArraySpec, FeatureStore, StoreSchema, StoreWriter, StreamSpec
 from refavs.store import reader as store_reader
 from refavs.store.fill import Target, fill
 from refavs.store.fingerprints import fingerprint_of
@@ -45,8 +45,9 @@ def add_pooled(store: FeatureStore, root: Path, without: Sequence[str] = (), **f
     spec = ArraySpec(name="mask_features_pooled", shape=(SECONDS, CHANNELS, 4, 4), dtype="float32",
                      axes=("t", "c", "h", "w"))  # fmt: skip
     streams = {**STREAMS, POOLED: StreamSpec(fingerprint=fingerprint, arrays=(spec,), rows_per_shard=4)}
-    writer = StoreWriter.open(root, streams=streams, source="nowhere", seconds=SECONDS, fps=1.0, mask_size=32,
-                              objects_per_shard=8)  # fmt: skip
+    writer = StoreWriter.open(root, StoreSchema(
+        streams=streams, source="nowhere", seconds=SECONDS, fps=1.0, mask_size=32, objects_per_shard=8,
+    ))  # fmt: skip
     rows = {name: {spec.name: pooled(store.read(f"clips/{VISUAL}/mask_features", int(row)), None, 2).numpy()}
             for name, row in zip(store.clips["id"], store.rows_of(VISUAL), strict=True)
             if name not in without}  # fmt: skip

@@ -20,7 +20,7 @@ from experiments.grid.expand import Grid, expand
 from experiments.records.ledger import Entry, Ledger
 from experiments.records.stores import features_in
 from experiments.sweep.driver import run_sweep
-from experiments.sweep.execution import Run
+from experiments.sweep.execution import SweepRun
 from experiments.sweep.outcome import Options
 from experiments.tracking import model_card
 from experiments.tracking.client import default_tracking_uri
@@ -160,7 +160,7 @@ def test_sweep_that_is_done_touches_neither_ray_nor_mlflow(
     jobs: InProcess, store: FeatureStore, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run_sweep(grid_of("full"), store, runs / "done")
-    monkeypatch.setattr("experiments.sweep.driver.Run", None)
+    monkeypatch.setattr("experiments.sweep.driver.SweepRun", None)
     monkeypatch.setitem(sys.modules, "experiments.cluster.tune_runner", None)
     again = run_sweep(grid_of("full"), store, runs / "done")
     assert again.num_run == 0 and again.controls == first.controls
@@ -215,13 +215,13 @@ def test_sweep_without_an_epoch_evaluates_what_it_starts_from(
 def test_sweep_asked_to_stop_when_nothing_is_left_is_finished(
     jobs: InProcess, store: FeatureStore, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = Run.ended
+    ended = SweepRun.ended
 
-    def ask_late(run: Run, entry: Entry, reason: str) -> None:
+    def ask_late(run: SweepRun, entry: Entry, reason: str) -> None:
         run.ledger.ask_to_stop()  # as Ctrl-C does in the final evaluation
         ended(run, entry, reason)
 
-    monkeypatch.setattr(Run, "ended", ask_late)
+    monkeypatch.setattr(SweepRun, "ended", ask_late)
     assert run_sweep(grid_of("full", "no_text"), store, runs / "late_stop").interrupted
     assert not run_sweep(grid_of("full", "no_text"), store, runs / "late_stop").interrupted
     assert runs_of(runs / "late_stop")["g"].info.status == "FINISHED"
@@ -236,7 +236,7 @@ def test_finished_sweep_whose_database_was_removed_is_sent_again(
     run_sweep(grid_of("full"), store, runs / "removed", tracking_uri=uri)
     database.rename(tmp_path / "away.db")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.sweep.driver.Run", None)
+        patch.setattr("experiments.sweep.driver.SweepRun", None)
         with pytest.raises(TypeError):  # it does not find that there is nothing to do
             run_sweep(grid_of("full"), store, runs / "removed", tracking_uri=uri)
     with pytest.raises(ConfigError, match=r"names the MLflow sqlite:.*removed\.db, outside of that folder"):

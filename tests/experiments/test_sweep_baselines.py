@@ -12,7 +12,7 @@ from experiments.baselines import cache as baseline_cache
 from experiments.baselines import compute as constant_baselines
 from experiments.records.ledger import Entry
 from experiments.sweep.driver import run_sweep
-from experiments.sweep.execution import Run
+from experiments.sweep.execution import SweepRun
 from refavs.store import FeatureStore
 from tests.experiments.small_store import make_store
 from tests.experiments.test_sweep import InProcess, grid_of
@@ -66,9 +66,9 @@ def test_first_trial_starts_before_the_constant_predictions_are_there(
 def test_sweep_that_is_stopped_does_not_wait_for_the_constant_predictions(
     jobs: InProcess, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = Run.ended
+    ended = SweepRun.ended
 
-    def ask(run: Run, entry: Entry, reason: str) -> None:
+    def ask(run: SweepRun, entry: Entry, reason: str) -> None:
         run.ledger.ask_to_stop()
         ended(run, entry, reason)
 
@@ -81,7 +81,7 @@ def test_sweep_that_is_stopped_does_not_wait_for_the_constant_predictions(
     with monkeypatch.context() as patch:
         patch.setenv("REFAVS_CACHE", str(tmp_path / "cache"))
         patch.setattr(baseline_cache, "control_results_of", endless)
-        patch.setattr(Run, "ended", ask)
+        patch.setattr(SweepRun, "ended", ask)
         outcome = run_sweep(grid_of("full", "no_text"), store, out)
     assert outcome.interrupted and outcome.controls == {} and not (out / "controls.json").exists()
     assert run_sweep(grid_of("full", "no_text"), store, out).controls

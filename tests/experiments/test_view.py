@@ -10,9 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.grid.config import TrainConfig, TrialConfig
+from experiments.grid.config import TrialConfig
 from experiments.report import gallery
-from experiments.training.evaluate import record_splits
 from experiments.training.loop import build_model
 from experiments.view import answers as answers_module
 from experiments.view import cli, clips, neighbours, runs, streams
@@ -27,6 +26,7 @@ from refavs.model.checkpoint import save_model
 from refavs.store import FeatureStore
 from tests.experiments.small_store import AUDIO, CLIPS, MAPS, SECONDS, VISUAL, make_store
 from tests.experiments.small_sweep import write_trial
+from tests.experiments.test_evaluate import evaluated
 from tests.experiments.test_report_gallery import SMALL
 from tests.experiments.test_report_page import HOSTILE, TAGS, Elements
 from tests.refavs import servers
@@ -222,7 +222,7 @@ def write_run(store: FeatureStore, sweep: Path) -> Path:
     torch.manual_seed(0)
     config = replace(TrialConfig(), SMALL)
     model = build_model(config, store)
-    record_splits(TrainConfig(), model, store, Splits.of({}).tested, torch.device("cpu"), trial / "statistics.parquet")
+    evaluated(model, store, Splits.of({}).tested, trial / "statistics.parquet")
     save_model(trial / "checkpoint", model, {"store": store.fingerprint, "trial": to_dict(config)})
     return sweep
 
@@ -292,7 +292,7 @@ def test_no_text_becomes_markup(text: str) -> None:
                                       steps=group.cards[0].steps, note=text)),
         render("streams", text, [streams.StreamView(title=text, note=text, facts=((text, text),))]),
         render("neighbours", text, near, [""]), render("lines", [text], [(text, [text, text])], [], text),
-        render("attempt", Attempt(expression=text, overlay=Path("x"), shares=(1.0,), notes=(text,))),
+        render("attempt", Attempt(expression=text, overlay=Path("x"), shares=((0, 1.0),), notes=(text,))),
     ]  # fmt: skip
     for html in parts:
         for tag, attributes in Elements(html).found:

@@ -19,10 +19,8 @@ from tests.extract.make_videos import write_video
 class Fixed:
     """A run that finds the same share of each frame."""
 
-    fps = 1.0
-
-    def __init__(self, share: float, random_features: bool = False) -> None:
-        self.share, self.fps = share, 1.0
+    def __init__(self, share: float, random_features: bool = False, fps: float = 1.0) -> None:
+        self.share, self.fps = share, fps
         self.run = SimpleNamespace(random_features=random_features, is_cut=lambda text: len(text) > 100)
 
     def segment_video(self, film: FilmStream, expressions: Sequence[str]) -> Iterator[Stretch]:
@@ -38,8 +36,8 @@ def test_attempt_uses_the_first_seconds_and_tells_what_is_odd(
 ) -> None:
     monkeypatch.setattr(attempt_module, "MOST_SECONDS", 2)
     video = write_video(tmp_path / "mute.mp4", duration_s=4, rate=2, sound_codec=None)
-    found = attempt(Fixed(0.25), video, "the left one", tmp_path / "overlay.mp4")
-    assert found.shares == (25.0, 25.0)
+    found = attempt(Fixed(0.25, fps=2.0), video, "the left one", tmp_path / "overlay.mp4")
+    assert found.shares == ((0, 25.0), (0.5, 25.0), (1, 25.0), (1.5, 25.0))
     assert found.notes == ("the video has no sound track and counts as silent", "only the first 2 s are used")
     with av.open(str(tmp_path / "overlay.mp4")) as container:
         assert len(list(container.decode(video=0))) == 4

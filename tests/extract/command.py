@@ -16,6 +16,7 @@ from extract.pipeline.tables import write_tables
 from extract.pipeline.worker import JobResult, Worker
 from refavs.data.layouts import Source
 from refavs.steps import Steps
+from refavs.store.format.schema import StoreSchema
 from refavs.store.writer import StoreWriter
 
 TEN = Steps(10)
@@ -55,10 +56,10 @@ def streams_of(preset: str = "tiny", steps: Steps = TEN, **weights: object) -> S
 
 
 def open_store(path: Path | str, streams: StreamSet, mask_size: int = 96) -> StoreWriter:
-    return StoreWriter.open(
-        path, streams=streams.specs(), source="test", seconds=streams.steps.seconds, fps=streams.steps.fps,
+    return StoreWriter.open(path, StoreSchema(
+        streams=streams.specs(), source="test", seconds=streams.steps.seconds, fps=streams.steps.fps,
         mask_size=mask_size, objects_per_shard=128,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def jobs_of(writer: StoreWriter, source: Source, streams: StreamSet) -> list[Job]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from extract.cli import main
-from extract.pipeline.ray_pool import Resources, _room, limited_by_gpus
+from extract.pipeline.ray_pool import PoolResources, _room, limited_by_gpus
 from extract.pipeline.worker import JobResult
 from refavs.errors import ConfigError
 from refavs.store.reader import FeatureStore
@@ -295,7 +295,7 @@ def test_processors_of_a_machine_are_divided_among_its_workers(
     monkeypatch: pytest.MonkeyPatch, asked: dict, expected: tuple[int, int]
 ) -> None:
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}}])
-    room = _room(Resources(**asked), 16)
+    room = _room(PoolResources(**asked), 16)
     assert (room.num_workers, room.threads_per_worker) == expected
 
 

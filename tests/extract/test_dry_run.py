@@ -79,7 +79,7 @@ def store_of(tmp_path: Path, videos: Path, stamp: str) -> Path:
     specs = run.streams.specs()
     for spec in specs.values():
         spec.fingerprint["weights"] = stamp
-    StoreWriter.open(tmp_path / "store", streams=specs, **run.description())
+    StoreWriter.open(tmp_path / "store", run.schema(specs))
     return tmp_path / "store"
 
 

@@ -17,7 +17,7 @@ from extract.encoders.contract import check_encoder
 from extract.encoders.flan_t5 import FlanT5Encoder
 from extract.encoders.hub_folder import HubFolder
 from extract.encoders.listing import described
-from extract.encoders.mask2former import LEVELS, VisualEncoder
+from extract.encoders.mask2former import VISUAL_LEVELS, VisualEncoder
 from extract.encoders.networks import refuse_precision
 from extract.encoders.pixel_decoder import FrozenPixelDecoder
 from extract.encoders.protocol import Encoder, EncoderSetup
@@ -69,7 +69,7 @@ def sound(seed: int = 0) -> np.ndarray:
 INPUTS = {"visual": frames, "audio": sound, "text": lambda seed=0: ["The loudest object.", "The star."][seed]}
 
 
-def encode(encoder: Encoder, item: Any, levels: tuple[str, ...] = LEVELS) -> Any:
+def encode(encoder: Encoder, item: Any, levels: tuple[str, ...] = VISUAL_LEVELS) -> Any:
     return encoder.encode([encoder.prepare(item)], levels if encoder.modality == "visual" else [""])[0]
 
 
@@ -144,7 +144,7 @@ def test_visual_fingerprint_of_the_pixel_decoder_names_the_backbone(visual: Visu
 @pytest.mark.long
 def test_visual_clips_of_a_batch_have_the_bytes_they_have_alone(visual: VisualEncoder) -> None:
     clips = [frames(seed) for seed in range(3)]
-    for clip, found in zip(clips, visual.encode(clips, LEVELS), strict=True):
+    for clip, found in zip(clips, visual.encode(clips, VISUAL_LEVELS), strict=True):
         alone = encode(visual, clip)
         assert list(found) == list(alone) and all(np.array_equal(found[path], alone[path]) for path in alone)
 
@@ -153,7 +153,7 @@ def test_visual_clips_of_a_batch_have_the_bytes_they_have_alone(visual: VisualEn
 def test_frames_of_all_clips_in_one_pass_are_returned_per_clip(visual: VisualEncoder) -> None:
     """As on a GPU, where the size of the batch may move the last bit."""
     clips = [frames(seed) for seed in range(2)]
-    together = visual._clips(np.concatenate(clips), 2, LEVELS)
+    together = visual._clips(np.concatenate(clips), 2, VISUAL_LEVELS)
     for clip, found in zip(clips, together, strict=True):
         for path, maps in encode(visual, clip).items():
             assert found[path].flags.c_contiguous
@@ -166,7 +166,7 @@ def test_clips_are_encoded_on_one_device(monkeypatch: pytest.MonkeyPatch, precis
     """As on a GPU: the device without memory stands for it, and refuses every tensor that stayed on the processor."""
     seen, heard = make("tiny-swin", precision, "meta"), make("tiny-vggish", precision, "meta")
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
-    maps = seen.encode([frames(0), frames(1)], LEVELS)[1]
+    maps = seen.encode([frames(0), frames(1)], VISUAL_LEVELS)[1]
     features = heard.encode([heard.prepare(sound(seed)) for seed in (0, 1)], [""])[1]
     for encoder, arrays in ((seen, maps), (heard, features)):
         expected = {f"{level}/{spec.name}".lstrip("/"): (spec.shape, spec.dtype)
@@ -191,7 +191,8 @@ def test_visual_maps_are_those_of_the_networks(visual: VisualEncoder) -> None:
 @pytest.mark.parametrize("weights", ["random", "pretrained"])
 def test_visual_bf16_is_close_to_fp32_and_has_its_own_fingerprint(weights: Any) -> None:
     low, high = (make("tiny-swin", precision, kind=weights) for precision in ("bf16", "fp32"))
-    assert [{encoder.facts(level)["precision"] for level in LEVELS} for encoder in (low, high)] == [{"bf16"}, {"fp32"}]
+    found = [{encoder.facts(level)["precision"] for level in VISUAL_LEVELS} for encoder in (low, high)]
+    assert found == [{"bf16"}, {"fp32"}]
     found = cosines(encode(low, frames()), encode(high, frames()))
     assert len(found) == 8 and min(found.values()) > 0.9995
 
@@ -330,7 +331,7 @@ def wide_text(name: str) -> Any:
     """A text encoder with one layer of the published width, and few words."""
     make, settings, changed = {
         "roberta": (RobertaEncoder, roberta.BASE, {"num_hidden_layers": 1, "vocab_size": 1024}),
-        "flan-t5": (FlanT5Encoder, flan_t5.BASE, {"num_layers": 1, "vocab_size": 1024}),
+        "flan-t5": (FlanT5Encoder, flan_t5.flan_t5_base.args[1], {"num_layers": 1, "vocab_size": 1024}),
         "clip": (ClipTextEncoder, clip_text.LARGE, {"num_hidden_layers": 1, "vocab_size": 1024}),
     }[name]
     small = dataclasses.replace(settings, config={**settings.config, **changed})

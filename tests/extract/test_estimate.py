@@ -12,7 +12,7 @@ from extract.encoders.streams import StreamSet, choose_streams
 from extract.encoders.weights import WeightSource
 from extract.pipeline import estimate
 from extract.pipeline.estimate import Missing, Seconds, calibrate, clip_bytes, missing_of
-from extract.pipeline.ray_pool import Resources
+from extract.pipeline.ray_pool import PoolResources
 from extract.pipeline.worker import Worker
 from refavs.data.layouts import Source, read_source
 from refavs.steps import Steps
@@ -69,11 +69,11 @@ def test_stream_that_a_store_lacks_is_all_that_is_missing(source: Source, tmp_pa
 
 @pytest.mark.long
 def test_calibration_times_every_stage(source: Source) -> None:
-    each = calibrate(BOTH, source.clips, Resources())
+    each = calibrate(BOTH, source.clips, PoolResources())
     assert min(each.decode, each.write, *each.clip.values(), *each.text.values()) > 0
     assert each.of_clip > each.beside(1) >= sum(each.clip.values())
     assert each.render().startswith("calibrated here: decode 0.") and "an expression" in each.render()
-    nothing = calibrate(BOTH.only(["audio/tiny-vggish"]), [], Resources())
+    nothing = calibrate(BOTH.only(["audio/tiny-vggish"]), [], PoolResources())
     assert nothing.decode == 0 < nothing.clip["tiny-vggish"] and not nothing.text
 
 
@@ -94,12 +94,13 @@ class Slow(Encoder):
 @pytest.mark.parametrize(
     ("frame_s", "resources", "calls"),
     [
-        (5.0, Resources(), [[1]]), (0.2, Resources(), [[1], [1]]),
-        (0.01, Resources(), [[1], [1], [10], [10]]), (5.0, Resources(gpus_per_worker=1, batch_clips=2), [[10, 10]] * 2),
+        (5.0, PoolResources(), [[1]]), (0.2, PoolResources(), [[1], [1]]),
+        (0.01, PoolResources(), [[1], [1], [10], [10]]),
+        (5.0, PoolResources(gpus_per_worker=1, batch_clips=2), [[10, 10]] * 2),
     ],
 )  # fmt: skip
 def test_visual_encoder_is_timed_on_a_frame_unless_a_clip_is_quick(
-    monkeypatch: pytest.MonkeyPatch, frame_s: float, resources: Resources, calls: list
+    monkeypatch: pytest.MonkeyPatch, frame_s: float, resources: PoolResources, calls: list
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: clock[0])

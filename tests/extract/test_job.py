@@ -14,7 +14,7 @@ import pytest
 from extract.cli import main
 from extract.pipeline.local_ray import few_processes
 from extract.pipeline.plan import Job, Unit
-from extract.pipeline.ray_pool import Resources, run_jobs
+from extract.pipeline.ray_pool import PoolResources, run_jobs
 from extract.pipeline.worker import JobResult
 from refavs.errors import ConfigError, StoreError
 from refavs.files.atomic import LOCK
@@ -104,7 +104,7 @@ def crew(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
         plans = writer.plan(TEXT, keys)
         jobs = [Job(kind="text", units=tuple(Unit(name=key, item=key, keys={TEXT: key}) for key in part),
                     shards=(plan,)) for part, plan in zip(keys, plans, strict=True) if plan]  # fmt: skip
-        results = run_jobs(jobs, location, streams_of(), Resources(num_workers=num_workers), note)
+        results = run_jobs(jobs, location, streams_of(), PoolResources(num_workers=num_workers), note)
         return [result for result in results if result is not None]
 
     return run_keys

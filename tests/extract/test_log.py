@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from extract.pipeline.log import RunLog
-from extract.pipeline.turns import STAGES
+from extract.pipeline.turns import JOB_STAGES
 from extract.pipeline.worker import JobResult
 
 
@@ -15,7 +15,7 @@ def lines(path: Path) -> list[dict]:
 
 
 def result(**facts: object) -> JobResult:
-    stages = dict.fromkeys(STAGES, 0.0) | {"encode": 2.0, "write": 0.5}
+    stages = dict.fromkeys(JOB_STAGES, 0.0) | {"encode": 2.0, "write": 0.5}
     return JobResult(**{"kind": "clips", "num_done": 4, "num_bytes": 100, "seconds": 4.0, "stages_s": stages,
                         "worker": "node:1"} | facts)  # fmt: skip
 

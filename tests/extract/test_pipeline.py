@@ -17,13 +17,13 @@ from extract.encoders.streams import Stream, StreamSet
 from extract.media.clip import Media
 from extract.pipeline.plan import Job, Unit, plan_jobs
 from extract.pipeline.ray_pool import result_without_worker
-from extract.pipeline.turns import SPARE_CLIPS, STAGES, Stages, Turns
+from extract.pipeline.turns import JOB_STAGES, SPARE_CLIPS, Stages, Turns
 from extract.pipeline.worker import JobResult, Worker, ahead
 from refavs.data.layouts import Clip
 from refavs.errors import ConfigError, DatasetError
 from refavs.steps import Steps
 from refavs.store.format.commits import record_name
-from refavs.store.format.schema import ArraySpec, StreamSpec
+from refavs.store.format.schema import ArraySpec, StoreSchema, StreamSpec
 from refavs.store.reader import FeatureStore
 from refavs.store.writer import StoreWriter
 
@@ -105,9 +105,9 @@ def jobs_of(
 ) -> list[Job]:
     """What is missing of some clips; `sounds` names those that sound like another."""
     streams = {id: StreamSpec(fingerprint={}, arrays=arrays, rows_per_shard=size) for id, arrays in ARRAYS.items()}
-    writer = StoreWriter.open(
-        location, streams=streams, source="test", seconds=1, fps=1.0, mask_size=2, objects_per_shard=1
-    )
+    writer = StoreWriter.open(location, StoreSchema(
+        streams=streams, source="test", seconds=1, fps=1.0, mask_size=2, objects_per_shard=1,
+    ))  # fmt: skip
     names = [f"{number:02d}" for number in range(10, 10 + num_clips)]
     clips = [Unit(name=name, item=Clip(id=name), keys={VISUAL: name, AUDIO: (sounds or {}).get(name, name)})
              for name in names]  # fmt: skip
@@ -201,7 +201,7 @@ def test_next_clip_is_decoded_while_one_is_encoded(tmp_path: Path, decoded: list
     (job,) = jobs_of(tmp_path, 3, size=4)
     result = worker(tmp_path, Visual(during=lambda names: names[0] < 12 and wait_for_next(names))).run(job)
     assert seen == [True, True] and result.error is None
-    assert set(result.stages_s) == set(STAGES) and result.stages_s["encode"] > 0
+    assert set(result.stages_s) == set(JOB_STAGES) and result.stages_s["encode"] > 0
     inputs, seconds = result.encoded["seen"]
     assert inputs == 3 and 0 < seconds <= result.stages_s["encode"]
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import pytest
 
-from refavs.store.format.schema import StreamSpec
+from refavs.store.format.schema import StoreSchema, StreamSpec
 from refavs.store.verify import verify
 from refavs.store.writer import StoreWriter
 
@@ -57,10 +57,10 @@ def prepare(store: Path, rows_per_shard: dict[str, int] | None = None) -> Path:
     from tests.extract.command import streams_of  # what imports an encoder takes seconds
 
     rows = rows_per_shard or {"clips": 1, "objects": 2, "text": 8}
-    StoreWriter.open(
-        store, streams=small_shards(streams_of().specs(), rows), source="benchmark", seconds=10, fps=1.0, mask_size=96,
+    StoreWriter.open(store, StoreSchema(
+        streams=small_shards(streams_of().specs(), rows), source="benchmark", seconds=10, fps=1.0, mask_size=96,
         objects_per_shard=rows["objects"],
-    )  # fmt: skip
+    ))  # fmt: skip
     return store
 
 

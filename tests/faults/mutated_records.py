@@ -183,7 +183,7 @@ def _store(root: Path) -> list[Target]:
 
 
 def _sweep(root: Path, whole: bool) -> list[Target]:
-    from experiments.report.contents import Options, build_report
+    from experiments.report.contents import ReportOptions, build_report
     from experiments.report.figures import report_figures
     from experiments.sweep.status import main
     from refavs.terminal.command import run_command
@@ -214,7 +214,7 @@ def _sweep(root: Path, whole: bool) -> list[Target]:
     drawn = set[str]()
 
     def report(folder: Path) -> int:
-        report = build_report([folder], Options())
+        report = build_report([folder], ReportOptions())
         figures = repr(dataclasses.replace(report, title="", facts=(), warnings=(), tables=()))
         if whole and figures not in drawn:
             report_figures(report)

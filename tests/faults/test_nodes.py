@@ -21,12 +21,13 @@ import pytest
 from extract.pipeline.content import contents_of
 from extract.pipeline.local_ray import few_processes
 from extract.pipeline.plan import Job
-from extract.pipeline.ray_pool import Resources, run_jobs
+from extract.pipeline.ray_pool import PoolResources, run_jobs
 from extract.pipeline.tables import write_tables
 from extract.pipeline.worker import Worker
 from refavs.data.layouts import Source, read_source
 from refavs.files.partials import PARTIAL
 from refavs.steps import Steps
+from refavs.store.format.schema import StoreSchema
 from refavs.store.verify import verify
 from refavs.store.writer import StoreWriter
 from refavs.synthetic.write import write_benchmark
@@ -96,10 +97,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 
 def planned(location: Path, source: Source) -> tuple[StoreWriter, list[Job]]:
-    writer = StoreWriter.open(
-        location, streams=small_shards(STREAMS.specs(), ROWS), source="test", seconds=10, fps=1.0, mask_size=96,
+    writer = StoreWriter.open(location, StoreSchema(
+        streams=small_shards(STREAMS.specs(), ROWS), source="test", seconds=10, fps=1.0, mask_size=96,
         objects_per_shard=ROWS["objects"],
-    )  # fmt: skip
+    ))  # fmt: skip
     return writer, jobs_of(writer, source, STREAMS)
 
 
@@ -139,7 +140,7 @@ def extract(
     num_items = sum(len(job.units) for job in jobs)
     notes: list[str] = []
     num_done, held = 0, False
-    for result in run_jobs(jobs, str(location), STREAMS, Resources(num_workers=2), notes.append):
+    for result in run_jobs(jobs, str(location), STREAMS, PoolResources(num_workers=2), notes.append):
         if result is None:
             continue
         assert result.error is None

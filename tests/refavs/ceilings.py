@@ -4,14 +4,15 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable
 
-from refavs.synthetic.plan import Clip, Settings, choose, draw_clip, generator
+from refavs.synthetic.plan import DrawnClip, Settings, choose, draw_clip, generator
 
 SECONDS = (4, 7, 9)  # all that decides has happened by then
-Question = tuple[Clip, str, str, int, int | None]  # its dimension, its sentence without the noun, target, what is named
-Look = Callable[[Clip, int, int], Hashable]  # clip, object, second -> what is known of that object
+# The clip, the dimension, the sentence without its noun, the target, and what is named.
+Question = tuple[DrawnClip, str, str, int, int | None]
+Look = Callable[[DrawnClip, int, int], Hashable]  # clip, object, second -> what is known of that object
 
 
-def level(clip: Clip, index: int, second: int) -> float:
+def level(clip: DrawnClip, index: int, second: int) -> float:
     """Gain in the middle of a second, 0 for silence."""
     schedule = clip.schedules[index]
     if schedule is None or not schedule.on_s <= second < schedule.off_s:
@@ -20,14 +21,14 @@ def level(clip: Clip, index: int, second: int) -> float:
     return schedule.gain_from * math.exp(rise * (second + 0.5) / 10)
 
 
-def now(clip: Clip, index: int, second: int) -> Hashable:
+def now(clip: DrawnClip, index: int, second: int) -> Hashable:
     """Whether the object is seen, whether it is heard, and how many are louder."""
     own = level(clip, index, second)
     louder = sum(level(clip, other, second) > own for other in range(len(clip.categories)))
     return clip.scene.objects[index].visible(float(second)), own > 0, louder if own else 0
 
 
-def and_before(clip: Clip, index: int, second: int) -> Hashable:
+def and_before(clip: DrawnClip, index: int, second: int) -> Hashable:
     """The same, and what the mean of the earlier seconds tells: for how long it was seen and heard, and how loudly."""
     own, past = level(clip, index, second), [level(clip, index, earlier) for earlier in range(second)]
     seen = sum(clip.scene.objects[index].visible(float(earlier)) for earlier in range(second))

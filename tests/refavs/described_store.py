@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from refavs.model.feature_sizes import FeatureSizes
-from refavs.store import ArraySpec, FeatureStore, StoreWriter, StreamSpec
+from refavs.store import ArraySpec, FeatureStore, StoreSchema, StoreWriter, StreamSpec
 
 SECONDS, TOKENS = 3, 5
 
@@ -25,7 +25,9 @@ def described_store(root: Path, *levels: FeatureSizes) -> FeatureStore:
     ]
     streams = {stream: StreamSpec(fingerprint={}, arrays=tuple(specs), rows_per_shard=1)
                for stream, specs in arrays.items()}  # fmt: skip
-    StoreWriter.open(root, streams=streams, source="", seconds=SECONDS, fps=1.0, mask_size=8, objects_per_shard=1)
+    StoreWriter.open(root, StoreSchema(
+        streams=streams, source="", seconds=SECONDS, fps=1.0, mask_size=8, objects_per_shard=1,
+    ))  # fmt: skip
     return FeatureStore(root)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from refavs.store import ArraySpec, FeatureStore, StoreWriter, StreamSpec, object_key, text_key
+from refavs.store import ArraySpec, FeatureStore, StoreSchema, StoreWriter, StreamSpec, object_key, text_key
 
 VISUAL, BACKBONE_STREAM = "visual/swin/pixel_decoder", "visual/swin/backbone"
 SOUND, TEXT = "audio/vggish", "text/roberta"
@@ -53,7 +53,7 @@ def open_writer(root: str | Path, **changes: Any) -> StoreWriter:
     arguments: dict[str, Any] = {
         "streams": STREAMS, "source": "small", "seconds": 3, "fps": 1.0, "mask_size": 11, "objects_per_shard": 3,
     }  # fmt: skip
-    return StoreWriter.open(root, **(arguments | changes))
+    return StoreWriter.open(root, StoreSchema(**(arguments | changes)))
 
 
 def row_of(key: str, specs: Iterable[ArraySpec]) -> dict[str, np.ndarray]:

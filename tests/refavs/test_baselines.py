@@ -8,15 +8,20 @@ import torch
 
 from refavs.errors import SettingError
 from refavs.model.batch_cache import Once
-from refavs.model.heads.contract import check_head
+from refavs.model.heads.contract import check_head, expression_of
 from refavs.model.heads.parts.baseline_masks import MaskConvolutions
-from refavs.model.heads.parts.baseline_options import AVSBenchOptions, AVSegFormerOptions, GAVSOptions
+from refavs.model.heads.parts.baseline_options import (
+    AVSBenchOptions,
+    AVSegFormerOptions,
+    BaselineOptions,
+    GAVSOptions,
+)
 from refavs.model.heads.registry import implementation_of
-from refavs.model.options import HeadOptions
 from tests.refavs.small_heads import loss_of, overfit, published_sizes, small_head, small_sizes, with_other
+from tests.refavs.test_rvos import SMALL as CLIP_QUERIES
 from tests.support.samples import sampled
 
-SMALL: dict[str, HeadOptions] = {
+SMALL: dict[str, BaselineOptions] = {
     "avsbench": AVSBenchOptions(channels=16),
     "avsegformer": AVSegFormerOptions(
         channels=32, num_queries=4, num_heads=2, generator_layers=1, encoder_layers=1, decoder_layers=1,
@@ -121,6 +126,34 @@ def test_baseline_computes_in_bfloat16(name: str) -> None:
     assert float(rounded.detach()) == pytest.approx(float(exact.detach()), rel=0.05)
 
 
+@pytest.mark.parametrize("row", [0, 2])  # the third expression has no object
+@pytest.mark.parametrize("faithful", [False, True])
+@pytest.mark.parametrize("options", [*SMALL.values(), *CLIP_QUERIES.values()], ids=lambda options: options.head)
+def test_batch_of_one_expression_and_one_second_can_be_trained_on(
+    options: BaselineOptions, faithful: bool, row: int
+) -> None:
+    head, batch = small_head(replace(options, faithful=faithful), num_seconds=1)
+    one = expression_of(batch, row)
+    loss = loss_of(head.train(), one)
+    loss.backward()
+    assert bool(loss.isfinite()) and head.eval().probs(head(one), (24, 40)).shape == (1, 1, 24, 40)
+    assert all(bool(p.grad.isfinite().all()) for p in head.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("options", [SMALL["avsegformer"], CLIP_QUERIES["referformer"]], ids=lambda one: one.head)
+def test_gradient_is_the_same_where_steps_are_recomputed(
+    options: BaselineOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for kept in (2**24, 0):
+        monkeypatch.setattr("refavs.model.heads.parts.recomputed.KEPT_VALUES", kept)
+        head, batch = small_head(options)
+        loss = loss_of(head, batch)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in head.trained_parameters() if p.grad is not None)])
+    torch.testing.assert_close(*found)
+
+
 def refused(name: str, **settings: Any) -> None:
     replace(SMALL[name], **settings)
 
@@ -130,7 +163,7 @@ def test_masks_are_the_same_where_they_are_recomputed(monkeypatch: pytest.Monkey
     convolutions, found = MaskConvolutions(16, scale=2), []
     features = torch.randn(2, 16, 4, 6)
     for kept in (2 * 8 * 4 * 6 * 4, 2 * 8 * 4 * 6 * 4 - 1):
-        monkeypatch.setattr("refavs.model.heads.parts.baseline_masks.KEPT_VALUES", kept)
+        monkeypatch.setattr("refavs.model.heads.parts.recomputed.KEPT_VALUES", kept)
         given = features.clone().requires_grad_()
         masks = convolutions(given)
         masks.square().sum().backward()

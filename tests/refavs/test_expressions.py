@@ -11,7 +11,7 @@ from refavs.expressions.situation import Situation
 from refavs.expressions.templates import TEMPLATES, expressions, sentences
 from refavs.synthetic.plan import Settings, draw_clip
 from refavs.synthetic.scene import COLOURS, SEEN_CATEGORIES, SceneObject, make_scene
-from refavs.synthetic.voices import Schedule
+from refavs.synthetic.voices import SoundSchedule
 from tests.support.expression_oracle import Oracle
 
 SETTINGS = Settings(num_clips=50)
@@ -94,7 +94,7 @@ def test_sounding_object_cannot_be_identified_visually() -> None:
         assert abs(surplus[name]) < 2.5 * variance[name] ** 0.5, name
 
 
-def situation_of(*schedules: Schedule | None) -> Situation:
+def situation_of(*schedules: SoundSchedule | None) -> Situation:
     scene = make_scene(np.random.default_rng(3), 96, SEEN_CATEGORIES[: len(schedules)])
     return Situation(size=96, objects=scene.objects, schedules=schedules)
 
@@ -103,8 +103,8 @@ def texts(situation: Situation, dimension: str) -> list[str]:
     return [e.text for e in expressions(situation) if e.template.dimension == dimension]
 
 
-def steady(gain: float) -> Schedule:
-    return Schedule(gain_from=gain, gain_to=gain)
+def steady(gain: float) -> SoundSchedule:
+    return SoundSchedule(gain_from=gain, gain_to=gain)
 
 
 def test_expressions_leave_out_what_is_not_clear() -> None:
@@ -115,7 +115,7 @@ def test_expressions_leave_out_what_is_not_clear() -> None:
         "The object making lower sound than the disc.",
     ]
     assert texts(situation_of(steady(1.0), steady(0.6), None), "acoustic") == []
-    early, soon, late = (Schedule(on_s=on_s) for on_s in (0.0, 1.0, 3.0))
+    early, soon, late = (SoundSchedule(on_s=on_s) for on_s in (0.0, 1.0, 3.0))
     assert "The first object to make a sound." in texts(situation_of(early, late, None), "acoustic+temporal")
     assert texts(situation_of(early, soon, None), "acoustic+temporal") == [
         "The object that keeps making sound at all times."

@@ -21,7 +21,7 @@ from refavs.choices import StoredType
 from refavs.data.batches import batches, collate
 from refavs.data.maps import Maps
 from refavs.errors import StoreError
-from refavs.store import ArraySpec, FeatureStore, StoreWriter, StreamSpec
+from refavs.store import ArraySpec, FeatureStore, StoreSchema, StoreWriter, StreamSpec
 from refavs.store.fingerprints import fingerprint_of
 from refavs.store.format.quantised import dequantised, quantise, stored_as, stored_rows
 from refavs.store.hdf5.exchange import export, import_
@@ -110,10 +110,10 @@ def test_values_beyond_float16_are_kept(dtype: StoredType) -> None:
 def test_value_that_is_not_finite_fails_its_row_alone(tmp_path: Path, dtype: StoredType, bad: float) -> None:
     specs = stored_as([ArraySpec(name="x", shape=(2, 3), dtype="float32", axes=("t", "c"))], dtype)
     specs = (replace(specs[0], statistics=True), *specs[1:])
-    writer = StoreWriter.open(
-        tmp_path / "s", streams={"visual/a": StreamSpec(fingerprint={}, arrays=specs, rows_per_shard=2)}, source="",
-        seconds=2, fps=1.0, mask_size=8, objects_per_shard=1,
-    )  # fmt: skip
+    writer = StoreWriter.open(tmp_path / "s", StoreSchema(
+        streams={"visual/a": StreamSpec(fingerprint={}, arrays=specs, rows_per_shard=2)}, source="", seconds=2,
+        fps=1.0, mask_size=8, objects_per_shard=1,
+    ))  # fmt: skip
     (plan,) = writer.plan("visual/a", [["bad", "good"]])
     assert plan is not None
     values = np.ones((2, 3), np.float32)

@@ -8,7 +8,7 @@ from refavs.synthetic.voices import (
     SAMPLE_RATE_HZ,
     SCENARIOS,
     VOICES,
-    Schedule,
+    SoundSchedule,
     draw_scenario,
     draw_schedules,
     synthesise,
@@ -21,7 +21,7 @@ def levels(samples: np.ndarray) -> np.ndarray:
 
 def spectrum(category: str, seed: int) -> np.ndarray:
     """Power in bands of a twelfth of a decade, 50 Hz to 8 kHz."""
-    samples = synthesise([(category, Schedule())], np.random.default_rng(seed)).astype(float)
+    samples = synthesise([(category, SoundSchedule())], np.random.default_rng(seed)).astype(float)
     power = np.abs(np.fft.rfft(samples)) ** 2
     frequency = np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE_HZ)
     bands = np.digitize(frequency, np.geomspace(50, 8000, 27))
@@ -40,16 +40,16 @@ def test_every_category_has_a_distinct_voice() -> None:
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_voices_are_equally_loud_and_never_clipped(category: str) -> None:
-    samples = synthesise([(category, Schedule())], np.random.default_rng(0))
+    samples = synthesise([(category, SoundSchedule())], np.random.default_rng(0))
     assert samples.dtype == np.int16 and samples.shape == (10 * SAMPLE_RATE_HZ,)
     assert levels(samples).mean() / 32767 == pytest.approx(0.13, rel=0.05)
     assert np.abs(samples.astype(int)).max() < 32767
 
 
 def test_schedule_sets_start_end_and_level() -> None:
-    heard = levels(synthesise([("disc", Schedule(on_s=2.0, off_s=6.0))], np.random.default_rng(0)))
+    heard = levels(synthesise([("disc", SoundSchedule(on_s=2.0, off_s=6.0))], np.random.default_rng(0)))
     assert (heard[[0, 1, 6, 7, 8, 9]] < 1).all() and (heard[2:6] > 1000).all()
-    rising = levels(synthesise([("star", Schedule(gain_from=0.05, gain_to=1.0))], np.random.default_rng(0)))
+    rising = levels(synthesise([("star", SoundSchedule(gain_from=0.05, gain_to=1.0))], np.random.default_rng(0)))
     np.testing.assert_allclose(rising[1:] / rising[:-1], 20 ** (1 / 10), rtol=0.1)
     assert not synthesise([], np.random.default_rng(0)).any()
 

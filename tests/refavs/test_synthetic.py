@@ -20,7 +20,7 @@ from refavs.data.masks import read_masks
 from refavs.errors import ConfigError, DatasetError
 from refavs.synthetic import write as synthetic
 from refavs.synthetic.cli import main
-from refavs.synthetic.plan import Row, Settings, draw_clip, plan
+from refavs.synthetic.plan import ExpressionRow, Settings, draw_clip, plan
 from refavs.synthetic.scene import SEEN_CATEGORIES, UNSEEN_CATEGORIES
 from refavs.synthetic.voices import SAMPLE_RATE_HZ
 from refavs.synthetic.write import track, write_benchmark
@@ -43,11 +43,11 @@ def source(root: Path) -> Source:
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[Row]:
+def rows() -> list[ExpressionRow]:
     return plan(Settings(num_clips=240))[1]
 
 
-def is_null(row: Row) -> bool:
+def is_null(row: ExpressionRow) -> bool:
     return row.uid.startswith("null_")
 
 
@@ -121,7 +121,7 @@ def test_masks_lie_on_their_object(source: Source) -> None:
                 assert np.abs(found - item.centre(float(second))).max() < 3
 
 
-def test_splits_hold_what_they_are_named_for(rows: list[Row]) -> None:
+def test_splits_hold_what_they_are_named_for(rows: list[ExpressionRow]) -> None:
     settings = Settings(num_clips=240)
     clips = [draw_clip(settings, index) for index in range(240)]
     assert Counter(clip.split for clip in clips) == {"train": 168, "val": 24, "test_s": 24, "test_u": 24}
@@ -140,7 +140,7 @@ def test_splits_hold_what_they_are_named_for(rows: list[Row]) -> None:
     assert len({row.uid for row in rows}) == len(rows)
 
 
-def test_expression_mix_gives_each_cue_its_share(rows: list[Row]) -> None:
+def test_expression_mix_gives_each_cue_its_share(rows: list[ExpressionRow]) -> None:
     train = [row for row in rows if row.split == "train"]
     share = Counter("null" if is_null(row) else row.template.dimension for row in train)
     temporal = share["acoustic+temporal"] + share["spatial+temporal"]
@@ -153,7 +153,7 @@ def test_expression_mix_gives_each_cue_its_share(rows: list[Row]) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_nulls_are_at_most_a_quarter_of_each_template(rows: list[Row], split: str) -> None:
+def test_nulls_are_at_most_a_quarter_of_each_template(rows: list[ExpressionRow], split: str) -> None:
     here = [row for row in rows if row.split == split]
     total = Counter(row.template.pattern for row in here)
     nulls = Counter(row.template.pattern for row in here if is_null(row))
@@ -162,7 +162,7 @@ def test_nulls_are_at_most_a_quarter_of_each_template(rows: list[Row], split: st
         assert count <= 0.25 * total[pattern], pattern
 
 
-def test_null_sentences_refer_to_something_in_train(rows: list[Row]) -> None:
+def test_null_sentences_refer_to_something_in_train(rows: list[ExpressionRow]) -> None:
     """Neither the sentence nor its template tells that a row of test_n is null."""
     positive = {row.text for row in rows if row.split == "train" and not is_null(row)}
     nulls = [row for row in rows if row.split == "test_n"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from refavs.synthetic.plan import Clip
+from refavs.synthetic.plan import DrawnClip
 from refavs.synthetic.scene import COLOURS, render
 from refavs.synthetic.voices import SAMPLE_RATE_HZ, synthesise
 
@@ -17,7 +17,7 @@ class Oracle:
         moments: frame and masks of each second, where they are not those of the clip's scene.
     """
 
-    def __init__(self, clip: Clip, moments: Sequence[tuple[np.ndarray, np.ndarray]] = ()) -> None:
+    def __init__(self, clip: DrawnClip, moments: Sequence[tuple[np.ndarray, np.ndarray]] = ()) -> None:
         self.clip = clip
         moments = moments or [render(clip.scene, float(second)) for second in range(10)]
         self.masks = np.stack([labels for _, labels in moments], 1)

@@ -27,7 +27,6 @@ NAME = "refavs-annotate pack"
 def add_arguments(parser: CommandParser) -> None:
     """The options of the step."""
     add = parser.add_argument
-    add("project", type=Path, metavar="PROJECT", help="folder of the project")
     add("out", type=Path, metavar="OUT", help="new folder for the benchmark")
     add("--splits", default="70/10/20", metavar="A/B/C", help="shares of train, val and test_s, by video; a video "
         "keeps the split that it first got")  # fmt: skip

@@ -2,7 +2,6 @@
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean, median
 
 from extract.annotate.exchange.exports import clips_with_masks, imported, masks_in, picture
@@ -32,7 +31,6 @@ class Pair:
 
 def add_arguments(parser: CommandParser) -> None:
     """Adds the arguments of the step."""
-    parser.add_argument("project", type=Path, metavar="PROJECT", help="folder of the project")
     parser.add_argument("first", metavar="ANNOTATOR", help="name given to import --annotator")
     parser.add_argument("second", metavar="ANNOTATOR", help="name of the other one")
 

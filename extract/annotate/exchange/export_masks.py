@@ -27,7 +27,6 @@ from refavs.terminal.printing import say
 
 def add_arguments(parser: CommandParser) -> None:
     """Adds the arguments of the step."""
-    parser.add_argument("project", type=Path, metavar="PROJECT", help="folder of the project")
     parser.add_argument("out", type=Path, metavar="OUT", help="new folder for the masks and frames")
     parser.add_argument("--format", choices=sorted(FORMATS), default="cvat", help="the tool's file format")
     parser.add_argument("--clips", metavar="ID,...", help="export these clips only")

@@ -96,7 +96,6 @@ class Report:
 
 def add_arguments(parser: CommandParser) -> None:
     """Adds the arguments of the step."""
-    parser.add_argument("project", type=Path, metavar="PROJECT", help="folder of the project")
     parser.add_argument("file", type=Path, metavar="FILE", help="what the tool exported, as it is or in a ZIP")
     parser.add_argument("--format", choices=sorted(FORMATS), default="cvat", help="the tool's file format")
     parser.add_argument("--export", type=int, metavar="N", help="number of the export that the file comes from; by "

@@ -85,7 +85,7 @@ def null_media_id(clip_id: str, sound: Sounding) -> str:
 def numbered(
     clip_id: str, names: Mapping[int, str], sentences: Sequence[Sentence], earlier: Sequence[Sentence] = ()
 ) -> list[Sentence]:
-    """The sentences with uids: their own, that of the same sentence earlier, or else the next free number."""
+    """The sentences with uids: their own, the one that the same sentence had earlier, or the next free number."""
     known = {one.key: one.uid for one in earlier}
     taken = {one.uid for one in sentences} | set(known.values())
     found = []

@@ -21,7 +21,6 @@ NULL_SHARE = 0.083  # of the real benchmark's rows
 def add_arguments(parser: CommandParser) -> None:
     """The options of the step."""
     add = parser.add_argument
-    add("project", type=Path, metavar="PROJECT", help="folder of the project")
     add("--facts", type=Path, metavar="CSV", help=f"facts about the objects: columns clip,fid and any of "
         f"{','.join(COLUMNS)}; see the README for what a field may say")  # fmt: skip
     add("--ask", action="store_true", help="ask for the facts that are missing, on the terminal")

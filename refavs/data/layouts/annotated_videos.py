@@ -48,7 +48,7 @@ class Video:
     """One video.
 
     Attributes:
-        masks: the masks, by second, of the union of some objects.
+        masks: the masks, by step, of the union of some objects.
     """
 
     clip: Clip
@@ -247,11 +247,11 @@ def run_length_masks(
         raise DatasetError(f"{where}: object {lacking[0]!r} of video {clip.id!r} has {found} masks, and the video more "
                            f"than {max(chosen)} frames; unpack that file again.")
     return {
-        second: RunLengthMask(
+        step: RunLengthMask(
             parts=tuple(part for one in objects if (part := records[one][number]) is not None), root=root,
-            frame=clip.frames[second], where=f"{where.name}, {' and '.join(objects)}",
+            frame=clip.frames[step], where=f"{where.name}, {' and '.join(objects)}",
         )
-        for second, number in enumerate(chosen)
+        for step, number in enumerate(chosen)
     }  # fmt: skip
 
 

@@ -156,13 +156,13 @@ def _check_parts(head: Head, batch: Batch) -> None:
     whole, output = FrameCounts.of(batch.mask), _loss(head, batch)["total"]
     parts = []
     for row in range(len(batch)):
-        part = _expression(batch, row)
+        part = expression_of(batch, row)
         assert part.mask is not None
         parts.append(head.loss(head(part), Target(masks=part.mask, counts=whole), EVERYWHERE)["total"])
     assert torch.allclose(torch.stack(parts).sum(), output, rtol=1e-3), "the losses of the parts do not add up"
 
 
-def _expression(batch: Batch, row: int) -> Batch:
+def expression_of(batch: Batch, row: int) -> Batch:
     """The batch of a single expression and its clip."""
     assert batch.mask is not None
     clip, rows = slice(CLIP_OF[row], CLIP_OF[row] + 1), slice(row, row + 1)

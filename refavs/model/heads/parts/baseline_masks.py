@@ -1,17 +1,14 @@
 """From the baselines' features to mask logits, and what their losses share."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from refavs.model.heads.parts.recomputed import recomputed
 from refavs.model.target import Target
-
-KEPT_VALUES = 2**24  # of the enlarged features, for the backward pass
 
 
 class MaskConvolutions(nn.Module):
@@ -31,9 +28,9 @@ class MaskConvolutions(nn.Module):
     def forward(self, features: Float[Tensor, "s c h w"]) -> Float[Tensor, "s _ _"]:
         # With the channels last, enlarging and convolving few of them takes a processor half the time.
         narrow = self.narrow(features).contiguous(memory_format=torch.channels_last)
-        small = narrow.numel() * self.scale**2 <= KEPT_VALUES
-        enlarged = self._enlarged if small else partial(checkpoint, self._enlarged, use_reentrant=False)
-        return rearrange(torch.cat([enlarged(frame) for frame in narrow.split(1)]), "s 1 h w -> s h w")
+        values = narrow.numel() * self.scale**2
+        masks = [recomputed(self._enlarged, frame, values=values) for frame in narrow.split(1)]
+        return rearrange(torch.cat(masks), "s 1 h w -> s h w")
 
     def _enlarged(self, narrow: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 1 _ _"]:
         return self.fine(nn.functional.interpolate(narrow, scale_factor=self.scale, mode="bilinear"))

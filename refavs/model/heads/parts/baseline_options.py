@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from refavs.errors import SettingError
-from refavs.model.feature_sizes import EXTENT, STAGES, FeatureSizes, Needs
+from refavs.model.feature_sizes import EXTENT, LEVELS, MASKS, STAGES, FeatureSizes, Needs
 from refavs.model.options import HeadOptions, require
 
 FLOAT_BYTES = 4
@@ -51,11 +51,38 @@ class BaselineOptions(HeadOptions):
         return Needs(maps=maps, audio=bool(self.audio), text=bool(self.text), sound_by_step=True, advice=advice)
 
 
-BACKBONE_ADVICE = "add the backbone's maps by the same refavs-extract command with --levels backbone"
+@dataclass(frozen=True, kw_only=True)
+class StageOptions(BaselineOptions):
+    """What baselines on the stages of a backbone have in common.
+
+    Attributes:
+        level: `backbone` reads its four maps, as published; `pixel_decoder` reads those of the pixel decoder behind it,
+            which EEMC reads.
+    """
+
+    level: Literal["backbone", "pixel_decoder"] = "backbone"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The maps of that level, finest first."""
+        return STAGES if self.level == "backbone" else (MASKS, *reversed(LEVELS))
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        return {**super().choices, "level": self.level}
+
+    def needs(self) -> Needs:
+        """All maps of the level."""
+        return self._needs(self.stages, advice=self.advice)
+
+    @property
+    def advice(self) -> str:
+        """What to do if the store lacks the maps."""
+        return f"add them by the same refavs-extract command with --levels {self.level}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AVSBenchOptions(BaselineOptions):
+class AVSBenchOptions(StageOptions):
     """AVSBench (arXiv 2207.05042): sound and pixels meet in a temporal pixel-wise interaction at each stage.
 
     Attributes:
@@ -89,10 +116,6 @@ class AVSBenchOptions(BaselineOptions):
             raise SettingError(f"channels is {self.channels}; accepted: a multiple of 8 from 8 up", "channels")
         require(self, "matching dice", "a number from 0 up", lambda value: 0 <= value < math.inf)
 
-    def needs(self) -> Needs:
-        """The four maps of the backbone."""
-        return self._needs(STAGES, advice=BACKBONE_ADVICE)
-
     def step_bytes(self, sizes: FeatureSizes, num_expressions: int, num_frames: int) -> int:
         """The decoder's last features, at twice the finest map's height and width, and their gradients."""
         finest = sizes.maps[0]
@@ -100,7 +123,7 @@ class AVSBenchOptions(BaselineOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AVSegFormerOptions(BaselineOptions):
+class AVSegFormerOptions(StageOptions):
     """AVSegFormer (arXiv 2307.01146): queries made from the sound read a deformable encoder.
 
     Attributes:
@@ -151,10 +174,6 @@ class AVSegFormerOptions(BaselineOptions):
                                f"{self.num_heads}", "channels", "num_heads")  # fmt: skip
         require(self, "feature_weight bce", "a number from 0 up", lambda value: 0 <= value < math.inf)
 
-    def needs(self) -> Needs:
-        """The four maps of the backbone."""
-        return self._needs(STAGES, advice=BACKBONE_ADVICE)
-
     def step_bytes(self, sizes: FeatureSizes, num_expressions: int, num_frames: int) -> int:
         """Both hidden layers over the pixels of the finest map."""
         finest = sizes.maps[0]
@@ -162,7 +181,7 @@ class AVSegFormerOptions(BaselineOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GAVSOptions(BaselineOptions):
+class GAVSOptions(StageOptions):
     """GAVS (arXiv 2309.07929): the sound is the prompt of SAM's mask decoder.
 
     On the maps of SAM's encoder it may start from SAM's decoder, which then stays as it is but for adapters. On the
@@ -211,11 +230,12 @@ class GAVSOptions(BaselineOptions):
                                f"{self.num_heads}", "channels", "num_heads")  # fmt: skip
 
     def needs(self) -> Needs:
-        """The map of SAM's encoder, or the two coarsest ones of a backbone where no weights of SAM are wanted."""
+        """The map of SAM's encoder, or the two coarsest ones of a level where no weights of SAM are wanted."""
         if self.decoder_weights != "random":
             return self._needs((SAM_MAP, EXTENT), (SAM_MAP,), advice="SAM's decoder reads the map of SAM's encoder; "
                                "extract that, or take --set model.decoder_weights=random")  # fmt: skip
-        return self._needs((SAM_MAP, EXTENT), (SAM_MAP,), STAGES[2:], advice=BACKBONE_ADVICE)
+        of_sam = () if self.level == "pixel_decoder" else ((SAM_MAP, EXTENT), (SAM_MAP,))
+        return self._needs(*of_sam, self.stages[2:], advice=self.advice)
 
     def step_bytes(self, sizes: FeatureSizes, num_expressions: int, num_frames: int) -> int:
         """The decoder's last features, at four times the map's height and width, and their gradients."""

@@ -164,7 +164,7 @@ def of_expressions(frames: Float[Tensor, "s c h w"], batch: Batch) -> Float[Tens
 
 
 def start_evenly(part: nn.Module) -> None:
-    """Xavier's weights for every matrix, but for those that say where and how a deformable attention reads."""
+    """Xavier's weights for every matrix except those that decide where and how deformable attention reads."""
     for name, parameter in part.named_parameters():
         if parameter.ndim > 1 and not name.endswith(("offsets.weight", "weights.weight", "embeddings")):
             nn.init.xavier_uniform_(parameter)

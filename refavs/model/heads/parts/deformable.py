@@ -10,9 +10,9 @@ import torch
 from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from refavs.model.attention import feedforward, sine_positions
+from refavs.model.heads.parts.recomputed import recomputed
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -72,10 +72,9 @@ class DeformableAttention(nn.Module):
             box = rearrange(reference[..., 2:], "s q l xy -> s q 1 l 1 xy")
             places = centre + offsets / self.num_points * box / 2
         values = self.value(source).float()
-        # Recomputed in the backward pass: the sampled values would be by far the largest tensors of a layer.
-        read = checkpoint(_weighted_samples, values, shapes, places.float(), weights.float(), use_reentrant=False)
-        assert isinstance(read, Tensor)
-        return self.out(read)
+        # The sampled values are by far the largest tensors of a layer.
+        sampled = weights.numel() * (values.shape[-1] // self.num_heads)
+        return self.out(recomputed(_weighted_samples, values, shapes, places.float(), weights.float(), values=sampled))
 
 
 def _weighted_samples(
@@ -108,7 +107,7 @@ class DeformableEncoderLayer(nn.Module):
         self.attention = DeformableAttention(channels, num_heads, num_levels)
         self.attention_norm, self.norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
         self.feedforward = feedforward(channels, feedforward_channels, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.hidden_channels = nn.Dropout(dropout), feedforward_channels
 
     def forward(
         self, tokens: Float[Tensor, "s n c"], positions: Float[Tensor, "n c"], reference: Float[Tensor, "1 n 1 2"],
@@ -116,10 +115,9 @@ class DeformableEncoderLayer(nn.Module):
     ) -> Float[Tensor, "s n c"]:  # fmt: skip
         attended = self.attention(tokens + positions, reference, tokens, shapes)
         tokens = self.attention_norm(tokens + self.dropout(attended))
-        # Recomputed in the backward pass: the hidden layers of a clip at Swin-B's sizes take 1.5 GB.
-        hidden = checkpoint(self.feedforward, tokens, use_reentrant=False)
-        assert isinstance(hidden, Tensor)
-        return self.norm(tokens + self.dropout(hidden))
+        # The hidden layers of a clip at Swin-B's sizes take 1.5 GB.
+        values = tokens.shape[0] * tokens.shape[1] * self.hidden_channels
+        return self.norm(tokens + self.dropout(recomputed(self.feedforward, tokens, values=values)))
 
 
 class DeformableEncoder(nn.Module):

@@ -7,10 +7,10 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from refavs.model.attention import Attention, feedforward, sine_positions
 from refavs.model.heads.parts.expression_input import Words, attended, read_words
+from refavs.model.heads.parts.recomputed import recomputed
 
 PYRAMID_GROUPS = 8  # of the normalisation behind the pyramid's convolutions
 REDUCTIONS = (8, 4, 2, 1)  # of the levels' sides in the self-attention, finest first
@@ -35,11 +35,12 @@ class VisionLanguageBlock(nn.Module):
         attended_maps = clip_attention(self.self_attention, maps, self.reduction)
         repeated = words.repeated(num_frames)
         frames = (rearrange(one, "b t c h w -> (b t) (h w) c") for one in (maps, attended_maps))
-        # In parts, and recomputed in the backward pass: the hidden layer of a clip takes a gigabyte.
-        size = max(1, HIDDEN_VALUES // (height * width * self.hidden_channels))
-        parts = zip(*(one.split(size) for one in (*frames, *repeated)), strict=True)
-        read = [checkpoint(self._frames, *part, (height, width), use_reentrant=False) for part in parts]
-        return rearrange(torch.cat(cast(list[Tensor], read)), "(b t) (h w) c -> b t c h w", t=num_frames, h=height)
+        # In parts, since the hidden layer of a clip takes a gigabyte.
+        of_frame = height * width * self.hidden_channels
+        parts = zip(*(one.split(max(1, HIDDEN_VALUES // of_frame)) for one in (*frames, *repeated)), strict=True)
+        values = len(maps) * num_frames * of_frame
+        read = [recomputed(self._frames, *part, (height, width), values=values) for part in parts]
+        return rearrange(torch.cat(read), "(b t) (h w) c -> b t c h w", t=num_frames, h=height)
 
     def _frames(
         self, pixels: Tensor, attended_pixels: Tensor, tokens: Tensor, places: Tensor, valid: Tensor,

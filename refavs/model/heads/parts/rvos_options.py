@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from refavs.errors import SettingError
-from refavs.model.feature_sizes import STAGES, FeatureSizes, Needs
-from refavs.model.heads.parts.baseline_options import BACKBONE_ADVICE, FLOAT_BYTES, GROUPS, BaselineOptions
+from refavs.model.feature_sizes import FeatureSizes, Needs
+from refavs.model.heads.parts.baseline_options import FLOAT_BYTES, GROUPS, StageOptions
 from refavs.model.options import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipQueryOptions(BaselineOptions):
+class ClipQueryOptions(StageOptions):
     """What ReferFormer and R2VOS have in common: one query is matched to the object of a whole clip.
 
     Attributes:
@@ -71,10 +71,6 @@ class ClipQueryOptions(BaselineOptions):
         require(self, weights, "a number from 0 up", lambda value: 0 <= value < math.inf)
         require(self, "dropout min_score", "a number from 0 to below 1", lambda value: 0 <= value < 1)
 
-    def needs(self) -> Needs:
-        """The four maps of the backbone."""
-        return self._needs(STAGES, advice=BACKBONE_ADVICE)
-
     def step_bytes(self, sizes: FeatureSizes, num_expressions: int, num_frames: int) -> int:
         """The features of the finest map around the pixel decoder's last convolutions, and their gradients."""
         finest = sizes.maps[0]
@@ -119,4 +115,11 @@ class R2VOSOptions(ClipQueryOptions):
     free_settings: ClassVar[tuple[str, ...]] = (
         *ClipQueryOptions.free_settings, "pair_weight", "contrast_weight", "relation_weight",
     )  # fmt: skip
+
+    def needs(self) -> Needs:
+        """All maps of the level, and expressions that refer to nothing."""
+        if self.choice("negatives") == "batch":
+            return super().needs()
+        return replace(super().needs(), without_null="r2vos then judges that every expression fits; to learn from the "
+                       "other expressions of a batch, take --set model.negatives=batch")  # fmt: skip
 
