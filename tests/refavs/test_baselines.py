@@ -132,7 +132,7 @@ def test_baseline_computes_in_bfloat16(name: str) -> None:
 def test_batch_of_one_expression_and_one_second_can_be_trained_on(
     options: BaselineOptions, faithful: bool, row: int
 ) -> None:
-    head, batch = small_head(replace(options, faithful=faithful), num_seconds=1)
+    head, batch = small_head(replace(options, faithful=faithful), num_steps=1)
     one = expression_of(batch, row)
     loss = loss_of(head.train(), one)
     loss.backward()
