@@ -47,7 +47,7 @@ class Claim:
         if not writes:
             return
         self.folder.mkdir(parents=True)
-        # Only here: a writer that has lost its claim may make the folder again, and the mark shows that it is another.
+        # A writer that has lost its claim may recreate the folder, but never this mark.
         (self.folder / HELD).touch()
         for older in trial.glob(f"{CLAIM}*"):
             if older != self.folder:
@@ -64,7 +64,7 @@ class Claim:
         """
         try:
             yield
-        except OSError:  # whatever a call says whose folder has just been moved away
+        except OSError:  # a call whose folder has just been moved away may fail in several ways
             self._check()
             raise
 
@@ -91,7 +91,7 @@ class Claim:
 
     def _check(self) -> None:
         if not (self.folder / HELD).exists():
-            shutil.rmtree(self.folder, ignore_errors=True)  # made again by a writer
+            shutil.rmtree(self.folder, ignore_errors=True)  # recreated by a writer
             raise SupersededError(f"another process has resumed the trial in {self.trial}, so this one stops")
 
     def release(self) -> None:

@@ -5,10 +5,12 @@ namespaces of this machine (`tests/support/hosts.py`), with a Ray node each; fea
 and MLflow is there too. `REFAVS_SEED` chooses other moments.
 """
 
+import contextlib
 import os
 import random
 import re
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -220,10 +222,18 @@ def test_two_drivers_on_two_hosts(lab: Lab, source: Path, undisturbed: Path, tmp
     _, one, other = lab.nodes
     first = lab.extraction(one, source, str(store))
     assert first.until(lambda: len(commits_of(store)) >= 3), first.err
+    # However slow the second one starts, the first is still at work then.
+    workers = [pid for node in lab.nodes for pid in node.processes(EXTRACTING)]
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
     second = lab.extraction(other, source, str(store))
     assert second.wait() == 2, second.out + second.err
     assert re.search(rf"is being written by refavs-extract \(process \d+ on {one.name}\), which is alive", second.err)
+    assert workers and first.running
     one.die()
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGCONT)
     last = lab.extraction(other, source, str(store))
     assert last.wait() == 0, last.out + last.err
     assert re.search(rf"took over .* on {one.name}\), which gave no sign of life for 60 s", last.err), last.err
