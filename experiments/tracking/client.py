@@ -4,6 +4,7 @@ Every request may be repeated: runs are found by their tags, and a metric point 
 sending it twice leaves one point. `experiments.tracking.sync` decides what to send when.
 """
 
+import contextlib
 import getpass
 import json
 import os
@@ -300,12 +301,14 @@ class Tracker:
         from mlflow.entities import Dataset, DatasetInput, InputTag
         from mlflow.exceptions import MlflowException
 
-        address = store.location if "://" in store.location else os.path.abspath(store.location)
-        try:
-            source = resolve_dataset_source(address)
-            kind, told = source._get_source_type(), source.to_json()
-        except MlflowException:  # MLflow knows no such addresses
-            kind, told = address.partition("://")[0], json.dumps({"uri": address})
+        kind, _, remote = store.location.partition("://")
+        if remote:
+            told = json.dumps({"uri": store.location})
+            with contextlib.suppress(MlflowException):  # MLflow knows no such addresses
+                source = resolve_dataset_source(store.location)
+                kind, told = source._get_source_type(), source.to_json()
+        else:  # as MLflow would resolve it, which warns that it knows two local sources
+            kind, told = "local", json.dumps({"uri": os.path.abspath(store.location)})
         profile = {"clips": len(store.clips), "expressions": len(store.expressions)}
         dataset = Dataset(
             name=_utf8(store.location.rstrip('/').rsplit('/', 1)[-1]),
