@@ -131,7 +131,7 @@ def changed(place: Place, value: Any = None, key: str | None = None) -> dict[str
 
 
 def of_other_types(value: Any) -> list[Any]:
-    """What may not stand in the place of a value."""
+    """Values of other types, which the manifest's check must refuse."""
     texts = [] if isinstance(value, str) else ["text"]
     numbers = [] if isinstance(value, int) and not isinstance(value, bool) else [7]
     flags = [] if isinstance(value, bool) else [True]
