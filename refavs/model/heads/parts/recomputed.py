@@ -12,7 +12,7 @@ KEPT_VALUES = 2**24
 def recomputed(function: Callable[..., Any], *inputs: Any, values: int) -> Tensor:
     """The result of `function`; its steps are recomputed in the backward pass if they hold more than `KEPT_VALUES`.
 
-    Recomputing costs a fifth of the time of a small head.
+    A small head needs the time more than the memory.
 
     Args:
         values: how many its largest step has.
