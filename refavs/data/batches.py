@@ -58,6 +58,11 @@ class Batch:
         """The expressions grouped by clip."""
         return ClipGroups.of(self.clip.tolist(), len(self.audio))
 
+    def of_expressions(self, features: Float[Tensor, "u ..."]) -> Float[Tensor, "b ..."]:
+        """The features of each expression's clip; not a copy where each clip has one expression."""
+        one_each = self.groups.in_order and self.groups.size == 1
+        return features if one_each else features[self.clip]
+
     @cached_property
     def text_length(self) -> int:
         """Length of the longest text in tokens."""

@@ -1,13 +1,15 @@
 """A training step of each baseline at the sizes of its backbone, AVSBench's interaction against its quadratic form, and
 the dry run of `table3`.
 
-`make bench-heads` runs it: one clip of 10 seconds, one expression, fp32. Each head runs in a process of its own; its
-rate is compared with that of matrix products before and after it. `--quick` shrinks it to a smoke test.
+`make bench-heads` runs it: one clip of 10 seconds, one expression, fp32. Each head runs in a process of its own, with
+the environment that the commands give to their workers; its rate is compared with that of matrix products before and
+after it. `--quick` shrinks it to a smoke test.
 """
 
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from experiments.training.flops import FlopCounter
+from extract.pipeline.local_ray import WORKER_ENVIRONMENT
 from refavs.data.batches import Batch
 from refavs.model.feature_sizes import FeatureSizes
 from refavs.model.heads.avsbench import Interaction
@@ -32,6 +35,7 @@ from tests.benchmarks.train_store import write_store
 from tests.refavs.small_heads import SWIN_B, loss_of, published_sizes, quadratic_interaction
 
 NUM_STEPS, MASK_SIDE, NUM_WORDS = 10, 384, 25
+SECONDS_OF_STEPS = 10
 TARGET_RATE, TARGET_PEAK, TARGET_TIMES, TOLERANCE = 0.4, 8e9, 10, 1e-5
 
 
@@ -55,7 +59,8 @@ def main() -> int:
     ])  # fmt: skip
     for name in arguments.heads:
         command = [sys.executable, __file__, "--step-of", name, "--threads", str(arguments.threads)]
-        done = subprocess.run([*command, *["--quick"] * arguments.quick], capture_output=True, text=True, check=True)
+        done = subprocess.run([*command, *["--quick"] * arguments.quick], capture_output=True, text=True, check=True,
+                              env=WORKER_ENVIRONMENT | os.environ)  # fmt: skip
         one = json.loads(done.stdout)
         found.add(name, f"{one['parameters'] / 1e6:.2f} M", f"{one['flops'] / 1e9:.0f}", f"{one['clock']:.1f}",
                   f"{one['by_clock']:.2f} / {one['by_processor']:.2f} (target {TARGET_RATE})",
@@ -71,7 +76,10 @@ def baselines() -> list[str]:
 
 
 def step_of(name: str, quick: bool) -> dict[str, float]:
-    """Time, arithmetic and memory of a step; the second one is measured, and the first counts its arithmetic."""
+    """Time, arithmetic and memory of a step.
+
+    The first one counts the arithmetic. Of those that follow until 10 s are over the fastest is taken, as of products.
+    """
     options = options_class(name)(head=name)
     sizes = published_sizes(options)
     if quick:
@@ -95,7 +103,10 @@ def step_of(name: str, quick: bool) -> dict[str, float]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     size = 256 if quick else 4096
     before = rates(lambda: product(size), 2 * size**3)
-    own = timed(step)
+    taken = [timed(step)]
+    while sum(clock for clock, _ in taken) < SECONDS_OF_STEPS and not quick:
+        taken.append(timed(step))
+    own = min(taken)
     after = rates(lambda: product(size), 2 * size**3)
     clock, processor = ((counter.total / taken) / ((one + other) / 2)
                         for taken, one, other in zip(own, before, after, strict=True))  # fmt: skip

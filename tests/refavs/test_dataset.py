@@ -108,6 +108,14 @@ def test_batch_knows_its_groups_its_length_and_what_it_shows(store: FeatureStore
     assert moved.text_length == batch.text_length and moved.shown is batch.shown and moved.groups.size == 2
 
 
+def test_batch_gives_each_expression_what_its_clip_has(store: FeatureStore) -> None:
+    shared, single = collate([store[index] for index in (0, 2, 1, 4)]), collate([store[0], store[2]])
+    assert torch.equal(shared.of_expressions(shared.audio), shared.audio[[0, 1, 0, 2]])
+    assert single.of_expressions(single.audio) is single.audio
+    swapped = replace(single, clip=single.clip.flip(0))
+    assert torch.equal(swapped.of_expressions(swapped.audio), swapped.audio.flip(0))
+
+
 def test_batch_moves_as_a_whole(store: FeatureStore) -> None:
     batch = collate([store[0], store[1]]).to("meta")
     tensors = [batch.audio, batch.text, batch.valid, batch.clip, batch.mask, *batch.visual.values()]

@@ -14,7 +14,7 @@ from refavs.machine.torchvision_shim import ensure_torchvision
 from refavs.model.batch_cache import Once
 from refavs.model.feature_sizes import FeatureSizes, MapSize
 from refavs.model.heads.contract import check_head
-from refavs.model.heads.parts.sam_decoder import Sam2Decoder
+from refavs.model.heads.parts.sam_decoder import Sam2Decoder, in_blocks
 from refavs.model.heads.parts.simtoken_options import SimTokenOptions
 from refavs.model.heads.simtoken import SimToken, SimTokenOutput
 from refavs.model.target import Target
@@ -70,7 +70,7 @@ def test_decoder_with_the_weights_of_sam2_is_that_of_sam2(tmp_path: Path) -> Non
     finer = [torch.randn(3, 4, 12, 10), torch.randn(3, 2, 24, 20)]
     positions = own.positions(6, 5).T.reshape(1, 16, 6, 5).expand(3, -1, -1, -1)
     with torch.no_grad():
-        masks, scores = own.segment(image, finer, prompt)
+        masks, scores = own.segment(image, [in_blocks(finer[0], 2), in_blocks(finer[1], 4)], prompt)
         dense = (own.no_mask - no_memory[0, 0]).reshape(1, 16, 1, 1).expand(3, 16, 6, 5)
         wanted, _, _, shown = decoder(
             image + no_memory.reshape(1, 16, 1, 1), positions, prompt[:, None], dense, multimask_output=False,

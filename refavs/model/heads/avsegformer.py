@@ -98,8 +98,8 @@ class AVSegFormer(Head):
         shape = {"b": len(batch), "t": cue.shape[1]}
         features, memory = self._pixels(maps)
         memory, features = (
-            rearrange(rearrange(one, "(u t) ... -> u t ...", t=shape["t"])[batch.clip], "b t ... -> (b t) ...")
-            for one in (memory, features)
+            rearrange(batch.of_expressions(of_clip), "b t ... -> (b t) ...")
+            for of_clip in (rearrange(one, "(u t) ... -> u t ...", t=shape["t"]) for one in (memory, features))
         )
         cue = rearrange(cue, "b t c -> (b t) 1 c")
         queries = self.query_embeddings.expand(len(cue), -1, -1)

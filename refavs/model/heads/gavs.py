@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from einops import rearrange
@@ -17,7 +17,7 @@ from refavs.model.feature_sizes import FeatureSizes
 from refavs.model.heads.parts.baseline_inputs import CueInput, MapInput
 from refavs.model.heads.parts.baseline_masks import flat_pair, mean_of_frames, resized
 from refavs.model.heads.parts.baseline_options import EXTENT, SAM_MAP, GAVSOptions
-from refavs.model.heads.parts.sam_decoder import SamDecoder, SamWeightsFolder, require_same_sam
+from refavs.model.heads.parts.sam_decoder import SamDecoder, SamWeightsFolder, pointwise, require_same_sam
 from refavs.model.heads.protocol import ChosenSteps, Head
 from refavs.model.losses import mask_bce, mask_dice
 from refavs.model.options import LossConfig
@@ -95,7 +95,7 @@ class GAVS(Head):
 
     def forward(self, batch: Batch, steps: ChosenSteps | None = None, once: Once | None = None) -> GAVSOutput:
         """Each step is segmented for itself."""
-        image = self._image(self.maps(batch, steps, once))[batch.clip]
+        image = batch.of_expressions(self._image(self.maps(batch, steps, once)))
         prompt = self.cue(batch, steps)
         if self.options.decoder_weights == "random":
             # The decoder's tokens start with a deviation of 1, and one of a tenth would hardly be noticed beside them.
@@ -105,7 +105,7 @@ class GAVS(Head):
         )
         picture = None
         if EXTENT in batch.visual and any(size.name == EXTENT for size in self.sizes.maps):
-            extent = batch.visual[EXTENT][batch.clip].float()
+            extent = batch.of_expressions(batch.visual[EXTENT]).float()
             extent = extent if steps is None else extent[:, steps.index]
             picture = extent / torch.tensor(image.shape[-2:], device=extent.device)
         return GAVSOutput(rearrange(logits, "(b t) h w -> b t h w", b=len(batch)), picture)
@@ -129,7 +129,8 @@ class GAVS(Head):
             return maps[SAM_MAP]
         total = None
         for name, one in maps.items():
-            projected = self.necks[name](rearrange(one, "u t d h w -> (u t) d h w"))
+            pixels = pointwise(cast(nn.Conv2d, self.necks[name]), rearrange(one, "u t d h w -> (u t) h w d"))
+            projected = rearrange(pixels, "s h w c -> s c h w")
             total = projected if total is None else total + resized_map(projected, total)
         assert total is not None
         return rearrange(total, "(u t) c h w -> u t c h w", u=len(next(iter(maps.values()))))

@@ -153,8 +153,8 @@ class ReleasedHead(Head):
         """The cues of each frame: audio of all steps, a tag, the frame's visual tokens, a tag, text."""
         last = batch.visual[self.sizes.maps[-1].name].float()
         visual = rearrange(last, "u t d h w -> u (t d h w)")
-        visual = rearrange(visual, "u (n d) -> u n d", d=last.shape[2])[batch.clip]
-        audio, text = self.audio_proj(batch.audio.float())[batch.clip], self.text_proj(batch.text.float())
+        visual = batch.of_expressions(rearrange(visual, "u (n d) -> u n d", d=last.shape[2]))
+        audio, text = batch.of_expressions(self.audio_proj(batch.audio.float())), self.text_proj(batch.text.float())
         audio, text_with_audio = _fused(self.mha_A_T, audio, text)
         visual, text_with_visual = _fused(self.mha_V_T, visual, text)
         text = (text + text_with_audio + text_with_visual) / 3

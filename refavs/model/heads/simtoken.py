@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from einops import rearrange
@@ -17,7 +17,13 @@ from refavs.model.feature_sizes import FeatureSizes
 from refavs.model.heads.parts.baseline_inputs import MapInput
 from refavs.model.heads.parts.baseline_masks import flat_pair, mean_of_frames, resized
 from refavs.model.heads.parts.prompt_fusion import PromptFusion
-from refavs.model.heads.parts.sam_decoder import Sam2Decoder, SamWeightsFolder, require_same_sam
+from refavs.model.heads.parts.sam_decoder import (
+    Sam2Decoder,
+    SamWeightsFolder,
+    in_blocks,
+    pointwise,
+    require_same_sam,
+)
 from refavs.model.heads.parts.simtoken_options import FINER, SAM_MAP, SimTokenOptions
 from refavs.model.heads.protocol import ChosenSteps, Head
 from refavs.model.losses import mask_bce, mask_dice
@@ -25,6 +31,7 @@ from refavs.model.options import LossConfig
 from refavs.model.target import Target
 from refavs.model.visual import Statistics
 
+SCALES = {SAM_MAP: 1, "s8": 2, "s4": 4}  # of the sides of each map over those of SAM's map
 FOLDS = {SAM_MAP: 1, "s8": 4, "s4": 8}  # by which the width of the decoder is divided at each map
 
 
@@ -104,6 +111,7 @@ class SimToken(Head):
             prompt = prompt[:, steps.index]
         prompt = rearrange(prompt.expand(-1, shape["t"], -1), "b t c -> (b t) 1 c")
         coarse, *finer = (self._frames(name, maps[name], batch) for name in (SAM_MAP, *reversed(FINER)))
+        coarse = rearrange(coarse, "s (h w) c -> s c h w", h=maps[SAM_MAP].shape[-2])
         logits, scores = self.decoder.segment(coarse, finer, prompt)
         return SimTokenOutput(
             rearrange(logits, "(b t) h w -> b t h w", **shape),
@@ -130,9 +138,9 @@ class SimToken(Head):
             return found
         return torch.where(rearrange(output.scores > 0, "b t -> b t 1 1"), found, 0.0)
 
-    def _frames(self, name: str, maps: Float[Tensor, "u t d h w"], batch: Batch) -> Float[Tensor, "s _ h w"]:
-        """A map in the width that the decoder has there, for all frames of each expression."""
+    def _frames(self, name: str, maps: Float[Tensor, "u t d h w"], batch: Batch) -> Float[Tensor, "s n *blocks c"]:
+        """A map in the width that the decoder has there, `in_blocks`, for all frames of each expression."""
+        pixels = in_blocks(rearrange(maps, "u t d h w -> (u t) d h w"), SCALES[name])
         if name in self.necks:
-            frames = self.necks[name](rearrange(maps, "u t d h w -> (u t) d h w"))
-            maps = rearrange(frames, "(u t) c h w -> u t c h w", u=len(maps))
-        return rearrange(maps[batch.clip], "b t c h w -> (b t) c h w")
+            pixels = pointwise(cast(nn.Conv2d, self.necks[name]), pixels)
+        return batch.of_expressions(pixels.unflatten(0, (len(maps), -1))).flatten(0, 1)

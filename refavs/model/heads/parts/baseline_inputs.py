@@ -82,7 +82,7 @@ class CueInput(nn.Module):
         parts = []
         audio = batch.audio if steps is None else batch.audio[:, steps.index]
         if self.standardise is not None and self.listen is not None:
-            parts.append(self.listen(self.standardise(audio))[batch.clip])
+            parts.append(batch.of_expressions(self.listen(self.standardise(audio))))
         if self.read is not None:
             valid = rearrange(batch.valid, "b l -> b l 1")
             total = torch.where(valid, self.read.standardise(batch.text), 0.0).sum(dim=1)

@@ -8,9 +8,10 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from refavs.model.attention import Attention, feedforward
+from refavs.model.attention import Attention
 from refavs.model.heads.parts.deformable import DeformableAttention, Shapes
 from refavs.model.heads.parts.expression_input import attended
+from refavs.model.heads.parts.feedforward import Dropout, FeedForward
 
 PRIOR = 0.01  # the share of queries that are expected to be the object at the start
 CERTAINTY = 1e-5  # the least distance of a coordinate from 0 and 1 before it becomes a logit
@@ -80,9 +81,9 @@ class BoxDecoderLayer(nn.Module):
         super().__init__()
         self.self_attention = Attention(channels, num_heads)
         self.cross_attention = DeformableAttention(channels, num_heads, num_levels)
-        self.feedforward = feedforward(channels, feedforward_channels, dropout)
+        self.feedforward = FeedForward(channels, feedforward_channels, dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, queries: Float[Tensor, "s q c"], positions: Float[Tensor, "q c"], reference: Float[Tensor, "s q d"],

@@ -118,7 +118,8 @@ class ClipQueryHead(Head):
         fused = [self._fused(one, words) for one in projected]
         tokens, shapes = self.encoder(fused), shapes_of(fused)
         levels = unflattened(tokens, shapes)[:-1]
-        return Encoded(tokens, [rearrange(maps[FINEST][batch.clip], "b t d h w -> (b t) d h w"), *levels], shapes)
+        finest = rearrange(batch.of_expressions(maps[FINEST]), "b t d h w -> (b t) d h w")
+        return Encoded(tokens, [finest, *levels], shapes)
 
     def predicted(
         self, content: Float[Tensor, "b t c"], encoded: Encoded, features: Float[Tensor, "b u c h w"],
@@ -160,7 +161,7 @@ class ClipQueryHead(Head):
 def of_expressions(frames: Float[Tensor, "s c h w"], batch: Batch) -> Float[Tensor, "s2 c h w"]:
     """The frames of each expression's clip, from those of the distinct clips."""
     clips = rearrange(frames, "(u t) c h w -> u t c h w", u=len(batch.audio))
-    return rearrange(clips[batch.clip], "b t c h w -> (b t) c h w")
+    return rearrange(batch.of_expressions(clips), "b t c h w -> (b t) c h w")
 
 
 def start_evenly(part: nn.Module) -> None:

@@ -5,14 +5,17 @@ Written here so that the library does not load `transformers` to run a head.
 
 import math
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from refavs.model.attention import feedforward, sine_positions
-from refavs.model.heads.parts.recomputed import recomputed
+from refavs.model.attention import sine_positions
+from refavs.model.heads.parts.feedforward import Dropout, FeedForward
+from refavs.model.heads.parts.recomputed import in_parts
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -74,12 +77,13 @@ class DeformableAttention(nn.Module):
         values = self.value(source).float()
         # The sampled values are by far the largest tensors of a layer.
         sampled = weights.numel() * (values.shape[-1] // self.num_heads)
-        return self.out(recomputed(_weighted_samples, values, shapes, places.float(), weights.float(), values=sampled))
+        read = partial(_weighted_samples, shapes=shapes)
+        return self.out(in_parts(read, values, places.float(), weights.float(), values=sampled))
 
 
 def _weighted_samples(
-    values: Float[Tensor, "s n c"], shapes: Shapes, places: Float[Tensor, "s q m l p 2"],
-    weights: Float[Tensor, "s q m l p"],
+    values: Float[Tensor, "s n c"], places: Float[Tensor, "s q m l p 2"], weights: Float[Tensor, "s q m l p"],
+    shapes: Shapes,
 ) -> Float[Tensor, "s q c"]:  # fmt: skip
     """The weighted sum of what each head reads; places outside of a level are zero."""
     num_heads = weights.shape[2]
@@ -89,12 +93,30 @@ def _weighted_samples(
         maps = rearrange(pixels, "s (h w) (m d) -> (s m) d h w", h=height, w=width, m=num_heads)
         # Points before queries: a product over the short axis of points would be many times slower.
         grid = rearrange(2 * places[:, :, :, level] - 1, "s q m p xy -> (s m) p q xy")
-        sampled = nn.functional.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         of_points = rearrange(weights[:, :, :, level], "s q m p -> (s m) 1 p q").contiguous()
-        weighted = (sampled * of_points).sum(dim=2)
+        weighted = _WeightedSum.apply(
+            nn.functional.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False),
+            of_points,
+        )
         total = weighted if total is None else total + weighted
     assert total is not None
     return rearrange(total, "(s m) d q -> s q (m d)", m=num_heads)
+
+
+class _WeightedSum(torch.autograd.Function):
+    """The weighted sum over points; the gradient of the sampled values takes their place in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, sampled: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(sampled, weights)
+        return (sampled * weights).sum(dim=2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        sampled, weights = ctx.saved_tensors
+        gradient = gradients[0].contiguous().unsqueeze(2)
+        of_weights = (sampled * gradient).sum(dim=1, keepdim=True)
+        return torch.mul(weights, gradient, out=torch.empty_like(sampled)), of_weights
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -106,8 +128,8 @@ class DeformableEncoderLayer(nn.Module):
         super().__init__()
         self.attention = DeformableAttention(channels, num_heads, num_levels)
         self.attention_norm, self.norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
-        self.feedforward = feedforward(channels, feedforward_channels, dropout)
-        self.dropout, self.hidden_channels = nn.Dropout(dropout), feedforward_channels
+        self.feedforward = FeedForward(channels, feedforward_channels, dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, tokens: Float[Tensor, "s n c"], positions: Float[Tensor, "n c"], reference: Float[Tensor, "1 n 1 2"],
@@ -115,9 +137,7 @@ class DeformableEncoderLayer(nn.Module):
     ) -> Float[Tensor, "s n c"]:  # fmt: skip
         attended = self.attention(tokens + positions, reference, tokens, shapes)
         tokens = self.attention_norm(tokens + self.dropout(attended))
-        # The hidden layers of a clip at Swin-B's sizes take 1.5 GB.
-        values = tokens.shape[0] * tokens.shape[1] * self.hidden_channels
-        return self.norm(tokens + self.dropout(recomputed(self.feedforward, tokens, values=values)))
+        return self.norm(tokens + self.dropout(self.feedforward(tokens)))
 
 
 class DeformableEncoder(nn.Module):

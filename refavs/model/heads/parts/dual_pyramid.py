@@ -8,8 +8,9 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from refavs.model.attention import Attention, feedforward, sine_positions
+from refavs.model.attention import Attention, sine_positions
 from refavs.model.heads.parts.expression_input import Words, attended, read_words
+from refavs.model.heads.parts.feedforward import Dropout, FeedForward
 from refavs.model.heads.parts.language_pyramid import PYRAMID_GROUPS, PyramidConvolutions, by_clip, clip_attention
 
 POOLED = 3  # vectors into which the words are pooled
@@ -81,11 +82,11 @@ class DualBlock(nn.Module):
         self.word_queries = nn.Linear(channels, channels)
         self.pixel_source = nn.Linear(channels, 2 * channels)
         self.feedforward, self.word_feedforward = (
-            feedforward(channels, feedforward_channels, dropout) for _ in range(2)
+            FeedForward(channels, feedforward_channels, dropout) for _ in range(2)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
         self.word_norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(2))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, maps: Float[Tensor, "b t c h w"], words: Words
@@ -129,9 +130,9 @@ class SentenceLayer(nn.Module):
     def __init__(self, channels: int, num_heads: int, feedforward_channels: int, dropout: float) -> None:
         super().__init__()
         self.self_attention, self.cross_attention = (Attention(channels, num_heads) for _ in range(2))
-        self.feedforward = feedforward(channels, feedforward_channels, dropout)
+        self.feedforward = FeedForward(channels, feedforward_channels, dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, query: Float[Tensor, "b 1 c"], pixels: Float[Tensor, "b n c"]) -> Float[Tensor, "b 1 c"]:
         query = self.norms[0](query + self.dropout(self.self_attention(query, query)))

@@ -75,7 +75,7 @@ class ExpressionInput(nn.Module):
             self.standardise.set(*statistics[self.paths["text"]])
 
     def forward(self, batch: Batch) -> ReadExpression:
-        sound = None if self.listen is None else self.listen(batch.audio)[batch.clip]
+        sound = None if self.listen is None else batch.of_expressions(self.listen(batch.audio))
         if self.standardise is None or self.resize is None:
             assert sound is not None
             words, valid = sound.mean(dim=1, keepdim=True), batch.valid.new_ones(len(batch), 1)

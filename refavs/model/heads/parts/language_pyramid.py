@@ -8,13 +8,12 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from refavs.model.attention import Attention, feedforward, sine_positions
+from refavs.model.attention import Attention, sine_positions
 from refavs.model.heads.parts.expression_input import Words, attended, read_words
-from refavs.model.heads.parts.recomputed import recomputed
+from refavs.model.heads.parts.feedforward import Dropout, FeedForward
 
 PYRAMID_GROUPS = 8  # of the normalisation behind the pyramid's convolutions
 REDUCTIONS = (8, 4, 2, 1)  # of the levels' sides in the self-attention, finest first
-HIDDEN_VALUES = 2**24  # of the feed-forward layers, for the frames that are processed together
 
 
 class VisionLanguageBlock(nn.Module):
@@ -24,32 +23,28 @@ class VisionLanguageBlock(nn.Module):
         self, channels: int, num_heads: int, feedforward_channels: int, dropout: float, reduction: int
     ) -> None:
         super().__init__()
-        self.reduction, self.hidden_channels = reduction, feedforward_channels
+        self.reduction = reduction
         self.self_attention, self.cross_attention = (Attention(channels, num_heads) for _ in range(2))
-        self.feedforward = feedforward(channels, feedforward_channels, dropout)
+        self.feedforward = FeedForward(channels, feedforward_channels, dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, maps: Float[Tensor, "b t c h w"], words: Words) -> Float[Tensor, "b t c h w"]:
         num_frames, height, width = maps.shape[1], *maps.shape[-2:]
         attended_maps = clip_attention(self.self_attention, maps, self.reduction)
-        repeated = words.repeated(num_frames)
+        places = sine_positions(height, width, maps.shape[2], maps.device)
         frames = (rearrange(one, "b t c h w -> (b t) (h w) c") for one in (maps, attended_maps))
-        # In parts, since the hidden layer of a clip takes a gigabyte.
-        of_frame = height * width * self.hidden_channels
-        parts = zip(*(one.split(max(1, HIDDEN_VALUES // of_frame)) for one in (*frames, *repeated)), strict=True)
-        values = len(maps) * num_frames * of_frame
-        read = [recomputed(self._frames, *part, (height, width), values=values) for part in parts]
+        # A frame at a time, whose values stay near the processor.
+        parts = zip(*(one.split(1) for one in (*frames, *words.repeated(num_frames))), strict=True)
+        read = [self._frame(pixels, seen, Words(*own), places) for pixels, seen, *own in parts]
         return rearrange(torch.cat(read), "(b t) (h w) c -> b t c h w", t=num_frames, h=height)
 
-    def _frames(
-        self, pixels: Tensor, attended_pixels: Tensor, tokens: Tensor, places: Tensor, valid: Tensor,
-        size: tuple[int, int],
-    ) -> Float[Tensor, "s n c"]:  # fmt: skip
+    def _frame(
+        self, pixels: Float[Tensor, "1 n c"], attended_pixels: Float[Tensor, "1 n c"], words: Words,
+        places: Float[Tensor, "n c"],
+    ) -> Float[Tensor, "1 n c"]:  # fmt: skip
         pixels = self.norms[0](pixels + self.dropout(attended_pixels))
-        placed = pixels + sine_positions(*size, pixels.shape[-1], pixels.device)
-        read = read_words(self.cross_attention, placed, Words(tokens, places, valid))
-        pixels = self.norms[1](pixels + self.dropout(read))
+        pixels = self.norms[1](pixels + self.dropout(read_words(self.cross_attention, pixels + places, words)))
         return self.norms[2](pixels + self.dropout(self.feedforward(pixels)))
 
 

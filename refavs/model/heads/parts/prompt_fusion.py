@@ -60,11 +60,11 @@ class PromptFusion(nn.Module):
             words = self._of("words", batch.text[:, : batch.text_length])
             tokens["words"] = torch.where(valid["words"][..., None], words, 0.0)
         if "sound" in self.inputs:
-            tokens["sound"] = (self._of("sound", batch.audio) + step)[batch.clip]
+            tokens["sound"] = batch.of_expressions(self._of("sound", batch.audio) + step)
         pixels = self._of("pixels", (once or Once())(("grid", self.side), lambda: self._pooled(batch)))
         places = sine_positions(self.side, self.side, len(self.prompt), step.device)
         pixels = pixels + places + rearrange(step, "t c -> t 1 c")
-        tokens["pixels"] = rearrange(pixels, "u t n c -> u (t n) c")[batch.clip]
+        tokens["pixels"] = batch.of_expressions(rearrange(pixels, "u t n c -> u (t n) c"))
         seen = [valid.get(name, torch.ones_like(one[..., 0], dtype=torch.bool)) for name, one in tokens.items()]
         bias = rearrange(hidden_bias(torch.cat(seen, dim=1)), "b k -> b 1 1 k")
         joined = torch.cat(list(tokens.values()), dim=1)

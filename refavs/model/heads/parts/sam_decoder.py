@@ -94,7 +94,7 @@ class SamDecoder(nn.Module):
 
     def _read(
         self, own: Float[Tensor, "k c"], image: Float[Tensor, "s c h w"], prompt: Float[Tensor, "s p c"],
-        adapters: Sequence[nn.Module] = (), finer: Sequence[Float[Tensor, "s _ _ _"]] = (),
+        adapters: Sequence[nn.Module] = (), finer: Sequence[Float[Tensor, "s n *blocks"]] = (),
     ) -> tuple[Float[Tensor, "s k_p c"], Float[Tensor, "s _ _"]]:  # fmt: skip
         """All tokens after the transformer, and mask logits.
 
@@ -106,13 +106,16 @@ class SamDecoder(nn.Module):
         height, width = image.shape[-2:]
         pixels = rearrange(image, "s c h w -> s (h w) c") + self.no_mask
         tokens, pixels = self.transformer(tokens, pixels, self.positions(height, width), adapters)
-        enlarged = self.upscale_conv1(rearrange(pixels, "s (h w) c -> s c h w", h=height))
+        # A pixel becomes a block of 2 x 2, and each of those again; they stay side by side, so that convolutions are
+        # products and nothing is moved until there are masks.
+        enlarged = doubled(self.upscale_conv1, pixels)
         enlarged = enlarged + finer[0] if finer else enlarged
-        enlarged = self.upscale_layer_norm(rearrange(enlarged, "s c h w -> s h w c"))
-        enlarged = self.upscale_conv2(nn.functional.gelu(rearrange(enlarged, "s h w c -> s c h w")))
+        enlarged = doubled(self.upscale_conv2, nn.functional.gelu(self.upscale_layer_norm(enlarged)))
         enlarged = nn.functional.gelu(enlarged + finer[1] if finer else enlarged)
         weights = self.output_hypernetworks_mlps[0](tokens[:, len(own) - NUM_MASKS])
-        return tokens, torch.einsum("sc,schw->shw", weights, enlarged)
+        masks = rearrange(enlarged, "s n j i c -> s (n j i) c") @ rearrange(weights, "s c -> s c 1")
+        places = "s (h w y x v u) 1 -> s (h y v) (w x u)"
+        return tokens, rearrange(masks, places, h=height, w=width, y=2, x=2, v=2, u=2)
 
     def positions(self, height: int, width: int) -> Float[Tensor, "n c"]:
         """Sine and cosine of random projections of the place of each pixel."""
@@ -156,13 +159,14 @@ class Sam2Decoder(SamDecoder):
         self.pred_obj_score_head = ThreeLayers(channels, 1)
 
     def segment(
-        self, image: Float[Tensor, "s c h w"], finer: Sequence[Float[Tensor, "s _ _ _"]],
+        self, image: Float[Tensor, "s c h w"], finer: Sequence[Float[Tensor, "s n *blocks"]],
         prompt: Float[Tensor, "s p c"],
     ) -> tuple[Float[Tensor, "s _ _"], Float[Tensor, "s"]]:  # fmt: skip
         """Mask logits, and a logit that is positive where the frame shows the object.
 
         Args:
-            finer: maps of a quarter and an eighth of the channels, at twice and four times the height and width.
+            finer: maps of a quarter and an eighth of the channels, at twice and four times the height and width,
+                `in_blocks`.
         """
         own = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight])
         tokens, masks = self._read(own, image, prompt, finer=finer)
@@ -177,6 +181,27 @@ class Sam2Decoder(SamDecoder):
         if "no_mask" in renamed and NO_MEMORY in state:  # both are added to every pixel of the map
             renamed["no_mask"] = renamed["no_mask"] + state[NO_MEMORY][0, 0]
         return {name: value for name, value in renamed.items() if not name.startswith(SAM2_APPLIED)}
+
+
+def doubled(convolution: nn.ConvTranspose2d, pixels: Float[Tensor, "*s c"]) -> Float[Tensor, "*s 4 c2"]:
+    """The four pixels, row by row, that a transposed convolution of 2 x 2 without overlap makes of each."""
+    weight = rearrange(convolution.weight, "c d y x -> (y x d) c")
+    bias = None if convolution.bias is None else convolution.bias.repeat(4)
+    return nn.functional.linear(pixels, weight, bias).unflatten(-1, (4, -1))
+
+
+def in_blocks(maps: Float[Tensor, "s c _ _"], scale: int) -> Float[Tensor, "s n *blocks c"]:
+    """The pixels of a map `scale` (1, 2 or 4) times as high and wide as the image map, as `doubled` orders them."""
+    if scale == 1:
+        return rearrange(maps, "s c h w -> s (h w) c")
+    if scale == 2:
+        return rearrange(maps, "s c (h y) (w x) -> s (h w) (y x) c", y=2, x=2)
+    return rearrange(maps, "s c (h y v) (w x u) -> s (h w) (y x) (v u) c", y=2, x=2, v=2, u=2)
+
+
+def pointwise(convolution: nn.Conv2d, pixels: Float[Tensor, "*s c"]) -> Float[Tensor, "*s d"]:
+    """A 1 x 1 convolution of pixels whose channels come last."""
+    return nn.functional.linear(pixels, rearrange(convolution.weight, "d c 1 1 -> d c"), convolution.bias)
 
 
 class TwoWayTransformer(nn.Module):
