@@ -37,8 +37,9 @@ def make_words() -> Words:
     return Words(torch.randn(2, 3, 32), word_places(valid, 32), valid)
 
 
-@pytest.mark.parametrize("reduction", [1, 2, 8])
-def test_block_equals_its_formulas(reduction: int) -> None:
+@pytest.mark.parametrize(("reduction", "at_once"), [(1, 2**22), (2, 2 * 24 * 16), (8, 1)])
+def test_block_equals_its_formulas(monkeypatch: pytest.MonkeyPatch, reduction: int, at_once: int) -> None:
+    monkeypatch.setattr("refavs.model.heads.parts.language_pyramid.PART_VALUES", at_once)
     torch.manual_seed(0)
     block, words = VisionLanguageBlock(32, 2, 16, 0.0, reduction), make_words()
     maps = torch.randn(2, 3, 32, 4, 6)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from refavs.model.attention import Attention, sine_positions
 from refavs.model.heads.parts.expression_input import Words, attended, read_words
 from refavs.model.heads.parts.feedforward import Dropout, FeedForward
+from refavs.model.heads.parts.recomputed import PART_VALUES
 
 PYRAMID_GROUPS = 8  # of the normalisation behind the pyramid's convolutions
 REDUCTIONS = (8, 4, 2, 1)  # of the levels' sides in the self-attention, finest first
@@ -34,15 +35,16 @@ class VisionLanguageBlock(nn.Module):
         attended_maps = clip_attention(self.self_attention, maps, self.reduction)
         places = sine_positions(height, width, maps.shape[2], maps.device)
         frames = (rearrange(one, "b t c h w -> (b t) (h w) c") for one in (maps, attended_maps))
-        # A frame at a time, whose values stay near the processor.
-        parts = zip(*(one.split(1) for one in (*frames, *words.repeated(num_frames))), strict=True)
-        read = [self._frame(pixels, seen, Words(*own), places) for pixels, seen, *own in parts]
+        # As many frames at a time as stay near the processor.
+        each = max(1, PART_VALUES // (height * width * self.feedforward.hidden_channels))
+        parts = zip(*(one.split(each) for one in (*frames, *words.repeated(num_frames))), strict=True)
+        read = [self._frames(pixels, seen, Words(*own), places) for pixels, seen, *own in parts]
         return rearrange(torch.cat(read), "(b t) (h w) c -> b t c h w", t=num_frames, h=height)
 
-    def _frame(
-        self, pixels: Float[Tensor, "1 n c"], attended_pixels: Float[Tensor, "1 n c"], words: Words,
+    def _frames(
+        self, pixels: Float[Tensor, "s n c"], attended_pixels: Float[Tensor, "s n c"], words: Words,
         places: Float[Tensor, "n c"],
-    ) -> Float[Tensor, "1 n c"]:  # fmt: skip
+    ) -> Float[Tensor, "s n c"]:  # fmt: skip
         pixels = self.norms[0](pixels + self.dropout(attended_pixels))
         pixels = self.norms[1](pixels + self.dropout(read_words(self.cross_attention, pixels + places, words)))
         return self.norms[2](pixels + self.dropout(self.feedforward(pixels)))
