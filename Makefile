@@ -45,7 +45,7 @@ proof-quick: proof/store
 	$(BIN)/refavs-report proof/quick
 
 # The paper's Table 3 with small heads: a search for the learning rates, then EEMC and five baselines, alone and extended, with
-# three seeds: estimated at 2.8 hours of one processor. The same command resumes.
+# three seeds: about 4 hours of one processor, beside other work. The same command resumes.
 table3: proof/store
 	$(BIN)/refavs-sweep table3_tiny_rates --store proof/store --out proof/rates
 	$(BIN)/refavs-sweep table3_tiny --store proof/store --out proof/table3
