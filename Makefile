@@ -49,7 +49,7 @@ proof-quick: proof/store
 table3: proof/store
 	$(BIN)/refavs-sweep table3_tiny_rates --store proof/store --out proof/rates
 	$(BIN)/refavs-sweep table3_tiny --store proof/store --out proof/table3
-	$(BIN)/refavs-report proof/table3 --published
+	$(BIN)/refavs-report proof/table3 --published --reference eemc
 
 proof/store: setup
 	$(BIN)/refavs-synth proof/bench --clips 1200 --seed 0 --no-videos
