@@ -23,7 +23,7 @@ class FlopCounter(TorchDispatchMode):
 
     Results of operations on large float tensors are replaced by zeros: only shapes affect the count, and a step of a
     large model takes no longer than that of a small one. Integers and booleans are computed, e.g. those that map
-    expressions to clips. Use it on the CPU.
+    expressions to clips, except for many random ones. Use it on the CPU.
 
     torch's FlopCounterMode computes everything, fails on parameters passed to a module, and does not count the CPU's
     fused attention.
@@ -48,6 +48,8 @@ class FlopCounter(TorchDispatchMode):
         """The result of `func`, or zeros of the same shape."""
         returned = [part.alias_info for part in func._schema.returns]
         is_view = any(alias is not None and not alias.is_write for alias in returned)
+        if func.overloadpacket is torch.ops.aten.random_ and args[0].numel() > LARGE:
+            return args[0]
         if is_view or not _has_large((*args, *kwargs.values())):
             return func(*args, **kwargs)
         if func._schema.is_mutable:

@@ -51,6 +51,14 @@ def test_large_products_are_not_computed_and_whole_numbers_are() -> None:
 
 
 @pytest.mark.long
+def test_many_random_numbers_are_not_drawn() -> None:
+    many, few = torch.zeros(LARGE + 1, dtype=torch.int64), torch.zeros(LARGE, dtype=torch.int64)
+    with FlopCounter():
+        many.random_(1, 9)
+        few.random_(1, 9)
+    assert not many.any() and few.all()
+
+
 def test_a_step_has_the_arithmetic_that_is_done(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", {"train": 2, "val": 1})
     model = {"model.num_layers": 1, "model.num_queries": 40, "model.num_heads": 2, "model.visual_downsample": 2,
