@@ -1,7 +1,8 @@
 """Counts the arithmetic of a model with torch's own formulas, without computing most of it."""
 
 from collections.abc import Sequence
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
+
+from refavs.model.heads.parts.recomputed import whole
 
 LARGE = 4096  # values; operations on smaller tensors are computed, because control flow may depend on them
 _COUNTED_AS = {
@@ -23,7 +26,8 @@ class FlopCounter(TorchDispatchMode):
 
     Results of operations on large float tensors are replaced by zeros: only shapes affect the count, and a step of a
     large model takes no longer than that of a small one. Integers and booleans are computed, e.g. those that map
-    expressions to clips, except for many random ones. Use it on the CPU.
+    expressions to clips, except for the random bits of `Dropout`, of 16 bits each. What heads compute in parts is one
+    part here. Use it on the CPU.
 
     torch's FlopCounterMode computes everything, fails on parameters passed to a module, and does not count the CPU's
     fused attention.
@@ -34,6 +38,15 @@ class FlopCounter(TorchDispatchMode):
         self.total = 0
         self._zeros = _Zeros()
         self._shapes: dict[Any, Any] = {}
+        self._entered = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._entered.enter_context(whole())
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        self._entered.close()
+        super().__exit__(*raised)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -83,10 +96,10 @@ class _Zeros:
 
 
 def _has_large(values: Sequence[Any]) -> bool:
-    """Whether a large float tensor is among the arguments, or in a list among them."""
+    """Whether a large tensor of floats or random bits is among the arguments, or in a list among them."""
     for value in values:
         if isinstance(value, Tensor):
-            if value.numel() > LARGE and value.is_floating_point():
+            if value.numel() > LARGE and (value.is_floating_point() or value.dtype == torch.int16):
                 return True
         elif isinstance(value, list | tuple) and _has_large(value):
             return True

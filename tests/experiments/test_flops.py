@@ -12,6 +12,7 @@ from experiments.training.learner import Learner
 from experiments.training.loop import build_model
 from experiments.training.sampler import Sampler
 from refavs.config import replace
+from refavs.model.heads.parts.feedforward import FeedForward
 from tests.experiments.small_store import make_store
 
 
@@ -56,7 +57,26 @@ def test_many_random_numbers_are_not_drawn() -> None:
     with FlopCounter():
         many.random_(1, 9)
         few.random_(1, 9)
+        bits = many.view(torch.int16)
+        drop = bits < bits.new_tensor(5)
     assert not many.any() and few.all()
+    assert drop.shape == bits.shape and drop.dtype == torch.bool and not drop.any()
+
+
+@pytest.mark.parametrize("part", [2**8, 2**10])
+def test_parts_count_as_one(monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    monkeypatch.setattr("refavs.model.heads.parts.recomputed.KEPT_VALUES", 0)
+    monkeypatch.setattr("refavs.model.heads.parts.recomputed.PART_VALUES", part)
+    layer = FeedForward(16, 32, dropout=0.1)
+    calls: list[int] = []
+    layer[0].register_forward_hook(lambda *_: calls.append(0))
+    tokens = torch.randn(300, 16, requires_grad=True)
+    with FlopCounterMode(display=False) as wanted:
+        layer(tokens).sum().backward()
+    assert len(calls) == 2 * -(-300 * 32 // part)
+    calls.clear()
+    assert counted(lambda: layer(tokens).sum().backward()) == wanted.get_total_flops() > 0
+    assert len(calls) == 2
 
 
 def test_a_step_has_the_arithmetic_that_is_done(tmp_path: Path) -> None:

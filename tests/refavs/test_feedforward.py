@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from refavs.model.heads.parts.feedforward import Dropout, FeedForward
+from refavs.model.heads.parts.recomputed import at_once, whole
 
 
 def test_dropout_keeps_the_mean_and_its_gradient_is_what_it_multiplied_by() -> None:
@@ -57,3 +58,12 @@ def test_feedforward_drops_the_same_in_both_passes(monkeypatch: pytest.MonkeyPat
         slope = (loss(tokens + 1e-6 * direction) - loss(tokens - 1e-6 * direction)) / 2e-6
         assert not torch.equal(module(tokens), module(tokens))
     assert float((tokens.grad * direction).sum()) == pytest.approx(float(slope), rel=1e-6)
+
+
+def test_parts_are_small_on_a_processor_and_one_where_it_is_asked() -> None:
+    rows = torch.empty(1000, 1)
+    assert at_once(rows, 2**30) == 3 and at_once(rows, 2**40) == 1
+    assert at_once(rows.to("meta"), 2**30) == 62  # as on a GPU
+    with whole():
+        assert at_once(rows, 2**40) == 1000
+    assert at_once(rows, 2**30) == 3
