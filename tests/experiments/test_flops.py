@@ -12,7 +12,7 @@ from experiments.training.learner import Learner
 from experiments.training.loop import build_model
 from experiments.training.sampler import Sampler
 from refavs.config import replace
-from refavs.model.heads.parts.feedforward import FeedForward
+from refavs.model.heads.parts.feedforward import Dropout, FeedForward
 from tests.experiments.small_store import make_store
 
 
@@ -68,15 +68,15 @@ def test_parts_count_as_one(monkeypatch: pytest.MonkeyPatch, part: int) -> None:
     monkeypatch.setattr("refavs.model.heads.parts.recomputed.KEPT_VALUES", 0)
     monkeypatch.setattr("refavs.model.heads.parts.recomputed.PART_VALUES", part)
     layer = FeedForward(16, 32, dropout=0.1)
-    calls: list[int] = []
-    layer[0].register_forward_hook(lambda *_: calls.append(0))
+    drawn, rows = Dropout.drawn, []
+    monkeypatch.setattr(Dropout, "drawn", lambda self, like: rows.append(len(like)) or drawn(self, like))
     tokens = torch.randn(300, 16, requires_grad=True)
     with FlopCounterMode(display=False) as wanted:
         layer(tokens).sum().backward()
-    assert len(calls) == 2 * -(-300 * 32 // part)
-    calls.clear()
+    assert rows == [part // 32] * (300 * 32 // part) + [300 % (part // 32)]
+    rows.clear()
     assert counted(lambda: layer(tokens).sum().backward()) == wanted.get_total_flops() > 0
-    assert len(calls) == 2
+    assert rows == [300]
 
 
 def test_a_step_has_the_arithmetic_that_is_done(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from refavs.model.heads.parts.recomputed import in_parts
+from refavs.model.heads.parts.recomputed import at_once, fits
 
 SHARES = 2**16  # in which the share of dropped values is given
 
@@ -19,21 +19,32 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, input: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-        if not self.training or not self.p:
+        if not self.num_dropped:
             return input
-        drop, scale = self.drawn(input)
-        return input.masked_fill(drop, 0) * scale
+        return input.masked_fill(self.drawn(input), 0) * self.scale
 
-    def drawn(self, input: Float[Tensor, "*axes"]) -> tuple[Bool[Tensor, "*axes"], float]:
-        """Which values to drop, and by what to multiply the others."""
-        dropped = round(self.p * SHARES)
-        bits = torch.empty(-(-input.numel() // 4), dtype=torch.int64, device=input.device)
-        bits = bits.random_(-(2**63), None).view(torch.int16)[: input.numel()].view(input.shape)
-        return bits < dropped - SHARES // 2, SHARES / (SHARES - dropped)
+    @property
+    def num_dropped(self) -> int:
+        """How many of `SHARES` values are dropped now."""
+        return round(self.p * SHARES) if self.training else 0
+
+    @property
+    def scale(self) -> float:
+        """What the values that are not dropped are multiplied by."""
+        return SHARES / (SHARES - self.num_dropped)
+
+    def drawn(self, like: Float[Tensor, "*axes"]) -> Bool[Tensor, "*axes"]:
+        """Which values to drop."""
+        bits = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
+        bits = bits.random_(-(2**63), None).view(torch.int16)[: like.numel()].view(like.shape)
+        return bits < self.num_dropped - SHARES // 2
 
 
 class FeedForward(nn.Sequential):
-    """Two linear layers with a ReLU and dropout between them; in parts if the hidden layer of all tokens is large."""
+    """Two linear layers with a ReLU and dropout between them.
+
+    A large hidden layer is computed in parts, and once more in the backward pass.
+    """
 
     def __init__(self, channels: int, hidden_channels: int, dropout: float = 0.0) -> None:
         super().__init__(
@@ -42,30 +53,56 @@ class FeedForward(nn.Sequential):
         self.hidden_channels = hidden_channels
 
     def forward(self, input: Float[Tensor, "*s c"]) -> Float[Tensor, "*s c"]:
+        rows, (first, _, dropout, second) = input.flatten(0, -2), self
+        weights = [first.weight, first.bias, second.weight * dropout.scale, second.bias]
+        if torch.is_autocast_enabled(input.device.type):
+            dtype = torch.get_autocast_dtype(input.device.type)
+            rows, *weights = (one.to(dtype) for one in (rows, *weights))
         values = prod(input.shape[:-1]) * self.hidden_channels
-        return in_parts(self._rows, input.flatten(0, -2), values=values).view(input.shape)
-
-    def _rows(self, rows: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
-        first, _, last, second = self
-        hidden, dropout = first(rows), cast(Dropout, last)
-        drop, scale = dropout.drawn(hidden) if self.training and dropout.p else (None, 1.0)
-        return second(_Activated.apply(hidden, drop, scale))
+        found = _InParts.apply(rows, *weights, dropout, at_once(rows, values), fits(values))
+        return cast(Tensor, found).view(*input.shape[:-1], -1)
 
 
-class _Activated(torch.autograd.Function):
-    """ReLU and dropout in place: what a value's gradient is multiplied by follows from whether it is zero now."""
+class _InParts(torch.autograd.Function):
+    """The feed-forward part in parts of some rows each; the hidden layer is kept, or only which values to drop."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, drop: Tensor | None, scale: float) -> Tensor:
-        hidden.relu_()
-        if drop is not None:
-            hidden.masked_fill_(drop, 0).mul_(scale)
-        ctx.mark_dirty(hidden)
-        ctx.save_for_backward(hidden)
-        ctx.scale = scale
-        return hidden
+    def forward(
+        ctx: Any, rows: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor,
+        dropout: Dropout, each: int, keep: bool,
+    ) -> Tensor:  # fmt: skip
+        found, kept = rows.new_empty(len(rows), len(second)), []
+        for part, into in zip(rows.split(each), found.split(each), strict=True):
+            hidden = torch.addmm(first_bias, part, first.t())
+            drop = [dropout.drawn(hidden)] if dropout.num_dropped else []
+            _activate(hidden, drop)
+            torch.addmm(second_bias, hidden, second.t(), out=into)
+            kept += [hidden] if keep else drop
+        ctx.save_for_backward(rows, first, first_bias, second, *kept)
+        ctx.each, ctx.keep = each, keep
+        return found
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (hidden,) = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(gradients[0], hidden, 0).mul_(ctx.scale), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, first, first_bias, second, *kept = ctx.saved_tensors
+        of_rows = torch.empty_like(rows)
+        of_first, of_first_bias, of_second = (torch.zeros_like(one) for one in (first, first_bias, second))
+        parts = zip(*(one.split(ctx.each) for one in (rows, of_rows, gradients[0])), strict=True)
+        for number, (part, into, gradient) in enumerate(parts):
+            if ctx.keep:
+                hidden = kept[number]
+            else:
+                hidden = _activate(torch.addmm(first_bias, part, first.t()), kept[number : number + 1])
+            of_second += gradient.t() @ hidden
+            of_hidden = torch.ops.aten.threshold_backward(gradient @ second, hidden, 0)
+            of_first += of_hidden.t() @ part
+            of_first_bias += of_hidden.sum(dim=0)
+            torch.mm(of_hidden, first, out=into)
+        return of_rows, of_first, of_first_bias, of_second, gradients[0].sum(dim=0), None, None, None
+
+
+def _activate(hidden: Tensor, drop: list[Tensor]) -> Tensor:
+    """ReLU and dropout in place; a value's gradient passes where it is not zero now."""
+    for one in drop:
+        hidden.masked_fill_(one, 0)
+    return hidden.relu_()

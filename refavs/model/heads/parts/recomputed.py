@@ -17,7 +17,7 @@ _WHOLE = ContextVar("_WHOLE", default=False)
 
 @contextmanager
 def whole() -> Iterator[None]:
-    """Within it `in_parts` computes all rows as one part: the same arithmetic in fewer operations, and more memory."""
+    """Within it `at_once` is all rows: the same arithmetic in fewer operations, and more memory."""
     token = _WHOLE.set(True)
     try:
         yield
@@ -25,33 +25,26 @@ def whole() -> Iterator[None]:
         _WHOLE.reset(token)
 
 
+def fits(values: int) -> bool:
+    """Whether a step of so many values is kept for the backward pass."""
+    return values <= KEPT_VALUES
+
+
 def recomputed(function: Callable[..., Any], *inputs: Any, values: int) -> Tensor:
-    """The result of `function`; its steps are recomputed in the backward pass if they hold more than `KEPT_VALUES`.
+    """The result of `function`; its steps are recomputed in the backward pass unless they are small (`fits`).
 
     A small head needs the time more than the memory.
 
     Args:
         values: how many its largest step has.
     """
-    found = function(*inputs) if values <= KEPT_VALUES else checkpoint(function, *inputs, use_reentrant=False)
+    found = function(*inputs) if fits(values) else checkpoint(function, *inputs, use_reentrant=False)
     assert isinstance(found, Tensor)
     return found
 
 
 def at_once(rows: Tensor, values: int) -> int:
     """How many rows to compute at a time if all have `values` in the largest step."""
-    if _WHOLE.get() or torch.compiler.is_compiling():
+    if fits(values) or _WHOLE.get() or torch.compiler.is_compiling():
         return len(rows)
-    return max(1, len(rows) * (PART_VALUES if rows.device.type == "cpu" else GPU_PART_VALUES) // max(1, values))
-
-
-def in_parts(function: Callable[..., Tensor], *rows: Tensor, values: int) -> Tensor:
-    """The result of a `function` of rows, which is `recomputed` in parts (`at_once`) if all have too many values.
-
-    Args:
-        values: how many values the largest step of all rows has.
-    """
-    if values <= KEPT_VALUES:
-        return function(*rows)
-    parts = zip(*(one.split(at_once(rows[0], values)) for one in rows), strict=True)
-    return torch.cat([recomputed(function, *part, values=values) for part in parts])
+    return max(1, len(rows) * (PART_VALUES if rows.device.type == "cpu" else GPU_PART_VALUES) // values)
