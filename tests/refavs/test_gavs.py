@@ -15,7 +15,7 @@ from refavs.model.feature_sizes import FeatureSizes, MapSize
 from refavs.model.heads.contract import check_head, made_up_batch
 from refavs.model.heads.gavs import GAVS, GAVSOutput, Noise, pictured
 from refavs.model.heads.parts.baseline_options import GAVSOptions
-from refavs.model.heads.parts.sam_decoder import SamDecoder
+from refavs.model.heads.parts.sam_decoder import NarrowAttention, SamDecoder
 from refavs.model.target import Target
 from tests.refavs.small_heads import PIXELS, loss_of, small_head, small_sizes
 
@@ -68,6 +68,21 @@ def test_decoder_with_the_weights_of_sam_is_that_of_sam(tmp_path: Path) -> None:
         dense = own.no_mask.reshape(1, 16, 1, 1).expand(3, 16, 6, 5)
         wanted, _ = decoder(image, positions, prompt[:, None], dense, multimask_output=False)
     torch.testing.assert_close(found, wanted[:, 0, 0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("few", [1, 7])
+def test_tokens_and_pixels_read_each_other_as_plain_attention_does(few: int) -> None:
+    torch.manual_seed(0)
+    attention = NarrowAttention(16, 8, 4).double()
+    tokens, pixels, placed = (torch.randn(2, size, 16).double().requires_grad_() for size in (few, 30, 30))
+    used = [tokens, pixels, placed, *attention.parameters()]
+    for short, plain in (
+        (attention.pixels_read(tokens, placed, pixels), attention(tokens, placed, pixels)),
+        (attention.tokens_read(placed, tokens, tokens + 1), attention(placed, tokens, tokens + 1)),
+    ):
+        torch.testing.assert_close(short, plain)
+        found, wanted = (torch.autograd.grad(one.square().sum(), used, allow_unused=True) for one in (short, plain))
+        torch.testing.assert_close(found, wanted)
 
 
 def test_positions_are_fourier_features_of_the_centres() -> None:

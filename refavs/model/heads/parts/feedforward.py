@@ -53,7 +53,7 @@ class FeedForward(nn.Sequential):
         self.hidden_channels = hidden_channels
 
     def forward(self, input: Float[Tensor, "*s c"]) -> Float[Tensor, "*s c"]:
-        rows, (first, _, dropout, second) = input.flatten(0, -2), self
+        rows, (first, _, dropout, second) = input.flatten(0, -2), cast(tuple[Any, ...], tuple(self))
         weights = [first.weight, first.bias, second.weight * dropout.scale, second.bias]
         if torch.is_autocast_enabled(input.device.type):
             dtype = torch.get_autocast_dtype(input.device.type)

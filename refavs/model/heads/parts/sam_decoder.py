@@ -225,7 +225,7 @@ class TwoWayTransformer(nn.Module):
         at_start = tokens
         for number, layer in enumerate(self.layers):
             tokens, pixels = layer(tokens, pixels, at_start, positions, adapters[number] if adapters else None)
-        read = self.final_attn_token_to_image(tokens + at_start, pixels + positions, pixels)
+        read = self.final_attn_token_to_image.pixels_read(tokens + at_start, pixels + positions, pixels)
         return self.layer_norm_final_attn(tokens + read), pixels
 
 
@@ -258,16 +258,20 @@ class TwoWayLayer(nn.Module):
         else:
             tokens = tokens + self.self_attn(tokens + at_start, tokens + at_start, tokens)
         tokens, placed = self.layer_norm1(tokens), pixels + positions
-        read = self.cross_attn_token_to_image(tokens + at_start, placed, pixels)
+        read = self.cross_attn_token_to_image.pixels_read(tokens + at_start, placed, pixels)
         tokens = self.layer_norm2(tokens + read)
         hidden = self.mlp(tokens)
         tokens = self.layer_norm3(tokens + (hidden if adapter is None else hidden + adapter(hidden)))
-        read = self.cross_attn_image_to_token(placed, tokens + at_start, tokens)
+        read = self.cross_attn_image_to_token.tokens_read(placed, tokens + at_start, tokens)
         return tokens, self.layer_norm4(pixels + read)
 
 
 class NarrowAttention(nn.Module):
-    """Multi-head attention with projections of a width of their own."""
+    """Multi-head attention with projections of a width of their own.
+
+    Where a few tokens and many pixels meet, the projections of the pixels are applied to the tokens instead, which is
+    the same product in another order: with 7 tokens and 8 heads, 56 columns for each pixel and not 128, twice.
+    """
 
     def __init__(self, channels: int, inner_channels: int, num_heads: int) -> None:
         super().__init__()
@@ -278,9 +282,42 @@ class NarrowAttention(nn.Module):
     def forward(
         self, query: Float[Tensor, "s q c"], key: Float[Tensor, "s k c"], value: Float[Tensor, "s k c"]
     ) -> Float[Tensor, "s q c"]:
-        parts = (self.q_proj(query), self.k_proj(key), self.v_proj(value))
-        heads = (rearrange(part, "s k (m d) -> s m k d", m=self.num_heads) for part in parts)
+        heads = (self._heads(project(part)) for project, part in (
+            (self.q_proj, query), (self.k_proj, key), (self.v_proj, value)
+        ))  # fmt: skip
         return self.out_proj(rearrange(attend(*heads), "s m q d -> s q (m d)"))
+
+    def pixels_read(
+        self, tokens: Float[Tensor, "s k c"], placed: Float[Tensor, "s n c"], pixels: Float[Tensor, "s n c"]
+    ) -> Float[Tensor, "s k c"]:
+        """What few tokens read from many pixels, as `forward` has it."""
+        scores = self._scores(self._heads(self.q_proj(tokens)), self.k_proj, placed)
+        read = rearrange(scores.softmax(dim=-1) @ pixels, "s (m k) c -> s m k c", m=self.num_heads)
+        read = read @ rearrange(self.v_proj.weight, "(m d) c -> m c d", m=self.num_heads)
+        return self.out_proj(rearrange(read, "s m k d -> s k (m d)") + self.v_proj.bias)
+
+    def tokens_read(
+        self, placed: Float[Tensor, "s n c"], key: Float[Tensor, "s k c"], value: Float[Tensor, "s k c"]
+    ) -> Float[Tensor, "s n c"]:
+        """What many pixels read from few tokens, as `forward` has it."""
+        scores = self._scores(self._heads(self.k_proj(key)), self.q_proj, placed)
+        # The pixels last, over which a processor computes several softmaxes at a time.
+        shares = rearrange(scores, "s (m k) n -> s m k n", m=self.num_heads).softmax(dim=2).flatten(1, 2)
+        columns = rearrange(self.out_proj.weight, "c (m d) -> m d c", m=self.num_heads)
+        values = (self._heads(self.v_proj(value)) @ columns).flatten(1, 2)
+        return torch.baddbmm(self.out_proj.bias, shares.mT, values)
+
+    def _heads(self, projected: Float[Tensor, "s k md"]) -> Float[Tensor, "s m k d"]:
+        return rearrange(projected, "s k (m d) -> s m k d", m=self.num_heads)
+
+    def _scores(
+        self, tokens: Float[Tensor, "s m k d"], projection: nn.Linear, pixels: Float[Tensor, "s n c"]
+    ) -> Float[Tensor, "s mk n"]:
+        """Products of projected tokens with pixels that `projection` would project."""
+        tokens = tokens * tokens.shape[-1] ** -0.5
+        directions = tokens @ rearrange(projection.weight, "(m d) c -> m d c", m=self.num_heads)
+        constant = tokens @ rearrange(projection.bias, "(m d) -> m d 1", m=self.num_heads)
+        return torch.baddbmm(constant.flatten(1, 2), directions.flatten(1, 2), pixels.mT)
 
 
 class TwoLayers(nn.Module):
