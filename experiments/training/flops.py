@@ -66,6 +66,8 @@ class FlopCounter(TorchDispatchMode):
         if is_view or not _has_large((*args, *kwargs.values())):
             return func(*args, **kwargs)
         if func._schema.is_mutable:
+            if isinstance(written := kwargs.get("out"), Tensor):
+                return written.zero_() if written.numel() <= LARGE else written
             return args[0] if returned else None  # unchanged
         known = func, _described(args), _described(tuple(kwargs.items()))
         if known not in self._shapes:

@@ -63,6 +63,13 @@ def test_many_random_numbers_are_not_drawn() -> None:
     assert drop.shape == bits.shape and drop.dtype == torch.bool and not drop.any()
 
 
+def test_small_results_of_large_inputs_are_zero_also_where_they_are_written() -> None:
+    large, small = torch.ones(3, LARGE), torch.full((3, 3), torch.nan)
+    with FlopCounter() as counter:
+        assert torch.mm(large, large.t(), out=small) is small
+    assert not small.any() and counter.total == 2 * 9 * LARGE
+
+
 @pytest.mark.parametrize("part", [2**8, 2**10])
 def test_parts_count_as_one(monkeypatch: pytest.MonkeyPatch, part: int) -> None:
     monkeypatch.setattr("refavs.model.heads.parts.recomputed.KEPT_VALUES", 0)
