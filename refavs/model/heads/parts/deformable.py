@@ -17,6 +17,7 @@ from refavs.model.heads.parts.feedforward import Dropout, FeedForward
 from refavs.model.heads.parts.recomputed import at_once, fits
 
 Shapes = Sequence[tuple[int, int]]
+LARGE = 2**16  # values of a frame
 _SAMPLING = (0, 0, False)  # bilinear, zeros outside, corners not aligned, as torch's operations take it
 
 
@@ -94,15 +95,16 @@ class _WeightedSamples(torch.autograd.Function):
         weights: Float[Tensor, "s q m l p"], shapes: Shapes, each: int, keep: bool,
     ) -> Float[Tensor, "s q c"]:  # fmt: skip
         found, kept = [], []
-        for own in zip(*(one.split(each) for one in (values, places, weights)), strict=True):
+        for rows, *own in zip(*(one.split(each) for one in (values, places, weights)), strict=True):
             total = None
-            for level in _levels(*own, shapes=shapes):
+            columns = rows.mT if len(rows) == 1 else _transposed(rows)
+            for level in _levels(columns, *own, shapes=shapes):
                 sampled = level.sampled()
                 weighted = (sampled * level.weights).sum(dim=2)
                 total = weighted if total is None else total.add_(weighted)
                 kept += [sampled] if keep else []
             assert total is not None
-            found.append(_transposed(total.view(len(own[0]), -1, places.shape[1])))
+            found.append(_transposed(total.view(len(rows), -1, places.shape[1])))
         ctx.save_for_backward(values, places, weights, *kept)
         ctx.shapes, ctx.each = shapes, each
         return torch.cat(found)
@@ -113,16 +115,18 @@ class _WeightedSamples(torch.autograd.Function):
         of_values, of_places, of_weights = [], torch.empty_like(places), torch.empty_like(weights)
         inputs = (values, places, weights, gradients[0], of_places, of_weights)
         kept = iter(samples)
-        for *own, gradient, into_places, into_weights in zip(*(one.split(ctx.each) for one in inputs), strict=True):
+        split = zip(*(one.split(ctx.each) for one in inputs), strict=True)
+        for rows, *own, gradient, into_places, into_weights in split:
             columns = rearrange(_transposed(gradient), "s (m d) q -> (s m) d 1 q", m=weights.shape[2])
             of_maps = []
-            for number, level in enumerate(_levels(*own, shapes=ctx.shapes)):
+            # Columns beside each other: a processor scatters the gradients of pixels faster into them.
+            for number, level in enumerate(_levels(_transposed(rows), *own, shapes=ctx.shapes)):
                 sampled = next(kept) if samples else level.sampled()
-                of_points = (sampled * columns).sum(dim=1)
+                room = torch.empty_like(sampled) if samples else sampled
+                of_points = torch.mul(sampled, columns, out=room).sum(dim=1)
                 into_weights[:, :, :, number] = rearrange(of_points, "(s m) p q -> s q m p", s=len(gradient))
-                of_samples = torch.mul(level.weights, columns, out=torch.empty_like(sampled))
                 of_map, of_grid = torch.ops.aten.grid_sampler_2d_backward(
-                    of_samples, level.maps, level.grid, *_SAMPLING, [True, True]
+                    torch.mul(level.weights, columns, out=room), level.maps, level.grid, *_SAMPLING, [True, True]
                 )
                 of_maps.append(of_map.view(len(gradient), values.shape[2], -1))
                 into_places[:, :, :, number] = rearrange(2 * of_grid, "(s m) p q xy -> s q m p xy", s=len(gradient))
@@ -143,14 +147,13 @@ class _Level(NamedTuple):
 
 
 def _levels(
-    values: Float[Tensor, "s n c"], places: Float[Tensor, "s q m l p 2"], weights: Float[Tensor, "s q m l p"],
+    columns: Float[Tensor, "s c n"], places: Float[Tensor, "s q m l p 2"], weights: Float[Tensor, "s q m l p"],
     shapes: Shapes,
 ) -> Iterator[_Level]:  # fmt: skip
-    num_heads = weights.shape[2]
-    levels = _transposed(values).split([height * width for height, width in shapes], dim=2)
+    levels = columns.split([height * width for height, width in shapes], dim=2)
     for number, (pixels, shape) in enumerate(zip(levels, shapes, strict=True)):
         yield _Level(
-            pixels.view(len(values) * num_heads, -1, *shape),
+            rearrange(pixels, "s (m d) (h w) -> (s m) d h w", m=weights.shape[2], h=shape[0]),
             # Points before queries: a sum over the short last axis of points would be many times slower.
             rearrange(2 * places[:, :, :, number] - 1, "s q m p xy -> (s m) p q xy"),
             rearrange(weights[:, :, :, number], "s q m p -> (s m) 1 p q").contiguous(),
@@ -159,7 +162,7 @@ def _levels(
 
 def _transposed(rows: Float[Tensor, "s n c"]) -> Float[Tensor, "s c n"]:
     """A copy; a processor makes it four times as fast of two axes as of three."""
-    return rows[0].t().contiguous()[None] if len(rows) == 1 else rows.mT.contiguous()
+    return torch.stack([frame.t().contiguous() for frame in rows]) if rows[0].numel() > LARGE else rows.mT.contiguous()
 
 
 class DeformableEncoderLayer(nn.Module):
