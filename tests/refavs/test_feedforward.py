@@ -67,3 +67,20 @@ def test_parts_are_small_on_a_processor_and_one_where_it_is_asked() -> None:
     with whole():
         assert at_once(rows, 2**40) == 1000
     assert at_once(rows, 2**30) == 3
+
+
+@pytest.mark.parametrize("kept", [2**24, 0])
+def test_compiler_sees_torch_operations_only(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
+    monkeypatch.setattr("refavs.model.heads.parts.recomputed.KEPT_VALUES", kept)
+    module, results = FeedForward(6, 8, dropout=0.5), []
+    tokens = torch.randn(9, 6)
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)  # noqa: B023
+        given = tokens.clone().requires_grad_()
+        found = module.eval()(given)
+        found.square().sum().backward()
+        results.append((found.detach(), given.grad))
+        names = {str(found.grad_fn.name()), str(found.grad_fn.next_functions[0][0].name())}
+        assert any("InParts" in name for name in names) != compiling
+        assert not torch.equal(module.train()(tokens), module(tokens))
+    torch.testing.assert_close(*results)

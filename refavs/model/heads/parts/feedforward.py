@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from refavs.model.heads.parts.recomputed import at_once, fits
+from refavs.model.heads.parts.recomputed import at_once, fits, recomputed
 
 SHARES = 2**16  # in which the share of dropped values is given
 
@@ -19,6 +19,8 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, input: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+        if torch.compiler.is_compiling():
+            return super().forward(input)  # a compiler draws and drops in one operation with what is around it
         if not self.num_dropped:
             return input
         return input.masked_fill(self.drawn(input), 0) * self.scale
@@ -53,12 +55,14 @@ class FeedForward(nn.Sequential):
         self.hidden_channels = hidden_channels
 
     def forward(self, input: Float[Tensor, "*s c"]) -> Float[Tensor, "*s c"]:
+        values = prod(input.shape[:-1]) * self.hidden_channels
+        if torch.compiler.is_compiling():
+            return recomputed(super().forward, input, values=values)
         rows, (first, _, dropout, second) = input.flatten(0, -2), cast(tuple[Any, ...], tuple(self))
         weights = [first.weight, first.bias, second.weight * dropout.scale, second.bias]
         if torch.is_autocast_enabled(input.device.type):
             dtype = torch.get_autocast_dtype(input.device.type)
             rows, *weights = (one.to(dtype) for one in (rows, *weights))
-        values = prod(input.shape[:-1]) * self.hidden_channels
         found = _InParts.apply(rows, *weights, dropout, at_once(rows, values), fits(values))
         return cast(Tensor, found).view(*input.shape[:-1], -1)
 

@@ -45,6 +45,6 @@ def recomputed(function: Callable[..., Any], *inputs: Any, values: int) -> Tenso
 
 def at_once(rows: Tensor, values: int) -> int:
     """How many rows to compute at a time if all have `values` in the largest step."""
-    if fits(values) or _WHOLE.get() or torch.compiler.is_compiling():
+    if fits(values) or torch.compiler.is_compiling() or _WHOLE.get():
         return len(rows)
     return max(1, len(rows) * (PART_VALUES if rows.device.type == "cpu" else GPU_PART_VALUES) // values)
