@@ -222,6 +222,7 @@ def counting(local: LocalFolder) -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.long
 def test_store_is_fetched_once_by_all_that_read_it(
     counting: str, local: LocalFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +242,7 @@ def test_store_is_fetched_once_by_all_that_read_it(
     assert _Counting.num_bytes == cold
 
 
+@pytest.mark.long
 def test_row_that_arrived_damaged_is_refused_and_fetched_again(
     counting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

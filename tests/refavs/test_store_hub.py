@@ -65,6 +65,7 @@ def hub(local: LocalFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     server.server_close()
 
 
+@pytest.mark.long
 def test_store_on_the_hub_is_the_local_one(hub: None, local: LocalFolder) -> None:
     store, here = FeatureStore("hf://datasets/lab/features"), FeatureStore(local.path)
     assert store.fingerprint == here.fingerprint and store.location == "hf://datasets/lab/features"
