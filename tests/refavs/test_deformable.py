@@ -91,3 +91,21 @@ def test_encoder_keeps_the_order_of_maps_and_pixels() -> None:
     for found, given in zip(unflattened(encoder(maps), SHAPES), maps, strict=True):
         normalised = torch.nn.functional.layer_norm(given.movedim(1, -1), (CHANNELS,)).movedim(-1, 1)
         torch.testing.assert_close(found, normalised, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize("large", [0, 2**16])
+def test_frames_in_parts_are_those_of_all(monkeypatch: pytest.MonkeyPatch, at_once: int, large: int) -> None:
+    torch.manual_seed(0)
+    attention = DeformableAttention(CHANNELS, HEADS, len(SHAPES), POINTS)
+    source, queries = torch.randn(2, 3, 16, CHANNELS).requires_grad_().unbind()
+    reference, results = torch.rand(3, 16, len(SHAPES), 2), []
+    for kept in (2**24, 0):
+        monkeypatch.setattr("refavs.model.heads.parts.recomputed.KEPT_VALUES", kept)
+        of_frames = at_once * 16 * len(SHAPES) * POINTS * CHANNELS
+        monkeypatch.setattr("refavs.model.heads.parts.recomputed.PART_VALUES", of_frames)
+        monkeypatch.setattr("refavs.model.heads.parts.deformable.LARGE", 2**16 if kept else large)
+        read = attention(queries, reference, source, SHAPES)
+        used = [queries, source, *attention.parameters()]
+        results.append([read.detach(), *torch.autograd.grad(read.square().sum(), used)])
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)

@@ -84,3 +84,17 @@ def test_compiler_sees_torch_operations_only(monkeypatch: pytest.MonkeyPatch, ke
         assert any("InParts" in name for name in names) != compiling
         assert not torch.equal(module.train()(tokens), module(tokens))
     torch.testing.assert_close(*results)
+
+
+def test_gradients_of_many_parts_are_summed_with_all_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    module, tokens, found = FeedForward(16, 32), torch.randn(4096, 16), []
+    monkeypatch.setattr("refavs.model.heads.parts.recomputed.KEPT_VALUES", 0)
+    for part in (2**22, 32 * 8):
+        monkeypatch.setattr("refavs.model.heads.parts.recomputed.PART_VALUES", part)
+        module.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            module(tokens).float().square().sum().backward()
+        found.append([parameter.grad for parameter in module.parameters()])
+    for whole_one, parts in zip(*found, strict=True):
+        assert float((whole_one - parts).norm() / whole_one.norm()) < 0.005

@@ -90,7 +90,11 @@ class _InParts(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, first, first_bias, second, *kept = ctx.saved_tensors
         of_rows = torch.empty_like(rows)
-        of_first, of_first_bias, of_second = (torch.zeros_like(one) for one in (first, first_bias, second))
+        # Sums of many parts need more digits than bfloat16 has.
+        of_first, of_first_bias, of_second = (
+            torch.zeros_like(one, dtype=torch.promote_types(one.dtype, torch.float32))
+            for one in (first, first_bias, second)
+        )
         parts = zip(*(one.split(ctx.each) for one in (rows, of_rows, gradients[0])), strict=True)
         for number, (part, into, gradient) in enumerate(parts):
             if ctx.keep:
@@ -102,7 +106,8 @@ class _InParts(torch.autograd.Function):
             of_first += of_hidden.t() @ part
             of_first_bias += of_hidden.sum(dim=0)
             torch.mm(of_hidden, first, out=into)
-        return of_rows, of_first, of_first_bias, of_second, gradients[0].sum(dim=0), None, None, None
+        of_weights = (one.to(rows.dtype) for one in (of_first, of_first_bias, of_second))
+        return of_rows, *of_weights, gradients[0].sum(dim=0), None, None, None
 
 
 def _activate(hidden: Tensor, drop: list[Tensor]) -> Tensor:
